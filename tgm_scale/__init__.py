@@ -1,0 +1,3 @@
+"""tgm_scale: text-guided masked video pretraining at scale, on DeepSpeed."""
+
+__version__ = "0.1.0"

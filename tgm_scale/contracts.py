@@ -1,0 +1,89 @@
+"""What the wings hand to one another: a clip's grid of tokens, a batch of clips, a mask.
+
+Shapes: B clips, T frames, H W pixels, V visible tokens, M target tokens; a grid has S slots (of `tubelet` frames),
+R rows and C columns. Tokens are numbered slot by slot, row by row: index = (slot * rows + row) * columns + column.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The token grid of a clip."""
+
+    slots: int
+    rows: int
+    columns: int
+
+    @property
+    def tokens(self) -> int:
+        return self.slots * self.rows * self.columns
+
+    @property
+    def per_slot(self) -> int:
+        return self.rows * self.columns
+
+    @classmethod
+    def of(cls, frames: int, size: int, tubelet: int, patch: int) -> Grid:
+        """Grid of a clip of `frames` frames of `size` x `size` pixels.
+
+        Raises ValueError where a side does not divide."""
+        if frames % tubelet:
+            raise ValueError(f"data.frames={frames} is not a multiple of the model's tubelet of {tubelet} frames")
+        if size % patch:
+            raise ValueError(f"data.size={size} is not a multiple of the model's patch of {patch} pixels")
+        return cls(frames // tubelet, size // patch, size // patch)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a sample holds its place with weight 0: `reason` is a short fixed word that is counted, `detail` is free."""
+
+    key: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass
+class Batch:
+    """Clips in the order of the run. A broken sample keeps its place: weight 0, black video, caption ''."""
+
+    video: Tensor  # uint8 [B, 3, T, H, W], RGB
+    captions: list[str]  # B
+    keys: list[str]  # B, "shard-name/sample-key"
+    seeds: Tensor  # int64 [B]: keyed by run seed, epoch, corpus, sample key and repeat; seeds the mask
+    weight: Tensor  # float32 [B]: 1, or 0 for a broken sample
+    clip_ids: Tensor  # int64 [B]: equal for repeats of one sample
+    crops: Tensor  # float32 [B, 5]: top, left, height, width in source pixels, and 1 if flipped
+    starts: Tensor  # float32 [B]: time of the first frame in the source, seconds
+    relevance: Tensor | None = None  # float32 [B, S, R, C]: cached scores, through the same crop
+    motion: Tensor | None = None  # float32 [B, S, R, C]: camera-compensated codec motion, through the same crop
+    problems: list[Problem] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`."""
+        moved = {
+            f.name: getattr(self, f.name).to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens the encoder sees and which the decoder reconstructs.
+
+    Indices ascend in each row and are disjoint; a token in neither is dropped (`visible_ratio`, `decode_ratio`). The
+    counts are fixed by the configuration, so every batch is dense and every shape static."""
+
+    visible: Tensor  # int64 [B, V]
+    target: Tensor  # int64 [B, M]

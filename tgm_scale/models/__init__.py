@@ -1,0 +1,1 @@
+"""The video masked autoencoder: encoder on visible tokens, light decoder, projection."""

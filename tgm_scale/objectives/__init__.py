@@ -1,0 +1,1 @@
+"""Masked reconstruction and masked video-text contrast."""

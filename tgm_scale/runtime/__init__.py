@@ -1,0 +1,1 @@
+"""Ground floor: keyed randomness, processes, logs. Knows nothing of video."""

@@ -1,0 +1,45 @@
+"""Third-party imports that need a hand on a CPU-only torch, and quiet ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+import sys
+import warnings
+
+_DECLARED = []  # keeps the operator declarations alive
+
+
+def quiet_warnings() -> None:
+    """Silence the third-party warnings that no user of this project can act on."""
+    for module in ("torch", "deepspeed", "transformers", "timm", "webdataset"):
+        warnings.filterwarnings("ignore", category=FutureWarning, module=rf"{module}(\..*)?")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=rf"{module}(\..*)?")
+
+
+def prepare_torchvision() -> str:
+    """Make `import torchvision` (hence timm and transformers' vision models) work beside a CPU-only torch.
+
+    PyPI's torchvision links CUDA; beside a CPU torch its extension cannot load, and the import fails because the
+    operators `nms` and `qnms` were never declared. Declaring their schemas is enough for all we use. Call before the
+    first import of torchvision, timm or transformers. Returns what was done."""
+    import torch
+
+    if "torchvision" in sys.modules:
+        return "imported already"
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return "not installed"
+    if torch.version.cuda is not None:
+        return "CUDA torch: nothing to do"
+    for extension in pathlib.Path(spec.origin).parent.glob("_C*.so"):
+        try:
+            torch.ops.load_library(str(extension))
+            return "its extension loads"
+        except OSError:
+            continue
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _DECLARED.append(library)
+    return "operators declared"

@@ -1,0 +1,76 @@
+"""Keyed, counter-based randomness: the same key gives the same numbers on any rank, device and batch.
+
+Nothing random in a run has a state. A number is a pure function of a key: (seed, purpose, step or sample key, counter).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: the increment of splitmix64
+_MIX_1 = 0xBF58476D1CE4E5B9  # the two multipliers of splitmix64's finaliser (Steele, Lea, Flood 2014)
+_MIX_2 = 0x94D049BB133111EB
+_MASK_63 = (1 << 63) - 1
+
+
+def key(*parts: int | str) -> int:
+    """A 63-bit seed from any sequence of integers and strings; ("a", "b") and ("ab",) differ."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") & _MASK_63
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as the signed integer that torch's int64 arithmetic (which wraps) takes."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def bits(seeds_B: Tensor, count: int, purpose: str) -> Tensor:
+    """63 random bits for each (seed, counter): int64 [B, count], not negative.
+
+    seeds_B: int64 [B] on any device. Purposes give independent streams of one seed."""
+    counter_N = torch.arange(1, count + 1, device=seeds_B.device, dtype=torch.int64) * _signed(_GOLDEN)
+    x = _finalise(_finalise(seeds_B ^ key(purpose))[:, None] + counter_N)
+    return x & _MASK_63
+
+
+def _finalise(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_MIX_1)
+    x = (x ^ _shift(x, 27)) * _signed(_MIX_2)
+    return x ^ _shift(x, 31)
+
+
+def uniform(seeds_B: Tensor, count: int, purpose: str) -> Tensor:
+    """Uniform float32 [B, count] in [0, 1)."""
+    return (bits(seeds_B, count, purpose) >> 39).to(torch.float32) * 2.0**-24
+
+
+def gumbel(seeds_B: Tensor, count: int, purpose: str) -> Tensor:
+    """Standard Gumbel noise, float32 [B, count]."""
+    u = (bits(seeds_B, count, purpose) >> 11).to(torch.float64) * 2.0**-52 + 2.0**-53
+    return (-torch.log(-torch.log(u))).to(torch.float32)
+
+
+def permutation(seed: int, count: int) -> np.ndarray:
+    """A keyed permutation of range(count), int64; independent of numpy's own generators and their versions."""
+    noise = bits(torch.tensor([seed]), count, "permutation")[0].numpy()
+    return np.argsort(noise, kind="stable")
+
+
+def draw(seed: int, purpose: str, count: int = 1) -> list[float]:
+    """`count` uniform numbers in [0, 1) for host code (a crop, an offset, a caption)."""
+    return uniform(torch.tensor([seed]), count, purpose)[0].tolist()
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator for a draw that needs torch's own distributions (weight initialisation)."""
+    return torch.Generator().manual_seed(key(*parts))
