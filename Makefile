@@ -1,0 +1,29 @@
+# Two commands: `make demo` and `make test`. Both set everything up from nothing and skip what is done.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: test demo lint help
+
+help:
+	@echo "make demo   the whole story on a corpus it makes itself (about 10 minutes on 2 CPU cores)"
+	@echo "make test   the tests"
+	@echo "make lint   style and types"
+
+# On a CPU-only Linux machine PyPI's torch brings the CUDA packages along; README.md says how to avoid them.
+.venv/.installed: setup.cfg constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: .venv/.installed
+	$(BIN)/pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: .venv/.installed
+	$(BIN)/python tools/demo.py

@@ -1,0 +1,3 @@
+from tgm_scale.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""The one console command. Heavy imports wait until a subcommand runs, so `--help` is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+USER_MISTAKE = 2
+
+_EXAMPLES = """examples:
+  tgm-scale pretrain --config configs/debug.yaml
+  tgm-scale pretrain --config configs/debug.yaml train.steps=40 masking.recipe=random
+  torchrun --nproc_per_node 2 -m tgm_scale pretrain --config configs/debug.yaml
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a subcommand. Exit code 2 and one message for a user's mistake."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except ValueError as mistake:
+        print(f"tgm-scale {options.command}: {mistake}", file=sys.stderr)
+        return USER_MISTAKE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tgm-scale",
+        description="Text-guided masked video pretraining at scale.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    pretrain = _command(commands, "pretrain", "start a pretraining run, or go on with it", _pretrain)
+    pretrain.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
+    pretrain.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as train.steps=100"
+    )
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, summary: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=_EXAMPLES if name == "pretrain" else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from tgm_scale import config
+
+    resolved = config.load(options.config, options.overrides)
+    from tgm_scale.training.loop import pretrain
+
+    return pretrain(resolved)

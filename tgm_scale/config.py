@@ -1,0 +1,302 @@
+"""The typed configuration of a run: strict YAML sections, dotted overrides, checks that need no GPU.
+
+`load("configs/x.yaml", ["train.steps=100"])` returns a frozen `Config` or raises ValueError with every mistake in it:
+the key, what was found, what was wanted, the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RunConfig(Section):
+    dir: str = Field(description="folder of the run: configuration, metrics, checkpoints")
+    seed: int = 0
+
+
+class CorpusConfig(Section):
+    path: str
+    weight: float = Field(1.0, gt=0)
+
+
+class SyntheticConfig(Section):
+    """A corpus that is made on first use in the folder `data.shards`."""
+
+    clips: int = Field(256, ge=1)
+    mode: Literal["objects", "mover"] = "objects"
+    seed: int = 0
+
+
+class DataConfig(Section):
+    shards: str | list[str | CorpusConfig] = Field(description="folder or pattern of shards, or a list of them")
+    synthetic: SyntheticConfig | None = None
+    frames: int = Field(16, ge=1)
+    stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
+    size: int = Field(224, ge=8, description="side of the square clip, pixels")
+    workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
+    repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
+    crop: Literal["multi_scale", "random_resized", "center"] = "multi_scale"
+    flip: bool = False
+    window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
+    max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
+
+    def corpora(self) -> list[CorpusConfig]:
+        entries = [self.shards] if isinstance(self.shards, str) else self.shards
+        return [CorpusConfig(path=entry) if isinstance(entry, str) else entry for entry in entries]
+
+
+class GuidanceConfig(Section):
+    towers: str | None = Field(None, description="folder of a CLIP or SigLIP model, or 'small' for the packaged one")
+    scorer: Literal["raw", "value", "vv"] = "value"
+    frames_per_tubelet: Literal["all", "one"] = "all"
+    resolution: int | None = Field(None, ge=16, description="side the image tower sees; default: its own")
+
+
+class MaskingConfig(Section):
+    recipe: str = "tube"
+    mask_ratio: float = Field(0.9, gt=0, lt=1)
+    visible_ratio: float | None = Field(
+        None, gt=0, lt=1, description="share the encoder sees; default: all not hidden"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="recipe options, such as temperature")
+
+
+class ModelConfig(Section):
+    size: Literal["tiny", "S", "B", "L", "H", "g"] = "B"
+    patch: int | None = Field(None, ge=1, description="patch side, pixels; default: that of the size")
+    tubelet: int | None = Field(None, ge=1, description="frames of a token; default: that of the size")
+    decoder_depth: int | None = Field(None, ge=1)
+    decode_ratio: float = Field(1.0, gt=0, le=1, description="share of the hidden tokens that is reconstructed")
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+
+class ObjectiveConfig(Section):
+    reconstruction_weight: float = Field(1.0, ge=0)
+    contrastive_weight: float = Field(1.0, ge=0)
+    contrastive_batch: int | None = Field(None, ge=2, description="clips that are each other's negatives")
+
+
+class OptimConfig(Section):
+    base_lr: float = Field(1.5e-4, gt=0, description="learning rate at a batch of 256; scaled with the global batch")
+    min_lr: float = Field(0.0, ge=0, description="where the cosine ends, in the units of base_lr")
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
+    clip_norm: float | None = Field(1.0, gt=0)
+
+
+class TrainConfig(Section):
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    global_batch_size: int = Field(256, ge=1)
+    micro_batch_size: int = Field(8, ge=1, description="clips of one forward pass on one rank")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    init_from: str | None = None
+
+
+class DeepSpeedConfig(Section):
+    config: str | None = Field(None, description="a DeepSpeed JSON file; what the run derives is filled in")
+    stage: Literal[0, 1, 2, 3] | None = None
+
+
+class CheckpointConfig(Section):
+    every: int = Field(500, ge=1, description="steps")
+    keep: int = Field(3, ge=1)
+
+
+class LogConfig(Section):
+    every: int = Field(20, ge=1, description="steps from one printed line to the next")
+    tensorboard: bool = True
+
+
+class Config(Section):
+    run: RunConfig
+    data: DataConfig
+    guidance: GuidanceConfig = GuidanceConfig()
+    masking: MaskingConfig = MaskingConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Config:
+        train, objective, data = self.train, self.objective, self.data
+        if (train.steps is None) == (train.epochs is None):
+            raise ValueError("train.steps or train.epochs: give one of the two, and not both")
+        if objective.reconstruction_weight == 0 and objective.contrastive_weight == 0:
+            raise ValueError(
+                "objective.reconstruction_weight and objective.contrastive_weight are both 0: nothing is learned; "
+                "set one of them above 0"
+            )
+        if objective.contrastive_weight > 0 and self.guidance.towers is None:
+            raise ValueError(
+                "objective.contrastive_weight > 0 needs a text tower: set guidance.towers to the folder of a CLIP or "
+                "SigLIP model (or to 'small'), or set objective.contrastive_weight=0"
+            )
+        negatives = objective.contrastive_batch
+        if negatives is not None and train.global_batch_size % negatives:
+            raise ValueError(
+                f"objective.contrastive_batch={negatives} does not divide train.global_batch_size="
+                f"{train.global_batch_size}: choose a divisor, or leave it out for the whole global batch"
+            )
+        if train.global_batch_size % train.micro_batch_size:
+            raise ValueError(
+                f"train.micro_batch_size={train.micro_batch_size} does not divide train.global_batch_size="
+                f"{train.global_batch_size}: choose a divisor"
+            )
+        if train.micro_batch_size % data.repeated_augmentation:
+            raise ValueError(
+                f"data.repeated_augmentation={data.repeated_augmentation} does not divide train.micro_batch_size="
+                f"{train.micro_batch_size}: repeats of a sample share a micro batch, so choose a divisor"
+            )
+        if data.synthetic is not None and not isinstance(data.shards, str):
+            raise ValueError("data.synthetic makes one corpus in one folder: data.shards must be that folder's name")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `1e-4` as the number it is (YAML 1.1 wants `1.0e-4`) and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: given twice{node.start_mark}")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"{origin}: not valid YAML: {error}") from None
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The configuration in a YAML file with `section.key=value` overrides laid over it.
+
+    Raises ValueError that lists every mistake."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"--config {path}: no such file")
+    tree = _read_yaml(file.read_text(), str(path))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    return from_tree(tree, str(path))
+
+
+def _override(tree: dict, override: str) -> None:
+    name, equals, value = override.partition("=")
+    parts = name.split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"'{override}': wanted section.key=value, such as train.steps=100")
+    node = tree
+    for part in parts[:-1]:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise ValueError(f"'{override}': {part} is a value, not a section")
+    node[parts[-1]] = _read_yaml(value, f"'{override}'")
+    steps_or_epochs = {"train.steps": "epochs", "train.epochs": "steps"}
+    if name in steps_or_epochs and node[parts[-1]] is not None:
+        node[steps_or_epochs[name]] = None  # the override wins over the other way to say the length
+
+
+def from_tree(tree: dict, origin: str = "configuration") -> Config:
+    """A checked configuration from nested dictionaries. Raises ValueError that lists every mistake."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(item) for item in error.errors()]
+        raise ValueError(f"{origin}:\n  " + "\n  ".join(lines)) from None
+
+
+def _explain(item: Any) -> str:
+    location = [str(part) for part in item["loc"]]
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _keys_beside(location)
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        elsewhere = [key for key in all_keys() if key.rsplit(".", 1)[-1] == location[-1]]
+        if close:
+            hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?"
+        elif elsewhere:
+            hint = f"did you mean {elsewhere[0]}?"
+        else:
+            hint = f"known here: {', '.join(known)}"
+        return f"{name}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"{name}: missing; give it in the file or as {name}=VALUE"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"{name}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    model: Any = Config
+    for part in location[:-1]:
+        field = model.model_fields.get(part)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)
+
+
+def all_keys() -> list[str]:
+    """Every `section.key` of the configuration, in order."""
+    return [
+        f"{section}.{key}" for section, field in Config.model_fields.items() for key in field.annotation.model_fields
+    ]  # type: ignore[union-attr]
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def digest_tree(config: Config) -> dict[str, Any]:
+    """The keys that decide the numbers of a run; a run folder goes on only where these are equal.
+
+    What is left out changes speed, place or output alone: workers, micro batch, engine settings, logs."""
+    tree = config.model_dump(mode="json")
+    for section, names in {
+        "run": ["dir"],
+        "data": ["workers", "max_skipped_share", "shards"],
+        "model": ["attention", "activation_checkpointing", "compile"],
+        "train": ["micro_batch_size"],
+    }.items():
+        for name in names:
+            tree[section].pop(name)
+    for section in ("deepspeed", "checkpoint", "log"):
+        tree.pop(section)
+    return tree

@@ -1,0 +1,127 @@
+"""A video as tokens: patches, their positions and their embedding.
+
+Shapes: B clips, C=3 channels, T frames, H W pixels, N tokens of the grid, V of them gathered, D width of the model.
+P = C * tubelet * patch * patch values of one patch, in the order (channel, frame, row, column): that of a Conv3d weight,
+so that embedding is one matrix product with the weight seen flat, and so that a channel's pixels, over which targets
+are normalised, lie together. VideoMAE's targets and predictions are in the order (frame, row, column, channel):
+`channel_last` and `channel_first` go between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tgm_scale.contracts import Grid
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CHANNELS = 3
+
+
+def patchify(video_BCTHW: Tensor, tubelet: int, patch: int) -> Tensor:
+    """The clip's patches in the grid's order, [B, N, P], of the video's dtype. The sides divide (see `Grid.of`)."""
+    B, C, T, H, W = video_BCTHW.shape
+    x = video_BCTHW.reshape(B, C, T // tubelet, tubelet, H // patch, patch, W // patch, patch)
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
+
+
+def unpatchify(patches_BNP: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:
+    """The inverse of `patchify`: [B, C, T, H, W]."""
+    B = patches_BNP.shape[0]
+    x = patches_BNP.reshape(B, grid.slots, grid.rows, grid.columns, CHANNELS, tubelet, patch, patch)
+    x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return x.reshape(B, CHANNELS, grid.slots * tubelet, grid.rows * patch, grid.columns * patch)
+
+
+def channel_last(patches_BNP: Tensor) -> Tensor:
+    """(channel, frame, row, column) -> (frame, row, column, channel) within each patch."""
+    return patches_BNP.unflatten(-1, (CHANNELS, -1)).transpose(-1, -2).flatten(-2)
+
+
+def channel_first(patches_BNP: Tensor) -> Tensor:
+    """(frame, row, column, channel) -> (channel, frame, row, column) within each patch."""
+    return patches_BNP.unflatten(-1, (-1, CHANNELS)).transpose(-1, -2).flatten(-2)
+
+
+def gather_tokens(x_BND: Tensor, index_BV: Tensor) -> Tensor:
+    """The tokens that each clip's row of `index_BV` names: [B, V, D]."""
+    return x_BND.gather(1, index_BV[..., None].expand(-1, -1, x_BND.shape[-1]))
+
+
+def sine_cosine_table(tokens: int, width: int) -> Tensor:
+    """Fixed positions, float32 [tokens, width]: sine and cosine by turns (Vaswani et al. 2017, section 3.5).
+
+    The position is the token's index in the flattened clip, as in VideoMAE (Tong et al. 2022). Computed in float64:
+    in float32 the table is up to 1.2e-4 off."""
+    frequency_K = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle_NK = torch.arange(tokens, dtype=torch.float64)[:, None] * frequency_K
+    return torch.stack([angle_NK.sin(), angle_NK.cos()], dim=-1).flatten(1)[:, :width].float()
+
+
+def _imagenet_statistics() -> Tensor:
+    """Mean and standard deviation in grey levels of 0..255, float32 [2, C, 1]."""
+    return torch.tensor([IMAGENET_MEAN, IMAGENET_STD])[..., None] * 255
+
+
+class Fixed(nn.Module):
+    """A float32 tensor that is computed, never saved, and computed anew after every move or cast of the module.
+
+    So `module.bfloat16()` (which DeepSpeed calls) does not round it and `to_empty()` does not leave it uninitialised."""
+
+    value: Tensor
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        super().__init__()
+        self.compute = compute
+        self.register_buffer("value", compute(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fixed:
+        super()._apply(fn, recurse)
+        if not self.value.is_meta:
+            self.value = self.compute().to(self.value.device)
+        return self
+
+
+class Positions(Fixed):
+    """The position table of a grid: adds each token its place."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__(partial(sine_cosine_table, tokens, width))
+
+    def forward(self, x_BVD: Tensor, index_BV: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Tokens with the positions of `index_BV` (None: all, in order), summed in float32, as `dtype`."""
+        positions = self.value if index_BV is None else self.value[index_BV]
+        return (x_BVD + positions).to(dtype)
+
+
+class PatchProjection(nn.Module):
+    """A Conv3d whose kernel is its stride, as one matrix product: the weight keeps the Conv3d's shape [D, C, t, p, p].
+
+    torch's own Conv3d takes a slow path in bf16 on several releases (pytorch issue 174051)."""
+
+    def __init__(self, width: int, tubelet: int, patch: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width, CHANNELS, tubelet, patch, patch))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x_BVP: Tensor) -> Tensor:
+        return F.linear(x_BVP.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class PatchEmbed(nn.Module):
+    """Patches of 0..255 (uint8 or float) -> ImageNet-normalised in float32 -> tokens of the model's width."""
+
+    def __init__(self, width: int, tubelet: int, patch: int) -> None:
+        super().__init__()
+        self.statistics = Fixed(_imagenet_statistics)
+        self.proj = PatchProjection(width, tubelet, patch)
+
+    def forward(self, patches_BVP: Tensor) -> Tensor:
+        mean_C1, std_C1 = self.statistics.value
+        x = (patches_BVP.float().unflatten(-1, (CHANNELS, -1)) - mean_C1) / std_C1
+        return self.proj(x.flatten(-2))

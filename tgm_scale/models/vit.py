@@ -1,0 +1,152 @@
+"""The vision transformer of masked video pretraining: sizes, blocks, encoder, decoder, initialisation.
+
+Shapes: B clips, V visible tokens, M target tokens, D width, P values of a patch (see patches.py).
+Layout, names and dimensions are those of VideoMAE (Tong et al. 2022) and VideoMAE V2 (Wang et al. 2023): pre-norm
+blocks, LayerNorm eps 1e-6, fixed positions, no class token, no dropout and no drop path in pretraining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tgm_scale.models.attention import Attention, Backend
+from tgm_scale.models.patches import CHANNELS, PatchEmbed, Positions
+from tgm_scale.runtime import seeding
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """The dimensions of a model; widths in features, `patch` in pixels, `tubelet` in frames."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    decoder_mlp: int
+    patch: int = 16
+    tubelet: int = 2
+
+    @property
+    def patch_values(self) -> int:
+        return CHANNELS * self.tubelet * self.patch**2
+
+
+SIZES = {
+    "tiny": ModelSize(128, 4, 4, 512, 64, 2, 2, 256, patch=8),  # ours: one million parameters, for CPUs and the demo
+    "S": ModelSize(384, 12, 6, 1536, 192, 4, 3, 768),
+    "B": ModelSize(768, 12, 12, 3072, 384, 4, 6, 1536),
+    "L": ModelSize(1024, 24, 16, 4096, 512, 4, 8, 2048),  # VideoMAE's own L and H recipes: decoder_depth 12
+    "H": ModelSize(1280, 32, 16, 5120, 640, 4, 8, 2560),
+    "g": ModelSize(1408, 40, 16, 6144, 512, 4, 8, 2234, patch=14),  # VideoMAE V2; mlp ratio 48/11 on both sides
+}
+
+
+def model_size(name: str, **changes: int | None) -> ModelSize:
+    """A size of the table, with fields changed (None leaves the table's value): model_size("L", decoder_depth=12).
+
+    Raises ValueError for a name that is not in the table."""
+    if name not in SIZES:
+        raise ValueError(f"model.size={name!r} is unknown; choose one of {', '.join(SIZES)}")
+    return replace(SIZES[name], **{field: value for field, value in changes.items() if value is not None})
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)): [B, N, D] -> [B, N, D]."""
+
+    def __init__(self, width: int, heads: int, hidden: int, attention: Backend) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = Attention(width, heads, attention)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, activation_checkpointing: bool) -> Tensor:
+    """The blocks in turn; with `activation_checkpointing` only each block's input is kept for the backward pass."""
+    for block in blocks:
+        if activation_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # nothing random in a block
+        else:
+            x = block(x)
+    return x
+
+
+class Encoder(nn.Module):
+    """Patches -> tokens, for any subset of the grid's tokens."""
+
+    def __init__(self, size: ModelSize, tokens: int, attention: Backend, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.activation_checkpointing = activation_checkpointing
+        self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch)
+        self.positions = Positions(tokens, size.width)
+        self.blocks = nn.ModuleList(
+            Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth)
+        )
+        self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
+
+    def forward(self, patches_BVP: Tensor, index_BV: Tensor | None) -> Tensor:
+        """patches_BVP: the patches at `index_BV` (None: all, in order), 0..255. Returns [B, V, D] after the norm."""
+        x = self.patch_embed(patches_BVP)
+        x = self.positions(x, index_BV, dtype=self.norm.weight.dtype)
+        return self.norm(run_blocks(self.blocks, x, self.activation_checkpointing))
+
+
+class Decoder(nn.Module):
+    """Tokens of the decoder's width -> pixels of the last `targets` of them."""
+
+    def __init__(self, size: ModelSize, attention: Backend, activation_checkpointing: bool) -> None:
+        super().__init__()
+        self.activation_checkpointing = activation_checkpointing
+        self.blocks = nn.ModuleList(
+            Block(size.decoder_width, size.decoder_heads, size.decoder_mlp, attention)
+            for _ in range(size.decoder_depth)
+        )
+        self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
+        self.head = nn.Linear(size.decoder_width, size.patch_values)
+
+    def forward(self, x_BND: Tensor, targets: int) -> Tensor:
+        """Returns [B, targets, P]."""
+        x = run_blocks(self.blocks, x_BND, self.activation_checkpointing)
+        return self.head(self.norm(x[:, -targets:]))
+
+
+def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """The first value of the parameter `name`: float32 on the CPU, a pure function of (seed, name, shape).
+
+    As VideoMAE: Xavier uniform for linear weights (q, k and v as one matrix), zero biases, unit norms; the patch
+    embedding and `encoder_to_decoder` uniform within 1/sqrt(fan in); the mask token normal, std 0.02, cut at one std."""
+    generator = seeding.generator(seed, "init", name)
+    value = torch.zeros(shape, device="cpu")
+    if name == "mask_token":
+        return nn.init.trunc_normal_(value, std=0.02, a=-0.02, b=0.02, generator=generator)
+    if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")):
+        return value.fill_(1.0)
+    if name.startswith("encoder.patch_embed.proj") or name == "encoder_to_decoder.weight":
+        raise NotImplementedError
+    if value.ndim > 1:
+        return nn.init.xavier_uniform_(value, generator=generator)
+    return value

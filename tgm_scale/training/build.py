@@ -1,0 +1,239 @@
+"""From a configuration to the parts of a run. All checks that need no process group come first.
+
+The ways a run can start, in order: 1. the newest checkpoint in its own folder; 2. `train.init_from`; 3. fresh weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgm_scale.config import Config
+from tgm_scale.contracts import Grid
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.loader import ClipLoader
+from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.towers import TextTower, check_folder, load_image_tower, load_text_tower
+from tgm_scale.masking.recipes import Masker, build_masker
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.pretraining import macs_per_clip as count_macs
+from tgm_scale.models.vit import SIZES, ModelSize
+from tgm_scale.runtime.distributed import Place
+from tgm_scale.training.checkpoint import Reader, latest
+from tgm_scale.training.engine import EnginePlan, engine_config, resolve_precision
+from tgm_scale.training.module import JointModule
+from tgm_scale.training.optim import Schedule
+
+SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
+
+
+def tower_folder(name: str) -> str:
+    """The folder behind `guidance.towers`: 'small' is the packaged CLIP."""
+    return str(SMALL_TOWERS) if name == "small" else name
+
+
+def model_size(config: Config) -> ModelSize:
+    """The named size with the configuration's patch, tubelet and decoder depth."""
+    changes = {
+        name: value
+        for name in ("patch", "tubelet", "decoder_depth")
+        if (value := getattr(config.model, name)) is not None
+    }
+    return dataclasses.replace(SIZES[config.model.size], **changes)
+
+
+def token_grid(config: Config) -> Grid:
+    size = model_size(config)
+    return Grid.of(config.data.frames, config.data.size, size.tubelet, size.patch)
+
+
+def masker(config: Config) -> Masker:
+    return build_masker(
+        config.masking.recipe,
+        token_grid(config),
+        mask_ratio=config.masking.mask_ratio,
+        visible_ratio=config.masking.visible_ratio,
+        decode_ratio=config.model.decode_ratio,
+        **config.masking.options,
+    )
+
+
+def engine_plan(config: Config, place: Place) -> EnginePlan:
+    return EnginePlan(
+        stage=config.deepspeed.stage,
+        config_file=config.deepspeed.config,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        world_size=place.world_size,
+        precision=resolve_precision(config.train.precision, place.device),
+        clip_norm=config.optim.clip_norm,
+        weight_decay=config.optim.weight_decay,
+        betas=config.optim.betas,
+    )
+
+
+def check(config: Config, place: Place) -> None:
+    """Every check of the configuration that needs neither processes nor a GPU. Raises ValueError."""
+    plan = masker(config)
+    engine_config(engine_plan(config, place))
+    if "relevance" in plan.needs and config.guidance.towers is None:
+        raise ValueError(
+            f"masking.recipe={config.masking.recipe} is guided by captions: set guidance.towers to the folder of a CLIP "
+            "or SigLIP model, or to 'small'"
+        )
+    if config.guidance.towers is not None:
+        check_folder(tower_folder(config.guidance.towers))
+
+
+def make_synthetic(config: Config) -> None:
+    """Make the synthetic corpus that the configuration describes, where it is not there yet."""
+    synthetic = config.data.synthetic
+    if synthetic is not None and not Path(config.data.corpora()[0].path).exists():
+        from tgm_scale.data.synthetic import make_corpus
+
+        make_corpus(config.data.corpora()[0].path, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
+
+
+def corpora(config: Config) -> tuple[list[Corpus], list[float]]:
+    """The opened corpora with their weights."""
+    entries = config.data.corpora()
+    return [Corpus.open(entry.path) for entry in entries], [entry.weight for entry in entries]
+
+
+def samples_per_step(config: Config) -> int:
+    return config.train.global_batch_size // config.data.repeated_augmentation
+
+
+def total_steps(config: Config, samples: int) -> int:
+    """Steps of the run; an epoch is as many steps as it takes to see every sample once."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.epochs is not None
+    return math.ceil(config.train.epochs * samples / samples_per_step(config))
+
+
+def schedule(config: Config, steps: int) -> Schedule:
+    optim = config.optim
+    return Schedule.of(optim.base_lr, optim.min_lr, optim.warmup_share, steps, config.train.global_batch_size)
+
+
+def loader(
+    config: Config, opened: list[Corpus], weights: list[float], place: Place, start: int, stop: int
+) -> ClipLoader:
+    size = model_size(config)
+    return ClipLoader(
+        opened,
+        weights=weights,
+        frames=config.data.frames,
+        stride=config.data.stride,
+        size=config.data.size,
+        grid=token_grid(config),
+        seed=config.run.seed,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=place.rank,
+        world_size=place.world_size,
+        workers=config.data.workers,
+        repeated_augmentation=config.data.repeated_augmentation,
+        start_step=start,
+        stop_step=stop,
+        crop=config.data.crop,
+        flip=config.data.flip,
+        window_shards=config.data.window_shards,
+    )
+
+
+@dataclasses.dataclass
+class Towers:
+    """The frozen towers of a run, outside the engine: not sharded, not optimised, not saved."""
+
+    text: TextTower | None = None
+    relevance: Relevance | None = None
+
+
+def towers(config: Config, needs: set[str], device: torch.device) -> Towers:
+    """Load what the objective and the masking recipe ask for."""
+    guidance = config.guidance
+    wants_relevance = "relevance" in needs
+    if guidance.towers is None or not (wants_relevance or config.objective.contrastive_weight):
+        return Towers()
+    folder = tower_folder(guidance.towers)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    text = load_text_tower(folder, device=device, dtype=dtype)
+    if not wants_relevance:
+        return Towers(text)
+    image = load_image_tower(folder, device=device, dtype=dtype)
+    relevance = Relevance(
+        image,
+        scorer=guidance.scorer,
+        frames_per_tubelet=guidance.frames_per_tubelet,
+        resolution=guidance.resolution,
+    )
+    return Towers(text, relevance)
+
+
+def model(config: Config, embedding_width: int | None) -> MaskedVideoAutoencoder:
+    """The autoencoder with fresh weights keyed by the run's seed, fp32, on the CPU."""
+    return MaskedVideoAutoencoder(
+        model_size(config),
+        frames=config.data.frames,
+        image_size=config.data.size,
+        attention=config.model.attention,
+        activation_checkpointing=config.model.activation_checkpointing,
+        embedding_width=embedding_width,
+        seed=config.run.seed,
+    )
+
+
+def facts(config: Config) -> dict[str, Any]:
+    """What a reader of the checkpoint needs beside the tensors."""
+    return {
+        "model": dataclasses.asdict(model_size(config)) | {"name": config.model.size},
+        "frames": config.data.frames,
+        "image_size": config.data.size,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def corpus_facts(opened: list[Corpus]) -> list[dict[str, Any]]:
+    return [{"name": c.name, "samples": len(c), "fingerprint": c.fingerprint} for c in opened]
+
+
+def macs_per_clip(config: Config, plan: Masker) -> float:
+    """Multiply-accumulates of one clip's forward pass."""
+    targets = plan.target_count if config.objective.reconstruction_weight else 0
+    return count_macs(model_size(config), config.data.frames, config.data.size, plan.visible_count, targets)
+
+
+def initialise(module: JointModule, origin: str) -> None:
+    """Set the weights from another run of this project: its folder, or one checkpoint's. Raises ValueError."""
+    folder = Path(origin)
+    chosen = folder if (folder / "manifest.json").is_file() else latest(folder / "checkpoints")
+    if chosen is None:
+        raise ValueError(f"train.init_from={origin}: neither a run folder with a checkpoint nor a checkpoint folder")
+    weights = Reader(chosen).weights()
+    own = module.state_dict()
+    differing = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
+    if differing:
+        raise ValueError(
+            f"train.init_from={origin}: another model; missing or of another shape: {', '.join(differing)}"
+        )
+    module.load_state_dict({name: weights[name] for name in own})
+
+
+def announce(config: Config, plan: EnginePlan, steps: int, samples: int, masks: Masker, start: int) -> None:
+    """Print what follows from the configuration, before the first step."""
+    batch = config.train.global_batch_size
+    print(
+        f"run {config.run.dir}: {samples} samples, {steps} steps of {batch} clips "
+        f"({plan.world_size} processes x {plan.accumulation} micro steps x {plan.micro_batch_size}), "
+        f"{plan.precision}, ZeRO {engine_config(plan)['zero_optimization']['stage']}\n"
+        f"masking {config.masking.recipe}: {masks.visible_count} visible, {masks.target_count} targets of "
+        f"{masks.grid.tokens} tokens; peak learning rate {schedule(config, steps).peak:.3g}"
+        + (f"; going on from step {start}" if start else ""),
+        flush=True,
+    )

@@ -1,0 +1,185 @@
+"""The DeepSpeed engine around the joint module: the one place where DeepSpeed is configured and started.
+
+The user's JSON says how to shard, offload and communicate. What the run derives (batch sizes, precision, clipping) is
+filled in; a value that contradicts it is an error that names both places.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tgm_scale.runtime.compat import quiet_warnings
+from tgm_scale.runtime.distributed import Place, set_rendezvous
+from tgm_scale.training.optim import parameter_groups
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What the run asks of the engine, in the run's own terms."""
+
+    stage: int | None
+    config_file: str | None
+    global_batch_size: int
+    micro_batch_size: int
+    world_size: int
+    precision: str  # fp32, bf16 or fp16
+    clip_norm: float | None
+    weight_decay: float
+    betas: tuple[float, float]
+
+    @property
+    def accumulation(self) -> int:
+        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU and fp32 on a CPU. Raises ValueError for fp16 on a CPU."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("train.precision=fp16 needs a GPU: use fp32 or bf16 on a CPU")
+    return precision
+
+
+def engine_config(plan: EnginePlan) -> dict[str, Any]:
+    """The DeepSpeed configuration of the run: the user's JSON completed with what the run derives.
+
+    Raises ValueError where the two contradict each other or the batch does not divide."""
+    per_pass = plan.micro_batch_size * plan.world_size
+    if plan.global_batch_size % per_pass:
+        raise ValueError(
+            f"train.global_batch_size={plan.global_batch_size} is not a multiple of train.micro_batch_size="
+            f"{plan.micro_batch_size} x {plan.world_size} processes = {per_pass}: change the micro batch, or the "
+            "number of processes"
+        )
+    config = _read_json(plan.config_file) if plan.config_file else {}
+    origin = plan.config_file or "DeepSpeed's defaults"
+    derived: dict[str, Any] = {
+        "train_batch_size": plan.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": plan.clip_norm or 0.0,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    sources = {
+        "train_batch_size": "train.global_batch_size",
+        "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+        "gradient_accumulation_steps": "train.global_batch_size / (train.micro_batch_size x processes)",
+        "gradient_clipping": "optim.clip_norm",
+    }
+    for key, value in derived.items():
+        given = config.get(key, "auto")
+        if given != "auto" and given != value and key in sources:
+            raise ValueError(
+                f'{origin}: {key}={given} contradicts {sources[key]}={value}: remove it from the JSON, or write "auto"'
+            )
+        config[key] = value
+    _set_precision(config, plan, origin)
+    zero = config.setdefault("zero_optimization", {})
+    if plan.stage is not None:
+        given = zero.get("stage", "auto")
+        if given not in ("auto", plan.stage):
+            raise ValueError(f"{origin}: zero_optimization.stage={given} contradicts deepspeed.stage={plan.stage}")
+        zero["stage"] = plan.stage
+    elif zero.get("stage", "auto") == "auto":
+        zero["stage"] = 0
+    for key in ("optimizer", "scheduler"):
+        if key in config:
+            raise ValueError(f"{origin}: '{key}' belongs to the run's own section optim: remove it from the JSON")
+    config["zero_allow_untested_optimizer"] = True
+    return config
+
+
+def _set_precision(config: dict[str, Any], plan: EnginePlan, origin: str) -> None:
+    for name in ("bf16", "fp16"):
+        section = config.setdefault(name, {})
+        wanted = plan.precision == name
+        if section.get("enabled", "auto") not in ("auto", wanted):
+            raise ValueError(
+                f"{origin}: {name}.enabled={section['enabled']} contradicts train.precision={plan.precision}"
+            )
+        section["enabled"] = wanted
+    if plan.precision == "bf16":
+        # off by default in DeepSpeed: one inf in an accumulated gradient would poison Adam's moments for good
+        config["bf16"].setdefault("check_grad_overflow", True)
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"deepspeed.config={path}: no such file")
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"deepspeed.config={path}: not valid JSON: {error}") from None
+
+
+def start_processes(place: Place) -> None:
+    """Join the process group: NCCL on GPUs, gloo on CPUs."""
+    set_rendezvous(place)
+    if place.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    else:
+        torch.cuda.set_device(place.device)
+    quiet_warnings()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if place.device.type == "cpu":
+        # a C++ extension that DeepSpeed would compile for 20 s at every fresh start, and fail without a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if place.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+
+
+def stop_processes() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def build_engine(module: nn.Module, plan: EnginePlan, device: torch.device) -> Any:
+    """A DeepSpeedEngine over `module` with AdamW; the learning rate is set by the loop at each step."""
+    import deepspeed
+
+    config = engine_config(plan)
+    groups = parameter_groups(module, plan.weight_decay)
+    optimizer = _optimizer(groups, plan, config, device)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(config))
+    return engine
+
+
+def _optimizer(groups: list[dict], plan: EnginePlan, config: dict[str, Any], device: torch.device) -> Any:
+    if "offload_optimizer" in config["zero_optimization"]:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=0.0, betas=plan.betas, adamw_mode=True)
+    return torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=device.type == "cuda")
+
+
+def set_learning_rate(engine: Any, value: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """Global gradient norm before clipping, of the update about to be made or just made.
+
+    DeepSpeed keeps none at stage 0 in fp32; there the reduced gradients are still in place before engine.step()."""
+    norm = engine.get_global_grad_norm()
+    if norm is None:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+    return None if norm is None else float(norm)

@@ -1,0 +1,153 @@
+"""The engine's state by parameter name: fp32 weight and Adam's two moments, whole, at any ZeRO stage.
+
+This is what makes a checkpoint independent of stage, world size and offload. DeepSpeed's public tensor-fragment calls
+do the gathering and scattering; what they leave undone is done here through its internals, which setup.cfg pins and
+tests/training/test_engine_state.py holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PARTS = ("weight", "exp_avg", "exp_avg_sq")
+
+
+def named_parameters(engine: Any) -> list[tuple[str, nn.Parameter]]:
+    return list(engine.module.named_parameters())
+
+
+def read(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(name, {part: fp32 tensor of the whole parameter}) for each parameter, one at a time. Collective."""
+    source = _plain_pairs(engine)
+    if source is None:
+        _allocate_moments(engine)
+        _link(engine)
+    for name, parameter in named_parameters(engine):
+        yield name, (_read_fragments(parameter) if source is None else _read_plain(engine, *source[name]))
+
+
+def write(engine: Any, step: int, tensor_of: Callable[[str, str], Tensor]) -> None:
+    """Set every weight and moment from `tensor_of(name, part)` and AdamW's step count. Collective."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    source = _plain_pairs(engine)
+    _allocate_moments(engine)
+    if source is None:
+        _link(engine)
+    for name, parameter in named_parameters(engine):
+        if source is not None:
+            _write_plain(engine, *source[name], name, tensor_of)
+            continue
+        device = parameter.device
+        safe_set_full_fp32_param(parameter, tensor_of(name, "weight").to(device))
+        for part in PARTS[1:]:
+            safe_set_full_optimizer_state(parameter, tensor_of(name, part).to(device), part)
+    if source is None:
+        _refresh_working_weights(engine)
+    _set_step(_adam(engine), step)
+    engine.global_steps = step
+
+
+def _adam(engine: Any) -> torch.optim.Optimizer:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def _plain_pairs(engine: Any) -> dict[str, tuple[nn.Parameter, nn.Parameter]] | None:
+    """name -> (working parameter, fp32 parameter that Adam updates) at stage 0; None under ZeRO."""
+    if engine.zero_optimization_stage() > 0:
+        return None
+    names = {id(parameter): name for name, parameter in named_parameters(engine)}
+    if not hasattr(engine.optimizer, "fp32_groups"):  # fp32: Adam updates the module's own parameters
+        return {name: (parameter, parameter) for name, parameter in named_parameters(engine)}
+    working = [p for group in engine.optimizer.fp16_groups for p in group]
+    masters = [p for group in engine.optimizer.fp32_groups for p in group]
+    return {names[id(w)]: (w, m) for w, m in zip(working, masters, strict=True)}
+
+
+def _read_plain(engine: Any, working: nn.Parameter, master: nn.Parameter) -> dict[str, Tensor]:
+    state = _adam(engine).state.get(master, {})
+    zeros = torch.zeros_like(master.data)
+    return {"weight": master.data, **{part: state.get(part, zeros) for part in PARTS[1:]}}
+
+
+def _write_plain(
+    engine: Any,
+    working: nn.Parameter,
+    master: nn.Parameter,
+    name: str,
+    tensor_of: Callable[[str, str], Tensor],
+) -> None:
+    master.data.copy_(tensor_of(name, "weight"))
+    if working is not master:
+        working.data.copy_(master.data)
+    for part in PARTS[1:]:
+        _adam(engine).state[master][part].copy_(tensor_of(name, part))
+
+
+def _read_fragments(parameter: nn.Parameter) -> dict[str, Tensor]:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    weight = safe_get_full_fp32_param(parameter)
+    moments = {part: safe_get_full_optimizer_state(parameter, part) for part in PARTS[1:]}
+    return {"weight": weight.detach(), **{part: moment.detach() for part, moment in moments.items()}}
+
+
+def _flat_masters(engine: Any) -> list[Tensor]:
+    """The tensors that Adam updates on this rank."""
+    return [parameter for group in _adam(engine).param_groups for parameter in group["params"]]
+
+
+def _allocate_moments(engine: Any) -> None:
+    """Give Adam its state before the first step, as its first step would: a checkpoint may come earlier."""
+    adam = _adam(engine)
+    masters = engine.optimizer.fp32_partitioned_groups_flat if _is_stage_3(engine) else _flat_masters(engine)
+    for master in masters:
+        state = adam.state[master]
+        if "exp_avg" not in state:
+            state["step"] = torch.tensor(0.0) if isinstance(adam, torch.optim.AdamW) else 0
+            state["exp_avg"] = torch.zeros_like(master.data)
+            state["exp_avg_sq"] = torch.zeros_like(master.data)
+
+
+def _is_stage_3(engine: Any) -> bool:
+    return engine.zero_optimization_stage() == 3
+
+
+def _link(engine: Any) -> None:
+    """ZeRO-1/2 link the moments of the first parameter group only, at the first step: link those of all groups."""
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _refresh_working_weights(engine: Any) -> None:
+    """Setting fp32 weights leaves the weights that the module computes with as they were: copy them over."""
+    optimizer = engine.optimizer
+    if not _is_stage_3(engine):
+        optimizer.update_lp_params()
+        return
+    for index, master in enumerate(optimizer.fp32_partitioned_groups_flat):
+        flat = optimizer.fp16_partitioned_groups_flat[index]
+        if flat is not None and master.numel() and master.numel() == flat.numel():
+            flat.data.copy_(master.data)
+        partitions = optimizer.fp16_partitioned_groups[index]
+        for partition, fresh in zip(partitions, optimizer.unflatten(flat, partitions), strict=True):
+            partition.data = fresh.data
+    if len(optimizer.persistent_parameters) > 0:
+        optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
+        optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+
+
+def _set_step(adam: torch.optim.Optimizer, step: int) -> None:
+    for state in adam.state.values():
+        if "step" in state:
+            # one tensor each: a shared one would be counted up once per group
+            state["step"] = torch.full_like(state["step"], float(step)) if torch.is_tensor(state["step"]) else step
+    for group in adam.param_groups:
+        if "step" in group:
+            group["step"] = step

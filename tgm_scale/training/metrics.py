@@ -1,0 +1,121 @@
+"""What a run says while it goes: metrics.jsonl (the truth), TensorBoard, and a line with the time left."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tgm_scale.training.run_folder import replace_file
+
+
+class Metrics:
+    """Writes one JSON object a step and mirrors it to TensorBoard. On a restart it drops what came after the checkpoint.
+
+    Only the main rank has one."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool):
+        self.path = folder / "metrics.jsonl"
+        _cut_after(self.path, step)
+        _cut_after(folder / "skipped.jsonl", step)
+        self._stream: TextIO = self.path.open("a", buffering=1)
+        self._skipped: TextIO = (folder / "skipped.jsonl").open("a", buffering=1)
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+
+    def skipped(self, step: int, key: str, reason: str, detail: str) -> None:
+        self._skipped.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}) + "\n")
+
+    def close(self) -> None:
+        self._stream.close()
+        self._skipped.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no metrics.jsonl: not a run folder, or a run that made no step yet")
+    return _rows(path)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _cut_after(path: Path, step: int) -> None:
+    if path.is_file():
+        kept = [row for row in _rows(path) if row["step"] <= step]
+        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+class ProgressLine:
+    """A live line on a terminal, a plain line every n steps elsewhere."""
+
+    def __init__(self, total: int, every: int, stream: TextIO = sys.stderr):
+        self.total, self.every, self.stream = total, every, stream
+        self.live = stream.isatty()
+        self._recent: list[tuple[float, int]] = []
+
+    def show(self, row: dict[str, Any]) -> None:
+        step = row["step"]
+        self._recent = [*self._recent[-50:], (time.monotonic(), step)]
+        last = step == self.total
+        if not (self.live or last or step % self.every == 0 or len(self._recent) == 1):
+            return
+        text = self._text(row)
+        self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if self.live else text + "\n")
+        self.stream.flush()
+
+    def _text(self, row: dict[str, Any]) -> str:
+        share = row["data_seconds"] / max(row["step_seconds"], 1e-9)
+        parts = [
+            f"step {row['step']}/{self.total}",
+            f"loss {row['loss']:.4f}",
+            *(
+                f"{name} {row[key]:.4f}"
+                for name, key in (("rec", "loss_reconstruction"), ("con", "loss_contrastive"))
+                if row[key] is not None
+            ),
+            f"lr {row['learning_rate']:.2e}",
+            f"{row['clips_per_second']:.1f} clips/s",
+            f"data {share:.0%}",
+            f"ETA {_clock(self._seconds_left(row['step']))}",
+        ]
+        return "  ".join(parts)
+
+    def _seconds_left(self, step: int) -> float | None:
+        (then, first), (now, last) = self._recent[0], self._recent[-1]
+        return (now - then) / (last - first) * (self.total - step) if last > first else None
+
+    def end(self) -> None:
+        if self.live:
+            self.stream.write("\n")
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

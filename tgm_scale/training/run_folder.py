@@ -1,0 +1,117 @@
+"""The run folder: what the run is, so that it can be gone on with, compared and understood.
+
+RUN/config.yaml       the configuration as resolved
+RUN/data.json         the corpora it reads: name, samples, fingerprint
+RUN/environment.jsonl versions, git state and host of each start
+RUN/metrics.jsonl     one line a step
+RUN/skipped.jsonl     every broken sample: step, key, reason
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tgm_scale import config as configuration
+from tgm_scale.config import Config
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that a reader, or the next start, sees the old text or the new one, never a part."""
+    temporary = path.with_name(path.name + ".writing")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(path)
+
+
+def claim(config: Config) -> Path:
+    """Make or recognise the run folder. Raises ValueError where it cannot be written or holds another run."""
+    folder = Path(config.run.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / ".probe", "")
+        (folder / ".probe").unlink()
+    except OSError as error:
+        raise ValueError(f"run.dir={folder}: cannot be written ({error.strerror}): choose another folder") from None
+    file = folder / "config.yaml"
+    if file.is_file():
+        _refuse_other_run(config, file)
+    elif any(folder.glob("checkpoints/step-*")):
+        raise ValueError(f"run.dir={folder}: has checkpoints but no config.yaml: choose another folder")
+    return folder
+
+
+def _refuse_other_run(config: Config, file: Path) -> None:
+    there = configuration.digest_tree(configuration.load(file))
+    here = configuration.digest_tree(config)
+    differing = [
+        f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
+        for section, values in here.items()
+        for key, value in values.items()
+        if there[section].get(key) != value
+    ]
+    if differing:
+        raise ValueError(
+            f"run.dir={file.parent}: holds a run of another configuration ({'; '.join(differing)}): set run.dir to a new "
+            "folder, or give the same values to go on with this one"
+        )
+
+
+def describe(folder: Path, config: Config, corpora: list[dict[str, Any]]) -> None:
+    """Write what this start is. Raises ValueError where the data is not that of the run so far."""
+    data_file = folder / "data.json"
+    if data_file.is_file():
+        before = json.loads(data_file.read_text())
+        if before != corpora:
+            raise ValueError(
+                f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): restore "
+                "the shards, or start a new run folder with train.init_from"
+            )
+    replace_file(folder / "config.yaml", configuration.dump(config))
+    replace_file(data_file, json.dumps(corpora, indent=1))
+    with (folder / "environment.jsonl").open("a") as stream:
+        stream.write(json.dumps(environment()) + "\n")
+
+
+def _summary(corpora: list[dict[str, Any]]) -> str:
+    return ", ".join(f"{corpus['name']}: {corpus['samples']} samples, {corpus['fingerprint']}" for corpus in corpora)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, host, git state and job of this start."""
+    packages = ("tgm_scale", "torch", "deepspeed", "transformers", "webdataset", "av", "numpy")
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "git": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST"),
+        "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    source = Path(__file__).parent
+    try:
+        command = ["git", "-C", str(source), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

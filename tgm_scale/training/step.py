@@ -1,0 +1,171 @@
+"""One optimiser step over a global batch: forward, joint objective, backward, update.
+
+Shapes: A micro steps of accumulation, W ranks, B clips of one micro batch, E embedding width. The clip (a, r, b) has
+place a * W * B + r * B + b in the global batch, whatever A, W and B are.
+
+The contrastive term couples clips of other ranks and other micro steps. Its gradient with respect to each embedding is
+computed once, on gathered and detached embeddings, and then replayed as the inner product <embedding, gradient>
+(GradCache, arXiv 2101.06983). Where all negatives of a clip are in its own micro step one forward pass is enough;
+otherwise a pass without gradient finds the embeddings first. No collective needs a backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from tgm_scale.contracts import Batch, Mask
+from tgm_scale.objectives.contrastive import contrastive_gradients
+from tgm_scale.runtime.distributed import Place
+from tgm_scale.training.engine import gradient_norm
+
+
+@dataclass
+class Prepared:
+    """A micro batch on the device with its mask and its captions' embeddings."""
+
+    batch: Batch
+    mask: Mask
+    text_BE: Tensor | None
+    caption_ids_B: Tensor
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Figures of one step over the global batch."""
+
+    loss: float
+    reconstruction: float | None
+    contrastive: float | None
+    accuracy: float | None  # share of clips whose own caption scores highest among its negatives
+    temperature: float | None
+    grad_norm: float | None
+
+
+@dataclass
+class _Replay:
+    """The contrastive term as one rank's micro step sees it: gradients to replay, scaled for the engine's mean."""
+
+    video_BE: Tensor
+    log_scale: Tensor
+    loss: Tensor  # this micro step's part of the mean over the global batch
+    accuracy: Tensor
+
+
+class JointStep:
+    """Runs global steps on an engine. Every call is collective."""
+
+    def __init__(
+        self,
+        engine: Any,
+        place: Place,
+        accumulation: int,
+        micro_batch_size: int,
+        reconstruction_weight: float,
+        contrastive_weight: float,
+        contrastive_batch: int,
+    ):
+        self.engine, self.place, self.accumulation = engine, place, accumulation
+        self.reconstruction_weight, self.contrastive_weight = reconstruction_weight, contrastive_weight
+        self.contrastive_batch = contrastive_batch
+        self.one_pass = (micro_batch_size * place.world_size) % contrastive_batch == 0
+
+    def __call__(self, micro: list[Prepared], valid: float) -> StepResult:
+        """One update. `valid` is the number of unbroken clips in the global batch."""
+        assert len(micro) == self.accumulation
+        valid = max(valid, 1.0)
+        replays = self._first_pass(micro, valid) if self.contrastive_weight and not self.one_pass else []
+        errors = torch.zeros((), dtype=torch.float64, device=self.place.device)
+        norm = log_scale = None
+        for index, part in enumerate(micro):
+            target = part.mask.target if self.reconstruction_weight else None
+            error_B, embedding_BE, log_scale = self.engine(part.batch.video, part.mask.visible, target)
+            loss = torch.zeros((), device=self.place.device)
+            if self.reconstruction_weight:
+                error = (error_B * part.batch.weight).sum() / valid
+                errors += error.detach()
+                # a sum over the global batch, where the engine takes means over ranks and micro steps
+                loss = loss + self.reconstruction_weight * self.place.world_size * self.accumulation * error
+            if self.contrastive_weight:
+                if self.one_pass:
+                    replays += self._replays([embedding_BE.detach()], [part], log_scale.detach(), valid)
+                replay = replays[index]
+                surrogate = (embedding_BE * replay.video_BE).sum() + (log_scale * replay.log_scale).sum()
+                loss = loss + self.contrastive_weight * surrogate
+            self.engine.backward(loss)
+            if index == self.accumulation - 1:
+                norm = gradient_norm(self.engine)
+            self.engine.step()
+        return self._figures(errors, replays, log_scale, self.engine.get_global_grad_norm() or norm)
+
+    def _first_pass(self, micro: list[Prepared], valid: float) -> list[_Replay]:
+        """Embeddings of the whole global batch without gradient, and from them the gradients to replay."""
+        with torch.no_grad():
+            outputs = [self.engine(part.batch.video, part.mask.visible, None) for part in micro]
+        return self._replays([output[1] for output in outputs], micro, outputs[0][2], valid)
+
+    def _replays(
+        self, embeddings: list[Tensor], parts: list[Prepared], log_scale: Tensor, valid: float
+    ) -> list[_Replay]:
+        """The contrastive term over all ranks' clips of these K micro steps."""
+        video_KBE = torch.stack(embeddings).float()
+        text_KBE = torch.stack([part.text_BE for part in parts if part.text_BE is not None]).float()
+        ids_KB3 = torch.stack(
+            [torch.stack([part.caption_ids_B, part.batch.clip_ids, part.batch.weight.long()], dim=1) for part in parts]
+        )
+        width = video_KBE.shape[-1]
+        vectors_GE2 = self._gather(torch.cat([video_KBE, text_KBE], dim=-1))
+        ids_G3 = self._gather(ids_KB3)
+        contrast, video_GE, log_scale_gradient = contrastive_gradients(
+            vectors_GE2[:, :width],
+            vectors_GE2[:, width:],
+            log_scale,
+            ids_G3[:, 2].float(),
+            ids_G3[:, 0],
+            ids_G3[:, 1],
+            self.contrastive_batch,
+        )
+        count, ranks = len(parts), self.place.world_size
+        share = ids_G3[:, 2].sum() / valid  # of the global batch's valid clips, those gathered here
+        own_KBE = video_GE.reshape(count, ranks, -1, width)[:, self.place.rank] * (ranks * self.accumulation * share)
+        return [
+            _Replay(
+                own_BE,
+                log_scale_gradient * (self.accumulation * share / count),
+                contrast.loss * share / count,
+                contrast.accuracy * share / count,
+            )
+            for own_BE in own_KBE
+        ]
+
+    def _gather(self, own_KBX: Tensor) -> Tensor:
+        """[K, B, X] of every rank as [K * W * B, X], in the order of the global batch."""
+        ranks = self.place.world_size
+        if ranks == 1:
+            return own_KBX.flatten(0, 1)
+        gathered = [torch.empty_like(own_KBX) for _ in range(ranks)]
+        dist.all_gather(gathered, own_KBX.contiguous())
+        return torch.stack(gathered, dim=1).flatten(0, 2)
+
+    def _figures(
+        self, errors: Tensor, replays: list[_Replay], log_scale: Tensor | None, norm: float | None
+    ) -> StepResult:
+        reconstruction = contrastive = accuracy = temperature = None
+        loss = 0.0
+        if self.reconstruction_weight:
+            if self.place.world_size > 1:
+                dist.all_reduce(errors)
+            reconstruction = errors.item()
+            loss += self.reconstruction_weight * reconstruction
+        if self.contrastive_weight:
+            contrastive = float(sum(replay.loss for replay in replays))
+            accuracy = float(sum(replay.accuracy for replay in replays))
+            temperature = float(torch.exp(-log_scale)) if log_scale is not None else None
+            loss += self.contrastive_weight * contrastive
+        return StepResult(
+            loss, reconstruction, contrastive, accuracy, temperature, None if norm is None else float(norm)
+        )
