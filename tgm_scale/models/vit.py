@@ -103,9 +103,7 @@ class Encoder(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch)
         self.positions = Positions(tokens, size.width)
-        self.blocks = nn.ModuleList(
-            Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth)
-        )
+        self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
 
     def forward(self, patches_BVP: Tensor, index_BV: Tensor | None) -> Tensor:
@@ -135,9 +133,9 @@ class Decoder(nn.Module):
 
 
 def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """The first value of the parameter `name`: float32 on the CPU, a pure function of (seed, name, shape).
+    """The first value of the parameter `name`: float32 on the CPU, a pure function of (name, shape, seed).
 
-    As VideoMAE: Xavier uniform for linear weights (q, k and v as one matrix), zero biases, unit norms; the patch
+    As VideoMAE: Xavier uniform for linear weights (q, k and v as one matrix), unit norms, zero biases; the patch
     embedding and `encoder_to_decoder` uniform within 1/sqrt(fan in); the mask token normal, std 0.02, cut at one std."""
     generator = seeding.generator(seed, "init", name)
     value = torch.zeros(shape, device="cpu")
@@ -145,8 +143,19 @@ def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
         return nn.init.trunc_normal_(value, std=0.02, a=-0.02, b=0.02, generator=generator)
     if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")):
         return value.fill_(1.0)
-    if name.startswith("encoder.patch_embed.proj") or name == "encoder_to_decoder.weight":
-        raise NotImplementedError
-    if value.ndim > 1:
-        return nn.init.xavier_uniform_(value, generator=generator)
-    return value
+    if name in ("encoder.patch_embed.proj.weight", "encoder_to_decoder.weight"):
+        bound = math.prod(shape[1:]) ** -0.5
+        return value.uniform_(-bound, bound, generator=generator)
+    if name.endswith("bias"):
+        return value
+    return nn.init.xavier_uniform_(value, generator=generator)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, seed: int) -> None:
+    """Give every parameter its `initial_value`, keyed by its name in `module`: construction order plays no part.
+
+    Parameters on the meta device are left alone; call again after `to_empty`."""
+    for name, parameter in module.named_parameters():
+        if not parameter.is_meta:
+            parameter.copy_(initial_value(name, tuple(parameter.shape), seed))
