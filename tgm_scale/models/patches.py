@@ -1,9 +1,9 @@
 """A video as tokens: patches, their positions and their embedding.
 
-Shapes: B clips, C=3 channels, T frames, H W pixels, N tokens of the grid, V of them gathered, D width of the model.
-P = C * tubelet * patch * patch values of one patch, in the order (channel, frame, row, column): that of a Conv3d weight,
-so that embedding is one matrix product with the weight seen flat, and so that a channel's pixels, over which targets
-are normalised, lie together. VideoMAE's targets and predictions are in the order (frame, row, column, channel):
+Shapes: B clips, C=3 channels, T frames, H W pixels, N tokens of the grid, V of them gathered, D width of the model,
+P = C * tubelet * patch * patch values of a patch, in the order (channel, frame, row, column). That is a Conv3d weight's
+order, so embedding is one matrix product with the weight seen flat, and it keeps together the pixels of a channel, over
+which targets are normalised. VideoMAE's targets and predictions are in the order (frame, row, column, channel):
 `channel_last` and `channel_first` go between the two.
 """
 
@@ -71,7 +71,7 @@ def _imagenet_statistics() -> Tensor:
 class Fixed(nn.Module):
     """A float32 tensor that is computed, never saved, and computed anew after every move or cast of the module.
 
-    So `module.bfloat16()` (which DeepSpeed calls) does not round it and `to_empty()` does not leave it uninitialised."""
+    So `module.bfloat16()`, which DeepSpeed calls, does not round it, and `to_empty()` does not leave it empty."""
 
     value: Tensor
 

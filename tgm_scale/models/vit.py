@@ -7,6 +7,7 @@ blocks, LayerNorm eps 1e-6, fixed positions, no class token, no dropout and no d
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -136,7 +137,7 @@ def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """The first value of the parameter `name`: float32 on the CPU, a pure function of (name, shape, seed).
 
     As VideoMAE: Xavier uniform for linear weights (q, k and v as one matrix), unit norms, zero biases; the patch
-    embedding and `encoder_to_decoder` uniform within 1/sqrt(fan in); the mask token normal, std 0.02, cut at one std."""
+    embedding and `encoder_to_decoder` uniform within 1/sqrt(fan in); the mask token normal, std 0.02, cut there."""
     generator = seeding.generator(seed, "init", name)
     value = torch.zeros(shape, device="cpu")
     if name == "mask_token":

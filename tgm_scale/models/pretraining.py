@@ -1,0 +1,131 @@
+"""The masked video autoencoder: encoder on visible tokens, light decoder over targets, projection for the contrast.
+
+Shapes: B clips, C=3, T frames, H W pixels; N tokens of the grid, V visible, M targets; D width of the encoder,
+P values of a patch, E width of the text embedding.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tgm_scale.contracts import Grid
+from tgm_scale.models.attention import Backend
+from tgm_scale.models.patches import Positions, gather_tokens, patchify
+from tgm_scale.models.vit import Decoder, Encoder, ModelSize, initialise
+
+
+class Output(NamedTuple):
+    """What one pass gives; a NamedTuple, since ZeRO-3's hooks look for tensors in tuples, not in dataclasses."""
+
+    tokens: Tensor  # [B, V, D] visible tokens after the encoder's norm, of the model's dtype
+    prediction: Tensor | None  # float32 [B, M, P], order (frame, row, column, channel); None without a target
+    target_patches: Tensor | None  # the video's dtype [B, M, P], order (channel, frame, row, column)
+    embedding: Tensor | None  # float32 [B, E], not normalised; None for a model without a projection
+
+
+class Projection(nn.Linear):
+    """A linear layer without bias that computes in float32 whatever its weight's dtype and autocast (FLIP's head)."""
+
+    def __init__(self, width: int, embedding_width: int) -> None:
+        super().__init__(width, embedding_width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float())
+
+
+class MaskedVideoAutoencoder(nn.Module):
+    """VideoMAE (Tong et al. 2022) with a projection of its mean visible token, as in the joint framework of
+    "Text-Guided Video Masked Autoencoder" (Fan et al. 2024). Weight names are VideoMAE's, and `projection.weight`.
+
+    Weights are initialised in float32, keyed by name and `seed`. Built under torch.device("meta"), follow `to_empty`
+    with `vit.initialise(model, seed)`. Cast to bf16 it keeps float32 for pixel statistics, position sums,
+    predictions and embeddings.
+
+    embedding_width: width of the text embeddings to meet; None leaves the projection out.
+    Raises ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
+
+    def __init__(
+        self,
+        size: ModelSize,
+        frames: int,
+        image_size: int,
+        *,
+        attention: Backend = "auto",
+        activation_checkpointing: bool = False,
+        embedding_width: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
+        self.clip_shape = (3, frames, image_size, image_size)
+        self.encoder = Encoder(size, self.grid.tokens, attention, activation_checkpointing)
+        self.encoder_to_decoder = nn.Linear(size.width, size.decoder_width, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size.decoder_width))
+        self.decoder_positions = Positions(self.grid.tokens, size.decoder_width)
+        self.decoder = Decoder(size, attention, activation_checkpointing)
+        self.projection = None if embedding_width is None else Projection(size.width, embedding_width)
+        initialise(self, seed)
+
+    def forward(self, video_BCTHW: Tensor, visible_BV: Tensor, target_BM: Tensor | None = None) -> Output:
+        """video: 0..255, uint8 (or float); visible, target: int64 indices of tokens, disjoint (`contracts.Mask`).
+
+        Without a target the decoder does not run: encoder and projection alone, as the first pass of cached
+        contrastive gradients wants. Raises ValueError for a clip of another shape than the model was built for."""
+        patches_BNP = self._patchify(video_BCTHW)
+        tokens_BVD = self.encoder(gather_tokens(patches_BNP, visible_BV), visible_BV)
+        prediction, target_patches = None, None
+        if target_BM is not None:
+            prediction = self.decode(tokens_BVD, visible_BV, target_BM)
+            target_patches = gather_tokens(patches_BNP, target_BM)
+        embedding = None if self.projection is None else self.projection(tokens_BVD.float().mean(1))
+        return Output(tokens_BVD, prediction, target_patches, embedding)
+
+    def encode(self, video_BCTHW: Tensor, visible_BV: Tensor | None = None) -> Tensor:
+        """Tokens after the encoder's norm, [B, V, D]; with no `visible`, those of the whole clip in order."""
+        patches_BNP = self._patchify(video_BCTHW)
+        if visible_BV is not None:
+            patches_BNP = gather_tokens(patches_BNP, visible_BV)
+        return self.encoder(patches_BNP, visible_BV)
+
+    def decode(self, tokens_BVD: Tensor, visible_BV: Tensor, target_BM: Tensor) -> Tensor:
+        """Pixels of the target tokens as the decoder sees them from the visible ones: float32 [B, M, P].
+
+        The decoder attends over visible and target tokens only, so a smaller target is cheaper, and changes the
+        predictions somewhat: it is not a selection from the decode of a larger one."""
+        dtype = self.mask_token.dtype
+        seen = self.decoder_positions(self.encoder_to_decoder(tokens_BVD), visible_BV, dtype)
+        wanted = self.decoder_positions(self.mask_token, target_BM, dtype)
+        return self.decoder(torch.cat([seen, wanted], dim=1), target_BM.shape[1]).float()
+
+    def _patchify(self, video_BCTHW: Tensor) -> Tensor:
+        if video_BCTHW.shape[1:] != self.clip_shape:
+            raise ValueError(
+                f"the model was built for clips of [channels, frames, height, width] = {list(self.clip_shape)}, "
+                f"this one has {list(video_BCTHW.shape[1:])}; build it with the clip's frames and image_size"
+            )
+        return patchify(video_BCTHW, self.size.tubelet, self.size.patch)
+
+
+def macs_per_clip(size: ModelSize, frames: int, image_size: int, visible: int, targets: int) -> int:
+    """Multiply-accumulates of one clip's forward pass: matrix products and attention; norms and activations left out.
+
+    Counts what this model computes: only visible patches are embedded, only targets decoded. (Published counts for
+    VideoMAE embed all patches: at 16 frames of 224 that adds 1.7 G to ViT-B's 33.8.) A training step costs three
+    forward passes, four with activation checkpointing; one multiply-accumulate is two FLOPs."""
+    Grid.of(frames, image_size, size.tubelet, size.patch)
+
+    def block(tokens: int, width: int, mlp: int) -> int:
+        return tokens * (4 * width**2 + 2 * width * mlp) + 2 * tokens**2 * width
+
+    encoder = visible * size.patch_values * size.width + size.depth * block(visible, size.width, size.mlp)
+    if not targets:
+        return encoder
+    decoder = visible * size.width * size.decoder_width
+    decoder += size.decoder_depth * block(visible + targets, size.decoder_width, size.decoder_mlp)
+    return encoder + decoder + targets * size.decoder_width * size.patch_values

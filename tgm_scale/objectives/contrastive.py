@@ -1,0 +1,112 @@
+"""The video-text contrast: symmetric InfoNCE against frozen text, negatives among a fixed number of clips.
+
+Shapes: G clips of the global batch, E width of the embeddings, C = contrastive_batch clips of a group, K = G / C.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tgm_scale.runtime import seeding
+
+INITIAL_LOG_SCALE = math.log(1 / 0.07)  # CLIP's start (Radford et al. 2021)
+MAX_SCALE = 100.0  # CLIP's bound
+
+
+class Contrast(NamedTuple):
+    """The contrastive term of a global batch; scalars."""
+
+    loss: Tensor  # float32, mean over the clips of weight > 0
+    accuracy: Tensor  # share of them whose own caption scores highest among its negatives
+    scale: Tensor  # the logit scale used: 1 / temperature, at most MAX_SCALE
+
+
+class _BoundAbove(torch.autograd.Function):
+    """min(x, limit); past the limit the gradient stays where descent leads back (a clamp's would be 0 for ever)."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(x > limit)
+        return x.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        (over,) = ctx.saved_tensors
+        return torch.where(over & (grad < 0), 0.0, grad), None
+
+
+def caption_ids(captions: list[str]) -> Tensor:
+    """int64 [B] on the CPU: equal for captions that differ at most in case and white space."""
+    return torch.tensor([seeding.key("caption", *caption.lower().split()) for caption in captions], dtype=torch.int64)
+
+
+def info_nce(
+    video_GE: Tensor,
+    text_GE: Tensor,
+    log_scale: Tensor,
+    weight_G: Tensor,
+    caption_ids_G: Tensor,
+    clip_ids_G: Tensor,
+    contrastive_batch: int,
+) -> Contrast:
+    """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021) within groups of consecutive clips.
+
+    video, text: not necessarily normalised; log_scale: one element, its exponential bounded by MAX_SCALE. A clip's
+    negatives are the others of its group, except those of equal caption or equal clip id (repeats of one clip) and
+    those of weight 0. A clip of weight 0 is in no row, no column and not in the mean; where all weights are 0 the
+    loss is 0. Computed in float32 whatever autocast. `contrastive_batch` divides G."""
+    assert len(video_GE) % contrastive_batch == 0, (len(video_GE), contrastive_batch)
+    with torch.autocast(video_GE.device.type, enabled=False):
+        scale = _BoundAbove.apply(log_scale.float().reshape(()), math.log(MAX_SCALE)).exp()
+        video_KCE, text_KCE = (
+            F.normalize(x.float(), dim=-1).unflatten(0, (-1, contrastive_batch)) for x in (video_GE, text_GE)
+        )
+        logits_KCC = scale * video_KCE @ text_KCE.transpose(1, 2)
+        logits_KCC = logits_KCC.masked_fill(
+            _never_negative(weight_G, caption_ids_G, clip_ids_G, contrastive_batch), -math.inf
+        )
+        positive_G = logits_KCC.diagonal(dim1=1, dim2=2).flatten()
+        to_text_G, to_video_G = (logits_KCC.logsumexp(dim).flatten() - positive_G for dim in (2, 1))
+        share_G = weight_G.float() / weight_G.float().sum().clamp(min=torch.finfo(torch.float32).tiny)
+        loss = (share_G * (to_text_G + to_video_G) / 2).sum()
+        right_G = positive_G.detach() >= logits_KCC.detach().amax(2).flatten()
+    return Contrast(loss, (share_G * right_G).sum(), scale.detach())
+
+
+def _never_negative(weight_G: Tensor, caption_ids_G: Tensor, clip_ids_G: Tensor, contrastive_batch: int) -> Tensor:
+    """bool [K, C, C]: pairs off the diagonal that are no negatives."""
+
+    def equal(x_G: Tensor) -> Tensor:
+        x_KC = x_G.unflatten(0, (-1, contrastive_batch))
+        return x_KC[:, :, None] == x_KC[:, None, :]
+
+    absent_KC = (weight_G == 0).unflatten(0, (-1, contrastive_batch))
+    same = equal(caption_ids_G) | equal(clip_ids_G) | absent_KC[:, :, None] | absent_KC[:, None, :]
+    return same & ~torch.eye(contrastive_batch, dtype=torch.bool, device=weight_G.device)
+
+
+def contrastive_gradients(
+    video_GE: Tensor,
+    text_GE: Tensor,
+    log_scale: Tensor,
+    weight_G: Tensor,
+    caption_ids_G: Tensor,
+    clip_ids_G: Tensor,
+    contrastive_batch: int,
+) -> tuple[Contrast, Tensor, Tensor]:
+    """`info_nce` and the loss's gradients by video embeddings, float32 [G, E], and by log_scale, of its shape.
+
+    For cached gradients (GradCache, Gao et al. 2021): embed all clips without a graph, take these gradients, then
+    embed micro batch by micro batch with a graph and back-propagate `(embedding * gradient).sum()`. The text is
+    frozen. Nothing is returned with a graph, whatever the caller's grad mode."""
+    with torch.enable_grad():
+        video = video_GE.detach().float().requires_grad_()
+        scale = log_scale.detach().float().requires_grad_()
+        contrast = info_nce(video, text_GE.detach(), scale, weight_G, caption_ids_G, clip_ids_G, contrastive_batch)
+        video_gradient, scale_gradient = torch.autograd.grad(contrast.loss, (video, scale))
+    return contrast._replace(loss=contrast.loss.detach()), video_gradient, scale_gradient
