@@ -1,7 +1,7 @@
 """Which process of the run this is, and the host-side collectives that steer it.
 
-A start is one of three: torchrun (RANK, WORLD_SIZE, ...), srun (SLURM_PROCID, ...), or a plain `python`, which is a run
-of one process. No launcher of another kind, no ssh and no hostfile is needed.
+A start is one of three: torchrun (RANK, WORLD_SIZE, ...), srun (SLURM_PROCID, ...), or a plain `python`, which is a
+run of one process. No launcher of another kind, no ssh and no hostfile is needed.
 """
 
 from __future__ import annotations

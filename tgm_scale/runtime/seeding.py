@@ -1,6 +1,7 @@
 """Keyed, counter-based randomness: the same key gives the same numbers on any rank, device and batch.
 
-Nothing random in a run has a state. A number is a pure function of a key: (seed, purpose, step or sample key, counter).
+Nothing random in a run has a state. A number is a pure function of a key: (seed, purpose, step or sample key,
+counter).
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ def check(config: Config, place: Place) -> None:
     engine_config(engine_plan(config, place))
     if "relevance" in plan.needs and config.guidance.towers is None:
         raise ValueError(
-            f"masking.recipe={config.masking.recipe} is guided by captions: set guidance.towers to the folder of a CLIP "
-            "or SigLIP model, or to 'small'"
+            f"masking.recipe={config.masking.recipe} is guided by captions: set guidance.towers to the folder of a "
+            "CLIP or SigLIP model, or to 'small'"
         )
     if config.guidance.towers is not None:
         check_folder(tower_folder(config.guidance.towers))
@@ -124,7 +124,6 @@ def schedule(config: Config, steps: int) -> Schedule:
 def loader(
     config: Config, opened: list[Corpus], weights: list[float], place: Place, start: int, stop: int
 ) -> ClipLoader:
-    size = model_size(config)
     return ClipLoader(
         opened,
         weights=weights,

@@ -12,7 +12,7 @@ from tgm_scale.training.run_folder import replace_file
 
 
 class Metrics:
-    """Writes one JSON object a step and mirrors it to TensorBoard. On a restart it drops what came after the checkpoint.
+    """Writes one JSON object a step and mirrors it to TensorBoard. A restart drops what came after the checkpoint.
 
     Only the main rank has one."""
 
@@ -69,6 +69,9 @@ def _cut_after(path: Path, step: int) -> None:
         replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
 
 
+_TERMS = (("rec", "loss_reconstruction"), ("con", "loss_contrastive"))
+
+
 class ProgressLine:
     """A live line on a terminal, a plain line every n steps elsewhere."""
 
@@ -92,11 +95,7 @@ class ProgressLine:
         parts = [
             f"step {row['step']}/{self.total}",
             f"loss {row['loss']:.4f}",
-            *(
-                f"{name} {row[key]:.4f}"
-                for name, key in (("rec", "loss_reconstruction"), ("con", "loss_contrastive"))
-                if row[key] is not None
-            ),
+            *(f"{name} {row[key]:.4f}" for name, key in _TERMS if row[key] is not None),
             f"lr {row['learning_rate']:.2e}",
             f"{row['clips_per_second']:.1f} clips/s",
             f"data {share:.0%}",

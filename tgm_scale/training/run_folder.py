@@ -60,8 +60,8 @@ def _refuse_other_run(config: Config, file: Path) -> None:
     ]
     if differing:
         raise ValueError(
-            f"run.dir={file.parent}: holds a run of another configuration ({'; '.join(differing)}): set run.dir to a new "
-            "folder, or give the same values to go on with this one"
+            f"run.dir={file.parent}: holds a run of another configuration ({'; '.join(differing)}): set run.dir to a "
+            "new folder, or give the same values to go on with this one"
         )
 
 
@@ -72,8 +72,8 @@ def describe(folder: Path, config: Config, corpora: list[dict[str, Any]]) -> Non
         before = json.loads(data_file.read_text())
         if before != corpora:
             raise ValueError(
-                f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): restore "
-                "the shards, or start a new run folder with train.init_from"
+                f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): "
+                "restore the shards, or start a new run folder with train.init_from"
             )
     replace_file(folder / "config.yaml", configuration.dump(config))
     replace_file(data_file, json.dumps(corpora, indent=1))
