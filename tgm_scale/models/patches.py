@@ -1,10 +1,12 @@
 """A video as tokens: patches, their positions and their embedding.
 
 Shapes: B clips, C=3 channels, T frames, H W pixels, N tokens of the grid, V of them gathered, D width of the model,
-P = C * tubelet * patch * patch values of a patch, in the order (channel, frame, row, column). That is a Conv3d weight's
-order, so embedding is one matrix product with the weight seen flat, and it keeps together the pixels of a channel, over
-which targets are normalised. VideoMAE's targets and predictions are in the order (frame, row, column, channel):
-`channel_last` and `channel_first` go between the two.
+P = C * tubelet * patch * patch values of a patch.
+
+A patch's values are in the order (channel, frame, row, column): a Conv3d weight's, so that embedding is one matrix
+product with the weight seen flat, and one that keeps together the pixels of a channel, over which targets are
+normalised. VideoMAE's targets and predictions are in the order (frame, row, column, channel): `channel_last` and
+`channel_first` go between the two.
 """
 
 from __future__ import annotations

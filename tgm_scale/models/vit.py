@@ -8,7 +8,7 @@ blocks, LayerNorm eps 1e-6, fixed positions, no class token, no dropout and no d
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -49,15 +49,6 @@ SIZES = {
     "H": ModelSize(1280, 32, 16, 5120, 640, 4, 8, 2560),
     "g": ModelSize(1408, 40, 16, 6144, 512, 4, 8, 2234, patch=14),  # VideoMAE V2; mlp ratio 48/11 on both sides
 }
-
-
-def model_size(name: str, **changes: int | None) -> ModelSize:
-    """A size of the table, with fields changed (None leaves the table's value): model_size("L", decoder_depth=12).
-
-    Raises ValueError for a name that is not in the table."""
-    if name not in SIZES:
-        raise ValueError(f"model.size={name!r} is unknown; choose one of {', '.join(SIZES)}")
-    return replace(SIZES[name], **{field: value for field, value in changes.items() if value is not None})
 
 
 class Mlp(nn.Module):
