@@ -21,10 +21,10 @@ from tgm_scale.models.vit import Decoder, Encoder, ModelSize, initialise
 class Output(NamedTuple):
     """What one pass gives; a NamedTuple, since ZeRO-3's hooks look for tensors in tuples, not in dataclasses."""
 
-    tokens: Tensor  # [B, V, D] visible tokens after the encoder's norm, of the model's dtype
-    prediction: Tensor | None  # float32 [B, M, P], order (frame, row, column, channel); None without a target
-    target_patches: Tensor | None  # the video's dtype [B, M, P], order (channel, frame, row, column)
-    embedding: Tensor | None  # float32 [B, E], not normalised; None for a model without a projection
+    tokens_BVD: Tensor  # visible tokens after the encoder's norm, of the model's dtype
+    prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); None without a target
+    target_BMP: Tensor | None  # the target tokens' patches, of the video's dtype, order (channel, frame, row, column)
+    embedding_BE: Tensor | None  # float32, not normalised; None for a model without a projection
 
 
 class Projection(nn.Linear):
@@ -79,12 +79,13 @@ class MaskedVideoAutoencoder(nn.Module):
         contrastive gradients wants. Raises ValueError for a clip of another shape than the model was built for."""
         patches_BNP = self._patchify(video_BCTHW)
         tokens_BVD = self.encoder(gather_tokens(patches_BNP, visible_BV), visible_BV)
-        prediction, target_patches = None, None
+        prediction_BMP = target_patches_BMP = embedding_BE = None
         if target_BM is not None:
-            prediction = self.decode(tokens_BVD, visible_BV, target_BM)
-            target_patches = gather_tokens(patches_BNP, target_BM)
-        embedding = None if self.projection is None else self.projection(tokens_BVD.float().mean(1))
-        return Output(tokens_BVD, prediction, target_patches, embedding)
+            prediction_BMP = self.decode(tokens_BVD, visible_BV, target_BM)
+            target_patches_BMP = gather_tokens(patches_BNP, target_BM)
+        if self.projection is not None:
+            embedding_BE = self.projection(tokens_BVD.float().mean(1))
+        return Output(tokens_BVD, prediction_BMP, target_patches_BMP, embedding_BE)
 
     def encode(self, video_BCTHW: Tensor, visible_BV: Tensor | None = None) -> Tensor:
         """Tokens after the encoder's norm, [B, V, D]; with no `visible`, those of the whole clip in order."""

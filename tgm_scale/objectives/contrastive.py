@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tgm_scale.runtime import seeding
 
-INITIAL_LOG_SCALE = math.log(1 / 0.07)  # CLIP's start (Radford et al. 2021)
-MAX_SCALE = 100.0  # CLIP's bound
+INITIAL_SCALE = 1 / 0.07  # CLIP's start and bound (Radford et al. 2021, section 2.5)
+MAX_SCALE = 100.0
 
 
 class Contrast(NamedTuple):
@@ -38,6 +38,11 @@ class _BoundAbove(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         (over,) = ctx.saved_tensors
         return torch.where(over & (grad < 0), 0.0, grad), None
+
+
+def initial_log_scale() -> Tensor:
+    """The learnable temperature's first value: a scalar, the logarithm of the logit scale."""
+    return torch.tensor(math.log(INITIAL_SCALE))
 
 
 def caption_ids(captions: list[str]) -> Tensor:

@@ -38,6 +38,7 @@ def predicted_pixels(prediction_BMP: Tensor, patches_BMP: Tensor) -> Tensor:
     return (x_BMCK * std + mean).flatten(-2)
 
 
-def reconstruction_error(prediction_BMP: Tensor, target_BMP: Tensor) -> Tensor:
-    """Mean squared error over each clip's target tokens, float32 [B]."""
-    return (prediction_BMP.float() - target_BMP.float()).square().mean(dim=(1, 2))
+def reconstruction_error(prediction_BMP: Tensor, patches_BMP: Tensor) -> Tensor:
+    """Mean squared error of predictions against the `normalised_targets` of the true patches, float32 [B]: a mean over
+    each clip's target tokens."""
+    return (prediction_BMP.float() - normalised_targets(patches_BMP)).square().mean(dim=(1, 2))
