@@ -8,7 +8,7 @@ from torch import Tensor
 from tgm_scale.contracts import Batch
 from tgm_scale.masking.diagnostics import GuidanceMonitor
 from tgm_scale.masking.recipes import Masker
-from tgm_scale.runtime import seeding
+from tgm_scale.objectives.contrastive import caption_ids
 from tgm_scale.training.build import Towers
 from tgm_scale.training.step import Prepared
 
@@ -27,8 +27,7 @@ class Guide:
         mask = self.masker(batch.seeds, relevance=relevance_BSRC, motion=batch.motion)
         if self.monitor is not None and relevance_BSRC is not None:
             self.monitor.observe(batch.seeds, relevance_BSRC, mask)
-        caption_ids_B = torch.tensor([seeding.key("caption", c) for c in batch.captions], device=batch.video.device)
-        return Prepared(batch, mask, text_BE, caption_ids_B)
+        return Prepared(batch, mask, text_BE, caption_ids(batch.captions).to(batch.video.device))
 
     def _relevance(self, batch: Batch, text_BE: Tensor | None) -> Tensor | None:
         if "relevance" not in self.masker.needs:

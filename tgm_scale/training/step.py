@@ -164,7 +164,7 @@ class JointStep:
         if self.contrastive_weight:
             contrastive = float(sum(replay.loss for replay in replays))
             accuracy = float(sum(replay.accuracy for replay in replays))
-            temperature = float(torch.exp(-log_scale)) if log_scale is not None else None
+            temperature = float(torch.exp(-log_scale.detach())) if log_scale is not None else None
             loss += self.contrastive_weight * contrastive
         return StepResult(
             loss, reconstruction, contrastive, accuracy, temperature, None if norm is None else float(norm)
