@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.objectives.contrastive import INITIAL_LOG_SCALE
-from tgm_scale.objectives.reconstruction import normalised_targets, reconstruction_error
+from tgm_scale.objectives.contrastive import initial_log_scale
+from tgm_scale.objectives.reconstruction import reconstruction_error
 
 
 class JointModule(nn.Module):
@@ -16,7 +15,7 @@ class JointModule(nn.Module):
     def __init__(self, model: MaskedVideoAutoencoder, contrastive: bool):
         super().__init__()
         self.model = model
-        self.log_scale = nn.Parameter(torch.tensor([INITIAL_LOG_SCALE])) if contrastive else None
+        self.log_scale = nn.Parameter(initial_log_scale().reshape(1)) if contrastive else None
 
     def forward(
         self, video_BCTHW: Tensor, visible_BV: Tensor, target_BM: Tensor | None
@@ -25,8 +24,7 @@ class JointModule(nn.Module):
         output = self.model(video_BCTHW, visible_BV, target_BM)
         error_B = None
         if target_BM is not None:
-            error_B = reconstruction_error(output.prediction, normalised_targets(output.target_patches))
+            error_B = reconstruction_error(output.prediction_BMP, output.target_BMP)
         # times one: a parameter that leaves the module itself would be partitioned under the loss at ZeRO-3
         log_scale = None if self.log_scale is None else self.log_scale.float() * 1.0
-        return error_B, output.embedding, log_scale
-
+        return error_B, output.embedding_BE, log_scale
