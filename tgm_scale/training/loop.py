@@ -33,10 +33,9 @@ def pretrain(config: Config) -> int:
     folder = run_folder.claim(config)
     stop = StopRequest()
     engine.start_processes(place)
-    try:
-        return _Run(config, folder, place, stop).train()
-    finally:
-        engine.stop_processes()
+    code = _Run(config, folder, place, stop).train()
+    engine.stop_processes()
+    return code
 
 
 class _Run:
