@@ -1,0 +1,80 @@
+"""The catalogue of a folder of shards: the size and count of each, so that opening ten thousand shards reads one file.
+
+`shards.catalogue.json` lies beside the shards, or in the user's cache where they are remote or read-only, and can be
+derived from their indices at any time. A local shard whose size or time of change is not the catalogue's is looked at
+anew; a remote catalogue is taken at its word."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+from tgm_scale.data import shard_index, storage
+from tgm_scale.data.shard_index import Summary
+
+CATALOGUE = "shards.catalogue.json"
+
+Stamp = list[int]  # of a local shard: bytes and time of change, which cost one stat; a remote one has none
+Catalogue = dict[str, tuple[Stamp, Summary]]
+
+
+def summaries(shards: list[str]) -> list[Summary]:
+    """Each shard's summary, from its folder's catalogue or else from its index; catalogues are brought up to date."""
+    folders = defaultdict(list)
+    for shard in shards:
+        folders[os.path.dirname(shard)].append(shard)
+    found: dict[str, Summary] = {}
+    for folder, members in folders.items():
+        known = _read(folder)
+        missing = [shard for shard in members if not _knows(known, shard)]
+        with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
+            for shard, entry in zip(missing, pool.map(_examine, missing)):
+                known[os.path.basename(shard)] = entry
+        if missing:
+            _write(folder, known)
+        found |= {shard: known[os.path.basename(shard)][1] for shard in members}
+    return [found[shard] for shard in shards]
+
+
+def _knows(known: Catalogue, shard: str) -> bool:
+    entry = known.get(os.path.basename(shard))
+    return entry is not None and (storage.is_url(shard) or entry[0] == _stamp(shard))
+
+
+def _stamp(shard: str) -> Stamp:
+    if storage.is_url(shard):
+        return []
+    stat = os.stat(shard)
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _examine(shard: str) -> tuple[Stamp, Summary]:
+    stamp = _stamp(shard)  # taken first: a shard replaced meanwhile is examined again at the next opening
+    return stamp, shard_index.load(shard).summary
+
+
+def _paths(folder: str) -> tuple[str, str]:
+    """Beside the shards, and in the user's cache."""
+    where = folder if "://" in folder else os.path.abspath(folder)
+    name = hashlib.blake2b(where.encode(), digest_size=8).hexdigest()
+    return os.path.join(folder, CATALOGUE), str(shard_index.cache_folder() / f"{name}-{CATALOGUE}")
+
+
+def _read(folder: str) -> Catalogue:
+    known: Catalogue = {}
+    for path in _paths(folder):
+        try:
+            for name, (stamp, summary) in json.loads(storage.read_small(path) or b"{}").items():
+                known[name] = (stamp, Summary(**summary))
+        except (ValueError, TypeError, AttributeError):  # half a file, or another version's: all of it can be derived
+            continue
+    return known
+
+
+def _write(folder: str, known: Catalogue) -> None:
+    plain = {name: [stamp, asdict(summary)] for name, (stamp, summary) in sorted(known.items())}
+    shard_index.keep(json.dumps(plain, separators=(",", ":")).encode(), *_paths(folder))

@@ -1,0 +1,224 @@
+"""The index of one shard: where each sample's members lie in its tar, so that a sample is read by range.
+
+`NAME.index.jsonl` beside `NAME.tar`: a first line {"bytes", "mark", "samples", "problems"}, then one line a sample,
+{"key", "members": {extension: [offset, size]}}. Size and mark (a digest of both ends) tie it to its tar; times of
+files do not, because copies and downloads change them. A corpus from elsewhere gets its indices when it is first
+opened: beside the tars, or in the user's cache where they cannot be written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data import storage
+from tgm_scale.runtime import seeding
+
+VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm")
+_MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, so some of the last sample is in it
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """Where one sample lies: its key, its shard (path or URL), and (offset, size) in bytes of each member.
+
+    Members are named by extension: all after the first dot of the member's name, in lower case ("mp4", "tgm.npy")."""
+
+    key: str
+    shard: str
+    members: dict[str, tuple[int, int]]
+
+    @property
+    def video(self) -> str:
+        """The extension of its video."""
+        return next(extension for extension in VIDEO_EXTENSIONS if extension in self.members)
+
+    @property
+    def name(self) -> str:
+        """ "shard-name/sample-key", the sample's name in logs."""
+        return f"{shard_name(self.shard)}/{self.key}"
+
+
+def shard_name(shard: str) -> str:
+    """The shard's name without its folder and .tar."""
+    return os.path.basename(shard).removesuffix(".tar")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a corpus needs to know of a shard before it reads from it: bytes, usable samples, what was left out."""
+
+    bytes: int
+    samples: int
+    left_out: dict[str, int]  # reason -> count
+
+
+class ShardIndex:
+    """The samples of one shard. Lines are parsed when asked for."""
+
+    def __init__(self, shard: str, size: int, mark: str, lines: list[bytes], problems: list[Problem]) -> None:
+        self.shard, self.size, self.mark, self.problems = shard, size, mark, problems
+        self._lines = lines
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def sample(self, row: int) -> SampleRef:
+        line = json.loads(self._lines[row])
+        members = {extension: (offset, size) for extension, (offset, size) in line["members"].items()}
+        return SampleRef(line["key"], self.shard, members)
+
+    @property
+    def summary(self) -> Summary:
+        return Summary(self.size, len(self), dict(Counter(problem.reason for problem in self.problems)))
+
+    def dump(self) -> bytes:
+        """The index file's content."""
+        problems = [[problem.key, problem.reason, problem.detail] for problem in self.problems]
+        head = _line({"bytes": self.size, "mark": self.mark, "samples": len(self), "problems": problems})
+        return b"\n".join([head, *self._lines]) + b"\n"
+
+    @classmethod
+    def parse(cls, shard: str, data: bytes) -> ShardIndex:
+        """Raises ValueError where `data` is no whole index."""
+        lines = data.splitlines()
+        head = json.loads(lines[0]) if lines else {}
+        if not isinstance(head, dict) or head.get("samples") != len(lines) - 1:
+            raise ValueError(f"{shard}: its index is no whole index file; delete it, it is built anew")
+        return cls(shard, head["bytes"], head["mark"], lines[1:], [Problem(*each) for each in head["problems"]])
+
+    @classmethod
+    def scan(cls, shard: str) -> ShardIndex:
+        """Read the headers of the tar. What cannot be used is a problem, never an error:
+
+        `no_video` (a failed download leaves its captions), `shard_cut` (the tar ends too early; what is complete
+        before the cut is used), `shard_unreadable` (no tar at all), `duplicate_member` (the first is used)."""
+        members: dict[str, dict[str, tuple[int, int]]] = {}
+        problems: list[Problem] = []
+        cut_keys: set[str] = set()
+        with storage.open_seekable(shard) as file:
+            size, mark = _identity(file)
+            try:
+                tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (it holds nothing but `file`)
+                while (member := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+                    key, extension = split_name(member.name)
+                    if not (key and extension) or not member.isreg() or member.issparse():
+                        continue
+                    if member.offset_data + member.size > size:
+                        cut_keys.add(key)
+                    elif extension in members.setdefault(key, {}):
+                        problems.append(Problem(key, "duplicate_member", f"a second {extension!r}"))
+                    else:
+                        members[key][extension] = (member.offset_data, member.size)
+                cut = _cut(file, tar.offset)
+            except tarfile.ReadError as error:
+                cut = str(error)
+        if cut:
+            reason = "shard_cut" if members or cut_keys else "shard_unreadable"
+            problems.append(Problem(shard_name(shard), reason, cut))
+        lines = []
+        for key, found in members.items():
+            if key in cut_keys:
+                problems.append(Problem(key, "shard_cut", "the shard ends inside this sample"))
+            elif not any(extension in found for extension in VIDEO_EXTENSIONS):
+                problems.append(Problem(key, "no_video", "has " + ", ".join(sorted(found))))
+            else:
+                lines.append(_line({"key": key, "members": found}))
+        return cls(shard, size, mark, lines, problems)
+
+
+def _line(value: dict) -> bytes:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def _identity(file: BinaryIO) -> tuple[int, str]:
+    """Size and mark of a tar; the file is left at its start."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _MARK_BYTES))
+    digest = hashlib.blake2b(file.read(_MARK_BYTES), digest_size=8)
+    file.seek(0)
+    digest.update(file.read(tarfile.BLOCKSIZE))
+    file.seek(0)
+    return size, digest.hexdigest()
+
+
+def _cut(file: BinaryIO, end: int) -> str:
+    """Why the tar does not end as a tar should, "" where it does: tarfile takes a broken header for the end."""
+    file.seek(end)
+    block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        return f"ends at byte {end + len(block)} without the end mark"
+    return f"no member header at byte {end}" if block.strip(b"\0") else ""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension of a member: the extension is all after the first dot of the last part of the name."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return (folder + slash + stem if stem else ""), extension.lower()
+
+
+def load(shard: str) -> ShardIndex:
+    """The shard's index, built and kept where it is missing or stale.
+
+    Safe to call from many processes at once: the file appears whole."""
+    beside, cached = index_path(shard), _cache_path(shard)
+    for path in (beside, cached):
+        index = _fresh(shard, path)
+        if index is not None:
+            return index
+    index = ShardIndex.scan(shard)
+    keep(index.dump(), beside, cached)
+    return index
+
+
+def keep(data: bytes, beside: str, cached: str) -> None:
+    """Write a derived file beside the shards, or in the user's cache where they are remote or read-only.
+
+    Raises OSError with the remedy where neither can be written."""
+    if not storage.is_url(beside):
+        try:
+            return storage.write_atomically(Path(beside), data)
+        except OSError:  # read-only, or another user's
+            pass
+    try:
+        return storage.write_atomically(Path(cached), data)
+    except OSError as error:
+        raise OSError(
+            f"neither {beside} nor {cached} can be written ({error}); set XDG_CACHE_HOME to a folder that can"
+        ) from error
+
+
+def index_path(shard: str) -> str:
+    """Where the index lies beside its shard."""
+    return shard.removesuffix(".tar") + ".index.jsonl"
+
+
+def cache_folder() -> Path:
+    """Where indices and catalogues of read-only and remote corpora are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgm_scale" / "index"
+
+
+def _cache_path(shard: str) -> str:
+    where = shard if storage.is_url(shard) else os.path.abspath(shard)
+    return str(cache_folder() / f"{seeding.key(where):016x}-{shard_name(shard)}.index.jsonl")
+
+
+def _fresh(shard: str, path: str) -> ShardIndex | None:
+    """The index at `path` if it is there, whole, and of this tar."""
+    data = storage.read_small(path)
+    if data is None:
+        return None
+    try:
+        index = ShardIndex.parse(shard, data)
+    except (ValueError, KeyError, TypeError):
+        return None
+    with storage.open_seekable(shard) as file:
+        return index if (index.size, index.mark) == _identity(file) else None

@@ -1,0 +1,193 @@
+"""Where shards lie: a local path or a URL. Lists them, reads small files whole and large ones by range; no shell."""
+
+from __future__ import annotations
+
+import glob
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import fsspec
+from braceexpand import braceexpand
+
+PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hdfs", "memory")
+RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # waits between attempts: a fileserver's fail-over takes some seconds
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_REFUSED = (401, 403)  # HTTP
+_DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
+
+T = TypeVar("T")
+
+
+def is_url(path: str) -> bool:
+    """Whether `path` is a URL. Raises ValueError for a shell pipe or a protocol that is not read here."""
+    if path.startswith("pipe:"):
+        raise ValueError(
+            f"{path!r} asks for a shell command; shards are read from folders and URLs only: give the URL"
+        )
+    protocol, mark, _ = path.partition("://")
+    if mark and protocol not in PROTOCOLS:
+        raise ValueError(f"{path!r}: protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}; or give a local path")
+    return bool(mark)
+
+
+def expand(spec: str | os.PathLike | list[str]) -> list[str]:
+    """Shards named by a folder, a glob, a brace pattern (`{000..099}.tar`), a .tar, or a list of these.
+
+    A folder or a glob gives its .tar files in the order of their names. Raises ValueError naming the part of `spec`
+    that holds no shard."""
+    parts = [os.fspath(spec)] if isinstance(spec, (str, os.PathLike)) else [os.fspath(part) for part in spec]
+    shards: list[str] = []
+    for part in parts:
+        whole = [part] if not is_url(part) and os.path.exists(part) else list(braceexpand(part))
+        for item in whole:
+            found = _expand_url(item) if is_url(item) else _expand_path(item)
+            if not found:
+                raise ValueError(f"no shards (*.tar) at {item!r}; make some with tools/make_shards.py or name another")
+            shards += found
+    if not shards:
+        raise ValueError("the list of shards is empty; name a folder, a pattern or .tar files")
+    if len(set(shards)) != len(shards):
+        twice = next(shard for shard in shards if shards.count(shard) > 1)
+        raise ValueError(f"shard {twice!r} is named twice; its samples would count double: name it once")
+    return shards
+
+
+def _expand_path(item: str) -> list[str]:
+    if os.path.isdir(item):
+        return sorted(entry.path for entry in os.scandir(item) if _is_shard(entry.name))
+    if os.path.isfile(item):
+        return [item]
+    return sorted(path for path in glob.glob(item) if _is_shard(path))
+
+
+def _expand_url(item: str) -> list[str]:
+    if _is_shard(item) and not glob.has_magic(item):
+        return [item]
+    system, path = fsspec.url_to_fs(item)
+    found = system.glob(path) if glob.has_magic(path) else system.ls(path, detail=False)
+    return sorted(system.unstrip_protocol(name) for name in found if _is_shard(name))
+
+
+def _is_shard(name: str) -> bool:
+    return name.endswith(".tar") and not os.path.basename(name).startswith(".")
+
+
+def retrying(action: Callable[[], T], what: str) -> T:
+    """`action()`, again after a passing error. Raises OSError naming `what` after the last attempt; a missing or
+    forbidden file is not retried."""
+    for wait in (*RETRY_SECONDS, None):
+        try:
+            return action()
+        except _LASTING:
+            raise
+        except Exception as error:  # remote file systems raise classes of their own (aiohttp, botocore)
+            if getattr(error, "status", None) in _REFUSED:
+                raise PermissionError(f"{what}: {error}") from error
+            if wait is None:
+                raise OSError(
+                    f"{what}: {type(error).__name__}: {error} ({len(RETRY_SECONDS) + 1} attempts)"
+                ) from error
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def read_small(path: str) -> bytes | None:
+    """A whole small file, None where there is none (a public bucket forbids what it does not have)."""
+
+    def read() -> bytes:
+        if is_url(path):
+            system, name = fsspec.url_to_fs(path)
+            return system.cat_file(name)
+        return Path(path).read_bytes()
+
+    try:
+        return retrying(read, path)
+    except (FileNotFoundError, PermissionError):
+        return None
+
+
+def open_seekable(path: str) -> BinaryIO:
+    """A file to scan by seeking; of a URL, 64 KiB are fetched at a time."""
+    return fsspec.open(path, "rb", block_size=1 << 16).open() if is_url(path) else open(path, "rb")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write beside, force to disk, rename: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _Descriptor:
+    """An open file, closed when its last user lets go of it (a thread may still read what another evicts)."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class RangeReader:
+    """Reads byte ranges of many files; the last few local ones stay open. Threads may share it; it pickles empty."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`. Raises OSError after several attempts."""
+
+        def attempt() -> bytes:
+            data = self._read_url(path, offset, size) if is_url(path) else self._read_path(path, offset, size)
+            if len(data) != size:
+                raise OSError(
+                    f"{len(data)} bytes came where {size} were asked for at {offset}: the shard was replaced while in "
+                    "use, or its server does not honour range requests"
+                )
+            return data
+
+        return retrying(attempt, path)
+
+    def _read_url(self, path: str, offset: int, size: int) -> bytes:
+        system, name = fsspec.url_to_fs(path)
+        return system.cat_file(name, start=offset, end=offset + size)
+
+    def _read_path(self, path: str, offset: int, size: int) -> bytes:
+        descriptor = self._descriptor(path)
+        try:
+            data = os.pread(descriptor.number, size, offset)
+        except OSError:
+            with self._lock:  # a stale handle of a network file system is cured by opening the file anew
+                self._open.pop(path, None)
+            raise
+        while 0 < len(data) < size:
+            more = os.pread(descriptor.number, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def _descriptor(self, path: str) -> _Descriptor:
+        with self._lock:
+            descriptor = self._open.pop(path, None) or _Descriptor(path)
+            self._open[path] = descriptor
+            if len(self._open) > _DESCRIPTORS:
+                self._open.popitem(last=False)
+            return descriptor
+
+    def __reduce__(self) -> tuple:
+        return RangeReader, ()
