@@ -1,0 +1,102 @@
+"""Patches, positions and embedding against their definitions."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tgm_scale.contracts import Grid
+from tgm_scale.models.patches import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PatchEmbed,
+    Positions,
+    channel_first,
+    channel_last,
+    gather_tokens,
+    patchify,
+    sine_cosine_table,
+    unpatchify,
+)
+
+sides = st.integers(1, 3)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(slots=sides, rows=sides, columns=sides, tubelet=sides, patch=sides)
+def test_unpatchify_undoes_patchify(slots: int, rows: int, columns: int, tubelet: int, patch: int) -> None:
+    video = noise(2, 3, slots * tubelet, rows * patch, columns * patch)
+    patches = patchify(video, tubelet, patch)
+    assert patches.shape == (2, slots * rows * columns, 3 * tubelet * patch**2)
+    assert torch.equal(unpatchify(patches, Grid(slots, rows, columns), tubelet, patch), video)
+
+
+def test_a_patch_holds_its_pixels_in_the_order_channel_frame_row_column() -> None:
+    video = noise(1, 3, 4, 6, 9)
+    patches = patchify(video, tubelet=2, patch=3)
+    slot, row, column = 1, 0, 2
+    token = (slot * 2 + row) * 3 + column
+    assert torch.equal(patches[0, token], video[0, :, 2:4, 0:3, 6:9].flatten())
+    assert torch.equal(channel_last(patches)[0, token], video[0, :, 2:4, 0:3, 6:9].permute(1, 2, 3, 0).flatten())
+    assert torch.equal(channel_first(channel_last(patches)), patches)
+
+
+def test_gathered_tokens_are_those_named() -> None:
+    x = torch.randn(2, 5, 3)
+    index = torch.tensor([[0, 4], [3, 1]])
+    assert torch.equal(gather_tokens(x, index), torch.stack([x[0, [0, 4]], x[1, [3, 1]]]))
+
+
+@pytest.mark.parametrize("width", [8, 384])
+def test_positions_by_their_formula(width: int) -> None:
+    expected = np.empty((50, width))
+    for position in range(50):
+        for j in range(width):
+            angle = position / 10000 ** (2 * (j // 2) / width)
+            expected[position, j] = np.cos(angle) if j % 2 else np.sin(angle)
+    assert np.array_equal(sine_cosine_table(50, width).numpy(), expected.astype(np.float32))
+
+
+def test_embedding_is_the_strided_convolution_of_the_normalised_clip() -> None:
+    torch.manual_seed(0)
+    embed = PatchEmbed(10, tubelet=2, patch=4)
+    torch.nn.init.normal_(embed.proj.weight)
+    torch.nn.init.normal_(embed.proj.bias)
+    video = noise(2, 3, 4, 8, 12)
+    mean, std = (torch.tensor(x).view(3, 1, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    convolved = F.conv3d((video / 255 - mean) / std, embed.proj.weight, embed.proj.bias, stride=(2, 4, 4))
+    embedded = embed(patchify(video, 2, 4))
+    torch.testing.assert_close(embedded, convolved.flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-4)
+    index = torch.stack([torch.randperm(12)[:5] for _ in range(2)])
+    gathered_first = embed(gather_tokens(patchify(video, 2, 4), index))
+    torch.testing.assert_close(gathered_first, gather_tokens(embedded, index), rtol=1e-6, atol=1e-5)
+
+
+def test_fixed_tensors_survive_casts_copies_and_allocation_from_meta() -> None:
+    exact = sine_cosine_table(20, 6)
+    positions = Positions(20, 6)
+    for changed in (positions.bfloat16(), positions.half().float(), copy.deepcopy(positions)):
+        assert torch.equal(changed.value, exact)
+    with torch.device("meta"):
+        later = Positions(20, 6)
+    assert torch.equal(later.to_empty(device="cpu").value, exact)
+    assert not positions.state_dict()
+
+
+def test_positions_are_added_in_float32() -> None:
+    positions = Positions(20, 6).bfloat16()
+    x = torch.randn(1, 20, 6).bfloat16()
+    index = torch.arange(20)[None]
+    exact = (x.float() + sine_cosine_table(20, 6)).bfloat16()
+    assert torch.equal(positions(x, index, torch.bfloat16), exact)
+    assert torch.equal(positions(x, None, torch.bfloat16), exact)
