@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 PARTS = ("weight", "exp_avg", "exp_avg_sq")
@@ -32,8 +33,6 @@ def read(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
 
 def write(engine: Any, step: int, tensor_of: Callable[[str, str], Tensor]) -> None:
     """Set every weight and moment from `tensor_of(name, part)` and AdamW's step count. Collective."""
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
     source = _plain_pairs(engine)
     _allocate_moments(engine)
     if source is None:
@@ -41,11 +40,8 @@ def write(engine: Any, step: int, tensor_of: Callable[[str, str], Tensor]) -> No
     for name, parameter in named_parameters(engine):
         if source is not None:
             _write_plain(engine, *source[name], name, tensor_of)
-            continue
-        device = parameter.device
-        safe_set_full_fp32_param(parameter, tensor_of(name, "weight").to(device))
-        for part in PARTS[1:]:
-            safe_set_full_optimizer_state(parameter, tensor_of(name, part).to(device), part)
+        else:
+            _write_fragments(parameter, name, tensor_of)
     if source is None:
         _refresh_working_weights(engine)
     _set_step(_adam(engine), step)
@@ -94,6 +90,28 @@ def _read_fragments(parameter: nn.Parameter) -> dict[str, Tensor]:
     weight = safe_get_full_fp32_param(parameter)
     moments = {part: safe_get_full_optimizer_state(parameter, part) for part in PARTS[1:]}
     return {"weight": weight.detach(), **{part: moment.detach() for part, moment in moments.items()}}
+
+
+def _write_fragments(parameter: nn.Parameter, name: str, tensor_of: Callable[[str, str], Tensor]) -> None:
+    from deepspeed import utils
+
+    device = parameter.device
+    if not hasattr(parameter, "ds_tensor"):
+        utils.safe_set_full_fp32_param(parameter, tensor_of(name, "weight").to(device))
+        for part in PARTS[1:]:
+            utils.safe_set_full_optimizer_state(parameter, tensor_of(name, part).to(device), part)
+        return
+    # ZeRO-3: the calls for whole tensors fail on one that the world size does not divide, so set this rank's slice
+    utils.safe_set_local_fp32_param(parameter, _own_slice(parameter, tensor_of(name, "weight")).to(device))
+    for part in PARTS[1:]:
+        utils.safe_set_local_optimizer_state(parameter, _own_slice(parameter, tensor_of(name, part)).to(device), part)
+
+
+def _own_slice(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's part of a whole tensor under ZeRO-3, padded with zeros at the end."""
+    length = parameter.ds_tensor.numel()
+    flat = value.flatten()[length * dist.get_rank() : length * (dist.get_rank() + 1)]
+    return torch.nn.functional.pad(flat, (0, length - flat.numel()))
 
 
 def _flat_masters(engine: Any) -> list[Tensor]:
