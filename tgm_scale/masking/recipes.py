@@ -1,0 +1,205 @@
+"""The table of masking recipes, and the masker that a recipe and a configuration make.
+
+A recipe is saliency sources mixed by weight, and a selection. All counts are fixed when the masker is built; ratios
+that do not divide a group of tokens are rounded down: 0.6 of a slot of 196 hides 117.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgm_scale.contracts import Grid, Mask
+from tgm_scale.masking import selection
+from tgm_scale.masking.saliency import SOURCES
+
+SCALES = ("rank", "raw")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to score and how to choose. The fields are the keys of `masking.options`."""
+
+    sources: Mapping[str, float]  # source name -> weight
+    scope: str = "slot"
+    rule: str = "top_k"
+    temperature: float = 0.0  # of the Gumbel noise, in units of the scaled saliency; 0 = none
+    scale: str = "rank"  # sources are mixed and heated as ranks within their group (0..1), or as they come
+
+
+RECIPES: dict[str, Recipe] = {
+    "random": Recipe({"random": 1.0}, scope="clip"),  # MAE-ST, arXiv 2205.09113
+    "tube": Recipe({"random": 1.0}, scope="tube"),  # VideoMAE, arXiv 2203.12602
+    "frame": Recipe({"frame": 1.0}, scope="clip"),  # VideoMAE, ablation
+    "block": Recipe({"block": 1.0}, scope="clip"),  # MAE-ST, ablation
+    "text_guided": Recipe({"text": 1.0}, scope="slot"),  # TGM, arXiv 2408.00759
+}
+
+
+@dataclass(frozen=True)
+class Masker:
+    """Masks for batches of clips on their device; the same seed gives the same mask in any batch and place."""
+
+    name: str
+    recipe: Recipe
+    grid: Grid
+    hidden_per_group: int
+    visible_count: int
+    target_count: int
+
+    @property
+    def needs(self) -> set[str]:
+        """The maps that a call must be given: 'relevance', 'motion'."""
+        return set().union(*(SOURCES[name].needs for name in self.recipe.sources))
+
+    @property
+    def hidden_count(self) -> int:
+        """Tokens that the rule hides, the targets among them."""
+        return self.hidden_per_group * (self.grid.tokens // selection.group_size(self.recipe.scope, self.grid))
+
+    def __call__(self, seeds_B: Tensor, **aux: Tensor | None) -> Mask:
+        """The mask of each clip.
+
+        seeds_B: int64 [B], one of each sample. aux: the maps that `needs` names (others are ignored), float
+        [B, S, R, C] on the seeds' device. Raises ValueError where one is missing."""
+        hidden_BK, visible_BK = self._split(seeds_B, aux)
+        return Mask(
+            visible=selection.draw(visible_BK, self.visible_count, self.grid, seeds_B, "mask.visible"),
+            target=selection.draw(hidden_BK, self.target_count, self.grid, seeds_B, "mask.target"),
+        )
+
+    def hidden(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
+        """Which tokens the rule hides, whatever is then thinned or left out of the targets: bool [B, S, R, C]."""
+        hidden_BK, _ = self._split(seeds_B, aux)
+        grid = self.grid
+        hidden_BN = torch.zeros(len(seeds_B), grid.tokens, dtype=torch.bool, device=seeds_B.device)
+        return hidden_BN.scatter_(1, hidden_BK, True).view(-1, grid.slots, grid.rows, grid.columns)
+
+    def saliency(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
+        """The mixed, scaled saliency before noise: float32 [B, S, R, C]; S = 1 under the scope `tube`."""
+        given = {name: map_ for name, map_ in aux.items() if map_ is not None}
+        for name in sorted(self.needs - given.keys()):
+            raise ValueError(
+                f"masking.recipe={self.name} needs {name} maps and this batch has none: choose another recipe or "
+                f"sources (masking.options.sources), or data that brings {name}"
+            )
+        grid, scope = self.grid, self.recipe.scope
+        total = sum(self.recipe.sources.values())
+        mixed: Tensor | float = 0.0
+        for name, weight in self.recipe.sources.items():
+            score_BSRC = SOURCES[name].score(seeds_B, grid, given)
+            assert score_BSRC.shape == (len(seeds_B), grid.slots, grid.rows, grid.columns), (name, score_BSRC.shape)
+            pooled = selection.pool(score_BSRC, scope)
+            scaled = selection.mid_ranks(pooled, scope) if self.recipe.scale == "rank" else pooled
+            mixed = mixed + scaled * (weight / total)
+        assert isinstance(mixed, Tensor)
+        return mixed
+
+    def _split(self, seeds_B: Tensor, aux: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
+        recipe = self.recipe
+        saliency = self.saliency(seeds_B, **aux)
+        if recipe.temperature:
+            saliency = selection.heat(saliency, recipe.temperature, seeds_B)
+        priority = selection.RULES[recipe.rule](saliency)
+        return selection.split(priority, recipe.scope, self.hidden_per_group, self.grid, seeds_B)
+
+    def describe(self) -> str:
+        """One line: what is hidden, seen and reconstructed, with the rounding."""
+        grid, size = self.grid, selection.group_size(self.recipe.scope, self.grid)
+        group = {"clip": "the clip", "slot": "each slot", "tube": "each slot, the same in all"}[self.recipe.scope]
+        sources = " + ".join(f"{weight:g} {name}" for name, weight in self.recipe.sources.items())
+        return (
+            f"{self.name} ({sources}, {self.recipe.rule}): hides {self.hidden_per_group} of {size} tokens of {group} "
+            f"({self.hidden_count / grid.tokens:.1%} of {grid.tokens}, rounded down); {self.visible_count} visible, "
+            f"{self.target_count} targets"
+        )
+
+
+def build_masker(
+    recipe: str,
+    grid: Grid,
+    mask_ratio: float,
+    visible_ratio: float | None = None,
+    decode_ratio: float = 1.0,
+    **options: Any,
+) -> Masker:
+    """The masker of a configuration.
+
+    recipe: a key of RECIPES. mask_ratio: share of the tokens that the rule hides. visible_ratio: share that the
+    encoder sees, drawn at random from what is not hidden (None: all of it). decode_ratio: share of the hidden tokens
+    that are targets, drawn at random. options: fields of the recipe to change. Raises ValueError that names the
+    configuration's key."""
+    chosen = _with_options(recipe, options)
+    size = selection.group_size(chosen.scope, grid)
+    hidden_per_group = _count(mask_ratio, size, "masking.mask_ratio", f"hides none of {size} tokens", top=False)
+    if hidden_per_group == size:
+        raise ValueError(f"masking.mask_ratio={mask_ratio} hides all of {size} tokens: lower it")
+    hidden = hidden_per_group * (grid.tokens // size)
+    visible = grid.tokens - hidden
+    if visible_ratio is not None:
+        if visible_ratio > 1 - mask_ratio + 1e-9:
+            raise ValueError(
+                f"masking.visible_ratio={visible_ratio} is more than what masking.mask_ratio={mask_ratio} leaves: "
+                f"choose at most {1 - mask_ratio:.6g}, or lower masking.mask_ratio"
+            )
+        if visible_ratio < 1 - mask_ratio - 1e-9:  # equal: nothing to thin, whatever the rounding
+            visible = _count(visible_ratio, grid.tokens, "masking.visible_ratio", "leaves no visible token", top=False)
+    targets = _count(decode_ratio, hidden, "model.decode_ratio", f"leaves no target among {hidden} hidden tokens")
+    return Masker(recipe, chosen, grid, hidden_per_group, visible, targets)
+
+
+def _count(ratio: float, tokens: int, key: str, failure: str, top: bool = True) -> int:
+    """floor(ratio * tokens), at least 1. The margin undoes binary fractions: 0.29 * 100 is 28.999999999999996."""
+    if not (0 < ratio < 1 or (top and ratio == 1)):
+        raise ValueError(f"{key}={ratio}: wanted a share above 0 and {'at most' if top else 'below'} 1")
+    count = int(ratio * tokens + 1e-9 * tokens)
+    if count == 0:
+        raise ValueError(f"{key}={ratio} {failure}: raise it to at least {1 / tokens:.3g}")
+    return count
+
+
+def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
+    if name not in RECIPES:
+        raise ValueError(f"masking.recipe={name}: unknown; {_nearest(name, RECIPES)}")
+    known = [f.name for f in fields(Recipe)]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"masking.options.{option}: unknown; {_nearest(option, known)}")
+    recipe = replace(RECIPES[name], **options)
+    _check_sources(recipe.sources)
+    for option, allowed in {"scope": selection.SCOPES, "rule": selection.RULES, "scale": SCALES}.items():
+        value = getattr(recipe, option)
+        if value not in allowed:
+            raise ValueError(f"masking.options.{option}={value}: unknown; {_nearest(str(value), allowed)}")
+    if not _is_number(recipe.temperature) or recipe.temperature < 0:
+        raise ValueError(f"masking.options.temperature={recipe.temperature!r}: wanted a number of at least 0")
+    if recipe.rule == "gumbel_top_k" and not recipe.temperature:
+        raise ValueError("masking.options.rule=gumbel_top_k: set masking.options.temperature above 0, such as 0.1")
+    return recipe
+
+
+def _check_sources(sources: Any) -> None:
+    if not isinstance(sources, Mapping) or not sources:
+        raise ValueError(
+            f"masking.options.sources={sources!r}: wanted weights by source name, such as {{text: 0.7, random: 0.3}}"
+        )
+    for name, weight in sources.items():
+        if name not in SOURCES:
+            raise ValueError(f"masking.options.sources.{name}: unknown; {_nearest(str(name), SOURCES)}")
+        if not _is_number(weight) or weight <= 0:
+            raise ValueError(f"masking.options.sources.{name}={weight!r}: wanted a weight above 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
