@@ -1,3 +1,3 @@
-from tgm_scale.cli import main
+from tgm_scale.cli import entry
 
-raise SystemExit(main())
+entry()

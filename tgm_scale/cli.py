@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,17 @@ _EXAMPLES = """examples:
   tgm-scale pretrain --config configs/debug.yaml train.steps=40 masking.recipe=random
   torchrun --nproc_per_node 2 -m tgm_scale pretrain --config configs/debug.yaml
 """
+
+
+def entry() -> None:
+    """The console command: `main`, then an exit without the interpreter's own end.
+
+    Threads of torch's backward pass and of gloo may still ask for the interpreter while it ends, which Python 3.11
+    answers by aborting the process: seen in 1 of 20 runs under ZeRO-3, after all work was done."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,88 @@
+"""Runs cases of real engine steps in one process group: `torchrun ... step_worker.py CASES OUT`.
+
+Every case trains the tiny model on the same made clips; some save at a step, some go on from another's checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from tgm_scale.contracts import Batch, Mask
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.vit import SIZES
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.training import checkpoint, engine, engine_state
+from tgm_scale.training.module import JointModule
+from tgm_scale.training.step import JointStep, Prepared
+
+FRAMES, SIZE, WIDTH, GLOBAL = 4, 32, 16, 8
+CLIPS, CAPTIONS = 40, 13  # few captions: equal ones meet in a batch
+
+
+def prepared(ids: list[int], tokens: int) -> Prepared:
+    """Made clips, masks and embeddings by number; every seventh clip is broken."""
+    videos, visible, target = [], [], []
+    for i in ids:
+        generator = seeding.generator("clip", i)
+        videos.append(torch.randint(0, 255, (3, FRAMES, SIZE, SIZE), generator=generator, dtype=torch.uint8))
+        order = torch.randperm(tokens, generator=generator)
+        visible.append(order[: tokens // 4].sort().values)
+        target.append(order[tokens // 4 : tokens // 2].sort().values)
+    text = [torch.randn(WIDTH, generator=seeding.generator("text", i % CAPTIONS)) for i in ids]
+    number = torch.tensor(ids)
+    weight = (number % 7 != 3).float()
+    keys = [str(i) for i in ids]
+    batch = Batch(torch.stack(videos), keys, keys, number, weight, number, torch.zeros(len(ids), 5), weight)
+    return Prepared(batch, Mask(torch.stack(visible), torch.stack(target)), torch.stack(text), number % CAPTIONS)
+
+
+def run_case(case: dict, place: Place, control: Control) -> dict:
+    model = MaskedVideoAutoencoder(SIZES["tiny"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
+    tokens = model.grid.tokens
+    micro = case.get("micro", GLOBAL // place.world_size)
+    plan = engine.EnginePlan(
+        case["stage"], case.get("json"), GLOBAL, micro, place.world_size, case["precision"], 1.0, 0.05, (0.9, 0.95)
+    )
+    ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
+    step = JointStep(ds_engine, place, plan.accumulation, micro, 1.0, 1.0, case.get("contrastive_batch", GLOBAL))
+    progress = checkpoint.Progress()
+    if "load" in case:
+        folder = checkpoint.latest(Path(case["load"]))
+        assert folder is not None
+        progress = checkpoint.restore(ds_engine, folder)
+    curve = []
+    for t in range(progress.step, case["steps"]):
+        if t == case.get("save_at"):
+            checkpoint.save(ds_engine, progress, {}, Path(case["save"]), 2, place, control)
+        starts = [t * GLOBAL + (a * place.world_size + place.rank) * micro for a in range(plan.accumulation)]
+        parts = [prepared([(s + i) % CLIPS for i in range(micro)], tokens) for s in starts]
+        valid = control.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
+        engine.set_learning_rate(ds_engine, 1e-3)
+        result = step(parts, valid)
+        progress.step = t + 1
+        curve.append([result.loss, result.reconstruction, result.contrastive, result.grad_norm])
+    live = {name: parts["weight"].double().sum().item() for name, parts in engine_state.read(ds_engine)}
+    return {"curve": curve, "weights": live}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    place = find_place()
+    engine.start_processes(place)
+    control = Control(place)
+    results = {name: run_case(case, place, control) for name, case in cases.items()}
+    if place.is_main:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+    engine.stop_processes()
+    os._exit(0)  # as the console command does
+
+
+if __name__ == "__main__":
+    main()
