@@ -1,0 +1,205 @@
+"""The frozen image tower: frames to patch features in the space that it shares with captions.
+
+Shapes: N frames of H x W pixels, L tokens (patches, after CLIP's class token), D width of the tower, E of the joint
+space, h x w patches.
+
+Neither CLIP nor SigLIP was trained to place its patch tokens in the joint space; a scorer is a way to put them there.
+
+raw    the last block's tokens, as they are. Known to answer to the background (CLIP Surgery, arXiv 2304.05653).
+value  the last block with each token attending to itself alone, so that its value is not mixed with others'
+       (MaskCLIP, arXiv 2112.01071: attention dropped, residual and MLP kept).
+vv     a second path beside the last blocks: attention among values (v v^T in place of q k^T), residual kept, MLP left
+       out (CLIP Surgery, section 3: "architecture surgery"), over the last 6 blocks, or half of a shallower tower.
+
+Tokens then go one by one through what makes the picture's embedding of its class token (CLIP: norm and projection) or
+of all tokens (SigLIP: its attention pooling, attending to that one token: value and output projection, then its MLP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SURGERY_BLOCKS = 6
+MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as in preprocessor_config.json
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Pixels as a tower was trained on: resized with antialiasing, rounded to whole grey levels, normalised.
+
+    Within one grey level of PIL's resize."""
+
+    side: int
+    crop: bool  # a picture's shorter edge is brought to `side` and its centre cut out; else it is stretched
+    mode: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> Preprocessing:
+        """From preprocessor_config.json. Raises ValueError where a field is missing or unknown."""
+        try:
+            size = config["size"]
+            crop = isinstance(size, int) or "shortest_edge" in size
+            side = size if isinstance(size, int) else size["shortest_edge"] if crop else size["height"]
+            return cls(side, crop, MODES[config["resample"]], tuple(config["image_mean"]), tuple(config["image_std"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"guidance.towers: preprocessor_config.json: {error} is missing or unknown; wanted size, resample "
+                "(2 or 3), image_mean and image_std"
+            ) from None
+
+    def frames(self, frames_N3HW: Tensor, side: int) -> Tensor:
+        """All of each frame at side x side: float32 [N, 3, side, side] of uint8 [N, 3, H, W]."""
+        return self._normalise(self._resize(frames_N3HW.float(), side, side))
+
+    def pictures(self, pictures_N3HW: Tensor) -> Tensor:
+        """What the tower's own image processor makes of a picture: float32 [N, 3, side, side]."""
+        height, width = pictures_N3HW.shape[2:]
+        if not self.crop:
+            return self.frames(pictures_N3HW, self.side)
+        short, side = min(height, width), self.side
+        resized = self._resize(pictures_N3HW.float(), side * height // short, side * width // short)
+        top, left = ((length - side) // 2 for length in resized.shape[2:])
+        return self._normalise(resized[:, :, top : top + side, left : left + side])
+
+    def _resize(self, x_N3HW: Tensor, height: int, width: int) -> Tensor:
+        if x_N3HW.shape[2:] == (height, width):
+            return x_N3HW
+        resized = F.interpolate(x_N3HW, size=(height, width), mode=self.mode, antialias=True, align_corners=False)
+        return resized.round().clamp(0, 255)
+
+    def _normalise(self, x_N3HW: Tensor) -> Tensor:
+        mean, std = (torch.tensor(v, device=x_N3HW.device)[:, None, None] for v in (self.mean, self.std))
+        return (x_N3HW / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The parts of an image tower, whatever its family."""
+
+    embed: Callable[[Tensor], Tensor]  # pixels [N, 3, H, W] -> tokens [N, L, D]
+    blocks: Sequence[Any]
+    project: Callable[[Tensor], Tensor]  # tokens [..., D] -> the joint space [..., E], each by itself
+    pool: Callable[[Tensor], Tensor]  # tokens [N, L, D] -> the picture's embedding [N, E]
+    prefix: int  # tokens before the first patch
+    image_size: int
+    patch: int
+    width: int
+
+
+def clip_trunk(model: Any) -> Trunk:
+    """Of a CLIPVisionModelWithProjection."""
+    vision, config = model.vision_model, model.config
+
+    def project(x: Tensor) -> Tensor:
+        return model.visual_projection(vision.post_layernorm(x))
+
+    return Trunk(
+        embed=lambda pixels: vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True)),
+        blocks=vision.encoder.layers,
+        project=project,
+        pool=lambda x_NLD: project(x_NLD[:, 0]),
+        prefix=1,
+        image_size=config.image_size,
+        patch=config.patch_size,
+        width=config.projection_dim,
+    )
+
+
+def siglip_trunk(model: Any) -> Trunk:
+    """Of a SiglipVisionModel with its pooling head."""
+    head, config = model.head, model.config
+
+    def project(x: Tensor) -> Tensor:
+        attention = head.attention
+        value = F.linear(
+            model.post_layernorm(x), attention.in_proj_weight.chunk(3)[2], attention.in_proj_bias.chunk(3)[2]
+        )
+        pooled = attention.out_proj(value)
+        return pooled + head.mlp(head.layernorm(pooled))
+
+    return Trunk(
+        embed=partial(model.embeddings, interpolate_pos_encoding=True),
+        blocks=model.encoder.layers,
+        project=project,
+        pool=lambda x_NLD: head(model.post_layernorm(x_NLD)),
+        prefix=0,
+        image_size=config.image_size,
+        patch=config.patch_size,
+        width=config.hidden_size,
+    )
+
+
+def _forward(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
+    for block in blocks:
+        x_NLD = block(x_NLD, None)
+    return x_NLD
+
+
+def _value_block(block: Any, x_NLD: Tensor) -> Tensor:
+    attention = block.self_attn
+    x_NLD = x_NLD + attention.out_proj(attention.v_proj(block.layer_norm1(x_NLD)))
+    return x_NLD + block.mlp(block.layer_norm2(x_NLD))
+
+
+def _value_value_attention(block: Any, x_NLD: Tensor) -> Tensor:
+    attention = block.self_attn
+    values = attention.v_proj(block.layer_norm1(x_NLD)).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+    mixed = F.scaled_dot_product_attention(values, values, values, scale=attention.scale)
+    return attention.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+def raw(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
+    return _forward(blocks, x_NLD)
+
+
+def value(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
+    return _value_block(blocks[-1], _forward(blocks[:-1], x_NLD))
+
+
+def vv(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
+    beside = max(min(SURGERY_BLOCKS, len(blocks) // 2), 1)
+    x_NLD = _forward(blocks[:-beside], x_NLD)
+    path_NLD = x_NLD
+    for block in blocks[-beside:]:
+        path_NLD = path_NLD + _value_value_attention(block, x_NLD)
+        x_NLD = block(x_NLD, None)
+    return path_NLD
+
+
+SCORERS: dict[str, Callable[[Sequence[Any], Tensor], Tensor]] = {"raw": raw, "value": value, "vv": vv}
+
+
+class ImageTower:
+    """Patch features and picture embeddings of a frozen tower, outside any engine."""
+
+    def __init__(self, trunk: Trunk, preprocessing: Preprocessing, device: torch.device):
+        self.trunk, self.preprocessing, self.device = trunk, preprocessing, device
+        self.image_size, self.patch, self.width = trunk.image_size, trunk.patch, trunk.width
+
+    @torch.no_grad()
+    def patch_tokens(self, frames_N3HW: Tensor, scorer: str, resolution: int | None = None) -> Tensor:
+        """Patch features of whole frames in the joint space, not normalised: float32 [N, h, w, E].
+
+        frames_N3HW: uint8, any size. resolution: side that the tower sees, a multiple of its patch (None: the side it
+        was trained on; others interpolate its positions)."""
+        side = resolution or self.image_size
+        pixels = self.preprocessing.frames(frames_N3HW.to(self.device), side)
+        tokens_NLD = SCORERS[scorer](self.trunk.blocks, self.trunk.embed(pixels))
+        features = self.trunk.project(tokens_NLD[:, self.trunk.prefix :]).float()
+        return features.unflatten(1, (side // self.patch, side // self.patch))
+
+    @torch.no_grad()
+    def embed(self, pictures_N3HW: Tensor) -> Tensor:
+        """Embeddings of whole pictures, unit length: float32 [N, E] of uint8 [N, 3, H, W]."""
+        pixels = self.preprocessing.pictures(pictures_N3HW.to(self.device))
+        tokens_NLD = _forward(self.trunk.blocks, self.trunk.embed(pixels))
+        return F.normalize(self.trunk.pool(tokens_NLD).float(), dim=-1)
