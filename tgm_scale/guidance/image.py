@@ -71,10 +71,12 @@ class Preprocessing:
         return self._normalise(resized[:, :, top : top + side, left : left + side])
 
     def _resize(self, x_N3HW: Tensor, height: int, width: int) -> Tensor:
-        if x_N3HW.shape[2:] == (height, width):
-            return x_N3HW
-        resized = F.interpolate(x_N3HW, size=(height, width), mode=self.mode, antialias=True, align_corners=False)
-        return resized.round().clamp(0, 255)
+        """As PIL does it: rows first, then columns, whole grey levels after each (one pass in float is 3 levels off)."""
+        for size in ((x_N3HW.shape[2], width), (height, width)):
+            if x_N3HW.shape[2:] != size:
+                x_N3HW = F.interpolate(x_N3HW, size=size, mode=self.mode, antialias=True, align_corners=False)
+                x_N3HW = x_N3HW.round().clamp(0, 255)
+        return x_N3HW
 
     def _normalise(self, x_N3HW: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=x_N3HW.device)[:, None, None] for v in (self.mean, self.std))
