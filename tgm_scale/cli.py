@@ -51,6 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as train.steps=100"
     )
+    status = _command(commands, "status", "how a run stands, in one screen", _status)
+    status.add_argument("run_folder", metavar="RUN", help="a run folder, such as runs/debug")
+    compare = _command(commands, "compare", "where two runs part: configuration, data, losses", _compare)
+    compare.add_argument("runs", nargs=2, metavar="RUN", help="two run folders; exit code 1 where they differ")
     return parser
 
 
@@ -75,3 +79,18 @@ def _pretrain(options: argparse.Namespace) -> int:
     from tgm_scale.training.loop import pretrain
 
     return pretrain(resolved)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from tgm_scale.training.inspect import status
+
+    print(status(options.run_folder))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from tgm_scale.training.inspect import compare
+
+    report, equal = compare(*options.runs)
+    print(report)
+    return 0 if equal else 1

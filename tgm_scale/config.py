@@ -274,9 +274,8 @@ def _keys_beside(location: list[str]) -> list[str]:
 
 def all_keys() -> list[str]:
     """Every `section.key` of the configuration, in order."""
-    return [
-        f"{section}.{key}" for section, field in Config.model_fields.items() for key in field.annotation.model_fields
-    ]  # type: ignore[union-attr]
+    sections: dict[str, Any] = {name: field.annotation for name, field in Config.model_fields.items()}
+    return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
 
 
 def dump(config: Config) -> str:

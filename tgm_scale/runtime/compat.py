@@ -7,7 +7,7 @@ import pathlib
 import sys
 import warnings
 
-_DECLARED = []  # keeps the operator declarations alive
+_DECLARED: list[object] = []  # keeps the operator declarations alive
 
 
 def quiet_warnings() -> None:

@@ -224,15 +224,27 @@ def initialise(module: JointModule, origin: str) -> None:
     module.load_state_dict({name: weights[name] for name in own})
 
 
-def announce(config: Config, plan: EnginePlan, steps: int, samples: int, masks: Masker, start: int) -> None:
-    """Print what follows from the configuration, before the first step."""
-    batch = config.train.global_batch_size
+def plan_facts(config: Config, plan: EnginePlan, masks: Masker, steps: int) -> dict[str, Any]:
+    """What follows from the configuration on this number of processes."""
+    return {
+        "steps": steps,
+        "world_size": plan.world_size,
+        "accumulation": plan.accumulation,
+        "micro_batch_size": plan.micro_batch_size,
+        "precision": plan.precision,
+        "stage": engine_config(plan)["zero_optimization"]["stage"],
+        "visible_tokens": masks.visible_count,
+        "target_tokens": masks.target_count,
+        "peak_learning_rate": schedule(config, steps).peak,
+    }
+
+
+def announce(config: Config, facts: dict[str, Any], samples: int, masks: Masker, start: int) -> None:
+    """Print what the run will do, before its first step."""
     print(
-        f"run {config.run.dir}: {samples} samples, {steps} steps of {batch} clips "
-        f"({plan.world_size} processes x {plan.accumulation} micro steps x {plan.micro_batch_size}), "
-        f"{plan.precision}, ZeRO {engine_config(plan)['zero_optimization']['stage']}\n"
-        f"masking {config.masking.recipe}: {masks.visible_count} visible, {masks.target_count} targets of "
-        f"{masks.grid.tokens} tokens; peak learning rate {schedule(config, steps).peak:.3g}"
-        + (f"; going on from step {start}" if start else ""),
+        f"run {config.run.dir}: {samples} samples, {facts['steps']} steps of {config.train.global_batch_size} clips "
+        f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
+        f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}\n"
+        f"masking {masks.describe()}" + (f"\ngoing on from step {start}" if start else ""),
         flush=True,
     )

@@ -79,8 +79,9 @@ class _Run:
         )
         self.throughput = Throughput(build.macs_per_clip(config, masker), place.device)
         if place.is_main:
-            run_folder.describe(folder, config, build.corpus_facts(self.corpora))
-            build.announce(config, plan, self.steps, samples, masker, self.progress.step)
+            facts = build.plan_facts(config, plan, masker, self.steps)
+            run_folder.describe(folder, config, build.corpus_facts(self.corpora), facts)
+            build.announce(config, facts, samples, masker, self.progress.step)
 
     def train(self) -> int:
         start = self.progress.step

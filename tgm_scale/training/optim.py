@@ -36,7 +36,8 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups: matrices decay; biases, norms, tokens and the temperature do not.
 
     Decided by the shape at construction, before ZeRO-3 partitions the parameters."""
-    decay, plain = [], []
+    decay: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         one_dimensional = sum(side > 1 for side in parameter.shape) <= 1 or name.endswith("bias")
         (plain if one_dimensional else decay).append(parameter)

@@ -2,6 +2,7 @@
 
 RUN/config.yaml       the configuration as resolved
 RUN/data.json         the corpora it reads: name, samples, fingerprint
+RUN/plan.json         what followed from it: steps, batch layout, stage
 RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line a step
 RUN/skipped.jsonl     every broken sample: step, key, reason
@@ -37,8 +38,9 @@ def claim(config: Config) -> Path:
     folder = Path(config.run.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / ".probe", "")
-        (folder / ".probe").unlink()
+        probe = folder / f".probe-{platform.node()}-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise ValueError(f"run.dir={folder}: cannot be written ({error.strerror}): choose another folder") from None
     file = folder / "config.yaml"
@@ -65,7 +67,7 @@ def _refuse_other_run(config: Config, file: Path) -> None:
         )
 
 
-def describe(folder: Path, config: Config, corpora: list[dict[str, Any]]) -> None:
+def describe(folder: Path, config: Config, corpora: list[dict[str, Any]], plan: dict[str, Any]) -> None:
     """Write what this start is. Raises ValueError where the data is not that of the run so far."""
     data_file = folder / "data.json"
     if data_file.is_file():
@@ -77,8 +79,18 @@ def describe(folder: Path, config: Config, corpora: list[dict[str, Any]]) -> Non
             )
     replace_file(folder / "config.yaml", configuration.dump(config))
     replace_file(data_file, json.dumps(corpora, indent=1))
+    replace_file(folder / "plan.json", json.dumps(plan, indent=1))
     with (folder / "environment.jsonl").open("a") as stream:
         stream.write(json.dumps(environment()) + "\n")
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "plan.json").read_text())
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """The environment of each start of the run, oldest first."""
+    return [json.loads(line) for line in (folder / "environment.jsonl").read_text().splitlines()]
 
 
 def _summary(corpora: list[dict[str, Any]]) -> str:

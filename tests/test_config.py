@@ -1,0 +1,115 @@
+"""The configuration: strict, helpful, frozen in its names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tgm_scale import config
+
+ROOT = Path(__file__).parents[1]
+
+MINIMAL = """
+run: {dir: runs/x}
+data: {shards: data/x}
+objective: {contrastive_weight: 0}
+optim: {base_lr: 1e-4}
+train: {steps: 10}
+"""
+
+# scripts rely on these names: a change here is a change of interface
+FROZEN_KEYS = """
+run.dir run.seed
+data.shards data.synthetic data.frames data.stride data.size data.workers data.repeated_augmentation data.crop
+data.flip data.window_shards data.max_skipped_share
+guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution
+masking.recipe masking.mask_ratio masking.visible_ratio masking.options
+model.size model.patch model.tubelet model.decoder_depth model.decode_ratio model.attention
+model.activation_checkpointing model.compile
+objective.reconstruction_weight objective.contrastive_weight objective.contrastive_batch
+optim.base_lr optim.min_lr optim.weight_decay optim.betas optim.warmup_share optim.clip_norm
+train.steps train.epochs train.global_batch_size train.micro_batch_size train.precision train.init_from
+deepspeed.config deepspeed.stage
+checkpoint.every checkpoint.keep
+log.every log.tensorboard
+""".split()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+def test_the_keys_are_frozen() -> None:
+    assert config.all_keys() == FROZEN_KEYS
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_configuration_loads_and_says_its_command(path: Path) -> None:
+    config.load(path)
+    assert path.read_text().startswith("#"), "a configuration is a lab note: its header says command, hardware, time"
+    assert "tgm-scale" in path.read_text() or "sbatch" in path.read_text()
+
+
+def test_overrides_are_typed_and_dumps_load_back(file: Path) -> None:
+    loaded = config.load(file, ["train.steps=5", "optim.base_lr=2e-3", "data.shards=[a, {path: b, weight: 0.5}]"])
+    assert loaded.train.steps == 5
+    assert loaded.optim.base_lr == 2e-3
+    assert [corpus.weight for corpus in loaded.data.corpora()] == [1.0, 0.5]
+    file.write_text(config.dump(loaded))
+    assert config.load(file) == loaded
+
+
+def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
+    assert config.load(file, ["train.epochs=2"]).train.steps is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.step=5", ["train.step: unknown key", "did you mean train.steps?"]),
+        ("guidance.mask_ratio=0.5", ["did you mean masking.mask_ratio?"]),
+        ("data.nonsense=1", ["known here: shards"]),
+        ("trian.steps=5", ["did you mean train?"]),
+        ("model.size=XL", ["model.size", "'XL'", "'tiny'"]),
+        ("train.steps=abc", ["train.steps", "'abc'", "integer"]),
+        ("data.flip=yes please", ["data.flip", "boolean"]),
+        ("masking.mask_ratio=1.5", ["masking.mask_ratio", "less than 1"]),
+        ("train.micro_batch_size=7", ["does not divide", "train.global_batch_size=256"]),
+        ("objective.contrastive_batch=48", ["objective.contrastive_batch=48", "divisor"]),
+        ("objective.contrastive_weight=1", ["guidance.towers", "objective.contrastive_weight=0"]),
+        ("objective.reconstruction_weight=0", ["nothing is learned"]),
+        ("data.repeated_augmentation=3", ["data.repeated_augmentation=3", "divisor"]),
+        ("train.steps", ["section.key=value"]),
+        ("train.steps=[", ["not valid YAML"]),
+        ("run.dir.x=1", ["dir is a value"]),
+    ],
+)
+def test_a_mistake_names_the_key_and_the_remedy(file: Path, override: str, words: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        config.load(file, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once(file: Path) -> None:
+    with pytest.raises(ValueError) as caught:
+        config.load(file, ["train.step=5", "model.size=XL"])
+    assert "train.step" in str(caught.value) and "model.size" in str(caught.value)
+
+
+def test_a_key_given_twice_and_a_missing_file_are_mistakes(file: Path) -> None:
+    file.write_text(MINIMAL + "run: {dir: y}\n")
+    with pytest.raises(ValueError, match="twice"):
+        config.load(file)
+    with pytest.raises(ValueError, match="no such file"):
+        config.load(file.with_name("absent.yaml"))
+
+
+def test_both_lengths_are_a_contradiction(file: Path) -> None:
+    file.write_text(MINIMAL.replace("steps: 10", "steps: 10, epochs: 2"))
+    with pytest.raises(ValueError, match="one of the two"):
+        config.load(file)

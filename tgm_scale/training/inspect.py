@@ -1,0 +1,110 @@
+"""Looking at run folders: how one stands, and where two part."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tgm_scale import config as configuration
+from tgm_scale.training import checkpoint, run_folder
+from tgm_scale.training.metrics import read_metrics
+
+_RECENT = 50  # steps that the speed is the median of
+
+
+def status(folder: str) -> str:
+    """One screen about a run: step, speed, time left, last checkpoint, restarts, skipped samples, bottleneck.
+
+    Raises ValueError for a folder that is no run."""
+    root = Path(folder)
+    config = configuration.load(root / "config.yaml") if (root / "config.yaml").is_file() else None
+    if config is None:
+        raise ValueError(f"{folder}: no config.yaml: not a run folder")
+    plan = run_folder.read_plan(root)
+    starts = run_folder.starts(root)
+    rows = read_metrics(root)
+    if not rows:
+        raise ValueError(f"{folder}: no step has been made yet")
+    last, recent = rows[-1], rows[-_RECENT:]
+    seconds = median(row["step_seconds"] for row in recent)
+    newest = checkpoint.latest(root / "checkpoints")
+    left = (plan["steps"] - last["step"]) * seconds
+    age = time.time() - (root / "metrics.jsonl").stat().st_mtime
+    lines = {
+        "run": f"{folder}, {config.model.size}, {config.masking.recipe}",
+        "step": f"{last['step']} of {plan['steps']} ({last['step'] / plan['steps']:.0%}), {last['samples']} samples",
+        "speed": f"{config.train.global_batch_size / seconds:.1f} clips/s, {seconds:.2f} s a step",
+        "left": "done" if last["step"] == plan["steps"] else _duration(left),
+        "last step": f"{_duration(age)} ago",
+        "loss": f"{last['loss']:.4f} (first {rows[0]['loss']:.4f})",
+        "checkpoint": newest.name if newest else "none yet",
+        "starts": f"{len(starts)}" + (f", jobs {', '.join(jobs)}" if (jobs := _jobs(starts)) else ""),
+        "skipped": f"{last['skipped_samples']} samples" + (", see skipped.jsonl" if last["skipped_samples"] else ""),
+        "bottleneck": bottleneck(recent),
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def _jobs(starts: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(start["slurm_job"] for start in starts if start["slurm_job"]))
+
+
+def bottleneck(rows: list[dict[str, Any]]) -> str:
+    """What the steps spent their time on: waiting for data, guidance, or the model itself."""
+    whole = sum(row["step_seconds"] for row in rows)
+    data, guidance = (sum(row[name] for row in rows) / whole for name in ("data_seconds", "guidance_seconds"))
+    if data > 0.1:
+        return f"data: {data:.0%} of the time is spent waiting for clips; raise data.workers or use shorter GOPs"
+    if guidance > 0.25:
+        return f"guidance: {guidance:.0%} of the time; score one frame a tubelet or a lower guidance.resolution"
+    return f"none: {1 - data - guidance:.0%} of the time goes into the model"
+
+
+def _duration(seconds: float) -> str:
+    days, rest = divmod(round(seconds), 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, rest = divmod(rest, 60)
+    return (f"{days} d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def compare(one: str, other: str) -> tuple[str, bool]:
+    """A report on where two runs part (configuration, data sequence, losses), and whether they are equal.
+
+    Raises ValueError for a folder that is no run."""
+    rows = {run: {row["step"]: row for row in read_metrics(Path(run))} for run in (one, other)}
+    steps = sorted(rows[one].keys() & rows[other].keys())
+    if not steps:
+        raise ValueError(f"{one} and {other} have no step in common")
+    report = _config_differences(one, other)
+    data = [step for step in steps if rows[one][step]["data_digest"] != rows[other][step]["data_digest"]]
+    report.append(
+        f"data: step {data[0]} is the first with other clips" if data else f"data: equal, {len(steps)} steps"
+    )
+    differences = {step: abs(rows[one][step]["loss"] - rows[other][step]["loss"]) for step in steps}
+    apart = [step for step in steps if differences[step] > 0]
+    if apart:
+        worst = max(apart, key=differences.__getitem__)
+        report.append(
+            f"loss: step {apart[0]} is the first that differs, by {differences[apart[0]]:.3g}; the most is "
+            f"{differences[worst]:.3g} at step {worst}; {differences[steps[-1]]:.3g} at step {steps[-1]}"
+        )
+    else:
+        report.append(f"loss: equal to the last bit, {len(steps)} steps")
+    lengths = {run: max(rows[run]) for run in rows}
+    if lengths[one] != lengths[other]:
+        report.append(f"length: {one} has {lengths[one]} steps, {other} {lengths[other]}")
+    return "\n".join(report), not (data or apart or lengths[one] != lengths[other])
+
+
+def _config_differences(one: str, other: str) -> list[str]:
+    trees = [configuration.load(Path(run) / "config.yaml").model_dump(mode="json") for run in (one, other)]
+    lines = []
+    for section in trees[0]:
+        for key in trees[0][section]:
+            here, there = trees[0][section][key], trees[1][section][key]
+            if here != there and (section, key) != ("run", "dir"):
+                lines.append(f"config: {section}.{key} is {here!r} in the first, {there!r} in the second")
+    return lines or ["config: equal"]
