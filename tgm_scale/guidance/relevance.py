@@ -1,0 +1,79 @@
+"""Relevance: how well each token of a clip answers to a caption.
+
+Shapes: B clips, K captions a clip, T frames of H x W pixels, S slots x R rows x C columns of tokens, F frames that the
+tower sees, h x w its patches, E width of the joint space.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tgm_scale.contracts import Grid
+from tgm_scale.guidance.image import SCORERS, ImageTower
+
+CLIPS_PER_PASS = 4  # off the CPU
+
+
+class Relevance:
+    """Cosine of patch features and caption embedding, brought to the token grid.
+
+    The tower's grid is brought to the clip's bilinearly (with antialiasing where that is smaller), after a mean over
+    the frames of each tubelet. Clips go through the tower in passes of a fixed number, each at a fixed place with all
+    its frames: what a clip gets does not depend on the batch it comes in. One clip a pass on a CPU."""
+
+    def __init__(
+        self,
+        image: ImageTower,
+        scorer: str = "value",
+        frames_per_tubelet: str = "all",
+        resolution: int | None = None,
+        clips_per_pass: int | None = None,
+    ):
+        """scorer: 'raw', 'value' or 'vv' (see guidance.image). frames_per_tubelet: 'all', or 'one': the middle frame.
+        resolution: side in pixels that the tower sees. Raises ValueError that names the guidance.* key."""
+        if scorer not in SCORERS:
+            raise ValueError(f"guidance.scorer={scorer}: wanted one of {', '.join(SCORERS)}")
+        if frames_per_tubelet not in ("all", "one"):
+            raise ValueError(f"guidance.frames_per_tubelet={frames_per_tubelet}: wanted 'all' or 'one'")
+        if resolution is not None and resolution % image.patch:
+            below = resolution - resolution % image.patch
+            raise ValueError(
+                f"guidance.resolution={resolution} is not a multiple of the tower's patch of {image.patch} pixels: "
+                f"choose {max(below, image.patch)} or {below + image.patch}"
+            )
+        self.image, self.scorer, self.resolution = image, scorer, resolution
+        self.one_frame = frames_per_tubelet == "one"
+        self.clips_per_pass = clips_per_pass or (1 if image.device.type == "cpu" else CLIPS_PER_PASS)
+
+    def __call__(self, video_BCTHW: Tensor, captions_BE: Tensor, grid: Grid) -> Tensor:
+        """Relevance of each clip's tokens to its caption: float32 [B, S, R, C], cosines.
+
+        video_BCTHW: uint8 RGB. captions_BE: float, unit length, from the text tower of the same model."""
+        return self.of_captions(video_BCTHW, captions_BE[:, None], grid)[:, 0]
+
+    @torch.no_grad()
+    def of_captions(self, video_BCTHW: Tensor, captions_BKE: Tensor, grid: Grid) -> Tensor:
+        """The same for K captions a clip at the cost of one pass of the tower: float32 [B, K, S, R, C]."""
+        tubelet = video_BCTHW.shape[2] // grid.slots
+        if self.one_frame:
+            video_BCTHW, tubelet = video_BCTHW[:, :, tubelet // 2 :: tubelet], 1
+        parts = []
+        for video, captions in zip(video_BCTHW.split(self.clips_per_pass), captions_BKE.split(self.clips_per_pass)):
+            lacking = self.clips_per_pass - len(video)
+            video = F.pad(video, (0, 0) * 4 + (0, lacking))
+            parts.append(self._cosines(video, F.pad(captions, (0, 0, 0, 0, 0, lacking)))[: len(captions)])
+        cosine_BKFhw = torch.cat(parts)
+        cosine_BKShw = cosine_BKFhw.unflatten(2, (grid.slots, tubelet)).mean(dim=3)
+        size = (grid.rows, grid.columns)
+        tokens = F.interpolate(cosine_BKShw.flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
+        return tokens.unflatten(0, cosine_BKShw.shape[:2])
+
+    def _cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
+        """[B, K, F, h, w] of one pass. A product for each caption: its bits do not depend on how many there are."""
+        frames_N3HW = video_BCTHW.transpose(1, 2).flatten(0, 1)
+        features = F.normalize(self.image.patch_tokens(frames_N3HW, self.scorer, self.resolution), dim=-1)
+        features_BPE = features.unflatten(0, (len(video_BCTHW), -1)).flatten(1, 3)
+        cosine_KBP = [(features_BPE @ caption_BE[..., None]).squeeze(-1) for caption_BE in captions_BKE.unbind(1)]
+        return torch.stack(cosine_KBP, dim=1).unflatten(-1, (-1, *features.shape[1:3]))

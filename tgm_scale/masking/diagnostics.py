@@ -1,0 +1,122 @@
+"""The guidance alarm: cheap figures that tell whether the captions have a say in the masks.
+
+Shapes: B clips, S slots, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tgm_scale.masking import selection
+from tgm_scale.masking.recipes import Masker
+
+FIGURES = ("mask_swapped_overlap", "mask_centre_overlap", "mask_slot_repeat")
+ALARM = 0.9  # of the way from the overlap of independent masks to that of equal ones
+CLIPS_BEFORE_ALARM = 64
+
+
+def overlap(hidden_BSRC: Tensor, other_BSRC: Tensor) -> Tensor:
+    """Share of the hidden tokens that the other mask hides too: float32 [B]. By chance: the other's mask ratio."""
+    both_B = (hidden_BSRC & other_BSRC).flatten(1).sum(dim=1)
+    return both_B / hidden_BSRC.flatten(1).sum(dim=1).clamp(min=1)
+
+
+def slot_repeat(hidden_BSRC: Tensor) -> Tensor:
+    """Share of the hidden tokens that are hidden in the slot before, too: float32 [B]; 1 for a clip of one slot."""
+    if hidden_BSRC.shape[1] == 1:
+        return torch.ones(len(hidden_BSRC), device=hidden_BSRC.device)
+    return overlap(hidden_BSRC[:, 1:], hidden_BSRC[:, :-1])
+
+
+def centre_box(masker: Masker) -> Tensor:
+    """The masker's count of tokens in each group nearest the frame's centre: bool [1, S, R, C]."""
+    grid, scope = masker.grid, masker.recipe.scope
+    row_R, column_C = ((torch.arange(n) + 0.5) / n - 0.5 for n in (grid.rows, grid.columns))
+    distance_RC = torch.maximum(row_R[:, None].abs(), column_C.abs())
+    nearness = -distance_RC.expand(1, grid.slots, -1, -1)
+    hidden, _ = selection.split(
+        selection.pool(nearness, scope), scope, masker.hidden_per_group, grid, torch.zeros(1, dtype=torch.int64)
+    )
+    box = torch.zeros(1, grid.tokens, dtype=torch.bool).scatter_(1, hidden, True)
+    return box.view(1, grid.slots, grid.rows, grid.columns)
+
+
+class GuidanceMonitor:
+    """Collects the figures of a process's own clips and words the alarm.
+
+    mask_swapped_overlap   overlap of a clip's mask with the one that another clip's caption gives it
+    mask_centre_overlap    overlap with a fixed box in the centre of the frame, of the same count
+    mask_slot_repeat       share of the mask that was hidden in the slot before"""
+
+    def __init__(self, masker: Masker):
+        self.masker = masker
+        self.box = centre_box(masker)
+        self._since_read: Tensor | None = None  # float64 [2, figures]: sums and counts, on the device
+        self._total = torch.zeros(2, len(FIGURES), dtype=torch.float64)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        seeds_B: Tensor,
+        weight_B: Tensor,
+        caption_ids_B: Tensor,
+        relevance_BSRC: Tensor,
+        swapped_BSRC: Tensor | None = None,
+        **aux: Tensor | None,
+    ) -> None:
+        """Count a micro batch, without waiting for the device.
+
+        weight_B: 0 for broken samples. caption_ids_B: equal for equal captions. swapped_BSRC: relevance of each clip
+        to the caption before its own in the batch (captions rolled by one), or None where it is not to be had. aux:
+        whatever else the masker needs."""
+        hidden = self.masker.hidden(seeds_B, relevance=relevance_BSRC, **aux)
+        whole_B = weight_B > 0
+        self.box = self.box.to(hidden.device)
+        figures = [(torch.zeros_like(weight_B), torch.zeros_like(whole_B))]
+        if swapped_BSRC is not None:
+            swapped = self.masker.hidden(seeds_B, relevance=swapped_BSRC, **aux)
+            another_B = whole_B & whole_B.roll(1) & (caption_ids_B != caption_ids_B.roll(1))
+            figures = [(overlap(hidden, swapped), another_B)]
+        figures += [(overlap(hidden, self.box), whole_B), (slot_repeat(hidden), whole_B)]
+        counted = torch.stack([torch.stack([(value * rows).sum(), rows.sum()]) for value, rows in figures], dim=1)
+        counted = counted.double()
+        self._since_read = counted if self._since_read is None else self._since_read + counted
+
+    def figures(self) -> dict[str, float]:
+        """Means over the clips since the last call; a figure that no clip gave is left out."""
+        if self._since_read is None:
+            return {}
+        latest, self._since_read = self._since_read.cpu(), None
+        self._total += latest
+        return _means(latest)
+
+    def warning(self) -> str | None:
+        """In plain words, what the figures read so far say against the guidance; None where they say nothing."""
+        means, clips = _means(self._total), int(self._total[1].max())
+        independent = self.masker.hidden_count / self.masker.grid.tokens
+        bar = independent + ALARM * (1 - independent)
+        if clips < CLIPS_BEFORE_ALARM:
+            return None
+        if means.get("mask_swapped_overlap", 0.0) > bar:
+            return (
+                f"the captions hardly change the masks: another clip's caption hides {_share(means, FIGURES[0])} of "
+                f"the same tokens ({independent:.0%} would be chance). The run is not text-guided. Look at the "
+                "captions, at guidance.towers, and try another guidance.scorer or masking.recipe"
+            )
+        if means.get("mask_centre_overlap", 0.0) > bar:
+            return (
+                f"the masks are little else than a box in the centre of the frame: {_share(means, FIGURES[1])} of "
+                f"the hidden tokens lie in it ({independent:.0%} would be chance). Look at guidance.towers and try "
+                "another guidance.scorer"
+            )
+        return None
+
+
+def _means(sums_and_counts: Tensor) -> dict[str, float]:
+    sums, counts = sums_and_counts.tolist()
+    return {name: total / count for name, total, count in zip(FIGURES, sums, counts) if count}
+
+
+def _share(means: dict[str, float], name: str) -> str:
+    return f"{means[name]:.0%}"
