@@ -39,6 +39,11 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
     found = sorted(path.name for path in folder.iterdir() if path.is_file())
     if "config.json" not in found:
         raise ValueError(f"guidance.towers={folder}: missing config.json; {_listed(found)}")
+    for name in found:
+        if name.endswith((".safetensors", ".bin", ".model", ".json", ".txt")) and _is_pointer(folder / name):
+            raise ValueError(
+                f"guidance.towers={folder}: {name} is a git LFS pointer, not the file: run 'git lfs pull'"
+            )
     kind = _read_json(folder / "config.json").get("model_type")
     if kind not in PARTS:
         raise ValueError(
@@ -56,11 +61,6 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
         raise ValueError(
             f"guidance.towers={folder}: half a {kind} model: missing {', '.join(missing)}; {_listed(found)}"
         )
-    for name in found:
-        if name.endswith((".safetensors", ".bin", ".model", ".json")) and _starts_as_pointer(folder / name):
-            raise ValueError(
-                f"guidance.towers={folder}: {name} is a git LFS pointer, not the file: run 'git lfs pull'"
-            )
     return kind
 
 
@@ -105,6 +105,18 @@ def load_image_tower(
     return ImageTower(trunk, preprocessing, device)
 
 
+def model_files(folder: str | Path) -> list[Path]:
+    """The files that decide what the towers of a checked folder compute, in order of their names."""
+    folder = Path(folder)
+    names = {"config.json", "preprocessor_config.json", "tokenizer_config.json"}
+    names.update(name for choice in (*CLIP_VOCABULARY, *SIGLIP_VOCABULARY) for name in choice)
+    weights = next(name for name in WEIGHTS if (folder / name).is_file())
+    names.add(weights)
+    if weights.endswith(".index.json"):
+        names.update(_parts(folder))
+    return sorted(folder / name for name in names if (folder / name).is_file())
+
+
 def _transformers() -> Any:
     """transformers, imported late (4 s), without its progress bars and its notes on weights it was not asked for."""
     prepare_torchvision()
@@ -145,8 +157,11 @@ def _missing_weights(folder: Path, found: list[str]) -> list[str]:
         return ["model.safetensors"]
     if "model.safetensors" in found or "model.safetensors.index.json" not in found:
         return []
-    index = _read_json(folder / "model.safetensors.index.json")
-    return sorted(set(index.get("weight_map", {}).values()) - set(found))
+    return sorted(_parts(folder) - set(found))
+
+
+def _parts(folder: Path) -> set[str]:
+    return set(_read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values())
 
 
 def _missing_vocabulary(found: list[str], choices: tuple[tuple[str, ...], ...]) -> list[str]:
@@ -154,7 +169,7 @@ def _missing_vocabulary(found: list[str], choices: tuple[tuple[str, ...], ...]) 
     return [] if [] in lacking else [" or ".join(" and ".join(names) for names in lacking)]
 
 
-def _starts_as_pointer(file: Path) -> bool:
+def _is_pointer(file: Path) -> bool:
     with file.open("rb") as stream:
         return stream.read(len(LFS_POINTER)) == LFS_POINTER
 

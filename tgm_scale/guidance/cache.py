@@ -1,0 +1,74 @@
+"""Relevance maps kept in a shard beside their clip, as the member `tgm.npy`.
+
+A member holds the maps of a sample's captions, on the tower's grid over whole frames, with the times of the frames and
+a fingerprint of all that made them. It is one .npy record of plain numbers: nothing in it is unpickled.
+
+Shapes: K captions, F frames that were scored, T frames asked for, h x w patches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import read_array
+from numpy.typing import NDArray
+
+from tgm_scale.guidance.towers import model_files
+
+EXTENSION = "tgm.npy"
+
+
+def fingerprint(folder: str | Path, scorer: str, resolution: int | None) -> str:
+    """Names the model's files, byte for byte, and the settings of guidance that shape a map: 32 hexadecimal digits."""
+    digest = hashlib.blake2b(f"{scorer} {resolution}".encode(), digest_size=16)
+    for file in model_files(folder):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "blake2b").digest())
+    return digest.hexdigest()
+
+
+class UnreadableMaps(Exception):
+    """A member that is not a record of maps: bad data, of one sample."""
+
+
+def pack(maps_KFhw: NDArray[np.floating], seconds_F: NDArray[np.floating], made_by: str) -> bytes:
+    """The member's bytes: float16 maps, the frames' times in the clip, ascending, and the fingerprint."""
+    fields = np.dtype([("fingerprint", "S32"), ("seconds", "<f4", seconds_F.shape), ("maps", "<f2", maps_KFhw.shape)])
+    record = np.array((made_by.encode(), seconds_F, maps_KFhw), dtype=fields)
+    stream = io.BytesIO()
+    np.save(stream, record, allow_pickle=False)
+    return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class RelevanceCache:
+    """Reads members that were made with the towers and settings of this run."""
+
+    wanted: str  # fingerprint
+
+    def read(self, member: bytes, caption: int, seconds_T: NDArray[np.floating]) -> NDArray[np.float32]:
+        """The maps of one caption at the scored frames nearest the given times: float32 [T, h, w].
+
+        Raises UnreadableMaps for a broken member, and ValueError where other towers or settings made it."""
+        try:
+            record = read_array(io.BytesIO(member), allow_pickle=False)
+            made_by = bytes(record["fingerprint"][()]).decode()
+            scored_F, maps_Fhw = record["seconds"][()], record["maps"][()][caption].astype(np.float32)
+            nearest_T = np.abs(scored_F - np.asarray(seconds_T)[:, None]).argmin(axis=1)
+            finite = bool(np.isfinite(maps_Fhw).all())
+        except (ValueError, IndexError, EOFError, OSError) as error:
+            raise UnreadableMaps(f"{EXTENSION}: {error}") from error
+        if made_by != self.wanted:
+            raise ValueError(
+                f"data.shards: the relevance maps in {EXTENSION} were made with other towers or settings (fingerprint "
+                f"{made_by}, this run's is {self.wanted}): make them anew, set guidance.towers, "
+                "guidance.scorer and guidance.resolution to those they were made with, or leave the maps out"
+            )
+        if not finite:
+            raise UnreadableMaps(f"{EXTENSION}: a relevance is not a finite number")
+        return maps_Fhw[nearest_T]
