@@ -112,7 +112,7 @@ class _Run:
                     metrics.skipped(step + 1, problem.key, problem.reason, problem.detail)
                 metrics.write(row)
                 line.show(row)
-                self.guide.warn(row["step"])
+                self.guide.warn_once()
             self._stop_on_nonsense(result, batches)
             stopping = totals[2] > 0
             if stopping or self.progress.step == self.steps or self.progress.step % self.config.checkpoint.every == 0:
