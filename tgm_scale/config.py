@@ -28,7 +28,7 @@ class RunConfig(Section):
 
 class CorpusConfig(Section):
     path: str
-    weight: float = Field(1.0, gt=0)
+    weight: float | None = Field(None, gt=0, description="share of the samples; default: by size")
 
 
 class SyntheticConfig(Section):
@@ -167,6 +167,9 @@ class Config(Section):
                 f"data.repeated_augmentation={data.repeated_augmentation} does not divide train.micro_batch_size="
                 f"{train.micro_batch_size}: repeats of a sample share a micro batch, so choose a divisor"
             )
+        given = [corpus.weight is not None for corpus in data.corpora()]
+        if any(given) and not all(given):
+            raise ValueError("data.shards: give every corpus a weight, or none (their shares then go by size)")
         if data.synthetic is not None and not isinstance(data.shards, str):
             raise ValueError("data.synthetic makes one corpus in one folder: data.shards must be that folder's name")
         return self

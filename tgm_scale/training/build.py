@@ -98,10 +98,8 @@ def make_synthetic(config: Config) -> None:
         make_corpus(config.data.corpora()[0].path, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
 
 
-def corpora(config: Config) -> tuple[list[Corpus], list[float]]:
-    """The opened corpora with their weights."""
-    entries = config.data.corpora()
-    return [Corpus.open(entry.path) for entry in entries], [entry.weight for entry in entries]
+def corpora(config: Config) -> list[Corpus]:
+    return [Corpus.open(entry.path) for entry in config.data.corpora()]
 
 
 def samples_per_step(config: Config) -> int:
@@ -121,12 +119,11 @@ def schedule(config: Config, steps: int) -> Schedule:
     return Schedule.of(optim.base_lr, optim.min_lr, optim.warmup_share, steps, config.train.global_batch_size)
 
 
-def loader(
-    config: Config, opened: list[Corpus], weights: list[float], place: Place, start: int, stop: int
-) -> ClipLoader:
+def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop: int) -> ClipLoader:
+    weights = [entry.weight for entry in config.data.corpora() if entry.weight is not None]
     return ClipLoader(
         opened,
-        weights=weights,
+        weights=weights or None,
         frames=config.data.frames,
         stride=config.data.stride,
         size=config.data.size,
@@ -143,6 +140,7 @@ def loader(
         crop=config.data.crop,
         flip=config.data.flip,
         window_shards=config.data.window_shards,
+        captions=config.objective.contrastive_weight > 0 or "relevance" in masker(config).needs,
     )
 
 

@@ -48,7 +48,7 @@ class _Run:
         if place.is_main:
             build.make_synthetic(config)
         self.control.barrier()
-        self.corpora, self.weights = build.corpora(config)
+        self.corpora = build.corpora(config)
         samples = sum(len(corpus) for corpus in self.corpora)
         self.steps = build.total_steps(config, samples)
         self.schedule = build.schedule(config, self.steps)
@@ -87,7 +87,7 @@ class _Run:
         start = self.progress.step
         if start >= self.steps:
             return 0
-        loader = build.loader(self.config, self.corpora, self.weights, self.place, start, self.steps)
+        loader = build.loader(self.config, self.corpora, self.place, start, self.steps)
         main = self.place.is_main
         metrics = Metrics(self.folder, start, self.config.log.tensorboard) if main else None
         line = ProgressLine(self.steps, self.config.log.every) if main else None

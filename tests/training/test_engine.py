@@ -1,0 +1,97 @@
+"""What the run derives for DeepSpeed, and how a contradiction is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tgm_scale.training.engine import EnginePlan, engine_config, resolve_precision
+from tgm_scale.training.optim import Schedule, parameter_groups
+
+
+def plan(config_file: Path | None = None, **changes: object) -> EnginePlan:
+    values: dict = {
+        "stage": None,
+        "config_file": None if config_file is None else str(config_file),
+        "global_batch_size": 32,
+        "micro_batch_size": 4,
+        "world_size": 2,
+        "precision": "bf16",
+        "clip_norm": 1.0,
+        "weight_decay": 0.05,
+        "betas": (0.9, 0.95),
+    }
+    return EnginePlan(**(values | changes))
+
+
+@pytest.fixture
+def json_file(tmp_path: Path) -> Path:
+    return tmp_path / "ds.json"
+
+
+def test_derived_values_are_filled_in(json_file: Path) -> None:
+    json_file.write_text('{"train_batch_size": "auto", "zero_optimization": {"stage": 2, "overlap_comm": true}}')
+    config = engine_config(plan(json_file))
+    assert config["train_batch_size"] == 32
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["gradient_clipping"] == 1.0
+    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+
+
+@pytest.mark.parametrize(
+    ("content", "changes", "words"),
+    [
+        ({"train_batch_size": 64}, {}, ["train_batch_size=64", "train.global_batch_size=32"]),
+        ({"gradient_clipping": 5.0}, {}, ["gradient_clipping=5.0", "optim.clip_norm=1.0"]),
+        ({"bf16": {"enabled": False}}, {}, ["bf16.enabled", "train.precision=bf16"]),
+        ({"fp16": {"enabled": True}}, {}, ["fp16.enabled", "train.precision=bf16"]),
+        ({"zero_optimization": {"stage": 3}}, {"stage": 1}, ["stage=3", "deepspeed.stage=1"]),
+        ({"optimizer": {"type": "Adam"}}, {}, ["optimizer", "section optim"]),
+        ({}, {"micro_batch_size": 5}, ["train.micro_batch_size=5 x 2 processes = 10"]),
+    ],
+)
+def test_a_contradiction_names_both_places(json_file: Path, content: dict, changes: dict, words: list[str]) -> None:
+    json_file.write_text(json.dumps(content))
+    with pytest.raises(ValueError) as caught:
+        engine_config(plan(json_file, **changes))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path, json_file: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        engine_config(plan(tmp_path / "absent.json"))
+    json_file.write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        engine_config(plan(json_file))
+
+
+def test_fp16_on_a_cpu_is_refused_and_auto_is_fp32_there() -> None:
+    assert resolve_precision("auto", torch.device("cpu")) == "fp32"
+    with pytest.raises(ValueError, match="needs a GPU"):
+        resolve_precision("fp16", torch.device("cpu"))
+
+
+def test_the_schedule_is_linear_then_half_a_cosine() -> None:
+    schedule = Schedule.of(base_lr=1e-3, min_lr=1e-4, warmup_share=0.1, steps=100, global_batch_size=512)
+    assert schedule.peak == 2e-3
+    assert schedule(5) == pytest.approx(1e-3)
+    assert schedule(10) == pytest.approx(2e-3)
+    assert schedule(55) == pytest.approx((2e-3 + 2e-4) / 2)
+    assert schedule(100) == pytest.approx(2e-4)
+
+
+def test_biases_norms_and_tokens_do_not_decay() -> None:
+    module = nn.Module()
+    module.linear = nn.Linear(3, 5)
+    module.norm = nn.LayerNorm(5)
+    module.token = nn.Parameter(torch.zeros(1, 1, 5))
+    module.log_scale = nn.Parameter(torch.zeros(1))
+    decay, plain = parameter_groups(module, 0.05)
+    assert [tuple(p.shape) for p in decay["params"]] == [(5, 3)]
+    assert len(plain["params"]) == 5 and plain["weight_decay"] == 0
