@@ -9,7 +9,7 @@ raw    the last block's tokens, as they are. Known to answer to the background (
 value  the last block with each token attending to itself alone, so that its value is not mixed with others'
        (MaskCLIP, arXiv 2112.01071: attention dropped, residual and MLP kept).
 vv     a second path beside the last blocks: attention among values (v v^T in place of q k^T), residual kept, MLP left
-       out (CLIP Surgery, section 3: "architecture surgery"), over the last 6 blocks, or half of a shallower tower.
+       out (CLIP Surgery: "architecture surgery"), over the last 6 blocks, or half of a shallower tower.
 
 Tokens then go one by one through what makes the picture's embedding of its class token (CLIP: norm and projection) or
 of all tokens (SigLIP: its attention pooling, attending to that one token: value and output projection, then its MLP).

@@ -1,0 +1,111 @@
+"""The guidance alarm: figures against hand counts, and when it speaks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tgm_scale.contracts import Grid
+from tgm_scale.masking.diagnostics import GuidanceMonitor, centre_box, overlap, slot_repeat
+from tgm_scale.masking.recipes import build_masker
+
+GRID = Grid(4, 6, 6)
+
+
+def maps(count: int, seed: int) -> Tensor:
+    return torch.rand(count, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def monitor(relevance: Tensor, swapped: Tensor | None, ids: Tensor | None = None, weight: Tensor | None = None):
+    count = len(relevance)
+    watch = GuidanceMonitor(build_masker("text_guided", GRID, 0.5))
+    watch.observe(
+        torch.arange(count),
+        torch.ones(count) if weight is None else weight,
+        torch.arange(count) if ids is None else ids,
+        relevance,
+        swapped,
+        motion=None,
+    )
+    return watch
+
+
+def test_overlap_and_repeat_by_hand() -> None:
+    first = torch.tensor([[1, 1, 0, 0], [1, 0, 1, 0]]).bool().view(1, 2, 2, 2)
+    other = torch.tensor([[1, 0, 1, 0], [1, 0, 1, 0]]).bool().view(1, 2, 2, 2)
+    assert overlap(first, other).tolist() == [0.75]
+    assert slot_repeat(first).tolist() == [0.5]
+    assert slot_repeat(other).tolist() == [1.0]
+    assert slot_repeat(first[:, :1]).tolist() == [1.0]
+
+
+def test_the_centre_box_has_the_masks_count_and_its_place() -> None:
+    box = centre_box(build_masker("text_guided", GRID, 16 / 36))
+    assert box.sum() == 64 and box[:, :, 1:5, 1:5].all()
+    odd = centre_box(build_masker("text_guided", GRID, 20 / 36))
+    assert (odd.flatten(2).sum(2) == 20).all() and odd[:, :, 1:5, 1:5].all()
+
+
+@pytest.mark.parametrize("recipe", ["random", "tube", "text_guided"])
+def test_a_box_in_every_scope(recipe: str) -> None:
+    masker = build_masker(recipe, GRID, 0.5)
+    assert centre_box(masker).sum() == masker.hidden_count
+
+
+def test_figures_against_masks_made_apart() -> None:
+    relevance, swapped = maps(5, 0), maps(5, 1)
+    masker = build_masker("text_guided", GRID, 0.5)
+    mine, other = (masker.hidden(torch.arange(5), relevance=m).float().flatten(1) for m in (relevance, swapped))
+    figures = monitor(relevance, swapped).figures()
+    assert figures["mask_swapped_overlap"] == pytest.approx(float((mine * other).sum() / mine.sum()))
+    assert set(figures) == {"mask_swapped_overlap", "mask_centre_overlap", "mask_slot_repeat"}
+
+
+def test_equal_captions_and_broken_clips_are_not_counted() -> None:
+    relevance = maps(4, 0)
+    swapped = maps(4, 1)
+    swapped[1] = relevance[1]  # equal captions: the same mask, and no sign of anything
+    apart = monitor(relevance, swapped, ids=torch.tensor([0, 0, 1, 2]), weight=torch.tensor([1.0, 1, 1, 0]))
+    masker = build_masker("text_guided", GRID, 0.5)
+    mine, other = (masker.hidden(torch.arange(4), relevance=m) for m in (relevance, swapped))
+    # row 0 is compared with the caption of the broken row 3, rows 1 and 3 as above: row 2 is left
+    assert apart.figures()["mask_swapped_overlap"] == pytest.approx(float(overlap(mine, other)[2]))
+
+
+def test_without_another_caption_there_is_no_figure_of_it() -> None:
+    assert "mask_swapped_overlap" not in monitor(maps(1, 0), maps(1, 0), ids=torch.tensor([7])).figures()
+    assert set(monitor(maps(3, 0), None).figures()) == {"mask_centre_overlap", "mask_slot_repeat"}
+
+
+def test_figures_are_of_the_clips_since_the_last_call() -> None:
+    watch = monitor(maps(8, 0), maps(8, 1))
+    first = watch.figures()
+    assert watch.figures() == {}
+    watch.observe(torch.arange(8), torch.ones(8), torch.arange(8), maps(8, 2), maps(8, 2))
+    assert watch.figures()["mask_swapped_overlap"] == 1.0 > first["mask_swapped_overlap"]
+
+
+def test_captions_without_a_say_are_called_out() -> None:
+    deaf = maps(80, 0)
+    watch = monitor(deaf, deaf.clone())
+    assert watch.warning() is None  # nothing read yet
+    watch.figures()
+    warning = watch.warning()
+    assert warning is not None and "captions hardly change the masks" in warning and "100%" in warning
+
+
+def test_masks_that_are_a_centre_box_are_called_out() -> None:
+    nearness = centre_box(build_masker("text_guided", GRID, 0.5)).float().expand(80, -1, -1, -1)
+    watch = monitor(nearness, maps(80, 1))
+    watch.figures()
+    assert "box in the centre" in str(watch.warning())
+
+
+def test_guidance_that_works_and_few_clips_raise_no_alarm() -> None:
+    working = monitor(maps(80, 0), maps(80, 1))
+    working.figures()
+    assert working.warning() is None
+    few = monitor(maps(10, 0), maps(10, 0))
+    few.figures()
+    assert few.warning() is None
