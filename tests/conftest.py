@@ -25,3 +25,26 @@ def real() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("TGM_REAL_DATA does not name the folder of real test material")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, tiny CLIP in the Hugging Face layout: random weights, and a vocabulary learned from a few captions."""
+    import transformers
+
+    from tgm_scale.guidance.tokenizer import write_tokenizer
+
+    folder = tmp_path_factory.mktemp("towers") / "tiny_clip"
+    captions = [f"texture {i}" for i in range(20)] + [f"{i} moving" for i in range(20)]
+    vocabulary = write_tokenizer(captions, folder, context=16)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    text = {**shape, **ends, "vocab_size": vocabulary, "max_position_embeddings": 16}
+    vision = {**shape, "image_size": 32, "patch_size": 8}
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24))
+    model.save_pretrained(folder)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
+    return folder
