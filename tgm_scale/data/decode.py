@@ -82,11 +82,7 @@ class Video:
         self._convert = VideoReformatter()  # one for all frames: each frame's own would be set up anew
         self._size: tuple[int, int] | None = None
         self._open()
-        try:
-            self._read_timeline()
-        except BaseException:
-            self._container.close()
-            raise
+        self._read_timeline()
 
     def __enter__(self) -> Video:
         return self
@@ -123,8 +119,9 @@ class Video:
             raise DecodeError("not_a_video", str(error.strerror)) from None
         stream = self._container.streams.best("video")
         if stream is None or Disposition.attached_pic in stream.disposition or stream.codec_context is None:
-            self._container.close()
             raise DecodeError("not_a_video", f"no video stream that can be decoded in {self._container.format.name}")
+        if stream.width * stream.height > MAX_PIXELS:
+            raise DecodeError("too_large", f"frames of {stream.width} x {stream.height} pixels")
         stream.codec_context.thread_type = "NONE"  # processes decode in parallel, not threads
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}

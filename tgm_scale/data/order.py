@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from math import lcm
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,8 +106,13 @@ class Mixture:
         shares = [Fraction(str(weight)) for weight in (weights or [order.length for order in orders])]
         if any(share <= 0 for share in shares):
             raise ValueError(f"data.weights={weights}: a weight must be above 0 (leave the corpus out instead)")
-        # The share of corpus i among corpora i, i + 1, ...: the last one's is 1.
-        self._shares = [share / sum(shares[i:]) for i, share in enumerate(shares)]
+        # Of corpora i, i + 1, ..., the share of corpus i (the last one's is 1) and the phase of its turns, in whole
+        # numbers over one denominator: fractions would take half of a position's time.
+        self._lines = []
+        for i, share in enumerate(shares):
+            share, phase = share / sum(shares[i:]), _phase(i + 1)
+            whole = lcm(share.denominator, phase.denominator)
+            self._lines.append((int(share * whole), int(phase * whole), whole))
 
     def locate(self, position: int) -> Place:
         """The sample at `position` of the run."""
@@ -116,12 +122,17 @@ class Mixture:
     def turn(self, position: int) -> tuple[int, int]:
         """(corpus, its own position): whose turn `position` of the run is, and how many turns it had before.
 
-        A corpus of share s takes the turns at which floor(p * s) grows, as a line is drawn on a grid of pixels
+        A corpus of share s takes the turns at which floor(p * s + phase) grows, as a line is drawn on a grid of pixels
         (Bresenham 1965); the turns that it leaves are shared out among the rest in the same way. Exact in rational
         numbers, O(corpora) a position, nothing to set up."""
-        for corpus, share in enumerate(self._shares):
-            before = position * share.numerator // share.denominator
-            if (position + 1) * share.numerator // share.denominator > before:
+        for corpus, (share, phase, whole) in enumerate(self._lines):
+            before = (position * share + phase) // whole
+            if ((position + 1) * share + phase) // whole > before:
                 return corpus, before
             position -= before
         raise AssertionError("the last share is 1, which takes every turn")
+
+
+def _phase(number: int) -> Fraction:
+    """1/2, 1/4, 3/4, 1/8, ...: spreads any number of equal turns evenly (van der Corput 1935)."""
+    return Fraction(int(f"{number:b}"[::-1], 2), 1 << number.bit_length())
