@@ -1,0 +1,169 @@
+"""From a position of the run to its decoded clips: what one loader worker does, for one sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tgm_scale.contracts import Grid, Problem
+from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.decode import DecodeError, Video, window
+from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.data.order import Mixture
+from tgm_scale.data.transforms import Crop, draw_crop
+from tgm_scale.runtime import seeding
+
+RELEVANCE_EXTENSION = "tgm.npy"
+
+# (the member's bytes, number of the caption, seconds [T]) -> that caption's relevance at these times of the clip,
+# float [T, y, x] over the whole frame. A ValueError stops the run; any other exception is the sample's problem.
+RelevanceReader = Callable[[bytes, int, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are drawn from samples; the names are those of the `data` section of the configuration."""
+
+    frames: int
+    stride: int
+    size: int
+    grid: Grid  # of the maps
+    seed: int
+    repeated_augmentation: int
+    crop: str
+    flip: bool
+    captions: bool  # False: none is read, and a sample without one is whole
+    relevance: RelevanceReader | None  # given: each sample brings its cached scores, and one without them is broken
+
+
+@dataclass
+class Sample:
+    """The N = repeated_augmentation clips of one sample."""
+
+    video: Tensor  # uint8 [N, T, size, size, 3]
+    captions: list[str]  # N
+    key: str
+    seeds: list[int]  # N
+    clip_id: int
+    crops: list[tuple[float, float, float, float, float]]  # N rows of Batch.crops
+    start: float  # seconds
+    relevance: np.ndarray | None  # float32 [N, S, R, C]
+    problem: Problem | None
+
+
+class SampleError(Exception):
+    """A sample that cannot be used for another reason than its video: (reason, detail)."""
+
+
+class Samples(torch.utils.data.Dataset):
+    """Samples by their position in the run; all that is random about one is keyed by what it is, not by where.
+
+    Seeds are of (run seed, epoch, corpus, sample, repeat): `corpus` is its fingerprint, so that a corpus that moves to
+    another folder stays the same run. Repeats of a sample share one window of frames, decoded once (as MAE-ST's and
+    VideoMAE V2's do), and each draws its own crop, caption and mask.
+
+    A broken sample keeps its place: black clips and its problem. A shard that cannot be read raises OSError."""
+
+    def __init__(self, corpora: Sequence[Corpus], mixture: Mixture, sampling: Sampling):
+        self.corpora = list(corpora)
+        self.mixture = mixture
+        self.sampling = sampling
+
+    def __getitem__(self, position: int) -> Sample:
+        place = self.mixture.locate(position)
+        corpus = self.corpora[place.corpus]
+        ref = corpus.sample(place.shard, place.row)
+        sampling = self.sampling
+        seeds = [
+            seeding.key(sampling.seed, "sample", place.epoch, corpus.fingerprint, ref.name, repeat)
+            for repeat in range(sampling.repeated_augmentation)
+        ]
+        clip_id = seeding.key("clip", corpus.fingerprint, ref.name)
+        members = corpus.read(ref, self._wanted(ref))
+        try:
+            return self._clips(ref, members, seeds, clip_id)
+        except DecodeError as error:
+            problem = Problem(ref.name, error.reason, error.detail)
+        except SampleError as error:
+            problem = Problem(ref.name, *error.args)
+        return self._blank(ref, seeds, clip_id, problem)
+
+    def _wanted(self, ref: SampleRef) -> list[str]:
+        extensions = [ref.video]
+        if self.sampling.captions:
+            extensions += CAPTION_EXTENSIONS
+        if self.sampling.relevance:
+            extensions.append(RELEVANCE_EXTENSION)
+        return extensions
+
+    def _clips(self, ref: SampleRef, members: dict[str, bytes], seeds: list[int], clip_id: int) -> Sample:
+        sampling = self.sampling
+        choices = captions_of(members) if sampling.captions else [""]
+        if not choices:
+            raise SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
+        drawn = [int(seeding.draw(seed, "caption")[0] * len(choices)) for seed in seeds]
+        with Video(members[ref.video]) as video:
+            indices = window(video.count, sampling.frames, sampling.stride, seeding.draw(seeds[0], "offset")[0])
+            seconds_T = np.array([video.time(index) for index in indices])
+            crops, clips = self._cut(video, indices, seeds)
+        return Sample(
+            video=clips,
+            captions=[choices[number] for number in drawn],
+            key=ref.name,
+            seeds=seeds,
+            clip_id=clip_id,
+            crops=[crop.row() for crop in crops],
+            start=seconds_T[0],
+            relevance=self._relevance(members, crops, drawn, seconds_T) if sampling.relevance else None,
+            problem=None,
+        )
+
+    def _cut(self, video: Video, indices: np.ndarray, seeds: list[int]) -> tuple[list[Crop], Tensor]:
+        """The crop of each seed, and its pixels of the frames `indices`: uint8 [N, T, size, size, 3].
+
+        Frames are cropped as they come and the rest is forgotten: whole ones would cost a copy of each."""
+        sampling = self.sampling
+        distinct, places = np.unique(indices, return_inverse=True)
+        crops: list[Crop] = []
+        cuts: list[np.ndarray] = []
+        for k, (_, image) in enumerate(video.frames(distinct)):
+            if not crops:
+                height, width, _ = image.shape
+                crops = [draw_crop(sampling.crop, height, width, seed, sampling.flip) for seed in seeds]
+                cuts = [np.empty((len(distinct), crop.height, crop.width, 3), np.uint8) for crop in crops]
+            for crop, cut in zip(crops, cuts):
+                cut[k] = crop.cut(image)
+        clips = torch.stack([crop.resize(cut, sampling.size) for crop, cut in zip(crops, cuts)])
+        return crops, (clips if len(distinct) == len(indices) else clips[:, places])
+
+    def _relevance(
+        self, members: dict[str, bytes], crops: list[Crop], drawn: list[int], seconds_T: np.ndarray
+    ) -> np.ndarray:
+        """The cached scores of the drawn captions, float32 [N, S, R, C]: a slot has the mean of its frames."""
+        grid, read = self.sampling.grid, self.sampling.relevance
+        assert read is not None
+        if RELEVANCE_EXTENSION not in members:
+            raise SampleError("no_relevance", f"no member .{RELEVANCE_EXTENSION}")
+        maps = []
+        for crop, caption in zip(crops, drawn):
+            try:
+                map_Tyx = read(members[RELEVANCE_EXTENSION], caption, seconds_T)
+            except ValueError:
+                raise
+            except Exception as error:
+                raise SampleError("bad_relevance", str(error)) from None
+            map_Syx = map_Tyx.reshape(grid.slots, -1, *map_Tyx.shape[1:]).mean(axis=1)
+            maps.append(crop.resample(map_Syx, grid.rows, grid.columns).numpy())
+        return np.stack(maps)
+
+    def _blank(self, ref: SampleRef, seeds: list[int], clip_id: int, problem: Problem) -> Sample:
+        sampling, n = self.sampling, len(seeds)
+        video = torch.zeros(n, sampling.frames, sampling.size, sampling.size, 3, dtype=torch.uint8)
+        grid = sampling.grid
+        shape = (n, grid.slots, grid.rows, grid.columns)
+        relevance = np.zeros(shape, np.float32) if sampling.relevance else None
+        return Sample(video, [""] * n, ref.name, seeds, clip_id, [(0.0,) * 5] * n, 0.0, relevance, problem)
