@@ -129,9 +129,16 @@ def _transformers() -> Any:
 
 def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: torch.dtype) -> Any:
     """A frozen model all of whose weights came from the folder: transformers would draw the others at random."""
+    config = _tower_config(model_class, folder)
     try:
         model, report = model_class.from_pretrained(
-            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, in words
         )
     except Exception as error:  # whatever is wrong with a file, transformers and safetensors have many words for it
         reason = str(error).strip().split("\n")[0]
@@ -142,7 +149,21 @@ def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: tor
             f"guidance.towers={folder}: the weights do not fill {model_class.__name__}: {len(wrong)} missing or of "
             f"another shape, such as {wrong[0]}"
         )
-    return model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False).to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        # out of the file's mapping: a product's last bit depends on how its operands are aligned in memory
+        tensor.data = tensor.data.clone()
+    return model
+
+
+def _tower_config(model_class: Any, folder: str | Path) -> Any:
+    """The configuration of one tower. In a whole CLIP the width of the joint space is the model's: that of its parts,
+    which a tower that is loaded alone goes by, may have been left at the default."""
+    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+    whole = _read_json(Path(folder) / "config.json")
+    if whole["model_type"] == "clip" and "projection_dim" in whole:
+        config.projection_dim = whole["projection_dim"]
+    return config
 
 
 def _read_json(file: Path) -> dict[str, Any]:
