@@ -25,8 +25,8 @@ def prepare_torchvision() -> str:
     first import of torchvision, timm or transformers. Returns what was done."""
     import torch
 
-    if "torchvision" in sys.modules:
-        return "imported already"
+    if "torchvision" in sys.modules or _DECLARED:
+        return "done already"
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return "not installed"

@@ -1,0 +1,73 @@
+"""VideoMAE's finetuning model (Tong et al. 2022): all tokens through the blocks, their mean, a norm, a linear head.
+
+Shapes: B clips, C=3, T frames, H W pixels, N tokens of the grid, D width, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tgm_scale.contracts import Grid
+from tgm_scale.models.attention import Backend
+from tgm_scale.models.patches import PatchEmbed, Positions, patchify
+from tgm_scale.models.vit import NORM_EPS, Block, ModelSize, initial_value, run_blocks
+from tgm_scale.runtime import seeding
+
+_HEAD_STD = 0.02
+
+
+class VideoClassifier(nn.Module):
+    """Clip -> scores of classes. Weight names are those of VideoMAE's finetuned files.
+
+    The encoder's own last norm is not in it: VideoMAE normalises after the mean (`fc_norm`). First values are keyed by
+    name and `seed`, the encoder's equal to those of a `MaskedVideoAutoencoder` of this seed; head normal, std 0.02.
+
+    classes: 0 leaves the head out, and forward gives the pooled features.
+    Raises ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
+
+    def __init__(
+        self,
+        size: ModelSize,
+        frames: int,
+        image_size: int,
+        classes: int,
+        *,
+        attention: Backend = "auto",
+        activation_checkpointing: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
+        self.activation_checkpointing = activation_checkpointing
+        self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch)
+        self.positions = Positions(self.grid.tokens, size.width)
+        self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth))
+        self.fc_norm = nn.LayerNorm(size.width, eps=NORM_EPS)
+        self.head = nn.Linear(size.width, classes) if classes else nn.Identity()
+        initialise(self, seed)
+
+    def features(self, video_BCTHW: Tensor) -> Tensor:
+        """The normalised mean token, [B, D]. video: 0..255, uint8 (or float)."""
+        x = self.patch_embed(patchify(video_BCTHW, self.size.tubelet, self.size.patch))
+        x = self.positions(x, None, dtype=self.fc_norm.weight.dtype)
+        return self.fc_norm(run_blocks(self.blocks, x, self.activation_checkpointing).mean(1))
+
+    def forward(self, video_BCTHW: Tensor) -> Tensor:
+        """Scores before softmax, [B, K]; without a head the features, [B, D]."""
+        return self.head(self.features(video_BCTHW))
+
+
+@torch.no_grad()
+def initialise(model: VideoClassifier, seed: int) -> None:
+    """Give every parameter its first value. Parameters on the meta device are left alone."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta:
+            parameter.copy_(_initial_value(name, tuple(parameter.shape), seed))
+
+
+def _initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    if name == "head.weight":
+        return torch.empty(shape, device="cpu").normal_(std=_HEAD_STD, generator=seeding.generator(seed, "init", name))
+    return initial_value(name if name.startswith(("fc_norm", "head")) else f"encoder.{name}", shape, seed)
