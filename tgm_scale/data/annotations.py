@@ -1,0 +1,200 @@
+"""InternVid's annotations: which span of which video has which captions, and the captions of a shard's sample.
+
+JSON Lines with `YoutubeID, Start_timestamp, End_timestamp, Caption, UMT_Score` and, in some subsets,
+`Aesthetic_Score` (Wang et al., InternVid, 2023); keys in any case, times as HH:MM:SS.mmm. Rows with the same video and
+span are captions of one clip."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from tgm_scale.contracts import Problem
+from tgm_scale.runtime import seeding
+
+_TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+_CAPTION_KEYS = ("captions", "caption", "Caption")
+
+
+def captions_of(members: dict[str, bytes]) -> list[str]:
+    """The captions of a sample, from its `json` ("captions", "caption" or "Caption": a text or a list) or its `txt`.
+
+    Empty where there is none: blank texts and a json that is none do not count."""
+    texts: object = None
+    try:
+        content = json.loads(members.get("json", b"null"))
+    except ValueError:  # also of bytes that are no UTF-8
+        content = None
+    if isinstance(content, dict):
+        texts = next((content[key] for key in _CAPTION_KEYS if content.get(key)), None)
+    if not texts and "txt" in members:
+        texts = members["txt"].decode("utf-8", errors="replace")
+    listed = texts if isinstance(texts, list) else [texts]
+    return [text.strip() for text in listed if isinstance(text, str) and text.strip()]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One caption of one span; times in milliseconds."""
+
+    video: str
+    start: int
+    end: int
+    caption: str
+    umt: float | None
+    aesthetic: float | None
+
+    @property
+    def place(self) -> int:
+        """Where its clip stands in the order of all clips: a keyed shuffle that needs no memory of the others."""
+        return seeding.key("clip", self.video, self.start, self.end)
+
+
+def parse_time(text: object) -> int:
+    """Milliseconds of "HH:MM:SS.mmm". Raises ValueError for anything else."""
+    match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"time {text!r} is not HH:MM:SS.mmm")
+    hours, minutes, seconds = match.groups()
+    return (int(hours) * 60 + int(minutes)) * 60_000 + round(float(seconds) * 1000)
+
+
+def parse_row(line: str | bytes) -> Row:
+    """A line of the file. Raises ValueError saying what is wrong with it."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON {type(row).__name__}, not an object")
+    row = {key.lower(): value for key, value in row.items()}
+    for key in ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption"):
+        if not isinstance(row.get(key.lower()), str) or not row[key.lower()].strip():
+            raise ValueError(f"no {key}")
+    start, end = parse_time(row["start_timestamp"]), parse_time(row["end_timestamp"])
+    if start >= end:
+        raise ValueError(f"the span ends ({row['end_timestamp']}) before it starts ({row['start_timestamp']})")
+    umt, aesthetic = _score(row.get("umt_score")), _score(row.get("aesthetic_score"))
+    return Row(row["youtubeid"].strip(), start, end, row["caption"].strip(), umt, aesthetic)
+
+
+def _score(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which rows are used; None: no bound. A row without the score that a bound asks for is not used."""
+
+    min_umt: float | None = None
+    min_aesthetic: float | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
+
+    def reason_against(self, row: Row) -> str | None:
+        """Why `row` is not used, a fixed word; None where it is."""
+        for name, score, bound in (
+            ("umt", row.umt, self.min_umt),
+            ("aesthetic", row.aesthetic, self.min_aesthetic),
+        ):
+            if bound is not None and score is None:
+                return f"no_{name}_score"
+            if bound is not None and score is not None and score < bound:
+                return f"below_min_{name}"
+        seconds = (row.end - row.start) / 1000
+        if self.min_seconds is not None and seconds < self.min_seconds:
+            return "below_min_seconds"
+        if self.max_seconds is not None and seconds > self.max_seconds:
+            return "above_max_seconds"
+        return None
+
+
+@dataclass
+class ClipRow:
+    """A clip to be made: a span of a video and all its captions; times in milliseconds."""
+
+    video: str
+    start: int
+    end: int
+    captions: list[str] = field(default_factory=list)
+    umt: list[float | None] = field(default_factory=list)  # of each caption
+    aesthetic: float | None = None
+
+    @property
+    def key(self) -> str:
+        """Its sample key: the video's id, all but letters, digits, -, _ and ~ percent-encoded, and the span."""
+        return f"{quote(self.video, safe='').replace('.', '%2E')}_{self.start:08d}_{self.end:08d}"
+
+    def add(self, row: Row) -> None:
+        if row.caption not in self.captions:
+            self.captions.append(row.caption)
+            self.umt.append(row.umt)
+        self.aesthetic = row.aesthetic if self.aesthetic is None else self.aesthetic
+
+
+class Plan:
+    """Which clip goes into which shard: all clips of an annotation file that pass the filters, shuffled by key and cut
+    into shards. Two passes over the file keep 8 bytes of every clip in memory, and the clips of the shards in work."""
+
+    def __init__(self, path: Path, filters: Filters, clips_per_shard: int) -> None:
+        self.path, self.filters, self.clips_per_shard = path, filters, clips_per_shard
+        self.rows = 0
+        self.left_out: Counter[str] = Counter()  # rows, by filter
+        self.problems: list[Problem] = []  # broken rows, by line
+        places = array("Q")
+        digest = hashlib.blake2b(digest_size=16)
+        for number, line in enumerate(self._lines(), start=1):
+            digest.update(line)
+            self.rows += 1
+            try:
+                row = parse_row(line)
+            except ValueError as error:
+                self.problems.append(Problem(f"line {number}", "broken_row", str(error)))
+                continue
+            reason = filters.reason_against(row)
+            if reason is None:
+                places.append(row.place)
+            else:
+                self.left_out[reason] += 1
+        self.digest = digest.hexdigest()
+        self._places = np.unique(np.frombuffer(places, dtype=np.uint64)) if places else np.zeros(0, np.uint64)
+
+    @property
+    def clips(self) -> int:
+        return len(self._places)
+
+    @property
+    def shards(self) -> int:
+        return -(-self.clips // self.clips_per_shard)
+
+    def clips_of(self, shards: range) -> list[list[ClipRow]]:
+        """The clips of each of these shards, in order; a second pass over the file."""
+        starts = self._places[:: self.clips_per_shard]
+        chosen: list[dict[tuple[int, str], ClipRow]] = [{} for _ in shards]
+        for line in self._lines():
+            try:
+                row = parse_row(line)
+            except ValueError:
+                continue
+            place = row.place
+            shard = int(np.searchsorted(starts, np.uint64(place), side="right")) - 1
+            if shard not in shards or self.filters.reason_against(row) is not None:
+                continue
+            clip = ClipRow(row.video, row.start, row.end)
+            chosen[shards.index(shard)].setdefault((place, clip.key), clip).add(row)
+        return [[clips[order] for order in sorted(clips)] for clips in chosen]
+
+    def _lines(self) -> Iterator[bytes]:
+        with open(self.path, "rb") as file:
+            for line in file:
+                if line.strip():
+                    yield line
