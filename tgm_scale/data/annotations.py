@@ -22,6 +22,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.runtime import seeding
 
 _TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+CAPTION_EXTENSIONS = ("json", "txt")  # the members that captions are read from
 _CAPTION_KEYS = ("captions", "caption", "Caption")
 
 
