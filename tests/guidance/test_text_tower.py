@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from conftest import SENTENCES, small_clip
+from small_towers import SENTENCES, small_clip
 
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import load_text_tower

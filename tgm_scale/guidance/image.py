@@ -32,9 +32,7 @@ MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as in preprocessor_confi
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixels as a tower was trained on: resized with antialiasing, rounded to whole grey levels, normalised.
-
-    Within one grey level of PIL's resize."""
+    """Pixels as a tower was trained on: resized as PIL does, to one grey level, and normalised."""
 
     side: int
     crop: bool  # a picture's shorter edge is brought to `side` and its centre cut out; else it is stretched
@@ -71,7 +69,10 @@ class Preprocessing:
         return self._normalise(resized[:, :, top : top + side, left : left + side])
 
     def _resize(self, x_N3HW: Tensor, height: int, width: int) -> Tensor:
-        """As PIL does it: rows first, then columns, whole grey levels after each (one pass in float is 3 levels off)."""
+        """As PIL does it: along the rows, then along the columns, whole grey levels after each.
+
+        In one pass, in float, a photograph comes out 3 grey levels off. (PIL 13 takes the other order for some
+        pictures that shrink more in height than in width.)"""
         for size in ((x_N3HW.shape[2], width), (height, width)):
             if x_N3HW.shape[2:] != size:
                 x_N3HW = F.interpolate(x_N3HW, size=size, mode=self.mode, antialias=True, align_corners=False)

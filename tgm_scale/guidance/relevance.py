@@ -19,9 +19,10 @@ CLIPS_PER_PASS = 4  # off the CPU
 class Relevance:
     """Cosine of patch features and caption embedding, brought to the token grid.
 
-    The tower's grid is brought to the clip's bilinearly (with antialiasing where that is smaller), after a mean over
-    the frames of each tubelet. Clips go through the tower in passes of a fixed number, each at a fixed place with all
-    its frames: what a clip gets does not depend on the batch it comes in. One clip a pass on a CPU."""
+    After a mean over the frames of each tubelet, the tower's grid is brought to the clip's bilinearly, or by the mean
+    of the patches of each token where they divide. Clips go through the tower in passes of a fixed number, each at a
+    fixed place with all its frames: what a clip gets does not depend on the batch it comes in. One clip a pass on a
+    CPU."""
 
     def __init__(
         self,
@@ -66,9 +67,7 @@ class Relevance:
             parts.append(self._cosines(video, F.pad(captions, (0, 0, 0, 0, 0, lacking)))[: len(captions)])
         cosine_BKFhw = torch.cat(parts)
         cosine_BKShw = cosine_BKFhw.unflatten(2, (grid.slots, tubelet)).mean(dim=3)
-        size = (grid.rows, grid.columns)
-        tokens = F.interpolate(cosine_BKShw.flatten(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
-        return tokens.unflatten(0, cosine_BKShw.shape[:2])
+        return _resized(cosine_BKShw.flatten(0, 1), grid).unflatten(0, cosine_BKShw.shape[:2])
 
     def _cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
         """[B, K, F, h, w] of one pass. A product for each caption: its bits do not depend on how many there are."""
@@ -77,3 +76,12 @@ class Relevance:
         features_BPE = features.unflatten(0, (len(video_BCTHW), -1)).flatten(1, 3)
         cosine_KBP = [(features_BPE @ caption_BE[..., None]).squeeze(-1) for caption_BE in captions_BKE.unbind(1)]
         return torch.stack(cosine_KBP, dim=1).unflatten(-1, (-1, *features.shape[1:3]))
+
+
+def _resized(maps_NShw: Tensor, grid: Grid) -> Tensor:
+    """[N, S, R, C] of the tower's [N, S, h, w]."""
+    height, width = maps_NShw.shape[2:]
+    if height % grid.rows == 0 and width % grid.columns == 0:
+        return F.avg_pool2d(maps_NShw, (height // grid.rows, width // grid.columns))
+    size = (grid.rows, grid.columns)
+    return F.interpolate(maps_NShw, size, mode="bilinear", antialias=True, align_corners=False)

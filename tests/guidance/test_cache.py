@@ -1,0 +1,75 @@
+"""Relevance maps as a shard member: what goes in comes out, and only for the towers that made it."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tgm_scale.guidance.cache import RelevanceCache, UnreadableMaps, fingerprint, pack
+
+MADE_BY = "0123456789abcdef" * 2
+SECONDS = np.array([0.0, 0.5, 1.0, 1.5])
+
+
+@pytest.fixture(scope="module")
+def maps() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, 4, 7, 7)).astype(np.float32)
+
+
+def test_a_member_gives_the_maps_of_the_nearest_frames(maps: np.ndarray) -> None:
+    member = pack(maps, SECONDS, MADE_BY)
+    assert len(member) < 2 * maps.size + 500  # float16 and a small head
+    out = RelevanceCache(MADE_BY).read(member, 1, np.array([0.0, 0.3, 0.8, 9.0, 0.1]))
+    assert out.shape == (5, 7, 7) and out.dtype == np.float32
+    np.testing.assert_allclose(out, maps[1][[0, 1, 2, 3, 0]], atol=2e-3)
+
+
+def test_maps_of_other_towers_stop_the_run_with_a_remedy(maps: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"made with other towers or settings .*guidance.scorer"):
+        RelevanceCache("f" * 32).read(pack(maps, SECONDS, MADE_BY), 0, SECONDS)
+
+
+def test_the_fingerprint_follows_the_files_and_the_settings(clip: Path) -> None:
+    first = fingerprint(clip, "value", None)
+    assert len(first) == 32 and fingerprint(str(clip), "value", None) == first
+    others = {fingerprint(clip, "raw", None), fingerprint(clip, "value", 96)}
+    weights = clip / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    others.add(fingerprint(clip, "value", None))
+    assert len(others) == 3 and first not in others
+    (clip / "README.md").write_text("a note")
+    assert fingerprint(clip, "value", None) in others
+
+
+class Harmful:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return (Path.touch, (self.file,))
+
+
+def test_broken_members_are_told_apart_and_never_unpickled(maps: np.ndarray, tmp_path: Path) -> None:
+    member = pack(maps, SECONDS, MADE_BY)
+    trap = np.empty(1, dtype=object)
+    trap[0] = Harmful(tmp_path / "touched")
+    pickled = io.BytesIO()
+    np.save(pickled, trap, allow_pickle=True)
+    assert pickle.dumps(trap)  # the trap is armed
+    plain = io.BytesIO()
+    np.save(plain, maps)
+    spoilt = pack(np.full((2, 4, 7, 7), np.nan), SECONDS, MADE_BY)
+    for broken in (b"", member[:100], member[:-1], b"text" * 100, pickled.getvalue(), plain.getvalue(), spoilt):
+        with pytest.raises(UnreadableMaps, match=r"tgm.npy: "):
+            RelevanceCache(MADE_BY).read(broken, 0, SECONDS)
+    with pytest.raises(UnreadableMaps):
+        RelevanceCache(MADE_BY).read(member, 2, SECONDS)  # a caption that was not scored
+    assert not (tmp_path / "touched").exists()
