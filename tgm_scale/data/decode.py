@@ -16,6 +16,7 @@ from typing import cast
 import av
 import numpy as np
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
@@ -120,11 +121,12 @@ class Video:
         stream = self._container.streams.best("video")
         if stream is None or Disposition.attached_pic in stream.disposition or stream.codec_context is None:
             raise DecodeError("not_a_video", f"no video stream that can be decoded in {self._container.format.name}")
-        if stream.width * stream.height > MAX_PIXELS:
-            raise DecodeError("too_large", f"frames of {stream.width} x {stream.height} pixels")
-        stream.codec_context.thread_type = "NONE"  # processes decode in parallel, not threads
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        context = cast(VideoCodecContext, stream.codec_context)
+        if not context.width * context.height:  # ffmpeg forgets a size above the limit
+            raise DecodeError("damaged", f"it has no frame size, or one above {MAX_PIXELS:,} pixels")
+        context.thread_type = "NONE"  # processes decode in parallel, not threads
+        context.thread_count = 1
+        context.options = {"max_pixels": str(MAX_PIXELS)}
         assert stream.time_base is not None
         self._stream, self._time_base = stream, stream.time_base
 
