@@ -6,6 +6,7 @@ Every case trains the tiny model on the same made clips; some save at a step, so
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         folder = checkpoint.latest(Path(case["load"]))
         assert folder is not None
         progress = checkpoint.restore(ds_engine, folder)
-    curve = []
+    curve, applied = [], []
     for t in range(progress.step, case["steps"]):
         if t == case.get("save_at"):
             checkpoint.save(ds_engine, progress, {}, Path(case["save"]), 2, place, control)
@@ -64,11 +65,15 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         parts = [prepared([(s + i) % CLIPS for i in range(micro)], tokens) for s in starts]
         valid = control.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
         engine.set_learning_rate(ds_engine, 1e-3)
-        result = step(parts, valid)
+        if t == case.get("poison_at"):
+            assert parts[0].text_BE is not None
+            parts[0].text_BE[0] = float("nan")
+        result = step(parts, valid, math.isfinite)
         progress.step = t + 1
+        applied.append(result.applied)
         curve.append([result.loss, result.reconstruction, result.contrastive, result.grad_norm])
     live = {name: parts["weight"].double().sum().item() for name, parts in engine_state.read(ds_engine)}
-    return {"curve": curve, "weights": live}
+    return {"curve": curve, "applied": applied, "weights": live}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         "bf16 stage 1": {"stage": 1, **bf16},
         "again": {"stage": 0, "load": "base", **fp32},
         "bf16 stage 0 again": {"stage": 0, "load": "bf16 stage 0", **bf16},
+        **{f"poisoned {stage}": {"stage": stage, "micro": 4, "poison_at": 6, **fp32} for stage in (0, 2, 3)},
+        "poisoned bf16": {"stage": 2, "poison_at": 6, **bf16},
     }
     two = {
         "2 stage 0": {"stage": 0, **fp32},
@@ -88,6 +91,14 @@ def test_the_loss_falls(results: dict[str, dict]) -> None:
 def test_low_precision_stage_0_makes_full_first_steps(results: dict[str, dict]) -> None:
     # without the cleared moments these differ by 0.1 after one step
     assert apart(results, "bf16 stage 0", "bf16 stage 1") < 2e-2
+
+
+@pytest.mark.parametrize("case", ["poisoned 0", "poisoned 2", "poisoned 3", "poisoned bf16"])
+def test_a_refused_update_leaves_weights_and_moments_alone(results: dict[str, dict], case: str) -> None:
+    found = results[case]
+    assert found["applied"] == [True] * 6 + [False, True]
+    assert math.isnan(found["curve"][6][0]) and math.isfinite(found["curve"][7][0])
+    assert all(math.isfinite(total) for total in found["weights"].values())
 
 
 @pytest.mark.parametrize(

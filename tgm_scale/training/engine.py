@@ -179,12 +179,28 @@ def set_learning_rate(engine: Any, value: float) -> None:
         group["lr"] = value
 
 
-def gradient_norm(engine: Any) -> float | None:
-    """Global gradient norm before clipping, of the update about to be made or just made.
+def gradient_norm_before(engine: Any) -> float | None:
+    """The global gradient norm where it must be read before engine.step(): at stage 0 in fp32 DeepSpeed keeps none,
+    but the reduced gradients are still in place. None elsewhere."""
+    if engine.zero_optimization_stage() > 0 or hasattr(engine.optimizer, "fp32_groups"):
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
 
-    DeepSpeed keeps none at stage 0 in fp32; there the reduced gradients are still in place before engine.step()."""
-    norm = engine.get_global_grad_norm()
-    if norm is None:
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients) if gradients else None
+
+def gradient_norm_after(engine: Any, before: float | None) -> float | None:
+    """The global gradient norm, before clipping, of the update just made."""
+    norm = engine.get_global_grad_norm() if before is None else before
     return None if norm is None else float(norm)
+
+
+def discard_update(engine: Any) -> None:
+    """Complete a step without its update: gradients are cleared and counters advance, weights and moments stay.
+
+    The same at every stage: all that DeepSpeed does around Adam is done, and Adam itself does nothing."""
+    adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    adam.step = lambda closure=None: None
+    try:
+        engine.step()
+    finally:
+        del adam.step

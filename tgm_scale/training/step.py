@@ -11,7 +11,8 @@ otherwise a pass without gradient finds the embeddings first. No collective need
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from tgm_scale.contracts import Batch, Mask
 from tgm_scale.objectives.contrastive import contrastive_gradients
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.engine import gradient_norm
+from tgm_scale.training.engine import discard_update, gradient_norm_after, gradient_norm_before
 
 
 @dataclass
@@ -44,6 +45,7 @@ class StepResult:
     accuracy: float | None  # share of clips whose own caption scores highest among its negatives
     temperature: float | None
     grad_norm: float | None
+    applied: bool  # whether the update was made
 
 
 @dataclass
@@ -74,19 +76,22 @@ class JointStep:
         self.contrastive_batch = contrastive_batch
         self.one_pass = (micro_batch_size * place.world_size) % contrastive_batch == 0
 
-    def __call__(self, micro: list[Prepared], valid: float) -> StepResult:
-        """One update. `valid` is the number of unbroken clips in the global batch."""
+    def __call__(self, micro: list[Prepared], valid: float, accept: Callable[[float], bool]) -> StepResult:
+        """One update, or none where `accept(loss)` says no: then weights and moments stay as they were.
+
+        `valid` is the number of unbroken clips in the global batch."""
         assert len(micro) == self.accumulation
         valid = max(valid, 1.0)
         replays = self._first_pass(micro, valid) if self.contrastive_weight and not self.one_pass else []
         errors = torch.zeros((), dtype=torch.float64, device=self.place.device)
-        norm = log_scale = None
+        log_scale = None
         for index, part in enumerate(micro):
             target = part.mask.target if self.reconstruction_weight else None
             error_B, embedding_BE, log_scale = self.engine(part.batch.video, part.mask.visible, target)
             loss = torch.zeros((), device=self.place.device)
             if self.reconstruction_weight:
-                error = (error_B * part.batch.weight).sum() / valid
+                # not a product: a broken clip's error may be anything
+                error = torch.where(part.batch.weight > 0, error_B, 0.0).sum() / valid
                 errors += error.detach()
                 # a sum over the global batch, where the engine takes means over ranks and micro steps
                 loss = loss + self.reconstruction_weight * self.place.world_size * self.accumulation * error
@@ -97,10 +102,15 @@ class JointStep:
                 surrogate = (embedding_BE * replay.video_BE).sum() + (log_scale * replay.log_scale).sum()
                 loss = loss + self.contrastive_weight * surrogate
             self.engine.backward(loss)
-            if index == self.accumulation - 1:
-                norm = gradient_norm(self.engine)
+            if index < self.accumulation - 1:
+                self.engine.step()  # counts the micro step, updates nothing
+        result = self._figures(errors, replays, log_scale)
+        norm = gradient_norm_before(self.engine)
+        if accept(result.loss):
             self.engine.step()
-        return self._figures(errors, replays, log_scale, self.engine.get_global_grad_norm() or norm)
+            return replace(result, grad_norm=gradient_norm_after(self.engine, norm))
+        discard_update(self.engine)
+        return replace(result, applied=False)
 
     def _first_pass(self, micro: list[Prepared], valid: float) -> list[_Replay]:
         """Embeddings of the whole global batch without gradient, and from them the gradients to replay."""
@@ -151,9 +161,7 @@ class JointStep:
         dist.all_gather(gathered, own_KBX.contiguous())
         return torch.stack(gathered, dim=1).flatten(0, 2)
 
-    def _figures(
-        self, errors: Tensor, replays: list[_Replay], log_scale: Tensor | None, norm: float | None
-    ) -> StepResult:
+    def _figures(self, errors: Tensor, replays: list[_Replay], log_scale: Tensor | None) -> StepResult:
         reconstruction = contrastive = accuracy = temperature = None
         loss = 0.0
         if self.reconstruction_weight:
@@ -166,6 +174,4 @@ class JointStep:
             accuracy = float(sum(replay.accuracy for replay in replays))
             temperature = float(torch.exp(-log_scale.detach())) if log_scale is not None else None
             loss += self.contrastive_weight * contrastive
-        return StepResult(
-            loss, reconstruction, contrastive, accuracy, temperature, None if norm is None else float(norm)
-        )
+        return StepResult(loss, reconstruction, contrastive, accuracy, temperature, None, True)
