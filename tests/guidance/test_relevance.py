@@ -126,6 +126,8 @@ def test_a_clip_has_the_same_bits_in_any_company(
     whole = relevance(video, text, grid)
     for chosen in ([3], [4, 0], [2, 3, 4, 1, 0]):
         assert torch.equal(relevance(video[chosen], text[chosen], grid), whole[chosen])
+    stored_colour_last = video.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
+    assert torch.equal(relevance(stored_colour_last, text, grid), whole)
     several = relevance.of_captions(video, torch.stack([text, text.roll(1, 0)], dim=1), grid)
     assert several.shape == (5, 2, 2, 5, 5)
     assert torch.equal(several[:, 0], whole)

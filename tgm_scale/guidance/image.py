@@ -56,7 +56,7 @@ class Preprocessing:
 
     def frames(self, frames_N3HW: Tensor, side: int) -> Tensor:
         """All of each frame at side x side: float32 [N, 3, side, side] of uint8 [N, 3, H, W]."""
-        return self._normalise(self._resize(frames_N3HW.float(), side, side))
+        return self._normalise(self._resize(_planes(frames_N3HW), side, side))
 
     def pictures(self, pictures_N3HW: Tensor) -> Tensor:
         """What the tower's own image processor makes of a picture: float32 [N, 3, side, side]."""
@@ -64,7 +64,7 @@ class Preprocessing:
         if not self.crop:
             return self.frames(pictures_N3HW, self.side)
         short, side = min(height, width), self.side
-        resized = self._resize(pictures_N3HW.float(), side * height // short, side * width // short)
+        resized = self._resize(_planes(pictures_N3HW), side * height // short, side * width // short)
         top, left = ((length - side) // 2 for length in resized.shape[2:])
         return self._normalise(resized[:, :, top : top + side, left : left + side])
 
@@ -82,6 +82,11 @@ class Preprocessing:
     def _normalise(self, x_N3HW: Tensor) -> Tensor:
         mean, std = (torch.tensor(v, device=x_N3HW.device)[:, None, None] for v in (self.mean, self.std))
         return (x_N3HW / 255 - mean) / std
+
+
+def _planes(x_N3HW: Tensor) -> Tensor:
+    """Float32, one channel after another in memory: how they lie there has a say in a product's last bit."""
+    return x_N3HW.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True)

@@ -64,17 +64,20 @@ class Relevance:
         for video, captions in zip(video_BCTHW.split(self.clips_per_pass), captions_BKE.split(self.clips_per_pass)):
             lacking = self.clips_per_pass - len(video)
             video = F.pad(video, (0, 0) * 4 + (0, lacking))
-            parts.append(self._cosines(video, F.pad(captions, (0, 0, 0, 0, 0, lacking)))[: len(captions)])
+            parts.append(self.cosines(video, F.pad(captions, (0, 0, 0, 0, 0, lacking)))[: len(captions)])
         cosine_BKFhw = torch.cat(parts)
         cosine_BKShw = cosine_BKFhw.unflatten(2, (grid.slots, tubelet)).mean(dim=3)
         return _resized(cosine_BKShw.flatten(0, 1), grid).unflatten(0, cosine_BKShw.shape[:2])
 
-    def _cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
-        """[B, K, F, h, w] of one pass. A product for each caption: its bits do not depend on how many there are."""
+    @torch.no_grad()
+    def cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
+        """Before the way to the token grid, in one pass: float32 [B, K, F, h, w] of all frames."""
         frames_N3HW = video_BCTHW.transpose(1, 2).flatten(0, 1)
         features = F.normalize(self.image.patch_tokens(frames_N3HW, self.scorer, self.resolution), dim=-1)
         features_BPE = features.unflatten(0, (len(video_BCTHW), -1)).flatten(1, 3)
-        cosine_KBP = [(features_BPE @ caption_BE[..., None]).squeeze(-1) for caption_BE in captions_BKE.unbind(1)]
+        # a product for each caption: its bits do not depend on how many captions there are
+        captions_KBE1 = captions_BKE.transpose(0, 1).contiguous()[..., None]
+        cosine_KBP = [(features_BPE @ caption_BE1).squeeze(-1) for caption_BE1 in captions_KBE1]
         return torch.stack(cosine_KBP, dim=1).unflatten(-1, (-1, *features.shape[1:3]))
 
 
