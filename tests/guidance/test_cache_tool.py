@@ -1,0 +1,111 @@
+"""tools/cache_relevance.py: the maps that it leaves in shards are the online ones, and the loader reads them."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tgm_scale.contracts import Grid
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.shards import ShardWriter
+from tgm_scale.guidance.cache import RelevanceCache, fingerprint
+from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+
+TOOL = Path(__file__).parents[2] / "tools" / "cache_relevance.py"
+GRID = Grid(2, 6, 6)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Five clips of 48 x 48 pixels at 20 frames a second in three shards; one is broken."""
+    smooth = torch.randint(0, 256, (5, 3, 6, 3, 3), generator=torch.Generator().manual_seed(1)).float()
+    videos = torch.nn.functional.interpolate(smooth, (6, 48, 48), mode="trilinear").byte().permute(0, 2, 3, 4, 1)
+    with ShardWriter(tmp_path / "plain", clips_per_shard=2) as writer:
+        for number, video in enumerate(videos.numpy()):
+            data = encode_video(video, fps=20, crf=0) if number != 2 else b"not a video"
+            writer.write(f"clip{number}", {"mp4": data, "json": {"captions": [f"caption {number}", "another"]}})
+    return tmp_path / "plain"
+
+
+def run(*arguments: str | Path) -> int:
+    return runpy.run_path(str(TOOL))["main"]([str(argument) for argument in arguments])
+
+
+def load(folder: Path, towers: Path, scorer: str) -> list:
+    loader = ClipLoader(
+        [Corpus.open(str(folder))],
+        frames=4,
+        stride=1,
+        size=48,
+        grid=GRID,
+        seed=0,
+        global_batch_size=5,
+        micro_batch_size=5,
+        rank=0,
+        world_size=1,
+        workers=0,
+        stop_step=1,
+        crop="center",
+        relevance=RelevanceCache(fingerprint(towers, scorer, None)).read,
+    )
+    return next(iter(loader))[1]
+
+
+def test_cached_maps_are_the_online_ones(
+    shards: Path, clip_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scored"
+    command = ("--shards", shards, "--towers", clip_source, "--output", output, "--every", "0.05")
+    assert run(*command) == 0
+    assert "4 clips scored, 1 clips not decoded (not_a_video)" in capsys.readouterr().out
+    [batch] = load(output, clip_source, "value")
+    assert [problem.reason for problem in batch.problems] == ["not_a_video"]
+    whole = batch.weight > 0
+    text = load_text_tower(clip_source).encode(batch.captions)
+    online: Tensor = Relevance(load_image_tower(clip_source))(batch.video, text, GRID)
+    assert batch.relevance is not None and online[whole].std() > 0.05
+    torch.testing.assert_close(batch.relevance[whole], online[whole], rtol=0, atol=2e-3)
+
+    (output / "00001.tar").unlink()
+    before = (output / "00002.tar").stat().st_mtime_ns
+    assert run(*command) == 0  # goes on with what is missing
+    assert (output / "00002.tar").stat().st_mtime_ns == before
+    assert len(Corpus.open(str(output))) == 5
+
+
+def test_maps_of_another_scorer_stop_the_run(shards: Path, clip_source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scored"
+    assert run("--shards", shards, "--towers", clip_source, "--output", output, "--scorer", "raw") == 0
+    with pytest.raises(ValueError, match=r"made with other towers or settings"):
+        load(output, clip_source, "value")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--output": "plain"}, "is the folder of the shards"),
+        ({"--every": "0"}, "--every 0.0: wanted seconds above 0"),
+        ({"--scorer": "val"}, "guidance.scorer=val: wanted one of"),
+        ({"--towers": "nowhere"}, "no such folder"),
+    ],
+)
+def test_a_mistake_is_named(
+    shards: Path,
+    clip_source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, str],
+    message: str,
+) -> None:
+    options = {"--shards": shards, "--towers": clip_source, "--output": tmp_path / "scored"}
+    options |= {name: tmp_path / value if name in options else value for name, value in changes.items()}
+    assert run(*(part for option in options.items() for part in option)) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("cache_relevance: ") and error.count("\n") == 1

@@ -1,0 +1,125 @@
+"""Copy shards with each caption's relevance added, so that training needs no image tower."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from tgm_scale.data.annotations import captions_of
+from tgm_scale.data.decode import DecodeError, Video
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards import ShardWriter, shard_path
+from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
+from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+
+EXAMPLES = """examples:
+  python tools/cache_relevance.py --shards DIR --towers CLIP --output DIR
+  python tools/cache_relevance.py --shards 'DIR/*.tar' --towers CLIP --output DIR --every 0.5 --scorer vv
+
+Every sample gets a member tgm.npy: maps of its captions over whole frames, float16, on the tower's grid (392 bytes
+each at 14 x 14), with a fingerprint of the towers and settings. Training reads them through its own crops and takes
+the frame nearest in time; it stops where the fingerprint is not that of its own towers and settings. Online, the tower
+sees a clip after the crop, and so at a higher resolution: maps from here are a little coarser.
+
+Stopped at any moment, the same command goes on with the first unfinished shard. A video that cannot be decoded is
+copied without maps and counted. Exit code: 0 done, 2 a mistake in the command or its input."""
+
+FRAMES_PER_PASS = 16
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except ValueError as mistake:
+        print(f"cache_relevance: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cache_relevance: interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--shards", required=True, metavar="DIR", help="folder or pattern of shards, as data.shards")
+    add("--towers", required=True, metavar="DIR", help="CLIP or SigLIP folder, as guidance.towers")
+    add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not the shards' own folder")
+    add("--scorer", default="value", metavar="NAME", help="raw, value (default) or vv, as guidance.scorer")
+    add("--resolution", type=int, metavar="N", help="side that the tower sees, as guidance.resolution")
+    add("--every", type=float, default=0.25, metavar="S", help="seconds between scored frames (default 0.25)")
+    add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.every <= 0:
+        raise ValueError(f"--every {options.every}: wanted seconds above 0")
+    corpus = Corpus.open(options.shards)
+    if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
+        raise ValueError(f"--output {options.output} is the folder of the shards: name another")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    scorer = _Scorer(options, device)
+    done: Counter[str] = Counter()
+    for number in range(len(corpus.shards)):
+        if shard_path(options.output, number).exists():
+            continue
+        rows = range(int(corpus.counts[number]))
+        with ShardWriter(options.output, clips_per_shard=len(rows), first=number) as writer:
+            for row in track(rows, description=f"shard {number + 1} of {len(corpus.shards)}"):
+                ref = corpus.sample(number, row)
+                members: dict[str, Any] = corpus.read(ref, list(ref.members))
+                outcome, maps = scorer(members[ref.video], members)
+                done[outcome] += 1
+                if maps is not None:
+                    members[EXTENSION] = maps
+                writer.write(ref.key, members)
+    print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")
+    return 0
+
+
+class _Scorer:
+    """Maps of a clip's captions at even times."""
+
+    def __init__(self, options: argparse.Namespace, device: str):
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        self.text = load_text_tower(options.towers, device, dtype)
+        image = load_image_tower(options.towers, device, dtype)
+        self.relevance = Relevance(image, options.scorer, resolution=options.resolution)
+        self.fingerprint = fingerprint(options.towers, options.scorer, options.resolution)
+        self.every = options.every
+
+    def __call__(self, video: bytes, members: dict[str, bytes]) -> tuple[str, bytes | None]:
+        """What became of the clip, in a word to be counted, and its maps."""
+        captions = captions_of(members)
+        if not captions:
+            return "without a caption", None
+        captions_1KE = self.text.encode(captions)[None]
+        maps, seconds, waiting = [], [], []
+        try:
+            with Video(video) as source:
+                indices = np.arange(0, source.count, max(round(self.every * source.rate), 1))
+                for index, image in source.frames(indices):
+                    seconds.append(source.time(index))
+                    waiting.append(torch.from_numpy(np.ascontiguousarray(image)))
+                    if len(waiting) == FRAMES_PER_PASS or len(seconds) == len(indices):
+                        frames_13FHW = torch.stack(waiting).permute(3, 0, 1, 2)[None].to(self.text.device)
+                        maps.append(self.relevance.cosines(frames_13FHW, captions_1KE)[0].cpu().numpy())
+                        waiting = []
+        except DecodeError as error:
+            return f"not decoded ({error.reason})", None
+        return "scored", pack(np.concatenate(maps, axis=1), np.array(seconds), self.fingerprint)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
