@@ -9,152 +9,217 @@ from typing import Any
 
 import pytest
 import torch
+from made_weights import CLASSES, FRAMES, SIDE, SMALL, autoencoder, equal, made, stated
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tgm_scale.conversion.huggingface import configuration, export_pretraining, from_huggingface, names, to_huggingface
+from tgm_scale.conversion import huggingface
+from tgm_scale.conversion.convert import convert
+from tgm_scale.conversion.huggingface import configuration, names, to_huggingface, to_ours
+from tgm_scale.conversion.read import read
+from tgm_scale.conversion.tables import Kind
+from tgm_scale.conversion.weights import Weights, build, fixed_clip, fixed_mask, without_extras
+from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import NORM_EPS, SIZES, ModelSize
+from tgm_scale.models.vit import NORM_EPS, SIZES
 from tgm_scale.objectives.reconstruction import reconstruction_error
 
-SMALL = replace(SIZES["tiny"], width=48, depth=3, heads=3, mlp=96, decoder_width=32, decoder_depth=2, decoder_mlp=80)
-FRAMES, SIDE = 8, 32
+KINDS: tuple[Kind, ...] = ("pretraining", "classifier")
 
 
-def build(size: ModelSize = SMALL) -> MaskedVideoAutoencoder:
-    """A model with no bias at 0 and no norm at 1, so that a swapped or lost one shows."""
-    model = MaskedVideoAutoencoder(size, FRAMES, SIDE, embedding_width=8)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model
-
-
-def theirs(model: MaskedVideoAutoencoder) -> Any:
-    """The same model in transformers. Its decoder's last norm has eps 1e-5 whatever the configuration: set right."""
-    from transformers import VideoMAEForPreTraining
-
-    other = VideoMAEForPreTraining(configuration(model.size, FRAMES, SIDE))
-    other.decoder.norm.eps = NORM_EPS
-    other.load_state_dict(to_huggingface(model.state_dict(), model.size))
+def theirs(weights: Weights) -> Any:
+    """The same model in transformers. Two norms have eps 1e-5 there whatever the configuration: set right."""
+    other = huggingface.model_class(weights.kind)(configuration(weights)).eval()
+    (other.fc_norm if weights.kind == "classifier" else other.decoder.norm).eps = NORM_EPS
+    other.load_state_dict(to_huggingface(without_extras(weights)))
     return other
 
 
-@pytest.fixture(scope="module")
-def clip() -> dict[str, Tensor]:
-    """Video, visible and target indices, and the same as transformers takes them."""
-    generator = torch.Generator().manual_seed(1)
-    video = torch.randint(0, 256, (2, 3, FRAMES, SIDE, SIDE), dtype=torch.uint8, generator=generator)
-    order = torch.stack([torch.randperm(64, generator=generator) for _ in range(2)])
+def inputs(weights: Weights) -> dict[str, Tensor]:
+    """The fixed clip as transformers takes it."""
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    target = order[:, 9:].sort(1).values
+    given = {"pixel_values": (fixed_clip(weights).transpose(1, 2) / 255 - mean) / std}
+    if weights.kind == "pretraining":
+        _, target = fixed_mask(weights)
+        tokens = target.shape[1] + fixed_mask(weights)[0].shape[1]
+        given["bool_masked_pos"] = torch.zeros(1, tokens, dtype=torch.bool).scatter(1, target, True)
+    return given
+
+
+def version_4(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names that transformers 4 gives the biases, which published files have."""
     return {
-        "video": video,
-        "visible": order[:, :9].sort(1).values,
-        "target": target,
-        "pixel_values": (video.transpose(1, 2) / 255 - mean) / std,
-        "bool_masked_pos": torch.zeros(2, 64, dtype=torch.bool).scatter(1, target, True),
+        name.replace("attention.query.bias", "attention.q_bias").replace("attention.value.bias", "attention.v_bias"): x
+        for name, x in state.items()
     }
 
 
-def test_outputs_loss_and_gradients_are_those_of_transformers(clip: dict[str, Tensor]) -> None:
-    ours = build()
-    other = theirs(ours)
-    out = ours(clip["video"], clip["visible"], clip["target"])
+def test_outputs_loss_and_gradients_are_those_of_transformers() -> None:
+    weights = without_extras(made("pretraining"))
+    ours, other = autoencoder(), theirs(weights)
+    out = ours(fixed_clip(weights), *fixed_mask(weights))
     loss = reconstruction_error(out.prediction_BMP, out.target_BMP).mean()
-    expected = other(clip["pixel_values"], bool_masked_pos=clip["bool_masked_pos"])
+    expected = other(**inputs(weights))
     assert (out.prediction_BMP - expected.logits).abs().max() < 1e-5
     assert abs(loss.item() - expected.loss.item()) < 1e-6
 
     loss.backward()
     expected.loss.backward()
     gradients = {name: value.grad for name, value in other.named_parameters()}
-    assert gradients.keys() == {other for others in names(SMALL).values() for other in others}
-    for name, others in names(SMALL).items():
+    table = names("pretraining", SMALL.depth, SMALL.decoder_depth)
+    assert gradients.keys() == {other for others in table.values() for other in others}
+    for name, others in table.items():
         wanted = torch.cat([gradients[other] for other in others])
         assert wanted.abs().max() > 1e-5, name
         assert (ours.get_parameter(name).grad - wanted).abs().max() < 1e-4 * wanted.abs().max(), name
 
 
-def test_wrong_heads_load_and_shift_the_outputs(clip: dict[str, Tensor]) -> None:
-    """Why both directions take the size: the weights alone do not tell."""
-    ours = build()
-    other = theirs(ours)
-    wrong = MaskedVideoAutoencoder(replace(SMALL, heads=6), FRAMES, SIDE)
-    wrong.load_state_dict({k: v for k, v in ours.state_dict().items() if not k.startswith("projection.")})
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("size", "depths"),
+    [
+        *((size, (2, 1)) for size in ("S", "B", "L")),
+        *(pytest.param(size, None, marks=pytest.mark.slow) for size in ("S", "B", "L")),
+    ],
+)
+def test_outputs_at_the_published_widths(size: str, depths: tuple[int, int] | None, kind: Kind) -> None:
+    dimensions = SIZES[size]
+    if depths is not None:
+        dimensions = replace(dimensions, depth=depths[0], decoder_depth=depths[1])
+    weights = without_extras(fresh(kind, dimensions))
     with torch.no_grad():
-        expected = other(clip["pixel_values"], bool_masked_pos=clip["bool_masked_pos"]).logits
-        got = wrong(clip["video"], clip["visible"], clip["target"]).prediction_BMP
+        expected = theirs(weights)(**inputs(weights)).logits
+        module = build(weights)
+        if kind == "classifier":
+            got = module(fixed_clip(weights))
+        else:
+            got = module(fixed_clip(weights), *fixed_mask(weights)).prediction_BMP
+    assert expected.abs().max() > 0.1
+    assert (got - expected).abs().max() < 1e-5
+
+
+def fresh(kind: Kind, size: Any) -> Weights:
+    """First values with every bias and norm moved a little, as early in a training."""
+    model = (
+        MaskedVideoAutoencoder(size, FRAMES, SIDE)
+        if kind == "pretraining"
+        else VideoClassifier(size, FRAMES, SIDE, CLASSES)
+    )
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return Weights.of(kind, model.state_dict(), stated(size), [])
+
+
+def test_wrong_heads_load_and_shift_the_outputs() -> None:
+    """Why heads go through a configuration: the weights alone do not tell."""
+    weights = without_extras(made("pretraining"))
+    wrong = replace(weights, size=replace(SMALL, heads=6))
+    with torch.no_grad():
+        expected = theirs(weights)(**inputs(weights)).logits
+        got = build(wrong)(fixed_clip(weights), *fixed_mask(weights)).prediction_BMP
     assert (got - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_maps_cover_every_weight_of_every_size(size: str) -> None:
-    from transformers import VideoMAEForPreTraining
-
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_maps_cover_every_weight_of_every_size(size: str, kind: Kind) -> None:
     dimensions = SIZES[size]
     side = dimensions.patch * 4
     with torch.device("meta"):
-        ours = MaskedVideoAutoencoder(dimensions, 16, side).state_dict()
-        other = VideoMAEForPreTraining(configuration(dimensions, 16, side)).state_dict()
-    got = to_huggingface(ours, dimensions)
+        if kind == "pretraining":
+            ours = MaskedVideoAutoencoder(dimensions, 16, side).state_dict()
+        else:
+            ours = VideoClassifier(dimensions, 16, side, CLASSES).state_dict()
+        weights = Weights(kind, ours, dimensions, 16, side)
+        other = huggingface.model_class(kind)(configuration(weights)).state_dict()
+    got = to_huggingface(weights)
     assert {name: value.shape for name, value in got.items()} == {name: value.shape for name, value in other.items()}
 
 
 @pytest.mark.parametrize("version", [4, 5])
-def test_there_and_back_changes_no_bit(version: int) -> None:
-    state = build().state_dict()
-    other = to_huggingface(state, SMALL)
+@pytest.mark.parametrize("kind", KINDS)
+def test_there_and_back_changes_no_bit(kind: Kind, version: int) -> None:
+    weights = without_extras(made(kind))
+    other = to_huggingface(weights)
     if version == 4:
-        other = {
-            name.replace("attention.query.bias", "attention.q_bias").replace(
-                "attention.value.bias", "attention.v_bias"
-            ): x
-            for name, x in other.items()
-        }
-        assert sum(name.endswith(("q_bias", "v_bias")) for name in other) == 2 * (3 + 2)
-    back = from_huggingface(other, SMALL)
-    assert back.keys() == state.keys() - {"projection.weight"}
-    assert all(torch.equal(back[name], state[name]) for name in back)
+        other = version_4(other)
+        assert any(name.endswith("attention.q_bias") for name in other)
+    assert equal(to_ours(other, kind), weights.state)
 
 
 def test_missing_and_unknown_keys_are_listed() -> None:
-    state = build().state_dict()
-    state["encoder.blocks.0.attn.scale"] = state.pop("mask_token")
-    with pytest.raises(ValueError, match=r"missing \['mask_token'\], unknown \['encoder.blocks.0.attn.scale'\]"):
-        to_huggingface(state, SMALL)
-    with pytest.raises(ValueError, match=r"missing \['decoder.decoder_layers.2.*unknown none"):
-        from_huggingface(to_huggingface(build().state_dict(), SMALL), replace(SMALL, decoder_depth=3))
+    weights = without_extras(made("pretraining"))
+    weights.state["encoder.blocks.0.attn.gamma"] = weights.state.pop("mask_token")
+    with pytest.raises(ValueError, match=r"missing \['mask_token'\], unknown \['encoder.blocks.0.attn.gamma'\]"):
+        to_huggingface(weights)
+    state = to_huggingface(without_extras(made("pretraining")))
+    del state["decoder.decoder_layers.0.output.dense.bias"]
+    with pytest.raises(ValueError, match=r"missing \['decoder.decoder_layers.0.output.dense.bias'\], unknown none"):
+        to_ours(state, "pretraining")
 
 
-def test_an_exported_folder_loads_and_gives_our_outputs(tmp_path: Path) -> None:
-    model = build()
-    export = export_pretraining(model.state_dict(), SMALL, FRAMES, SIDE, tmp_path)
-    assert export.left_out == ["projection.weight"]
-    assert export.max_difference < 5e-5  # from the eps of the decoder's last norm, 1e-5 in transformers
-    saved = json.loads((tmp_path / "config.json").read_text())
-    assert (
-        saved["layer_norm_eps"] == 1e-6
-        and saved["norm_pix_loss"]
-        and saved["architectures"] == ["VideoMAEForPreTraining"]
-    )
-    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_exported_folder_is_read_by_both_sides(kind: Kind, tmp_path: Path) -> None:
+    weights = made(kind, labels=("run", "walk", "wave", "jump", "bend"))
+    folder = tmp_path / "out"
+    done = convert(weights, folder, "huggingface")
+    assert done.left_out == (["projection.weight", "log_scale"] if kind == "pretraining" else [])
+    assert done.difference < 5e-5 < done.largest  # from the eps of two norms, 1e-5 in transformers
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved["layer_norm_eps"] == 1e-6 and saved["use_mean_pooling"] == (kind == "classifier")
+    assert kind == "pretraining" or saved["id2label"] == {
+        "0": "run",
+        "1": "walk",
+        "2": "wave",
+        "3": "jump",
+        "4": "bend",
+    }
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
     assert processor["image_mean"] == list(IMAGENET_MEAN) and processor["image_std"] == list(IMAGENET_STD)
-    back = from_huggingface(load_file(tmp_path / "model.safetensors"), SMALL)
-    assert all(torch.equal(back[name], model.state_dict()[name]) for name in back)
+    back = read(folder)
+    assert equal(back.state, done.written.state)
+    assert (back.size, back.labels) == (done.written.size, done.written.labels)
+
+
+def test_a_folder_of_version_5_names_and_a_file_of_version_4(tmp_path: Path) -> None:
+    weights = without_extras(made("classifier"))
+    configuration(weights).save_pretrained(tmp_path)
+    torch.save(version_4(to_huggingface(weights)), tmp_path / "pytorch_model.bin")
+    assert equal(read(tmp_path).state, weights.state)
+    torch.save(to_huggingface(weights), tmp_path / "pytorch_model.bin")
+    assert equal(read(tmp_path).state, weights.state)
 
 
 def test_a_bf16_state_exports_in_float32(tmp_path: Path) -> None:
-    state = {name: value.bfloat16() for name, value in build().state_dict().items()}
-    assert export_pretraining(state, SMALL, FRAMES, SIDE, tmp_path).max_difference < 5e-5
-    assert all(value.dtype == torch.float32 for value in load_file(tmp_path / "model.safetensors").values())
+    state = {name: value.bfloat16() for name, value in made("pretraining").state.items()}
+    convert(Weights.of("pretraining", state, stated(), []), tmp_path / "out", "huggingface")
+    assert all(value.dtype == torch.float32 for value in load_file(tmp_path / "out" / "model.safetensors").values())
 
 
-def test_the_exported_processor_gives_the_pixels_of_training(tmp_path: Path, clip: dict[str, Tensor]) -> None:
+def test_the_exported_processor_gives_the_pixels_of_training(tmp_path: Path) -> None:
     from transformers import VideoMAEImageProcessor
 
-    export_pretraining(build().state_dict(), SMALL, FRAMES, SIDE, tmp_path)
-    frames = [frame.permute(1, 2, 0).numpy() for frame in clip["video"][0].transpose(0, 1)]
-    got = VideoMAEImageProcessor.from_pretrained(tmp_path)(frames, return_tensors="pt").pixel_values
-    torch.testing.assert_close(got[0], clip["pixel_values"][0], rtol=1e-5, atol=1e-5)
+    weights = made("pretraining")
+    convert(weights, tmp_path / "out", "huggingface")
+    frames = [frame.permute(1, 2, 0).numpy() for frame in fixed_clip(weights)[0].transpose(0, 1)]
+    got = VideoMAEImageProcessor.from_pretrained(tmp_path / "out")(frames, return_tensors="pt").pixel_values
+    torch.testing.assert_close(got[0], inputs(weights)["pixel_values"][0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "vit"}, "of a 'vit', wanted a 'videomae'"),
+        ({"hidden_act": "relu"}, "wanted hidden_act 'gelu'"),
+        ({"num_attention_heads": 5}, "heads: 5 does not divide the width of 48"),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    huggingface.write(without_extras(made("pretraining")), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path)

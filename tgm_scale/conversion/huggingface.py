@@ -1,182 +1,190 @@
-"""Our weights as `transformers.VideoMAEForPreTraining` reads them, and back.
+"""Our weights as `transformers.VideoMAEForPreTraining` and `VideoMAEForVideoClassification` read them, and back.
 
-The maps are pure functions from dictionary to dictionary over one table of names. Heads cannot be told from weights
-(a wrong count loads without complaint and shifts the outputs), so both directions take the model's size.
+Maps are pure functions from dictionary to dictionary over tables of names. Heads cannot be told from weights (a wrong
+count loads without complaint and shifts the outputs), so they go through the configuration.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.tables import Kind, Table, blocks_prefix, count_blocks, gather, own_names, scatter
+from tgm_scale.conversion.weights import Weights, fixed_clip, fixed_mask
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
-from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import NORM_EPS, ModelSize
-from tgm_scale.runtime import seeding
+from tgm_scale.models.vit import NORM_EPS
 from tgm_scale.runtime.compat import prepare_torchvision
 
 if TYPE_CHECKING:
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining
-
-OWN_PREFIX = "projection."  # what we have beside VideoMAE's weights: left out of an export
-CHECK_VISIBLE_SHARE = 0.1
+    from transformers import VideoMAEConfig
 
 _BLOCK = {
-    "norm1.weight": ("layernorm_before.weight",),
-    "norm1.bias": ("layernorm_before.bias",),
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+}
+_ATTENTION = {
     "attn.qkv.weight": tuple(f"attention.attention.{part}.weight" for part in ("query", "key", "value")),
     "attn.q_bias": ("attention.attention.query.bias",),
     "attn.v_bias": ("attention.attention.value.bias",),
-    "attn.proj.weight": ("attention.output.dense.weight",),
-    "attn.proj.bias": ("attention.output.dense.bias",),
-    "norm2.weight": ("layernorm_after.weight",),
-    "norm2.bias": ("layernorm_after.bias",),
-    "mlp.fc1.weight": ("intermediate.dense.weight",),
-    "mlp.fc1.bias": ("intermediate.dense.bias",),
-    "mlp.fc2.weight": ("output.dense.weight",),
-    "mlp.fc2.bias": ("output.dense.bias",),
 }
 _OUTSIDE = {
-    "encoder.patch_embed.proj.weight": ("videomae.embeddings.patch_embeddings.projection.weight",),
-    "encoder.patch_embed.proj.bias": ("videomae.embeddings.patch_embeddings.projection.bias",),
-    "encoder.norm.weight": ("videomae.layernorm.weight",),
-    "encoder.norm.bias": ("videomae.layernorm.bias",),
-    **{name: (name,) for name in ("encoder_to_decoder.weight", "mask_token")},
-    **{name: (name,) for name in ("decoder.norm.weight", "decoder.norm.bias")},
-    **{name: (name,) for name in ("decoder.head.weight", "decoder.head.bias")},
-}
+    "encoder.patch_embed.proj": "videomae.embeddings.patch_embeddings.projection",
+    "encoder.norm": "videomae.layernorm",
+    "patch_embed.proj": "videomae.embeddings.patch_embeddings.projection",
+    "head": "classifier",
+}  # encoder_to_decoder, mask_token, decoder.norm, decoder.head and fc_norm are named alike
 _VERSION_4 = {"query.bias": "q_bias", "value.bias": "v_bias"}  # transformers 4 has these names, published files too
 
 
-def names(size: ModelSize) -> dict[str, tuple[str, ...]]:
+def names(kind: Kind, depth: int, decoder_depth: int = 0, head: bool = True) -> Table:
     """Our name -> the names in transformers 5 whose tensors, one below the other, are ours."""
-    table: dict[str, tuple[str, ...]] = dict(_OUTSIDE)
-    for ours, theirs, depth in (
-        ("encoder.blocks", "videomae.encoder.layer", size.depth),
-        ("decoder.blocks", "decoder.decoder_layers", size.decoder_depth),
-    ):
-        for i in range(depth):
-            table |= {
-                f"{ours}.{i}.{name}": tuple(f"{theirs}.{i}.{other}" for other in others)
-                for name, others in _BLOCK.items()
-            }
-    return table
+    return {name: _theirs(kind, name) for name in own_names(kind, depth, decoder_depth, head)}
 
 
-def to_huggingface(state: dict[str, Tensor], size: ModelSize) -> dict[str, Tensor]:
-    """Our state dict under the names of transformers 5; `projection.*` is left out.
+def _theirs(kind: Kind, name: str) -> tuple[str, ...]:
+    stacks = {blocks_prefix(kind): "videomae.encoder.layer", "decoder.blocks": "decoder.decoder_layers"}
+    for ours, theirs in stacks.items():
+        if name.startswith(f"{ours}."):
+            number, within = name.removeprefix(f"{ours}.").split(".", 1)
+            layer, _, part = within.rpartition(".")
+            return tuple(f"{theirs}.{number}.{x}" for x in _ATTENTION.get(within) or (f"{_BLOCK[layer]}.{part}",))
+    layer, _, part = name.rpartition(".")
+    return (f"{_OUTSIDE[layer]}.{part}" if layer in _OUTSIDE else name,)
+
+
+def to_huggingface(weights: Weights) -> dict[str, Tensor]:
+    """A pretraining model's or classifier's weights under the names of transformers 5.
 
     Raises ValueError naming all missing and all unknown keys."""
-    table = names(size)
-    own = {name: value for name, value in state.items() if not name.startswith(OWN_PREFIX)}
-    _check_keys(set(own), set(table), "state dict of a masked video autoencoder")
-    return {
-        other: part
-        for name, value in own.items()
-        for other, part in zip(table[name], value.chunk(len(table[name])), strict=True)
-    }
+    table = names(weights.kind, weights.size.depth, weights.size.decoder_depth, head=weights.classes > 0)
+    return scatter(weights.state, table, "weights for transformers")
 
 
-def from_huggingface(state: dict[str, Tensor], size: ModelSize) -> dict[str, Tensor]:
+def to_ours(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
     """The inverse of `to_huggingface`; takes the names of transformers 5 and those of 4 for query and value biases.
 
     Raises ValueError naming all missing and all unknown keys."""
-    table = names(size)
     renamed = {}
     for name, value in state.items():
         for new, old in _VERSION_4.items():
             name = name.replace(f"attention.attention.{old}", f"attention.attention.{new}")
         renamed[name] = value
-    _check_keys(set(renamed), {other for others in table.values() for other in others}, "VideoMAEForPreTraining")
-    return {name: torch.cat([renamed[other] for other in others]) for name, others in table.items()}
+    depths = count_blocks(renamed, "videomae.encoder.layer"), count_blocks(renamed, "decoder.decoder_layers")
+    head = any(name.startswith("classifier.") for name in renamed)
+    return gather(renamed, names(kind, *depths, head=head), "transformers' VideoMAE")
 
 
-def _check_keys(found: set[str], wanted: set[str], kind: str) -> None:
-    if found != wanted:
-        raise ValueError(
-            f"not the weights of a {kind} of this size: missing {sorted(wanted - found) or 'none'}, "
-            f"unknown {sorted(found - wanted) or 'none'}; check size, depth and decoder depth"
-        )
+def configuration(weights: Weights) -> VideoMAEConfig:
+    """The transformers configuration of a model: eps 1e-6 where their default is 1e-12.
 
-
-def configuration(size: ModelSize, frames: int, image_size: int) -> VideoMAEConfig:
-    """The transformers configuration of a model: eps 1e-6 (their default is 1e-12), the encoder's final norm kept."""
+    A pretraining model keeps the encoder's final norm; a classifier normalises the mean token."""
     prepare_torchvision()
     from transformers import VideoMAEConfig
 
+    size = weights.size
+    settings: dict[str, Any] = {}
+    if weights.kind == "pretraining":
+        settings = {
+            "decoder_hidden_size": size.decoder_width,
+            "decoder_num_hidden_layers": size.decoder_depth,
+            "decoder_num_attention_heads": size.decoder_heads,
+            "decoder_intermediate_size": size.decoder_mlp,
+            "norm_pix_loss": True,
+        }
+    elif weights.labels:
+        settings["id2label"] = dict(enumerate(weights.labels))
+        settings["label2id"] = {label: i for i, label in enumerate(weights.labels)}
+    else:
+        settings["num_labels"] = weights.classes
     return VideoMAEConfig(
-        image_size=image_size,
+        image_size=weights.image_size,
         patch_size=size.patch,
-        num_frames=frames,
+        num_frames=weights.frames,
         tubelet_size=size.tubelet,
         hidden_size=size.width,
         num_hidden_layers=size.depth,
         num_attention_heads=size.heads,
         intermediate_size=size.mlp,
-        decoder_hidden_size=size.decoder_width,
-        decoder_num_hidden_layers=size.decoder_depth,
-        decoder_num_attention_heads=size.decoder_heads,
-        decoder_intermediate_size=size.decoder_mlp,
         layer_norm_eps=NORM_EPS,
-        use_mean_pooling=False,
+        use_mean_pooling=weights.kind == "classifier",
         qv_bias=True,
-        norm_pix_loss=True,
+        **settings,
     )
 
 
-class Export(NamedTuple):
-    """What an export did."""
+def stated(folder: Path) -> Stated:
+    """What a transformers folder's config.json says. Raises ValueError where it is not a VideoMAE as ours."""
+    prepare_torchvision()
+    from transformers import VideoMAEConfig
 
-    max_difference: float  # largest absolute difference of predicted pixels, theirs loaded back against ours
-    left_out: list[str]  # our parameters that VideoMAE has no place for
+    try:
+        plain = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: not JSON ({error})") from None
+    if plain.get("model_type") != "videomae":
+        raise ValueError(f"{folder}: config.json is of a '{plain.get('model_type')}', wanted a 'videomae'")
+    config = VideoMAEConfig.from_dict(plain)
+    if config.hidden_act != "gelu" or not isinstance(config.image_size, int):
+        raise ValueError(
+            f"{folder}: wanted hidden_act 'gelu' and a square image_size, found '{config.hidden_act}' and "
+            f"{config.image_size}"
+        )
+    labels = plain.get("id2label", {})
+    named = any(label != f"LABEL_{number}" for number, label in labels.items())
+    return Stated(
+        config.num_attention_heads,
+        config.decoder_num_attention_heads,
+        config.num_frames,
+        config.image_size,
+        tuple(labels[str(number)] for number in range(len(labels))) if named else None,
+    )
 
 
-def export_pretraining(
-    state: dict[str, Tensor], size: ModelSize, frames: int, image_size: int, folder: str | Path
-) -> Export:
-    """Write a folder that `VideoMAEForPreTraining.from_pretrained` loads, load it, and compare it with our model.
+def write(weights: Weights, folder: Path) -> None:
+    """A folder that `from_pretrained` loads: config.json, model.safetensors (float32), preprocessor_config.json with
+    the ImageNet statistics of training (their default is 0.5). Raises ValueError as `to_huggingface` does."""
+    model = model_class(weights.kind)(configuration(weights))
+    model.load_state_dict(to_huggingface(weights))
+    model.save_pretrained(folder)
+    from transformers import VideoMAEImageProcessor
 
-    The folder gets config.json, model.safetensors (float32) and preprocessor_config.json with the ImageNet statistics
-    of training (their default is 0.5). The comparison decodes a fixed clip of noise, in float32. transformers fixes
-    the decoder's last norm at eps 1e-5 where VideoMAE has 1e-6, so differences about 1e-6 are to be expected.
-    Raises ValueError as `to_huggingface` does."""
-    exported = to_huggingface({name: value.detach().float().cpu() for name, value in state.items()}, size)
-    config = configuration(size, frames, image_size)
-    from transformers import VideoMAEForPreTraining, VideoMAEImageProcessor
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    theirs = VideoMAEForPreTraining(config)
-    theirs.load_state_dict(exported)
-    theirs.save_pretrained(folder)
     VideoMAEImageProcessor(
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
-        size={"shortest_edge": image_size},
-        crop_size={"height": image_size, "width": image_size},
+        size={"shortest_edge": weights.image_size},
+        crop_size={"height": weights.image_size, "width": weights.image_size},
     ).save_pretrained(folder)
-    loaded = VideoMAEForPreTraining.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    ours = MaskedVideoAutoencoder(size, frames, image_size, attention="sdpa")
-    left_out = [name for name in state if name.startswith(OWN_PREFIX)]
-    ours.load_state_dict({name: value for name, value in state.items() if name not in left_out})
-    return Export(_difference(ours, loaded), left_out)
 
 
 @torch.no_grad()
-def _difference(ours: MaskedVideoAutoencoder, theirs: VideoMAEForPreTraining) -> float:
-    """Largest absolute difference of predictions on one clip of keyed noise."""
-    channels, frames, height, width = ours.clip_shape
-    seed = torch.tensor([seeding.key("export check")])
-    noise = seeding.bits(seed, channels * frames * height * width, "clip") & 255
-    video_BCTHW = noise.to(torch.uint8).view(1, channels, frames, height, width)
-    order_BN = seeding.bits(seed, ours.grid.tokens, "mask").argsort(dim=1)
-    visible = max(1, int(ours.grid.tokens * CHECK_VISIBLE_SHARE))
-    visible_BV, target_BM = order_BN[:, :visible].sort().values, order_BN[:, visible:].sort().values
-    hidden_BN = torch.zeros(order_BN.shape, dtype=torch.bool).scatter(1, target_BM, True)
+def outputs(folder: Path, weights: Weights) -> Tensor:
+    """What transformers makes of the fixed clip with the folder's model: `weights.outputs` in their hands.
+
+    transformers fixes eps 1e-5 in two norms (the decoder's last, the classifier's) where VideoMAE has 1e-6, so
+    differences about 1e-6 are to be expected."""
+    theirs = model_class(weights.kind).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels_BTCHW = (video_BCTHW.transpose(1, 2) / 255 - mean) / std
-    expected = theirs(pixels_BTCHW, bool_masked_pos=hidden_BN).logits
-    return (ours(video_BCTHW, visible_BV, target_BM).prediction_BMP - expected).abs().max().item()
+    pixels_BTCHW = (fixed_clip(weights).transpose(1, 2) / 255 - mean) / std
+    if weights.kind == "classifier":
+        return theirs(pixels_BTCHW).logits
+    visible_BV, target_BM = fixed_mask(weights)
+    hidden_BN = torch.zeros(1, visible_BV.shape[1] + target_BM.shape[1], dtype=torch.bool).scatter(1, target_BM, True)
+    return theirs(pixels_BTCHW, bool_masked_pos=hidden_BN).logits
+
+
+def model_class(kind: Kind) -> Any:
+    prepare_torchvision()
+    from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    return VideoMAEForVideoClassification if kind == "classifier" else VideoMAEForPreTraining

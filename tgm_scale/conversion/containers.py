@@ -1,0 +1,163 @@
+"""From a path to named tensors: what a file is, is told by its contents, never by its name.
+
+Nothing is unpickled but tensors, plain containers and argparse's Namespace (VideoMAE stores its arguments in one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tgm_scale.conversion import huggingface
+from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.weights import OWN_ENTRY
+from tgm_scale.training.checkpoint import Reader, latest
+
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")  # of DDP, torch.compile, wrappers
+
+# what torch.load was seen to raise on damaged files, beside UnpicklingError
+_DAMAGE = (RuntimeError, EOFError, LookupError, AssertionError, ValueError, struct.error, zipfile.BadZipFile)
+_STATE_KEYS = ("model", "module", "model_state", "state_dict")  # VideoMAE; DeepSpeed; PySlowFast; timm
+_DEEPSPEED_FILE = "mp_rank_*_model_states.pt"
+_HUGGINGFACE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class Container(NamedTuple):
+    """What a path holds."""
+
+    tensors: dict[str, Tensor]
+    stated: Stated
+    notes: list[str]
+
+
+def open_container(path: str | Path) -> Container:
+    """The tensors at a path, prefixes stripped.
+
+    A path is a run folder or a checkpoint folder of this project, a transformers folder, a DeepSpeed checkpoint's
+    folder, a safetensors file or a torch file. Raises ValueError for anything else."""
+    found = _open_folder(Path(path)) if Path(path).is_dir() else _open_file(Path(path))
+    tensors, notes = strip_prefixes(found.tensors)
+    return Container(tensors, found.stated, [*found.notes, *notes])
+
+
+def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Names without the prefixes of wrappers, each taken off once at most, and a line for each that was there.
+
+    Raises ValueError where two names become one."""
+    stripped: dict[str, Tensor] = {}
+    counts: Counter[str] = Counter()
+    for name, value in tensors.items():
+        left = set(PREFIXES)
+        while prefix := next((p for p in left if name.startswith(p)), None):
+            name = name.removeprefix(prefix)
+            left.remove(prefix)
+            counts[prefix] += 1
+        if name in stripped:
+            raise ValueError(f"{name} is there twice, with and without a prefix ({', '.join(counts)})")
+        stripped[name] = value
+    return stripped, [f"stripped '{prefix}' from {count} names" for prefix, count in counts.items()]
+
+
+def _open_folder(folder: Path) -> Container:
+    own = folder if (folder / "manifest.json").is_file() else latest(folder / "checkpoints")
+    if own is not None:
+        reader = Reader(own)
+        note = f"this project's checkpoint {own}, step {reader.progress.step}"
+        return Container(reader.weights(), Stated.of_facts(reader.manifest), [note])
+    if (folder / "config.json").is_file():
+        return _open_huggingface(folder)
+    states = sorted(folder.glob(_DEEPSPEED_FILE))
+    if len(states) == 1:
+        return _open_file(states[0])
+    raise ValueError(
+        f"{folder}: not a folder that can be read. Wanted a run folder or checkpoint of this project (manifest.json), "
+        f"a transformers folder (config.json) or a DeepSpeed checkpoint (one {_DEEPSPEED_FILE}, {len(states)} found)"
+    )
+
+
+def _open_huggingface(folder: Path) -> Container:
+    files = [folder / name for name in _HUGGINGFACE_FILES if (folder / name).is_file()][:1]
+    if not files:
+        indices = sorted(folder.glob("*.index.json"))
+        if not indices:
+            raise ValueError(f"{folder}: a config.json without weights: wanted {' or '.join(_HUGGINGFACE_FILES)}")
+        files = [folder / Path(name).name for name in set(json.loads(indices[0].read_text())["weight_map"].values())]
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= _open_file(file).tensors
+    return Container(tensors, huggingface.stated(folder), [f"transformers folder {folder}"])
+
+
+def _open_file(file: Path) -> Container:
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(9)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
+    return _open_safetensors(file) if start[8:] == b"{" else _open_torch(file)
+
+
+def _open_safetensors(file: Path) -> Container:
+    try:
+        with safe_open(file, framework="pt") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dictionary)
+            metadata = stream.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+    facts = json.loads(metadata.get(OWN_ENTRY, "{}"))
+    return Container(tensors, Stated.of_facts(facts), [f"safetensors file {file}"])
+
+
+def _open_torch(file: Path) -> Container:
+    contents = _load(file)
+    key = next((key for key in _STATE_KEYS if isinstance(contents.get(key), Mapping)), None)
+    tensors = contents if key is None else contents[key]
+    odd = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
+    if odd or not tensors:
+        raise ValueError(
+            f"{file}: no state dict under {', '.join(_STATE_KEYS)}, and not one itself; keys: {odd[:8]}"
+            if key is None
+            else f"{file}: '{key}' holds other things than tensors: {odd[:8] or 'nothing'}"
+        )
+    arguments = contents.get("args") if key else None
+    stated = _of_arguments(arguments) if isinstance(arguments, argparse.Namespace) else Stated()
+    if key and OWN_ENTRY in contents:
+        stated = Stated.of_facts(contents[OWN_ENTRY])
+    return Container(dict(tensors), stated, [f"torch file {file}" + (f", state dict under '{key}'" if key else "")])
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # mapped, so that an optimizer's moments beside the weights are never read
+            contents = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
+        raise ValueError(
+            f"{file}: not a torch file of tensors and plain containers; nothing else is unpickled ({reason}). "
+            "Save its state dict alone, with the project that wrote it"
+        ) from None
+    except _DAMAGE as error:
+        raise ValueError(f"{file}: neither a safetensors file nor a whole torch file ({error})") from None
+    if not isinstance(contents, dict):
+        raise ValueError(f"{file}: wanted a dictionary of tensors, found {type(contents).__name__}")
+    return contents
+
+
+def _of_arguments(arguments: argparse.Namespace) -> Stated:
+    """What VideoMAE's own arguments say of the clip."""
+    frames, side = getattr(arguments, "num_frames", None), getattr(arguments, "input_size", None)
+    return Stated(
+        frames=frames if isinstance(frames, int) else None, image_size=side if isinstance(side, int) else None
+    )

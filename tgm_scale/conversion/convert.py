@@ -1,0 +1,129 @@
+"""Writing weights in the formats of others: atomically, and only what was loaded back and gave our outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tgm_scale.conversion import huggingface, timm, videomae
+from tgm_scale.conversion.read import read
+from tgm_scale.conversion.tables import Kind
+from tgm_scale.conversion.weights import (
+    OWN_ENTRY,
+    Weights,
+    encoder_of,
+    outputs,
+    with_new_head,
+    without_extras,
+)
+
+TOLERANCE = 1e-3  # of the largest output; wrong heads are further off, two norms' eps in transformers is 1e-5 of it
+
+
+class Target(NamedTuple):
+    """A format to write: the kinds it holds, how it is written and run, the layer of ours that it has no place for."""
+
+    kinds: tuple[Kind, ...]
+    write: Callable[[Weights, Path], None]
+    outputs: Callable[[Path, Weights], Tensor]
+    omits: str | None = None
+
+
+class Conversion(NamedTuple):
+    """What a conversion did."""
+
+    written: Weights  # what the output holds, in our terms
+    left_out: list[str]  # our tensors that the format has no place for
+    difference: float  # largest absolute difference of outputs on the fixed clip, loaded back against ours
+    largest: float  # largest absolute output
+
+
+def _write_safetensors(weights: Weights, file: Path) -> None:
+    """Everything: all tensors, with our facts in the metadata."""
+    save_file(weights.state, file, {"format": "pt", OWN_ENTRY: json.dumps(weights.facts())})
+
+
+def _read_outputs(path: Path, _: Weights) -> Tensor:
+    return outputs(read(path))
+
+
+TARGETS = {
+    "videomae": Target(("pretraining",), videomae.write, _read_outputs),
+    "videomae-finetune": Target(("classifier",), videomae.write, _read_outputs),
+    "huggingface": Target(("pretraining", "classifier"), huggingface.write, huggingface.outputs),
+    "timm": Target(("encoder", "classifier"), timm.write, timm.outputs, omits="patch_embed"),
+    "safetensors": Target(("pretraining", "classifier", "encoder"), _write_safetensors, _read_outputs),
+}
+
+
+def convert(source: Weights, output: str | Path, target: str, classes: int | None = None) -> Conversion:
+    """Write `source` as `target` (a key of TARGETS) to a new path, load it back and compare its outputs with ours.
+
+    classes: put a fresh head of so many classes on the encoder. Nothing is left at `output` where anything fails.
+    Raises ValueError where the format cannot hold these weights or the path is not new; RuntimeError where what was
+    written does not give our outputs."""
+    path, chosen = Path(output), TARGETS[target]
+    if path.exists():
+        raise ValueError(f"{path}: exists already: name a new path, or remove it")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
+    weights = _subject(source, target, chosen.kinds, classes)
+    work = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    try:
+        chosen.write(weights, work)
+        expected = outputs(weights)
+        difference = (chosen.outputs(work, weights) - expected).abs().max().item()
+        largest = expected.abs().max().item()
+        if not difference <= TOLERANCE * largest:
+            raise RuntimeError(
+                f"{target}: what was written gives other outputs, {difference:.3g} apart where the largest is "
+                f"{largest:.3g}; nothing was kept"
+            )
+        _sync(work)
+        work.rename(path)
+    finally:
+        shutil.rmtree(work) if work.is_dir() else work.unlink(missing_ok=True)
+    return Conversion(weights, _left_out(source, weights, chosen), difference, largest)
+
+
+def _left_out(source: Weights, written: Weights, target: Target) -> list[str]:
+    kept = {name.removeprefix("encoder.") for name in written.state}
+    if target.omits:
+        kept = {name for name in kept if not name.startswith(target.omits)}
+    return [name for name in source.state if name.removeprefix("encoder.") not in kept]
+
+
+def _subject(source: Weights, target: str, kinds: tuple[Kind, ...], classes: int | None) -> Weights:
+    """The part of `source` that the format holds. Raises ValueError where there is none, with the way out."""
+    if classes is not None:
+        if source.kind == "classifier" or "classifier" not in kinds:
+            raise ValueError(
+                f"--classes puts a fresh head on an encoder: not for --to {target} of a model of kind '{source.kind}'"
+            )
+        return with_new_head(source, classes)
+    if source.kind == "pretraining" and source.kind not in kinds and "encoder" in kinds:
+        return encoder_of(source)
+    if source.kind not in kinds:
+        remedy = " (--classes N gives an encoder a fresh head)" if "classifier" in kinds else ""
+        raise ValueError(
+            f"--to {target} holds a model of kind {' or '.join(kinds)}, this one is of kind '{source.kind}'{remedy}; "
+            "--to safetensors holds any"
+        )
+    return source if target == "safetensors" else without_extras(source)
+
+
+def _sync(path: Path) -> None:
+    """To the disk before the rename, so that a path with the final name is whole."""
+    for file in [*path.iterdir(), path] if path.is_dir() else [path]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,108 @@
+"""Which format a set of names is, told by names that it must have; and the way from each format to ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tgm_scale.conversion import huggingface, image_vit, mae_st
+from tgm_scale.conversion.tables import Kind, gather
+
+State = dict[str, Tensor]
+
+
+class Translation(NamedTuple):
+    """Tensors under our names, and what was left behind on the way."""
+
+    kind: Kind
+    state: State
+    notes: list[str]
+
+
+class Format(NamedTuple):
+    """A format: its name, the names that it must have, and the way to ours (tensors, lossy, tubelet)."""
+
+    name: str
+    required: frozenset[str]
+    translate: Callable[[State, bool, int], Translation]
+
+
+def detect(state: State) -> Format:
+    """The format whose required names are all there. Raises ValueError that says what each would want."""
+    if cosine := [name for name in state if name.endswith("attn.scale")]:
+        raise ValueError(f"cosine attention ({cosine[0]}): attention here is the plain one, nothing exact comes of it")
+    for known in FORMATS:
+        if known.required <= state.keys():
+            return known
+    wants = "; ".join(f"{known.name} lacks {', '.join(sorted(known.required - state.keys()))}" for known in FORMATS)
+    raise ValueError(f"no known format: its {len(state)} names begin {sorted(state)[:5]}; {wants}")
+
+
+def _videomae(kind: Kind, state: State, lossy: bool, _: int) -> Translation:
+    learned = [name for name in state if name in ("encoder.pos_embed", "pos_embed")]
+    notes = _lose(learned, lossy)
+    return Translation(kind, {name: value for name, value in state.items() if name not in learned}, notes)
+
+
+def _huggingface(kind: Kind, state: State, lossy: bool, _: int) -> Translation:
+    return Translation(kind, huggingface.to_ours(state, kind), [])
+
+
+def _mae_st(state: State, lossy: bool, _: int) -> Translation:
+    lost = [name for name in state if mae_st.is_left_out(name)]
+    biases = [name for name in state if mae_st.is_key_bias(name)]
+    kept = {name: value for name, value in state.items() if name not in {*lost, *biases}}
+    notes = [*_lose(lost, lossy), f"left out {len(biases)} k biases: exact, softmax does not see them"]
+    return Translation("encoder", gather(kept, mae_st.table(kept), "the encoder"), notes)
+
+
+def _image_vit(state: State, lossy: bool, tubelet: int) -> Translation:
+    found = _mae_st(image_vit.to_video(state, tubelet), lossy, tubelet)
+    return found._replace(notes=[f"inflated the patch embedding over {tubelet} frames", *found.notes])
+
+
+def _lose(names: list[str], lossy: bool) -> list[str]:
+    """A line on what has no place here. Raises ValueError where that was not agreed to."""
+    if not names:
+        return []
+    groups = sorted({name.split(".")[0] for name in names})
+    if not lossy:
+        raise ValueError(
+            f"{', '.join(groups)}: no place in this project's model, whose positions are fixed and which has no class "
+            "token; without them the outputs differ. Give --lossy to convert the rest, as a start for training"
+        )
+    return [f"lost {len(names)} tensors that have no place here: {', '.join(groups)}"]
+
+
+_HUGGINGFACE = "videomae.embeddings.patch_embeddings.projection.weight"
+
+FORMATS = (
+    Format(
+        "VideoMAE or this project, pretraining",
+        frozenset({"encoder.patch_embed.proj.weight", "decoder.head.weight"}),
+        partial(_videomae, "pretraining"),
+    ),
+    Format(
+        "this project, encoder",
+        frozenset({"encoder.patch_embed.proj.weight", "encoder.norm.weight"}),
+        partial(_videomae, "encoder"),
+    ),
+    Format(
+        "VideoMAE or this project, classifier",
+        frozenset({"patch_embed.proj.weight", "blocks.0.attn.q_bias"}),
+        partial(_videomae, "classifier"),
+    ),
+    Format(
+        "transformers, pretraining",
+        frozenset({_HUGGINGFACE, "decoder.head.weight"}),
+        partial(_huggingface, "pretraining"),
+    ),
+    Format(
+        "transformers, classifier", frozenset({_HUGGINGFACE, "fc_norm.weight"}), partial(_huggingface, "classifier")
+    ),
+    Format("mae_st, encoder", frozenset({"patch_embed.proj.weight", "blocks.0.attn.k.weight"}), _mae_st),
+    Format("image ViT", frozenset({"patch_embed.proj.weight", "blocks.0.attn.qkv.bias"}), _image_vit),
+)

@@ -1,0 +1,42 @@
+"""mae_st (Feichtenhofer et al. 2022) and its released files, which PySlowFast wrote: the encoder.
+
+Both name the encoder alike, with q, k and v as layers of their own. A k bias adds one number to all scores of a query,
+which softmax does not see: leaving it out is exact. What has no place here is left out and named: the class token, the
+learned positions, and the decoder (its output is one frame of two, its `decoder_embed` has a bias).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from tgm_scale.conversion.tables import Table, count_blocks, own_names
+
+LEARNED = ("cls_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
+ELSEWHERE = ("decoder_", "dec_pos_embed", "pred_head.", "mask_token", "head.")  # decoders of both, and finetuned heads
+
+_PARTS = {
+    "attn.qkv.weight": ("attn.q.weight", "attn.k.weight", "attn.v.weight"),
+    "attn.q_bias": ("attn.q.bias",),
+    "attn.v_bias": ("attn.v.bias",),
+}
+
+
+def table(state: Mapping[str, Tensor]) -> Table:
+    """Our encoder's names -> theirs."""
+    names = {}
+    for name in own_names("encoder", count_blocks(state, "blocks")):
+        theirs = name.removeprefix("encoder.")
+        within = theirs.split(".", 2)[-1] if theirs.startswith("blocks.") else ""
+        block = theirs.removesuffix(within)
+        names[name] = tuple(block + part for part in _PARTS.get(within, (within,))) if within else (theirs,)
+    return names
+
+
+def is_left_out(name: str) -> bool:
+    return name in LEARNED or name.startswith(ELSEWHERE)
+
+
+def is_key_bias(name: str) -> bool:
+    return name.startswith("blocks.") and name.endswith("attn.k.bias")

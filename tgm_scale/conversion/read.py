@@ -1,0 +1,75 @@
+"""Reading any checkpoint of the field into our names: for conversion, for a run's start, for evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from tgm_scale.conversion.containers import open_container
+from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.kinds import detect
+from tgm_scale.conversion.tables import EXTRAS
+from tgm_scale.conversion.weights import Weights
+from tgm_scale.models.vit import ModelSize
+
+_ENCODER_FIELDS = ("width", "depth", "heads", "mlp", "patch", "tubelet")
+_DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_mlp")
+
+
+def read(path: str | Path, stated: Stated | None = None, lossy: bool = False, tubelet: int = 2) -> Weights:
+    """The weights at `path`, of whatever format, checked name by name and shape by shape.
+
+    stated: what the user says of the model; goes before what the file says. lossy: convert even where something (a
+    class token, learned positions) has no place here. tubelet: frames to inflate an image ViT over.
+    Raises ValueError that names the path, what was found and what was wanted."""
+    container = open_container(path)
+    try:
+        found = detect(container.tensors)
+        kind, state, notes = found.translate(container.tensors, lossy, tubelet)
+        agreed, differing = (stated or Stated()).over(container.stated)
+        return Weights.of(kind, state, agreed, [*container.notes, f"format: {found.name}", *notes, *differing])
+    except ValueError as mistake:
+        raise ValueError(f"{path}: {mistake}") from None
+
+
+class Initial(NamedTuple):
+    """Weights to start a run from, under the names of its checkpoints, and what reading them did."""
+
+    weights: dict[str, Tensor]
+    report: list[str]
+
+
+def read_initial(origin: str, size: ModelSize) -> Initial:
+    """What `train.init_from` names, for a run of this size: any path that `read` takes.
+
+    A foreign encoder without a decoder, or with one of another shape, gives the encoder alone; what the run has beside
+    `weights` starts fresh. Raises ValueError where the encoder is of another size, heads included."""
+    try:
+        found = read(origin, lossy=True, tubelet=size.tubelet)
+    except ValueError as mistake:
+        raise ValueError(f"train.init_from={mistake}") from None
+    if differing := _differences(found.size, size, _ENCODER_FIELDS):
+        raise ValueError(
+            f"train.init_from={origin}: an encoder of another size than the run's: {', '.join(differing)}"
+        )
+    report, state = list(found.notes), found.state
+    if found.kind == "classifier":
+        state = {
+            f"encoder.{name}": value for name, value in state.items() if name.startswith(("patch_embed", "blocks"))
+        }
+        report.append("a classifier: its fc_norm and head are left out")
+    elif found.kind == "pretraining" and (differing := _differences(found.size, size, _DECODER_FIELDS)):
+        state = {name: value for name, value in state.items() if name.startswith("encoder.") or name in EXTRAS}
+        report.append(f"the decoder is of another size than the run's and is left out: {', '.join(differing)}")
+    weights = {name if name == "log_scale" else f"model.{name}": value for name, value in state.items()}
+    return Initial(weights, report)
+
+
+def _differences(found: ModelSize, wanted: ModelSize, names: tuple[str, ...]) -> list[str]:
+    return [
+        f"{name} {getattr(found, name)} there, {getattr(wanted, name)} here"
+        for name in names
+        if getattr(found, name) != getattr(wanted, name)
+    ]

@@ -1,0 +1,78 @@
+"""Tables of names: what a module of ours is made of, and how names of others are gathered into ours and back.
+
+A table says for each of our names the names of the other format whose tensors, one below the other, are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Kind = Literal["pretraining", "classifier", "encoder"]
+Table = dict[str, tuple[str, ...]]
+
+EXTRAS = ("projection.weight", "log_scale")  # what a run has beside VideoMAE's weights
+BLOCK = (
+    *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.q_bias", "attn.v_bias", "attn.proj.weight"),
+    *("attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight"),
+    "mlp.fc2.bias",
+)
+_PATCH_EMBED = ("patch_embed.proj.weight", "patch_embed.proj.bias")
+_ENCODER = tuple(f"encoder.{name}" for name in (*_PATCH_EMBED, "norm.weight", "norm.bias"))
+_DECODER = (
+    *("encoder_to_decoder.weight", "mask_token"),
+    *("decoder.norm.weight", "decoder.norm.bias", "decoder.head.weight", "decoder.head.bias"),
+)
+_OUTSIDE_OF_BLOCKS: dict[Kind, tuple[str, ...]] = {
+    "pretraining": _ENCODER + _DECODER,
+    "encoder": _ENCODER,
+    "classifier": (*_PATCH_EMBED, "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"),
+}
+
+
+def blocks_prefix(kind: Kind) -> str:
+    return "blocks" if kind == "classifier" else "encoder.blocks"
+
+
+def own_names(kind: Kind, depth: int, decoder_depth: int = 0, head: bool = True) -> list[str]:
+    """The weights of a module of ours, without the extras of a run; a classifier may lack its head."""
+    outside = [name for name in _OUTSIDE_OF_BLOCKS[kind] if head or not name.startswith("head.")]
+    stacks = [(blocks_prefix(kind), depth)] + ([("decoder.blocks", decoder_depth)] if kind == "pretraining" else [])
+    inside = [f"{prefix}.{i}.{name}" for prefix, count in stacks for i in range(count) for name in BLOCK]
+    return [*outside, *inside]
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """How many blocks `prefix.0`, `prefix.1` ... there are; at least one, so that a lost first one is listed."""
+    numbers = [int(found[1]) for name in names if (found := re.match(rf"{re.escape(prefix)}\.(\d+)\.", name))]
+    return 1 + max(numbers, default=0)
+
+
+def check_names(found: Iterable[str], wanted: Iterable[str], what: str) -> None:
+    """Raises ValueError that lists every missing and every unknown name."""
+    missing, unknown = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or unknown:
+        raise ValueError(f"{what}: missing {missing or 'none'}, unknown {unknown or 'none'}; nothing was converted")
+
+
+def gather(state: Mapping[str, Tensor], table: Table, what: str) -> dict[str, Tensor]:
+    """Their tensors under our names. Raises ValueError as `check_names` does."""
+    check_names(state, [other for others in table.values() for other in others], what)
+    return {
+        name: state[others[0]] if len(others) == 1 else torch.cat([state[other] for other in others])
+        for name, others in table.items()
+    }
+
+
+def scatter(state: Mapping[str, Tensor], table: Table, what: str) -> dict[str, Tensor]:
+    """Our tensors under their names: the inverse of `gather`. Raises ValueError as `check_names` does."""
+    check_names(state, table, what)
+    return {
+        other: part
+        for name, value in state.items()
+        for other, part in zip(table[name], value.chunk(len(table[name])), strict=True)
+    }

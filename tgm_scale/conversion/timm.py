@@ -1,0 +1,81 @@
+"""Our transformer blocks under timm's names, for those who build on timm's `Block`.
+
+timm has no VideoMAE and no Conv3d patch embedding: no timm model loads the file as it is, and the file says so.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip
+from tgm_scale.models.patches import PatchEmbed, patchify, sine_cosine_table
+from tgm_scale.models.vit import NORM_EPS
+from tgm_scale.runtime.compat import prepare_torchvision
+
+NOTE = (
+    "Transformer blocks of a video model under timm's names: blocks.i.* for timm.models.vision_transformer.Block, and "
+    "norm.* or fc_norm.* and head.*. No timm model loads this file as it is: the patch embedding of tubelets and the "
+    "positions (sine and cosine over the flattened index) are not in it. LayerNorm eps is 1e-6."
+)
+
+
+def to_timm(weights: Weights) -> dict[str, Tensor]:
+    """An encoder's or classifier's weights under timm's names: `qkv.bias` is q's, zeros for k, v's."""
+    made: dict[str, Tensor] = {}
+    for name, value in weights.state.items():
+        name = name.removeprefix("encoder.")
+        if name.endswith("attn.q_bias"):
+            v_bias = weights.state[_own(weights, name.replace("q_bias", "v_bias"))]
+            made[name.replace("q_bias", "qkv.bias")] = torch.cat([value, torch.zeros_like(value), v_bias])
+        elif not name.endswith("attn.v_bias") and not name.startswith("patch_embed."):
+            made[name] = value
+    return made
+
+
+def _own(weights: Weights, name: str) -> str:
+    return name if weights.kind == "classifier" else f"encoder.{name}"
+
+
+def write(weights: Weights, file: Path) -> None:
+    """A safetensors file of `to_timm` with the note and our facts in its metadata."""
+    save_file(to_timm(weights), file, {"format": "pt", "note": NOTE, OWN_ENTRY: json.dumps(weights.facts())})
+
+
+@torch.no_grad()
+def outputs(file: Path, weights: Weights) -> Tensor:
+    """What timm's own blocks, with the file's weights, make of the fixed clip: `weights.outputs` in their hands."""
+    prepare_torchvision()
+    from timm.models.vision_transformer import Block
+
+    size, state = weights.size, load_file(file)
+    norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))
+    ratio = (size.mlp + 0.5) / size.width  # timm rounds width * ratio down
+    blocks = nn.Sequential(
+        *(Block(size.width, size.heads, ratio, qkv_bias=True, norm_layer=norm) for _ in range(size.depth))
+    )
+    pooled = weights.kind == "classifier"
+    parts: dict[str, nn.Module] = {"blocks": blocks, ("fc_norm" if pooled else "norm"): norm(size.width)}
+    if weights.classes:
+        parts["head"] = nn.Linear(size.width, weights.classes)
+    model = nn.ModuleDict(parts).eval()
+    model.load_state_dict(state)
+    tokens = model["blocks"](_tokens(weights))
+    if not pooled:
+        return model["norm"](tokens)
+    features = model["fc_norm"](tokens.mean(1))
+    return model["head"](features) if weights.classes else features
+
+
+def _tokens(weights: Weights) -> Tensor:
+    """The fixed clip's embedded patches with their positions, from our side."""
+    embed = PatchEmbed(weights.size.width, weights.size.tubelet, weights.size.patch)
+    embed.load_state_dict({x: weights.state[_own(weights, f"patch_embed.{x}")] for x in ("proj.weight", "proj.bias")})
+    patches = patchify(fixed_clip(weights), weights.size.tubelet, weights.size.patch)
+    return embed(patches) + sine_cosine_table(patches.shape[1], weights.size.width)

@@ -1,0 +1,151 @@
+"""What every format is read into and written from: the tensors of one of our modules, with the module's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tgm_scale.contracts import Grid
+from tgm_scale.conversion.dimensions import FRAMES, IMAGE_SIZE, Stated, size_of
+from tgm_scale.conversion.tables import EXTRAS, Kind, blocks_prefix, check_names, count_blocks, own_names
+from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.patches import patchify
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.vit import Encoder, ModelSize
+from tgm_scale.runtime import seeding
+
+OWN_ENTRY = "tgm_scale"  # where files of ours hold the facts beside the tensors
+VISIBLE_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model in our own terms. `size` has zeros for the decoder where there is none."""
+
+    kind: Kind
+    state: dict[str, Tensor]  # float32 on the CPU, under our names
+    size: ModelSize
+    frames: int
+    image_size: int
+    labels: tuple[str, ...] | None = None  # names of the classes
+    config: dict[str, Any] | None = None  # configuration of the run they come from
+    notes: tuple[str, ...] = ()  # what reading them did
+
+    @classmethod
+    def of(cls, kind: Kind, state: Mapping[str, Tensor], stated: Stated, notes: list[str]) -> Weights:
+        """Checked weights: every name and every shape is that of our module.
+
+        Raises ValueError that lists missing, unknown and misshapen ones, or says that the heads are not known."""
+        depths = count_blocks(state, blocks_prefix(kind)), count_blocks(state, "decoder.blocks")
+        names = own_names(kind, *depths, head="head.weight" in state or "head.bias" in state)
+        names += [name for name in EXTRAS if kind == "pretraining" and name in state]
+        check_names(state, names, f"weights of kind '{kind}'")
+        size, remarks = size_of(kind, state, stated)
+        own = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()}
+        frames, image_size = stated.frames or FRAMES, stated.image_size or IMAGE_SIZE
+        labels = stated.labels if kind == "classifier" else None
+        weights = cls(kind, own, size, frames, image_size, labels, stated.config, (*notes, *remarks))
+        if labels and len(labels) != weights.classes:
+            raise ValueError(f"{len(labels)} names of classes for a head of {weights.classes}")
+        with torch.device("meta"):
+            shapes = {name: value.shape for name, value in _module(weights).state_dict().items()}
+        wrong = [
+            f"{name} {list(own[name].shape)}, wanted {list(shape)}"
+            for name, shape in shapes.items()
+            if own[name].shape != shape
+        ]
+        if wrong:
+            raise ValueError(f"tensors of other shapes than their model's: {'; '.join(wrong)}")
+        return weights
+
+    @property
+    def classes(self) -> int:
+        return self.state["head.weight"].shape[0] if "head.weight" in self.state else 0
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader needs beside the tensors; plain JSON. `Stated.of_facts` reads it."""
+        return {
+            "kind": self.kind,
+            "model": asdict(self.size),
+            "frames": self.frames,
+            "image_size": self.image_size,
+            "labels": list(self.labels) if self.labels else None,
+            "config": self.config,
+        }
+
+
+def _module(weights: Weights) -> nn.Module:
+    size, frames, side = weights.size, weights.frames, weights.image_size
+    if weights.kind == "classifier":
+        return VideoClassifier(size, frames, side, weights.classes, attention="sdpa")
+    if weights.kind == "encoder":
+        tokens = Grid.of(frames, side, size.tubelet, size.patch).tokens
+        return nn.ModuleDict({"encoder": Encoder(size, tokens, "sdpa", activation_checkpointing=False)})
+    projection = weights.state.get("projection.weight")
+    width = None if projection is None else projection.shape[0]
+    return MaskedVideoAutoencoder(size, frames, side, attention="sdpa", embedding_width=width)
+
+
+def build(weights: Weights) -> nn.Module:
+    """Our module with these weights, which it shares."""
+    with torch.device("meta"):
+        module = _module(weights)
+    module.to_empty(device="cpu")
+    module.load_state_dict({name: weights.state[name] for name in module.state_dict()}, assign=True)
+    return module.eval()
+
+
+@torch.no_grad()
+def outputs(weights: Weights) -> Tensor:
+    """What the model makes of the fixed clip: pixels of the hidden tokens, scores of classes, or tokens."""
+    module, video = build(weights), fixed_clip(weights)
+    if weights.kind == "classifier":
+        return module(video)
+    if weights.kind == "encoder":
+        encoder = cast(nn.ModuleDict, module)["encoder"]
+        return encoder(patchify(video, weights.size.tubelet, weights.size.patch), None)
+    return module(video, *fixed_mask(weights)).prediction_BMP
+
+
+def fixed_clip(weights: Weights) -> Tensor:
+    """A clip of keyed noise of the model's shape: uint8 [1, 3, T, H, W]."""
+    shape = (1, 3, weights.frames, weights.image_size, weights.image_size)
+    noise = seeding.bits(torch.tensor([seeding.key("export check")]), torch.Size(shape).numel(), "clip") & 255
+    return noise.to(torch.uint8).view(shape)
+
+
+def fixed_mask(weights: Weights) -> tuple[Tensor, Tensor]:
+    """Visible and target tokens for the fixed clip, int64 [1, V] and [1, M]: a tenth is seen."""
+    grid = Grid.of(weights.frames, weights.image_size, weights.size.tubelet, weights.size.patch)
+    order = seeding.bits(torch.tensor([seeding.key("export check")]), grid.tokens, "mask").argsort(dim=1)
+    visible = max(1, int(grid.tokens * VISIBLE_SHARE))
+    return order[:, :visible].sort().values, order[:, visible:].sort().values
+
+
+def without_extras(weights: Weights) -> Weights:
+    """The part that VideoMAE has a place for."""
+    return replace(weights, state={name: x for name, x in weights.state.items() if name not in EXTRAS})
+
+
+def encoder_of(weights: Weights) -> Weights:
+    """The encoder of a pretraining model."""
+    state = {name: value for name, value in weights.state.items() if name.startswith("encoder.")}
+    return replace(weights, kind="encoder", state=state, size=_without_decoder(weights.size))
+
+
+def with_new_head(weights: Weights, classes: int) -> Weights:
+    """A classifier to finetune: this encoder with a fresh head, as VideoMAE's finetuning builds it.
+
+    The encoder's last norm stays behind: a classifier normalises after the mean, with a fresh `fc_norm`."""
+    size = _without_decoder(weights.size)
+    fresh = VideoClassifier(size, weights.frames, weights.image_size, classes, attention="sdpa").state_dict()
+    state = {name: weights.state.get(f"encoder.{name}", value) for name, value in fresh.items()}
+    return replace(weights, kind="classifier", state=state, size=size, labels=None)
+
+
+def _without_decoder(size: ModelSize) -> ModelSize:
+    return replace(size, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0)

@@ -1,0 +1,109 @@
+"""Checkpoints from and to the formats of the field, each conversion checked by its outputs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+USER_MISTAKE = 2
+
+_DESCRIPTION = """Convert a checkpoint. What the input is, is told by what is in it:
+
+  a run folder (its newest checkpoint) or checkpoint folder of this project, of any ZeRO stage
+  VideoMAE, VideoMAE V2 and MGMAE: pretraining and finetuned files, DeepSpeed folders
+  transformers folders of VideoMAE, of version 4 and 5
+  mae_st files, its own and PySlowFast's; image ViTs of timm and MAE: their encoders, with --lossy
+  what this tool has written
+"""
+_EPILOG = """formats:
+  videomae           a torch file that VideoMAE's pretraining and finetuning scripts load
+  videomae-finetune  a torch file of its finetuned form: patch_embed, blocks, fc_norm, head
+  huggingface        a folder for from_pretrained of VideoMAEForPreTraining or VideoMAEForVideoClassification
+  timm               the transformer blocks under timm's names, one safetensors file; no timm model loads it as it is
+  safetensors        everything this project has, with the model's dimensions and the run's configuration
+
+examples:
+  python tools/convert_checkpoint.py runs/vitb exports/vitb --to huggingface
+  python tools/convert_checkpoint.py runs/vitb exports/vitb-k400 --to huggingface --classes 400
+  python tools/convert_checkpoint.py runs/vitb/checkpoints/step-00080000 vitb.pth --to videomae
+  python tools/convert_checkpoint.py VideoMAE_ViT-B.pth vitb.safetensors --to safetensors
+  python tools/convert_checkpoint.py mae_pretrain_vit_base.pth image.safetensors --to safetensors --lossy
+
+The output is loaded back and run on a fixed clip; nothing is kept where it does not give the input's outputs.
+Exit code 2: a mistake in the arguments or the input.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert. Exit code 2 and one message for a user's mistake."""
+    options = _parser().parse_args(arguments)
+    try:
+        _convert(options)
+    except ValueError as mistake:
+        print(f"convert_checkpoint: {mistake}", file=sys.stderr)
+        return USER_MISTAKE
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    formats = ["videomae", "videomae-finetune", "huggingface", "timm", "safetensors"]
+    parser.add_argument("input", metavar="INPUT", help="a folder or file")
+    parser.add_argument("output", metavar="OUTPUT", help="a path that does not exist yet")
+    parser.add_argument("--to", required=True, choices=formats, metavar="FORMAT", help="what to write: see below")
+    parser.add_argument("--classes", type=_positive, metavar="N", help="put a fresh head of N classes on the encoder")
+    parser.add_argument("--lossy", action="store_true", help="convert though a class token or positions are lost")
+    parser.add_argument("--heads", type=_positive, metavar="N", help="attention heads, where the input does not say")
+    parser.add_argument("--decoder-heads", type=_positive, metavar="N", help="those of the decoder")
+    parser.add_argument("--frames", type=_positive, metavar="N", help="frames of a clip (default: the input's, or 16)")
+    parser.add_argument("--size", type=_positive, metavar="N", help="side of a clip (default: the input's, or 224)")
+    parser.add_argument(
+        "--tubelet", type=_positive, default=2, metavar="N", help="frames to inflate an image model over (default: 2)"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"wanted 1 or more, found {text}")
+    return value
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from tgm_scale.conversion.convert import convert
+    from tgm_scale.conversion.dimensions import Stated
+    from tgm_scale.conversion.read import read
+
+    said = Stated(options.heads, options.decoder_heads, options.frames, options.size)
+    source = read(options.input, said, options.lossy, options.tubelet)
+    for note in source.notes:
+        print(f"read     {note}")
+    size = source.size
+    decoder = f", decoder {size.decoder_width} wide, {size.decoder_depth} deep, {size.decoder_heads} heads"
+    print(
+        f"model    {source.kind}, {size.width} wide, {size.depth} deep, {size.heads} heads, "
+        f"tubelets of {size.tubelet}x{size.patch}x{size.patch}{decoder if size.decoder_depth else ''}"
+    )
+    done = convert(source, options.output, options.to, options.classes)
+    if done.left_out:
+        print(f"left out {_grouped(done.left_out)}")
+    print(f"wrote    {options.output} ({options.to}, {len(done.written.state)} tensors of ours)")
+    print(
+        f"checked  loaded back, outputs on a fixed clip differ by {done.difference:.3g} (largest {done.largest:.3g})"
+    )
+
+
+def _grouped(names: list[str]) -> str:
+    """Names, those of one stack of blocks told by their number."""
+    plain = [name for name in names if ".blocks." not in name]
+    stacks = {name.split(".blocks.")[0] for name in names if ".blocks." in name}
+    counted = [f"{stack}.blocks ({sum(x.startswith(f'{stack}.blocks.') for x in names)} tensors)" for stack in stacks]
+    return ", ".join([*plain, *sorted(counted)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
