@@ -329,6 +329,8 @@ def test_every_source_makes_masks_in_every_scope(scope: str) -> None:
         ({"temperature": -1}, r"masking.options.temperature=-1: wanted a number of at least 0"),
         ({"temperature": "hot"}, r"masking.options.temperature='hot': wanted a number"),
         ({"rule": "top"}, r"masking.options.rule=top: unknown; did you mean top_k"),
+        ({"rule": ["top_k"]}, r"masking.options.rule=\['top_k'\]: unknown"),
+        ({"temperature": float("nan")}, r"masking.options.temperature=nan: wanted a number of at least 0"),
         ({"rule": "gumbel_top_k"}, r"gumbel_top_k: set masking.options.temperature above 0"),
         ({"scope": "slots"}, r"masking.options.scope=slots: unknown; did you mean slot"),
         ({"scale": "minmax"}, r"masking.options.scale=minmax: unknown; known: rank, raw"),

@@ -63,11 +63,12 @@ class Relevance:
         parts = []
         for video, captions in zip(video_BCTHW.split(self.clips_per_pass), captions_BKE.split(self.clips_per_pass)):
             lacking = self.clips_per_pass - len(video)
-            video = F.pad(video, (0, 0) * 4 + (0, lacking))
-            parts.append(self.cosines(video, F.pad(captions, (0, 0, 0, 0, 0, lacking)))[: len(captions)])
-        cosine_BKFhw = torch.cat(parts)
-        cosine_BKShw = cosine_BKFhw.unflatten(2, (grid.slots, tubelet)).mean(dim=3)
-        return _resized(cosine_BKShw.flatten(0, 1), grid).unflatten(0, cosine_BKShw.shape[:2])
+            cosine_BKFhw = self.cosines(
+                F.pad(video, (0, 0) * 4 + (0, lacking)), F.pad(captions, (0, 0) * 2 + (0, lacking))
+            )
+            cosine_BKShw = cosine_BKFhw.unflatten(2, (grid.slots, tubelet)).mean(dim=3)
+            parts.append(_on_tokens(cosine_BKShw, grid)[: len(captions)])
+        return torch.cat(parts)
 
     @torch.no_grad()
     def cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
@@ -81,10 +82,13 @@ class Relevance:
         return torch.stack(cosine_KBP, dim=1).unflatten(-1, (-1, *features.shape[1:3]))
 
 
-def _resized(maps_NShw: Tensor, grid: Grid) -> Tensor:
-    """[N, S, R, C] of the tower's [N, S, h, w]."""
+def _on_tokens(maps_BKShw: Tensor, grid: Grid) -> Tensor:
+    """[B, K, S, R, C] of the tower's [B, K, S, h, w]."""
+    maps_NShw = maps_BKShw.flatten(0, 1)
     height, width = maps_NShw.shape[2:]
     if height % grid.rows == 0 and width % grid.columns == 0:
-        return F.avg_pool2d(maps_NShw, (height // grid.rows, width // grid.columns))
-    size = (grid.rows, grid.columns)
-    return F.interpolate(maps_NShw, size, mode="bilinear", antialias=True, align_corners=False)
+        tokens = F.avg_pool2d(maps_NShw, (height // grid.rows, width // grid.columns))
+    else:
+        size = (grid.rows, grid.columns)
+        tokens = F.interpolate(maps_NShw, size, mode="bilinear", antialias=True, align_corners=False)
+    return tokens.unflatten(0, maps_BKShw.shape[:2])

@@ -90,14 +90,13 @@ class Masker:
             )
         grid, scope = self.grid, self.recipe.scope
         total = sum(self.recipe.sources.values())
-        mixed: Tensor | float = 0.0
+        mixed = torch.zeros((), device=seeds_B.device)
         for name, weight in self.recipe.sources.items():
             score_BSRC = SOURCES[name].score(seeds_B, grid, given)
             assert score_BSRC.shape == (len(seeds_B), grid.slots, grid.rows, grid.columns), (name, score_BSRC.shape)
             pooled = selection.pool(score_BSRC, scope)
             scaled = selection.mid_ranks(pooled, scope) if self.recipe.scale == "rank" else pooled
             mixed = mixed + scaled * (weight / total)
-        assert isinstance(mixed, Tensor)
         return mixed
 
     def _split(self, seeds_B: Tensor, aux: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
@@ -174,9 +173,9 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
     _check_sources(recipe.sources)
     for option, allowed in {"scope": selection.SCOPES, "rule": selection.RULES, "scale": SCALES}.items():
         value = getattr(recipe, option)
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"masking.options.{option}={value}: unknown; {_nearest(str(value), allowed)}")
-    if not _is_number(recipe.temperature) or recipe.temperature < 0:
+    if not _is_number(recipe.temperature) or not recipe.temperature >= 0:
         raise ValueError(f"masking.options.temperature={recipe.temperature!r}: wanted a number of at least 0")
     if recipe.rule == "gumbel_top_k" and not recipe.temperature:
         raise ValueError("masking.options.rule=gumbel_top_k: set masking.options.temperature above 0, such as 0.1")

@@ -36,7 +36,10 @@ def group_size(scope: str, grid: Grid) -> int:
 
 def pool(saliency_BSRC: Tensor, scope: str) -> Tensor:
     """Saliency as the scope sees it: for tubes the mean over the slots, [B, 1, R, C]."""
-    return saliency_BSRC.mean(dim=1, keepdim=True) if scope == "tube" else saliency_BSRC
+    if scope != "tube":
+        return saliency_BSRC
+    # one slot after another: the order in which a reduction adds, and so its last bit, may depend on the batch
+    return sum(saliency_BSRC.split(1, dim=1), torch.zeros((), device=saliency_BSRC.device)) / saliency_BSRC.shape[1]
 
 
 def _grouped(x_BSRC: Tensor, scope: str) -> Tensor:
