@@ -11,7 +11,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -81,6 +81,7 @@ def parse_row(line: str | bytes) -> Row:
     for key in ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption"):
         if not isinstance(row.get(key.lower()), str) or not row[key.lower()].strip():
             raise ValueError(f"no {key}")
+        row[key.lower()].encode()  # half a surrogate pair is a ValueError here rather than later
     start, end = parse_time(row["start_timestamp"]), parse_time(row["end_timestamp"])
     if start >= end:
         raise ValueError(f"the span ends ({row['end_timestamp']}) before it starts ({row['start_timestamp']})")
@@ -153,7 +154,7 @@ class Plan:
         self.problems: list[Problem] = []  # broken rows, by line
         places = array("Q")
         digest = hashlib.blake2b(digest_size=16)
-        for number, line in enumerate(self._lines(), start=1):
+        for number, line in self._lines():
             digest.update(line)
             self.rows += 1
             try:
@@ -177,25 +178,29 @@ class Plan:
     def shards(self) -> int:
         return -(-self.clips // self.clips_per_shard)
 
-    def clips_of(self, shards: range) -> list[list[ClipRow]]:
+    def clips_in(self, shards: Sequence[int]) -> int:
+        """How many clips these shards have together."""
+        return sum(min(self.clips - shard * self.clips_per_shard, self.clips_per_shard) for shard in shards)
+
+    def clips_of(self, shards: Sequence[int]) -> list[list[ClipRow]]:
         """The clips of each of these shards, in order; a second pass over the file."""
         starts = self._places[:: self.clips_per_shard]
-        chosen: list[dict[tuple[int, str], ClipRow]] = [{} for _ in shards]
-        for line in self._lines():
+        chosen: dict[int, dict[tuple[int, str], ClipRow]] = {shard: {} for shard in shards}
+        for _, line in self._lines():
             try:
                 row = parse_row(line)
             except ValueError:
                 continue
             place = row.place
             shard = int(np.searchsorted(starts, np.uint64(place), side="right")) - 1
-            if shard not in shards or self.filters.reason_against(row) is not None:
+            if shard not in chosen or self.filters.reason_against(row) is not None:
                 continue
             clip = ClipRow(row.video, row.start, row.end)
-            chosen[shards.index(shard)].setdefault((place, clip.key), clip).add(row)
-        return [[clips[order] for order in sorted(clips)] for clips in chosen]
+            chosen[shard].setdefault((place, clip.key), clip).add(row)
+        return [[clips[order] for order in sorted(clips)] for clips in chosen.values()]
 
-    def _lines(self) -> Iterator[bytes]:
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
         with open(self.path, "rb") as file:
-            for line in file:
+            for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield line
+                    yield number, line

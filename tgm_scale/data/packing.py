@@ -1,0 +1,212 @@
+"""From a plan of clips and a folder of videos to a folder of shards; goes on where an earlier run was stopped.
+
+In the folder: `NNNNN.tar` with its index, `NNNNN.report.json` (written last: the mark of a finished shard), and
+`make_shards.json` (what the shards were made from). Which clip goes into which shard depends on the annotations alone,
+never on workers, tasks or the videos found, so any number of tasks can share the work, and a run that was killed ends
+with the same bytes as one that was not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data import encode, storage
+from tgm_scale.data.annotations import ClipRow, Plan
+from tgm_scale.data.encode import CutError, EncodedClip, cut_clip
+from tgm_scale.data.shard_index import VIDEO_EXTENSIONS
+from tgm_scale.data.shards import ShardWriter, shard_path
+from tgm_scale.runtime.processes import Crashed, OrderedPool
+
+SETTINGS = "make_shards.json"
+REPORT = "report.json"
+_SHARDS_AT_ONCE = 2000  # whose clips are held in memory: 2 million clips are some 2 GB
+_MISSING = CutError("missing_video", "no file of its name (" + ", ".join(VIDEO_EXTENSIONS) + ")")
+
+OnClip = Callable[[ClipRow, Problem | None], None]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    short_side: int = encode.SHORT_SIDE
+    gop: int = encode.GOP
+    crf: int = encode.CRF
+
+
+def find_videos(folder: Path, names: set[str]) -> dict[str, str]:
+    """The file of each video, by its name without extension, anywhere under `folder`.
+
+    Names come from annotations and are looked up in a listing, never joined to a path. Raises ValueError where the
+    folder holds no video at all."""
+    if not folder.is_dir():
+        raise ValueError(f"--videos {folder}: no such folder; name the folder that holds the downloaded videos")
+    found: dict[str, str] = {}
+    seen = 0
+    for place, _, files in os.walk(folder, followlinks=True):
+        for file in files:
+            stem, _, extension = file.rpartition(".")
+            if extension.lower() not in VIDEO_EXTENSIONS:
+                continue
+            seen += 1
+            path = os.path.join(place, file)
+            if stem in names and path < found.get(stem, path + "\0"):  # of several, the same on every machine
+                found[stem] = path
+    if not seen:
+        raise ValueError(f"--videos {folder}: holds no video ({', '.join(VIDEO_EXTENSIONS)}); name another folder")
+    return found
+
+
+def claim(folder: Path, plan: Plan, encoding: Encoding) -> None:
+    """Tie the folder to what its shards are made from. Raises ValueError where it holds shards of other settings."""
+    settings = {
+        "annotations": plan.digest,
+        "filters": asdict(plan.filters),
+        "clips_per_shard": plan.clips_per_shard,
+        "encoding": asdict(encoding),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {folder} cannot be made ({error.strerror}); name a folder that can") from error
+    path = folder / SETTINGS
+    if path.exists():
+        before = json.loads(path.read_bytes())
+        changed = [name for name in settings if before.get(name) != settings[name]]
+        if changed:
+            was = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
+            raise ValueError(
+                f"--output {folder} holds shards made otherwise ({was}); name another folder, or delete it"
+            )
+    elif any(folder.glob("*.tar")):
+        raise ValueError(f"--output {folder} holds shards that this tool did not make; name another folder")
+    else:
+        storage.write_atomically(path, _plain(settings))
+
+
+def unfinished(folder: Path, shards: range) -> list[int]:
+    """Those of the shards that are still to be made."""
+    return [shard for shard in shards if not _report_path(folder, shard).exists()]
+
+
+def pack(
+    plan: Plan,
+    videos: Path,
+    folder: Path,
+    shards: list[int],
+    encoding: Encoding,
+    workers: int,
+    on_clip: OnClip,
+) -> None:
+    """Make these shards; `on_clip` hears of each clip as it is done. A clip that cannot be made is reported and left
+    out."""
+    cut = partial(cut_clip, **asdict(encoding))
+    with OrderedPool(workers) as pool:
+        for at in range(0, len(shards), _SHARDS_AT_ONCE):
+            clips = plan.clips_of(shards[at : at + _SHARDS_AT_ONCE])
+            found = find_videos(videos, {clip.video for chosen in clips for clip in chosen})
+            results = pool.map(cut, (_span(clip, found) for chosen in clips for clip in chosen if clip.video in found))
+            for shard, chosen in zip(shards[at:], clips):
+                pairs = ((clip, next(results) if clip.video in found else _MISSING) for clip in chosen)
+                _make_shard(folder, shard, len(chosen), pairs, on_clip)
+
+
+def _span(clip: ClipRow, found: dict[str, str]) -> tuple[str, Fraction, Fraction]:
+    return found[clip.video], Fraction(clip.start, 1000), Fraction(clip.end, 1000)
+
+
+def _make_shard(
+    folder: Path,
+    shard: int,
+    count: int,
+    clips: Iterator[tuple[ClipRow, EncodedClip | Exception]],
+    on_clip: OnClip,
+) -> None:
+    skipped = []
+    with ShardWriter(folder, clips_per_shard=count, first=shard) as writer:
+        for clip, result in clips:
+            if isinstance(result, Exception):
+                problem = _problem(clip, result)
+                skipped.append([problem.key, problem.reason, problem.detail])
+                on_clip(clip, problem)
+            else:
+                writer.write(clip.key, {"mp4": result.data, "json": _facts(clip, result)})
+                on_clip(clip, None)
+    report = {"made": count - len(skipped), "skipped": skipped}
+    storage.write_atomically(_report_path(folder, shard), _plain(report))
+
+
+def _problem(clip: ClipRow, error: Exception) -> Problem:
+    """Raises what is the machine's or our own fault rather than the video's."""
+    if isinstance(error, CutError):
+        return Problem(clip.key, error.reason, error.detail)
+    if isinstance(error, Crashed):
+        return Problem(clip.key, "decoder_crashed", str(error))
+    if isinstance(error, (OSError, MemoryError, AssertionError)):
+        raise error
+    return Problem(clip.key, "decoder_failed", f"{type(error).__name__}: {error}")
+
+
+def _facts(clip: ClipRow, made: EncodedClip) -> dict:
+    """The sample's json."""
+    return {
+        "captions": clip.captions,
+        "umt_scores": clip.umt,
+        "aesthetic_score": clip.aesthetic,
+        "video": clip.video,
+        "start_seconds": clip.start / 1000,
+        "end_seconds": clip.end / 1000,
+        "frames": made.frames,
+        "fps": made.fps,
+        "width": made.width,
+        "height": made.height,
+    }
+
+
+def write_report(folder: Path, plan: Plan) -> dict:
+    """Gather the shards' reports into `report.json` and return it. Tasks that end side by side each write it; it is
+    written again for as long as shards were finished meanwhile, so the last one is whole."""
+    counted = -1
+    report: dict = {}
+    while (finished := len(done := _finished(folder, plan))) != counted:
+        counted = finished
+        report = _gather(plan, done)
+        storage.write_atomically(folder / REPORT, json.dumps(report, indent=1).encode())
+    return report
+
+
+def _gather(plan: Plan, done: list[Path]) -> dict:
+    skipped: dict[str, list[list[str]]] = {}
+    made = 0
+    for path in done:
+        one = json.loads(path.read_bytes())
+        made += one["made"]
+        for key, reason, detail in one["skipped"]:
+            skipped.setdefault(reason, []).append([key, detail])
+    for problem in plan.problems:
+        skipped.setdefault(problem.reason, []).append([problem.key, problem.detail])
+    return {
+        "rows": plan.rows,
+        "rows_filtered": dict(sorted(Counter(plan.left_out).items())),
+        "clips": plan.clips,
+        "shards": {"finished": len(done), "planned": plan.shards},
+        "made": made,
+        "skipped": {reason: {"count": len(names), "names": names} for reason, names in sorted(skipped.items())},
+    }
+
+
+def _finished(folder: Path, plan: Plan) -> list[Path]:
+    return [path for shard in range(plan.shards) if (path := _report_path(folder, shard)).exists()]
+
+
+def _report_path(folder: Path, shard: int) -> Path:
+    return shard_path(folder, shard).with_suffix(".report.json")
+
+
+def _plain(value: dict) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
