@@ -30,8 +30,10 @@ model.activation_checkpointing model.compile
 objective.reconstruction_weight objective.contrastive_weight objective.contrastive_batch
 optim.base_lr optim.min_lr optim.weight_decay optim.betas optim.warmup_share optim.clip_norm
 train.steps train.epochs train.global_batch_size train.micro_batch_size train.precision train.init_from
+train.max_minutes
 deepspeed.config deepspeed.stage
-checkpoint.every checkpoint.keep
+checkpoint.every checkpoint.keep checkpoint.keep_every
+faults.spike_factor faults.refused_before_rollback faults.rollbacks faults.hang_seconds
 log.every log.tensorboard
 """.split()
 

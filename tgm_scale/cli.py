@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
+FAILED = 1
 USER_MISTAKE = 2
 
 _EXAMPLES = """examples:
@@ -36,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as mistake:
         print(f"tgm-scale {options.command}: {mistake}", file=sys.stderr)
         return USER_MISTAKE
+    except (OSError, RuntimeError) as failure:
+        if type(failure) is RuntimeError:
+            raise  # not foreseen: the traceback is wanted
+        print(f"tgm-scale {options.command}: stopped: {failure}", file=sys.stderr)
+        return FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,15 +54,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     pretrain = _command(commands, "pretrain", "start a pretraining run, or go on with it", _pretrain)
-    pretrain.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
-    pretrain.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as train.steps=100"
-    )
+    _add_configuration(pretrain)
     status = _command(commands, "status", "how a run stands, in one screen", _status)
     status.add_argument("run_folder", metavar="RUN", help="a run folder, such as runs/debug")
     compare = _command(commands, "compare", "where two runs part: configuration, data, losses", _compare)
     compare.add_argument("runs", nargs=2, metavar="RUN", help="two run folders; exit code 1 where they differ")
+    preflight = _command(commands, "preflight", "check every node before a run, in seconds", _preflight)
+    _add_configuration(preflight)
+    preflight.add_argument(
+        "--patience", type=float, default=180, metavar="SECONDS", help="for a process to answer (default: 180)"
+    )
+    resolved = _command(commands, "config", "print a configuration as a run would see it", _config)
+    _add_configuration(resolved)
+    resolved.add_argument("--key", metavar="section.key", help="print this value alone, such as run.dir")
     return parser
+
+
+def _add_configuration(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
+    command.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as train.steps=100"
+    )
 
 
 def _command(
@@ -79,6 +98,28 @@ def _pretrain(options: argparse.Namespace) -> int:
     from tgm_scale.training.loop import pretrain
 
     return pretrain(resolved)
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from tgm_scale import config
+
+    resolved = config.load(options.config, options.overrides)
+    from tgm_scale.training.preflight import preflight
+
+    return preflight(resolved, options.patience)
+
+
+def _config(options: argparse.Namespace) -> int:
+    from tgm_scale import config
+
+    resolved = config.load(options.config, options.overrides)
+    if options.key is None:
+        print(config.dump(resolved), end="")
+    elif options.key in config.all_keys():
+        print(attrgetter(options.key)(resolved))
+    else:
+        raise ValueError(f"--key {options.key}: no such key; known: {', '.join(config.all_keys())}")
+    return 0
 
 
 def _status(options: argparse.Namespace) -> int:

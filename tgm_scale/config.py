@@ -106,6 +106,7 @@ class TrainConfig(Section):
     micro_batch_size: int = Field(8, ge=1, description="clips of one forward pass on one rank")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     init_from: str | None = None
+    max_minutes: float | None = Field(None, gt=0, description="checkpoint and leave for requeueing after this time")
 
 
 class DeepSpeedConfig(Section):
@@ -115,7 +116,15 @@ class DeepSpeedConfig(Section):
 
 class CheckpointConfig(Section):
     every: int = Field(500, ge=1, description="steps")
-    keep: int = Field(3, ge=1)
+    keep: int = Field(3, ge=1, description="newest checkpoints that stay")
+    keep_every: int | None = Field(None, ge=1, description="checkpoints of these multiples of steps stay, too")
+
+
+class FaultsConfig(Section):
+    spike_factor: float | None = Field(None, gt=1, description="refuse a loss above this times the recent median")
+    refused_before_rollback: int = Field(3, ge=1, description="refused updates in a row that cause a rollback")
+    rollbacks: int = Field(3, ge=0, description="rollbacks after which the run stops")
+    hang_seconds: float = Field(50, gt=0, description="how long a rank waits for another before it stops")
 
 
 class LogConfig(Section):
@@ -134,6 +143,7 @@ class Config(Section):
     train: TrainConfig
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
@@ -295,7 +305,8 @@ def digest_tree(config: Config) -> dict[str, Any]:
         "run": ["dir"],
         "data": ["workers", "max_skipped_share", "shards"],
         "model": ["attention", "activation_checkpointing", "compile"],
-        "train": ["micro_batch_size"],
+        "train": ["micro_batch_size", "max_minutes"],
+        "faults": ["rollbacks", "hang_seconds"],
     }.items():
         for name in names:
             tree[section].pop(name)

@@ -60,7 +60,7 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
     curve, applied = [], []
     for t in range(progress.step, case["steps"]):
         if t == case.get("save_at"):
-            checkpoint.save(ds_engine, progress, {}, Path(case["save"]), 2, place, control)
+            checkpoint.save(ds_engine, progress, {}, Path(case["save"]), checkpoint.Retention(2), place, control)
         starts = [t * GLOBAL + (a * place.world_size + place.rank) * micro for a in range(plan.accumulation)]
         parts = [prepared([(s + i) % CLIPS for i in range(micro)], tokens) for s in starts]
         valid = control.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,10 +53,31 @@ def latest(root: Path) -> Path | None:
     return folder_of(root, steps[-1]) if steps else None
 
 
-def save(engine: Any, progress: Progress, facts: dict, root: Path, keep: int, place: Place, control: Control) -> Path:
-    """Write a checkpoint and drop all but the newest `keep`. Collective; returns its folder.
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `newest`, and those whose step is a multiple of `multiples_of`."""
 
-    facts: what a reader needs beside the tensors (the model's shape, the configuration)."""
+    newest: int
+    multiples_of: int | None = None
+
+    def dropped(self, steps: list[int]) -> list[int]:
+        old = sorted(steps)[: -self.newest]
+        return [step for step in old if self.multiples_of is None or step % self.multiples_of]
+
+
+def save(
+    engine: Any,
+    progress: Progress,
+    facts: dict,
+    root: Path,
+    retention: Retention,
+    place: Place,
+    control: Control,
+) -> Path:
+    """Write a checkpoint and drop those that need not stay. Collective; returns its folder.
+
+    facts: what a reader needs beside the tensors (the model's shape, the configuration). Raises OSError on every rank,
+    naming the ranks and reasons, where one cannot write; the checkpoints before it stay as they are."""
     final = folder_of(root, progress.step)
     work = root / f"{_TEMPORARY}{progress.step:08d}"
     if place.is_main:
@@ -65,10 +86,12 @@ def save(engine: Any, progress: Progress, facts: dict, root: Path, keep: int, pl
         work.mkdir(parents=True)
     control.barrier()
     name = f"state-{place.rank:05d}-of-{place.world_size:05d}.safetensors"
-    tensors = _own_share(engine, place)
-    save_file(tensors, work / name)
-    _sync(work / name)
-    files = control.gather({"name": name, "bytes": (work / name).stat().st_size, "blake2b": _digest(work / name)})
+    files = control.gather(_write_share(_own_share(engine, place), work / name))
+    failed = [f"rank {rank}: {entry['error']}" for rank, entry in enumerate(files) if "error" in entry]
+    if failed:
+        if place.is_main:
+            shutil.rmtree(work, ignore_errors=True)
+        raise OSError(f"checkpoint of step {progress.step} in {root} not written ({'; '.join(failed)})")
     if place.is_main:
         manifest = {"format": FORMAT, "progress": asdict(progress), "files": files, **facts}
         (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -78,10 +101,20 @@ def save(engine: Any, progress: Progress, facts: dict, root: Path, keep: int, pl
             shutil.rmtree(final)
         work.rename(final)
         _sync(root)
-        for step in steps_in(root)[:-keep]:
+        for step in retention.dropped(steps_in(root)):
             shutil.rmtree(folder_of(root, step))
     control.barrier()
     return final
+
+
+def _write_share(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
+    """Write one rank's file; its entry in the manifest, or the error that kept it from being written."""
+    try:
+        save_file(tensors, file)
+        _sync(file)
+        return {"name": file.name, "bytes": file.stat().st_size, "blake2b": _digest(file)}
+    except (OSError, SafetensorError) as error:
+        return {"error": str(error)}
 
 
 def _own_share(engine: Any, place: Place) -> dict[str, Tensor]:

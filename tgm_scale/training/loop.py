@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from tgm_scale.config import Config
-from tgm_scale.contracts import Problem
-from tgm_scale.runtime import seeding
+from tgm_scale.contracts import Batch, Problem
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import build, checkpoint, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
+from tgm_scale.training.faults import FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide
-from tgm_scale.training.metrics import Metrics, ProgressLine
+from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
-from tgm_scale.training.step import JointStep, Prepared, StepResult
+from tgm_scale.training.reporting import Times, count_problems, data_digest, row
+from tgm_scale.training.step import JointStep
 from tgm_scale.training.throughput import Throughput
-
-_ENOUGH_TO_JUDGE = 64  # samples before the share of broken ones can stop a run
+from tgm_scale.training.watchdog import Watchdog
 
 
 def pretrain(config: Config) -> int:
     """Start a run, or go on with the one in its folder. Returns the exit code: 0 when all steps are made,
-    REQUEUE_EXIT_CODE when a signal stopped it after a checkpoint. Raises ValueError for a user's mistake."""
+    REQUEUE_EXIT_CODE when a signal or the time limit stopped it after a checkpoint. Raises ValueError for a user's
+    mistake, RunStopped where the run cannot go on."""
     place = find_place()
     build.check(config, place)
     folder = run_folder.claim(config)
-    stop = StopRequest()
-    engine.start_processes(place)
-    code = _Run(config, folder, place, stop).train()
-    engine.stop_processes()
+    stop = StopRequest(config.train.max_minutes)
+    watchdog = Watchdog(folder, place, config.faults.hang_seconds)
+    try:
+        engine.start_processes(place)
+        code = _Run(config, folder, place, stop, watchdog).train()
+        engine.stop_processes()
+    except (ValueError, RunStopped):
+        raise  # told by every rank for itself
+    except RuntimeError as error:
+        watchdog.end("failed")
+        if place.world_size == 1:
+            raise
+        raise RunStopped(f"{error}\nrank {place.rank} stops; it may have waited for {watchdog.culprits()}") from error
+    watchdog.end("done")
     return code
+
+
+class _RollBack(Exception):
+    """Too many refused updates in a row: go back to the last checkpoint."""
 
 
 class _Run:
     """The parts of a run and its loop."""
 
-    def __init__(self, config: Config, folder: Path, place: Place, stop: StopRequest):
-        self.config, self.folder, self.place, self.stop = config, folder, place, stop
+    def __init__(self, config: Config, folder: Path, place: Place, stop: StopRequest, watchdog: Watchdog):
+        self.config, self.folder, self.place, self.stop, self.watchdog = config, folder, place, stop, watchdog
         self.control = Control(place)
         self.checkpoints = folder / "checkpoints"
         if place.is_main:
@@ -58,7 +69,6 @@ class _Run:
         contrastive = config.objective.contrastive_weight > 0
         width = towers.text.width if contrastive and towers.text is not None else None
         module = JointModule(build.model(config, width), contrastive)
-        self.progress = Progress()
         newest = checkpoint.latest(self.checkpoints)
         if newest is None and config.train.init_from:
             build.initialise(module, config.train.init_from)
@@ -66,8 +76,9 @@ class _Run:
             module.model.compile()
         plan = build.engine_plan(config, place)
         self.engine = engine.build_engine(module, plan, place.device)
-        if newest is not None:
-            self.progress = checkpoint.restore(self.engine, newest)
+        self.progress = Progress() if newest is None else checkpoint.restore(self.engine, newest)
+        self.faults = FaultState.read(folder)
+        self.suspects: list[str] = []
         self.step = JointStep(
             self.engine,
             place,
@@ -80,116 +91,111 @@ class _Run:
         self.throughput = Throughput(build.macs_per_clip(config, masker), place.device)
         if place.is_main:
             facts = build.plan_facts(config, plan, masker, self.steps)
-            run_folder.describe(folder, config, build.corpus_facts(self.corpora), facts)
+            run_folder.describe(folder, config, build.corpus_facts(self.corpora), facts, self.progress.step)
             build.announce(config, facts, samples, masker, self.progress.step)
 
     def train(self) -> int:
-        start = self.progress.step
-        if start >= self.steps:
-            return 0
-        loader = build.loader(self.config, self.corpora, self.place, start, self.steps)
-        main = self.place.is_main
-        metrics = Metrics(self.folder, start, self.config.log.tensorboard) if main else None
-        line = ProgressLine(self.steps, self.config.log.every) if main else None
+        """Make the steps that are left. Returns the exit code."""
+        while True:
+            start = self.progress.step
+            judge = Judge(self.control, self.config.faults.spike_factor, recent_losses(self.folder, start))
+            metrics = Metrics(self.folder, start, self.config.log.tensorboard) if self.place.is_main else None
+            try:
+                return self._stretch(judge, metrics)
+            except _RollBack:
+                self._roll_back()
+            finally:
+                if metrics is not None:
+                    metrics.close()
+
+    def _stretch(self, judge: Judge, metrics: Metrics | None) -> int:
+        """Steps from where the run stands to its end, a stop, or a rollback."""
+        config, watchdog = self.config, self.watchdog
+        line = ProgressLine(self.steps, config.log.every)
+        loader = build.loader(config, self.corpora, self.place, self.progress.step, self.steps)
         began = time.perf_counter()
+        watchdog.at(self.progress.step, "data")
         for step, batches in loader:
             loaded = time.perf_counter()
+            watchdog.at(step, "guidance")
+            for batch in batches:
+                self.faults.leave_out(batch)
             micro = [self.guide(batch.to(self.place.device)) for batch in batches]
-            digest = _digest(micro)
             guided = time.perf_counter()
+            watchdog.at(step, "meeting")
             problems = [problem for batch in batches for problem in batch.problems]
-            valid = float(sum(batch.weight.sum().item() for batch in batches))
-            totals = self.control.sum([valid, len(problems), bool(self.stop.signal), digest])
-            engine.set_learning_rate(self.engine, self.schedule(step + 1))
-            result = self.step(micro, totals[0])
+            valid = sum(float(batch.weight.sum()) for batch in batches)
+            own = [valid, len(problems), self.stop.asked(), data_digest(micro)]
+            valid, broken, stopping, digest = self.control.sum(own)
+            watchdog.at(step, "update")
+            learning_rate = self.schedule(step + 1)
+            engine.set_learning_rate(self.engine, learning_rate)
+            result = self.step(micro, valid, judge)
             self.progress.step = step + 1
-            named = self._note_problems(problems) if totals[1] else []
+            named = self._count(problems) if broken else []
             ended = time.perf_counter()
-            row = self._row(result, totals, loaded - began, guided - loaded, ended - began)
-            began = ended
-            if metrics is not None and line is not None:
-                for problem in named:
-                    metrics.skipped(step + 1, problem.key, problem.reason, problem.detail)
-                metrics.write(row)
-                line.show(row)
+            if metrics is not None:
+                values = row(
+                    self.progress.step,
+                    result,
+                    Times(ended - began, loaded - began, guided - loaded),
+                    config.train.global_batch_size,
+                    config.data.repeated_augmentation,
+                    learning_rate,
+                    digest,
+                    self.progress.skipped,
+                    self.throughput,
+                    self.place.world_size,
+                )
+                metrics.write(values | self.guide.figures(), named)
+                line.show(values)
                 self.guide.warn_once()
-            self._stop_on_nonsense(result, batches)
-            stopping = totals[2] > 0
-            if stopping or self.progress.step == self.steps or self.progress.step % self.config.checkpoint.every == 0:
+            began = ended
+            if not result.applied:
+                self._refused(judge, result.loss, batches)
+            if stopping or self.progress.step == self.steps or self.progress.step % config.checkpoint.every == 0:
+                watchdog.at(self.progress.step, "checkpoint")
                 self._save()
-                began = time.perf_counter()
             if stopping:
                 return REQUEUE_EXIT_CODE
-        if metrics is not None and line is not None:
-            metrics.close()
-            line.end()
+            watchdog.at(self.progress.step, "data")
         return 0
 
-    def _save(self) -> None:
-        facts, keep = build.facts(self.config), self.config.checkpoint.keep
-        checkpoint.save(self.engine, self.progress, facts, self.checkpoints, keep, self.place, self.control)
-
-    def _note_problems(self, own: list[Problem]) -> list[Problem]:
-        """All ranks' broken samples of this step, counted. Raises ValueError above the share that is tolerated."""
+    def _count(self, own: list[Problem]) -> list[Problem]:
+        """Every rank's broken samples of this step, counted."""
         named = [problem for rank in self.control.gather(own) for problem in rank]
-        counts = Counter(self.progress.skipped) + Counter(problem.reason for problem in named)
-        self.progress.skipped = dict(sorted(counts.items()))
-        seen = self.progress.step * self.config.train.global_batch_size
-        limit = self.config.data.max_skipped_share
-        if seen >= _ENOUGH_TO_JUDGE and counts.total() > limit * seen:
-            raise ValueError(
-                f"{counts.total()} of {seen} clips were broken ({_listed(self.progress.skipped)}), more than "
-                f"data.max_skipped_share={limit}: look at {self.folder / 'skipped.jsonl'}, mend the shards or raise it"
-            )
+        seen, limit = self.progress.step * self.config.train.global_batch_size, self.config.data.max_skipped_share
+        self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit)
         return named
 
-    def _row(
-        self, result: StepResult, totals: list[float], data: float, guidance: float, whole: float
-    ) -> dict[str, Any]:
-        clips = self.config.train.global_batch_size
-        row = {
-            "step": self.progress.step,
-            "samples": self.progress.step * build.samples_per_step(self.config),
-            "loss": result.loss,
-            "loss_reconstruction": result.reconstruction,
-            "loss_contrastive": result.contrastive,
-            "contrastive_accuracy": result.accuracy,
-            "temperature": result.temperature,
-            "learning_rate": self.schedule(self.progress.step),
-            "grad_norm": result.grad_norm,
-            "step_seconds": whole,
-            "data_seconds": data,
-            "guidance_seconds": guidance,
-            "clips_per_second": clips / whole,
-            "skipped_samples": sum(self.progress.skipped.values()),
-            "data_digest": f"{int(totals[3]):014x}",
-        }
-        mfu = self.throughput.mfu(clips / whole / self.place.world_size)
-        if mfu is not None:
-            row["mfu"] = mfu
-        return row | self.guide.figures()
+    def _save(self) -> None:
+        facts, keep = build.facts(self.config), self.config.checkpoint
+        retention = checkpoint.Retention(keep.keep, keep.keep_every)
+        checkpoint.save(self.engine, self.progress, facts, self.checkpoints, retention, self.place, self.control)
 
-    def _stop_on_nonsense(self, result: StepResult, batches: list[Any]) -> None:
-        if not torch.isfinite(torch.tensor(result.loss)):
-            keys = ", ".join(key for batch in batches for key in batch.keys)
-            raise RuntimeError(f"loss {result.loss} at step {self.progress.step}; rank {self.place.rank} had {keys}")
+    def _refused(self, judge: Judge, loss: float, batches: list[Batch]) -> None:
+        """Name the samples of a refused update. Raises _RollBack after too many in a row."""
+        keys = self.control.gather([key for batch in batches for key in batch.keys])
+        if self.place.is_main:
+            note_refusal(self.folder, self.progress.step, loss, keys)
+        self.suspects += [key for rank in keys for key in rank]
+        if judge.refused_in_a_row >= self.config.faults.refused_before_rollback:
+            raise _RollBack
 
-
-def _digest(micro: list[Prepared]) -> int:
-    """A number that stands for this rank's clips of the step: keys, seeds, crops, captions and masks.
-
-    40 bits a clip, summed: the sum over ranks is exact in a float64 up to 8,192 clips and does not depend on which
-    rank had which clip."""
-    total = 0
-    for part in micro:
-        batch = part.batch
-        order = torch.arange(1, part.mask.visible.shape[1] + 1, device=part.mask.visible.device)
-        masks = (part.mask.visible * order).sum(1).tolist()
-        rows = zip(batch.keys, batch.captions, batch.seeds.tolist(), batch.crops.tolist(), masks, strict=True)
-        for key, caption, seed, crop, mask in rows:
-            total += seeding.key("digest", key, caption, seed, *(str(side) for side in crop), mask) >> 23
-    return total
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{reason} {count}" for reason, count in counts.items())
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint, without the samples of the refused steps. Raises RunStopped after too many."""
+        newest = checkpoint.latest(self.checkpoints)
+        step, limit = self.progress.step, self.config.faults.rollbacks
+        if newest is None or self.faults.rollbacks == limit:
+            why = "before the first checkpoint" if newest is None else f"after faults.rollbacks={limit} rollbacks"
+            raise RunStopped(
+                f"updates were refused up to step {step} (loss not finite, or a spike), {why}; refused.jsonl in "
+                f"{self.folder} names steps and samples. Lower optim.base_lr, or look at those samples"
+            )
+        self.faults.rollbacks += 1
+        self.faults.skip_list = sorted({*self.faults.skip_list, *self.suspects})
+        self.suspects = []
+        if self.place.is_main:
+            self.faults.write(self.folder)
+            print(f"rolling back from step {step} to {newest.name}; {len(self.faults.skip_list)} samples left out")
+        self.progress = checkpoint.restore(self.engine, newest)

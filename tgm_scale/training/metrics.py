@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from tgm_scale.contracts import Problem
 from tgm_scale.training.run_folder import replace_file
 
 
@@ -28,15 +30,15 @@ class Metrics:
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: dict[str, Any], problems: list[Problem]) -> None:
+        """A step's row, and its broken samples of all ranks."""
+        for problem in problems:
+            self._skipped.write(json.dumps({"step": row["step"], **asdict(problem)}) + "\n")
         self._stream.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "step":
                     self._board.add_scalar(name, value, row["step"])
-
-    def skipped(self, step: int, key: str, reason: str, detail: str) -> None:
-        self._skipped.write(json.dumps({"step": step, "key": key, "reason": reason, "detail": detail}) + "\n")
 
     def close(self) -> None:
         self._stream.close()
@@ -51,6 +53,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{folder}: no metrics.jsonl: not a run folder, or a run that made no step yet")
     return _rows(path)
+
+
+def recent_losses(folder: Path, step: int) -> list[float]:
+    """The losses of the updates made up to a step, oldest first; none where the run is new."""
+    path = folder / "metrics.jsonl"
+    rows = _rows(path) if path.is_file() else []
+    return [row["loss"] for row in rows if row["step"] <= step and not row["update_refused"]]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -106,10 +115,6 @@ class ProgressLine:
     def _seconds_left(self, step: int) -> float | None:
         (then, first), (now, last) = self._recent[0], self._recent[-1]
         return (now - then) / (last - first) * (self.total - step) if last > first else None
-
-    def end(self) -> None:
-        if self.live:
-            self.stream.write("\n")
 
 
 def _clock(seconds: float | None) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import time
 
 REQUEUE_EXIT_CODE = 85  # the batch script requeues the job on it; no shell, Python or SLURM code has this number
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGUSR1 (sent by SLURM before a time limit)."""
+    """Notes SIGTERM and SIGUSR1 (sent by SLURM before a time limit), and a limit of wall-clock time."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_minutes: float | None = None) -> None:
         self.signal: str | None = None
+        self._end = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
+
+    def asked(self) -> bool:
+        return self.signal is not None or time.monotonic() > self._end
 
     def _note(self, number: int, _frame: object) -> None:
         self.signal = signal.Signals(number).name

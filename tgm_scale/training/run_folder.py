@@ -21,6 +21,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
+from tgm_scale.runtime import slurm
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -67,7 +68,7 @@ def _refuse_other_run(config: Config, file: Path) -> None:
         )
 
 
-def describe(folder: Path, config: Config, corpora: list[dict[str, Any]], plan: dict[str, Any]) -> None:
+def describe(folder: Path, config: Config, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int) -> None:
     """Write what this start is. Raises ValueError where the data is not that of the run so far."""
     data_file = folder / "data.json"
     if data_file.is_file():
@@ -81,7 +82,7 @@ def describe(folder: Path, config: Config, corpora: list[dict[str, Any]], plan: 
     replace_file(data_file, json.dumps(corpora, indent=1))
     replace_file(folder / "plan.json", json.dumps(plan, indent=1))
     with (folder / "environment.jsonl").open("a") as stream:
-        stream.write(json.dumps(environment()) + "\n")
+        stream.write(json.dumps(environment() | {"step": step}) + "\n")
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -99,18 +100,21 @@ def _summary(corpora: list[dict[str, Any]]) -> str:
 
 def environment() -> dict[str, Any]:
     """Versions, host, git state and job of this start."""
-    packages = ("tgm_scale", "torch", "deepspeed", "transformers", "webdataset", "av", "numpy")
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": versions(),
         "git": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "slurm_nodes": os.environ.get("SLURM_JOB_NODELIST"),
-        "restart": os.environ.get("SLURM_RESTART_COUNT", "0"),
+        **slurm.job(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of the packages that decide a run's numbers."""
+    packages = ("tgm_scale", "torch", "deepspeed", "transformers", "webdataset", "av", "numpy")
+    return {name: _version(name) for name in packages}
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,89 @@
+"""What the loop tells of each step: the row of metrics, the digest of its data, the broken samples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tgm_scale.contracts import Problem
+from tgm_scale.runtime import seeding
+from tgm_scale.training.step import Prepared, StepResult
+from tgm_scale.training.throughput import Throughput
+
+_ENOUGH_TO_JUDGE = 64  # samples before the share of broken ones can stop a run
+
+
+@dataclass
+class Times:
+    """Seconds of one step on this rank."""
+
+    whole: float
+    data: float
+    guidance: float
+
+
+def row(
+    step: int,
+    result: StepResult,
+    times: Times,
+    clips: int,
+    repeats: int,
+    learning_rate: float,
+    digest: float,
+    skipped: dict[str, int],
+    throughput: Throughput,
+    world_size: int,
+) -> dict[str, Any]:
+    """One line of metrics.jsonl. `clips` is the global batch, `repeats` the clips of one sample."""
+    speed = clips / times.whole
+    values: dict[str, Any] = {
+        "step": step,
+        "samples": step * clips // repeats,
+        "loss": result.loss,
+        "loss_reconstruction": result.reconstruction,
+        "loss_contrastive": result.contrastive,
+        "contrastive_accuracy": result.accuracy,
+        "temperature": result.temperature,
+        "learning_rate": learning_rate,
+        "grad_norm": result.grad_norm,
+        "update_refused": not result.applied,
+        "step_seconds": times.whole,
+        "data_seconds": times.data,
+        "guidance_seconds": times.guidance,
+        "clips_per_second": speed,
+        "skipped_samples": sum(skipped.values()),
+        "data_digest": f"{int(digest):014x}",
+    }
+    mfu = throughput.mfu(speed / world_size)
+    return values if mfu is None else values | {"mfu": mfu}
+
+
+def data_digest(micro: list[Prepared]) -> int:
+    """A number that stands for this rank's clips of the step: keys, seeds, crops, captions and masks.
+
+    40 bits a clip, summed: the sum over ranks is exact in a float64 up to 8,192 clips and does not depend on which
+    rank had which clip."""
+    total = 0
+    for part in micro:
+        batch, visible_BV = part.batch, part.mask.visible
+        places_V = torch.arange(1, visible_BV.shape[1] + 1, device=visible_BV.device)
+        masks = (visible_BV * places_V).sum(1).tolist()
+        rows = zip(batch.keys, batch.captions, batch.seeds.tolist(), batch.crops.tolist(), masks, strict=True)
+        for key, caption, seed, crop, mask in rows:
+            total += seeding.key("digest", key, caption, seed, *(str(side) for side in crop), mask) >> 23
+    return total
+
+
+def count_problems(skipped: dict[str, int], problems: list[Problem], seen: int, limit: float) -> dict[str, int]:
+    """Broken samples so far by reason, the new ones added. Raises ValueError above the share that is tolerated."""
+    counts = Counter(skipped) + Counter(problem.reason for problem in problems)
+    if seen >= _ENOUGH_TO_JUDGE and counts.total() > limit * seen:
+        listed = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+        raise ValueError(
+            f"{counts.total()} of {seen} clips were broken ({listed}), more than data.max_skipped_share={limit}: "
+            "skipped.jsonl in the run folder names them; mend the shards or raise the limit"
+        )
+    return dict(sorted(counts.items()))
