@@ -12,17 +12,14 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from launch import ROOT, command, environment, run
 
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
 from tgm_scale.training import checkpoint
 from tgm_scale.training.inspect import compare, status
 from tgm_scale.training.metrics import read_metrics
 
-CLIPS, STEPS = 45, 20
+STEPS = 20
 
 CONFIG = """
 # tgm-scale pretrain, for tests: the smallest joint run.
@@ -36,31 +33,6 @@ train: {{steps: {steps}, global_batch_size: 8, micro_batch_size: 8}}
 checkpoint: {{every: 6, keep: 2}}
 log: {{every: 1}}
 """
-
-
-def moving_texture(number: int) -> np.ndarray:
-    """uint8 [14, 96, 128, 3]: a keyed texture that moves."""
-    rng = np.random.default_rng(number)
-    image = (rng.random((8, 8, 3)) * 255).repeat(12, 0).repeat(16, 1)
-    return np.stack([np.roll(image, (t * (number % 3), t * 2), (0, 1)) for t in range(14)]).astype(np.uint8)
-
-
-@pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """45 samples in 5 shards: one video cut short, one text in its place, one without a caption, one of 2 frames."""
-    folder = tmp_path_factory.mktemp("corpus") / "shards"
-    with ShardWriter(folder, clips_per_shard=10) as writer:
-        for i in range(CLIPS):
-            video = encode_video(moving_texture(i)[: 2 if i == 30 else None], 12)
-            members: dict = {"mp4": video, "json": {"captions": [f"texture {i % 17}", f"{i % 17} moving"]}}
-            if i == 7:
-                members["mp4"] = video[: len(video) // 3]
-            elif i == 21:
-                members["mp4"] = b"this is no video\n" * 20
-            elif i == 33:
-                members["json"] = {"source": "nowhere"}
-            writer.write(f"clip{i:03d}", members)
-    return folder
 
 
 @pytest.fixture

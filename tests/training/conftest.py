@@ -1,0 +1,38 @@
+"""A small corpus with every kind of broken sample, made once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.shards import ShardWriter
+
+CLIPS = 45
+
+
+def moving_texture(number: int) -> np.ndarray:
+    """uint8 [14, 96, 128, 3]: a keyed texture that moves."""
+    rng = np.random.default_rng(number)
+    image = (rng.random((8, 8, 3)) * 255).repeat(12, 0).repeat(16, 1)
+    return np.stack([np.roll(image, (t * (number % 3), t * 2), (0, 1)) for t in range(14)]).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """45 samples in 5 shards: one video cut short, one text in its place, one without a caption, one of 2 frames."""
+    folder = tmp_path_factory.mktemp("corpus") / "shards"
+    with ShardWriter(folder, clips_per_shard=10) as writer:
+        for i in range(CLIPS):
+            video = encode_video(moving_texture(i)[: 2 if i == 30 else None], 12)
+            members: dict = {"mp4": video, "json": {"captions": [f"texture {i % 17}", f"{i % 17} moving"]}}
+            if i == 7:
+                members["mp4"] = video[: len(video) // 3]
+            elif i == 21:
+                members["mp4"] = b"this is no video\n" * 20
+            elif i == 33:
+                members["json"] = {"source": "nowhere"}
+            writer.write(f"clip{i:03d}", members)
+    return folder

@@ -1,0 +1,150 @@
+"""Real faults: a diverging run, a rank that hangs or dies, a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from launch import ROOT, command, environment, run
+
+from tgm_scale.contracts import Batch
+from tgm_scale.training import checkpoint
+from tgm_scale.training.faults import FaultState
+from tgm_scale.training.metrics import read_metrics
+
+CONFIG = """
+run: {{dir: {run}}}
+data: {{shards: {shards}, frames: 4, stride: 2, size: 32, workers: 0, max_skipped_share: 0.9}}
+masking: {{recipe: random, mask_ratio: 0.6}}
+objective: {{contrastive_weight: 0}}
+model: {{size: tiny}}
+optim: {{base_lr: 3e-2}}
+train: {{steps: 400, global_batch_size: 8, micro_batch_size: 4}}
+checkpoint: {{every: 5, keep: 2}}
+log: {{every: 1, tensorboard: false}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, shards: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(CONFIG.format(run=tmp_path / "run", shards=shards))
+    return file
+
+
+def arguments(config: Path, *overrides: str) -> list[str]:
+    return ["-m", "tgm_scale", "pretrain", "--config", str(config), *overrides]
+
+
+def start(config: Path, world_size: int, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(world_size, *arguments(config, *overrides)),
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_steps(folder: Path, count: int) -> None:
+    end = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").is_file() or len(read_metrics(folder)) < count:
+        assert time.monotonic() < end, "no steps were made"
+        time.sleep(0.05)
+
+
+def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:
+    # every loss above 1.0001 times the median of those before is a spike: the first ones decide which steps that is
+    overrides = ["faults.spike_factor=1.0001", "faults.refused_before_rollback=2", "faults.rollbacks=1"]
+    done = run(1, arguments(config, *overrides, "optim.base_lr=3"), code=1)
+    folder = config.parent / "run"
+    assert "rolling back from step" in done.stdout
+    assert "stopped: updates were refused up to step" in done.stderr and "optim.base_lr" in done.stderr
+    assert "Traceback" not in done.stderr
+    state = FaultState.read(folder)
+    refused = [json.loads(line) for line in (folder / "refused.jsonl").read_text().splitlines()]
+    assert state.rollbacks == 1
+    assert set(state.skip_list) <= {key for row in refused for key in row["keys"]} and len(refused[0]["keys"]) == 8
+    assert any(
+        json.loads(line)["reason"] == "skip_list" for line in (folder / "skipped.jsonl").read_text().splitlines()
+    )
+    steps = [row["step"] for row in read_metrics(folder)]
+    assert steps == list(range(1, len(steps) + 1)), "a rollback leaves neither gaps nor doubles"
+
+
+def test_the_skip_list_takes_the_weight_and_says_so() -> None:
+    one = torch.ones(2)
+    batch = Batch(one, ["a", "b"], ["s/1", "s/2"], one, one.clone(), one, one, one)
+    FaultState(1, ["s/2"]).leave_out(batch)
+    assert batch.weight.tolist() == [1, 0]
+    assert [(p.key, p.reason) for p in batch.problems] == [("s/2", "skip_list")]
+
+
+def rank_file(folder: Path, rank: int) -> dict:
+    return json.loads((folder / "ranks" / f"{rank:05d}").read_text())
+
+
+def test_a_hung_rank_stops_the_others_and_is_named(config: Path) -> None:
+    folder = config.parent / "run"
+    process = start(config, 2, "faults.hang_seconds=8")
+    wait_for_steps(folder, 3)
+    hung = rank_file(folder, 1)["pid"]
+    os.kill(hung, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        while rank_file(folder, 0)["state"] == "running":
+            assert time.monotonic() - began < 60, "rank 0 still waits"
+            time.sleep(0.2)
+    finally:
+        os.kill(hung, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"rank 1 on {rank_file(folder, 0)['host']} (pid {hung})" in output, output
+
+
+def test_a_dead_rank_stops_the_run_within_a_minute(config: Path) -> None:
+    folder = config.parent / "run"
+    process = start(config, 2)
+    wait_for_steps(folder, 3)
+    began = time.monotonic()
+    os.kill(rank_file(folder, 1)["pid"], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - began < 60
+    assert "rank" in output and ": 1 (local_rank: 1)" in output, "torchrun names the rank that died"
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_why(config: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = 20  # MiB: one checkpoint of the tiny model is 12 MB, so the second does not fit beside the first
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("a small file system cannot be mounted here (needs root)")
+    try:
+        done = run(1, arguments(config, f"run.dir={disk / 'run'}", "train.steps=30"), code=1)
+        assert "checkpoint of step 10" in done.stderr and "rank 0" in done.stderr and "Traceback" not in done.stderr
+        root = disk / "run" / "checkpoints"
+        assert checkpoint.steps_in(root) == [5]
+        newest = checkpoint.latest(root)
+        assert newest is not None
+        checkpoint.Reader(newest).verify()
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_the_time_limit_checkpoints_and_asks_for_requeueing(config: Path) -> None:
+    run(1, arguments(config, "train.max_minutes=0.05"), code=85)
+    root = config.parent / "run" / "checkpoints"
+    assert checkpoint.steps_in(root)[-1] == len(read_metrics(config.parent / "run")) < 400
+
+
+def test_retention_keeps_the_newest_and_the_multiples() -> None:
+    steps = list(range(5, 55, 5))
+    assert checkpoint.Retention(2).dropped(steps) == steps[:-2]
+    assert checkpoint.Retention(2, 20).dropped(steps) == [5, 10, 15, 25, 30, 35]
