@@ -1,0 +1,23 @@
+#!/bin/bash
+# ViT-g, joint objective with text-guided masking: configs/pretrain_vitg.yaml on 64 nodes of 8 GPUs.
+#   sbatch slurm/pretrain_vitg.sh data.shards=/scratch/internvid/shards guidance.towers=/scratch/clip-vit-base-patch32
+#   sbatch --nodes=32 --time=12:00:00 slurm/pretrain_vitg.sh ...
+# Any number of nodes and of GPUs a node: the global batch stays, and is accumulated where there are fewer GPUs.
+# Needs: GPUs with 80 GB; shards (slurm/make_shards.sh); a folder of a CLIP or SigLIP model; slurm/cluster.env.
+# Costs: not measured on a cluster. A start is checked in seconds; before the time limit the run saves itself, is
+#   requeued and goes on.
+# Should reach: not measured here; loss_reconstruction below 0.6 and loss_contrastive falling within 2,000 steps.
+#SBATCH --job-name=pretrain_vitg
+#SBATCH --nodes=64
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
+source "$TGM_HOME/slurm/launch.sh" || exit
+launch pretrain configs/pretrain_vitg.yaml "$@"

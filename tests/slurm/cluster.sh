@@ -1,0 +1,95 @@
+#!/bin/bash
+# A SLURM cluster of three simulated nodes on this host: no systemd, cgroups or accounting, and no root needed.
+#   tests/slurm/cluster.sh start FOLDER [PORT]    then: export SLURM_CONF=FOLDER/slurm.conf
+#   tests/slurm/cluster.sh stop FOLDER
+# All state lies in FOLDER, the key of its own munge daemon too. Ports PORT to PORT+4 of 127.0.0.1 are used.
+# Needs: slurmctld, slurmd, slurm-client and munge (Debian's packages of these names, slurm-wlm 22.05).
+set -euo pipefail
+
+NODES=(node1 node2 node3)
+
+start() {
+  local folder=$1 port=$2
+  mkdir -p "$folder"/{munge,control,log,spool}
+  chmod 755 "$folder" "$folder/munge"
+  write_configuration "$folder" "$port" >"$folder/slurm.conf"
+  export SLURM_CONF=$folder/slurm.conf
+  # sites let a prolog set each task's environment; a test writes one that spoils a node
+  printf '#!/bin/bash\n' >"$folder/task_prolog.sh"
+  chmod 755 "$folder/task_prolog.sh"
+
+  (umask 077 && head -c 128 /dev/urandom >"$folder/munge/key")
+  munged --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munge/pid" \
+    --log-file="$folder/munge/log" --seed-file="$folder/munge/seed"
+  slurmctld -c
+  for node in "${NODES[@]}"; do
+    slurmd -N "$node"
+  done
+  for _ in $(seq 100); do
+    if [ "$(sinfo --noheader --Node --states=idle | wc -l)" -eq "${#NODES[@]}" ]; then
+      return 0
+    fi
+    sleep 0.2
+  done
+  echo "the nodes did not come up within 20 s:" >&2
+  tail -n 5 "$folder"/log/* >&2
+  stop "$folder"
+  return 1
+}
+
+write_configuration() {
+  local folder=$1 port=$2
+  cat <<CONFIGURATION
+ClusterName=simulated
+SlurmctldHost=$(hostname -s)(127.0.0.1)
+SlurmctldPort=$port
+AuthType=auth/munge
+AuthInfo=socket=$folder/munge/socket
+CredType=cred/munge
+SlurmUser=$(id -un)
+SlurmdUser=$(id -un)
+StateSaveLocation=$folder/control
+SlurmdSpoolDir=$folder/spool/%n
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/%n.pid
+SlurmctldLogFile=$folder/log/slurmctld.log
+SlurmdLogFile=$folder/log/%n.log
+TaskProlog=$folder/task_prolog.sh
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+SchedulerType=sched/builtin
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+ReturnToService=2
+JobRequeue=1
+KillWait=5
+NodeName=$(IFS=,; echo "${NODES[*]}") NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + ${#NODES[@]}))] CPUs=16 RealMemory=8000
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+CONFIGURATION
+}
+
+stop() {
+  local folder=$1 file pid
+  for file in "$folder"/{node1,node2,node3,slurmctld,munge/}*pid; do
+    if [ -s "$file" ]; then
+      pid=$(<"$file")
+      kill "$pid" 2>/dev/null || continue
+      for _ in $(seq 50); do
+        kill -0 "$pid" 2>/dev/null || break
+        sleep 0.1
+      done
+    fi
+  done
+}
+
+case "${1:-}" in
+  start) start "$(realpath -m "${2:?FOLDER}")" "${3:-16817}" ;;
+  stop) stop "$(realpath -m "${2:?FOLDER}")" ;;
+  *) sed -n '2,6s/^# //p' "$0" >&2 && exit 2 ;;
+esac

@@ -1,0 +1,47 @@
+"""What SLURM's variables say of a job, read without its commands: in a container there are none."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+
+_BRACKETS = re.compile(r"\[([^\]]*)\]")
+_COMMAS = re.compile(r",(?![^\[]*\])")  # those outside of brackets
+
+
+def node_names(nodelist: str) -> list[str]:
+    """The nodes of a list as SLURM writes it, in order: `gpu[08-10],login1` are gpu08, gpu09, gpu10 and login1."""
+    names = []
+    for part in _COMMAS.split(nodelist):
+        pieces = _BRACKETS.split(part)  # literal, ranges, literal, ranges, ..., literal
+        choices = [_numbers(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
+        names += ["".join(choice) for choice in itertools.product(*choices)]
+    return names
+
+
+def _numbers(ranges: str) -> list[str]:
+    numbers = []
+    for item in ranges.split(","):
+        first, _, last = item.partition("-")
+        numbers += [f"{n:0{len(first)}d}" for n in range(int(first), int(last or first) + 1)]
+    return numbers
+
+
+def node_of(rank: int, world_size: int) -> str:
+    """The node of a rank, also of one that does not answer: srun deals ranks out in blocks, a node at a time."""
+    nodelist = os.environ.get("SLURM_JOB_NODELIST")
+    if not nodelist:
+        return f"the host of rank {rank}"
+    nodes = node_names(nodelist)
+    return nodes[rank * len(nodes) // world_size]
+
+
+def job() -> dict[str, str | None]:
+    """Id, nodes and restarts of the job this process is in; None and "0" outside of one."""
+    env = os.environ
+    return {
+        "slurm_job": env.get("SLURM_JOB_ID"),
+        "slurm_nodes": env.get("SLURM_JOB_NODELIST"),
+        "restart": env.get("SLURM_RESTART_COUNT", "0"),
+    }

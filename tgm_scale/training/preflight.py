@@ -1,0 +1,153 @@
+"""A look at every node in seconds, before hours are spent on them: the node that is broken is named.
+
+Three rounds, each ended by a verdict of rank 0 over all reports: what each process finds alone; what the nodes share;
+an all-reduce. Reports go through a TCP store with a time limit, not through collectives, so that a node that hangs or
+never came up is named like one that complains.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from tgm_scale.config import Config
+from tgm_scale.runtime import slurm
+from tgm_scale.runtime.distributed import Place, find_place, set_rendezvous
+from tgm_scale.training import build
+from tgm_scale.training.node_checks import Report, look_at_node, look_at_shared, node_name, token_file
+from tgm_scale.training.verdict import judge, summary
+
+SETUP_MISTAKE = 2  # wrong on every node: excluding nodes would not help
+BAD_NODE = 3  # some nodes are wrong: lines `bad node NAME: why` name them
+_INDEXING_SECONDS = 3600  # rank 0 may index foreign shards, once
+_REDUCED_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
+
+
+def preflight(config: Config, patience: float) -> int:
+    """Check all nodes of this job; every process of it calls this. Returns 0, SETUP_MISTAKE or BAD_NODE.
+
+    patience: seconds within which every process must have answered a round."""
+    began = time.perf_counter()
+    place = find_place()
+    set_rendezvous(place)
+    report = look_at_node(config, place)
+    try:
+        rounds = Rounds(place, patience)
+        code = rounds.end("alone", report) or _shared(config, place, rounds) or _reduce(place, rounds)
+    except dist.DistError:
+        print(f"bad node {slurm.node_of(0, place.world_size)}: rank 0 did not answer rank {place.rank}", flush=True)
+        return BAD_NODE
+    if place.is_main and not code:
+        print(f"preflight: {summary(rounds.reports)}, {time.perf_counter() - began:.1f} s", flush=True)
+    rounds.leave()
+    return code
+
+
+def _shared(config: Config, place: Place, rounds: Rounds) -> int:
+    released = time.time()  # all wait for the first verdict and learn it within milliseconds
+    token = f"{os.environ.get('SLURM_JOB_ID', os.getpid())}-{int(released)}"
+    if place.is_main:
+        file = token_file(config, token)
+        with suppress(OSError, ValueError):  # every rank meets the same mistake, and reports it
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+            if config.data.synthetic is None:
+                build.corpora(config)
+        rounds.store.set("token", token)
+    rounds.store.wait(["token"], timedelta(seconds=_INDEXING_SECONDS))
+    report = look_at_shared(config, place, rounds.store.get("token").decode())
+    report.figures["clock"] = released
+    code = rounds.end("shared", report)
+    if place.is_main:
+        file.unlink(missing_ok=True)
+    return code
+
+
+def _reduce(place: Place, rounds: Rounds) -> int:
+    if place.world_size == 1:
+        return 0
+    report = Report(place.rank, node_name())
+    report.attempt("all-reduce", lambda: _all_reduce(report, place, rounds))
+    return rounds.end("reduce", report)
+
+
+def _all_reduce(report: Report, place: Place, rounds: Rounds) -> None:
+    """Sum over the processes by the library that training uses; its bandwidth as NCCL's tests count it (bus)."""
+    on_gpu = place.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(place.device)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        store=dist.PrefixStore("reduce", rounds.store),
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=timedelta(seconds=rounds.patience),
+    )
+    size = _REDUCED_BYTES[place.device.type]
+    for repeat in range(3):  # the first opens the connections
+        values = torch.full((size // 4,), place.rank + 1.0, device=place.device)
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(values)
+        if on_gpu:
+            torch.cuda.synchronize(place.device)
+        seconds = time.perf_counter() - began
+        if values[repeat].item() != place.world_size * (place.world_size + 1) / 2:
+            raise ValueError("an all-reduce gave a wrong sum")
+    dist.destroy_process_group()
+    report.figures["bytes/s"] = 2 * (place.world_size - 1) / place.world_size * size / seconds
+
+
+class Rounds:
+    """Rounds of reports to rank 0 and of its verdicts, over a store that rank 0 holds."""
+
+    def __init__(self, place: Place, patience: float):
+        self.place, self.patience = place, patience
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        holds = place.is_main and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ  # torchrun's agent has one there
+        limit = timedelta(seconds=patience)
+        store = dist.TCPStore(address, port, place.world_size, holds, limit, wait_for_workers=False)
+        self.store = dist.PrefixStore("preflight", store)
+        self.reports: list[Report] = []  # of all rounds; on rank 0
+
+    def end(self, name: str, own: Report) -> int:
+        """Hand in a report and wait for the verdict; rank 0 judges and prints."""
+        self.store.set(f"{name}/{own.rank}", json.dumps(asdict(own)))
+        if self.place.is_main:
+            reports, silent = self._collect(name)
+            bad, common = judge(reports, silent)
+            for line in (*common, *(f"bad node {node}: {'; '.join(problems)}" for node, problems in bad.items())):
+                print(line, flush=True)
+            self.reports += reports
+            self.store.set(f"{name}/verdict", str(BAD_NODE if bad else SETUP_MISTAKE if common else 0))
+        self.store.wait([f"{name}/verdict"], timedelta(seconds=2 * self.patience))
+        return int(self.store.get(f"{name}/verdict"))
+
+    def _collect(self, name: str) -> tuple[list[Report], list[str]]:
+        """The reports that came, and the nodes of those that did not."""
+        deadline = time.monotonic() + self.patience
+        reports, silent = [], []
+        for rank in range(self.place.world_size):
+            try:
+                self.store.wait([f"{name}/{rank}"], timedelta(seconds=max(0.1, deadline - time.monotonic())))
+                reports.append(Report(**json.loads(self.store.get(f"{name}/{rank}"))))
+            except dist.DistError:
+                silent.append(slurm.node_of(rank, self.place.world_size))
+        return reports, silent
+
+    def leave(self) -> None:
+        """Rank 0 holds the store, so it leaves last; it does not wait for the silent."""
+        self.store.set(f"left/{self.place.rank}", "")
+        if self.place.is_main:
+            others = [f"left/{report.rank}" for report in {r.rank: r for r in self.reports}.values()]
+            try:
+                self.store.wait(others, timedelta(seconds=5))
+            except dist.DistError:
+                return  # one of them died after its report; the job's own exit code says so
