@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -23,9 +26,6 @@ from tgm_scale.data.order import Mixture, Order
 from tgm_scale.data.samples import RelevanceReader, Sample, Samples, Sampling
 from tgm_scale.data.transforms import CROPS
 from tgm_scale.runtime import seeding
-
-# Not for workers: schedulers signal a whole job to save itself, and a terminal interrupts it; the trainer answers.
-_SIGNALS = {signal.SIGUSR1, signal.SIGINT}
 
 
 class ClipLoader:
@@ -110,24 +110,30 @@ class ClipLoader:
         # imports done, so a worker starts in milliseconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        loader = DataLoader(
-            _Guarded(self.samples),
-            batch_size=None,
-            sampler=_Positions(self),
-            collate_fn=_unchanged,
-            num_workers=self.workers,
-            prefetch_factor=self.prefetch,
-            multiprocessing_context=context,
-            generator=torch.Generator(),  # else it would draw from the run's global one
-        )
-        with _blocked_signals():
-            iterator = iter(loader)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
+            loader = DataLoader(
+                _Guarded(self.samples),
+                batch_size=None,
+                sampler=_Positions(self),
+                collate_fn=_unchanged,
+                num_workers=self.workers,
+                prefetch_factor=self.prefetch,
+                worker_init_fn=_leave_interrupts_to_the_trainer,
+                multiprocessing_context=context,
+                generator=torch.Generator(),  # else it would draw from the run's global one
+            )
+            with _shielded():
+                iterator = iter(loader)
         while True:
             try:
                 sample = next(iterator, None)
-            except RuntimeError as error:
-                processes = iterator._workers  # type: ignore[attr-defined]
-                raise _explained(error, [process.exitcode for process in processes]) from error
+            except (RuntimeError, OSError, EOFError) as error:  # also what reading from a dead process raises
+                workers = iterator._workers  # type: ignore[attr-defined]
+                explained = _explained(error, workers)
+                for worker in workers:
+                    worker.kill()  # the others may wait for a lock that the dead one held
+                raise explained from error
             if sample is None:
                 return
             if isinstance(sample, Exception):
@@ -163,18 +169,24 @@ def _unchanged(sample: Any) -> Any:
 
 
 @contextmanager
-def _blocked_signals() -> Iterator[None]:
-    """Processes started within inherit that these signals are blocked; for this process they wait until the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+def _shielded() -> Iterator[None]:
+    """Processes started within never see SIGUSR1, which schedulers send to a whole job so that it saves itself: the
+    trainer answers it. For this process the signal waits until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _explained(error: RuntimeError, exit_codes: list[int | None]) -> RuntimeError:
+def _leave_interrupts_to_the_trainer(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _explained(error: Exception, workers: list[BaseProcess]) -> Exception:
     """A worker's death with its likely cause; any other error as it is."""
-    died = sorted({code for code in exit_codes if code})
+    wait([worker.sentinel for worker in workers], timeout=5)  # the error may come before the exit code
+    died = sorted({worker.exitcode for worker in workers if worker.exitcode is not None})
     if not died:
         return error
     causes = {
