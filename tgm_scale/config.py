@@ -62,6 +62,7 @@ class GuidanceConfig(Section):
     scorer: Literal["raw", "value", "vv"] = "value"
     frames_per_tubelet: Literal["all", "one"] = "all"
     resolution: int | None = Field(None, ge=16, description="side the image tower sees; default: its own")
+    cached: bool = Field(False, description="read relevance from the shards (tools/cache_relevance.py puts it there)")
 
 
 class MaskingConfig(Section):

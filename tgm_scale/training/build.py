@@ -16,6 +16,7 @@ from tgm_scale.config import Config
 from tgm_scale.contracts import Grid
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import TextTower, check_folder, load_image_tower, load_text_tower
 from tgm_scale.masking.recipes import Masker, build_masker
@@ -86,7 +87,8 @@ def check(config: Config, place: Place) -> None:
             "CLIP or SigLIP model, or to 'small'"
         )
     if config.guidance.towers is not None:
-        check_folder(tower_folder(config.guidance.towers))
+        online = "relevance" in plan.needs and not config.guidance.cached
+        check_folder(tower_folder(config.guidance.towers), ("text", "image") if online else ("text",))
 
 
 def make_synthetic(config: Config) -> None:
@@ -120,6 +122,11 @@ def schedule(config: Config, steps: int) -> Schedule:
 
 
 def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop: int) -> ClipLoader:
+    guidance = config.guidance
+    relevance = None
+    if guidance.cached and guidance.towers and "relevance" in masker(config).needs:
+        made_by = fingerprint(tower_folder(guidance.towers), guidance.scorer, guidance.resolution)
+        relevance = RelevanceCache(made_by).read
     weights = [entry.weight for entry in config.data.corpora() if entry.weight is not None]
     return ClipLoader(
         opened,
@@ -141,6 +148,7 @@ def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop:
         flip=config.data.flip,
         window_shards=config.data.window_shards,
         captions=config.objective.contrastive_weight > 0 or "relevance" in masker(config).needs,
+        relevance=relevance,
     )
 
 
@@ -161,7 +169,7 @@ def towers(config: Config, needs: set[str], device: torch.device) -> Towers:
     folder = tower_folder(guidance.towers)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     text = load_text_tower(folder, device=device, dtype=dtype)
-    if not wants_relevance:
+    if not wants_relevance or guidance.cached:
         return Towers(text)
     image = load_image_tower(folder, device=device, dtype=dtype)
     relevance = Relevance(
