@@ -1,0 +1,124 @@
+"""What a run will cost on a cluster: arithmetic, memory, time; before a job is queued."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from tgm_scale import config as configuration
+from tgm_scale.config import Config
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder, macs_per_clip
+from tgm_scale.models.vit import ModelSize
+from tgm_scale.training import build
+
+EXAMPLES = """examples:
+  python tools/plan_run.py --config configs/pretrain_vitl.yaml --nodes 16 --gpus-per-node 8
+  python tools/plan_run.py --config configs/pretrain_vitb.yaml --nodes 1 --gpus-per-node 8 train.micro_batch_size=64
+
+Arithmetic is counted exactly. Memory is an estimate from the sizes of what is kept; time assumes the utilisation that
+you give, so measure that on a few steps first: metrics.jsonl has it as mfu."""
+
+GIB = 2**30
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE")
+    add("--nodes", type=int, default=1)
+    add("--gpus-per-node", type=int, default=8)
+    add("--tflops", type=float, default=989.0, help="dense bf16 peak of one GPU (default 989: H100, H200)")
+    add("--utilisation", type=float, default=0.35, help="share of the peak that is reached (default 0.35)")
+    add("overrides", nargs="*", metavar="section.key=value")
+    options = parser.parse_args(arguments)
+    try:
+        config = configuration.load(options.config, options.overrides)
+        print(plan(config, options.nodes * options.gpus_per_node, options.tflops * 1e12 * options.utilisation))
+    except ValueError as mistake:
+        print(f"plan_run: {mistake}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def plan(config: Config, gpus: int, flops: float) -> str:
+    """The plan in lines. Raises ValueError where the batch does not divide over the GPUs."""
+    size, masks = build.model_size(config), build.masker(config)
+    train, per_pass = config.train, config.train.micro_batch_size * gpus
+    if train.global_batch_size % per_pass:
+        raise ValueError(
+            f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
+            f"{train.micro_batch_size} x {gpus} GPUs: choose a micro batch that divides "
+            f"{train.global_batch_size // gpus}"
+        )
+    accumulation = train.global_batch_size // per_pass
+    targets = masks.target_count if config.objective.reconstruction_weight else 0
+    forward = macs_per_clip(size, config.data.frames, config.data.size, masks.visible_count, targets)
+    passes = 3 + config.model.activation_checkpointing
+    extra = 0
+    if (
+        config.objective.contrastive_weight
+        and (config.objective.contrastive_batch or train.global_batch_size) > per_pass
+    ):
+        extra = macs_per_clip(size, config.data.frames, config.data.size, masks.visible_count, 0)
+    step_flops = 2 * (passes * forward + extra) * train.global_batch_size
+    parameters = _parameters(config, size)
+    stage = _stage(config)
+    seconds = step_flops / gpus / flops
+    kept = _activation_bytes(config, size, masks.visible_count, targets)
+    lines = {
+        "model": f"{config.model.size}, {parameters / 1e6:.0f} million parameters",
+        "tokens": masks.describe(),
+        "batch": f"{train.global_batch_size} = {gpus} GPUs x {accumulation} micro steps x {train.micro_batch_size}",
+        "a clip": f"{forward / 1e9:.1f} G multiply-accumulates forward"
+        + (f", and {extra / 1e9:.1f} G for the first pass of the cached contrast" if extra else ""),
+        "a step": f"{step_flops / 1e15:.2f} PFLOP, {seconds:.2f} s at {flops / 1e12:.0f} TFLOP/s a GPU (assumed)",
+        "state": f"{_state_bytes(parameters, stage, gpus) / GIB:.1f} GiB a GPU at ZeRO {stage} (estimate)",
+        "activations": f"{kept / GIB:.1f} GiB a GPU (estimate)",
+        "checkpoint": f"{12 * parameters / 1e9:.1f} GB each",
+    }
+    if train.steps:
+        lines["the run"] = f"{train.steps} steps, {train.steps * seconds / 3600:.1f} h, "
+        lines["the run"] += f"{train.steps * seconds * gpus / 3600:.0f} GPU hours, without guidance and data waits"
+    width = max(map(len, lines))
+    return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def _parameters(config: Config, size: ModelSize) -> int:
+    with torch.device("meta"):
+        model = MaskedVideoAutoencoder(size, config.data.frames, config.data.size, embedding_width=512)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _stage(config: Config) -> int:
+    if config.deepspeed.stage is not None or config.deepspeed.config is None:
+        return config.deepspeed.stage or 0
+    return json.loads(Path(config.deepspeed.config).read_text()).get("zero_optimization", {}).get("stage", 0)
+
+
+def _state_bytes(parameters: int, stage: int, gpus: int) -> float:
+    """bf16 weights and gradients, fp32 weights and two moments, each divided where the stage shards it."""
+    weights, gradients, adam = 2.0, 2.0, 12.0
+    return parameters * (
+        weights / (gpus if stage == 3 else 1)
+        + gradients / (gpus if stage >= 2 else 1)
+        + adam / (gpus if stage >= 1 else 1)
+    )
+
+
+def _activation_bytes(config: Config, size: ModelSize, visible: int, targets: int) -> float:
+    """bf16 tensors that a block keeps for its backward: about 17 of width D a token with fused attention (inputs of
+    two norms, q, k, v, attention output, three of the MLP at four times the width); with checkpointing one."""
+    kept = 1 if config.model.activation_checkpointing else 17
+    encoder = visible * size.width * (size.depth * kept + 17)
+    decoder = (visible + targets) * size.decoder_width * (size.decoder_depth * kept + 17) if targets else 0
+    return 2 * config.train.micro_batch_size * (encoder + decoder)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
