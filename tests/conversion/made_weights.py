@@ -7,13 +7,12 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from tgm_scale.contracts import Grid
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.tables import Kind
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import SIZES, Encoder, ModelSize
+from tgm_scale.models.vit import SIZES, ModelSize
 
 SMALL = replace(SIZES["tiny"], width=48, depth=3, heads=3, mlp=96, decoder_width=32, decoder_depth=2, decoder_mlp=80)
 FRAMES, SIDE, CLASSES = 8, 32, 5
@@ -45,8 +44,7 @@ def made(kind: Kind, size: ModelSize = SMALL, labels: tuple[str, ...] | None = N
     elif kind == "classifier":
         state = classifier(size).state_dict()
     else:
-        tokens = Grid.of(FRAMES, SIDE, size.tubelet, size.patch).tokens
-        state = perturbed(nn.ModuleDict({"encoder": Encoder(size, tokens, "sdpa", False)})).state_dict()
+        state = {name: value for name, value in autoencoder(size).state_dict().items() if name.startswith("encoder.")}
     return Weights.of(kind, state, stated(size, labels), [])
 
 

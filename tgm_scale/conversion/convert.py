@@ -46,8 +46,8 @@ class Conversion(NamedTuple):
 
 
 def _write_safetensors(weights: Weights, file: Path) -> None:
-    """Everything: all tensors, with our facts in the metadata."""
-    save_file(weights.state, file, {"format": "pt", OWN_ENTRY: json.dumps(weights.facts())})
+    """Everything: all tensors, with our facts in the metadata (one entry: safetensors shuffles several)."""
+    save_file(weights.state, file, {OWN_ENTRY: json.dumps(weights.facts())})
 
 
 def _read_outputs(path: Path, _: Weights) -> Tensor:

@@ -152,8 +152,10 @@ def stated(folder: Path) -> Stated:
 def write(weights: Weights, folder: Path) -> None:
     """A folder that `from_pretrained` loads: config.json, model.safetensors (float32), preprocessor_config.json with
     the ImageNet statistics of training (their default is 0.5). Raises ValueError as `to_huggingface` does."""
-    model = model_class(weights.kind)(configuration(weights))
-    model.load_state_dict(to_huggingface(weights))
+    config = configuration(weights)
+    with torch.device("meta"):  # no first values: all are given
+        model = model_class(weights.kind)(config)
+    model.load_state_dict(to_huggingface(weights), assign=True)
     model.save_pretrained(folder)
     from transformers import VideoMAEImageProcessor
 

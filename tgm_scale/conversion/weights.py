@@ -39,7 +39,7 @@ class Weights:
     def of(cls, kind: Kind, state: Mapping[str, Tensor], stated: Stated, notes: list[str]) -> Weights:
         """Checked weights: every name and every shape is that of our module.
 
-        Raises ValueError that lists missing, unknown and misshapen ones, or says that the heads are not known."""
+        Raises ValueError that lists the missing, unknown, misshapen or not finite, or asks for the heads."""
         depths = count_blocks(state, blocks_prefix(kind)), count_blocks(state, "decoder.blocks")
         names = own_names(kind, *depths, head="head.weight" in state or "head.bias" in state)
         names += [name for name in EXTRAS if kind == "pretraining" and name in state]
@@ -60,6 +60,8 @@ class Weights:
         ]
         if wrong:
             raise ValueError(f"tensors of other shapes than their model's: {'; '.join(wrong)}")
+        if broken := [name for name, value in own.items() if not value.isfinite().all()]:
+            raise ValueError(f"tensors with values that are not finite: {', '.join(broken)}")
         return weights
 
     @property

@@ -7,7 +7,9 @@ frames, and the first frame is at 0. Pixels pass through RGB, as the training de
 
 from __future__ import annotations
 
+import heapq
 import io
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,6 +28,7 @@ _TRUST_NOTHING = {"protocol_whitelist": "file", "format_whitelist": "mov,matrosk
 _SCALING = "BICUBIC"
 _TOLERANCE = Fraction(1, 2)  # seconds that a span may reach past the last frame: containers round their durations up
 _REWINDS = (0, 2, 16, None)  # seconds before the start to seek to, until a frame at or before it comes; None: no seek
+_LOOK_AHEAD = 4  # frames whose times are put in order
 _NO_RATE = Fraction(25)  # for a stream that states no frame rate: its frames keep their own times
 
 
@@ -197,14 +200,22 @@ class _Source:
                 return
 
     def _decoded(self, seek_to: Fraction | None) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+        """Frames come in the order of display, but in an AVI with B-frames their times are swapped among neighbours."""
         self._container.close()
         self._open()
         if seek_to is not None:
             self._container.seek(int((seek_to + self._zero) / self.tick), stream=self._stream)
+        frames: deque[av.VideoFrame] = deque()
+        times: list[int] = []
         for frame in self._container.decode(self._stream):
             if frame.pts is None:
                 raise CutError("not_decodable", "its frames carry no times")
-            yield frame, frame.pts * self.tick - self._zero
+            frames.append(frame)
+            heapq.heappush(times, frame.pts)
+            if len(frames) > _LOOK_AHEAD:
+                yield frames.popleft(), heapq.heappop(times) * self.tick - self._zero
+        while frames:
+            yield frames.popleft(), heapq.heappop(times) * self.tick - self._zero
 
     def check_reach(self, start: Fraction, end: Fraction) -> None:
         """Raise CutError where the file ended before the span did: by its length, or because it is cut short."""

@@ -33,9 +33,7 @@ class Corpus:
         self.left_out = sum((Counter(summary.left_out) for summary in summaries), Counter())
         digest = hashlib.blake2b(digest_size=8)
         for i in usable:
-            digest.update(
-                f"{shard_index.shard_name(shards[i])} {summaries[i].bytes} {summaries[i].samples}\n".encode()
-            )
+            digest.update(f"{shard_index.shard_name(shards[i])} {summaries[i].mark} {summaries[i].samples}\n".encode())
         self.fingerprint = digest.hexdigest()
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
@@ -45,8 +43,9 @@ class Corpus:
     def open(cls, spec: str | os.PathLike | list[str], name: str | None = None) -> Corpus:
         """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs.
 
-        `name` (default: the first shard's folder) is part of every sample's random seed. Missing or stale indices are
-        built: many ranks may do so at once, but it is cheaper when one goes first. Raises ValueError where there is
+        `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
+        wherever it lies. Missing or stale indices are built: many ranks may do so at once, but it is cheaper when one
+        goes first; shards without a usable sample are left out. Raises ValueError where there is
         no shard, or no usable sample in any."""
         shards = storage.expand(spec)
         if name is None:

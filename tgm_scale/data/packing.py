@@ -127,6 +127,8 @@ def _make_shard(
     clips: Iterator[tuple[ClipRow, EncodedClip | Exception]],
     on_clip: OnClip,
 ) -> None:
+    for left_over in folder.glob(f"{shard:05d}.*.partial"):  # of a run that was killed
+        left_over.unlink()
     skipped = []
     with ShardWriter(folder, clips_per_shard=count, first=shard) as writer:
         for clip, result in clips:

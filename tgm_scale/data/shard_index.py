@@ -52,9 +52,9 @@ def shard_name(shard: str) -> str:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a corpus needs to know of a shard before it reads from it: bytes, usable samples, what was left out."""
+    """What a corpus needs to know of a shard before it reads from it: mark, usable samples, what was left out."""
 
-    bytes: int
+    mark: str
     samples: int
     left_out: dict[str, int]  # reason -> count
 
@@ -76,7 +76,7 @@ class ShardIndex:
 
     @property
     def summary(self) -> Summary:
-        return Summary(self.size, len(self), dict(Counter(problem.reason for problem in self.problems)))
+        return Summary(self.mark, len(self), dict(Counter(problem.reason for problem in self.problems)))
 
     def dump(self) -> bytes:
         """The index file's content."""

@@ -12,6 +12,7 @@ from tgm_scale.training import checkpoint, run_folder
 from tgm_scale.training.metrics import read_metrics
 
 _RECENT = 50  # steps that the speed is the median of
+_STARTS_SHOWN = 5
 
 
 def status(folder: str) -> str:
@@ -40,7 +41,7 @@ def status(folder: str) -> str:
         "last step": f"{_duration(age)} ago",
         "loss": f"{last['loss']:.4f} (first {rows[0]['loss']:.4f})",
         "checkpoint": newest.name if newest else "none yet",
-        "starts": f"{len(starts)}" + (f", jobs {', '.join(jobs)}" if (jobs := _jobs(starts)) else ""),
+        "starts": _starts(starts),
         "skipped": f"{last['skipped_samples']} samples" + (", see skipped.jsonl" if last["skipped_samples"] else ""),
         "bottleneck": bottleneck(recent),
     }
@@ -48,8 +49,13 @@ def status(folder: str) -> str:
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
 
 
-def _jobs(starts: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(start["slurm_job"] for start in starts if start["slurm_job"]))
+def _starts(starts: list[dict[str, Any]]) -> str:
+    """How many, where the last few began, in which jobs, and the nodes of the last."""
+    recent = starts[-_STARTS_SHOWN:]
+    steps = ", ".join(str(start["step"]) for start in recent)
+    text = f"{len(starts)}, {'at' if recent == starts else 'the last at'} steps {steps}"
+    jobs = dict.fromkeys(start["slurm_job"] for start in recent if start["slurm_job"])
+    return text + (f"; jobs {', '.join(jobs)}; now on {starts[-1]['slurm_nodes']}" if jobs else "")
 
 
 def bottleneck(rows: list[dict[str, Any]]) -> str:
