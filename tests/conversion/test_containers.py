@@ -1,0 +1,164 @@
+"""What a path holds: containers, prefixes, what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from foreign_checkpoints import videomae_finetuned, videomae_pretraining
+from made_weights import FRAMES, SIDE, SMALL, autoencoder, equal, facts
+from safetensors.torch import save_file
+
+from tgm_scale.conversion.containers import open_container, strip_prefixes
+from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.read import read
+
+HEADS = Stated(heads=4, decoder_heads=2)
+RUN_ARGUMENTS = argparse.Namespace(model="pretrain_videomae_base_patch16_224", num_frames=8, input_size=32, lr=1e-3)
+
+
+def small_file(**beside: object) -> tuple[dict, dict]:
+    """A VideoMAE pretraining state dict and the dictionary that its file holds."""
+    state = videomae_pretraining(32, 2, 16, 1)
+    return state, {"model": state, "optimizer": {"state": {0: {"step": 3}}}, "epoch": 799, **beside}
+
+
+@pytest.mark.parametrize("key", ["model", "module", "model_state", "state_dict", None])
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_state_dict_under_any_known_key(key: str | None, new_format: bool, tmp_path: Path) -> None:
+    state, _ = small_file()
+    torch.save(
+        {key: state, "epoch": 3} if key else state, tmp_path / "a.pth", _use_new_zipfile_serialization=new_format
+    )
+    weights = read(tmp_path / "a.pth", HEADS)
+    assert equal(weights.state, state)
+    assert (weights.frames, weights.image_size) == (16, 224)
+
+
+def test_videomaes_arguments_say_what_the_clip_is(tmp_path: Path) -> None:
+    _, contents = small_file(args=RUN_ARGUMENTS)
+    torch.save(contents, tmp_path / "a.pth")
+    weights = read(tmp_path / "a.pth", HEADS)
+    assert (weights.frames, weights.image_size) == (8, 32)
+    assert "state dict under 'model'" in weights.notes[0]
+
+
+def test_a_deepspeed_folder(tmp_path: Path) -> None:
+    state, _ = small_file()
+    half = {f"module.{name}": value.half() for name, value in state.items()}
+    torch.save({"module": half, "dp_world_size": 8}, tmp_path / "mp_rank_00_model_states.pt")
+    weights = read(tmp_path, HEADS)
+    assert equal(weights.state, {name: value.half().float() for name, value in state.items()})
+    assert any("stripped 'module.' from" in note for note in weights.notes)
+    torch.save({"module": half}, tmp_path / "mp_rank_01_model_states.pt")
+    with pytest.raises(ValueError, match=r"one mp_rank_.*, 2 found"):
+        read(tmp_path, HEADS)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["_orig_mod.", "module.", "backbone.", "model.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_prefixes_of_wrappers_come_off_and_are_reported(prefix: str, tmp_path: Path) -> None:
+    state = videomae_finetuned(32, 2, 5)
+    save_file({prefix + name: value for name, value in state.items()}, tmp_path / "file")
+    weights = read(tmp_path / "file", HEADS)
+    assert equal(weights.state, state)
+    notes = [note for note in weights.notes if note.startswith("stripped")]
+    assert len(notes) == prefix.count(".") and all(f"from {len(state)} names" in note for note in notes)
+
+
+def test_a_prefix_comes_off_once_and_names_stay_apart() -> None:
+    one, two = torch.zeros(1), torch.ones(1)
+    stripped, _ = strip_prefixes({"module.module.x": one, "backbone.y": two, "head.model.z": one})
+    assert list(stripped) == ["module.x", "y", "head.model.z"]
+    with pytest.raises(ValueError, match="x is there twice"):
+        strip_prefixes({"x": one, "module.x": two})
+
+
+def write_checkpoint(folder: Path, step: int) -> dict:
+    """A checkpoint of a run, as training writes it: weights and moments in two files; returns the weights."""
+    weights = {f"model.{name}": value for name, value in autoencoder(embedding_width=8).state_dict().items()}
+    weights["log_scale"] = torch.tensor([2.5])
+    place = folder / "checkpoints" / f"step-{step:08d}"
+    place.mkdir(parents=True)
+    files = []
+    for rank, names in enumerate((list(weights)[::2], list(weights)[1::2])):
+        share = {f"{name}.{part}": weights[name] for name in names for part in ("weight", "exp_avg")}
+        share = {name: value.clone() for name, value in share.items()}
+        file = place / f"state-{rank:05d}-of-00002.safetensors"
+        save_file(share, file)
+        files.append({"name": file.name, "bytes": file.stat().st_size, "blake2b": ""})
+    manifest = {"format": 1, "progress": {"step": step, "skipped": {}}, "files": files, **facts()}
+    (place / "manifest.json").write_text(json.dumps(manifest))
+    return weights
+
+
+def test_a_run_folder_is_its_newest_checkpoint(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 20)
+    own = write_checkpoint(tmp_path, 100)
+    weights = read(tmp_path)
+    assert equal(weights.state, {name.removeprefix("model."): value for name, value in own.items()})
+    assert (weights.size, weights.frames, weights.image_size) == (SMALL, FRAMES, SIDE)
+    assert "step-00000100, step 100" in weights.notes[0] and weights.config == {"run": {}}
+    assert "step 20" in read(tmp_path / "checkpoints" / "step-00000020").notes[0]
+
+
+class Planted:
+    """A pickle of it makes a file when it is loaded by a careless reader."""
+
+    def __init__(self, mark: str):
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return open, (self.mark, "w")
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_nothing_but_tensors_is_unpickled(new_format: bool, tmp_path: Path) -> None:
+    _, contents = small_file(args=Planted(str(tmp_path / "mark")))
+    torch.save(contents, tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match=r"nothing else is unpickled .*open"):
+        read(tmp_path / "a.pth", HEADS)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_damaged_files_are_refused_in_words(tmp_path: Path) -> None:
+    state = {"a": torch.zeros(30)}
+    file, whole = tmp_path / "file", []
+    for new_format in (True, False):
+        stream = io.BytesIO()
+        torch.save({"model": state}, stream, _use_new_zipfile_serialization=new_format)
+        whole.append(stream.getvalue())
+    save_file(state, file)
+    whole.append(file.read_bytes())
+    generator = torch.Generator().manual_seed(0)
+    for i in range(150):
+        damaged = bytearray(whole[i % 3])
+        for place in torch.randint(len(damaged), (3,), generator=generator).tolist():
+            damaged[place] ^= 0x5A
+        file.write_bytes(damaged[: len(damaged) - (i % 5) * 20])
+        try:
+            assert open_container(file).tensors  # bytes of a value, or of padding, may be any
+        except ValueError as refused:
+            assert str(file) in str(refused)
+
+
+def test_other_things_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="absent: cannot be read"):
+        read(tmp_path / "absent")
+    with pytest.raises(ValueError, match="Wanted a run folder or checkpoint of this project"):
+        read(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"a config.json without weights"):
+        read(tmp_path)
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="wanted a dictionary of tensors, found list"):
+        read(tmp_path / "list.pt")
+    torch.save({"epoch": 3}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"no state dict under model.*keys: \['epoch'\]"):
+        read(tmp_path / "other.pt")

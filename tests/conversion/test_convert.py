@@ -1,0 +1,191 @@
+"""Writing: ours -> format -> ours bit for bit, outputs checked, nothing left where anything fails; the tool."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from foreign_checkpoints import image_mae, videomae_pretraining
+from made_weights import FRAMES, SIDE, SMALL, equal, made, stated
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tgm_scale.conversion.convert import TARGETS, convert
+from tgm_scale.conversion.image_vit import to_video
+from tgm_scale.conversion.read import read
+from tgm_scale.conversion.tables import EXTRAS, Kind
+from tgm_scale.conversion.weights import Weights, without_extras
+from tgm_scale.models.patches import sine_cosine_table
+
+KINDS: tuple[Kind, ...] = ("pretraining", "classifier", "encoder")
+ROUND_TRIPS = [(kind, target) for target, held in TARGETS.items() for kind in held.kinds if target != "timm"]
+Capture = pytest.CaptureFixture[str]
+TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("kind", "target"), ROUND_TRIPS)
+def test_ours_to_format_to_ours_changes_no_bit(kind: Kind, target: str, tmp_path: Path) -> None:
+    weights = made(kind)
+    done = convert(weights, tmp_path / "out", target)
+    back = read(tmp_path / "out")
+    kept = weights if target == "safetensors" else without_extras(weights)
+    assert equal(back.state, kept.state)
+    assert (back.kind, back.size, back.frames, back.image_size) == (kind, kept.size, FRAMES, SIDE)
+    assert done.left_out == [name for name in weights.state if name not in kept.state]
+    assert done.difference < (5e-5 if target == "huggingface" else 1e-6)  # kernels differ with a tensor's alignment
+    assert done.largest > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_timms_own_blocks_give_our_outputs_and_no_bit_changes(kind: Kind, tmp_path: Path) -> None:
+    weights = made(kind)
+    done = convert(weights, tmp_path / "out", "timm")
+    assert done.difference < 2e-5 * done.largest
+    assert any(name.endswith("patch_embed.proj.weight") for name in done.left_out)
+    file = load_file(tmp_path / "out")
+    assert not file["blocks.0.attn.qkv.bias"].chunk(3)[1].any()
+    with safe_open(tmp_path / "out", framework="pt") as stream:
+        assert "No timm model loads this file" in json.loads(stream.metadata()["tgm_scale"])["note"]
+    back = to_video(file, tubelet=2)
+    prefix = "" if kind == "classifier" else "encoder."
+    for i in range(SMALL.depth):
+        ours = {name: weights.state[f"{prefix}blocks.{i}.attn.{name}"] for name in ("qkv.weight", "q_bias", "v_bias")}
+        theirs = {part: back[f"blocks.{i}.attn.{part}"] for part in ("q.weight", "k.weight", "v.weight")}
+        assert torch.equal(torch.cat(list(theirs.values())), ours["qkv.weight"])
+        assert torch.equal(back[f"blocks.{i}.attn.q.bias"], ours["q_bias"])
+        assert torch.equal(back[f"blocks.{i}.attn.v.bias"], ours["v_bias"])
+        assert torch.equal(file[f"blocks.{i}.mlp.fc1.weight"], weights.state[f"{prefix}blocks.{i}.mlp.fc1.weight"])
+
+
+def test_the_videomae_file_is_what_its_scripts_look_for(tmp_path: Path) -> None:
+    weights = made("pretraining")
+    convert(weights, tmp_path / "a.pth", "videomae")
+    contents = torch.load(tmp_path / "a.pth", weights_only=True)
+    wanted = videomae_pretraining(48, 3, 32, 2, patch=8)
+    assert contents["model"].keys() == wanted.keys()
+    assert not set(EXTRAS) & contents["model"].keys()
+
+
+def test_safetensors_holds_everything_and_what_to_know(tmp_path: Path) -> None:
+    weights = made("pretraining")
+    done = convert(weights, tmp_path / "all", "safetensors")
+    assert done.left_out == [] and equal(load_file(tmp_path / "all"), weights.state)
+    with safe_open(tmp_path / "all", framework="pt") as stream:
+        facts = json.loads(stream.metadata()["tgm_scale"])
+    assert facts["model"]["heads"] == 3 and facts["frames"] == FRAMES and facts["config"] == {"run": {"seed": 3}}
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "encoder"])
+@pytest.mark.parametrize("target", ["videomae-finetune", "huggingface"])
+def test_a_fresh_head_on_an_encoder(kind: Kind, target: str, tmp_path: Path) -> None:
+    weights = made(kind)
+    done = convert(weights, tmp_path / "out", target, classes=7)
+    back = read(tmp_path / "out")
+    assert (back.kind, back.classes) == ("classifier", 7)
+    assert torch.equal(back.state["blocks.2.mlp.fc2.bias"], weights.state["encoder.blocks.2.mlp.fc2.bias"])
+    assert {"encoder.norm.weight", "encoder.norm.bias"} <= set(done.left_out)
+    assert (back.state["fc_norm.weight"] == 1).all() and back.state["head.weight"].std() > 0.01
+
+
+def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
+    weights = made("pretraining")
+    for target in ("videomae", "safetensors"):
+        for name in ("one", "other"):
+            convert(weights, tmp_path / f"{target}-{name}", target)
+        assert (tmp_path / f"{target}-one").read_bytes() == (tmp_path / f"{target}-other").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "classes", "message"),
+    [
+        ("classifier", "videomae", None, "holds a model of kind pretraining, this one is of kind 'classifier'"),
+        ("pretraining", "videomae-finetune", None, r"--classes N gives an encoder a fresh head"),
+        ("encoder", "huggingface", None, "holds a model of kind pretraining or classifier"),
+        ("classifier", "huggingface", 7, "not for --to huggingface of a model of kind 'classifier'"),
+        ("pretraining", "videomae", 7, "not for --to videomae"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(
+    kind: Kind, target: str, classes: int | None, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        convert(made(kind), tmp_path / "out", target, classes)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_is_never_written_over_and_its_folder_never_made(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(ValueError, match="exists already"):
+        convert(made("encoder"), tmp_path / "there", "safetensors")
+    with pytest.raises(ValueError, match="there is no folder"):
+        convert(made("encoder"), tmp_path / "absent" / "out", "safetensors")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_nothing_is_kept_where_the_outputs_differ(tmp_path: Path) -> None:
+    """A mean token that hardly varies: here transformers' eps of 1e-5 in fc_norm, 1e-6 with us, changes the scores."""
+    weights = made("classifier", replace(SMALL, depth=1))
+    positions = sine_cosine_table(64, SMALL.width).mean(0)
+    constant = {
+        name: torch.zeros_like(x) for name, x in weights.state.items() if "norm" not in name and "head" not in name
+    }
+    constant["blocks.0.mlp.fc2.bias"] = 1e-3 * torch.randn(SMALL.width) - positions
+    flat = Weights.of("classifier", weights.state | constant, stated(weights.size), [])
+    assert convert(flat, tmp_path / "exact", "videomae-finetune").difference < 1e-6
+    with pytest.raises(RuntimeError, match="what was written gives other outputs"):
+        convert(flat, tmp_path / "out", "huggingface")
+    assert [path.name for path in tmp_path.iterdir()] == ["exact"]
+
+
+def test_the_tool_says_what_it_did(tool: ModuleType, tmp_path: Path, capsys: Capture) -> None:
+    convert(made("pretraining"), tmp_path / "in", "safetensors")
+    assert tool.main([str(tmp_path / "in"), str(tmp_path / "out"), "--to", "huggingface", "--classes", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "format: VideoMAE or this project, pretraining" in said
+    assert "pretraining, 48 wide, 3 deep, 3 heads, tubelets of 2x8x8, decoder 32 wide, 2 deep, 2 heads" in said
+    assert "left out" in said and "decoder.blocks (26 tensors)" in said and "projection.weight" in said
+    assert "outputs on a fixed clip differ by" in said
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_the_tool_reads_foreign_files(tool: ModuleType, tmp_path: Path, capsys: Capture) -> None:
+    file, out = str(tmp_path / "in"), str(tmp_path / "out")
+    clip = ["--frames", "4", "--size", "32"]
+    arguments = argparse.Namespace(num_frames=16, input_size=224)
+    torch.save({"model": videomae_pretraining(32, 2, 16, 1), "args": arguments}, file)
+    assert tool.main([file, out, "--to", "huggingface"]) == 2
+    assert "how many heads?" in capsys.readouterr().err
+    assert tool.main([file, out, "--to", "huggingface", "--heads", "4", "--decoder-heads", "2", *clip]) == 0
+    assert "frames: 4 as asked for, the file says 16" in capsys.readouterr().out
+    save_file(image_mae(32, 2, 16, 8), file)
+    assert tool.main([file, f"{out}2", "--to", "safetensors", "--heads", "4", *clip]) == 2
+    assert "--lossy" in capsys.readouterr().err
+    assert tool.main([file, f"{out}2", "--to", "safetensors", "--heads", "4", "--lossy", *clip]) == 0
+    assert read(f"{out}2").kind == "encoder"
+
+
+def test_a_mistake_is_one_message_and_exit_code_2(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert tool.main([str(tmp_path / "absent"), str(tmp_path / "out"), "--to", "timm"]) == 2
+    assert "absent: cannot be read" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        tool.main(["a", "b", "--to", "onnx"])
+    with pytest.raises(SystemExit, match="0"):
+        tool.main(["--help"])
+    assert "python tools/convert_checkpoint.py runs/vitb exports/vitb --to huggingface" in capsys.readouterr().out
