@@ -200,7 +200,7 @@ class _Source:
                 return
 
     def _decoded(self, seek_to: Fraction | None) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Frames come in the order of display, but in an AVI with B-frames their times are swapped among neighbours."""
+        """Frames come in the order of display; in an AVI with B-frames, their times are swapped among neighbours."""
         self._container.close()
         self._open()
         if seek_to is not None:

@@ -45,8 +45,8 @@ class Corpus:
 
         `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
         wherever it lies. Missing or stale indices are built: many ranks may do so at once, but it is cheaper when one
-        goes first; shards without a usable sample are left out. Raises ValueError where there is
-        no shard, or no usable sample in any."""
+        goes first. Shards without a usable sample are left out. Raises ValueError where there is no shard, or none of
+        them holds a usable sample."""
         shards = storage.expand(spec)
         if name is None:
             name = os.path.basename(os.path.dirname(os.path.abspath(shards[0]))) or "corpus"

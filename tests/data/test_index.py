@@ -1,0 +1,427 @@
+"""Indices, catalogues and range reads, against tarfile's own reading of the same shards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import shutil
+import tarfile
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tgm_scale.data import storage
+from tgm_scale.data.catalogue import CATALOGUE
+from tgm_scale.data.index import Corpus, ShardIndex
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
+
+
+def write_tar(path, members, tar_format=tarfile.PAX_FORMAT):
+    """A tar of (name, bytes) as any tool might have written it."""
+    with tarfile.open(path, "w", format=tar_format) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def clips(shard, count):
+    """Members of `count` samples; the contents differ from shard to shard."""
+    for i in range(count):
+        yield f"{shard}_{i:04d}.json", json.dumps({"caption": f"caption {shard} {i}"}).encode()
+        yield f"{shard}_{i:04d}.mp4", f"video {shard} {i} ".encode() * (50 + i)
+
+
+def make_corpus(folder, counts):
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, count in enumerate(counts):
+        write_tar(folder / f"{shard:05d}.tar", clips(shard, count))
+    return folder
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_read_where_tarfile_finds_them(tmp_path, tar_format):
+    long = "folder/" + "k" * 90
+    members = [*clips(0, 3), (f"{long}.webm", b"long name"), (f"{long}.tgm.npy", b"scores")]
+    if tar_format != tarfile.USTAR_FORMAT:
+        members.append(("caf\u00e9" * 40 + ".mkv", b"very long, not ASCII"))
+    path = write_tar(tmp_path / "00000.tar", members, tar_format)
+    corpus = Corpus.open(path)
+    with tarfile.open(path) as tar:
+        truth = {member.name: tar.extractfile(member.name).read() for member in tar}  # type: ignore[union-attr]
+    read = {}
+    for row in range(len(corpus)):
+        ref = corpus.sample(0, row)
+        for extension, data in corpus.read(ref, list(ref.members)).items():
+            read[f"{ref.key}.{extension}"] = data
+    assert read == truth == dict(members)
+
+
+def test_a_sample_is_all_that_shares_what_stands_before_the_first_dot(tmp_path):
+    """As webdataset has it (its issue 237): also where the members of a sample do not lie together."""
+    names = ["-a.mp4", "_b.MP4", "__c__.x.mov", "d.e.f.avi", "g/h.mkv", "g/h.tgm.npy", "-a.json", "i.webm"]
+    corpus = Corpus.open(write_tar(tmp_path / "0.tar", [(name, name.encode()) for name in names]))
+    found = {ref.key: set(ref.members) for ref in (corpus.sample(0, row) for row in range(len(corpus)))}
+    assert found == {"-a": {"mp4", "json"}, "_b": {"mp4"}, "g/h": {"mkv", "tgm.npy"}, "i": {"webm"}}
+    assert corpus.left_out == {"no_video": 2}  # "x.mov" and "e.f.avi" are no videos
+    assert corpus.sample(0, 1).video == "mp4" and corpus.sample(0, 2).name == "0/g/h"
+
+
+def test_a_failed_download_is_left_out_and_counted(tmp_path):
+    """video2dataset leaves the text and the json of a video that it could not fetch."""
+    members = [("0001.txt", b"a cat"), ("0001.json", b"{}"), ("0002.mp4", b"video"), ("0002.txt", b"a dog")]
+    corpus = Corpus.open(write_tar(tmp_path / "00000.tar", members))
+    assert len(corpus) == 1 and corpus.sample(0, 0).key == "0002"
+    (problem,) = corpus.problems(0)
+    assert (problem.key, problem.reason, problem.detail) == ("0001", "no_video", "has json, txt")
+
+
+def test_members_that_are_no_plain_files_are_nothing(tmp_path):
+    path = tmp_path / "00000.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, kind, target in (("a.mp4", tarfile.SYMTYPE, "/etc/passwd"), ("b.mp4", tarfile.LNKTYPE, "c.mp4")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+        for name in ("../../c.mp4", "/d.mp4", ".mp4", "._c.mp4", "noextension", "folder."):
+            info = tarfile.TarInfo(name)
+            info.size = 4
+            tar.addfile(info, io.BytesIO(b"data"))
+    corpus = Corpus.open(str(path))
+    assert [corpus.sample(0, row).key for row in range(len(corpus))] == ["../../c", "/d"]
+    assert corpus.read(corpus.sample(0, 0), ["mp4"]) == {"mp4": b"data"}
+
+
+def test_of_a_double_member_the_first_counts(tmp_path):
+    corpus = Corpus.open(write_tar(tmp_path / "0.tar", [("a.mp4", b"first"), ("a.mp4", b"second")]))
+    assert corpus.read(corpus.sample(0, 0), ["mp4"]) == {"mp4": b"first"}
+    assert corpus.left_out == {"duplicate_member": 1}
+
+
+MEMBERS = list(clips(0, 6))
+WHOLE = io.BytesIO()
+with tarfile.open(fileobj=WHOLE, mode="w") as _tar:
+    for _name, _data in MEMBERS:
+        _info = tarfile.TarInfo(_name)
+        _info.size = len(_data)
+        _tar.addfile(_info, io.BytesIO(_data))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, len(WHOLE.getvalue())))
+def test_a_shard_cut_anywhere_keeps_what_is_whole(tmp_path_factory, cut):
+    path = tmp_path_factory.mktemp("cut") / "00000.tar"
+    path.write_bytes(WHOLE.getvalue()[:cut])
+    index = ShardIndex.scan(str(path))
+    ends, end = {}, 0  # of each sample's last byte
+    for name, data in MEMBERS:
+        end += 512 + len(data)
+        ends[name.split(".")[0]] = end
+        end += -len(data) % 512
+    whole = [key for key, last in ends.items() if last <= cut]
+    assert [index.sample(row).key for row in range(len(index))] == whole
+    data = path.read_bytes()
+    for row in range(len(index)):
+        ref = index.sample(row)
+        for extension, (offset, size) in ref.members.items():
+            assert data[offset : offset + size] == dict(MEMBERS)[f"{ref.key}.{extension}"]
+    reasons = {problem.reason for problem in index.problems}
+    if len(whole) < 6:
+        assert reasons <= {"shard_cut", "shard_unreadable", "no_video"} and reasons - {"no_video"}
+
+
+def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
+    data = bytearray(WHOLE.getvalue())
+    with tarfile.open(fileobj=io.BytesIO(bytes(data))) as tar:
+        third = tar.getmembers()[4].offset
+    data[third : third + 512] = b"\xff" * 512
+    path = tmp_path / "00000.tar"
+    path.write_bytes(data)
+    index = ShardIndex.scan(str(path))
+    assert len(index) == 2
+    assert [(problem.reason, problem.detail) for problem in index.problems] == [
+        ("shard_cut", f"no member header at byte {third}")
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"this is no tar", b"\0" * 10240, b"\x1f\x8b" + b"x" * 2000])
+def test_a_bad_shard_among_good_ones(tmp_path, content):
+    make_corpus(tmp_path / "c", [3, 2])
+    (tmp_path / "c" / "00000.tar").write_bytes(content)
+    corpus = Corpus.open(tmp_path / "c")
+    assert [Path(shard).name for shard in corpus.shards] == ["00001.tar"] and len(corpus) == 2
+    assert corpus.left_out == ({"shard_unreadable": 1} if content.strip(b"\0") or not content else {})
+
+
+def test_the_index_is_built_once_and_opening_reads_the_catalogue_alone(tmp_path):
+    folder = make_corpus(tmp_path / "c", [3, 4])
+    first = Corpus.open(folder)
+    assert (folder / "00001.index.jsonl").exists() and (folder / CATALOGUE).exists()
+    assert len((folder / "00001.index.jsonl").read_bytes().splitlines()) == 1 + 4, "one line a sample"
+    for file in folder.glob("*.index.jsonl"):
+        file.unlink()
+    again = Corpus.open(folder)
+    assert not list(folder.glob("*.index.jsonl")), "the counts stand in the catalogue"
+    assert again.counts.tolist() == [3, 4] and again.fingerprint == first.fingerprint
+    assert again.sample(1, 3) == first.sample(1, 3)
+
+
+def test_thousands_of_shards_open_fast(tmp_path):
+    folder = make_corpus(tmp_path / "c", [2])
+    for i in range(1, 3000):
+        os.link(folder / "00000.tar", folder / f"{i:05d}.tar")
+    Corpus.open(folder)
+    start = time.process_time()
+    corpus = Corpus.open(folder)
+    assert time.process_time() - start < 1.0, "measured: 0.03 s"
+    assert len(corpus) == 6000
+
+
+def test_a_replaced_shard_is_noticed_though_its_size_is_the_same(tmp_path):
+    folder = make_corpus(tmp_path / "c", [2])
+    before = Corpus.open(folder)
+    size = (folder / "00000.tar").stat().st_size
+    write_tar(folder / "00000.tar", [("new.mp4", b"new video"), ("new.json", b"{}"), ("newer.mp4", b"v")])
+    assert (folder / "00000.tar").stat().st_size == size
+    after = Corpus.open(folder)
+    assert [after.sample(0, row).key for row in range(2)] == ["new", "newer"]
+    assert after.read(after.sample(0, 0), ["mp4"]) == {"mp4": b"new video"}
+    assert before.fingerprint != after.fingerprint
+
+
+def test_a_shard_replaced_under_a_run_stops_it(tmp_path):
+    folder = make_corpus(tmp_path / "c", [3])
+    corpus = Corpus.open(folder)
+    write_tar(folder / "00000.tar", clips(0, 2))
+    with pytest.raises(OSError, match="replaced under the run"):
+        corpus.sample(0, 0)
+
+
+def test_a_copy_with_other_times_keeps_its_indices(tmp_path):
+    folder = make_corpus(tmp_path / "c", [3])
+    corpus = Corpus.open(folder)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    shutil.copyfile(folder / "00000.index.jsonl", copy / "00000.index.jsonl")
+    os.utime(copy / "00000.index.jsonl", (1, 1))
+    shutil.copyfile(folder / "00000.tar", copy / "00000.tar")
+    moved = Corpus.open(copy)
+    assert (copy / "00000.index.jsonl").stat().st_mtime == 1, (
+        "a tar newer than its index is no reason to build it anew"
+    )
+    assert moved.fingerprint == corpus.fingerprint
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"bytes": 1}\n', b"[]\n", b'{"samples":0}\n'])
+def test_half_an_index_or_catalogue_is_built_anew(tmp_path, damage):
+    folder = make_corpus(tmp_path / "c", [3])
+    whole = Corpus.open(folder)
+    (folder / "00000.index.jsonl").write_bytes(damage)
+    (folder / CATALOGUE).write_bytes(damage)
+    again = Corpus.open(folder)
+    assert again.counts.tolist() == [3] and again.sample(0, 2) == whole.sample(0, 2)
+
+
+@contextlib.contextmanager
+def as_another_user():
+    """Root may write anywhere: give that up for a while."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_read_only_corpus_keeps_its_index_in_the_cache(tmp_path, monkeypatch):
+    with tempfile.TemporaryDirectory() as public:
+        os.chmod(public, 0o755)
+        cache = Path(public) / "cache"
+        cache.mkdir()
+        os.chmod(cache, 0o777)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        folder = make_corpus(Path(public) / "c", [3, 2])
+        os.chmod(folder, 0o555)
+        before = sorted(os.listdir(folder))
+        with as_another_user():
+            corpus = Corpus.open(folder)
+            assert corpus.sample(1, 1).key == "1_0001"
+        assert sorted(os.listdir(folder)) == before
+        kept = sorted(path.name.split("-", 1)[1] for path in cache.rglob("*") if path.is_file())
+        assert kept == ["00000.index.jsonl", "00001.index.jsonl", CATALOGUE]
+        with as_another_user():
+            assert Corpus.open(folder).fingerprint == corpus.fingerprint
+            monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "nowhere"))
+            with pytest.raises(OSError, match="set XDG_CACHE_HOME"):
+                Corpus.open(folder)
+        os.chmod(folder, 0o755)
+
+
+def test_specs(tmp_path):
+    folder = make_corpus(tmp_path / "c", [1, 1, 1])
+    (folder / "notes.txt").write_text("not a shard")
+    (folder / "00003.tar.partial").write_text("not yet a shard")
+    a, b, c = (str(folder / f"0000{i}.tar") for i in range(3))
+    assert Corpus.open(folder).shards == Corpus.open(str(folder)).shards == [a, b, c]
+    assert Corpus.open(f"{folder}/*1.tar").shards == [b]
+    assert Corpus.open(f"{folder}/{{00001..00002}}.tar").shards == [b, c]
+    assert Corpus.open([c, a]).shards == [c, a], "a list keeps its order"
+    assert Corpus.open(folder).name == "c" and Corpus.open(folder, name="other").name == "other"
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("{folder}/empty", r"no shards \(\*.tar\) at .*empty.*make_shards"),
+        ("{folder}/nowhere", "no shards"),
+        ("{folder}/c/{{00000..00009}}.tar", "00003.tar"),
+        (["{folder}/c/00000.tar", "{folder}/c/*.tar"], "named twice"),
+        ([], "list of shards is empty"),
+        ("pipe:cat {folder}/c/00000.tar", "asks for a shell command"),
+        ("ssh://host/00000.tar", "protocol 'ssh' is not one of"),
+        ("{folder}/captions", r"none of its 1 shards holds a usable sample \(1 no_video\).*mp4"),
+    ],
+)
+def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):
+    make_corpus(tmp_path / "c", [1, 1, 1])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "captions").mkdir()
+    write_tar(tmp_path / "captions" / "0.tar", [("a.txt", b"a cat")])
+    fill = partial(str.format, folder=tmp_path)
+    with pytest.raises(ValueError, match=complaint):
+        Corpus.open([part.format(folder=tmp_path) for part in spec] if isinstance(spec, list) else fill(spec))
+
+
+def test_a_corpus_pickles_and_threads_share_it(tmp_path):
+    """More shards than descriptors and indices are kept for, read at random from eight threads."""
+    corpus = Corpus.open(make_corpus(tmp_path / "c", [3] * 90))
+    copy = pickle.loads(pickle.dumps(corpus))
+    places = [(i * 37 % 90, i % 3) for i in range(600)]
+
+    def read(place):
+        return copy.read(copy.sample(*place), ["mp4", "json", "txt"])
+
+    with ThreadPoolExecutor(8) as pool:
+        for (shard, row), members in zip(places, pool.map(read, places)):
+            assert members["mp4"] == f"video {shard} {row} ".encode() * (50 + row)
+            assert json.loads(members["json"]) == {"caption": f"caption {shard} {row}"} and "txt" not in members
+    assert len(os.listdir("/proc/self/fd")) < 90
+
+
+def test_members_far_apart_are_read_apart(tmp_path):
+    members = [("a.json", b"{}"), ("b.mp4", b"x" * 400_000), ("a.mp4", b"video"), ("a.npy", b"never asked for")]
+    corpus = Corpus.open(write_tar(tmp_path / "0.tar", members))
+    assert corpus.sample(0, 0).key == "a"
+    assert corpus.read(corpus.sample(0, 0), ["mp4", "json"]) == {"mp4": b"video", "json": b"{}"}
+    assert corpus.read(corpus.sample(0, 0), ["webm"]) == {}
+
+
+class RangeServer(SimpleHTTPRequestHandler):
+    """A file server with range requests, which refuses the first `failures` of them."""
+
+    failures = 0
+    ranges: list[str]
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        wanted = self.headers.get("Range")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        if wanted is None:
+            self.send_response(200)
+        elif type(self).failures:
+            type(self).failures -= 1
+            self.send_error(503)
+            return
+        else:
+            self.ranges.append(wanted)
+            first, last = wanted.removeprefix("bytes=").split("-")
+            start, end = int(first), min(int(last or len(data)), len(data) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
+            data = data[start : end + 1]
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def end_headers(self):
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A corpus behind http, and the class of its server."""
+    folder = make_corpus(tmp_path / "remote", [3, 2])
+    handler = type("Handler", (RangeServer,), {"ranges": [], "failures": 0})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    thread = threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", folder, handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_remote_corpus_is_read_by_range(served, indexed):
+    address, folder, handler = served
+    local = Corpus.open(folder)
+    here = local.sample(1, 1)
+    if not indexed:
+        for path in [*folder.glob("*.index.jsonl"), folder / CATALOGUE]:
+            path.unlink()
+    files = sorted(os.listdir(folder))
+    remote = Corpus.open(address + "/{00000..00001}.tar", name="remote")
+    assert remote.counts.tolist() == [3, 2] and remote.fingerprint == local.fingerprint
+    assert handler.ranges == [] or not indexed, "the catalogue is enough to open a corpus"
+    ref = remote.sample(1, 1)
+    assert ref.members == here.members
+    handler.ranges.clear()
+    handler.failures = 2  # as many as there are retries here
+    assert remote.read(ref, ["mp4", "json"]) == local.read(here, ["mp4", "json"])
+    assert len(handler.ranges) == 1, "neighbouring members come in one request"
+    assert sorted(os.listdir(folder)) == files, "nothing is written to the remote side"
+
+
+def test_a_read_error_that_does_not_pass_stops(served):
+    address, _, handler = served
+    remote = Corpus.open(address + "/00000.tar")
+    ref = remote.sample(0, 0)
+    handler.failures = 10
+    with pytest.raises(OSError, match=r"00000\.tar.*503.*3 attempts"):
+        remote.read(ref, ["mp4"])
+
+
+def test_a_local_shard_that_became_shorter_stops(tmp_path):
+    corpus = Corpus.open(make_corpus(tmp_path / "c", [3]))
+    ref = corpus.sample(0, 2)
+    os.truncate(corpus.shards[0], 1000)
+    with pytest.raises(OSError, match="replaced while in use"):
+        corpus.read(ref, ["mp4"])
+    os.unlink(corpus.shards[0])
+    with pytest.raises(FileNotFoundError):
+        pickle.loads(pickle.dumps(corpus)).read(ref, ["mp4"])

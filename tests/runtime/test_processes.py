@@ -1,0 +1,42 @@
+"""The ordered pool: order, exceptions as results, and inputs that kill their process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from tgm_scale.runtime.processes import Crashed, OrderedPool
+
+
+def work(number, kind="plain"):
+    if kind == "slow":
+        time.sleep(0.3)
+    if kind == "refused":
+        raise ValueError(f"{number} refused")
+    if kind == "deadly":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return number * number
+
+
+def test_results_come_in_order_and_exceptions_with_them():
+    kinds = {0: "slow", 3: "refused", 7: "slow"}
+    with OrderedPool(2) as pool:
+        results = list(pool.map(work, ((i, kinds.get(i, "plain")) for i in range(20))))
+    assert isinstance(results[3], ValueError) and str(results[3]) == "3 refused"
+    assert [result for i, result in enumerate(results) if i != 3] == [i * i for i in range(20) if i != 3]
+
+
+def test_an_input_that_kills_its_process_costs_itself_only():
+    with OrderedPool(2) as pool:
+        results = list(pool.map(work, ((i, "deadly" if i in (2, 9) else "plain") for i in range(12))))
+    assert [isinstance(result, Crashed) for result in results] == [i in (2, 9) for i in range(12)]
+    assert [result for result in results if isinstance(result, int)] == [i * i for i in range(12) if i not in (2, 9)]
+
+
+def test_inputs_are_taken_as_results_are_used():
+    """A plan of millions of clips must not be queued at once."""
+    taken = []
+    with OrderedPool(1) as pool:
+        results = pool.map(work, ((taken.append(i) or i,) for i in range(100)))
+        assert next(results) == 0 and len(taken) < 10
