@@ -95,9 +95,10 @@ def _pretrain(options: argparse.Namespace) -> int:
     from tgm_scale import config
 
     resolved = config.load(options.config, options.overrides)
+    from tgm_scale.conversion.read import read_initial
     from tgm_scale.training.loop import pretrain
 
-    return pretrain(resolved)
+    return pretrain(resolved, read_initial)
 
 
 def _preflight(options: argparse.Namespace) -> int:

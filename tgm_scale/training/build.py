@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Grid
@@ -24,10 +26,13 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.pretraining import macs_per_clip as count_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.checkpoint import Reader, latest
 from tgm_scale.training.engine import EnginePlan, engine_config, resolve_precision
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.optim import Schedule
+
+# (train.init_from, the model's size) -> weights by the names of `JointModule`, and notes on what was left out:
+# conversion.read.read_initial, which training may not import
+ReadInitial = Callable[[str, ModelSize], tuple[dict[str, Tensor], list[str]]]
 
 SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
 
@@ -214,20 +219,19 @@ def macs_per_clip(config: Config, plan: Masker) -> float:
     return count_macs(model_size(config), config.data.frames, config.data.size, plan.visible_count, targets)
 
 
-def initialise(module: JointModule, origin: str) -> None:
-    """Set the weights from another run of this project: its folder, or one checkpoint's. Raises ValueError."""
-    folder = Path(origin)
-    chosen = folder if (folder / "manifest.json").is_file() else latest(folder / "checkpoints")
-    if chosen is None:
-        raise ValueError(f"train.init_from={origin}: neither a run folder with a checkpoint nor a checkpoint folder")
-    weights = Reader(chosen).weights()
+def initialise(module: JointModule, config: Config, read_initial: ReadInitial) -> list[str]:
+    """Set the weights that `train.init_from` gives; the rest stays fresh. Returns notes on what was left out.
+
+    Raises ValueError where the origin's model is another one."""
+    assert config.train.init_from is not None
+    weights, notes = read_initial(config.train.init_from, model_size(config))
     own = module.state_dict()
-    differing = [name for name in own if name not in weights or weights[name].shape != own[name].shape]
-    if differing:
-        raise ValueError(
-            f"train.init_from={origin}: another model; missing or of another shape: {', '.join(differing)}"
-        )
-    module.load_state_dict({name: weights[name] for name in own})
+    usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    if not any(name.startswith("model.encoder.blocks") for name in usable):
+        raise ValueError(f"train.init_from={config.train.init_from}: gives no block of this model's encoder")
+    module.load_state_dict({**own, **usable})
+    fresh = sorted(own.keys() - usable.keys())
+    return [*notes, *([f"fresh weights: {', '.join(fresh)}"] if fresh else [])]
 
 
 def plan_facts(config: Config, plan: EnginePlan, masks: Masker, steps: int) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from tgm_scale.training.throughput import Throughput
 from tgm_scale.training.watchdog import Watchdog
 
 
-def pretrain(config: Config) -> int:
-    """Start a run, or go on with the one in its folder. Returns the exit code: 0 when all steps are made,
-    REQUEUE_EXIT_CODE when a signal or the time limit stopped it after a checkpoint. Raises ValueError for a user's
-    mistake, RunStopped where the run cannot go on."""
+def pretrain(config: Config, read_initial: build.ReadInitial) -> int:
+    """Start a run, or go on with the one in its folder; `read_initial` reads what `train.init_from` names.
+
+    Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a signal or the time limit stopped it
+    after a checkpoint. Raises ValueError for a user's mistake, RunStopped or OSError where the run cannot go on."""
     place = find_place()
     build.check(config, place)
     folder = run_folder.claim(config)
@@ -32,13 +33,11 @@ def pretrain(config: Config) -> int:
     watchdog = Watchdog(folder, place, config.faults.hang_seconds)
     try:
         engine.start_processes(place)
-        code = _Run(config, folder, place, stop, watchdog).train()
+        code = _Run(config, folder, place, stop, watchdog, read_initial).train()
         engine.stop_processes()
-    except (ValueError, RunStopped):
-        raise  # told by every rank for itself
-    except RuntimeError as error:
+    except Exception as error:
         watchdog.end("failed")
-        if place.world_size == 1:
+        if place.world_size == 1 or isinstance(error, RunStopped) or not isinstance(error, RuntimeError):
             raise
         raise RunStopped(f"{error}\nrank {place.rank} stops; it may have waited for {watchdog.culprits()}") from error
     watchdog.end("done")
@@ -52,7 +51,15 @@ class _RollBack(Exception):
 class _Run:
     """The parts of a run and its loop."""
 
-    def __init__(self, config: Config, folder: Path, place: Place, stop: StopRequest, watchdog: Watchdog):
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        place: Place,
+        stop: StopRequest,
+        watchdog: Watchdog,
+        read_initial: build.ReadInitial,
+    ):
         self.config, self.folder, self.place, self.stop, self.watchdog = config, folder, place, stop, watchdog
         self.control = Control(place)
         self.checkpoints = folder / "checkpoints"
@@ -71,7 +78,9 @@ class _Run:
         module = JointModule(build.model(config, width), contrastive)
         newest = checkpoint.latest(self.checkpoints)
         if newest is None and config.train.init_from:
-            build.initialise(module, config.train.init_from)
+            notes = build.initialise(module, config, read_initial)
+            if place.is_main:
+                print("\n".join([f"weights of {config.train.init_from}", *notes]), flush=True)
         if config.model.compile:
             module.model.compile()
         plan = build.engine_plan(config, place)
