@@ -208,7 +208,7 @@ def _batch(samples: list[Sample]) -> Batch:
         return torch.tensor(values, dtype=dtype).repeat_interleave(repeats, dim=0)
 
     return Batch(
-        video=torch.cat([sample.video for sample in samples]).permute(0, 4, 1, 2, 3),
+        video=torch.stack([video for sample in samples for video in sample.videos]).permute(0, 4, 1, 2, 3),
         captions=[caption for sample in samples for caption in sample.captions],
         keys=[sample.key for sample in samples for _ in range(repeats)],
         seeds=torch.tensor([seed for sample in samples for seed in sample.seeds]),

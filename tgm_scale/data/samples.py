@@ -44,7 +44,7 @@ class Sampling:
 class Sample:
     """The N = repeated_augmentation clips of one sample."""
 
-    video: Tensor  # uint8 [N, T, size, size, 3]
+    videos: list[Tensor]  # N of uint8 [T, size, size, 3]; apart, since putting them together would copy them
     captions: list[str]  # N
     key: str
     seeds: list[int]  # N
@@ -109,9 +109,9 @@ class Samples(torch.utils.data.Dataset):
         with Video(members[ref.video]) as video:
             indices = window(video.count, sampling.frames, sampling.stride, seeding.draw(seeds[0], "offset")[0])
             seconds_T = np.array([video.time(index) for index in indices])
-            crops, clips = self._cut(video, indices, seeds)
+            crops, videos = self._cut(video, indices, seeds)
         return Sample(
-            video=clips,
+            videos=videos,
             captions=[choices[number] for number in drawn],
             key=ref.name,
             seeds=seeds,
@@ -122,8 +122,8 @@ class Samples(torch.utils.data.Dataset):
             problem=None,
         )
 
-    def _cut(self, video: Video, indices: np.ndarray, seeds: list[int]) -> tuple[list[Crop], Tensor]:
-        """The crop of each seed, and its pixels of the frames `indices`: uint8 [N, T, size, size, 3].
+    def _cut(self, video: Video, indices: np.ndarray, seeds: list[int]) -> tuple[list[Crop], list[Tensor]]:
+        """The crop of each seed, and its pixels of the frames `indices`: N of uint8 [T, size, size, 3].
 
         Frames are cropped as they come and the rest is forgotten: whole ones would cost a copy of each."""
         sampling = self.sampling
@@ -137,8 +137,8 @@ class Samples(torch.utils.data.Dataset):
                 cuts = [np.empty((len(distinct), crop.height, crop.width, 3), np.uint8) for crop in crops]
             for crop, cut in zip(crops, cuts):
                 cut[k] = crop.cut(image)
-        clips = torch.stack([crop.resize(cut, sampling.size) for crop, cut in zip(crops, cuts)])
-        return crops, (clips if len(distinct) == len(indices) else clips[:, places])
+        videos = [crop.resize(cut, sampling.size) for crop, cut in zip(crops, cuts)]
+        return crops, (videos if len(distinct) == len(indices) else [video_THW3[places] for video_THW3 in videos])
 
     def _relevance(
         self, members: dict[str, bytes], crops: list[Crop], drawn: list[int], seconds_T: np.ndarray
@@ -162,8 +162,8 @@ class Samples(torch.utils.data.Dataset):
 
     def _blank(self, ref: SampleRef, seeds: list[int], clip_id: int, problem: Problem) -> Sample:
         sampling, n = self.sampling, len(seeds)
-        video = torch.zeros(n, sampling.frames, sampling.size, sampling.size, 3, dtype=torch.uint8)
+        black = torch.zeros(sampling.frames, sampling.size, sampling.size, 3, dtype=torch.uint8)
         grid = sampling.grid
         shape = (n, grid.slots, grid.rows, grid.columns)
         relevance = np.zeros(shape, np.float32) if sampling.relevance else None
-        return Sample(video, [""] * n, ref.name, seeds, clip_id, [(0.0,) * 5] * n, 0.0, relevance, problem)
+        return Sample([black] * n, [""] * n, ref.name, seeds, clip_id, [(0.0,) * 5] * n, 0.0, relevance, problem)
