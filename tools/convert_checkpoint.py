@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+FORMATS = ("videomae", "videomae-finetune", "huggingface", "timm", "safetensors")
 USER_MISTAKE = 2
 
 _DESCRIPTION = """Convert a checkpoint. What the input is, is told by what is in it:
@@ -31,18 +32,21 @@ examples:
   python tools/convert_checkpoint.py mae_pretrain_vit_base.pth image.safetensors --to safetensors --lossy
 
 The output is loaded back and run on a fixed clip; nothing is kept where it does not give the input's outputs.
-Exit code 2: a mistake in the arguments or the input.
+Exit code: 0 it was written, 1 the disk failed or the outputs differ, 2 a mistake in the arguments or the input.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Convert. Exit code 2 and one message for a user's mistake."""
+    """Convert. One message and exit code 2 for a user's mistake, 1 for a failure."""
     options = _parser().parse_args(arguments)
     try:
         _convert(options)
     except ValueError as mistake:
         print(f"convert_checkpoint: {mistake}", file=sys.stderr)
         return USER_MISTAKE
+    except (OSError, RuntimeError) as failure:
+        print(f"convert_checkpoint: {failure}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -50,10 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    formats = ["videomae", "videomae-finetune", "huggingface", "timm", "safetensors"]
     parser.add_argument("input", metavar="INPUT", help="a folder or file")
     parser.add_argument("output", metavar="OUTPUT", help="a path that does not exist yet")
-    parser.add_argument("--to", required=True, choices=formats, metavar="FORMAT", help="what to write: see below")
+    parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help="what to write: see below")
     parser.add_argument("--classes", type=_positive, metavar="N", help="put a fresh head of N classes on the encoder")
     parser.add_argument("--lossy", action="store_true", help="convert though a class token or positions are lost")
     parser.add_argument("--heads", type=_positive, metavar="N", help="attention heads, where the input does not say")
@@ -91,7 +94,7 @@ def _convert(options: argparse.Namespace) -> None:
     done = convert(source, options.output, options.to, options.classes)
     if done.left_out:
         print(f"left out {_grouped(done.left_out)}")
-    print(f"wrote    {options.output} ({options.to}, {len(done.written.state)} tensors of ours)")
+    print(f"wrote    {options.output} ({options.to}, {done.written.kind})")
     print(
         f"checked  loaded back, outputs on a fixed clip differ by {done.difference:.3g} (largest {done.largest:.3g})"
     )

@@ -144,7 +144,7 @@ def test_nothing_is_kept_where_the_outputs_differ(tmp_path: Path) -> None:
     constant = {
         name: torch.zeros_like(x) for name, x in weights.state.items() if "norm" not in name and "head" not in name
     }
-    constant["blocks.0.mlp.fc2.bias"] = 1e-3 * torch.randn(SMALL.width) - positions
+    constant["blocks.0.mlp.fc2.bias"] = 1e-3 * positions.roll(1) - positions
     flat = Weights.of("classifier", weights.state | constant, stated(weights.size), [])
     assert convert(flat, tmp_path / "exact", "videomae-finetune").difference < 1e-6
     with pytest.raises(RuntimeError, match="what was written gives other outputs"):
@@ -184,6 +184,7 @@ def test_a_mistake_is_one_message_and_exit_code_2(
 ) -> None:
     assert tool.main([str(tmp_path / "absent"), str(tmp_path / "out"), "--to", "timm"]) == 2
     assert "absent: cannot be read" in capsys.readouterr().err
+    assert set(tool.FORMATS) == set(TARGETS)
     with pytest.raises(SystemExit, match="2"):
         tool.main(["a", "b", "--to", "onnx"])
     with pytest.raises(SystemExit, match="0"):

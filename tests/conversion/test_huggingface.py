@@ -97,9 +97,9 @@ def full_size(kind: Kind, size: ModelSize) -> Weights:
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    made = model.state_dict()
+    values = model.state_dict()
     state = {
-        name: made[re.sub(r"blocks\.(\d+)", lambda found: f"blocks.{int(found[1]) % 2}", name)]
+        name: values[re.sub(r"blocks\.(\d+)", lambda found: f"blocks.{int(found[1]) % 2}", name)]
         for name in own_names(kind, size.depth, size.decoder_depth)
     }
     return Weights.of(kind, state, replace(stated(size), image_size=64), [])

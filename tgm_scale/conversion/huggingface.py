@@ -172,7 +172,7 @@ def outputs(folder: Path, weights: Weights) -> Tensor:
     """What transformers makes of the fixed clip with the folder's model: `weights.outputs` in their hands.
 
     transformers fixes eps 1e-5 in two norms (the decoder's last, the classifier's) where VideoMAE has 1e-6, so
-    differences about 1e-6 are to be expected."""
+    differences of 1e-6 to 1e-5 are to be expected."""
     theirs = model_class(weights.kind).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
     pixels_BTCHW = (fixed_clip(weights).transpose(1, 2) / 255 - mean) / std
