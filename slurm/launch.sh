@@ -69,6 +69,15 @@ newest_step() {
 note_attempt() { echo "$TGM_CHAIN $(newest_step) $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} $(date +%FT%T)" >>"$run/attempts"; }
 attempts_here() { grep -c "^$TGM_CHAIN $(newest_step) " "$run/attempts"; }
 
+refuse_a_second_job() {
+  local last
+  last=$(tail -n 1 "$run/attempts" | cut -d ' ' -f 3)
+  last=${last%.*}
+  if [ "${last:-$SLURM_JOB_ID}" != "$SLURM_JOB_ID" ] && [ -n "$(squeue --noheader --states=RUNNING --job "$last" 2>&-)" ]; then
+    stop "$USER_MISTAKE" "run.dir=$run: job $last is at work on this run; give this job another run.dir"
+  fi
+}
+
 # Ends this job for good
 stop() {
   local code=$1
@@ -117,12 +126,17 @@ exclude() {
 
 # For sites that forbid requeue: the next job of the chain waits for this one to fail, and is dropped if it does not
 submit_next() {
+  local log
+  scontrol update JobId="$SLURM_JOB_ID" Requeue=0 # nor by SLURM itself after a node failure: the next job takes over
+  log=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *StdOut=//p')
   next_job=$(sbatch --parsable --dependency="afternotok:$SLURM_JOB_ID" --kill-on-invalid-dep=yes \
-    --job-name="$SLURM_JOB_NAME" --partition="$SLURM_JOB_PARTITION" \
+    --export=ALL,TGM_CHAIN="$TGM_CHAIN" --chdir="$SLURM_SUBMIT_DIR" --output="$log" --job-name="$SLURM_JOB_NAME" \
+    --partition="$SLURM_JOB_PARTITION" --time="$(squeue --noheader --job "$SLURM_JOB_ID" --format=%l)" \
     ${SLURM_JOB_ACCOUNT:+--account="$SLURM_JOB_ACCOUNT"} ${SLURM_JOB_QOS:+--qos="$SLURM_JOB_QOS"} \
-    --time="$(squeue --noheader --job "$SLURM_JOB_ID" --format=%l)" --chdir="$SLURM_SUBMIT_DIR" \
-    --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node="$SLURM_NTASKS_PER_NODE" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    --gpus-per-node="${SLURM_GPUS_PER_NODE:-0}" --export=ALL,TGM_CHAIN="$TGM_CHAIN",TGM_HOME="$TGM_HOME" "$0" "$@")
+    --nodes="$SLURM_JOB_NUM_NODES" --ntasks-per-node="$SLURM_NTASKS_PER_NODE" \
+    --cpus-per-task="$SLURM_CPUS_PER_TASK" --gpus-per-node="${SLURM_GPUS_PER_NODE:-0}" "$0" "$@") ||
+    stop "$USER_MISTAKE" "TGM_REQUEUE=chain needs sbatch on the nodes: set it to no and submit several jobs with" \
+      "--dependency=singleton, of which each goes on from the last"
   say "job $next_job goes on if this one ends before the run does; scancel both to end it"
 }
 
@@ -147,7 +161,10 @@ launch() {
     stop "$code" "the configuration was not read (exit code $code, on ${SLURMD_NODENAME:-the first node}): not started"
   fi
   logs=$run/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
-  mkdir -p "$logs" && touch "$run/attempts" || stop "$USER_MISTAKE" "run.dir=$run cannot be written"
+  if ! { mkdir -p "$logs" && touch "$run/attempts"; }; then
+    stop "$USER_MISTAKE" "run.dir=$run cannot be written"
+  fi
+  refuse_a_second_job
   if [ "$TGM_REQUEUE" = chain ]; then
     submit_next "$@"
   fi

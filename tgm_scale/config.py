@@ -35,7 +35,7 @@ class SyntheticConfig(Section):
     """A corpus that is made on first use in the folder `data.shards`."""
 
     clips: int = Field(256, ge=1)
-    mode: Literal["objects", "mover"] = "objects"
+    mode: Literal["named", "one_mover"] = "named"
     seed: int = 0
 
 

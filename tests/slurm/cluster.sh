@@ -75,16 +75,16 @@ CONFIGURATION
 }
 
 stop() {
-  local folder=$1 file pid
-  for file in "$folder"/{node1,node2,node3,slurmctld,munge/}*pid; do
+  local folder=$1 file pids=()
+  for file in "$folder"/{node1.pid,node2.pid,node3.pid,slurmctld.pid,munge/pid}; do
     if [ -s "$file" ]; then
-      pid=$(<"$file")
-      kill "$pid" 2>/dev/null || continue
-      for _ in $(seq 50); do
-        kill -0 "$pid" 2>/dev/null || break
-        sleep 0.1
-      done
+      pids+=("$(<"$file")")
+      kill "${pids[-1]}" 2>/dev/null || true
     fi
+  done
+  for _ in $(seq 100); do
+    kill -0 "${pids[@]}" 2>/dev/null || return 0
+    sleep 0.1
   done
 }
 

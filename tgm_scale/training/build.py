@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,15 @@ def check(config: Config, place: Place) -> None:
 
 def make_synthetic(config: Config) -> None:
     """Make the synthetic corpus that the configuration describes, where it is not there yet."""
-    synthetic = config.data.synthetic
-    if synthetic is not None and not Path(config.data.corpora()[0].path).exists():
-        from tgm_scale.data.synthetic import make_corpus
+    synthetic, folder = config.data.synthetic, Path(config.data.corpora()[0].path)
+    if synthetic is None or folder.exists():
+        return
+    from tgm_scale.data.synthetic import make_corpus
 
-        make_corpus(config.data.corpora()[0].path, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
+    unfinished = folder.with_name(folder.name + ".making")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
+    make_corpus(unfinished, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
+    unfinished.rename(folder)
 
 
 def corpora(config: Config) -> list[Corpus]:

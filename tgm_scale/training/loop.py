@@ -65,6 +65,7 @@ class _Run:
         self.checkpoints = folder / "checkpoints"
         if place.is_main:
             build.make_synthetic(config)
+            build.corpora(config)  # builds the indices of a corpus from elsewhere, once
         self.control.barrier()
         self.corpora = build.corpora(config)
         samples = sum(len(corpus) for corpus in self.corpora)

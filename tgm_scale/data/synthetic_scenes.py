@@ -1,0 +1,216 @@
+"""Scenes of the synthetic corpus: drawn from keyed randomness, animated, rendered, a whole batch at once.
+
+Shapes: B scenes, K objects, T frames, N = B * T images, H W pixels, W also waves of the background.
+Lengths are fractions of the frame's side, time runs over [0, 1] in a clip, angles are radians, clockwise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tgm_scale.data.synthetic_shapes import COLOURS, SHAPES, coverage, local_coordinates, rgb
+from tgm_scale.runtime import seeding
+
+MOTIONS = ("left", "right", "clockwise", "anticlockwise", "approach", "recede", "bounce")
+ROLES = ("object", "same_colour", "same_shape")
+MODES = ("named", "one_mover")
+_WAVES = 8
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """B scenes of K objects each; row 0 of K is the named object, then the distractors in the order of ROLES."""
+
+    shape: Tensor  # int64 [B, K] into SHAPES
+    colour: Tensor  # int64 [B, K] into COLOURS
+    motion: Tensor  # int64 [B, K] into MOTIONS
+    depth: Tensor  # float32 [B, K], the largest in front
+    paint: Tensor  # float32 [B, K, 3] RGB in [0, 1]
+    radius: Tensor  # float32 [B, K], of the disc of equal area
+    anchor: Tensor  # float32 [B, K, 2], middle of the path
+    reach: Tensor  # float32 [B, K], half of the path's length
+    turn: Tensor  # float32 [B, K], angle at time 0
+    spin: Tensor  # float32 [B, K], radians a clip
+    grain: Tensor  # float32 [B, K, 4]: two frequencies, phase and depth of the texture
+    shake: Tensor  # float32 [B, 2, 3, 2]: for x and y, three (amplitude, phase) of the camera's shake
+    ground: Tensor  # float32 [B, 3] RGB mean of the background
+    waves: Tensor  # float32 [B, W, 7]: x and y frequency, drift a clip, phase, RGB amplitude
+
+
+class _Draws:
+    """Named uniform draws of a batch of scenes: the same name and seed, the same numbers."""
+
+    def __init__(self, seeds_B: Tensor):
+        self.seeds_B = seeds_B
+
+    def __call__(self, purpose: str, low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
+        u = seeding.uniform(self.seeds_B, math.prod(shape), f"synthetic {purpose}")
+        return low + (high - low) * u.view(-1, *shape)
+
+    def choice(self, purpose: str, count: int, *shape: int) -> Tensor:
+        return (self(purpose, 0, count, *shape)).long().clamp(max=count - 1)
+
+
+def draw_scenes(seeds_B: Tensor, mode: str, difficulty_B: Tensor) -> Scenes:
+    """Scenes of keyed seeds, int64 [B]; difficulty in [0, 1], float32 [B].
+
+    `named`: the object, a distractor of its colour and another shape, one of its shape and another colour.
+    `one_mover`: the object alone, on a longer path. Difficulty raises the background's contrast, the texture, the
+    camera's shake, the jitter of colour and the overlap of objects."""
+    if mode not in MODES:
+        raise ValueError(f"mode {mode!r} of the synthetic corpus is not known: use one of {', '.join(MODES)}")
+    draw = _Draws(seeds_B)
+    alone = mode == "one_mover"
+    objects = 1 if alone else len(ROLES)
+    hard = difficulty_B.float()[:, None]
+
+    shape = _with_others(
+        draw.choice("shape", len(SHAPES), 1), draw.choice("other shape", len(SHAPES) - 1, 1), (0, 1, 0)
+    )
+    colour = _with_others(
+        draw.choice("colour", len(COLOURS), 1), draw.choice("other colour", len(COLOURS) - 1, 1), (0, 0, 1)
+    )
+    shape, colour = shape % len(SHAPES), colour % len(COLOURS)
+    motion = draw.choice("motion", len(MOTIONS), 1) + torch.nn.functional.pad(
+        1 + draw.choice("other motions", len(MOTIONS) - 1, len(ROLES) - 1), (1, 0)
+    )
+    motion = motion % len(MOTIONS)
+
+    hue = torch.tensor(list(COLOURS.values()))[colour] + draw("hue", -0.035, 0.035, len(ROLES)) * hard
+    paint = rgb(hue % 1, 1 - draw("saturation", 0.0, 0.4, 3) * hard, 1 - draw("value", 0.0, 0.35, 3) * hard)
+
+    bearing = draw("bearing", 0, 2 * math.pi, 1) + torch.arange(3) * (2 * math.pi / 3) + draw("stray", -0.25, 0.25, 3)
+    away = 0.29 - 0.05 * hard + draw("away", -0.02, 0.02, 3)
+    anchor = 0.5 + away[..., None] * torch.stack([torch.cos(bearing), torch.sin(bearing)], 2)
+    if alone:
+        anchor = 0.5 + draw("anchor", -0.06, 0.06, 3, 2)
+    reach = draw("reach", 0.16, 0.22, 3) if alone else draw("reach", 0.07, 0.12, 3)
+
+    spin = draw("spin", -0.5 * math.pi, 0.5 * math.pi, 3)
+    contrast = (0.03 + 0.09 * hard)[..., None]
+    waves = torch.cat(
+        [
+            draw("wave frequency", -6, 6, _WAVES, 2) * 2 * math.pi,
+            draw("wave drift", -3, 3, _WAVES, 1),
+            draw("wave phase", 0, 2 * math.pi, _WAVES, 1),
+            contrast * (draw("wave light", -1, 1, _WAVES, 1) + draw("wave tint", -0.5, 0.5, _WAVES, 3)),
+        ],
+        2,
+    )
+    grain = torch.cat(
+        [
+            draw("grain frequency", 2, 6, 3, 2),
+            draw("grain phase", 0, 2 * math.pi, 3, 1),
+            (draw("grain depth", 0.1, 0.35, 3) * (0.3 + 0.7 * hard))[..., None],
+        ],
+        2,
+    )
+    shake = torch.stack(
+        [draw("shake", 0, 0.012, 2, 3) * hard[..., None], draw("shake phase", 0, 2 * math.pi, 2, 3)], 3
+    )
+    every = {
+        "shape": shape,
+        "colour": colour,
+        "motion": motion,
+        "depth": draw("depth", 0, 1, 3),
+        "paint": paint,
+        "radius": draw("radius", 0.14, 0.18, 3),
+        "anchor": anchor,
+        "reach": reach,
+        "turn": draw("turn", 0, 2 * math.pi, 3),
+        "spin": spin,
+        "grain": grain,
+    }
+    ground = draw("ground", 0.25, 0.65, 1) + draw("ground tint", -0.08, 0.08, 3) * hard
+    return Scenes(**{name: x[:, :objects] for name, x in every.items()}, shake=shake, ground=ground, waves=waves)
+
+
+def _with_others(own_B1: Tensor, step_B1: Tensor, differs: tuple[int, ...]) -> Tensor:
+    """The object's own value for each role, or another one (own + 1 + step, to be taken modulo the count)."""
+    return own_B1 + torch.tensor(differs) * (1 + step_B1)
+
+
+def place(scenes: Scenes, time_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the objects are: centre [B, T, K, 2], radius [B, T, K] (both in sides of the frame), angle [B, T, K]."""
+    u = time_BT[:, :, None]
+    swing = 2 * u - 1
+    reach = scenes.reach[:, None]
+    circle = scenes.turn[:, None] + 2 * math.pi * u * _sign(scenes.motion, "clockwise", "anticlockwise")[:, None]
+    circling = _is(scenes.motion, "clockwise", "anticlockwise")[:, None]
+    bouncing = _is(scenes.motion, "bounce")[:, None]
+    dx = reach * swing * _sign(scenes.motion, "right", "left")[:, None] + circling * reach * torch.cos(circle)
+    dy = circling * reach * torch.sin(circle) + bouncing * reach * (
+        1 - 2 * torch.sin(scenes.turn[:, None] + 3 * math.pi * u).abs()
+    )
+    centre = scenes.anchor[:, None] + torch.stack([dx, dy], 3)
+    radius = scenes.radius[:, None] * torch.exp(0.35 * swing * _sign(scenes.motion, "approach", "recede")[:, None])
+    return centre, radius, scenes.turn[:, None] + scenes.spin[:, None] * u
+
+
+def _is(motion: Tensor, *names: str) -> Tensor:
+    return torch.isin(motion, torch.tensor([MOTIONS.index(name) for name in names])).float()
+
+
+def _sign(motion: Tensor, plus: str, minus: str) -> Tensor:
+    return _is(motion, plus) - _is(motion, minus)
+
+
+def render(scenes: Scenes, time_BT: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Frames and visible pixels of scenes at given times.
+
+    Returns uint8 [B, T, 3, H, W] RGB and bool [B, T, K, H, W]: where at least half of a pixel shows the object."""
+    batch, frames = time_BT.shape
+    angle_BT23 = (
+        2 * math.pi * time_BT[:, :, None, None] * torch.tensor([1.0, 2.0, 3.0]) + scenes.shake[:, None, ..., 1]
+    )
+    camera = (scenes.shake[:, None, ..., 0] * torch.sin(angle_BT23)).sum(3)
+    centre, radius, turn = place(scenes, time_BT)
+    centre = (centre + camera[:, :, None]) * size
+    radius = radius * size
+    flat = lambda x: x.flatten(0, 1)  # noqa: E731
+    repeat = lambda x: x.repeat_interleave(frames, 0)  # noqa: E731
+
+    image = _background(scenes, time_BT, camera, size)
+    local = local_coordinates(flat(centre), flat(radius), flat(turn), size, size)
+    cover = coverage(repeat(scenes.shape), local, flat(radius))
+    colour = _textured(repeat(scenes.paint), repeat(scenes.grain), local)
+    order = repeat(scenes.depth).argsort(1)
+    rows = torch.arange(len(image))
+    visible = torch.zeros_like(cover)
+    for layer in order.unbind(1):
+        top = cover[rows, layer][:, None]
+        image = image * (1 - top) + colour[rows, layer] * top
+        visible = visible * (1 - top)
+        visible[rows, layer] = top[:, 0]
+    image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    return image.view(batch, frames, 3, size, size), (visible >= 0.5).view(batch, frames, -1, size, size)
+
+
+def _background(scenes: Scenes, time_BT: Tensor, camera_BT2: Tensor, size: int) -> Tensor:
+    """Drifting plane waves over a mean colour, float32 [N, 3, H, W]; it moves with the camera."""
+    frequency, drift, phase, amplitude = scenes.waves.split([2, 1, 1, 3], 2)
+    pixel = (torch.arange(size) + 0.5) / size
+    x = pixel - camera_BT2[..., 0, None]
+    y = pixel - camera_BT2[..., 1, None]
+    start = (drift[:, None, :, 0] * time_BT[:, :, None] + phase[:, None, :, 0])[..., None]
+    across = frequency[:, None, :, 0, None] * x[:, :, None] + start
+    down = frequency[:, None, :, 1, None] * y[:, :, None]
+    # sin(a + b) from the sines of the two axes: 2 * size of them a wave instead of size ** 2
+    down_basis = torch.cat([torch.cos(down), torch.sin(down)], 2)
+    across_basis = torch.cat([torch.sin(across), torch.cos(across)], 2)
+    weight = torch.cat([amplitude, amplitude], 1)
+    weighted = across_basis[:, :, :, None] * weight[:, None, :, :, None]
+    image = torch.einsum("btwy,btwcx->btcyx", down_basis, weighted)
+    return (image + scenes.ground[:, None, :, None, None]).flatten(0, 1)
+
+
+def _textured(paint_NK3: Tensor, grain_NK4: Tensor, local_NK2HW: Tensor) -> Tensor:
+    """An object's paint under a pattern of light fixed to it: float32 [N, K, 3, H, W]."""
+    along, across, phase, depth = grain_NK4[..., None, None].unbind(2)
+    x, y = local_NK2HW.unbind(2)
+    light = 1 - depth * (1 + torch.sin(along * x + phase) * torch.sin(across * y + 2 * phase))
+    return paint_NK3[..., None, None] * light[:, :, None]

@@ -1,0 +1,93 @@
+"""What a synthetic clip shows, and how that is written into a sample's json and read back.
+
+Shapes: T frames, H W pixels; S slots x R rows x C columns of tokens.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tgm_scale.contracts import Grid
+
+
+@dataclass(frozen=True)
+class ObjectTruth:
+    """One object of a clip. `visible`: bool [T, H, W], true where at least half of a pixel shows it."""
+
+    role: str  # one of synthetic_scenes.ROLES
+    shape: str
+    colour: str
+    motion: str
+    visible: np.ndarray
+
+    @property
+    def boxes(self) -> list[list[int] | None]:
+        """Box of the visible pixels in each frame: left, top, right, bottom (the last two one past the end), or None
+        where nothing of it is seen."""
+        return [_box(frame) for frame in self.visible]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The objects of a clip: the named one first, then the distractors."""
+
+    objects: list[ObjectTruth]
+
+    @property
+    def named(self) -> ObjectTruth:
+        return self.objects[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Masks as base64 of zlib of `np.packbits` of the flattened [T, H, W]: about 1 kB an object."""
+        frames, height, width = self.named.visible.shape
+        objects = [
+            {
+                "role": one.role,
+                "shape": one.shape,
+                "colour": one.colour,
+                "motion": one.motion,
+                "boxes": one.boxes,
+                "visible": base64.b64encode(zlib.compress(np.packbits(one.visible).tobytes(), 9)).decode(),
+            }
+            for one in self.objects
+        ]
+        return {"frames": frames, "height": height, "width": width, "objects": objects}
+
+
+def read_truth(sample: bytes | str | dict[str, Any]) -> Truth:
+    """The truth in the json member of a synthetic sample. Raises ValueError where there is none."""
+    fields = sample if isinstance(sample, dict) else json.loads(sample)
+    if "truth" not in fields:
+        raise ValueError(f"the sample's json has no key 'truth' (found: {', '.join(fields)}); is it a synthetic one?")
+    truth = fields["truth"]
+    shape = (truth["frames"], truth["height"], truth["width"])
+    objects = []
+    for one in truth["objects"]:
+        packed = np.frombuffer(zlib.decompress(base64.b64decode(one["visible"])), np.uint8)
+        visible = np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(bool)
+        objects.append(ObjectTruth(one["role"], one["shape"], one["colour"], one["motion"], visible))
+    return Truth(objects)
+
+
+def object_tokens(visible_THW: np.ndarray, grid: Grid) -> np.ndarray:
+    """The tokens that are an object's: bool [S, R, C], true where at least half of the tubelet's pixels show it.
+
+    The clip is the whole of the grid: T, H and W are multiples of its sides."""
+    frames, height, width = visible_THW.shape
+    tubes = visible_THW.reshape(
+        grid.slots, frames // grid.slots, grid.rows, height // grid.rows, grid.columns, width // grid.columns
+    )
+    return tubes.mean((1, 3, 5)) >= 0.5
+
+
+def _box(visible_HW: np.ndarray) -> list[int] | None:
+    rows, columns = np.flatnonzero(visible_HW.any(1)), np.flatnonzero(visible_HW.any(0))
+    if not len(rows):
+        return None
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
