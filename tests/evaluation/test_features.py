@@ -1,0 +1,113 @@
+"""Frozen features: the definition, every sample once, broken samples and labels, a checkpoint beside a fresh model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tgm_scale.conversion.convert import convert
+from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.weights import Weights
+from tgm_scale.data.decode import decode_clip
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.synthetic import Look, make_corpus, make_sample
+from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
+from tgm_scale.evaluation.run import run_knn, run_probe
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.vit import ModelSize
+
+SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
+LOOK = Look(size=32, frames=8)
+CLIPS = 37  # no multiple of the batch
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("mover")
+    make_corpus(folder, clips=CLIPS, seed=1, mode="one_mover", look=LOOK, clips_per_shard=10)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, attention="sdpa", seed=7)
+    stated = Stated(2, 2, 4, 32, None, {"data": {"stride": 2}})
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    convert(Weights.of("pretraining", model.state_dict(), stated, []), path, "safetensors")
+    return path
+
+
+def test_features_are_the_mean_token_of_the_decoded_clip(shards: str, checkpoint: Path) -> None:
+    corpus = Corpus.open(shards)
+    encoder = FrozenEncoder.load(checkpoint)
+    assert encoder.stride == 2
+    found = extract([encoder], corpus, SYNTHETIC_MOTION)
+    model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, attention="sdpa", seed=7)
+    for shard, row in ((0, 0), (3, 6)):
+        ref = corpus.sample(shard, row)
+        members = corpus.read(ref, ["mp4", "json"])
+        near = []
+        for offset in (0.0, 0.5):  # 8 frames hold two windows of 4 frames, 2 apart: either may be the sample's
+            clip = decode_clip(members["mp4"], 4, 2, offset)
+            video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None]
+            near.append((model.encode(video).mean(1)[0] - found.features[0][found.keys.index(ref.name)]).abs().max())
+        assert min(near) < 1e-5
+        truth = json.loads(members["json"])["truth"]["objects"][0]["motion"]
+        assert found.labels[found.keys.index(ref.name)] == truth
+
+
+def test_every_sample_is_there_once_whatever_the_workers(shards: str, checkpoint: Path) -> None:
+    encoder = FrozenEncoder.load(checkpoint)
+    counted: list[int] = []
+    one = extract([encoder], Corpus.open(shards), SYNTHETIC_MOTION, progress=counted.append)
+    other = extract([encoder], Corpus.open(shards), SYNTHETIC_MOTION, workers=2)
+    assert len(set(one.keys)) == len(one.keys) == CLIPS == sum(counted)
+    assert one.keys == other.keys and one.labels == other.labels and not one.problems
+    assert torch.equal(one.features[0], other.features[0])
+
+
+def test_several_encoders_share_one_pass(shards: str, checkpoint: Path) -> None:
+    encoder = FrozenEncoder.load(checkpoint)
+    fresh = encoder.fresh(seed=7)
+    found = extract([encoder, fresh, encoder.fresh(seed=8)], Corpus.open(shards), SYNTHETIC_MOTION)
+    assert torch.equal(found.features[0], found.features[1]), "the checkpoint is the fresh model of seed 7"
+    assert not torch.allclose(found.features[0], found.features[2])
+
+
+def test_broken_clips_and_missing_labels_are_named_and_left_out(tmp_path: Path, checkpoint: Path) -> None:
+    with ShardWriter(tmp_path, clips_per_shard=100) as writer:
+        for index in range(6):
+            key, members = make_sample(index, 0, "one_mover", LOOK)
+            if index == 1:
+                members["mp4"] = members["mp4"][:200]
+            if index == 2:
+                members["json"] = {"caption": "no truth here"}
+            writer.write(key, members)
+    found = extract([FrozenEncoder.load(checkpoint)], Corpus.open(str(tmp_path)), SYNTHETIC_MOTION)
+    assert len(found.keys) == 4
+    named = {(problem.key.rsplit("/")[-1], problem.reason) for problem in found.problems}
+    assert {("one_mover_000002", "no_label")} < named and len(named) == 2
+    assert {key for key, _ in named} == {"one_mover_000001", "one_mover_000002"}
+
+
+def test_a_label_that_no_sample_has_is_a_mistake(shards: str, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"no sample's json has a value at 'lable'"):
+        extract([FrozenEncoder.load(checkpoint)], Corpus.open(shards), "lable")
+    with pytest.raises(ValueError, match="is no single value"):
+        extract([FrozenEncoder.load(checkpoint)], Corpus.open(shards), "truth.objects")
+
+
+def test_knn_and_probe_stand_beside_random_initialisation(shards: str, checkpoint: Path) -> None:
+    label = "truth.objects.0.shape"
+    for run in (run_knn, run_probe):
+        result = run(checkpoint, shards, shards, label, seed=7)
+        assert result.accuracy == result.random_accuracy, "the checkpoint is the fresh model of seed 7"
+        assert result.gain[:] == (0, 0, 0)
+        assert result.train_clips == result.test_clips == CLIPS
+        again = run(checkpoint, shards, shards, label, seed=7)
+        assert again == result
+        assert "random initialisation" in str(result)

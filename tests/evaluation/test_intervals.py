@@ -1,0 +1,45 @@
+"""The paired bootstrap against what theory says of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tgm_scale.evaluation.intervals import paired_interval
+
+
+def test_one_seed_gives_the_width_of_the_normal_interval() -> None:
+    gain = torch.randint(-1, 2, (1, 800), generator=torch.Generator().manual_seed(0)).float()
+    found = paired_interval(gain)
+    half = 1.96 * gain.std().item() / math.sqrt(800)
+    assert found.mean == pytest.approx(gain.mean().item())
+    assert found.low == pytest.approx(gain.mean().item() - half, abs=0.15 * half)
+    assert found.high == pytest.approx(gain.mean().item() + half, abs=0.15 * half)
+
+
+def test_it_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(1)
+    inside = 0
+    for _ in range(60):
+        gain = (torch.rand(1, 100, generator=generator) < 0.3).float()
+        found = paired_interval(gain, draws=200)
+        inside += found.low <= 0.3 <= found.high
+    assert inside >= 50  # 57 of 60 expected; fewer than 50 has a chance below 0.1 %
+
+
+def test_seeds_that_disagree_widen_it() -> None:
+    agreeing = torch.full((3, 300), 0.1)
+    disagreeing = torch.tensor([-0.2, 0.1, 0.4])[:, None].expand(3, 300)
+    assert paired_interval(agreeing).low == pytest.approx(0.1)
+    found = paired_interval(disagreeing)
+    assert found.mean == pytest.approx(0.1)
+    assert found.low < -0.1 and found.high > 0.3
+
+
+def test_no_difference_has_no_width_and_the_seed_fixes_the_digits() -> None:
+    assert paired_interval(torch.zeros(3, 50))[:] == (0, 0, 0)
+    gain = torch.randn(2, 60, generator=torch.Generator().manual_seed(2))
+    assert paired_interval(gain, seed=1) == paired_interval(gain, seed=1)
+    assert paired_interval(gain, seed=1) != paired_interval(gain, seed=2)

@@ -1,0 +1,70 @@
+"""The linear probe: its optimum, its choice of the penalty, and that it gives the same digits twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tgm_scale.evaluation import probe
+
+
+def blobs(clips: int, classes: int, width: int, spread: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian blobs about `classes` fixed centres."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    labels = torch.arange(clips) % classes
+    return centres[labels] + spread * torch.randn(clips, width, generator=generator), labels
+
+
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+def test_the_fit_is_the_minimum(penalty: float) -> None:
+    """At the minimum of a convex loss the gradient is 0, computed here from the formula of softmax regression."""
+    x, y = blobs(200, 3, 5, 1.0, seed=0)
+    x, _ = probe.standardised(x, x)
+    weight, bias = probe.fit(x, y, 3, penalty)
+    residual = (x @ weight + bias).softmax(1) - F.one_hot(y, 3)
+    assert (x.T @ residual / len(x) + penalty * weight).abs().max() < 1e-5
+    assert residual.mean(0).abs().max() < 1e-5
+
+
+def test_where_the_fit_starts_plays_no_part() -> None:
+    x, y = blobs(200, 3, 5, 1.0, seed=0)
+    x, _ = probe.standardised(x, x)
+    straight = probe.fit(x, y, 3, 1e-2)
+    by_way_of = probe.fit(x, y, 3, 1e-2, probe.fit(x, y, 3, 1e-1))
+    assert torch.allclose(straight.weight, by_way_of.weight, atol=1e-4)
+
+
+def test_blobs_are_told_apart_and_the_same_seed_gives_the_same_digits() -> None:
+    train, labels = blobs(300, 4, 8, 0.5, seed=1)
+    test, truth = blobs(200, 4, 8, 0.5, seed=2)
+    one, other = probe.probe(train, labels, test, seed=3), probe.probe(train, labels, test, seed=3)
+    assert torch.equal(one.predictions_M, other.predictions_M)
+    assert one.validation_accuracy == other.validation_accuracy
+    assert (one.predictions_M == truth).double().mean() > 0.95
+
+
+def test_noise_is_met_with_a_strong_penalty_and_signal_with_a_weak_one() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(120, 100, generator=generator)
+    noisy = (x[:, 0] + 2 * torch.randn(120, generator=generator) > 0).long()
+    wide = torch.randn(2000, 4, generator=generator)
+    sharp = ((wide[:, 0] + 0.01 * wide[:, 1]) > 0).long()
+    assert probe.probe(x, noisy, x).penalty >= 1e-2
+    assert probe.probe(wide, sharp, wide).penalty <= 1e-3
+
+
+def test_scale_and_offset_of_features_play_no_part_and_a_constant_one_is_harmless() -> None:
+    train, labels = blobs(200, 3, 6, 1.0, seed=5)
+    test, _ = blobs(100, 3, 6, 1.0, seed=6)
+    plain = probe.probe(train, labels, test).predictions_M
+    scale = torch.tensor([1e-3, 1.0, 50.0, 1.0, 7.0, 1e3])
+    constant = lambda x: torch.cat([x * scale + 5, torch.full((len(x), 1), 3.0)], 1)  # noqa: E731
+    changed = probe.probe(constant(train), labels, constant(test)).predictions_M
+    assert (plain == changed).double().mean() >= 0.99
+
+
+def test_one_class_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="needs 2 classes"):
+        probe.probe(torch.randn(20, 3), torch.zeros(20, dtype=torch.int64), torch.randn(5, 3))

@@ -1,0 +1,45 @@
+"""Paired bootstrap intervals: is one model right more often than another on the same clips?
+
+Shapes: S seeds, M test clips, R draws of the bootstrap.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tgm_scale.runtime import seeding
+
+DRAWS = 2000
+
+
+class Interval(NamedTuple):
+    """A mean with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def paired_interval(gain_SM: Tensor, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Percentile interval of the mean of paired differences (Efron and Tibshirani 1993, chapters 8 and 13).
+
+    gain_SM: for each seed and test clip, the one model's score less the other's (for right and wrong: -1, 0 or 1).
+    Seeds and clips are drawn with replacement, each clip with all its seeds: both what another training run and what
+    other test clips would change is in the interval. Keyed by `seed`."""
+    gain = gain_SM.double().numpy()
+    seeds, clips = gain.shape
+    keys = torch.tensor([seeding.key(seed, "bootstrap", draw) for draw in range(draws)])
+    drawn_RS = (seeding.uniform(keys, seeds, "seeds") * seeds).long().numpy()
+    means = np.empty(draws)
+    for r, key in enumerate(keys):
+        drawn_M = (seeding.uniform(key[None], clips, "clips")[0] * clips).long().numpy()
+        means[r] = gain[drawn_RS[r]][:, drawn_M].mean()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(gain.mean()), float(low), float(high))
