@@ -2,7 +2,7 @@
 # The launcher behind the scripts of this folder: they source it and call
 #   launch COMMAND CONFIG [section.key=value ...]     `tgm-scale COMMAND` on all GPUs of the job, requeued until done
 #   in_tasks SRUN_OPTION... -- PYTHON_ARGUMENT...     one step of the job, by the site's python
-# Facts about the cluster come from cluster.env beside it (see cluster.env.example), or the file that TGM_CLUSTER names.
+# Facts about the cluster come from cluster.env beside it (see cluster.env.example), or the file that TGM_CLUSTER is.
 #
 # A run ends in one of four ways, by the exit code of its processes:
 #   0   all steps are made
@@ -66,14 +66,19 @@ newest_step() {
 }
 
 # RUN/attempts has a line a start, with the step it began at; a job submitted by hand counts from one again
-note_attempt() { echo "$TGM_CHAIN $(newest_step) $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} $(date +%FT%T)" >>"$run/attempts"; }
+note_attempt() {
+  echo "$TGM_CHAIN $(newest_step) $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} $(date +%FT%T)" >>"$run/attempts"
+}
 attempts_here() { grep -c "^$TGM_CHAIN $(newest_step) " "$run/attempts"; }
 
 refuse_a_second_job() {
   local last
   last=$(tail -n 1 "$run/attempts" | cut -d ' ' -f 3)
   last=${last%.*}
-  if [ "${last:-$SLURM_JOB_ID}" != "$SLURM_JOB_ID" ] && [ -n "$(squeue --noheader --states=RUNNING --job "$last" 2>&-)" ]; then
+  if [ -z "$last" ] || [ "$last" = "$SLURM_JOB_ID" ]; then
+    return
+  fi
+  if [ -n "$(squeue --noheader --states=RUNNING --job "$last" 2>/dev/null)" ]; then
     stop "$USER_MISTAKE" "run.dir=$run: job $last is at work on this run; give this job another run.dir"
   fi
 }
@@ -91,8 +96,8 @@ stop() {
 
 stop_a_crash_loop() {
   if [ "$(attempts_here)" -ge "$SAME_STEP_STARTS" ]; then
-    stop "$1" "$SAME_STEP_STARTS starts began at step $(newest_step) and ended without a new checkpoint: a crash loop," \
-      "not started again; look at $run/logs"
+    stop "$1" "$SAME_STEP_STARTS starts began at step $(newest_step) and made no new checkpoint: a crash loop, not" \
+      "started again; look at $run/logs"
   fi
 }
 
@@ -140,12 +145,11 @@ submit_next() {
   say "job $next_job goes on if this one ends before the run does; scancel both to end it"
 }
 
-# Where a step failed before training: name the nodes, and start again where that can help
-bad_nodes() {
-  local bad=$1 why=$2
-  say "$why: $bad"
+# After a preflight that named nodes
+leave_out() {
+  local bad=$1
   if [ "$TGM_EXCLUDE_BAD_NODES" != yes ]; then
-    stop "$BAD_NODE" "submit again with --exclude=$bad, or set TGM_EXCLUDE_BAD_NODES=yes"
+    stop "$BAD_NODE" "bad nodes: $bad; submit again with --exclude=$bad, or set TGM_EXCLUDE_BAD_NODES=yes"
   fi
   start_again "$BAD_NODE" "$bad"
 }
@@ -156,7 +160,8 @@ launch() {
   load_cluster || exit
   say "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, nodes $SLURM_JOB_NODELIST, $SLURM_NTASKS processes"
 
-  run=$(in_tasks --nodes=1 --ntasks=1 --ntasks-per-node=1 -- -m tgm_scale config --config "$config" --key run.dir "$@") || code=$?
+  run=$(in_tasks --nodes=1 --ntasks=1 --ntasks-per-node=1 -- \
+    -m tgm_scale config --config "$config" --key run.dir "$@") || code=$?
   if [ "$code" -ne 0 ]; then
     stop "$code" "the configuration was not read (exit code $code, on ${SLURMD_NODENAME:-the first node}): not started"
   fi
@@ -175,13 +180,14 @@ launch() {
   code=${PIPESTATUS[0]}
   case $code in
     0) ;;
-    "$BAD_NODE") bad_nodes "$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$logs/preflight.log" | sort -u | paste -sd,)" "preflight" ;;
+    "$BAD_NODE") leave_out "$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$logs/preflight.log" | sort -u | paste -sd,)" ;;
     "$USER_MISTAKE") stop "$code" "preflight failed on every node: not started" ;;
     *) say "preflight ended with exit code $code" && start_again "$code" "" ;;
   esac
 
   say "$command begins at step $(newest_step); one log a rank: $logs"
-  in_tasks --output="$logs/rank-%4t.log" --open-mode=append -- -m tgm_scale "$command" --config "$config" "$@" || code=$?
+  in_tasks --output="$logs/rank-%4t.log" --open-mode=append -- \
+    -m tgm_scale "$command" --config "$config" "$@" || code=$?
   case $code in
     0) say "done: $run" ;;
     "$USER_MISTAKE")

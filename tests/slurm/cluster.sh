@@ -76,16 +76,24 @@ CONFIGURATION
 
 stop() {
   local folder=$1 file pids=()
+  export SLURM_CONF=$folder/slurm.conf
+  scancel --quiet --user="$(id -un)" || true # daemons that stop leave the processes of their jobs alone
+  for _ in $(seq 100); do
+    [ -n "$(squeue --noheader 2>/dev/null)" ] || break
+    sleep 0.2
+  done
   for file in "$folder"/{node1.pid,node2.pid,node3.pid,slurmctld.pid,munge/pid}; do
     if [ -s "$file" ]; then
       pids+=("$(<"$file")")
-      kill "${pids[-1]}" 2>/dev/null || true
     fi
   done
+  [ "${#pids[@]}" -gt 0 ] || return 0
+  kill "${pids[@]}" 2>/dev/null || true
   for _ in $(seq 100); do
     kill -0 "${pids[@]}" 2>/dev/null || return 0
     sleep 0.1
   done
+  kill -KILL "${pids[@]}" 2>/dev/null || true
 }
 
 case "${1:-}" in

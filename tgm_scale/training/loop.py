@@ -174,7 +174,8 @@ class _Run:
     def _count(self, own: list[Problem]) -> list[Problem]:
         """Every rank's broken samples of this step, counted."""
         named = [problem for rank in self.control.gather(own) for problem in rank]
-        seen, limit = self.progress.step * self.config.train.global_batch_size, self.config.data.max_skipped_share
+        seen = self.progress.step * build.samples_per_step(self.config)
+        limit = self.config.data.max_skipped_share
         self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit)
         return named
 

@@ -26,7 +26,7 @@ _TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails la
 _SIDE = 4096  # of the matrix product that a GPU is tried with: 2 * 4096^3 FLOP, 0.2 ms on an H100
 _ROUNDS = 50
 _PREFETCHED = 4  # samples that each worker of the loader is ahead
-_SHARED_FOLDER_SECONDS = 20  # a network file system may show a new file only after its attribute cache expires
+_SHARED_FOLDER_SECONDS = 10  # a network file system may show a new file only after its attribute cache expires
 
 
 @dataclass

@@ -83,7 +83,7 @@ def count_problems(skipped: dict[str, int], problems: list[Problem], seen: int, 
     if seen >= _ENOUGH_TO_JUDGE and counts.total() > limit * seen:
         listed = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
         raise ValueError(
-            f"{counts.total()} of {seen} clips were broken ({listed}), more than data.max_skipped_share={limit}: "
+            f"{counts.total()} of {seen} samples were broken ({listed}), more than data.max_skipped_share={limit}: "
             "skipped.jsonl in the run folder names them; mend the shards or raise the limit"
         )
     return dict(sorted(counts.items()))
