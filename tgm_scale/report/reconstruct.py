@@ -1,0 +1,53 @@
+"""Pictures of what a model makes of the hidden patches, without a look at them.
+
+A masked autoencoder with normalised targets (He et al. 2022) predicts a patch's pattern, not its brightness or
+contrast. Un-normalising with the true patch's mean and standard deviation, as is common, paints the hidden object's
+own colours into the picture. Here both come from the visible patches around.
+
+Shapes: B clips, N tokens, V visible, M targets, C=3 channels, K values of a channel of a patch, P = C * K.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tgm_scale.contracts import Grid, Mask
+from tgm_scale.models.patches import CHANNELS, channel_first, gather_tokens, patchify, unpatchify
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+
+REACH = 1.0  # tokens: standard deviation of the Gaussian that weighs visible patches by their distance
+DROPPED = 127.5  # grey level of tokens that are neither seen nor predicted
+
+
+def nearby_statistics(patches_BNP: Tensor, visible_BV: Tensor, target_BM: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel that the visible patches suggest for the targets.
+
+    Gaussian weights of the distance on the token grid, one slot as far as one column. patches: 0..255, order (channel,
+    frame, row, column). Returns two float32 [B, M, C, 1]. Values of patches that are not visible play no part."""
+    seen_BVCK = gather_tokens(patches_BNP, visible_BV).float().unflatten(-1, (CHANNELS, -1))
+    mean_BVC, std_BVC = seen_BVCK.mean(-1), seen_BVCK.std(-1)
+    sides = (grid.slots, grid.rows, grid.columns)
+    place_N3 = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32) for side in sides))
+    squared_BMV = torch.cdist(place_N3[target_BM], place_N3[visible_BV]).square()
+    weight_BMV = (-squared_BMV / (2 * REACH**2)).softmax(dim=-1)
+    return (weight_BMV @ mean_BVC)[..., None], (weight_BMV @ std_BVC)[..., None]
+
+
+@torch.no_grad()
+def reconstruct(model: MaskedVideoAutoencoder, video_BCTHW: Tensor, mask: Mask) -> Tensor:
+    """The clips as the model completes them: visible patches as they are, targets as predicted, the rest grey.
+
+    Returns uint8 [B, 3, T, H, W]."""
+    size, grid = model.size, model.grid
+    patches_BNP = patchify(video_BCTHW, size.tubelet, size.patch)
+    prediction_BMP = model(video_BCTHW, mask.visible, mask.target).prediction_BMP
+    mean, std = nearby_statistics(patches_BNP, mask.visible, mask.target, grid)
+    painted_BMP = (channel_first(prediction_BMP).unflatten(-1, (CHANNELS, -1)) * std + mean).flatten(-2)
+    canvas_BNP = torch.full(patches_BNP.shape, DROPPED)
+    for index, values in (
+        (mask.visible, gather_tokens(patches_BNP, mask.visible).float()),
+        (mask.target, painted_BMP),
+    ):
+        canvas_BNP.scatter_(1, index[..., None].expand_as(values), values)
+    return unpatchify(canvas_BNP, grid, size.tubelet, size.patch).round().clamp(0, 255).to(torch.uint8)

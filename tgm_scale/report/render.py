@@ -1,0 +1,85 @@
+"""Film strips: one picture a slot, one row a view of the clip, labels beside.
+
+Shapes: S slots, C=3 channels, T frames, H W pixels, R rows and C columns of the token grid.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import colormaps
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_PAPER = (255, 255, 255)
+_INK = (40, 44, 52)
+_VEIL = torch.tensor([236.0, 238.0, 241.0])  # of hidden tokens
+_LINE = torch.tensor([255.0, 64.0, 64.0])  # around objects
+_GAP, _LABEL_WIDTH, _FONT_SIZE = 6, 150, 15
+_HEAT_SHARE = 0.6
+
+Row = tuple[str, Tensor]  # label and pictures, uint8 [S, 3, H, W]
+
+
+def slot_frames(video_CTHW: Tensor, slots: int) -> Tensor:
+    """The first frame of each slot, uint8 [S, 3, H, W]."""
+    return video_CTHW[:, :: video_CTHW.shape[1] // slots].transpose(0, 1)
+
+
+def heat(frames_SCHW: Tensor, relevance_SRC: Tensor) -> Tensor:
+    """Relevance over the darkened frames, from its lowest (blue) to its highest value in the clip (yellow)."""
+    low, high = relevance_SRC.min(), relevance_SRC.max()
+    scaled_SRC = ((relevance_SRC - low) / (high - low).clamp(min=1e-12)).float()
+    smooth_SHW = F.interpolate(scaled_SRC[:, None], frames_SCHW.shape[-2:], mode="bilinear")[:, 0]
+    colour_SHW4 = torch.from_numpy(np.asarray(colormaps["plasma"](smooth_SHW.numpy()), dtype=np.float32))
+    colour_SCHW = colour_SHW4[..., :3].permute(0, 3, 1, 2) * 255
+    grey = frames_SCHW.float().mean(1, keepdim=True)
+    return _as_pixels(_HEAT_SHARE * colour_SCHW + (1 - _HEAT_SHARE) * grey)
+
+
+def veiled(frames_SCHW: Tensor, shown_SRC: Tensor) -> Tensor:
+    """The frames where `shown` (bool) is true, paper elsewhere."""
+    shown_SHW = _to_pixels(shown_SRC, frames_SCHW)
+    return _as_pixels(torch.where(shown_SHW[:, None], frames_SCHW.float(), _VEIL[:, None, None]))
+
+
+def outlined(frames_SCHW: Tensor, visible_SHW: Tensor) -> Tensor:
+    """The frames with a line just inside the edge of an object's visible pixels (bool)."""
+    inside = -F.max_pool2d(-visible_SHW[:, None].float(), 3, stride=1, padding=1)[:, 0]
+    edge = visible_SHW & (inside == 0)
+    return _as_pixels(torch.where(edge[:, None], _LINE[:, None, None], frames_SCHW.float()))
+
+
+def _to_pixels(tokens_SRC: Tensor, frames_SCHW: Tensor) -> Tensor:
+    return F.interpolate(tokens_SRC[:, None].float(), frames_SCHW.shape[-2:], mode="nearest")[:, 0] > 0.5
+
+
+def _as_pixels(x: Tensor) -> Tensor:
+    return x.round().clamp(0, 255).to(torch.uint8)
+
+
+def film_strip(rows: Sequence[Row], side: int = 112) -> bytes:
+    """A PNG of rows of pictures, each enlarged to `side` pixels (nearest neighbour), their labels to the left."""
+    font = ImageFont.load_default(size=_FONT_SIZE)
+    columns = max(len(pictures) for _, pictures in rows)
+    width = _LABEL_WIDTH + columns * (side + _GAP)
+    sheet = Image.new("RGB", (width, len(rows) * (side + _GAP) - _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for r, (label, pictures) in enumerate(rows):
+        top = r * (side + _GAP)
+        draw.multiline_text((0, top + side / 2), label, _INK, font, anchor="lm", spacing=5)
+        for s, picture in enumerate(pictures):
+            image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+            enlarged = image.resize((side, side), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (_LABEL_WIDTH + s * (side + _GAP), top))
+    return png(sheet)
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", optimize=True)
+    return stream.getvalue()
