@@ -1,0 +1,81 @@
+"""Train the small CLIP of the demo on frames of the synthetic corpus."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tgm_scale.data.synthetic_captions import every_caption
+from tgm_scale.data.synthetic_patches import attributes, labelled_images, wording
+from tgm_scale.guidance.clip_training import LabelledImages, Recipe, train
+from tgm_scale.runtime import seeding
+
+EXAMPLES = """examples:
+  python tools/train_small_clip.py --output runs/small_clip                 about 40 minutes on one CPU core
+  python tools/train_small_clip.py --output runs/try --steps 200            a look at the beginning
+
+The folder is in the Hugging Face layout and loads like any other CLIP: guidance.towers=runs/small_clip"""
+
+BATCH = 32
+EASY, HARD = 0.15, 0.9  # difficulty at the start, and from half of the steps on
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not one with a model in it")
+    add("--steps", type=int, default=Recipe.steps, help="default %(default)s, of 32 images each")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    if options.steps < 1 or (options.output / "config.json").exists():
+        print(
+            f"train_small_clip: --steps {options.steps} is below 1, or {options.output} holds a model already",
+            file=sys.stderr,
+        )
+        return 2
+    torch.set_num_threads(options.threads)
+    recipe = replace(Recipe(), steps=options.steps, seed=options.seed)
+    began = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("small CLIP", total=recipe.steps)
+
+        def show(step: int, loss: float) -> None:
+            bar.update(task, completed=step, description=f"small CLIP, loss {loss:.3f}")
+            if step % 500 == 0 and not sys.stderr.isatty():
+                left = (time.monotonic() - began) / step * (recipe.steps - step)
+                print(f"step {step}/{recipe.steps}  loss {loss:.3f}  ETA {left / 60:.0f} min", flush=True)
+
+        train(
+            recipe,
+            batches(recipe),
+            lambda step: wording(seeding.key(recipe.seed, "wording", step)),
+            [*every_caption(), *wording(0)],
+            attributes(),
+            options.output,
+            show,
+        )
+    print(f"{options.output}: {recipe.steps} steps in {(time.monotonic() - began) / 60:.0f} minutes")
+    return 0
+
+
+def batches(recipe: Recipe) -> Iterator[LabelledImages]:
+    """Fresh images for every step, harder as it goes on."""
+    seed = seeding.key(recipe.seed, "training images")
+    for step in range(recipe.steps):
+        difficulty = EASY + (HARD - EASY) * min(1.0, 2 * step / recipe.steps)
+        yield LabelledImages(*labelled_images(seed, step * BATCH, BATCH, difficulty, recipe.image_size, recipe.patch))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
