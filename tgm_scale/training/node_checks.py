@@ -95,6 +95,11 @@ def _try_gpu(report: Report, place: Place) -> None:
         if given:
             raise ValueError(f"SLURM gave GPUs {given}, torch sees none: driver, or container without --nv / --gpus")
         return
+    if place.local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"task {place.local_rank} of a node sees {torch.cuda.device_count()} GPUs: start as many tasks a node as "
+            "it has GPUs, of which each sees all (srun --gpu-bind=none)"
+        )
     properties = torch.cuda.get_device_properties(place.device)
     report.alike |= {"device": properties.name, "NCCL": str(torch.cuda.nccl.version())}
     report.gpu = str(properties.uuid)
