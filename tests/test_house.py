@@ -26,7 +26,12 @@ EXCEPTIONS = {("objectives", "tgm_scale.models.patches")}
 # module prefix of a heavy dependency -> the only files that may import it
 IMPORT_SITES = {
     "deepspeed": {"training/engine.py", "training/engine_state.py"},
-    "transformers": {"guidance/towers.py", "guidance/clip_training.py", "guidance/train_clip.py", "conversion/huggingface.py"},
+    "transformers": {
+        "guidance/towers.py",
+        "guidance/clip_training.py",
+        "guidance/train_clip.py",
+        "conversion/huggingface.py",
+    },
     "av": {"data/decode.py", "data/encode.py", "data/motion.py"},
     "webdataset": {"data/shards.py", "data/loader.py"},
     "timm": {"evaluation/finetune.py", "conversion/timm.py"},
