@@ -6,9 +6,9 @@ concept is a combination of attributes (a colour and a shape); captions name con
 
 Three terms, on cosines of patch and caption embeddings (last layer, final norm, projection):
 - pattern: regression of a patch's cosines (times a learned scale) on 1 for its own concept, `half_match` for concepts
-  that share one attribute with it, and 0 for the others; where a patch shows no concept, on the mean that those others
-  get. So a caption ranks its object above the background and look-alikes below, and says nothing where it names
-  what is not there;
+  that share one attribute with it, and 0 for the others; where a patch shows no concept, on a level kept such that a
+  caption of what is not there ranks objects above the background as often as below. So a caption ranks its object
+  above the background, look-alikes below it, and says nothing where it names what is absent;
 - naming: cross entropy of concept, and of each attribute alone;
 - image: the sigmoid loss (arXiv 2303.15343) of the pooled image embedding, as an ordinary CLIP's.
 
@@ -137,7 +137,7 @@ class Objective(nn.Module):
         self.naming_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.pattern_scale = nn.Parameter(torch.tensor(math.log(2.0)))
         self.bias = nn.Parameter(torch.tensor(-4.0))
-        self.level = torch.zeros(())  # running mean of what concepts that share nothing with a patch get there
+        self.level = torch.tensor(-0.03)  # of patches that show nothing
 
     def forward(
         self, image_NE: Tensor, patch_NPE: Tensor, caption_XE: Tensor, logit_scale: Tensor, batch: LabelledImages
@@ -148,11 +148,22 @@ class Objective(nn.Module):
         shown_NP = batch.label_NP >= 0
         label = batch.label_NP[shown_NP]
         naming = self._naming(cosine_NPX[shown_NP] * self.naming_scale.exp().clamp(max=60), label)
-        pattern = self._pattern(cosine_NPX[..., :concepts] * self.pattern_scale.exp(), batch.label_NP, shown_NP, label)
+        predicted_NPC = cosine_NPX[..., :concepts] * self.pattern_scale.exp()
+        self.level = self.level + 0.004 * (self._absent_above(predicted_NPC.detach(), batch) - 0.5)
+        pattern = self._pattern(predicted_NPC, batch.label_NP, shown_NP, label)
         logits_NC = image_NE @ caption_XE[:concepts].T * logit_scale.exp().clamp(max=100) + self.bias
         each = F.binary_cross_entropy_with_logits(logits_NC, batch.present_NC.float(), reduction="none")
         image = 0.5 * (each[batch.present_NC].mean() + each[~batch.present_NC].mean())
         return 0.3 * naming + 20 * pattern + 0.2 * image
+
+    def _absent_above(self, predicted_NPC: Tensor, batch: LabelledImages) -> Tensor:
+        """How often, for concepts none of whose attributes is in the image, a patch of an object scores above a patch
+        that shows nothing."""
+        absent_NC = ~(batch.present_NC.float() @ (self.pattern_CC != 0).float()).bool()
+        above_NPPC = predicted_NPC[:, :, None] > predicted_NPC[:, None]
+        pairs_NPP = (batch.label_NP >= 0)[:, :, None] & (batch.label_NP == NOTHING)[:, None]
+        counted_NPPC = pairs_NPP[..., None] & absent_NC[:, None, None]
+        return (above_NPPC & counted_NPPC).sum() / counted_NPPC.sum().clamp(min=1)
 
     def _naming(self, logits: Tensor, label: Tensor) -> Tensor:
         start = len(self.pattern_CC)
@@ -166,8 +177,6 @@ class Objective(nn.Module):
     def _pattern(self, predicted_NPC: Tensor, label_NP: Tensor, shown_NP: Tensor, label: Tensor) -> Tensor:
         target_NPC = torch.zeros_like(predicted_NPC)
         target_NPC[shown_NP] = self.pattern_CC[label]
-        others = predicted_NPC.detach()[shown_NP][self.pattern_CC[label] == 0]
-        self.level = torch.lerp(self.level, others.mean(), 0.02)
         target_NPC[label_NP == NOTHING] = self.level
         weight_NP1 = torch.where(shown_NP, 3.0, torch.where(label_NP == MIXED, 0.0, 1.0))[..., None]
         error = (predicted_NPC - target_NPC).square() * torch.where(target_NPC == 1, 8.0, 1.0)
