@@ -150,20 +150,24 @@ class Objective(nn.Module):
         naming = self._naming(cosine_NPX[shown_NP] * self.naming_scale.exp().clamp(max=60), label)
         predicted_NPC = cosine_NPX[..., :concepts] * self.pattern_scale.exp()
         self.level = self.level + 0.004 * (self._absent_above(predicted_NPC.detach(), batch) - 0.5)
-        pattern = self._pattern(predicted_NPC, batch.label_NP, shown_NP, label)
+        pattern = self._pattern(predicted_NPC, batch)
         logits_NC = image_NE @ caption_XE[:concepts].T * logit_scale.exp().clamp(max=100) + self.bias
         each = F.binary_cross_entropy_with_logits(logits_NC, batch.present_NC.float(), reduction="none")
         image = 0.5 * (each[batch.present_NC].mean() + each[~batch.present_NC].mean())
         return 0.3 * naming + 20 * pattern + 0.2 * image
 
     def _absent_above(self, predicted_NPC: Tensor, batch: LabelledImages) -> Tensor:
-        """How often, for concepts none of whose attributes is in the image, a patch of an object scores above a patch
-        that shows nothing."""
-        absent_NC = ~(batch.present_NC.float() @ (self.pattern_CC != 0).float()).bool()
+        """How often, for concepts none of whose attributes is in the image, a patch of an object scores above one that
+        shows none."""
+        absent_NC = self._absent(batch)
         above_NPPC = predicted_NPC[:, :, None] > predicted_NPC[:, None]
-        pairs_NPP = (batch.label_NP >= 0)[:, :, None] & (batch.label_NP == NOTHING)[:, None]
+        pairs_NPP = (batch.label_NP >= 0)[:, :, None] & (batch.label_NP < 0)[:, None]
         counted_NPPC = pairs_NPP[..., None] & absent_NC[:, None, None]
         return (above_NPPC & counted_NPPC).sum() / counted_NPPC.sum().clamp(min=1)
+
+    def _absent(self, batch: LabelledImages) -> Tensor:
+        """Concepts none of whose attributes is in the image: bool [N, C]."""
+        return ~(batch.present_NC.float() @ (self.pattern_CC != 0).float()).bool()
 
     def _naming(self, logits: Tensor, label: Tensor) -> Tensor:
         start = len(self.pattern_CC)
@@ -174,13 +178,15 @@ class Objective(nn.Module):
             start = end
         return loss
 
-    def _pattern(self, predicted_NPC: Tensor, label_NP: Tensor, shown_NP: Tensor, label: Tensor) -> Tensor:
-        target_NPC = torch.zeros_like(predicted_NPC)
-        target_NPC[shown_NP] = self.pattern_CC[label]
-        target_NPC[label_NP == NOTHING] = self.level
-        weight_NP1 = torch.where(shown_NP, 3.0, torch.where(label_NP == MIXED, 0.0, 1.0))[..., None]
+    def _pattern(self, predicted_NPC: Tensor, batch: LabelledImages) -> Tensor:
+        shown_NP1, mixed_NP1 = ((batch.label_NP >= 0)[..., None], (batch.label_NP == MIXED)[..., None])
+        wanted_NPC = self.pattern_CC[batch.label_NP.clamp(min=0)]
+        target_NPC = torch.where(shown_NP1, wanted_NPC, self.level)
+        # a mixed patch is told of absent concepts only: what it shows of the present ones is not clear
+        absent_N1C = 2.0 * self._absent(batch)[:, None].float()
+        weight_NPC = torch.where(mixed_NP1, absent_N1C, torch.where(shown_NP1, 3.0, 1.0))
         error = (predicted_NPC - target_NPC).square() * torch.where(target_NPC == 1, 8.0, 1.0)
-        return (error * weight_NP1).sum() / weight_NP1.sum() / predicted_NPC.shape[-1]
+        return (error * weight_NPC).sum() / weight_NPC.sum()
 
 
 def train(
