@@ -1,8 +1,8 @@
 """Shapes and colours of the synthetic corpus, and their rasteriser.
 
 A shape is two radial profiles: a point at angle a and distance d from the centre is inside where inner(a) < d <
-outer(a). So one table look-up draws every shape of a batch at once, whatever its kind. Every shape covers the area of the unit
-disc: size says nothing about shape.
+outer(a). So one table look-up draws every shape of a batch at once, whatever its kind. Every shape covers the area
+of the unit disc: size says nothing about shape.
 
 Shapes: N images, K objects in each, H W pixels, A angles of the profile table.
 """
