@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tgm_scale.data.synthetic_shapes import COLOURS, SHAPES, coverage, local_coordinates, rgb
@@ -64,35 +65,67 @@ def draw_scenes(seeds_B: Tensor, mode: str, difficulty_B: Tensor) -> Scenes:
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} of the synthetic corpus is not known: use one of {', '.join(MODES)}")
     draw = _Draws(seeds_B)
-    alone = mode == "one_mover"
-    objects = 1 if alone else len(ROLES)
-    hard = difficulty_B.float()[:, None]
-
-    shape = _with_others(
-        draw.choice("shape", len(SHAPES), 1), draw.choice("other shape", len(SHAPES) - 1, 1), (0, 1, 0)
+    hard_B1 = difficulty_B.float()[:, None]
+    objects = {
+        **_identities(draw),
+        **_paths(draw, hard_B1, alone=mode == "one_mover"),
+        "grain": _grain(draw, hard_B1),
+        "depth": draw("depth", 0, 1, 3),
+        "radius": draw("radius", 0.14, 0.18, 3),
+        "turn": draw("turn", 0, 2 * math.pi, 3),
+        "spin": draw("spin", -0.5 * math.pi, 0.5 * math.pi, 3),
+    }
+    objects["paint"] = _paint(draw, hard_B1, objects["colour"])
+    count = 1 if mode == "one_mover" else len(ROLES)
+    shake = torch.stack(
+        [draw("shake", 0, 0.012, 2, 3) * hard_B1[..., None], draw("shake phase", 0, 2 * math.pi, 2, 3)], 3
     )
-    colour = _with_others(
-        draw.choice("colour", len(COLOURS), 1), draw.choice("other colour", len(COLOURS) - 1, 1), (0, 0, 1)
+    ground = draw("ground", 0.25, 0.65, 1) + draw("ground tint", -0.08, 0.08, 3) * hard_B1
+    return Scenes(
+        **{name: x[:, :count] for name, x in objects.items()}, shake=shake, ground=ground, waves=_waves(draw, hard_B1)
     )
-    shape, colour = shape % len(SHAPES), colour % len(COLOURS)
-    motion = draw.choice("motion", len(MOTIONS), 1) + torch.nn.functional.pad(
-        1 + draw.choice("other motions", len(MOTIONS) - 1, len(ROLES) - 1), (1, 0)
-    )
-    motion = motion % len(MOTIONS)
 
-    hue = torch.tensor(list(COLOURS.values()))[colour] + draw("hue", -0.035, 0.035, len(ROLES)) * hard
-    paint = rgb(hue % 1, 1 - draw("saturation", 0.0, 0.4, 3) * hard, 1 - draw("value", 0.0, 0.35, 3) * hard)
 
-    bearing = draw("bearing", 0, 2 * math.pi, 1) + torch.arange(3) * (2 * math.pi / 3) + draw("stray", -0.25, 0.25, 3)
-    away = 0.29 - 0.05 * hard + draw("away", -0.02, 0.02, 3)
-    anchor = 0.5 + away[..., None] * torch.stack([torch.cos(bearing), torch.sin(bearing)], 2)
+def _identities(draw: _Draws) -> dict[str, Tensor]:
+    """Shape, colour and motion of the three roles: int64 [B, 3]. Other motions than the object's may be equal."""
+    shape = _with_other(draw, "shape", len(SHAPES), (0, 1, 0))
+    colour = _with_other(draw, "colour", len(COLOURS), (0, 0, 1))
+    step = 1 + draw.choice("other motions", len(MOTIONS) - 1, len(ROLES) - 1)
+    motion = draw.choice("motion", len(MOTIONS), 1) + F.pad(step, (1, 0))
+    return {"shape": shape, "colour": colour, "motion": motion % len(MOTIONS)}
+
+
+def _with_other(draw: _Draws, name: str, count: int, differs: tuple[int, ...]) -> Tensor:
+    """For each role the object's own value or, where it differs, one other value."""
+    step = 1 + draw.choice(f"other {name}", count - 1, 1)
+    return (draw.choice(name, count, 1) + torch.tensor(differs) * step) % count
+
+
+def _paths(draw: _Draws, hard_B1: Tensor, alone: bool) -> dict[str, Tensor]:
+    """An object alone starts near the middle and goes far; three start on a circle, nearer together if it is hard."""
     if alone:
-        anchor = 0.5 + draw("anchor", -0.06, 0.06, 3, 2)
-    reach = draw("reach", 0.16, 0.22, 3) if alone else draw("reach", 0.07, 0.12, 3)
+        return {"anchor": 0.5 + draw("anchor", -0.06, 0.06, 3, 2), "reach": draw("reach", 0.16, 0.22, 3)}
+    thirds = torch.arange(3) * (2 * math.pi / 3)
+    bearing = draw("bearing", 0, 2 * math.pi, 1) + thirds + draw("stray", -0.25, 0.25, 3)
+    away = 0.29 - 0.05 * hard_B1 + draw("away", -0.02, 0.02, 3)
+    anchor = 0.5 + away[..., None] * torch.stack([torch.cos(bearing), torch.sin(bearing)], 2)
+    return {"anchor": anchor, "reach": draw("reach", 0.07, 0.12, 3)}
 
-    spin = draw("spin", -0.5 * math.pi, 0.5 * math.pi, 3)
-    contrast = (0.03 + 0.09 * hard)[..., None]
-    waves = torch.cat(
+
+def _paint(draw: _Draws, hard_B1: Tensor, colour: Tensor) -> Tensor:
+    hue = torch.tensor(list(COLOURS.values()))[colour] + draw("hue", -0.035, 0.035, 3) * hard_B1
+    return rgb(hue % 1, 1 - draw("saturation", 0.0, 0.4, 3) * hard_B1, 1 - draw("value", 0.0, 0.35, 3) * hard_B1)
+
+
+def _grain(draw: _Draws, hard_B1: Tensor) -> Tensor:
+    depth = draw("grain depth", 0.1, 0.35, 3) * (0.3 + 0.7 * hard_B1)
+    frequency, phase = draw("grain frequency", 2, 6, 3, 2), draw("grain phase", 0, 2 * math.pi, 3, 1)
+    return torch.cat([frequency, phase, depth[..., None]], 2)
+
+
+def _waves(draw: _Draws, hard_B1: Tensor) -> Tensor:
+    contrast = (0.03 + 0.09 * hard_B1)[..., None]
+    return torch.cat(
         [
             draw("wave frequency", -6, 6, _WAVES, 2) * 2 * math.pi,
             draw("wave drift", -3, 3, _WAVES, 1),
@@ -101,37 +134,6 @@ def draw_scenes(seeds_B: Tensor, mode: str, difficulty_B: Tensor) -> Scenes:
         ],
         2,
     )
-    grain = torch.cat(
-        [
-            draw("grain frequency", 2, 6, 3, 2),
-            draw("grain phase", 0, 2 * math.pi, 3, 1),
-            (draw("grain depth", 0.1, 0.35, 3) * (0.3 + 0.7 * hard))[..., None],
-        ],
-        2,
-    )
-    shake = torch.stack(
-        [draw("shake", 0, 0.012, 2, 3) * hard[..., None], draw("shake phase", 0, 2 * math.pi, 2, 3)], 3
-    )
-    every = {
-        "shape": shape,
-        "colour": colour,
-        "motion": motion,
-        "depth": draw("depth", 0, 1, 3),
-        "paint": paint,
-        "radius": draw("radius", 0.14, 0.18, 3),
-        "anchor": anchor,
-        "reach": reach,
-        "turn": draw("turn", 0, 2 * math.pi, 3),
-        "spin": spin,
-        "grain": grain,
-    }
-    ground = draw("ground", 0.25, 0.65, 1) + draw("ground tint", -0.08, 0.08, 3) * hard
-    return Scenes(**{name: x[:, :objects] for name, x in every.items()}, shake=shake, ground=ground, waves=waves)
-
-
-def _with_others(own_B1: Tensor, step_B1: Tensor, differs: tuple[int, ...]) -> Tensor:
-    """The object's own value for each role, or another one (own + 1 + step, to be taken modulo the count)."""
-    return own_B1 + torch.tensor(differs) * (1 + step_B1)
 
 
 def place(scenes: Scenes, time_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,14 +173,16 @@ def render(scenes: Scenes, time_BT: Tensor, size: int) -> tuple[Tensor, Tensor]:
     centre, radius, turn = place(scenes, time_BT)
     centre = (centre + camera[:, :, None]) * size
     radius = radius * size
-    flat = lambda x: x.flatten(0, 1)  # noqa: E731
-    repeat = lambda x: x.repeat_interleave(frames, 0)  # noqa: E731
+    centre, radius, turn = (x.flatten(0, 1) for x in (centre, radius, turn))
+    shape, paint, grain, depth = (
+        x.repeat_interleave(frames, 0) for x in (scenes.shape, scenes.paint, scenes.grain, scenes.depth)
+    )
 
     image = _background(scenes, time_BT, camera, size)
-    local = local_coordinates(flat(centre), flat(radius), flat(turn), size, size)
-    cover = coverage(repeat(scenes.shape), local, flat(radius))
-    colour = _textured(repeat(scenes.paint), repeat(scenes.grain), local)
-    order = repeat(scenes.depth).argsort(1)
+    local = local_coordinates(centre, radius, turn, size, size)
+    cover = coverage(shape, local, radius)
+    colour = _textured(paint, grain, local)
+    order = depth.argsort(1)
     rows = torch.arange(len(image))
     visible = torch.zeros_like(cover)
     for layer in order.unbind(1):
