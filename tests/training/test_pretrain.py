@@ -19,7 +19,7 @@ from tgm_scale.training import checkpoint
 from tgm_scale.training.inspect import compare, status
 from tgm_scale.training.metrics import read_metrics
 
-STEPS = 20
+STEPS = 24
 
 CONFIG = """
 # tgm-scale pretrain, for tests: the smallest joint run.
@@ -90,10 +90,10 @@ def test_metrics_hold_what_scripts_read(undisturbed: Path) -> None:
 def test_broken_samples_are_counted_and_named(undisturbed: Path) -> None:
     named = [json.loads(line) for line in (undisturbed / "skipped.jsonl").read_text().splitlines()]
     reasons = {row["key"].rsplit("/", 1)[-1]: row["reason"] for row in named}
-    # 160 places over 45 samples: each of the three broken ones came three times or four
+    # 192 places over 45 samples: each of the three broken ones came four times or five
     assert set(reasons) == {"clip007", "clip021", "clip033"}
     assert reasons["clip033"] == "no_caption"
-    assert all(3 <= sum(row["key"].endswith(name) for row in named) <= 4 for name in reasons)
+    assert all(4 <= sum(row["key"].endswith(name) for row in named) <= 5 for name in reasons)
     assert read_metrics(undisturbed)[-1]["skipped_samples"] == len(named)
     newest = checkpoint.latest(undisturbed / "checkpoints")
     assert newest is not None and sum(checkpoint.Reader(newest).progress.skipped.values()) == len(named)
@@ -142,14 +142,14 @@ def test_three_kills_leave_no_trace_in_the_curve(config: Path, undisturbed: Path
     conditions = [
         lambda: steps_made() >= 8,  # between checkpoints
         lambda: any(checkpoints.glob(".writing-00000012/state-*")),  # while one is being written
-        lambda: steps_made() >= 17,
+        lambda: steps_made() >= 21,
     ]
     for condition in conditions:
         process = start(config)
         wait_for(condition)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert checkpoint.steps_in(checkpoints) in ([6, 12], [12])
+    assert checkpoint.steps_in(checkpoints) == [12, 18]
     pretrain(config)
     assert losses(folder) == losses(undisturbed)
     report, equal = compare(str(undisturbed), str(folder))
