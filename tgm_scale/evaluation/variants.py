@@ -1,0 +1,83 @@
+"""Several ways of pretraining, several seeds of each, beside random initialisation: what the differences are worth.
+
+Shapes: S seeds, M test clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tgm_scale.data.index import Corpus
+from tgm_scale.evaluation import knn, probe
+from tgm_scale.evaluation.features import Clips, FrozenEncoder, extract
+from tgm_scale.evaluation.intervals import Interval, paired_interval
+from tgm_scale.evaluation.run import is_right
+
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Of each variant (and of `random`), for each seed."""
+
+    probe: dict[str, list[float]]
+    knn: dict[str, list[float]]
+    probe_gain: dict[str, Interval]  # over random initialisation, for each variant
+    knn_gain: dict[str, Interval]
+    train_clips: int
+    test_clips: int
+    chance: float  # share of the commonest class
+
+
+def compare_variants(
+    variants: Mapping[str, Sequence[str | Path]],
+    seeds: Sequence[int],
+    train: Corpus,
+    test: Corpus,
+    label: str,
+    *,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda clips: None,
+) -> Accuracies:
+    """kNN and linear probe of every variant and seed.
+
+    variants: the checkpoints of each, one of each seed. The random initialisation of a seed is what its runs started
+    from, so differences are paired by seed and by clip."""
+    encoders: dict[str, list[FrozenEncoder]] = {
+        name: [FrozenEncoder.load(path) for path in paths] for name, paths in variants.items()
+    }
+    first = next(iter(encoders.values()))[0]
+    encoders[RANDOM] = [first.fresh(seed) for seed in seeds]
+    flat = [encoder for group in encoders.values() for encoder in group]
+    fitted, judged = (extract(flat, corpus, label, workers=workers, progress=progress) for corpus in (train, test))
+
+    right: dict[str, dict[str, Tensor]] = {"probe": {}, "knn": {}}
+    for v, name in enumerate(encoders):
+        places = range(v * len(seeds), (v + 1) * len(seeds))
+        right["probe"][name] = torch.stack([_probed(fitted, judged, i, seed) for i, seed in zip(places, seeds)])
+        right["knn"][name] = torch.stack([is_right(knn.predict, fitted, judged, i) for i in places])
+    return Accuracies(
+        **{method: {name: _shares(right_SM) for name, right_SM in of.items()} for method, of in right.items()},
+        probe_gain={name: _gain(right["probe"], name) for name in variants},
+        knn_gain={name: _gain(right["knn"], name) for name in variants},
+        train_clips=len(fitted.labels),
+        test_clips=len(judged.labels),
+        chance=max(judged.labels.count(label) for label in set(judged.labels)) / len(judged.labels),
+    )
+
+
+def _probed(train: Clips, test: Clips, encoder: int, seed: int) -> Tensor:
+    return is_right(lambda x, y, z: probe.probe(x, y, z, seed).predictions_M, train, test, encoder)
+
+
+def _shares(right_SM: Tensor) -> list[float]:
+    return right_SM.double().mean(dim=1).tolist()
+
+
+def _gain(right: Mapping[str, Tensor], name: str) -> Interval:
+    return paired_interval(right[name].double() - right[RANDOM].double())

@@ -1,0 +1,103 @@
+"""The whole story on a corpus that the project makes itself: corpus, pretraining, figures, report. `make demo`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tgm_scale import config as configuration
+from tgm_scale.report import demo
+from tgm_scale.report.summary import judge
+from tgm_scale.runtime.compat import quiet_warnings
+from tgm_scale.runtime.progress import Board, clock
+
+EXAMPLES = """examples:
+  python tools/demo.py                                       about 10 minutes on 2 CPU cores
+  python tools/demo.py --dir runs/short --clips 64 --test-clips 32 --steps 20 --seeds 1       a look at the whole way
+
+Stopped at any moment, the same command goes on where it was. Everything is written below --dir: report.html to look
+at, summary.json with the figures, the shards, the runs, the exported model."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    quiet_warnings()
+    try:
+        return _run(options)
+    except ValueError as mistake:
+        print(f"demo: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ndemo: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--dir", type=Path, default=Path("runs/demo"), metavar="DIR", help="default %(default)s")
+    add("--config", default="configs/demo.yaml", metavar="FILE", help="of the pretraining runs; default %(default)s")
+    add("--clips", type=int, default=demo.Plan.clips, metavar="N", help="of each training corpus; default %(default)s")
+    add("--test-clips", type=int, default=demo.Plan.test_clips, metavar="N", help="held out; default %(default)s")
+    add("--seeds", type=int, default=demo.Plan.seeds, metavar="N", help="runs of each kind; default %(default)s")
+    add("--steps", type=int, default=None, metavar="N", help="of each run; default: the configuration's")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    plan = demo.Plan(options.dir, options.config, options.clips, options.test_clips, options.seeds, options.steps)
+    config = plan.run_config()
+    ledger = _Ledger(plan, configuration.dump(config))
+    with Board() as board:
+        ledger.once("corpora", lambda: demo.make_corpora(plan, board))
+        ledger.once("pretraining", lambda: demo.pretrain(plan, board))
+        ledger.once("masks", lambda: demo.judge_masks(plan, board))
+        ledger.once("features", lambda: demo.probe_features(plan, board))
+        ledger.once("export", lambda: demo.export(plan))
+    summary = demo.summarise(plan, ledger.figures, ledger.seconds)
+    report = demo.write_report(plan, summary, ledger.figures)
+    print("\n".join(str(finding) for finding in judge(summary)))
+    print(f"\n{report}  (figures: {report.with_name('summary.json')}; {clock(summary['seconds'])} in all)")
+    return 0
+
+
+class _Ledger:
+    """What is done: the figures and seconds of each stage, kept in the demo's folder."""
+
+    def __init__(self, plan: demo.Plan, config: str):
+        self.file = plan.folder / "stages.json"
+        settings = {"clips": plan.clips, "test_clips": plan.test_clips, "seeds": plan.seeds, "config": config}
+        self._state: dict[str, Any] = {"settings": settings, "stages": {}}
+        if self.file.is_file():
+            self._state = json.loads(self.file.read_text())
+            if self._state["settings"] != settings:
+                raise ValueError(
+                    f"--dir {plan.folder}: holds a demo of other settings; name another folder, or remove it"
+                )
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return {name: stage["figures"] for name, stage in self._state["stages"].items()}
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage["seconds"] for stage in self._state["stages"].values())
+
+    def once(self, name: str, stage: Callable[[], dict[str, Any]]) -> None:
+        """Run a stage, unless it is done."""
+        if name in self._state["stages"]:
+            print(f"{name}: done before", file=sys.stderr)
+            return
+        seconds, figures = demo.timed(stage)
+        self._state["stages"][name] = {"seconds": seconds, "figures": figures}
+        demo.write_json(self.file, self._state)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
