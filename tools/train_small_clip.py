@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         def show(step: int, loss: float) -> None:
             bar.update(task, completed=step, description=f"small CLIP, loss {loss:.3f}")
-            if step % 500 == 0 and not sys.stderr.isatty():
+            if step % 250 == 0 and not sys.stderr.isatty():
                 left = (time.monotonic() - began) / step * (recipe.steps - step)
                 print(f"step {step}/{recipe.steps}  loss {loss:.3f}  ETA {left / 60:.0f} min", flush=True)
 
