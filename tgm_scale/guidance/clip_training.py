@@ -162,7 +162,7 @@ def train(
 
 
 def _optimisers(model: Any, objective: Objective, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for the rest. AdamW alone needs two to four times the images before
+    """Muon for the matrices of the blocks, AdamW for the rest. AdamW alone needs two to three times the images before
     shapes are told (docs/LOG.md)."""
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(
