@@ -21,6 +21,8 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
+from tgm_scale.data.motion import MotionRecorder
+
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K; a decoder may keep 16 of them for reference
 DECODE_BUDGET = 1 << 33  # pixels decoded for one clip: 4,096 frames of 1080p, about 20 s of one core
 MAX_FRAMES = 1 << 31  # of a source: more is a forged or broken time stamp
@@ -77,10 +79,12 @@ class Video:
     Of several video streams it takes the one that ffmpeg ranks best (the default one, then the largest). Raises
     DecodeError for bytes that are no video, or a video without frames; nothing that they say opens another file."""
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, motion: MotionRecorder | None = None):
+        """motion: is told of every frame that is decoded, with its motion vectors."""
         if not data:
             raise DecodeError("empty", "0 bytes")
         self._data = data
+        self._motion = motion
         self._convert = VideoReformatter()  # one for all frames: each frame's own would be set up anew
         self._size: tuple[int, int] | None = None
         self._open()
@@ -128,6 +132,8 @@ class Video:
         context.thread_type = "NONE"  # processes decode in parallel, not threads
         context.thread_count = 1
         context.options = {"max_pixels": str(MAX_PIXELS)}
+        if self._motion is not None:
+            context.options = self._motion.switch_on(context.options)
         assert stream.time_base is not None
         self._stream, self._time_base = stream, stream.time_base
 
@@ -193,6 +199,7 @@ class Video:
             if wanted[0] > self._times[0]:
                 self._container.seek(wanted[0], stream=self._stream)
             for frame, intact in self._decode(wanted=set(wanted)):
+                self._record(frame, frame.pts)
                 if frame.pts == wanted[0] and intact:
                     yield wanted.popleft(), frame
                 elif frame.pts is None or frame.pts >= wanted[0]:
@@ -221,6 +228,7 @@ class Video:
         try:
             for place, (frame, intact) in enumerate(self._decode()):
                 time = frame.pts if self._timed and frame.pts is not None else place
+                self._record(frame, time)
                 while wanted and time > wanted[0]:
                     yield shown()
                 held = (time, frame) if intact else None
@@ -240,12 +248,18 @@ class Video:
         for packet in self._container.demux(self._stream):
             if wanted is not None and context.name in _SKIPPING:
                 context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            if self._motion is not None:
+                self._motion.note(packet)
             for frame in cast(list[VideoFrame], packet.decode()):
                 pixels += frame.width * frame.height
                 if pixels > DECODE_BUDGET:
                     raise DecodeError("too_large", f"over {DECODE_BUDGET:,} pixels to decode up to the wanted frames")
                 intact = not frame.is_corrupt and (intact or frame.key_frame)
                 yield frame, intact
+
+    def _record(self, frame: VideoFrame, time: int | None) -> None:
+        if self._motion is not None and time is not None:
+            self._motion.add(int(self._nominal[np.searchsorted(self._times, time, side="right") - 1]), frame)
 
     def _rgb(self, frame: VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], upright: a view of ffmpeg's memory, which lives as long as the view."""

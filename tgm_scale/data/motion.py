@@ -1,0 +1,191 @@
+"""Motion from the codec: the vectors that an encoder spent on a clip, read while its frames are decoded.
+
+A vector says where a block of a frame was copied from. Divided by the distance to the frame it was copied from, it is
+the block's velocity. Summed over the frames between two sampled ones, less the camera's motion, it tells what moves.
+
+ffmpeg gives the direction of a reference (past or future), not which frame it is. It is taken to be the nearest frame
+in that direction that other frames may refer to: the first of each list, which most blocks use. H.264, MPEG-4 and
+MPEG-1/2 export vectors; HEVC, AV1 and VP9 do not, and a stream of keyframes has none.
+
+Shapes: T sampled frames, S slots, y x cells of CELL pixels that cover the frame, K vectors.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import numpy as np
+from av.packet import Packet
+from av.video.frame import PictureType, VideoFrame
+from av.video.stream import VideoStream
+
+CELL = 8  # the smallest block that ffmpeg tells of
+_CAMERA_ROUNDS = 8
+_SMALLEST_SCALE = 0.1  # pixels a frame: below it, vectors differ by their quarter-pixel steps
+
+
+@dataclass(frozen=True)
+class _Field:
+    """Vectors of one frame on its cells, before the distance to their references is known."""
+
+    past_2yx: np.ndarray  # float32: sum of the vectors from the past, of content, in pixels; x, then y
+    future_2yx: np.ndarray
+    past_yx: np.ndarray  # float32: their number
+    future_yx: np.ndarray
+
+
+class MotionRecorder:
+    """Collects vectors of a source's frames while `data.decode.Video` decodes them."""
+
+    def __init__(self) -> None:
+        self._fields: dict[int, _Field] = {}
+        self._references: set[int] = set()  # indices of frames that others may refer to
+        self._by_packet: dict[int, bool] = {}  # time stamp -> whether others may refer to the frame
+        self._shape = (0, 0)
+        self._turns = 0
+
+    @staticmethod
+    def switch_on(options: dict[str, str]) -> dict[str, str]:
+        """A decoder's options with the export of vectors."""
+        return options | {"flags2": "+export_mvs"}
+
+    def note(self, packet: Packet) -> None:
+        """Before a packet is decoded."""
+        assert isinstance(packet.stream, VideoStream)
+        if packet.pts is not None and packet.stream.codec_context.name == "h264":
+            refers = _is_reference(packet, packet.stream.codec_context.extradata)
+            if refers is not None:
+                self._by_packet[packet.pts] = refers
+
+    def add(self, index: int, frame: VideoFrame) -> None:
+        """A decoded frame and its index in the source."""
+        self._shape = (-(-frame.height // CELL), -(-frame.width // CELL))
+        self._turns = round(frame.rotation / 90)
+        by_packet = self._by_packet.get(frame.pts) if frame.pts is not None else None
+        if by_packet if by_packet is not None else frame.pict_type != PictureType.B:
+            self._references.add(index)
+        vectors = frame.side_data.get("MOTION_VECTORS")
+        if vectors is not None:
+            self._fields[index] = _rasterise(vectors.to_ndarray(), self._shape)
+
+    def slots(self, indices_T: np.ndarray, slots: int) -> np.ndarray | None:
+        """How fast each cell moves against the camera: float32 [S, y, x], source pixels from one sampled frame to the
+        next, mean over a slot's frames, upright. None where the source has no vector near the clip.
+
+        A frame counts with the way to it from the frame before; the first with the way to the second. A frame without
+        vectors (a keyframe, or one that was not decoded) moves as the next one that has some, else as the last."""
+        velocities = self._velocities()
+        if not velocities:
+            return None
+        known = sorted(velocities)
+        speeds = []
+        for before, after in zip([indices_T[0], *indices_T[:-1]], indices_T, strict=True):
+            sources = [known[min(bisect_left(known, i), len(known) - 1)] for i in range(before + 1, after + 1)]
+            speeds.append(_speed([velocities[i] for i in sources], self._shape))
+        if len(speeds) > 1:
+            speeds[0] = speeds[1]
+        else:
+            nearest = known[min(bisect_left(known, indices_T[0]), len(known) - 1)]
+            speeds[0] = _speed([velocities[nearest]], self._shape)
+        speed_Tyx = np.rot90(np.stack(speeds), self._turns, axes=(1, 2))
+        return np.ascontiguousarray(speed_Tyx.reshape(slots, -1, *speed_Tyx.shape[1:]).mean(axis=1))
+
+    def _velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Of each frame with vectors: velocity [2, y, x], pixels a frame, and how many vectors told of it [y, x]."""
+        found, references = {}, sorted(self._references)
+        for index, field in self._fields.items():
+            place = bisect_left(references, index)
+            past = index - references[place - 1] if place else 1
+            later = references[place + (place < len(references) and references[place] == index) :]
+            future = later[0] - index if later else 1
+            count_yx = field.past_yx + field.future_yx
+            total_2yx = field.past_2yx / past + field.future_2yx / future
+            found[index] = total_2yx / np.maximum(count_yx, 1), count_yx
+        return found
+
+
+def _rasterise(vectors_K: np.ndarray, shape: tuple[int, int]) -> _Field:
+    rows, columns = shape
+    # content comes from dst + motion: forward in time it moves the other way from a past frame, this way to a future
+    sign_K = np.where(vectors_K["source"] < 0, -1.0, 1.0) / vectors_K["motion_scale"]
+    across_K, down_K = vectors_K["motion_x"] * sign_K, vectors_K["motion_y"] * sign_K
+    left_K = vectors_K["dst_x"].astype(np.int64) - vectors_K["w"] // 2
+    top_K = vectors_K["dst_y"].astype(np.int64) - vectors_K["h"] // 2
+    sums = np.zeros((2, 3, rows * columns), np.float32)  # past, future; x, y, count
+    for down in (0, CELL):
+        for right in (0, CELL):
+            row_K, column_K = (top_K + down) // CELL, (left_K + right) // CELL
+            covered = (down < vectors_K["h"]) & (right < vectors_K["w"])
+            covered &= (row_K >= 0) & (row_K < rows) & (column_K >= 0) & (column_K < columns)
+            for k, direction in enumerate((vectors_K["source"] < 0, vectors_K["source"] > 0)):
+                chosen = covered & direction
+                cell = row_K[chosen] * columns + column_K[chosen]
+                for part, values in enumerate((across_K[chosen], down_K[chosen], None)):
+                    sums[k, part] += np.bincount(cell, values, rows * columns)
+    past, future = sums.reshape(2, 3, rows, columns)
+    return _Field(past[:2], future[:2], past[2], future[2])
+
+
+def _speed(fields: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int]) -> np.ndarray:
+    """Length of the summed velocities less the camera's: float32 [y, x]. A cell without vectors has its neighbours'
+    mean."""
+    if not fields:
+        return np.zeros(shape, np.float32)
+    moved_2yx = sum(velocity for velocity, _ in fields)
+    known_yx = (sum(count for _, count in fields) > 0).astype(np.float32)
+    residual_2yx = (moved_2yx - camera_motion(moved_2yx, known_yx, len(fields))) * known_yx
+    near_yx = _around(known_yx)
+    smooth_2yx = np.stack([_around(part) for part in residual_2yx]) / np.maximum(near_yx, 1e-6)
+    return np.hypot(*smooth_2yx).astype(np.float32)
+
+
+def _around(x_yx: np.ndarray) -> np.ndarray:
+    """Sum over 3 x 3 cells."""
+    padded = np.pad(x_yx, 1)
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+
+
+def camera_motion(moved_2yx: np.ndarray, weight_yx: np.ndarray, frames: int) -> np.ndarray:
+    """The affine field (pan, zoom, turn) that most cells follow: [2, y, x].
+
+    Reweighted least squares from the median on: a cell's weight falls with its distance from the fit (Cauchy's
+    function, scaled by the median distance), so that objects which move on their own hardly count."""
+    rows, columns = weight_yx.shape
+    weight_N = weight_yx.ravel()
+    if weight_N.sum() < 6:
+        return np.zeros_like(moved_2yx)
+    row_N, column_N = np.divmod(np.arange(rows * columns), columns)
+    side = max(rows, columns)
+    terms_N3 = np.stack([np.ones(len(row_N)), column_N / side - 0.5, row_N / side - 0.5], axis=1)
+    moved_N2 = moved_2yx.reshape(2, -1).T.astype(np.float64)
+    fit_N2 = np.broadcast_to(np.median(moved_N2[weight_N > 0], axis=0), moved_N2.shape)
+    for _ in range(_CAMERA_ROUNDS):
+        distance_N = np.hypot(*(moved_N2 - fit_N2).T)
+        scale = max(np.median(distance_N[weight_N > 0]), _SMALLEST_SCALE * frames)
+        weighted_N3 = terms_N3 * (weight_N / (1 + (distance_N / scale) ** 2))[:, None]
+        normal_33 = weighted_N3.T @ terms_N3 + 1e-9 * np.eye(3)
+        fit_N2 = terms_N3 @ np.linalg.solve(normal_33, weighted_N3.T @ moved_N2)
+    return fit_N2.T.reshape(moved_2yx.shape)
+
+
+def _is_reference(packet: Packet, extradata: bytes | None) -> bool | None:
+    """Whether an H.264 packet's picture may be referred to (nal_ref_idc, ITU-T H.264 7.4.1); None where no slice is
+    found. Units stand behind their lengths in MP4 and Matroska (avcC), else behind start codes."""
+    data = bytes(packet)
+    if extradata and extradata[0] == 1 and len(extradata) > 4:
+        size, place = (extradata[4] & 3) + 1, 0
+        while place + size < len(data):
+            header = data[place + size]
+            if header & 31 in (1, 5):
+                return bool(header & 96)
+            place += size + int.from_bytes(data[place : place + size], "big")
+        return None
+    place = data.find(b"\0\0\1")
+    while 0 <= place < len(data) - 3:
+        header = data[place + 3]
+        if header & 31 in (1, 5):
+            return bool(header & 96)
+        place = data.find(b"\0\0\1", place + 3)
+    return None
