@@ -33,7 +33,8 @@ class ClipLoader:
 
     weights: share of each corpus in the run's samples (default: by size); grid: the token grid, for maps;
     `workers` processes decode, each up to `prefetch` samples ahead; 0 decodes here, to the same bits.
-    `captions=False` reads none; `relevance` reads the samples' cached scores.
+    `captions=False` reads none; `relevance` reads the samples' cached scores; `motion` reads the codec's vectors;
+    `caption_sets` hands over all captions of each sample beside the drawn one.
 
     Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read, RuntimeError
     where a worker died, what `relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
@@ -62,6 +63,8 @@ class ClipLoader:
         prefetch: int = 4,
         captions: bool = True,
         relevance: RelevanceReader | None = None,
+        motion: bool = False,
+        caption_sets: bool = False,
     ):
         assert 0 <= rank < world_size and frames % grid.slots == 0 and crop in CROPS
         if global_batch_size % (micro_batch_size * world_size):
@@ -77,7 +80,20 @@ class ClipLoader:
         orders = [
             Order(corpus.counts, seeding.key(seed, "order", corpus.fingerprint), window_shards) for corpus in corpora
         ]
-        sampling = Sampling(frames, stride, size, grid, seed, repeated_augmentation, crop, flip, captions, relevance)
+        sampling = Sampling(
+            frames,
+            stride,
+            size,
+            grid,
+            seed,
+            repeated_augmentation,
+            crop,
+            flip,
+            captions,
+            relevance,
+            motion,
+            caption_sets,
+        )
         self.samples = Samples(corpora, Mixture(orders, weights), sampling)
         self.workers = workers
         self.prefetch = prefetch
@@ -203,6 +219,8 @@ def _batch(samples: list[Sample]) -> Batch:
     colour last: they are put in the model's order where that is cheap, on its device."""
     repeats = len(samples[0].seeds)
     relevance = [torch.from_numpy(sample.relevance) for sample in samples if sample.relevance is not None]
+    motion = [torch.from_numpy(sample.motion) for sample in samples if sample.motion is not None]
+    caption_sets = [sample.caption_set for sample in samples if sample.caption_set is not None for _ in range(repeats)]
 
     def per_clip(values: list, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype).repeat_interleave(repeats, dim=0)
@@ -217,5 +235,7 @@ def _batch(samples: list[Sample]) -> Batch:
         crops=torch.tensor([row for sample in samples for row in sample.crops], dtype=torch.float32),
         starts=per_clip([sample.start for sample in samples], torch.float32),
         relevance=torch.cat(relevance) if relevance else None,
+        motion=torch.cat(motion) if motion else None,
+        caption_sets=caption_sets or None,
         problems=[sample.problem for sample in samples if sample.problem is not None],
     )

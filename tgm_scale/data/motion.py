@@ -21,7 +21,8 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 CELL = 8  # the smallest block that ffmpeg tells of
-_CAMERA_ROUNDS = 8
+CAMERA_CELLS = 500
+_CAMERA_ROUNDS = 6
 _SMALLEST_SCALE = 0.1  # pixels a frame: below it, vectors differ by their quarter-pixel steps
 
 
@@ -112,18 +113,23 @@ def _rasterise(vectors_K: np.ndarray, shape: tuple[int, int]) -> _Field:
     across_K, down_K = vectors_K["motion_x"] * sign_K, vectors_K["motion_y"] * sign_K
     left_K = vectors_K["dst_x"].astype(np.int64) - vectors_K["w"] // 2
     top_K = vectors_K["dst_y"].astype(np.int64) - vectors_K["h"] // 2
-    sums = np.zeros((2, 3, rows * columns), np.float32)  # past, future; x, y, count
+    cells = []
     for down in (0, CELL):
         for right in (0, CELL):
             row_K, column_K = (top_K + down) // CELL, (left_K + right) // CELL
             covered = (down < vectors_K["h"]) & (right < vectors_K["w"])
             covered &= (row_K >= 0) & (row_K < rows) & (column_K >= 0) & (column_K < columns)
-            for k, direction in enumerate((vectors_K["source"] < 0, vectors_K["source"] > 0)):
-                chosen = covered & direction
-                cell = row_K[chosen] * columns + column_K[chosen]
-                for part, values in enumerate((across_K[chosen], down_K[chosen], None)):
-                    sums[k, part] += np.bincount(cell, values, rows * columns)
-    past, future = sums.reshape(2, 3, rows, columns)
+            cells.append(np.where(covered, row_K * columns + column_K, -1))
+    # past, future and a last part for what lies outside
+    cell_4K = np.stack(cells) + (vectors_K["source"] > 0) * (rows * columns)
+    cell_4K[np.stack(cells) < 0] = 2 * rows * columns
+    sums = np.stack(
+        [
+            np.bincount(cell_4K.ravel(), np.broadcast_to(values, cell_4K.shape).ravel(), 2 * rows * columns + 1)[:-1]
+            for values in (across_K, down_K, 1.0)
+        ]
+    ).astype(np.float32)
+    past, future = sums.reshape(3, 2, rows, columns).swapaxes(0, 1)
     return _Field(past[:2], future[:2], past[2], future[2])
 
 
@@ -151,23 +157,27 @@ def camera_motion(moved_2yx: np.ndarray, weight_yx: np.ndarray, frames: int) -> 
     """The affine field (pan, zoom, turn) that most cells follow: [2, y, x].
 
     Reweighted least squares from the median on: a cell's weight falls with its distance from the fit (Cauchy's
-    function, scaled by the median distance), so that objects which move on their own hardly count."""
+    function, scaled by the median distance), so that objects which move on their own hardly count. Fitted on at most
+    some CAMERA_CELLS cells, evenly spread."""
     rows, columns = weight_yx.shape
-    weight_N = weight_yx.ravel()
-    if weight_N.sum() < 6:
-        return np.zeros_like(moved_2yx)
-    row_N, column_N = np.divmod(np.arange(rows * columns), columns)
     side = max(rows, columns)
-    terms_N3 = np.stack([np.ones(len(row_N)), column_N / side - 0.5, row_N / side - 0.5], axis=1)
-    moved_N2 = moved_2yx.reshape(2, -1).T.astype(np.float64)
-    fit_N2 = np.broadcast_to(np.median(moved_N2[weight_N > 0], axis=0), moved_N2.shape)
+    terms_yx3 = np.stack(np.broadcast_arrays(1.0, np.arange(columns) / side, np.arange(rows)[:, None] / side), axis=-1)
+    step = max(round((rows * columns / CAMERA_CELLS) ** 0.5), 1)
+    used_yx = np.zeros(weight_yx.shape, bool)
+    used_yx[step // 2 :: step, step // 2 :: step] = True
+    used_yx &= weight_yx > 0
+    if used_yx.sum() < 6:
+        return np.zeros_like(moved_2yx)
+    terms_N3, moved_N2 = terms_yx3[used_yx], moved_2yx[:, used_yx].T.astype(np.float64)
+    fit_32 = np.zeros((3, 2))
+    fit_32[0] = np.median(moved_N2, axis=0)
     for _ in range(_CAMERA_ROUNDS):
-        distance_N = np.hypot(*(moved_N2 - fit_N2).T)
-        scale = max(np.median(distance_N[weight_N > 0]), _SMALLEST_SCALE * frames)
-        weighted_N3 = terms_N3 * (weight_N / (1 + (distance_N / scale) ** 2))[:, None]
-        normal_33 = weighted_N3.T @ terms_N3 + 1e-9 * np.eye(3)
-        fit_N2 = terms_N3 @ np.linalg.solve(normal_33, weighted_N3.T @ moved_N2)
-    return fit_N2.T.reshape(moved_2yx.shape)
+        distance_N = np.hypot(*(moved_N2 - terms_N3 @ fit_32).T)
+        middle = np.partition(distance_N, len(distance_N) // 2)[len(distance_N) // 2]
+        scale = max(middle, _SMALLEST_SCALE * frames)
+        weighted_N3 = terms_N3 / (1 + (distance_N / scale) ** 2)[:, None]
+        fit_32 = np.linalg.solve(weighted_N3.T @ terms_N3 + 1e-9 * np.eye(3), weighted_N3.T @ moved_N2)
+    return np.moveaxis(terms_yx3 @ fit_32, -1, 0)
 
 
 def _is_reference(packet: Packet, extradata: bytes | None) -> bool | None:

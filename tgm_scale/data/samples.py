@@ -13,6 +13,7 @@ from tgm_scale.contracts import Grid, Problem
 from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.decode import DecodeError, Video, window
 from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.data.motion import MotionRecorder
 from tgm_scale.data.order import Mixture
 from tgm_scale.data.transforms import Crop, draw_crop
 from tgm_scale.runtime import seeding
@@ -38,6 +39,8 @@ class Sampling:
     flip: bool
     captions: bool  # False: none is read, and a sample without one is whole
     relevance: RelevanceReader | None  # given: each sample brings its cached scores, and one without them is broken
+    motion: bool = False  # True: each sample brings its codec's motion, all 0 where the stream has none
+    caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
 
 
 @dataclass
@@ -53,6 +56,8 @@ class Sample:
     start: float  # seconds
     relevance: np.ndarray | None  # float32 [N, S, R, C]
     problem: Problem | None
+    motion: np.ndarray | None = None  # float32 [N, S, R, C]
+    caption_set: list[str] | None = None
 
 
 class SampleError(Exception):
@@ -106,7 +111,9 @@ class Samples(torch.utils.data.Dataset):
         if not choices:
             raise SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
         drawn = [int(seeding.draw(seed, "caption")[0] * len(choices)) for seed in seeds]
-        with Video(members[ref.video]) as video:
+        asked = [list(range(len(choices))) if sampling.caption_sets else [number] for number in drawn]
+        recorder = MotionRecorder() if sampling.motion else None
+        with Video(members[ref.video], recorder) as video:
             indices = window(video.count, sampling.frames, sampling.stride, seeding.draw(seeds[0], "offset")[0])
             seconds_T = np.array([video.time(index) for index in indices])
             crops, videos = self._cut(video, indices, seeds)
@@ -118,8 +125,10 @@ class Samples(torch.utils.data.Dataset):
             clip_id=clip_id,
             crops=[crop.row() for crop in crops],
             start=seconds_T[0],
-            relevance=self._relevance(members, crops, drawn, seconds_T) if sampling.relevance else None,
+            relevance=self._relevance(members, crops, asked, seconds_T) if sampling.relevance else None,
             problem=None,
+            motion=None if recorder is None else self._motion(recorder, indices, crops),
+            caption_set=choices if sampling.caption_sets else None,
         )
 
     def _cut(self, video: Video, indices: np.ndarray, seeds: list[int]) -> tuple[list[Crop], list[Tensor]]:
@@ -141,17 +150,18 @@ class Samples(torch.utils.data.Dataset):
         return crops, (videos if len(distinct) == len(indices) else [video_THW3[places] for video_THW3 in videos])
 
     def _relevance(
-        self, members: dict[str, bytes], crops: list[Crop], drawn: list[int], seconds_T: np.ndarray
+        self, members: dict[str, bytes], crops: list[Crop], asked: list[list[int]], seconds_T: np.ndarray
     ) -> np.ndarray:
-        """The cached scores of the drawn captions, float32 [N, S, R, C]: a slot has the mean of its frames."""
+        """The cached scores of the captions asked for, mean over each clip's, float32 [N, S, R, C]: a slot has the
+        mean of its frames."""
         grid, read = self.sampling.grid, self.sampling.relevance
         assert read is not None
         if RELEVANCE_EXTENSION not in members:
             raise SampleError("no_relevance", f"no member .{RELEVANCE_EXTENSION}")
         maps = []
-        for crop, caption in zip(crops, drawn):
+        for crop, captions in zip(crops, asked):
             try:
-                map_Tyx = read(members[RELEVANCE_EXTENSION], caption, seconds_T)
+                map_Tyx = np.mean([read(members[RELEVANCE_EXTENSION], k, seconds_T) for k in captions], axis=0)
             except ValueError:
                 raise
             except Exception as error:
@@ -160,10 +170,29 @@ class Samples(torch.utils.data.Dataset):
             maps.append(crop.resample(map_Syx, grid.rows, grid.columns).numpy())
         return np.stack(maps)
 
+    def _motion(self, recorder: MotionRecorder, indices: np.ndarray, crops: list[Crop]) -> np.ndarray:
+        """The codec's motion through each crop, float32 [N, S, R, C]; all 0 where the stream has no vectors."""
+        grid = self.sampling.grid
+        map_Syx = recorder.slots(indices, grid.slots)
+        if map_Syx is None:
+            return np.zeros((len(crops), grid.slots, grid.rows, grid.columns), np.float32)
+        return np.stack([crop.resample(map_Syx, grid.rows, grid.columns).numpy() for crop in crops])
+
     def _blank(self, ref: SampleRef, seeds: list[int], clip_id: int, problem: Problem) -> Sample:
         sampling, n = self.sampling, len(seeds)
         black = torch.zeros(sampling.frames, sampling.size, sampling.size, 3, dtype=torch.uint8)
         grid = sampling.grid
         shape = (n, grid.slots, grid.rows, grid.columns)
-        relevance = np.zeros(shape, np.float32) if sampling.relevance else None
-        return Sample([black] * n, [""] * n, ref.name, seeds, clip_id, [(0.0,) * 5] * n, 0.0, relevance, problem)
+        return Sample(
+            videos=[black] * n,
+            captions=[""] * n,
+            key=ref.name,
+            seeds=seeds,
+            clip_id=clip_id,
+            crops=[(0.0,) * 5] * n,
+            start=0.0,
+            relevance=np.zeros(shape, np.float32) if sampling.relevance else None,
+            problem=problem,
+            motion=np.zeros(shape, np.float32) if sampling.motion else None,
+            caption_set=[""] if sampling.caption_sets else None,
+        )
