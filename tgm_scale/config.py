@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +19,9 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys and wrong types are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Kind = TypeVar("Kind", bound=Section)  # of configuration: a pretraining run's, or another made of the same sections
 
 
 class RunConfig(Section):
@@ -133,8 +136,24 @@ class LogConfig(Section):
     tensorboard: bool = True
 
 
-class Config(Section):
+class KnnConfig(Section):
+    """Nearest neighbours on a small labelled set while a run goes on; its figures go to metrics.jsonl."""
+
+    every: int | None = Field(None, ge=1, description="steps; default: never")
+    train: str | list[str] | None = Field(None, description="labelled shards, or a list file")
+    test: str | list[str] | None = Field(None, description="labelled shards, or a list file")
+    label: str = Field("label", description="where a sample's json has its label, such as truth.objects.0.motion")
+    root: str | None = Field(None, description="folder of the videos that list files name")
+    k: int = Field(20, ge=1, description="neighbours")
+
+
+class RunSettings(Section):
+    """Any kind of configuration: each says in which folder its run is."""
+
     run: RunConfig
+
+
+class Config(RunSettings):
     data: DataConfig
     guidance: GuidanceConfig = GuidanceConfig()
     masking: MaskingConfig = MaskingConfig()
@@ -146,6 +165,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     log: LogConfig = LogConfig()
+    knn: KnnConfig = KnnConfig()
 
     @model_validator(mode="after")
     def _combinations(self) -> Config:
@@ -181,6 +201,8 @@ class Config(Section):
         given = [corpus.weight is not None for corpus in data.corpora()]
         if any(given) and not all(given):
             raise ValueError("data.shards: give every corpus a weight, or none (their shares then go by size)")
+        if self.knn.every is not None and not (self.knn.train and self.knn.test):
+            raise ValueError("knn.every needs a labelled set: give knn.train and knn.test")
         if data.synthetic is not None and not isinstance(data.shards, str):
             raise ValueError("data.synthetic makes one corpus in one folder: data.shards must be that folder's name")
         return self
@@ -212,18 +234,28 @@ def _read_yaml(text: str, origin: str) -> Any:
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """The configuration in a YAML file with `section.key=value` overrides laid over it.
+    """The configuration of a pretraining run in a YAML file, with `section.key=value` overrides laid over it.
 
     Raises ValueError that lists every mistake."""
+    return from_tree(read_tree(path, overrides), str(path))
+
+
+def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
+    """Nested dictionaries from a YAML file with overrides laid over it, not checked yet. Raises ValueError."""
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"--config {path}: no such file")
     tree = _read_yaml(file.read_text(), str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
+    return lay_over(tree, overrides)
+
+
+def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
+    """Set each `section.key=value` in nested dictionaries. Raises ValueError for what is no such thing."""
     for override in overrides:
         _override(tree, override)
-    return from_tree(tree, str(path))
+    return tree
 
 
 def _override(tree: dict, override: str) -> None:
@@ -246,20 +278,25 @@ def _override(tree: dict, override: str) -> None:
 
 def from_tree(tree: dict, origin: str = "configuration") -> Config:
     """A checked configuration from nested dictionaries. Raises ValueError that lists every mistake."""
+    return checked(tree, origin, Config)
+
+
+def checked(tree: dict, origin: str, kind: type[Kind]) -> Kind:
+    """`from_tree` for any kind of configuration."""
     try:
-        return Config.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item) for item in error.errors()]
+        lines = [_explain(item, kind) for item in error.errors()]
         raise ValueError(f"{origin}:\n  " + "\n  ".join(lines)) from None
 
 
-def _explain(item: Any) -> str:
+def _explain(item: Any, kind: type[Section]) -> str:
     location = [str(part) for part in item["loc"]]
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
-        known = _keys_beside(location)
+        known = _keys_beside(location, kind)
         close = difflib.get_close_matches(location[-1], known, n=1)
-        elsewhere = [key for key in all_keys() if key.rsplit(".", 1)[-1] == location[-1]]
+        elsewhere = [key for key in all_keys(kind) if key.rsplit(".", 1)[-1] == location[-1]]
         if close:
             hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?"
         elif elsewhere:
@@ -274,8 +311,8 @@ def _explain(item: Any) -> str:
     return f"{name}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _keys_beside(location: list[str]) -> list[str]:
-    model: Any = Config
+def _keys_beside(location: list[str], kind: type[Section]) -> list[str]:
+    model: Any = kind
     for part in location[:-1]:
         field = model.model_fields.get(part)
         kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
@@ -286,18 +323,18 @@ def _keys_beside(location: list[str]) -> list[str]:
     return list(model.model_fields)
 
 
-def all_keys() -> list[str]:
-    """Every `section.key` of the configuration, in order."""
-    sections: dict[str, Any] = {name: field.annotation for name, field in Config.model_fields.items()}
+def all_keys(kind: type[Section] = Config) -> list[str]:
+    """Every `section.key` of a kind of configuration, in order."""
+    sections: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
     return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
 
 
-def dump(config: Config) -> str:
+def dump(config: Section) -> str:
     """The configuration as YAML that `load` reads back to an equal one."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def digest_tree(config: Config) -> dict[str, Any]:
+def digest_tree(config: Section) -> dict[str, Any]:
     """The keys that decide the numbers of a run; a run folder goes on only where these are equal.
 
     What is left out changes speed, place or output alone: workers, micro batch, engine settings, logs."""
@@ -310,7 +347,7 @@ def digest_tree(config: Config) -> dict[str, Any]:
         "faults": ["rollbacks", "hang_seconds"],
     }.items():
         for name in names:
-            tree[section].pop(name)
-    for section in ("deepspeed", "checkpoint", "log"):
-        tree.pop(section)
+            tree.get(section, {}).pop(name, None)
+    for section in ("deepspeed", "checkpoint", "log", "knn"):
+        tree.pop(section, None)
     return tree

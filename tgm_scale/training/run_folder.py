@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.config import Config
+from tgm_scale.config import RunSettings
 from tgm_scale.runtime import slurm
 
 
@@ -34,7 +34,7 @@ def replace_file(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def claim(config: Config) -> Path:
+def claim(config: RunSettings) -> Path:
     """Make or recognise the run folder. Raises ValueError where it cannot be written or holds another run."""
     folder = Path(config.run.dir)
     try:
@@ -52,8 +52,8 @@ def claim(config: Config) -> Path:
     return folder
 
 
-def _refuse_other_run(config: Config, file: Path) -> None:
-    there = configuration.digest_tree(configuration.load(file))
+def _refuse_other_run(config: RunSettings, file: Path) -> None:
+    there = configuration.digest_tree(configuration.checked(configuration.read_tree(file), str(file), type(config)))
     here = configuration.digest_tree(config)
     differing = [
         f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
@@ -68,7 +68,9 @@ def _refuse_other_run(config: Config, file: Path) -> None:
         )
 
 
-def describe(folder: Path, config: Config, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int) -> None:
+def describe(
+    folder: Path, config: RunSettings, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int
+) -> None:
     """Write what this start is. Raises ValueError where the data is not that of the run so far."""
     data_file = folder / "data.json"
     if data_file.is_file():
