@@ -73,6 +73,13 @@ def window(count: int, frames: int, stride: int, offset_draw: float) -> np.ndarr
     return np.minimum(int(offset_draw * starts) + stride * np.arange(frames), count - 1)
 
 
+def segments(count: int, draws: Sequence[float] | np.ndarray) -> np.ndarray:
+    """One index of each of equal segments that cover a source of `count` frames, int64 [frames]; `draws` in [0, 1)
+    say where in its segment (TSN, Wang et al. 2016, section 3.1). A short source repeats frames."""
+    draws = np.asarray(draws)
+    return np.minimum((np.arange(len(draws)) + draws) * count / len(draws), count - 1).astype(np.int64)
+
+
 class Video:
     """A source's opened bytes, a context manager: `count` frames at the nominal `rate` a second.
 

@@ -65,6 +65,7 @@ class ClipLoader:
         relevance: RelevanceReader | None = None,
         motion: bool = False,
         caption_sets: bool = False,
+        segments: bool = False,
     ):
         assert 0 <= rank < world_size and frames % grid.slots == 0 and crop in CROPS
         if global_batch_size % (micro_batch_size * world_size):
@@ -93,6 +94,7 @@ class ClipLoader:
             relevance,
             motion,
             caption_sets,
+            segments,
         )
         self.samples = Samples(corpora, Mixture(orders, weights), sampling)
         self.workers = workers

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
 from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
-from tgm_scale.data.decode import DecodeError, Video, window
+from tgm_scale.data.decode import DecodeError, Video, segments, window
 from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.motion import MotionRecorder
 from tgm_scale.data.order import Mixture
@@ -41,6 +41,7 @@ class Sampling:
     relevance: RelevanceReader | None  # given: each sample brings its cached scores, and one without them is broken
     motion: bool = False  # True: each sample brings its codec's motion, all 0 where the stream has none
     caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
+    segments: bool = False  # True: one frame of each of equal segments of the whole source, not a window
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Samples(torch.utils.data.Dataset):
         asked = [list(range(len(choices))) if sampling.caption_sets else [number] for number in drawn]
         recorder = MotionRecorder() if sampling.motion else None
         with Video(members[ref.video], recorder) as video:
-            indices = window(video.count, sampling.frames, sampling.stride, seeding.draw(seeds[0], "offset")[0])
+            indices = self._indices(video.count, seeds[0])
             seconds_T = np.array([video.time(index) for index in indices])
             crops, videos = self._cut(video, indices, seeds)
         return Sample(
@@ -130,6 +131,13 @@ class Samples(torch.utils.data.Dataset):
             motion=None if recorder is None else self._motion(recorder, indices, crops),
             caption_set=choices if sampling.caption_sets else None,
         )
+
+    def _indices(self, count: int, seed: int) -> np.ndarray:
+        """The frames of a clip out of `count`: a window, or one frame of each of equal segments."""
+        sampling = self.sampling
+        if sampling.segments:
+            return segments(count, seeding.draw(seed, "segments", sampling.frames))
+        return window(count, sampling.frames, sampling.stride, seeding.draw(seed, "offset")[0])
 
     def _cut(self, video: Video, indices: np.ndarray, seeds: list[int]) -> tuple[list[Crop], list[Tensor]]:
         """The crop of each seed, and its pixels of the frames `indices`: N of uint8 [T, size, size, 3].
