@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid
 from tgm_scale.masking.recipes import RECIPES, Masker, build_masker
-from tgm_scale.masking.saliency import SOURCES, noise
+from tgm_scale.masking.saliency import SOURCES, Request, noise
 
 CLIP = Grid(8, 14, 14)  # 16 frames of 224 pixels, tubelets of 2 x 16 x 16
 
@@ -29,7 +29,12 @@ def maps(grid: Grid, count: int, levels: int | None = None, seed: int = 0) -> Te
 
 
 def aux(masker: Masker, relevance: Tensor) -> dict[str, Tensor]:
-    return dict.fromkeys(masker.needs, relevance)
+    """What the masker needs: the given map under every name, and a flow made of it."""
+    given = dict.fromkeys(masker.needs, relevance)
+    if "flow" in given:
+        frames = relevance.repeat_interleave(2, dim=1)
+        given["flow"] = torch.stack([frames, -frames], dim=2) / (10 * frames.amax().clamp(min=1))
+    return given
 
 
 def dense(index: Tensor, grid: Grid) -> Tensor:
@@ -56,10 +61,14 @@ shares = st.floats(0.05, 0.95)
         {},
         optional={
             "scope": st.sampled_from(["clip", "slot", "tube"]),
-            "rule": st.sampled_from(["top_k", "bottom_k"]),
+            "rule": st.sampled_from(["top_k", "bottom_k", "moving_box", "share_per_part"]),
+            "whole_parts": st.sampled_from([0.0, 0.3, 1.0]),
+            "targets": st.sampled_from(["random", "running_cell"]),
             "temperature": st.sampled_from([0.0, 0.1]),
             "scale": st.sampled_from(["rank", "raw"]),
-            "sources": st.sampled_from([{"text": 0.7, "random": 0.3}, {"motion": 1}, {"frame": 2, "block": 1.0}]),
+            "sources": st.sampled_from(
+                [{"text": 0.7, "random": 0.3}, {"motion": 1}, {"frame": 2, "block": 1.0}, {"flow": 1}]
+            ),
         },
     ),
     levels=st.sampled_from([1, 2, 5, None]),
@@ -264,7 +273,7 @@ def test_frames_are_hidden_whole() -> None:
 
 def test_cuboids_against_a_plain_loop() -> None:
     grid = Grid(4, 6, 7)
-    scores = noise.cuboids(seeds(3), grid, {})
+    scores = noise.cuboids(Request(seeds(3), grid, {}, 0.4))
     draws = [noise._inside(seeds(3), axis, length) for axis, length in enumerate((4, 6, 7))]
     for clip in range(3):
         expected = torch.zeros(4, 6, 7)

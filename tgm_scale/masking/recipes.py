@@ -16,9 +16,11 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid, Mask
 from tgm_scale.masking import selection
-from tgm_scale.masking.saliency import SOURCES
+from tgm_scale.masking.rules import RULES, Demand
+from tgm_scale.masking.saliency import SOURCES, Request
 
 SCALES = ("rank", "raw")
+TARGETS = ("random", "running_cell")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Recipe:
     rule: str = "top_k"
     temperature: float = 0.0  # of the Gumbel noise, in units of the scaled saliency; 0 = none
     scale: str = "rank"  # sources are mixed and heated as ranks within their group (0..1), or as they come
+    whole_parts: float = 0.0  # of the rule share_per_part: 0 = a share of every part, 1 = whole parts
+    targets: str = "random"  # which of the hidden tokens model.decode_ratio keeps; running_cell: VideoMAE V2's
 
 
 RECIPES: dict[str, Recipe] = {
@@ -38,6 +42,10 @@ RECIPES: dict[str, Recipe] = {
     "frame": Recipe({"frame": 1.0}, scope="clip"),  # VideoMAE, ablation
     "block": Recipe({"block": 1.0}, scope="clip"),  # MAE-ST, ablation
     "text_guided": Recipe({"text": 1.0}, scope="slot"),  # TGM, arXiv 2408.00759
+    "motion_guided": Recipe({"motion": 1.0}, rule="moving_box", scale="raw"),  # MGM, arXiv 2308.12962
+    "flow_guided": Recipe({"flow": 1.0}, rule="bottom_k", scale="raw"),  # MGMAE, arXiv 2308.10794: tracks the visible
+    "attention": Recipe({"attention": 1.0}, rule="bottom_k", scale="raw", temperature=1.0),  # UMT, arXiv 2303.16058
+    "part_based": Recipe({"parts": 1.0}, rule="share_per_part", scale="raw"),  # SemMAE, arXiv 2206.10207
 }
 
 
@@ -54,7 +62,7 @@ class Masker:
 
     @property
     def needs(self) -> set[str]:
-        """The maps that a call must be given: 'relevance', 'motion'."""
+        """The maps that a call must be given: 'relevance', 'motion', 'attention', 'parts', 'flow'."""
         return set().union(*(SOURCES[name].needs for name in self.recipe.sources))
 
     @property
@@ -66,11 +74,13 @@ class Masker:
         """The mask of each clip.
 
         seeds_B: int64 [B], one of each sample. aux: the maps that `needs` names (others are ignored), float
-        [B, S, R, C] on the seeds' device. Raises ValueError where one is missing."""
+        [B, S, R, C] on the seeds' device (flow: [B, T, 2, h, w], see saliency.tracked). Raises ValueError where one
+        is missing."""
         hidden_BK, visible_BK = self._split(seeds_B, aux)
+        cells_BN = selection.running_cell(seeds_B, self.grid) if self.recipe.targets == "running_cell" else None
         return Mask(
             visible=selection.draw(visible_BK, self.visible_count, self.grid, seeds_B, "mask.visible"),
-            target=selection.draw(hidden_BK, self.target_count, self.grid, seeds_B, "mask.target"),
+            target=selection.draw(hidden_BK, self.target_count, self.grid, seeds_B, "mask.target", cells_BN),
         )
 
     def hidden(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
@@ -91,8 +101,9 @@ class Masker:
         grid, scope = self.grid, self.recipe.scope
         total = sum(self.recipe.sources.values())
         mixed = torch.zeros((), device=seeds_B.device)
+        request = Request(seeds_B, grid, given, 1 - self.hidden_count / grid.tokens)
         for name, weight in self.recipe.sources.items():
-            score_BSRC = SOURCES[name].score(seeds_B, grid, given)
+            score_BSRC = SOURCES[name].score(request)
             assert score_BSRC.shape == (len(seeds_B), grid.slots, grid.rows, grid.columns), (name, score_BSRC.shape)
             pooled = selection.pool(score_BSRC, scope)
             scaled = selection.mid_ranks(pooled, scope) if self.recipe.scale == "rank" else pooled
@@ -104,7 +115,8 @@ class Masker:
         saliency = self.saliency(seeds_B, **aux)
         if recipe.temperature:
             saliency = selection.heat(saliency, recipe.temperature, seeds_B)
-        priority = selection.RULES[recipe.rule](saliency)
+        demand = Demand(seeds_B, recipe.scope, recipe.scale, self.hidden_per_group, recipe.whole_parts)
+        priority = RULES[recipe.rule](saliency, demand)
         return selection.split(priority, recipe.scope, self.hidden_per_group, self.grid, seeds_B)
 
     def describe(self) -> str:
@@ -171,12 +183,15 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
             raise ValueError(f"masking.options.{option}: unknown; {_nearest(option, known)}")
     recipe = replace(RECIPES[name], **options)
     _check_sources(recipe.sources)
-    for option, allowed in {"scope": selection.SCOPES, "rule": selection.RULES, "scale": SCALES}.items():
+    choices = {"scope": selection.SCOPES, "rule": RULES, "scale": SCALES, "targets": TARGETS}
+    for option, allowed in choices.items():
         value = getattr(recipe, option)
         if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"masking.options.{option}={value}: unknown; {_nearest(str(value), allowed)}")
     if not _is_number(recipe.temperature) or not recipe.temperature >= 0:
         raise ValueError(f"masking.options.temperature={recipe.temperature!r}: wanted a number of at least 0")
+    if not _is_number(recipe.whole_parts) or not 0 <= recipe.whole_parts <= 1:
+        raise ValueError(f"masking.options.whole_parts={recipe.whole_parts!r}: wanted a number from 0 to 1")
     if recipe.rule == "gumbel_top_k" and not recipe.temperature:
         raise ValueError("masking.options.rule=gumbel_top_k: set masking.options.temperature above 0, such as 0.1")
     return recipe

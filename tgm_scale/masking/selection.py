@@ -1,7 +1,7 @@
 """Selection: which tokens a saliency map hides.
 
-A rule turns saliency into priority; within each group of the scope the tokens of highest priority are hidden, in a
-count that never changes. Equal priorities are ordered by keyed noise, never by their place in memory.
+A rule (masking.rules) turns saliency into priority; within each group of the scope the tokens of highest priority are
+hidden, in a count that never changes. Equal priorities are ordered by keyed noise, never by their place in memory.
 
 Shapes: B clips, S slots, R rows, C columns, G groups of n tokens, K tokens of a clip.
 Scopes: `clip` is one group of all tokens; `slot` a group for each slot; `tube` one group of positions, whose saliency
@@ -10,8 +10,6 @@ is the mean over the slots (S = 1 from there on) and whose choice holds for ever
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -19,14 +17,6 @@ from tgm_scale.contracts import Grid
 from tgm_scale.runtime import seeding
 
 SCOPES = ("clip", "slot", "tube")
-
-# name -> priority [B, S, R, C] from saliency [B, S, R, C]. With a temperature (Gumbel noise on the saliency) top_k
-# draws the hidden tokens without replacement, bottom_k the visible ones.
-RULES: dict[str, Callable[[Tensor], Tensor]] = {
-    "top_k": lambda saliency_BSRC: saliency_BSRC,
-    "gumbel_top_k": lambda saliency_BSRC: saliency_BSRC,
-    "bottom_k": lambda saliency_BSRC: -saliency_BSRC,
-}
 
 
 def group_size(scope: str, grid: Grid) -> int:
@@ -42,7 +32,7 @@ def pool(saliency_BSRC: Tensor, scope: str) -> Tensor:
     return sum(saliency_BSRC.split(1, dim=1), torch.zeros((), device=saliency_BSRC.device)) / saliency_BSRC.shape[1]
 
 
-def _grouped(x_BSRC: Tensor, scope: str) -> Tensor:
+def grouped(x_BSRC: Tensor, scope: str) -> Tensor:
     """[B, G, n]"""
     return x_BSRC.flatten(1)[:, None] if scope == "clip" else x_BSRC.flatten(2)
 
@@ -52,7 +42,7 @@ def mid_ranks(saliency_BSRC: Tensor, scope: str) -> Tensor:
 
     So sources of any unit and any distribution are mixed and heated on one scale, a few outliers cannot flatten the
     rest as they would under min-max scaling, and a map that is constant says nothing: all of it is at 0.5."""
-    x_BGn = _grouped(saliency_BSRC, scope).contiguous()
+    x_BGn = grouped(saliency_BSRC, scope).contiguous()
     ordered_BGn = x_BGn.sort(dim=-1).values
     below = torch.searchsorted(ordered_BGn, x_BGn, right=False)
     not_above = torch.searchsorted(ordered_BGn, x_BGn, right=True)
@@ -69,7 +59,7 @@ def heat(saliency_BSRC: Tensor, temperature: float, seeds_B: Tensor) -> Tensor:
 
 def split(priority_BSRC: Tensor, scope: str, hidden: int, grid: Grid, seeds_B: Tensor) -> tuple[Tensor, Tensor]:
     """Token indices (hidden int64 [B, K], visible int64 [B, K']): `hidden` tokens of each group, in no set order."""
-    priority_BGn = _grouped(priority_BSRC, scope)
+    priority_BGn = grouped(priority_BSRC, scope)
     noise_BGn = seeding.bits(seeds_B, priority_BSRC[0].numel(), "mask.ties").view_as(priority_BGn)
     shuffled_BGn = noise_BGn.argsort(dim=-1)
     by_priority = priority_BGn.gather(-1, shuffled_BGn).argsort(dim=-1, descending=True, stable=True)
@@ -80,9 +70,26 @@ def split(priority_BSRC: Tensor, scope: str, hidden: int, grid: Grid, seeds_B: T
     return order_BGn[..., :hidden].flatten(1), order_BGn[..., hidden:].flatten(1)
 
 
-def draw(index_BK: Tensor, count: int, grid: Grid, seeds_B: Tensor, purpose: str) -> Tensor:
-    """`count` of each row's indices, drawn at random without replacement, ascending."""
+def draw(
+    index_BK: Tensor, count: int, grid: Grid, seeds_B: Tensor, purpose: str, preferred_BN: Tensor | None = None
+) -> Tensor:
+    """`count` of each row's indices, drawn at random without replacement, ascending; where there are `preferred`
+    tokens (bool) among them, these before any others."""
     if count < index_BK.shape[1]:
-        noise_BK = seeding.bits(seeds_B, grid.tokens, purpose).gather(1, index_BK)
-        index_BK = index_BK.gather(1, noise_BK.argsort(dim=-1)[:, :count])
+        noise_BN = seeding.bits(seeds_B, grid.tokens, purpose)
+        if preferred_BN is not None:
+            noise_BN = noise_BN.bitwise_or(1 << 62).where(~preferred_BN, noise_BN.bitwise_and((1 << 62) - 1))
+        index_BK = index_BK.gather(1, noise_BN.gather(1, index_BK).argsort(dim=-1)[:, :count])
     return index_BK.sort(dim=-1).values
+
+
+def running_cell(seeds_B: Tensor, grid: Grid) -> Tensor:
+    """VideoMAE V2's running cells (arXiv 2303.16727, section 3.2): bool [B, N], half of the tokens of each slot.
+
+    Of each cell of 2 x 2 tokens two neighbours on its rim are kept; in the next slot the pair has moved on by one. The
+    pair of the first slot is random, one for the clip."""
+    start_B111 = seeding.bits(seeds_B, 1, "mask.running cell")[:, :, None, None] % 4
+    slot, row, column = (torch.arange(n, device=seeds_B.device) for n in (grid.slots, grid.rows, grid.columns))
+    rim_RC = (2 * (row % 2))[:, None] + (column % 2 != (row % 2)[:, None])  # 0 1 / 3 2: clockwise
+    step = (rim_RC - slot[:, None, None] - start_B111) % 4
+    return (step < 2).flatten(1)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from tgm_scale.contracts import Grid
-from tgm_scale.masking.saliency import guided, noise
+from tgm_scale.masking.saliency import guided, noise, tracked
+from tgm_scale.masking.saliency.request import Request
+
+__all__ = ["SOURCES", "Request", "Source"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """`score(seeds_B, grid, aux)` -> float32 [B, S, R, C], higher = more salient, of any range.
+    """`score(request)` -> float32 [B, S, R, C], higher = more salient, of any range.
 
-    `needs` names the maps of the batch that must be in `aux`, each float [B, S, R, C]. What is random about a score
-    is keyed by the sample's seed."""
+    `needs` names the maps of the batch that must be in `request.maps`. What is random about a score is keyed by the
+    sample's seed."""
 
-    score: Callable[[Tensor, Grid, Mapping[str, Tensor]], Tensor]
+    score: Callable[[Request], Tensor]
     needs: frozenset[str] = frozenset()
 
 
@@ -28,4 +30,7 @@ SOURCES: dict[str, Source] = {
     "block": Source(noise.cuboids),
     "text": Source(guided.relevance, frozenset({"relevance"})),
     "motion": Source(guided.motion, frozenset({"motion"})),
+    "attention": Source(guided.attention, frozenset({"attention"})),
+    "parts": Source(guided.parts, frozenset({"parts"})),
+    "flow": Source(tracked.mixture, frozenset({"flow"})),
 }
