@@ -97,6 +97,7 @@ class Trunk:
     blocks: Sequence[Any]
     project: Callable[[Tensor], Tensor]  # tokens [..., D] -> the joint space [..., E], each by itself
     pool: Callable[[Tensor], Tensor]  # tokens [N, L, D] -> the picture's embedding [N, E]
+    attend: Callable[[Tensor], Tensor]  # tokens before the last block -> attention of the pooling token [N, L]
     prefix: int  # tokens before the first patch
     image_size: int
     patch: int
@@ -115,6 +116,7 @@ def clip_trunk(model: Any) -> Trunk:
         blocks=vision.encoder.layers,
         project=project,
         pool=lambda x_NLD: project(x_NLD[:, 0]),
+        attend=partial(_class_attention, vision.encoder.layers[-1]),
         prefix=1,
         image_size=config.image_size,
         patch=config.patch_size,
@@ -134,7 +136,13 @@ def siglip_trunk(model: Any) -> Trunk:
         pooled = attention.out_proj(value)
         return pooled + head.mlp(head.layernorm(pooled))
 
+    def attend(x_NLD: Tensor) -> Tensor:
+        x_NLD = model.post_layernorm(_forward(model.encoder.layers[-1:], x_NLD))
+        probe_N1D = head.probe.expand(len(x_NLD), -1, -1)
+        return head.attention(probe_N1D, x_NLD, x_NLD, need_weights=True)[1][:, 0]  # mean over the heads
+
     return Trunk(
+        attend=attend,
         embed=partial(model.embeddings, interpolate_pos_encoding=True),
         blocks=model.encoder.layers,
         project=project,
@@ -150,6 +158,15 @@ def _forward(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
     for block in blocks:
         x_NLD = block(x_NLD, None)
     return x_NLD
+
+
+def _class_attention(block: Any, x_NLD: Tensor) -> Tensor:
+    """Of the first token to all, mean over the heads: float32 [N, L]."""
+    attention, x_NLD = block.self_attn, block.layer_norm1(x_NLD)
+    query_NhK = attention.q_proj(x_NLD[:, 0]).unflatten(-1, (attention.num_heads, -1))
+    keys_NLhK = attention.k_proj(x_NLD).unflatten(-1, (attention.num_heads, -1))
+    logits_NLh = (query_NhK[:, None] * keys_NLhK).float().sum(-1) * attention.scale
+    return logits_NLh.softmax(dim=1).mean(dim=-1)
 
 
 def _value_block(block: Any, x_NLD: Tensor) -> Tensor:
@@ -204,6 +221,14 @@ class ImageTower:
         tokens_NLD = SCORERS[scorer](self.trunk.blocks, self.trunk.embed(pixels))
         features = self.trunk.project(tokens_NLD[:, self.trunk.prefix :]).float()
         return features.unflatten(1, (side // self.patch, side // self.patch))
+
+    @torch.no_grad()
+    def attention(self, frames_N3HW: Tensor, resolution: int | None = None) -> Tensor:
+        """Attention of the token that pools a frame to its patches, float32 [N, h, w]; sums to at most 1."""
+        side = resolution or self.image_size
+        tokens_NLD = self.trunk.embed(self.preprocessing.frames(frames_N3HW.to(self.device), side))
+        attention_NL = self.trunk.attend(_forward(self.trunk.blocks[:-1], tokens_NLD)).float()
+        return attention_NL[:, self.trunk.prefix :].unflatten(1, (side // self.patch, side // self.patch))
 
     @torch.no_grad()
     def embed(self, pictures_N3HW: Tensor) -> Tensor:

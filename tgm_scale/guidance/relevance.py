@@ -12,17 +12,14 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.image import SCORERS, ImageTower
-
-CLIPS_PER_PASS = 4  # off the CPU
-
+from tgm_scale.guidance.passes import clips_per_pass as default_clips
+from tgm_scale.guidance.passes import in_passes, on_tokens, slot_frames
 
 class Relevance:
     """Cosine of patch features and caption embedding, brought to the token grid.
 
-    After a mean over the frames of each tubelet, the tower's grid is brought to the clip's bilinearly, or by the mean
-    of the patches of each token where they divide. Clips go through the tower in passes of a fixed number, each at a
-    fixed place with all its frames: what a clip gets does not depend on the batch it comes in. One clip a pass on a
-    CPU."""
+    Clips go through the tower in passes of a fixed number, each at a fixed place with all its frames (see
+    guidance.passes)."""
 
     def __init__(
         self,
@@ -46,7 +43,7 @@ class Relevance:
             )
         self.image, self.scorer, self.resolution = image, scorer, resolution
         self.one_frame = frames_per_tubelet == "one"
-        self.clips_per_pass = clips_per_pass or (1 if image.device.type == "cpu" else CLIPS_PER_PASS)
+        self.clips_per_pass = clips_per_pass or default_clips(image.device)
 
     def __call__(self, video_BCTHW: Tensor, captions_BE: Tensor, grid: Grid) -> Tensor:
         """Relevance of each clip's tokens to its caption: float32 [B, S, R, C], cosines.
@@ -57,18 +54,12 @@ class Relevance:
     @torch.no_grad()
     def of_captions(self, video_BCTHW: Tensor, captions_BKE: Tensor, grid: Grid) -> Tensor:
         """The same for K captions a clip at the cost of one pass of the tower: float32 [B, K, S, R, C]."""
-        tubelet = video_BCTHW.shape[2] // grid.slots
-        if self.one_frame:
-            video_BCTHW, tubelet = video_BCTHW[:, :, tubelet // 2 :: tubelet], 1
-        parts = []
-        for video, captions in zip(video_BCTHW.split(self.clips_per_pass), captions_BKE.split(self.clips_per_pass)):
-            lacking = self.clips_per_pass - len(video)
-            cosine_BKFhw = self.cosines(
-                F.pad(video, (0, 0) * 4 + (0, lacking)), F.pad(captions, (0, 0) * 2 + (0, lacking))
-            )
-            cosine_BKShw = cosine_BKFhw.unflatten(2, (grid.slots, tubelet)).mean(dim=3)
-            parts.append(_on_tokens(cosine_BKShw, grid)[: len(captions)])
-        return torch.cat(parts)
+        frames_BCFHW = slot_frames(video_BCTHW, grid, self.one_frame)
+
+        def compute(video: Tensor, captions: Tensor) -> Tensor:
+            return on_tokens(self.cosines(video, captions), grid)
+
+        return in_passes(compute, self.clips_per_pass, frames_BCFHW, captions_BKE)
 
     @torch.no_grad()
     def cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
@@ -80,15 +71,3 @@ class Relevance:
         captions_KBE1 = captions_BKE.transpose(0, 1).contiguous()[..., None]
         cosine_KBP = [(features_BPE @ caption_BE1).squeeze(-1) for caption_BE1 in captions_KBE1]
         return torch.stack(cosine_KBP, dim=1).unflatten(-1, (-1, *features.shape[1:3]))
-
-
-def _on_tokens(maps_BKShw: Tensor, grid: Grid) -> Tensor:
-    """[B, K, S, R, C] of the tower's [B, K, S, h, w]."""
-    maps_NShw = maps_BKShw.flatten(0, 1)
-    height, width = maps_NShw.shape[2:]
-    if height % grid.rows == 0 and width % grid.columns == 0:
-        tokens = F.avg_pool2d(maps_NShw, (height // grid.rows, width // grid.columns))
-    else:
-        size = (grid.rows, grid.columns)
-        tokens = F.interpolate(maps_NShw, size, mode="bilinear", antialias=True, align_corners=False)
-    return tokens.unflatten(0, maps_BKShw.shape[:2])
