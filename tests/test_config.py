@@ -23,7 +23,8 @@ FROZEN_KEYS = """
 run.dir run.seed
 data.shards data.synthetic data.frames data.stride data.size data.workers data.repeated_augmentation data.crop
 data.flip data.window_shards data.max_skipped_share
-guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.cached
+guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.captions guidance.flow
+guidance.cached
 masking.recipe masking.mask_ratio masking.visible_ratio masking.options
 model.size model.patch model.tubelet model.decoder_depth model.decode_ratio model.attention
 model.activation_checkpointing model.compile

@@ -32,6 +32,8 @@ IMPORT_SITES = {
         "guidance/train_clip.py",
         "conversion/huggingface.py",
     },
+    "cv2": {"guidance/flow.py"},
+    "torchvision": {"guidance/flow.py"},
     "av": {"data/decode.py", "data/encode.py", "data/motion.py"},
     "webdataset": {"data/shards.py", "data/loader.py"},
     "timm": {"evaluation/finetune.py", "conversion/timm.py"},

@@ -65,6 +65,8 @@ class GuidanceConfig(Section):
     scorer: Literal["raw", "value", "vv"] = "value"
     frames_per_tubelet: Literal["all", "one"] = "all"
     resolution: int | None = Field(None, ge=16, description="side the image tower sees; default: its own")
+    captions: Literal["drawn", "mean"] = Field("drawn", description="relevance to the drawn caption, or mean over all")
+    flow: str = Field("dis", description="optical flow: 'dis' (OpenCV) or a file of torchvision RAFT weights")
     cached: bool = Field(False, description="read relevance from the shards (tools/cache_relevance.py puts it there)")
 
 

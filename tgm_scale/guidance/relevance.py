@@ -15,6 +15,7 @@ from tgm_scale.guidance.image import SCORERS, ImageTower
 from tgm_scale.guidance.passes import clips_per_pass as default_clips
 from tgm_scale.guidance.passes import in_passes, on_tokens, slot_frames
 
+
 class Relevance:
     """Cosine of patch features and caption embedding, brought to the token grid.
 

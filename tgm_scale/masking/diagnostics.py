@@ -42,6 +42,44 @@ def centre_box(masker: Masker) -> Tensor:
     return box.view(1, grid.slots, grid.rows, grid.columns)
 
 
+class MotionMonitor:
+    """Counts clips without any motion: a stream of keyframes, a codec that exports no vectors, or a still picture.
+
+    mask_without_motion   their share; their boxes fall at random"""
+
+    def __init__(self) -> None:
+        self._since_read: Tensor | None = None  # float64 [2]: without motion, clips
+        self._total = torch.zeros(2, dtype=torch.float64)
+
+    @torch.no_grad()
+    def observe(self, motion_BSRC: Tensor, weight_B: Tensor) -> None:
+        """Count a micro batch, without waiting for the device. weight_B: 0 for broken samples."""
+        whole_B = weight_B > 0
+        still_B = (motion_BSRC == 0).flatten(1).all(dim=1)
+        counted = torch.stack([(still_B & whole_B).sum(), whole_B.sum()]).double()
+        self._since_read = counted if self._since_read is None else self._since_read + counted
+
+    def figures(self) -> dict[str, float]:
+        """The share since the last call; nothing where no clip was counted."""
+        if self._since_read is None:
+            return {}
+        latest, self._since_read = self._since_read.cpu(), None
+        self._total += latest
+        still, clips = latest.tolist()
+        return {"mask_without_motion": still / clips} if clips else {}
+
+    def warning(self) -> str | None:
+        """In plain words, where hardly a clip has motion."""
+        still, clips = self._total.tolist()
+        if clips < CLIPS_BEFORE_ALARM or still < ALARM * clips:
+            return None
+        return (
+            f"{still:.0f} of {clips:.0f} clips bring no motion, so their masks are boxes at random places: the videos "
+            "may be HEVC, AV1 or VP9, which export no motion vectors, or hold keyframes only. Make the shards anew "
+            "with tools/make_shards.py, which encodes H.264, or choose masking.recipe=flow_guided"
+        )
+
+
 class GuidanceMonitor:
     """Collects the figures of a process's own clips and words the alarm.
 

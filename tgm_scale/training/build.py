@@ -19,7 +19,10 @@ from tgm_scale.config import Config
 from tgm_scale.contracts import Grid
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
+from tgm_scale.guidance.flow import FlowToBase, check_flow
+from tgm_scale.guidance.parts import Parts
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import TextTower, check_folder, load_image_tower, load_text_tower
 from tgm_scale.masking.recipes import Masker, build_masker
@@ -35,6 +38,7 @@ from tgm_scale.training.optim import Schedule
 # conversion.read.read_initial, which training may not import
 ReadInitial = Callable[[str, ModelSize], tuple[dict[str, Tensor], list[str]]]
 
+IMAGE_MAPS = {"relevance", "attention", "parts"}  # what a masker may need that comes from the image tower
 SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
 
 
@@ -87,14 +91,17 @@ def check(config: Config, place: Place) -> None:
     """Every check of the configuration that needs neither processes nor a GPU. Raises ValueError."""
     plan = masker(config)
     engine_config(engine_plan(config, place))
-    if "relevance" in plan.needs and config.guidance.towers is None:
+    guidance, of_image = config.guidance, plan.needs & IMAGE_MAPS
+    if of_image and guidance.towers is None:
         raise ValueError(
-            f"masking.recipe={config.masking.recipe} is guided by captions: set guidance.towers to the folder of a "
-            "CLIP or SigLIP model, or to 'small'"
+            f"masking.recipe={config.masking.recipe} is guided by a frozen model ({', '.join(sorted(of_image))}): set "
+            "guidance.towers to the folder of a CLIP or SigLIP model, or to 'small'"
         )
-    if config.guidance.towers is not None:
-        online = "relevance" in plan.needs and not config.guidance.cached
-        check_folder(tower_folder(config.guidance.towers), ("text", "image") if online else ("text",))
+    if guidance.towers is not None:
+        online = of_image - ({"relevance"} if guidance.cached else set())
+        check_folder(tower_folder(guidance.towers), ("text", "image") if online else ("text",))
+    if "flow" in plan.needs:
+        check_flow(guidance.flow)
 
 
 def make_synthetic(config: Config) -> None:
@@ -159,6 +166,8 @@ def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop:
         window_shards=config.data.window_shards,
         captions=config.objective.contrastive_weight > 0 or "relevance" in masker(config).needs,
         relevance=relevance,
+        motion="motion" in masker(config).needs,
+        caption_sets=guidance.captions == "mean" and "relevance" in masker(config).needs,
     )
 
 
@@ -168,27 +177,33 @@ class Towers:
 
     text: TextTower | None = None
     relevance: Relevance | None = None
+    maps: dict[str, Callable[[Tensor, Grid], Tensor]] = dataclasses.field(default_factory=dict)  # of pixels alone
 
 
 def towers(config: Config, needs: set[str], device: torch.device) -> Towers:
     """Load what the objective and the masking recipe ask for."""
     guidance = config.guidance
-    wants_relevance = "relevance" in needs
-    if guidance.towers is None or not (wants_relevance or config.objective.contrastive_weight):
-        return Towers()
+    found = Towers()
+    if "flow" in needs:
+        found.maps["flow"] = FlowToBase(guidance.flow, device)
+    if guidance.towers is None or not (needs & IMAGE_MAPS or config.objective.contrastive_weight):
+        return found
     folder = tower_folder(guidance.towers)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    text = load_text_tower(folder, device=device, dtype=dtype)
-    if not wants_relevance or guidance.cached:
-        return Towers(text)
+    if "relevance" in needs or config.objective.contrastive_weight:
+        found.text = load_text_tower(folder, device=device, dtype=dtype)
+    online = needs & IMAGE_MAPS - ({"relevance"} if guidance.cached else set())
+    if not online:
+        return found
     image = load_image_tower(folder, device=device, dtype=dtype)
-    relevance = Relevance(
-        image,
-        scorer=guidance.scorer,
-        frames_per_tubelet=guidance.frames_per_tubelet,
-        resolution=guidance.resolution,
-    )
-    return Towers(text, relevance)
+    view = (guidance.frames_per_tubelet, guidance.resolution)
+    if "relevance" in online:
+        found.relevance = Relevance(image, guidance.scorer, *view)
+    if "attention" in online:
+        found.maps["attention"] = ClassAttention(image, *view)
+    if "parts" in online:
+        found.maps["parts"] = Parts(image, guidance.scorer, *view)
+    return found
 
 
 def model(config: Config, embedding_width: int | None) -> MaskedVideoAutoencoder:

@@ -1,0 +1,149 @@
+"""Optical flow from every frame of a clip to its neighbour on the side of the base frame, for flow-guided masking.
+
+`dis`: Dense Inverse Search of OpenCV (arXiv 1603.03590), on the CPU, without weights. Else a file of weights of
+torchvision's RAFT, small or large (arXiv 2003.12039), on the towers' device.
+
+Shapes: B clips, T frames of H x W pixels, N pairs of frames, h x w places of the flow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tgm_scale.contracts import Grid
+from tgm_scale.guidance.passes import clips_per_pass, in_passes
+from tgm_scale.runtime.compat import prepare_torchvision
+
+PLACES_PER_TOKEN = 2  # of the flow's grid, along each side
+RAFT_UPDATES = 6  # MGMAE's number
+_RAFT_SMALLEST = 128  # pixels: its correlation pyramid is empty below
+
+# frames and their neighbours, uint8 [N, 3, H, W] each -> flow, float32 [N, 2, H, W], pixels across and down: what is at
+# x in the frame is at x + flow in the neighbour
+Estimator = Callable[[Tensor, Tensor], Tensor]
+
+
+def check_flow(name: str) -> None:
+    """Raise ValueError in one line where `guidance.flow` cannot be had: no OpenCV, no file, weights of another model."""
+    if name == "dis":
+        _opencv()
+    else:
+        _raft_weights(name)
+
+
+class FlowToBase:
+    """Flow maps of clips. `flow` is 'dis' or a file of RAFT weights. Raises ValueError as `check_flow` does."""
+
+    def __init__(self, flow: str, device: torch.device):
+        self.device = device
+        self.estimate = dis() if flow == "dis" else raft(flow, device)
+
+    @torch.no_grad()
+    def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
+        """Flow from each frame t to frame t - 1 (after the base frame T // 2) or t + 1 (before it), as shares of the
+        frame, across then down, mean over the pixels of each place: float32 [B, T, 2, h, w]; 0 at the base frame.
+
+        video_BCTHW: uint8 RGB."""
+        frames = video_BCTHW.shape[2]
+        base = frames // 2
+        nearer = torch.tensor([t + (t < base) - (t > base) for t in range(frames)], device=video_BCTHW.device)
+
+        def compute(clips_BCTHW: Tensor) -> Tensor:
+            each_BTCHW = clips_BCTHW.transpose(1, 2)
+            outer = torch.arange(frames, device=nearer.device) != base
+            pairs = [x_BTCHW[:, outer].flatten(0, 1) for x_BTCHW in (each_BTCHW, each_BTCHW[:, nearer])]
+            flow_N2HW = self.estimate(*pairs).to(video_BCTHW.device)
+            height, width = flow_N2HW.shape[2:]
+            places = (PLACES_PER_TOKEN * grid.rows, PLACES_PER_TOKEN * grid.columns)
+            share_N2hw = (
+                F.adaptive_avg_pool2d(flow_N2HW, places) / flow_N2HW.new_tensor([width, height])[:, None, None]
+            )
+            result = share_N2hw.new_zeros(len(clips_BCTHW), frames, 2, *places)
+            result[:, outer] = share_N2hw.unflatten(0, (len(clips_BCTHW), -1))
+            return result
+
+        return in_passes(compute, clips_per_pass(self.device), video_BCTHW)
+
+
+def dis() -> Estimator:
+    """OpenCV's DIS at its finer preset, on one thread: with more it cuts a frame in as many stripes, and the flow
+    would depend on the machine."""
+    cv2 = _opencv()
+    cv2.setNumThreads(1)
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+
+    def estimate(frames_N3HW: Tensor, neighbours_N3HW: Tensor) -> Tensor:
+        grey = [_grey(x_N3HW) for x_N3HW in (frames_N3HW, neighbours_N3HW)]
+        return torch.from_numpy(np.stack([search.calc(*pair, None) for pair in zip(*grey)])).permute(0, 3, 1, 2)
+
+    return estimate
+
+
+def _grey(x_N3HW: Tensor) -> np.ndarray:
+    """Luma (ITU-R BT.601), uint8 [N, H, W]."""
+    weights = torch.tensor([0.299, 0.587, 0.114], device=x_N3HW.device)[:, None, None]
+    return np.ascontiguousarray((x_N3HW.float() * weights).sum(1).round().to(torch.uint8).cpu().numpy())
+
+
+def raft(file: str, device: torch.device) -> Estimator:
+    """torchvision's RAFT with weights from a file."""
+    weights = _raft_weights(file)
+    model = _raft_model(weights)
+    model.load_state_dict(weights)
+    model = model.eval().requires_grad_(False).to(device)
+
+    def estimate(frames_N3HW: Tensor, neighbours_N3HW: Tensor) -> Tensor:
+        height, width = frames_N3HW.shape[2:]
+        size = tuple(max(_RAFT_SMALLEST, -(-side // 8) * 8) for side in (height, width))
+        pair = [
+            F.interpolate(x.to(device).float() / 127.5 - 1, size, mode="bilinear", align_corners=False)
+            for x in (frames_N3HW, neighbours_N3HW)
+        ]
+        flow_N2hw = model(*pair, num_flow_updates=RAFT_UPDATES)[-1]
+        scale = flow_N2hw.new_tensor([width / size[1], height / size[0]])[:, None, None]
+        return F.interpolate(flow_N2hw, (height, width), mode="bilinear", align_corners=False) * scale
+
+    return estimate
+
+
+def _raft_model(weights: dict[str, Tensor]) -> Any:
+    """RAFT without weights, large where the file has the large one's: only that upsamples by a mask it predicts."""
+    prepare_torchvision()
+    from torchvision.models import optical_flow
+
+    large = any(name.startswith("mask_predictor") for name in weights)
+    return (optical_flow.raft_large if large else optical_flow.raft_small)(weights=None, progress=False)
+
+
+def _raft_weights(file: str) -> dict[str, Tensor]:
+    if not Path(file).is_file():
+        raise ValueError(f"guidance.flow={file}: wanted 'dis' or a file of torchvision RAFT weights; no such file")
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever is wrong with a file, unpickling has many words for it
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"guidance.flow={file}: not a file of weights: {reason}") from None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"guidance.flow={file}: wanted a state dict of torchvision's raft_small or raft_large")
+    wanted = _raft_model(weights).state_dict()
+    for name in sorted(wanted.keys() ^ weights.keys()) or [n for n in wanted if wanted[n].shape != weights[n].shape]:
+        raise ValueError(f"guidance.flow={file}: not the weights of torchvision's raft_small or raft_large: {name}")
+    return weights
+
+
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError:
+        raise ValueError(
+            "guidance.flow=dis needs OpenCV, which is not installed: pip install 'tgm_scale[flow]' (or "
+            "opencv-python-headless), or set guidance.flow to a file of torchvision RAFT weights"
+        ) from None
+    return cv2
