@@ -76,7 +76,7 @@ def test_relevance_kept_in_the_shards_guides_and_is_checked(
 
 def test_guidance_without_towers_is_a_mistake(config: Path) -> None:
     message = pretrain(config, "guidance.towers=null", "objective.contrastive_weight=0", code=2)
-    assert "masking.recipe=text_guided is guided by captions" in message
+    assert "masking.recipe=text_guided is guided by a frozen model" in message
 
 
 @pytest.mark.skipif("TGM_REAL_DATA" not in os.environ, reason="TGM_REAL_DATA is not set")

@@ -25,13 +25,13 @@ PLACES_PER_TOKEN = 2  # of the flow's grid, along each side
 RAFT_UPDATES = 6  # MGMAE's number
 _RAFT_SMALLEST = 128  # pixels: its correlation pyramid is empty below
 
-# frames and their neighbours, uint8 [N, 3, H, W] each -> flow, float32 [N, 2, H, W], pixels across and down: what is at
-# x in the frame is at x + flow in the neighbour
+# frames and their neighbours, uint8 [N, 3, H, W] each -> flow, float32 [N, 2, H, W], pixels across and down: what is
+# at x in the frame is at x + flow in the neighbour
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_flow(name: str) -> None:
-    """Raise ValueError in one line where `guidance.flow` cannot be had: no OpenCV, no file, weights of another model."""
+    """Raise ValueError in one line where `guidance.flow` cannot be had: no OpenCV, no file, other weights."""
     if name == "dis":
         _opencv()
     else:

@@ -1,7 +1,7 @@
 """Parts of the picture from a frozen tower, for part-based masking (SemMAE, arXiv 2206.10207).
 
-SemMAE trains a model of parts of its own; here the patches of a clip fall into PARTS clusters of their features (k-means
-on the unit sphere), the same in all slots, so that a part keeps its number while it moves.
+SemMAE trains a model of parts of its own; here the patches of a clip fall into PARTS clusters of their features
+(k-means on the unit sphere), the same in all slots, so that a part keeps its number while it moves.
 
 Shapes: B clips, T frames of H x W pixels, S slots x R rows x C columns of tokens, N tokens of a clip, E features.
 """
