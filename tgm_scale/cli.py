@@ -17,6 +17,39 @@ _EXAMPLES = """examples:
   torchrun --nproc_per_node 2 -m tgm_scale pretrain --config configs/debug.yaml
 """
 
+_EVALUATIONS = {
+    "knn": (
+        "nearest neighbours on a checkpoint's frozen features",
+        """examples:
+  tgm-scale knn run.dir=runs/knn encoder.checkpoint=runs/pretrain data.train=shards/train data.test=shards/test
+  tgm-scale knn --config configs/probe_ucf101.yaml encoder.checkpoint=runs/pretrain knn.k=10
+""",
+    ),
+    "probe": (
+        "linear or attentive probe on a checkpoint's frozen features",
+        """examples:
+  tgm-scale probe --config configs/probe_k400.yaml encoder.checkpoint=runs/pretrain data.root=/data/k400
+  tgm-scale probe run.dir=runs/p encoder.checkpoint=runs/x data.train=a.csv data.test=b.csv probe.head=attentive
+  torchrun --nproc_per_node 8 -m tgm_scale probe --config configs/probe_ssv2.yaml encoder.checkpoint=runs/pretrain
+Features are kept in run.dir/features: a stopped or repeated evaluation goes on from them.
+""",
+    ),
+    "retrieve": (
+        "text-to-video retrieval and back, or zero-shot classes, with a joint model's projection",
+        """examples:
+  tgm-scale retrieve run.dir=runs/r encoder.checkpoint=runs/pretrain data.test=shards/test
+  tgm-scale retrieve --config configs/probe_ucf101.yaml encoder.checkpoint=runs/pretrain retrieve.zero_shot=true
+""",
+    ),
+}
+
+_FINETUNE_EXAMPLES = """examples:
+  tgm-scale finetune --config configs/finetune_k400.yaml train.init_from=runs/pretrain data.root=/data/k400
+  torchrun --nproc_per_node 8 -m tgm_scale finetune --config configs/finetune_ssv2.yaml train.init_from=vitb.pth
+  sbatch slurm/finetune.sh configs/finetune_k400.yaml train.init_from=runs/pretrain data.root=/data/k400
+Without train.init_from it trains from scratch. Stopped, the same command goes on from the last checkpoint.
+"""
+
 
 def entry() -> None:
     """The console command: `main`, then an exit without the interpreter's own end.
@@ -42,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if type(failure) is RuntimeError:
             raise  # not foreseen: the traceback is wanted
         print(f"tgm-scale {options.command}: stopped: {failure}", file=sys.stderr)
-        return FAILED
+        return getattr(failure, "exit_code", FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,8 +86,14 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    pretrain = _command(commands, "pretrain", "start a pretraining run, or go on with it", _pretrain)
+    pretrain = _command(commands, "pretrain", "start a pretraining run, or go on with it", _pretrain, _EXAMPLES)
     _add_configuration(pretrain)
+    for name, (summary, examples) in _EVALUATIONS.items():
+        _add_configuration(_command(commands, name, summary, _evaluate, examples), required=False)
+    finetune = _command(
+        commands, "finetune", "train a classifier from a checkpoint, and test it", _finetune, _FINETUNE_EXAMPLES
+    )
+    _add_configuration(finetune)
     status = _command(commands, "status", "how a run stands, in one screen", _status)
     status.add_argument("run_folder", metavar="RUN", help="a run folder, such as runs/debug")
     compare = _command(commands, "compare", "where two runs part: configuration, data, losses", _compare)
@@ -70,21 +109,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_configuration(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
+def _add_configuration(command: argparse.ArgumentParser, required: bool = True) -> None:
+    command.add_argument("--config", required=required, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
     command.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as train.steps=100"
     )
 
 
 def _command(
-    commands: argparse._SubParsersAction, name: str, summary: str, run: Callable[[argparse.Namespace], int]
+    commands: argparse._SubParsersAction,
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int],
+    examples: str | None = None,
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name,
         help=summary,
         description=summary[0].upper() + summary[1:] + ".",
-        epilog=_EXAMPLES if name == "pretrain" else None,
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(run=run)
@@ -101,6 +144,25 @@ def _pretrain(options: argparse.Namespace) -> int:
     return pretrain(resolved, read_initial)
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from tgm_scale.evaluation import settings
+
+    resolved = settings.load_frozen(options.config, options.overrides)
+    from tgm_scale.evaluation import retrieve, run
+
+    {"knn": run.run_knn, "probe": run.run_probe, "retrieve": retrieve.run_retrieve}[options.command](resolved)
+    return 0
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from tgm_scale.evaluation import settings
+
+    resolved = settings.load_finetune(options.config, options.overrides)
+    from tgm_scale.evaluation.finetune import finetune
+
+    return finetune(resolved)
+
+
 def _preflight(options: argparse.Namespace) -> int:
     from tgm_scale import config
 
@@ -112,14 +174,16 @@ def _preflight(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> int:
     from tgm_scale import config
+    from tgm_scale.evaluation import settings
 
-    resolved = config.load(options.config, options.overrides)
+    resolved = settings.load_any(options.config, options.overrides)
+    known = config.all_keys(type(resolved))
     if options.key is None:
         print(config.dump(resolved), end="")
-    elif options.key in config.all_keys():
+    elif options.key in known:
         print(attrgetter(options.key)(resolved))
     else:
-        raise ValueError(f"--key {options.key}: no such key; known: {', '.join(config.all_keys())}")
+        raise ValueError(f"--key {options.key}: no such key; known: {', '.join(known)}")
     return 0
 
 

@@ -16,7 +16,6 @@ from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.synthetic import Look, make_corpus, make_sample
 from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
-from tgm_scale.evaluation.run import run_knn, run_probe
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
 
@@ -50,12 +49,10 @@ def test_features_are_the_mean_token_of_the_decoded_clip(shards: str, checkpoint
     for shard, row in ((0, 0), (3, 6)):
         ref = corpus.sample(shard, row)
         members = corpus.read(ref, ["mp4", "json"])
-        near = []
-        for offset in (0.0, 0.5):  # 8 frames hold two windows of 4 frames, 2 apart: either may be the sample's
-            clip = decode_clip(members["mp4"], 4, 2, offset)
-            video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None]
-            near.append((model.encode(video).mean(1)[0] - found.features[0][found.keys.index(ref.name)]).abs().max())
-        assert min(near) < 1e-5
+        clip = decode_clip(members["mp4"], 4, 2, 0.5)
+        video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None]
+        wanted = model.encode(video).mean(1)[0]
+        assert (wanted - found.features[0][found.keys.index(ref.name)]).abs().max() < 1e-5
         truth = json.loads(members["json"])["truth"]["objects"][0]["motion"]
         assert found.labels[found.keys.index(ref.name)] == truth
 
@@ -99,15 +96,3 @@ def test_a_label_that_no_sample_has_is_a_mistake(shards: str, checkpoint: Path) 
         extract([FrozenEncoder.load(checkpoint)], Corpus.open(shards), "lable")
     with pytest.raises(ValueError, match="is no single value"):
         extract([FrozenEncoder.load(checkpoint)], Corpus.open(shards), "truth.objects")
-
-
-def test_knn_and_probe_stand_beside_random_initialisation(shards: str, checkpoint: Path) -> None:
-    label = "truth.objects.0.shape"
-    for run in (run_knn, run_probe):
-        result = run(checkpoint, shards, shards, label, seed=7)
-        assert result.accuracy == result.random_accuracy, "the checkpoint is the fresh model of seed 7"
-        assert result.gain[:] == (0, 0, 0)
-        assert result.train_clips == result.test_clips == CLIPS
-        again = run(checkpoint, shards, shards, label, seed=7)
-        assert again == result
-        assert "random initialisation" in str(result)

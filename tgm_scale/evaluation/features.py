@@ -1,32 +1,39 @@
-"""Frozen features of a corpus's clips: the mean of the encoder's tokens, everything visible.
+"""Frozen features: the encoder's tokens of a whole clip after its last norm, nothing hidden, or the mean of them.
 
-Shapes: N clips, D width of the encoder; B, T, H, W of a batch's video; P values of a patch.
+Shapes: N samples, K tokens, D width of the encoder; B, T, H, W of a batch's video.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from tgm_scale.contracts import Grid, Problem
+from tgm_scale.contracts import Problem
 from tgm_scale.conversion.read import read
-from tgm_scale.conversion.weights import build
+from tgm_scale.conversion.weights import Weights, build
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
+from tgm_scale.evaluation.clips import Progress, chunks, inference, run_models
+from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, Labelled, read_labels
+from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import Encoder, ModelSize
+from tgm_scale.runtime.distributed import Place
 
-SYNTHETIC_MOTION = "truth.objects.0.motion"
-_BATCH = 32  # fixed: a clip's features do not depend on how many others there are
+__all__ = ["SYNTHETIC_MOTION", "Clips", "FrozenEncoder", "cached", "extract"]
+
+Pooling = Literal["mean", "tokens"]
 _DEFAULT_STRIDE = 4
+_CPU = torch.device("cpu")
 
 
 @dataclass
@@ -38,132 +45,157 @@ class FrozenEncoder:
     frames: int
     image_size: int
     stride: int
+    projection: Tensor | None = None  # [E, D]: to the text embeddings of a joint run
+    device: torch.device = _CPU
 
     @classmethod
-    def load(cls, path: str | Path) -> FrozenEncoder:
+    def load(cls, path: str | Path, device: torch.device = _CPU) -> FrozenEncoder:
         """From a run folder, a checkpoint or any file that holds a pretraining encoder with its last norm.
 
         Raises ValueError where there is none."""
-        weights = read(path)
+        return cls.of(read(path), path, device)
+
+    @classmethod
+    def of(cls, weights: Weights, path: str | Path, device: torch.device = _CPU) -> FrozenEncoder:
         if weights.kind == "classifier":
             raise ValueError(
                 f"{path}: a finetuned classifier: it has no norm after its encoder. Give a pretraining checkpoint"
             )
         module: Any = build(weights)
-        stride = (weights.config or {}).get("data", {}).get("stride", _DEFAULT_STRIDE)
-        return cls(module.encoder if weights.kind == "pretraining" else module["encoder"], weights.size,
-                   weights.frames, weights.image_size, stride)  # fmt: skip
+        encoder = module.encoder if weights.kind == "pretraining" else module["encoder"]
+        projection = weights.state.get("projection.weight")
+        return cls(
+            encoder.to(device),
+            weights.size,
+            weights.frames,
+            weights.image_size,
+            (weights.config or {}).get("data", {}).get("stride", _DEFAULT_STRIDE),
+            None if projection is None else projection.to(device),
+            device,
+        )
 
     def fresh(self, seed: int) -> FrozenEncoder:
         """The same architecture as a run of this seed starts it."""
         model = MaskedVideoAutoencoder(self.size, self.frames, self.image_size, attention="sdpa", seed=seed)
-        return FrozenEncoder(model.encoder, self.size, self.frames, self.image_size, self.stride)
+        return FrozenEncoder(
+            model.encoder.to(self.device), self.size, self.frames, self.image_size, self.stride, None, self.device
+        )
+
+    def views(self, **changes: Any) -> Views:
+        """The views of this encoder's clip shape; the middle window's centre square without `changes`."""
+        return Views(**{"frames": self.frames, "size": self.image_size, "stride": self.stride, **changes})
 
     @torch.no_grad()
+    def tokens(self, video_BCTHW: Tensor) -> Tensor:
+        """All tokens after the encoder's norm, float32 [B, K, D]; video uint8."""
+        with inference(self.device):
+            patches = patchify(video_BCTHW.to(self.device), self.size.tubelet, self.size.patch)
+            return self.encoder(patches, None).float()
+
     def __call__(self, video_BCTHW: Tensor) -> Tensor:
-        """Mean over all tokens after the encoder's norm, float32 [B, D]; video uint8."""
-        tokens_BND = self.encoder(patchify(video_BCTHW, self.size.tubelet, self.size.patch), None)
-        return tokens_BND.float().mean(dim=1)
+        """The mean of all tokens, float32 [B, D]."""
+        return self.tokens(video_BCTHW).mean(dim=1)
+
+    @property
+    def digest(self) -> str:
+        """Stands for the weights."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name, value in sorted(self.encoder.state_dict().items()):
+            digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 class Clips(NamedTuple):
     """The clips of a corpus that can be used, in the order of their keys."""
 
-    features: list[Tensor]  # one of each encoder: float32 [N, D]
+    features: list[Tensor]  # one of each encoder: float32 [N, D], or float16 [N, K, D]
     labels: list[str]  # N
     keys: list[str]  # N
     problems: list[Problem]  # of those left out
 
 
-def label_at(path: str) -> Callable[[dict], str]:
-    """Reads a label from a sample's json by a dotted path, such as `label` or `truth.objects.0.motion`."""
-
-    def read_label(fields: Any) -> str:
-        for part in path.split("."):
-            fields = fields[int(part)] if isinstance(fields, list) else fields[part]
-        if isinstance(fields, (dict, list)):
-            raise KeyError(f"{path} is no single value")
-        return str(fields)
-
-    return read_label
-
-
-def read_labels(corpus: Corpus, path: str) -> tuple[dict[str, str], list[Problem]]:
-    """The label of each sample by its key, and the samples that have none. Raises ValueError where none has one."""
-    label_of = label_at(path)
-    labels: dict[str, str] = {}
-    problems: list[Problem] = []
-    for shard, count in enumerate(corpus.counts.tolist()):
-        for row in range(count):
-            ref = corpus.sample(shard, row)
-            try:
-                labels[ref.name] = label_of(json.loads(corpus.read(ref, ["json"])["json"]))
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                problems.append(Problem(ref.name, "no_label", f"{type(error).__name__}: {error}"))
-    if not labels:
-        raise ValueError(
-            f"corpus {corpus.name!r}: no sample's json has a value at {path!r} ({problems[0].key}: "
-            f"{problems[0].detail}); name the label's place, such as 'label' or '{SYNTHETIC_MOTION}'"
-        )
-    return labels, problems
-
-
 def extract(
-    encoders: list[FrozenEncoder],
-    corpus: Corpus,
-    label: str,
+    encoders: list[FrozenEncoder], corpus: Corpus, label: str, *, workers: int = 0, progress: Progress = lambda n: None
+) -> Clips:
+    """Mean features of every clip of a corpus by several encoders of one clip shape, each clip decoded once.
+
+    The middle window of frames, the centre square. `progress` is called with the clips done. Clips that do not decode
+    or have no label are left out and named. Raises ValueError where none is left."""
+    views = encoders[0].views()
+    assert all(encoder.views() == views for encoder in encoders)
+    labels, problems = read_labels(corpus, label)
+    source = Labelled(corpus, labels, problems)
+    with Decoder(workers) as decoder:
+        found = [
+            run_models(lambda video: [encoder(video) for encoder in encoders], corpus, refs, views, decoder, progress)
+            for refs in chunks(source.refs())
+        ]
+    parts = [part for part in found if part.names]
+    names = [name for part in parts for name in part.names]
+    broken = [problem for part in found for problem in part.problems]
+    _refuse_nothing(names, corpus, broken)
+    features = [torch.cat([part.rows[i] for part in parts])[:, 0] for i in range(len(encoders))]
+    return Clips(features, [labels[name] for name in names], names, [*problems, *broken])
+
+
+def cached(
+    folder: Path,
+    encoder: FrozenEncoder,
+    source: Labelled,
+    views: Views,
+    pooling: Pooling,
+    place: Place,
+    barrier: Callable[[], None],
     *,
     workers: int = 0,
-    progress: Callable[[int], None] = lambda clips: None,
+    progress: Progress = lambda n: None,
 ) -> Clips:
-    """Features of every clip of a corpus by several encoders of one clip shape, each clip decoded once.
+    """Features of every labelled sample, from `folder` where they are there already; collective.
 
-    One clip a sample, through the training loader: the whole frame's centre square, a window of frames that depends on
-    the sample's key alone; captions are not read. `progress` is called with the clips done after each batch. Clips
-    that do not decode or have no label are left out and named."""
-    first = encoders[0]
-    assert all((e.frames, e.image_size, e.stride) == (first.frames, first.image_size, first.stride) for e in encoders)
-    labels, problems = read_labels(corpus, label)
-    rows: dict[str, list[Tensor]] = {}
-    for keys, weight_B, video_BCTHW, broken in _batches(first, corpus, workers):
-        features = [encoder(video_BCTHW) for encoder in encoders]
-        problems += broken
-        for i, key in enumerate(keys):
-            if weight_B[i] and key in labels:
-                rows[key] = [features_BD[i] for features_BD in features]
-        progress(len(keys))
-    if not rows:
+    A sample's feature is the mean over its views (with pooling `tokens`: of each token, kept in float16). Each process
+    makes every world-size-th chunk. A chunk is one file, written whole: a stopped pass goes on where it was."""
+    folder = folder / _cache_name(encoder, source, views, pooling)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = chunks(source.refs())
+    read_features = encoder.tokens if pooling == "tokens" else encoder
+    with Decoder(workers) as decoder:
+        for number, refs in enumerate(parts):
+            file = folder / f"{number:06d}.safetensors"
+            if number % place.world_size != place.rank or file.is_file():
+                continue
+            found = run_models(lambda video: [read_features(video)], source.corpus, refs, views, decoder, progress)
+            rows = found.rows[0].mean(dim=1) if found.names else torch.zeros(0)
+            facts = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
+            work = file.with_suffix(".writing")
+            kept = rows.half() if pooling == "tokens" else rows
+            save_file({"features": kept.contiguous()}, work, {"facts": json.dumps(facts)})
+            work.rename(file)
+    barrier()
+    return _gather(folder, len(parts), source)
+
+
+def _cache_name(encoder: FrozenEncoder, source: Labelled, views: Views, pooling: Pooling) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (encoder.digest, source.corpus.fingerprint, str(len(source.refs())), str(views), pooling):
+        digest.update(part.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _gather(folder: Path, count: int, source: Labelled) -> Clips:
+    features, names, problems = [], [], list(source.problems)
+    for number in range(count):
+        with safe_open(folder / f"{number:06d}.safetensors", framework="pt") as stream:
+            facts = json.loads(stream.metadata()["facts"])
+            if facts["names"]:
+                features.append(stream.get_tensor("features"))
+        names += facts["names"]
+        problems += [Problem(**problem) for problem in facts["problems"]]
+    _refuse_nothing(names, source.corpus, problems)
+    return Clips([torch.cat(features)], [source.labels[name] for name in names], names, problems)
+
+
+def _refuse_nothing(names: list[str], corpus: Corpus, problems: list[Problem]) -> None:
+    if not names:
         raise ValueError(
             f"corpus {corpus.name!r}: none of its {len(corpus)} clips can be used; the first: {problems[0]}"
         )
-    keys = sorted(rows)
-    stacked = [torch.stack([rows[key][i] for key in keys]) for i in range(len(encoders))]
-    return Clips(stacked, [labels[key] for key in keys], keys, problems)
-
-
-def _batches(
-    shape: FrozenEncoder, corpus: Corpus, workers: int
-) -> Iterator[tuple[list[str], Tensor, Tensor, list[Problem]]]:
-    """(keys, weights, video, problems) of each batch, every sample once; the last batch may be shorter."""
-    samples = len(corpus)
-    loader = ClipLoader(
-        [corpus],
-        frames=shape.frames,
-        stride=shape.stride,
-        size=shape.image_size,
-        grid=Grid.of(shape.frames, shape.image_size, shape.size.tubelet, shape.size.patch),
-        seed=0,
-        global_batch_size=_BATCH,
-        micro_batch_size=_BATCH,
-        rank=0,
-        world_size=1,
-        workers=workers,
-        stop_step=math.ceil(samples / _BATCH),
-        crop="center",
-        captions=False,
-    )
-    for step, (batch,) in loader:
-        count = min(_BATCH, samples - step * _BATCH)  # the rest is of the next epoch
-        keys = batch.keys[:count]
-        problems = [problem for problem in batch.problems if problem.key in keys]
-        yield keys, batch.weight[:count], batch.video, problems

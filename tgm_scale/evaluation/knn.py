@@ -14,18 +14,24 @@ TEMPERATURE = 0.07
 _ROWS = 4096  # test clips at a time: 4096 x 1,000,000 similarities are 16 GB, 4096 x 240,000 (Kinetics) are 4
 
 
-def predict(
+def votes(
     train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Class of each test clip, int64 [M]: the k training clips of highest cosine vote with exp(cosine / temperature).
+    """Votes for each class, float64 [M, C]: the k training clips of highest cosine, with exp(cosine / temperature).
 
-    labels: int64 from 0. k beyond N counts all. Of classes with equal votes the lowest number wins."""
+    labels: int64 from 0. k beyond N counts all."""
     train_ND, test_MD = (F.normalize(x.float(), dim=1) for x in (train_ND, test_MD))
     classes = int(labels_N.max()) + 1
-    predictions = []
+    found = []
     for rows_RD in test_MD.split(_ROWS):
         cosine_RK, neighbour_RK = (rows_RD @ train_ND.T).topk(min(k, len(train_ND)), dim=1)
         votes_RC = torch.zeros(len(rows_RD), classes, dtype=torch.float64)
-        votes_RC.scatter_add_(1, labels_N[neighbour_RK], (cosine_RK.double() / temperature).exp())
-        predictions.append(votes_RC.argmax(dim=1))
-    return torch.cat(predictions)
+        found.append(votes_RC.scatter_add_(1, labels_N[neighbour_RK], (cosine_RK.double() / temperature).exp()))
+    return torch.cat(found)
+
+
+def predict(
+    train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+) -> Tensor:
+    """Class of each test clip, int64 [M]. Of classes with equal votes the lowest number wins."""
+    return votes(train_ND, labels_N, test_MD, k, temperature).argmax(dim=1)

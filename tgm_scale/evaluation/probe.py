@@ -24,11 +24,15 @@ _TOLERANCE = 1e-6  # of the largest gradient
 
 
 class ProbeResult(NamedTuple):
-    """What the probe predicts for the test clips, and the penalty that it chose."""
+    """The probe's scores of the test clips, and the penalty that it chose."""
 
-    predictions_M: Tensor  # int64
+    scores_MC: Tensor  # float64, before softmax
     penalty: float
     validation_accuracy: float
+
+    @property
+    def predictions_M(self) -> Tensor:
+        return self.scores_MC.argmax(dim=1)
 
 
 class _Linear(NamedTuple):
@@ -37,8 +41,8 @@ class _Linear(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    def predict(self, x_ND: Tensor) -> Tensor:
-        return (x_ND @ self.weight + self.bias).argmax(dim=1)
+    def scores(self, x_ND: Tensor) -> Tensor:
+        return x_ND @ self.weight + self.bias
 
 
 def probe(train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, seed: int = 0) -> ProbeResult:
@@ -58,11 +62,11 @@ def probe(train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, seed: int = 0) ->
     start = None
     for penalty in PENALTIES:
         start = fit(train_ND[kept], labels_N[kept], classes, penalty, start)
-        right = start.predict(train_ND[held_out]) == labels_N[held_out]
+        right = start.scores(train_ND[held_out]).argmax(dim=1) == labels_N[held_out]
         accuracies.append(right.double().mean().item())
     best = max(range(len(PENALTIES)), key=lambda i: accuracies[i])  # of equals the strongest
     chosen = fit(train_ND, labels_N, classes, PENALTIES[best])
-    return ProbeResult(chosen.predict(test_MD), PENALTIES[best], accuracies[best])
+    return ProbeResult(chosen.scores(test_MD), PENALTIES[best], accuracies[best])
 
 
 def standardised(train_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:

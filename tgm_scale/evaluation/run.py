@@ -1,139 +1,173 @@
-"""`tgm-scale knn` and `tgm-scale probe`: a checkpoint's frozen features judged beside random initialisation.
+"""`tgm-scale knn`, `probe` and `retrieve`: a checkpoint's frozen features judged. One process or many, same digits.
 
-Shapes: S seeds, M test clips.
+Shapes: N training clips, M test clips, C classes.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from tgm_scale.contracts import Problem
-from tgm_scale.data.index import Corpus
-from tgm_scale.evaluation import knn, probe
-from tgm_scale.evaluation.features import Clips, FrozenEncoder, extract
-from tgm_scale.evaluation.intervals import Interval, paired_interval
-
-Judge = Callable[[Tensor, Tensor, Tensor], Tensor]  # (training features, their labels, test features) -> predictions
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Accuracy of a checkpoint's features on test clips, beside that of random initialisation."""
-
-    method: str
-    accuracy: float
-    random_accuracy: float
-    gain: Interval  # over random initialisation, paired clip by clip, 95 %
-    majority: float  # share of the commonest class: what guessing gives
-    train_clips: int
-    test_clips: int
-    classes: int
-    left_out: dict[str, int]  # clips that could not be used, by reason
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.method}: {self.classes} classes, {self.train_clips} training and {self.test_clips} test clips",
-            f"  this checkpoint        {self.accuracy:.4f}",
-            f"  random initialisation  {self.random_accuracy:.4f}",
-            f"  commonest class        {self.majority:.4f}",
-            f"  gain over random       {self.gain} (95 %, paired)",
-        ]
-        if self.left_out:
-            counts = ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
-            lines.append(f"  left out: {counts}")
-        return "\n".join(lines)
+from tgm_scale import config as configuration
+from tgm_scale.evaluation import attentive, knn, probe, results
+from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
+from tgm_scale.evaluation.labelled import Labelled, open_labelled
+from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
+from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.runtime.progress import Board
+from tgm_scale.training import engine, run_folder
 
 
-def run_knn(
-    checkpoint: str | Path,
-    train: str | list[str],
-    test: str | list[str],
-    label: str = "label",
-    *,
-    k: int = knn.NEIGHBOURS,
-    temperature: float = knn.TEMPERATURE,
-    workers: int = 0,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda clips: None,
-) -> Comparison:
-    """Nearest neighbours on a checkpoint's features.
+class Session(NamedTuple):
+    """An evaluation under way: its folder, this process among its processes."""
 
-    checkpoint: whatever `conversion.read` reads. train, test: shards. label: where a sample's json holds its label.
-    seed: of the random initialisation beside it. Raises ValueError for what cannot be read or judged."""
-    name = f"kNN (k={k}, temperature {temperature:g})"
-
-    def judge(train_ND: Tensor, labels_N: Tensor, test_MD: Tensor) -> Tensor:
-        return knn.predict(train_ND, labels_N, test_MD, k, temperature)
-
-    return _compare(name, judge, checkpoint, train, test, label, workers, seed, progress)
+    config: FrozenConfig
+    folder: Path
+    place: Place
+    control: Control
+    encoder: FrozenEncoder
 
 
-def run_probe(
-    checkpoint: str | Path,
-    train: str | list[str],
-    test: str | list[str],
-    label: str = "label",
-    *,
-    workers: int = 0,
-    seed: int = 0,
-    progress: Callable[[int], None] = lambda clips: None,
-) -> Comparison:
-    """Linear probe on a checkpoint's features; the arguments are those of `run_knn`, `seed` draws the validation
-    part too."""
+class Scored(NamedTuple):
+    """Scores of test clips, whatever they mean: higher is likelier."""
 
-    def judge(train_ND: Tensor, labels_N: Tensor, test_MD: Tensor) -> Tensor:
-        return probe.probe(train_ND, labels_N, test_MD, seed).predictions_M
-
-    return _compare("linear probe", judge, checkpoint, train, test, label, workers, seed, progress)
+    scores_MC: Tensor
+    facts: dict[str, Any]
 
 
-def _compare(
-    name: str,
-    judge: Judge,
-    checkpoint: str | Path,
-    train: str | list[str],
-    test: str | list[str],
-    label: str,
-    workers: int,
-    seed: int,
-    progress: Callable[[int], None],
-) -> Comparison:
-    trained = FrozenEncoder.load(checkpoint)
-    encoders = [trained, trained.fresh(seed)]
-    fitted, judged = (
-        extract(encoders, Corpus.open(spec), label, workers=workers, progress=progress) for spec in (train, test)
+Judge = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class numbers, test clips
+
+
+@contextmanager
+def session(config: FrozenConfig):
+    """Claims the run folder, joins the processes, loads the encoder."""
+    place = find_place()
+    folder = run_folder.claim(config)
+    if place.world_size > 1:
+        engine.start_processes(place)
+    control = Control(place)
+    run_folder.replace_file(folder / "config.yaml", configuration.dump(config)) if place.is_main else None
+    yield Session(config, folder, place, control, FrozenEncoder.load(config.encoder.checkpoint, place.device))
+    if place.world_size > 1:
+        engine.stop_processes()
+
+
+def open_split(data: LabelledConfig, role: str) -> Labelled:
+    """The training or test part. Raises ValueError."""
+    spec = data.train if role == "train" else data.test
+    if spec is None:
+        raise ValueError("data.train: missing; give labelled shards or a list file")
+    return open_labelled(spec, data.label, role=role, root=data.root, split=data.split)
+
+
+def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: Board) -> Clips:
+    """Cached features of a part, below the run folder. Collective."""
+    data, encoder = at.config.data, at.encoder
+    views = encoder.views(
+        stride=data.stride or encoder.stride,
+        sampling=data.sampling,
+        temporal=at.config.encoder.temporal_views,
+        spatial=at.config.encoder.spatial_views,
     )
-    right_SM = [is_right(judge, fitted, judged, i) for i in range(2)]
-    classes = sorted(set(fitted.labels))
-    commonest = Counter(fitted.labels).most_common(1)[0][0]
-    return Comparison(
-        method=name,
-        accuracy=right_SM[0].double().mean().item(),
-        random_accuracy=right_SM[1].double().mean().item(),
-        gain=paired_interval((right_SM[0].double() - right_SM[1].double())[None], seed=seed),
-        majority=judged.labels.count(commonest) / len(judged.labels),
-        train_clips=len(fitted.labels),
-        test_clips=len(judged.labels),
-        classes=len(classes),
-        left_out=_by_reason([*fitted.problems, *judged.problems]),
+    task = board.task(f"features of {name}", -(-len(source.refs()) // at.place.world_size))
+    return cached(
+        at.folder / "features",
+        encoder,
+        source,
+        views,
+        pooling,
+        at.place,
+        at.control.barrier,
+        workers=data.workers,
+        progress=task.advance,
     )
 
 
-def is_right(judge: Judge, train: Clips, test: Clips, encoder: int = 0) -> Tensor:
-    """Which test clips get their own label, bool [M], from the features of one of the encoders.
+def run_knn(config: FrozenConfig) -> dict[str, Any]:
+    """Nearest neighbours. Raises ValueError for what cannot be read or judged."""
+    settings = config.knn
 
-    A label that no training clip has cannot be got right."""
-    number = {label: i for i, label in enumerate(sorted(set(train.labels)))}
-    labels_N = torch.tensor([number[label] for label in train.labels])
-    truth_M = torch.tensor([number.get(label, -1) for label in test.labels])
+    def judge(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
+        votes = knn.votes(train.features[0], labels_N, test.features[0], settings.k, settings.temperature)
+        return Scored(votes, {"k": settings.k, "temperature": settings.temperature})
+
+    return _classify(config, "nearest neighbours", "mean", judge)
+
+
+def run_probe(config: FrozenConfig) -> dict[str, Any]:
+    """Linear or attentive probe. Raises ValueError for what cannot be read or judged."""
+    settings, seed = config.probe, config.run.seed
+
+    def linear(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
+        found = probe.probe(train.features[0], labels_N, test.features[0], seed)
+        facts = {"penalty": found.penalty, "validation accuracy": found.validation_accuracy}
+        return Scored(found.scores_MC, facts)
+
+    def attend(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
+        found = attentive.probe(
+            train.features[0],
+            labels_N,
+            test.features[0],
+            heads=settings.heads,
+            learning_rates=settings.learning_rates,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            weight_decay=settings.weight_decay,
+            seed=seed,
+            device=find_place().device,
+        )
+        sweep = {f"{rate:g}": value for rate, value in found.validation_accuracies.items()}
+        return Scored(found.scores_MC, {"learning rate": found.learning_rate, "validation accuracies": sweep})
+
+    if settings.head == "attentive":
+        return _classify(config, "attentive probe", "tokens", attend)
+    return _classify(config, "linear probe", "mean", linear)
+
+
+_POOLINGS = {
+    "mean": "mean of all tokens after the encoder's last norm",
+    "tokens": "all tokens after the encoder's last norm",
+}
+
+
+def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge) -> dict[str, Any]:
+    with session(config) as at, Board() as board:
+        sources = [open_split(config.data, role) for role in ("train", "test")]
+        train, test = (features(at, s, pooling, n, board) for s, n in zip(sources, ("training", "test")))
+        found: dict[str, Any] = {}
+        if at.place.is_main:
+            classes, truth_M = results.class_numbers(train.labels, test.labels)
+            _, labels_N = results.class_numbers(train.labels, train.labels)
+            scored = judge(train, labels_N, test)
+            facts = {
+                "classes": len(classes),
+                "training clips": len(train.labels),
+                "features": _POOLINGS[pooling],
+                **scored.facts,
+            }
+            found = {
+                "method": method,
+                "checkpoint": config.encoder.checkpoint,
+                "figures": results.judged(scored.scores_MC, truth_M),
+                "facts": facts,
+            }
+            predicted = scored.scores_MC.argmax(1).tolist()
+            rows = (
+                {"key": key, "label": label, "prediction": classes[number]}
+                for key, label, number in zip(test.keys, test.labels, predicted)
+            )
+            found = results.write(at.folder, found, rows, [*train.problems, *test.problems])
+            print(results.summary(found), flush=True)
+        at.control.barrier()
+    return found
+
+
+def is_right(judge: Callable[[Tensor, Tensor, Tensor], Tensor], train: Clips, test: Clips, encoder: int = 0) -> Tensor:
+    """Which test clips get their own label, bool [M], from the features of one of the encoders."""
+    _, labels_N = results.class_numbers(train.labels, train.labels)
+    _, truth_M = results.class_numbers(train.labels, test.labels)
     return judge(train.features[encoder], labels_N, test.features[encoder]) == truth_M
-
-
-def _by_reason(problems: list[Problem]) -> dict[str, int]:
-    return dict(Counter(problem.reason for problem in problems))

@@ -1,0 +1,72 @@
+"""The samples of a labelled corpus through models: in fixed chunks, so that the numbers do not depend on the number of
+processes, and a stopped pass goes on at the chunk that it had reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.evaluation.views import Decoder, Views
+
+CHUNK = 256  # samples of one file of features
+PASS = 32  # clips of one forward pass; samples of different chunks never share one
+
+# uint8 [B, 3, T, H, W] -> one row for each clip, from each of several models
+Models = Callable[[Tensor], list[Tensor]]
+Progress = Callable[[int], None]  # samples done
+
+
+class Rows(NamedTuple):
+    """What models gave for those samples that could be read."""
+
+    rows: list[Tensor]  # of each model: [samples, views, ...], on the CPU
+    names: list[str]
+    problems: list[Problem]
+
+
+def chunks(refs: Sequence[SampleRef]) -> list[Sequence[SampleRef]]:
+    return [refs[start : start + CHUNK] for start in range(0, len(refs), CHUNK)]
+
+
+def run_models(
+    models: Models,
+    corpus: Corpus,
+    refs: Sequence[SampleRef],
+    views: Views,
+    decoder: Decoder,
+    progress: Progress = lambda samples: None,
+) -> Rows:
+    """Every view of these samples through the models, PASS clips at a time."""
+    names: list[str] = []
+    problems: list[Problem] = []
+    given: list[list[Tensor]] = []
+    waiting: list[Tensor] = []
+
+    def run(count: int) -> None:
+        clips = torch.cat(waiting)
+        given.append([rows.cpu() for rows in models(clips[:count])])
+        waiting[:] = [clips[count:]]
+
+    for ref, found in zip(refs, decoder.views(corpus, refs, views)):
+        progress(1)
+        if isinstance(found, Problem):
+            problems.append(found)
+            continue
+        names.append(ref.name)
+        waiting.append(found)
+        while sum(map(len, waiting)) >= PASS:
+            run(PASS)
+    if left := sum(map(len, waiting)):
+        run(left)
+    return Rows([torch.cat(rows).unflatten(0, (-1, len(views))) for rows in zip(*given)], names, problems)
+
+
+def inference(device: torch.device) -> AbstractContextManager:
+    """bf16 on a GPU, fp32 on a CPU."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()

@@ -1,0 +1,154 @@
+"""`tgm-scale retrieve`: a joint model's clips and texts in one space, for retrieval and for zero-shot classes.
+
+A video's embedding is the projection of its mean token, everything visible, as pretraining has it for what it sees; a
+text's is that of the frozen tower of the pretraining.
+
+Shapes: M test clips, U distinct texts, C classes, E width of the joint space, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tgm_scale.conversion.read import read
+from tgm_scale.evaluation import results
+from tgm_scale.evaluation.features import Clips
+from tgm_scale.evaluation.labelled import Labelled, read_captions
+from tgm_scale.evaluation.run import Session, features, open_split, session
+from tgm_scale.evaluation.settings import FrozenConfig
+from tgm_scale.guidance.text import TextTower
+from tgm_scale.guidance.towers import check_folder, load_text_tower
+from tgm_scale.runtime.progress import Board
+from tgm_scale.training import build
+
+RANKS = (1, 5, 10)
+
+
+def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
+    """Retrieval by captions, or zero-shot classification. Raises ValueError for what cannot be read or judged."""
+    with session(config) as at, Board() as board:
+        if at.encoder.projection is None:
+            raise ValueError(
+                f"encoder.checkpoint={config.encoder.checkpoint}: has no projection to text: pretrain with "
+                "objective.contrastive_weight above 0, and give the run itself, not a file of another project's format"
+            )
+        source = _captioned(config) if not config.retrieve.zero_shot else open_split(config.data, "test")
+        clips = features(at, source, "mean", "test", board)
+        found: dict[str, Any] = {}
+        if at.place.is_main:
+            text = _text_tower(at)
+            video_ME = F.normalize(clips.features[0].to(at.place.device) @ at.encoder.projection.T, dim=1)
+            found = (
+                _zero_shot(at, text, video_ME, clips)
+                if config.retrieve.zero_shot
+                else _ranks(at, text, video_ME, clips)
+            )
+            print(results.summary(found), flush=True)
+        at.control.barrier()
+    return found
+
+
+def _captioned(config: FrozenConfig) -> Labelled:
+    """The test part with captions in place of labels."""
+    from tgm_scale.data.index import Corpus
+
+    corpus = Corpus.open(config.data.test)
+    return Labelled(corpus, *read_captions(corpus))
+
+
+def _text_tower(at: Session) -> TextTower:
+    towers = at.config.retrieve.towers
+    if towers is None:
+        run = read(at.config.encoder.checkpoint).config or {}
+        towers = run.get("guidance", {}).get("towers")
+    if towers is None:
+        raise ValueError("retrieve.towers: missing, and the checkpoint does not say: give the pretraining's folder")
+    folder = build.tower_folder(towers)
+    check_folder(folder, ("text",))
+    dtype = torch.float32 if at.place.device.type == "cpu" else torch.bfloat16
+    text = load_text_tower(folder, device=at.place.device, dtype=dtype)
+    assert at.encoder.projection is not None
+    if text.width != len(at.encoder.projection):
+        raise ValueError(
+            f"retrieve.towers={towers}: texts of {text.width} numbers, the checkpoint's projection has "
+            f"{len(at.encoder.projection)}: give the tower that it was trained with"
+        )
+    return text
+
+
+def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips) -> dict[str, Any]:
+    """Recall at 1, 5 and 10 in both directions. Clips of one caption are all right answers to it."""
+    texts = sorted(set(clips.labels))
+    own_M = torch.tensor([texts.index(caption) for caption in clips.labels])
+    scores_MU = (video_ME @ text.encode(texts).float().T).cpu()
+    right_MU = own_M[:, None] == torch.arange(len(texts))
+    figures, best = {}, scores_MU.argmax(1)
+    for name, scores, right in (
+        ("text to video", scores_MU.T[own_M], right_MU.T[own_M]),
+        ("video to text", scores_MU, right_MU),
+    ):
+        place = first_right(scores, right)
+        figures |= {f"{name} R@{k}": results.accuracy(place < k) for k in RANKS if k < scores.shape[1]}
+        figures[f"{name} median rank"] = {"value": float(place.median()) + 1}
+    found = {
+        "method": "retrieval",
+        "checkpoint": at.config.encoder.checkpoint,
+        "figures": {name: value for name, value in figures.items() if "low" in value},
+        "facts": {name: value["value"] for name, value in figures.items() if "low" not in value}
+        | {"videos": len(clips.keys), "distinct captions": len(texts)},
+    }
+    rows = (
+        {"key": key, "caption": caption, "prediction": texts[number]}
+        for key, caption, number in zip(clips.keys, clips.labels, best.tolist())
+    )
+    return results.write(at.folder, found, rows, clips.problems)
+
+
+def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:
+    """Place, from 0, of the best right answer of each query, int64 [Q]; wrong answers of equal score go before it."""
+    best_Q1 = scores_QG.masked_fill(~right_QG, -torch.inf).amax(dim=1, keepdim=True)
+    return ((scores_QG >= best_Q1) & ~right_QG).sum(dim=1)
+
+
+def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips) -> dict[str, Any]:
+    """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
+    descriptions = class_texts(at.config, sorted(set(clips.labels)))
+    classes = list(descriptions)
+    class_CE = torch.stack([F.normalize(text.encode(texts).float().mean(0), dim=0) for texts in descriptions.values()])
+    scores_MC = (video_ME @ class_CE.T).cpu()
+    truth_M = torch.tensor([classes.index(label) for label in clips.labels])
+    found = {
+        "method": "zero-shot",
+        "checkpoint": at.config.encoder.checkpoint,
+        "figures": results.judged(scores_MC, truth_M),
+        "facts": {"classes": len(classes), "templates": list(at.config.retrieve.templates)},
+    }
+    rows = (
+        {"key": key, "label": label, "prediction": classes[number]}
+        for key, label, number in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist())
+    )
+    return results.write(at.folder, found, rows, clips.problems)
+
+
+def class_texts(config: FrozenConfig, labels: list[str]) -> dict[str, list[str]]:
+    """The texts of each class: its name, or the descriptions that data.classes gives it, in every template.
+
+    Classes are those of data.classes, or else the test labels. Raises ValueError for a label that it does not name."""
+    given: dict[str, Any] = {label: label.replace("_", " ") for label in labels}
+    if config.data.classes:
+        given = json.loads(Path(config.data.classes).read_text(encoding="utf-8"))
+        if missing := [label for label in labels if label not in given]:
+            raise ValueError(f"data.classes={config.data.classes}: no entry for {', '.join(missing[:5])}")
+    if bad := [template for template in config.retrieve.templates if "{}" not in template]:
+        raise ValueError(f"retrieve.templates: no {{}} for the class in {bad[0]!r}")
+    names = {label: [value] if isinstance(value, str) else list(value) for label, value in given.items()}
+    return {
+        label: [template.replace("{}", name) for name in of for template in config.retrieve.templates]
+        for label, of in names.items()
+    }

@@ -1,0 +1,160 @@
+"""The typed configurations of evaluation: of frozen features (knn, probe, retrieve), and of finetuning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from tgm_scale import config as configuration
+from tgm_scale.config import (
+    CheckpointConfig,
+    Config,
+    DeepSpeedConfig,
+    FaultsConfig,
+    LogConfig,
+    ModelConfig,
+    OptimConfig,
+    RunSettings,
+    Section,
+    TrainConfig,
+)
+
+Sampling = Literal["dense", "segments"]
+
+
+class LabelledConfig(Section):
+    """Labelled videos: shards (folder, pattern, list of them) or a list file in a published format (see lists.py)."""
+
+    train: str | list[str] | None = None
+    test: str | list[str]
+    root: str | None = Field(None, description="folder of the videos that list files name; default: the list's own")
+    label: str = Field("label", description="where a sample's json has it; of EPIC-Kitchens: verb, noun, action")
+    split: int = Field(1, ge=1, le=3, description="of HMDB51's folder of splits")
+    classes: str | None = Field(None, description="JSON file: label -> name, or list of descriptions")
+    workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the evaluating process")
+    sampling: Sampling = Field("dense", description="a window of frames, or one of each of equal segments (TSN)")
+    stride: int | None = Field(None, ge=1, description="of dense windows; default: that of the pretraining")
+
+
+class EncoderConfig(Section):
+    checkpoint: str = Field(description="run folder, checkpoint, or any file that conversion reads")
+    temporal_views: int = Field(1, ge=1, description="features are the mean over the views of a video")
+    spatial_views: Literal[1, 3] = 1
+
+
+class NeighboursConfig(Section):
+    k: int = Field(20, ge=1)
+    temperature: float = Field(0.07, gt=0)
+
+
+class ProbeConfig(Section):
+    head: Literal["linear", "attentive"] = "linear"
+    epochs: int = Field(20, ge=1, description="of the attentive head")
+    batch_size: int = Field(256, ge=1, description="of the attentive head")
+    learning_rates: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), strict=False, min_length=1)
+    weight_decay: float = Field(0.01, ge=0)
+    heads: int = Field(8, ge=1, description="attention heads of the attentive head")
+
+
+class RetrieveConfig(Section):
+    towers: str | None = Field(None, description="folder of the text tower; default: that of the pretraining")
+    templates: tuple[str, ...] = Field(("{}", "a video of {}", "a person {}"), strict=False, min_length=1)
+    zero_shot: bool = Field(False, description="classify by the nearest class text, instead of retrieval by captions")
+
+
+class FrozenConfig(RunSettings):
+    """Of `tgm-scale knn`, `probe` and `retrieve`."""
+
+    data: LabelledConfig
+    encoder: EncoderConfig
+    knn: NeighboursConfig = NeighboursConfig()
+    probe: ProbeConfig = ProbeConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
+
+
+class FinetuneDataConfig(LabelledConfig):
+    train: str | list[str]
+    frames: int = Field(16, ge=1)
+    size: int = Field(224, ge=8)
+    stride: int = Field(4, ge=1)
+    repeated_augmentation: int = Field(2, ge=1, description="clips drawn from each decoded video")
+    crop: Literal["multi_scale", "random_resized", "center"] = "random_resized"
+    flip: bool = Field(True, description="false where classes tell left from right (SSv2)")
+    window_shards: int = Field(16, ge=1)
+    max_skipped_share: float = Field(0.1, ge=0, le=1)
+
+
+class FinetuneSection(Section):
+    layer_decay: float = Field(0.75, gt=0, le=1, description="of the learning rate, from each block to the one below")
+    drop_path: float = Field(0.1, ge=0, lt=1, description="of the last block; grows linearly from 0")
+    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    mixup: float = Field(0.8, ge=0, description="alpha; 0 for none")
+    cutmix: float = Field(1.0, ge=0, description="alpha; 0 for none")
+    rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="in timm's words")
+    random_erasing: float = Field(0.25, ge=0, le=1, description="probability")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then tested")
+    test_temporal_views: int = Field(5, ge=1)
+    test_spatial_views: Literal[1, 3] = 3
+
+
+class FinetuneConfig(RunSettings):
+    """Of `tgm-scale finetune`. The sections that it shares with a pretraining run mean what they mean there."""
+
+    data: FinetuneDataConfig
+    finetune: FinetuneSection = FinetuneSection()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> FinetuneConfig:
+        train, repeats = self.train, self.data.repeated_augmentation
+        if (train.steps is None) == (train.epochs is None):
+            raise ValueError("train.steps or train.epochs: give one of the two, and not both")
+        if train.global_batch_size % train.micro_batch_size:
+            raise ValueError(
+                f"train.micro_batch_size={train.micro_batch_size} does not divide train.global_batch_size="
+                f"{train.global_batch_size}: choose a divisor"
+            )
+        group = repeats * (2 if self.finetune.mixup or self.finetune.cutmix else 1)
+        if train.micro_batch_size % group:
+            raise ValueError(
+                f"train.micro_batch_size={train.micro_batch_size} is not a multiple of {group}: "
+                f"data.repeated_augmentation={repeats} clips of a video share a micro batch, and mixup pairs videos"
+            )
+        if self.finetune.ema and self.deepspeed.stage == 3:
+            raise ValueError("finetune.ema averages whole weights, which deepspeed.stage=3 has on no process: use 2")
+        return self
+
+
+def load_frozen(path: str | None, overrides: list[str]) -> FrozenConfig:
+    """Of a YAML file (None: of the overrides alone). Raises ValueError that lists every mistake."""
+    return configuration.checked(_tree(path, overrides), path or "command line", FrozenConfig)
+
+
+def load_finetune(path: str, overrides: list[str]) -> FinetuneConfig:
+    return configuration.checked(_tree(path, overrides), path, FinetuneConfig)
+
+
+def load_any(path: str, overrides: list[str]) -> RunSettings:
+    """A configuration of the kind that its sections say: `finetune`, `encoder`, or a pretraining run's."""
+    tree = _tree(path, overrides)
+    kind: type[RunSettings] = Config
+    if "finetune" in tree:
+        kind = FinetuneConfig
+    elif "encoder" in tree:
+        kind = FrozenConfig
+    return configuration.checked(tree, path, kind)
+
+
+def _tree(path: str | None, overrides: list[str]) -> dict[str, Any]:
+    if path is None:
+        return configuration.lay_over({}, overrides)
+    assert isinstance(path, (str, Path))
+    return configuration.read_tree(path, overrides)
