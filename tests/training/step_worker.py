@@ -20,6 +20,7 @@ from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import checkpoint, engine, engine_state
 from tgm_scale.training.module import JointModule
+from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import JointStep, Prepared
 
 FRAMES, SIZE, WIDTH, GLOBAL = 4, 32, 16, 8
@@ -60,7 +61,8 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
     curve, applied = [], []
     for t in range(progress.step, case["steps"]):
         if t == case.get("save_at"):
-            checkpoint.save(ds_engine, progress, {}, Path(case["save"]), checkpoint.Retention(2), place, control)
+            saver = Saver(Path(case["save"]), checkpoint.Retention(2), place, control)
+            saver.begin(ds_engine, progress, {})
         starts = [t * GLOBAL + (a * place.world_size + place.rank) * micro for a in range(plan.accumulation)]
         parts = [prepared([(s + i) % CLIPS for i in range(micro)], tokens) for s in starts]
         valid = control.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
@@ -72,6 +74,8 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         progress.step = t + 1
         applied.append(result.applied)
         curve.append([result.loss, result.reconstruction, result.contrastive, result.grad_norm])
+    if "save" in case:
+        saver.finish()  # written while the steps after it were made
     live = {name: parts["weight"].double().sum().item() for name, parts in engine_state.read(ds_engine)}
     return {"curve": curve, "applied": applied, "weights": live}
 

@@ -63,7 +63,7 @@ def wait_for_steps(folder: Path, count: int) -> None:
 def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:
     # every loss above 1.0001 times the median of those before is a spike: the first ones decide which steps that is
     overrides = ["faults.spike_factor=1.0001", "faults.refused_before_rollback=2", "faults.rollbacks=1"]
-    done = run(1, arguments(config, *overrides, "optim.base_lr=3"), code=1)
+    done = run(1, arguments(config, *overrides, "optim.base_lr=3"), code=4)
     folder = config.parent / "run"
     assert "rolling back from step" in done.stdout
     assert "stopped: updates were refused up to step" in done.stderr and "optim.base_lr" in done.stderr

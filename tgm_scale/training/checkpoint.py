@@ -4,31 +4,26 @@
         manifest.json                      what it is, written last
         state-00000-of-00008.safetensors   NAME.weight, NAME.exp_avg, NAME.exp_avg_sq of this file's share of the names
 
-No rank holds the whole model: each parameter is gathered alone and kept by the one rank that writes it. Everything is
-written in a temporary folder, fsynced, and renamed, so a folder with this name is whole. DeepSpeed's own checkpoint
-files are not used: they are pickles, bound to one stage and world size.
+`saver.py` writes it, in a temporary folder that is fsynced and renamed, so a folder with this name is whole.
+DeepSpeed's own checkpoint files are not used: they are pickles, bound to one stage and world size.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import Control
 from tgm_scale.training import engine_state
 
 FORMAT = 1
-_PREFIX, _TEMPORARY = "step-", ".writing-"
+_PREFIX = "step-"
 
 
 @dataclass
@@ -53,6 +48,11 @@ def latest(root: Path) -> Path | None:
     return folder_of(root, steps[-1]) if steps else None
 
 
+def latest_for_all(root: Path, control: Control) -> Path | None:
+    """`latest` as rank 0 sees it: on a network file system others may see an older listing. Collective."""
+    return control.gather(latest(root) if control.place.is_main else None)[0]
+
+
 @dataclass(frozen=True)
 class Retention:
     """Which checkpoints stay: the newest `newest`, and those whose step is a multiple of `multiples_of`."""
@@ -65,90 +65,8 @@ class Retention:
         return [step for step in old if self.multiples_of is None or step % self.multiples_of]
 
 
-def save(
-    engine: Any,
-    progress: Progress,
-    facts: dict,
-    root: Path,
-    retention: Retention,
-    place: Place,
-    control: Control,
-) -> Path:
-    """Write a checkpoint and drop those that need not stay. Collective; returns its folder.
-
-    facts: what a reader needs beside the tensors (the model's shape, the configuration). Raises OSError on every rank,
-    naming the ranks and reasons, where one cannot write; the checkpoints before it stay as they are."""
-    final = folder_of(root, progress.step)
-    work = root / f"{_TEMPORARY}{progress.step:08d}"
-    if place.is_main:
-        for left_over in root.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(left_over)
-        work.mkdir(parents=True)
-    control.barrier()
-    name = f"state-{place.rank:05d}-of-{place.world_size:05d}.safetensors"
-    files = control.gather(_write_share(_own_share(engine, place), work / name))
-    failed = [f"rank {rank}: {entry['error']}" for rank, entry in enumerate(files) if "error" in entry]
-    if failed:
-        if place.is_main:
-            shutil.rmtree(work, ignore_errors=True)
-        raise OSError(f"checkpoint of step {progress.step} in {root} not written ({'; '.join(failed)})")
-    if place.is_main:
-        manifest = {"format": FORMAT, "progress": asdict(progress), "files": files, **facts}
-        (work / "manifest.json").write_text(json.dumps(manifest, indent=1))
-        _sync(work / "manifest.json")
-        _sync(work)
-        if final.exists():
-            shutil.rmtree(final)
-        work.rename(final)
-        _sync(root)
-        for step in retention.dropped(steps_in(root)):
-            shutil.rmtree(folder_of(root, step))
-    control.barrier()
-    return final
-
-
-def _write_share(tensors: dict[str, Tensor], file: Path) -> dict[str, Any]:
-    """Write one rank's file; its entry in the manifest, or the error that kept it from being written."""
-    try:
-        save_file(tensors, file)
-        _sync(file)
-        return {"name": file.name, "bytes": file.stat().st_size, "blake2b": _digest(file)}
-    except (OSError, SafetensorError) as error:
-        return {"error": str(error)}
-
-
-def _own_share(engine: Any, place: Place) -> dict[str, Tensor]:
-    """This rank's share of the state, on the CPU: whole parameters, dealt out so that the shares are of like size."""
-    owner = _owners({name: _size(p) for name, p in engine_state.named_parameters(engine)}, place.world_size)
-    share: dict[str, Tensor] = {}
-    for name, parts in engine_state.read(engine):
-        if owner[name] == place.rank:
-            share |= {f"{name}.{part}": t.to("cpu", torch.float32).contiguous().clone() for part, t in parts.items()}
-    return share
-
-
-def _size(parameter: torch.nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 numel() is that of the partition
-
-
-def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
-    load = [0] * world_size
-    owner = {}
-    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
-        owner[name] = load.index(min(load))
-        load[owner[name]] += sizes[name]
-    return owner
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The hash of a file that the manifest keeps: blake2b of 16 bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
@@ -192,7 +110,7 @@ class Reader:
     def verify(self) -> None:
         """Compare every file with its hash. Raises ValueError that names the first that differs."""
         for entry in self.manifest["files"]:
-            if _digest(self.folder / entry["name"]) != entry["blake2b"]:
+            if digest(self.folder / entry["name"]) != entry["blake2b"]:
                 raise ValueError(f"{self.folder / entry['name']}: contents differ from the manifest's hash")
 
 

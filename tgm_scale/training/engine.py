@@ -10,6 +10,7 @@ import copy
 import json
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ from torch import nn
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.distributed import Place, set_rendezvous
 from tgm_scale.training.optim import parameter_groups
+
+_OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that has it
+_SECTIONS = ("zero_optimization", "bf16", "fp16")
+_OURS = {
+    "optimizer": "section optim",
+    "scheduler": "section optim",
+    "activation_checkpointing": "key model.activation_checkpointing",
+    "amp": "key train.precision",
+    "elasticity": "keys train.global_batch_size and train.micro_batch_size",
+    "checkpoint": "section checkpoint",
+}
 
 
 @dataclass(frozen=True)
@@ -86,18 +98,39 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
         config[key] = value
     _set_precision(config, plan, origin)
     zero = config.setdefault("zero_optimization", {})
+    _set_stage(zero, plan, origin)
+    for key, owner in _OURS.items():
+        if key in config:
+            raise ValueError(f"{origin}: '{key}' belongs to the run's own {owner}: remove it from the JSON")
+    config["zero_allow_untested_optimizer"] = True
+    return config
+
+
+def _set_stage(zero: dict[str, Any], plan: EnginePlan, origin: str) -> None:
+    """Fill in the stage, and refuse what it cannot do."""
+    place = f"{origin}: zero_optimization"
     if plan.stage is not None:
         given = zero.get("stage", "auto")
         if given not in ("auto", plan.stage):
-            raise ValueError(f"{origin}: zero_optimization.stage={given} contradicts deepspeed.stage={plan.stage}")
+            raise ValueError(f"{place}.stage={given} contradicts deepspeed.stage={plan.stage}")
         zero["stage"] = plan.stage
     elif zero.get("stage", "auto") == "auto":
         zero["stage"] = 0
-    for key in ("optimizer", "scheduler"):
-        if key in config:
-            raise ValueError(f"{origin}: '{key}' belongs to the run's own section optim: remove it from the JSON")
-    config["zero_allow_untested_optimizer"] = True
-    return config
+    for key, lowest in _OFFLOADS.items():
+        section = zero.get(key) or {}
+        if not isinstance(section, dict):
+            raise ValueError(f'{place}.{key}={section}: wanted an object, such as {{"device": "cpu"}}')
+        device = section.get("device", "none")
+        if device == "nvme":
+            raise ValueError(
+                f"{place}.{key}.device=nvme: DeepSpeed cannot set state that it swapped to disk, so the run could not "
+                f'go on from a checkpoint (its own comes back as fresh weights, without an error): use "cpu"'
+            )
+        if device == "none":
+            zero.pop(key, None)  # DeepSpeed takes the section's presence for a wish
+        elif zero["stage"] < lowest:
+            source = "zero_optimization.stage" if plan.stage is None else "deepspeed.stage"
+            raise ValueError(f"{place}.{key} needs stage {lowest} or higher, {source}={zero['stage']}")
 
 
 def _set_precision(config: dict[str, Any], plan: EnginePlan, origin: str) -> None:
@@ -119,9 +152,12 @@ def _read_json(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"deepspeed.config={path}: no such file")
     try:
-        return json.loads(file.read_text())
+        tree = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"deepspeed.config={path}: not valid JSON: {error}") from None
+    if not isinstance(tree, dict) or not all(isinstance(tree.get(key, {}), dict) for key in _SECTIONS):
+        raise ValueError(f"deepspeed.config={path}: wanted an object, and in it objects for {', '.join(_SECTIONS)}")
+    return tree
 
 
 def start_processes(place: Place) -> None:
@@ -131,6 +167,8 @@ def start_processes(place: Place) -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     else:
         torch.cuda.set_device(place.device)
+    # ninja, with which DeepSpeed builds its extensions, lies beside the python of a virtual environment
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     quiet_warnings()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
@@ -151,12 +189,16 @@ def stop_processes() -> None:
     torch.distributed.destroy_process_group()
 
 
-def build_engine(module: nn.Module, plan: EnginePlan, device: torch.device) -> Any:
-    """A DeepSpeedEngine over `module` with AdamW; the learning rate is set by the loop at each step."""
+def build_engine(
+    module: nn.Module, plan: EnginePlan, device: torch.device, groups: list[dict[str, Any]] | None = None
+) -> Any:
+    """A DeepSpeedEngine over `module` with AdamW; the learning rate is set by the loop at each step.
+
+    groups: of parameters, each with its `weight_decay` and maybe a `lr_scale`; default: matrices decay, others not."""
     import deepspeed
 
     config = engine_config(plan)
-    groups = parameter_groups(module, plan.weight_decay)
+    groups = parameter_groups(module, plan.weight_decay) if groups is None else groups
     optimizer = _optimizer(groups, plan, config, device)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(config))
     if plan.precision != "fp32" and config["zero_optimization"]["stage"] == 0:
@@ -170,13 +212,19 @@ def _optimizer(groups: list[dict], plan: EnginePlan, config: dict[str, Any], dev
     if "offload_optimizer" in config["zero_optimization"]:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, lr=0.0, betas=plan.betas, adamw_mode=True)
+        try:
+            return DeepSpeedCPUAdam(groups, lr=0.0, betas=plan.betas, adamw_mode=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"deepspeed.config={plan.config_file}: offload_optimizer needs DeepSpeed's Adam for CPUs, which it "
+                f"builds at the first start with a C++ compiler and ninja: {error.__cause__ or error}"
+            ) from None
     return torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=device.type == "cuda")
 
 
 def set_learning_rate(engine: Any, value: float) -> None:
     for group in engine.optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("lr_scale", 1.0)
 
 
 def gradient_norm_before(engine: Any) -> float | None:

@@ -21,6 +21,14 @@ _ENOUGH = 20
 class RunStopped(RuntimeError):
     """The run cannot go on; the message says why and what to do. Not the user's mistake, and no traceback needed."""
 
+    exit_code = 1  # of the command: a new start may help
+
+
+class Diverged(RunStopped):
+    """The run would diverge again after a new start: its steps are a function of the checkpoint."""
+
+    exit_code = 4  # slurm/launch.sh does not start it again
+
 
 class Judge:
     """Decides, with all ranks, whether a step's loss is fit for an update: finite, and no spike.

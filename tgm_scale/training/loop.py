@@ -10,12 +10,13 @@ from tgm_scale.contracts import Batch, Problem
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import build, checkpoint, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
-from tgm_scale.training.faults import FaultState, Judge, RunStopped, note_refusal
+from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.reporting import Times, count_problems, data_digest, row
+from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import JointStep
 from tgm_scale.training.throughput import Throughput
 from tgm_scale.training.watchdog import Watchdog
@@ -63,6 +64,8 @@ class _Run:
         self.config, self.folder, self.place, self.stop, self.watchdog = config, folder, place, stop, watchdog
         self.control = Control(place)
         self.checkpoints = folder / "checkpoints"
+        retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
+        self.saver = Saver(self.checkpoints, retention, place, self.control)
         if place.is_main:
             build.make_synthetic(config)
             build.corpora(config)  # builds the indices of a corpus from elsewhere, once
@@ -77,7 +80,7 @@ class _Run:
         contrastive = config.objective.contrastive_weight > 0
         width = towers.text.width if contrastive and towers.text is not None else None
         module = JointModule(build.model(config, width), contrastive)
-        newest = checkpoint.latest(self.checkpoints)
+        newest = checkpoint.latest_for_all(self.checkpoints, self.control)
         if newest is None and config.train.init_from:
             notes = build.initialise(module, config, read_initial)
             if place.is_main:
@@ -135,8 +138,10 @@ class _Run:
             watchdog.at(step, "meeting")
             problems = [problem for batch in batches for problem in batch.problems]
             valid = sum(float(batch.weight.sum()) for batch in batches)
-            own = [valid, len(problems), self.stop.asked(), data_digest(micro)]
-            valid, broken, stopping, digest = self.control.sum(own)
+            own = [valid, len(problems), self.stop.asked(), data_digest(micro), self.saver.written()]
+            valid, broken, stopping, digest, written = self.control.sum(own)
+            if written == self.place.world_size:
+                self.saver.finish()
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
@@ -163,9 +168,14 @@ class _Run:
             began = ended
             if not result.applied:
                 self._refused(judge, result.loss, batches)
-            if stopping or self.progress.step == self.steps or self.progress.step % config.checkpoint.every == 0:
+            last = stopping or self.progress.step == self.steps
+            if last or self.progress.step % config.checkpoint.every == 0:
                 watchdog.at(self.progress.step, "checkpoint")
-                self._save()
+                if metrics is not None:
+                    metrics.flush()
+                self.saver.begin(self.engine, self.progress, build.facts(config))
+            if last:
+                self.saver.finish()
             if stopping:
                 return REQUEUE_EXIT_CODE
             watchdog.at(self.progress.step, "data")
@@ -179,11 +189,6 @@ class _Run:
         self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit)
         return named
 
-    def _save(self) -> None:
-        facts, keep = build.facts(self.config), self.config.checkpoint
-        retention = checkpoint.Retention(keep.keep, keep.keep_every)
-        checkpoint.save(self.engine, self.progress, facts, self.checkpoints, retention, self.place, self.control)
-
     def _refused(self, judge: Judge, loss: float, batches: list[Batch]) -> None:
         """Name the samples of a refused update. Raises _RollBack after too many in a row."""
         keys = self.control.gather([key for batch in batches for key in batch.keys])
@@ -194,12 +199,13 @@ class _Run:
             raise _RollBack
 
     def _roll_back(self) -> None:
-        """Back to the last checkpoint, without the samples of the refused steps. Raises RunStopped after too many."""
-        newest = checkpoint.latest(self.checkpoints)
+        """Back to the last checkpoint, without the samples of the refused steps. Raises Diverged after too many."""
+        self.saver.finish()
+        newest = checkpoint.latest_for_all(self.checkpoints, self.control)
         step, limit = self.progress.step, self.config.faults.rollbacks
         if newest is None or self.faults.rollbacks == limit:
             why = "before the first checkpoint" if newest is None else f"after faults.rollbacks={limit} rollbacks"
-            raise RunStopped(
+            raise Diverged(
                 f"updates were refused up to step {step} (loss not finite, or a spike), {why}; refused.jsonl in "
                 f"{self.folder} names steps and samples. Lower optim.base_lr, or look at those samples"
             )

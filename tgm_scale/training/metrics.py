@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -39,6 +40,14 @@ class Metrics:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "step":
                     self._board.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        """Put all rows so far on the disk. Before a checkpoint: a run that goes on from it writes those after it."""
+        for stream in (self._stream, self._skipped):
+            stream.flush()
+            os.fsync(stream.fileno())
+        if self._board is not None:
+            self._board.flush()  # else a kill would lose the last two minutes
 
     def close(self) -> None:
         self._stream.close()
