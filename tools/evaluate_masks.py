@@ -1,0 +1,240 @@
+"""Do masks find the object? Every recipe judged on videos whose pixels people annotated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgm_scale.config import Config, from_tree, lay_over, read_tree
+from tgm_scale.contracts import Grid
+from tgm_scale.evaluation.annotated import AnnotatedClip, clips, find
+from tgm_scale.evaluation.intervals import paired_interval
+from tgm_scale.evaluation.masks import (
+    SIZES,
+    ClipScore,
+    RecipeScore,
+    centre_score,
+    most_possible,
+    score_clip,
+    summarise,
+)
+from tgm_scale.guidance.flow import check_flow
+from tgm_scale.guidance.image import SCORERS
+from tgm_scale.masking.recipes import RECIPES, Masker
+from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
+from tgm_scale.runtime.progress import Board
+from tgm_scale.training import build
+
+EXAMPLES = """examples:
+  python tools/evaluate_masks.py --videos DIR --masks DIR
+  python tools/evaluate_masks.py --videos DIR --masks DIR --recipes text_guided --scorers value,vv guidance.towers=CLIP
+  python tools/evaluate_masks.py --videos DIR --masks DIR --config configs/pretrain_vitb.yaml guidance.towers=CLIP \\
+      masking.mask_ratio=0.75 --output DIR
+
+For NAME.mp4 the truth is NAME.masks.npz (packed, shape), a folder NAME of pictures (as DAVIS has them; any value but
+0 is the object), or NAME.boxes.json (for each frame a list of [left, top, right, bottom]). Captions: captions.json in
+the folder of videos, {"NAME": "caption"}; videos without one are left out of text_guided. All recipes hide the same
+share, masking.mask_ratio (default 0.75).
+
+hidden: share of the object's pixels in hidden tokens. lift: that over the share of tokens hidden; 1 is chance. AUC and
+pointing are of the saliency: above 0.5 it points at the object, below at the background. Recipes whose model or
+library is missing are named and left out. Exit code: 0 done, 2 a mistake in the command or its input."""
+
+DEFAULTS: dict[str, Any] = {
+    "run": {"dir": "-"},
+    "data": {"shards": "-", "frames": 16, "stride": 2, "size": 224},
+    "masking": {"mask_ratio": 0.75},
+    "objective": {"contrastive_weight": 0.0},
+    "train": {"steps": 1},
+}
+
+
+@dataclass
+class Judged:
+    """One line of the table: a recipe with the models that its maps come from."""
+
+    label: str
+    masker: Masker
+    towers: build.Towers
+
+    def maps(self, clip: AnnotatedClip, caption: str | None) -> dict[str, Tensor] | None:
+        """What the masker needs of a clip, [1, ...] each; None where it needs a caption and there is none."""
+        video_1CTHW = clip.video[None].contiguous()
+        maps = {name: look(video_1CTHW, self.masker.grid) for name, look in self.towers.maps.items()}
+        maps["motion"] = clip.motion_SRC[None]
+        if "relevance" in self.masker.needs:
+            assert self.towers.relevance is not None and self.towers.text is not None
+            if caption is None:
+                return None
+            maps["relevance"] = self.towers.relevance(
+                video_1CTHW, self.towers.text.encode([caption]), self.masker.grid
+            )
+        return {name: maps[name] for name in self.masker.needs}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except ValueError as mistake:
+        print(f"evaluate_masks: {mistake}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--videos", type=Path, required=True, metavar="DIR")
+    add("--masks", type=Path, metavar="DIR", help="where the truth is (default: beside the videos)")
+    add("--captions", type=Path, metavar="FILE", help="default: captions.json in the folder of videos")
+    add("--config", metavar="FILE", help="a run's configuration, for its grid, ratio, towers and options")
+    add("--recipes", default="all", metavar="A,B", help="default: all that can run")
+    add("--scorers", default=",".join(SCORERS), metavar="A,B", help="of text_guided (default: all)")
+    add("--clips", type=int, default=3, metavar="N", help="of each video, evenly spread (default 3)")
+    add("--output", type=Path, metavar="DIR", help="write figures.json and a picture sheet of each video there")
+    add("overrides", nargs="*", metavar="section.key=value", help="laid over the configuration")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.clips < 1:
+        raise ValueError(f"--clips {options.clips}: wanted at least 1")
+    tree = lay_over(read_tree(options.config) if options.config else DEFAULTS, options.overrides)
+    config = from_tree(tree, options.config or "evaluate_masks")
+    pairs = find(options.videos, options.masks or options.videos)
+    captions = _captions(options)
+    judged, left_out = _judged(config, options)
+    for line in left_out:
+        print(f"left out: {line}", file=sys.stderr)
+    if not judged:
+        raise ValueError("no recipe can run: see what was left out")
+    scores: dict[str, list[ClipScore]] = {}
+    grid = build.token_grid(config)
+    plain = _masker(config, "tube")
+    with Board() as board:
+        task = board.task("videos", len(pairs))
+        for file, truth in pairs:
+            found = list(_clips(config, file, truth, options.clips, grid))
+            for number, clip in enumerate(found):
+                scores.setdefault("centre box", []).append(centre_score(plain, clip.name, clip.object_SRC))
+                scores.setdefault("most possible", []).append(most_possible(plain, clip.name, clip.object_SRC))
+                pictures = _score(judged, clip, captions.get(file.stem), scores)
+                if options.output and number == 0:
+                    options.output.mkdir(parents=True, exist_ok=True)
+                    (options.output / f"{file.stem}.png").write_bytes(film_strip(pictures))
+            task.advance()
+    summaries = {label: summarise(of_label) for label, of_label in scores.items()}
+    print(_table(summaries))
+    for label in (label for label in summaries if label.startswith("text_guided")):
+        print(_verdict(label, summaries[label]))
+    if options.output:
+        of_clips = {label: [asdict(score) for score in of_label] for label, of_label in scores.items()}
+        figures = {label: asdict(summary) for label, summary in summaries.items()}
+        kept = {"recipes": figures, "clips": of_clips, "config": config.model_dump(mode="json")}
+        (options.output / "figures.json").write_text(json.dumps(kept, indent=1) + "\n")
+    return 0
+
+
+def _clips(config: Config, file: Path, truth: Path, count: int, grid: Grid) -> list[AnnotatedClip]:
+    data = config.data
+    return list(clips(file, truth, count, data.frames, data.stride, data.size, grid))
+
+
+def _captions(options: argparse.Namespace) -> dict[str, str]:
+    file = options.captions or options.videos / "captions.json"
+    if not file.is_file():
+        if options.captions:
+            raise ValueError(f"--captions {file}: no such file")
+        return {}
+    found = json.loads(file.read_text())
+    return {name: value if isinstance(value, str) else value[0] for name, value in found.items()}
+
+
+def _masker(config: Config, recipe: str) -> Masker:
+    """A recipe at the configuration's ratio; its options only where it is the configuration's recipe."""
+    masking = config.masking
+    changes = {"recipe": recipe, "options": masking.options if recipe == masking.recipe else {}}
+    return build.masker(config.model_copy(update={"masking": masking.model_copy(update=changes)}))
+
+
+def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], list[str]]:
+    """The recipes that can run, and in words those that cannot."""
+    wanted = list(RECIPES) if options.recipes == "all" else options.recipes.split(",")
+    judged, left_out = [], []
+    device = torch.device("cpu")
+    for recipe in wanted:
+        masker = _masker(config, recipe)
+        if masker.needs & build.IMAGE_MAPS and config.guidance.towers is None:
+            left_out.append(f"{recipe}: needs guidance.towers=DIR, a CLIP or SigLIP folder")
+            continue
+        if "flow" in masker.needs:
+            try:
+                check_flow(config.guidance.flow)
+            except ValueError as missing:
+                left_out.append(f"{recipe}: {missing}")
+                continue
+        for scorer in options.scorers.split(",") if "relevance" in masker.needs else [None]:
+            guidance = config.guidance.model_copy(update={"scorer": scorer or config.guidance.scorer, "cached": False})
+            towers = build.towers(config.model_copy(update={"guidance": guidance}), masker.needs, device)
+            judged.append(Judged(f"{recipe} ({scorer})" if scorer else recipe, masker, towers))
+    return judged, left_out
+
+
+def _score(
+    judged: Sequence[Judged], clip: AnnotatedClip, caption: str | None, scores: dict[str, list[ClipScore]]
+) -> list[Row]:
+    """Add each recipe's score of a clip; returns the rows of its picture sheet."""
+    frames = slot_frames(clip.video, clip.object_SRC.shape[0])
+    rows: list[Row] = [("the clip", outlined(frames, clip.object_THW[:: clip.object_THW.shape[0] // len(frames)]))]
+    for one in judged:
+        maps = one.maps(clip, caption)
+        if maps is None:
+            continue
+        scores.setdefault(one.label, []).append(score_clip(one.masker, clip.name, clip.object_SRC, maps))
+        hidden = one.masker.hidden(torch.tensor([0]), **maps)[0]
+        rows.append((one.label.replace(" (", "\n("), veiled(frames, ~hidden)))
+    return rows
+
+
+def _table(summaries: Mapping[str, RecipeScore]) -> str:
+    """A Markdown table, ready for docs/EVALUATION.md."""
+    header = ["recipe", "object hidden", "lift", "less the centre box's [95 %]", *SIZES, "AUC", "pointing"]
+    lines = [header, ["---"] * len(header)]
+    centre = summaries["centre box"].lift_by_video
+    for label, summary in summaries.items():
+        gain = torch.tensor([[lift - centre[name] for name, lift in summary.lift_by_video.items()]])
+        lines.append(
+            [
+                label,
+                f"{summary.hidden:.3f}",
+                f"{summary.lift:.3f}",
+                "" if label == "centre box" else str(paired_interval(gain)),
+                *(f"{summary.lift_by_size[size]:.2f}" if size in summary.lift_by_size else "-" for size in SIZES),
+                *("-" if value is None else f"{value:.3f}" for value in (summary.auc, summary.pointing)),
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _verdict(label: str, summary: RecipeScore) -> str:
+    if not summary.auc_by_video:
+        return f"{label}: no slot has both the object and others"
+    mean, low, high = paired_interval(torch.tensor([list(summary.auc_by_video.values())]))
+    where = (
+        "at the object" if low > 0.5 else "at the background" if high < 0.5 else "no way that these clips tell"
+    )
+    return f"{label}: the relevance points {where} (AUC {mean:.2f}, 95 % [{low:.2f}, {high:.2f}]; 0.5 is chance)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
