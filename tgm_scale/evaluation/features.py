@@ -6,28 +6,24 @@ Shapes: N samples, K tokens, D width of the encoder; B, T, H, W of a batch's vid
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tgm_scale.contracts import Problem
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build
 from tgm_scale.data.index import Corpus
+from tgm_scale.evaluation.cache import Clips, cached_rows, refuse_nothing
 from tgm_scale.evaluation.clips import Progress, chunks, inference, run_models
 from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, Labelled, read_labels
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import Encoder, ModelSize
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import Control
 
 __all__ = ["SYNTHETIC_MOTION", "Clips", "FrozenEncoder", "cached", "extract"]
 
@@ -105,15 +101,6 @@ class FrozenEncoder:
         return digest.hexdigest()
 
 
-class Clips(NamedTuple):
-    """The clips of a corpus that can be used, in the order of their keys."""
-
-    features: list[Tensor]  # one of each encoder: float32 [N, D], or float16 [N, K, D]
-    labels: list[str]  # N
-    keys: list[str]  # N
-    problems: list[Problem]  # of those left out
-
-
 def extract(
     encoders: list[FrozenEncoder], corpus: Corpus, label: str, *, workers: int = 0, progress: Progress = lambda n: None
 ) -> Clips:
@@ -133,7 +120,7 @@ def extract(
     parts = [part for part in found if part.names]
     names = [name for part in parts for name in part.names]
     broken = [problem for part in found for problem in part.problems]
-    _refuse_nothing(names, corpus, broken)
+    refuse_nothing(names, source, broken)
     features = [torch.cat([part.rows[i] for part in parts])[:, 0] for i in range(len(encoders))]
     return Clips(features, [labels[name] for name in names], names, [*problems, *broken])
 
@@ -144,58 +131,22 @@ def cached(
     source: Labelled,
     views: Views,
     pooling: Pooling,
-    place: Place,
-    barrier: Callable[[], None],
+    control: Control,
     *,
     workers: int = 0,
-    progress: Progress = lambda n: None,
+    progress: Progress = lambda samples: None,
 ) -> Clips:
-    """Features of every labelled sample, from `folder` where they are there already; collective.
+    """Features of every labelled sample, the mean over its views, kept below `folder`; collective (`cached_rows`).
 
-    A sample's feature is the mean over its views (with pooling `tokens`: of each token, kept in float16). Each process
-    makes every world-size-th chunk. A chunk is one file, written whole: a stopped pass goes on where it was."""
-    folder = folder / _cache_name(encoder, source, views, pooling)
-    folder.mkdir(parents=True, exist_ok=True)
-    parts = chunks(source.refs())
-    read_features = encoder.tokens if pooling == "tokens" else encoder
-    with Decoder(workers) as decoder:
-        for number, refs in enumerate(parts):
-            file = folder / f"{number:06d}.safetensors"
-            if number % place.world_size != place.rank or file.is_file():
-                continue
-            found = run_models(lambda video: [read_features(video)], source.corpus, refs, views, decoder, progress)
-            rows = found.rows[0].mean(dim=1) if found.names else torch.zeros(0)
-            facts = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
-            work = file.with_suffix(".writing")
-            kept = rows.half() if pooling == "tokens" else rows
-            save_file({"features": kept.contiguous()}, work, {"facts": json.dumps(facts)})
-            work.rename(file)
-    barrier()
-    return _gather(folder, len(parts), source)
-
-
-def _cache_name(encoder: FrozenEncoder, source: Labelled, views: Views, pooling: Pooling) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in (encoder.digest, source.corpus.fingerprint, str(len(source.refs())), str(views), pooling):
-        digest.update(part.encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _gather(folder: Path, count: int, source: Labelled) -> Clips:
-    features, names, problems = [], [], list(source.problems)
-    for number in range(count):
-        with safe_open(folder / f"{number:06d}.safetensors", framework="pt") as stream:
-            facts = json.loads(stream.metadata()["facts"])
-            if facts["names"]:
-                features.append(stream.get_tensor("features"))
-        names += facts["names"]
-        problems += [Problem(**problem) for problem in facts["problems"]]
-    _refuse_nothing(names, source.corpus, problems)
-    return Clips([torch.cat(features)], [source.labels[name] for name in names], names, problems)
-
-
-def _refuse_nothing(names: list[str], corpus: Corpus, problems: list[Problem]) -> None:
-    if not names:
-        raise ValueError(
-            f"corpus {corpus.name!r}: none of its {len(corpus)} clips can be used; the first: {problems[0]}"
-        )
+    Pooling `tokens` keeps every token, in float16."""
+    return cached_rows(
+        folder,
+        (encoder.digest, pooling),
+        encoder.tokens if pooling == "tokens" else encoder,
+        source,
+        views,
+        control,
+        dtype=torch.float16 if pooling == "tokens" else torch.float32,
+        workers=workers,
+        progress=progress,
+    )

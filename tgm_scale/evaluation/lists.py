@@ -7,7 +7,7 @@
 | UCF101 | `trainlist01.txt`, `testlist01.txt` | `CLASS/NAME.avi` | the folder |
 | HMDB51 | folder of `CLASS_test_splitN.txt` | `NAME.avi` | the file's class |
 | Diving48 | JSON list with `vid_name`, `label` | `VID_NAME.*` | `label` |
-| EPIC-Kitchens-100 | CSV with `narration_id`, `verb_class` ... | `NARRATION_ID.*`, cut beforehand | verb, noun, action |
+| EPIC-Kitchens-100 | CSV with `narration_id`, `verb_class` ... | `NARRATION_ID.*`, a cut clip | verb, noun, action |
 | any | lines `path label`, as VideoMAE's | as it says | the last word |
 """
 

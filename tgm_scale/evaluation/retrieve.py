@@ -88,7 +88,8 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips) -> dict
     own_M = torch.tensor([texts.index(caption) for caption in clips.labels])
     scores_MU = (video_ME @ text.encode(texts).float().T).cpu()
     right_MU = own_M[:, None] == torch.arange(len(texts))
-    figures, best = {}, scores_MU.argmax(1)
+    figures: dict[str, dict[str, Any]] = {}
+    best = scores_MU.argmax(1)
     for name, scores, right in (
         ("text to video", scores_MU.T[own_M], right_MU.T[own_M]),
         ("video to text", scores_MU, right_MU),

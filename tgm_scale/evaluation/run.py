@@ -80,8 +80,7 @@ def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: 
         source,
         views,
         pooling,
-        at.place,
-        at.control.barrier,
+        at.control,
         workers=data.workers,
         progress=task.advance,
     )

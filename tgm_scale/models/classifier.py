@@ -1,12 +1,15 @@
 """VideoMAE's finetuning model (Tong et al. 2022): all tokens through the blocks, their mean, a norm, a linear head.
 
-Shapes: B clips, C=3, T frames, H W pixels, N tokens of the grid, D width, K classes.
+Shapes: B clips, C=3, T frames, H W pixels, N tokens of the grid, D width, K classes, L blocks.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tgm_scale.contracts import Grid
 from tgm_scale.models.attention import Backend
@@ -23,7 +26,8 @@ class VideoClassifier(nn.Module):
     The encoder's own last norm is not in it: VideoMAE normalises after the mean (`fc_norm`). First values are keyed by
     name and `seed`, the encoder's equal to those of a `MaskedVideoAutoencoder` of this seed; head normal, std 0.02.
 
-    classes: 0 leaves the head out, and forward gives the pooled features.
+    classes: 0 leaves the head out, and forward gives the pooled features. drop_path: share of clips for which the
+    last block's branches are left out in training (stochastic depth, Huang et al. 2016), growing linearly from 0.
     Raises ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
 
     def __init__(
@@ -35,10 +39,12 @@ class VideoClassifier(nn.Module):
         *,
         attention: Backend = "auto",
         activation_checkpointing: bool = False,
+        drop_path: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.size = size
+        self.drop_path = drop_path
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch)
@@ -48,15 +54,39 @@ class VideoClassifier(nn.Module):
         self.head = nn.Linear(size.width, classes) if classes else nn.Identity()
         initialise(self, seed)
 
-    def features(self, video_BCTHW: Tensor) -> Tensor:
-        """The normalised mean token, [B, D]. video: 0..255, uint8 (or float)."""
+    def features(self, video_BCTHW: Tensor, seeds_B: Tensor | None = None) -> Tensor:
+        """The normalised mean token, [B, D]. video: 0..255, uint8 (or float). seeds: int64, of training's clips, for
+        drop path: what is left out is a function of the clip's seed, whatever batch and process it is in."""
         x = self.patch_embed(patchify(video_BCTHW, self.size.tubelet, self.size.patch))
         x = self.positions(x, None, dtype=self.fc_norm.weight.dtype)
-        return self.fc_norm(run_blocks(self.blocks, x, self.activation_checkpointing).mean(1))
+        if self.training and self.drop_path and seeds_B is not None:
+            x = self._run_dropping(x, seeds_B)
+        else:
+            x = run_blocks(self.blocks, x, self.activation_checkpointing)
+        return self.fc_norm(x.mean(1))
 
-    def forward(self, video_BCTHW: Tensor) -> Tensor:
+    def forward(self, video_BCTHW: Tensor, seeds_B: Tensor | None = None) -> Tensor:
         """Scores before softmax, [B, K]; without a head the features, [B, D]."""
-        return self.head(self.features(video_BCTHW))
+        return self.head(self.features(video_BCTHW, seeds_B))
+
+    def _run_dropping(self, x_BND: Tensor, seeds_B: Tensor) -> Tensor:
+        depth = len(self.blocks)
+        drawn_BL2 = seeding.uniform(seeds_B, 2 * depth, "drop path").unflatten(1, (depth, 2))
+        for i, block in enumerate(self.blocks):
+            kept = 1 - self.drop_path * i / max(1, depth - 1)
+            scale_B2 = ((drawn_BL2[:, i] < kept) / kept).to(x_BND.dtype)
+            if self.activation_checkpointing:
+                x_BND = checkpoint(_block_dropping, block, x_BND, scale_B2, use_reentrant=False)
+            else:
+                x_BND = _block_dropping(block, x_BND, scale_B2)
+        return x_BND
+
+
+def _block_dropping(block: Any, x_BND: Tensor, scale_B2: Tensor) -> Tensor:
+    """A `Block` whose two branches are scaled clip by clip."""
+    attention_B11, mlp_B11 = scale_B2[:, :, None, None].unbind(1)
+    x_BND = x_BND + attention_B11 * block.attn(block.norm1(x_BND))
+    return x_BND + mlp_B11 * block.mlp(block.norm2(x_BND))
 
 
 @torch.no_grad()

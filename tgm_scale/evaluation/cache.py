@@ -1,0 +1,93 @@
+"""Rows of numbers for every sample of a labelled corpus, kept on disk chunk by chunk.
+
+Shapes: N samples."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tgm_scale.contracts import Problem
+from tgm_scale.evaluation.clips import Progress, chunks, run_models
+from tgm_scale.evaluation.labelled import Labelled
+from tgm_scale.evaluation.views import Decoder, Views
+from tgm_scale.runtime.distributed import Control
+
+
+class Clips(NamedTuple):
+    """The clips of a corpus that can be used, in the order of their keys."""
+
+    features: list[Tensor]  # one of each encoder: float32 [N, D], or float16 [N, K, D]
+    labels: list[str]  # N
+    keys: list[str]  # N
+    problems: list[Problem]  # of those left out
+
+
+def cached_rows(
+    folder: Path,
+    made_by: Sequence[str],
+    row_of: Callable[[Tensor], Tensor],
+    source: Labelled,
+    views: Views,
+    control: Control,
+    *,
+    dtype: torch.dtype = torch.float32,
+    workers: int = 0,
+    progress: Progress = lambda samples: None,
+) -> Clips:
+    """For every labelled sample the mean over its views of `row_of(clips uint8 [B, 3, T, H, W])`, from below `folder`
+    where it is there already. Collective: each process makes every world-size-th chunk.
+
+    made_by: what the rows depend on beside samples and views, such as a digest of the weights. A chunk is one file,
+    written whole, so that a stopped pass goes on where it was. Raises ValueError where no sample can be used."""
+    refs = source.refs()
+    digest = hashlib.blake2b(digest_size=8)
+    for fact in (*made_by, source.corpus.fingerprint, str(len(refs)), str(views), str(dtype)):
+        digest.update(fact.encode() + b"\n")
+    folder = folder / digest.hexdigest()
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = chunks(refs)
+    with Decoder(workers) as decoder:
+        for number, part in enumerate(parts):
+            file = folder / f"{number:06d}.safetensors"
+            if number % control.place.world_size != control.place.rank or file.is_file():
+                continue
+            found = run_models(lambda video: [row_of(video)], source.corpus, part, views, decoder, progress)
+            rows = found.rows[0].mean(dim=1) if found.names else torch.zeros(0)
+            facts = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
+            work = file.with_suffix(".writing")
+            save_file({"rows": rows.to(dtype).contiguous()}, work, {"facts": json.dumps(facts)})
+            work.rename(file)
+    control.barrier()
+    return _gather(folder, len(parts), source)
+
+
+def _gather(folder: Path, count: int, source: Labelled) -> Clips:
+    rows, names, problems = [], [], list(source.problems)
+    for number in range(count):
+        with safe_open(folder / f"{number:06d}.safetensors", framework="pt") as stream:
+            facts = json.loads(stream.metadata()["facts"])
+            if facts["names"]:
+                rows.append(stream.get_tensor("rows"))
+        names += facts["names"]
+        problems += [Problem(**problem) for problem in facts["problems"]]
+    refuse_nothing(names, source, problems)
+    return Clips([torch.cat(rows)], [source.labels[name] for name in names], names, problems)
+
+
+def refuse_nothing(names: list[str], source: Labelled, problems: list[Problem]) -> None:
+    """Raises ValueError where no sample could be used."""
+    if not names:
+        corpus = source.corpus
+        raise ValueError(
+            f"corpus {corpus.name!r}: none of its {len(corpus)} clips can be used; the first: {problems[0]}"
+        )

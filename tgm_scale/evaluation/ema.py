@@ -1,0 +1,50 @@
+"""An exponential average of a classifier's weights, kept beside its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def file_of(folder: Path, step: int) -> Path:
+    return folder / f"ema-{step:08d}.safetensors"
+
+
+class Average:
+    """decay * average + (1 - decay) * weight after each update, in float32, on each process alike.
+
+    Needs whole weights on every process: ZeRO up to stage 2."""
+
+    def __init__(self, module: nn.Module, decay: float, folder: Path) -> None:
+        self._module, self._decay, self._folder = module, decay, folder
+        self._values = {name: value.detach().float().clone() for name, value in module.named_parameters()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for name, value in self._module.named_parameters():
+            self._values[name].lerp_(value.detach().float(), 1 - self._decay)
+
+    def write(self, step: int, kept: list[int]) -> None:
+        """Write the average of a step that is checkpointed next, and drop those of checkpoints that are gone."""
+        file = file_of(self._folder, step)
+        work = file.with_suffix(".writing")
+        save_file({name: value.cpu().contiguous() for name, value in self._values.items()}, work)
+        work.rename(file)
+        for old in self._folder.glob("ema-*.safetensors"):
+            if old not in {file, *(file_of(self._folder, other) for other in kept)}:
+                old.unlink()
+
+    def read(self, step: int) -> None:
+        """Go on from the average of a checkpoint. Raises ValueError where there is none."""
+        for name, value in read(self._folder, step).items():
+            self._values[name].copy_(value)
+
+
+def read(folder: Path, step: int) -> dict[str, Tensor]:
+    file = file_of(folder, step)
+    if not file.is_file():
+        raise ValueError(f"{file}: missing; finetune.ema cannot be switched on in the middle of a run")
+    return load_file(file)

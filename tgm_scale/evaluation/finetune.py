@@ -1,0 +1,197 @@
+"""`tgm-scale finetune`: a classifier trained under the engine of the pretraining, then tested on several views.
+
+What is shared with pretraining is its own: engine, learning rate, order of the data, checkpoints, metrics, preemption.
+The recipe is VideoMAE's (Tong et al. 2022, appendix): layer decay, mixup and cutmix, RandAugment, random erasing, drop
+path, repeated augmentation.
+
+Shapes: B clips of a micro batch, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tgm_scale.contracts import Batch, Problem
+from tgm_scale.evaluation import finetune_setup as setup
+from tgm_scale.evaluation.augment import PairMixer
+from tgm_scale.evaluation.ema import Average
+from tgm_scale.evaluation.finetune_test import test
+from tgm_scale.evaluation.settings import FinetuneConfig
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.training import build, checkpoint, engine, run_folder
+from tgm_scale.training.checkpoint import Progress
+from tgm_scale.training.faults import Diverged, Judge
+from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses
+from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
+from tgm_scale.training.reporting import Times, count_problems, row
+from tgm_scale.training.saver import Saver
+from tgm_scale.training.step import StepResult
+from tgm_scale.training.watchdog import Watchdog
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """Train, or go on with the run in its folder; then test. Returns the exit code, as `pretrain` does.
+
+    Raises ValueError for a user's mistake, RunStopped or OSError where the run cannot go on."""
+    place = find_place()
+    setup.check(config, place)
+    folder = run_folder.claim(config)
+    stop = StopRequest(config.train.max_minutes)
+    watchdog = Watchdog(folder, place, config.faults.hang_seconds)
+    try:
+        engine.start_processes(place)
+        parts = setup.prepare(config, place)
+        code = _Run(config, folder, parts, stop, watchdog).train()
+        watchdog.end("done")  # a test has no step that all ranks meet at
+        if code == 0:
+            test(config, folder, parts)
+        engine.stop_processes()
+    except Exception:
+        watchdog.end("failed")
+        raise
+    return code
+
+
+class _Run:
+    """The parts of a training and its loop."""
+
+    def __init__(
+        self, config: FinetuneConfig, folder: Path, parts: setup.Parts, stop: StopRequest, watchdog: Watchdog
+    ):
+        self.config, self.folder, self.parts, self.stop, self.watchdog = config, folder, parts, stop, watchdog
+        self.place: Place = parts.control.place
+        self.control: Control = parts.control
+        self.checkpoints = folder / "checkpoints"
+        settings, shared = config.finetune, setup.shared(config)
+        module, notes = setup.classifier(config, parts.classes)
+        groups = setup.layer_groups(module, config.optim.weight_decay, settings.layer_decay)
+        plan = build.engine_plan(shared, self.place)
+        self.accumulation = plan.accumulation
+        self.engine = engine.build_engine(module, plan, self.place.device, groups)
+        retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
+        self.saver = Saver(self.checkpoints, retention, self.place, self.control)
+        newest = checkpoint.latest_for_all(self.checkpoints, self.control)
+        self.progress = Progress() if newest is None else checkpoint.restore(self.engine, newest)
+        self.schedule = build.schedule(shared, parts.steps)
+        repeats = config.data.repeated_augmentation
+        self.mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
+        self.average = Average(self.engine.module, settings.ema, folder) if settings.ema else None
+        if self.average is not None and newest is not None:
+            self.average.read(self.progress.step)
+        if self.place.is_main:
+            facts = setup.plan_facts(config, plan, parts)
+            run_folder.describe(folder, config, build.corpus_facts([parts.train.corpus]), facts, self.progress.step)
+            setup.announce(config, parts, facts, notes if newest is None else [], self.progress.step)
+
+    def train(self) -> int:
+        """Make the steps that are left. Returns the exit code."""
+        config, parts, watchdog, start = self.config, self.parts, self.watchdog, self.progress.step
+        judge = Judge(self.control, config.faults.spike_factor, recent_losses(self.folder, start))
+        metrics = Metrics(self.folder, start, config.log.tensorboard) if self.place.is_main else None
+        line = ProgressLine(parts.steps, config.log.every)
+        self.engine.train()
+        began = time.perf_counter()
+        watchdog.at(start, "data")
+        for step, batches in setup.loader(config, parts, start):
+            loaded = time.perf_counter()
+            watchdog.at(step, "meeting")
+            for batch in batches:
+                parts.leave_out_unlabelled(batch)
+            problems = [problem for batch in batches for problem in batch.problems]
+            micro = [self._prepared(batch) for batch in batches]
+            valid = float(sum(weight_B.sum() for *_, weight_B in micro))
+            own = [valid, len(problems), self.stop.asked(), _digest(batches), self.saver.written()]
+            valid, broken, stopping, digest, written = self.control.sum(own)
+            if written == self.place.world_size:
+                self.saver.finish()
+            watchdog.at(step, "update")
+            learning_rate = self.schedule(step + 1)
+            engine.set_learning_rate(self.engine, learning_rate)
+            result = self._step(micro, max(valid, 1.0), judge)
+            self.progress.step = step + 1
+            named = self._count(problems) if broken else []
+            ended = time.perf_counter()
+            if metrics is not None:
+                times = Times(ended - began, loaded - began, 0.0)
+                clips, repeats = config.train.global_batch_size, config.data.repeated_augmentation
+                values = row(
+                    step + 1, result, times, clips, repeats, learning_rate, digest, self.progress.skipped,
+                    parts.throughput, self.place.world_size,
+                )  # fmt: skip
+                metrics.write(values, named)
+                line.show(values)
+            began = ended
+            if judge.refused_in_a_row >= config.faults.refused_before_rollback:
+                raise Diverged(f"{judge.refused_in_a_row} losses in a row were not finite: lower optim.base_lr")
+            if self._save(metrics, bool(stopping)):
+                break
+            watchdog.at(step + 1, "data")
+        if metrics is not None:
+            metrics.close()
+        return REQUEUE_EXIT_CODE if self.progress.step < parts.steps else 0
+
+    def _save(self, metrics: Metrics | None, stopping: bool) -> bool:
+        """Write a checkpoint where one is due. Returns whether it is the last of this start."""
+        step = self.progress.step
+        last = stopping or step == self.parts.steps
+        if last or step % self.config.checkpoint.every == 0:
+            self.watchdog.at(step, "checkpoint")
+            if metrics is not None:
+                metrics.flush()
+            if self.average is not None and self.place.is_main:
+                self.average.write(step, checkpoint.steps_in(self.checkpoints))
+            self.saver.begin(self.engine, self.progress, setup.facts(self.config, self.parts.classes))
+        if last:
+            self.saver.finish()
+        return last
+
+    def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(video, targets, seeds, weights) of a micro batch on the device."""
+        labels_B = self.parts.numbers(batch).to(self.place.device)
+        batch = batch.to(self.place.device)
+        video, targets_BC, weight_B = self.mixer(batch.video, labels_B, batch.seeds, batch.weight)
+        return video, targets_BC, batch.seeds, weight_B
+
+    def _step(self, micro: list[tuple[Tensor, Tensor, Tensor, Tensor]], valid: float, judge: Judge) -> StepResult:
+        """One update over the global batch, or none where the loss is not finite."""
+        total = torch.zeros((), dtype=torch.float64, device=self.place.device)
+        for index, (video, targets_BC, seeds_B, weight_B) in enumerate(micro):
+            error_B = F.cross_entropy(self.engine(video, seeds_B).float(), targets_BC, reduction="none")
+            loss = torch.where(weight_B > 0, error_B, 0.0).sum() / valid
+            total += loss.detach()
+            # a sum over the global batch, where the engine takes means over ranks and micro steps
+            self.engine.backward(loss * self.place.world_size * self.accumulation)
+            if index < self.accumulation - 1:
+                self.engine.step()
+        (whole,) = self.control.sum([total.item()])
+        norm = engine.gradient_norm_before(self.engine)
+        if not judge(whole):
+            engine.discard_update(self.engine)
+            return StepResult(whole, None, None, None, None, None, False)
+        self.engine.step()
+        if self.average is not None:
+            self.average.update()
+        return StepResult(whole, None, None, None, None, engine.gradient_norm_after(self.engine, norm), True)
+
+    def _count(self, own: list[Problem]) -> list[Problem]:
+        """Every rank's broken samples of this step, counted."""
+        named = [problem for rank in self.control.gather(own) for problem in rank]
+        seen = self.progress.step * build.samples_per_step(setup.shared(self.config))
+        limit = self.config.data.max_skipped_share
+        self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit)
+        return named
+
+
+def _digest(batches: list[Batch]) -> int:
+    """Stands for the clips of this rank; the sum over ranks does not depend on which rank had which."""
+    return sum(
+        seeding.key("digest", key, seed) >> 23
+        for batch in batches
+        for key, seed in zip(batch.keys, batch.seeds.tolist())
+    )

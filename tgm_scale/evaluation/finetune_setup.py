@@ -1,0 +1,196 @@
+"""From a configuration to the parts of a finetuning: data with labels, classifier, groups of parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tgm_scale.config import Config
+from tgm_scale.contracts import Batch, Problem
+from tgm_scale.conversion.read import read_initial
+from tgm_scale.data.loader import ClipLoader
+from tgm_scale.evaluation.augment import AugmentedSamples, Augmenter
+from tgm_scale.evaluation.labelled import Labelled
+from tgm_scale.evaluation.run import open_split
+from tgm_scale.evaluation.settings import FinetuneConfig
+from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.pretraining import macs_per_clip
+from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.training import build
+from tgm_scale.training.engine import EnginePlan, engine_config
+from tgm_scale.training.throughput import Throughput
+
+
+def shared(config: FinetuneConfig) -> Config:
+    """The configuration as `training.build` takes it: what is read there it has, under the same names."""
+    return cast(Config, config)
+
+
+def check(config: FinetuneConfig, place: Place) -> None:
+    """Every check that needs neither processes nor data. Raises ValueError."""
+    build.token_grid(shared(config))
+    engine_config(build.engine_plan(shared(config), place))
+    Augmenter(config.finetune.rand_augment, config.finetune.random_erasing, config.data.size)
+
+
+@dataclass
+class Parts:
+    """What training and test read."""
+
+    control: Control
+    train: Labelled
+    test: Labelled
+    classes: list[str]
+    steps: int
+    throughput: Throughput
+
+    def numbers(self, batch: Batch) -> Tensor:
+        """The class of each clip, int64 [B]; 0 for one without a label, which has weight 0."""
+        number = {label: i for i, label in enumerate(self.classes)}
+        return torch.tensor([number.get(self.train.labels.get(key, ""), 0) for key in batch.keys])
+
+    def leave_out_unlabelled(self, batch: Batch) -> None:
+        """Give clips without a label weight 0, and name them."""
+        for index, key in enumerate(batch.keys):
+            if key not in self.train.labels and batch.weight[index] > 0:
+                batch.weight[index] = 0
+                batch.problems.append(Problem(key, "no_label"))
+
+
+def prepare(config: FinetuneConfig, place: Place) -> Parts:
+    """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
+    control = Control(place)
+    if place.is_main:
+        open_split(config.data, "train")
+    control.barrier()
+    train, test = open_split(config.data, "train"), open_split(config.data, "test")
+    refs = train.refs()
+    size = build.model_size(shared(config))
+    tokens = build.token_grid(shared(config)).tokens
+    macs = macs_per_clip(size, config.data.frames, config.data.size, tokens, 0)
+    steps = build.total_steps(shared(config), len(train.corpus))
+    classes = sorted({train.labels[ref.name] for ref in refs})
+    return Parts(control, train, test, classes, steps, Throughput(macs, place.device))
+
+
+def loader(config: FinetuneConfig, parts: Parts, start: int) -> ClipLoader:
+    data, train, place = config.data, config.train, parts.control.place
+    made = ClipLoader(
+        [parts.train.corpus],
+        frames=data.frames,
+        stride=data.stride,
+        size=data.size,
+        grid=build.token_grid(shared(config)),
+        seed=config.run.seed,
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=train.micro_batch_size,
+        rank=place.rank,
+        world_size=place.world_size,
+        workers=data.workers,
+        repeated_augmentation=data.repeated_augmentation,
+        start_step=start,
+        stop_step=parts.steps,
+        crop=data.crop,
+        flip=data.flip,
+        window_shards=data.window_shards,
+        captions=False,
+        segments=data.sampling == "segments",
+    )
+    augmenter = Augmenter(config.finetune.rand_augment, config.finetune.random_erasing, data.size)
+    made.samples = AugmentedSamples(made.samples, augmenter)
+    return made
+
+
+def classifier(config: FinetuneConfig, classes: list[str]) -> tuple[VideoClassifier, list[str]]:
+    """The classifier as the run starts it, and notes on where its weights come from. Raises ValueError."""
+    size = build.model_size(shared(config))
+    module = VideoClassifier(
+        size,
+        config.data.frames,
+        config.data.size,
+        len(classes),
+        attention=config.model.attention,
+        activation_checkpointing=config.model.activation_checkpointing,
+        drop_path=config.finetune.drop_path,
+        seed=config.run.seed,
+    )
+    if config.train.init_from is None:
+        return module, ["fresh weights: nothing pretrained"]
+    found = read_initial(config.train.init_from, size)
+    own = module.state_dict()
+    usable = {
+        name: value
+        for key, value in found.weights.items()
+        if (name := key.removeprefix("model.encoder.")) in own and value.shape == own[name].shape
+    }
+    module.load_state_dict({**own, **usable})
+    fresh = sorted(own.keys() - usable.keys())
+    return module, [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
+
+
+def layer_groups(module: VideoClassifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+    """Groups by depth and by whether they decay: the head learns at the full rate, each layer below at `layer_decay`
+    times that of the one above (ELECTRA, Clark et al. 2020, appendix; BEiT; MAE)."""
+    depth = len(module.blocks)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        layer = depth + 1
+        if name.startswith("patch_embed"):
+            layer = 0
+        elif name.startswith("blocks."):
+            layer = int(name.split(".")[1]) + 1
+        decays = sum(side > 1 for side in parameter.shape) > 1 and not name.endswith("bias")
+        groups.setdefault((layer, decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr_scale": layer_decay ** (depth + 1 - layer),
+            "name": f"layer {layer}, {'decay' if decays else 'no decay'}",
+        }
+        for (layer, decays), parameters in groups.items()
+    ]
+
+
+def facts(config: FinetuneConfig, classes: list[str]) -> dict[str, Any]:
+    """What a reader of the checkpoint needs beside the tensors."""
+    size = dataclasses.replace(
+        build.model_size(shared(config)), decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0
+    )
+    return {
+        "model": dataclasses.asdict(size) | {"name": config.model.size},
+        "frames": config.data.frames,
+        "image_size": config.data.size,
+        "labels": classes,
+        "config": config.model_dump(mode="json"),
+    }
+
+
+def plan_facts(config: FinetuneConfig, plan: EnginePlan, parts: Parts) -> dict[str, Any]:
+    """What follows from the configuration on this number of processes."""
+    return {
+        "steps": parts.steps,
+        "world_size": plan.world_size,
+        "accumulation": plan.accumulation,
+        "micro_batch_size": plan.micro_batch_size,
+        "precision": plan.precision,
+        "stage": engine_config(plan)["zero_optimization"]["stage"],
+        "peak_learning_rate": build.schedule(shared(config), parts.steps).peak,
+    }
+
+
+def announce(config: FinetuneConfig, parts: Parts, facts: dict[str, Any], notes: list[str], start: int) -> None:
+    """Print what the run will do, before its first step."""
+    lines = [
+        f"run {config.run.dir}: {len(parts.train.refs())} training and {len(parts.test.refs())} test videos of "
+        f"{len(parts.classes)} classes, {parts.steps} steps of {config.train.global_batch_size} clips "
+        f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
+        f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}",
+        *notes,
+        *([f"going on from step {start}"] if start else []),
+    ]
+    print("\n".join(lines), flush=True)

@@ -1,0 +1,79 @@
+"""The test of a finetuned classifier: the mean of its probabilities over several views of each video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgm_scale.evaluation import ema, results
+from tgm_scale.evaluation.cache import cached_rows
+from tgm_scale.evaluation.clips import inference
+from tgm_scale.evaluation.finetune_setup import Parts, shared
+from tgm_scale.evaluation.settings import FinetuneConfig
+from tgm_scale.evaluation.views import Views
+from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.runtime.progress import Board
+from tgm_scale.training import build, checkpoint
+
+
+def test(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
+    """Test the newest checkpoint, or the average beside it, and write results.json. Collective.
+
+    Weights are read from the checkpoint, whole, so that it goes at any ZeRO stage."""
+    newest = checkpoint.latest(folder / "checkpoints")
+    assert newest is not None, "training ended without a checkpoint"
+    reader, settings, data, place = checkpoint.Reader(newest), config.finetune, config.data, parts.control.place
+    step = reader.progress.step
+    size = build.model_size(shared(config))
+    module = VideoClassifier(size, data.frames, data.size, len(parts.classes), attention=config.model.attention)
+    module.load_state_dict(ema.read(folder, step) if settings.ema else reader.weights())
+    module.to(place.device).eval()
+
+    @torch.no_grad()
+    def probabilities(video: Tensor) -> Tensor:
+        with inference(place.device):
+            return module(video.to(place.device)).float().softmax(dim=1)
+
+    views = Views(
+        data.frames, data.size, data.stride, data.sampling, settings.test_temporal_views, settings.test_spatial_views
+    )
+    made_by = ("finetuned", str(step), *(entry["blake2b"] for entry in reader.manifest["files"]), str(settings.ema))
+    with Board() as board:
+        task = board.task("videos tested", -(-len(parts.test.refs()) // place.world_size))
+        clips = cached_rows(
+            folder / "test",
+            made_by,
+            probabilities,
+            parts.test,
+            views,
+            parts.control,
+            workers=data.workers,
+            progress=task.advance,
+        )
+    found: dict[str, Any] = {}
+    if place.is_main:
+        number = {label: i for i, label in enumerate(parts.classes)}
+        scores_MC = clips.features[0]
+        truth_M = torch.tensor([number.get(label, -1) for label in clips.labels])
+        found = {
+            "method": "finetuning",
+            "checkpoint": str(newest),
+            "init_from": config.train.init_from,
+            "figures": results.judged(scores_MC, truth_M),
+            "facts": {
+                "classes": len(parts.classes),
+                "training videos": len(parts.train.refs()),
+                "views": f"{views.temporal} windows x {views.spatial} squares",
+            },
+        }
+        rows = (
+            {"key": key, "label": label, "prediction": parts.classes[best]}
+            for key, label, best in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist())
+        )
+        found = results.write(folder, found, rows, clips.problems)
+        print(results.summary(found), flush=True)
+    parts.control.barrier()
+    return found
