@@ -139,9 +139,10 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     resolved = config.load(options.config, options.overrides)
     from tgm_scale.conversion.read import read_initial
+    from tgm_scale.evaluation.online import Neighbours
     from tgm_scale.training.loop import pretrain
 
-    return pretrain(resolved, read_initial)
+    return pretrain(resolved, read_initial, Neighbours)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
@@ -21,9 +23,14 @@ from tgm_scale.training.step import JointStep
 from tgm_scale.training.throughput import Throughput
 from tgm_scale.training.watchdog import Watchdog
 
+# Figures of the model while it trains: evaluation.online.Neighbours, which training may not import. Collective.
+Watch = Callable[[Any], dict[str, float]]
+MakeWatch = Callable[[Config, Control], Watch]
 
-def pretrain(config: Config, read_initial: build.ReadInitial) -> int:
-    """Start a run, or go on with the one in its folder; `read_initial` reads what `train.init_from` names.
+
+def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWatch | None = None) -> int:
+    """Start a run, or go on with the one in its folder. `read_initial` reads `train.init_from`; `make_watch`
+    makes what looks at the model every `knn.every` steps.
 
     Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a signal or the time limit stopped it
     after a checkpoint. Raises ValueError for a user's mistake, RunStopped or OSError where the run cannot go on."""
@@ -34,7 +41,7 @@ def pretrain(config: Config, read_initial: build.ReadInitial) -> int:
     watchdog = Watchdog(folder, place, config.faults.hang_seconds)
     try:
         engine.start_processes(place)
-        code = _Run(config, folder, place, stop, watchdog, read_initial).train()
+        code = _Run(config, folder, place, stop, watchdog, read_initial, make_watch).train()
         engine.stop_processes()
     except Exception as error:
         watchdog.end("failed")
@@ -60,6 +67,7 @@ class _Run:
         stop: StopRequest,
         watchdog: Watchdog,
         read_initial: build.ReadInitial,
+        make_watch: MakeWatch | None,
     ):
         self.config, self.folder, self.place, self.stop, self.watchdog = config, folder, place, stop, watchdog
         self.control = Control(place)
@@ -101,6 +109,7 @@ class _Run:
             config.objective.contrastive_weight,
             config.objective.contrastive_batch or config.train.global_batch_size,
         )
+        self.watch = make_watch(config, self.control) if make_watch and config.knn.every else None
         self.throughput = Throughput(build.macs_per_clip(config, masker), place.device)
         if place.is_main:
             facts = build.plan_facts(config, plan, masker, self.steps)
@@ -149,6 +158,7 @@ class _Run:
             self.progress.step = step + 1
             named = self._count(problems) if broken else []
             ended = time.perf_counter()
+            watched = self._watched()
             if metrics is not None:
                 values = row(
                     self.progress.step,
@@ -162,10 +172,10 @@ class _Run:
                     self.throughput,
                     self.place.world_size,
                 )
-                metrics.write(values | self.guide.figures(), named)
+                metrics.write(values | self.guide.figures() | watched, named)
                 line.show(values)
                 self.guide.warn_once()
-            began = ended
+            began = time.perf_counter() if watched else ended
             if not result.applied:
                 self._refused(judge, result.loss, batches)
             last = stopping or self.progress.step == self.steps
@@ -180,6 +190,14 @@ class _Run:
                 return REQUEUE_EXIT_CODE
             watchdog.at(self.progress.step, "data")
         return 0
+
+    def _watched(self) -> dict[str, float]:
+        """Figures of the model, where they are due."""
+        every = self.config.knn.every
+        if self.watch is None or every is None or self.progress.step % every:
+            return {}
+        self.watchdog.at(self.progress.step, "checkpoint")  # as patient
+        return self.watch(self.engine.module.model)
 
     def _count(self, own: list[Problem]) -> list[Problem]:
         """Every rank's broken samples of this step, counted."""

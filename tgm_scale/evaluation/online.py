@@ -1,0 +1,84 @@
+"""Nearest neighbours on a small labelled set while a pretraining goes on: what the curve of the loss does not show.
+
+Shapes: B clips, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tgm_scale.config import Config
+from tgm_scale.contracts import Problem
+from tgm_scale.evaluation import knn, results
+from tgm_scale.evaluation.clips import PASS
+from tgm_scale.evaluation.labelled import Labelled, open_labelled
+from tgm_scale.evaluation.views import Decoder, Views
+from tgm_scale.models.patches import patchify
+from tgm_scale.runtime.distributed import Control
+from tgm_scale.training.build import model_size
+
+
+class Neighbours:
+    """The labelled clips, decoded once and kept: 2.4 MB a clip of 16 frames at 224, divided over the processes.
+
+    Raises ValueError where a part has no usable clip."""
+
+    def __init__(self, config: Config, control: Control) -> None:
+        settings, data = config.knn, config.data
+        assert settings.train is not None and settings.test is not None
+        self._size, self._control, self._k = model_size(config), control, settings.k
+        views = Views(data.frames, data.size, data.stride)
+        specs = {"train": settings.train, "test": settings.test}
+        sources = {
+            role: open_labelled(spec, settings.label, role=role, root=settings.root) for role, spec in specs.items()
+        }
+        with Decoder(data.workers) as decoder:
+            self._parts = {role: _Part(source, views, decoder, control) for role, source in sources.items()}
+        classes, self._truth_M = results.class_numbers(self._parts["train"].labels, self._parts["test"].labels)
+        _, self._labels_N = results.class_numbers(classes, self._parts["train"].labels)
+
+    @torch.no_grad()
+    def __call__(self, model: Any) -> dict[str, float]:
+        """Accuracy for the encoder of a `MaskedVideoAutoencoder`, in evaluation mode meanwhile. Collective."""
+        was_training = model.training
+        model.eval()
+        train, test = (self._features(model.encoder, part) for part in self._parts.values())
+        model.train(was_training)
+        right_M = knn.predict(train, self._labels_N, test, self._k) == self._truth_M
+        return {"knn_accuracy": right_M.double().mean().item()}
+
+    def _features(self, encoder: nn.Module, part: _Part) -> Tensor:
+        """Mean tokens of all processes' clips, in the order of the labels. All make the same number of passes."""
+        device = self._control.place.device
+        rows = []
+        for clips in part.clips.split(PASS):
+            patches = patchify(clips.to(device), self._size.tubelet, self._size.patch)
+            rows.append(encoder(patches, None).float().mean(1).cpu())
+        gathered = self._control.gather(torch.cat(rows)[: part.own])
+        ranks = len(gathered)
+        found = torch.empty(len(part.labels), rows[0].shape[1])
+        for rank, features in enumerate(gathered):
+            found[rank::ranks] = features
+        return found
+
+
+class _Part:
+    """This process's share of the clips (every world-size-th), filled up to the longest share, and all labels."""
+
+    def __init__(self, source: Labelled, views: Views, decoder: Decoder, control: Control) -> None:
+        rank, ranks = control.place.rank, control.place.world_size
+        refs = source.refs()
+        own = list(decoder.views(source.corpus, refs[rank::ranks], views))
+        broken = [name for share in control.gather([p.key for p in own if isinstance(p, Problem)]) for name in share]
+        if broken:
+            raise ValueError(f"knn.train, knn.test: {len(broken)} clips cannot be decoded: {', '.join(broken[:3])}")
+        if len(refs) < ranks:
+            raise ValueError(f"knn.train, knn.test: {len(refs)} labelled clips for {ranks} processes")
+        self.labels = [source.labels[ref.name] for ref in refs]
+        self.own = len(own)
+        longest = -(-len(refs) // ranks)
+        clips = [clip for clip in own if isinstance(clip, Tensor)]
+        self.clips = torch.cat([*clips, *clips[: longest - self.own]])
