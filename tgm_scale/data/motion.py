@@ -4,8 +4,10 @@ A vector says where a block of a frame was copied from. Divided by the distance 
 the block's velocity. Summed over the frames between two sampled ones, less the camera's motion, it tells what moves.
 
 ffmpeg gives the direction of a reference (past or future), not which frame it is. It is taken to be the nearest frame
-in that direction that other frames may refer to: the first of each list, which most blocks use. H.264, MPEG-4 and
-MPEG-1/2 export vectors; HEVC, AV1 and VP9 do not, and a stream of keyframes has none.
+in that direction that other frames may refer to, or, for all vectors of a frame, a further one where that agrees much
+better with the frames around. With one reference (as tools/make_shards.py encodes) it is exact; with several, blocks
+that refer to another frame than most of theirs get a multiple of their velocity. H.264, MPEG-4 and MPEG-1/2 export
+vectors; HEVC, AV1 and VP9 do not, and a stream of keyframes has none.
 
 Shapes: T sampled frames, S slots, y x cells of CELL pixels that cover the frame, K vectors.
 """
@@ -22,6 +24,8 @@ from av.video.stream import VideoStream
 
 CELL = 8  # the smallest block that ffmpeg tells of
 CAMERA_CELLS = 500
+_CANDIDATES = 4  # references that a vector may point to
+_AROUND = 3  # frames on each side that say what velocity is usual
 _CAMERA_ROUNDS = 6
 _SMALLEST_SCALE = 0.1  # pixels a frame: below it, vectors differ by their quarter-pixel steps
 
@@ -34,6 +38,16 @@ class _Field:
     future_2yx: np.ndarray
     past_yx: np.ndarray  # float32: their number
     future_yx: np.ndarray
+
+    @property
+    def count_yx(self) -> np.ndarray:
+        return self.past_yx + self.future_yx
+
+    def velocity(self, past: int, future: int, coarse: bool = False) -> np.ndarray:
+        """Mean of the vectors over the distances to their references, [2, y, x]; every other cell where `coarse`."""
+        step = 2 if coarse else 1
+        total_2yx = self.past_2yx[:, ::step, ::step] / past + self.future_2yx[:, ::step, ::step] / future
+        return total_2yx / np.maximum(self.count_yx[::step, ::step], 1)
 
 
 class MotionRecorder:
@@ -94,16 +108,44 @@ class MotionRecorder:
 
     def _velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Of each frame with vectors: velocity [2, y, x], pixels a frame, and how many vectors told of it [y, x]."""
-        found, references = {}, sorted(self._references)
-        for index, field in self._fields.items():
-            place = bisect_left(references, index)
-            past = index - references[place - 1] if place else 1
-            later = references[place + (place < len(references) and references[place] == index) :]
-            future = later[0] - index if later else 1
-            count_yx = field.past_yx + field.future_yx
-            total_2yx = field.past_2yx / past + field.future_2yx / future
-            found[index] = total_2yx / np.maximum(count_yx, 1), count_yx
+        if not self._fields:
+            return {}
+        known = sorted(self._fields)
+        nearest = {index: (self._distances(index, past=True), self._distances(index, past=False)) for index in known}
+        coarse = [self._fields[k].velocity(past[0], future[0], coarse=True) for k, (past, future) in nearest.items()]
+        coarse_T2yx, found = np.stack(coarse), {}
+        for place, (index, (past, future)) in enumerate(nearest.items()):
+            field, around = self._fields[index], [place + k for k in range(-_AROUND, _AROUND + 1) if k]
+            usual_2yx = np.median(coarse_T2yx[[k for k in around if 0 <= k < len(known)] or [place]], axis=0)
+            past_distance = _likeliest(field.past_2yx, field.past_yx, past, usual_2yx)
+            future_distance = _likeliest(field.future_2yx, field.future_yx, future, usual_2yx)
+            found[index] = field.velocity(past_distance, future_distance), field.count_yx
         return found
+
+    def _distances(self, index: int, past: bool) -> list[int]:
+        """Frames from `index` to the references on one side of it, the nearest first."""
+        away = [index - other if past else other - index for other in self._references]
+        return sorted(distance for distance in away if distance > 0)[:_CANDIDATES] or [1]
+
+
+def _likeliest(total_2yx: np.ndarray, count_yx: np.ndarray, distances: list[int], usual_2yx: np.ndarray) -> int:
+    """Which distance brings the vectors of one direction nearest the velocity that is usual around the frame.
+
+    Judged where both move; the nearest reference stays unless another one halves the error."""
+    count_yx, total_2yx = count_yx[::2, ::2], total_2yx[:, ::2, ::2]
+    moves_yx = (np.abs(usual_2yx).max(axis=0) > 0.5) & (np.abs(total_2yx).max(axis=0) > 0.5 * count_yx)
+    if len(distances) == 1 or moves_yx.sum() < 4:
+        return distances[0]
+    vector_2N, usual_2N = total_2yx[:, moves_yx] / count_yx[moves_yx], usual_2yx[:, moves_yx]
+
+    def error(distance: int) -> float:
+        return float(np.median(np.hypot(*(vector_2N / distance - usual_2N))))
+
+    nearest = error(distances[0])
+    if nearest < 0.25 * np.median(np.hypot(*usual_2N)):
+        return distances[0]
+    best = min(distances, key=error)
+    return best if error(best) < 0.5 * nearest else distances[0]
 
 
 def _rasterise(vectors_K: np.ndarray, shape: tuple[int, int]) -> _Field:
@@ -138,8 +180,8 @@ def _speed(fields: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int]) 
     mean."""
     if not fields:
         return np.zeros(shape, np.float32)
-    moved_2yx = sum(velocity for velocity, _ in fields)
-    known_yx = (sum(count for _, count in fields) > 0).astype(np.float32)
+    moved_2yx = np.sum([velocity for velocity, _ in fields], axis=0)
+    known_yx = (np.sum([count for _, count in fields], axis=0) > 0).astype(np.float32)
     residual_2yx = (moved_2yx - camera_motion(moved_2yx, known_yx, len(fields))) * known_yx
     near_yx = _around(known_yx)
     smooth_2yx = np.stack([_around(part) for part in residual_2yx]) / np.maximum(near_yx, 1e-6)

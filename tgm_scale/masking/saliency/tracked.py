@@ -26,7 +26,7 @@ def mixture(request: Request) -> Tensor:
     frames = flow_BT2hw.shape[1]
     centres_BK2 = _centres(request)
     traced = trace(flow_BT2hw)
-    home_hw2 = _places(*flow_BT2hw.shape[-2:], flow_BT2hw.device)
+    home_hw2 = _places(flow_BT2hw.shape[-2], flow_BT2hw.shape[-1], flow_BT2hw.device)
     maps = []
     for place_Bhw2 in traced:
         inside_Bhw1 = ((place_Bhw2 >= 0) & (place_Bhw2 <= 1)).all(dim=-1, keepdim=True)
@@ -38,7 +38,10 @@ def mixture(request: Request) -> Tensor:
         maps.append(F.adaptive_avg_pool2d(height_B1hw, (grid.rows, grid.columns)))
     pooled_BTRC = torch.cat(maps, dim=1)
     tubelet = frames // grid.slots
-    return sum(pooled_BTRC[:, k::tubelet] for k in range(tubelet)) / tubelet
+    mean_BSRC = torch.zeros((), device=pooled_BTRC.device)
+    for k in range(tubelet):  # one after another, in this order in any batch
+        mean_BSRC = mean_BSRC + pooled_BTRC[:, k::tubelet] / tubelet
+    return mean_BSRC
 
 
 def trace(flow_BT2hw: Tensor) -> list[Tensor]:
