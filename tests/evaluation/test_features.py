@@ -8,36 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import Stated
-from tgm_scale.conversion.weights import Weights
 from tgm_scale.data.decode import decode_clip
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
-from tgm_scale.data.synthetic import Look, make_corpus, make_sample
+from tgm_scale.data.synthetic import Look, make_sample
 from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
 
-SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
+SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)  # as in conftest.py
 LOOK = Look(size=32, frames=8)
-CLIPS = 37  # no multiple of the batch
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("mover")
-    make_corpus(folder, clips=CLIPS, seed=1, mode="one_mover", look=LOOK, clips_per_shard=10)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, attention="sdpa", seed=7)
-    stated = Stated(2, 2, 4, 32, None, {"data": {"stride": 2}})
-    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    convert(Weights.of("pretraining", model.state_dict(), stated, []), path, "safetensors")
-    return path
+CLIPS = 37
 
 
 def test_features_are_the_mean_token_of_the_decoded_clip(shards: str, checkpoint: Path) -> None:
