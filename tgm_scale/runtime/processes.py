@@ -64,7 +64,7 @@ class OrderedPool:
 
     @staticmethod
     def _start(workers: int) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+        return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent)
 
     def __enter__(self) -> OrderedPool:
         return self
@@ -73,7 +73,7 @@ class OrderedPool:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Leave when the parent is gone (a killed parent closes no queue that its workers wait on), and leave an interrupt
     from the keyboard to it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,43 @@
+"""Clips to measure with: moving texture, in shards, encoded as the shard tools encode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.shards import ShardWriter
+
+FPS = 30.0
+
+
+def make_shards(
+    folder: Path, clips: int, width: int, height: int, gop: int, seconds: float = 10.0, per_shard: int = 2
+) -> Path:
+    """A corpus of `clips` clips; the same arguments give the same bytes, and a corpus that is there is left alone."""
+    if folder.exists():
+        return folder
+    with ShardWriter(folder.with_name(folder.name + ".making"), clips_per_shard=per_shard) as writer:
+        for number in range(clips):
+            frames = _frames(number, width, height, round(seconds * FPS))
+            captions = [f"texture {number} moves", f"a moving texture, number {number}", "noise"]
+            writer.write(f"c{number:05d}", {"mp4": encode_video(frames, FPS, gop=gop), "json": {"captions": captions}})
+    folder.with_name(folder.name + ".making").rename(folder)
+    return folder
+
+
+def _frames(seed: int, width: int, height: int, count: int) -> Iterator[np.ndarray]:
+    """A coarse texture that drifts over a finer one, with noise: about 75 kB a second at 320 x 240."""
+    random = np.random.default_rng(seed)
+    layers = []
+    for scale in (32, 8):
+        coarse = random.integers(0, 120, (height // scale + 1, 2 * width // scale + 1, 3), dtype=np.uint8)
+        layers.append(coarse.repeat(scale, 0).repeat(scale, 1)[:height])
+    noise = random.integers(0, 12, (4, height, width, 3), dtype=np.uint8)
+    for number in range(count):
+        coarse, fine = (
+            layer[:, shift : shift + width] for layer, shift in zip(layers, (2 * number % width, -number % width))
+        )
+        yield coarse + fine + noise[number % 4]

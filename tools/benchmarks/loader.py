@@ -1,0 +1,181 @@
+"""Clips a second: the loader in this process and in workers, beside the bare decoder and a WebDataset pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import pipelines
+from benchmarks.clips import make_shards
+from benchmarks.machine import cpu_seconds, headline, table
+from tgm_scale.data.index import Corpus
+from tgm_scale.runtime.progress import Board
+
+
+class Way(NamedTuple):
+    """One way to clips: its stream, and how many of its clips may be ready before they are asked for."""
+
+    name: str
+    clips: Iterator[int]
+    ahead: int
+
+
+class Turn(NamedTuple):
+    wall: float  # seconds a clip
+    cpu: float  # CPU seconds a clip, of this process and its workers
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--sizes", default="320x240,640x360", metavar="WxH,...", help="of the clips (default %(default)s)")
+    add("--gops", default="12,30,250", metavar="N,...", help="frames from keyframe to keyframe (default %(default)s)")
+    add("--workers", default="1,2", metavar="N,...", help="decoding processes (default %(default)s)")
+    add("--repeats", default="1,2,4", metavar="N,...", help="repeated augmentation (default %(default)s)")
+    add("--clips", type=int, default=8, metavar="N", help="of each corpus, ten seconds each (default %(default)s)")
+    add("--turn", type=int, default=48, metavar="N", help="clips of a turn (default %(default)s)")
+    add("--turns", type=int, default=5, metavar="N", help="of each way; medians are shown (default %(default)s)")
+    add("--folder", type=Path, metavar="DIR", help="keep the made clips there (default: a temporary folder)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    sizes = [_size(text) for text in options.sizes.split(",")]
+    gops, workers, repeats = (_numbers(options, name) for name in ("gops", "workers", "repeats"))
+    if options.turn % pipelines.BATCH:
+        raise ValueError(f"--turn {options.turn}: wanted a multiple of the batch of {pipelines.BATCH} clips")
+    torch.set_num_threads(1)
+    print(f"{headline()}; 16 frames, stride 4, to 224 x 224; clips of 10 s at 30 frames/s; PyAV")
+    rows, repeated = [], []
+    with tempfile.TemporaryDirectory() as scratch, Board() as board:
+        made = [(size, gop) for size in sizes for gop in gops]
+        task = board.task("corpora", len(made))
+        for size, gop in made:
+            folder = (options.folder or Path(scratch)) / f"{size[0]}x{size[1]}_gop{gop}_{options.clips}"
+            corpus = Corpus.open(str(make_shards(folder, options.clips, *size, gop)))
+            rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers), options))
+            if not repeated:
+                repeated = _compare(_repeats(corpus, repeats), options)
+            task.advance()
+    _show(rows)
+    _show_repeats(repeated)
+    return {"loader": rows, "repeats": [{"repeats": name, **_figures(turns)} for name, turns in repeated]}
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ValueError(f"--sizes {text}: wanted WIDTHxHEIGHT, such as 320x240")
+    return int(width), int(height)
+
+
+def _numbers(options: argparse.Namespace, name: str) -> list[int]:
+    text = getattr(options, name)
+    if not all(part.isdigit() and int(part) for part in text.split(",")):
+        raise ValueError(f"--{name} {text}: wanted numbers from 1 on, such as 1,2,4")
+    return [int(part) for part in text.split(",")]
+
+
+def _ways(corpus: Corpus, workers: list[int]) -> list[Callable[[], Way]]:
+    def ours(count: int) -> Way:
+        loading = pipelines.loader(corpus, count)
+        return Way(f"loader, {count} workers", pipelines.clips_of(loading), count * loading.prefetch)
+
+    def theirs(count: int) -> Way:
+        return Way(f"webdataset, {count} workers", pipelines.with_webdataset(corpus, count), count * 4)
+
+    return [
+        lambda: Way("frames", pipelines.frames(corpus), 0),
+        lambda: Way("bare", pipelines.bare(corpus), 0),
+        *(lambda count=count, way=way: way(count) for count in (0, *workers) for way in (ours, theirs)),
+    ]  # fmt: skip
+
+
+def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Way]]:
+    def one(count: int) -> Way:
+        return Way(str(count), pipelines.clips_of(pipelines.loader(corpus, 0, count)), 0)
+
+    return [lambda count=count: one(count) for count in repeats]
+
+
+def _compare(ways: list[Callable[[], Way]], options: argparse.Namespace) -> list[tuple[str, list[Turn]]]:
+    """Turns of each way. All ways take turns, so that a neighbour's load falls on all of them alike."""
+    started = [way() for way in ways]
+    turns: list[list[Turn]] = [[] for _ in started]
+    for _ in range(options.turns):
+        for way, seen in zip(started, turns):
+            _take(way.clips, way.ahead + pipelines.BATCH)  # what was ready, and what a cold cache costs
+            before, began = _cpu(), time.perf_counter()
+            _take(way.clips, options.turn)
+            wall = time.perf_counter() - began
+            seen.append(Turn(wall / options.turn, (_cpu() - before) / options.turn))
+    for way in started:
+        way.clips.close()  # type: ignore[attr-defined]
+    return [(way.name, seen) for way, seen in zip(started, turns)]
+
+
+def _take(clips: Iterator[int], count: int) -> None:
+    whole = -(-count // pipelines.BATCH) * pipelines.BATCH
+    for _ in itertools.islice(clips, whole):
+        pass
+
+
+def _cpu() -> float:
+    """CPU seconds so far of this process and all its workers; those of other ways are idle in a way's turn."""
+    return cpu_seconds([os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)])
+
+
+def _figures(turns: list[Turn]) -> dict[str, float]:
+    return {"clips_per_second": 1 / median(t.wall for t in turns), "cpu_ms": 1000 * median(t.cpu for t in turns)}
+
+
+def _rows(size: str, gop: int, compared: list[tuple[str, list[Turn]]]) -> list[dict[str, Any]]:
+    """Figures of each way. `of_bare` divides turn by turn and takes the median: clips/s of the way by those of the
+    bare loop on one core, and the CPU time a clip of the bare loop by that of the way."""
+    bare = dict(compared)["bare"]
+    rows = []
+    for name, turns in compared:
+        wall = median(b.wall / t.wall for b, t in zip(bare, turns))
+        cpu = median(b.cpu / t.cpu for b, t in zip(bare, turns))
+        rows.append(
+            {"size": size, "gop": gop, "way": name, **_figures(turns), "of_bare_wall": wall, "of_bare_cpu": cpu}
+        )
+    return rows
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    header = ("clips", "GOP", "way", "clips/s", "CPU ms a clip", "clips/s of bare", "clips/CPU second of bare")
+    print(
+        table(
+            header,
+            [
+                (
+                    row["size"],
+                    row["gop"],
+                    row["way"],
+                    f"{row['clips_per_second']:.1f}",
+                    f"{row['cpu_ms']:.1f}",
+                    f"{row['of_bare_wall']:.2f}",
+                    f"{row['of_bare_cpu']:.2f}",
+                )
+                for row in rows
+            ],
+        )
+    )
+
+
+def _show_repeats(repeated: list[tuple[str, list[Turn]]]) -> None:
+    first = repeated[0][1]
+    lines = []
+    for name, turns in repeated:
+        more = median(one.cpu / turn.cpu for one, turn in zip(first, turns))
+        lines.append((name, f"{_figures(turns)['clips_per_second']:.1f}", f"{more:.2f}"))
+    print(table(("repeated augmentation", "clips/s", f"clips/CPU second of {repeated[0][0]}"), lines))

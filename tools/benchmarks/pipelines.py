@@ -1,0 +1,122 @@
+"""The ways from shards to clips that are measured beside one another, over the same clips with the same draws.
+
+`frames`: the decoder alone, frames in RGB. `bare`: decoder, crop and resize in a loop, from bytes in memory; without
+reading, order, captions or batches. `webdataset`: a plain WebDataset and WebLoader pipeline with that decode."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+
+from tgm_scale.contracts import Grid
+from tgm_scale.data.decode import Video, window
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.transforms import draw_crop
+from tgm_scale.runtime import seeding
+
+FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
+_FOREVER = 10**6
+
+
+def loader(corpus: Corpus, workers: int, repeats: int = 1) -> ClipLoader:
+    """The loader as a run of one process has it."""
+    return ClipLoader(
+        [corpus],
+        frames=FRAMES,
+        stride=STRIDE,
+        size=SIZE,
+        grid=Grid.of(FRAMES, SIZE, 2, 16),
+        seed=0,
+        global_batch_size=BATCH,
+        micro_batch_size=BATCH,
+        rank=0,
+        world_size=1,
+        workers=workers,
+        repeated_augmentation=repeats,
+        stop_step=_FOREVER,
+        window_shards=4,
+    )
+
+
+def clips_of(loading: ClipLoader) -> Iterator[int]:
+    """1 for each clip as its batch arrives (a batch counts when its last clip is there)."""
+    for _, batches in loading:
+        for batch in batches:
+            assert float(batch.weight.sum()) == len(batch), batch.problems
+            yield from itertools.repeat(1, len(batch))
+
+
+def _draws(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
+    """The video's bytes, read beforehand, and the seed of each sample of the run, in its order."""
+    loading = loader(corpus, 0)
+    kept: dict[tuple[int, int], tuple[str, bytes]] = {}
+    for position in loading.positions():
+        place = loading.samples.mixture.locate(position)
+        if (place.shard, place.row) not in kept:
+            ref = corpus.sample(place.shard, place.row)
+            kept[place.shard, place.row] = ref.name, corpus.read(ref, ["mp4"])["mp4"]
+        name, data = kept[place.shard, place.row]
+        yield data, seeding.key(0, "sample", place.epoch, corpus.fingerprint, name, 0)
+
+
+def frames(corpus: Corpus) -> Iterator[int]:
+    for data, seed in _draws(corpus):
+        with Video(data) as video:
+            for _ in video.frames(_indices(video, seed)):
+                pass
+        yield 1
+
+
+def bare(corpus: Corpus) -> Iterator[int]:
+    for data, seed in _draws(corpus):
+        clip(data, seed)
+        yield 1
+
+
+def clip(data: bytes, seed: int) -> torch.Tensor:
+    """Decode, crop, resize: uint8 [T, size, size, 3]."""
+    with Video(data) as video:
+        cuts: list[np.ndarray] = []
+        crop = None
+        for _, image in video.frames(_indices(video, seed)):
+            crop = crop or draw_crop("multi_scale", image.shape[0], image.shape[1], seed, False)
+            cuts.append(crop.cut(image))
+    assert crop is not None
+    return crop.resize(np.stack(cuts), SIZE)
+
+
+def _indices(video: Video, seed: int) -> np.ndarray:
+    return window(video.count, FRAMES, STRIDE, seeding.draw(seed, "offset")[0])
+
+
+class _Decode:
+    """What a user of WebDataset would map over samples: the same clip as the loader's."""
+
+    def __init__(self, fingerprint: str):
+        self.fingerprint, self.seen = fingerprint, Counter[str]()
+
+    def __call__(self, sample: dict[str, Any]) -> tuple[torch.Tensor, str, str]:
+        name = f"{sample['__url__'].rpartition('/')[2].removesuffix('.tar')}/{sample['__key__']}"
+        epoch, self.seen[name] = self.seen[name], self.seen[name] + 1
+        seed = seeding.key(0, "sample", epoch, self.fingerprint, name, 0)
+        captions = json.loads(sample["json"])["captions"]
+        return clip(sample["mp4"], seed), captions[int(seeding.draw(seed, "caption")[0] * len(captions))], name
+
+
+def with_webdataset(corpus: Corpus, workers: int, prefetch: int = 4) -> Iterator[int]:
+    """Samples are decoded one at a time in the workers and batched in this process, as our loader's are."""
+    dataset = webdataset.WebDataset(corpus.shards, shardshuffle=False, empty_check=False).repeat(_FOREVER)
+    options = {"prefetch_factor": prefetch} if workers else {}
+    loading = webdataset.WebLoader(
+        dataset.map(_Decode(corpus.fingerprint)), batch_size=None, num_workers=workers, **options
+    )
+    for video, _, _ in loading.batched(BATCH, partial=False):
+        yield from itertools.repeat(1, len(video))
