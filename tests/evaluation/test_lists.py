@@ -10,15 +10,21 @@ import pytest
 from tgm_scale.evaluation.labelled import open_labelled
 from tgm_scale.evaluation.lists import Entry, Folder, is_list, read_list
 
-KINETICS = "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\nplaying piano,-x_y,3,13,val\n"
+KINETICS = (
+    "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\nplaying piano,-x_y,3,13,val\n"
+)
 EPIC = (
     "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
     "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes\n"
     "P01_01_0,P01,P01_01,00:00:01.089,00:00:00.14,00:00:03.37,8,202,open door,open,3,door,42,['door'],[42]\n"
 )
 SSV2 = [
-    {"id": "78687", "label": "holding potato next to vicks bottle", "template": "Holding [something] next to [something]"},
-    {"id": "42326", "label": "spinning cube quickly", "template": "Spinning [something] that quickly stops spinning"},
+    {
+        "id": "78687",
+        "label": "holding potato next to vicks bottle",
+        "template": "Holding [something] next to [something]",
+    },
+    {"id": "42326", "label": "spinning cube quickly", "template": "Spinning [something]"},
 ]
 DIVING = [{"vid_name": "h4QBA3-TBB0_00001", "start_frame": 0, "label": 26, "end_frame": 149}]
 
@@ -26,7 +32,12 @@ DIVING = [{"vid_name": "h4QBA3-TBB0_00001", "start_frame": 0, "label": 26, "end_
 @pytest.mark.parametrize(
     ("name", "text", "label", "wanted"),
     [
-        ("val.csv", KINETICS, "label", [("0347ZoDXyP0_000095_000105", "abseiling"), ("-x_y_000003_000013", "playing piano")]),
+        (
+            "val.csv",
+            KINETICS,
+            "label",
+            [("0347ZoDXyP0_000095_000105", "abseiling"), ("-x_y_000003_000013", "play piano")],
+        ),
         ("EPIC_100_train.csv", EPIC, "verb", [("P01_01_0", "3")]),
         ("EPIC_100_train.csv", EPIC, "noun", [("P01_01_0", "42")]),
         ("EPIC_100_train.csv", EPIC, "action", [("P01_01_0", "3,42")]),
@@ -34,7 +45,7 @@ DIVING = [{"vid_name": "h4QBA3-TBB0_00001", "start_frame": 0, "label": 26, "end_
             "something-something-v2-train.json",
             json.dumps(SSV2),
             "label",
-            [("78687", "Holding something next to something"), ("42326", "Spinning something that quickly stops spinning")],
+            [("78687", "Holding something next to something"), ("42326", "Spinning something")],
         ),
         ("Diving48_V2_train.json", json.dumps(DIVING), "label", [("h4QBA3-TBB0_00001", "26")]),
         (
@@ -64,7 +75,7 @@ def test_hmdb51_splits_by_role_and_number(tmp_path: Path) -> None:
     assert read_list(tmp_path, "train") == [("a_1.avi", "cartwheel")]
     assert read_list(tmp_path, "test") == [("b_2.avi", "cartwheel"), ("d_4.avi", "ride_bike")]
     assert read_list(tmp_path, "test", split=2) == [("a_1.avi", "cartwheel")]
-    with pytest.raises(ValueError, match="no .*_test_split3.txt"):
+    with pytest.raises(ValueError, match=r"no .*_test_split3.txt"):
         read_list(tmp_path, "test", split=3)
 
 
@@ -87,7 +98,7 @@ def test_other_contents_are_refused_with_what_was_found(tmp_path: Path, name: st
 
 def test_a_label_that_epic_has_not(tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text(EPIC)
-    with pytest.raises(ValueError, match="data.label=label: for EPIC-Kitchens wanted one of verb, noun, action"):
+    with pytest.raises(ValueError, match=r"data.label=label: for EPIC-Kitchens wanted one of verb, noun, action"):
         read_list(tmp_path / "e.csv")
 
 
@@ -112,5 +123,5 @@ def test_a_list_of_real_videos_stands_for_shards(real: Path, tmp_path: Path) -> 
     ]
     assert [(problem.key, problem.reason) for problem in found.problems] == [("gone.mp4", "no_file")]
     assert found.corpus.read(refs[0], ["mp4"])["mp4"] == (real / "weizmann/bend_00000006.mp4").read_bytes()
-    with pytest.raises(ValueError, match="set data.root to the folder of the videos"):
+    with pytest.raises(ValueError, match=r"set data.root to the folder of the videos"):
         open_labelled(str(tmp_path / "list.txt"), root=str(tmp_path))

@@ -1,0 +1,67 @@
+"""The attentive probe: it finds the token that matters, the sweep chooses, the same seed gives the same digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tgm_scale.evaluation import attentive, probe
+
+SETTINGS = {"heads": 2, "learning_rates": (1e-4, 1e-2), "epochs": 30, "batch_size": 32, "weight_decay": 0.01}
+
+
+def one_telling_token(clips: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise tokens and one, at a drawn place, that is marked and has the class: its mean over tokens is drowned."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(clips) % 3
+    tokens = torch.randn(clips, 24, 8, generator=generator)
+    place = torch.randint(24, (clips,), generator=generator)
+    telling = torch.cat([F.one_hot(labels, 3) * 4.0, torch.full((clips, 1), 6.0), torch.zeros(clips, 4)], dim=1)
+    tokens[torch.arange(clips), place] = telling
+    return tokens.half(), labels
+
+
+def test_it_finds_what_the_mean_token_has_lost() -> None:
+    (train, labels), (test, truth) = one_telling_token(300, 0), one_telling_token(150, 1)
+    found = attentive.probe(train, labels, test, **SETTINGS)
+    accuracy = (found.scores_MC.argmax(1) == truth).double().mean()
+    mean = probe.probe(train.float().mean(1), labels, test.float().mean(1)).predictions_M
+    assert accuracy > 0.9 > (mean == truth).double().mean() + 0.1
+    assert found.learning_rate == 1e-2
+    assert found.validation_accuracies[1e-2] > found.validation_accuracies[1e-4]
+
+
+def test_the_same_seed_gives_the_same_digits_and_another_seed_others() -> None:
+    (train, labels), (test, _) = one_telling_token(60, 0), one_telling_token(20, 1)
+    settings = {**SETTINGS, "epochs": 2}
+    one, other = (attentive.probe(train, labels, test, **settings, seed=3) for _ in range(2))
+    assert torch.equal(one.scores_MC, other.scores_MC) and one[1:] == other[1:]
+    assert not torch.equal(one.scores_MC, attentive.probe(train, labels, test, **settings, seed=4).scores_MC)
+
+
+def test_heads_swept_together_learn_as_one_alone() -> None:
+    (train, labels), (test, _) = one_telling_token(60, 0), one_telling_token(20, 1)
+    together = attentive.probe(train, labels, test, **SETTINGS)
+    alone = attentive.probe(train, labels, test, **{**SETTINGS, "learning_rates": (together.learning_rate,)})
+    assert together.validation_accuracies[together.learning_rate] == alone.validation_accuracies[alone.learning_rate]
+    torch.testing.assert_close(together.scores_MC, alone.scores_MC)
+
+
+def test_attention_is_that_of_the_definition() -> None:
+    head = attentive.AttentiveHead(8, 2, 3, seed=0)
+    x = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+    normed = head.norm(x)
+    key, value = head.key_value(normed).split(8, dim=2)
+    rows = []
+    for h in range(2):
+        part = slice(4 * h, 4 * h + 4)
+        share = ((key[..., part] @ head.query[part]) / 2).softmax(1)  # / sqrt(4)
+        rows.append((share[..., None] * value[..., part]).sum(1))
+    torch.testing.assert_close(head(x), head.head(head.out_norm(torch.cat(rows, 1))))
+
+
+def test_heads_that_do_not_divide_the_width_are_a_mistake() -> None:
+    train, labels = one_telling_token(30, 0)
+    with pytest.raises(ValueError, match=r"probe.heads=3 does not divide the encoder's width of 8"):
+        attentive.probe(train, labels, train, **{**SETTINGS, "heads": 3})

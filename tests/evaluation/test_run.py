@@ -1,0 +1,136 @@
+"""`tgm-scale knn`, `probe` and `retrieve` as a user has them: files, exit codes, the same digits on two processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tgm_scale import cli
+from tgm_scale.evaluation import retrieve
+from tgm_scale.evaluation.features import FrozenEncoder
+from tgm_scale.evaluation.settings import load_frozen
+
+LABEL = "data.label=truth.objects.0.shape"
+
+
+def arguments(command: str, folder: Path, checkpoint: Path, shards: str, *more: str) -> list[str]:
+    data = [f"data.train={shards}", f"data.test={shards}", LABEL, "data.workers=0"]
+    return [command, f"run.dir={folder}", f"encoder.checkpoint={checkpoint}", *data, *more]
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+TWO_EPOCHS = ["probe", "probe.head=attentive", "probe.heads=2", "probe.epochs=2"]
+
+
+@pytest.mark.parametrize("more", [["knn"], ["probe"], TWO_EPOCHS])
+def test_results_predictions_and_the_same_again(
+    shards: str, checkpoint: Path, tmp_path: Path, more: list[str]
+) -> None:
+    command = arguments(more[0], tmp_path / "run", checkpoint, shards, *more[1:])
+    assert cli.main(command) == 0
+    found = results(tmp_path / "run")
+    top1 = found["figures"]["top1"]
+    assert top1["low"] <= top1["value"] <= top1["high"] and top1["clips"] == 37
+    rows = [json.loads(line) for line in (tmp_path / "run/predictions.jsonl").read_text().splitlines()]
+    right = sum(row["label"] == row["prediction"] for row in rows)
+    assert len(rows) == 37 and right / 37 == top1["value"]
+    assert "epochs=2" in more[-1] or top1["value"] > 1.5 / 6, "its own training clips: above chance"
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run/features").rglob("*.safetensors")}
+    assert cli.main(command) == 0
+    assert results(tmp_path / "run") == found
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run/features").rglob("*.safetensors")}
+
+
+def test_two_processes_give_the_digits_of_one(
+    shards: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = Path(__file__).parents[1] / "training/launch.py"
+    spec = importlib.util.spec_from_file_location("launch", launcher)
+    assert spec is not None and spec.loader is not None
+    launch = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launch)
+    worker = tmp_path / "worker.py"  # chunks of 10, so that both processes have some
+    worker.write_text(
+        "import sys\nfrom tgm_scale.evaluation import clips\nclips.CHUNK = 10\n"
+        "from tgm_scale import cli\nsys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    for count in (1, 2):
+        launch.run(count, [str(worker), *arguments("probe", tmp_path / str(count), checkpoint, shards)])
+    one, two = (tmp_path / name for name in "12")
+    assert results(one) == results(two)
+    assert (one / "predictions.jsonl").read_text() == (two / "predictions.jsonl").read_text()
+    files = [sorted(file.relative_to(folder) for file in folder.rglob("features/*/*")) for folder in (one, two)]
+    assert files[0] == files[1] and len(files[0]) == 4
+    for file in files[0]:
+        assert (one / file).read_bytes() == (two / file).read_bytes()
+
+
+def test_mistakes_end_with_code_2_and_a_way_out(
+    shards: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def message(*more: str, command: str = "knn") -> str:
+        assert cli.main(arguments(command, tmp_path / "r", checkpoint, shards, *more)) == 2
+        return capsys.readouterr().err
+
+    assert "data.tset: unknown key; did you mean data.test?" in message("data.tset=x")
+    assert "name the label's place" in message("data.label=lable")
+    assert "of another configuration" in message("knn.k=3")
+    other = ("retrieve.zero_shot=true", f"run.dir={tmp_path / 'z'}")
+    assert "retrieve.towers: missing" in message(*other, command="retrieve")
+
+
+def test_retrieval_and_zero_shot_find_what_the_projection_says(
+    shards: str, checkpoint: Path, towers: Path, tmp_path: Path
+) -> None:
+    """Scores worked out by hand from features, projection and text tower."""
+    from tgm_scale.data.index import Corpus
+    from tgm_scale.evaluation.features import extract
+    from tgm_scale.guidance.towers import load_text_tower
+
+    encoder = FrozenEncoder.load(checkpoint)
+    clips = extract([encoder], Corpus.open(shards), "truth.objects.0.shape")
+    video = torch.nn.functional.normalize(clips.features[0] @ encoder.projection.T, dim=1)
+    text = load_text_tower(str(towers), device=torch.device("cpu"), dtype=torch.float32)
+    base = arguments("retrieve", tmp_path / "zero", checkpoint, shards, f"retrieve.towers={towers}")
+    assert cli.main([*base, "retrieve.zero_shot=true", 'retrieve.templates=["{}", "a {} there"]']) == 0
+    classes = sorted(set(clips.labels))
+    means = [text.encode([name, f"a {name} there"]).mean(0) for name in classes]
+    wanted = (video @ torch.nn.functional.normalize(torch.stack(means), dim=1).T).argmax(1).tolist()
+    rows = [json.loads(line) for line in (tmp_path / "zero/predictions.jsonl").read_text().splitlines()]
+    assert [row["prediction"] for row in rows] == [classes[i] for i in wanted]
+
+    base[1] = f"run.dir={tmp_path / 'back'}"
+    assert cli.main(base) == 0
+    figures = results(tmp_path / "back")["figures"]
+    assert set(figures) == {f"{way} R@{k}" for way in ("text to video", "video to text") for k in (1, 5, 10)}
+    assert all(
+        figures[f"{way} R@1"]["value"] <= figures[f"{way} R@10"]["value"] for way in ("text to video", "video to text")
+    )
+
+
+def test_the_place_of_the_first_right_answer() -> None:
+    scores = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.2, 0.3], [0.4, 0.4, 0.4]])
+    right = torch.tensor([[False, True, True], [True, False, False], [False, True, False]])
+    assert retrieve.first_right(scores, right).tolist() == [1, 2, 2]
+
+
+def test_texts_of_classes_come_from_names_or_descriptions(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"0": "bend", "1": ["wave", "move a hand"]}))
+    base = ["run.dir=x", "encoder.checkpoint=x", "data.test=x", 'retrieve.templates=["{}", "see {}"]']
+    named = load_frozen(None, [*base, f"data.classes={tmp_path / 'c.json'}"])
+    assert retrieve.class_texts(named, ["0", "1"]) == {
+        "0": ["bend", "see bend"],
+        "1": ["wave", "see wave", "move a hand", "see move a hand"],
+    }
+    assert retrieve.class_texts(load_frozen(None, base), ["two_hands"]) == {
+        "two_hands": ["two hands", "see two hands"]
+    }
+    with pytest.raises(ValueError, match="no entry for 7"):
+        retrieve.class_texts(named, ["7"])
