@@ -16,6 +16,7 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: the increment of splitmix6
 _MIX_1 = 0xBF58476D1CE4E5B9  # the two multipliers of splitmix64's finaliser (Steele, Lea, Flood 2014)
 _MIX_2 = 0x94D049BB133111EB
 _MASK_63 = (1 << 63) - 1
+_MASK_64 = (1 << 64) - 1
 
 
 def key(*parts: int | str) -> int:
@@ -68,8 +69,18 @@ def permutation(seed: int, count: int) -> np.ndarray:
 
 
 def draw(seed: int, purpose: str, count: int = 1) -> list[float]:
-    """`count` uniform numbers in [0, 1) for host code (a crop, an offset, a caption)."""
-    return uniform(torch.tensor([seed]), count, purpose)[0].tolist()
+    """`count` uniform numbers in [0, 1) for host code (a crop, an offset, a caption).
+
+    The numbers of `uniform`, in Python's integers: for a few of them that takes a tenth of the time of tensors."""
+    mixed = _finalise_int(seed ^ key(purpose))
+    return [((_finalise_int(mixed + n * _GOLDEN) & _MASK_63) >> 39) * 2.0**-24 for n in range(1, count + 1)]
+
+
+def _finalise_int(x: int) -> int:
+    x &= _MASK_64
+    x = ((x ^ (x >> 30)) * _MIX_1) & _MASK_64
+    x = ((x ^ (x >> 27)) * _MIX_2) & _MASK_64
+    return x ^ (x >> 31)
 
 
 def generator(*parts: int | str) -> torch.Generator:
