@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", default="1,2", metavar="N,...", help="decoding processes (default %(default)s)")
     add("--repeats", default="1,2,4", metavar="N,...", help="repeated augmentation (default %(default)s)")
     add("--clips", type=int, default=8, metavar="N", help="of each corpus, ten seconds each (default %(default)s)")
-    add("--turn", type=int, default=48, metavar="N", help="clips of a turn (default %(default)s)")
-    add("--turns", type=int, default=5, metavar="N", help="of each way; medians are shown (default %(default)s)")
+    add("--turn", type=int, default=24, metavar="N", help="clips of a turn (default %(default)s)")
+    add("--turns", type=int, default=9, metavar="N", help="of each way; medians are shown (default %(default)s)")
     add("--folder", type=Path, metavar="DIR", help="keep the made clips there (default: a temporary folder)")
 
 
