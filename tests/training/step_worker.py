@@ -1,21 +1,25 @@
 """Runs cases of real engine steps in one process group: `torchrun ... step_worker.py CASES OUT`.
 
-Every case trains the tiny model on the same made clips; some save at a step, some go on from another's checkpoint.
+Every case trains a small model on the same made clips; some save at a step, some go on from another's checkpoint.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+import cpuinfo
 import torch
 
 from tgm_scale.contracts import Batch, Mask
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import SIZES
+from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import checkpoint, engine, engine_state
@@ -25,6 +29,8 @@ from tgm_scale.training.step import JointStep, Prepared
 
 FRAMES, SIZE, WIDTH, GLOBAL = 4, 32, 16, 8
 CLIPS, CAPTIONS = 40, 13  # few captions: equal ones meet in a batch
+# for many cases: the fixed costs of an engine are most of its time. Sides that two processes do not divide are wanted
+MODELS = {"tiny": SIZES["tiny"], "less": ModelSize(36, 2, 2, 77, 20, 1, 2, 33, patch=8)}
 
 
 def prepared(ids: list[int], tokens: int) -> Prepared:
@@ -45,7 +51,16 @@ def prepared(ids: list[int], tokens: int) -> Prepared:
 
 
 def run_case(case: dict, place: Place, control: Control) -> dict:
-    model = MaskedVideoAutoencoder(SIZES["tiny"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
+    model = MaskedVideoAutoencoder(
+        MODELS[case.get("model", "tiny")],
+        frames=FRAMES,
+        image_size=SIZE,
+        embedding_width=WIDTH,
+        activation_checkpointing=case.get("activation_checkpointing", False),
+        seed=0,
+    )
+    if case.get("compile"):
+        model.compile()
     tokens = model.grid.tokens
     micro = case.get("micro", GLOBAL // place.world_size)
     plan = engine.EnginePlan(
@@ -63,6 +78,7 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         if t == case.get("save_at"):
             saver = Saver(Path(case["save"]), checkpoint.Retention(2), place, control)
             saver.begin(ds_engine, progress, {})
+            live = live_weights(ds_engine)
         starts = [t * GLOBAL + (a * place.world_size + place.rank) * micro for a in range(plan.accumulation)]
         parts = [prepared([(s + i) % CLIPS for i in range(micro)], tokens) for s in starts]
         valid = control.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
@@ -70,18 +86,46 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         if t == case.get("poison_at"):
             assert parts[0].text_BE is not None
             parts[0].text_BE[0] = float("nan")
+            before = digests(ds_engine)
         result = step(parts, valid, math.isfinite)
         progress.step = t + 1
         applied.append(result.applied)
         curve.append([result.loss, result.reconstruction, result.contrastive, result.grad_norm])
+        if not result.applied:
+            untouched = digests(ds_engine) == before
+    found: dict[str, Any] = {"curve": curve, "applied": applied, "state": digests(ds_engine)}
+    if "poison_at" in case:
+        found["refused_untouched"] = untouched
     if "save" in case:
-        saver.finish()  # written while the steps after it were made
-    live = {name: parts["weight"].double().sum().item() for name, parts in engine_state.read(ds_engine)}
-    return {"curve": curve, "applied": applied, "weights": live}
+        folder = saver.finish()  # written while the steps after it were made
+        assert folder is not None
+        saved = checkpoint.Reader(folder).weights()
+        found["saved_is_live"] = saved.keys() == live.keys() and all(
+            torch.equal(saved[name].to(value.dtype), value) for name, value in live.items()
+        )
+    return found
+
+
+def live_weights(ds_engine: Any) -> dict[str, torch.Tensor]:
+    """What the module computes with, whole, copied by DeepSpeed's own means."""
+    from deepspeed.runtime.zero import GatheredParameters
+
+    with GatheredParameters(list(ds_engine.module.parameters())):
+        return {name: parameter.detach().clone() for name, parameter in ds_engine.module.named_parameters()}
+
+
+def digests(ds_engine: Any) -> dict[str, str]:
+    """A hash of each parameter's weight and moments; collective."""
+    return {
+        f"{name}.{part}": hashlib.blake2b(t.float().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+        for name, parts in engine_state.read(ds_engine)
+        for part, t in parts.items()
+    }
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)  # a second, which each of DeepSpeed's Adams takes
     cases = json.loads(Path(sys.argv[1]).read_text())
     place = find_place()
     engine.start_processes(place)

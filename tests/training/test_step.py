@@ -98,7 +98,7 @@ def test_a_refused_update_leaves_weights_and_moments_alone(results: dict[str, di
     found = results[case]
     assert found["applied"] == [True] * 6 + [False, True]
     assert math.isnan(found["curve"][6][0]) and math.isfinite(found["curve"][7][0])
-    assert all(math.isfinite(total) for total in found["weights"].values())
+    assert found["refused_untouched"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_refused_update_leaves_weights_and_moments_alone(results: dict[str, di
 def test_going_on_is_exact_to_the_last_bit(results: dict[str, dict], case: str, origin: str) -> None:
     assert len(results[case]["curve"]) == STEPS - SAVED
     assert results[case]["curve"] == results[origin]["curve"][SAVED:]
-    assert results[case]["weights"] == results[origin]["weights"]
+    assert results[case]["state"] == results[origin]["state"]
 
 
 @pytest.mark.parametrize(

@@ -213,13 +213,24 @@ def _optimizer(groups: list[dict], plan: EnginePlan, config: dict[str, Any], dev
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         try:
-            return DeepSpeedCPUAdam(groups, lr=0.0, betas=plan.betas, adamw_mode=True)
+            adam = DeepSpeedCPUAdam(groups, lr=0.0, betas=plan.betas, adamw_mode=True)
         except RuntimeError as error:
             raise ValueError(
                 f"deepspeed.config={plan.config_file}: offload_optimizer needs DeepSpeed's Adam for CPUs, which it "
                 f"builds at the first start with a C++ compiler and ninja: {error.__cause__ or error}"
             ) from None
+        adam.register_step_pre_hook(_forget_products)
+        return adam
     return torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=device.type == "cuda")
+
+
+def _forget_products(adam: Any, *_: object) -> None:
+    """DeepSpeed's C++ Adam takes the powers of its betas as running products, which no checkpoint holds: a run that
+    goes on would have the exact powers, 1e-7 apart. A fresh C++ object takes the powers, at every step."""
+    given = adam.defaults
+    adam.ds_opt_adam.create_adam(
+        adam.opt_id, given["lr"], *given["betas"], given["eps"], given["weight_decay"], adam.adam_w_mode, False
+    )
 
 
 def set_learning_rate(engine: Any, value: float) -> None:
