@@ -10,9 +10,7 @@ import pytest
 from tgm_scale.evaluation.labelled import open_labelled
 from tgm_scale.evaluation.lists import Entry, Folder, is_list, read_list
 
-KINETICS = (
-    "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\nplay piano,-x_y,3,13,val\n"
-)
+KINETICS = "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\nplay piano,-x_y,3,13,val\n"
 EPIC = (
     "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,stop_frame,"
     "narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes\n"

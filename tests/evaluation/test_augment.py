@@ -1,0 +1,99 @@
+"""Augmentation for finetuning: keyed by the clip, alike in all frames, nothing left in the global generators."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tgm_scale.evaluation.augment import Augmenter, PairMixer
+from tgm_scale.models.patches import IMAGENET_MEAN
+
+CLASSES = 3
+
+
+def still(seed: int = 0) -> torch.Tensor:
+    frame = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return frame.repeat(4, 1, 1, 1)
+
+
+def test_all_frames_of_a_clip_get_the_same_operations_and_each_clip_its_own() -> None:
+    augmenter = Augmenter("rand-m7-n4-mstd0.5-inc1", 0.0, 32)
+    clips = [augmenter(still(), seed) for seed in range(6)]
+    for clip in clips:
+        assert clip.shape == still().shape and clip.dtype == torch.uint8
+        assert all(torch.equal(frame, clip[0]) for frame in clip)
+    assert len({clip.numpy().tobytes() for clip in clips}) > 3
+    assert torch.equal(clips[3], augmenter(still(), 3))
+
+
+def test_erasing_puts_noise_of_the_imagenet_mean_in_one_box() -> None:
+    augmenter = Augmenter(None, 1.0, 32)
+    video = still()
+    erased = augmenter(video, seed=1)
+    changed = (erased != video).any(-1)
+    rows, columns = changed[0].any(1).nonzero()[:, 0], changed[0].any(0).nonzero()[:, 0]
+    box = changed[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    assert box.double().mean() > 0.98 and changed.sum() == box.sum()
+    assert 0.02 * 32**2 < box[0].numel() < 0.4 * 32**2
+    mean = erased[changed].double().mean(0) / 255
+    assert (mean - torch.tensor(IMAGENET_MEAN, dtype=torch.float64)).abs().max() < 0.1
+    assert torch.equal(Augmenter(None, 0.0, 32)(video, 1), video)
+
+
+def test_the_global_generators_stay_as_they_were() -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    Augmenter("rand-m7-n2", 1.0, 32)(still(), 5)
+    mix(PairMixer(0.8, 1.0, 0.1, CLASSES, 1), torch.arange(4))
+    assert before[:2] == (random.getstate(), np.random.get_state()[1].tolist())
+    assert torch.equal(before[2], torch.get_rng_state())
+
+
+def test_words_that_timm_does_not_know_are_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"finetune.rand_augment=strong: timm does not know it"):
+        Augmenter("strong", 0.0, 32)
+
+
+def batch(seeds: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Clips whose every pixel is 10 times their seed, labels by seed."""
+    video = (10 * seeds.view(-1, 1, 1, 1, 1)).expand(-1, 3, 2, 16, 16).to(torch.uint8)
+    return video, seeds % CLASSES, seeds, torch.ones(len(seeds))
+
+
+def mix(mixer: PairMixer, seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return mixer(*batch(seeds))
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
+def test_pixels_and_targets_are_mixed_by_the_same_share(mixup: float, cutmix: float) -> None:
+    video, targets, weight = mix(PairMixer(mixup, cutmix, 0.0, CLASSES, 1), torch.arange(1, 9))
+    assert weight.eq(1).all() and torch.allclose(targets.sum(1), torch.ones(8))
+    for first in range(0, 8, 2):
+        own = targets[first, (first + 1) % CLASSES].item()
+        mean = video[first].mean().item() / 10
+        assert mean == pytest.approx(own * (first + 1) + (1 - own) * (first + 2), abs=1e-3)
+    assert targets.max(1).values.lt(1).sum() > 0, "something was mixed"
+
+
+def test_a_mixture_does_not_depend_on_the_batch_it_is_in() -> None:
+    mixer = PairMixer(0.8, 1.0, 0.1, CLASSES, repeats=2)
+    whole = mix(mixer, torch.arange(8))
+    parts = [mix(mixer, torch.arange(4)), mix(mixer, torch.arange(4, 8))]
+    for k in range(3):
+        assert torch.equal(whole[k], torch.cat([part[k] for part in parts]))
+    # repeats of a video are neighbours: clip 0 is mixed with clip 2, of the next video, not with clip 1
+    assert set((whole[0][0] / 10).unique().tolist()) <= {0.0, 2.0} or 0 < whole[0][0].unique().item() < 20
+
+
+def test_a_clip_mixed_with_a_broken_one_has_no_weight() -> None:
+    video, labels, seeds, weight = batch(torch.arange(4))
+    weight[2] = 0
+    assert PairMixer(0.8, 1.0, 0.1, CLASSES, 1)(video, labels, seeds, weight)[2].tolist() == [1, 1, 0, 0]
+
+
+def test_without_mixing_targets_are_smoothed_and_clips_stay() -> None:
+    video, targets, weight = mix(PairMixer(0.0, 0.0, 0.3, CLASSES, 1), torch.arange(3))
+    assert video.dtype == torch.uint8 and weight.eq(1).all()
+    torch.testing.assert_close(targets, torch.eye(3) * 0.7 + 0.1)

@@ -1,0 +1,174 @@
+"""Finetuning: groups of parameters, drop path, averages; a run that is stopped, goes on elsewhere, and is tested."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from tgm_scale import cli
+from tgm_scale.conversion.read import read
+from tgm_scale.evaluation import ema
+from tgm_scale.evaluation.finetune_setup import classifier, layer_groups
+from tgm_scale.evaluation.settings import load_finetune
+from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.vit import ModelSize
+from tgm_scale.training.checkpoint import Reader, latest
+
+SIZE = ModelSize(24, 3, 2, 48, 0, 0, 0, 0, patch=8)
+CLIP = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+STEPS = 4
+
+
+@pytest.fixture(scope="session")
+def launch() -> ModuleType:
+    file = Path(__file__).parents[1] / "training/launch.py"
+    spec = importlib.util.spec_from_file_location("launch", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_rate_falls_from_the_head_down_and_one_dimensional_values_do_not_decay() -> None:
+    module = VideoClassifier(SIZE, 4, 32, classes=5)
+    groups = layer_groups(module, 0.05, 0.5)
+    scale = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    named = dict(module.named_parameters())
+    assert len(scale) == len(named) == sum(len(group["params"]) for group in groups)
+    for name, wanted in {
+        "head.weight": 1.0,
+        "fc_norm.weight": 1.0,
+        "blocks.2.mlp.fc1.weight": 0.5,
+        "blocks.0.attn.q_bias": 0.125,
+        "patch_embed.proj.weight": 0.0625,
+    }.items():
+        assert scale[id(named[name])] == wanted, name
+    for name, parameter in named.items():
+        assert decay[id(parameter)] == (0.05 if parameter.ndim > 1 else 0.0), name
+
+
+def test_drop_path_is_keyed_by_the_clip_and_right_in_the_mean() -> None:
+    model = VideoClassifier(SIZE, 4, 32, classes=5, drop_path=0.5)
+    seeds = torch.arange(6)
+    assert torch.equal(model.eval()(CLIP, seeds), model(CLIP)), "none in a test"
+    model.train()
+    whole = model(CLIP, seeds)
+    assert not torch.allclose(whole, model(CLIP))
+    torch.testing.assert_close(model(CLIP[2:4], seeds[2:4]), whole[2:4])  # whatever the batch
+    checkpointed = VideoClassifier(SIZE, 4, 32, classes=5, drop_path=0.5, activation_checkpointing=True).train()
+    torch.testing.assert_close(checkpointed(CLIP, seeds), whole)
+
+    one = ModelSize(24, 1, 2, 48, 0, 0, 0, 0, patch=8)
+    first = VideoClassifier(one, 4, 32, classes=5, drop_path=0.9).train()
+    assert torch.equal(first(CLIP, seeds), first(CLIP)), "the first block is never left out"
+    many = torch.arange(4000)
+    dropped = model._run_dropping(torch.ones(4000, 1, 24), many)
+    kept_all = (
+        VideoClassifier(SIZE, 4, 32, classes=5).train()._run_dropping(torch.ones(1, 1, 24), torch.zeros(1).long())
+    )
+    assert (dropped.mean(0) - kept_all[0]).abs().max() < 0.15 * kept_all.abs().max()
+
+
+def test_the_average_is_the_recurrence_and_comes_back(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 1, bias=False)
+    average = ema.Average(module, 0.9, tmp_path)
+    expected = module.weight.detach().clone()
+    for value in (1.0, 5.0):
+        module.weight.data.fill_(value)
+        average.update()
+        expected = 0.9 * expected + 0.1 * value
+    average.write(2, [])
+    average.write(3, [2])
+    torch.testing.assert_close(ema.read(tmp_path, 2)["weight"], expected)
+    average.write(4, [3])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ema-00000003.safetensors", "ema-00000004.safetensors"]
+    with pytest.raises(ValueError, match=r"ema-00000009.safetensors: missing"):
+        average.read(9)
+
+
+def configuration(tmp_path: Path, shards: str, checkpoint: Path) -> Path:
+    """Of the small checkpoint's own size, by way of overrides of `tiny`."""
+    file = tmp_path / "finetune.yaml"
+    file.write_text(f"""
+run: {{dir: {tmp_path}/run}}
+data: {{train: {shards}, test: {shards}, label: truth.objects.0.shape, frames: 4, stride: 2, size: 32, workers: 0}}
+finetune: {{rand_augment: rand-m5-n1, ema: 0.5, test_temporal_views: 2, drop_path: 0.2}}
+model: {{size: tiny}}
+optim: {{base_lr: 1e-2}}
+train: {{steps: {STEPS}, global_batch_size: 8, micro_batch_size: 4}}
+log: {{tensorboard: false}}
+""")
+    return file
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same(
+    shards: str, checkpoint: Path, tmp_path: Path, launch: ModuleType
+) -> None:
+    command = ["-m", "tgm_scale", "finetune", "--config", str(configuration(tmp_path, shards, checkpoint))]
+    first, second = tmp_path / "run", tmp_path / "again"
+    launch.run(1, command)
+    command.append(f"run.dir={second}")
+    launch.run(2, [*command, "deepspeed.stage=2", "train.max_minutes=1e-9"], code=1)  # torchrun's, for our 85
+    assert len(losses(second)) == 1 and not (second / "results.json").exists()
+    launch.run(1, command)
+    assert losses(second) == pytest.approx(losses(first), abs=1e-5) and len(losses(first)) == STEPS
+    digests = [
+        [json.loads(line)["data_digest"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (first, second)
+    ]
+    assert digests[0] == digests[1]
+
+    results = json.loads((first / "results.json").read_text())
+    assert results["figures"]["top1"]["clips"] == 37 and results["facts"]["views"] == "2 windows x 3 squares"
+    weights = read(first)
+    assert weights.kind == "classifier" and weights.labels == ("circle", "cross", "ring", "square", "star", "triangle")
+    newest = latest(first / "checkpoints")
+    assert newest is not None
+    trained = Reader(newest).weights()
+    assert any((trained[name] - value).abs().max() > 0 for name, value in ema.read(first, STEPS).items())
+
+
+def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, shards: str, checkpoint: Path) -> None:
+    from tgm_scale.conversion.convert import convert
+    from tgm_scale.conversion.dimensions import Stated
+    from tgm_scale.conversion.weights import Weights
+    from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+    from tgm_scale.models.vit import SIZES
+
+    source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, attention="sdpa", seed=5).state_dict()
+    file = tmp_path / "tiny.safetensors"
+    convert(Weights.of("pretraining", source, Stated(4, 2, 4, 32), []), file, "safetensors")
+    config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [f"train.init_from={file}"])
+    module, notes = classifier(config, ["a", "b"])
+    for name, value in module.state_dict().items():
+        if name.startswith(("patch_embed", "blocks")):
+            assert torch.equal(value, source[f"encoder.{name}"]), name
+    assert notes[-1] == "fresh weights: fc_norm.bias, fc_norm.weight, head.bias, head.weight"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.micro_batch_size=2", "is not a multiple of 4: data.repeated_augmentation=2 clips"),
+        ("deepspeed.stage=3", "finetune.ema averages whole weights"),
+        ("finetune.mixpu=0", "finetune.mixpu: unknown key; did you mean finetune.mixup?"),
+        ("finetune.rand_augment=much", "timm does not know it"),
+        ("data.size=30", "data.size=30 is not a multiple of the model's patch"),
+    ],
+)
+def test_mistakes_end_with_code_2(
+    tmp_path: Path, shards: str, checkpoint: Path, override: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = configuration(tmp_path, shards, checkpoint)
+    assert cli.main(["finetune", "--config", str(file), override]) == 2
+    assert message in capsys.readouterr().err

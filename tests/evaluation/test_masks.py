@@ -1,0 +1,133 @@
+"""Masks judged on annotated videos: the figures by hand, the forms of truth, the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tgm_scale.contracts import Grid
+from tgm_scale.data.encode import encode_video
+from tgm_scale.evaluation.annotated import clips, find, token_share
+from tgm_scale.evaluation.masks import centre_score, most_possible, score_clip, summarise
+from tgm_scale.masking.recipes import build_masker
+
+ROOT = Path(__file__).parents[2]
+GRID = Grid(2, 4, 4)
+
+
+def test_the_figures_by_hand() -> None:
+    shown = torch.zeros(2, 4, 4)
+    shown[:, 0, 0], shown[:, 0, 1] = 1.0, 0.5  # the object: one token, and half of another
+    relevance = torch.zeros(1, 2, 4, 4)
+    relevance[:, :, 0, 0], relevance[:, :, 1], relevance[:, :, 0, 1] = 3.0, 1.0, 2.0
+    relevance[0, 1, 0, 0] = 0.5  # in the second slot the row below scores higher
+    score = score_clip(build_masker("text_guided", GRID, 0.25), "a", shown, {"relevance": relevance})
+    first, second = 1.0, 0.5 / 1.5  # hidden: (0, 0), (0, 1), two of row 1; then (0, 1), three of row 1
+    assert score.hidden == pytest.approx((first + second) / 2)
+    assert score.lift == pytest.approx(score.hidden / 0.25)
+    assert score.pointing == 1.0  # (0, 1) counts: half of it shows the object
+    # slot 2: of 14 other tokens 4 score above 0.5, none above 2
+    assert score.auc == pytest.approx((1.0 + (14 + 10) / 28) / 2)
+    assert most_possible(build_masker("tube", GRID, 0.25), "a", shown).hidden == 1.0
+    assert centre_score(build_masker("tube", GRID, 0.25), "a", shown).hidden == 0.0
+
+
+def test_videos_count_alike_whatever_their_clips() -> None:
+    masker = build_masker("text_guided", GRID, 0.25)
+    shown = torch.zeros(2, 4, 4)
+    shown[:, 0, 0] = 1.0
+    found, missed = (torch.zeros(1, 2, 4, 4) for _ in range(2))
+    found[:, :, 0, 0], missed[:, :, 1] = 1.0, 1.0
+    scores = [
+        score_clip(masker, name, shown, {"relevance": m}) for name, m in (("a", found), ("a", found), ("b", missed))
+    ]
+    summary = summarise(scores)
+    assert summary.lift == pytest.approx(2.0) and summary.lift_by_video == {"a": 4.0, "b": 0.0}
+    assert summary.lift_by_size == {"middle": pytest.approx(8 / 3)}  # one token of 16, by clips
+    assert summary.auc == pytest.approx((1 + (11 * 0.5) / 15) / 2, abs=0.02)
+
+
+def square_video() -> tuple[bytes, np.ndarray]:
+    """A textured square of 24 pixels that moves right over a still texture, 64 x 96 pixels, and its truth."""
+    rng = np.random.default_rng(0)
+    ground, thing = (np.kron(rng.integers(0, 256, size), np.ones((4, 4, 1))) for size in ((16, 24, 3), (6, 6, 3)))
+    frames, truth = np.empty((12, 64, 96, 3), np.uint8), np.zeros((12, 64, 96), bool)
+    for t in range(12):
+        frames[t] = ground
+        frames[t, 16:40, 20 + 3 * t : 44 + 3 * t] = thing
+        truth[t, 16:40, 20 + 3 * t : 44 + 3 * t] = True
+    return encode_video(frames, 25), truth
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three videos, one for each form of truth, one without any, captions."""
+    folder = tmp_path_factory.mktemp("annotated")
+    data, truth = square_video()
+    for name in ("packed", "pictures", "boxes", "alone"):
+        (folder / f"{name}.mp4").write_bytes(data)
+    np.savez(folder / "packed.masks.npz", packed=np.packbits(truth, axis=-1), shape=np.array(truth.shape))
+    (folder / "pictures").mkdir()
+    for t, picture in enumerate(truth):
+        Image.fromarray(picture.astype(np.uint8) * 7).save(folder / "pictures" / f"{t:05d}.png")
+    boxes = [[[20 + 3 * t, 16, 44 + 3 * t, 40]] for t in range(12)]
+    (folder / "boxes.boxes.json").write_text(json.dumps(boxes))
+    (folder / "captions.json").write_text(json.dumps({"packed": "a square", "boxes": ["a square", "it moves"]}))
+    return folder
+
+
+def test_every_form_of_truth_says_the_same(folder: Path) -> None:
+    pairs = find(folder, folder)
+    assert [file.stem for file, _ in pairs] == ["boxes", "packed", "pictures"]
+    read = [list(clips(file, truth, 2, 4, 2, 64, Grid(2, 4, 4))) for file, truth in pairs]
+    assert [len(of_video) for of_video in read] == [2, 2, 2]
+    for a, b in ((read[0], read[1]), (read[1], read[2])):
+        for one, other in zip(a, b):
+            assert torch.equal(one.object_SRC, other.object_SRC) and torch.equal(one.video, other.video)
+    clip = read[0][0]
+    assert clip.object_SRC.mean() == pytest.approx(clip.object_THW.float().mean(), abs=0.01)
+    assert clip.motion_SRC[clip.object_SRC > 0.9].mean() > 5 * clip.motion_SRC[clip.object_SRC == 0].mean()
+
+
+def test_token_share_by_hand() -> None:
+    shown = np.zeros((4, 6, 6), bool)
+    shown[0, :3, :3] = shown[1, 0, :3] = True
+    assert token_share(shown, Grid(2, 2, 2))[:, 0, 0].tolist() == pytest.approx([(9 + 3) / 18, 0.0])
+
+
+def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "tools/evaluate_masks.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_the_command_judges_every_recipe_that_can_run(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    small = ["data.size=64", "data.frames=4", "model.patch=8", "guidance.towers=small", "masking.mask_ratio=0.5"]
+    done = run("--videos", str(folder), "--clips", "1", "--output", str(tmp_path / "out"), *small)
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())["recipes"]
+    assert {"random", "tube", "motion_guided", "flow_guided", "attention", "text_guided (vv)"} <= figures.keys()
+    assert figures["motion_guided"]["lift"] > 1.3 > 1.15 > figures["random"]["lift"] > 0.85
+    assert figures["motion_guided"]["auc"] > 0.9
+    assert set(figures["text_guided (raw)"]["lift_by_video"]) == {"packed", "boxes"}  # those with a caption
+    assert "| motion_guided |" in done.stdout and "text_guided (raw): the relevance points" in done.stdout
+    for name in ("boxes", "packed", "pictures"):
+        assert Image.open(tmp_path / "out" / f"{name}.png").width > 400
+
+
+def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "none of the 4 videos" in run("--videos", str(folder), "--masks", str(tmp_path / "empty"), code=2).stderr
+    done = run("--videos", str(folder), "--recipes", "motion_guide", code=2)
+    assert "did you mean motion_guided" in done.stderr
+    done = run("--videos", str(folder), "--recipes", "text_guided", code=2)
+    assert "needs guidance.towers" in done.stderr
