@@ -1,0 +1,146 @@
+"""Millions of clips on a thousand ranks, all of them played here: opening, positions, samples, resuming.
+
+The corpus is real: one tar of 1,000 samples of 512 bytes, linked under as many names as there are shards. Every rank's
+loader is made and asked for the positions of a step; together they must be the step's positions, each once."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pickle
+import tarfile
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.machine import headline, table
+from tgm_scale.contracts import Grid
+from tgm_scale.data import shard_index
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.loader import ClipLoader
+from tgm_scale.runtime.progress import Board
+
+_MICRO = 8
+_STEPS = (10, 1_000_000)
+_TIMES = 15
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--clips", type=int, default=10_650_000, metavar="N", help="default %(default)s")
+    add("--shards", type=int, default=10_650, metavar="N", help="default %(default)s")
+    add("--ranks", type=int, default=1024, metavar="N", help="of 8 clips each a step (default %(default)s)")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.clips % options.shards or min(options.clips, options.shards, options.ranks) < 1:
+        raise ValueError(f"--clips {options.clips} --shards {options.shards}: wanted a whole number of clips a shard")
+    with tempfile.TemporaryDirectory() as scratch, Board() as board:
+        folder = _make(Path(scratch), options.shards, options.clips // options.shards)
+        figures = _opening(folder) | _positions(folder, options.ranks, board) | _resuming(folder, options.ranks)
+    print(headline())
+    print(f"{options.clips:,} clips in {options.shards:,} shards, {options.ranks:,} ranks of {_MICRO} clips a step")
+    print(table(("what", "figure"), [(name.replace("_", " "), f"{value:,.4g}") for name, value in figures.items()]))
+    return figures
+
+
+def _make(folder: Path, shards: int, samples: int) -> Path:
+    first = folder / "00000.tar"
+    with tarfile.open(first, "w") as tar:
+        for number in range(samples):
+            info = tarfile.TarInfo(f"c{number:06d}.mp4")
+            info.size = 512
+            tar.addfile(info, io.BytesIO(bytes(512)))
+    shard_index.load(str(first))
+    for number in range(1, shards):
+        os.link(first, folder / f"{number:05d}.tar")
+        os.link(folder / "00000.index.jsonl", folder / f"{number:05d}.index.jsonl")
+    return folder
+
+
+def _opening(folder: Path) -> dict[str, float]:
+    """The first opening reads every index and leaves the catalogue; later ones read that."""
+    began = time.perf_counter()
+    Corpus.open(str(folder))
+    first = time.perf_counter() - began
+    seconds = [_timed(lambda: Corpus.open(str(folder))) for _ in range(5)]
+    tracemalloc.start()
+    corpus = Corpus.open(str(folder))
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    loader = _loader(corpus, 0, 1, 0)
+    return {
+        "first_opening_seconds": first,
+        "opening_seconds": median(seconds),
+        "opening_holds_MB": held / 1e6,
+        "opening_peak_MB": most / 1e6,
+        "state_bytes": len(json.dumps({"step": _STEPS[1]})),
+        "sent_to_a_worker_kB": len(pickle.dumps(loader.samples)) / 1e3,
+    }
+
+
+def _loader(corpus: Corpus, rank: int, ranks: int, step: int) -> ClipLoader:
+    return ClipLoader(
+        [corpus],
+        frames=16,
+        stride=4,
+        size=224,
+        grid=Grid(8, 14, 14),
+        seed=0,
+        global_batch_size=ranks * _MICRO,
+        micro_batch_size=_MICRO,
+        rank=rank,
+        world_size=ranks,
+        workers=0,
+        start_step=step,
+        stop_step=step + 1,
+    )
+
+
+def _positions(folder: Path, ranks: int, board: Board) -> dict[str, float]:
+    """One step of all ranks: where each of its clips lies. A rank has the windows of its own positions to permute."""
+    corpus = Corpus.open(str(folder))
+    found, cold, warm = [], [], []
+    task = board.task("ranks", ranks)
+    for rank in range(ranks):
+        loader = _loader(corpus, rank, ranks, _STEPS[1])
+        positions = list(loader.positions())
+        cold.append(_timed(lambda: loader.samples.mixture.locate(positions[0])))  # noqa: B023 (called at once)
+        began = time.perf_counter()
+        found += [loader.samples.mixture.locate(position) for position in positions]
+        warm.append((time.perf_counter() - began) / len(positions))
+        task.advance()
+    assert len(set(found)) == len(found) == ranks * _MICRO, "ranks share a clip, or have too few"
+    lookups = [_timed(lambda: corpus.sample(place.shard, place.row)) for place in found[:2000]]  # noqa: B023
+    return {
+        "first_position_of_a_rank_us": 1e6 * median(cold),
+        "position_us": 1e6 * median(warm),
+        "sample_lookup_us": 1e6 * median(lookups),
+        "index_load_us": 1e6 * median(_timed(lambda k=k: shard_index.load(corpus.shards[k])) for k in range(20)),
+    }
+
+
+def _resuming(folder: Path, ranks: int) -> dict[str, float]:
+    """From an open corpus to where the first clip of a step lies; the two steps take turns."""
+    corpus = Corpus.open(str(folder))
+    seconds: dict[int, list[float]] = {step: [] for step in _STEPS}
+
+    def resume(step: int) -> None:
+        loader = _loader(corpus, ranks - 1, ranks, step)
+        loader.samples.mixture.locate(next(loader.positions()))
+
+    for _ in range(_TIMES):
+        for step in _STEPS:
+            seconds[step].append(_timed(lambda: resume(step)))  # noqa: B023
+    return {f"resume_at_step_{step}_ms": 1e3 * median(seconds[step]) for step in _STEPS}
+
+
+def _timed(action: Any) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
