@@ -22,6 +22,7 @@ from tgm_scale.guidance.passes import clips_per_pass, in_passes
 from tgm_scale.runtime.compat import prepare_torchvision
 
 PLACES_PER_TOKEN = 2  # of the flow's grid, along each side
+DIS_SIDE = 112  # pixels of a frame's longer side: a flow of two places a token needs no more
 RAFT_UPDATES = 6  # MGMAE's number
 _RAFT_SMALLEST = 128  # pixels: its correlation pyramid is empty below
 
@@ -73,23 +74,40 @@ class FlowToBase:
 
 
 def dis() -> Estimator:
-    """OpenCV's DIS at its finer preset, on one thread: with more it cuts a frame in as many stripes, and the flow
-    would depend on the machine."""
+    """OpenCV's DIS on one thread: with more it cuts a frame in as many stripes, and the flow would depend on the
+    machine. Settings by what they cost and give on clips of known motion and by warping real ones (docs/LOG.md):
+    patches are compared as they are (less a mean, flat ones match anywhere), and not refined."""
     cv2 = _opencv()
     cv2.setNumThreads(1)
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search.setFinestScale(0)
+    search.setPatchStride(2)
+    search.setUseMeanNormalization(False)
+    search.setVariationalRefinementIterations(0)
 
     def estimate(frames_N3HW: Tensor, neighbours_N3HW: Tensor) -> Tensor:
-        grey = [_grey(x_N3HW) for x_N3HW in (frames_N3HW, neighbours_N3HW)]
-        return torch.from_numpy(np.stack([search.calc(*pair, None) for pair in zip(*grey)])).permute(0, 3, 1, 2)
+        height, width = frames_N3HW.shape[2:]
+        shrunk = min(DIS_SIDE / max(height, width), 1.0)
+        size = (round(height * shrunk), round(width * shrunk))
+        flows = []
+        for pair_23HW in zip(*(x.cpu() for x in (frames_N3HW, neighbours_N3HW))):
+            pair = F.interpolate(torch.stack(pair_23HW).float(), size, mode="bilinear", antialias=True)
+            flows.append(torch.from_numpy(search.calc(*_one_channel(pair), None)).permute(2, 0, 1))
+        scale_211 = torch.tensor([width / size[1], height / size[0]])[:, None, None]
+        return F.interpolate(torch.stack(flows), (height, width), mode="bilinear", align_corners=False) * scale_211
 
     return estimate
 
 
-def _grey(x_N3HW: Tensor) -> np.ndarray:
-    """Luma (ITU-R BT.601), uint8 [N, H, W]."""
-    weights = torch.tensor([0.299, 0.587, 0.114], device=x_N3HW.device)[:, None, None]
-    return np.ascontiguousarray((x_N3HW.float() * weights).sum(1).round().to(torch.uint8).cpu().numpy())
+def _one_channel(pair_23HW: Tensor) -> np.ndarray:
+    """The two frames along the axis on which their colours differ most, uint8 [2, H, W]. In grey levels a thing can be
+    as bright as its background."""
+    colour_N3 = pair_23HW.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
+    mean_3 = colour_N3.mean(axis=0)
+    axis_3 = np.linalg.eigh(np.cov((colour_N3 - mean_3).T))[1][:, -1]
+    along_N = (colour_N3 - mean_3) @ (axis_3 * (1 if axis_3.sum() > 0 else -1))
+    levels_N = 128 + along_N * (127 / max(np.abs(along_N).max(), 1e-6))
+    return levels_N.round().astype(np.uint8).reshape(2, *pair_23HW.shape[2:])
 
 
 def raft(file: str, device: torch.device) -> Estimator:

@@ -1,0 +1,138 @@
+"""Recipes that need more than noise, by the real command and through the guide: the same masks in any layout."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import moving_texture
+from launch import run
+
+from tgm_scale.config import from_tree
+from tgm_scale.contracts import Batch
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards import ShardWriter
+from tgm_scale.masking.recipes import RECIPES
+from tgm_scale.runtime.distributed import find_place
+from tgm_scale.training import build
+from tgm_scale.training.guide import Guide
+from tgm_scale.training.metrics import read_metrics
+
+KEYFRAMES_ONLY = 3  # of 12 clips
+
+
+def intra_only(frames: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=12, options={"g": "1"})
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 clips of a patch that moves over a still texture, each with three captions; some hold keyframes only."""
+    folder = tmp_path_factory.mktemp("maskers") / "shards"
+    with ShardWriter(folder, clips_per_shard=6) as writer:
+        for i in range(12):
+            still, patch = moving_texture(i)[:1], moving_texture(100 + i)[0, :32, :32]
+            frames = still.repeat(14, 0)
+            for t in range(14):
+                frames[t, 8 + 3 * t : 40 + 3 * t, 4 * t : 4 * t + 32] = patch
+            data = intra_only(frames) if i < KEYFRAMES_ONLY else encode_video(frames, 12)
+            writer.write(f"c{i:02d}", {"mp4": data, "json": {"captions": [f"texture {i}", f"{i} moving", "moving"]}})
+    return folder
+
+
+def tree(corpus: Path, towers: Path, folder: Path, recipe: str) -> dict:
+    return {
+        "run": {"dir": str(folder)},
+        "data": {"shards": str(corpus), "frames": 4, "stride": 2, "size": 32, "workers": 0},
+        "guidance": {"towers": str(towers)},
+        "masking": {"recipe": recipe, "mask_ratio": 0.75},
+        "model": {"size": "tiny"},
+        "objective": {"contrastive_weight": 0.0},
+        "train": {"steps": 3, "global_batch_size": 12, "micro_batch_size": 4},
+    }
+
+
+def guided(settings: dict, micro: int, world: int) -> tuple[dict[int, list[int]], list[Batch], Guide]:
+    """Visible tokens by sample seed of the first step, put together from all ranks."""
+    config = from_tree(settings | {"train": settings["train"] | {"micro_batch_size": micro}})
+    place = find_place()
+    masker = build.masker(config)
+    guide = Guide(masker, build.towers(config, masker.needs, place.device))
+    opened, masks, batches = [Corpus.open(settings["data"]["shards"])], {}, []
+    for rank in range(world):
+        loader = build.loader(config, opened, dataclasses.replace(place, rank=rank, world_size=world), 0, 1)
+        for batch in next(iter(loader))[1]:
+            visible = guide(batch).mask.visible.tolist()
+            masks |= dict(zip(batch.seeds.tolist(), visible))
+            batches.append(batch)
+    return masks, batches, guide
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES))
+def test_a_sample_has_the_same_mask_on_any_rank_and_in_any_batch(
+    recipe: str, corpus: Path, towers: Path, tmp_path: Path
+) -> None:
+    if recipe == "flow_guided":
+        pytest.importorskip("cv2", reason="OpenCV is not installed")
+    settings = tree(corpus, towers, tmp_path, recipe)
+    masks, _, guide = guided(settings, micro=12, world=1)
+    assert len(masks) == 12 and {len(visible) for visible in masks.values()} == {guide.masker.visible_count}
+    assert guided(settings, micro=3, world=2)[0] == masks
+    assert guided(settings, micro=1, world=4)[0] == masks
+
+
+def test_motion_guided_runs_from_end_to_end_and_counts_clips_without_motion(
+    corpus: Path, towers: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(str(tree(corpus, towers, tmp_path / "run", "motion_guided")))
+    run(1, ["-m", "tgm_scale", "pretrain", "--config", str(file)], 0)
+    run(2, ["-m", "tgm_scale", "pretrain", "--config", str(file), f"run.dir={tmp_path / 'two'}",
+            "train.micro_batch_size=2"], 0)  # fmt: skip
+    rows, other = read_metrics(tmp_path / "run"), read_metrics(tmp_path / "two")
+    assert len(rows) == 3 and all(np.isfinite(row["loss"]) for row in rows)
+    assert [row["data_digest"] for row in rows] == [row["data_digest"] for row in other]
+    assert rows[0]["mask_without_motion"] == KEYFRAMES_ONLY / 12  # a step is an epoch here
+
+
+def test_the_moving_box_hides_what_moves(corpus: Path, towers: Path, tmp_path: Path) -> None:
+    """The fastest tokens of a clip are hidden, but for those that the box cannot reach."""
+    settings = tree(corpus, towers, tmp_path, "motion_guided")
+    _, batches, guide = guided(settings, micro=12, world=1)
+    motion = batches[0].motion
+    assert motion is not None
+    hidden = guide.masker.hidden(batches[0].seeds, motion=motion)
+    fast = motion > 0.7 * motion.flatten(1).amax(1)[:, None, None, None].clamp(min=1e-6)
+    assert hidden[fast].float().mean() > 0.93 > 0.75
+
+
+def test_relevance_may_be_the_mean_over_a_clips_captions(corpus: Path, towers: Path, tmp_path: Path) -> None:
+    """Against one pass for each caption, and averaged."""
+    settings = tree(corpus, towers, tmp_path, "text_guided")
+    settings["guidance"]["captions"] = "mean"
+    _, [batch], guide = guided(settings, micro=12, world=1)
+    assert batch.caption_sets is not None and all(len(captions) == 3 for captions in batch.caption_sets)
+    towers_ = guide.towers
+    assert towers_.text is not None and towers_.relevance is not None
+    embeddings = towers_.text.encode([caption for captions in batch.caption_sets for caption in captions])
+    each = towers_.relevance.of_captions(batch.video, embeddings.view(12, 3, -1), guide.masker.grid)
+    relevance, _ = guide._relevance(batch, towers_.text.encode(batch.captions))
+    assert torch.allclose(relevance, each.mean(1), atol=1e-6)
+    settings["guidance"]["captions"] = "drawn"
+    _, [batch], guide = guided(settings, micro=12, world=1)
+    assert batch.caption_sets is None
+    drawn, _ = guide._relevance(batch, towers_.text.encode(batch.captions))
+    assert not torch.allclose(drawn, relevance, atol=1e-3)
