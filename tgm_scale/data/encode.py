@@ -24,7 +24,7 @@ _PRESET = "veryfast"  # half the time of "fast" at the same size and 0.5 dB less
 # encodings of the same frames in one thread. Off, it costs some 10 % of the size.
 _REPEATABLE = {"x264-params": "mbtree=0"}
 # A playlist or a concat script named .mp4 must not make the demuxer open what it names.
-_TRUST_NOTHING = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"}
+_TRUST_NOTHING = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"}
 _SCALING = "BICUBIC"
 _TOLERANCE = Fraction(1, 2)  # seconds that a span may reach past the last frame: containers round their durations up
 _REWINDS = (0, 2, 16, None)  # seconds before the start to seek to, until a frame at or before it comes; None: no seek

@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 from collections import Counter, OrderedDict
+from typing import cast
 
 import numpy as np
 
@@ -41,12 +42,17 @@ class Corpus:
 
     @classmethod
     def open(cls, spec: str | os.PathLike | list[str], name: str | None = None) -> Corpus:
-        """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs.
+        """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs. Or the video files
+        that a .txt, .csv or .tsv names (see `listed`).
 
         `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
         wherever it lies. Missing or stale indices are built: many ranks may do so at once, but it is cheaper when one
         goes first. Shards without a usable sample are left out. Raises ValueError where there is no shard, or none of
         them holds a usable sample."""
+        from tgm_scale.data.listed import ListedCorpus, is_list  # it is a Corpus itself
+
+        if is_list(spec):
+            return ListedCorpus(os.fspath(cast(str, spec)), name)
         shards = storage.expand(spec)
         if name is None:
             name = os.path.basename(os.path.dirname(os.path.abspath(shards[0]))) or "corpus"

@@ -20,7 +20,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data import storage
 from tgm_scale.runtime import seeding
 
-VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm")
+VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
 _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, so some of the last sample is in it
 
 

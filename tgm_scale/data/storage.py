@@ -111,6 +111,14 @@ def read_small(path: str) -> bytes | None:
         return None
 
 
+def size(path: str) -> int:
+    """Bytes of a file. Raises OSError."""
+    if not is_url(path):
+        return os.stat(path).st_size
+    system, name = fsspec.url_to_fs(path)
+    return retrying(lambda: int(system.size(name)), path)
+
+
 def open_seekable(path: str) -> BinaryIO:
     """A file to scan by seeking; of a URL, 64 KiB are fetched at a time."""
     return fsspec.open(path, "rb", block_size=1 << 16).open() if is_url(path) else open(path, "rb")
