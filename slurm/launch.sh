@@ -176,14 +176,16 @@ launch() {
   stop_a_crash_loop 1 # of starts that ended together with their node, where nothing below had its say
   note_attempt
 
-  in_tasks --wait=0 -- -m tgm_scale preflight --config "$config" "$@" 2>&1 | tee "$logs/preflight.log"
-  code=${PIPESTATUS[0]}
-  case $code in
-    0) ;;
-    "$BAD_NODE") leave_out "$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$logs/preflight.log" | sort -u | paste -sd,)" ;;
-    "$USER_MISTAKE") stop "$code" "preflight failed on every node: not started" ;;
-    *) say "preflight ended with exit code $code" && start_again "$code" "" ;;
-  esac
+  if [ "$command" = pretrain ]; then # it checks what a pretraining run needs
+    in_tasks --wait=0 -- -m tgm_scale preflight --config "$config" "$@" 2>&1 | tee "$logs/preflight.log"
+    code=${PIPESTATUS[0]}
+    case $code in
+      0) ;;
+      "$BAD_NODE") leave_out "$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$logs/preflight.log" | sort -u | paste -sd,)" ;;
+      "$USER_MISTAKE") stop "$code" "preflight failed on every node: not started" ;;
+      *) say "preflight ended with exit code $code" && start_again "$code" "" ;;
+    esac
+  fi
 
   say "$command begins at step $(newest_step); one log a rank: $logs"
   in_tasks --output="$logs/rank-%4t.log" --open-mode=append -- \

@@ -1,0 +1,22 @@
+#!/bin/bash
+# A classifier from a pretrained checkpoint, and its test: any configs/finetune_*.yaml on 1 node of 8 GPUs.
+#   sbatch slurm/finetune.sh configs/finetune_k400.yaml train.init_from=runs/pretrain_vitb data.root=/scratch/k400
+#   sbatch --nodes=4 --time=8:00:00 slurm/finetune.sh configs/finetune_ssv2.yaml train.init_from=vitb.pth data.root=...
+# Any number of nodes and of GPUs a node: the global batch stays, and is accumulated where there are fewer GPUs.
+# Needs: GPUs with 80 GB; the dataset's lists and videos, or labelled shards; a checkpoint; slurm/cluster.env.
+# Costs: not measured on a cluster. Before the time limit the run saves itself, is requeued and goes on.
+# Should reach: not measured here; the configuration's header has the published figure. RUN/results.json at the end.
+#SBATCH --job-name=finetune
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
+source "$TGM_HOME/slurm/launch.sh" || exit
+launch finetune "${1:?name a configuration, such as configs/finetune_k400.yaml}" "${@:2}"

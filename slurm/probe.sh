@@ -1,0 +1,22 @@
+#!/bin/bash
+# A probe of a pretrained checkpoint's frozen features: any configs/probe_*.yaml on 1 node of 8 GPUs.
+#   sbatch slurm/probe.sh configs/probe_k400.yaml encoder.checkpoint=runs/pretrain_vitb data.root=/scratch/k400
+#   TGM_COMMAND=knn sbatch slurm/probe.sh configs/probe_ssv2.yaml encoder.checkpoint=runs/x run.dir=runs/knn ...
+# Any number of nodes and of GPUs a node: each makes its part of the features, the digits are the same.
+# Needs: the dataset's lists and videos, or labelled shards; a checkpoint; slurm/cluster.env.
+# Costs: not measured on a cluster; decoding the videos once. Features stay in RUN/features: a job that is stopped goes on
+#   from them when it is submitted again.
+# Should reach: not measured here; the configuration's header has the published figure. RUN/results.json at the end.
+#SBATCH --job-name=probe
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --time=8:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
+source "$TGM_HOME/slurm/launch.sh" || exit
+launch "${TGM_COMMAND:-probe}" "${1:?name a configuration, such as configs/probe_k400.yaml}" "${@:2}"
