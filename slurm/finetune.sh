@@ -1,5 +1,5 @@
 #!/bin/bash
-# A classifier from a pretrained checkpoint, and its test: any configs/finetune_*.yaml on 1 node of 8 GPUs.
+# A classifier from a pretrained checkpoint, and its test: any finetune_*.yaml of configs, on 1 node of 8 GPUs.
 #   sbatch slurm/finetune.sh configs/finetune_k400.yaml train.init_from=runs/pretrain_vitb data.root=/scratch/k400
 #   sbatch --nodes=4 --time=8:00:00 slurm/finetune.sh configs/finetune_ssv2.yaml train.init_from=vitb.pth data.root=...
 # Any number of nodes and of GPUs a node: the global batch stays, and is accumulated where there are fewer GPUs.

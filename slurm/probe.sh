@@ -1,5 +1,5 @@
 #!/bin/bash
-# A probe of a pretrained checkpoint's frozen features: any configs/probe_*.yaml on 1 node of 8 GPUs.
+# A probe of a pretrained checkpoint's frozen features: any probe_*.yaml of configs, on 1 node of 8 GPUs.
 #   sbatch slurm/probe.sh configs/probe_k400.yaml encoder.checkpoint=runs/pretrain_vitb data.root=/scratch/k400
 #   TGM_COMMAND=knn sbatch slurm/probe.sh configs/probe_ssv2.yaml encoder.checkpoint=runs/x run.dir=runs/knn ...
 # Any number of nodes and of GPUs a node: each makes its part of the features, the digits are the same.
