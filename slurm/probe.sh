@@ -19,4 +19,4 @@
 #SBATCH --output=%x-%j.log
 export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
 source "$TGM_HOME/slurm/launch.sh" || exit
-launch "${TGM_COMMAND:-probe}" "${1:?name a configuration, such as configs/probe_k400.yaml}" "${@:2}"
+launch "${TGM_COMMAND:-probe}" "${1:?name a configuration}" "${@:2}"
