@@ -12,6 +12,8 @@ from torch import nn
 from tgm_scale.training.engine import EnginePlan, engine_config, resolve_precision
 from tgm_scale.training.optim import Schedule, parameter_groups
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
+
 
 def plan(config_file: Path | None = None, **changes: object) -> EnginePlan:
     values: dict = {
@@ -52,6 +54,19 @@ def test_derived_values_are_filled_in(json_file: Path) -> None:
         ({"fp16": {"enabled": True}}, {}, ["fp16.enabled", "train.precision=bf16"]),
         ({"zero_optimization": {"stage": 3}}, {"stage": 1}, ["stage=3", "deepspeed.stage=1"]),
         ({"optimizer": {"type": "Adam"}}, {}, ["optimizer", "section optim"]),
+        ({"activation_checkpointing": {}}, {}, ["activation_checkpointing", "model.activation_checkpointing"]),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            {"stage": 0},
+            ["zero_optimization.offload_optimizer", "deepspeed.stage=0"],
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            {},
+            ["zero_optimization.offload_param", "zero_optimization.stage=2"],
+        ),
+        ({"zero_optimization": {"stage": 1, "offload_optimizer": True}}, {}, ["offload_optimizer=True", "device"]),
+        ({"bf16": True}, {}, ["wanted an object"]),
         ({}, {"micro_batch_size": 5}, ["train.micro_batch_size=5 x 2 processes = 10"]),
     ],
 )
@@ -59,8 +74,26 @@ def test_a_contradiction_names_both_places(json_file: Path, content: dict, chang
     json_file.write_text(json.dumps(content))
     with pytest.raises(ValueError) as caught:
         engine_config(plan(json_file, **changes))
-    for word in words:
+    for word in [*words, str(json_file) if content else ""]:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["offload_optimizer", "offload_param"])
+def test_nvme_is_refused_with_the_reason(json_file: Path, section: str) -> None:
+    json_file.write_text(json.dumps({"zero_optimization": {"stage": 3, section: {"device": "nvme"}}}))
+    with pytest.raises(ValueError, match=f"{section}.device=nvme.*could not go on from a checkpoint"):
+        engine_config(plan(json_file))
+
+
+def test_an_offload_to_nowhere_is_none(json_file: Path) -> None:
+    json_file.write_text(json.dumps({"zero_optimization": {"stage": 3, "offload_param": {"device": "none"}}}))
+    assert engine_config(plan(json_file))["zero_optimization"] == {"stage": 3}
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.json")), ids=lambda file: file.name)
+def test_the_files_that_come_with_the_project_are_taken(file: Path) -> None:
+    stage = int(file.stem.removeprefix("zero")[0])
+    assert engine_config(plan(file))["zero_optimization"]["stage"] == stage
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path: Path, json_file: Path) -> None:

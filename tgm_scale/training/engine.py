@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from tgm_scale.runtime.compat import quiet_warnings
@@ -200,7 +201,10 @@ def build_engine(
     config = engine_config(plan)
     groups = parameter_groups(module, plan.weight_decay) if groups is None else groups
     optimizer = _optimizer(groups, plan, config, device)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(config))
+    try:
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(config))
+    except ValidationError as error:  # a key that DeepSpeed does not know
+        raise ValueError(f"deepspeed.config={plan.config_file}: {error}") from None
     if plan.precision != "fp32" and config["zero_optimization"]["stage"] == 0:
         # DeepSpeed 0.19's wrapper makes one Adam step on zero gradients to allocate the moments, so the first real
         # update would be bias-corrected as the second: 0.73 of its size (seen as a loss 0.1 off after one step)

@@ -1,0 +1,114 @@
+"""Reads and writes engine state around DeepSpeed's gaps: `torchrun ... state_worker.py OUT`; test_engine_state.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from step_worker import MODELS, live_weights
+from torch import Tensor
+
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.training import engine, engine_state
+from tgm_scale.training.module import JointModule
+
+STEP = 7
+CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
+
+
+def build(stage: int, precision: str, place: Place) -> Any:
+    model = MaskedVideoAutoencoder(MODELS["less"], frames=4, image_size=32, embedding_width=16, seed=0)
+    plan = engine.EnginePlan(stage, None, 4, 2, place.world_size, precision, 1.0, 0.05, (0.9, 0.95))
+    return engine.build_engine(JointModule(model, True), plan, place.device)
+
+
+def made(name: str, part: str, shape: torch.Size) -> Tensor:
+    value = torch.randn(shape, generator=seeding.generator("state", name, part))
+    return value.abs() if part == "exp_avg_sq" else value
+
+
+def one_step(ds_engine: Any) -> None:
+    video = torch.randint(0, 255, (2, 3, 4, 32, 32), generator=seeding.generator("clip"), dtype=torch.uint8)
+    visible, target = torch.arange(4).repeat(2, 1), torch.arange(4, 10).repeat(2, 1)
+    error, embedding, log_scale = ds_engine(video, visible, target)
+    ds_engine.backward(error.sum() + embedding.sum() + log_scale.sum())
+    ds_engine.step()
+
+
+def adam_steps(ds_engine: Any) -> list[float]:
+    return [float(state["step"]) for state in engine_state._adam(ds_engine).state.values() if "step" in state]
+
+
+def run_case(stage: int, precision: str, place: Place) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    ds_engine = build(stage, precision, place)
+    fresh = dict(engine_state.read(ds_engine))
+    moments = [parts[part] for parts in fresh.values() for part in ("exp_avg", "exp_avg_sq")]
+    found["moments are zero before the first step"] = not any(bool(moment.any()) for moment in moments)
+    shapes = {name: parts["weight"].shape for name, parts in fresh.items()}
+
+    engine_state.write(ds_engine, STEP, lambda name, part: made(name, part, shapes[name]))
+    found["groups"] = len(ds_engine.optimizer.param_groups)
+    found["reads what was written"] = all(
+        torch.equal(tensor, made(name, part, shapes[name]))
+        for name, parts in engine_state.read(ds_engine)
+        for part, tensor in parts.items()
+    )
+    found["computes with what was written"] = all(
+        torch.equal(value, made(name, "weight", shapes[name]).to(value.dtype))
+        for name, value in live_weights(ds_engine).items()
+    )
+    found["global step"] = ds_engine.global_steps
+    found["steps"] = sorted(set(adam_steps(ds_engine)))
+    one_step(ds_engine)
+    found["steps after one more"] = sorted(set(adam_steps(ds_engine)))
+    return found
+
+
+def unlinked(stage: int, place: Place) -> bool:
+    """Whether DeepSpeed leaves parameters without their moments after a step, where `read` finds them all."""
+    ds_engine = build(stage, "fp32", place)
+    one_step(ds_engine)
+    maps = [parameter._hp_mapping for _, parameter in engine_state.named_parameters(ds_engine)]
+    missing = any(one is not None and "exp_avg" not in (one.optim_fragment or {}) for one in maps)
+    found = dict(engine_state.read(ds_engine))
+    return Control(place).any(missing) and all(parts["exp_avg_sq"].any() for parts in found.values())
+
+
+def left_alone(stage: int, place: Place) -> bool:
+    """Whether DeepSpeed's own call for setting a weight still leaves the weight that the module computes with."""
+    from deepspeed import utils
+
+    ds_engine = build(stage, "bf16", place)
+    for _, parameter in engine_state.named_parameters(ds_engine):
+        if hasattr(parameter, "ds_tensor"):
+            part = torch.full((parameter.ds_tensor.numel(),), 3.0)
+            utils.safe_set_local_fp32_param(parameter, part)
+        else:
+            utils.safe_set_full_fp32_param(parameter, torch.full(parameter.shape, 3.0))
+    return not any(bool((value == 3.0).all()) for value in live_weights(ds_engine).values())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    place = find_place()
+    engine.start_processes(place)
+    results: dict[str, Any] = {}
+    for stage, precision in CASES:
+        results[f"{stage} {precision}"] = run_case(stage, precision, place)
+    results["unlinked"] = {str(stage): unlinked(stage, place) for stage in (1, 2)}
+    results["left alone"] = {str(stage): left_alone(stage, place) for stage in (1, 2, 3)}
+    if place.is_main:
+        Path(sys.argv[1]).write_text(json.dumps(results))
+    engine.stop_processes()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
