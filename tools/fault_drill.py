@@ -28,9 +28,9 @@ EXAMPLES = """examples:
   python tools/fault_drill.py --config configs/debug.yaml --dir runs/zero3 deepspeed.stage=3 data.workers=2
 
 SIGKILL meets rank 0, the last rank, or all at once (a lost node); while starting, between steps, or while a checkpoint
-is written. As srun --wait=30 does, survivors that do not end by themselves are killed after 30 seconds. In the end the drill's metrics must equal those of
-DIR/undisturbed to the last bit, every step once and with the same clips. DIR/kills.jsonl names each kill; stopped, the
-same command goes on. Exit code: 0 equal, 1 not, 2 a mistake."""
+is written. As srun --wait=30 does, survivors that do not end by themselves are killed after 30 seconds. In the end the
+drill's metrics must equal those of DIR/undisturbed to the last bit, every step once and with the same clips.
+DIR/kills.jsonl names each kill; stopped, the same command goes on. Exit code: 0 equal, 1 not, 2 a mistake."""
 
 EVERY = 3  # steps from checkpoint to checkpoint
 FIRST_STEPS, STEPS_A_KILL = 20, 6  # of the run, so that it does not end before its last kill
@@ -190,11 +190,8 @@ class Drill:
             raise Failed(f"kill {number}: the run was done before it; give more train.steps")
         row = {"number": number, "moment": moment, "victim": victim, "steps_before": before}
         row |= {"steps": self._steps(self.run_dir), "in_writing": writing, "exit_codes": codes}
-        row |= {
-            "by_themselves": by_themselves,
-            "seconds": round(killed - began, 2),
-            "survived": round(time.monotonic() - killed, 2),
-        }
+        row |= {"by_themselves": by_themselves, "seconds": round(killed - began, 2)}
+        row |= {"survived": round(time.monotonic() - killed, 2)}
         with self.list.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 
