@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tgm_scale.config import Config, from_tree, lay_over, read_tree
 from tgm_scale.contracts import Grid
@@ -22,6 +21,7 @@ from tgm_scale.evaluation.masks import (
     ClipScore,
     RecipeScore,
     centre_score,
+    clip_maps,
     most_possible,
     score_clip,
     summarise,
@@ -64,20 +64,6 @@ class Judged:
     label: str
     masker: Masker
     towers: build.Towers
-
-    def maps(self, clip: AnnotatedClip, caption: str | None) -> dict[str, Tensor] | None:
-        """What the masker needs of a clip, [1, ...] each; None where it needs a caption and there is none."""
-        video_1CTHW = clip.video[None].contiguous()
-        maps = {name: look(video_1CTHW, self.masker.grid) for name, look in self.towers.maps.items()}
-        maps["motion"] = clip.motion_SRC[None]
-        if "relevance" in self.masker.needs:
-            assert self.towers.relevance is not None and self.towers.text is not None
-            if caption is None:
-                return None
-            maps["relevance"] = self.towers.relevance(
-                video_1CTHW, self.towers.text.encode([caption]), self.masker.grid
-            )
-        return {name: maps[name] for name in self.masker.needs}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -197,7 +183,7 @@ def _score(
     frames = slot_frames(clip.video, clip.object_SRC.shape[0])
     rows: list[Row] = [("the clip", outlined(frames, clip.object_THW[:: clip.object_THW.shape[0] // len(frames)]))]
     for one in judged:
-        maps = one.maps(clip, caption)
+        maps = clip_maps(one.masker, one.towers, clip.video, clip.motion_SRC, caption)
         if maps is None:
             continue
         scores.setdefault(one.label, []).append(score_clip(one.masker, clip.name, clip.object_SRC, maps))
@@ -230,9 +216,7 @@ def _verdict(label: str, summary: RecipeScore) -> str:
     if not summary.auc_by_video:
         return f"{label}: no slot has both the object and others"
     mean, low, high = paired_interval(torch.tensor([list(summary.auc_by_video.values())]))
-    where = (
-        "at the object" if low > 0.5 else "at the background" if high < 0.5 else "no way that these clips tell"
-    )
+    where = "at the object" if low > 0.5 else "at the background" if high < 0.5 else "no way that these clips tell"
     return f"{label}: the relevance points {where} (AUC {mean:.2f}, 95 % [{low:.2f}, {high:.2f}]; 0.5 is chance)"
 
 

@@ -19,6 +19,7 @@ from tgm_scale.evaluation.relevance import slot_aucs
 from tgm_scale.masking.diagnostics import centre_box
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.runtime import seeding
+from tgm_scale.training.build import Towers
 
 SIZES = {"small": (0.0, 0.05), "middle": (0.05, 0.15), "large": (0.15, 1.01)}  # share of the clip's pixels
 DRAWS = 8  # masks drawn of each clip
@@ -38,6 +39,21 @@ class ClipScore:
     @property
     def lift(self) -> float:
         return self.hidden / self.ratio
+
+
+def clip_maps(
+    masker: Masker, towers: Towers, video_CTHW: Tensor, motion_SRC: Tensor, caption: str | None
+) -> dict[str, Tensor] | None:
+    """What a masker needs of one clip, [1, ...] each; None where that is relevance and there is no caption."""
+    video_1CTHW = video_CTHW[None].contiguous()
+    maps = {name: look(video_1CTHW, masker.grid) for name, look in towers.maps.items()}
+    maps["motion"] = motion_SRC[None]
+    if "relevance" in masker.needs:
+        assert towers.relevance is not None and towers.text is not None
+        if caption is None:
+            return None
+        maps["relevance"] = towers.relevance(video_1CTHW, towers.text.encode([caption]), masker.grid)
+    return {name: maps[name] for name in masker.needs}
 
 
 def score_clip(masker: Masker, name: str, object_SRC: Tensor, maps: Mapping[str, Tensor], seed: int = 0) -> ClipScore:

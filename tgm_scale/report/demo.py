@@ -30,6 +30,7 @@ from tgm_scale.evaluation.variants import compare_variants
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.report import html, story
+from tgm_scale.report.gallery import gallery
 from tgm_scale.report.strips import strips
 from tgm_scale.report.summary import Summary
 from tgm_scale.runtime.progress import Board, Task
@@ -262,7 +263,8 @@ def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
     runs = {f"{name} {seed}": plan.run(name, seed) for name in VARIANTS for seed in range(plan.seeds)}
     shown = strips(config, plan.run("joint", 0), Corpus.open(str(plan.corpus("named-test"))))
     curves, bars = story.loss_curves(runs), story.probe_bars(summary, features["chance"])
-    page = html.render(story.compose(summary, shown, curves, bars, facts))
+    recipes = gallery(towers=config.guidance.towers or "small", scorer=config.guidance.scorer)
+    page = html.render(story.compose(summary, shown, recipes, curves, bars, facts))
     path = plan.folder / "report.html"
     replace_file(path, page)
     return path

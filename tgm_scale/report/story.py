@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.report import plots
+from tgm_scale.report.gallery import Gallery
 from tgm_scale.report.html import Card, Code, Judged, Picture, Report, Section, Table, Text
 from tgm_scale.report.strips import Strip
 from tgm_scale.report.summary import Summary, at, judge
@@ -49,7 +50,14 @@ def probe_bars(summary: Summary, chance: float) -> bytes:
     return plots.bars("accuracy of the motion label", groups, ("commonest label", chance))
 
 
-def compose(summary: Summary, strips: Sequence[Strip], curves: bytes, bars: bytes, facts: Mapping[str, Any]) -> Report:
+def compose(
+    summary: Summary,
+    strips: Sequence[Strip],
+    recipes: Gallery,
+    curves: bytes,
+    bars: bytes,
+    facts: Mapping[str, Any],
+) -> Report:
     """The whole report. facts: machine, seeds, steps, batch, clips, train_clips, test_clips, commands."""
     findings = judge(summary)
     met = sum(finding.met for finding in findings)
@@ -74,6 +82,7 @@ def compose(summary: Summary, strips: Sequence[Strip], curves: bytes, bars: byte
         sections=[
             Section("What was wanted, and what came out", [floors]),
             Section("The masks", [*_masks(summary), *(_picture(strip) for strip in strips)]),
+            Section("Every masking recipe on one clip", [_recipes(recipes)]),
             Section("The losses", [_curves(summary, curves)]),
             Section("What the features know of motion", _features(summary, bars, facts)),
             Section("Export", [_export(summary)]),
@@ -117,6 +126,14 @@ def _picture(strip: Strip) -> Picture:
         "the colour of a wholly hidden object is not to be expected."
     )
     return Picture(strip.png, f"film strip: {strip.caption}", caption)
+
+
+def _recipes(recipes: Gallery) -> Picture:
+    caption = (
+        f"“{recipes.caption}”: the first frame of each slot, and what is left of it under each recipe at a mask ratio "
+        "of 0.75. Outlined: the object that the caption names."
+    )
+    return Picture(recipes.strip, "film strip: every masking recipe", caption)
 
 
 def _curves(summary: Summary, png: bytes) -> Picture:
