@@ -42,9 +42,17 @@ class SyntheticConfig(Section):
     seed: int = 0
 
 
+class CacheConfig(Section):
+    """A folder on a node's own disk for what is read from remote shards."""
+
+    dir: str
+    gigabytes: float = Field(100, gt=0, description="the folder's bound: what was not used for the longest goes first")
+
+
 class DataConfig(Section):
     shards: str | list[str | CorpusConfig] = Field(description="folder or pattern of shards, or a list of them")
     synthetic: SyntheticConfig | None = None
+    cache: CacheConfig | None = None
     frames: int = Field(16, ge=1)
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
     size: int = Field(224, ge=8, description="side of the square clip, pixels")
@@ -343,7 +351,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     for section, names in {
         "run": ["dir"],
-        "data": ["workers", "max_skipped_share", "shards"],
+        "data": ["workers", "max_skipped_share", "shards", "cache"],
         "model": ["attention", "activation_checkpointing", "compile"],
         "train": ["micro_batch_size", "max_minutes"],
         "faults": ["rollbacks", "hang_seconds"],

@@ -16,6 +16,7 @@ import numpy as np
 from tgm_scale.contracts import Problem
 from tgm_scale.data import catalogue, shard_index, storage
 from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, SampleRef, ShardIndex, Summary
+from tgm_scale.data.storage import RangeCache
 
 __all__ = ["VIDEO_EXTENSIONS", "Corpus", "SampleRef", "ShardIndex"]
 
@@ -26,7 +27,9 @@ _GAP = 1 << 16  # members nearer than this are read in one piece: 64 KiB cost le
 class Corpus:
     """Open with `Corpus.open`. Threads may share it; it pickles small (a worker reads its indices itself)."""
 
-    def __init__(self, name: str, shards: list[str], summaries: list[Summary]) -> None:
+    def __init__(
+        self, name: str, shards: list[str], summaries: list[Summary], cache: RangeCache | None = None
+    ) -> None:
         usable = [i for i, summary in enumerate(summaries) if summary.samples]
         self.name = name
         self.shards = [shards[i] for i in usable]
@@ -38,25 +41,27 @@ class Corpus:
         self.fingerprint = digest.hexdigest()
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
-        self._reader = storage.RangeReader()
+        self._reader = storage.RangeReader(cache, self.fingerprint)
 
     @classmethod
-    def open(cls, spec: str | os.PathLike | list[str], name: str | None = None) -> Corpus:
+    def open(
+        cls, spec: str | os.PathLike | list[str], name: str | None = None, cache: RangeCache | None = None
+    ) -> Corpus:
         """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs. Or the video files
         that a .txt, .csv or .tsv names (see `listed`).
 
         `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
-        wherever it lies. Missing or stale indices are built: many ranks may do so at once, but it is cheaper when one
-        goes first. Shards without a usable sample are left out. Raises ValueError where there is no shard, or none of
-        them holds a usable sample."""
+        wherever it lies. What is read from URLs is kept in `cache`. Missing or stale indices are built: many ranks
+        may do so at once, but it is cheaper when one goes first. Shards without a usable sample are left out.
+        Raises ValueError where there is no shard, or none of them holds a usable sample."""
         from tgm_scale.data.listed import ListedCorpus, is_list  # it is a Corpus itself
 
         if is_list(spec):
-            return ListedCorpus(os.fspath(cast(str, spec)), name)
+            return ListedCorpus(os.fspath(cast(str, spec)), name, cache)
         shards = storage.expand(spec)
         if name is None:
             name = os.path.basename(os.path.dirname(os.path.abspath(shards[0]))) or "corpus"
-        corpus = cls(name, shards, catalogue.summaries(shards))
+        corpus = cls(name, shards, catalogue.summaries(shards), cache)
         if not corpus.shards:
             why = ", ".join(f"{count} {reason}" for reason, count in corpus.left_out.items()) or "the tars are empty"
             raise ValueError(

@@ -65,25 +65,38 @@ class ListedCorpus(Corpus):
     A file that is not there is left out and counted as `missing_video`. Raises ValueError for a list that cannot be
     read, a line without a video's path, or where none of the files is there."""
 
-    def __init__(self, path: str, name: str | None = None) -> None:
+    def __init__(self, path: str, name: str | None = None, cache: storage.RangeCache | None = None) -> None:
         super().__init__(name or os.path.basename(path), [], [])
         listed = _read(path)
         there = _existing([entry.place for entry in listed])
-        self._entries = [entry for entry in listed if entry.place in there]
         self._missing = [Problem(e.path, "missing_video", "no such file") for e in listed if e.place not in there]
-        if not self._entries:
+        if not there:
             raise ValueError(
                 f"{path}: none of its {len(listed)} videos is there ({listed[0].place} is the first): paths are "
                 "absolute, or relative to the folder of the list"
             )
         if self._missing:
             self.left_out["missing_video"] = len(self._missing)
-        self.shards = [entry.place for entry in self._entries]
-        self.counts = np.ones(len(self._entries), dtype=np.int64)
+        self._take([entry for entry in listed if entry.place in there], cache)
+
+    @classmethod
+    def of_files(cls, name: str, files: list[tuple[str, str]]) -> ListedCorpus:
+        """Files that are there, each with the key that names it; without captions or labels."""
+        corpus = cls.__new__(cls)
+        Corpus.__init__(corpus, name, [], [])
+        corpus._missing = []
+        corpus._take([_Entry(key, place, place.rpartition(".")[2].lower()) for key, place in files], None)
+        return corpus
+
+    def _take(self, entries: list[_Entry], cache: storage.RangeCache | None) -> None:
+        self._entries = entries
+        self.shards = [entry.place for entry in entries]
+        self.counts = np.ones(len(entries), dtype=np.int64)
         digest = hashlib.blake2b(digest_size=8)
-        for entry in self._entries:
+        for entry in entries:
             digest.update(f"{entry.path}\n".encode())
         self.fingerprint = digest.hexdigest()
+        self._reader = storage.RangeReader(cache, self.fingerprint)
 
     def sample(self, shard: int, row: int) -> SampleRef:
         entry = self._entries[shard]

@@ -174,7 +174,7 @@ def load(shard: str) -> ShardIndex:
         index = _fresh(shard, path)
         if index is not None:
             return index
-    index = ShardIndex.scan(shard)
+    index = storage.retrying(lambda: ShardIndex.scan(shard), shard)
     keep(index.dump(), beside, cached)
     return index
 
@@ -220,5 +220,9 @@ def _fresh(shard: str, path: str) -> ShardIndex | None:
         index = ShardIndex.parse(shard, data)
     except (ValueError, KeyError, TypeError):
         return None
-    with storage.open_seekable(shard) as file:
-        return index if (index.size, index.mark) == _identity(file) else None
+
+    def identity() -> tuple[int, str]:
+        with storage.open_seekable(shard) as file:
+            return _identity(file)
+
+    return index if (index.size, index.mark) == storage.retrying(identity, shard) else None

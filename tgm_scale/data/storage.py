@@ -9,18 +9,26 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import fsspec
 from braceexpand import braceexpand
 
 PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hdfs", "memory")
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # waits between attempts: a fileserver's fail-over takes some seconds
+HTTP_CONNECT_SECONDS, HTTP_READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _REFUSED = (401, 403)  # HTTP
 _DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
 
 T = TypeVar("T")
+
+
+class RangeCache(Protocol):
+    """Keeps byte ranges (see disk_cache)."""
+
+    def get(self, *key: str | int) -> bytes | None: ...
+    def put(self, data: bytes, *key: str | int) -> None: ...
 
 
 def is_url(path: str) -> bool:
@@ -68,13 +76,31 @@ def _expand_path(item: str) -> list[str]:
 def _expand_url(item: str) -> list[str]:
     if _is_shard(item) and not glob.has_magic(item):
         return [item]
-    system, path = fsspec.url_to_fs(item)
-    found = system.glob(path) if glob.has_magic(path) else system.ls(path, detail=False)
+    system, path = file_system(item)
+    try:
+        found = system.glob(path) if glob.has_magic(path) else system.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
     return sorted(system.unstrip_protocol(name) for name in found if _is_shard(name))
 
 
 def _is_shard(name: str) -> bool:
     return name.endswith(".tar") and not os.path.basename(name).startswith(".")
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the name it has there. Raises ValueError where its package is missing."""
+    options: dict[str, Any] = {}
+    if url.startswith(("http://", "https://")):
+        from aiohttp import ClientTimeout  # which waits for 5 minutes: a run would be stopped as hung long before
+
+        timeout = ClientTimeout(total=None, sock_connect=HTTP_CONNECT_SECONDS, sock_read=HTTP_READ_SECONDS)
+        options["client_kwargs"] = {"timeout": timeout}
+    try:
+        return fsspec.url_to_fs(url, **options)
+    except ImportError as error:
+        protocol = url.partition("://")[0]
+        raise ValueError(f"{url}: reading from {protocol} needs one more package ({error})") from error
 
 
 def retrying(action: Callable[[], T], what: str) -> T:
@@ -101,7 +127,7 @@ def read_small(path: str) -> bytes | None:
 
     def read() -> bytes:
         if is_url(path):
-            system, name = fsspec.url_to_fs(path)
+            system, name = file_system(path)
             return system.cat_file(name)
         return Path(path).read_bytes()
 
@@ -115,24 +141,29 @@ def size(path: str) -> int:
     """Bytes of a file. Raises OSError."""
     if not is_url(path):
         return os.stat(path).st_size
-    system, name = fsspec.url_to_fs(path)
+    system, name = file_system(path)
     return retrying(lambda: int(system.size(name)), path)
 
 
 def open_seekable(path: str) -> BinaryIO:
     """A file to scan by seeking; of a URL, 64 KiB are fetched at a time."""
-    return fsspec.open(path, "rb", block_size=1 << 16).open() if is_url(path) else open(path, "rb")
+    if not is_url(path):
+        return open(path, "rb")
+    system, name = file_system(path)
+    return system.open(name, "rb", block_size=1 << 16)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write beside, force to disk, rename: a reader sees the old file or the whole new one."""
+def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
+    """Write beside, force to disk, rename: a reader sees the old file or the whole new one. Without `lasting` the disk
+    takes its time, and a machine that fails may leave part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         with open(partial, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -150,15 +181,26 @@ class _Descriptor:
 
 
 class RangeReader:
-    """Reads byte ranges of many files; the last few local ones stay open. Threads may share it; it pickles empty."""
+    """Reads byte ranges of many files; the last few local ones stay open. Threads may share it; it pickles empty.
 
-    def __init__(self) -> None:
+    Ranges of URLs are kept in `cache` if there is one, under `version`, a word that changes with their content."""
+
+    def __init__(self, cache: RangeCache | None = None, version: str = "") -> None:
+        self._cache, self._version = cache, version
         self._open: OrderedDict[str, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises OSError after several attempts."""
+        cache = self._cache if is_url(path) else None
+        data = cache.get(self._version, path, offset, size) if cache else None
+        if data is None:
+            data = self._fetch(path, offset, size)
+            if cache:
+                cache.put(data, self._version, path, offset, size)
+        return data
 
+    def _fetch(self, path: str, offset: int, size: int) -> bytes:
         def attempt() -> bytes:
             data = self._read_url(path, offset, size) if is_url(path) else self._read_path(path, offset, size)
             if len(data) != size:
@@ -171,7 +213,7 @@ class RangeReader:
         return retrying(attempt, path)
 
     def _read_url(self, path: str, offset: int, size: int) -> bytes:
-        system, name = fsspec.url_to_fs(path)
+        system, name = file_system(path)
         return system.cat_file(name, start=offset, end=offset + size)
 
     def _read_path(self, path: str, offset: int, size: int) -> bytes:
@@ -198,4 +240,4 @@ class RangeReader:
             return descriptor
 
     def __reduce__(self) -> tuple:
-        return RangeReader, ()
+        return RangeReader, (self._cache, self._version)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Grid
+from tgm_scale.data.disk_cache import DiskCache
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.guidance.attention import ClassAttention
@@ -118,7 +119,9 @@ def make_synthetic(config: Config) -> None:
 
 
 def corpora(config: Config) -> list[Corpus]:
-    return [Corpus.open(entry.path) for entry in config.data.corpora()]
+    kept = config.data.cache
+    cache = DiskCache(kept.dir, round(kept.gigabytes * 1e9)) if kept else None
+    return [Corpus.open(entry.path, cache=cache) for entry in config.data.corpora()]
 
 
 def samples_per_step(config: Config) -> int:

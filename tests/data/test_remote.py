@@ -1,0 +1,261 @@
+"""Remote shards over real servers on loopback: faults that pass are ridden out, others stop the run by name, and the
+batches are those of the local shards. S3 is moto's server."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tgm_scale.contracts import Grid
+from tgm_scale.data import storage
+from tgm_scale.data.disk_cache import DiskCache
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.shards import ShardWriter
+
+CLIPS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("remote") / "shards"
+    with ShardWriter(path, clips_per_shard=4) as writer:
+        for number in range(CLIPS):
+            noise = np.random.default_rng(number).integers(0, 256, (6, 16, 20, 3)).astype(np.uint8)
+            writer.write(f"c{number}", {"mp4": encode_video(noise, fps=25), "json": {"caption": f"clip {number}"}})
+    Corpus.open(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+class Faulty(SimpleHTTPRequestHandler):
+    """Files with range requests. `faults` says what happens to each range request in turn; then all is well."""
+
+    faults: Iterator[str]
+    served: list[str]
+
+    def do_GET(self) -> None:
+        path, wanted = Path(self.translate_path(self.path)), self.headers.get("Range")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        start, end = 0, len(data)
+        if wanted:
+            first, last = wanted.removeprefix("bytes=").split("-")
+            start, end = int(first), min(int(last or len(data)), len(data) - 1) + 1
+        fault = next(self.faults, "") if wanted and path.suffix == ".tar" else ""
+        if fault.isdigit():
+            self.send_error(int(fault))
+            return
+        if fault == "hang":
+            time.sleep(1.0)
+            return
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
+        self.send_header("Content-Length", str(end - start))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+        if fault == "cut":
+            self.wfile.write(data[start : start + (end - start) // 2])
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if fault == "slow":
+            for at in range(start, end, 1 + (end - start) // 4):
+                self.wfile.write(data[at : min(end, at + 1 + (end - start) // 4)])
+                self.wfile.flush()
+                time.sleep(0.05)
+            return
+        self.wfile.write(data[start:end])
+        self.served.append(f"{path.name} {start}-{end}")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(folder: Path) -> Iterator[tuple[str, type[Faulty]]]:
+    handler = type("Handler", (Faulty,), {"faults": iter(()), "served": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/{{00000..00002}}.tar", handler
+    server.shutdown()
+    server.server_close()
+
+
+def load(corpus: Corpus, workers: int = 0) -> list[tuple]:
+    loader = ClipLoader(
+        [corpus],
+        frames=4,
+        stride=1,
+        size=8,
+        grid=Grid.of(4, 8, 2, 4),
+        seed=3,
+        global_batch_size=4,
+        micro_batch_size=4,
+        rank=0,
+        world_size=1,
+        workers=workers,
+        stop_step=3,
+    )
+    return [
+        (key, caption, float(weight), video.contiguous().numpy().tobytes())
+        for _, [batch] in loader
+        for key, caption, weight, video in zip(batch.keys, batch.captions, batch.weight, batch.video)
+    ]
+
+
+def test_faults_that_pass_are_ridden_out(
+    served: tuple[str, type[Faulty]], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500s, cut connections, a server that hangs, and a slow one: the batches are the local ones to the bit."""
+    address, handler = served
+    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.01,) * 6)  # several faults may fall on one read
+    monkeypatch.setattr(storage, "HTTP_READ_SECONDS", 0.3)
+    remote = Corpus.open(address)
+    faults = iter(["500", "503", "", "cut", "slow", "cut", "hang", "429", "slow", "500", "cut", "503", "slow"])
+    handler.faults = faults
+    assert load(remote) == load(Corpus.open(folder))
+    assert next(faults, None) is None, "all of them happened"
+
+
+def test_workers_read_remote_shards_through_faults(served: tuple[str, type[Faulty]], folder: Path) -> None:
+    """With the real back-off: the first wait is half a second."""
+    address, handler = served
+    handler.faults = iter(["500", "cut"])
+    began = time.monotonic()
+    assert load(Corpus.open(address), workers=2) == load(Corpus.open(folder))
+    assert time.monotonic() - began > 0.5
+
+
+def test_the_waits_between_attempts_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+
+    def fail() -> None:
+        raise ConnectionResetError("again")
+
+    with pytest.raises(OSError, match=r"http://x: ConnectionResetError: again \(6 attempts\)"):
+        storage.retrying(fail, "http://x")
+    assert waits == sorted(waits) and waits[-1] >= 8 * waits[0] and len(waits) == 5
+
+
+@pytest.mark.parametrize("fault", ["500", "cut"])
+def test_a_fault_that_lasts_stops_the_run_by_name(
+    served: tuple[str, type[Faulty]], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    address, handler = served
+    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.01, 0.02))
+    remote = Corpus.open(address)
+    handler.faults = itertools.repeat(fault)
+    with pytest.raises(OSError, match=r"http://127.0.0.1.*\d\.tar.*3 attempts"):
+        load(remote)
+
+
+def test_what_is_read_once_comes_from_the_disk(served: tuple[str, type[Faulty]], tmp_path: Path) -> None:
+    address, handler = served
+    cache = DiskCache(tmp_path / "cache", 10**7)
+    remote = Corpus.open(address, cache=cache)
+    refs = [remote.sample(shard, row) for shard in range(3) for row in range(4)]
+    members = {
+        f"{Path(ref.shard).name} {min(o for o, _ in places)}-{max(o + n for o, n in places)}"
+        for ref in refs
+        for places in [ref.members.values()]
+    }
+
+    def asked() -> int:
+        return sum(request in members for request in handler.served)
+
+    first = load(remote)
+    assert asked() == CLIPS
+    assert load(Corpus.open(address, cache=cache), workers=1) == first
+    assert asked() == CLIPS
+    entries = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert len(entries) == CLIPS
+    entries[0].write_bytes(entries[0].read_bytes()[:-3] + b"xyz")  # a disk that fails
+    entries[1].write_bytes(b"")
+    assert load(Corpus.open(address, cache=cache)) == first
+    assert asked() == CLIPS + 2
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=60))
+def test_the_disk_cache_is_bounded(tmp_path_factory: pytest.TempPathFactory, sizes: list[int]) -> None:
+    folder, limit = tmp_path_factory.mktemp("bounded"), 8000
+    cache = DiskCache(folder, limit)
+    for number, size in enumerate(sizes):
+        cache.put(bytes(size), "v", number)
+        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert held <= limit + limit // 64 + 3016, "the bound, and what came since the last look"
+        assert cache.get("v", number) in (bytes(size), None)
+    assert cache.get("v", len(sizes) - 1) == bytes(sizes[-1])
+    assert cache.get("other version", len(sizes) - 1) is None
+
+
+def test_a_full_cache_drops_what_was_not_used_for_the_longest_time(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, 5000)
+    for number in range(4):
+        cache.put(bytes(1000), number)
+        time.sleep(0.02)
+    assert cache.get(0) is not None
+    cache.put(bytes(1000), 4)
+    assert [cache.get(number) is not None for number in range(5)] == [True, False, True, True, True]
+
+
+def test_a_cache_that_cannot_be_made_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"data.cache.dir=.*file/cache cannot be made"):
+        DiskCache(tmp_path / "file" / "cache", 10)
+
+
+@pytest.fixture
+def bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The shards in a bucket of moto's S3 server."""
+    pytest.importorskip("s3fs", reason="the s3 extra is not installed")
+    server_module = pytest.importorskip("moto.server", reason="moto is not installed (the dev extra)")
+    import logging
+
+    import fsspec
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server: Any = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {"ENDPOINT_URL": f"http://{host}:{port}", "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}
+    for name, value in (settings | {"DEFAULT_REGION": "us-east-1"}).items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    system.mkdir("clips")
+    for file in folder.iterdir():
+        system.pipe_file(f"clips/part/{file.name}", file.read_bytes())
+    yield "s3://clips/part"
+    fsspec.filesystem("s3").clear_instance_cache()
+    server.stop()
+
+
+def test_a_bucket_is_a_corpus(bucket: str, folder: Path) -> None:
+    local = Corpus.open(folder)
+    for spec in (bucket, f"{bucket}/*.tar", bucket + "/{00000..00002}.tar"):
+        remote = Corpus.open(spec)
+        assert (remote.fingerprint, remote.counts.tolist()) == (local.fingerprint, [4, 4, 4])
+    assert load(remote) == load(local)
+    with pytest.raises(ValueError, match=r"no shards .* at 's3://clips/none'"):
+        Corpus.open("s3://clips/none")
