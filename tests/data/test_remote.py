@@ -62,7 +62,7 @@ class Faulty(SimpleHTTPRequestHandler):
             first, last = wanted.removeprefix("bytes=").split("-")
             start, end = int(first), min(int(last or len(data)), len(data) - 1) + 1
         fault = next(self.faults, "") if wanted and path.suffix == ".tar" else ""
-        if fault.isdigit():
+        if fault.isdigit():  # else -, cut, hang or slow
             self.send_error(int(fault))
             return
         if fault == "hang":
@@ -131,7 +131,7 @@ def test_faults_that_pass_are_ridden_out(
     monkeypatch.setattr(storage, "RETRY_SECONDS", (0.01,) * 6)  # several faults may fall on one read
     monkeypatch.setattr(storage, "HTTP_READ_SECONDS", 0.3)
     remote = Corpus.open(address)
-    faults = iter(["500", "503", "", "cut", "slow", "cut", "hang", "429", "slow", "500", "cut", "503", "slow"])
+    faults = iter("500 503 - - cut - slow - cut - - hang - - 429 - slow - 500 - cut - - 503 slow".split())
     handler.faults = faults
     assert load(remote) == load(Corpus.open(folder))
     assert next(faults, None) is None, "all of them happened"
