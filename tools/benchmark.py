@@ -14,6 +14,7 @@ EXAMPLES = """examples:
   python tools/benchmark.py order --clips 10650000 --shards 10650 --ranks 1024
   python tools/benchmark.py memory --clips 100000
   python tools/benchmark.py step --config configs/debug.yaml train.steps=20
+  python tools/benchmark.py masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
 
 Figures of a busy machine are worth little by themselves: what is compared is measured in turns, and the median ratio
 of the turns is shown. Each benchmark has a --help of its own, and --json FILE keeps its figures."""
@@ -24,6 +25,7 @@ BENCHMARKS = {
     "order": "millions of clips on a thousand ranks: opening, positions, resuming",
     "memory": "memory of the loader over many clips",
     "step": "a training step and where its time goes",
+    "masking": "each masking recipe beside a training step, and what each saving brings",
 }
 
 

@@ -21,14 +21,14 @@ def make_shards(
         return folder
     with ShardWriter(folder.with_name(folder.name + ".making"), clips_per_shard=per_shard) as writer:
         for number in range(clips):
-            frames = _frames(number, width, height, round(seconds * FPS))
+            frames = moving_texture(number, width, height, round(seconds * FPS))
             captions = [f"texture {number} moves", f"a moving texture, number {number}", "noise"]
             writer.write(f"c{number:05d}", {"mp4": encode_video(frames, FPS, gop=gop), "json": {"captions": captions}})
     folder.with_name(folder.name + ".making").rename(folder)
     return folder
 
 
-def _frames(seed: int, width: int, height: int, count: int) -> Iterator[np.ndarray]:
+def moving_texture(seed: int, width: int, height: int, count: int) -> Iterator[np.ndarray]:
     """A coarse texture that drifts over a finer one, with noise: about 75 kB a second at 320 x 240."""
     random = np.random.default_rng(seed)
     layers = []

@@ -1,0 +1,242 @@
+"""Milliseconds of each recipe's maps and masks, beside one training step of the same micro batch."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.clips import FPS, moving_texture
+from benchmarks.machine import headline, table
+from tgm_scale.config import Config, from_tree, lay_over, read_tree
+from tgm_scale.contracts import Mask
+from tgm_scale.data.decode import Video
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.motion import MotionRecorder
+from tgm_scale.guidance.flow import check_flow
+from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.towers import load_image_tower
+from tgm_scale.masking.recipes import RECIPES, Masker
+from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.progress import Board
+from tgm_scale.training import build
+from tgm_scale.training.module import JointModule
+
+TOWERS = {"B/32": (32, 768, 12), "B/16": (16, 768, 12)}  # patch, width, layers of an image tower with random weights
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Something that is done once for each micro batch."""
+
+    name: str
+    maps: Callable[[], Any] | None  # the frozen model's or the flow's part
+    mask: Callable[[], Any] | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", default="configs/pretrain_vitb.yaml", metavar="FILE", help="default %(default)s")
+    add("--clips", type=int, default=2, metavar="N", help="of the micro batch (default %(default)s)")
+    add("--towers", default="B/32", metavar="NAME", help="B/32 (default) or B/16, random weights; or a CLIP folder")
+    add("--turns", type=int, default=5, metavar="N", help="medians are shown (default %(default)s)")
+    add("overrides", nargs="*", metavar="section.key=value", help="laid over the configuration")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.clips < 1 or options.turns < 1:
+        raise ValueError(f"--clips {options.clips}, --turns {options.turns}: wanted at least 1 of each")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as scratch:
+        towers = _random_clip(options.towers, Path(scratch)) if options.towers in TOWERS else options.towers
+        tree = lay_over(read_tree(options.config), [f"guidance.towers={towers}", *options.overrides])
+        config = from_tree(tree, options.config)
+        data = config.data
+        print(
+            f"{headline()}; model {config.model.size}, {options.clips} clips of {data.frames} x {data.size} x "
+            f"{data.size}, mask ratio {config.masking.mask_ratio}, tower {options.towers}"
+        )
+        video = torch.randint(0, 256, (options.clips, 3, data.frames, data.size, data.size), dtype=torch.uint8)
+        video = video.to(device)
+        step = _step(config, video, device)
+        timed = [*_recipes(config, video, device), *_savings(config, video, device)]
+        turns = _measure(step, timed, options.turns, device)
+    rows = _rows(timed, turns)
+    print(table(["what", "maps, ms", "mask, ms", "of a step"], [list(row.values()) for row in rows]))
+    decoding = _decoding(config, options.clips, options.turns)
+    print(f"decoding the batch: {decoding['plain_ms']} ms, with motion vectors {decoding['with_vectors_ms']} ms")
+    return {"step_ms": _ms(turns, "step"), "rows": rows, "decoding": decoding}
+
+
+def _decoding(config: Config, clips: int, turns: int) -> dict[str, float]:
+    """What reading the codec's vectors costs a data worker, in milliseconds a micro batch: clips of 320 x 240."""
+    data, grid = config.data, build.token_grid(config)
+    count = data.frames * data.stride
+    encoded = encode_video(moving_texture(0, 320, 240, count), FPS)
+    indices = np.arange(0, count, data.stride)
+
+    def decode(vectors: bool) -> float:
+        began = time.perf_counter()
+        for _ in range(clips):
+            recorder = MotionRecorder() if vectors else None
+            with Video(encoded, recorder) as video:
+                for _ in video.frames(indices):
+                    pass
+            if recorder is not None:
+                recorder.slots(indices, grid.slots)
+        return 1000 * (time.perf_counter() - began)
+
+    pairs = [(decode(False), decode(True)) for _ in range(turns)]
+    plain, watched = (round(median(column), 1) for column in zip(*pairs))
+    return {"plain_ms": plain, "with_vectors_ms": watched}
+
+
+def _random_clip(name: str, folder: Path) -> Path:
+    """A CLIP folder of the named size: how long it takes does not depend on its weights."""
+    prepare_torchvision()
+    import transformers
+
+    from tgm_scale.guidance.tokenizer import write_tokenizer
+
+    patch, width, layers = TOWERS[name]
+    vocabulary = write_tokenizer(["a caption"], folder, context=77)
+    tokens = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    text = {**tokens, "vocab_size": vocabulary, "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 1}
+    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
+    vision = {**shape, "num_hidden_layers": layers, "patch_size": patch, "image_size": 224}
+    transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+    transformers.CLIPImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def _step(config: Config, video: Tensor, device: torch.device) -> Callable[[], Any]:
+    """Forward, reconstruction loss, backward and AdamW of the configuration's model, without an engine."""
+    masker = build.masker(config)
+    module = JointModule(build.model(config, None), contrastive=False).to(device)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4)
+    noise = build.masker(config.model_copy(update={"masking": config.masking.model_copy(update={"recipe": "random"})}))
+    seeds = torch.arange(len(video), device=device)
+    visible, target = noise(seeds).visible, noise(seeds).target
+    mask = Mask(visible[:, : masker.visible_count], target[:, : masker.target_count])
+    dtype = torch.bfloat16 if device.type == "cuda" else None
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            error_B, _, _ = module(video, mask.visible, mask.target)
+        error_B.mean().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return step
+
+
+def _recipes(config: Config, video: Tensor, device: torch.device) -> list[Timed]:
+    found = []
+    for name in RECIPES:
+        masking = config.masking.model_copy(update={"recipe": name, "options": {}})
+        masker = build.masker(config.model_copy(update={"masking": masking}))
+        if "flow" in masker.needs:
+            try:
+                check_flow(config.guidance.flow)
+            except ValueError as missing:
+                print(f"left out: {name}: {missing}")
+                continue
+        needs, grid = masker.needs, masker.grid
+        towers = build.towers(config, needs, device)
+        look = _look(towers, video, masker)
+        shape = (len(video), grid.slots, grid.rows, grid.columns)
+        maps = {key: torch.rand(shape, device=device) for key in needs} | (look() if look else {})
+        seeds = torch.arange(len(video), device=device)
+
+        def mask(masker: Masker = masker, seeds: Tensor = seeds, maps: dict[str, Tensor] = maps) -> Mask:
+            return masker(seeds, **maps)
+
+        found.append(Timed(name, look, mask))
+    return found
+
+
+def _look(towers: build.Towers, video: Tensor, masker: Masker) -> Callable[[], dict[str, Tensor]] | None:
+    """The part of frozen models and flow; None where there is none."""
+    if towers.relevance is None and not towers.maps:
+        return None
+
+    def look() -> dict[str, Tensor]:
+        maps = {name: way(video, masker.grid) for name, way in towers.maps.items()}
+        if towers.relevance is not None and towers.text is not None:
+            captions = torch.ones(len(video), towers.text.width, device=video.device)
+            maps["relevance"] = towers.relevance(video, captions, masker.grid)
+        return maps
+
+    return look
+
+
+def _savings(config: Config, video: Tensor, device: torch.device) -> list[Timed]:
+    """Relevance of text-guided masking made cheaper in each way, its mask left out."""
+    grid, guidance = build.token_grid(config), config.guidance
+    assert guidance.towers is not None
+    image = load_image_tower(build.tower_folder(guidance.towers), device, torch.float32)
+    half = load_image_tower(build.tower_folder(guidance.towers), device, torch.bfloat16)
+    smaller = max(image.image_size // 2 // image.patch, 1) * image.patch
+    captions = torch.ones(len(video), image.width, device=device)
+    ways = {
+        "relevance: every frame, fp32": Relevance(image, guidance.scorer),
+        "relevance: one frame a tubelet": Relevance(image, guidance.scorer, "one"),
+        f"relevance: at {smaller} pixels": Relevance(image, guidance.scorer, resolution=smaller),
+        "relevance: bf16": Relevance(half, guidance.scorer),
+        "relevance: one frame, bf16": Relevance(half, guidance.scorer, "one"),
+    }
+
+    def timed(way: Relevance) -> Callable[[], Tensor]:
+        return lambda: way(video, captions, grid)
+
+    return [*(Timed(name, timed(way), None) for name, way in ways.items()), Timed("relevance: cached", None, None)]
+
+
+def _measure(step: Callable[[], Any], timed: list[Timed], turns: int, device: torch.device) -> list[dict[str, float]]:
+    """Seconds of each part, in turns; a turn before the first warms up and is not counted."""
+
+    def seconds(work: Callable[[], Any]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    measured = []
+    with Board() as board:
+        task = board.task("turns", turns + 1)
+        for _ in range(turns + 1):
+            turn = {"step": seconds(step)}
+            for one in timed:
+                for part, work in (("maps", one.maps), ("mask", one.mask)):
+                    if work is not None:
+                        turn[f"{one.name} {part}"] = seconds(work)
+            measured.append(turn)
+            task.advance()
+    return measured[1:]
+
+
+def _rows(timed: list[Timed], turns: list[dict[str, float]]) -> list[dict[str, str]]:
+    step = {"what": "the training step", "maps": "", "mask": "", "share": _ms(turns, "step") + " ms"}
+    rows = [step]
+    for one in timed:
+        parts = [f"{one.name} {part}" for part in ("maps", "mask")]
+        share = median(sum(turn.get(part, 0.0) for part in parts) / turn["step"] for turn in turns)
+        maps, mask = (_ms(turns, part) for part in parts)
+        rows.append({"what": one.name, "maps": maps, "mask": mask, "share": f"{share:.2%}"})
+    return rows
+
+
+def _ms(turns: list[dict[str, float]], part: str) -> str:
+    return f"{1000 * median(turn[part] for turn in turns):.1f}" if part in turns[0] else ""
