@@ -114,7 +114,7 @@ def test_files_are_found_by_path_by_stem_and_in_folders(tmp_path: Path) -> None:
 def test_a_list_of_real_videos_stands_for_shards(real: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("bend_00000006.mp4 bend\ngone.mp4 bend\none_hand_wave_00000002.mp4 wave\n")
     found = open_labelled(str(tmp_path / "list.txt"), root=str(real / "weizmann"))
-    refs = found.refs()
+    refs = found.refs
     assert [(ref.name, found.labels[ref.name]) for ref in refs] == [
         ("bend_00000006.mp4", "bend"),
         ("one_hand_wave_00000002.mp4", "wave"),

@@ -49,7 +49,7 @@ def cached_rows(
 
     made_by: what the rows depend on beside samples and views, such as a digest of the weights. A chunk is one file,
     written whole, so that a stopped pass goes on where it was. Raises ValueError where no sample can be used."""
-    refs = source.refs()
+    refs = source.refs
     digest = hashlib.blake2b(digest_size=8)
     for fact in (*made_by, source.corpus.fingerprint, str(len(refs)), str(views), str(dtype)):
         digest.update(fact.encode() + b"\n")

@@ -115,7 +115,7 @@ def extract(
     with Decoder(workers) as decoder:
         found = [
             run_models(lambda video: [encoder(video) for encoder in encoders], corpus, refs, views, decoder, progress)
-            for refs in chunks(source.refs())
+            for refs in chunks(source.refs)
         ]
     parts = [part for part in found if part.names]
     names = [name for part in parts for name in part.names]

@@ -68,7 +68,7 @@ def prepare(config: FinetuneConfig, place: Place) -> Parts:
         open_split(config.data, "train")
     control.barrier()
     train, test = open_split(config.data, "train"), open_split(config.data, "test")
-    refs = train.refs()
+    refs = train.refs
     size = build.model_size(shared(config))
     tokens = build.token_grid(shared(config)).tokens
     macs = macs_per_clip(size, config.data.frames, config.data.size, tokens, 0)
@@ -186,7 +186,7 @@ def plan_facts(config: FinetuneConfig, plan: EnginePlan, parts: Parts) -> dict[s
 def announce(config: FinetuneConfig, parts: Parts, facts: dict[str, Any], notes: list[str], start: int) -> None:
     """Print what the run will do, before its first step."""
     lines = [
-        f"run {config.run.dir}: {len(parts.train.refs())} training and {len(parts.test.refs())} test videos of "
+        f"run {config.run.dir}: {len(parts.train.refs)} training and {len(parts.test.refs)} test videos of "
         f"{len(parts.classes)} classes, {parts.steps} steps of {config.train.global_batch_size} clips "
         f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
         f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}",

@@ -42,7 +42,7 @@ def test(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     )
     made_by = ("finetuned", str(step), *(entry["blake2b"] for entry in reader.manifest["files"]), str(settings.ema))
     with Board() as board:
-        task = board.task("videos tested", -(-len(parts.test.refs()) // place.world_size))
+        task = board.task("videos tested", -(-len(parts.test.refs) // place.world_size))
         clips = cached_rows(
             folder / "test",
             made_by,
@@ -65,7 +65,7 @@ def test(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             "figures": results.judged(scores_MC, truth_M),
             "facts": {
                 "classes": len(parts.classes),
-                "training videos": len(parts.train.refs()),
+                "training videos": len(parts.train.refs),
                 "views": f"{views.temporal} windows x {views.spatial} squares",
             },
         }

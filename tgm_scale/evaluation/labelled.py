@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.index import VIDEO_EXTENSIONS, Corpus, SampleRef
-from tgm_scale.data.storage import RangeReader
+from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.evaluation.lists import Entry, Folder, is_list, read_list
 
 SYNTHETIC_MOTION = "truth.objects.0.motion"
-_PIECE = 1000  # files of a list that are shuffled together, as the samples of a shard are
 _STATS_AT_A_TIME = 16  # a network file system answers one in a millisecond
-
-
-class FileRef(SampleRef):
-    """A whole file as the sample: `key` is its path in the list, and its name."""
-
-    @property
-    def name(self) -> str:
-        return self.key
-
-
-class FileCorpus(Corpus):
-    """Video files where shards are wanted; pieces of 1,000 stand for the shards."""
-
-    def __init__(self, name: str, files: list[tuple[str, Path]]) -> None:
-        """files: (path in the list, file); the files exist."""
-        super().__init__(name, [], [])
-        sizes = [file.stat().st_size for _, file in files]
-        self._refs = [
-            FileRef(key, str(file), {file.suffix[1:].lower(): (0, size)}) for (key, file), size in zip(files, sizes)
-        ]
-        self.shards = [f"{name} from {start}" for start in range(0, len(files), _PIECE)]
-        self.counts = np.array([min(_PIECE, len(files) - start) for start in range(0, len(files), _PIECE)])
-        listed = "".join(f"{key} {size}\n" for (key, _), size in zip(files, sizes))
-        self.fingerprint = hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
-        self._reader = RangeReader()
-
-    def sample(self, shard: int, row: int) -> SampleRef:
-        return self._refs[shard * _PIECE + row]
-
-    def problems(self, shard: int) -> list[Problem]:
-        return []
 
 
 @dataclass(frozen=True)
@@ -62,6 +28,7 @@ class Labelled:
     labels: dict[str, str]
     problems: list[Problem]
 
+    @cached_property
     def refs(self) -> list[SampleRef]:
         """The labelled samples in the order of their names."""
         counts = self.corpus.counts.tolist()
@@ -88,7 +55,7 @@ def _open_list(spec: str, entries: list[Entry], root: str | None) -> Labelled:
     folder = Folder(root if root is not None else Path(spec).parent, VIDEO_EXTENSIONS)
     with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
         found = list(pool.map(folder.find, [entry.path for entry in entries]))
-    files = {entry.path: file for entry, file in zip(entries, found) if file is not None}
+    files = {entry.path: str(file) for entry, file in zip(entries, found) if file is not None}
     if not files:
         raise ValueError(
             f"{spec}: none of its {len(entries)} videos (the first: {entries[0].path}) lies below {folder.root}: set "
@@ -99,7 +66,7 @@ def _open_list(spec: str, entries: list[Entry], root: str | None) -> Labelled:
         for entry, file in zip(entries, found)
         if file is None
     ]
-    return Labelled(FileCorpus(Path(spec).stem, list(files.items())), dict(entries), problems)
+    return Labelled(ListedCorpus.of_files(Path(spec).stem, list(files.items())), dict(entries), problems)
 
 
 def label_at(path: str) -> Callable[[dict], str]:

@@ -150,7 +150,7 @@ class Folder:
     def find(self, path: str) -> Path | None:
         """The file that a list means, or None."""
         direct = self.root / path
-        if direct.is_file():
+        if direct.suffix.lower() in self._extensions and direct.is_file():
             return direct
         if self._by_stem is None:
             self._by_stem = self._walk()

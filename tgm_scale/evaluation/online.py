@@ -70,7 +70,7 @@ class _Part:
 
     def __init__(self, source: Labelled, views: Views, decoder: Decoder, control: Control) -> None:
         rank, ranks = control.place.rank, control.place.world_size
-        refs = source.refs()
+        refs = source.refs
         own = list(decoder.views(source.corpus, refs[rank::ranks], views))
         broken = [name for share in control.gather([p.key for p in own if isinstance(p, Problem)]) for name in share]
         if broken:

@@ -73,7 +73,7 @@ def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: 
         temporal=at.config.encoder.temporal_views,
         spatial=at.config.encoder.spatial_views,
     )
-    task = board.task(f"features of {name}", -(-len(source.refs()) // at.place.world_size))
+    task = board.task(f"features of {name}", -(-len(source.refs) // at.place.world_size))
     return cached(
         at.folder / "features",
         encoder,
