@@ -83,7 +83,7 @@ def test_clusters_are_the_groups_that_are_there() -> None:
     centres = torch.nn.functional.normalize(torch.randn(PARTS, 16, generator=generator), dim=-1)
     truth = torch.randint(0, PARTS, (200,), generator=generator)
     points = centres[truth] + 0.05 * torch.randn(200, 16, generator=generator)
-    label = _clusters(torch.nn.functional.normalize(points, dim=-1))
+    label = _clusters(torch.nn.functional.normalize(points, dim=-1)[None])[0]
     pairs = set(zip(truth.tolist(), label.tolist()))
     assert len(pairs) == PARTS and len({b for _, b in pairs}) == PARTS
 

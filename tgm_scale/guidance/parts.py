@@ -3,7 +3,8 @@
 SemMAE trains a model of parts of its own; here the patches of a clip fall into PARTS clusters of their features
 (k-means on the unit sphere), the same in all slots, so that a part keeps its number while it moves.
 
-Shapes: B clips, T frames of H x W pixels, S slots x R rows x C columns of tokens, N tokens of a clip, E features.
+Shapes: B clips, T frames of H x W pixels, S slots x R rows x C columns of tokens, N tokens of a clip, E features, P
+parts.
 """
 
 from __future__ import annotations
@@ -42,25 +43,30 @@ class Parts:
             features_FhwE = self.image.patch_tokens(frames_N3HW, self.scorer, self.resolution)
             features_BEFhw = features_FhwE.unflatten(0, (len(frames_BCFHW), -1)).movedim(-1, 1)
             features_BNE = on_tokens(features_BEFhw, grid).flatten(2).transpose(1, 2)
-            return torch.stack([_clusters(F.normalize(one_NE, dim=-1)) for one_NE in features_BNE])
+            return _clusters(F.normalize(features_BNE, dim=-1))
 
         frames_BCFHW = slot_frames(video_BCTHW, grid, self.one_frame)
         label_BN = in_passes(compute, clips_per_pass(self.image.device), frames_BCFHW)
         return label_BN.float().view(-1, grid.slots, grid.rows, grid.columns)
 
 
-def _clusters(x_NE: Tensor) -> Tensor:
-    """Labels int64 [N] of unit vectors. The first centre is the vector nearest the mean, each further one the vector
-    least like those before: nothing is drawn."""
-    centres = [x_NE[(x_NE @ x_NE.mean(0)).argmax()]]
-    nearest_N = x_NE @ centres[0]
-    for _ in range(PARTS - 1):
-        centres.append(x_NE[nearest_N.argmin()])
-        nearest_N = torch.maximum(nearest_N, x_NE @ centres[-1])
-    centre_PE = torch.stack(centres)
+def _clusters(x_BNE: Tensor) -> Tensor:
+    """Labels int64 [B, N] of unit vectors. The first centre is the vector nearest the mean, each further one the
+    vector least like those before: nothing is drawn."""
+
+    def likeness(centre_BPE: Tensor) -> Tensor:
+        return x_BNE @ centre_BPE.transpose(1, 2)
+
+    def picked(index_B: Tensor) -> Tensor:
+        return x_BNE.gather(1, index_B[:, None, None].expand(-1, 1, x_BNE.shape[2]))
+
+    centre_BPE = picked(likeness(x_BNE.mean(dim=1, keepdim=True))[..., 0].argmax(dim=1))
+    while centre_BPE.shape[1] < PARTS:
+        nearest_BN = likeness(centre_BPE).amax(dim=2)
+        centre_BPE = torch.cat([centre_BPE, picked(nearest_BN.argmin(dim=1))], dim=1)
     for _ in range(_ROUNDS):
-        member_NP = F.one_hot((x_NE @ centre_PE.T).argmax(dim=1), PARTS).float()
-        mean_PE = member_NP.T @ x_NE
-        kept_P1 = member_NP.any(dim=0)[:, None]  # a centre without members stays where it is
-        centre_PE = torch.where(kept_P1, F.normalize(mean_PE, dim=-1), centre_PE)
-    return (x_NE @ centre_PE.T).argmax(dim=1)
+        member_BNP = F.one_hot(likeness(centre_BPE).argmax(dim=2), PARTS).to(x_BNE.dtype)
+        mean_BPE = member_BNP.transpose(1, 2) @ x_BNE
+        kept_BP1 = (member_BNP.sum(dim=1) > 0)[..., None]  # a centre without members stays where it is
+        centre_BPE = torch.where(kept_BP1, F.normalize(mean_BPE, dim=-1), centre_BPE)
+    return likeness(centre_BPE).argmax(dim=2)
