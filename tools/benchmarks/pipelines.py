@@ -26,14 +26,14 @@ FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
 _FOREVER = 10**6
 
 
-def loader(corpus: Corpus, workers: int, repeats: int = 1) -> ClipLoader:
+def loader(corpus: Corpus, workers: int, repeats: int = 1, size: int = SIZE) -> ClipLoader:
     """The loader as a run of one process has it."""
     return ClipLoader(
         [corpus],
         frames=FRAMES,
         stride=STRIDE,
-        size=SIZE,
-        grid=Grid.of(FRAMES, SIZE, 2, 16),
+        size=size,
+        grid=Grid.of(FRAMES, size, 2, 16),
         seed=0,
         global_batch_size=BATCH,
         micro_batch_size=BATCH,

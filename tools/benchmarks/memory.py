@@ -1,0 +1,56 @@
+"""Memory of the loader over many clips: what this process and its workers hold alone, as the clips go by."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from benchmarks import pipelines
+from benchmarks.clips import make_shards
+from benchmarks.machine import headline, resident_mb, table
+
+from tgm_scale.data.index import Corpus
+from tgm_scale.runtime.progress import Board
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--clips", type=int, default=100_000, metavar="N", help="default %(default)s")
+    add("--every", type=int, default=5_000, metavar="N", help="clips from look to look (default %(default)s)")
+    add("--workers", type=int, default=2, metavar="N", help="default %(default)s")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    if min(options.clips, options.every) < 1 or options.workers < 1:
+        raise ValueError("--clips, --every and --workers: wanted at least 1")
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch, Board() as board:
+        folder = make_shards(Path(scratch) / "shards", 64, 128, 96, 12, seconds=2.0, per_shard=4)
+        loading = pipelines.loader(Corpus.open(str(folder)), options.workers, size=64)
+        clips = pipelines.clips_of(loading)
+        task = board.task("clips", options.clips)
+        for done in range(options.every, options.clips + 1, options.every):
+            task.advance(sum(islice(clips, options.every)))
+            workers = [child.pid for child in multiprocessing.active_children() if child.pid]
+            rows.append((done, resident_mb(os.getpid()), max(map(resident_mb, workers))))
+        clips.close()  # type: ignore[attr-defined]
+    print(f"{headline()}; clips of 2 s at 128 x 96, {options.workers} workers")
+    print(
+        table(("clips", "this process, MB", "largest worker, MB"), [(n, f"{a:.0f}", f"{b:.0f}") for n, a, b in rows])
+    )
+    half = rows[len(rows) // 2 :]
+    growth = {name: 1e5 * _slope([(row[0], row[k]) for row in half]) for k, name in ((1, "process"), (2, "worker"))}
+    print(f"growth in the second half, MB per 100,000 clips: {growth['process']:.1f}, worker {growth['worker']:.1f}")
+    return {"rows": rows, "growth_mb_per_100000": growth}
+
+
+def _slope(points: list[tuple[float, float]]) -> float:
+    """Of the line of least squares; 0 for a single point."""
+    middle_x, middle_y = (sum(values) / len(points) for values in zip(*points))
+    spread = sum((x - middle_x) ** 2 for x, _ in points)
+    return sum((x - middle_x) * (y - middle_y) for x, y in points) / spread if spread else 0.0
