@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.masking.diagnostics import GuidanceMonitor, centre_box, overlap, slot_repeat
+from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor, centre_box, overlap, slot_repeat
 from tgm_scale.masking.recipes import build_masker
 
 GRID = Grid(4, 6, 6)
@@ -109,3 +109,20 @@ def test_guidance_that_works_and_few_clips_raise_no_alarm() -> None:
     few = monitor(maps(10, 0), maps(10, 0))
     few.figures()
     assert few.warning() is None
+
+
+def test_clips_without_motion_are_counted_and_called_out() -> None:
+    moving = torch.rand(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    moving[1] = 0
+    watch = MotionMonitor()
+    watch.observe(moving, torch.tensor([1.0, 1.0, 1.0, 0.0]))
+    assert watch.figures() == {"mask_without_motion": pytest.approx(1 / 3)} and watch.figures() == {}
+    assert watch.warning() is None  # few clips
+    watch.observe(torch.zeros(97, 2, 3, 3), torch.ones(97))
+    watch.figures()
+    warning = watch.warning()
+    assert warning is not None and "98 of 100 clips bring no motion" in warning and "make_shards" in warning
+    lively = MotionMonitor()
+    lively.observe(torch.ones(100, 2, 3, 3), torch.ones(100))
+    lively.figures()
+    assert lively.warning() is None
