@@ -4,16 +4,17 @@
 #   in_tasks SRUN_OPTION... -- PYTHON_ARGUMENT...     one step of the job, by the site's python
 # Facts about the cluster come from cluster.env beside it (see cluster.env.example), or the file that TGM_CLUSTER is.
 #
-# A run ends in one of four ways, by the exit code of its processes:
+# A run ends in one of five ways, by the exit code of its processes:
 #   0   all steps are made
 #   2   the user's mistake: not started again
+#   4   it diverged, and would again: not started again
 #   85  stopped by a signal (time limit, preemption) after a checkpoint: started again from there
 #   else  a crash: started again, unless three starts in a row began at the same step
 # Bash, since it must decide these things when Python does not start.
 
 set -u -o pipefail
 
-readonly USER_MISTAKE=2 BAD_NODE=3 SAME_STEP_STARTS=3
+readonly USER_MISTAKE=2 BAD_NODE=3 DIVERGED=4 SAME_STEP_STARTS=3
 
 say() { echo "[$(date +%FT%T)] $*"; }
 
@@ -192,7 +193,7 @@ launch() {
     -m tgm_scale "$command" --config "$config" "$@" || code=$?
   case $code in
     0) say "done: $run" ;;
-    "$USER_MISTAKE")
+    "$USER_MISTAKE" | "$DIVERGED")
       cat "$logs/rank-0000.log"
       stop "$code" "not started again"
       ;;

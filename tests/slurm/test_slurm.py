@@ -141,6 +141,15 @@ def test_a_users_mistake_is_told_and_not_started_again(cluster: Cluster, shards:
     assert cluster.fact(job, "ExitCode") == "2:0" and cluster.fact(job, "Restarts") == "0"
 
 
+def test_a_run_that_diverges_is_not_started_again(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    spikes = ["faults.spike_factor=1.0001", "faults.refused_before_rollback=2", "faults.rollbacks=1"]
+    wild = [*overrides(tmp_path / "run", shards), *spikes, "train.steps=400", "optim.base_lr=3"]
+    job = cluster.submit("pretrain_vitb.sh", tmp_path, {"TGM_REQUEUE": "yes"}, *wild, options=("--nodes=1",))
+    assert cluster.finish(job) == "FAILED"
+    assert "updates were refused up to step" in log_of(tmp_path) and "not started again" in log_of(tmp_path)
+    assert cluster.fact(job, "ExitCode") == "4:0" and cluster.fact(job, "Restarts") == "0"
+
+
 def test_an_array_makes_shards(cluster: Cluster, tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
     rows = [{"Start_timestamp": "00:00:00.000", "End_timestamp": "00:00:02.000", "Caption": "noise"} for _ in range(4)]

@@ -118,6 +118,14 @@ def test_the_same_data_and_curve_in_any_layout(
     assert max(abs(a - b) for one, two in zip(here, there, strict=True) for a, b in zip(one[2:], two[2:])) < 1e-4
 
 
+def on_the_board(folder: Path) -> list[tuple[int, float]]:
+    """Steps and losses as TensorBoard shows them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return [(event.step, event.value) for event in board.Scalars("loss")]
+
+
 def wait_for(condition: object, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
@@ -142,19 +150,21 @@ def test_three_kills_leave_no_trace_in_the_curve(config: Path, undisturbed: Path
     conditions = [
         lambda: steps_made() >= 8,  # between checkpoints
         lambda: any(checkpoints.glob(".writing-00000012/state-*")),  # while one is being written
-        lambda: steps_made() >= 21,
+        lambda: steps_made() >= 20,
     ]
     for condition in conditions:
         process = start(config)
         wait_for(condition)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert checkpoint.steps_in(checkpoints) == [12, 18]
+    assert checkpoint.steps_in(checkpoints)[-1] in (12, 18), "that of step 18 may still be in writing"
     pretrain(config)
     assert losses(folder) == losses(undisturbed)
     report, equal = compare(str(undisturbed), str(folder))
     assert equal and "equal to the last bit" in report
     assert not list(checkpoints.glob(".writing-*"))
+    boards = on_the_board(undisturbed), on_the_board(folder)
+    assert boards[0] == boards[1] and [step for step, _ in boards[0]] == list(range(1, STEPS + 1))
     assert (folder / "skipped.jsonl").read_text() == (undisturbed / "skipped.jsonl").read_text()
 
 

@@ -21,6 +21,8 @@ from tgm_scale.data.transforms import CROPS
 from tgm_scale.data.workers import decode_ahead
 from tgm_scale.runtime import seeding
 
+PREFETCH = 4  # samples that each worker is ahead: enough that a slow one does not hold up the others
+
 
 class ClipLoader:
     """Iterates (step, [Batch, one for each accumulation micro-step]) for steps start_step ... stop_step - 1.
@@ -54,7 +56,7 @@ class ClipLoader:
         crop: str = "multi_scale",
         flip: bool = False,
         window_shards: int = 16,
-        prefetch: int = 4,
+        prefetch: int = PREFETCH,
         captions: bool = True,
         relevance: RelevanceReader | None = None,
         motion: bool = False,

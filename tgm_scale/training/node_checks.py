@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from tgm_scale.config import Config
+from tgm_scale.data.loader import PREFETCH
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training import build, checkpoint, run_folder
 
@@ -25,7 +26,6 @@ _GB = 1e9
 _TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and says little
 _SIDE = 4096  # of the matrix product that a GPU is tried with: 2 * 4096^3 FLOP, 0.2 ms on an H100
 _ROUNDS = 50
-_PREFETCHED = 4  # samples that each worker of the loader is ahead
 _SHARED_FOLDER_SECONDS = 10  # a network file system may show a new file only after its attribute cache expires
 
 
@@ -130,7 +130,7 @@ def _loader_bytes(config: Config) -> float:
     """Shared memory that the decoded clips of one rank's workers take while they wait."""
     data = config.data
     clip = data.frames * data.size**2 * 3
-    return float(data.workers * _PREFETCHED * data.repeated_augmentation * clip)
+    return float(data.workers * PREFETCH * data.repeated_augmentation * clip)
 
 
 def _check_run_folder(config: Config, token: str) -> None:
