@@ -23,6 +23,7 @@ from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.synthetic import make_corpus
 from tgm_scale.evaluation.intervals import paired_interval
+from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.evaluation.variants import compare_variants
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.progress import Board, Task
@@ -38,7 +39,7 @@ goes on where it was. Writes summary.json and prints it as tables."""
 
 PRETRAINING, FINETUNING = "configs/study_weizmann.yaml", "configs/study_weizmann_finetune.yaml"
 VARIANTS = {"mae": ["objective.contrastive_weight=0"], "joint": []}  # overrides of the configuration
-SCRATCH = "scratch"
+SCRATCH, LONGER = "scratch", "scratch, 4 times the steps"  # longer: more updates than pretraining and finetuning
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -137,16 +138,17 @@ class Study:
 
     def finetune(self, board: Board) -> dict[str, Any]:
         """Every run finetuned, and training from scratch with the same seeds and steps."""
-        origins = [SCRATCH, *VARIANTS]
+        origins = [SCRATCH, LONGER, *VARIANTS]
         task = board.task("finetuning runs", len(origins) * len(self.seeds))
+        steps = self.options.finetune_steps or load_finetune(FINETUNING, []).train.steps
+        assert steps is not None, "the study's configuration gives train.steps"
         right: dict[str, list[list[bool]]] = {origin: [] for origin in origins}
         for seed in self.seeds:
             for origin in origins:
-                folder = self.run(f"finetune-{origin}", seed)
+                folder = self.run(f"finetune-{origin.replace(', 4 times the steps', '-longer')}", seed)
                 given = [f"data.{split}={self.data[split]}" for split in ("train", "test")]
-                given += [] if origin == SCRATCH else [f"train.init_from={self.run(origin, seed)}"]
-                if self.options.finetune_steps:
-                    given.append(f"train.steps={self.options.finetune_steps}")
+                given += [f"train.init_from={self.run(origin, seed)}"] if origin in VARIANTS else []
+                given.append(f"train.steps={steps * 4 if origin == LONGER else steps}")
                 if not (folder / "results.json").is_file():
                     _start("finetune", FINETUNING, folder, [*given, *_of_run(folder, seed)])
                 rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
@@ -156,6 +158,9 @@ class Study:
         return {
             "accuracy": {origin: rows.mean(dim=1).tolist() for origin, rows in right_SM.items()},
             "gain": {name: paired_interval(right_SM[name] - right_SM[SCRATCH])._asdict() for name in VARIANTS},
+            "gain over longer": {
+                name: paired_interval(right_SM[name] - right_SM[LONGER])._asdict() for name in VARIANTS
+            },
             "loss of pretraining": {name: self._last_losses(name) for name in VARIANTS},
         }
 
@@ -195,6 +200,8 @@ def tables(summary: dict[str, Any]) -> str:
             lines.append(_line(method, name, values, frozen["gain"][method].get(name)))
     for name, values in finetuned["accuracy"].items():
         lines.append(_line("finetuning", name, values, finetuned["gain"].get(name)))
+    for name, gain in finetuned["gain over longer"].items():
+        lines.append(_line("finetuning, beside the longer", name, finetuned["accuracy"][name], gain))
     return "\n".join([*lines, f"\nchance {frozen['chance']:.3f}, {frozen['clips']['test']} test clips"])
 
 
