@@ -18,7 +18,7 @@ from tgm_scale.guidance.clip_training import LabelledImages, Recipe, train
 from tgm_scale.runtime import seeding
 
 EXAMPLES = """examples:
-  python tools/train_small_clip.py --output runs/small_clip                 about 40 minutes on one CPU core
+  python tools/train_small_clip.py --output runs/small_clip                 about 20 minutes on one CPU core
   python tools/train_small_clip.py --output runs/try --steps 200            a look at the beginning
 
 The folder is in the Hugging Face layout and loads like any other CLIP: guidance.towers=runs/small_clip"""
