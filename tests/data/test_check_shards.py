@@ -1,0 +1,91 @@
+"""tools/check_shards.py: what it finds in shards whose faults are known."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.shards import ShardWriter
+
+main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "check_shards.py"))["main"]
+
+
+def video(number: int, frames: int) -> bytes:
+    pictures = np.full((frames, 16, 32, 3), 40 + 20 * number, np.uint8)
+    return encode_video(pictures, fps=10)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Eight samples in three shards: one cut short, one double, one without caption, one with a broken json, one that
+    a download left without its video."""
+    with ShardWriter(tmp_path / "shards", clips_per_shard=3) as writer:
+        for number in range(8):
+            members: dict = {
+                "mp4": video(number, 10 + number),
+                "json": {"captions": ["a grey field", f"field {number}"]},
+            }
+            if number == 2:
+                members["mp4"] = members["mp4"][: len(members["mp4"]) // 2]
+            elif number == 3:
+                members["json"] = {}
+            elif number == 4:
+                members |= {"json": b"{half", "txt": "from the text"}
+            elif number == 5:
+                members["mp4"] = video(1, 11)
+            elif number == 6:
+                del members["mp4"]
+            writer.write(f"c{number}", members)
+    return tmp_path / "shards"
+
+
+def test_known_faults_are_found(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, sheet = tmp_path / "report.json", tmp_path / "sheet.png"
+    assert main(["--shards", str(shards), "--report", str(report), "--sheet", str(sheet), "--max-broken", "0.2"]) == 0
+    found = json.loads(report.read_text())
+    assert (found["samples"], found["shards"], found["looked_at"]) == (7, 3, 7)
+    assert found["left_out"] == {"no_video": 1}
+    assert {reason: [name for name, _ in names] for reason, names in found["broken"].items()} == {
+        "not_a_video": ["00000/c2"]
+    }
+    assert found["broken_share"] == pytest.approx(1 / 7)
+    assert found["seconds"] == [1.0, 1.05, 1.2, 1.55, 1.7] and found["hours"] == pytest.approx(7.6 / 3600)
+    assert found["short_side"] == [16] * 5
+    assert found["captions_a_sample"] == {"0": 1, "1": 1, "2": 5}
+    assert found["without_caption"] == ["00001/c3"] and found["broken_json"] == ["00001/c4"]
+    assert found["doubles"] == [["00000/c1", "00001/c5"]]
+    assert found["commonest_captions"][0] == ["a grey field", 5]
+    pixels = np.asarray(Image.open(sheet))
+    assert pixels.shape == (112, 896, 3)
+    assert [abs(int(pixels[28, 112 * k + 50, 0]) - shade) < 8 for k, shade in enumerate((40, 60, 100, 120, 60, 180))]
+    said = capsys.readouterr().out
+    for words in ("7 samples in 3 shards", "no_video: 1", "not_a_video: 1", "00000/c2", "same video: 1"):
+        assert words in said
+
+
+def test_a_part_is_drawn_and_too_many_broken_ones_are_told(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--shards", str(shards), "--max-broken", "0.1"]) == 1
+    assert "too many broken samples: 14.3%" in capsys.readouterr().out
+    main(["--shards", str(shards), "--samples", "3", "--max-broken", "1"])
+    assert "looked at 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--shards", "{}/nowhere"], "no shards"),
+        (["--shards", "{}", "--frames", "0"], "--frames"),
+        (["--shards", "{}", "--sheet", "x.bmp"], "--sheet x.bmp"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    shards: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: str
+) -> None:
+    assert main([option.format(shards) for option in options]) == 2
+    assert words in capsys.readouterr().err
