@@ -9,12 +9,12 @@ better with the frames around. With one reference (as tools/make_shards.py encod
 that refer to another frame than most of theirs get a multiple of their velocity. H.264, MPEG-4 and MPEG-1/2 export
 vectors; HEVC, AV1 and VP9 do not, and a stream of keyframes has none.
 
-Shapes: T sampled frames, S slots, y x cells of CELL pixels that cover the frame, K vectors.
+Shapes: T sampled frames, S slots, y x cells that cover the frame, K vectors, N cells or vectors of some kind.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,11 +22,12 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
-CELL = 8  # the smallest block that ffmpeg tells of
+CELL, LARGE_CELL = 8, 16  # pixels: the smallest block that ffmpeg tells of; a macroblock
+_LARGE_FRAME = 192  # pixels of the short side from which on cells are large: still finer than a clip's tokens
 CAMERA_CELLS = 500
 _CANDIDATES = 4  # references that a vector may point to
 _AROUND = 3  # frames on each side that say what velocity is usual
-_CAMERA_ROUNDS = 6
+_CAMERA_ROUNDS = 5
 _SMALLEST_SCALE = 0.1  # pixels a frame: below it, vectors differ by their quarter-pixel steps
 
 
@@ -75,14 +76,15 @@ class MotionRecorder:
 
     def add(self, index: int, frame: VideoFrame) -> None:
         """A decoded frame and its index in the source."""
-        self._shape = (-(-frame.height // CELL), -(-frame.width // CELL))
+        cell = LARGE_CELL if min(frame.height, frame.width) >= _LARGE_FRAME else CELL
+        self._shape = (-(-frame.height // cell), -(-frame.width // cell))
         self._turns = round(frame.rotation / 90)
         by_packet = self._by_packet.get(frame.pts) if frame.pts is not None else None
         if by_packet if by_packet is not None else frame.pict_type != PictureType.B:
             self._references.add(index)
         vectors = frame.side_data.get("MOTION_VECTORS")
         if vectors is not None:
-            self._fields[index] = _rasterise(vectors.to_ndarray(), self._shape)
+            self._fields[index] = _rasterise(vectors.to_ndarray(), self._shape, cell)
 
     def slots(self, indices_T: np.ndarray, slots: int) -> np.ndarray | None:
         """How fast each cell moves against the camera: float32 [S, y, x], source pixels from one sampled frame to the
@@ -111,67 +113,77 @@ class MotionRecorder:
         if not self._fields:
             return {}
         known = sorted(self._fields)
-        nearest = {index: (self._distances(index, past=True), self._distances(index, past=False)) for index in known}
+        references = sorted(self._references)
+        nearest = {k: tuple(self._distances(references, k, past) for past in (True, False)) for k in known}
         coarse = [self._fields[k].velocity(past[0], future[0], coarse=True) for k, (past, future) in nearest.items()]
         coarse_T2yx, found = np.stack(coarse), {}
         for place, (index, (past, future)) in enumerate(nearest.items()):
             field, around = self._fields[index], [place + k for k in range(-_AROUND, _AROUND + 1) if k]
-            usual_2yx = np.median(coarse_T2yx[[k for k in around if 0 <= k < len(known)] or [place]], axis=0)
+            near_T2yx = np.sort(coarse_T2yx[[k for k in around if 0 <= k < len(known)] or [place]], axis=0)
+            usual_2yx = near_T2yx[len(near_T2yx) // 2]
             past_distance = _likeliest(field.past_2yx, field.past_yx, past, usual_2yx)
             future_distance = _likeliest(field.future_2yx, field.future_yx, future, usual_2yx)
             found[index] = field.velocity(past_distance, future_distance), field.count_yx
         return found
 
-    def _distances(self, index: int, past: bool) -> list[int]:
-        """Frames from `index` to the references on one side of it, the nearest first."""
-        away = [index - other if past else other - index for other in self._references]
-        return sorted(distance for distance in away if distance > 0)[:_CANDIDATES] or [1]
+    def _distances(self, references: list[int], index: int, past: bool) -> list[int]:
+        """Frames from `index` to the references (ascending) on one side of it, the nearest first."""
+        if past:
+            before = references[: bisect_left(references, index)][-_CANDIDATES:]
+            return [index - other for other in reversed(before)] or [1]
+        behind = references[bisect_right(references, index) :][:_CANDIDATES]
+        return [other - index for other in behind] or [1]
+
+
+def _median(x: np.ndarray) -> float:
+    """The upper median of a flat array; numpy's own spends ten times as long on checks."""
+    return float(np.partition(x, len(x) // 2)[len(x) // 2])
 
 
 def _likeliest(total_2yx: np.ndarray, count_yx: np.ndarray, distances: list[int], usual_2yx: np.ndarray) -> int:
     """Which distance brings the vectors of one direction nearest the velocity that is usual around the frame.
 
     Judged where both move; the nearest reference stays unless another one halves the error."""
+    if len(distances) == 1 or not count_yx.any():
+        return distances[0]
     count_yx, total_2yx = count_yx[::2, ::2], total_2yx[:, ::2, ::2]
     moves_yx = (np.abs(usual_2yx).max(axis=0) > 0.5) & (np.abs(total_2yx).max(axis=0) > 0.5 * count_yx)
-    if len(distances) == 1 or moves_yx.sum() < 4:
+    if moves_yx.sum() < 4:
         return distances[0]
     vector_2N, usual_2N = total_2yx[:, moves_yx] / count_yx[moves_yx], usual_2yx[:, moves_yx]
 
     def error(distance: int) -> float:
-        return float(np.median(np.hypot(*(vector_2N / distance - usual_2N))))
+        return _median(np.hypot(*(vector_2N / distance - usual_2N)))
 
     nearest = error(distances[0])
-    if nearest < 0.25 * np.median(np.hypot(*usual_2N)):
+    if nearest < 0.25 * _median(np.hypot(*usual_2N)):
         return distances[0]
     best = min(distances, key=error)
     return best if error(best) < 0.5 * nearest else distances[0]
 
 
-def _rasterise(vectors_K: np.ndarray, shape: tuple[int, int]) -> _Field:
+def _rasterise(vectors_K: np.ndarray, shape: tuple[int, int], cell: int) -> _Field:
+    """A vector counts in a cell by its block's area there, in smallest blocks; a block lies in its macroblock."""
     rows, columns = shape
     # content comes from dst + motion: forward in time it moves the other way from a past frame, this way to a future
     sign_K = np.where(vectors_K["source"] < 0, -1.0, 1.0) / vectors_K["motion_scale"]
     across_K, down_K = vectors_K["motion_x"] * sign_K, vectors_K["motion_y"] * sign_K
-    left_K = vectors_K["dst_x"].astype(np.int64) - vectors_K["w"] // 2
-    top_K = vectors_K["dst_y"].astype(np.int64) - vectors_K["h"] // 2
-    cells = []
-    for down in (0, CELL):
-        for right in (0, CELL):
-            row_K, column_K = (top_K + down) // CELL, (left_K + right) // CELL
-            covered = (down < vectors_K["h"]) & (right < vectors_K["w"])
-            covered &= (row_K >= 0) & (row_K < rows) & (column_K >= 0) & (column_K < columns)
-            cells.append(np.where(covered, row_K * columns + column_K, -1))
-    # past, future and a last part for what lies outside
-    cell_4K = np.stack(cells) + (vectors_K["source"] > 0) * (rows * columns)
-    cell_4K[np.stack(cells) < 0] = 2 * rows * columns
-    sums = np.stack(
-        [
-            np.bincount(cell_4K.ravel(), np.broadcast_to(values, cell_4K.shape).ravel(), 2 * rows * columns + 1)[:-1]
-            for values in (across_K, down_K, 1.0)
-        ]
-    ).astype(np.float32)
-    past, future = sums.reshape(3, 2, rows, columns).swapaxes(0, 1)
+    width_K, height_K = vectors_K["w"].astype(np.int64), vectors_K["h"].astype(np.int64)
+    left_K, top_K = vectors_K["dst_x"] - width_K // 2, vectors_K["dst_y"] - height_K // 2
+    first = np.where(vectors_K["source"] < 0, 0, rows * columns)  # past, future
+    sums = np.zeros((3, 2 * rows * columns))
+    steps = (0, CELL) if cell == CELL else (0,)
+    for down in steps:
+        for right in steps:
+            row_K, column_K = (top_K + down) // cell, (left_K + right) // cell
+            covered_K = (down < height_K) & (right < width_K)
+            covered_K &= (row_K >= 0) & (row_K < rows) & (column_K >= 0) & (column_K < columns)
+            place_N = (first + row_K * columns + column_K)[covered_K]
+            area_N = (width_K * height_K)[covered_K] / CELL**2 if cell > CELL else np.ones(len(place_N))
+            for part, values_K in enumerate((across_K, down_K)):
+                sums[part] += np.bincount(place_N, values_K[covered_K] * area_N, sums.shape[1])
+            sums[2] += np.bincount(place_N, area_N, sums.shape[1])
+    past, future = sums.astype(np.float32).reshape(3, 2, rows, columns).swapaxes(0, 1)
     return _Field(past[:2], future[:2], past[2], future[2])
 
 
@@ -215,8 +227,7 @@ def camera_motion(moved_2yx: np.ndarray, weight_yx: np.ndarray, frames: int) -> 
     fit_32[0] = np.median(moved_N2, axis=0)
     for _ in range(_CAMERA_ROUNDS):
         distance_N = np.hypot(*(moved_N2 - terms_N3 @ fit_32).T)
-        middle = np.partition(distance_N, len(distance_N) // 2)[len(distance_N) // 2]
-        scale = max(middle, _SMALLEST_SCALE * frames)
+        scale = max(_median(distance_N), _SMALLEST_SCALE * frames)
         weighted_N3 = terms_N3 / (1 + (distance_N / scale) ** 2)[:, None]
         fit_32 = np.linalg.solve(weighted_N3.T @ terms_N3 + 1e-9 * np.eye(3), weighted_N3.T @ moved_N2)
     return np.moveaxis(terms_yx3 @ fit_32, -1, 0)
@@ -225,7 +236,7 @@ def camera_motion(moved_2yx: np.ndarray, weight_yx: np.ndarray, frames: int) -> 
 def _is_reference(packet: Packet, extradata: bytes | None) -> bool | None:
     """Whether an H.264 packet's picture may be referred to (nal_ref_idc, ITU-T H.264 7.4.1); None where no slice is
     found. Units stand behind their lengths in MP4 and Matroska (avcC), else behind start codes."""
-    data = bytes(packet)
+    data = memoryview(packet)  # a buffer, though PyAV's types do not say so
     if extradata and extradata[0] == 1 and len(extradata) > 4:
         size, place = (extradata[4] & 3) + 1, 0
         while place + size < len(data):
@@ -234,10 +245,11 @@ def _is_reference(packet: Packet, extradata: bytes | None) -> bool | None:
                 return bool(header & 96)
             place += size + int.from_bytes(data[place : place + size], "big")
         return None
-    place = data.find(b"\0\0\1")
-    while 0 <= place < len(data) - 3:
-        header = data[place + 3]
+    stream = bytes(data)
+    place = stream.find(b"\0\0\1")
+    while 0 <= place < len(stream) - 3:
+        header = stream[place + 3]
         if header & 31 in (1, 5):
             return bool(header & 96)
-        place = data.find(b"\0\0\1", place + 3)
+        place = stream.find(b"\0\0\1", place + 3)
     return None
