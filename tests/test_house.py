@@ -36,7 +36,7 @@ IMPORT_SITES = {
     "torchvision": {"guidance/flow.py"},
     "av": {"data/decode.py", "data/encode.py", "data/motion.py"},
     "webdataset": {"data/shards.py", "data/loader.py"},
-    "timm": {"evaluation/finetune.py", "conversion/timm.py"},
+    "timm": {"evaluation/augment.py", "conversion/timm.py"},
     "flash_attn": {"models/attention.py"},
     "matplotlib": {"report/render.py", "report/plots.py"},
     "jinja2": {"report/html.py"},

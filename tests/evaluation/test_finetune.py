@@ -148,8 +148,8 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
     source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, attention="sdpa", seed=5).state_dict()
     file = tmp_path / "tiny.safetensors"
     convert(Weights.of("pretraining", source, Stated(4, 2, 4, 32), []), file, "safetensors")
-    config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [f"train.init_from={file}"])
-    module, notes = classifier(config, ["a", "b"])
+    config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [])
+    module, notes = classifier(config, ["a", "b"], str(file))
     for name, value in module.state_dict().items():
         if name.startswith(("patch_embed", "blocks")):
             assert torch.equal(value, source[f"encoder.{name}"]), name

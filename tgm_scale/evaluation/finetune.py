@@ -18,9 +18,9 @@ from torch import Tensor
 
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.evaluation import finetune_setup as setup
+from tgm_scale.evaluation import multiview
 from tgm_scale.evaluation.augment import PairMixer
 from tgm_scale.evaluation.ema import Average
-from tgm_scale.evaluation.finetune_test import test
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig) -> int:
         code = _Run(config, folder, parts, stop, watchdog).train()
         watchdog.end("done")  # a test has no step that all ranks meet at
         if code == 0:
-            test(config, folder, parts)
+            multiview.judge(config, folder, parts)
         engine.stop_processes()
     except Exception:
         watchdog.end("failed")
@@ -69,14 +69,16 @@ class _Run:
         self.control: Control = parts.control
         self.checkpoints = folder / "checkpoints"
         settings, shared = config.finetune, setup.shared(config)
-        module, notes = setup.classifier(config, parts.classes)
+        newest = checkpoint.latest_for_all(self.checkpoints, self.control)
+        module, notes = setup.classifier(config, parts.classes, config.train.init_from if newest is None else None)
+        if config.model.compile:
+            module.compile()
         groups = setup.layer_groups(module, config.optim.weight_decay, settings.layer_decay)
         plan = build.engine_plan(shared, self.place)
         self.accumulation = plan.accumulation
         self.engine = engine.build_engine(module, plan, self.place.device, groups)
         retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
         self.saver = Saver(self.checkpoints, retention, self.place, self.control)
-        newest = checkpoint.latest_for_all(self.checkpoints, self.control)
         self.progress = Progress() if newest is None else checkpoint.restore(self.engine, newest)
         self.schedule = build.schedule(shared, parts.steps)
         repeats = config.data.repeated_augmentation

@@ -105,8 +105,8 @@ def loader(config: FinetuneConfig, parts: Parts, start: int) -> ClipLoader:
     return made
 
 
-def classifier(config: FinetuneConfig, classes: list[str]) -> tuple[VideoClassifier, list[str]]:
-    """The classifier as the run starts it, and notes on where its weights come from. Raises ValueError."""
+def classifier(config: FinetuneConfig, classes: list[str], init_from: str | None) -> tuple[VideoClassifier, list[str]]:
+    """The classifier with the encoder of `init_from`, or fresh, and notes on its weights. Raises ValueError."""
     size = build.model_size(shared(config))
     module = VideoClassifier(
         size,
@@ -118,9 +118,9 @@ def classifier(config: FinetuneConfig, classes: list[str]) -> tuple[VideoClassif
         drop_path=config.finetune.drop_path,
         seed=config.run.seed,
     )
-    if config.train.init_from is None:
+    if init_from is None:
         return module, ["fresh weights: nothing pretrained"]
-    found = read_initial(config.train.init_from, size)
+    found = read_initial(init_from, size)
     own = module.state_dict()
     usable = {
         name: value
@@ -129,7 +129,7 @@ def classifier(config: FinetuneConfig, classes: list[str]) -> tuple[VideoClassif
     }
     module.load_state_dict({**own, **usable})
     fresh = sorted(own.keys() - usable.keys())
-    return module, [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
+    return module, [f"weights of {init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
 
 
 def layer_groups(module: VideoClassifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build, checkpoint
 
 
-def test(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
+def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     """Test the newest checkpoint, or the average beside it, and write results.json. Collective.
 
     Weights are read from the checkpoint, whole, so that it goes at any ZeRO stage."""
