@@ -1,0 +1,208 @@
+"""tools/caption_clips.py with real, tiny models of random weights in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards import ShardWriter
+
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "caption_clips.py"))
+main = TOOL["main"]
+
+
+def video(number: int, frames: int = 9) -> bytes:
+    noise = np.random.default_rng(number).integers(0, 256, (frames, 4, 4, 3)).astype(np.uint8)
+    return encode_video(noise.repeat(8, 1).repeat(8, 2), fps=10, crf=0)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five clips in three shards, one of them broken; two classes."""
+    folder = tmp_path_factory.mktemp("captions") / "plain"
+    with ShardWriter(folder, clips_per_shard=2) as writer:
+        for number in range(5):
+            data = video(number) if number != 3 else b"not a video"
+            content = {"label": {"name": ["riding_a_bike", "archery"][number % 2]}, "caption": f"old {number}"}
+            writer.write(f"clip{number}", {"mp4": data, "json": content, "tgm.npy": np.zeros(3)})
+    return folder
+
+
+def tokenizer() -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "</s>", "<image>", *letters])}
+    bytes_only = Tokenizer(models.BPE(vocabulary, []))
+    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytes_only.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bytes_only,
+        pad_token="<pad>",
+        eos_token="</s>",
+        bos_token="</s>",
+        additional_special_tokens=["<image>"],
+    )
+
+
+TEXT = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "ffn_dim": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "word_embed_proj_dim": 32,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessor
+
+    folder = tmp_path_factory.mktemp("blip2")
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = Blip2Config(
+        vision_config={**shape, "image_size": 28, "patch_size": 14},
+        qformer_config={**shape, "encoder_hidden_size": 32, "vocab_size": 259, "cross_attention_frequency": 1},
+        text_config={**TEXT, "model_type": "opt"},
+        num_query_tokens=4,
+        image_token_index=2,
+    )
+    torch.manual_seed(0)
+    model = Blip2ForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # so that different pictures give different words
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    size = {"height": 28, "width": 28}
+    Blip2Processor(BlipImageProcessor(size=size), tokenizer(), num_query_tokens=4).save_pretrained(folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, tuple[dict, set[str]]]:
+    corpus = Corpus.open(folder)
+    found = {}
+    for shard, count in enumerate(corpus.counts):
+        for row in range(count):
+            ref = corpus.sample(shard, row)
+            found[ref.name] = (json.loads(corpus.read(ref, ["json"])["json"]), set(ref.members))
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+
+
+def test_three_frames_give_three_captions(
+    shards: Path, blip2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "captioned"
+    options = ["--shards", str(shards), "--blip2", str(blip2), "--device", "cpu"]
+    assert main([*options, "--output", str(output)]) == 0
+    assert "4 clips captioned, 1 clips not decoded (not_a_video)" in capsys.readouterr().out
+    found = contents(output)
+    assert list(found) == [f"{number // 2:05d}/clip{number}" for number in range(5)]
+    describe = TOOL["load_blip2"](blip2, "cpu", 1)
+    for number, (content, members) in enumerate(found.values()):
+        assert members == {"mp4", "json", "tgm.npy"} and "caption" not in content and content["label"]
+        if number == 3:
+            assert content["captions"] == ["old 3"]
+            continue
+        assert content["captions"] == describe(TOOL["three_frames"](video(number)))
+        assert len(content["captions"]) == 3 and content["old_captions"] == [f"old {number}"]
+    assert len({tuple(content["captions"]) for content, _ in found.values()}) > 2, "they depend on the pictures"
+
+    whole = files(output)
+    (output / "00001.tar").unlink()  # stopped before its end
+    assert main([*options, "--output", str(output)]) == 0 and files(output) == whole
+    for task in "10":
+        assert main([*options, "--output", str(tmp_path / "shared"), "--task", task, "--tasks", "2"]) == 0
+    assert files(tmp_path / "shared") == whole
+
+
+def test_the_frames_are_the_middles_of_thirds() -> None:
+    pictures = np.stack([np.full((16, 16, 3), 20 * number, np.uint8) for number in range(12)])
+    frames = TOOL["three_frames"](encode_video(pictures, fps=10, crf=0))
+    assert [round(frame.mean() / 20) for frame in frames] == [2, 6, 10]
+
+
+def test_class_names_go_through_templates(shards: Path, tmp_path: Path) -> None:
+    own = tmp_path / "templates.txt"
+    own.write_text("somebody is {}\n\n{} in the open air\n")
+    arguments = ["--shards", str(shards), "--output", str(tmp_path / "out"), "--classes", "label.name"]
+    assert main([*arguments, "--templates", str(own)]) == 0
+    captions = [content["captions"] for content, _ in contents(tmp_path / "out").values()]
+    bike, archery = ([text.format(name) for text in ("somebody is {}", "{} in the open air")] for name in
+                     ("riding a bike", "archery"))  # fmt: skip
+    assert captions == [bike, archery, bike, archery, bike]
+
+
+def test_a_language_model_describes_each_class_once(shards: Path, tmp_path: Path) -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    OPTForCausalLM(OPTConfig(**TEXT)).save_pretrained(tmp_path / "lm")
+    tokenizer().save_pretrained(tmp_path / "lm")
+    arguments = ["--shards", str(shards), "--classes", "label.name", "--language-model", str(tmp_path / "lm")]
+    for name in ("one", "two"):
+        assert main([*arguments, "--device", "cpu", "--output", str(tmp_path / name)]) == 0
+    assert files(tmp_path / "one") == files(tmp_path / "two"), "what is drawn is keyed by the class"
+    captions = [content["captions"] for content, _ in contents(tmp_path / "one").values()]
+    assert captions[0] == captions[2] == captions[4] != captions[1]
+    assert all(len(texts) == 3 and all(texts) for texts in captions)
+
+
+def test_a_list_of_files_becomes_shards(tmp_path: Path) -> None:
+    lines = []
+    for number in range(3):
+        path = tmp_path / "a folder" / f"v.{number}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(video(number))
+        lines.append(f"a folder/v.{number}.mp4 caption {number}")
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    corpus = Corpus.open(str(tmp_path / "list.txt"))
+    groups = TOOL["_groups"](corpus)
+    assert groups == [[(0, 0), (1, 0), (2, 0)]]
+    with ShardWriter(tmp_path / "made") as writer:
+        for place in groups[0]:
+            TOOL["_copy"](corpus, place, lambda ref, members: [f"new {ref.key}"], writer)
+    found = contents(tmp_path / "made")
+    assert list(found) == [f"00000/a folder/v%2E{number}" for number in range(3)]
+    assert found["00000/a folder/v%2E1"][0] == {
+        "captions": ["new a folder/v.1.mp4"],
+        "label": None,
+        "old_captions": ["caption 1"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--blip2", "{tmp}/nowhere"], ["--blip2", "no config.json", "BLIP-2"]),
+        (["--classes", "class"], ["--classes class", "00000/clip0", "caption, label"]),
+        (["--classes", "label.name", "--templates", "{tmp}/none"], ["--templates", "no such file"]),
+        (["--classes", "label.name", "--task", "2", "--tasks", "2"], ["--task 2", "0 to 1"]),
+        (["--blip2", "{tmp}", "--templates", "x"], ["give --classes"]),
+    ],
+)
+def test_a_mistake_is_one_message(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], words: list[str]
+) -> None:
+    given = [option.format(tmp=tmp_path) for option in options]
+    assert main(["--shards", str(shards), "--output", str(tmp_path / "out"), *given]) == 2
+    said = capsys.readouterr().err
+    for word in words:
+        assert word in said

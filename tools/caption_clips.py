@@ -1,0 +1,272 @@
+"""Write captions for clips: from three of their frames with BLIP-2, or from the names of their classes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import numpy as np
+import torch
+
+from tgm_scale.data.annotations import captions_of
+from tgm_scale.data.decode import DecodeError, Video
+from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.data.shards import CLIPS_PER_SHARD, ShardWriter, shard_path
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.progress import Board
+
+EXAMPLES = """examples:
+  python tools/caption_clips.py --shards DIR --output DIR --blip2 models/blip2-opt-2.7b
+  python tools/caption_clips.py --shards videos.txt --output DIR --blip2 DIR --task $SLURM_PROCID --tasks $SLURM_NTASKS
+  python tools/caption_clips.py --shards DIR --output DIR --classes label
+  python tools/caption_clips.py --shards DIR --output DIR --classes label --language-model models/llama-8b
+
+--blip2 describes 3 uniformly spaced frames of each clip, which gives 3 captions (TGM, arXiv 2408.00759, section 4).
+--classes sees no picture: the class name in each sample's json (a key, or a dotted path) goes through templates, or a
+language model describes it once for each class. --templates FILE holds one template a line, with {} for the name.
+
+The result is new shards: all that the old ones hold, the captions in the json, and what was there as old_captions. A
+list of video files becomes shards here. A video that cannot be decoded is copied as it is and counted. Stopped at any
+moment, the same command goes on with the first unfinished shard; --task N --tasks M shares the shards out, one process
+a GPU. Exit code: 0 done, 2 a mistake in the command or its input."""
+
+FRAMES = 3
+TEMPLATES = (
+    "a video of {}",
+    "a person is doing {}",
+    "the action of {}, seen from a few steps away",
+)
+PROMPT = "Describe in one sentence what one sees in a video of {}:"
+_WORDS = 40  # of a caption, as tokens; CLIP reads 77
+
+Describe = Callable[[SampleRef, dict[str, bytes]], list[str]]
+
+
+class Pictures(Protocol):
+    """A model that describes pictures: uint8 [H, W, 3] each."""
+
+    def __call__(self, images: list[np.ndarray]) -> list[str]: ...
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except ValueError as mistake:
+        print(f"caption_clips: {mistake}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("caption_clips: interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--shards", required=True, metavar="DIR", help="folder, pattern or list, as data.shards")
+    add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not the shards' own folder")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--blip2", type=Path, metavar="DIR", help="a BLIP-2 folder in the Hugging Face layout")
+    source.add_argument("--classes", metavar="KEY", help="where the json has the class's name, such as label")
+    add("--language-model", type=Path, metavar="DIR", help="with --classes: a causal language model's folder")
+    add("--templates", type=Path, metavar="FILE", help="with --classes: lines with {} for the class's name")
+    add("--beams", type=int, default=1, metavar="N", help="width of BLIP-2's search (default %(default)s, greedy)")
+    add("--task", type=int, default=0, metavar="N", help="this process's number among --tasks, from 0")
+    add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
+    add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    if not 0 <= options.task < options.tasks:
+        raise ValueError(f"--task {options.task} of --tasks {options.tasks}: wanted 0 to {options.tasks - 1}")
+    if options.classes is None and (options.language_model or options.templates):
+        raise ValueError("--language-model and --templates describe classes: give --classes, too")
+    corpus = Corpus.open(options.shards)
+    if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
+        raise ValueError(f"--output {options.output} is the folder of the shards: name another")
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    describe = _describer(options, device)
+    groups = _groups(corpus)
+    mine = range(options.task, len(groups), options.tasks)
+    todo = [number for number in mine if not shard_path(options.output, number).exists()]
+    print(f"{len(corpus)} clips in {len(groups)} shards; {len(todo)} of this task's {len(mine)} are to be made")
+    done: Counter[str] = Counter()
+    with Board() as board:
+        task = board.task("clips", sum(len(groups[number]) for number in todo))
+        for number in todo:
+            with ShardWriter(options.output, clips_per_shard=len(groups[number]), first=number) as writer:
+                for place in groups[number]:
+                    done[_copy(corpus, place, describe, writer)] += 1
+                    task.advance()
+    print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")
+    return 0
+
+
+def _groups(corpus: Corpus) -> list[list[tuple[int, int]]]:
+    """The samples of each shard to be written: those of one old shard, or 1,000 of a list's files."""
+    if corpus.counts.max() > 1:
+        return [[(shard, row) for row in range(count)] for shard, count in enumerate(corpus.counts.tolist())]
+    places = [(shard, 0) for shard in range(len(corpus.shards))]
+    return [places[at : at + CLIPS_PER_SHARD] for at in range(0, len(places), CLIPS_PER_SHARD)]
+
+
+def _copy(corpus: Corpus, place: tuple[int, int], describe: Describe, writer: ShardWriter) -> str:
+    """Copy a sample with its captions. What became of it, in a word to be counted."""
+    ref = corpus.sample(*place)
+    members: dict[str, Any] = corpus.read(ref, list(ref.members))
+    content, outcome = _json(members), "captioned"
+    old = captions_of(members)
+    try:
+        captions = describe(ref, members)
+    except DecodeError as error:
+        captions, outcome = old, f"not decoded ({error.reason})"
+    else:
+        content |= {"old_captions": old} if old else {}
+    for key in ("caption", "Caption"):
+        content.pop(key, None)
+    members["json"] = content | {"captions": captions}
+    writer.write(_key(ref), members)
+    return outcome
+
+
+def _key(ref: SampleRef) -> str:
+    """The sample's key; of a list's file its path without extension, fit to be a key."""
+    stem = ref.key.removesuffix("." + ref.video) if "." in ref.key else ref.key
+    return quote(stem, safe="/ -_~").replace(".", "%2E").lstrip("/")
+
+
+def _json(members: dict[str, bytes]) -> dict[str, Any]:
+    try:
+        content = json.loads(members.get("json", b"{}"))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _describer(options: argparse.Namespace, device: str) -> Describe:
+    if options.blip2 is not None:
+        pictures = load_blip2(options.blip2, device, options.beams)
+        return lambda ref, members: pictures(three_frames(members[ref.video]))
+    if options.language_model is not None:
+        write = load_writer(options.language_model, device)
+    else:
+        write = _from_templates(options.templates)
+    known: dict[str, list[str]] = {}
+
+    def describe(ref: SampleRef, members: dict[str, bytes]) -> list[str]:
+        name = _class_name(_json(members), options.classes, ref)
+        if name not in known:
+            known[name] = write(name)
+        return known[name]
+
+    return describe
+
+
+def three_frames(data: bytes) -> list[np.ndarray]:
+    """The frames in the middle of each third, uint8 [H, W, 3]. Raises DecodeError."""
+    with Video(data) as video:
+        indices = [int((k + 0.5) * video.count / FRAMES) for k in range(FRAMES)]
+        images = {index: np.ascontiguousarray(image) for index, image in video.frames(np.unique(indices))}
+    return [images[index] for index in indices]
+
+
+def load_blip2(folder: Path, device: str, beams: int) -> Pictures:
+    """BLIP-2 (Li et al. 2023) from a local folder. Raises ValueError where it is none."""
+    prepare_torchvision()
+    from transformers import Blip2ForConditionalGeneration, Blip2Processor
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with _Local(folder, "--blip2", "a BLIP-2 model"):
+        processor = Blip2Processor.from_pretrained(folder, local_files_only=True)
+        model = Blip2ForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=dtype)
+    model = model.eval().to(device)
+
+    @torch.inference_mode()
+    def describe(images: list[np.ndarray]) -> list[str]:
+        inputs = processor(images=images, return_tensors="pt").to(device, dtype)
+        tokens = model.generate(**inputs, max_new_tokens=_WORDS, num_beams=beams, do_sample=False)
+        return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+    return describe
+
+
+def load_writer(folder: Path, device: str) -> Callable[[str], list[str]]:
+    """A language model that describes a class FRAMES times; what it draws is keyed by the class's name."""
+    prepare_torchvision()
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with _Local(folder, "--language-model", "a causal language model"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+    model = model.eval().to(device)
+
+    @torch.inference_mode()
+    def write(name: str) -> list[str]:
+        inputs = tokenizer(PROMPT.format(name), return_tensors="pt", return_token_type_ids=False).to(device)
+        captions = []
+        for number in range(FRAMES):
+            torch.manual_seed(seeding.key("describe", name, number))
+            tokens = model.generate(
+                **inputs, max_new_tokens=_WORDS, do_sample=True, top_p=0.9, pad_token_id=tokenizer.eos_token_id
+            )
+            text = str(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+            captions.append((text.strip().splitlines() or [""])[0].strip() or TEMPLATES[number].format(name))
+        return captions
+
+    return write
+
+
+class _Local:
+    """Errors of loading a folder as the user's mistake, with the option's name."""
+
+    def __init__(self, folder: Path, option: str, wanted: str):
+        self.folder, self.option, self.wanted = folder, option, wanted
+
+    def __enter__(self) -> None:
+        if not (self.folder / "config.json").is_file():
+            raise ValueError(f"{self.option} {self.folder}: no config.json: wanted the local folder of {self.wanted}")
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if isinstance(error, (OSError, ValueError, KeyError, TypeError)):
+            raise ValueError(f"{self.option} {self.folder}: cannot be read as {self.wanted}: {error}") from error
+
+
+def _from_templates(file: Path | None) -> Callable[[str], list[str]]:
+    templates = list(TEMPLATES)
+    if file is not None:
+        if not file.is_file():
+            raise ValueError(f"--templates {file}: no such file")
+        templates = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+    wrong = [template for template in templates if template.count("{}") != 1]
+    if wrong or not templates:
+        raise ValueError(
+            f"--templates {file}: {(wrong or ['nothing'])[0]!r}: wanted lines with one {{}} for the class"
+        )
+    return lambda name: [template.replace("{}", name) for template in templates]
+
+
+def _class_name(content: dict[str, Any], key: str, ref: SampleRef) -> str:
+    value: Any = content
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    if not isinstance(value, str) or not value.strip():
+        found = ", ".join(sorted(content)) or "nothing"
+        raise ValueError(
+            f"--classes {key}: sample {ref.name} has no name there (found {value!r}; its json has {found})"
+        )
+    return value.replace("_", " ").strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
