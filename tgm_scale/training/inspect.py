@@ -9,6 +9,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.training import checkpoint, run_folder
+from tgm_scale.training.bottleneck import explain, from_metrics, read_ranks
 from tgm_scale.training.metrics import read_metrics
 
 _RECENT = 50  # steps that the speed is the median of
@@ -30,6 +31,7 @@ def status(folder: str) -> str:
         raise ValueError(f"{folder}: no step has been made yet")
     last, recent = rows[-1], rows[-_RECENT:]
     seconds = median(row["step_seconds"] for row in recent)
+    ranks = read_ranks(root, plan["world_size"])
     newest = checkpoint.latest(root / "checkpoints")
     left = (plan["steps"] - last["step"]) * seconds
     age = time.time() - (root / "metrics.jsonl").stat().st_mtime
@@ -43,7 +45,7 @@ def status(folder: str) -> str:
         "checkpoint": newest.name if newest else "none yet",
         "starts": _starts(starts),
         "skipped": f"{last['skipped_samples']} samples" + (", see skipped.jsonl" if last["skipped_samples"] else ""),
-        "bottleneck": bottleneck(recent),
+        "bottleneck": explain(ranks or from_metrics(recent), config.data.workers),
     }
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
@@ -56,17 +58,6 @@ def _starts(starts: list[dict[str, Any]]) -> str:
     text = f"{len(starts)}, {'at' if recent == starts else 'the last at'} steps {steps}"
     jobs = dict.fromkeys(start["slurm_job"] for start in recent if start["slurm_job"])
     return text + (f"; jobs {', '.join(jobs)}; now on {starts[-1]['slurm_nodes']}" if jobs else "")
-
-
-def bottleneck(rows: list[dict[str, Any]]) -> str:
-    """What the steps spent their time on: waiting for data, guidance, or the model itself."""
-    whole = sum(row["step_seconds"] for row in rows)
-    data, guidance = (sum(row[name] for row in rows) / whole for name in ("data_seconds", "guidance_seconds"))
-    if data > 0.1:
-        return f"data: {data:.0%} of the time is spent waiting for clips; raise data.workers or use shorter GOPs"
-    if guidance > 0.25:
-        return f"guidance: {guidance:.0%} of the time; score one frame a tubelet or a lower guidance.resolution"
-    return f"none: {1 - data - guidance:.0%} of the time goes into the model"
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,7 @@
 
 Every rank tells in RUN/ranks/NNNNN where it is (step and phase), from a thread that lives beside the training. Where a
 rank makes no progress for too long, its thread reads the others' files: the ranks that are furthest behind, or whose
-own thread is silent, are those that all wait for.
+own thread is silent, are those that all wait for. The seconds that each rank spends in each phase stand there, too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tgm_scale.training.run_folder import replace_file
 PHASES = ("data", "guidance", "meeting", "update", "checkpoint")
 _BEAT = 5.0  # seconds from one look to the next
 _PATIENT = 1800.0  # seconds for a checkpoint, and for the first step with its compilation
+_FADING = 0.98  # of the seconds that are told, by step: they are of the last 50 steps or so
 HUNG_EXIT_CODE = 86
 
 
@@ -32,16 +33,23 @@ class Watchdog:
         self.folder.mkdir(exist_ok=True)
         self._where = (0, PHASES[0])
         self._since = time.monotonic()
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._first: int | None = None
         self._patient = True
         self._stopped = threading.Event()
         self._write("running")
-        if place.world_size > 1:
-            threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
     def at(self, step: int, phase: str) -> None:
         """This rank begins a phase of a step."""
+        now = time.monotonic()
+        self._first = step if self._first is None else self._first
+        if step > self._first + 1:  # the first one compiles, and starts the workers
+            fading = _FADING if phase == PHASES[0] else 1.0
+            self._seconds[self._where[1]] += now - self._since
+            self._seconds = {name: fading * seconds for name, seconds in self._seconds.items()}
         self._patient = phase == "checkpoint" or self._where[0] == 0
-        self._where, self._since = (step, phase), time.monotonic()
+        self._where, self._since = (step, phase), now
 
     def end(self, state: str) -> None:
         """Leave the watch: 'done', or 'failed' for a rank that stops because of another."""
@@ -67,7 +75,7 @@ class Watchdog:
         while not self._stopped.wait(_BEAT):
             self._write("running")
             waited = time.monotonic() - self._since
-            if waited > (_PATIENT if self._patient else self.hang_seconds):
+            if self.place.world_size > 1 and waited > (_PATIENT if self._patient else self.hang_seconds):
                 step, phase = self._where
                 named = self.culprits(grace=0)
                 sys.stderr.write(
@@ -87,6 +95,7 @@ class Watchdog:
             "progress": time.time() - (time.monotonic() - self._since),
             "host": platform.node(),
             "pid": os.getpid(),
+            "seconds": self._seconds,
         }
         replace_file(self.folder / f"{self.place.rank:05d}", json.dumps(beat))
 

@@ -13,7 +13,6 @@ from typing import Any
 from benchmarks import pipelines
 from benchmarks.clips import make_shards
 from benchmarks.machine import headline, resident_mb, table
-
 from tgm_scale.data.index import Corpus
 from tgm_scale.runtime.progress import Board
 

@@ -1,0 +1,90 @@
+"""Which rank waits, for what, and what would cure it: from where every rank's time went (RUN/ranks/NNNNN)."""
+
+from __future__ import annotations
+
+import json
+from math import ceil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_SHARES = {"data": 0.1, "checkpoint": 0.1, "network": 0.1, "guidance": 0.25}  # above these something is worth doing
+_LAGGING = 0.1
+
+
+class Rank(NamedTuple):
+    """Shares of a rank's recent time by phase; they add up to 1."""
+
+    number: int
+    host: str
+    shares: dict[str, float]
+
+    def __str__(self) -> str:
+        return f"rank {self.number} on {self.host}"
+
+
+def read_ranks(folder: Path, world_size: int) -> list[Rank]:
+    """The ranks of the run in this folder; none where it has not told of its time yet."""
+    ranks = []
+    for number in range(world_size):
+        path = folder / "ranks" / f"{number:05d}"
+        beat = json.loads(path.read_text()) if path.is_file() else {}
+        whole = sum(beat.get("seconds", {}).values())
+        if whole:
+            shares = {phase: seconds / whole for phase, seconds in beat["seconds"].items()}
+            ranks.append(Rank(number, beat["host"], shares))
+    return ranks
+
+
+def from_metrics(rows: list[dict[str, Any]]) -> list[Rank]:
+    """The main rank as metrics.jsonl knows it, for a run that has told nothing else."""
+    whole = sum(row["step_seconds"] for row in rows)
+    data, guidance = (sum(row[name] for row in rows) / whole for name in ("data_seconds", "guidance_seconds"))
+    return [Rank(0, "its host", {"data": data, "guidance": guidance, "update": 1 - data - guidance})]
+
+
+def explain(ranks: list[Rank], workers: int) -> str:
+    """One line: what holds the run up, on which rank, and the remedy. `workers`: data.workers."""
+    worst = {
+        phase: max(ranks, key=lambda rank: rank.shares.get(phase, 0)) for phase in ("data", "guidance", "checkpoint")
+    }
+    found = {phase: rank.shares.get(phase, 0.0) for phase, rank in worst.items()}
+    # Ranks meet on the host after guidance: who comes last waits for nobody, so what it spends there is the network's.
+    last = min(ranks, key=lambda rank: rank.shares.get("meeting", 0))
+    found["network"] = last.shares.get("meeting", 0.0)
+    over = {phase: share for phase, share in found.items() if share > _SHARES[phase]}
+    if over:
+        phase = max(over, key=lambda phase: over[phase] / _SHARES[phase])
+        return f"{phase}: " + _remedy(phase, worst.get(phase, last), ranks, workers)
+    waiting = max(ranks, key=lambda rank: rank.shares.get("meeting", 0))
+    if waiting.shares.get("meeting", 0) - found["network"] > _LAGGING:
+        return (
+            f"{last}: {waiting} waits {waiting.shares['meeting']:.0%} of its time for it; "
+            f"it spends {last.shares['update']:.0%} in the model: look at its GPU's clock and its neighbours"
+        )
+    return f"none: {min(rank.shares['update'] for rank in ranks):.0%} of the time goes into the model"
+
+
+def _remedy(phase: str, rank: Rank, ranks: list[Rank], workers: int) -> str:
+    share = rank.shares.get("meeting" if phase == "network" else phase, 0.0)
+    if phase == "data":
+        wanted = workers_wanted(workers, share)
+        least = min(other.shares.get("data", 0) for other in ranks)
+        among = f" (least of all ranks: {least:.0%})" if len(ranks) > 1 else ""
+        return (
+            f"{rank} waits for clips {share:.0%} of its time{among}; data.workers={wanted} instead of {workers} would "
+            f"cure it ({wanted - workers} more cores for each rank), or shorter GOPs, or smaller videos in the shards"
+        )
+    if phase == "guidance":
+        return f"{share:.0%} of {rank}'s time; score one frame a tubelet, at a lower guidance.resolution, or cache it"
+    if phase == "checkpoint":
+        return f"{share:.0%} of {rank}'s time; raise checkpoint.every, or write to a faster disk"
+    return f"even {rank}, for which all others wait, spends {share:.0%} on meeting them; check the hosts' network"
+
+
+def workers_wanted(workers: int, waiting: float) -> int:
+    """Workers that decode as fast as the rest of a step takes, if `waiting` is the share that it waits for `workers`.
+
+    They are the bottleneck, so they are busy all the time, and clips a second grow with their number. Without workers
+    the waiting is the decoding itself."""
+    rest = max(1 - waiting, 0.01)
+    return ceil(waiting / rest) if workers == 0 else ceil(workers / rest)
