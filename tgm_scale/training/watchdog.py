@@ -37,6 +37,7 @@ class Watchdog:
         self._first: int | None = None
         self._patient = True
         self._stopped = threading.Event()
+        self._lock = threading.Lock()  # of the file: both threads write it
         self._write("running")
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -53,7 +54,8 @@ class Watchdog:
 
     def end(self, state: str) -> None:
         """Leave the watch: 'done', or 'failed' for a rank that stops because of another."""
-        self._stopped.set()
+        with self._lock:
+            self._stopped.set()
         self._write(state)
 
     def culprits(self, grace: float = 2 * _BEAT) -> str:
@@ -73,7 +75,10 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(_BEAT):
-            self._write("running")
+            with self._lock:
+                if self._stopped.is_set():
+                    return
+                self._write("running")
             waited = time.monotonic() - self._since
             if self.place.world_size > 1 and waited > (_PATIENT if self._patient else self.hang_seconds):
                 step, phase = self._where
