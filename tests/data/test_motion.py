@@ -139,6 +139,24 @@ def test_short_sources_stand_still_at_the_end() -> None:
     assert speed_Syx is not None and speed_Syx[0].max() > 4 and speed_Syx[2].max() == 0
 
 
+def test_frames_before_the_clip_are_not_kept_and_do_not_matter() -> None:
+    data = encoded(scene(18, (0, 0), (2, 0)), **ENCODERS["one reference"] | {"g": "250"})
+    recorder = recorded(data, [10, 12, 14, 16])
+    assert min(recorder._fields) == 10 and {0, 5} <= recorder._references
+    speed_Syx = recorder.slots(np.array([10, 12, 14, 16]), 2)
+    assert speed_Syx is not None and speed_Syx.max() == pytest.approx(4, abs=0.5)
+
+
+def test_motion_is_turned_as_the_picture_is() -> None:
+    recorder = recorded(encoded(scene(8, (0, 0), (3, 0)), **ENCODERS["one reference"]), list(range(8)))
+    upright = recorder.slots(np.arange(8), 2)
+    recorder._turns = -1  # as the decoder says of a film that was taken with the camera on its side
+    turned = recorder.slots(np.arange(8), 2)
+    assert upright is not None and turned is not None
+    for before, after in zip(upright, turned):
+        assert np.array_equal(np.rot90(before, -1), after)  # `Video` turns an image in the same way
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_loader_brings_motion_through_the_clips_crop(tmp_path: Path, flip: bool) -> None:
     """Against the square's own pixels through the same crop; streams of keyframes bring zeros."""

@@ -116,6 +116,8 @@ class Video:
         for index, time in zip(indices, shown.tolist()):
             places.setdefault(time, []).append(int(index))
         wanted = deque(places)
+        if self._motion is not None and len(indices):
+            self._motion.first = int(indices[0])
         for time, frame in chain(self._find_from_keyframe(wanted), self._find_from_start(wanted)):
             image = self._rgb(frame)
             for index in places[time]:

@@ -55,6 +55,7 @@ class MotionRecorder:
     """Collects vectors of a source's frames while `data.decode.Video` decodes them."""
 
     def __init__(self) -> None:
+        self.first = 0  # of frames before it, on the way from a keyframe, vectors are not kept
         self._fields: dict[int, _Field] = {}
         self._references: set[int] = set()  # indices of frames that others may refer to
         self._by_packet: dict[int, bool] = {}  # time stamp -> whether others may refer to the frame
@@ -82,7 +83,7 @@ class MotionRecorder:
         by_packet = self._by_packet.get(frame.pts) if frame.pts is not None else None
         if by_packet if by_packet is not None else frame.pict_type != PictureType.B:
             self._references.add(index)
-        vectors = frame.side_data.get("MOTION_VECTORS")
+        vectors = frame.side_data.get("MOTION_VECTORS") if index >= self.first else None
         if vectors is not None:
             self._fields[index] = _rasterise(vectors.to_ndarray(), self._shape, cell)
 
