@@ -13,7 +13,7 @@ EXAMPLES = """examples:
   taskset -c 1 python tools/benchmark.py loader --sizes 320x240 --gops 12 --workers 1 --repeats 1,4
   python tools/benchmark.py order --clips 10650000 --shards 10650 --ranks 1024
   python tools/benchmark.py memory --clips 100000
-  python tools/benchmark.py step --config configs/debug.yaml train.steps=20
+  python tools/benchmark.py step --config configs/debug.yaml --steps 20 model.attention=sdpa
   python tools/benchmark.py masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
 
 Figures of a busy machine are worth little by themselves: what is compared is measured in turns, and the median ratio

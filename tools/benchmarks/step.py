@@ -1,0 +1,57 @@
+"""A training step as a run makes it: a short run of the configuration in a temporary folder, and its own metrics."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.machine import headline, table
+from tgm_scale import config as configuration
+from tgm_scale.training.metrics import read_metrics
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
+    add("--steps", type=int, default=20, metavar="N", help="default %(default)s")
+    add("--warm", type=int, default=5, metavar="N", help="first steps that do not count (default %(default)s)")
+    add("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    if not 0 <= options.warm < options.steps:
+        raise ValueError(f"--warm {options.warm}: wanted fewer than the --steps {options.steps}")
+    from tgm_scale.conversion.read import read_initial
+    from tgm_scale.training.loop import pretrain
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "run"
+        given = [f"run.dir={folder}", f"train.steps={options.steps}", "log.tensorboard=false"]
+        config = configuration.load(options.config, [*options.overrides, *given])
+        code = pretrain(config, read_initial)
+        assert code == 0, f"the run ended with exit code {code}"
+        rows = read_metrics(folder)[options.warm :]
+    figures = _figures(rows)
+    if torch.cuda.is_available():
+        figures["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
+    print(f"{headline()}; {options.config} {' '.join(options.overrides)}; medians of {len(rows)} steps")
+    print(table(("what", "figure"), [(name.replace("_", " "), f"{value:.4g}") for name, value in figures.items()]))
+    return figures
+
+
+def _figures(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of the parts of a step; what is neither data nor guidance is the model, the update and the meeting."""
+    parts = ("step_seconds", "data_seconds", "guidance_seconds")
+    figures = {name: median(row[name] for row in rows) for name in parts}
+    figures["model_seconds"] = median(
+        row["step_seconds"] - row["data_seconds"] - row["guidance_seconds"] for row in rows
+    )
+    figures["clips_per_second"] = median(row["clips_per_second"] for row in rows)
+    if "mfu" in rows[0]:
+        figures["mfu"] = median(row["mfu"] for row in rows)
+    return figures
