@@ -96,6 +96,9 @@ class ModelConfig(Section):
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     activation_checkpointing: bool = False
     compile: bool = False
+    initialisation: Literal["videomae", "local"] = Field(
+        "videomae", description="'local': attention starts on neighbouring tokens, for runs of minutes"
+    )
 
 
 class ObjectiveConfig(Section):

@@ -6,7 +6,7 @@ Shapes: N samples, K tokens, D width of the encoder; B, T, H, W of a batch's vid
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from tgm_scale.evaluation.cache import Clips, cached_rows, refuse_nothing
 from tgm_scale.evaluation.clips import Progress, chunks, inference, run_models
 from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, Labelled, read_labels
 from tgm_scale.evaluation.views import Decoder, Views
+from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import Encoder, ModelSize
@@ -43,6 +44,7 @@ class FrozenEncoder:
     stride: int
     projection: Tensor | None = None  # [E, D]: to the text embeddings of a joint run
     device: torch.device = _CPU
+    initialisation: str = "videomae"  # of the run that it comes from
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device = _CPU) -> FrozenEncoder:
@@ -68,14 +70,15 @@ class FrozenEncoder:
             (weights.config or {}).get("data", {}).get("stride", _DEFAULT_STRIDE),
             None if projection is None else projection.to(device),
             device,
+            (weights.config or {}).get("model", {}).get("initialisation", "videomae"),
         )
 
     def fresh(self, seed: int) -> FrozenEncoder:
         """The same architecture as a run of this seed starts it."""
         model = MaskedVideoAutoencoder(self.size, self.frames, self.image_size, attention="sdpa", seed=seed)
-        return FrozenEncoder(
-            model.encoder.to(self.device), self.size, self.frames, self.image_size, self.stride, None, self.device
-        )
+        if self.initialisation == "local":
+            start_locally(model)
+        return replace(self, encoder=model.encoder.to(self.device), projection=None)
 
     def views(self, **changes: Any) -> Views:
         """The views of this encoder's clip shape; the middle window's centre square without `changes`."""

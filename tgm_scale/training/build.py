@@ -27,6 +27,7 @@ from tgm_scale.guidance.parts import Parts
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import TextTower, check_folder, load_image_tower, load_text_tower
 from tgm_scale.masking.recipes import Masker, build_masker
+from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.pretraining import macs_per_clip as count_macs
 from tgm_scale.models.vit import SIZES, ModelSize
@@ -211,7 +212,7 @@ def towers(config: Config, needs: set[str], device: torch.device) -> Towers:
 
 def model(config: Config, embedding_width: int | None) -> MaskedVideoAutoencoder:
     """The autoencoder with fresh weights keyed by the run's seed, fp32, on the CPU."""
-    return MaskedVideoAutoencoder(
+    built = MaskedVideoAutoencoder(
         model_size(config),
         frames=config.data.frames,
         image_size=config.data.size,
@@ -220,6 +221,9 @@ def model(config: Config, embedding_width: int | None) -> MaskedVideoAutoencoder
         embedding_width=embedding_width,
         seed=config.run.seed,
     )
+    if config.model.initialisation == "local":
+        start_locally(built)
+    return built
 
 
 def facts(config: Config) -> dict[str, Any]:
