@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tgm_scale.conversion.read import read
+from tgm_scale.data.index import Corpus
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import Labelled, read_captions
@@ -56,8 +57,6 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
 
 def _captioned(config: FrozenConfig) -> Labelled:
     """The test part with captions in place of labels."""
-    from tgm_scale.data.index import Corpus
-
     corpus = Corpus.open(config.data.test)
     return Labelled(corpus, *read_captions(corpus))
 

@@ -5,7 +5,7 @@ Shapes: N training clips, M test clips, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,14 +43,13 @@ Judge = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class 
 
 
 @contextmanager
-def session(config: FrozenConfig):
+def session(config: FrozenConfig) -> Iterator[Session]:
     """Claims the run folder, joins the processes, loads the encoder."""
     place = find_place()
     folder = run_folder.claim(config)
     if place.world_size > 1:
         engine.start_processes(place)
     control = Control(place)
-    run_folder.replace_file(folder / "config.yaml", configuration.dump(config)) if place.is_main else None
     yield Session(config, folder, place, control, FrozenEncoder.load(config.encoder.checkpoint, place.device))
     if place.world_size > 1:
         engine.stop_processes()
@@ -66,6 +65,8 @@ def open_split(data: LabelledConfig, role: str) -> Labelled:
 
 def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: Board) -> Clips:
     """Cached features of a part, below the run folder. Collective."""
+    if at.place.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
+        run_folder.replace_file(at.folder / "config.yaml", configuration.dump(at.config))
     data, encoder = at.config.data, at.encoder
     views = encoder.views(
         stride=data.stride or encoder.stride,

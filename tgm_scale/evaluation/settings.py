@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -156,5 +155,4 @@ def load_any(path: str, overrides: list[str]) -> RunSettings:
 def _tree(path: str | None, overrides: list[str]) -> dict[str, Any]:
     if path is None:
         return configuration.lay_over({}, overrides)
-    assert isinstance(path, (str, Path))
     return configuration.read_tree(path, overrides)
