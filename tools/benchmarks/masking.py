@@ -74,9 +74,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows = _rows(timed, turns)
     print(table(["what", "maps, ms", "mask, ms", "of a step"], [list(row.values()) for row in rows]))
     decoding = _decoding(config, options.clips, options.turns)
-    print(
-        f"decoding the batch, CPU time: {decoding['plain_ms']} ms, with motion vectors {decoding['with_vectors_ms']} ms"
-    )
+    plain, watched = decoding["plain_ms"], decoding["with_vectors_ms"]
+    print(f"decoding the batch, CPU time: {plain} ms, with motion vectors {watched} ms")
     return {"step_ms": _ms(turns, "step"), "rows": rows, "decoding": decoding}
 
 
