@@ -22,7 +22,7 @@ _EVALUATIONS = {
         "nearest neighbours on a checkpoint's frozen features",
         """examples:
   tgm-scale knn run.dir=runs/knn encoder.checkpoint=runs/pretrain data.train=shards/train data.test=shards/test
-  tgm-scale knn --config configs/probe_ucf101.yaml encoder.checkpoint=runs/pretrain knn.k=10
+  tgm-scale knn --config configs/probe_ucf101.yaml encoder.checkpoint=runs/pretrain neighbours.k=10
 """,
     ),
     "probe": (

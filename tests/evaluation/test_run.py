@@ -82,7 +82,7 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     assert "data.tset: unknown key; did you mean data.test?" in message("data.tset=x")
     assert "name the label's place" in message("data.label=lable")
     assert cli.main(arguments("knn", tmp_path / "r", checkpoint, shards)) == 0, "the mistakes left no trace"
-    assert "of another configuration" in message("knn.k=3")
+    assert "of another configuration" in message("neighbours.k=3")
     other = ("retrieve.zero_shot=true", f"run.dir={tmp_path / 'z'}")
     assert "retrieve.towers: missing" in message(*other, command="retrieve")
 

@@ -89,7 +89,7 @@ def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: 
 
 def run_knn(config: FrozenConfig) -> dict[str, Any]:
     """Nearest neighbours. Raises ValueError for what cannot be read or judged."""
-    settings = config.knn
+    settings = config.neighbours
 
     def judge(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
         votes = knn.votes(train.features[0], labels_N, test.features[0], settings.k, settings.temperature)

@@ -68,7 +68,7 @@ class FrozenConfig(RunSettings):
 
     data: LabelledConfig
     encoder: EncoderConfig
-    knn: NeighboursConfig = NeighboursConfig()
+    neighbours: NeighboursConfig = NeighboursConfig()
     probe: ProbeConfig = ProbeConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
 
