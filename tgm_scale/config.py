@@ -354,7 +354,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     for section, names in {
         "run": ["dir"],
-        "data": ["workers", "max_skipped_share", "shards", "cache"],
+        "data": ["workers", "max_skipped_share", "shards", "cache", "root"],
         "model": ["attention", "activation_checkpointing", "compile"],
         "train": ["micro_batch_size", "max_minutes"],
         "faults": ["rollbacks", "hang_seconds"],
