@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
@@ -348,3 +350,41 @@ def test_the_run_s_own_random_numbers_are_left_alone(corpus: Corpus) -> None:
     torch.manual_seed(3)
     list(load([corpus], workers=1, stop_step=1))
     assert torch.equal(torch.rand(4), expected)
+
+
+ORPHANS = """
+import multiprocessing, os, signal, sys
+from test_loader import load
+from tgm_scale.data.index import Corpus
+
+if __name__ == "__main__":
+    clips = iter(load([Corpus.open(sys.argv[1])], workers=2, stop_step=10**6))
+    next(clips)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_trainer(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "orphans.py"), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    workers = [int(pid) for pid in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and len(workers) == 2
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < until, "workers outlived their trainer"
+        time.sleep(0.1)
+
+
+def test_pixels_do_not_go_through_dev_shm(corpus: Corpus) -> None:
+    before = set(os.listdir("/dev/shm"))
+    clips = iter(load([corpus], workers=2, stop_step=10**6))
+    next(clips)
+    assert set(os.listdir("/dev/shm")) - before <= {name for name in os.listdir("/dev/shm") if name.startswith("sem.")}

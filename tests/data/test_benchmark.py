@@ -1,0 +1,62 @@
+"""tools/benchmark.py on the smallest corpora: every figure is there, and the ways give the same clips."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_loader_is_measured_beside_the_others(tmp_path: Path) -> None:
+    few = "--sizes 64x48 --gops 12 --workers 1 --repeats 1,4 --clips 4 --turn 8 --turns 1".split()
+    done = run("loader", *few, "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    ways = {row["way"]: row for row in figures["loader"]}
+    assert list(ways) == [
+        "frames",
+        "bare",
+        "loader, 0 workers",
+        "webdataset, 0 workers",
+        "loader, 1 workers",
+        "webdataset, 1 workers",
+    ]
+    assert all(row["clips_per_second"] > 0 and row["cpu_ms"] > 0 for row in ways.values())
+    assert ways["bare"]["of_bare_cpu"] == ways["bare"]["of_bare_wall"] == 1
+    assert [row["repeats"] for row in figures["repeats"]] == ["1", "4"]
+    assert "| 64x48 | 12 | bare |" in done.stdout and figures["cores"] >= 1
+
+
+def test_ranks_share_a_step_and_resuming_costs_the_same(tmp_path: Path) -> None:
+    run("order", "--clips", "4000", "--shards", "80", "--ranks", "16", "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    early, late = figures["resume_at_step_10_ms"], figures["resume_at_step_1000000_ms"]
+    assert 0.1 < early / late < 10 and figures["state_bytes"] < 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["loader", "--sizes", "big"], "--sizes big: wanted WIDTHxHEIGHT"),
+        (["loader", "--workers", "0"], "--workers 0"),
+        (["order", "--clips", "10", "--shards", "3"], "whole number of clips a shard"),
+        (["memory", "--every", "0"], "wanted at least 1"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert runpy.run_path(str(TOOL))["main"](arguments) == 2
+    assert words in capsys.readouterr().err
