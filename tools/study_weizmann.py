@@ -124,7 +124,9 @@ class Study:
         train, test = (Corpus.open(str(self.data[split])) for split in ("train", "test"))
         task: Task = board.task("clips through all encoders", len(train) + len(test))
         variants = {variant: [self.run(variant, seed) for seed in self.seeds] for variant in VARIANTS}
-        found = compare_variants(variants, list(self.seeds), train, test, "label", progress=task.advance)
+        found = compare_variants(variants, list(self.seeds), train, test, {"label": "label"}, progress=task.advance)[
+            "label"
+        ]
         return {
             "knn": found.knn,
             "linear probe": found.probe,

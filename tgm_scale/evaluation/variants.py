@@ -16,6 +16,7 @@ from tgm_scale.data.index import Corpus
 from tgm_scale.evaluation import knn, probe
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, extract
 from tgm_scale.evaluation.intervals import Interval, paired_interval
+from tgm_scale.evaluation.labelled import read_labels
 from tgm_scale.evaluation.run import is_right
 
 RANDOM = "random"
@@ -39,32 +40,50 @@ def compare_variants(
     seeds: Sequence[int],
     train: Corpus,
     test: Corpus,
-    label: str,
+    labels: Mapping[str, str],
     *,
     workers: int = 0,
     progress: Callable[[int], None] = lambda clips: None,
-) -> Accuracies:
-    """kNN and linear probe of every variant and seed.
+) -> dict[str, Accuracies]:
+    """kNN and linear probe of every variant and seed, for every label.
 
-    variants: the checkpoints of each, one of each seed. The random initialisation of a seed is what its runs started
-    from, so differences are paired by seed and by clip."""
+    variants: the checkpoints of each, one of each seed. labels: where a sample's json holds each. The random
+    initialisation of a seed is what its runs started from, so differences are paired by seed and by clip."""
     encoders: dict[str, list[FrozenEncoder]] = {
         name: [FrozenEncoder.load(path) for path in paths] for name, paths in variants.items()
     }
     first = next(iter(encoders.values()))[0]
     encoders[RANDOM] = [first.fresh(seed) for seed in seeds]
     flat = [encoder for group in encoders.values() for encoder in group]
-    fitted, judged = (extract(flat, corpus, label, workers=workers, progress=progress) for corpus in (train, test))
+    corpora, paths = (train, test), list(labels.values())
+    clips = [extract(flat, corpus, paths[0], workers=workers, progress=progress) for corpus in corpora]
+    found = {}
+    for name, path in labels.items():
+        fitted, judged = (_relabelled(of, corpus, path) for of, corpus in zip(clips, corpora))
+        found[name] = _judge(fitted, judged, list(encoders), seeds)
+    return found
 
+
+def _relabelled(clips: Clips, corpus: Corpus, path: str) -> Clips:
+    """The same clips under another label; those without it are left out."""
+    labels, problems = read_labels(corpus, path)
+    kept = [i for i, key in enumerate(clips.keys) if key in labels]
+    keys = [clips.keys[i] for i in kept]
+    return Clips([x_ND[kept] for x_ND in clips.features], [labels[key] for key in keys], keys, problems)
+
+
+def _judge(fitted: Clips, judged: Clips, names: list[str], seeds: Sequence[int]) -> Accuracies:
+    """names: of the encoders, one for each of the seeds, the random initialisation among them."""
     right: dict[str, dict[str, Tensor]] = {"probe": {}, "knn": {}}
-    for v, name in enumerate(encoders):
+    for v, name in enumerate(names):
         places = range(v * len(seeds), (v + 1) * len(seeds))
         right["probe"][name] = torch.stack([_probed(fitted, judged, i, seed) for i, seed in zip(places, seeds)])
         right["knn"][name] = torch.stack([is_right(knn.predict, fitted, judged, i) for i in places])
+    trained = [name for name in names if name != RANDOM]
     return Accuracies(
         **{method: {name: _shares(right_SM) for name, right_SM in of.items()} for method, of in right.items()},
-        probe_gain={name: _gain(right["probe"], name) for name in variants},
-        knn_gain={name: _gain(right["knn"], name) for name in variants},
+        probe_gain={name: _gain(right["probe"], name) for name in trained},
+        knn_gain={name: _gain(right["knn"], name) for name in trained},
         train_clips=len(fitted.labels),
         test_clips=len(judged.labels),
         chance=max(judged.labels.count(label) for label in set(judged.labels)) / len(judged.labels),

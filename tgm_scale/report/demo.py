@@ -25,8 +25,8 @@ from tgm_scale.conversion.read import read
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.synthetic import Look, make_corpus
 from tgm_scale.evaluation import relevance
-from tgm_scale.evaluation.features import SYNTHETIC_MOTION
-from tgm_scale.evaluation.variants import compare_variants
+from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION
+from tgm_scale.evaluation.variants import Accuracies, compare_variants
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.report import html, story
@@ -44,6 +44,7 @@ VARIANTS = {  # overrides of the configuration
     "joint": [],
     "mae": ["objective.contrastive_weight=0"],
 }
+LABELS = {"motion": SYNTHETIC_MOTION, "shape": "truth.objects.0.shape", "colour": "truth.objects.0.colour"}
 SIDE_BY_SIDE = 2  # runs at a time, one core each: faster on two cores than one run on both
 JUDGED_CLIPS = 60
 STRIPS = 4
@@ -192,20 +193,27 @@ def judge_masks(plan: Plan, board: Board) -> Figures:
 
 
 def probe_features(plan: Plan, board: Board) -> Figures:
-    """Motion from frozen features: joint, MAE alone, random initialisation."""
+    """How the mover moves and what it is, from frozen features: joint, MAE alone, random initialisation."""
     train, test = (Corpus.open(str(plan.corpus(name))) for name in ("mover-probe", "mover-test"))
     task = board.task("clips through 3 encoders a seed", len(train) + len(test))
     seeds = list(range(plan.seeds))
     variants = {name: [plan.run(name, seed) for seed in seeds] for name in VARIANTS}
-    found = compare_variants(variants, seeds, train, test, SYNTHETIC_MOTION, progress=task.advance)
+    found = compare_variants(variants, seeds, train, test, LABELS, progress=task.advance)
+    one = found["motion"]
+    return {
+        "labels": {label: _of_label(accuracies) for label, accuracies in found.items()},
+        "train_clips": one.train_clips,
+        "test_clips": one.test_clips,
+    }
+
+
+def _of_label(found: Accuracies) -> Figures:
     return {
         "probe": {name: {"mean": _mean(values), "std": _std(values)} for name, values in found.probe.items()},
         "knn": {name: _mean(values) for name, values in found.knn.items()},
         "gain": {name: interval._asdict() for name, interval in found.probe_gain.items()},
         "knn_gain": {name: interval._asdict() for name, interval in found.knn_gain.items()},
         "chance": found.chance,
-        "train_clips": found.train_clips,
-        "test_clips": found.test_clips,
     }
 
 
@@ -232,7 +240,10 @@ def summarise(plan: Plan, figures: Figures, seconds: float) -> Summary:
     summary = {
         "loss": {"first": _mean(losses[:few]), "last": _mean(losses[-few:])},
         **figures["masks"],
-        **{name: {"motion": features[name]} for name in ("probe", "knn", "gain", "knn_gain")},
+        **{
+            figure: {label: found[figure] for label, found in features["labels"].items()}
+            for figure in ("probe", "knn", "gain", "knn_gain", "chance")
+        },
         "export": figures["export"],
         "seconds": seconds,
     }
@@ -249,7 +260,6 @@ def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
         machine = torch.cuda.get_device_name()
     facts = {
         "machine": machine,
-        "chance": features["chance"],
         "train_clips": features["train_clips"],
         "test_clips": features["test_clips"],
         "seeds": plan.seeds,
@@ -262,7 +272,7 @@ def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
     }
     runs = {f"{name} {seed}": plan.run(name, seed) for name in VARIANTS for seed in range(plan.seeds)}
     shown = strips(config, plan.run("joint", 0), Corpus.open(str(plan.corpus("named-test"))))
-    curves, bars = story.loss_curves(runs), story.probe_bars(summary, features["chance"])
+    curves, bars = story.loss_curves(runs), story.probe_bars(summary)
     recipes = gallery(towers=config.guidance.towers or "small", scorer=config.guidance.scorer)
     page = html.render(story.compose(summary, shown, recipes, curves, bars, facts))
     path = plan.folder / "report.html"

@@ -57,8 +57,8 @@ def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
     return _png(figure)
 
 
-def bars(title: str, groups: Mapping[str, Mapping[str, tuple[float, float]]], line: tuple[str, float]) -> bytes:
-    """Group -> bar name -> (height, half of the error bar), with a labelled horizontal line."""
+def bars(title: str, groups: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
+    """Group -> bar name -> (height, half of the error bar)."""
     figure, (axis,) = _figure(1)
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
@@ -67,7 +67,6 @@ def bars(title: str, groups: Mapping[str, Mapping[str, tuple[float, float]]], li
         heights = [group[name][0] for group in groups.values()]
         errors = [group[name][1] for group in groups.values()]
         axis.bar(places, heights, 0.92 * width, yerr=errors, color=colour, label=name, ecolor=_INK, capsize=2)
-    axis.axhline(line[1], color=_INK, linewidth=0.9, linestyle="--", label=line[0])
     axis.set_xticks(range(len(groups)), list(groups))
     axis.grid(axis="x", visible=False)
     axis.set_title(title, fontsize=10, color=_INK, loc="left")

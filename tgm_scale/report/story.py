@@ -20,8 +20,8 @@ _ROLES = {
     "same_shape": "a distractor of the same shape",
 }
 _SCORERS = {
-    "raw": "raw: tokens of the last layer",
-    "value": "value: value path of the last block (default)",
+    "raw": "raw: tokens of the last layer (this run's)",
+    "value": "value: value path of the last block",
     "vv": "vv: value-value attention in the last block",
     "colour_control": "control without a model: distance to the named colour",
     "absent_caption": "control: caption of an object that is not in the clip",
@@ -40,14 +40,16 @@ def loss_curves(runs: Mapping[str, Path]) -> bytes:
     return plots.curves(panels)
 
 
-def probe_bars(summary: Summary, chance: float) -> bytes:
-    """Accuracies of probe and kNN, with the standard deviation over seeds."""
-    probe, knn = summary["probe"]["motion"], summary["knn"]["motion"]
+def probe_bars(summary: Summary) -> bytes:
+    """Accuracies of the linear probe, with the standard deviation over seeds; one group a label."""
     groups = {
-        "linear probe": {name: (value["mean"], value["std"]) for name, value in probe.items()},
-        "nearest neighbours": {name: (value, 0.0) for name, value in knn.items()},
+        label: {
+            **{name: (value["mean"], value["std"]) for name, value in of_label.items()},
+            "commonest label": (summary["chance"][label], 0.0),
+        }
+        for label, of_label in summary["probe"].items()
     }
-    return plots.bars("accuracy of the motion label", groups, ("commonest label", chance))
+    return plots.bars("accuracy of a linear probe", groups)
 
 
 def compose(
@@ -74,7 +76,7 @@ def compose(
         ),
         cards=[
             Card(f"{at(summary, 'mask.object_hidden'):.0%}", "of the named object is hidden (random masks: 60 %)"),
-            Card(f"{at(summary, 'relevance_auc.value'):.2f}", "AUC of relevance for the named object's tokens"),
+            Card(f"{at(summary, 'relevance_auc.raw'):.2f}", "AUC of relevance for the named object's tokens"),
             Card(_percent(summary, "probe.motion.joint.mean"), "motion probe, joint pretraining"),
             Card(_percent(summary, "probe.motion.mae.mean"), "motion probe, MAE alone"),
             Card(_percent(summary, "probe.motion.random.mean"), "motion probe, random initialisation"),
@@ -84,7 +86,7 @@ def compose(
             Section("The masks", [*_masks(summary), *(_picture(strip) for strip in strips)]),
             Section("Every masking recipe on one clip", [_recipes(recipes)]),
             Section("The losses", [_curves(summary, curves)]),
-            Section("What the features know of motion", _features(summary, bars, facts)),
+            Section("What the features know", _features(summary, bars, facts)),
             Section("Export", [_export(summary)]),
             Section("The runs again", [Code("\n".join(facts["commands"]))]),
         ],
@@ -147,27 +149,26 @@ def _curves(summary: Summary, png: bytes) -> Picture:
 
 def _features(summary: Summary, bars: bytes, facts: Mapping[str, Any]) -> list[Text | Table | Picture]:
     rows = []
-    for name, text in (
-        ("joint", "joint: MAE and contrast"),
-        ("mae", "MAE alone"),
-        ("random", "random initialisation"),
-    ):
-        value = summary["probe"]["motion"][name]
-        gain = summary["gain"]["motion"].get(name)
-        interval = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else ""
-        rows.append(
-            [text, f"{value['mean']:.3f} ± {value['std']:.3f}", interval, f"{summary['knn']['motion'][name]:.3f}"]
-        )
+    for label, probe in summary["probe"].items():
+        for name, text in (
+            ("joint", "joint: MAE and contrast"),
+            ("mae", "MAE alone"),
+            ("random", "random initialisation"),
+        ):
+            gain = summary["gain"][label].get(name)
+            interval = f"{gain['mean']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]" if gain else ""
+            accuracy = f"{probe[name]['mean']:.3f} ± {probe[name]['std']:.3f}"
+            rows.append([label, text, accuracy, interval, f"{summary['knn'][label][name]:.3f}"])
     return [
         Text(
             f"Frozen features (mean token, everything visible, captions unseen) of clips with one moving object; the "
-            f"label is how it moves. {facts['train_clips']} clips to fit, {facts['test_clips']} to test, none of them "
-            f"seen in pretraining ({facts['steps']} steps of {facts['batch']} clips, from two corpora of "
-            f"{facts['clips']}). {facts['seeds']} seeds of each kind, each beside its own random initialisation; the "
-            "intervals are a paired bootstrap over seeds and clips."
+            f"labels are how it moves, its shape and its colour. {facts['train_clips']} clips to fit, "
+            f"{facts['test_clips']} to test, none of them seen in pretraining ({facts['steps']} steps of "
+            f"{facts['batch']} clips, from two corpora of {facts['clips']}). {facts['seeds']} seeds of each kind, "
+            "each beside the weights that it started from; the intervals are a paired bootstrap over seeds and clips."
         ),
-        Table(["features", "linear probe", "gain over random, 95 %", "kNN"], rows),
-        Picture(bars, "accuracy of probe and kNN", "Bars: mean over seeds, with the standard deviation."),
+        Table(["label", "features", "linear probe", "gain over random, 95 %", "kNN"], rows),
+        Picture(bars, "accuracy of the probe", "Bars: mean over seeds, with the standard deviation."),
     ]
 
 
