@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tgm_scale.contracts import Grid
 from tgm_scale.models.attention import Attention
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.vit import Block
 
 # measured on the demo's corpus, 300 steps of 16 clips: loss 0.78 of its start, 0.99 with the usual initialisation
 _NOISE = 0.5  # of the usual weights of queries and keys that stays
@@ -31,6 +32,7 @@ def start_locally(model: MaskedVideoAutoencoder) -> None:
     for blocks in (model.encoder.blocks, model.decoder.blocks):
         turn = 0
         for block in blocks:
+            assert isinstance(block, Block)
             turn = _shift_heads(block.attn, model.grid, turn)
     model.encoder.patch_embed.proj.weight.mul_(_CONTENT)
     model.encoder_to_decoder.weight.mul_(_CONTENT)
@@ -43,9 +45,8 @@ def neighbours(grid: Grid) -> tuple[int, ...]:
     return row, -row, 1, -1, slot, -slot
 
 
-def _shift_heads(attention: nn.Module, grid: Grid, turn: int) -> int:
+def _shift_heads(attention: Attention, grid: Grid, turn: int) -> int:
     """Give the heads their neighbours in turn; returns the turn of the next block's first head."""
-    assert isinstance(attention, Attention)
     weight = attention.qkv.weight
     width, offsets = weight.shape[1], neighbours(grid)
     queries, keys = weight[:width], weight[width : 2 * width]
