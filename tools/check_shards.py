@@ -29,6 +29,7 @@ a large corpus. Doubles are videos with the same bytes. Exit code: 0 fit to trai
 --max-broken, 2 a mistake in the command or its input."""
 
 NAMES_SHOWN = 5
+PICTURES = 48
 QUANTILES = (0, 0.1, 0.5, 0.9, 1)
 
 
@@ -63,7 +64,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--sheet {options.sheet}: wanted a name that ends with .png or .jpg")
     corpus = Corpus.open(options.shards)
     places = _places(corpus, options.samples)
-    pictured = set(places[:: max(1, len(places) // 48)][:48]) if options.sheet else set()
+    spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int)
+    pictured = {places[k] for k in spread} if options.sheet else set()
     findings, crashed = [], []
     with OrderedPool(options.workers) as pool, Board() as board:
         task = board.task("samples", len(places))

@@ -8,7 +8,9 @@ import multiprocessing
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -53,8 +55,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.turn % pipelines.BATCH:
         raise ValueError(f"--turn {options.turn}: wanted a multiple of the batch of {pipelines.BATCH} clips")
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     print(f"{headline()}; 16 frames, stride 4, to 224 x 224; clips of 10 s at 30 frames/s; PyAV")
-    rows, repeated = [], []
+    rows: list[dict[str, Any]] = []
+    repeated: list[tuple[str, list[Turn]]] = []
     with tempfile.TemporaryDirectory() as scratch, Board() as board:
         made = [(size, gop) for size in sizes for gop in gops]
         task = board.task("corpora", len(made))
@@ -92,18 +96,20 @@ def _ways(corpus: Corpus, workers: list[int]) -> list[Callable[[], Way]]:
     def theirs(count: int) -> Way:
         return Way(f"webdataset, {count} workers", pipelines.with_webdataset(corpus, count), count * 4)
 
-    return [
+    ways: list[Callable[[], Way]] = [
         lambda: Way("frames", pipelines.frames(corpus), 0),
         lambda: Way("bare", pipelines.bare(corpus), 0),
-        *(lambda count=count, way=way: way(count) for count in (0, *workers) for way in (ours, theirs)),
-    ]  # fmt: skip
+    ]
+    for count in (0, *workers):
+        ways += [partial(ours, count), partial(theirs, count)]
+    return ways
 
 
 def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Way]]:
     def one(count: int) -> Way:
         return Way(str(count), pipelines.clips_of(pipelines.loader(corpus, 0, count)), 0)
 
-    return [lambda count=count: one(count) for count in repeats]
+    return [partial(one, count) for count in repeats]
 
 
 def _compare(ways: list[Callable[[], Way]], options: argparse.Namespace) -> list[tuple[str, list[Turn]]]:
