@@ -156,6 +156,24 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
     assert notes[-1] == "fresh weights: fc_norm.bias, fc_norm.weight, head.bias, head.weight"
 
 
+def test_scratch_starts_as_a_pretraining_run_of_the_same_configuration(
+    tmp_path: Path, shards: str, checkpoint: Path
+) -> None:
+    from tgm_scale.models.local_start import start_locally
+    from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+    from tgm_scale.models.vit import SIZES
+
+    file = str(configuration(tmp_path, shards, checkpoint))
+    model = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, seed=0)
+    for overrides in ([], ["model.initialisation=local"]):
+        module, _ = classifier(load_finetune(file, overrides), ["a", "b"], None)
+        if overrides:
+            start_locally(model)
+        for name, value in module.state_dict().items():
+            if name.startswith(("patch_embed", "blocks")):
+                assert torch.equal(value, model.encoder.state_dict()[name]), name
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -118,18 +118,21 @@ def classifier(config: FinetuneConfig, classes: list[str], init_from: str | None
         drop_path=config.finetune.drop_path,
         seed=config.run.seed,
     )
-    if init_from is None:
+    if init_from is None:  # as a pretraining run of this configuration would start
+        encoder = build.model(shared(config), None).encoder.state_dict()
+        _take(module, encoder)
         return module, ["fresh weights: nothing pretrained"]
     found = read_initial(init_from, size)
-    own = module.state_dict()
-    usable = {
-        name: value
-        for key, value in found.weights.items()
-        if (name := key.removeprefix("model.encoder.")) in own and value.shape == own[name].shape
-    }
-    module.load_state_dict({**own, **usable})
-    fresh = sorted(own.keys() - usable.keys())
+    fresh = _take(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
     return module, [f"weights of {init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
+
+
+def _take(module: VideoClassifier, weights: dict[str, Tensor]) -> list[str]:
+    """Set those of the weights that the classifier has; returns the names of the others of its own."""
+    own = module.state_dict()
+    usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    module.load_state_dict({**own, **usable})
+    return sorted(own.keys() - usable.keys())
 
 
 def layer_groups(module: VideoClassifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
