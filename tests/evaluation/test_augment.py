@@ -56,6 +56,28 @@ def test_words_that_timm_does_not_know_are_a_mistake() -> None:
         Augmenter("strong", 0.0, 32)
 
 
+def test_a_worker_augments_to_the_same_bits(shards: str) -> None:
+    from tgm_scale.contracts import Grid
+    from tgm_scale.data.index import Corpus
+    from tgm_scale.data.loader import ClipLoader
+    from tgm_scale.evaluation.augment import AugmentedSamples
+
+    def loader(workers: int) -> ClipLoader:
+        return ClipLoader(
+            [Corpus.open(shards)], frames=4, stride=2, size=32, grid=Grid(2, 4, 4), seed=0, global_batch_size=4,
+            micro_batch_size=4, rank=0, world_size=1, workers=workers, stop_step=1, captions=False,
+        )  # fmt: skip
+
+    def first(of: ClipLoader) -> torch.Tensor:
+        return next(iter(of))[1][0].video.clone()
+
+    augmented = [loader(workers) for workers in (0, 1)]
+    for one in augmented:
+        one.samples = AugmentedSamples(one.samples, Augmenter("rand-m7-n4", 1.0, 32))
+    here, there = map(first, augmented)
+    assert torch.equal(here, there) and not torch.equal(here, first(loader(0)))
+
+
 def batch(seeds: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Clips whose every pixel is 10 times their seed, labels by seed."""
     video = (10 * seeds.view(-1, 1, 1, 1, 1)).expand(-1, 3, 2, 16, 16).to(torch.uint8)

@@ -49,6 +49,7 @@ class Augmenter:
     rand_augment: in timm's words, None for none. Raises ValueError for words that timm does not know."""
 
     def __init__(self, rand_augment: str | None, erasing: float, size: int) -> None:
+        self._words = (rand_augment, erasing, size)
         prepare_torchvision()
         from timm.data.auto_augment import rand_augment_transform
         from timm.data.random_erasing import RandomErasing
@@ -73,6 +74,11 @@ class Augmenter:
                     frames.append(np.asarray(self._operations(Image.fromarray(frame))))
             video_THW3 = torch.from_numpy(np.stack(frames))
         return video_THW3 if self._erase is None else self._erased(video_THW3, seed)
+
+    def __reduce__(self) -> tuple[type[Augmenter], tuple[str | None, float, int]]:
+        """Made anew from its words in a worker: unpickling timm's objects would import timm before torchvision is
+        prepared."""
+        return Augmenter, self._words
 
     def _erased(self, video_THW3: Tensor, seed: int) -> Tensor:
         """Noise of the ImageNet statistics in one box of all frames."""
