@@ -34,6 +34,11 @@ def chunks(refs: Sequence[SampleRef]) -> list[Sequence[SampleRef]]:
     return [refs[start : start + CHUNK] for start in range(0, len(refs), CHUNK)]
 
 
+def own_samples(refs: Sequence[SampleRef], rank: int, world_size: int) -> int:
+    """How many samples a process sees that has every world-size-th chunk."""
+    return sum(len(part) for part in chunks(refs)[rank::world_size])
+
+
 def run_models(
     models: Models,
     corpus: Corpus,

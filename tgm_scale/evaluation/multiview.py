@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tgm_scale.evaluation import ema, results
 from tgm_scale.evaluation.cache import cached_rows
-from tgm_scale.evaluation.clips import inference
+from tgm_scale.evaluation.clips import inference, own_samples
 from tgm_scale.evaluation.finetune_setup import Parts, shared
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Views
@@ -42,7 +42,7 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     )
     made_by = ("finetuned", str(step), *(entry["blake2b"] for entry in reader.manifest["files"]), str(settings.ema))
     with Board() as board:
-        task = board.task("videos tested", -(-len(parts.test.refs) // place.world_size))
+        task = board.task("videos tested", own_samples(parts.test.refs, place.rank, place.world_size))
         clips = cached_rows(
             folder / "test",
             made_by,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tgm_scale import config as configuration
 from tgm_scale.evaluation import attentive, knn, probe, results
+from tgm_scale.evaluation.clips import own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import Labelled, open_labelled
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
@@ -74,7 +75,7 @@ def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: 
         temporal=at.config.encoder.temporal_views,
         spatial=at.config.encoder.spatial_views,
     )
-    task = board.task(f"features of {name}", -(-len(source.refs) // at.place.world_size))
+    task = board.task(f"features of {name}", own_samples(source.refs, at.place.rank, at.place.world_size))
     return cached(
         at.folder / "features",
         encoder,
