@@ -23,7 +23,7 @@ from tgm_scale.data.synthetic_truth import object_tokens
 from tgm_scale.guidance.image import ImageTower
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.text import TextTower
-from tgm_scale.masking.recipes import build_masker
+from tgm_scale.masking.recipes import Masker, build_masker
 
 MASK_RATIO = 0.6
 _LOOK = Look()
@@ -42,9 +42,13 @@ class Judgement:
     absent_auc: float | None
 
 
-def judge(score: Scorer, clips: int, seed: int, grid: Grid, look: Look = _LOOK) -> Judgement:
-    """Judge a way to score tokens on clips 0 to `clips` - 1 of a seed, encoded and decoded as in a corpus."""
-    masker = build_masker("text_guided", grid, MASK_RATIO)
+def judge(
+    score: Scorer, clips: int, seed: int, grid: Grid, look: Look = _LOOK, masker: Masker | None = None
+) -> Judgement:
+    """Judge a way to score tokens on clips 0 to `clips` - 1 of a seed, encoded and decoded as in a corpus.
+
+    masker: of what it hides; default: the tokens of highest score, in each slot."""
+    masker = masker or build_masker("text_guided", grid, MASK_RATIO)
     hidden: dict[str, list[float]] = {role: [] for role in ROLES}
     aucs: list[float] = []
     absent_aucs: list[float] = []

@@ -172,20 +172,24 @@ def judge_masks(plan: Plan, board: Board) -> Figures:
     image = load_image_tower(towers, torch.device("cpu"), torch.float32)
     scorers = {name: relevance.towers_scorer(text, image, name, grid) for name in SCORERS}
     scorers["colour_control"] = relevance.colour_scorer(grid)
-    task = board.task("masks judged", len(scorers))
+    clips = min(JUDGED_CLIPS, plan.test_clips)
+    task = board.task("masks judged", len(scorers) + 1)
     look = Look(frames=config.data.frames)
     judged = {}
     for name, scorer in scorers.items():
-        judged[name] = relevance.judge(scorer, min(JUDGED_CLIPS, plan.test_clips), _TEST_SEED, grid, look)
+        judged[name] = relevance.judge(scorer, clips, _TEST_SEED, grid, look)
         task.advance()
-    chosen = judged[config.guidance.scorer]
+    chosen, masker = judged[config.guidance.scorer], build.masker(config)
     hidden = chosen.hidden
+    own = relevance.judge(scorers[config.guidance.scorer], clips, _TEST_SEED, grid, look, masker)
+    task.advance()
     return {
         "mask": {
             **{f"{role}_hidden": share for role, share in hidden.items()},
             "distractor_hidden": (hidden["same_colour"] + hidden["same_shape"]) / 2,
-            "random_hidden": build.masker(config).hidden_count / grid.tokens,
+            "random_hidden": masker.hidden_count / grid.tokens,
             "absent_caption_hidden": chosen.absent_hidden,
+            "of_the_runs": {f"{role}_hidden": share for role, share in own.hidden.items()},
             "colour_control_same_colour_hidden": judged["colour_control"].hidden["same_colour"],
         },
         "relevance_auc": {**{name: one.auc for name, one in judged.items()}, "absent_caption": chosen.absent_auc},

@@ -102,6 +102,7 @@ def _masks(summary: Summary) -> list[Text | Table]:
     mask, auc = summary["mask"], summary["relevance_auc"]
     hidden = [[text, f"{mask[f'{role}_hidden']:.3f}"] for role, text in _ROLES.items()]
     hidden += [
+        ["the object, in the runs' own masks (relevance and noise)", f"{mask['of_the_runs']['object_hidden']:.3f}"],
         ["the object, under a caption of an absent object", f"{mask['absent_caption_hidden']:.3f}"],
         ["the object, under random masks of the same ratio", f"{mask['random_hidden']:.3f}"],
     ]

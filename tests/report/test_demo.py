@@ -1,0 +1,73 @@
+"""`make demo` in a short form: every stage, the figures' names, and the floors that a short run can hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgm_scale.report.summary import at, judge
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["--clips", "80", "--test-clips", "60", "--seeds", "1", "--steps", "150"]
+
+
+def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "tools/demo.py", "--dir", str(folder), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("demo") / "run"
+    done = demo(path, *SHORT)
+    assert done.returncode == 0, done.stderr
+    assert str(path / "report.html") in done.stdout
+    return path
+
+
+@pytest.fixture(scope="module")
+def summary(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_floors_of_masks_and_export_hold(summary: dict[str, Any]) -> None:
+    missed = [str(f) for f in judge(summary) if not f.met and "probe" not in f.text and "reconstruction" not in f.text]
+    assert not missed
+
+
+def test_the_reconstruction_leaves_its_plateau(summary: dict[str, Any]) -> None:
+    """A flat prediction costs 0.992, and the usual initialisation is still there after 300 steps (docs/LOG.md)."""
+    assert at(summary, "loss.last") < 0.985
+
+
+def test_names_that_scripts_rely_on(summary: dict[str, Any]) -> None:
+    paths = [f"mask.{role}_hidden" for role in ("object", "distractor", "same_colour", "same_shape", "random")]
+    paths += ["mask.absent_caption_hidden", "loss.first", "export.max_difference", "seconds"]
+    paths += [f"relevance_auc.{name}" for name in ("raw", "value", "vv", "colour_control", "absent_caption")]
+    for variant in ("joint", "mae", "random"):
+        paths += [f"probe.motion.{variant}.{figure}" for figure in ("mean", "std")] + [f"knn.motion.{variant}"]
+    for path in paths:
+        assert at(summary, path) >= 0, path
+
+
+def test_the_report_shows_curves_strips_and_figures(folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 6
+    assert "tgm-scale pretrain --config configs/demo.yaml" in page
+
+
+def test_a_finished_demo_is_not_done_again(folder: Path) -> None:
+    before = (folder / "summary.json").read_text()
+    again = demo(folder, *SHORT)
+    assert again.returncode == 0 and again.stderr.count("done before") == 5
+    assert (folder / "summary.json").read_text() == before
+
+
+def test_other_settings_do_not_mix_with_what_is_there(folder: Path) -> None:
+    other = demo(folder, *SHORT[:-1], "70")
+    assert other.returncode == 2 and "name another folder" in other.stderr
