@@ -55,5 +55,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(30):
             image = (np.random.default_rng(i).random((8, 8, 3)) * 255).repeat(12, 0).repeat(16, 1)
             frames = np.stack([np.roll(image, (t * (i % 3), t * 2), (0, 1)) for t in range(14)]).astype(np.uint8)
-            writer.write(f"clip{i:03d}", {"mp4": encode_video(frames, 12), "json": {"captions": [f"texture {i}"]}})
+            writer.write(
+                f"clip{i:03d}",
+                {"mp4": encode_video(frames, 12), "json": {"captions": [f"texture {i}"], "label": "texture"}},
+            )
     return folder

@@ -170,6 +170,17 @@ def test_an_array_makes_shards(cluster: Cluster, tmp_path: Path) -> None:
     assert len(Corpus.open(str(tmp_path / "shards"))) == 4
 
 
+def test_an_array_captions_shards(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    where = [f"--shards={shards}", f"--output={tmp_path}/captioned", "--classes=label"]
+    job = cluster.submit(
+        "caption.sh", tmp_path, {"TGM_TASKS": "2"}, *where, options=("--array=0-1", "--gpus-per-node=0")
+    )
+    wait_for(lambda: not cluster.run("squeue", "--noheader"), 200, lambda: log_of(tmp_path))
+    before, after = Corpus.open(str(shards)), Corpus.open(str(tmp_path / "captioned"))
+    assert len(after) == len(before), (job, log_of(tmp_path))
+    assert "a video of" in json.loads(after.read(after.sample(0, 0), ["json"])["json"])["captions"][0]
+
+
 def test_srun_alone_is_enough(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     """No launcher: ranks, and the first node's address and port, come from the variables of SLURM."""
     command = [sys.executable, "-m", "tgm_scale", "preflight", "--config", "configs/pretrain_vitb.yaml"]
