@@ -63,6 +63,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.sheet is not None and options.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--sheet {options.sheet}: wanted a name that ends with .png or .jpg")
     corpus = Corpus.open(options.shards)
+    if options.report is not None and not options.report.parent.is_dir():
+        raise ValueError(f"--report {options.report}: the folder {options.report.parent} is not there; make it first")
     places = _places(corpus, options.samples)
     spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int)
     pictured = {places[k] for k in spread} if options.sheet else set()

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         drawn = gallery(options.clip, options.mask_ratio, options.towers, options.scorer)
-    except ValueError as mistake:
+    except (ValueError, OSError) as mistake:
         print(f"draw_masks: {mistake}", file=sys.stderr)
         return 2
     for line in drawn.left_out:

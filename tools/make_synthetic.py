@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options.clips_per_shard,
                 progress=lambda done: bar.update(task, completed=done),
             )
-    except (ValueError, FileExistsError) as mistake:
+    except (ValueError, OSError) as mistake:
         print(f"make_synthetic: {mistake}", file=sys.stderr)
         return 2
     seconds = time.monotonic() - began

@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     add("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
     try:
+        for name in ("nodes", "gpus_per_node", "tflops", "utilisation"):
+            if (value := getattr(options, name)) <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} {value}: wanted more than 0")
         config = configuration.load(options.config, options.overrides)
         print(plan(config, options.nodes * options.gpus_per_node, options.tflops * 1e12 * options.utilisation))
     except ValueError as mistake:

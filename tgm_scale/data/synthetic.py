@@ -41,6 +41,8 @@ class Look:
             raise ValueError(f"size={self.size} of synthetic clips: wanted an even number of at least 32 pixels")
         if self.frames < 2:
             raise ValueError(f"frames={self.frames} of synthetic clips: wanted at least 2, for anything to move")
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"fps={self.fps} of synthetic clips: wanted more than 0, and at most 1000")
         if not 0 <= self.difficulty <= 1:
             raise ValueError(f"difficulty={self.difficulty} of synthetic clips: wanted a number from 0 to 1")
 
@@ -97,8 +99,11 @@ def make_corpus(
     no corpus, FileExistsError where the folder holds shards already."""
     if mode not in MODES:
         raise ValueError(f"mode={mode} of a synthetic corpus: wanted one of {', '.join(MODES)}")
-    if clips < 1 or workers < 1:
-        raise ValueError(f"clips={clips}, workers={workers} of a synthetic corpus: wanted at least 1 of each")
+    if min(clips, workers, clips_per_shard) < 1:
+        raise ValueError(
+            f"clips={clips}, workers={workers}, clips_per_shard={clips_per_shard} of a synthetic corpus: wanted at "
+            "least 1 of each"
+        )
     if os.path.isdir(folder) and any(name.endswith(".tar") for name in os.listdir(folder)):
         raise FileExistsError(f"{folder} holds shards already; name another folder or remove them")
     with ShardWriter(folder, clips_per_shard) as writer:
