@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ at, summary.json with the figures, the shards, the runs, the exported model."""
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     quiet_warnings()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs that it started are stopped, too
     try:
         return _run(options)
     except ValueError as mistake:

@@ -36,6 +36,8 @@ def test_the_corpus_is_the_one_that_was_asked_for(tmp_path: Path, capsys: pytest
         (["--size", "33"], "size=33"),
         (["--mode", "sideways"], "mode=sideways"),
         (["--workers", "0"], "workers=0"),
+        (["--fps", "0"], "fps=0.0"),
+        (["--clips-per-shard", "0"], "clips_per_shard=0"),
     ],
 )
 def test_a_mistake_is_named_and_leaves_nothing(

@@ -1,0 +1,25 @@
+"""What a run will cost, and options that make no plan."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "plan_run.py"))["main"]
+
+CONFIG = ["--config", "configs/pretrain_vitl.yaml", "guidance.towers=small"]
+
+
+def test_a_plan_names_batch_step_and_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*CONFIG, "--nodes", "2"]) == 0
+    said = capsys.readouterr().out
+    for words in ("16 GPUs", "PFLOP", "632 visible"):
+        assert words in said, said
+
+
+@pytest.mark.parametrize("option", [("--nodes", "0"), ("--gpus-per-node", "-8"), ("--utilisation", "0")])
+def test_options_that_make_no_plan_are_refused(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*CONFIG, *option]) == 2
+    assert f"plan_run: {option[0]}" in capsys.readouterr().err
