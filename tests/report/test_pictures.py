@@ -80,6 +80,12 @@ def test_plots_are_pictures_and_the_same_twice() -> None:
     assert pixels(plots.bars("accuracy", bars)).std() > 5
 
 
+def test_every_curve_is_drawn_however_many() -> None:
+    """Each further run changes the picture: none is left out for want of a colour."""
+    pictures = [plots.curves({"loss": {str(i): ([0.0, 1.0], [1.0, float(i)]) for i in range(n)}}) for n in range(5, 9)]
+    assert len(set(pictures)) == len(pictures)
+
+
 class _Reader(HTMLParser):
     """Collects cells, images and anything that would be fetched."""
 

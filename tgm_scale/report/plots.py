@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-_COLOURS = ("#2a6fdb", "#e0662b", "#3d9a50", "#8a63d2", "#6b7280")
+_COLOURS = ("#2a6fdb", "#e0662b", "#3d9a50", "#8a63d2", "#6b7280", "#b5489b")
 _INK, _GRID = "#282c34", "#e5e7eb"
 _DPI = 130
 
@@ -48,7 +49,7 @@ def curves(panels: Mapping[str, Mapping[str, Curve]]) -> bytes:
     values faint behind."""
     figure, axes = _figure(len(panels))
     for axis, (title, lines) in zip(axes, panels.items()):
-        for colour, (name, (steps, values)) in zip(_COLOURS, lines.items()):
+        for colour, (name, (steps, values)) in zip(cycle(_COLOURS), lines.items()):
             axis.plot(steps, values, color=colour, alpha=0.18, linewidth=0.7)
             axis.plot(steps, smoothed(values, max(1, len(values) // 50)), color=colour, linewidth=1.6, label=name)
         axis.set_title(title, fontsize=10, color=_INK, loc="left")
@@ -62,7 +63,7 @@ def bars(title: str, groups: Mapping[str, Mapping[str, tuple[float, float]]]) ->
     figure, (axis,) = _figure(1)
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
-    for i, (colour, name) in enumerate(zip(_COLOURS, names)):
+    for i, (colour, name) in enumerate(zip(cycle(_COLOURS), names)):
         places = [g + (i - (len(names) - 1) / 2) * width for g in range(len(groups))]
         heights = [group[name][0] for group in groups.values()]
         errors = [group[name][1] for group in groups.values()]
