@@ -103,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     preflight.add_argument(
         "--patience", type=float, default=180, metavar="SECONDS", help="for a process to answer (default: 180)"
     )
-    resolved = _command(commands, "config", "print a configuration with defaults and overrides; preflight checks it", _config)
+    resolved = _command(
+        commands, "config", "print a configuration with defaults and overrides; preflight checks it", _config
+    )
     _add_configuration(resolved)
     resolved.add_argument("--key", metavar="section.key", help="print this value alone, such as run.dir")
     return parser
