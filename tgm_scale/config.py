@@ -125,6 +125,17 @@ class TrainConfig(Section):
     init_from: str | None = None
     max_minutes: float | None = Field(None, gt=0, description="checkpoint and leave for requeueing after this time")
 
+    @model_validator(mode="after")
+    def _combinations(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("train.steps or train.epochs: give one of the two, and not both")
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"train.micro_batch_size={self.micro_batch_size} does not divide train.global_batch_size="
+                f"{self.global_batch_size}: choose a divisor"
+            )
+        return self
+
 
 class DeepSpeedConfig(Section):
     config: str | None = Field(None, description="a DeepSpeed JSON file; what the run derives is filled in")
@@ -183,8 +194,6 @@ class Config(RunSettings):
     @model_validator(mode="after")
     def _combinations(self) -> Config:
         train, objective, data = self.train, self.objective, self.data
-        if (train.steps is None) == (train.epochs is None):
-            raise ValueError("train.steps or train.epochs: give one of the two, and not both")
         if objective.reconstruction_weight == 0 and objective.contrastive_weight == 0:
             raise ValueError(
                 "objective.reconstruction_weight and objective.contrastive_weight are both 0: nothing is learned; "
@@ -200,11 +209,6 @@ class Config(RunSettings):
             raise ValueError(
                 f"objective.contrastive_batch={negatives} does not divide train.global_batch_size="
                 f"{train.global_batch_size}: choose a divisor, or leave it out for the whole global batch"
-            )
-        if train.global_batch_size % train.micro_batch_size:
-            raise ValueError(
-                f"train.micro_batch_size={train.micro_batch_size} does not divide train.global_batch_size="
-                f"{train.global_batch_size}: choose a divisor"
             )
         if train.micro_batch_size % data.repeated_augmentation:
             raise ValueError(

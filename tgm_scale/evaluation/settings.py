@@ -114,13 +114,6 @@ class FinetuneConfig(RunSettings):
     @model_validator(mode="after")
     def _combinations(self) -> FinetuneConfig:
         train, repeats = self.train, self.data.repeated_augmentation
-        if (train.steps is None) == (train.epochs is None):
-            raise ValueError("train.steps or train.epochs: give one of the two, and not both")
-        if train.global_batch_size % train.micro_batch_size:
-            raise ValueError(
-                f"train.micro_batch_size={train.micro_batch_size} does not divide train.global_batch_size="
-                f"{train.global_batch_size}: choose a divisor"
-            )
         group = repeats * (2 if self.finetune.mixup or self.finetune.cutmix else 1)
         if train.micro_batch_size % group:
             raise ValueError(
