@@ -25,10 +25,10 @@ run.dir run.seed
 data.shards data.synthetic data.cache data.frames data.stride data.size data.workers data.repeated_augmentation
 data.crop data.flip data.window_shards data.max_skipped_share
 guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.captions guidance.flow
-guidance.cached
+guidance.cached guidance.compile guidance.own_stream
 masking.recipe masking.mask_ratio masking.visible_ratio masking.options
-model.size model.patch model.tubelet model.decoder_depth model.decode_ratio model.attention
-model.activation_checkpointing model.compile model.initialisation
+model.size model.patch model.tubelet model.depth model.decoder_depth model.decode_ratio
+model.attention model.activation_checkpointing model.compile model.initialisation
 objective.reconstruction_weight objective.contrastive_weight objective.contrastive_batch
 optim.base_lr optim.min_lr optim.weight_decay optim.betas optim.warmup_share optim.clip_norm
 train.steps train.epochs train.global_batch_size train.micro_batch_size train.precision train.init_from

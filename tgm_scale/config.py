@@ -76,6 +76,8 @@ class GuidanceConfig(Section):
     captions: Literal["drawn", "mean"] = Field("drawn", description="relevance to the drawn caption, or mean over all")
     flow: str = Field("dis", description="optical flow: 'dis' (OpenCV) or a file of torchvision RAFT weights")
     cached: bool = Field(False, description="read relevance from the shards (tools/cache_relevance.py puts it there)")
+    compile: bool = Field(False, description="torch.compile for the image tower")
+    own_stream: bool = Field(False, description="on a GPU: look at the next step's clips while this step runs")
 
 
 class MaskingConfig(Section):
@@ -91,6 +93,7 @@ class ModelConfig(Section):
     size: Literal["tiny", "S", "B", "L", "H", "g"] = "B"
     patch: int | None = Field(None, ge=1, description="patch side, pixels; default: that of the size")
     tubelet: int | None = Field(None, ge=1, description="frames of a token; default: that of the size")
+    depth: int | None = Field(None, ge=1, description="blocks of the encoder; default: those of the size")
     decoder_depth: int | None = Field(None, ge=1)
     decode_ratio: float = Field(1.0, gt=0, le=1, description="share of the hidden tokens that is reconstructed")
     attention: Literal["auto", "sdpa", "flash"] = "auto"
@@ -359,6 +362,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
     for section, names in {
         "run": ["dir"],
         "data": ["workers", "max_skipped_share", "shards", "cache", "root"],
+        "guidance": ["compile", "own_stream"],
         "model": ["attention", "activation_checkpointing", "compile"],
         "train": ["micro_batch_size", "max_minutes"],
         "faults": ["rollbacks", "hang_seconds"],

@@ -174,6 +174,14 @@ def test_bfloat16_towers_answer_in_float32(clip_source: Path, frames: Frames) ->
     assert F.cosine_similarity(low.flatten(), full.flatten(), dim=0) > 0.99
 
 
+@pytest.mark.slow
+def test_a_compiled_tower_answers_the_same(clip_source: Path, frames: Frames) -> None:
+    x = frames(2, 3, 48, 48)
+    plain, compiled = load_image_tower(clip_source), load_image_tower(clip_source, compiled=True)
+    torch.testing.assert_close(compiled.patch_tokens(x, "value"), plain.patch_tokens(x, "value"), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(compiled.attention(x), plain.attention(x), rtol=1e-4, atol=1e-5)
+
+
 def test_the_tower_is_frozen(clip_source: Path, frames: Frames) -> None:
     features = load_image_tower(clip_source).patch_tokens(frames(1, 3, 48, 48), "raw")
     assert not features.requires_grad and torch.is_grad_enabled()

@@ -74,6 +74,21 @@ def test_relevance_kept_in_the_shards_guides_and_is_checked(
     assert "were made with other towers or settings" in message and "guidance.scorer" in message
 
 
+def test_looking_a_step_ahead_changes_no_figure(config: Path, tmp_path: Path) -> None:
+    """Losses, masks, skipped samples and the guidance's own figures, to the last bit; with two micro steps a step."""
+    pretrain(config)
+    pretrain(config, f"run.dir={tmp_path / 'ahead'}", "guidance.own_stream=true")
+    rows, ahead = (
+        [
+            {key: value for key, value in row.items() if "second" not in key and key != "mfu"}
+            for row in read_metrics(folder)
+        ]
+        for folder in (tmp_path / "run", tmp_path / "ahead")
+    )
+    assert len(rows) == 8 and "mask_swapped_overlap" in rows[-1] and rows[-1]["skipped_samples"]
+    assert ahead == rows
+
+
 def test_guidance_without_towers_is_a_mistake(config: Path) -> None:
     message = pretrain(config, "guidance.towers=null", "objective.contrastive_weight=0", code=2)
     assert "masking.recipe=text_guided is guided by a frozen model" in message

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -80,8 +80,14 @@ class Preprocessing:
         return x_N3HW
 
     def _normalise(self, x_N3HW: Tensor) -> Tensor:
-        mean, std = (torch.tensor(v, device=x_N3HW.device)[:, None, None] for v in (self.mean, self.std))
+        mean, std = (_channels(values, x_N3HW.device) for values in (self.mean, self.std))
         return (x_N3HW / 255 - mean) / std
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[C, 1, 1], made once: to bring a tensor to a GPU waits for all that it was given before."""
+    return torch.tensor(values, device=device)[:, None, None]
 
 
 def _planes(x_N3HW: Tensor) -> Tensor:
@@ -206,9 +212,13 @@ SCORERS: dict[str, Callable[[Sequence[Any], Tensor], Tensor]] = {"raw": raw, "va
 class ImageTower:
     """Patch features and picture embeddings of a frozen tower, outside any engine."""
 
-    def __init__(self, trunk: Trunk, preprocessing: Preprocessing, device: torch.device):
+    def __init__(self, trunk: Trunk, preprocessing: Preprocessing, device: torch.device, compiled: bool = False):
+        """compiled: patch tokens and attention go through torch.compile; each shape costs a compilation."""
         self.trunk, self.preprocessing, self.device = trunk, preprocessing, device
         self.image_size, self.patch, self.width = trunk.image_size, trunk.patch, trunk.width
+        self._tokens, self._attention = self._joint_tokens, self._pooling_attention
+        if compiled:
+            self._tokens, self._attention = (torch.compile(f, dynamic=False) for f in (self._tokens, self._attention))
 
     @torch.no_grad()
     def patch_tokens(self, frames_N3HW: Tensor, scorer: str, resolution: int | None = None) -> Tensor:
@@ -218,17 +228,22 @@ class ImageTower:
         was trained on; others interpolate its positions)."""
         side = resolution or self.image_size
         pixels = self.preprocessing.frames(frames_N3HW.to(self.device), side)
-        tokens_NLD = SCORERS[scorer](self.trunk.blocks, self.trunk.embed(pixels))
-        features = self.trunk.project(tokens_NLD[:, self.trunk.prefix :]).float()
-        return features.unflatten(1, (side // self.patch, side // self.patch))
+        return self._tokens(pixels, scorer).unflatten(1, (side // self.patch, side // self.patch))
 
     @torch.no_grad()
     def attention(self, frames_N3HW: Tensor, resolution: int | None = None) -> Tensor:
         """Attention of the token that pools a frame to its patches, float32 [N, h, w]; sums to at most 1."""
         side = resolution or self.image_size
-        tokens_NLD = self.trunk.embed(self.preprocessing.frames(frames_N3HW.to(self.device), side))
-        attention_NL = self.trunk.attend(_forward(self.trunk.blocks[:-1], tokens_NLD)).float()
-        return attention_NL[:, self.trunk.prefix :].unflatten(1, (side // self.patch, side // self.patch))
+        pixels = self.preprocessing.frames(frames_N3HW.to(self.device), side)
+        return self._attention(pixels).unflatten(1, (side // self.patch, side // self.patch))
+
+    def _joint_tokens(self, pixels: Tensor, scorer: str) -> Tensor:
+        tokens_NLD = SCORERS[scorer](self.trunk.blocks, self.trunk.embed(pixels))
+        return self.trunk.project(tokens_NLD[:, self.trunk.prefix :]).float()
+
+    def _pooling_attention(self, pixels: Tensor) -> Tensor:
+        tokens_NLD = _forward(self.trunk.blocks[:-1], self.trunk.embed(pixels))
+        return self.trunk.attend(tokens_NLD).float()[:, self.trunk.prefix :]
 
     @torch.no_grad()
     def embed(self, pictures_N3HW: Tensor) -> Tensor:

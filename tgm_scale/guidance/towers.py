@@ -91,7 +91,10 @@ def load_text_tower(
 
 
 def load_image_tower(
-    folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
 ) -> ImageTower:
     """The image tower of a CLIP or SigLIP folder, frozen. Raises ValueError as `check_folder` does."""
     kind = check_folder(folder, ("image",))
@@ -102,7 +105,7 @@ def load_image_tower(
         trunk = siglip_trunk(_load(transformers.SiglipVisionModel, folder, device, dtype))
     else:
         trunk = clip_trunk(_load(transformers.CLIPVisionModelWithProjection, folder, device, dtype))
-    return ImageTower(trunk, preprocessing, device)
+    return ImageTower(trunk, preprocessing, device, compiled)
 
 
 def model_files(folder: str | Path) -> list[Path]:

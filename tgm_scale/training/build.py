@@ -50,10 +50,10 @@ def tower_folder(name: str) -> str:
 
 
 def model_size(config: Config) -> ModelSize:
-    """The named size with the configuration's patch, tubelet and decoder depth."""
+    """The named size with the configuration's patch, tubelet and depths."""
     changes = {
         name: value
-        for name in ("patch", "tubelet", "decoder_depth")
+        for name in ("patch", "tubelet", "depth", "decoder_depth")
         if (value := getattr(config.model, name)) is not None
     }
     return dataclasses.replace(SIZES[config.model.size], **changes)
@@ -199,7 +199,7 @@ def towers(config: Config, needs: set[str], device: torch.device) -> Towers:
     online = needs & IMAGE_MAPS - ({"relevance"} if guidance.cached else set())
     if not online:
         return found
-    image = load_image_tower(folder, device=device, dtype=dtype)
+    image = load_image_tower(folder, device=device, dtype=dtype, compiled=guidance.compile)
     view = (guidance.frames_per_tubelet, guidance.resolution)
     if "relevance" in online:
         found.relevance = Relevance(image, guidance.scorer, *view)

@@ -6,6 +6,7 @@ Shapes: B clips, E width of the text embedding, S slots, R rows, C columns of th
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,8 +19,21 @@ from tgm_scale.training.build import Towers
 from tgm_scale.training.step import Prepared
 
 
+@dataclass
+class Looked:
+    """A micro batch on the device, and what frozen models say of it."""
+
+    batch: Batch
+    text_BE: Tensor | None
+    maps: dict[str, Tensor | None]  # what the masker may need beside relevance, as it wants it
+    relevance_BSRC: Tensor | None = None
+    swapped_BSRC: Tensor | None = None  # relevance to the captions before them in the batch
+
+
 class Guide:
-    """Prepares micro batches: caption embeddings, the maps that the recipe asks for, the mask."""
+    """Prepares micro batches: caption embeddings, the maps that the recipe asks for, the mask.
+
+    `look` is what costs time, and depends on nothing but the batch; `prepare` makes the mask and counts."""
 
     def __init__(self, masker: Masker, towers: Towers):
         self.masker, self.towers = masker, towers
@@ -27,21 +41,29 @@ class Guide:
         self.motion = MotionMonitor() if "motion" in masker.needs else None
         self._warned: set[str] = set()
 
-    @torch.no_grad()
     def __call__(self, batch: Batch) -> Prepared:
+        return self.prepare(self.look(batch))
+
+    @torch.no_grad()
+    def look(self, batch: Batch) -> Looked:
         text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
-        ids_B = caption_ids(batch.captions).to(batch.video.device)
-        aux: dict[str, Tensor | None] = {"motion": batch.motion}
+        maps: dict[str, Tensor | None] = {"motion": batch.motion}
         for name, look in self.towers.maps.items():
-            aux[name] = look(batch.video, self.masker.grid)
+            maps[name] = look(batch.video, self.masker.grid)
+        if "relevance" not in self.masker.needs:
+            return Looked(batch, text_BE, maps)
+        return Looked(batch, text_BE, maps, *self._relevance(batch, text_BE))
+
+    @torch.no_grad()
+    def prepare(self, looked: Looked) -> Prepared:
+        batch, relevance_BSRC = looked.batch, looked.relevance_BSRC
+        ids_B = caption_ids(batch.captions).to(batch.video.device)
+        mask = self.masker(batch.seeds, relevance=relevance_BSRC, **looked.maps)
         if self.motion is not None and batch.motion is not None:
             self.motion.observe(batch.motion, batch.weight)
-        if self.monitor is None:
-            return Prepared(batch, self.masker(batch.seeds, **aux), text_BE, ids_B)
-        relevance_BSRC, swapped_BSRC = self._relevance(batch, text_BE)
-        mask = self.masker(batch.seeds, relevance=relevance_BSRC, **aux)
-        self.monitor.observe(batch.seeds, batch.weight, ids_B, relevance_BSRC, swapped_BSRC, **aux)
-        return Prepared(batch, mask, text_BE, ids_B)
+        if self.monitor is not None and relevance_BSRC is not None:
+            self.monitor.observe(batch.seeds, batch.weight, ids_B, relevance_BSRC, looked.swapped_BSRC, **looked.maps)
+        return Prepared(batch, mask, looked.text_BE, ids_B)
 
     def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Relevance of each clip to its own caption or captions, and to those before it in the batch."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.runtime.distributed import Control, Place, find_place
-from tgm_scale.training import build, checkpoint, engine, run_folder
+from tgm_scale.training import ahead, build, checkpoint, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
-from tgm_scale.training.guide import Guide
+from tgm_scale.training.guide import Guide, Looked
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
@@ -134,15 +134,12 @@ class _Run:
         """Steps from where the run stands to its end, a stop, or a rollback."""
         config, watchdog = self.config, self.watchdog
         line = ProgressLine(self.steps, config.log.every)
-        loader = build.loader(config, self.corpora, self.place, self.progress.step, self.steps)
         began = time.perf_counter()
         watchdog.at(self.progress.step, "data")
-        for step, batches in loader:
+        for step, batches, looks in self._looks():
             loaded = time.perf_counter()
             watchdog.at(step, "guidance")
-            for batch in batches:
-                self.faults.leave_out(batch)
-            micro = [self.guide(batch.to(self.place.device)) for batch in batches]
+            micro = [self.guide.prepare(look()) for look in looks]
             guided = time.perf_counter()
             watchdog.at(step, "meeting")
             problems = [problem for batch in batches for problem in batch.problems]
@@ -190,6 +187,17 @@ class _Run:
                 return REQUEUE_EXIT_CODE
             watchdog.at(self.progress.step, "data")
         return 0
+
+    def _looks(self) -> Iterator[ahead.Step]:
+        """The steps that are left, with what the frozen models say of their clips."""
+        loader = build.loader(self.config, self.corpora, self.place, self.progress.step, self.steps)
+        if self.config.guidance.own_stream:
+            return ahead.step_ahead(loader, self._look, self.place.device)
+        return ahead.in_step(loader, self._look)
+
+    def _look(self, batch: Batch) -> Looked:
+        self.faults.leave_out(batch)
+        return self.guide.look(batch.to(self.place.device))
 
     def _watched(self) -> dict[str, float]:
         """Figures of the model, where they are due."""

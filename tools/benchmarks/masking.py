@@ -6,7 +6,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.clips import FPS, moving_texture
 from benchmarks.machine import headline, table
+from benchmarks.timed import Timed, measure, milliseconds, rows_of
 from tgm_scale.config import Config, from_tree, lay_over, read_tree
 from tgm_scale.contracts import Mask
 from tgm_scale.data.decode import Video
@@ -27,20 +28,10 @@ from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower
 from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.runtime.compat import prepare_torchvision
-from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build
 from tgm_scale.training.module import JointModule
 
 TOWERS = {"B/32": (32, 768, 12), "B/16": (16, 768, 12)}  # patch, width, layers of an image tower with random weights
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Something that is done once for each micro batch."""
-
-    name: str
-    maps: Callable[[], Any] | None  # the frozen model's or the flow's part
-    mask: Callable[[], Any] | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,14 +60,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         video = torch.randint(0, 256, (options.clips, 3, data.frames, data.size, data.size), dtype=torch.uint8)
         video = video.to(device)
         step = _step(config, video, device)
-        timed = [*_recipes(config, video, device), *_savings(config, video, device)]
-        turns = _measure(step, timed, options.turns, device)
-    rows = _rows(timed, turns)
+        timed = [*_recipes(config, video, device), *_savings(config, video, device, step)]
+        turns = measure(step, timed, options.turns, device)
+    rows = rows_of(timed, turns)
     print(table(["what", "maps, ms", "mask, ms", "of a step"], [list(row.values()) for row in rows]))
     decoding = _decoding(config, options.clips, options.turns)
     plain, watched = decoding["plain_ms"], decoding["with_vectors_ms"]
     print(f"decoding the batch, CPU time: {plain} ms, with motion vectors {watched} ms")
-    return {"step_ms": _ms(turns, "step"), "rows": rows, "decoding": decoding}
+    return {"step_ms": milliseconds(turns, "step"), "rows": rows, "decoding": decoding}
 
 
 def _decoding(config: Config, clips: int, turns: int) -> dict[str, float]:
@@ -181,12 +172,12 @@ def _look(towers: build.Towers, video: Tensor, masker: Masker) -> Callable[[], d
     return look
 
 
-def _savings(config: Config, video: Tensor, device: torch.device) -> list[Timed]:
+def _savings(config: Config, video: Tensor, device: torch.device, step: Callable[[], Any]) -> list[Timed]:
     """Relevance of text-guided masking made cheaper in each way, its mask left out."""
     grid, guidance = build.token_grid(config), config.guidance
     assert guidance.towers is not None
-    image = load_image_tower(build.tower_folder(guidance.towers), device, torch.float32)
-    half = load_image_tower(build.tower_folder(guidance.towers), device, torch.bfloat16)
+    load = partial(load_image_tower, build.tower_folder(guidance.towers), device)
+    image, half = load(torch.float32), load(torch.bfloat16)
     smaller = max(image.image_size // 2 // image.patch, 1) * image.patch
     captions = torch.ones(len(video), image.width, device=device)
     ways = {
@@ -194,53 +185,32 @@ def _savings(config: Config, video: Tensor, device: torch.device) -> list[Timed]
         "relevance: one frame a tubelet": Relevance(image, guidance.scorer, "one"),
         f"relevance: at {smaller} pixels": Relevance(image, guidance.scorer, resolution=smaller),
         "relevance: bf16": Relevance(half, guidance.scorer),
+        "relevance: compiled": Relevance(load(torch.float32, compiled=True), guidance.scorer),
+        "relevance: bf16, compiled": Relevance(load(torch.bfloat16, compiled=True), guidance.scorer),
         "relevance: one frame, bf16": Relevance(half, guidance.scorer, "one"),
     }
 
     def timed(way: Relevance) -> Callable[[], Tensor]:
         return lambda: way(video, captions, grid)
 
-    return [*(Timed(name, timed(way), None) for name, way in ways.items()), Timed("relevance: cached", None, None)]
+    return [
+        *(Timed(name, timed(way)) for name, way in ways.items()),
+        _own_stream(timed(ways["relevance: bf16"]), step, device),
+        Timed("relevance: cached", None),
+    ]
 
 
-def _measure(step: Callable[[], Any], timed: list[Timed], turns: int, device: torch.device) -> list[dict[str, float]]:
-    """Seconds of each part (on a CPU, of its time), in turns; one before the first warms up and is not counted."""
+def _own_stream(look: Callable[[], Any], step: Callable[[], Any], device: torch.device) -> Timed:
+    """Relevance on a stream of its own while a step runs, as training.ahead does it: what it adds to the step."""
+    name = "relevance: bf16, own stream"
+    if device.type != "cuda":
+        return Timed(name, None, unmeasured="not measured: needs CUDA")
+    side = torch.cuda.Stream(device)
 
-    def seconds(work: Callable[[], Any]) -> float:
-        if device.type != "cuda":
-            began = time.process_time()  # others may want the core, too
-            work()
-            return time.process_time() - began
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
+    def both() -> None:
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            look()
+        step()
 
-    measured = []
-    with Board() as board:
-        task = board.task("turns", turns + 1)
-        for _ in range(turns + 1):
-            turn = {"step": seconds(step)}
-            for one in timed:
-                for part, work in (("maps", one.maps), ("mask", one.mask)):
-                    if work is not None:
-                        turn[f"{one.name} {part}"] = seconds(work)
-            measured.append(turn)
-            task.advance()
-    return measured[1:]
-
-
-def _rows(timed: list[Timed], turns: list[dict[str, float]]) -> list[dict[str, str]]:
-    step = {"what": "the training step", "maps": "", "mask": "", "share": _ms(turns, "step") + " ms"}
-    rows = [step]
-    for one in timed:
-        parts = [f"{one.name} {part}" for part in ("maps", "mask")]
-        share = median(sum(turn.get(part, 0.0) for part in parts) / turn["step"] for turn in turns)
-        maps, mask = (_ms(turns, part) for part in parts)
-        rows.append({"what": one.name, "maps": maps, "mask": mask, "share": f"{share:.2%}"})
-    return rows
-
-
-def _ms(turns: list[dict[str, float]], part: str) -> str:
-    return f"{1000 * median(turn[part] for turn in turns):.1f}" if part in turns[0] else ""
+    return Timed(name, both, beside=True)

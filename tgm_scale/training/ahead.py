@@ -1,0 +1,48 @@
+"""The frozen models' look at each step's clips: when it is asked for, or a step ahead on a CUDA stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import torch
+
+from tgm_scale.contracts import Batch
+from tgm_scale.training.guide import Looked
+
+Look = Callable[[Batch], Looked]
+Step = tuple[int, list[Batch], list[Callable[[], Looked]]]  # calling one gives what was seen
+
+
+def in_step(loader: Iterable[tuple[int, list[Batch]]], look: Look) -> Iterator[Step]:
+    """The loader's steps, whose batches are looked at when that is asked for."""
+    for step, batches in loader:
+        yield step, batches, [partial(look, batch) for batch in batches]
+
+
+def step_ahead(loader: Iterable[tuple[int, list[Batch]]], look: Look, device: torch.device) -> Iterator[Step]:
+    """The same steps, each looked at before the one before it is handed over: on a GPU by a stream of its own, which
+    works while that step runs; on a CPU at once. `look` must depend on nothing that a step changes.
+
+    What the look leaves in memory is the side stream's: memory of a step that is over is taken again by a later look
+    at the earliest, and that waits first for all that the main stream was given before."""
+    side = torch.cuda.Stream(device) if device.type == "cuda" else None
+    held: Step | None = None
+    for step, batches in loader:
+        if side is not None:
+            side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):  # of None: nothing
+            seen = [look(batch) for batch in batches]
+            done = None if side is None else side.record_event()
+        if held is not None:
+            yield held
+        held = step, batches, [partial(_handed_over, looked, done) for looked in seen]
+    if held is not None:
+        yield held
+
+
+def _handed_over(looked: Looked, done: torch.cuda.Event | None) -> Looked:
+    """To the main stream, which waits for the look to be done."""
+    if done is not None:
+        torch.cuda.current_stream().wait_event(done)
+    return looked

@@ -1,0 +1,68 @@
+"""Things that are done once for each micro batch, timed in turns beside a training step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from tgm_scale.runtime.progress import Board
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Something that is done once for each micro batch."""
+
+    name: str
+    maps: Callable[[], Any] | None  # the frozen model's or the flow's part
+    mask: Callable[[], Any] | None = None
+    beside: bool = False  # `maps` is made while a step runs: what counts is how much longer that step takes
+    unmeasured: str = ""  # why there is no figure
+
+
+def measure(step: Callable[[], Any], timed: list[Timed], turns: int, device: torch.device) -> list[dict[str, float]]:
+    """Seconds of each part (on a CPU, of its time), in turns; one before the first warms up and is not counted."""
+
+    def seconds(work: Callable[[], Any]) -> float:
+        if device.type != "cuda":
+            began = time.process_time()  # others may want the core, too
+            work()
+            return time.process_time() - began
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    measured = []
+    with Board() as board:
+        task = board.task("turns", turns + 1)
+        for _ in range(turns + 1):
+            turn = {"step": seconds(step)}
+            for one in timed:
+                for part, work in (("maps", one.maps), ("mask", one.mask)):
+                    if work is not None:
+                        turn[f"{one.name} {part}"] = seconds(work) - (turn["step"] if one.beside else 0.0)
+            measured.append(turn)
+            task.advance()
+    return measured[1:]
+
+
+def rows_of(timed: list[Timed], turns: list[dict[str, float]]) -> list[dict[str, str]]:
+    step = {"what": "the training step", "maps": "", "mask": "", "share": milliseconds(turns, "step") + " ms"}
+    rows = [step]
+    for one in timed:
+        parts = [f"{one.name} {part}" for part in ("maps", "mask")]
+        share = median(sum(turn.get(part, 0.0) for part in parts) / turn["step"] for turn in turns)
+        maps, mask = (milliseconds(turns, part) for part in parts)
+        shown = one.unmeasured or f"{share:.2%}"
+        rows.append({"what": one.name, "maps": maps, "mask": mask, "share": shown})
+    return rows
+
+
+def milliseconds(turns: list[dict[str, float]], part: str) -> str:
+    return f"{1000 * median(turn[part] for turn in turns):.1f}" if part in turns[0] else ""
