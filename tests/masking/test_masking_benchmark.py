@@ -28,5 +28,8 @@ def test_every_recipe_is_measured_beside_a_step(tmp_path: Path) -> None:
     assert rows.keys() >= RECIPES.keys() - {"flow_guided"}  # where OpenCV is missing it is left out, and said so
     assert all(rows[recipe]["mask"] for recipe in rows.keys() & RECIPES.keys())
     assert rows["text_guided"]["maps"] and not rows["tube"]["maps"]
+    assert rows["relevance: compiled"]["maps"]
+    measured = figures["gpu"] is not None
+    assert (rows["relevance: bf16, own stream"]["share"] == "not measured: needs CUDA") != measured
     assert float(figures["step_ms"]) > 0 and figures["decoding"]["with_vectors_ms"] > 0
     assert "| text_guided |" in done.stdout
