@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
 import torch
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
-from tgm_scale.models.pretraining import MaskedVideoAutoencoder, macs_per_clip
-from tgm_scale.models.vit import ModelSize
-from tgm_scale.training import build
+from tgm_scale.models.pretraining import macs_per_clip
+from tgm_scale.runtime.distributed import Place
+from tgm_scale.training import build, footprint
 
 EXAMPLES = """examples:
   python tools/plan_run.py --config configs/pretrain_vitl.yaml --nodes 16 --gpus-per-node 8
@@ -70,10 +68,9 @@ def plan(config: Config, gpus: int, flops: float) -> str:
     ):
         extra = macs_per_clip(size, config.data.frames, config.data.size, masks.visible_count, 0)
     step_flops = 2 * (passes * forward + extra) * train.global_batch_size
-    parameters = _parameters(config, size)
-    stage = _stage(config)
+    need = footprint.footprint(config, Place(0, gpus, 0, torch.device("cuda")))
+    parameters = footprint.parameters(config)
     seconds = step_flops / gpus / flops
-    kept = _activation_bytes(config, size, masks.visible_count, targets)
     lines = {
         "model": f"{config.model.size}, {parameters / 1e6:.0f} million parameters",
         "tokens": masks.describe(),
@@ -81,8 +78,9 @@ def plan(config: Config, gpus: int, flops: float) -> str:
         "a clip": f"{forward / 1e9:.1f} G multiply-accumulates forward"
         + (f", and {extra / 1e9:.1f} G for the first pass of the cached contrast" if extra else ""),
         "a step": f"{step_flops / 1e15:.2f} PFLOP, {seconds:.2f} s at {flops / 1e12:.0f} TFLOP/s a GPU (assumed)",
-        "state": f"{_state_bytes(parameters, stage, gpus) / GIB:.1f} GiB a GPU at ZeRO {stage} (estimate)",
-        "activations": f"{kept / GIB:.1f} GiB a GPU (estimate)",
+        "state": f"{need.state / GIB:.1f} GiB a GPU at ZeRO {need.stage} (estimate)"
+        + (f", and {need.host / GIB:.1f} GiB of the host's memory a GPU" if need.host else ""),
+        "activations": f"{need.activations / GIB:.1f} GiB a GPU (estimate)",
         "checkpoint": f"{12 * parameters / 1e9:.1f} GB each",
     }
     if train.steps:
@@ -90,37 +88,6 @@ def plan(config: Config, gpus: int, flops: float) -> str:
         lines["the run"] += f"{train.steps * seconds * gpus / 3600:.0f} GPU hours, without guidance and data waits"
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
-
-
-def _parameters(config: Config, size: ModelSize) -> int:
-    with torch.device("meta"):
-        model = MaskedVideoAutoencoder(size, config.data.frames, config.data.size, embedding_width=512)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _stage(config: Config) -> int:
-    if config.deepspeed.stage is not None or config.deepspeed.config is None:
-        return config.deepspeed.stage or 0
-    return json.loads(Path(config.deepspeed.config).read_text()).get("zero_optimization", {}).get("stage", 0)
-
-
-def _state_bytes(parameters: int, stage: int, gpus: int) -> float:
-    """bf16 weights and gradients, fp32 weights and two moments, each divided where the stage shards it."""
-    weights, gradients, adam = 2.0, 2.0, 12.0
-    return parameters * (
-        weights / (gpus if stage == 3 else 1)
-        + gradients / (gpus if stage >= 2 else 1)
-        + adam / (gpus if stage >= 1 else 1)
-    )
-
-
-def _activation_bytes(config: Config, size: ModelSize, visible: int, targets: int) -> float:
-    """bf16 tensors that a block keeps for its backward: about 17 of width D a token with fused attention (inputs of
-    two norms, q, k, v, attention output, three of the MLP at four times the width); with checkpointing one."""
-    kept = 1 if config.model.activation_checkpointing else 17
-    encoder = visible * size.width * (size.depth * kept + 17)
-    decoder = (visible + targets) * size.decoder_width * (size.decoder_depth * kept + 17) if targets else 0
-    return 2 * config.train.micro_batch_size * (encoder + decoder)
 
 
 if __name__ == "__main__":
