@@ -27,6 +27,7 @@ from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.workers import SharedBatches
 from tgm_scale.runtime import seeding
 
 BROKEN = {"c03": "empty", "c08": "not_a_video", "c11": "truncated", "c17": "no_caption"}
@@ -381,6 +382,28 @@ def test_workers_end_with_a_killed_trainer(folder: Path, tmp_path: Path) -> None
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < until, "workers outlived their trainer"
         time.sleep(0.1)
+
+
+def test_a_batch_that_is_held_keeps_its_pixels_and_others_memory_is_used_again(corpus: Corpus) -> None:
+    expected = by_step(load([corpus], stop_step=12))
+    held = [batch for _, [batch] in load([corpus], workers=2, stop_step=12)]
+    assert [[rows(batch)] for batch in held] == list(expected.values())
+    places = set()
+    for _, [batch] in load([corpus], workers=2, stop_step=12):
+        places.add(batch.video.data_ptr())
+    assert len(places) <= 4  # the one in hand, the last one, and two that 8 samples ahead can touch
+
+
+def test_shared_memory_is_taken_again_when_no_tensor_of_it_is_left() -> None:
+    memory = SharedBatches((2, 3))
+    place, pixels = memory.take()
+    view = pixels[1, 1:]
+    del pixels
+    assert memory.take()[0] != place, "a view of it is still there"
+    memory.pixels(place)[:] = 7
+    assert view.tolist() == [7, 7]
+    del view
+    assert memory.take()[0] == place
 
 
 def test_pixels_do_not_go_through_dev_shm(corpus: Corpus) -> None:

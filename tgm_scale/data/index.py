@@ -21,7 +21,7 @@ from tgm_scale.data.storage import RangeCache
 __all__ = ["VIDEO_EXTENSIONS", "Corpus", "SampleRef", "ShardIndex"]
 
 _KEPT_INDICES = 64  # of about 130 kB for 1,000 samples; more than the shards that an order's window mixes
-_GAP = 1 << 16  # members nearer than this are read in one piece: 64 KiB cost less than a second request
+_GAP = 1 << 16  # remote members nearer than this are read in one piece: 64 KiB cost less than a second request
 
 
 class Corpus:
@@ -90,7 +90,8 @@ class Corpus:
             return {}
         start = min(offset for offset, _ in wanted.values())
         end = max(offset + size for offset, size in wanted.values())
-        if end - start > sum(size for _, size in wanted.values()) + _GAP * len(wanted):
+        sparse = end - start > sum(size for _, size in wanted.values()) + _GAP * len(wanted)
+        if sparse or not storage.is_url(ref.shard):  # taken apart, a video would be copied
             return {extension: self._reader.read(ref.shard, *where) for extension, where in wanted.items()}
         data = self._reader.read(ref.shard, start, end - start)
         return {

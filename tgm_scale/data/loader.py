@@ -105,9 +105,9 @@ class ClipLoader:
         self._step = global_batch_size // repeated_augmentation
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
-        samples = self._decoded()
+        decoded = self._decoded()
         for step in range(self.start_step, self.stop_step):
-            yield step, [self._batch(samples) for _ in range(self.accumulation)]
+            yield step, [self._batch(*next(decoded)) for _ in range(self.accumulation)]
 
     def positions(self) -> Iterator[int]:
         """The positions of the order that this rank decodes, one after another."""
@@ -116,23 +116,21 @@ class ClipLoader:
                 first = step * self._step + micro_step * self._micro_step + self._rank_start
                 yield from range(first, first + self._micro)
 
-    def _decoded(self) -> Iterator[Sample]:
+    def _decoded(self) -> Iterator[tuple[list[Sample], torch.Tensor]]:
+        """The samples of each batch, and their pixels, uint8 [samples, N, T, H, W, 3]."""
+        positions, sampling = self.positions(), self.samples.sampling
         if self.workers:
-            return decode_ahead(self.samples, self.positions(), self.workers, self.workers * self.prefetch)
-        return map(self.samples.__getitem__, self.positions())
+            ahead = self.workers * self.prefetch
+            yield from decode_ahead(self.samples, positions, self._micro, self.workers, ahead)
+        shape = (self._micro, sampling.repeated_augmentation, sampling.frames, sampling.size, sampling.size, 3)
+        while part := list(islice(positions, self._micro)):
+            pixels = torch.empty(shape, dtype=torch.uint8)
+            yield [self.samples.read(*each) for each in zip(part, pixels)], pixels
 
-    def _batch(self, source: Iterator[Sample]) -> Batch:
-        """The next samples' clips. The video is a [B, 3, T, H, W] view of pixels stored as they were decoded, colour
-        last: they are put in the model's order where that is cheap, on its device."""
-        sampling = self.samples.sampling
-        samples: list[Sample] = []
-        repeats = sampling.repeated_augmentation
-        shape = (self._micro * repeats, sampling.frames, sampling.size, sampling.size, 3)
-        video_BTHW3 = torch.empty(shape, dtype=torch.uint8)
-        for sample in islice(source, self._micro):
-            for k, clip_THW3 in enumerate(sample.videos):
-                video_BTHW3[len(samples) * repeats + k] = clip_THW3
-            samples.append(sample)
+    def _batch(self, samples: list[Sample], pixels: torch.Tensor) -> Batch:
+        """The video is a [B, 3, T, H, W] view of pixels stored as they were decoded, colour last: they are put in the
+        model's order where that is cheap, on its device."""
+        repeats = self.samples.sampling.repeated_augmentation
         relevance = [torch.from_numpy(sample.relevance) for sample in samples if sample.relevance is not None]
         motion = [torch.from_numpy(sample.motion) for sample in samples if sample.motion is not None]
         caption_sets = [
@@ -143,7 +141,7 @@ class ClipLoader:
             return torch.tensor(values, dtype=dtype).repeat_interleave(repeats, dim=0)
 
         return Batch(
-            video=video_BTHW3.permute(0, 4, 1, 2, 3),
+            video=pixels.flatten(0, 1).permute(0, 4, 1, 2, 3),
             captions=[caption for sample in samples for caption in sample.captions],
             keys=[sample.key for sample in samples for _ in range(repeats)],
             seeds=torch.tensor([seed for sample in samples for seed in sample.seeds]),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
@@ -46,9 +45,8 @@ class Sampling:
 
 @dataclass
 class Sample:
-    """The N = repeated_augmentation clips of one sample."""
+    """What is said of the N = repeated_augmentation clips of one sample."""
 
-    videos: list[Tensor]  # N of uint8 [T, size, size, 3]; apart, since putting them together would copy them
     captions: list[str]  # N
     key: str
     seeds: list[int]  # N
@@ -65,7 +63,7 @@ class SampleError(Exception):
     """A sample that cannot be used for another reason than its video: (reason, detail)."""
 
 
-class Samples(torch.utils.data.Dataset):
+class Samples:
     """Samples by their position in the run; all that is random about one is keyed by what it is, not by where.
 
     Seeds are of (run seed, epoch, corpus, sample, repeat): `corpus` is its fingerprint, so that a corpus that moves to
@@ -79,7 +77,8 @@ class Samples(torch.utils.data.Dataset):
         self.mixture = mixture
         self.sampling = sampling
 
-    def __getitem__(self, position: int) -> Sample:
+    def read(self, position: int, clips_NTHW3: Tensor) -> Sample:
+        """Read the sample at this position of the run, its pixels, uint8, into the memory given."""
         place = self.mixture.locate(position)
         corpus = self.corpora[place.corpus]
         ref = corpus.sample(place.shard, place.row)
@@ -91,11 +90,12 @@ class Samples(torch.utils.data.Dataset):
         clip_id = seeding.key("clip", corpus.fingerprint, ref.name)
         members = corpus.read(ref, self._wanted(ref))
         try:
-            return self._clips(ref, members, seeds, clip_id)
+            return self._clips(ref, members, seeds, clip_id, clips_NTHW3)
         except DecodeError as error:
             problem = Problem(ref.name, error.reason, error.detail)
         except SampleError as error:
             problem = Problem(ref.name, *error.args)
+        clips_NTHW3.zero_()
         return self._blank(ref, seeds, clip_id, problem)
 
     def _wanted(self, ref: SampleRef) -> list[str]:
@@ -106,7 +106,9 @@ class Samples(torch.utils.data.Dataset):
             extensions.append(RELEVANCE_EXTENSION)
         return extensions
 
-    def _clips(self, ref: SampleRef, members: dict[str, bytes], seeds: list[int], clip_id: int) -> Sample:
+    def _clips(
+        self, ref: SampleRef, members: dict[str, bytes], seeds: list[int], clip_id: int, clips_NTHW3: Tensor
+    ) -> Sample:
         sampling = self.sampling
         choices = captions_of(members) if sampling.captions else [""]
         if not choices:
@@ -117,9 +119,8 @@ class Samples(torch.utils.data.Dataset):
         with Video(members[ref.video], recorder) as video:
             indices = self._indices(video.count, seeds[0])
             seconds_T = np.array([video.time(index) for index in indices])
-            crops, videos = self._cut(video, indices, seeds)
+            crops = self._cut(video, indices, seeds, clips_NTHW3)
         return Sample(
-            videos=videos,
             captions=[choices[number] for number in drawn],
             key=ref.name,
             seeds=seeds,
@@ -139,8 +140,8 @@ class Samples(torch.utils.data.Dataset):
             return segments(count, seeding.draw(seed, "segments", sampling.frames))
         return window(count, sampling.frames, sampling.stride, seeding.draw(seed, "offset")[0])
 
-    def _cut(self, video: Video, indices: np.ndarray, seeds: list[int]) -> tuple[list[Crop], list[Tensor]]:
-        """The crop of each seed, and its pixels of the frames `indices`: N of uint8 [T, size, size, 3].
+    def _cut(self, video: Video, indices: np.ndarray, seeds: list[int], clips_NTHW3: Tensor) -> list[Crop]:
+        """The crop of each seed; its pixels of the frames `indices` go to its clip.
 
         Frames are cropped as they come and the rest is forgotten: whole ones would cost a copy of each."""
         sampling = self.sampling
@@ -154,8 +155,12 @@ class Samples(torch.utils.data.Dataset):
                 cuts = [np.empty((len(distinct), crop.height, crop.width, 3), np.uint8) for crop in crops]
             for crop, cut in zip(crops, cuts):
                 cut[k] = crop.cut(image)
-        videos = [crop.resize(cut, sampling.size) for crop, cut in zip(crops, cuts)]
-        return crops, (videos if len(distinct) == len(indices) else [video_THW3[places] for video_THW3 in videos])
+        for crop, cut, clip_THW3 in zip(crops, cuts, clips_NTHW3):
+            if len(distinct) == len(indices):
+                crop.resize_into(clip_THW3, cut)
+            else:
+                clip_THW3.copy_(crop.resize(cut, sampling.size)[places])
+        return crops
 
     def _relevance(
         self, members: dict[str, bytes], crops: list[Crop], asked: list[list[int]], seconds_T: np.ndarray
@@ -188,11 +193,9 @@ class Samples(torch.utils.data.Dataset):
 
     def _blank(self, ref: SampleRef, seeds: list[int], clip_id: int, problem: Problem) -> Sample:
         sampling, n = self.sampling, len(seeds)
-        black = torch.zeros(sampling.frames, sampling.size, sampling.size, 3, dtype=torch.uint8)
         grid = sampling.grid
         shape = (n, grid.slots, grid.rows, grid.columns)
         return Sample(
-            videos=[black] * n,
             captions=[""] * n,
             key=ref.name,
             seeds=seeds,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tgm_scale.runtime import seeding
@@ -42,14 +41,24 @@ class Crop:
         return image_HW3[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def resize(self, cut_Thw3: np.ndarray, size: int) -> Tensor:
-        """The box's pixels of T frames as uint8 [T, size, size, 3], mirrored if `flip`.
+        """The box's pixels of T frames as uint8 [T, size, size, 3], mirrored if `flip`."""
+        clip_Thw3 = torch.empty(len(cut_Thw3), size, size, 3, dtype=torch.uint8)
+        self.resize_into(clip_Thw3, cut_Thw3)
+        return clip_Thw3
+
+    def resize_into(self, clip_Thw3: Tensor, cut_Thw3: np.ndarray) -> None:
+        """The same, where the clip is to lie.
 
         Bilinear, widened where it shrinks so that nothing aliases. All frames in one call: torch sets its weights up
         anew for each, which for single frames costs four times the resize itself."""
-        pixels_T3hw = torch.from_numpy(cut_Thw3).permute(0, 3, 1, 2)
-        resized_T3hw = F.interpolate(pixels_T3hw, size=(size, size), mode="bilinear", antialias=True)
-        resized_Thw3 = resized_T3hw.permute(0, 2, 3, 1)
-        return resized_Thw3.flip(2) if self.flip else resized_Thw3.contiguous()
+        pixels_T3hw = torch.from_numpy(np.ascontiguousarray(cut_Thw3)).permute(0, 3, 1, 2)  # in memory as the clip is
+        size = clip_Thw3.shape[1:3]
+        # what F.interpolate(mode="bilinear", antialias=True) calls, which cannot be told where to write
+        torch.ops.aten._upsample_bilinear2d_aa.out(
+            pixels_T3hw, size, False, None, None, out=clip_Thw3.permute(0, 3, 1, 2)
+        )
+        if self.flip:
+            clip_Thw3.copy_(clip_Thw3.flip(2))
 
     def resample(self, map_Syx: np.ndarray, rows: int, columns: int) -> Tensor:
         """A map on the clip's token grid, float32 [S, R, C]: each token reads it at its own place in the frame.

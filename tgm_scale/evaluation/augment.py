@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,12 +97,12 @@ class AugmentedSamples(Samples):
         super().__init__(samples.corpora, samples.mixture, samples.sampling)
         self._augmenter = augmenter
 
-    def __getitem__(self, position: int) -> Sample:
-        sample = super().__getitem__(position)
-        if sample.problem is not None:
-            return sample
-        clips = [self._augmenter(video, seed) for video, seed in zip(sample.videos, sample.seeds)]
-        return replace(sample, videos=clips)
+    def read(self, position: int, clips_NTHW3: Tensor) -> Sample:
+        sample = super().read(position, clips_NTHW3)
+        if sample.problem is None:
+            for clip_THW3, seed in zip(clips_NTHW3, sample.seeds):
+                clip_THW3.copy_(self._augmenter(clip_THW3, seed))
+        return sample
 
 
 class PairMixer:
