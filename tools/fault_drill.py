@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+from local_run import LocalRun
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
@@ -36,7 +34,7 @@ EVERY = 3  # steps from checkpoint to checkpoint
 FIRST_STEPS, STEPS_A_KILL = 20, 6  # of the run, so that it does not end before its last kill
 SURVIVORS_MAY_TAKE = 30.0  # seconds; as slurm/launch.sh has it. Those that wait for a lost rank 0 at the start need it
 MOMENTS = {"while starting": 1, "between steps": 5, "while a checkpoint is written": 4}
-VICTIMS = ("rank 0", "the last rank", "all ranks")
+VICTIMS = {"rank 0": slice(1), "the last rank": slice(-1, None), "all ranks": slice(None)}
 WAIT = 600.0  # seconds for a moment to come
 
 
@@ -67,51 +65,15 @@ class Failed(RuntimeError):
     """The run did not do what it must."""
 
 
-class Life:
-    """One start of the run: its processes, started side by side as srun does."""
-
-    def __init__(self, command: list[str], processes: int, log: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        self.began = time.time()
-        self.ranks: list[subprocess.Popen] = []
-        for rank in range(processes):
-            own = {"RANK": rank, "LOCAL_RANK": rank, **common}
-            environment = {**os.environ, **{name: str(value) for name, value in own.items()}}
-            with log.open("a") as stream:
-                self.ranks.append(subprocess.Popen(command, env=environment, stdout=stream, stderr=stream))
-
-    def kill(self, victim: str) -> None:
-        chosen = {"rank 0": self.ranks[:1], "the last rank": self.ranks[-1:], "all ranks": self.ranks}[victim]
-        for process in chosen:
-            process.send_signal(signal.SIGKILL)
-
-    def wait(self) -> list[int]:
-        """The exit codes."""
-        return [process.wait() for process in self.ranks]
-
-    def wait_for_survivors(self) -> bool:
-        """Whether all end by themselves; those that do not are killed."""
-        end = time.monotonic() + SURVIVORS_MAY_TAKE
-        while any(process.poll() is None for process in self.ranks):
-            if time.monotonic() > end:
-                self.kill("all ranks")
-                return False
-            time.sleep(0.1)
-        return True
-
-    def ended(self) -> bool:
-        return any(process.poll() is not None for process in self.ranks)
-
-    def __enter__(self) -> Life:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.ranks:
-            process.kill()
-            process.wait()
+def wait_for_survivors(life: LocalRun) -> bool:
+    """Whether all end by themselves; those that do not are killed."""
+    end = time.monotonic() + SURVIVORS_MAY_TAKE
+    while life.running():
+        if time.monotonic() > end:
+            life.kill()
+            return False
+        time.sleep(0.1)
+    return True
 
 
 class Drill:
@@ -147,9 +109,9 @@ class Drill:
     def _made(self) -> list[dict]:
         return [json.loads(line) for line in self.list.read_text().splitlines()] if self.list.is_file() else []
 
-    def _life(self, run_dir: Path) -> Life:
+    def _life(self, run_dir: Path) -> LocalRun:
         command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", self.file, *self.overrides]
-        return Life([*command, f"run.dir={run_dir}"], self.processes, self.folder / f"{run_dir.name}.log")
+        return LocalRun([*command, f"run.dir={run_dir}"], self.processes, self.folder / f"{run_dir.name}.log")
 
     def _finish(self, run_dir: Path, task: Task) -> None:
         if self._steps(run_dir) < (self.config.train.steps or 0):
@@ -168,7 +130,7 @@ class Drill:
         """One start that ends by SIGKILL, and what it met."""
         draw = random.Random(f"{self.seed} {number}")
         moment = draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
-        victim = draw.choice(VICTIMS)
+        victim = draw.choice(list(VICTIMS))
         before = self._steps(self.run_dir)
         with self._life(self.run_dir) as life:
             began = time.monotonic()
@@ -181,10 +143,10 @@ class Drill:
                 self._await(life, lambda: bool(self._in_writing(life)))
                 delay = draw.uniform(0, 0.1)
             time.sleep(delay)
-            life.kill(victim)
+            life.kill(VICTIMS[victim])
             killed = time.monotonic()
             writing = self._in_writing(life)
-            by_themselves = life.wait_for_survivors()
+            by_themselves = wait_for_survivors(life)
             codes = life.wait()
         if 0 in codes:
             raise Failed(f"kill {number}: the run was done before it; give more train.steps")
@@ -195,7 +157,7 @@ class Drill:
         with self.list.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
 
-    def _in_writing(self, life: Life) -> list[str]:
+    def _in_writing(self, life: LocalRun) -> list[str]:
         """The checkpoints that this start is writing; what earlier ones left behind is older."""
         found = []
         for folder in (self.run_dir / "checkpoints").glob(".writing-*"):
@@ -215,7 +177,7 @@ class Drill:
 
         return reached
 
-    def _await(self, life: Life, condition: Callable[[], bool]) -> None:
+    def _await(self, life: LocalRun, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + WAIT
         while not condition():
             if life.ended():

@@ -57,8 +57,8 @@ def row(
         "skipped_samples": sum(skipped.values()),
         "data_digest": f"{int(digest):014x}",
     }
-    mfu = throughput.mfu(speed / world_size)
-    return values if mfu is None else values | {"mfu": mfu}
+    of_device = {"mfu": throughput.mfu(speed / world_size), "device_memory_gb": throughput.device_memory_gb()}
+    return values | {name: value for name, value in of_device.items() if value is not None}
 
 
 def data_digest(micro: list[Prepared]) -> int:

@@ -38,3 +38,7 @@ class Throughput:
         name = torch.cuda.get_device_name(self.device)
         peak = next((value for word, value in PEAKS.items() if word in name), None)
         return None if peak is None else 6 * self.macs_per_clip * clips_per_second_per_rank / peak
+
+    def device_memory_gb(self) -> float | None:
+        """The most that this rank's tensors have taken of its GPU so far, GB; None on a CPU."""
+        return None if self.device.type != "cuda" else torch.cuda.max_memory_allocated(self.device) / 1e9

@@ -1,0 +1,52 @@
+"""One start of a training run on this host: its processes side by side, as srun starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+
+class LocalRun:
+    """Processes of one run, each with its rank; a context manager at whose end none is left.
+
+    command: what each process is; log: the file to which all write."""
+
+    def __init__(self, command: list[str], processes: int, log: Path):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.began = time.time()
+        self.ranks: list[subprocess.Popen] = []
+        for rank in range(processes):
+            own = {"RANK": rank, "LOCAL_RANK": rank, **common}
+            environment = {"OMP_NUM_THREADS": "1", **os.environ, **{name: str(value) for name, value in own.items()}}
+            with log.open("a") as stream:
+                self.ranks.append(subprocess.Popen(command, env=environment, stdout=stream, stderr=stream))
+
+    def kill(self, ranks: slice = slice(None)) -> None:
+        for process in self.ranks[ranks]:
+            process.send_signal(signal.SIGKILL)
+
+    def wait(self) -> list[int]:
+        """The exit codes."""
+        return [process.wait() for process in self.ranks]
+
+    def running(self) -> bool:
+        """Whether a process has not ended."""
+        return any(process.poll() is None for process in self.ranks)
+
+    def ended(self) -> bool:
+        """Whether a process has ended."""
+        return any(process.poll() is not None for process in self.ranks)
+
+    def __enter__(self) -> LocalRun:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.wait()
