@@ -27,7 +27,7 @@ from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.shards import ShardWriter
-from tgm_scale.data.workers import SharedBatches
+from tgm_scale.data.shared_memory import SharedBatches
 from tgm_scale.runtime import seeding
 
 BROKEN = {"c03": "empty", "c08": "not_a_video", "c11": "truncated", "c17": "no_caption"}

@@ -14,6 +14,7 @@ from tgm_scale.data.decode import DecodeError, Video, segments, window
 from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.motion import MotionRecorder
 from tgm_scale.data.order import Mixture
+from tgm_scale.data.storage import is_url
 from tgm_scale.data.transforms import Crop, draw_crop
 from tgm_scale.runtime import seeding
 
@@ -59,6 +60,16 @@ class Sample:
     caption_set: list[str] | None = None
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """A sample's bytes, and what is drawn by."""
+
+    ref: SampleRef
+    members: dict[str, bytes]
+    seeds: list[int]  # N
+    clip_id: int
+
+
 class SampleError(Exception):
     """A sample that cannot be used for another reason than its video: (reason, detail)."""
 
@@ -77,26 +88,37 @@ class Samples:
         self.mixture = mixture
         self.sampling = sampling
 
+    @property
+    def remote(self) -> bool:
+        """Whether reading may wait for a network."""
+        return any(is_url(shard) for corpus in self.corpora for shard in corpus.shards)
+
     def read(self, position: int, clips_NTHW3: Tensor) -> Sample:
         """Read the sample at this position of the run, its pixels, uint8, into the memory given."""
+        return self.decode(self.fetch(position), clips_NTHW3)
+
+    def fetch(self, position: int) -> Fetched:
+        """The bytes of the sample at this position; threads may do so at once."""
         place = self.mixture.locate(position)
         corpus = self.corpora[place.corpus]
         ref = corpus.sample(place.shard, place.row)
-        sampling = self.sampling
         seeds = [
-            seeding.key(sampling.seed, "sample", place.epoch, corpus.fingerprint, ref.name, repeat)
-            for repeat in range(sampling.repeated_augmentation)
+            seeding.key(self.sampling.seed, "sample", place.epoch, corpus.fingerprint, ref.name, repeat)
+            for repeat in range(self.sampling.repeated_augmentation)
         ]
         clip_id = seeding.key("clip", corpus.fingerprint, ref.name)
-        members = corpus.read(ref, self._wanted(ref))
+        return Fetched(ref, corpus.read(ref, self._wanted(ref)), seeds, clip_id)
+
+    def decode(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
+        """What `read` does after `fetch`."""
         try:
-            return self._clips(ref, members, seeds, clip_id, clips_NTHW3)
+            return self._clips(fetched, clips_NTHW3)
         except DecodeError as error:
-            problem = Problem(ref.name, error.reason, error.detail)
+            problem = Problem(fetched.ref.name, error.reason, error.detail)
         except SampleError as error:
-            problem = Problem(ref.name, *error.args)
+            problem = Problem(fetched.ref.name, *error.args)
         clips_NTHW3.zero_()
-        return self._blank(ref, seeds, clip_id, problem)
+        return self._blank(fetched, problem)
 
     def _wanted(self, ref: SampleRef) -> list[str]:
         extensions = [ref.video]
@@ -106,10 +128,9 @@ class Samples:
             extensions.append(RELEVANCE_EXTENSION)
         return extensions
 
-    def _clips(
-        self, ref: SampleRef, members: dict[str, bytes], seeds: list[int], clip_id: int, clips_NTHW3: Tensor
-    ) -> Sample:
+    def _clips(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
         sampling = self.sampling
+        ref, members, seeds = fetched.ref, fetched.members, fetched.seeds
         choices = captions_of(members) if sampling.captions else [""]
         if not choices:
             raise SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
@@ -124,7 +145,7 @@ class Samples:
             captions=[choices[number] for number in drawn],
             key=ref.name,
             seeds=seeds,
-            clip_id=clip_id,
+            clip_id=fetched.clip_id,
             crops=[crop.row() for crop in crops],
             start=seconds_T[0],
             relevance=self._relevance(members, crops, asked, seconds_T) if sampling.relevance else None,
@@ -191,15 +212,15 @@ class Samples:
             return np.zeros((len(crops), grid.slots, grid.rows, grid.columns), np.float32)
         return np.stack([crop.resample(map_Syx, grid.rows, grid.columns).numpy() for crop in crops])
 
-    def _blank(self, ref: SampleRef, seeds: list[int], clip_id: int, problem: Problem) -> Sample:
-        sampling, n = self.sampling, len(seeds)
+    def _blank(self, fetched: Fetched, problem: Problem) -> Sample:
+        sampling, n = self.sampling, len(fetched.seeds)
         grid = sampling.grid
         shape = (n, grid.slots, grid.rows, grid.columns)
         return Sample(
             captions=[""] * n,
-            key=ref.name,
-            seeds=seeds,
-            clip_id=clip_id,
+            key=fetched.ref.name,
+            seeds=fetched.seeds,
+            clip_id=fetched.clip_id,
             crops=[(0.0,) * 5] * n,
             start=0.0,
             relevance=np.zeros(shape, np.float32) if sampling.relevance else None,

@@ -1,31 +1,42 @@
 """Worker processes that decode samples ahead: any worker takes the next sample, and they are handed over in order.
 
-Pixels are decoded right into the batch's memory, which all processes share; what is said of them is pickled. A clip of
-16 frames at 224 is 2.4 MB, and each copy of it costs 2 % of its decoding."""
+Pixels are decoded right into the batch's memory, which all processes share; what is said of them goes through a pipe.
+A clip of 16 frames at 224 is 2.4 MB, and each copy of it costs 2 % of its decoding. A pool of `concurrent.futures`
+has two threads in the training process that wake up for each sample: another 2 %."""
 
 from __future__ import annotations
 
-import math
-import mmap
+import fcntl
 import multiprocessing
-import os
+import pickle
+import queue
+import select
 import signal
-import tempfile
-import weakref
+import threading
+import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
-from multiprocessing import reduction
-from multiprocessing.process import BaseProcess
-from typing import Any
+from contextlib import contextmanager, suppress
+from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Lock
+from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from tgm_scale.data.samples import Sample, Samples
+from tgm_scale.data.samples import Fetched, Sample, Samples
+from tgm_scale.data.shared_memory import SharedBatches
 from tgm_scale.runtime.processes import end_with_parent
+
+READERS = 3  # threads of each worker that read remote samples ahead of its decoder
+_PIPE_BYTES = 1 << 20  # an unprivileged process's most; maps of 4 repeats take 25 kB a sample
+
+
+class _Task(NamedTuple):
+    number: int  # from 0 on
+    position: int
+    place: int  # of its batch in the shared memory
+    row: int
 
 
 def decode_ahead(
@@ -38,104 +49,138 @@ def decode_ahead(
     sampling = samples.sampling
     clip = (sampling.frames, sampling.size, sampling.size, 3)
     memory = SharedBatches((batch, sampling.repeated_augmentation, *clip))
-    # A fork of this process would carry its GPU context and its threads' locks; a fork server is small and has the
-    # imports done, so a worker starts in milliseconds.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(samples, memory))
-    under_way: deque[Future[Sample]] = deque()
-    begun: deque[torch.Tensor] = deque()  # pixels of batches that are not handed over
-    done: list[Sample] = []
-    processes = pool._processes  # filled as tasks come; the pool itself forgets it when it ends
-    try:
+    crew = _Crew(samples, memory, workers)
+    begun: deque[tuple[int, torch.Tensor]] = deque()  # batches that are not handed over: place and pixels
+
+    def ordered() -> Iterator[Sample]:
+        number = -1
         for number, position in enumerate(positions):
             if number % batch == 0:
-                place, pixels = memory.take()
-                begun.append(pixels)
-            if len(under_way) == ahead:
-                done.append(under_way.popleft().result())
-            with _shielded() if len(processes) < workers else nullcontext():  # it may start one
-                under_way.append(pool.submit(_decode, position, place, number % batch))
-            if len(done) == batch:
-                yield done, begun.popleft()
-                done = []
-        while under_way:
-            done.append(under_way.popleft().result())
-            if len(done) == batch:
-                yield done, begun.popleft()
-                done = []
-    except BrokenProcessPool as error:
-        pool.shutdown(wait=True)  # it then knows the exit codes
-        raise _explained(processes.values()) from error
+                begun.append(memory.take())
+            first = crew.result(number - ahead) if number >= ahead else None
+            crew.ask(_Task(number, position, begun[-1][0], number % batch))
+            if first is not None:
+                yield first
+        yield from map(crew.result, range(max(number + 1 - ahead, 0), number + 1))
+
+    decoded = ordered()
+    try:
+        while done := list(islice(decoded, batch)):
+            yield done, begun.popleft()[1]
     finally:
-        for process in processes.values():
+        crew.end()
+
+
+class _Crew:
+    """The worker processes: any takes the next task, and what comes of it is kept until it is asked for."""
+
+    def __init__(self, samples: Samples, memory: SharedBatches, workers: int):
+        # A fork of this process would carry its GPU context and its threads' locks; a fork server is small and has
+        # the imports done, so a worker starts in milliseconds.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        tasks, self._tasks = context.Pipe(duplex=False)
+        self._turn = turn = context.Lock()  # a worker that starts looks for it by name
+        self._arrived: dict[int, Sample | Exception] = {}
+        self._workers: dict[int, tuple[Connection, multiprocessing.process.BaseProcess]] = {}  # by the inbox's number
+        self._inboxes = select.poll()
+        with _shielded():
+            for _ in range(workers):
+                inbox, outbox = context.Pipe(duplex=False)
+                _widen(inbox)
+                process = context.Process(target=_work, args=(samples, memory, tasks, turn, outbox), daemon=True)
+                process.start()
+                outbox.close()  # so that the inbox ends when the worker does
+                self._workers[inbox.fileno()] = inbox, process
+                self._inboxes.register(inbox.fileno(), select.POLLIN)
+        tasks.close()
+
+    def ask(self, task: _Task) -> None:
+        with suppress(BrokenPipeError):  # no worker is left: `result` says why
+            self._tasks.send(task)
+
+    def result(self, number: int) -> Sample:
+        """Of the task of that number. Raises what it raised, and RuntimeError where a worker died."""
+        while number not in self._arrived:
+            for file, _ in self._inboxes.poll():
+                inbox, process = self._workers[file]
+                try:
+                    arrived, found = inbox.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    raise RuntimeError(_cause_of_death(process.exitcode)) from None
+                self._arrived[arrived] = found
+        found = self._arrived.pop(number)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def end(self) -> None:
+        for _, process in self._workers.values():
             process.kill()  # one may be in a long decode, or wait for a server that is down
-        pool.shutdown(wait=True, cancel_futures=True)
+        for inbox, process in self._workers.values():
+            process.join()
+            inbox.close()
+        self._tasks.close()
 
 
-class SharedBatches:
-    """Memory for batches of pixels, uint8 of one shape, shared by all processes that it is sent to when they start.
-
-    An anonymous file that grows when it has to: it leaves nothing behind, whoever is killed, and the size of /dev/shm
-    (64 MB in a container unless told otherwise) does not bound it."""
-
-    def __init__(self, shape: tuple[int, ...], file: int | None = None):
-        self._shape, self._file = shape, _anonymous_file() if file is None else file
-        pages = -(-math.prod(shape) // mmap.ALLOCATIONGRANULARITY)
-        self._size = pages * mmap.ALLOCATIONGRANULARITY
-        self._maps: dict[int, mmap.mmap] = {}
-        self._free: list[int] = []
-
-    def take(self) -> tuple[int, torch.Tensor]:
-        """The number and the pixels of a batch that is nobody's; when no tensor of it is left, it is used again."""
-        if not self._free:
-            os.ftruncate(self._file, (len(self._maps) + 1) * self._size)
-            self._free.append(len(self._maps))
-        place = self._free.pop()
-        array = self._array(place)
-        weakref.finalize(array, self._free.append, place).atexit = False
-        return place, torch.from_numpy(array)
-
-    def pixels(self, place: int) -> torch.Tensor:
-        """Of the batch of this number, which another process took."""
-        return torch.from_numpy(self._array(place))
-
-    def _array(self, place: int) -> np.ndarray:
-        if place not in self._maps:
-            self._maps[place] = mmap.mmap(self._file, self._size, offset=place * self._size)
-        return np.frombuffer(self._maps[place], np.uint8, math.prod(self._shape)).reshape(self._shape)
-
-    def __reduce__(self) -> tuple:
-        return _received, (self._shape, reduction.DupFd(self._file))
-
-    def __del__(self) -> None:
-        os.close(self._file)
+def _widen(inbox: Connection) -> None:
+    """Let results wait in the pipe while a step runs, so that the worker goes on."""
+    with suppress(OSError, AttributeError):  # more than the user may have; not Linux
+        fcntl.fcntl(inbox.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-def _anonymous_file() -> int:
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("clips")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def _received(shape: tuple[int, ...], file: Any) -> SharedBatches:
-    return SharedBatches(shape, file.detach())
-
-
-_worker: tuple[Samples, SharedBatches]  # of a worker process
-
-
-def _begin(samples: Samples, memory: SharedBatches) -> None:
-    global _worker
+def _work(samples: Samples, memory: SharedBatches, tasks: Connection, turn: Lock, outbox: Connection) -> None:
+    """What a worker does until it is killed."""
     end_with_parent()
     torch.set_num_threads(1)
-    _worker = samples, memory
+    for task, fetched in _fetched(samples, tasks, turn):
+        found: Sample | Exception
+        try:
+            if isinstance(fetched, Exception):
+                raise fetched
+            found = samples.decode(fetched, memory.pixels(task.place)[task.row])
+        except Exception as error:
+            found = _portable(error)
+        outbox.send((task.number, found))
 
 
-def _decode(position: int, place: int, row: int) -> Sample:
-    samples, memory = _worker
-    return samples.read(position, memory.pixels(place)[row])
+def _fetched(samples: Samples, tasks: Connection, turn: Lock) -> Iterator[tuple[_Task, Fetched | Exception]]:
+    """Tasks with what was read for them. Remote ones are read by threads while others are decoded: READERS in work
+    and one ready."""
+
+    def fetch() -> Iterator[tuple[_Task, Fetched | Exception]]:
+        while True:
+            with turn:
+                task = tasks.recv()
+            try:
+                yield task, samples.fetch(task.position)
+            except Exception as error:
+                yield task, error
+
+    if not samples.remote:
+        yield from fetch()
+    ready: queue.Queue[tuple[_Task, Fetched | Exception]] = queue.Queue(maxsize=1)
+
+    def read_ahead() -> None:
+        for one in fetch():
+            ready.put(one)
+
+    for _ in range(READERS):
+        threading.Thread(target=read_ahead, daemon=True).start()
+    while True:
+        yield ready.get()
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as another process can have it, with where it came from."""
+    where = RuntimeError("".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return where
+    error.add_note(f"in a data worker:\n{where}")
+    return error
 
 
 @contextmanager
@@ -149,13 +194,9 @@ def _shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _explained(processes: Iterable[BaseProcess]) -> RuntimeError:
-    """A worker's death with its likely cause."""
-    codes = {process.exitcode for process in processes} - {None}
-    died = codes - {-signal.SIGTERM} or codes  # SIGTERM is how the pool then ends the others
+def _cause_of_death(code: int | None) -> str:
     causes = {
         -signal.SIGKILL: "killed, as the kernel does when memory is full: lower data.workers",
         -signal.SIGSEGV: "crashed in the video decoder",
     }
-    what = "; ".join(f"exit code {code}: {causes.get(code or 0, 'its own output says why')}" for code in died)
-    return RuntimeError(f"a data worker died ({what})")
+    return f"a data worker died (exit code {code}: {causes.get(code or 0, 'its own output says why')})"

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tgm_scale.data.samples import Sample, Samples
+from tgm_scale.data.samples import Fetched, Sample, Samples
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.compat import prepare_torchvision
@@ -97,8 +97,8 @@ class AugmentedSamples(Samples):
         super().__init__(samples.corpora, samples.mixture, samples.sampling)
         self._augmenter = augmenter
 
-    def read(self, position: int, clips_NTHW3: Tensor) -> Sample:
-        sample = super().read(position, clips_NTHW3)
+    def decode(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
+        sample = super().decode(fetched, clips_NTHW3)
         if sample.problem is None:
             for clip_THW3, seed in zip(clips_NTHW3, sample.seeds):
                 clip_THW3.copy_(self._augmenter(clip_THW3, seed))
