@@ -30,6 +30,7 @@ class Way(NamedTuple):
     name: str
     clips: Iterator[int]
     ahead: int
+    loops: int = 1  # how many bare loops it is compared with
 
 
 class Turn(NamedTuple):
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             corpus = Corpus.open(str(make_shards(folder, options.clips, *size, gop)))
             rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers), options))
             if not repeated:
-                repeated = _compare(_repeats(corpus, repeats), options)
+                repeated = [(way.name, turns) for way, turns in _compare(_repeats(corpus, repeats), options)]
             task.advance()
     _show(rows)
     _show_repeats(repeated)
@@ -91,18 +92,27 @@ def _numbers(options: argparse.Namespace, name: str) -> list[int]:
 def _ways(corpus: Corpus, workers: list[int]) -> list[Callable[[], Way]]:
     def ours(count: int) -> Way:
         loading = pipelines.loader(corpus, count)
-        return Way(f"loader, {count} workers", pipelines.clips_of(loading), count * loading.prefetch)
+        return Way(f"loader, {count} workers", pipelines.clips_of(loading), count * loading.prefetch, max(count, 1))
 
     def theirs(count: int) -> Way:
-        return Way(f"webdataset, {count} workers", pipelines.with_webdataset(corpus, count), count * 4)
+        name, ahead = f"webdataset, {count} workers", count * 4
+        return Way(name, pipelines.with_webdataset(corpus, count), ahead, max(count, 1))
+
+    def loops(count: int) -> Way:
+        return Way(_bare(count), pipelines.loops(corpus, count), 0, count)
 
     ways: list[Callable[[], Way]] = [
         lambda: Way("frames", pipelines.frames(corpus), 0),
-        lambda: Way("bare", pipelines.bare(corpus), 0),
+        lambda: Way(_bare(1), pipelines.bare(corpus), 0),
     ]
     for count in (0, *workers):
+        ways += [partial(loops, count)] if count > 1 else []
         ways += [partial(ours, count), partial(theirs, count)]
     return ways
+
+
+def _bare(loops: int) -> str:
+    return "bare" if loops == 1 else f"bare, {loops} loops"
 
 
 def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Way]]:
@@ -112,7 +122,7 @@ def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Way]]:
     return [partial(one, count) for count in repeats]
 
 
-def _compare(ways: list[Callable[[], Way]], options: argparse.Namespace) -> list[tuple[str, list[Turn]]]:
+def _compare(ways: list[Callable[[], Way]], options: argparse.Namespace) -> list[tuple[Way, list[Turn]]]:
     """Turns of each way. All ways take turns, so that a neighbour's load falls on all of them alike."""
     started = [way() for way in ways]
     turns: list[list[Turn]] = [[] for _ in started]
@@ -125,7 +135,7 @@ def _compare(ways: list[Callable[[], Way]], options: argparse.Namespace) -> list
             seen.append(Turn(wall / options.turn, (_cpu() - before) / options.turn))
     for way in started:
         way.clips.close()  # type: ignore[attr-defined]
-    return [(way.name, seen) for way, seen in zip(started, turns)]
+    return list(zip(started, turns))
 
 
 def _take(clips: Iterator[int], count: int) -> None:
@@ -143,17 +153,16 @@ def _figures(turns: list[Turn]) -> dict[str, float]:
     return {"clips_per_second": 1 / median(t.wall for t in turns), "cpu_ms": 1000 * median(t.cpu for t in turns)}
 
 
-def _rows(size: str, gop: int, compared: list[tuple[str, list[Turn]]]) -> list[dict[str, Any]]:
-    """Figures of each way. `of_bare` divides turn by turn and takes the median: clips/s of the way by those of the
-    bare loop on one core, and the CPU time a clip of the bare loop by that of the way."""
-    bare = dict(compared)["bare"]
+def _rows(size: str, gop: int, compared: list[tuple[Way, list[Turn]]]) -> list[dict[str, Any]]:
+    """Figures of each way. `of_bare` divides turn by turn and takes the median: clips/s of the way by those of as many
+    bare loops as it has workers, and the CPU time a clip of these loops by that of the way."""
+    bare = {way.name: turns for way, turns in compared}
     rows = []
-    for name, turns in compared:
-        wall = median(b.wall / t.wall for b, t in zip(bare, turns))
-        cpu = median(b.cpu / t.cpu for b, t in zip(bare, turns))
-        rows.append(
-            {"size": size, "gop": gop, "way": name, **_figures(turns), "of_bare_wall": wall, "of_bare_cpu": cpu}
-        )
+    for way, turns in compared:
+        pairs = list(zip(bare[_bare(way.loops)], turns))
+        wall, cpu = (median(ratios) for ratios in zip(*((b.wall / t.wall, b.cpu / t.cpu) for b, t in pairs)))
+        figures = {**_figures(turns), "of_bare_wall": wall, "of_bare_cpu": cpu}
+        rows.append({"size": size, "gop": gop, "way": way.name, **figures})
     return rows
 
 

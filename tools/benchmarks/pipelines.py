@@ -1,14 +1,17 @@
 """The ways from shards to clips that are measured beside one another, over the same clips with the same draws.
 
 `frames`: the decoder alone, frames in RGB. `bare`: decoder, crop and resize in a loop, from bytes in memory; without
-reading, order, captions or batches. `webdataset`: a plain WebDataset and WebLoader pipeline with that decode."""
+reading, order, captions or batches; `loops`: several such loops at once, in processes of their own. `webdataset`: a
+plain WebDataset and WebLoader pipeline with that decode."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -79,6 +82,27 @@ def bare(corpus: Corpus) -> Iterator[int]:
     for data, seed in _draws(corpus):
         clip(data, seed)
         yield 1
+
+
+def loops(corpus: Corpus, count: int) -> Iterator[int]:
+    """A batch counts when all loops have made their part of it."""
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(count, context, initializer=_begin_loop, initargs=(corpus,)) as pool:
+        while True:
+            yield from itertools.repeat(1, sum(pool.map(_make, itertools.repeat(-(-BATCH // count), count))))
+
+
+_loop: Iterator[int]  # of a process of `loops`
+
+
+def _begin_loop(corpus: Corpus) -> None:
+    global _loop
+    torch.set_num_threads(1)
+    _loop = bare(corpus)
+
+
+def _make(count: int) -> int:
+    return sum(itertools.islice(_loop, count))
 
 
 def clip(data: bytes, seed: int) -> torch.Tensor:
