@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tgm_scale.models.local_start import neighbours, start_locally
+from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD, channel_last
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES
 
@@ -36,3 +37,18 @@ def test_the_same_seed_starts_alike_and_values_stay_of_the_usual_size() -> None:
     changed = {name for name in own if not torch.equal(own[name], other[name])}
     heads = {f"{part}.blocks.{i}.attn.qkv.weight" for part, n in (("encoder", 4), ("decoder", 2)) for i in range(n)}
     assert changed == heads | {"encoder.patch_embed.proj.weight", "encoder_to_decoder.weight", "decoder.head.weight"}
+
+
+def test_the_head_turns_an_embedded_patch_back_into_its_pixels() -> None:
+    """Up to a factor, as far as the decoder's narrower width holds them: most of a smooth patch."""
+    model = MaskedVideoAutoencoder(SIZES["tiny"], 8, 64)
+    start_locally(model)
+    coarse = torch.rand(16, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    video = torch.nn.functional.interpolate(coarse, (8, 64, 64), mode="trilinear")
+    patches_BNP = model._patchify((255 * video).to(torch.uint8))
+    mean, std = (torch.tensor(x).repeat_interleave(patches_BNP.shape[-1] // 3) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    embedded = model.encoder.patch_embed(patches_BNP) - model.encoder.patch_embed.proj.bias
+    pixels_BNP = (model.encoder_to_decoder(embedded) @ model.decoder.head.weight.T).detach()
+    wanted_BNP = channel_last((patches_BNP / 255 - mean) / std)
+    both = torch.stack([pixels_BNP.flatten(), wanted_BNP.flatten()])
+    assert torch.corrcoef(both)[0, 1] > 0.85  # 0.91 here; 0.4 for the pseudo-inverse, which knows no smoothness
