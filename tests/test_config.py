@@ -113,6 +113,11 @@ def test_a_key_given_twice_and_a_missing_file_are_mistakes(file: Path) -> None:
         config.load(file)
     with pytest.raises(ValueError, match="no such file"):
         config.load(file.with_name("absent.yaml"))
+    with pytest.raises(ValueError, match="a folder"):
+        config.load(file.parent)
+    file.write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match="not a text file"):
+        config.load(file)
 
 
 def test_both_lengths_are_a_contradiction(file: Path) -> None:

@@ -131,7 +131,8 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _combinations(self) -> TrainConfig:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("train.steps or train.epochs: give one of the two, and not both")
+            given = f"found steps={self.steps} and epochs={self.epochs}"
+            raise ValueError(f"train.steps or train.epochs: give one of the two, and not both; {given}")
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
                 f"train.micro_batch_size={self.micro_batch_size} does not divide train.global_batch_size="
@@ -264,8 +265,12 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     """Nested dictionaries from a YAML file with overrides laid over it, not checked yet. Raises ValueError."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"--config {path}: no such file")
-    tree = _read_yaml(file.read_text(), str(path))
+        raise ValueError(f"--config {path}: {'a folder: name a YAML file in it' if file.is_dir() else 'no such file'}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"--config {path}: not a text file; wanted YAML, such as configs/debug.yaml") from None
+    tree = _read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
     return lay_over(tree, overrides)
