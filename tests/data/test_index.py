@@ -10,16 +10,14 @@ import pickle
 import shutil
 import tarfile
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data import storage
 from tgm_scale.data.catalogue import CATALOGUE
@@ -30,30 +28,6 @@ from tgm_scale.data.index import Corpus, ShardIndex
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
-
-
-def write_tar(path, members, tar_format=tarfile.PAX_FORMAT):
-    """A tar of (name, bytes) as any tool might have written it."""
-    with tarfile.open(path, "w", format=tar_format) as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return str(path)
-
-
-def clips(shard, count):
-    """Members of `count` samples; the contents differ from shard to shard."""
-    for i in range(count):
-        yield f"{shard}_{i:04d}.json", json.dumps({"caption": f"caption {shard} {i}"}).encode()
-        yield f"{shard}_{i:04d}.mp4", f"video {shard} {i} ".encode() * (50 + i)
-
-
-def make_corpus(folder, counts):
-    folder.mkdir(parents=True, exist_ok=True)
-    for shard, count in enumerate(counts):
-        write_tar(folder / f"{shard:05d}.tar", clips(shard, count))
-    return folder
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -276,41 +250,6 @@ def test_a_read_only_corpus_keeps_its_index_in_the_cache(tmp_path, monkeypatch):
         os.chmod(folder, 0o755)
 
 
-def test_specs(tmp_path):
-    folder = make_corpus(tmp_path / "c", [1, 1, 1])
-    (folder / "notes.txt").write_text("not a shard")
-    (folder / "00003.tar.partial").write_text("not yet a shard")
-    a, b, c = (str(folder / f"0000{i}.tar") for i in range(3))
-    assert Corpus.open(folder).shards == Corpus.open(str(folder)).shards == [a, b, c]
-    assert Corpus.open(f"{folder}/*1.tar").shards == [b]
-    assert Corpus.open(f"{folder}/{{00001..00002}}.tar").shards == [b, c]
-    assert Corpus.open([c, a]).shards == [c, a], "a list keeps its order"
-    assert Corpus.open(folder).name == "c" and Corpus.open(folder, name="other").name == "other"
-
-
-@pytest.mark.parametrize(
-    ("spec", "complaint"),
-    [
-        ("{folder}/empty", r"no shards \(\*.tar\) at .*empty.*make_shards"),
-        ("{folder}/nowhere", "no shards"),
-        ("{folder}/c/{{00000..00009}}.tar", "00003.tar"),
-        (["{folder}/c/00000.tar", "{folder}/c/*.tar"], "named twice"),
-        ([], "list of shards is empty"),
-        ("pipe:cat {folder}/c/00000.tar", "asks for a shell command"),
-        ("ssh://host/00000.tar", "protocol 'ssh' is not one of"),
-        ("{folder}/captions", r"none of its 1 shards holds a usable sample \(1 no_video\).*mp4"),
-    ],
-)
-def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):
-    make_corpus(tmp_path / "c", [1, 1, 1])
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "captions").mkdir()
-    write_tar(tmp_path / "captions" / "0.tar", [("a.txt", b"a cat")])
-    fill = partial(str.format, folder=tmp_path)
-    with pytest.raises(ValueError, match=complaint):
-        Corpus.open([part.format(folder=tmp_path) for part in spec] if isinstance(spec, list) else fill(spec))
-
-
 def test_a_corpus_pickles_and_threads_share_it(tmp_path):
     """More shards than descriptors and indices are kept for, read at random from eight threads."""
     corpus = Corpus.open(make_corpus(tmp_path / "c", [3] * 90))
@@ -333,87 +272,6 @@ def test_members_far_apart_are_read_apart(tmp_path):
     assert corpus.sample(0, 0).key == "a"
     assert corpus.read(corpus.sample(0, 0), ["mp4", "json"]) == {"mp4": b"video", "json": b"{}"}
     assert corpus.read(corpus.sample(0, 0), ["webm"]) == {}
-
-
-class RangeServer(SimpleHTTPRequestHandler):
-    """A file server with range requests, which refuses the first `failures` of them."""
-
-    failures = 0
-    ranges: list[str]
-
-    def do_GET(self):
-        path = Path(self.translate_path(self.path))
-        wanted = self.headers.get("Range")
-        if not path.is_file():
-            self.send_error(404)
-            return
-        data = path.read_bytes()
-        if wanted is None:
-            self.send_response(200)
-        elif type(self).failures:
-            type(self).failures -= 1
-            self.send_error(503)
-            return
-        else:
-            self.ranges.append(wanted)
-            first, last = wanted.removeprefix("bytes=").split("-")
-            start, end = int(first), min(int(last or len(data)), len(data) - 1)
-            self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
-            data = data[start : end + 1]
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def end_headers(self):
-        self.send_header("Accept-Ranges", "bytes")
-        super().end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A corpus behind http, and the class of its server."""
-    folder = make_corpus(tmp_path / "remote", [3, 2])
-    handler = type("Handler", (RangeServer,), {"ranges": [], "failures": 0})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
-    thread = threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", folder, handler
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("indexed", [False, True])
-def test_a_remote_corpus_is_read_by_range(served, indexed):
-    address, folder, handler = served
-    local = Corpus.open(folder)
-    here = local.sample(1, 1)
-    if not indexed:
-        for path in [*folder.glob("*.index.jsonl"), folder / CATALOGUE]:
-            path.unlink()
-    files = sorted(os.listdir(folder))
-    remote = Corpus.open(address + "/{00000..00001}.tar", name="remote")
-    assert remote.counts.tolist() == [3, 2] and remote.fingerprint == local.fingerprint
-    assert handler.ranges == [] or not indexed, "the catalogue is enough to open a corpus"
-    ref = remote.sample(1, 1)
-    assert ref.members == here.members
-    handler.ranges.clear()
-    handler.failures = 2  # as many as there are retries here
-    assert remote.read(ref, ["mp4", "json"]) == local.read(here, ["mp4", "json"])
-    assert len(handler.ranges) == 1, "neighbouring members come in one request"
-    assert sorted(os.listdir(folder)) == files, "nothing is written to the remote side"
-
-
-def test_a_read_error_that_does_not_pass_stops(served):
-    address, _, handler = served
-    remote = Corpus.open(address + "/00000.tar")
-    ref = remote.sample(0, 0)
-    handler.failures = 10
-    with pytest.raises(OSError, match=r"00000\.tar.*503.*3 attempts"):
-        remote.read(ref, ["mp4"])
 
 
 def test_a_local_shard_that_became_shorter_stops(tmp_path):

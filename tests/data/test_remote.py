@@ -4,6 +4,7 @@ batches are those of the local shards. S3 is moto's server."""
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.workers import READERS
 
 CLIPS = 12
 
@@ -45,11 +47,30 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
+class Waiting:
+    """Counts answers that are waited for at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.now -= 1
+
+
 class Faulty(SimpleHTTPRequestHandler):
     """Files with range requests. `faults` says what happens to each range request in turn; then all is well."""
 
     faults: Iterator[str]
     served: list[str]
+    wait = 0.0  # seconds before each answer of a shard
+    waiting: Waiting
 
     def do_GET(self) -> None:
         path, wanted = Path(self.translate_path(self.path)), self.headers.get("Range")
@@ -61,6 +82,9 @@ class Faulty(SimpleHTTPRequestHandler):
         if wanted:
             first, last = wanted.removeprefix("bytes=").split("-")
             start, end = int(first), min(int(last or len(data)), len(data) - 1) + 1
+        if wanted and path.suffix == ".tar" and self.wait:
+            with self.waiting:
+                time.sleep(self.wait)
         fault = next(self.faults, "") if wanted and path.suffix == ".tar" else ""
         if fault.isdigit():  # else -, cut, hang or slow
             self.send_error(int(fault))
@@ -93,7 +117,7 @@ class Faulty(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def served(folder: Path) -> Iterator[tuple[str, type[Faulty]]]:
-    handler = type("Handler", (Faulty,), {"faults": iter(()), "served": []})
+    handler = type("Handler", (Faulty,), {"faults": iter(()), "served": [], "waiting": Waiting()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/{{00000..00002}}.tar", handler
@@ -101,8 +125,8 @@ def served(folder: Path) -> Iterator[tuple[str, type[Faulty]]]:
     server.server_close()
 
 
-def load(corpus: Corpus, workers: int = 0) -> list[tuple]:
-    loader = ClipLoader(
+def loader(corpus: Corpus, workers: int = 0, stop_step: int = 3) -> ClipLoader:
+    return ClipLoader(
         [corpus],
         frames=4,
         stride=1,
@@ -114,11 +138,14 @@ def load(corpus: Corpus, workers: int = 0) -> list[tuple]:
         rank=0,
         world_size=1,
         workers=workers,
-        stop_step=3,
+        stop_step=stop_step,
     )
+
+
+def load(corpus: Corpus, workers: int = 0) -> list[tuple]:
     return [
         (key, caption, float(weight), video.contiguous().numpy().tobytes())
-        for _, [batch] in loader
+        for _, [batch] in loader(corpus, workers)
         for key, caption, weight, video in zip(batch.keys, batch.captions, batch.weight, batch.video)
     ]
 
@@ -144,6 +171,28 @@ def test_workers_read_remote_shards_through_faults(served: tuple[str, type[Fault
     began = time.monotonic()
     assert load(Corpus.open(address), workers=2) == load(Corpus.open(folder))
     assert time.monotonic() - began > 0.5
+
+
+def test_a_worker_reads_ahead_while_it_waits(served: tuple[str, type[Faulty]], folder: Path) -> None:
+    """One worker, three answers at a time; and no more than the samples in flight."""
+    address, handler = served
+    remote = Corpus.open(address)
+    handler.wait = 0.2
+    assert load(remote, workers=1) == load(Corpus.open(folder))
+    assert handler.waiting.most == READERS
+
+
+def test_workers_that_wait_for_a_server_end_with_the_loader(served: tuple[str, type[Faulty]]) -> None:
+    address, handler = served
+    remote = Corpus.open(address)
+    clips = iter(loader(remote, workers=2, stop_step=10**6))
+    next(clips)
+    handler.wait = 5.0
+    while handler.waiting.now < 2 * READERS:
+        time.sleep(0.02)
+    began = time.monotonic()
+    clips.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 2.0 and not multiprocessing.active_children()
 
 
 def test_the_waits_between_attempts_grow(monkeypatch: pytest.MonkeyPatch) -> None:

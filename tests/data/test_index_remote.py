@@ -1,0 +1,103 @@
+"""A corpus behind a real HTTP server: what is asked for, and what faults do."""
+
+from __future__ import annotations
+
+import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tars import make_corpus
+
+from tgm_scale.data import storage
+from tgm_scale.data.catalogue import CATALOGUE
+from tgm_scale.data.index import Corpus
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
+
+
+class RangeServer(SimpleHTTPRequestHandler):
+    """A file server with range requests, which refuses the first `failures` of them."""
+
+    failures = 0
+    ranges: list[str]
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        wanted = self.headers.get("Range")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        if wanted is None:
+            self.send_response(200)
+        elif type(self).failures:
+            type(self).failures -= 1
+            self.send_error(503)
+            return
+        else:
+            self.ranges.append(wanted)
+            first, last = wanted.removeprefix("bytes=").split("-")
+            start, end = int(first), min(int(last or len(data)), len(data) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
+            data = data[start : end + 1]
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def end_headers(self):
+        self.send_header("Accept-Ranges", "bytes")
+        super().end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A corpus behind http, and the class of its server."""
+    folder = make_corpus(tmp_path / "remote", [3, 2])
+    handler = type("Handler", (RangeServer,), {"ranges": [], "failures": 0})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    thread = threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", folder, handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_remote_corpus_is_read_by_range(served, indexed):
+    address, folder, handler = served
+    local = Corpus.open(folder)
+    here = local.sample(1, 1)
+    if not indexed:
+        for path in [*folder.glob("*.index.jsonl"), folder / CATALOGUE]:
+            path.unlink()
+    files = sorted(os.listdir(folder))
+    remote = Corpus.open(address + "/{00000..00001}.tar", name="remote")
+    assert remote.counts.tolist() == [3, 2] and remote.fingerprint == local.fingerprint
+    assert handler.ranges == [] or not indexed, "the catalogue is enough to open a corpus"
+    ref = remote.sample(1, 1)
+    assert ref.members == here.members
+    handler.ranges.clear()
+    handler.failures = 2  # as many as there are retries here
+    assert remote.read(ref, ["mp4", "json"]) == local.read(here, ["mp4", "json"])
+    assert len(handler.ranges) == 1, "neighbouring members come in one request"
+    assert sorted(os.listdir(folder)) == files, "nothing is written to the remote side"
+
+
+def test_a_read_error_that_does_not_pass_stops(served):
+    address, _, handler = served
+    remote = Corpus.open(address + "/00000.tar")
+    ref = remote.sample(0, 0)
+    handler.failures = 10
+    with pytest.raises(OSError, match=r"00000\.tar.*503.*3 attempts"):
+        remote.read(ref, ["mp4"])

@@ -1,0 +1,45 @@
+"""What `data.shards` may be, and what a mistaken one is told."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from tars import make_corpus, write_tar
+
+from tgm_scale.data.index import Corpus
+
+
+def test_specs(tmp_path):
+    folder = make_corpus(tmp_path / "c", [1, 1, 1])
+    (folder / "notes.txt").write_text("not a shard")
+    (folder / "00003.tar.partial").write_text("not yet a shard")
+    a, b, c = (str(folder / f"0000{i}.tar") for i in range(3))
+    assert Corpus.open(folder).shards == Corpus.open(str(folder)).shards == [a, b, c]
+    assert Corpus.open(f"{folder}/*1.tar").shards == [b]
+    assert Corpus.open(f"{folder}/{{00001..00002}}.tar").shards == [b, c]
+    assert Corpus.open([c, a]).shards == [c, a], "a list keeps its order"
+    assert Corpus.open(folder).name == "c" and Corpus.open(folder, name="other").name == "other"
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("{folder}/empty", r"no shards \(\*.tar\) at .*empty.*make_shards"),
+        ("{folder}/nowhere", "no shards"),
+        ("{folder}/c/{{00000..00009}}.tar", "00003.tar"),
+        (["{folder}/c/00000.tar", "{folder}/c/*.tar"], "named twice"),
+        ([], "list of shards is empty"),
+        ("pipe:cat {folder}/c/00000.tar", "asks for a shell command"),
+        ("ssh://host/00000.tar", "protocol 'ssh' is not one of"),
+        ("{folder}/captions", r"none of its 1 shards holds a usable sample \(1 no_video\).*mp4"),
+    ],
+)
+def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):
+    make_corpus(tmp_path / "c", [1, 1, 1])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "captions").mkdir()
+    write_tar(tmp_path / "captions" / "0.tar", [("a.txt", b"a cat")])
+    fill = partial(str.format, folder=tmp_path)
+    with pytest.raises(ValueError, match=complaint):
+        Corpus.open([part.format(folder=tmp_path) for part in spec] if isinstance(spec, list) else fill(spec))
