@@ -278,10 +278,11 @@ def plan_facts(config: Config, plan: EnginePlan, masks: Masker, steps: int) -> d
 
 def announce(config: Config, facts: dict[str, Any], samples: int, masks: Masker, start: int) -> None:
     """Print what the run will do, before its first step."""
+    came_to = f"all {start} steps were done before" if start == facts["steps"] else f"going on from step {start}"
     print(
         f"run {config.run.dir}: {samples} samples, {facts['steps']} steps of {config.train.global_batch_size} clips "
         f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
         f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}\n"
-        f"masking {masks.describe()}" + (f"\ngoing on from step {start}" if start else ""),
+        f"masking {masks.describe()}" + (f"\n{came_to}" if start else ""),
         flush=True,
     )
