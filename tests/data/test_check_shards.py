@@ -77,6 +77,18 @@ def test_a_part_is_drawn_and_too_many_broken_ones_are_told(shards: Path, capsys:
 
 
 @pytest.mark.parametrize(
+    ("name", "words"), [("notes.md", "no shards"), ("clip.mp4", "no shards"), ("photos.tar", "1 shard_unreadable")]
+)
+def test_a_mistyped_file_is_left_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
+) -> None:
+    (tmp_path / name).write_bytes(b"no shard at all " * 100)
+    assert main(["--shards", str(tmp_path / name)]) == 2
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--shards", "{}/nowhere"], "no shards"),

@@ -34,7 +34,7 @@ def summaries(shards: list[str]) -> list[Summary]:
         with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
             for shard, entry in zip(missing, pool.map(_examine, missing)):
                 known[os.path.basename(shard)] = entry
-        if missing:
+        if missing and any(summary.samples for _, summary in known.values()):
             _write(folder, known)
         found |= {shard: known[os.path.basename(shard)][1] for shard in members}
     return [found[shard] for shard in shards]

@@ -175,7 +175,8 @@ def load(shard: str) -> ShardIndex:
         if index is not None:
             return index
     index = storage.retrying(lambda: ShardIndex.scan(shard), shard)
-    keep(index.dump(), beside, cached)
+    if len(index):  # beside what is no shard nothing is left
+        keep(index.dump(), beside, cached)
     return index
 
 

@@ -69,7 +69,7 @@ def _expand_path(item: str) -> list[str]:
     if os.path.isdir(item):
         return sorted(entry.path for entry in os.scandir(item) if _is_shard(entry.name))
     if os.path.isfile(item):
-        return [item]
+        return [item] if _is_shard(item) else []
     return sorted(path for path in glob.glob(item) if _is_shard(path))
 
 
