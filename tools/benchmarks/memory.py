@@ -16,6 +16,8 @@ from benchmarks.machine import headline, resident_mb, table
 from tgm_scale.data.index import Corpus
 from tgm_scale.runtime.progress import Board
 
+WIDTH, HEIGHT, SECONDS, SIZE = 64, 48, 1.0, 32  # small, so that 100,000 clips take some 6 minutes of a core
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -28,20 +30,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if min(options.clips, options.every) < 1 or options.workers < 1:
         raise ValueError("--clips, --every and --workers: wanted at least 1")
     rows = []
+    print(f"{headline()}; clips of {SECONDS:g} s at {WIDTH} x {HEIGHT}, {options.workers} workers")
+    print(table(("clips", "this process, MB", "largest worker, MB"), []), flush=True)
     with tempfile.TemporaryDirectory() as scratch, Board() as board:
-        folder = make_shards(Path(scratch) / "shards", 64, 128, 96, 12, seconds=2.0, per_shard=4)
-        loading = pipelines.loader(Corpus.open(str(folder)), options.workers, size=64)
+        folder = make_shards(Path(scratch) / "shards", 64, WIDTH, HEIGHT, 12, seconds=SECONDS, per_shard=4)
+        loading = pipelines.loader(Corpus.open(str(folder)), options.workers, size=SIZE)
         clips = pipelines.clips_of(loading)
         task = board.task("clips", options.clips)
         for done in range(options.every, options.clips + 1, options.every):
             task.advance(sum(islice(clips, options.every)))
             workers = [child.pid for child in multiprocessing.active_children() if child.pid]
             rows.append((done, resident_mb(os.getpid()), max(map(resident_mb, workers))))
+            print("| {} | {:.1f} | {:.1f} |".format(*rows[-1]), flush=True)
         clips.close()  # type: ignore[attr-defined]
-    print(f"{headline()}; clips of 2 s at 128 x 96, {options.workers} workers")
-    print(
-        table(("clips", "this process, MB", "largest worker, MB"), [(n, f"{a:.0f}", f"{b:.0f}") for n, a, b in rows])
-    )
     half = rows[len(rows) // 2 :]
     growth = {name: 1e5 * _slope([(row[0], row[k]) for row in half]) for k, name in ((1, "process"), (2, "worker"))}
     print(f"growth in the second half, MB per 100,000 clips: {growth['process']:.1f}, worker {growth['worker']:.1f}")
