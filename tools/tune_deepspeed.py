@@ -17,6 +17,7 @@ from benchmarks.machine import headline, table
 from tuning import Candidate, Trial
 
 from tgm_scale import config as configuration
+from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build
@@ -135,7 +136,7 @@ class Tuner:
         device = None
         if self.place.device.type == "cuda":
             device = ROOM * torch.cuda.get_device_properties(0).total_memory
-        why = tuning.obstacle(need, self.processes, device, tuning.free_host_bytes())
+        why = tuning.obstacle(need, self.processes, device, memory.free_bytes())
         return {"outcome": "left out", "why": why} if why else None
 
     def _write_json(self, candidate: Candidate) -> Path:

@@ -17,6 +17,7 @@ from local_run import LocalRun
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
+from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training.footprint import OFFLOADS, Footprint, footprint
 from tgm_scale.training.metrics import read_metrics
@@ -117,11 +118,6 @@ def obstacle(need: Footprint, processes: int, device: float | None, host: float)
     return None
 
 
-def free_host_bytes() -> int:
-    rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(rows["MemAvailable"].split()[0]) * 1024
-
-
 @dataclass
 class Trial:
     """Some steps of one candidate, by `python -m tgm_scale pretrain` in `processes` processes.
@@ -143,7 +139,7 @@ class Trial:
             for made in self._steps_made(life):
                 tell(f"step {made}/{self.steps}")
                 peak = max([peak, *(_peak_resident(process.pid) for process in life.ranks)])
-                if starved := free_host_bytes() < self.keep_free:
+                if starved := memory.free_bytes() < self.keep_free:
                     break
             if self._rows() < self.steps and not starved:
                 time.sleep(1)  # for the others' last words

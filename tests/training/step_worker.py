@@ -76,7 +76,8 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
     curve, applied = [], []
     for t in range(progress.step, case["steps"]):
         if t == case.get("save_at"):
-            saver = Saver(Path(case["save"]), checkpoint.Retention(2), place, control)
+            keep_free = 1.0 if case.get("streamed") else 0.0  # no host has all of its memory left
+            saver = Saver(Path(case["save"]), checkpoint.Retention(2), place, control, keep_free)
             saver.begin(ds_engine, progress, {})
             live = live_weights(ds_engine)
         starts = [t * GLOBAL + (a * place.world_size + place.rank) * micro for a in range(plan.accumulation)]

@@ -112,7 +112,8 @@ class PatchProjection(nn.Module):
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, x_BVP: Tensor) -> Tensor:
-        return F.linear(x_BVP.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        dtype = self.weight.dtype  # also of the result, under autocast too
+        return F.linear(x_BVP.to(dtype), self.weight.flatten(1), self.bias).to(dtype)
 
 
 class PatchEmbed(nn.Module):

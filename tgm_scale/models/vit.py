@@ -101,7 +101,9 @@ class Encoder(nn.Module):
     def forward(self, patches_BVP: Tensor, index_BV: Tensor | None) -> Tensor:
         """patches_BVP: the patches at `index_BV` (None: all, in order), 0..255. Returns [B, V, D] after the norm."""
         x = self.patch_embed(patches_BVP)
-        x = self.positions(x, index_BV, dtype=self.norm.weight.dtype)
+        # a weight's dtype is the same; but to touch another module's weight makes ZeRO-3 gather it for this one, and
+        # fail ("tracing error") where that was not so when it recorded the order
+        x = self.positions(x, index_BV, dtype=x.dtype)
         return self.norm(run_blocks(self.blocks, x, self.activation_checkpointing))
 
 

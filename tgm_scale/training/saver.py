@@ -2,15 +2,18 @@
 
 A save stops the training only while the state is copied to the host's memory (12 bytes a parameter, divided over the
 ranks). A thread writes the copy; once all ranks' files are written, the ranks agree on that at a step and rank 0 gives
-the folder its name. A kill before that leaves the checkpoint before as the newest.
+the folder its name. A kill before that leaves the checkpoint before as the newest. Where a host's memory would not
+hold the copy, the training waits while each tensor is written as it is gathered.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.training import engine_state
 from tgm_scale.training.checkpoint import FORMAT, Progress, Retention, digest, folder_of, steps_in
+from tgm_scale.training.tensor_file import TensorFile
 
+_KEEP_FREE = 0.1  # of a host's memory, which a copy of the state must leave
 _TEMPORARY = ".writing-"
 
 
@@ -31,10 +37,15 @@ class Saver:
     """Writes checkpoints in `root` and drops those that need not stay. At most one is being written.
 
     `begin` and `finish` are collective. They raise OSError on every rank, naming the ranks and reasons, where one
-    could not write; the checkpoints before stay as they are."""
+    could not write; the checkpoints before stay as they are.
 
-    def __init__(self, root: Path, retention: Retention, place: Place, control: Control):
+    keep_free: the share of a host's memory that must be left for a copy of the state to be made."""
+
+    def __init__(
+        self, root: Path, retention: Retention, place: Place, control: Control, keep_free: float = _KEEP_FREE
+    ):
         self.root, self.retention, self.place, self.control = root, retention, place, control
+        self.keep_free = keep_free
         self._pending: _Pending | None = None
 
     def begin(self, engine: Any, progress: Progress, facts: dict) -> None:
@@ -44,8 +55,19 @@ class Saver:
         self.finish()
         pending = _Pending(self.root, progress, facts, self.place)
         self._agree(pending, pending.make_folder() if self.place.is_main else None)
-        pending.start(_own_share(engine, self.place))
+        share = _Share(engine, self.place)
+        if self._would_fit(share):
+            pending.start({name: tensor.clone() for name, tensor in share})
+        else:
+            pending.write_now(share)
         self._pending = pending
+
+    def _would_fit(self, share: _Share) -> bool:
+        """Whether every host has the memory for a copy of its ranks' shares. Collective."""
+        node = platform.node()
+        needed = sum(size for other, size in self.control.gather((node, share.bytes)) if other == node)
+        left = memory.free_bytes() - needed
+        return not self.control.any(left < self.keep_free * memory.total_bytes())
 
     def written(self) -> bool:
         """Whether this rank's file is written, or failed to be: the next `finish` does not wait for this rank."""
@@ -94,30 +116,50 @@ class _Pending:
             return str(error)
         return None
 
-    def start(self, share: dict[str, Tensor]) -> None:
-        name = f"state-{self.place.rank:05d}-of-{self.place.world_size:05d}.safetensors"
+    @property
+    def _file(self) -> Path:
+        return self.work / f"state-{self.place.rank:05d}-of-{self.place.world_size:05d}.safetensors"
+
+    def start(self, copy: dict[str, Tensor]) -> None:
+        """Write a copy of this rank's share, in the background."""
         # a daemon: a run that fails must not wait for a disk
-        self._thread = threading.Thread(target=self._write, args=(share, self.work / name), daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(copy,), daemon=True)
         self._thread.start()
 
+    def write_now(self, share: _Share) -> None:
+        """Write this rank's share while it is gathered. Collective: all go to the end, also one that cannot write."""
+        gathered = iter(share)
+        try:
+            with TensorFile(self._file, share.shapes) as file:
+                for name, tensor in gathered:
+                    file.append(name, tensor)
+            self._written()
+        except OSError as error:
+            self._entry = {"error": str(error)}
+            for _ in gathered:
+                pass
+
     def ended(self) -> bool:
-        assert self._thread is not None
-        return not self._thread.is_alive()
+        return self._thread is None or not self._thread.is_alive()
 
     def wait(self) -> dict[str, Any]:
         """This rank's entry in the manifest, or the error that kept its file from being written."""
-        assert self._thread is not None
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         assert self._entry, "the thread that writes the checkpoint failed; its traceback is above"
         return self._entry
 
-    def _write(self, share: dict[str, Tensor], file: Path) -> None:
+    def _write(self, copy: dict[str, Tensor]) -> None:
         try:
-            save_file(share, file)
-            _sync(file)
-            self._entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file)}
+            save_file(copy, self._file)
+            self._written()
         except (OSError, SafetensorError) as error:
             self._entry = {"error": str(error)}
+
+    def _written(self) -> None:
+        file = self._file
+        _sync(file)
+        self._entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file)}
 
     def commit(self, files: list[dict[str, Any]], retention: Retention) -> str | None:
         """Write the manifest, give the folder its name and drop old checkpoints; the error where that failed."""
@@ -137,16 +179,30 @@ class _Pending:
         return None
 
 
-def _own_share(engine: Any, place: Place) -> dict[str, Tensor]:
-    """A copy of this rank's share of the state, on the CPU: whole parameters, dealt out in shares of like size.
+class _Share:
+    """This rank's share of the state: whole parameters, dealt out in shares of like size.
 
-    No rank holds the whole model: each parameter is gathered alone and kept by the one rank that writes it."""
-    owner = _owners({name: _size(p) for name, p in engine_state.named_parameters(engine)}, place.world_size)
-    share: dict[str, Tensor] = {}
-    for name, parts in engine_state.read(engine):
-        if owner[name] == place.rank:
-            share |= {f"{name}.{part}": t.to("cpu", torch.float32).contiguous().clone() for part, t in parts.items()}
-    return share
+    No rank holds the whole model: to go through it gathers each parameter alone, and gives what is this rank's, on the
+    CPU. That is collective: every rank goes to the end."""
+
+    def __init__(self, engine: Any, place: Place):
+        named = dict(engine_state.named_parameters(engine))
+        owner = _owners({name: _size(p) for name, p in named.items()}, place.world_size)
+        self._engine, self._own = engine, {name for name in named if owner[name] == place.rank}
+        self.bytes = sum(12 * _size(named[name]) for name in self._own)
+        # under ZeRO-3 a parameter's own shape is that of nothing
+        self.shapes = {
+            f"{name}.{part}": tuple(getattr(p, "ds_shape", p.shape))
+            for name, p in named.items()
+            if name in self._own
+            for part in engine_state.PARTS
+        }
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parts in engine_state.read(self._engine):
+            if name in self._own:
+                for part in engine_state.PARTS:
+                    yield f"{name}.{part}", parts[part].to("cpu", torch.float32).contiguous()
 
 
 def _size(parameter: torch.nn.Parameter) -> int:
