@@ -6,6 +6,7 @@ has two threads in the training process that wake up for each sample: another 2 
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import multiprocessing
 import pickle
@@ -176,7 +177,8 @@ def _portable(error: Exception) -> Exception:
     """The error as another process can have it, with where it came from."""
     where = RuntimeError("".join(traceback.format_exception(error)))
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.dumps(error)
+        copy.copy(error)  # made anew as the other side makes it
     except Exception:
         return where
     error.add_note(f"in a data worker:\n{where}")
