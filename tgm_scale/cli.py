@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
-FAILED = 1
-USER_MISTAKE = 2
+from tgm_scale.runtime.command import FAILED, USER_MISTAKE
 
 _EXAMPLES = """examples:
   tgm-scale pretrain --config configs/debug.yaml

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tgm_scale.runtime import command
+
 EXAMPLES = """examples:
   python tools/benchmark.py loader
   taskset -c 1 python tools/benchmark.py loader --sizes 320x240 --gops 12 --workers 1 --repeats 1,4
@@ -30,25 +32,23 @@ BENCHMARKS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="benchmark")
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.path.insert(0, str(Path(__file__).parent))
     for name, summary in BENCHMARKS.items():
-        command = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        one = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if given[:1] == [name]:  # the others' imports can wait
             module = importlib.import_module(f"benchmarks.{name}")
-            module.add_arguments(command)
-            command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
-            command.set_defaults(run=module.run)
+            module.add_arguments(one)
+            one.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+            one.set_defaults(run=module.run)
     options = parser.parse_args(given)
-    try:
-        figures = options.run(options)
-    except ValueError as mistake:
-        print(f"benchmark {options.benchmark}: {mistake}", file=sys.stderr)
-        return 2
+    return command.exit_code(f"benchmark {options.benchmark}", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    figures = options.run(options)
     if options.json is not None:
         from benchmarks.machine import described, save
 

@@ -19,6 +19,7 @@ from tgm_scale.data.shards import ShardWriter, shard_path
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+from tgm_scale.runtime import command
 
 EXAMPLES = """examples:
   python tools/cache_relevance.py --shards DIR --towers CLIP --output DIR
@@ -37,20 +38,13 @@ FRAMES_PER_PASS = 16
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except ValueError as mistake:
-        print(f"cache_relevance: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("cache_relevance: interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
-        return 130
+    return command.exit_code(
+        "cache_relevance", lambda: _run(options), "finished shards are kept, the same command goes on"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--shards", required=True, metavar="DIR", help="folder or pattern of shards, as data.shards")
     add("--towers", required=True, metavar="DIR", help="CLIP or SigLIP folder, as guidance.towers")

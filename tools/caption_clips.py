@@ -18,7 +18,7 @@ from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.shards import CLIPS_PER_SHARD, ShardWriter, shard_path
-from tgm_scale.runtime import seeding
+from tgm_scale.runtime import command, seeding
 from tgm_scale.runtime.compat import prepare_torchvision
 from tgm_scale.runtime.progress import Board
 
@@ -57,20 +57,13 @@ class Pictures(Protocol):
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except ValueError as mistake:
-        print(f"caption_clips: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("caption_clips: interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
-        return 130
+    return command.exit_code(
+        "caption_clips", lambda: _run(options), "finished shards are kept, the same command goes on"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--shards", required=True, metavar="DIR", help="folder, pattern or list, as data.shards")
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not the shards' own folder")

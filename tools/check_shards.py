@@ -14,7 +14,7 @@ from PIL import Image
 
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.survey import THUMBNAIL, Finding, Surveyor
-from tgm_scale.runtime import seeding
+from tgm_scale.runtime import command, seeding
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 from tgm_scale.runtime.progress import Board
 
@@ -35,17 +35,11 @@ QUANTILES = (0, 0.1, 0.5, 0.9, 1)
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except (ValueError, OSError) as mistake:
-        print(f"check_shards: {mistake}", file=sys.stderr)
-        return 2
+    return command.exit_code("check_shards", lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--shards", required=True, metavar="DIR", help="folder, pattern or list, as data.shards")
     add("--samples", type=int, metavar="N", help="look at N samples drawn from all (default: all)")

@@ -6,8 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from tgm_scale.runtime import command
+
 FORMATS = ("videomae", "videomae-finetune", "huggingface", "timm", "safetensors")
-USER_MISTAKE = 2
 
 _DESCRIPTION = """Convert a checkpoint. What the input is, is told by what is in it:
 
@@ -43,17 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _convert(options)
     except ValueError as mistake:
         print(f"convert_checkpoint: {mistake}", file=sys.stderr)
-        return USER_MISTAKE
+        return command.USER_MISTAKE
     except (OSError, RuntimeError) as failure:
         print(f"convert_checkpoint: {failure}", file=sys.stderr)
-        return 1
+        return command.FAILED
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(_DESCRIPTION, _EPILOG)
     parser.add_argument("input", metavar="INPUT", help="a folder or file")
     parser.add_argument("output", metavar="OUTPUT", help="a path that does not exist yet")
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help="what to write: see below")

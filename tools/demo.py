@@ -13,6 +13,7 @@ from typing import Any
 from tgm_scale import config as configuration
 from tgm_scale.report import demo
 from tgm_scale.report.summary import judge
+from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.progress import Board, clock
 
@@ -28,20 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     quiet_warnings()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs that it started are stopped, too
-    try:
-        return _run(options)
-    except ValueError as mistake:
-        print(f"demo: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ndemo: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return command.exit_code("demo", lambda: _run(options), "the same command goes on from here")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--dir", type=Path, default=Path("runs/demo"), metavar="DIR", help="default %(default)s")
     add("--config", default="configs/demo.yaml", metavar="FILE", help="of the pretraining runs; default %(default)s")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tgm_scale.report.gallery import gallery
+from tgm_scale.runtime import command
 
 EXAMPLES = """examples:
   python tools/draw_masks.py --output docs
@@ -17,9 +18,7 @@ Exit code: 0 done, 2 a mistake in the command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing")
     add("--clip", type=int, default=0, metavar="N", help="number of the synthetic clip (default 0)")
@@ -27,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--towers", default="small", metavar="DIR", help="CLIP or SigLIP folder (default: the packaged small CLIP)")
     add("--scorer", default="raw", metavar="NAME", help="raw (default, the small CLIP's own), value or vv")
     options = parser.parse_args(arguments)
-    try:
-        drawn = gallery(options.clip, options.mask_ratio, options.towers, options.scorer)
-    except (ValueError, OSError) as mistake:
-        print(f"draw_masks: {mistake}", file=sys.stderr)
-        return 2
+    return command.exit_code("draw_masks", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    drawn = gallery(options.clip, options.mask_ratio, options.towers, options.scorer)
     for line in drawn.left_out:
         print(f"left out: {line}", file=sys.stderr)
     options.output.mkdir(parents=True, exist_ok=True)

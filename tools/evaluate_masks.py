@@ -30,6 +30,7 @@ from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
+from tgm_scale.runtime import command
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build
 
@@ -68,17 +69,11 @@ class Judged:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    try:
-        return _run(options)
-    except ValueError as mistake:
-        print(f"evaluate_masks: {mistake}", file=sys.stderr)
-        return 2
+    return command.exit_code("evaluate_masks", lambda: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--videos", type=Path, required=True, metavar="DIR")
     add("--masks", type=Path, metavar="DIR", help="where the truth is (default: beside the videos)")

@@ -16,6 +16,7 @@ from local_run import LocalRun
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
+from tgm_scale.runtime import command
 from tgm_scale.runtime.progress import Board, Task
 from tgm_scale.training.inspect import compare
 from tgm_scale.training.metrics import read_metrics
@@ -39,9 +40,7 @@ WAIT = 600.0  # seconds for a moment to come
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config", required=True, metavar="FILE")
     add("--dir", required=True, type=Path, metavar="DIR", help="for the two runs and the list of kills")
@@ -50,15 +49,16 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of the moments and victims; default %(default)s")
     add("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
+    return command.exit_code("fault_drill", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    drill = Drill(options.config, options.overrides, options.dir, options.kills, options.processes, options.seed)
     try:
-        drill = Drill(options.config, options.overrides, options.dir, options.kills, options.processes, options.seed)
         return drill.run()
-    except ValueError as mistake:
-        print(f"fault_drill: {mistake}", file=sys.stderr)
-        return 2
     except Failed as failure:
         print(f"fault_drill: {failure}", file=sys.stderr)
-        return 1
+        return command.FAILED
 
 
 class Failed(RuntimeError):

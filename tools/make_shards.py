@@ -10,6 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.runtime import command
+
 EXAMPLES = """examples:
   python tools/make_shards.py --annotations internvid.jsonl --videos DIR --output DIR
   python tools/make_shards.py --annotations internvid.jsonl --videos DIR --output DIR --min-umt 0.3 --min-seconds 2
@@ -30,25 +32,15 @@ NAMES_SHOWN = 5
 def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    try:
-        return _run(options)
-    except ValueError as mistake:
-        print(f"make_shards: {mistake}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("make_shards: interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
-        return 130
-    except OSError as trouble:
-        print(f"make_shards: {trouble}; finished shards are kept, the same command goes on", file=sys.stderr)
-        return 1
+    return command.exit_code(
+        "make_shards", lambda: _run(options), "finished shards are kept, the same command goes on"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     from tgm_scale.data.encode import CRF, GOP, SHORT_SIDE
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--annotations", type=Path, required=True, metavar="FILE", help="InternVid's JSON Lines")
     add(

@@ -12,6 +12,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress
 
+from tgm_scale.runtime import command
+
 EXAMPLES = """examples:
   python tools/make_synthetic.py --output runs/shapes --clips 1000
   python tools/make_synthetic.py --output runs/movers --clips 1000 --mode one_mover --seed 1
@@ -25,26 +27,26 @@ number of clips and workers. Exit code: 0 done, 2 a mistake in the command."""
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    return command.exit_code("make_synthetic", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     from tgm_scale.data.synthetic import Look, make_corpus  # late: torch takes seconds that --help need not
 
     began = time.monotonic()
-    try:
-        look = Look(**{field.name: getattr(options, field.name) for field in fields(Look)})
-        with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-            task = bar.add_task("clips", total=options.clips)
-            make_corpus(
-                options.output,
-                options.clips,
-                options.seed,
-                options.mode,
-                look,
-                options.workers,
-                options.clips_per_shard,
-                progress=lambda done: bar.update(task, completed=done),
-            )
-    except (ValueError, OSError) as mistake:
-        print(f"make_synthetic: {mistake}", file=sys.stderr)
-        return 2
+    look = Look(**{field.name: getattr(options, field.name) for field in fields(Look)})
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("clips", total=options.clips)
+        make_corpus(
+            options.output,
+            options.clips,
+            options.seed,
+            options.mode,
+            look,
+            options.workers,
+            options.clips_per_shard,
+            progress=lambda done: bar.update(task, completed=done),
+        )
     seconds = time.monotonic() - began
     size = sum(shard.stat().st_size for shard in options.output.glob("*.tar"))
     print(f"{options.output}: {options.clips} clips, {size / 1e6:.1f} MB, {seconds:.0f} s, {options.workers} workers")
@@ -52,9 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not one with shards in it")
     add("--clips", type=int, required=True)

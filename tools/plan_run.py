@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
 from tgm_scale.models.pretraining import macs_per_clip
+from tgm_scale.runtime import command
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training import build, footprint
 
@@ -24,9 +24,7 @@ GIB = 2**30
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config", required=True, metavar="FILE")
     add("--nodes", type=int, default=1)
@@ -35,15 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
     add("--utilisation", type=float, default=0.35, help="share of the peak that is reached (default 0.35)")
     add("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
-    try:
-        for name in ("nodes", "gpus_per_node", "tflops", "utilisation"):
-            if (value := getattr(options, name)) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} {value}: wanted more than 0")
-        config = configuration.load(options.config, options.overrides)
-        print(plan(config, options.nodes * options.gpus_per_node, options.tflops * 1e12 * options.utilisation))
-    except ValueError as mistake:
-        print(f"plan_run: {mistake}", file=sys.stderr)
-        return 2
+    return command.exit_code("plan_run", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
+    for name in ("nodes", "gpus_per_node", "tflops", "utilisation"):
+        if (value := getattr(options, name)) <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: wanted more than 0")
+    config = configuration.load(options.config, options.overrides)
+    print(plan(config, options.nodes * options.gpus_per_node, options.tflops * 1e12 * options.utilisation))
     return 0
 
 

@@ -25,6 +25,7 @@ from tgm_scale.data.synthetic import make_corpus
 from tgm_scale.evaluation.intervals import paired_interval
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.evaluation.variants import compare_variants
+from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.progress import Board, Task
 from tgm_scale.training.metrics import read_metrics
@@ -45,16 +46,16 @@ SCRATCH, LONGER = "scratch", "scratch, 4 times the steps"  # longer: more update
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     quiet_warnings()
-    try:
-        study = Study(options)
-        with Board() as board:
-            study.make_corpora()
-            study.pretrain(board)
-            frozen = study.judge_frozen(board)
-            finetuned = study.finetune(board)
-    except ValueError as mistake:
-        print(f"study: {mistake}", file=sys.stderr)
-        return 2
+    return command.exit_code("study", lambda: _run(options), "the same command goes on from here")
+
+
+def _run(options: argparse.Namespace) -> int:
+    study = Study(options)
+    with Board() as board:
+        study.make_corpora()
+        study.pretrain(board)
+        frozen = study.judge_frozen(board)
+        finetuned = study.finetune(board)
     summary = {"frozen": frozen, "finetuned": finetuned, "steps": options.steps, "seeds": options.seeds}
     replace_file(options.dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(tables(summary))
@@ -62,9 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--videos", type=Path, required=True, metavar="DIR", help="the clips, with labels.csv")
     add("--dir", type=Path, default=Path("runs/study_weizmann"), metavar="DIR", help="default %(default)s")

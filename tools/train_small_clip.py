@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tgm_scale.data.synthetic_captions import every_caption
 from tgm_scale.data.synthetic_patches import attributes, labelled_images, wording
 from tgm_scale.guidance.clip_training import LabelledImages, Recipe, train
-from tgm_scale.runtime import seeding
+from tgm_scale.runtime import command, seeding
 
 EXAMPLES = """examples:
   python tools/train_small_clip.py --output runs/small_clip                 about 20 minutes on one CPU core
@@ -28,21 +28,19 @@ EASY, HARD = 0.15, 0.9  # difficulty at the start, and from half of the steps on
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not one with a model in it")
     add("--steps", type=int, default=Recipe.steps, help="default %(default)s, of 32 images each")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
+    return command.exit_code("train_small_clip", lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.steps < 1 or (options.output / "config.json").exists():
-        print(
-            f"train_small_clip: --steps {options.steps} is below 1, or {options.output} holds a model already",
-            file=sys.stderr,
-        )
-        return 2
+        raise ValueError(f"--steps {options.steps} is below 1, or {options.output} holds a model already")
     torch.set_num_threads(options.threads)
     recipe = replace(Recipe(), steps=options.steps, seed=options.seed)
     began = time.monotonic()

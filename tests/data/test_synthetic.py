@@ -109,7 +109,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no key 'truth'"):
         read_truth('{"captions": []}')
     make_corpus(tmp_path / "x", 1, seed=0, look=SMALL)
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ValueError, match="holds shards already"):
         make_corpus(tmp_path / "x", 1, seed=0, look=SMALL)
 
 

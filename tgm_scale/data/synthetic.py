@@ -96,7 +96,7 @@ def make_corpus(
     """Write clips 0 to `clips` - 1 of the corpus of `seed` as shards into `folder`.
 
     `progress` is called with the number of clips done after each. Raises ValueError for a mode or a count that makes
-    no corpus, FileExistsError where the folder holds shards already."""
+    no corpus, and for a folder that holds shards already."""
     if mode not in MODES:
         raise ValueError(f"mode={mode} of a synthetic corpus: wanted one of {', '.join(MODES)}")
     if min(clips, workers, clips_per_shard) < 1:
@@ -105,7 +105,7 @@ def make_corpus(
             "least 1 of each"
         )
     if os.path.isdir(folder) and any(name.endswith(".tar") for name in os.listdir(folder)):
-        raise FileExistsError(f"{folder} holds shards already; name another folder or remove them")
+        raise ValueError(f"{folder} holds shards already; name another folder or remove them")
     with ShardWriter(folder, clips_per_shard) as writer:
         for done, (key, members) in enumerate(_samples(clips, seed, mode, look, workers), 1):
             writer.write(key, members)

@@ -1,0 +1,32 @@
+"""What all commands do alike: help with examples, exit codes, one line for what went wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
+
+
+def parser(description: str | None, examples: str) -> argparse.ArgumentParser:
+    """A parser whose help keeps the lines of both texts."""
+    return argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def exit_code(name: str, run: Callable[[], int], kept: str = "nothing is lost that was written") -> int:
+    """What `run` returns; 2 for a user's mistake (ValueError), 1 for trouble with files or devices (OSError), 130 for
+    Ctrl-C. `kept` says in the last two cases what becomes of the work."""
+    try:
+        return run()
+    except ValueError as mistake:
+        print(f"{name}: {mistake}", file=sys.stderr)
+        return USER_MISTAKE
+    except OSError as trouble:
+        print(f"{name}: {trouble}; {kept}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted; {kept}", file=sys.stderr)
+        return INTERRUPTED
