@@ -21,7 +21,7 @@ from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build
-from tgm_scale.training.engine import resolve_precision
+from tgm_scale.training.engine_plan import resolve_precision
 from tgm_scale.training.footprint import OFFLOADS, footprint
 from tgm_scale.training.run_folder import replace_file
 

@@ -16,6 +16,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import engine, engine_state
+from tgm_scale.training.engine_plan import EnginePlan
 from tgm_scale.training.module import JointModule
 
 STEP = 7
@@ -24,7 +25,7 @@ CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", 
 
 def build(stage: int, precision: str, place: Place) -> Any:
     model = MaskedVideoAutoencoder(MODELS["less"], frames=4, image_size=32, embedding_width=16, seed=0)
-    plan = engine.EnginePlan(stage, None, 4, 2, place.world_size, precision, 1.0, 0.05, (0.9, 0.95))
+    plan = EnginePlan(stage, None, 4, 2, place.world_size, precision, 1.0, 0.05, (0.9, 0.95))
     return engine.build_engine(JointModule(model, True), plan, place.device)
 
 

@@ -23,6 +23,7 @@ from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import checkpoint, engine, engine_state
+from tgm_scale.training.engine_plan import EnginePlan
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import JointStep, Prepared
@@ -63,7 +64,7 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         model.compile()
     tokens = model.grid.tokens
     micro = case.get("micro", GLOBAL // place.world_size)
-    plan = engine.EnginePlan(
+    plan = EnginePlan(
         case["stage"], case.get("json"), GLOBAL, micro, place.world_size, case["precision"], 1.0, 0.05, (0.9, 0.95)
     )
     ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)

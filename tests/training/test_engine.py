@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tgm_scale.training.engine import EnginePlan, engine_config, resolve_precision
+from tgm_scale.training.engine_plan import EnginePlan, engine_config, resolve_precision
 from tgm_scale.training.optim import Schedule, parameter_groups
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"

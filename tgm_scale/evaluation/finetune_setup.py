@@ -21,7 +21,7 @@ from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.training import build
-from tgm_scale.training.engine import EnginePlan, engine_config
+from tgm_scale.training.engine_plan import EnginePlan, engine_config
 from tgm_scale.training.throughput import Throughput
 
 

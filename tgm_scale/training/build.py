@@ -32,7 +32,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.pretraining import macs_per_clip as count_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.engine import EnginePlan, engine_config, resolve_precision
+from tgm_scale.training.engine_plan import EnginePlan, engine_config, resolve_precision
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.optim import Schedule
 

@@ -1,17 +1,11 @@
-"""The DeepSpeed engine around the joint module: the one place where DeepSpeed is configured and started.
-
-The user's JSON says how to shard, offload and communicate. What the run derives (batch sizes, precision, clipping) is
-filled in; a value that contradicts it is an error that names both places.
-"""
+"""The DeepSpeed engine around the joint module: the one place where DeepSpeed is started and stepped."""
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,144 +15,8 @@ from torch import nn
 
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.distributed import Place, set_rendezvous
+from tgm_scale.training.engine_plan import EnginePlan, engine_config
 from tgm_scale.training.optim import parameter_groups
-
-_OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that has it
-_SECTIONS = ("zero_optimization", "bf16", "fp16")
-_OURS = {
-    "optimizer": "section optim",
-    "scheduler": "section optim",
-    "activation_checkpointing": "key model.activation_checkpointing",
-    "amp": "key train.precision",
-    "elasticity": "keys train.global_batch_size and train.micro_batch_size",
-    "checkpoint": "section checkpoint",
-}
-
-
-@dataclass(frozen=True)
-class EnginePlan:
-    """What the run asks of the engine, in the run's own terms."""
-
-    stage: int | None
-    config_file: str | None
-    global_batch_size: int
-    micro_batch_size: int
-    world_size: int
-    precision: str  # fp32, bf16 or fp16
-    clip_norm: float | None
-    weight_decay: float
-    betas: tuple[float, float]
-
-    @property
-    def accumulation(self) -> int:
-        return self.global_batch_size // (self.micro_batch_size * self.world_size)
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` is bf16 on a GPU and fp32 on a CPU. Raises ValueError for fp16 on a CPU."""
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    if precision == "fp16" and device.type == "cpu":
-        raise ValueError("train.precision=fp16 needs a GPU: use fp32 or bf16 on a CPU")
-    return precision
-
-
-def engine_config(plan: EnginePlan) -> dict[str, Any]:
-    """The DeepSpeed configuration of the run: the user's JSON completed with what the run derives.
-
-    Raises ValueError where the two contradict each other or the batch does not divide."""
-    per_pass = plan.micro_batch_size * plan.world_size
-    if plan.global_batch_size % per_pass:
-        raise ValueError(
-            f"train.global_batch_size={plan.global_batch_size} is not a multiple of train.micro_batch_size="
-            f"{plan.micro_batch_size} x {plan.world_size} processes = {per_pass}: change the micro batch, or the "
-            "number of processes"
-        )
-    config = _read_json(plan.config_file) if plan.config_file else {}
-    origin = plan.config_file or "DeepSpeed's defaults"
-    derived: dict[str, Any] = {
-        "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": plan.clip_norm or 0.0,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    sources = {
-        "train_batch_size": "train.global_batch_size",
-        "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-        "gradient_accumulation_steps": "train.global_batch_size / (train.micro_batch_size x processes)",
-        "gradient_clipping": "optim.clip_norm",
-    }
-    for key, value in derived.items():
-        given = config.get(key, "auto")
-        if given != "auto" and given != value and key in sources:
-            raise ValueError(
-                f'{origin}: {key}={given} contradicts {sources[key]}={value}: remove it from the JSON, or write "auto"'
-            )
-        config[key] = value
-    _set_precision(config, plan, origin)
-    zero = config.setdefault("zero_optimization", {})
-    _set_stage(zero, plan, origin)
-    for key, owner in _OURS.items():
-        if key in config:
-            raise ValueError(f"{origin}: '{key}' belongs to the run's own {owner}: remove it from the JSON")
-    config["zero_allow_untested_optimizer"] = True
-    return config
-
-
-def _set_stage(zero: dict[str, Any], plan: EnginePlan, origin: str) -> None:
-    """Fill in the stage, and refuse what it cannot do."""
-    place = f"{origin}: zero_optimization"
-    if plan.stage is not None:
-        given = zero.get("stage", "auto")
-        if given not in ("auto", plan.stage):
-            raise ValueError(f"{place}.stage={given} contradicts deepspeed.stage={plan.stage}")
-        zero["stage"] = plan.stage
-    elif zero.get("stage", "auto") == "auto":
-        zero["stage"] = 0
-    for key, lowest in _OFFLOADS.items():
-        section = zero.get(key) or {}
-        if not isinstance(section, dict):
-            raise ValueError(f'{place}.{key}={section}: wanted an object, such as {{"device": "cpu"}}')
-        device = section.get("device", "none")
-        if device == "nvme":
-            raise ValueError(
-                f"{place}.{key}.device=nvme: DeepSpeed cannot set state that it swapped to disk, so the run could not "
-                f'go on from a checkpoint (its own comes back as fresh weights, without an error): use "cpu"'
-            )
-        if device == "none":
-            zero.pop(key, None)  # DeepSpeed takes the section's presence for a wish
-        elif zero["stage"] < lowest:
-            source = "zero_optimization.stage" if plan.stage is None else "deepspeed.stage"
-            raise ValueError(f"{place}.{key} needs stage {lowest} or higher, {source}={zero['stage']}")
-
-
-def _set_precision(config: dict[str, Any], plan: EnginePlan, origin: str) -> None:
-    for name in ("bf16", "fp16"):
-        section = config.setdefault(name, {})
-        wanted = plan.precision == name
-        if section.get("enabled", "auto") not in ("auto", wanted):
-            raise ValueError(
-                f"{origin}: {name}.enabled={section['enabled']} contradicts train.precision={plan.precision}"
-            )
-        section["enabled"] = wanted
-    if plan.precision == "bf16":
-        # off by default in DeepSpeed: one inf in an accumulated gradient would poison Adam's moments for good
-        config["bf16"].setdefault("check_grad_overflow", True)
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"deepspeed.config={path}: no such file")
-    try:
-        tree = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"deepspeed.config={path}: not valid JSON: {error}") from None
-    if not isinstance(tree, dict) or not all(isinstance(tree.get(key, {}), dict) for key in _SECTIONS):
-        raise ValueError(f"deepspeed.config={path}: wanted an object, and in it objects for {', '.join(_SECTIONS)}")
-    return tree
 
 
 def start_processes(place: Place) -> None:

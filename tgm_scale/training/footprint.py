@@ -10,7 +10,7 @@ from tgm_scale.config import Config
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training import build
-from tgm_scale.training.engine import engine_config
+from tgm_scale.training.engine_plan import engine_config
 
 OFFLOADS = ("none", "optimizer", "all")  # `all`: optimizer and parameters
 
