@@ -35,8 +35,21 @@ def test_the_same_seed_starts_alike_and_values_stay_of_the_usual_size() -> None:
     own, same, other = local.state_dict(), again.state_dict(), usual.state_dict()
     assert all(torch.equal(own[name], same[name]) for name in own)
     changed = {name for name in own if not torch.equal(own[name], other[name])}
-    heads = {f"{part}.blocks.{i}.attn.qkv.weight" for part, n in (("encoder", 4), ("decoder", 2)) for i in range(n)}
+    blocks = [f"{part}.blocks.{i}" for part, depth in (("encoder", 4), ("decoder", 2)) for i in range(depth)]
+    heads = {f"{block}.attn.{layer}.weight" for block in blocks for layer in ("qkv", "proj")}
     assert changed == heads | {"encoder.patch_embed.proj.weight", "encoder_to_decoder.weight", "decoder.head.weight"}
+
+
+def test_attention_carries_content_on_unmixed() -> None:
+    """Values, then projection: much more of a vector comes out where it was than of random matrices."""
+    usual, local = (MaskedVideoAutoencoder(SIZES["tiny"], 8, 64) for _ in range(2))
+    start_locally(local)
+    share = []
+    for model in (usual, local):
+        attention = model.decoder.blocks[0].attn
+        through = attention.proj.weight @ attention.qkv.weight[2 * len(attention.proj.weight) :]
+        share.append((through.diagonal().mean() / through.norm() * len(through) ** 0.5).item())
+    assert abs(share[0]) < 0.1 and share[1] > 0.2, share
 
 
 def test_the_head_turns_an_embedded_patch_back_into_its_pixels() -> None:
