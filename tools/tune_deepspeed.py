@@ -17,7 +17,7 @@ from benchmarks.machine import headline, table
 from tuning import Candidate, Trial
 
 from tgm_scale import config as configuration
-from tgm_scale.runtime import memory
+from tgm_scale.runtime import command, memory
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build
@@ -42,9 +42,7 @@ ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost bet
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config", required=True, metavar="FILE")
     add("--dir", required=True, type=Path, metavar="DIR", help="for trials, their outcomes and the best")
@@ -57,11 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--keep-free", type=float, default=1.0, metavar="GIB", help="host memory that trials leave (default 1)")
     add("overrides", nargs="*", metavar="section.key=value")
     options = parser.parse_args(arguments)
-    try:
-        return Tuner(options).run()
-    except ValueError as mistake:
-        print(f"tune_deepspeed: {mistake}", file=sys.stderr)
-        return 2
+    return command.exit_code("tune_deepspeed", lambda: Tuner(options).run(), "finished trials are kept")
 
 
 class Tuner:
@@ -151,8 +145,8 @@ class Tuner:
         folder, options = self.folder / candidate.name, self.options
         own = [f"run.dir={folder / 'run'}", f"train.steps={options.steps}", "log.tensorboard=false", "knn.every=null"]
         words = [*self._overrides(candidate, folder / "deepspeed.json"), *own]
-        command, keep = tuning.command(options.config, words), options.keep_free * tuning.GIB
-        outcome = Trial(command, folder, self.processes, options.steps, options.warm, keep).run(tell)
+        started, keep = tuning.command(options.config, words), options.keep_free * tuning.GIB
+        outcome = Trial(started, folder, self.processes, options.steps, options.warm, keep).run(tell)
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
         return outcome
 
