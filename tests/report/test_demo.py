@@ -13,7 +13,7 @@ import pytest
 from tgm_scale.report.summary import at, judge
 
 ROOT = Path(__file__).parents[2]
-SHORT = ["--clips", "80", "--test-clips", "60", "--seeds", "1", "--steps", "150"]
+SHORT = ["--clips", "80", "--test-clips", "60", "--seeds", "1", "--steps", "300"]
 
 
 def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -41,8 +41,9 @@ def test_the_floors_of_masks_and_export_hold(summary: dict[str, Any]) -> None:
 
 
 def test_the_reconstruction_leaves_its_plateau(summary: dict[str, Any]) -> None:
-    """A flat prediction costs 0.992, and the usual initialisation is still there after 300 steps (docs/LOG.md)."""
-    assert at(summary, "loss.last") < 0.985
+    """A flat prediction costs 0.992, and the usual initialisation is still there after 300 steps; here it is about
+    0.86 then (docs/LOG.md), 0.72 after the demo's 800."""
+    assert at(summary, "loss.last") < 0.92
 
 
 def test_names_that_scripts_rely_on(summary: dict[str, Any]) -> None:
