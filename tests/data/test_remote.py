@@ -188,7 +188,10 @@ def test_workers_that_wait_for_a_server_end_with_the_loader(served: tuple[str, t
     clips = iter(loader(remote, workers=2, stop_step=10**6))
     next(clips)
     handler.wait = 5.0
-    while handler.waiting.now < 2 * READERS:
+    next(clips)  # asks for more, however much was there already
+    asked = time.monotonic()
+    while not handler.waiting.now:
+        assert time.monotonic() - asked < 10, "nobody reads ahead"
         time.sleep(0.02)
     began = time.monotonic()
     clips.close()  # type: ignore[attr-defined]
