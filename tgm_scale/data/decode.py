@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
@@ -16,6 +17,7 @@ from typing import cast
 
 import av
 import numpy as np
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
@@ -188,7 +190,7 @@ class Video:
     def _read_packets(self) -> None:
         """Set `_times` from the packets themselves; packets without times are numbered."""
         try:
-            times = [p.pts for p in self._container.demux(self._stream) if p.size and not p.is_discard]
+            times = [p.pts for p in self._packets() if p.size and not p.is_discard]
         except av.FFmpegError as error:
             raise DecodeError("damaged", f"its packets cannot be read: {error.strerror}") from None
         if not times:
@@ -254,7 +256,7 @@ class Video:
         """Frames from where the container stands, and whether each is intact: neither patched up by the decoder nor,
         perhaps, built on one that was. Given `wanted` times, frames that nothing refers to may be left out."""
         context, pixels, intact = self._stream.codec_context, 0, True
-        for packet in self._container.demux(self._stream):
+        for packet in self._packets():
             if wanted is not None and context.name in _SKIPPING:
                 context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             if self._motion is not None:
@@ -265,6 +267,12 @@ class Video:
                     raise DecodeError("too_large", f"over {DECODE_BUDGET:,} pixels to decode up to the wanted frames")
                 intact = not frame.is_corrupt and (intact or frame.key_frame)
                 yield frame, intact
+
+    def _packets(self) -> Iterator[Packet]:
+        """Of the stream, from where the container stands."""
+        # PyAV 18's generator keeps 160 bytes for good where it is neither read to its end nor closed
+        with closing(cast(Generator[Packet, None, None], self._container.demux(self._stream))) as packets:
+            yield from packets
 
     def _record(self, frame: VideoFrame, time: int | None) -> None:
         if self._motion is not None and time is not None:
