@@ -108,6 +108,10 @@ class ObjectiveConfig(Section):
     reconstruction_weight: float = Field(1.0, ge=0)
     contrastive_weight: float = Field(1.0, ge=0)
     contrastive_batch: int | None = Field(None, ge=2, description="clips that are each other's negatives")
+    normalise_by: Literal["patch", "clip"] = Field(
+        "patch",
+        description="pixels to reconstruct, by the mean and deviation of their patch (VideoMAE) or of the clip",
+    )
 
 
 class OptimConfig(Section):

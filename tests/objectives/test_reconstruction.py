@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from tgm_scale.models.patches import channel_last
-from tgm_scale.objectives.reconstruction import normalised_targets, predicted_pixels, reconstruction_error
+from tgm_scale.models.patches import channel_last, patchify
+from tgm_scale.objectives.reconstruction import (
+    clip_statistics,
+    normalised_targets,
+    patch_statistics,
+    predicted_pixels,
+    reconstruction_error,
+)
 
 
 def patches(seed: int = 0, pixels: int = 32) -> torch.Tensor:
@@ -50,8 +56,26 @@ def test_error_is_one_mean_a_clip() -> None:
     torch.testing.assert_close(reconstruction_error(prediction, x).double(), torch.stack(expected), rtol=1e-5, atol=0)
 
 
+def test_targets_of_the_clip_by_their_definition() -> None:
+    """Mean and deviation of each channel over all pixels of the clip, whichever patches are the targets."""
+    video = torch.randint(20, 200, (2, 3, 4, 16, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    chosen = patchify(video, 2, 8)[:, 1:3]
+    got = normalised_targets(chosen, clip_statistics(video))
+    assert got.dtype == torch.float32
+    frames = video.numpy().astype(np.float64)
+    for b in range(2):
+        for m in range(2):
+            by_channel = zip(chosen[b, m].numpy().reshape(3, -1).astype(np.float64), frames[b].reshape(3, -1))
+            columns = [(values - whole.mean()) / whole.std(ddof=1) for values, whole in by_channel]
+            np.testing.assert_allclose(got[b, m], np.stack(columns, axis=-1).reshape(-1), atol=1e-5)
+
+
 def test_a_perfect_prediction_gives_the_pixels_back() -> None:
     x = patches()
-    torch.testing.assert_close(predicted_pixels(normalised_targets(x), x), x.float(), rtol=0, atol=1e-3)
+    own = patch_statistics(x)
+    torch.testing.assert_close(predicted_pixels(normalised_targets(x), own), x.float(), rtol=0, atol=1e-3)
     mean = x.float().unflatten(-1, (3, -1)).mean(-1, keepdim=True).expand(-1, -1, -1, 32).flatten(-2)
-    torch.testing.assert_close(predicted_pixels(torch.zeros_like(channel_last(x).float()), x), mean)
+    torch.testing.assert_close(predicted_pixels(torch.zeros_like(channel_last(x).float()), own), mean)
+    video = torch.randint(256, (2, 3, 4, 16, 16), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+    x, whole = patchify(video, 2, 8), clip_statistics(video)
+    torch.testing.assert_close(predicted_pixels(normalised_targets(x, whole), whole), x.float(), rtol=0, atol=1e-3)

@@ -1,9 +1,12 @@
 """Masked reconstruction: normalised pixels as targets, mean squared error.
 
-Shapes: B clips, M target tokens, P values of a patch (see models/patches.py for their two orders).
+Shapes: B clips, M target tokens, P values of a patch (see models/patches.py for their two orders), C=3 channels,
+K values of a channel of a patch; T, H, W of a video.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,33 +15,52 @@ from tgm_scale.models.patches import CHANNELS, channel_first, channel_last
 EPS = 255e-6  # VideoMAE's 1e-6 of a 0..1 range, in grey levels
 
 
-def _statistics(patches_BMCK: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of each patch, float32 [B, M, C, 1]."""
-    return patches_BMCK.mean(-1, keepdim=True), patches_BMCK.var(-1, keepdim=True, unbiased=True).sqrt() + EPS
+class Statistics(NamedTuple):
+    """What targets are normalised by, in grey levels: each float32 [B, M, C, 1], or M = 1 for one of the clip."""
+
+    mean: Tensor
+    std: Tensor  # unbiased
 
 
-def normalised_targets(patches_BMP: Tensor) -> Tensor:
-    """Each channel of each patch with its mean taken off and divided by its standard deviation (unbiased, + 1e-6):
-    VideoMAE's targets (Tong et al. 2022; per channel, as their code does).
+def patch_statistics(patches_BMP: Tensor) -> Statistics:
+    """Of each channel of each patch: VideoMAE's (Tong et al. 2022; per channel, as their code does).
+
+    patches: 0..255 of any dtype, order (channel, frame, row, column)."""
+    return _of_last(patches_BMP.float().unflatten(-1, (CHANNELS, -1)))
+
+
+def clip_statistics(video_BCTHW: Tensor) -> Statistics:
+    """Of each channel of the whole clip, 0..255. Where most patches are flat, the normalised ones are compression
+    noise; these keep a patch's brightness and contrast, and what stands out weighs most (docs/LOG.md)."""
+    return _of_last(video_BCTHW.float().flatten(2)[:, None])
+
+
+def _of_last(x: Tensor) -> Statistics:
+    return Statistics(x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=True).sqrt())
+
+
+def normalised_targets(patches_BMP: Tensor, statistics: Statistics | None = None) -> Tensor:
+    """Patches with the mean taken off and divided by the standard deviation + 1e-6; by default each patch's own.
 
     patches: 0..255 of any dtype, order (channel, frame, row, column). Returns float32 [B, M, P] in the order of
     predictions, (frame, row, column, channel). In grey levels sums of uint8 pixels are exact, so a flat patch gives
     exactly 0, where a 0..1 scale would divide rounding noise by the eps."""
+    mean, std = patch_statistics(patches_BMP) if statistics is None else statistics
     x_BMCK = patches_BMP.float().unflatten(-1, (CHANNELS, -1))
-    mean, std = _statistics(x_BMCK)
-    return channel_last(((x_BMCK - mean) / std).flatten(-2))
+    return channel_last(((x_BMCK - mean) / (std + EPS)).flatten(-2))
 
 
-def predicted_pixels(prediction_BMP: Tensor, patches_BMP: Tensor) -> Tensor:
-    """Undo `normalised_targets` with the statistics of the true patches, for pictures.
+def predicted_pixels(prediction_BMP: Tensor, statistics: Statistics) -> Tensor:
+    """Undo `normalised_targets`, for pictures.
 
     Returns float32 [B, M, P] in grey levels, order (channel, frame, row, column)."""
-    mean, std = _statistics(patches_BMP.float().unflatten(-1, (CHANNELS, -1)))
+    mean, std = statistics
     x_BMCK = channel_first(prediction_BMP.float()).unflatten(-1, (CHANNELS, -1))
-    return (x_BMCK * std + mean).flatten(-2)
+    return (x_BMCK * (std + EPS) + mean).flatten(-2)
 
 
-def reconstruction_error(prediction_BMP: Tensor, patches_BMP: Tensor) -> Tensor:
+def reconstruction_error(prediction_BMP: Tensor, patches_BMP: Tensor, statistics: Statistics | None = None) -> Tensor:
     """Mean squared error of predictions against the `normalised_targets` of the true patches, float32 [B]: a mean over
     each clip's target tokens."""
-    return (prediction_BMP.float() - normalised_targets(patches_BMP)).square().mean(dim=(1, 2))
+    targets_BMP = normalised_targets(patches_BMP, statistics)
+    return (prediction_BMP.float() - targets_BMP).square().mean(dim=(1, 2))

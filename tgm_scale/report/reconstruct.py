@@ -2,7 +2,8 @@
 
 A masked autoencoder with normalised targets (He et al. 2022) predicts a patch's pattern, not its brightness or
 contrast. Un-normalising with the true patch's mean and standard deviation, as is common, paints the hidden object's
-own colours into the picture. Here both come from the visible patches around.
+own colours into the picture. Here both come from the visible patches around; of targets that are normalised by the
+clip, from all visible patches.
 
 Shapes: B clips, N tokens, V visible, M targets, C=3 channels, K values of a channel of a patch, P = C * K.
 """
@@ -13,14 +14,16 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Mask
-from tgm_scale.models.patches import CHANNELS, channel_first, gather_tokens, patchify, unpatchify
+from tgm_scale.models.patches import CHANNELS, gather_tokens, patchify, unpatchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.objectives.reconstruction import Statistics, clip_statistics, predicted_pixels
+from tgm_scale.training.module import NormaliseBy
 
 REACH = 1.0  # tokens: standard deviation of the Gaussian that weighs visible patches by their distance
 DROPPED = 127.5  # grey level of tokens that are neither seen nor predicted
 
 
-def nearby_statistics(patches_BNP: Tensor, visible_BV: Tensor, target_BM: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def nearby_statistics(patches_BNP: Tensor, visible_BV: Tensor, target_BM: Tensor, grid: Grid) -> Statistics:
     """Mean and standard deviation of each channel that the visible patches suggest for the targets.
 
     Gaussian weights of the distance on the token grid, one slot as far as one column. patches: 0..255, order (channel,
@@ -31,19 +34,30 @@ def nearby_statistics(patches_BNP: Tensor, visible_BV: Tensor, target_BM: Tensor
     place_N3 = torch.cartesian_prod(*(torch.arange(side, dtype=torch.float32) for side in sides))
     squared_BMV = torch.cdist(place_N3[target_BM], place_N3[visible_BV]).square()
     weight_BMV = (-squared_BMV / (2 * REACH**2)).softmax(dim=-1)
-    return (weight_BMV @ mean_BVC)[..., None], (weight_BMV @ std_BVC)[..., None]
+    return Statistics((weight_BMV @ mean_BVC)[..., None], (weight_BMV @ std_BVC)[..., None])
+
+
+def seen_statistics(patches_BNP: Tensor, visible_BV: Tensor) -> Statistics:
+    """Mean and standard deviation of each channel over all visible patches, float32 [B, 1, C, 1]."""
+    seen_BVCK = gather_tokens(patches_BNP, visible_BV).unflatten(-1, (CHANNELS, -1))
+    return clip_statistics(seen_BVCK.transpose(1, 2)[..., None])
 
 
 @torch.no_grad()
-def reconstruct(model: MaskedVideoAutoencoder, video_BCTHW: Tensor, mask: Mask) -> Tensor:
+def reconstruct(
+    model: MaskedVideoAutoencoder, video_BCTHW: Tensor, mask: Mask, normalise_by: NormaliseBy = "patch"
+) -> Tensor:
     """The clips as the model completes them: visible patches as they are, targets as predicted, the rest grey.
 
     Returns uint8 [B, 3, T, H, W]."""
     size, grid = model.size, model.grid
     patches_BNP = patchify(video_BCTHW, size.tubelet, size.patch)
     prediction_BMP = model(video_BCTHW, mask.visible, mask.target).prediction_BMP
-    mean, std = nearby_statistics(patches_BNP, mask.visible, mask.target, grid)
-    painted_BMP = (channel_first(prediction_BMP).unflatten(-1, (CHANNELS, -1)) * std + mean).flatten(-2)
+    if normalise_by == "clip":
+        statistics = seen_statistics(patches_BNP, mask.visible)
+    else:
+        statistics = nearby_statistics(patches_BNP, mask.visible, mask.target, grid)
+    painted_BMP = predicted_pixels(prediction_BMP, statistics)
     canvas_BNP = torch.full(patches_BNP.shape, DROPPED)
     for index, values in (
         (mask.visible, gather_tokens(patches_BNP, mask.visible).float()),

@@ -54,11 +54,12 @@ def strips(config: Config, checkpoint: str | Path, corpus: Corpus) -> list[Strip
             mask = masker(seed, relevance=relevance_1SRC)
             shown_N = torch.zeros(grid.tokens, dtype=torch.bool).scatter(0, mask.visible[0], True)
             frames = slot_frames(video_1CTHW[0], grid.slots)
+            completed_1CTHW = reconstruct(model, video_1CTHW, mask, config.objective.normalise_by)
             rows = [
                 ("clip", outlined(frames, named_THW[:: config.data.frames // grid.slots])),
                 ("relevance", heat(frames, relevance_1SRC[0])),
                 ("what the\nencoder sees", veiled(frames, shown_N.view(grid.slots, grid.rows, grid.columns))),
-                ("reconstruction", slot_frames(reconstruct(model, video_1CTHW, mask)[0], grid.slots)),
+                ("reconstruction", slot_frames(completed_1CTHW[0], grid.slots)),
             ]
             made.append(Strip(film_strip(rows), caption))
     return made

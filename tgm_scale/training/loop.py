@@ -87,7 +87,7 @@ class _Run:
         self.guide = Guide(masker, towers)
         contrastive = config.objective.contrastive_weight > 0
         width = towers.text.width if contrastive and towers.text is not None else None
-        module = JointModule(build.model(config, width), contrastive)
+        module = JointModule(build.model(config, width), contrastive, config.objective.normalise_by)
         newest = checkpoint.latest_for_all(self.checkpoints, self.control)
         if newest is None and config.train.init_from:
             notes = build.initialise(module, config, read_initial)
