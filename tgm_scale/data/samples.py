@@ -15,7 +15,7 @@ from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.motion import MotionRecorder
 from tgm_scale.data.order import Mixture
 from tgm_scale.data.storage import is_url
-from tgm_scale.data.torchcodec_frames import TorchcodecVideo
+from tgm_scale.data.torchcodec_frames import open_video
 from tgm_scale.data.transforms import Crop, draw_crop
 from tgm_scale.runtime import seeding
 
@@ -139,7 +139,7 @@ class Samples:
         drawn = [int(seeding.draw(seed, "caption")[0] * len(choices)) for seed in seeds]
         asked = [list(range(len(choices))) if sampling.caption_sets else [number] for number in drawn]
         recorder = MotionRecorder() if sampling.motion else None
-        with self._video(members[ref.video], recorder) as video:
+        with open_video(members[ref.video], recorder, sampling.torchcodec) as video:
             indices = self._indices(video.count, seeds[0])
             seconds_T = np.array([video.time(index) for index in indices])
             crops = self._cut(video, indices, seeds, clips_NTHW3)
@@ -155,10 +155,6 @@ class Samples:
             motion=None if recorder is None else self._motion(recorder, indices, crops),
             caption_set=choices if sampling.caption_sets else None,
         )
-
-    def _video(self, data: bytes, recorder: MotionRecorder | None) -> Video:
-        device = self.sampling.torchcodec
-        return Video(data, recorder) if device is None else TorchcodecVideo(data, device)
 
     def _indices(self, count: int, seed: int) -> np.ndarray:
         """The frames of a clip out of `count`: a window, or one frame of each of equal segments."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from tgm_scale.data import decode
 from tgm_scale.data.decode import Video
+from tgm_scale.data.motion import MotionRecorder
 
 # PyAV's name of a container -> what its bytes begin with (None: any byte). No other ffmpeg takes these for a playlist:
 # an MP4 begins with a byte 0, at which ffmpeg ends its search for text.
@@ -28,6 +29,16 @@ _BEGINNINGS = {
 _ERROR = 16  # ffmpeg's AV_LOG_ERROR; what is worse is less
 _AVUTIL = 52  # libavutil's version less ffmpeg's: 57 in ffmpeg 5
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+
+
+def torchcodec_device(decoder: str, device: str) -> str | None:
+    """Where torchcodec decodes by this `data.decoder`, on a run's device; None: PyAV decodes."""
+    return {"pyav": None, "torchcodec": "cpu", "nvdec": device}[decoder]
+
+
+def open_video(data: bytes, motion: MotionRecorder | None, torchcodec: str | None) -> Video:
+    """A source's opened bytes, decoded by PyAV, or by torchcodec on the device given. Raises DecodeError."""
+    return Video(data, motion) if torchcodec is None else TorchcodecVideo(data, torchcodec)
 
 
 def check_torchcodec(decoder: str, device: str) -> None:

@@ -20,7 +20,7 @@ from tgm_scale.contracts import Grid
 from tgm_scale.data.disk_cache import DiskCache
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
-from tgm_scale.data.torchcodec_frames import check_torchcodec
+from tgm_scale.data.torchcodec_frames import check_torchcodec, torchcodec_device
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.flow import FlowToBase, check_flow
@@ -133,11 +133,6 @@ def corpora(config: Config) -> list[Corpus]:
     return [Corpus.open(entry.path, cache=cache) for entry in config.data.corpora()]
 
 
-def torchcodec_device(config: Config, place: Place) -> str | None:
-    """Where torchcodec decodes; None: PyAV does."""
-    return {"pyav": None, "torchcodec": "cpu", "nvdec": str(place.device)}[config.data.decoder]
-
-
 def samples_per_step(config: Config) -> int:
     return config.train.global_batch_size // config.data.repeated_augmentation
 
@@ -185,7 +180,7 @@ def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop:
         relevance=relevance,
         motion="motion" in masker(config).needs,
         caption_sets=guidance.captions == "mean" and "relevance" in masker(config).needs,
-        torchcodec=torchcodec_device(config, place),
+        torchcodec=torchcodec_device(config.data.decoder, str(place.device)),
     )
 
 
