@@ -38,8 +38,8 @@ def test_the_loader_is_measured_beside_the_others(tmp_path: Path) -> None:
     assert "| 64x48 | 12 | pyav | bare |" in done.stdout and figures["cores"] >= 1
 
 
+@pytest.mark.usefixtures("torchcodec")
 def test_decoders_are_measured_beside_one_another(tmp_path: Path) -> None:
-    pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError, OSError))
     few = "--sizes 64x48 --gops 12 --workers 1 --repeats 1 --clips 4 --turn 8 --turns 1".split()
     done = run("loader", *few, "--decoders", "pyav,torchcodec", "--json", str(tmp_path / "figures.json"))
     rows = json.loads((tmp_path / "figures.json").read_text())["loader"]

@@ -24,9 +24,11 @@ from tgm_scale import config
 from tgm_scale.data import decode, torchcodec_frames
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.torchcodec_frames import TorchcodecVideo, check_torchcodec
+from tgm_scale.data.torchcodec_frames import TorchcodecVideo
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training import build
+
+pytestmark = pytest.mark.usefixtures("torchcodec")
 
 CPU, GPU = (Place(0, 1, 0, torch.device(name)) for name in ("cpu", "cuda:0"))
 BROKEN = ["empty.mp4", "text_not_video.mp4", "truncated.mp4", "corrupted.mp4"]
@@ -37,14 +39,6 @@ WINDOWS: list[Indices] = [
     lambda count: range(max(count - 20, 0), count, 3),
     lambda count: range(0, count, max(count // 5, 1)),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def torchcodec() -> None:
-    try:
-        check_torchcodec("torchcodec", "cpu")
-    except ValueError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture
