@@ -22,8 +22,8 @@ train: {steps: 10}
 # scripts rely on these names: a change here is a change of interface
 FROZEN_KEYS = """
 run.dir run.seed
-data.shards data.synthetic data.cache data.frames data.stride data.size data.workers data.repeated_augmentation
-data.crop data.flip data.window_shards data.max_skipped_share
+data.shards data.synthetic data.cache data.frames data.stride data.size data.workers data.decoder
+data.repeated_augmentation data.crop data.flip data.window_shards data.max_skipped_share
 guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.captions guidance.flow
 guidance.cached guidance.compile guidance.own_stream
 masking.recipe masking.mask_ratio masking.visible_ratio masking.options

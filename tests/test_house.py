@@ -35,6 +35,7 @@ IMPORT_SITES = {
     "cv2": {"guidance/flow.py"},
     "torchvision": {"guidance/flow.py"},
     "av": {"data/decode.py", "data/encode.py", "data/motion.py"},
+    "torchcodec": {"data/torchcodec_frames.py"},
     "webdataset": {"data/shards.py", "data/loader.py"},
     "timm": {"evaluation/augment.py", "conversion/timm.py"},
     "flash_attn": {"models/attention.py"},

@@ -57,6 +57,9 @@ class DataConfig(Section):
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
     size: int = Field(224, ge=8, description="side of the square clip, pixels")
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
+    decoder: Literal["pyav", "torchcodec", "nvdec"] = Field(
+        "pyav", description="'nvdec': torchcodec on the rank's GPU; motion-guided recipes need 'pyav'"
+    )
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
     crop: Literal["multi_scale", "random_resized", "center"] = "multi_scale"
     flip: bool = False
@@ -370,7 +373,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     for section, names in {
         "run": ["dir"],
-        "data": ["workers", "max_skipped_share", "shards", "cache", "root"],
+        "data": ["workers", "decoder", "max_skipped_share", "shards", "cache", "root"],
         "guidance": ["compile", "own_stream"],
         "model": ["attention", "activation_checkpointing", "compile"],
         "train": ["micro_batch_size", "max_minutes"],

@@ -13,6 +13,7 @@ from tgm_scale.runtime import command
 EXAMPLES = """examples:
   python tools/benchmark.py loader
   taskset -c 1 python tools/benchmark.py loader --sizes 320x240 --gops 12 --workers 1 --repeats 1,4
+  python tools/benchmark.py loader --decoders pyav,torchcodec --sizes 320x240,640x360 --gops 12,250 --workers 1,2
   python tools/benchmark.py order --clips 10650000 --shards 10650 --ranks 1024
   python tools/benchmark.py memory --clips 100000
   python tools/benchmark.py step --config configs/debug.yaml --steps 20 model.attention=sdpa
@@ -23,7 +24,7 @@ of the turns is shown. Each benchmark has a --help of its own, and --json FILE k
 
 # Each is a module of tools/benchmarks with `add_arguments(parser)` and `run(options)`, which returns its figures.
 BENCHMARKS = {
-    "loader": "clips a second: the loader, the bare decoder, a WebDataset pipeline",
+    "loader": "clips a second: the loader, the bare decoder, a WebDataset pipeline, by decoder",
     "order": "millions of clips on a thousand ranks: opening, positions, resuming",
     "memory": "memory of the loader over many clips",
     "step": "a training step and where its time goes",

@@ -117,13 +117,16 @@ class Video:
         places: dict[int, list[int]] = {}
         for index, time in zip(indices, shown.tolist()):
             places.setdefault(time, []).append(int(index))
-        wanted = deque(places)
         if self._motion is not None and len(indices):
             self._motion.first = int(indices[0])
-        for time, frame in chain(self._find_from_keyframe(wanted), self._find_from_start(wanted)):
-            image = self._rgb(frame)
+        for time, image in self._images(deque(places)):
             for index in places[time]:
                 yield index, image
+
+    def _images(self, wanted: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """(time, image) for the ascending times in `wanted`, which it empties."""
+        for time, frame in chain(self._find_from_keyframe(wanted), self._find_from_start(wanted)):
+            yield time, self._rgb(frame)
 
     def _open(self) -> None:
         try:
@@ -146,7 +149,7 @@ class Video:
         if self._motion is not None:
             context.options = self._motion.switch_on(context.options)
         assert stream.time_base is not None
-        self._stream, self._time_base = stream, stream.time_base
+        self._stream, self._context, self._time_base = stream, context, stream.time_base
 
     def _read_timeline(self) -> None:
         """Set `_times` (of each frame, in ticks of `_time_base`), `_nominal` (its index), `_step`, `rate`, `count`."""

@@ -30,7 +30,8 @@ class ClipLoader:
     weights: share of each corpus in the run's samples (default: by size); grid: the token grid, for maps;
     `workers` processes decode, each up to `prefetch` samples ahead; 0 decodes here, to the same bits.
     `captions=False` reads none; `relevance` reads the samples' cached scores; `motion` reads the codec's vectors;
-    `caption_sets` hands over all captions of each sample beside the drawn one.
+    `caption_sets` hands over all captions of each sample beside the drawn one; `torchcodec`: the device on which
+    torchcodec decodes (default: PyAV does; it alone reads the codec's vectors).
 
     Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read, RuntimeError
     where a worker died, what `relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
@@ -62,8 +63,10 @@ class ClipLoader:
         motion: bool = False,
         caption_sets: bool = False,
         segments: bool = False,
+        torchcodec: str | None = None,
     ):
         assert 0 <= rank < world_size and frames % grid.slots == 0 and crop in CROPS
+        assert torchcodec is None or not motion
         if global_batch_size % (micro_batch_size * world_size):
             raise ValueError(
                 f"train.global_batch_size={global_batch_size} is not a multiple of train.micro_batch_size="
@@ -91,6 +94,7 @@ class ClipLoader:
             motion,
             caption_sets,
             segments,
+            torchcodec,
         )
         self.samples = Samples(corpora, Mixture(orders, weights), sampling)
         self.workers = workers

@@ -15,6 +15,7 @@ from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.motion import MotionRecorder
 from tgm_scale.data.order import Mixture
 from tgm_scale.data.storage import is_url
+from tgm_scale.data.torchcodec_frames import open_video
 from tgm_scale.data.transforms import Crop, draw_crop
 from tgm_scale.runtime import seeding
 
@@ -42,6 +43,7 @@ class Sampling:
     motion: bool = False  # True: each sample brings its codec's motion, all 0 where the stream has none
     caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
     segments: bool = False  # True: one frame of each of equal segments of the whole source, not a window
+    torchcodec: str | None = None  # the device on which torchcodec decodes; None: PyAV does
 
 
 @dataclass
@@ -137,7 +139,7 @@ class Samples:
         drawn = [int(seeding.draw(seed, "caption")[0] * len(choices)) for seed in seeds]
         asked = [list(range(len(choices))) if sampling.caption_sets else [number] for number in drawn]
         recorder = MotionRecorder() if sampling.motion else None
-        with Video(members[ref.video], recorder) as video:
+        with open_video(members[ref.video], recorder, sampling.torchcodec) as video:
             indices = self._indices(video.count, seeds[0])
             seconds_T = np.array([video.time(index) for index in indices])
             crops = self._cut(video, indices, seeds, clips_NTHW3)

@@ -20,6 +20,7 @@ from tgm_scale.contracts import Grid
 from tgm_scale.data.disk_cache import DiskCache
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.torchcodec_frames import check_torchcodec, torchcodec_device
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.flow import FlowToBase, check_flow
@@ -104,6 +105,13 @@ def check(config: Config, place: Place) -> None:
         check_folder(tower_folder(guidance.towers), ("text", "image") if online else ("text",))
     if "flow" in plan.needs:
         check_flow(guidance.flow)
+    if config.data.decoder != "pyav":
+        if "motion" in plan.needs:
+            raise ValueError(
+                f"masking.recipe={config.masking.recipe} reads motion vectors, which data.decoder="
+                f"{config.data.decoder} does not give: set data.decoder=pyav"
+            )
+        check_torchcodec(config.data.decoder, str(place.device))
 
 
 def make_synthetic(config: Config) -> None:
@@ -172,6 +180,7 @@ def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop:
         relevance=relevance,
         motion="motion" in masker(config).needs,
         caption_sets=guidance.captions == "mean" and "relevance" in masker(config).needs,
+        torchcodec=torchcodec_device(config.data.decoder, str(place.device)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Clips a second: the loader in this process and in workers, beside the bare decoder and a WebDataset pipeline."""
+"""Clips a second of each decoder: the loader, with and without workers, the bare decoder, a WebDataset pipeline."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from benchmarks import pipelines
 from benchmarks.clips import make_shards
 from benchmarks.machine import cpu_seconds, headline, table
 from tgm_scale.data.index import Corpus
+from tgm_scale.data.torchcodec_frames import check_torchcodec, torchcodec_device
 from tgm_scale.runtime.progress import Board
 
 
 class Way(NamedTuple):
     """One way to clips: its stream, and how many of its clips may be ready before they are asked for."""
 
+    decoder: str
     name: str
     clips: Iterator[int]
     ahead: int
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gops", default="12,30,250", metavar="N,...", help="frames from keyframe to keyframe (default %(default)s)")
     add("--workers", default="1,2", metavar="N,...", help="decoding processes (default %(default)s)")
     add("--repeats", default="1,2,4", metavar="N,...", help="repeated augmentation (default %(default)s)")
+    add("--decoders", default="pyav", metavar="NAME,...", help="pyav, torchcodec, nvdec (default %(default)s)")
     add("--clips", type=int, default=8, metavar="N", help="of each corpus, ten seconds each (default %(default)s)")
     add("--turn", type=int, default=24, metavar="N", help="clips of a turn (default %(default)s)")
     add("--turns", type=int, default=9, metavar="N", help="of each way; medians are shown (default %(default)s)")
@@ -53,11 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     sizes = [_size(text) for text in options.sizes.split(",")]
     gops, workers, repeats = (_numbers(options, name) for name in ("gops", "workers", "repeats"))
+    decoders = _decoders(options.decoders.split(","))
     if options.turn % pipelines.BATCH:
         raise ValueError(f"--turn {options.turn}: wanted a multiple of the batch of {pipelines.BATCH} clips")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
-    print(f"{headline()}; 16 frames, stride 4, to 224 x 224; clips of 10 s at 30 frames/s; PyAV")
+    print(f"{headline()}; 16 frames, stride 4, to 224 x 224; clips of 10 s at 30 frames/s")
     rows: list[dict[str, Any]] = []
     repeated: list[tuple[str, list[Turn]]] = []
     with tempfile.TemporaryDirectory() as scratch, Board() as board:
@@ -66,7 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for size, gop in made:
             folder = (options.folder or Path(scratch)) / f"{size[0]}x{size[1]}_gop{gop}_{options.clips}"
             corpus = Corpus.open(str(make_shards(folder, options.clips, *size, gop)))
-            rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers), options))
+            rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers, decoders), options))
             if not repeated:
                 repeated = [(way.name, turns) for way, turns in _compare(_repeats(corpus, repeats), options)]
             task.advance()
@@ -89,21 +93,37 @@ def _numbers(options: argparse.Namespace, name: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _ways(corpus: Corpus, workers: list[int]) -> list[Callable[[], Way]]:
+def _decoders(names: list[str]) -> dict[str, str | None]:
+    """Each decoder with the device on which torchcodec decodes. Raises ValueError for one that cannot be had."""
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    for name in names:
+        if name not in ("pyav", "torchcodec", "nvdec"):
+            raise ValueError(f"--decoders {name}: wanted pyav, torchcodec, nvdec, or several of them")
+        if name != "pyav":
+            check_torchcodec(name, device)
+    return {name: torchcodec_device(name, device) for name in names}
+
+
+def _ways(corpus: Corpus, workers: list[int], decoders: dict[str, str | None]) -> list[Callable[[], Way]]:
+    return [way for one in decoders.items() for way in _ways_of(corpus, workers, *one)]
+
+
+def _ways_of(corpus: Corpus, workers: list[int], decoder: str, torchcodec: str | None) -> list[Callable[[], Way]]:
     def ours(count: int) -> Way:
-        loading = pipelines.loader(corpus, count)
-        return Way(f"loader, {count} workers", pipelines.clips_of(loading), count * loading.prefetch, max(count, 1))
+        loading = pipelines.loader(corpus, count, torchcodec=torchcodec)
+        clips, ahead = pipelines.clips_of(loading), count * loading.prefetch
+        return Way(decoder, f"loader, {count} workers", clips, ahead, max(count, 1))
 
     def theirs(count: int) -> Way:
-        name, ahead = f"webdataset, {count} workers", count * 4
-        return Way(name, pipelines.with_webdataset(corpus, count), ahead, max(count, 1))
+        clips = pipelines.with_webdataset(corpus, count, torchcodec)
+        return Way(decoder, f"webdataset, {count} workers", clips, count * 4, max(count, 1))
 
     def loops(count: int) -> Way:
-        return Way(_bare(count), pipelines.loops(corpus, count), 0, count)
+        return Way(decoder, _bare(count), pipelines.loops(corpus, count, torchcodec), 0, count)
 
     ways: list[Callable[[], Way]] = [
-        lambda: Way("frames", pipelines.frames(corpus), 0),
-        lambda: Way(_bare(1), pipelines.bare(corpus), 0),
+        lambda: Way(decoder, "frames", pipelines.frames(corpus, torchcodec), 0),
+        lambda: Way(decoder, _bare(1), pipelines.bare(corpus, torchcodec), 0),
     ]
     for count in (0, *workers):
         ways += [partial(loops, count)] if count > 1 else []
@@ -117,7 +137,7 @@ def _bare(loops: int) -> str:
 
 def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Way]]:
     def one(count: int) -> Way:
-        return Way(str(count), pipelines.clips_of(pipelines.loader(corpus, 0, count)), 0)
+        return Way("pyav", str(count), pipelines.clips_of(pipelines.loader(corpus, 0, count)), 0)
 
     return [partial(one, count) for count in repeats]
 
@@ -154,20 +174,28 @@ def _figures(turns: list[Turn]) -> dict[str, float]:
 
 
 def _rows(size: str, gop: int, compared: list[tuple[Way, list[Turn]]]) -> list[dict[str, Any]]:
-    """Figures of each way. `of_bare` divides turn by turn and takes the median: clips/s of the way by those of as many
-    bare loops as it has workers, and the CPU time a clip of these loops by that of the way."""
-    bare = {way.name: turns for way, turns in compared}
+    """Figures of each way. Ratios are of turn by turn, and their median: `of_bare`, clips/s of the way by those of as
+    many bare loops of its decoder as it has workers, and the CPU time a clip of these loops by that of the way;
+    `of_first`, the same way's CPU time a clip with the first decoder by that with its own."""
+    seen = {(way.decoder, way.name): turns for way, turns in compared}
+    first = compared[0][0].decoder
     rows = []
     for way, turns in compared:
-        pairs = list(zip(bare[_bare(way.loops)], turns))
-        wall, cpu = (median(ratios) for ratios in zip(*((b.wall / t.wall, b.cpu / t.cpu) for b, t in pairs)))
-        figures = {**_figures(turns), "of_bare_wall": wall, "of_bare_cpu": cpu}
-        rows.append({"size": size, "gop": gop, "way": way.name, **figures})
+        pairs = list(zip(seen[way.decoder, _bare(way.loops)], turns))
+        figures = {
+            **_figures(turns),
+            "of_bare_wall": median(bare.wall / turn.wall for bare, turn in pairs),
+            "of_bare_cpu": median(bare.cpu / turn.cpu for bare, turn in pairs),
+            "of_first_cpu": median(one.cpu / turn.cpu for one, turn in zip(seen[first, way.name], turns)),
+        }
+        rows.append({"size": size, "gop": gop, "decoder": way.decoder, "way": way.name, **figures})
     return rows
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    header = ("clips", "GOP", "way", "clips/s", "CPU ms a clip", "clips/s of bare", "clips/CPU second of bare")
+    of_first = f"clips/CPU second of {rows[0]['decoder']}'s"
+    of_bare = ("clips/s of bare", "clips/CPU second of bare")
+    header = ("clips", "GOP", "decoder", "way", "clips/s", "CPU ms a clip", *of_bare, of_first)
     print(
         table(
             header,
@@ -175,11 +203,13 @@ def _show(rows: list[dict[str, Any]]) -> None:
                 (
                     row["size"],
                     row["gop"],
+                    row["decoder"],
                     row["way"],
                     f"{row['clips_per_second']:.1f}",
                     f"{row['cpu_ms']:.1f}",
                     f"{row['of_bare_wall']:.2f}",
                     f"{row['of_bare_cpu']:.2f}",
+                    f"{row['of_first_cpu']:.2f}",
                 )
                 for row in rows
             ],
