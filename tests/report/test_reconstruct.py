@@ -12,7 +12,8 @@ from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.patches import gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
-from tgm_scale.report.reconstruct import DROPPED, nearby_statistics, reconstruct
+from tgm_scale.report.reconstruct import DROPPED, nearby_statistics, reconstruct, seen_statistics
+from tgm_scale.training.module import NormaliseBy
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
 GRID = Grid.of(frames=4, size=32, tubelet=2, patch=8)
@@ -38,11 +39,13 @@ def hidden_pixels(mask: Mask) -> torch.Tensor:
     return token.expand(2, 3, GRID.slots, 2, GRID.rows, 8, GRID.columns, 8).reshape(2, 3, 4, 32, 32)
 
 
-def test_hidden_pixels_play_no_part(model: MaskedVideoAutoencoder) -> None:
+@pytest.mark.parametrize("normalise_by", ["patch", "clip"])
+def test_hidden_pixels_play_no_part(model: MaskedVideoAutoencoder, normalise_by: NormaliseBy) -> None:
     video, other = clip(), clip(seed=9)
     swapped = torch.where(hidden_pixels(mask()), other, video)
     assert not torch.equal(swapped, video)
-    assert torch.equal(reconstruct(model, video, mask()), reconstruct(model, swapped, mask()))
+    completed = reconstruct(model, video, mask(), normalise_by)
+    assert torch.equal(completed, reconstruct(model, swapped, mask(), normalise_by))
 
 
 def test_visible_patches_are_as_they_were(model: MaskedVideoAutoencoder) -> None:
@@ -77,7 +80,19 @@ def test_statistics_are_the_weighted_means_of_their_definition() -> None:
     assert std[b, m, channel, 0].item() == pytest.approx(expected[1], rel=1e-5)
 
 
-def test_a_model_that_predicts_the_pattern_completes_a_plain_clip(model: MaskedVideoAutoencoder) -> None:
-    """In a clip of one colour every patch's contrast is 0, so whatever is predicted the colour comes out."""
+def test_statistics_of_the_clip_are_those_of_all_that_is_seen() -> None:
+    chosen = mask()
+    patches = patchify(clip(), 2, 8)
+    mean, std = seen_statistics(patches, chosen.visible)
+    seen = gather_tokens(patches, chosen.visible)[1].double().view(-1, 3, 128)[:, 2]
+    assert mean[1, 0, 2, 0].item() == pytest.approx(seen.mean().item(), rel=1e-5)
+    assert std[1, 0, 2, 0].item() == pytest.approx(seen.std().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalise_by", ["patch", "clip"])
+def test_whatever_is_predicted_a_plain_clip_is_completed(
+    model: MaskedVideoAutoencoder, normalise_by: NormaliseBy
+) -> None:
+    """In a clip of one colour every contrast is 0, so whatever is predicted the colour comes out."""
     video = torch.tensor([200, 30, 90], dtype=torch.uint8).view(1, 3, 1, 1, 1).expand(2, 3, 4, 32, 32)
-    assert torch.equal(reconstruct(model, video, mask()), video)
+    assert torch.equal(reconstruct(model, video, mask(), normalise_by), video)

@@ -98,7 +98,7 @@ def configuration(weights: Weights) -> VideoMAEConfig:
             "decoder_num_hidden_layers": size.decoder_depth,
             "decoder_num_attention_heads": size.decoder_heads,
             "decoder_intermediate_size": size.decoder_mlp,
-            "norm_pix_loss": True,
+            "norm_pix_loss": _normalised_by_patch(weights),
         }
     elif weights.labels:
         settings["id2label"] = dict(enumerate(weights.labels))
@@ -119,6 +119,12 @@ def configuration(weights: Weights) -> VideoMAEConfig:
         qv_bias=True,
         **settings,
     )
+
+
+def _normalised_by_patch(weights: Weights) -> bool:
+    """Targets that are normalised by the clip are not known to transformers, with or without `norm_pix_loss`."""
+    objective = (weights.config or {}).get("objective", {})
+    return objective.get("normalise_by", "patch") == "patch"
 
 
 def stated(folder: Path) -> Stated:

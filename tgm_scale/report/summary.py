@@ -61,7 +61,7 @@ def _gain(text: str, path: str) -> Floor:
 
 FLOORS = (
     _at_least("share of the named object's tokens that is hidden", "mask.object_hidden", 0.90),
-    _at_least("the same in the runs' own masks, half of whose score is noise", "mask.of_the_runs.object_hidden", 0.90),
+    _at_least("the same in the runs' own masks, which are partly noise", "mask.of_the_runs.object_hidden", 0.90),
     _at_most("share of the distractors' tokens that is hidden", "mask.distractor_hidden", 0.75),
     Floor(
         "object hidden more often than the distractor of its colour, by",
