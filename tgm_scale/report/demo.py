@@ -270,6 +270,7 @@ def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
         "steps": config.train.steps,
         "batch": config.train.global_batch_size,
         "clips": plan.clips,
+        "normalise_by": config.objective.normalise_by,
         "commands": [
             f"tgm-scale pretrain --config {plan.config} {' '.join(plan.overrides(name, 0))}" for name in VARIANTS
         ],

@@ -19,6 +19,20 @@ _ROLES = {
     "same_colour": "a distractor of the same colour",
     "same_shape": "a distractor of the same shape",
 }
+_PAINTED = {  # by objective.normalise_by
+    "patch": (
+        "It predicts each patch's pattern; brightness and contrast are taken from the visible patches around, never "
+        "from the hidden pixels, so the colour of a wholly hidden object is not to be expected."
+    ),
+    "clip": (
+        "It predicts grey levels in units of the clip's mean and contrast, which are taken from the visible patches, "
+        "never from the hidden pixels; where the object is wholly hidden its colour is not to be expected."
+    ),
+}
+_FLAT = {
+    "patch": "0.99 is the error of predicting a flat patch",
+    "clip": "about 1 is the error of predicting the clip's mean colour everywhere",
+}
 _SCORERS = {
     "raw": "raw: tokens of the last layer (this run's)",
     "value": "value: value path of the last block",
@@ -60,7 +74,8 @@ def compose(
     bars: bytes,
     facts: Mapping[str, Any],
 ) -> Report:
-    """The whole report. facts: machine, seeds, steps, batch, clips, train_clips, test_clips, commands."""
+    """The whole report. facts: machine, seeds, steps, batch, clips, train_clips, test_clips, normalise_by,
+    commands."""
     findings = judge(summary)
     met = sum(finding.met for finding in findings)
     floors = Table(
@@ -83,9 +98,9 @@ def compose(
         ],
         sections=[
             Section("What was wanted, and what came out", [floors]),
-            Section("The masks", [*_masks(summary), *(_picture(strip) for strip in strips)]),
+            Section("The masks", [*_masks(summary), *(_picture(strip, facts) for strip in strips)]),
             Section("Every masking recipe on one clip", [_recipes(recipes)]),
-            Section("The losses", [_curves(summary, curves)]),
+            Section("The losses", [_curves(summary, curves, facts)]),
             Section("What the features know", _features(summary, bars, facts)),
             Section("Export", [_export(summary)]),
             Section("The runs again", [Code("\n".join(facts["commands"]))]),
@@ -121,12 +136,11 @@ def _masks(summary: Summary) -> list[Text | Table]:
     ]
 
 
-def _picture(strip: Strip) -> Picture:
+def _picture(strip: Strip, facts: Mapping[str, Any]) -> Picture:
     caption = (
         f"“{strip.caption}”. The rows: the clip with the named object outlined from the truth; relevance of the "
-        "caption; what the encoder sees; what the model paints into the hidden patches. It predicts each patch's "
-        "pattern; brightness and contrast are taken from the visible patches around, never from the hidden pixels, so "
-        "the colour of a wholly hidden object is not to be expected."
+        "caption; what the encoder sees; what the model paints into the hidden patches. "
+        f"{_PAINTED[facts['normalise_by']]}"
     )
     return Picture(strip.png, f"film strip: {strip.caption}", caption)
 
@@ -139,11 +153,11 @@ def _recipes(recipes: Gallery) -> Picture:
     return Picture(recipes.strip, "film strip: every masking recipe", caption)
 
 
-def _curves(summary: Summary, png: bytes) -> Picture:
+def _curves(summary: Summary, png: bytes, facts: Mapping[str, Any]) -> Picture:
     caption = (
         "Loss at each step, one curve a run. Reconstruction, first seed of the joint run: "
         f"{at(summary, 'loss.first'):.3f} at the start, {at(summary, 'loss.last'):.3f} at the end (means of 2 % of "
-        "the steps); 0.99 is the error of predicting a flat patch."
+        f"the steps); {_FLAT[facts['normalise_by']]}."
     )
     return Picture(png, "loss curves", caption)
 
