@@ -1,4 +1,4 @@
-"""`make demo` in a short form: every stage, the figures' names, and the floors that a short run can hold."""
+"""`make demo` in a short form: every stage, the figures' names, and the floors that a short run can hold; and whole."""
 
 from __future__ import annotations
 
@@ -41,9 +41,8 @@ def test_the_floors_of_masks_and_export_hold(summary: dict[str, Any]) -> None:
 
 
 def test_the_reconstruction_leaves_its_plateau(summary: dict[str, Any]) -> None:
-    """A flat prediction costs 0.992, and the usual initialisation is still there after 300 steps; here it is about
-    0.86 then (docs/LOG.md), 0.72 after the demo's 800."""
-    assert at(summary, "loss.last") < 0.92
+    """To predict the clip's mean everywhere costs about 1.04, since what is hidden stands out."""
+    assert at(summary, "loss.last") < 0.95
 
 
 def test_names_that_scripts_rely_on(summary: dict[str, Any]) -> None:
@@ -60,6 +59,15 @@ def test_the_report_shows_curves_strips_and_figures(folder: Path) -> None:
     page = (folder / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 6
     assert "tgm-scale pretrain --config configs/demo.yaml" in page
+
+
+@pytest.mark.slow
+def test_the_whole_demo_meets_every_floor(tmp_path: Path) -> None:
+    """Nine minutes on two cores: three seeds of both kinds of runs, features beside the weights that they began with."""
+    done = demo(tmp_path / "whole")
+    assert done.returncode == 0, done.stderr
+    missed = [str(finding) for finding in judge(json.loads((tmp_path / "whole" / "summary.json").read_text()))]
+    assert not [finding for finding in missed if "NOT MET" in finding], missed
 
 
 def test_a_finished_demo_is_not_done_again(folder: Path) -> None:
