@@ -77,6 +77,13 @@ def test_outputs_loss_and_gradients_are_those_of_transformers() -> None:
         assert (ours.get_parameter(name).grad - wanted).abs().max() < 1e-4 * wanted.abs().max(), name
 
 
+@pytest.mark.parametrize(("normalise_by", "by_patch"), [(None, True), ("patch", True), ("clip", False)])
+def test_the_configuration_says_whose_targets_are_normalised(normalise_by: str | None, by_patch: bool) -> None:
+    objective = {} if normalise_by is None else {"normalise_by": normalise_by}
+    weights = replace(made("pretraining"), config={"objective": objective})
+    assert configuration(weights).norm_pix_loss is by_patch
+
+
 @pytest.mark.parametrize("size", ["S", "B", "L"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_at_the_published_sizes(kind: Kind, size: str) -> None:

@@ -29,6 +29,8 @@ def read(path: str | Path, stated: Stated | None = None, lossy: bool = False, tu
         found = detect(container.tensors)
         kind, state, notes = found.translate(container.tensors, lossy, tubelet)
         agreed, differing = (stated or Stated()).over(container.stated)
+        if ((agreed.config or {}).get("objective") or {}).get("normalise_by") == "clip":
+            notes = [*notes, "trained on targets normalised by the clip: others' code computes its loss on other ones"]
         return Weights.of(kind, state, agreed, [*container.notes, f"format: {found.name}", *notes, *differing])
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
