@@ -130,7 +130,9 @@ class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     global_batch_size: int = Field(256, ge=1)
-    micro_batch_size: int = Field(8, ge=1, description="clips of one forward pass on one rank")
+    micro_batch_size: int = Field(
+        8, ge=1, description="clips of one forward pass on one rank, at most: many ranks leave each fewer"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     init_from: str | None = None
     max_minutes: float | None = Field(None, gt=0, description="checkpoint and leave for requeueing after this time")

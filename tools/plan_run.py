@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--config", required=True, metavar="FILE")
-    add("--nodes", type=int, default=1)
-    add("--gpus-per-node", type=int, default=8)
+    add("--nodes", type=int, default=1, metavar="N", help="default %(default)s")
+    add("--gpus-per-node", type=int, default=8, metavar="N", help="default %(default)s")
     add("--tflops", type=float, default=989.0, help="dense bf16 peak of one GPU (default 989: H100, H200)")
     add("--utilisation", type=float, default=0.35, help="share of the peak that is reached (default 0.35)")
     add("overrides", nargs="*", metavar="section.key=value")
@@ -47,6 +47,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def plan(config: Config, gpus: int, flops: float) -> str:
     """The plan in lines. Raises ValueError where the batch does not divide over the GPUs."""
+    config = build.for_processes(config, gpus)
     size, masks = build.model_size(config), build.masker(config)
     train, per_pass = config.train, config.train.micro_batch_size * gpus
     if train.global_batch_size % per_pass:

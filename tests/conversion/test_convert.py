@@ -102,6 +102,14 @@ def test_a_fresh_head_on_an_encoder(kind: Kind, target: str, tmp_path: Path) -> 
     assert (back.state["fc_norm.weight"] == 1).all() and back.state["head.weight"].std() > 0.01
 
 
+@pytest.mark.parametrize("target", ["safetensors", "huggingface"])
+def test_who_may_read_the_folder_may_read_what_is_written(target: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    convert(made("pretraining"), tmp_path / "out", target)
+    written = [*(tmp_path / "out").iterdir()] if (tmp_path / "out").is_dir() else [tmp_path / "out"]
+    assert {file.stat().st_mode & 0o777 for file in written} == {0o644}
+
+
 def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     weights = made("pretraining")
     for target in ("videomae", "safetensors"):

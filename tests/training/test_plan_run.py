@@ -19,6 +19,11 @@ def test_a_plan_names_batch_step_and_memory(capsys: pytest.CaptureFixture[str]) 
         assert words in said, said
 
 
+def test_many_gpus_leave_each_a_smaller_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*CONFIG, "--nodes", "16"]) == 0
+    assert "2048 = 128 GPUs x 1 micro steps x 16" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("option", [("--nodes", "0"), ("--gpus-per-node", "-8"), ("--utilisation", "0")])
 def test_options_that_make_no_plan_are_refused(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CONFIG, *option]) == 2

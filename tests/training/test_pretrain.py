@@ -168,15 +168,22 @@ def test_three_kills_leave_no_trace_in_the_curve(config: Path, undisturbed: Path
     assert (folder / "skipped.jsonl").read_text() == (undisturbed / "skipped.jsonl").read_text()
 
 
-def test_a_signal_stops_with_a_checkpoint_and_the_requeue_code(config: Path, undisturbed: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_stops_with_a_checkpoint_and_the_requeue_code(
+    config: Path, undisturbed: Path, number: signal.Signals
+) -> None:
     folder = config.parent / "run"
     process = start(config)
     wait_for(lambda: (folder / "metrics.jsonl").is_file() and len(read_metrics(folder)) >= 3)
-    os.kill(process.pid, signal.SIGUSR1)
+    os.kill(process.pid, number)
     assert process.wait(timeout=60) == 85
     assert checkpoint.steps_in(folder / "checkpoints")[-1] == len(read_metrics(folder))
     pretrain(config)
     assert losses(folder) == losses(undisturbed)
+    newest = checkpoint.latest(folder / "checkpoints")
+    assert newest is not None
+    allowed = newest.stat().st_mode & 0o666
+    assert {file.stat().st_mode & 0o777 for file in newest.glob("state-*")} == {allowed}
 
 
 def test_a_half_written_checkpoint_is_never_picked_up(config: Path, undisturbed: Path) -> None:

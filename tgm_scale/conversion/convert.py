@@ -23,6 +23,7 @@ from tgm_scale.conversion.weights import (
     with_new_head,
     without_extras,
 )
+from tgm_scale.runtime.files import readable_as_its_folder
 
 TOLERANCE = 1e-3  # of the largest output; wrong heads are further off, two norms' eps in transformers is 1e-5 of it
 
@@ -86,6 +87,8 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
                 f"{target}: what was written gives other outputs, {difference:.3g} apart where the largest is "
                 f"{largest:.3g}; nothing was kept"
             )
+        for file in [*work.iterdir()] if work.is_dir() else [work]:
+            readable_as_its_folder(file, path.parent)
         _sync(work)
         work.rename(path)
     finally:

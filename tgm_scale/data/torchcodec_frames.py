@@ -28,7 +28,7 @@ _BEGINNINGS = {
     "matroska,webm": (*b"\x1a\x45\xdf\xa3",),
 }
 # What torchcodec decodes and turns into RGB as PyAV does, to the bit. Of all else some came out otherwise: VP8 and VP9
-# of odd heights, HEVC of full range, AV1 with flipped bytes. A GPU rounds colours anyway: there it is NVDEC's own list.
+# of odd heights, HEVC of full range, AV1 with flipped bytes. A GPU rounds colours anyway: there, what NVDEC knows.
 _EXACT_CODECS, _GPU_CODECS = {"h264"}, {"h264", "hevc", "vp9", "av1"}
 _EXACT_FORMATS = {"yuv420p", "yuvj420p", "yuv444p", "yuvj444p"}
 _EXACT_COLOURS = {1, 2, 4, 5, 6, 7, 9}  # ffmpeg's AVColorSpace: unspecified, or YUV as broadcast has it
@@ -148,8 +148,8 @@ def _decoder(data: bytes, stream: int, device: str) -> Any:
 class _Complaints:
     """Whether ffmpeg logged within that it met an error or patched a frame up: torchcodec itself says nothing of it.
 
-    1,500 clips of H.264 broken in five ways: 216 came out otherwise than PyAV says without it, none with it. One callback
-    and one flag serve the process, so one thread decodes."""
+    1,500 clips of H.264 broken in five ways: 216 came out otherwise than PyAV says without it, none with it. One
+    callback and one flag serve the process, so one thread decodes."""
 
     def __init__(self) -> None:
         import torchcodec

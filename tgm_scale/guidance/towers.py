@@ -34,7 +34,8 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
     if not folder.is_dir():
         raise ValueError(
             f"guidance.towers={folder}: no such folder; wanted a CLIP or SigLIP model in the Hugging Face layout "
-            "(config.json, model.safetensors, preprocessor_config.json and the tokenizer's files)"
+            "(config.json, model.safetensors, preprocessor_config.json and the tokenizer's files), or 'small' for the "
+            "packaged one"
         )
     found = sorted(path.name for path in folder.iterdir() if path.is_file())
     if "config.json" not in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -272,7 +273,8 @@ def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
         "clips": plan.clips,
         "normalise_by": config.objective.normalise_by,
         "commands": [
-            f"tgm-scale pretrain --config {plan.config} {' '.join(plan.overrides(name, 0))}" for name in VARIANTS
+            shlex.join(["tgm-scale", "pretrain", "--config", plan.config, *plan.overrides(name, 0)])
+            for name in VARIANTS
         ],
     }
     runs = {f"{name} {seed}": plan.run(name, seed) for name in VARIANTS for seed in range(plan.seeds)}

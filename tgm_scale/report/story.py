@@ -80,7 +80,7 @@ def compose(
     met = sum(finding.met for finding in findings)
     floors = Table(
         ["wanted of this run", "found", "bound"],
-        [[f.text, Judged(f"{f.found:.3f}", f.met), f.wanted] for f in findings],
+        [[f.text, Judged(f"{f.found:.3g}", f.met), f.wanted] for f in findings],
     )
     return Report(
         title="Text-guided masked video pretraining: a run from nothing",

@@ -36,7 +36,7 @@ class Finding:
     met: bool
 
     def __str__(self) -> str:
-        return f"{'met' if self.met else 'NOT MET':>7}  {self.text}: {self.found:.3f} (wanted {self.wanted})"
+        return f"{'met' if self.met else 'NOT MET':>7}  {self.text}: {self.found:.3g} (wanted {self.wanted})"
 
 
 def at(summary: Summary, path: str) -> float:

@@ -90,6 +90,15 @@ def engine_plan(config: Config, place: Place) -> EnginePlan:
     )
 
 
+def for_processes(config: Config, processes: int) -> Config:
+    """The configuration with a micro batch no larger than a process's share of the global batch: `micro_batch_size` is
+    what a GPU can hold, and many GPUs leave each less. Nothing but speed depends on it."""
+    share, rest = divmod(config.train.global_batch_size, processes)
+    if rest or share >= config.train.micro_batch_size or share % config.data.repeated_augmentation:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"micro_batch_size": share})})
+
+
 def check(config: Config, place: Place) -> None:
     """Every check of the configuration that needs neither processes nor a GPU. Raises ValueError."""
     plan = masker(config)
@@ -123,6 +132,7 @@ def make_synthetic(config: Config) -> None:
 
     unfinished = folder.with_name(folder.name + ".making")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
+    print(f"data.synthetic: making a corpus of {synthetic.clips} clips in {folder}", flush=True)
     make_corpus(unfinished, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
     unfinished.rename(folder)
 

@@ -35,8 +35,9 @@ def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWa
     Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a signal or the time limit stopped it
     after a checkpoint. Raises ValueError for a user's mistake, RunStopped or OSError where the run cannot go on."""
     place = find_place()
+    folder_config, config = config, build.for_processes(config, place.world_size)
     build.check(config, place)
-    folder = run_folder.claim(config)
+    folder = run_folder.claim(folder_config)
     stop = StopRequest(config.train.max_minutes)
     watchdog = Watchdog(folder, place, config.faults.hang_seconds)
     try:
@@ -184,6 +185,8 @@ class _Run:
             if last:
                 self.saver.finish()
             if stopping:
+                if metrics is not None:
+                    line.say(f"stopped at step {self.progress.step} by {self.stop.reason}; the same command goes on")
                 return REQUEUE_EXIT_CODE
             watchdog.at(self.progress.step, "data")
         return 0

@@ -108,6 +108,11 @@ class ProgressLine:
         self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if self.live else text + "\n")
         self.stream.flush()
 
+    def say(self, text: str) -> None:
+        """A line of its own, below the live one."""
+        self.stream.write(("\n" if self.live else "") + text + "\n")
+        self.stream.flush()
+
     def _text(self, row: dict[str, Any]) -> str:
         share = row["data_seconds"] / max(row["step_seconds"], 1e-9)
         parts = [

@@ -55,6 +55,7 @@ def node_name() -> str:
 def look_at_node(config: Config, place: Place) -> Report:
     """All that a process can find alone: configuration, versions, GPU, local disks."""
     report = Report(place.rank, node_name())
+    config = build.for_processes(config, place.world_size)
     report.alike = {name: str(version) for name, version in run_folder.versions().items()}
     report.alike |= {"python": platform.python_version(), "the code": _source_digest()}
     report.attempt("configuration", lambda: build.check(config, place))

@@ -10,16 +10,25 @@ REQUEUE_EXIT_CODE = 85  # the batch script requeues the job on it; no shell, Pyt
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGUSR1 (sent by SLURM before a time limit), and a limit of wall-clock time."""
+    """Notes SIGTERM, SIGUSR1 (sent by SLURM before a time limit), the first Ctrl-C, and a limit of wall-clock time."""
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.signal: str | None = None
         self._end = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._note)
 
     def asked(self) -> bool:
         return self.signal is not None or time.monotonic() > self._end
 
+    @property
+    def reason(self) -> str:
+        """What asked, on this rank."""
+        if self.signal is not None:
+            return self.signal
+        return "train.max_minutes" if self.asked() else "another rank's signal"
+
     def _note(self, number: int, _frame: object) -> None:
         self.signal = signal.Signals(number).name
+        if number == signal.SIGINT:  # the second one does not wait for a checkpoint
+            signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.files import readable_as_its_folder
 from tgm_scale.training import engine_state
 from tgm_scale.training.checkpoint import FORMAT, Progress, Retention, digest, folder_of, steps_in
 from tgm_scale.training.tensor_file import TensorFile
@@ -152,6 +153,7 @@ class _Pending:
     def _write(self, copy: dict[str, Tensor]) -> None:
         try:
             save_file(copy, self._file)
+            readable_as_its_folder(self._file, self._file.parent)
             self._written()
         except (OSError, SafetensorError) as error:
             self._entry = {"error": str(error)}
