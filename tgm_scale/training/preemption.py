@@ -7,6 +7,7 @@ import signal
 import time
 
 REQUEUE_EXIT_CODE = 85  # the batch script requeues the job on it; no shell, Python or SLURM code has this number
+_SAME = 1.0  # seconds: a launcher passes Ctrl-C on to those who had it from the terminal already
 
 
 class StopRequest:
@@ -14,6 +15,7 @@ class StopRequest:
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.signal: str | None = None
+        self._noted = -math.inf
         self._end = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._note)
@@ -29,6 +31,7 @@ class StopRequest:
         return "train.max_minutes" if self.asked() else "another rank's signal"
 
     def _note(self, number: int, _frame: object) -> None:
-        self.signal = signal.Signals(number).name
-        if number == signal.SIGINT:  # the second one does not wait for a checkpoint
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        again = time.monotonic() - self._noted > _SAME
+        if number == signal.SIGINT and self.signal == "SIGINT" and again:
+            raise KeyboardInterrupt  # does not wait for a checkpoint
+        self.signal, self._noted = signal.Signals(number).name, time.monotonic()
