@@ -26,8 +26,11 @@ def ranks(*shares: dict[str, float]) -> list[Rank]:
             ranks({"data": 0.05, "meeting": 0.35}, {"meeting": 0.4}, {"meeting": 0.4}, {"data": 0.4}),
             ["data: rank 3 on node1 waits for clips 40%", "least of all ranks: 0%", "data.workers=14 instead of 8"],
         ),
-        (ranks({"guidance": 0.5, "data": 0.11}), ["guidance: 50% of rank 0"]),
-        (ranks({"checkpoint": 0.2}, {"checkpoint": 0.21}), ["checkpoint: 21% of rank 1", "checkpoint.every"]),
+        (ranks({"guidance": 0.5, "data": 0.11}), ["guidance: 50% of the time of rank 0"]),
+        (
+            ranks({"checkpoint": 0.2}, {"checkpoint": 0.21}),
+            ["checkpoint: 21% of the time of rank 1", "checkpoint.every"],
+        ),
         (ranks({"meeting": 0.3}, {"meeting": 0.25}), ["network: even rank 1 on node0", "25%"]),
         (ranks({"meeting": 0.3}, {}, {"meeting": 0.3}), ["rank 1 on node0: rank 0 on node0 waits 30%"]),
         (from_metrics([{"step_seconds": 2.0, "data_seconds": 1.0, "guidance_seconds": 0.0}]), ["data", "=16"]),

@@ -69,6 +69,9 @@ def parse_time(text: object) -> int:
     return (int(hours) * 60 + int(minutes)) * 60_000 + round(float(seconds) * 1000)
 
 
+_AS_TIME = ", such as 00:01:02.500"
+
+
 def parse_row(line: str | bytes) -> Row:
     """A line of the file. Raises ValueError saying what is wrong with it."""
     try:
@@ -79,7 +82,10 @@ def parse_row(line: str | bytes) -> Row:
         raise ValueError(f"a JSON {type(row).__name__}, not an object")
     row = {key.lower(): value for key, value in row.items()}
     for key in ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption"):
-        if not isinstance(row.get(key.lower()), str) or not row[key.lower()].strip():
+        value = row.get(key.lower())
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{key} is {json.dumps(value)}: wanted text" + _AS_TIME * key.endswith("timestamp"))
+        if value is None or not value.strip():
             raise ValueError(f"no {key}")
         row[key.lower()].encode()  # half a surrogate pair is a ValueError here rather than later
     start, end = parse_time(row["start_timestamp"]), parse_time(row["end_timestamp"])

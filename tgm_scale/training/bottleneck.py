@@ -75,9 +75,9 @@ def _remedy(phase: str, rank: Rank, ranks: list[Rank], workers: int) -> str:
             f"cure it ({wanted - workers} more cores for each rank), or shorter GOPs, or smaller videos in the shards"
         )
     if phase == "guidance":
-        return f"{share:.0%} of {rank}'s time; score one frame a tubelet, at a lower guidance.resolution, or cache it"
+        return f"{share:.0%} of the time of {rank}; score one frame a tubelet, lower guidance.resolution, or cache it"
     if phase == "checkpoint":
-        return f"{share:.0%} of {rank}'s time; raise checkpoint.every, or write to a faster disk"
+        return f"{share:.0%} of the time of {rank}; raise checkpoint.every, or write to a faster disk"
     return f"even {rank}, for which all others wait, spends {share:.0%} on meeting them; check the hosts' network"
 
 
