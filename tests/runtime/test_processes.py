@@ -34,6 +34,17 @@ def test_an_input_that_kills_its_process_costs_itself_only():
     assert [result for result in results if isinstance(result, int)] == [i * i for i in range(12) if i not in (2, 9)]
 
 
+def test_an_input_that_comes_after_the_pool_broke_is_worked_on_all_the_same():
+    def inputs():
+        yield 0, "deadly"
+        time.sleep(2)  # the pool has noticed by then
+        yield 1, "plain"
+
+    with OrderedPool(2) as pool:
+        first, second = pool.map(work, inputs())
+    assert isinstance(first, Crashed) and second == 1
+
+
 def test_inputs_are_taken_as_results_are_used():
     """A plan of millions of clips must not be queued at once."""
     taken = []

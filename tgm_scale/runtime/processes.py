@@ -32,11 +32,20 @@ class OrderedPool:
         """`function(*input)` for each input: what it returned, or the exception it raised (`Crashed` included)."""
         running: deque[tuple[tuple, Future]] = deque()
         for one in inputs:
-            running.append((one, self._pool.submit(function, *one)))
+            running.append((one, self._submit(function, one)))
             if len(running) == self._workers * _AHEAD:
                 yield self._next(function, running)
         while running:
             yield self._next(function, running)
+
+    def _submit(self, function: Callable[..., Any], one: tuple) -> Future:
+        """A pool that an earlier input has broken by now refuses new ones: that, too, is told when its turn comes."""
+        try:
+            return self._pool.submit(function, *one)
+        except BrokenProcessPool as broken:
+            refused: Future = Future()
+            refused.set_exception(broken)
+            return refused
 
     def _next(self, function: Callable[..., Any], running: deque[tuple[tuple, Future]]) -> Any:
         first, future = running.popleft()
@@ -45,7 +54,7 @@ class OrderedPool:
         except BrokenProcessPool:
             result = self._alone(function, first)
             self._pool = self._start(self._workers)
-            again = [(one, self._pool.submit(function, *one)) for one, _ in running]
+            again = [(one, self._submit(function, one)) for one, _ in running]
             running.clear()
             running.extend(again)
             return result
