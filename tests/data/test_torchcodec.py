@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +15,7 @@ import fuzzing
 import numpy as np
 import pytest
 import torch
-from test_decode import SELECTED, _Heap, encode
+from test_decode import SELECTED, encode, heap_growth
 from test_loader import by_step, load, write_corpus
 
 from tgm_scale import config
@@ -207,19 +205,8 @@ def test_what_may_cost_too_much_is_left_to_pyavs_budget(
 
 def test_decoding_clip_after_clip_keeps_no_memory_but_torchcodecs_own(whole: bytes) -> None:
     """970 bytes a clip: torchcodec (0.11 to 0.13) keeps them of each decoder that it makes, whatever is decoded."""
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallinfo2"):
-        pytest.skip("only glibc 2.33 and newer say how much of the heap is in use")
-    library.mallinfo2.restype = _Heap
-
-    def in_use_after(clips: int) -> int:
-        for _ in range(clips):
-            outcome(lambda: TorchcodecVideo(whole, "cpu"), lambda count: range(4))
-        gc.collect()
-        return library.mallinfo2().in_use
-
-    before = in_use_after(300)
-    assert in_use_after(1200) - before < 1100 * 1200
+    growth = heap_growth(lambda: outcome(lambda: TorchcodecVideo(whole, "cpu"), lambda count: range(4)), 1200)
+    assert growth < 1100 * 1200
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -35,14 +35,14 @@ def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWa
     Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a signal or the time limit stopped it
     after a checkpoint. Raises ValueError for a user's mistake, RunStopped or OSError where the run cannot go on."""
     place = find_place()
-    folder_config, config = config, build.for_processes(config, place.world_size)
-    build.check(config, place)
-    folder = run_folder.claim(folder_config)
+    fitted = build.for_processes(config, place.world_size)
+    build.check(fitted, place)
+    folder = run_folder.claim(config)
     stop = StopRequest(config.train.max_minutes)
     watchdog = Watchdog(folder, place, config.faults.hang_seconds)
     try:
         engine.start_processes(place)
-        code = _Run(config, folder, place, stop, watchdog, read_initial, make_watch).train()
+        code = _Run(fitted, folder, place, stop, watchdog, read_initial, make_watch).train()
         engine.stop_processes()
     except Exception as error:
         watchdog.end("failed")
