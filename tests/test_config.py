@@ -82,6 +82,7 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
         ("trian.steps=5", ["did you mean train?"]),
         ("model.size=XL", ["model.size", "'XL'", "'tiny'"]),
         ("train.steps=abc", ["train.steps", "'abc'", "integer"]),
+        ("data.decoder=nvdec", ["data.decoder=nvdec was removed", "data.decoder=pyav"]),
         ("data.flip=yes please", ["data.flip", "boolean"]),
         ("masking.mask_ratio=1.5", ["masking.mask_ratio", "less than 1"]),
         ("train.micro_batch_size=7", ["does not divide", "train.global_batch_size=256"]),

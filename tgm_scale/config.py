@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -57,14 +57,22 @@ class DataConfig(Section):
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
     size: int = Field(224, ge=8, description="side of the square clip, pixels")
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
-    decoder: Literal["pyav", "torchcodec", "nvdec"] = Field(
-        "pyav", description="'nvdec': torchcodec on the rank's GPU; motion-guided recipes need 'pyav'"
-    )
+    decoder: Literal["pyav", "torchcodec"] = Field("pyav", description="motion-guided recipes need 'pyav'")
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
     crop: Literal["multi_scale", "random_resized", "center"] = "multi_scale"
     flip: bool = False
     window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
     max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
+
+    @field_validator("decoder", mode="before")
+    @classmethod
+    def _removed(cls, value: Any) -> Any:
+        if value == "nvdec":
+            raise ValueError(
+                "data.decoder=nvdec was removed: it brought every frame from the GPU back to the host, and never ran. "
+                "Set data.decoder=pyav"
+            )
+        return value
 
     def corpora(self) -> list[CorpusConfig]:
         entries = [self.shards] if isinstance(self.shards, str) else self.shards

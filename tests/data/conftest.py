@@ -11,6 +11,6 @@ from tgm_scale.data.torchcodec_frames import check_torchcodec
 def torchcodec() -> None:
     """Tests that need torchcodec skip by name where it does not import."""
     try:
-        check_torchcodec("torchcodec", "cpu")
+        check_torchcodec()
     except ValueError as error:
         pytest.skip(str(error))

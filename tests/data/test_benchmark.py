@@ -61,7 +61,7 @@ def test_ranks_share_a_step_and_resuming_costs_the_same(tmp_path: Path) -> None:
     [
         (["loader", "--sizes", "big"], "--sizes big: wanted WIDTHxHEIGHT"),
         (["loader", "--workers", "0"], "--workers 0"),
-        (["loader", "--decoders", "pyav,decord"], "--decoders decord: wanted pyav, torchcodec, nvdec"),
+        (["loader", "--decoders", "pyav,decord"], "--decoders decord: wanted pyav, torchcodec, or both"),
         (["order", "--clips", "10", "--shards", "3"], "whole number of clips a shard"),
         (["memory", "--every", "0"], "wanted at least 1"),
     ],

@@ -30,8 +30,8 @@ class ClipLoader:
     weights: share of each corpus in the run's samples (default: by size); grid: the token grid, for maps;
     `workers` processes decode, each up to `prefetch` samples ahead; 0 decodes here, to the same bits.
     `captions=False` reads none; `relevance` reads the samples' cached scores; `motion` reads the codec's vectors;
-    `caption_sets` hands over all captions of each sample beside the drawn one; `torchcodec`: the device on which
-    torchcodec decodes (default: PyAV does; it alone reads the codec's vectors).
+    `caption_sets` hands over all captions of each sample beside the drawn one; `torchcodec` decodes with torchcodec
+    (default: PyAV does; it alone reads the codec's vectors).
 
     Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read, RuntimeError
     where a worker died, what `relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
@@ -63,10 +63,10 @@ class ClipLoader:
         motion: bool = False,
         caption_sets: bool = False,
         segments: bool = False,
-        torchcodec: str | None = None,
+        torchcodec: bool = False,
     ):
         assert 0 <= rank < world_size and frames % grid.slots == 0 and crop in CROPS
-        assert torchcodec is None or not motion
+        assert not (torchcodec and motion)
         if global_batch_size % (micro_batch_size * world_size):
             raise ValueError(
                 f"train.global_batch_size={global_batch_size} is not a multiple of train.micro_batch_size="

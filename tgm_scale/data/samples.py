@@ -43,7 +43,7 @@ class Sampling:
     motion: bool = False  # True: each sample brings its codec's motion, all 0 where the stream has none
     caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
     segments: bool = False  # True: one frame of each of equal segments of the whole source, not a window
-    torchcodec: str | None = None  # the device on which torchcodec decodes; None: PyAV does
+    torchcodec: bool = False  # True: torchcodec decodes; else PyAV does
 
 
 @dataclass

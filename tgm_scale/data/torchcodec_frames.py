@@ -1,4 +1,4 @@
-"""Frames of a clip through torchcodec, on the CPU or by a GPU's decoder (NVDEC).
+"""Frames of a clip through torchcodec, on the CPU.
 
 PyAV opens the bytes and reads the timeline as ever: torchcodec's ffmpeg has no whitelist and no largest frame, so it
 is handed what PyAV found to be harmless, and fetches frames only. From the first frame that is not as it was asked
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import re
-import warnings
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -28,8 +28,8 @@ _BEGINNINGS = {
     "matroska,webm": (*b"\x1a\x45\xdf\xa3",),
 }
 # What torchcodec decodes and turns into RGB as PyAV does, to the bit. Of all else some came out otherwise: VP8 and VP9
-# of odd heights, HEVC of full range, AV1 with flipped bytes. A GPU rounds colours anyway: there, what NVDEC knows.
-_EXACT_CODECS, _GPU_CODECS = {"h264"}, {"h264", "hevc", "vp9", "av1"}
+# of odd heights, HEVC of full range, AV1 with flipped bytes.
+_EXACT_CODECS = {"h264"}
 _EXACT_FORMATS = {"yuv420p", "yuvj420p", "yuv444p", "yuvj444p"}
 _EXACT_COLOURS = {1, 2, 4, 5, 6, 7, 9}  # ffmpeg's AVColorSpace: unspecified, or YUV as broadcast has it
 _FAULTS = (RuntimeError, IndexError, ValueError, OverflowError, AssertionError)  # what torchcodec raises of bad bytes
@@ -38,46 +38,28 @@ _AVUTIL = 52  # libavutil's version less ffmpeg's: 57 in ffmpeg 5
 _LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 
 
-def torchcodec_device(decoder: str, device: str) -> str | None:
-    """Where torchcodec decodes by this `data.decoder`, on a run's device; None: PyAV decodes."""
-    return {"pyav": None, "torchcodec": "cpu", "nvdec": device}[decoder]
+def open_video(data: bytes, motion: MotionRecorder | None, torchcodec: bool) -> Video:
+    """A source's opened bytes, decoded by PyAV, or by torchcodec. Raises DecodeError."""
+    return TorchcodecVideo(data) if torchcodec else Video(data, motion)
 
 
-def open_video(data: bytes, motion: MotionRecorder | None, torchcodec: str | None) -> Video:
-    """A source's opened bytes, decoded by PyAV, or by torchcodec on the device given. Raises DecodeError."""
-    return Video(data, motion) if torchcodec is None else TorchcodecVideo(data, torchcodec)
-
-
-def check_torchcodec(decoder: str, device: str) -> None:
-    """Raise ValueError in one line where this `data.decoder` cannot be had on the run's device."""
-    if decoder == "nvdec" and not device.startswith("cuda"):
-        raise ValueError("data.decoder=nvdec decodes on a GPU, and torch sees none: set data.decoder=pyav")
+def check_torchcodec() -> None:
+    """Raise ValueError in one line where data.decoder=torchcodec cannot be had."""
     try:
-        import torchcodec
+        import torchcodec  # noqa: F401
 
         _complaints()  # needs ffmpeg's library itself
     except (ImportError, OSError, RuntimeError) as error:
         missing = re.findall(r"^OSError: (lib.+)", str(error), re.MULTILINE)  # its own text is a page long
         why = missing[0] if missing else str(error).strip().split("\n")[0]
         raise ValueError(
-            f"data.decoder={decoder}: torchcodec cannot be imported ({why}): pip install -c constraints.txt -e "
+            f"data.decoder=torchcodec: it cannot be imported ({why}): pip install -c constraints.txt -e "
             "'.[torchcodec]', and ffmpeg's shared libraries (Debian: apt-get install ffmpeg); or set data.decoder=pyav"
         ) from None
-    if decoder == "nvdec" and "+cpu" in torchcodec.__version__:
-        raise ValueError(
-            f"data.decoder=nvdec: torchcodec {torchcodec.__version__} is built without CUDA: install 0.14 or newer, "
-            "or set data.decoder=torchcodec"
-        )
 
 
 class TorchcodecVideo(Video):
-    """A `Video` whose frames torchcodec decodes on `device`: the same indices, times and errors.
-
-    On a GPU colours are rounded otherwise, and damage that leaves no gap is not noticed."""
-
-    def __init__(self, data: bytes, device: str):
-        super().__init__(data)
-        self._device = device
+    """A `Video` whose frames torchcodec decodes: the same indices, times and errors."""
 
     def _images(self, wanted: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
         if self._timed and self._is_harmless() and self._is_alike() and self._is_affordable(wanted):
@@ -97,8 +79,6 @@ class TorchcodecVideo(Video):
     def _is_alike(self) -> bool:
         """Whether torchcodec's frames are known to be PyAV's."""
         context, pixels = self._context, self._context.format
-        if self._device != "cpu":
-            return context.name in _GPU_CODECS and pixels is not None and pixels.components[0].bits == 8
         return (
             context.name in _EXACT_CODECS
             and pixels is not None
@@ -119,9 +99,9 @@ class TorchcodecVideo(Video):
         """Takes from `wanted` what torchcodec finds intact and exact, and ends where it does not."""
         complaints = _complaints()
         size = self._context.width, self._context.height
-        try:
+        with suppress(*_FAULTS):
             with complaints:
-                decoder = _decoder(self._data, self._stream.index, self._device)
+                decoder = _decoder(self._data, self._stream.index)
             if len(decoder) != len(self._times):
                 return
             while wanted:
@@ -131,18 +111,15 @@ class TorchcodecVideo(Video):
                 if complaints.heard or not exact or sorted(frame.data.shape[:2]) != sorted(size):
                     return
                 self._size = size  # of the frames that PyAV may have to add
-                yield wanted.popleft(), frame.data.cpu().numpy()
-        except _FAULTS as error:
-            if self._device != "cpu":
-                warnings.warn(f"data.decoder=nvdec: PyAV decodes what the GPU did not: {error}", stacklevel=2)
+                yield wanted.popleft(), frame.data.numpy()
 
 
-def _decoder(data: bytes, stream: int, device: str) -> Any:
+def _decoder(data: bytes, stream: int) -> Any:
     from torchcodec.decoders import VideoDecoder
 
     # It lists all packets first (1 ms for 300 frames); times handed over instead save nothing, and HEVC is then
     # searched from the wrong keyframe.
-    return VideoDecoder(data, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1, device=device)
+    return VideoDecoder(data, stream_index=stream, dimension_order="NHWC", num_ffmpeg_threads=1)
 
 
 class _Complaints:

@@ -20,7 +20,7 @@ from tgm_scale.contracts import Grid
 from tgm_scale.data.disk_cache import DiskCache
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
-from tgm_scale.data.torchcodec_frames import check_torchcodec, torchcodec_device
+from tgm_scale.data.torchcodec_frames import check_torchcodec
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.flow import FlowToBase, check_flow
@@ -120,7 +120,7 @@ def check(config: Config, place: Place) -> None:
                 f"masking.recipe={config.masking.recipe} reads motion vectors, which data.decoder="
                 f"{config.data.decoder} does not give: set data.decoder=pyav"
             )
-        check_torchcodec(config.data.decoder, str(place.device))
+        check_torchcodec()
 
 
 def make_synthetic(config: Config) -> None:
@@ -190,7 +190,7 @@ def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop:
         relevance=relevance,
         motion="motion" in masker(config).needs,
         caption_sets=guidance.captions == "mean" and "relevance" in masker(config).needs,
-        torchcodec=torchcodec_device(config.data.decoder, str(place.device)),
+        torchcodec=config.data.decoder == "torchcodec",
     )
 
 

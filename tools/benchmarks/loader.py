@@ -21,7 +21,7 @@ from benchmarks import pipelines
 from benchmarks.clips import make_shards
 from benchmarks.machine import cpu_seconds, headline, table
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.torchcodec_frames import check_torchcodec, torchcodec_device
+from tgm_scale.data.torchcodec_frames import check_torchcodec
 from tgm_scale.runtime.progress import Board
 
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gops", default="12,30,250", metavar="N,...", help="frames from keyframe to keyframe (default %(default)s)")
     add("--workers", default="1,2", metavar="N,...", help="decoding processes (default %(default)s)")
     add("--repeats", default="1,2,4", metavar="N,...", help="repeated augmentation (default %(default)s)")
-    add("--decoders", default="pyav", metavar="NAME,...", help="pyav, torchcodec, nvdec (default %(default)s)")
+    add("--decoders", default="pyav", metavar="NAME,...", help="pyav, torchcodec (default %(default)s)")
     add("--clips", type=int, default=8, metavar="N", help="of each corpus, ten seconds each (default %(default)s)")
     add("--turn", type=int, default=24, metavar="N", help="clips of a turn (default %(default)s)")
     add("--turns", type=int, default=9, metavar="N", help="of each way; medians are shown (default %(default)s)")
@@ -93,22 +93,21 @@ def _numbers(options: argparse.Namespace, name: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _decoders(names: list[str]) -> dict[str, str | None]:
-    """Each decoder with the device on which torchcodec decodes. Raises ValueError for one that cannot be had."""
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+def _decoders(names: list[str]) -> dict[str, bool]:
+    """Whether each decoder is torchcodec. Raises ValueError for one that cannot be had."""
     for name in names:
-        if name not in ("pyav", "torchcodec", "nvdec"):
-            raise ValueError(f"--decoders {name}: wanted pyav, torchcodec, nvdec, or several of them")
-        if name != "pyav":
-            check_torchcodec(name, device)
-    return {name: torchcodec_device(name, device) for name in names}
+        if name not in ("pyav", "torchcodec"):
+            raise ValueError(f"--decoders {name}: wanted pyav, torchcodec, or both")
+        if name == "torchcodec":
+            check_torchcodec()
+    return {name: name == "torchcodec" for name in names}
 
 
-def _ways(corpus: Corpus, workers: list[int], decoders: dict[str, str | None]) -> list[Callable[[], Way]]:
+def _ways(corpus: Corpus, workers: list[int], decoders: dict[str, bool]) -> list[Callable[[], Way]]:
     return [way for one in decoders.items() for way in _ways_of(corpus, workers, *one)]
 
 
-def _ways_of(corpus: Corpus, workers: list[int], decoder: str, torchcodec: str | None) -> list[Callable[[], Way]]:
+def _ways_of(corpus: Corpus, workers: list[int], decoder: str, torchcodec: bool) -> list[Callable[[], Way]]:
     def ours(count: int) -> Way:
         loading = pipelines.loader(corpus, count, torchcodec=torchcodec)
         clips, ahead = pipelines.clips_of(loading), count * loading.prefetch

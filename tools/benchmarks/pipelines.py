@@ -2,8 +2,7 @@
 
 `frames`: the decoder alone, frames in RGB. `bare`: decoder, crop and resize in a loop, from bytes in memory; without
 reading, order, captions or batches; `loops`: several such loops at once, in processes of their own. `webdataset`: a
-plain WebDataset and WebLoader pipeline with that decode. `torchcodec` is the device on which it decodes (None: PyAV
-does)."""
+plain WebDataset and WebLoader pipeline with that decode. `torchcodec`: whether it decodes, or PyAV does."""
 
 from __future__ import annotations
 
@@ -31,9 +30,7 @@ FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
 _FOREVER = 10**6
 
 
-def loader(
-    corpus: Corpus, workers: int, repeats: int = 1, size: int = SIZE, torchcodec: str | None = None
-) -> ClipLoader:
+def loader(corpus: Corpus, workers: int, repeats: int = 1, size: int = SIZE, torchcodec: bool = False) -> ClipLoader:
     """The loader as a run of one process has it."""
     return ClipLoader(
         [corpus],
@@ -75,7 +72,7 @@ def _draws(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
         yield data, seeding.key(0, "sample", place.epoch, corpus.fingerprint, name, 0)
 
 
-def frames(corpus: Corpus, torchcodec: str | None = None) -> Iterator[int]:
+def frames(corpus: Corpus, torchcodec: bool = False) -> Iterator[int]:
     for data, seed in _draws(corpus):
         with open_video(data, None, torchcodec) as video:
             for _ in video.frames(_indices(video, seed)):
@@ -83,13 +80,13 @@ def frames(corpus: Corpus, torchcodec: str | None = None) -> Iterator[int]:
         yield 1
 
 
-def bare(corpus: Corpus, torchcodec: str | None = None) -> Iterator[int]:
+def bare(corpus: Corpus, torchcodec: bool = False) -> Iterator[int]:
     for data, seed in _draws(corpus):
         clip(data, seed, torchcodec)
         yield 1
 
 
-def loops(corpus: Corpus, count: int, torchcodec: str | None = None) -> Iterator[int]:
+def loops(corpus: Corpus, count: int, torchcodec: bool = False) -> Iterator[int]:
     """A batch counts when all loops have made their part of it."""
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(count, context, initializer=_begin_loop, initargs=(corpus, torchcodec)) as pool:
@@ -100,7 +97,7 @@ def loops(corpus: Corpus, count: int, torchcodec: str | None = None) -> Iterator
 _loop: Iterator[int]  # of a process of `loops`
 
 
-def _begin_loop(corpus: Corpus, torchcodec: str | None) -> None:
+def _begin_loop(corpus: Corpus, torchcodec: bool) -> None:
     global _loop
     torch.set_num_threads(1)
     _loop = bare(corpus, torchcodec)
@@ -110,7 +107,7 @@ def _make(count: int) -> int:
     return sum(itertools.islice(_loop, count))
 
 
-def clip(data: bytes, seed: int, torchcodec: str | None = None) -> torch.Tensor:
+def clip(data: bytes, seed: int, torchcodec: bool = False) -> torch.Tensor:
     """Decode, crop, resize: uint8 [T, size, size, 3]."""
     with open_video(data, None, torchcodec) as video:
         cuts: list[np.ndarray] = []
@@ -129,7 +126,7 @@ def _indices(video: Video, seed: int) -> np.ndarray:
 class _Decode:
     """What a user of WebDataset would map over samples: the same clip as the loader's."""
 
-    def __init__(self, fingerprint: str, torchcodec: str | None):
+    def __init__(self, fingerprint: str, torchcodec: bool):
         self.fingerprint, self.torchcodec, self.seen = fingerprint, torchcodec, Counter[str]()
 
     def __call__(self, sample: dict[str, Any]) -> tuple[torch.Tensor, str, str]:
@@ -144,7 +141,7 @@ class _Decode:
         )
 
 
-def with_webdataset(corpus: Corpus, workers: int, torchcodec: str | None = None, prefetch: int = 4) -> Iterator[int]:
+def with_webdataset(corpus: Corpus, workers: int, torchcodec: bool = False, prefetch: int = 4) -> Iterator[int]:
     """Samples are decoded one at a time in the workers and batched in this process, as our loader's are."""
     dataset = webdataset.WebDataset(corpus.shards, shardshuffle=False, empty_check=False).repeat(_FOREVER)
     options = {"prefetch_factor": prefetch} if workers else {}
