@@ -174,11 +174,22 @@ def test_scratch_starts_as_a_pretraining_run_of_the_same_configuration(
                 assert torch.equal(value, model.encoder.state_dict()[name]), name
 
 
+def test_an_average_wants_whole_weights_wherever_the_stage_is_said(
+    tmp_path: Path, shards: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under ZeRO-3 each process has parts: the average would be one of empty tensors."""
+    file, engine = configuration(tmp_path, shards, checkpoint), tmp_path / "engine.json"
+    for stage in (3, "3"):
+        engine.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        assert cli.main(["finetune", "--config", str(file), f"deepspeed.config={engine}"]) == 2
+        assert f"engine.json: zero_optimization.stage={stage}: finetune.ema averages" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("train.micro_batch_size=2", "is not a multiple of 4: data.repeated_augmentation=2 clips"),
-        ("deepspeed.stage=3", "finetune.ema averages whole weights"),
+        ("deepspeed.stage=3", "deepspeed.stage=3: finetune.ema averages whole weights"),
         ("finetune.mixpu=0", "finetune.mixpu: unknown key; did you mean finetune.mixup?"),
         ("finetune.rand_augment=much", "timm does not know it"),
         ("data.size=30", "data.size=30 is not a multiple of the model's patch"),

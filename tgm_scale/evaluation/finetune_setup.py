@@ -33,7 +33,15 @@ def shared(config: FinetuneConfig) -> Config:
 def check(config: FinetuneConfig, place: Place) -> None:
     """Every check that needs neither processes nor data. Raises ValueError."""
     build.token_grid(shared(config))
-    engine_config(build.engine_plan(shared(config), place))
+    stage = engine_config(build.engine_plan(shared(config), place))["zero_optimization"]["stage"]
+    if config.finetune.ema and stage not in (0, 1, 2):
+        source = "deepspeed.stage"
+        if config.deepspeed.stage is None:
+            source = f"deepspeed.config={config.deepspeed.config}: zero_optimization.stage"
+        raise ValueError(
+            f"{source}={stage}: finetune.ema averages whole weights, which stage 3 has on no process: use stage 2, or "
+            "leave finetune.ema out"
+        )
     Augmenter(config.finetune.rand_augment, config.finetune.random_erasing, config.data.size)
 
 

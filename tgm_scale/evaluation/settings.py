@@ -120,8 +120,6 @@ class FinetuneConfig(RunSettings):
                 f"train.micro_batch_size={train.micro_batch_size} is not a multiple of {group}: "
                 f"data.repeated_augmentation={repeats} clips of a video share a micro batch, and mixup pairs videos"
             )
-        if self.finetune.ema and self.deepspeed.stage == 3:
-            raise ValueError("finetune.ema averages whole weights, which deepspeed.stage=3 has on no process: use 2")
         return self
 
 
