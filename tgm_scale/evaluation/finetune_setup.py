@@ -21,7 +21,7 @@ from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.training import build
-from tgm_scale.training.engine_plan import EnginePlan, engine_config
+from tgm_scale.training.engine_plan import EnginePlan, engine_config, not_used
 from tgm_scale.training.throughput import Throughput
 
 
@@ -202,6 +202,7 @@ def announce(config: FinetuneConfig, parts: Parts, facts: dict[str, Any], notes:
         f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
         f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}",
         *notes,
+        *not_used(config.deepspeed.config),
         *([f"going on from step {start}"] if start else []),
     ]
     print("\n".join(lines), flush=True)

@@ -33,7 +33,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.pretraining import macs_per_clip as count_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.engine_plan import EnginePlan, engine_config, resolve_precision
+from tgm_scale.training.engine_plan import EnginePlan, engine_config, not_used, resolve_precision
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.optim import Schedule
 
@@ -298,10 +298,11 @@ def plan_facts(config: Config, plan: EnginePlan, masks: Masker, steps: int) -> d
 def announce(config: Config, facts: dict[str, Any], samples: int, masks: Masker, start: int) -> None:
     """Print what the run will do, before its first step."""
     came_to = f"all {start} steps were done before" if start == facts["steps"] else f"going on from step {start}"
+    notes = not_used(config.deepspeed.config) + ([came_to] if start else [])
     print(
         f"run {config.run.dir}: {samples} samples, {facts['steps']} steps of {config.train.global_batch_size} clips "
         f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
         f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}\n"
-        f"masking {masks.describe()}" + (f"\n{came_to}" if start else ""),
+        + "\n".join([f"masking {masks.describe()}", *notes]),
         flush=True,
     )

@@ -13,16 +13,9 @@ from typing import Any
 
 import torch
 
+from tgm_scale.training import engine_keys
+
 _OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that has it
-_SECTIONS = ("zero_optimization", "bf16", "fp16")
-_OURS = {
-    "optimizer": "section optim",
-    "scheduler": "section optim",
-    "activation_checkpointing": "key model.activation_checkpointing",
-    "amp": "key train.precision",
-    "elasticity": "keys train.global_batch_size and train.micro_batch_size",
-    "checkpoint": "section checkpoint",
-}
 
 
 @dataclass(frozen=True)
@@ -64,8 +57,8 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
             f"{plan.micro_batch_size} x {plan.world_size} processes = {per_pass}: change the micro batch, or the "
             "number of processes"
         )
-    config = _read_json(plan.config_file) if plan.config_file else {}
     origin = plan.config_file or "DeepSpeed's defaults"
+    config = engine_keys.honoured(_read_json(plan.config_file), origin) if plan.config_file else {}
     derived: dict[str, Any] = {
         "train_batch_size": plan.global_batch_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
@@ -90,9 +83,6 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
     _set_precision(config, plan, origin)
     zero = config.setdefault("zero_optimization", {})
     _set_stage(zero, plan, origin)
-    for key, owner in _OURS.items():
-        if key in config:
-            raise ValueError(f"{origin}: '{key}' belongs to the run's own {owner}: remove it from the JSON")
     config["zero_allow_untested_optimizer"] = True
     return config
 
@@ -109,8 +99,6 @@ def _set_stage(zero: dict[str, Any], plan: EnginePlan, origin: str) -> None:
         zero["stage"] = 0
     for key, lowest in _OFFLOADS.items():
         section = zero.get(key) or {}
-        if not isinstance(section, dict):
-            raise ValueError(f'{place}.{key}={section}: wanted an object, such as {{"device": "cpu"}}')
         device = section.get("device", "none")
         if device == "nvme":
             raise ValueError(
@@ -138,14 +126,27 @@ def _set_precision(config: dict[str, Any], plan: EnginePlan, origin: str) -> Non
         config["bf16"].setdefault("check_grad_overflow", True)
 
 
+def not_used(config_file: str | None) -> list[str]:
+    """A line for each key of the JSON that has no effect because the run does the same thing itself."""
+    return engine_keys.not_used(_read_json(config_file), config_file) if config_file else []
+
+
 def _read_json(path: str) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"deepspeed.config={path}: no such file")
     try:
-        tree = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        tree = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_key_twice)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"deepspeed.config={path}: not valid JSON: {error}") from None
-    if not isinstance(tree, dict) or not all(isinstance(tree.get(key, {}), dict) for key in _SECTIONS):
-        raise ValueError(f"deepspeed.config={path}: wanted an object, and in it objects for {', '.join(_SECTIONS)}")
+    if not isinstance(tree, dict):
+        raise ValueError(f"deepspeed.config={path}: wanted an object, found {type(tree).__name__}")
     return tree
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: given twice")
+    return dict(pairs)

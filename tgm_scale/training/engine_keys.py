@@ -1,0 +1,277 @@
+"""Every key of a DeepSpeed JSON: honoured, not used (and by what instead), or refused with the reason.
+
+DeepSpeed takes a key that it does not know, at the top level, without a word, and many that it knows would compute
+something else than the run says. So the table is complete for DeepSpeed 0.19.8, and what is not in it is refused;
+`tests/training/test_engine_keys.py` walks DeepSpeed's own classes, so that a new version's keys are met there.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Node = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value may be. `read` returns the value as DeepSpeed wants it and raises ValueError, TypeError."""
+
+    wanted: str
+    read: Callable[[Any], Any]
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _number(value: Any, whole: bool = False) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise TypeError
+    if whole and value != int(value):
+        raise ValueError
+    return int(value) if whole else value  # 5e8 is a float in JSON
+
+
+def _one_of(*choices: Any) -> Kind:
+    def read(value: Any) -> Any:
+        if not any(value == choice and type(value) is type(choice) for choice in choices):
+            raise ValueError
+        return value
+
+    return Kind(" or ".join(map(repr, choices)), read)
+
+
+SWITCH = Kind("true or false", _switch)
+WHOLE = Kind("a whole number from 0", lambda value: _number(value, whole=True))
+NUMBER = Kind("a number from 0", _number)
+DTYPE = _one_of("fp32", "bf16", "fp16")
+
+HONOURED: dict[str, Any] = {
+    "train_batch_size": WHOLE,  # these four must agree with the run's own keys: engine_plan
+    "train_micro_batch_size_per_gpu": WHOLE,
+    "gradient_accumulation_steps": WHOLE,
+    "gradient_clipping": NUMBER,
+    "communication_data_type": DTYPE,
+    "data_types": {"grad_accum_dtype": DTYPE},
+    "bf16": {"enabled": SWITCH, "check_grad_overflow": SWITCH},
+    "fp16": {
+        "enabled": SWITCH,
+        "loss_scale": NUMBER,
+        "initial_scale_power": WHOLE,
+        "loss_scale_window": WHOLE,
+        "hysteresis": WHOLE,
+        "consecutive_hysteresis": SWITCH,
+        "min_loss_scale": WHOLE,
+    },
+    "zero_optimization": {
+        "stage": _one_of(0, 1, 2, 3),
+        "contiguous_gradients": SWITCH,
+        "reduce_scatter": SWITCH,
+        "reduce_bucket_size": WHOLE,
+        "use_multi_rank_bucket_allreduce": SWITCH,
+        "allgather_partitions": SWITCH,
+        "allgather_bucket_size": WHOLE,
+        "overlap_comm": SWITCH,
+        "offload_param": {"device": _one_of("none", "cpu", "nvme"), "pin_memory": SWITCH},
+        "offload_optimizer": {"device": _one_of("none", "cpu", "nvme"), "pin_memory": SWITCH},
+        "sub_group_size": WHOLE,
+        "stage3_prefetch_bucket_size": WHOLE,
+        "stage3_param_persistence_threshold": WHOLE,
+        "stage3_model_persistence_threshold": WHOLE,
+        "stage3_max_live_parameters": WHOLE,
+        "stage3_max_reuse_distance": WHOLE,
+        "stage3_module_granularity_threshold": WHOLE,
+        "stage3_use_all_reduce_for_fetch_params": SWITCH,
+        "stage3_allgather_sequential": SWITCH,
+        "ignore_unused_parameters": SWITCH,
+        "round_robin_gradients": SWITCH,
+        "memory_efficient_linear": SWITCH,
+        "log_trace_cache_warnings": SWITCH,
+        "enable_sanity_checks": SWITCH,
+    },
+}
+
+# what the run does itself: the key has no effect, and the run says so
+NOT_USED = {
+    "steps_per_print": "log.every says how often a line is printed",
+    "wall_clock_breakdown": "metrics.jsonl has the seconds of each part of a step",
+    "memory_breakdown": "metrics.jsonl has the peak of the memory",
+    "dump_state": "`tgm-scale config` prints the configuration",
+    "log_level": "DeepSpeed's log shows errors alone",
+    "dataloader_drop_last": "the loader is the run's own, section data",
+    "vocabulary_size": "it serves a warning of DeepSpeed's alone",
+    "zero_allow_untested_optimizer": "it is always true: the optimizer is torch's AdamW",
+    "zero_force_ds_cpu_optimizer": "with offload_optimizer it is always DeepSpeed's Adam for CPUs",
+}
+
+_OPTIM, _PRECISION = "belongs to the run's own section optim", "belongs to the run's own key train.precision"
+_CHECKPOINT = "belongs to the run's own section checkpoint, whose format is not DeepSpeed's"
+_ORDER = "belongs to the run's own section data: which clips a step sees is a function of the step"
+_LOG = "belongs to the run's own section log (metrics.jsonl, and log.tensorboard)"
+_BATCH = "belongs to the run's own keys train.global_batch_size and train.micro_batch_size"
+_ABSENT = "the model has no such parts"
+_REMOVED = "is no longer in DeepSpeed"
+_NVME = "serves NVMe alone, from which a run could not go on"
+_RESTORE = "was never tried with this project's checkpoints"
+_SCALING = "changes how gradients are averaged, on which the losses of this project count"
+
+# key -> (why, the value that means "off", which is taken as if the key were not there)
+REFUSED: dict[str, tuple[str, Any]] = {
+    "optimizer": (_OPTIM, None),
+    "scheduler": (_OPTIM, None),
+    "activation_checkpointing": ("belongs to the run's own key model.activation_checkpointing", None),
+    "compile": ("belongs to the run's own key model.compile", None),
+    "amp": (_PRECISION, None),
+    "torch_autocast": (_PRECISION, None),
+    "bfloat16": ('is the old name of "bf16"', None),
+    "elasticity": (_BATCH, None),
+    "managed_gradient_accumulation": (_BATCH, True),
+    "checkpoint": (_CHECKPOINT, None),
+    "datastates_ckpt": (_CHECKPOINT, None),
+    "nebula": (_CHECKPOINT, None),
+    "curriculum_learning": (_ORDER, None),
+    "data_efficiency": (_ORDER, None),
+    "random_ltd": ("tokens are dropped by section masking", None),
+    "progressive_layer_drop": (_REMOVED, None),
+    "compression_training": (_REMOVED, None),
+    "quantize_training": (_REMOVED, None),
+    "eigenvalue": (_REMOVED, None),
+    "sparse_attention": (_REMOVED, None),
+    "sparse_gradients": (_REMOVED, None),
+    "graph_harvesting": (_REMOVED, None),
+    "weight_quantization": ("serves inference alone", None),
+    "hybrid_engine": ("serves text generation alone", None),
+    "tensor_parallel": (_ABSENT, None),
+    "expert_parallel": (_ABSENT, None),
+    "use_data_before_expert_parallelism": (_ABSENT, None),
+    "pipeline": (_ABSENT, None),
+    "seq_parallel_communication_data_type": (_ABSENT, "fp32"),
+    "gradient_allreduce_op": (_SCALING, "mean"),
+    "prescale_gradients": (_SCALING, None),
+    "gradient_predivide_factor": (_SCALING, 1),
+    "disable_allgather": (_RESTORE, None),
+    "disable_python_gc": ("was never tried with this project's loop", None),
+    "aio": (_NVME, None),
+    "autotuning": ("is done by tools/tune_deepspeed.py", None),
+    "flops_profiler": ("is counted by the run: metrics.jsonl, and tools/plan_run.py", None),
+    "comms_logger": ("would make each collective wait; torch's profiler shows them", None),
+    "timers": (_LOG, None),
+    "tensorboard": (_LOG, None),
+    "wandb": (_LOG, None),
+    "csv_monitor": (_LOG, None),
+    "comet": (_LOG, None),
+    "data_types.param_dtype": (_PRECISION, None),
+    "data_types.buffer_dtype": (_PRECISION, None),
+    "data_types.keep_in_fp32_modules": (_PRECISION, None),
+    "bf16.immediate_grad_update": (_RESTORE, None),
+    "bf16.bf16_master_weights_and_grads": ("would leave no fp32 weights for the checkpoint", None),
+    "bf16.bf16_optimizer_states": ("would leave no fp32 moments for the checkpoint", None),
+    "fp16.auto_cast": (_PRECISION, None),
+    "fp16.fp16_master_weights_and_grads": ("would leave no fp32 weights for the checkpoint", None),
+    "zero_optimization.compute_grad_norm": ("the run's gradient norm is read there", True),
+    "zero_optimization.load_from_fp32_weights": (_CHECKPOINT, True),
+    "zero_optimization.elastic_checkpoint": (_CHECKPOINT, None),
+    "zero_optimization.pipeline_loading_checkpoint": (_CHECKPOINT, None),
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save": (_CHECKPOINT, None),
+    "zero_optimization.stage3_gather_fp16_weights_on_model_save": (_CHECKPOINT, None),
+    "zero_optimization.cpu_offload": ('is the old name of "offload_optimizer"', None),
+    "zero_optimization.cpu_offload_param": ('is the old name of "offload_param"', None),
+    "zero_optimization.cpu_offload_use_pin_memory": ('is the old name of "pin_memory"', None),
+    "zero_optimization.zenflow": (_RESTORE, None),
+    "zero_optimization.legacy_stage1": (_REMOVED, None),
+    "zero_optimization.parameter_alignment": (_RESTORE, None),
+    "zero_optimization.zero_hpz_partition_size": (_RESTORE, 1),
+    "zero_optimization.zero_quantized_weights": (_RESTORE, None),
+    "zero_optimization.zero_quantized_nontrainable_weights": (_RESTORE, None),
+    "zero_optimization.zero_quantized_gradients": (_RESTORE, None),
+    "zero_optimization.mics_shard_size": (_REMOVED, -1),
+    "zero_optimization.mics_hierarchical_params_gather": (_REMOVED, None),
+    "zero_optimization.zeropp_loco_param": (_REMOVED, None),
+    "zero_optimization.override_module_apply": ("weights are made before the engine", True),
+    "zero_optimization.save_muon_momentum_buffer_in_memory": (_OPTIM, None),
+    "zero_optimization.leaf_module": (_ABSENT, None),
+    "zero_optimization.offload_param.nvme_path": (_NVME, None),
+    "zero_optimization.offload_param.buffer_count": (_NVME, 5),
+    "zero_optimization.offload_param.buffer_size": (_NVME, 100_000_000),
+    "zero_optimization.offload_param.max_in_cpu": (_NVME, 1_000_000_000),
+    "zero_optimization.offload_optimizer.nvme_path": (_NVME, None),
+    "zero_optimization.offload_optimizer.buffer_count": (_NVME, 4),
+    "zero_optimization.offload_optimizer.pipeline_read": (_NVME, None),
+    "zero_optimization.offload_optimizer.pipeline_write": (_NVME, None),
+    "zero_optimization.offload_optimizer.fast_init": (_NVME, None),
+    "zero_optimization.offload_optimizer.ratio": (_RESTORE, 1),
+    "zero_optimization.offload_optimizer.super_offload": (_RESTORE, None),
+    "zero_optimization.offload_optimizer.cpuadam_cores_perc": ("serves super_offload alone", 0.8),
+}
+
+
+def honoured(given: Node, origin: str) -> Node:
+    """The keys of a DeepSpeed JSON that have an effect, their values as DeepSpeed wants them; "auto" and null are left
+    out. Raises ValueError that lists every key that is unknown, refused, or of a value that cannot be."""
+    mistakes: list[str] = []
+    kept = _section(given, HONOURED, "", mistakes)
+    if mistakes:
+        raise ValueError("\n  ".join([f"{origin}:", *mistakes]) if len(mistakes) > 1 else f"{origin}: {mistakes[0]}")
+    return kept
+
+
+def not_used(given: Node, origin: str) -> list[str]:
+    """A line for each key that has no effect because the run does the same thing itself."""
+    return [
+        f"{origin}: {key}={value} is not used: {NOT_USED[key]}"
+        for key, value in given.items()
+        if key in NOT_USED and not _is_off(value, None)
+    ]
+
+
+def _section(given: Node, known: dict[str, Any], place: str, mistakes: list[str]) -> Node:
+    kept: Node = {}
+    for key, value in given.items():
+        name = place + key
+        kind = known.get(key)
+        if kind is None:
+            mistakes += _without_effect(name, value, known, place)
+        elif value is None or value == "auto":
+            continue
+        elif isinstance(kind, Kind):
+            try:
+                kept[key] = kind.read(value)
+            except (TypeError, ValueError):
+                mistakes.append(f"{name}={value!r}: wanted {kind.wanted}")
+        elif isinstance(value, dict):
+            kept[key] = _section(value, kind, name + ".", mistakes)
+        else:
+            example = ', such as {"device": "cpu"}' if "device" in kind else ""
+            mistakes.append(f"{name}={value!r}: wanted an object{example}")
+    return kept
+
+
+def _without_effect(name: str, value: Any, known: dict[str, Any], place: str) -> list[str]:
+    """The mistake in a key that is not honoured, if it is one."""
+    if name in NOT_USED:
+        return []
+    if name in REFUSED:
+        why, off = REFUSED[name]
+        return [] if _is_off(value, off) else [f"'{name}' {why}: remove it from the JSON"]
+    close = difflib.get_close_matches(name.removeprefix(place), known, n=1)
+    elsewhere = [path for path in _paths(HONOURED) if path.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    hint = f"did you mean {place}{close[0]}?" if close else f"did you mean {elsewhere[0]}?" if elsewhere else ""
+    return [f"'{name}' is unknown; {hint or 'known here: ' + ', '.join(sorted(known))}"]
+
+
+def _is_off(value: Any, off: Any) -> bool:
+    if isinstance(value, dict):
+        return value.get("enabled") in (False, "auto")
+    return value is None or value is False or value == "auto" or (off is not None and value == off)
+
+
+def _paths(known: dict[str, Any], place: str = "") -> list[str]:
+    found = []
+    for key, kind in known.items():
+        found += _paths(kind, f"{place}{key}.") if isinstance(kind, dict) else [place + key]
+    return found
