@@ -25,7 +25,7 @@ EXCEPTIONS = {("objectives", "tgm_scale.models.patches")}
 
 # module prefix of a heavy dependency -> the only files that may import it
 IMPORT_SITES = {
-    "deepspeed": {"training/engine.py", "training/engine_state.py"},
+    "deepspeed": {"training/engine.py", "training/engine_state.py", "training/extensions.py"},
     "transformers": {
         "guidance/towers.py",
         "guidance/clip_training.py",

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import copy
-import logging
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.distributed import Place, set_rendezvous
 from tgm_scale.training.engine_plan import EnginePlan, engine_config
+from tgm_scale.training.extensions import load_cpu_adam, prepare_deepspeed
 from tgm_scale.training.optim import parameter_groups
 
 
 def start_processes(place: Place) -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs."""
     set_rendezvous(place)
-    if place.device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    else:
+    if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
-    # ninja, with which DeepSpeed builds its extensions, lies beside the python of a virtual environment
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    quiet_warnings()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    prepare_deepspeed(place.device)
     import deepspeed
-    import deepspeed.ops
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    if place.device.type == "cpu":
-        # a C++ extension that DeepSpeed would compile for 20 s at every fresh start, and fail without a compiler
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
         dist_backend="nccl" if place.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
     )
@@ -75,6 +61,7 @@ def _optimizer(groups: list[dict], plan: EnginePlan, config: dict[str, Any], dev
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         try:
+            load_cpu_adam(say=torch.distributed.get_rank() == 0)
             adam = DeepSpeedCPUAdam(groups, lr=0.0, betas=plan.betas, adamw_mode=True)
         except RuntimeError as error:
             raise ValueError(

@@ -1,0 +1,167 @@
+"""DeepSpeed's Adam for CPUs: built with a C++ compiler at the first start on a machine, in sight and without hanging.
+
+torch marks a build by a file named `lock`, which a process that is killed leaves behind, and for which every later start
+would wait without end and without a word. So a start first sees who holds it: a process here has the file open, or its
+compiler works in the folder. A lock that nobody here holds is removed where only this host has begun a build there, and
+waited for where another host may be building, until it is older than any build takes; then the start ends and names it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+
+from tgm_scale.runtime.compat import quiet_warnings
+
+BUILD_SECONDS = 600  # within which any build is done: 80 s on one free core
+_QUIET_SECONDS = 5  # of waiting without a word: a process that finds all built holds the lock for a moment
+_LOCK = "lock"  # torch.utils.cpp_extension's name for it
+_RECORD = "builder-"  # and the host's name: a build was begun there that is not done
+_SEES_PROCESSES = Path("/proc/self/fd").is_dir()
+
+
+def prepare_deepspeed(device: torch.device) -> None:
+    """Import DeepSpeed for this kind of device, its log quiet and its compiler's tools found."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # ninja, with which DeepSpeed builds its extensions, lies beside the python of a virtual environment
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    quiet_warnings()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if device.type == "cpu":
+        # a C++ extension that DeepSpeed would compile for 20 s at every fresh start, and fail without a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def load_cpu_adam(say: bool) -> float:
+    """Make DeepSpeed's Adam for CPUs ready in this process; builds it where it is missing. Returns the seconds.
+
+    say: print what is waited for and built. Raises RuntimeError where it cannot be built, ValueError for a lock that a
+    killed build left."""
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    began, builder = time.perf_counter(), CPUAdamBuilder()
+    folder = build_folder(builder.name)
+    if (folder / _LOCK).exists():
+        _wait_for_lock(folder, say)
+    if (folder / f"{builder.name}.so").is_file():
+        builder.load(verbose=False)
+        return time.perf_counter() - began
+    record = folder / _own_record()
+    if say:
+        print(f"building DeepSpeed's Adam for CPUs in {folder}, once: some 80 s on one core", flush=True)
+    record.touch()
+    try:
+        builder.load(verbose=False)
+    finally:
+        record.unlink(missing_ok=True)
+    if say:
+        print(f"built in {time.perf_counter() - began:.0f} s", flush=True)
+    return time.perf_counter() - began
+
+
+def build_folder(name: str) -> Path:
+    """Where torch builds an extension of this name; it is made."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    try:
+        return Path(_get_build_directory(name, verbose=False))
+    except OSError as error:
+        root = os.environ.get("TORCH_EXTENSIONS_DIR", "the home folder")
+        raise ValueError(
+            f"{error}: DeepSpeed's Adam for CPUs is built in {root}: set TORCH_EXTENSIONS_DIR to a folder that can be "
+            "written"
+        ) from None
+
+
+def left_lock(folder: Path) -> Path | None:
+    """A lock in the folder that was left by a build that is over: no process of this host holds it, and no other host
+    can hold it, or it is too old. None where there is none, or where somebody may still build."""
+    lock = folder / _LOCK
+    try:
+        age = time.time() - lock.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    if _is_held(lock):
+        return None
+    return lock if _begun_here_alone(folder) or age > BUILD_SECONDS else None
+
+
+def clear_lock(lock: Path) -> None:
+    """Remove a lock that was left, and the notes of who began to build."""
+    for file in (*lock.parent.glob(_RECORD + "*"), lock):
+        file.unlink(missing_ok=True)
+
+
+def _own_record() -> str:
+    return _RECORD + platform.node()
+
+
+def _begun_here_alone(folder: Path) -> bool:
+    return _SEES_PROCESSES and [file.name for file in folder.glob(_RECORD + "*")] == [_own_record()]
+
+
+def _wait_for_lock(folder: Path, say: bool) -> None:
+    lock, began, said = folder / _LOCK, time.monotonic(), False
+    while lock.exists():
+        with _alone_on_this_host(folder):  # else one process could remove the lock that another has just made
+            left = left_lock(folder)
+            if left is not None and _begun_here_alone(folder):
+                clear_lock(left)
+                print(f"{left}: left by a build on this host that was killed; removed", flush=True)
+                return
+        if left is not None:
+            raise ValueError(
+                f"{left}: older than the {BUILD_SECONDS // 60} minutes that a build may take, and no process of this "
+                "host holds it: a build was killed. Remove it (`tgm-scale preflight --clear-locks` does), or set "
+                "TORCH_EXTENSIONS_DIR to another folder"
+            )
+        if say and not said and time.monotonic() - began > _QUIET_SECONDS:
+            said = True
+            print(f"waiting for another process that builds in {folder} (its lock: {lock})", flush=True)
+        time.sleep(0.2)
+
+
+@contextmanager
+def _alone_on_this_host(folder: Path) -> Iterator[None]:
+    with (folder / "settling").open("w") as stream:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether another process of this host has the lock open, or works in its folder, as compilers do that outlive
+    the process that started them."""
+    own, lock = str(os.getpid()), lock.resolve()
+    for process in Path("/proc").glob("[0-9]*"):
+        if process.name != own and any(path == str(lock) for path in _opened(process)):
+            return True
+        if _target(process / "cwd") == str(lock.parent):
+            return True
+    return False
+
+
+def _opened(process: Path) -> Iterator[str]:
+    with suppress(OSError):  # it ended, or is another user's
+        for descriptor in (process / "fd").iterdir():
+            yield _target(descriptor)
+
+
+def _target(link: Path) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""
