@@ -1,4 +1,4 @@
-"""A build of DeepSpeed's Adam that was killed leaves a lock: the next start removes it or names it, and never hangs."""
+"""A build of DeepSpeed's Adam that was killed leaves a lock: the next start removes or names it, and never hangs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """DeepSpeed's Adam for CPUs: built with a C++ compiler at the first start on a machine, in sight and without hanging.
 
-torch marks a build by a file named `lock`, which a process that is killed leaves behind, and for which every later start
-would wait without end and without a word. So a start first sees who holds it: a process here has the file open, or its
-compiler works in the folder. A lock that nobody here holds is removed where only this host has begun a build there, and
-waited for where another host may be building, until it is older than any build takes; then the start ends and names it.
+torch marks a build by a file named `lock`, which a process that is killed leaves behind, and for which every later
+start would wait without end and without a word. So a start first sees who holds it: a process here has the file open,
+or its compiler works in the folder. A lock that nobody here holds is removed where only this host has begun a build
+there, and waited for where another host may be building, until it is older than any build takes; then the start ends
+and names it.
 """
 
 from __future__ import annotations
