@@ -6,7 +6,9 @@ R rows and C columns. Tokens are numbered slot by slot, row by row: index = (slo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,14 +71,17 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on `device`."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(getattr(self, f.name), Tensor)
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with each of its tensors as `change` gives it."""
+        changed: dict[str, Any] = {
+            f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on `device`. The host waits for the copies: see `data.to_device` for a way
+        without."""
+        return self.map(lambda tensor: tensor.to(device))
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class ClipLoader:
             yield from decode_ahead(self.samples, positions, self._micro, self.workers, ahead)
         shape = (self._micro, sampling.repeated_augmentation, sampling.frames, sampling.size, sampling.size, 3)
         while part := list(islice(positions, self._micro)):
-            pixels = torch.empty(shape, dtype=torch.uint8)
+            pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
             yield [self.samples.read(*each) for each in zip(part, pixels)], pixels
 
     def _batch(self, samples: list[Sample], pixels: torch.Tensor) -> Batch:
