@@ -136,3 +136,26 @@ def test_relevance_may_be_the_mean_over_a_clips_captions(corpus: Path, towers: P
     assert batch.caption_sets is None
     drawn, _ = guide._relevance(batch, towers_.text.encode(batch.captions))
     assert not torch.allclose(drawn, relevance, atol=1e-3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_flow_of_the_data_workers_is_that_of_the_training_thread(
+    shards: Path, towers: Path, tmp_path: Path, workers: int
+) -> None:
+    """To the bit, of every clip of a sample and of broken samples, too; so are the masks."""
+    pytest.importorskip("cv2", reason="OpenCV is not installed")
+    settings = tree(shards, towers, tmp_path, "flow_guided")
+    settings["data"] |= {"workers": workers, "repeated_augmentation": 2, "flip": True, "max_skipped_share": 1.0}
+    settings["train"] = {"steps": 3, "global_batch_size": 32, "micro_batch_size": 32}
+    config, place = from_tree(settings), find_place()
+    masker = build.masker(config)
+    guide = Guide(masker, build.towers(config, masker.needs, place.device))
+    problems = 0
+    for _, [batch] in build.loader(config, [Corpus.open(str(shards))], place, 0, 3):
+        assert batch.flow is not None and batch.flow.shape == (32, 4, 2, 8, 8)
+        there, here = guide(batch), guide.look(dataclasses.replace(batch, flow=None))
+        flow = here.maps["flow"]
+        assert flow is not None and torch.equal(batch.flow, flow) and flow.any()
+        assert torch.equal(there.mask.visible, guide.prepare(here).mask.visible)
+        problems += len(batch.problems)
+    assert problems, "the corpus has broken samples"

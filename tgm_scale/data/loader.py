@@ -16,7 +16,7 @@ import torch
 from tgm_scale.contracts import Batch, Grid
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.order import Mixture, Order
-from tgm_scale.data.samples import RelevanceReader, Sample, Samples, Sampling
+from tgm_scale.data.samples import FlowEstimator, RelevanceReader, Sample, Samples, Sampling
 from tgm_scale.data.transforms import CROPS
 from tgm_scale.data.workers import decode_ahead
 from tgm_scale.runtime import seeding
@@ -30,8 +30,8 @@ class ClipLoader:
     weights: share of each corpus in the run's samples (default: by size); grid: the token grid, for maps;
     `workers` processes decode, each up to `prefetch` samples ahead; 0 decodes here, to the same bits.
     `captions=False` reads none; `relevance` reads the samples' cached scores; `motion` reads the codec's vectors;
-    `caption_sets` hands over all captions of each sample beside the drawn one; `torchcodec` decodes with torchcodec
-    (default: PyAV does; it alone reads the codec's vectors).
+    `flow` estimates optical flow; `caption_sets` hands over all captions of each sample beside the drawn one;
+    `torchcodec` decodes with torchcodec (default: PyAV does; it alone reads the codec's vectors).
 
     Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read, RuntimeError
     where a worker died, what `relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
@@ -63,6 +63,7 @@ class ClipLoader:
         motion: bool = False,
         caption_sets: bool = False,
         segments: bool = False,
+        flow: FlowEstimator | None = None,
         torchcodec: bool = False,
     ):
         assert 0 <= rank < world_size and frames % grid.slots == 0 and crop in CROPS
@@ -94,6 +95,7 @@ class ClipLoader:
             motion,
             caption_sets,
             segments,
+            flow,
             torchcodec,
         )
         self.samples = Samples(corpora, Mixture(orders, weights), sampling)
@@ -136,6 +138,7 @@ class ClipLoader:
         model's order where that is cheap, on its device."""
         repeats = self.samples.sampling.repeated_augmentation
         relevance = [torch.from_numpy(sample.relevance) for sample in samples if sample.relevance is not None]
+        flow = [torch.from_numpy(sample.flow) for sample in samples if sample.flow is not None]
         motion = [torch.from_numpy(sample.motion) for sample in samples if sample.motion is not None]
         caption_sets = [
             sample.caption_set for sample in samples if sample.caption_set is not None for _ in range(repeats)
@@ -155,6 +158,7 @@ class ClipLoader:
             starts=per_clip([sample.start for sample in samples], torch.float32),
             relevance=torch.cat(relevance) if relevance else None,
             motion=torch.cat(motion) if motion else None,
+            flow=torch.cat(flow) if flow else None,
             caption_sets=caption_sets or None,
             problems=[sample.problem for sample in samples if sample.problem is not None],
         )

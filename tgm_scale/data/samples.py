@@ -25,6 +25,9 @@ RELEVANCE_EXTENSION = "tgm.npy"
 # float [T, y, x] over the whole frame. A ValueError stops the run; any other exception is the sample's problem.
 RelevanceReader = Callable[[bytes, int, np.ndarray], np.ndarray]
 
+# (clip, uint8 [T, H, W, 3], the token grid) -> its optical flow as `Batch.flow` has it, float32 [T, 2, h, w]
+FlowEstimator = Callable[[Tensor, Grid], np.ndarray]
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -43,6 +46,7 @@ class Sampling:
     motion: bool = False  # True: each sample brings its codec's motion, all 0 where the stream has none
     caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
     segments: bool = False  # True: one frame of each of equal segments of the whole source, not a window
+    flow: FlowEstimator | None = None  # given: each clip brings its optical flow
     torchcodec: bool = False  # True: torchcodec decodes; else PyAV does
 
 
@@ -60,6 +64,7 @@ class Sample:
     problem: Problem | None
     motion: np.ndarray | None = None  # float32 [N, S, R, C]
     caption_set: list[str] | None = None
+    flow: np.ndarray | None = None  # float32 [N, T, 2, h, w]
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Samples:
         except SampleError as error:
             problem = Problem(fetched.ref.name, *error.args)
         clips_NTHW3.zero_()
-        return self._blank(fetched, problem)
+        return self._blank(fetched, problem, clips_NTHW3)
 
     def _wanted(self, ref: SampleRef) -> list[str]:
         extensions = [ref.video]
@@ -154,6 +159,7 @@ class Samples:
             problem=None,
             motion=None if recorder is None else self._motion(recorder, indices, crops),
             caption_set=choices if sampling.caption_sets else None,
+            flow=self._flow(clips_NTHW3),
         )
 
     def _indices(self, count: int, seed: int) -> np.ndarray:
@@ -214,7 +220,11 @@ class Samples:
             return np.zeros((len(crops), grid.slots, grid.rows, grid.columns), np.float32)
         return np.stack([crop.resample(map_Syx, grid.rows, grid.columns).numpy() for crop in crops])
 
-    def _blank(self, fetched: Fetched, problem: Problem) -> Sample:
+    def _flow(self, clips_NTHW3: Tensor) -> np.ndarray | None:
+        flow, grid = self.sampling.flow, self.sampling.grid
+        return None if flow is None else np.stack([flow(clip_THW3, grid) for clip_THW3 in clips_NTHW3])
+
+    def _blank(self, fetched: Fetched, problem: Problem, clips_NTHW3: Tensor) -> Sample:
         sampling, n = self.sampling, len(fetched.seeds)
         grid = sampling.grid
         shape = (n, grid.slots, grid.rows, grid.columns)
@@ -229,4 +239,5 @@ class Samples:
             problem=problem,
             motion=np.zeros(shape, np.float32) if sampling.motion else None,
             caption_set=[""] if sampling.caption_sets else None,
+            flow=self._flow(clips_NTHW3),
         )

@@ -1,7 +1,8 @@
 """Optical flow from every frame of a clip to its neighbour on the side of the base frame, for flow-guided masking.
 
-`dis`: Dense Inverse Search of OpenCV (arXiv 1603.03590), on the CPU, without weights. Else a file of weights of
-torchvision's RAFT, small or large (arXiv 2003.12039), on the towers' device.
+`dis`: Dense Inverse Search of OpenCV (arXiv 1603.03590), on the CPU, without weights: 135 ms a clip of 16 frames at
+224, so the data workers compute it (`dis_to_base`). Else a file of weights of torchvision's RAFT, small or large
+(arXiv 2003.12039), on the towers' device.
 
 Shapes: B clips, T frames of H x W pixels, N pairs of frames, h x w places of the flow.
 """
@@ -9,12 +10,14 @@ Shapes: B clips, T frames of H x W pixels, N pairs of frames, h x w places of th
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
@@ -52,27 +55,34 @@ class FlowToBase:
         frame, across then down, mean over the pixels of each place: float32 [B, T, 2, h, w]; 0 at the base frame.
 
         video_BCTHW: uint8 RGB."""
-        frames = video_BCTHW.shape[2]
-        base = frames // 2
-        nearer = torch.tensor([t + (t < base) - (t > base) for t in range(frames)], device=video_BCTHW.device)
-
-        def compute(clips_BCTHW: Tensor) -> Tensor:
-            each_BTCHW = clips_BCTHW.transpose(1, 2)
-            outer = torch.arange(frames, device=nearer.device) != base
-            pairs = [x_BTCHW[:, outer].flatten(0, 1) for x_BTCHW in (each_BTCHW, each_BTCHW[:, nearer])]
-            flow_N2HW = self.estimate(*pairs).to(video_BCTHW.device)
-            height, width = flow_N2HW.shape[2:]
-            places = (PLACES_PER_TOKEN * grid.rows, PLACES_PER_TOKEN * grid.columns)
-            share_N2hw = (
-                F.adaptive_avg_pool2d(flow_N2HW, places) / flow_N2HW.new_tensor([width, height])[:, None, None]
-            )
-            result = share_N2hw.new_zeros(len(clips_BCTHW), frames, 2, *places)
-            result[:, outer] = share_N2hw.unflatten(0, (len(clips_BCTHW), -1))
-            return result
-
-        return in_passes(compute, clips_per_pass(self.device), video_BCTHW)
+        return in_passes(partial(_to_base, self.estimate, grid), clips_per_pass(self.device), video_BCTHW)
 
 
+@torch.no_grad()
+def dis_to_base(clip_THW3: Tensor, grid: Grid) -> NDArray[np.float32]:
+    """What `FlowToBase('dis', ...)` gives for one clip, to the bit: float32 [T, 2, h, w]. clip_THW3: uint8 RGB.
+
+    A data worker can be sent it."""
+    return _to_base(dis(), grid, clip_THW3.permute(3, 0, 1, 2)[None])[0].numpy()
+
+
+def _to_base(estimate: Estimator, grid: Grid, clips_BCTHW: Tensor) -> Tensor:
+    frames, device = clips_BCTHW.shape[2], clips_BCTHW.device
+    base = frames // 2
+    nearer = torch.tensor([t + (t < base) - (t > base) for t in range(frames)], device=device)
+    outer = torch.arange(frames, device=device) != base
+    each_BTCHW = clips_BCTHW.transpose(1, 2)
+    pairs = [x_BTCHW[:, outer].flatten(0, 1) for x_BTCHW in (each_BTCHW, each_BTCHW[:, nearer])]
+    flow_N2HW = estimate(*pairs).to(device)
+    height, width = flow_N2HW.shape[2:]
+    places = (PLACES_PER_TOKEN * grid.rows, PLACES_PER_TOKEN * grid.columns)
+    share_N2hw = F.adaptive_avg_pool2d(flow_N2HW, places) / flow_N2HW.new_tensor([width, height])[:, None, None]
+    result = share_N2hw.new_zeros(len(clips_BCTHW), frames, 2, *places)
+    result[:, outer] = share_N2hw.unflatten(0, (len(clips_BCTHW), -1))
+    return result
+
+
+@cache
 def dis() -> Estimator:
     """OpenCV's DIS on one thread: with more it cuts a frame in as many stripes, and the flow would depend on the
     machine. Settings by what they cost and give on clips of known motion and by warping real ones (docs/LOG.md):

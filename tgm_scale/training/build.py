@@ -23,7 +23,7 @@ from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.torchcodec_frames import check_torchcodec
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
-from tgm_scale.guidance.flow import FlowToBase, check_flow
+from tgm_scale.guidance.flow import FlowToBase, check_flow, dis_to_base
 from tgm_scale.guidance.parts import Parts
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import TextTower, check_folder, load_image_tower, load_text_tower
@@ -190,6 +190,7 @@ def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop:
         relevance=relevance,
         motion="motion" in masker(config).needs,
         caption_sets=guidance.captions == "mean" and "relevance" in masker(config).needs,
+        flow=dis_to_base if "flow" in masker(config).needs and guidance.flow == "dis" else None,
         torchcodec=config.data.decoder == "torchcodec",
     )
 

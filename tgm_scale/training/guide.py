@@ -47,9 +47,10 @@ class Guide:
     @torch.no_grad()
     def look(self, batch: Batch) -> Looked:
         text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
-        maps: dict[str, Tensor | None] = {"motion": batch.motion}
+        maps: dict[str, Tensor | None] = {"motion": batch.motion, "flow": batch.flow}
         for name, look in self.towers.maps.items():
-            maps[name] = look(batch.video, self.masker.grid)
+            if maps.get(name) is None:  # the data workers may have been there first
+                maps[name] = look(batch.video, self.masker.grid)
         if "relevance" not in self.masker.needs:
             return Looked(batch, text_BE, maps)
         return Looked(batch, text_BE, maps, *self._relevance(batch, text_BE))
