@@ -159,8 +159,9 @@ def write(weights: Weights, folder: Path) -> None:
     """A folder that `from_pretrained` loads: config.json, model.safetensors (float32), preprocessor_config.json with
     the ImageNet statistics of training (their default is 0.5). Raises ValueError as `to_huggingface` does."""
     config = configuration(weights)
+    kind = model_class(weights.kind)  # before: what transformers makes while it is imported must not be without values
     with torch.device("meta"):  # no first values: all are given
-        model = model_class(weights.kind)(config)
+        model = kind(config)
     model.load_state_dict(to_huggingface(weights), assign=True)
     model.save_pretrained(folder)
     from transformers import VideoMAEImageProcessor

@@ -24,6 +24,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from tgm_scale.data.motion import MotionRecorder
+from tgm_scale.runtime.compat import any_metadata
 
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K; a decoder may keep 16 of them for reference
 DECODE_BUDGET = 1 << 33  # pixels decoded for one clip: 4,096 frames of 1080p, about 20 s of one core
@@ -131,7 +132,7 @@ class Video:
     def _open(self) -> None:
         try:
             self._container = av.open(
-                io.BytesIO(self._data), mode="r", options=_OPTIONS, metadata_errors="ignore", buffer_size=1 << 18
+                io.BytesIO(self._data), mode="r", options=_OPTIONS, **any_metadata(av.__version__), buffer_size=1 << 18
             )
         except av.FFmpegError as error:
             if self._data[4:8] == b"ftyp":

@@ -18,6 +18,8 @@ from typing import cast
 import av
 import numpy as np
 
+from tgm_scale.runtime.compat import any_metadata
+
 GOP, CRF, SHORT_SIDE = 12, 23, 256
 _PRESET = "veryfast"  # half the time of "fast" at the same size and 0.5 dB less; its single reference decodes faster
 # x264's macroblock tree reads memory that it did not write: with it, one clip in some hundreds differs between two
@@ -149,7 +151,7 @@ class _Source:
         self._complete = False  # a frame at or after the span's end was seen
 
     def _open(self) -> None:
-        self._container = av.open(self._path, options=_TRUST_NOTHING, metadata_errors="ignore")
+        self._container = av.open(self._path, options=_TRUST_NOTHING, **any_metadata(av.__version__))
         stream = cast("av.VideoStream | None", self._container.streams.best("video"))
         if stream is None:
             raise CutError("not_decodable", "holds no video stream")

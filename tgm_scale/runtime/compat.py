@@ -1,4 +1,4 @@
-"""Third-party imports that need a hand on a CPU-only torch, and quiet ones."""
+"""Third-party packages that need a hand: on a CPU-only torch, by version, and quiet ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import pathlib
 import sys
 import warnings
+from typing import Any
 
 _DECLARED: list[object] = []  # keeps the operator declarations alive
 
@@ -43,3 +44,9 @@ def prepare_torchvision() -> str:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _DECLARED.append(library)
     return "operators declared"
+
+
+def any_metadata(av_version: str) -> dict[str, Any]:
+    """What `av.open` wants, so that a title that is not UTF-8 does not make a video unreadable: PyAV 19 reads any, and
+    has the argument no more."""
+    return {"metadata_errors": "ignore"} if int(av_version.split(".")[0]) < 19 else {}
