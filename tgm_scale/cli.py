@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 
+from tgm_scale import __version__
 from tgm_scale.runtime.command import FAILED, USER_MISTAKE
 
 _EXAMPLES = """examples:
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"tgm-scale {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     pretrain = _command(commands, "pretrain", "start a pretraining run, or go on with it", _pretrain, _EXAMPLES)
     _add_configuration(pretrain)
@@ -111,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_configuration(command: argparse.ArgumentParser, required: bool = True) -> None:
-    command.add_argument("--config", required=required, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
+    command.add_argument("--config", required=required, metavar="FILE", help="a YAML file; `debug` is a packaged one")
     command.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as train.steps=100"
     )

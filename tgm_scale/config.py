@@ -14,6 +14,10 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+# in a wheel beside this file, in a checkout beside the package
+_IN_WHEEL = Path(__file__).parent / "configs"
+CONFIGS = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[1] / "configs"
+
 
 class Section(BaseModel):
     """A part of the configuration: unknown keys and wrong types are errors, values do not change."""
@@ -278,11 +282,29 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     return from_tree(read_tree(path, overrides), str(path))
 
 
+def packaged(path: str | Path, ending: str) -> Path:
+    """The file at a path, else the one that comes with the project under this name: `configs/debug.yaml` and `debug`
+    are found from any folder. The path itself where there is neither."""
+    given = Path(path)
+    if given.is_file() or given.is_absolute():
+        return given
+    inner = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    for name in (inner, inner.with_name(inner.name + ending)) if inner.name and ".." not in inner.parts else ():
+        if (CONFIGS / name).is_file():
+            return CONFIGS / name
+    return given
+
+
+def _packaged_names() -> str:
+    return ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+
+
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
     """Nested dictionaries from a YAML file with overrides laid over it, not checked yet. Raises ValueError."""
-    file = Path(path)
+    file = packaged(path, ".yaml")
     if not file.is_file():
-        raise ValueError(f"--config {path}: {'a folder: name a YAML file in it' if file.is_dir() else 'no such file'}")
+        what = "a folder: name a YAML file in it" if file.is_dir() else f"no such file; packaged: {_packaged_names()}"
+        raise ValueError(f"--config {path}: {what}")
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:

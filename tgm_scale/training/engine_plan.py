@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from tgm_scale.config import packaged
 from tgm_scale.training import engine_keys
 
 _OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that has it
@@ -132,7 +132,7 @@ def not_used(config_file: str | None) -> list[str]:
 
 
 def _read_json(path: str) -> dict[str, Any]:
-    file = Path(path)
+    file = packaged(path, ".json")
     if not file.is_file():
         raise ValueError(f"deepspeed.config={path}: no such file")
     try:

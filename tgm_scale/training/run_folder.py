@@ -107,8 +107,7 @@ def environment() -> dict[str, Any]:
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": versions(),
-        "git": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        **_git_state(),
         **slurm.job(),
     }
 
@@ -126,10 +125,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
-    source = Path(__file__).parent
+def _git_state() -> dict[str, Any]:
+    """Commit of our own checkout and whether it was changed; None for an installed package, also where its virtual
+    environment lies in somebody else's repository."""
+    root = Path(__file__).resolve().parents[2]
+    own = (root / "setup.cfg").is_file() and Path(_git(root, "rev-parse", "--show-toplevel") or "/").samefile(root)
+    commit = _git(root, "rev-parse", "HEAD") if own else None
+    return {"git": commit, "git_dirty": None if commit is None else bool(_git(root, "status", "--porcelain"))}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
     try:
-        command = ["git", "-C", str(source), *arguments]
+        command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
