@@ -2,15 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test demo lint help
+.PHONY: test demo lint versions help
 
 help:
 	@echo "make demo   the whole story on a corpus it makes itself (about 10 minutes on 2 CPU cores)"
 	@echo "make test   the tests"
 	@echo "make lint   style and types"
+	@echo "make versions   a part of the tests with the lowest, pinned and newest packages, on each Python that is here"
 
 # On a CPU-only Linux machine PyPI's torch brings the CUDA packages along; README.md says how to avoid them.
-.venv/.installed: setup.cfg constraints.txt pyproject.toml
+.venv/.installed: setup.cfg setup.py constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
@@ -27,3 +28,6 @@ lint: .venv/.installed
 
 demo: .venv/.installed
 	$(BIN)/python tools/demo.py
+
+versions:
+	PYTHONPATH=. $(PYTHON) tools/try_versions.py
