@@ -16,7 +16,7 @@ from tgm_scale.evaluation import ema
 from tgm_scale.evaluation.finetune_setup import classifier, layer_groups
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.models.classifier import VideoClassifier
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelSize, run_blocks
 from tgm_scale.training.checkpoint import Reader, latest
 
 SIZE = ModelSize(24, 3, 2, 48, 0, 0, 0, 0, patch=8)
@@ -67,11 +67,9 @@ def test_drop_path_is_keyed_by_the_clip_and_right_in_the_mean() -> None:
     one = ModelSize(24, 1, 2, 48, 0, 0, 0, 0, patch=8)
     first = VideoClassifier(one, 4, 32, classes=5, drop_path=0.9).train()
     assert torch.equal(first(CLIP, seeds), first(CLIP)), "the first block is never left out"
-    many = torch.arange(4000)
-    dropped = model._run_dropping(torch.ones(4000, 1, 24), many)
-    kept_all = (
-        VideoClassifier(SIZE, 4, 32, classes=5).train()._run_dropping(torch.ones(1, 1, 24), torch.zeros(1).long())
-    )
+    scales = model._drawn_scales(torch.arange(4000), torch.float32)
+    dropped = run_blocks(model.blocks, torch.ones(4000, 1, 24), False, scales)
+    kept_all = run_blocks(model.blocks, torch.ones(1, 1, 24), False)
     assert (dropped.mean(0) - kept_all[0]).abs().max() < 0.15 * kept_all.abs().max()
 
 

@@ -5,11 +5,8 @@ Shapes: B clips, C=3, T frames, H W pixels, N tokens of the grid, D width, K cla
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tgm_scale.contracts import Grid
 from tgm_scale.models.attention import Backend
@@ -58,35 +55,22 @@ class VideoClassifier(nn.Module):
         """The normalised mean token, [B, D]. video: 0..255, uint8 (or float). seeds: int64, of training's clips, for
         drop path: what is left out is a function of the clip's seed, whatever batch and process it is in."""
         x = self.patch_embed(patchify(video_BCTHW, self.size.tubelet, self.size.patch))
-        x = self.positions(x, None, dtype=self.fc_norm.weight.dtype)
+        x = self.positions(x, None, dtype=x.dtype)  # not a weight's: see vit.Encoder
+        scales = None
         if self.training and self.drop_path and seeds_B is not None:
-            x = self._run_dropping(x, seeds_B)
-        else:
-            x = run_blocks(self.blocks, x, self.activation_checkpointing)
-        return self.fc_norm(x.mean(1))
+            scales = self._drawn_scales(seeds_B, x.dtype)
+        return self.fc_norm(run_blocks(self.blocks, x, self.activation_checkpointing, scales).mean(1))
 
     def forward(self, video_BCTHW: Tensor, seeds_B: Tensor | None = None) -> Tensor:
         """Scores before softmax, [B, K]; without a head the features, [B, D]."""
         return self.head(self.features(video_BCTHW, seeds_B))
 
-    def _run_dropping(self, x_BND: Tensor, seeds_B: Tensor) -> Tensor:
+    def _drawn_scales(self, seeds_B: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """By what each block's branches are multiplied, clip by clip: L of [B, 2], 0 or 1 / the share that stays."""
         depth = len(self.blocks)
         drawn_BL2 = seeding.uniform(seeds_B, 2 * depth, "drop path").unflatten(1, (depth, 2))
-        for i, block in enumerate(self.blocks):
-            kept = 1 - self.drop_path * i / max(1, depth - 1)
-            scale_B2 = ((drawn_BL2[:, i] < kept) / kept).to(x_BND.dtype)
-            if self.activation_checkpointing:
-                x_BND = checkpoint(_block_dropping, block, x_BND, scale_B2, use_reentrant=False)
-            else:
-                x_BND = _block_dropping(block, x_BND, scale_B2)
-        return x_BND
-
-
-def _block_dropping(block: Any, x_BND: Tensor, scale_B2: Tensor) -> Tensor:
-    """A `Block` whose two branches are scaled clip by clip."""
-    attention_B11, mlp_B11 = scale_B2[:, :, None, None].unbind(1)
-    x_BND = x_BND + attention_B11 * block.attn(block.norm1(x_BND))
-    return x_BND + mlp_B11 * block.mlp(block.norm2(x_BND))
+        kept = [1 - self.drop_path * i / max(1, depth - 1) for i in range(depth)]
+        return [((drawn_BL2[:, i] < share) / share).to(dtype) for i, share in enumerate(kept)]
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ blocks, LayerNorm eps 1e-6, fixed positions, no class token, no dropout and no d
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,9 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): [B, N, D] -> [B, N, D]."""
+    """x + attention(norm(x)), then x + mlp(norm(x)): [B, N, D] -> [B, N, D].
+
+    scale_B2: factors of the two branches, clip by clip (drop path in finetuning); None: both are added whole."""
 
     def __init__(self, width: int, heads: int, hidden: int, attention: Backend) -> None:
         super().__init__()
@@ -72,18 +75,27 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, scale_B2: Tensor | None = None) -> Tensor:
+        if scale_B2 is None:
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        attention_B11, mlp_B11 = scale_B2[:, :, None, None].unbind(1)
+        x = x + attention_B11 * self.attn(self.norm1(x))
+        return x + mlp_B11 * self.mlp(self.norm2(x))
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, activation_checkpointing: bool) -> Tensor:
-    """The blocks in turn; with `activation_checkpointing` only each block's input is kept for the backward pass."""
-    for block in blocks:
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, activation_checkpointing: bool, scales: Sequence[Tensor] | None = None
+) -> Tensor:
+    """The blocks in turn; with `activation_checkpointing` only each block's input is kept for the backward pass.
+
+    scales: for each block the factors of its branches (see `Block`)."""
+    for i, block in enumerate(blocks):
+        inputs = (x,) if scales is None else (x, scales[i])
         if activation_checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # nothing random in a block
+            x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing random in a block
         else:
-            x = block(x)
+            x = block(*inputs)
     return x
 
 
