@@ -123,7 +123,9 @@ class PairMixer:
     def __call__(
         self, video_BCTHW: Tensor, labels_B: Tensor, seeds_B: Tensor, weight_B: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(video float 0..255, targets [B, C], weights [B]); a clip mixed with a broken one has weight 0."""
+        """(video float 0..255, targets [B, C], weights [B]); a clip mixed with a broken one has weight 0.
+
+        seeds_B: on the host; from a GPU they are waited for, once a call."""
         if self._mix is None:
             off = self._smoothing / self._classes
             targets_BC = torch.full((len(labels_B), self._classes), off, device=labels_B.device)
@@ -131,11 +133,11 @@ class PairMixer:
         folded = video_BCTHW.float().flatten(1, 2)  # timm's boxes are of the last two dimensions, in all frames
         targets_BC = torch.empty(len(labels_B), self._classes, device=labels_B.device)
         weight_B = weight_B.clone()
-        repeats = self._repeats
+        repeats, seeds = self._repeats, seeds_B.tolist()
         for start in range(0, len(labels_B), 2 * repeats):
             for repeat in range(start, start + repeats):
-                pair = torch.tensor([repeat, repeat + repeats], device=labels_B.device)
-                with seeded(int(seeds_B[repeat]), "mix"):
+                pair = slice(repeat, repeat + repeats + 1, repeats)
+                with seeded(seeds[repeat], "mix"):
                     folded[pair], targets_BC[pair] = self._mix(folded[pair], labels_B[pair])
                 weight_B[pair] = weight_B[pair].min()
         return folded.unflatten(1, video_BCTHW.shape[1:3]), targets_BC, weight_B

@@ -67,19 +67,18 @@ def dis_to_base(clip_THW3: Tensor, grid: Grid) -> NDArray[np.float32]:
 
 
 def _to_base(estimate: Estimator, grid: Grid, clips_BCTHW: Tensor) -> Tensor:
-    frames, device = clips_BCTHW.shape[2], clips_BCTHW.device
-    base = frames // 2
-    nearer = torch.tensor([t + (t < base) - (t > base) for t in range(frames)], device=device)
-    outer = torch.arange(frames, device=device) != base
+    base = clips_BCTHW.shape[2] // 2
     each_BTCHW = clips_BCTHW.transpose(1, 2)
-    pairs = [x_BTCHW[:, outer].flatten(0, 1) for x_BTCHW in (each_BTCHW, each_BTCHW[:, nearer])]
-    flow_N2HW = estimate(*pairs).to(device)
+    outer = torch.cat([each_BTCHW[:, :base], each_BTCHW[:, base + 1 :]], dim=1)
+    nearer = torch.cat([each_BTCHW[:, 1 : base + 1], each_BTCHW[:, base:-1]], dim=1)
+    flow_N2HW = estimate(outer.flatten(0, 1), nearer.flatten(0, 1)).to(clips_BCTHW.device)
     height, width = flow_N2HW.shape[2:]
     places = (PLACES_PER_TOKEN * grid.rows, PLACES_PER_TOKEN * grid.columns)
-    share_N2hw = F.adaptive_avg_pool2d(flow_N2HW, places) / flow_N2HW.new_tensor([width, height])[:, None, None]
-    result = share_N2hw.new_zeros(len(clips_BCTHW), frames, 2, *places)
-    result[:, outer] = share_N2hw.unflatten(0, (len(clips_BCTHW), -1))
-    return result
+    across_Nhw, down_Nhw = F.adaptive_avg_pool2d(flow_N2HW, places).unbind(1)
+    share_N2hw = torch.stack([across_Nhw / width, down_Nhw / height], dim=1)
+    share_BT2hw = share_N2hw.unflatten(0, (len(clips_BCTHW), -1))
+    at_base = share_BT2hw.new_zeros(len(clips_BCTHW), 1, 2, *places)
+    return torch.cat([share_BT2hw[:, :base], at_base, share_BT2hw[:, base:]], dim=1)
 
 
 @cache
@@ -134,9 +133,10 @@ def raft(file: str, device: torch.device) -> Estimator:
             F.interpolate(x.to(device).float() / 127.5 - 1, size, mode="bilinear", align_corners=False)
             for x in (frames_N3HW, neighbours_N3HW)
         ]
-        flow_N2hw = model(*pair, num_flow_updates=RAFT_UPDATES)[-1]
-        scale = flow_N2hw.new_tensor([width / size[1], height / size[0]])[:, None, None]
-        return F.interpolate(flow_N2hw, (height, width), mode="bilinear", align_corners=False) * scale
+        with device:  # torchvision makes coordinates anew in each update: on the host, a GPU would be waited for
+            flow_N2hw = model(*pair, num_flow_updates=RAFT_UPDATES)[-1]
+        flow_N2HW = F.interpolate(flow_N2hw, (height, width), mode="bilinear", align_corners=False)
+        return torch.stack([flow_N2HW[:, 0] * (width / size[1]), flow_N2HW[:, 1] * (height / size[0])], dim=1)
 
     return estimate
 

@@ -86,8 +86,8 @@ class Preprocessing:
 
 @cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """[C, 1, 1], made once: to bring a tensor to a GPU waits for all that it was given before."""
-    return torch.tensor(values, device=device)[:, None, None]
+    """[C, 1, 1], made once."""
+    return torch.tensor(values).to(device, non_blocking=True)[:, None, None]
 
 
 def _planes(x_N3HW: Tensor) -> Tensor:

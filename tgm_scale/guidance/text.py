@@ -52,7 +52,7 @@ class TextTower:
 
     def _pass(self, captions: list[str]) -> list[Tensor]:
         filled = captions + [""] * (self._per_pass - len(captions))
-        embeddings = self._embed(self.tokenize(filled).to(self.device)).float()
+        embeddings = self._embed(self.tokenize(filled).to(self.device, non_blocking=True)).float()
         return [row.clone() for row in F.normalize(embeddings, dim=-1)[: len(captions)]]
 
     def _remember(self, used: dict[str, Tensor]) -> None:

@@ -110,7 +110,7 @@ class GuidanceMonitor:
         whatever else the masker needs."""
         hidden = self.masker.hidden(seeds_B, relevance=relevance_BSRC, **aux)
         whole_B = weight_B > 0
-        self.box = self.box.to(hidden.device)
+        self.box = self.box.to(hidden.device, non_blocking=True)  # moves once
         figures = [(torch.zeros_like(weight_B), torch.zeros_like(whole_B))]
         if swapped_BSRC is not None:
             swapped = self.masker.hidden(seeds_B, relevance=swapped_BSRC, **aux)

@@ -16,6 +16,7 @@ from tgm_scale.contracts import Grid
 from tgm_scale.models.attention import Backend
 from tgm_scale.models.patches import Positions, gather_tokens, patchify
 from tgm_scale.models.vit import Decoder, Encoder, ModelSize, initialise
+from tgm_scale.runtime.precision import without_autocast
 
 
 class Output(NamedTuple):
@@ -34,7 +35,7 @@ class Projection(nn.Linear):
         super().__init__(width, embedding_width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             return F.linear(x.float(), self.weight.float())
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tgm_scale.runtime import seeding
+from tgm_scale.runtime.precision import without_autocast
 
 INITIAL_SCALE = 1 / 0.07  # CLIP's start and bound (Radford et al. 2021, section 2.5)
 MAX_SCALE = 100.0
@@ -66,7 +67,7 @@ def info_nce(
     those of weight 0. A clip of weight 0 is in no row, no column and not in the mean; where all weights are 0 the
     loss is 0. Computed in float32 whatever autocast. `contrastive_batch` divides G."""
     assert len(video_GE) % contrastive_batch == 0, (len(video_GE), contrastive_batch)
-    with torch.autocast(video_GE.device.type, enabled=False):
+    with without_autocast(video_GE.device):
         scale = _BoundAbove.apply(log_scale.float().reshape(()), math.log(MAX_SCALE)).exp()
         video_KCE, text_KCE = (
             F.normalize(x.float(), dim=-1).unflatten(0, (-1, contrastive_batch)) for x in (video_GE, text_GE)

@@ -58,7 +58,7 @@ class Guide:
     @torch.no_grad()
     def prepare(self, looked: Looked) -> Prepared:
         batch, relevance_BSRC = looked.batch, looked.relevance_BSRC
-        ids_B = caption_ids(batch.captions).to(batch.video.device)
+        ids_B = caption_ids(batch.captions).to(batch.video.device, non_blocking=True)
         mask = self.masker(batch.seeds, relevance=relevance_BSRC, **looked.maps)
         if self.motion is not None and batch.motion is not None:
             self.motion.observe(batch.motion, batch.weight)

@@ -31,9 +31,8 @@ def mixture(request: Request) -> Tensor:
     for place_Bhw2 in traced:
         inside_Bhw1 = ((place_Bhw2 >= 0) & (place_Bhw2 <= 1)).all(dim=-1, keepdim=True)
         read_BP2 = torch.where(inside_Bhw1, place_Bhw2, home_hw2).flatten(1, 2)
-        tokens = torch.tensor([grid.columns, grid.rows], device=read_BP2.device)
-        apart_BPK2 = (read_BP2[:, :, None] - centres_BK2[:, None]) * tokens
-        nearest_BP = apart_BPK2.square().sum(dim=-1).amin(dim=-1)
+        across_BPK, down_BPK = (read_BP2[:, :, None] - centres_BK2[:, None]).unbind(-1)
+        nearest_BP = ((across_BPK * grid.columns).square() + (down_BPK * grid.rows).square()).amin(dim=-1)
         height_B1hw = torch.exp(-nearest_BP / 2).view(-1, 1, *home_hw2.shape[:2])
         maps.append(F.adaptive_avg_pool2d(height_B1hw, (grid.rows, grid.columns)))
     pooled_BTRC = torch.cat(maps, dim=1)

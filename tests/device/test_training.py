@@ -1,0 +1,199 @@
+"""Everything of a training step that is not the engine's, on the `meta` device: no host sync, no mixed devices.
+
+What waits for the device must be in DECLARED, and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from watch import META, Watch, empty, video, whole
+
+from tgm_scale.contracts import Batch, Grid, Mask
+from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
+from tgm_scale.masking.recipes import RECIPES, build_masker
+from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.vit import ModelSize
+from tgm_scale.objectives.contrastive import caption_ids, contrastive_gradients
+from tgm_scale.runtime.distributed import Place
+from tgm_scale.training.build import Towers
+from tgm_scale.training.guide import Guide
+from tgm_scale.training.module import JointModule
+from tgm_scale.training.optim import parameter_groups
+from tgm_scale.training.step import JointStep, Prepared
+
+# the files where a step may read the device, after the update's kernels are queued
+DECLARED = {"training/step.py", "training/engine.py"}
+
+SIZE = ModelSize(48, 2, 2, 96, 24, 2, 2, 48, patch=8)
+FRAMES, SIDE, WIDTH, CLIPS = 4, 32, 16, 4
+GRID = Grid.of(FRAMES, SIDE, SIZE.tubelet, SIZE.patch)
+
+
+def maps(needs: set[str], clips: int = CLIPS) -> dict[str, Tensor]:
+    """What a masker may need, as the guidance gives it."""
+    flow = empty((clips, FRAMES, 2, 2 * GRID.rows, 2 * GRID.columns))
+    of_tokens = empty((clips, GRID.slots, GRID.rows, GRID.columns))
+    return {name: flow if name == "flow" else of_tokens for name in needs}
+
+
+def masks(recipe: str = "random", clips: int = CLIPS) -> Mask:
+    masker = build_masker(recipe, GRID, 0.75, visible_ratio=0.2, decode_ratio=0.5)
+    return masker(whole(clips), **maps(masker.needs, clips))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{name: {"recipe": name} for name in RECIPES},
+    "mixed by rank, drawn": {"recipe": "text_guided", "sources": {"text": 0.7, "random": 0.3}, "temperature": 0.1},
+    "running cell": {"recipe": "tube", "targets": "running_cell"},
+    "parts by rank, whole": {"recipe": "part_based", "scale": "rank", "whole_parts": 0.5, "sources": {"text": 1.0}},
+    "box over the clip": {"recipe": "motion_guided", "scale": "rank", "scope": "slot"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_masks_are_made_without_waiting(variant: str) -> None:
+    options = dict(VARIANTS[variant])
+    masker = build_masker(options.pop("recipe"), GRID, 0.75, visible_ratio=0.2, decode_ratio=0.5, **options)
+    with Watch() as watch:
+        mask = masker(whole(CLIPS), **maps(masker.needs))
+    assert not watch.waits
+    assert mask.visible.shape == (CLIPS, masker.visible_count) and mask.visible.device == META
+    assert mask.target.shape == (CLIPS, masker.target_count) and mask.target.device == META
+
+
+def test_the_monitors_count_without_waiting_and_read_when_asked() -> None:
+    masker = build_masker("text_guided", GRID, 0.75)
+    guidance, motion = GuidanceMonitor(masker), MotionMonitor()
+    relevance, weight = empty((CLIPS, GRID.slots, GRID.rows, GRID.columns)), empty((CLIPS,))
+    with Watch() as watch:
+        for _ in range(3):
+            guidance.observe(whole(CLIPS), weight, whole(CLIPS), relevance, relevance)
+            motion.observe(relevance, weight)
+        assert not watch.waits
+        guidance.figures()
+        motion.figures()
+    assert set(watch.waits.values()) == {2} and all("diagnostics.py:figures" in site for site in watch.waits)
+
+
+def batch(clips: int = CLIPS) -> Batch:
+    captions = [f"a caption {i}" for i in range(clips)]
+    numbers, weight = whole(clips), empty((clips,))
+    motion = empty((clips, GRID.slots, GRID.rows, GRID.columns))
+    crops = empty((clips, 5))
+    return Batch(video(clips), captions, captions, numbers, weight, numbers, crops, weight, motion, motion)
+
+
+@pytest.mark.parametrize("recipe", ["text_guided", "motion_guided", "tube"])
+def test_the_guide_prepares_a_batch_without_waiting(recipe: str) -> None:
+    guide = Guide(build_masker(recipe, GRID, 0.75), Towers())
+    with Watch() as watch:
+        prepared = guide(batch())
+    assert not watch.waits
+    assert prepared.caption_ids_B.device == META
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("normalise_by", ["patch", "clip"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_model_loss_backward_and_update_wait_for_nothing(checkpointing: bool, normalise_by: Any, dtype: Any) -> None:
+    module = joint(checkpointing, normalise_by).to(dtype)
+    adam = torch.optim.AdamW(parameter_groups(module, 0.05), lr=1e-3, betas=(0.9, 0.95))
+    mask = masks()
+    with Watch() as watch:
+        for _ in range(2):
+            error_B, embedding_BE, log_scale = module(video(CLIPS), mask.visible, mask.target)
+            (error_B.mean() + embedding_BE.sum() + log_scale.sum()).backward()
+            assert all(p.grad is not None and p.grad.device == META for p in module.parameters())
+            adam.step()
+            adam.zero_grad()
+    assert not watch.waits
+
+
+def joint(checkpointing: bool = False, normalise_by: Any = "patch") -> JointModule:
+    with META:
+        model = MaskedVideoAutoencoder(
+            SIZE, FRAMES, SIDE, embedding_width=WIDTH, activation_checkpointing=checkpointing
+        )
+        return JointModule(model, True, normalise_by)
+
+
+def test_the_contrast_and_its_gradients_wait_for_nothing() -> None:
+    clips = 8
+    with Watch() as watch:
+        contrast, gradient, scale_gradient = contrastive_gradients(
+            empty((clips, WIDTH)), empty((clips, WIDTH)), empty((1,)), empty((clips,)), whole(clips), whole(clips), 4
+        )
+        caption_ids(["a", "b"]).to(META, non_blocking=True)
+    assert not watch.waits
+    assert contrast.loss.shape == () and gradient.shape == (clips, WIDTH) and scale_gradient.shape == (1,)
+
+
+class StandIn:
+    """In the engine's place: DeepSpeed's own reads and moves its parameters at start, which `meta` has none of."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.optimizer = module, torch.optim.AdamW(module.parameters(), lr=1e-3)
+        self.updates = 0
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.updates += 1
+
+    def zero_optimization_stage(self) -> int:
+        return 1
+
+    def get_global_grad_norm(self) -> float:
+        return 1.0
+
+
+@pytest.mark.parametrize(
+    ("contrastive_weight", "contrastive_batch", "passes"), [(0.0, 8, 2), (1.0, 4, 2), (1.0, 8, 4)],
+    ids=["reconstruction", "one pass", "two passes"],
+)  # fmt: skip
+def test_a_joint_step_waits_only_where_it_is_declared(
+    contrastive_weight: float, contrastive_batch: int, passes: int
+) -> None:
+    module = joint()
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    step = JointStep(StandIn(module), Place(0, 1, 0, META), 2, CLIPS, 1.0, contrastive_weight, contrastive_batch)
+    micro = [Prepared(batch(), masks(), empty((CLIPS, WIDTH)), whole(CLIPS)) for _ in range(2)]
+    with Watch() as watch:
+        result = step(micro, 8.0, lambda loss: True)
+    assert len(calls) == passes
+    assert {site.partition(":")[0] for site in watch.waits} <= DECLARED, watch.waits
+    assert result.applied and watch.waits, "the figures are read somewhere"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_classifier_drops_paths_without_waiting(checkpointing: bool) -> None:
+    with META:
+        model = VideoClassifier(
+            SIZE, FRAMES, SIDE, classes=5, drop_path=0.5, activation_checkpointing=checkpointing
+        ).train()
+    with Watch() as watch:
+        scores = model(video(CLIPS), whole(CLIPS))
+        torch.nn.functional.cross_entropy(scores.float(), empty((CLIPS, 5))).backward()
+        model.eval()(video(CLIPS))
+    assert not watch.waits
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.0, 0.0)])
+def test_pairs_are_mixed_without_waiting(mixup: float, cutmix: float) -> None:
+    from tgm_scale.evaluation.augment import PairMixer
+
+    mixer = PairMixer(mixup, cutmix, 0.1, classes=5, repeats=2)
+    with Watch() as watch:
+        mixed, targets, weight = mixer(video(8), whole(8), torch.arange(8), empty((8,)))
+    assert not watch.waits
+    assert mixed.shape == (8, 3, 4, 32, 32) and targets.shape == (8, 5) and weight.device == META
