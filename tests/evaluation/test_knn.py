@@ -59,3 +59,18 @@ def test_many_test_clips_go_through_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     whole = knn.predict(train, labels, test)
     monkeypatch.setattr(knn, "_ROWS", 7)
     assert torch.equal(knn.predict(train, labels, test), whole)
+    monkeypatch.setattr(knn, "_COSINES", 130)  # 2 test clips at a time
+    assert torch.equal(knn.predict(train, labels, test), whole)
+    monkeypatch.setattr(knn, "_COSINES", 1)  # never none
+    assert torch.equal(knn.predict(train, labels, test), whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_gpu_finds_the_same_neighbours() -> None:
+    generator = torch.Generator().manual_seed(4)
+    train, test = torch.randn(5000, 64, generator=generator), torch.randn(700, 64, generator=generator)
+    labels = torch.randint(9, (5000,), generator=generator)
+    there = knn.votes(train, labels, test, device=torch.device("cuda"))
+    assert there.device.type == "cpu"
+    torch.testing.assert_close(there, knn.votes(train, labels, test), rtol=1e-4, atol=0)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tgm_scale.evaluation import probe
+from tgm_scale.runtime import seeding
 
 
 def blobs(clips: int, classes: int, width: int, spread: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,6 +64,32 @@ def test_scale_and_offset_of_features_play_no_part_and_a_constant_one_is_harmles
     constant = lambda x: torch.cat([x * scale + 5, torch.full((len(x), 1), 3.0)], 1)  # noqa: E731
     changed = probe.probe(constant(train), labels, constant(test)).predictions_M
     assert (plain == changed).double().mean() >= 0.99
+
+
+def test_the_choice_is_that_of_fits_one_by_one() -> None:
+    """Bit for bit: each penalty from the solution of the one before, on the part that is kept; the best on all."""
+    (train, labels), (test, _) = blobs(300, 4, 8, 1.5, seed=1), blobs(50, 4, 8, 1.5, seed=2)
+    found = probe.probe(train, labels, test, seed=3, device=torch.device("cpu"))
+    x, z = probe.standardised(train, test)
+    order = torch.from_numpy(seeding.permutation(seeding.key(3, "probe validation"), 300))
+    held_out, kept = order[:60], order[60:]
+    solution, right = None, []
+    for penalty in probe.PENALTIES:
+        solution = probe.fit(x[kept], labels[kept], 4, penalty, solution)
+        right.append((solution.scores(x[held_out]).argmax(1) == labels[held_out]).sum().item())
+    assert found.penalty == probe.PENALTIES[right.index(max(right))]
+    assert found.validation_accuracy == max(right) / 60
+    assert torch.equal(found.scores_MC, probe.fit(x, labels, 4, found.penalty).scores(z))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_a_gpu_gives_the_same_scores() -> None:
+    (train, labels), (test, _) = blobs(300, 4, 8, 1.5, seed=1), blobs(50, 4, 8, 1.5, seed=2)
+    here, there = probe.probe(train, labels, test), probe.probe(train, labels, test, device=torch.device("cuda"))
+    assert there.scores_MC.device.type == "cpu" and there.penalty == here.penalty
+    torch.testing.assert_close(there.scores_MC, here.scores_MC, rtol=1e-3, atol=1e-3)  # where the search stops
+    assert torch.equal(there.predictions_M, here.predictions_M)
 
 
 def test_one_class_is_a_mistake() -> None:

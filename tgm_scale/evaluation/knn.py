@@ -11,27 +11,41 @@ from torch import Tensor
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-_ROWS = 4096  # test clips at a time: 4096 x 1,000,000 similarities are 16 GB, 4096 x 240,000 (Kinetics) are 4
+_ROWS = 4096  # test clips at a time, at most
+_COSINES = 2**28  # at a time: 1 GB; of Kinetics' 240,000 training clips 1,118 test clips
 
 
 def votes(
-    train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+    train_ND: Tensor,
+    labels_N: Tensor,
+    test_MD: Tensor,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Votes for each class, float64 [M, C]: the k training clips of highest cosine, with exp(cosine / temperature).
+    """Votes for each class, float64 [M, C], on the CPU: the k training clips of highest cosine, with exp(cosine /
+    temperature).
 
-    labels: int64 from 0. k beyond N counts all."""
-    train_ND, test_MD = (F.normalize(x.float(), dim=1) for x in (train_ND, test_MD))
+    labels: int64 from 0. k beyond N counts all. `device`: where the neighbours are found (default: the CPU), in
+    float32; of equal cosines at the k-th place another device may take another one."""
+    train_ND, test_MD = (F.normalize(x.float().to(device), dim=1) for x in (train_ND, test_MD))
     classes = int(labels_N.max()) + 1
     found = []
-    for rows_RD in test_MD.split(_ROWS):
-        cosine_RK, neighbour_RK = (rows_RD @ train_ND.T).topk(min(k, len(train_ND)), dim=1)
+    for rows_RD in test_MD.split(max(1, min(_ROWS, _COSINES // len(train_ND)))):
+        nearest = (rows_RD @ train_ND.T).topk(min(k, len(train_ND)), dim=1)
+        cosine_RK, neighbour_RK = (part.cpu() for part in nearest)
         votes_RC = torch.zeros(len(rows_RD), classes, dtype=torch.float64)
         found.append(votes_RC.scatter_add_(1, labels_N[neighbour_RK], (cosine_RK.double() / temperature).exp()))
     return torch.cat(found)
 
 
 def predict(
-    train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
+    train_ND: Tensor,
+    labels_N: Tensor,
+    test_MD: Tensor,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Class of each test clip, int64 [M]. Of classes with equal votes the lowest number wins."""
-    return votes(train_ND, labels_N, test_MD, k, temperature).argmax(dim=1)
+    return votes(train_ND, labels_N, test_MD, k, temperature, device).argmax(dim=1)

@@ -47,7 +47,8 @@ class Neighbours:
         model.eval()
         train, test = (self._features(model.encoder, part) for part in self._parts.values())
         model.train(was_training)
-        right_M = knn.predict(train, self._labels_N, test, self._k) == self._truth_M
+        device = self._control.place.device
+        right_M = knn.predict(train, self._labels_N, test, self._k, device=device) == self._truth_M
         return {"knn_accuracy": right_M.double().mean().item()}
 
     def _features(self, encoder: nn.Module, part: _Part) -> Tensor:

@@ -26,7 +26,7 @@ _TOLERANCE = 1e-6  # of the largest gradient
 class ProbeResult(NamedTuple):
     """The probe's scores of the test clips, and the penalty that it chose."""
 
-    scores_MC: Tensor  # float64, before softmax
+    scores_MC: Tensor  # float64, before softmax, on the CPU
     penalty: float
     validation_accuracy: float
 
@@ -45,28 +45,32 @@ class _Linear(NamedTuple):
         return x_ND @ self.weight + self.bias
 
 
-def probe(train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, seed: int = 0) -> ProbeResult:
+def probe(
+    train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, seed: int = 0, device: torch.device | None = None
+) -> ProbeResult:
     """Fit on the training clips, predict the test clips.
 
-    labels: int64 from 0. `seed` draws the validation part. Raises ValueError for fewer than two classes or fewer than
-    ten training clips."""
+    labels: int64 from 0. `seed` draws the validation part. `device`: where (default: the CPU), in
+    float64 there, too. Raises ValueError for fewer than two classes or fewer than ten training clips."""
     classes = int(labels_N.max()) + 1
     if classes < 2 or len(train_ND) < 10:
         raise ValueError(f"a linear probe needs 2 classes and 10 clips: found {classes} and {len(train_ND)}")
-    train_ND, test_MD = standardised(train_ND, test_MD)
-    order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe validation"), len(train_ND)))
+    train_ND, test_MD = standardised(train_ND.to(device), test_MD.to(device))
+    labels_N = labels_N.to(device)
+    order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe validation"), len(train_ND))).to(device)
     held_out, kept = order.split(
         [round(VALIDATION_SHARE * len(order)), len(order) - round(VALIDATION_SHARE * len(order))]
     )
     accuracies = []
     start = None
+    kept_ND, kept_N, held_out_ND, held_out_N = train_ND[kept], labels_N[kept], train_ND[held_out], labels_N[held_out]
     for penalty in PENALTIES:
-        start = fit(train_ND[kept], labels_N[kept], classes, penalty, start)
-        right = start.scores(train_ND[held_out]).argmax(dim=1) == labels_N[held_out]
+        start = fit(kept_ND, kept_N, classes, penalty, start)
+        right = start.scores(held_out_ND).argmax(dim=1) == held_out_N
         accuracies.append(right.double().mean().item())
     best = max(range(len(PENALTIES)), key=lambda i: accuracies[i])  # of equals the strongest
     chosen = fit(train_ND, labels_N, classes, PENALTIES[best])
-    return ProbeResult(chosen.scores(test_MD), PENALTIES[best], accuracies[best])
+    return ProbeResult(chosen.scores(test_MD).cpu(), PENALTIES[best], accuracies[best])
 
 
 def standardised(train_ND: Tensor, test_MD: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,9 @@ def run_knn(config: FrozenConfig) -> dict[str, Any]:
     settings = config.neighbours
 
     def judge(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
-        votes = knn.votes(train.features[0], labels_N, test.features[0], settings.k, settings.temperature)
+        votes = knn.votes(
+            train.features[0], labels_N, test.features[0], settings.k, settings.temperature, find_place().device
+        )
         return Scored(votes, {"k": settings.k, "temperature": settings.temperature})
 
     return _classify(config, "nearest neighbours", "mean", judge)
@@ -104,7 +106,7 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
     settings, seed = config.probe, config.run.seed
 
     def linear(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
-        found = probe.probe(train.features[0], labels_N, test.features[0], seed)
+        found = probe.probe(train.features[0], labels_N, test.features[0], seed, find_place().device)
         facts = {"penalty": found.penalty, "validation accuracy": found.validation_accuracy}
         return Scored(found.scores_MC, facts)
 
