@@ -104,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     preflight.add_argument(
         "--patience", type=float, default=180, metavar="SECONDS", help="for a process to answer (default: 180)"
     )
+    preflight.add_argument(
+        "--clear-locks", action="store_true", help="remove the lock that a killed build of DeepSpeed's Adam left"
+    )
     resolved = _command(
         commands, "config", "print a configuration with defaults and overrides; preflight checks it", _config
     )
@@ -173,7 +176,7 @@ def _preflight(options: argparse.Namespace) -> int:
     resolved = config.load(options.config, options.overrides)
     from tgm_scale.training.preflight import preflight
 
-    return preflight(resolved, options.patience)
+    return preflight(resolved, options.patience, options.clear_locks)
 
 
 def _config(options: argparse.Namespace) -> int:

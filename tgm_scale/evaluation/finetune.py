@@ -24,7 +24,7 @@ from tgm_scale.evaluation.ema import Average
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
-from tgm_scale.training import build, checkpoint, engine, run_folder
+from tgm_scale.training import build, checkpoint, disk, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
 from tgm_scale.training.faults import Diverged, Judge
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses
@@ -42,6 +42,7 @@ def finetune(config: FinetuneConfig) -> int:
     place = find_place()
     setup.check(config, place)
     folder = run_folder.claim(config)
+    disk.check_room(setup.shared(config), decoder=False)
     stop = StopRequest(config.train.max_minutes)
     watchdog = Watchdog(folder, place, config.faults.hang_seconds)
     try:

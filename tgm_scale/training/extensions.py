@@ -23,6 +23,7 @@ import torch
 
 from tgm_scale.runtime.compat import quiet_warnings
 
+CPU_ADAM = "cpu_adam"  # DeepSpeed's name of the extension
 BUILD_SECONDS = 600  # within which any build is done: 80 s on one free core
 _QUIET_SECONDS = 5  # of waiting without a word: a process that finds all built holds the lock for a moment
 _LOCK = "lock"  # torch.utils.cpp_extension's name for it
@@ -54,10 +55,10 @@ def load_cpu_adam(say: bool) -> float:
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
     began, builder = time.perf_counter(), CPUAdamBuilder()
-    folder = build_folder(builder.name)
+    folder = build_folder(CPU_ADAM)
     if (folder / _LOCK).exists():
         _wait_for_lock(folder, say)
-    if (folder / f"{builder.name}.so").is_file():
+    if (folder / f"{CPU_ADAM}.so").is_file():
         builder.load(verbose=False)
         return time.perf_counter() - began
     record = folder / _own_record()

@@ -10,7 +10,7 @@ from typing import Any
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.runtime.distributed import Control, Place, find_place
-from tgm_scale.training import ahead, build, checkpoint, engine, run_folder
+from tgm_scale.training import ahead, build, checkpoint, disk, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide, Looked
@@ -38,6 +38,7 @@ def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWa
     fitted = build.for_processes(config, place.world_size)
     build.check(fitted, place)
     folder = run_folder.claim(config)
+    disk.check_room(config)
     stop = StopRequest(config.train.max_minutes)
     watchdog = Watchdog(folder, place, config.faults.hang_seconds)
     try:

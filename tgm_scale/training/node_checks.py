@@ -20,7 +20,7 @@ import torch
 from tgm_scale.config import Config
 from tgm_scale.data.loader import PREFETCH
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training import build, checkpoint, run_folder
+from tgm_scale.training import build, disk, run_folder
 
 _GB = 1e9
 _TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and says little
@@ -39,6 +39,7 @@ class Report:
     problems: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     gpu: str | None = None  # its unique name
+    tried: list[str] = field(default_factory=list)  # of what the run will use, for a person to read
 
     def attempt(self, kind: str, check: Callable[[], None]) -> None:
         """Run a check; what it raises is a problem of this kind, and the other checks go on."""
@@ -71,7 +72,7 @@ def look_at_shared(config: Config, place: Place, token: str) -> Report:
     """What all nodes share: the run folder with the token that rank 0 left in it, the disk behind it, the shards."""
     report = Report(place.rank, node_name())
     report.attempt("run folder", lambda: _check_run_folder(config, token))
-    report.attempt("disk", lambda: _check_disk(config))
+    report.attempt("disk", lambda: disk.check_room(config))
     report.attempt("shards", lambda: _read_shards(report, config, place))
     return report
 
@@ -144,21 +145,6 @@ def _check_run_folder(config: Config, token: str) -> None:
                 f"run.dir={config.run.dir}: what rank 0 wrote there is not seen: put it on a file system of all nodes"
             )
         time.sleep(0.2)
-
-
-def _check_disk(config: Config) -> None:
-    """Room for the checkpoints to come: fp32 weights and two moments, kept ones and the one in writing."""
-    size = build.model_size(config)
-    blocks = ((size.width, size.mlp, size.depth), (size.decoder_width, size.decoder_mlp, size.decoder_depth))
-    parameters = sum(depth * (4 * width**2 + 2 * width * hidden) for width, hidden, depth in blocks)  # 98 % of them
-    folder = Path(config.run.dir)
-    wanted = 12 * parameters * (config.checkpoint.keep + 1 - len(checkpoint.steps_in(folder / "checkpoints")))
-    free = shutil.disk_usage(folder).free
-    if free < wanted:
-        raise ValueError(
-            f"run.dir={folder}: {free / _GB:.1f} GB free, its checkpoints take {wanted / _GB:.1f} GB: make room, or "
-            "lower checkpoint.keep"
-        )
 
 
 def _read_shards(report: Report, config: Config, place: Place) -> None:

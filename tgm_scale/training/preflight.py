@@ -1,8 +1,8 @@
 """A look at every node in seconds, before hours are spent on them: the node that is broken is named.
 
-Three rounds, each ended by a verdict of rank 0 over all reports: what each process finds alone; what the nodes share;
-an all-reduce. Reports go through a TCP store with a time limit, not through collectives, so that a node that hangs or
-never came up is named like one that complains.
+Four rounds, each ended by a verdict of rank 0 over all reports: what each process finds alone; what the nodes share;
+a trial of what the run will use; an all-reduce. Reports go through a TCP store with a time limit, not through
+collectives, so that a node that hangs or never came up is named like one that complains.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ import torch.distributed as dist
 from tgm_scale.config import Config
 from tgm_scale.runtime import slurm
 from tgm_scale.runtime.distributed import Place, find_place, set_rendezvous
-from tgm_scale.training import build
+from tgm_scale.training import build, run_folder, trial
+from tgm_scale.training.extensions import BUILD_SECONDS
 from tgm_scale.training.node_checks import Report, look_at_node, look_at_shared, node_name, token_file
-from tgm_scale.training.verdict import judge, summary
+from tgm_scale.training.tested import untested
+from tgm_scale.training.verdict import judge, summary, tried_by
 
 SETUP_MISTAKE = 2  # wrong on every node: excluding nodes would not help
 BAD_NODE = 3  # some nodes are wrong: lines `bad node NAME: why` name them
@@ -30,21 +32,25 @@ _INDEXING_SECONDS = 3600  # rank 0 may index foreign shards, once
 _REDUCED_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
 
 
-def preflight(config: Config, patience: float) -> int:
+def preflight(config: Config, patience: float, clear_locks: bool = False) -> int:
     """Check all nodes of this job; every process of it calls this. Returns 0, SETUP_MISTAKE or BAD_NODE.
 
-    patience: seconds within which every process must have answered a round."""
+    patience: seconds within which every process must have answered a round; clear_locks: remove the lock of a killed
+    build of DeepSpeed's Adam."""
     began = time.perf_counter()
     place = find_place()
     set_rendezvous(place)
     report = look_at_node(config, place)
     try:
         rounds = Rounds(place, patience)
-        code = rounds.end("alone", report) or _shared(config, place, rounds) or _reduce(place, rounds)
+        code = rounds.end("alone", report) or _shared(config, place, rounds)
+        code = code or _try(config, place, rounds, clear_locks) or _reduce(place, rounds)
     except dist.DistError:
         print(f"bad node {slurm.node_of(0, place.world_size)}: rank 0 did not answer rank {place.rank}", flush=True)
         return BAD_NODE
     if place.is_main and not code:
+        for line in (*tried_by(0, rounds.reports), *untested(run_folder.versions())):
+            print(line, flush=True)
         print(f"preflight: {summary(rounds.reports)}, {time.perf_counter() - began:.1f} s", flush=True)
     rounds.leave()
     return code
@@ -68,6 +74,18 @@ def _shared(config: Config, place: Place, rounds: Rounds) -> int:
     if place.is_main:
         file.unlink(missing_ok=True)
     return code
+
+
+def _try(config: Config, place: Place, rounds: Rounds, clear_locks: bool) -> int:
+    """What the run will use; the first process of each node readies the extensions."""
+    config = build.for_processes(config, place.world_size)
+    report = Report(place.rank, node_name())
+    if place.world_size > 1:
+        report.attempt("InfiniBand", trial.check_infiniband)
+    if place.local_rank == 0:
+        report.attempt("extensions", lambda: report.tried.extend(trial.try_extensions(config, place, clear_locks)))
+    report.attempt("trial run", lambda: report.tried.extend(trial.try_run(config, place)))
+    return rounds.end("trial", report, BUILD_SECONDS if trial.offloads(config, place) else 0)
 
 
 def _reduce(place: Place, rounds: Rounds) -> int:
@@ -117,22 +135,23 @@ class Rounds:
         self.store = dist.PrefixStore("preflight", store)
         self.reports: list[Report] = []  # of all rounds; on rank 0
 
-    def end(self, name: str, own: Report) -> int:
-        """Hand in a report and wait for the verdict; rank 0 judges and prints."""
+    def end(self, name: str, own: Report, at_least: float = 0) -> int:
+        """Hand in a report and wait for the verdict; rank 0 judges and prints. at_least: seconds for the round."""
+        patience = max(self.patience, at_least)
         self.store.set(f"{name}/{own.rank}", json.dumps(asdict(own)))
         if self.place.is_main:
-            reports, silent = self._collect(name)
+            reports, silent = self._collect(name, patience)
             bad, common = judge(reports, silent)
             for line in (*common, *(f"bad node {node}: {'; '.join(problems)}" for node, problems in bad.items())):
                 print(line, flush=True)
             self.reports += reports
             self.store.set(f"{name}/verdict", str(BAD_NODE if bad else SETUP_MISTAKE if common else 0))
-        self.store.wait([f"{name}/verdict"], timedelta(seconds=2 * self.patience))
+        self.store.wait([f"{name}/verdict"], timedelta(seconds=2 * patience))
         return int(self.store.get(f"{name}/verdict"))
 
-    def _collect(self, name: str) -> tuple[list[Report], list[str]]:
+    def _collect(self, name: str, patience: float) -> tuple[list[Report], list[str]]:
         """The reports that came, and the nodes of those that did not."""
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + patience
         reports, silent = [], []
         for rank in range(self.place.world_size):
             try:

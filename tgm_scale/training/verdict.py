@@ -7,7 +7,8 @@ from statistics import median
 
 from tgm_scale.training.node_checks import Report
 
-_OF_THE_SETUP = {"configuration", "run folder", "disk", "shards"}  # not a node's fault where there is only one node
+# not a node's fault where there is only one node
+_OF_THE_SETUP = {"configuration", "run folder", "disk", "shards", "extensions", "trial run"}
 _SLOW_GPU = 0.7  # of the median speed; healthy GPUs of one kind are within 5 %
 _CLOCK_SECONDS = 5.0  # make and rsync start to err at 1 s, authentication at 300 s
 
@@ -84,3 +85,8 @@ def summary(reports: list[Report]) -> str:
     parts += [f"clocks within {max(clocks) - min(clocks):.2f} s"]
     parts += [f"all-reduce {min(reduced):.2f} GB/s"] if reduced else []
     return ", ".join(parts)
+
+
+def tried_by(rank: int, reports: list[Report]) -> list[str]:
+    """What a process tried of what the run will use, a line each."""
+    return [f"tried {line}" for report in reports if report.rank == rank for line in report.tried]

@@ -1,0 +1,140 @@
+"""Preflight tries what a run will use, and names what would fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from configparser import ConfigParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launch import ROOT, environment
+
+from tgm_scale import config as configuration
+from tgm_scale.config import Config
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.shards import ShardWriter
+from tgm_scale.runtime.distributed import Place
+from tgm_scale.training import disk, trial
+from tgm_scale.training.extensions import BUILD_SECONDS
+from tgm_scale.training.tested import TESTED, untested
+
+ALONE = Place(0, 1, 0, torch.device("cpu"))
+
+
+def config(folder: Path, *overrides: str) -> Config:
+    given = [f"run.dir={folder}/run", f"data.shards={folder}/shards", *overrides]
+    return configuration.load(ROOT / "configs/debug.yaml", given)
+
+
+def preflight(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    given = [f"run.dir={folder}/run", f"data.shards={folder}/shards", *arguments]
+    command = [sys.executable, "-m", "tgm_scale", "preflight", "--config", "debug", *given]
+    return subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=200)
+
+
+def test_a_clip_its_caption_its_mask_and_a_step_are_tried(tmp_path: Path) -> None:
+    """Before the synthetic corpus is made; nothing is left behind."""
+    ended = preflight(tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    clip, caption, mask, step, last = ended.stdout.strip().splitlines()
+    assert clip.startswith("tried a clip, ") and clip.endswith(": 8x64x64 pixels")
+    assert caption.startswith("tried its caption '") and caption.endswith(": an embedding of 128")
+    assert mask == "tried its mask: 104 tokens seen, 152 painted"
+    assert step.startswith("tried a step of the model, 1 clips in fp32: ")
+    assert last.startswith("preflight: processes: 1 on CPU")
+    assert not (tmp_path / "shards").exists()
+
+
+def test_what_another_package_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of another version takes other arguments."""
+    from tgm_scale.data import decode
+
+    monkeypatch.setattr(decode, "any_metadata", lambda version: {"an_argument_of_tomorrow": True})
+    with pytest.raises(RuntimeError, match=r"TypeError: .*an_argument_of_tomorrow"):
+        trial.try_run(config(tmp_path), ALONE)
+
+
+def test_a_corpus_of_which_nothing_can_be_decoded_is_named(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "shards") as writer:
+        for k in range(4):
+            writer.write(f"c{k}", {"mp4": b"<html>", "json": {"captions": ["a"]}})
+    with pytest.raises(ValueError, match=r"none of the first 8 clips of rank 0 can be used \(\d+ not_a_video\)"):
+        trial.try_run(config(tmp_path, "data.synthetic=null"), ALONE)
+
+
+def test_a_broken_clip_among_good_ones_is_passed_over(tmp_path: Path) -> None:
+    video = encode_video(np.zeros((8, 64, 64, 3), np.uint8), 8)
+    with ShardWriter(tmp_path / "shards") as writer:
+        for k in range(6):
+            writer.write(f"c{k}", {"mp4": b"<html>" if k % 2 else video, "json": {"captions": ["a"]}})
+    assert trial.try_run(config(tmp_path, "data.synthetic=null"), ALONE)
+
+
+def test_a_step_that_takes_long_on_a_cpu_is_left_out_and_said(tmp_path: Path) -> None:
+    large = config(tmp_path, "model.size=B", "data.size=224", "data.frames=16")
+    assert "no step of the model: it would take long on a CPU" in trial.try_run(large, ALONE)
+
+
+def test_cards_that_nccl_cannot_use_are_named(tmp_path: Path) -> None:
+    trial.check_infiniband(tmp_path / "absent", "libnowhere.so.1")
+    trial.check_infiniband(tmp_path, "libnowhere.so.1")
+    (tmp_path / "mlx5_0").mkdir()
+    trial.check_infiniband(tmp_path, "libc.so.6")
+    with pytest.raises(ValueError, match=r"cards mlx5_0, but libnowhere\.so\.1 cannot be loaded: .*libibverbs1"):
+        trial.check_infiniband(tmp_path, "libnowhere.so.1")
+
+
+def test_checkpoints_that_cannot_be_written_end_a_start_at_once(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").touch()
+    given = [f"run.dir={tmp_path}/run", f"data.shards={tmp_path}/shards"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "tgm_scale", "pretrain", "--config", "debug", *given],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert ended.returncode == 2 and "checkpoints cannot be written there (Not a directory)" in ended.stderr
+    assert not (tmp_path / "shards").exists()
+
+
+def test_checkpoints_that_have_no_room_are_named(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    disk.check_room(config(tmp_path))
+    with pytest.raises(ValueError, match=r"GB free, its checkpoints take .* GB: make room"):
+        disk.check_room(config(tmp_path, "model.size=g", "checkpoint.keep=100000"))
+
+
+def test_a_lock_is_cleared_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "cpu_adam" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    assert trial.try_extensions(config(tmp_path), ALONE, clear=True) == [] and lock.exists(), "it may be another's"
+    old = time.time() - BUILD_SECONDS - 1
+    os.utime(lock, (old, old))
+    assert trial.try_extensions(config(tmp_path), ALONE, clear=False) == [] and lock.exists()
+    assert trial.try_extensions(config(tmp_path), ALONE, clear=True) == [f"{lock}: removed"]
+    assert not lock.exists()
+
+
+def test_versions_that_were_never_tried_are_said() -> None:
+    newest = {name: newest for name, (_, newest) in TESTED.items()}
+    assert untested(newest | {"torch": TESTED["torch"][1] + "+cpu", "webdataset": "9", "av": None}) == []
+    for version in ("2.7.1", "9.0.0rc1"):
+        [line] = untested(newest | {"torch": version})
+        assert line.startswith(f"warning: torch {version} was never tried")
+
+
+def test_the_lowest_that_were_tried_are_the_bounds() -> None:
+    parser = ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    bounds = dict(line.split(",")[0].split(">=") for line in parser["options"]["install_requires"].split() if line)
+    for name, (lowest, _) in TESTED.items():
+        assert f"{bounds[name]}.0.0".startswith(lowest) or bounds[name] == lowest, name
