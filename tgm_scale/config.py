@@ -67,6 +67,10 @@ class DataConfig(Section):
     flip: bool = False
     window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
     max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
+    max_left_out_share: float = Field(
+        0.3, ge=0, le=1, description="no start above this share of samples that are not there"
+    )
+    root: str | None = Field(None, description="folder of the videos that a list names; default: the list's own")
 
     @field_validator("decoder", mode="before")
     @classmethod
@@ -405,7 +409,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     for section, names in {
         "run": ["dir"],
-        "data": ["workers", "decoder", "max_skipped_share", "shards", "cache", "root"],
+        "data": ["workers", "decoder", "max_skipped_share", "max_left_out_share", "shards", "cache", "root"],
         "guidance": ["compile", "own_stream"],
         "model": ["attention", "activation_checkpointing", "compile"],
         "train": ["micro_batch_size", "max_minutes"],

@@ -54,7 +54,7 @@ def test_a_sample_is_all_that_shares_what_stands_before_the_first_dot(tmp_path):
     corpus = Corpus.open(write_tar(tmp_path / "0.tar", [(name, name.encode()) for name in names]))
     found = {ref.key: set(ref.members) for ref in (corpus.sample(0, row) for row in range(len(corpus)))}
     assert found == {"-a": {"mp4", "json"}, "_b": {"mp4"}, "g/h": {"mkv", "tgm.npy"}, "i": {"webm"}}
-    assert corpus.left_out == {"no_video": 2}  # "x.mov" and "e.f.avi" are no videos
+    assert corpus.left_out == {"key_with_dot": 2}  # "x.mov" and "e.f.avi" are no videos
     assert corpus.sample(0, 1).video == "mp4" and corpus.sample(0, 2).name == "0/g/h"
 
 
@@ -141,7 +141,7 @@ def test_a_bad_shard_among_good_ones(tmp_path, content):
     (tmp_path / "c" / "00000.tar").write_bytes(content)
     corpus = Corpus.open(tmp_path / "c")
     assert [Path(shard).name for shard in corpus.shards] == ["00001.tar"] and len(corpus) == 2
-    assert corpus.left_out == ({"shard_unreadable": 1} if content.strip(b"\0") or not content else {})
+    assert corpus.left_out == {"shard_unreadable" if content.strip(b"\0") or not content else "shard_empty": 1}
 
 
 def test_the_index_is_built_once_and_opening_reads_the_catalogue_alone(tmp_path):

@@ -33,7 +33,7 @@ def write(root: Path, name: str, *lines: str) -> str:
     return str(root / name)
 
 
-def said(corpus: Corpus) -> dict[str, tuple[list[str], int | None]]:
+def said(corpus: Corpus) -> dict[str, tuple[list[str], str | None]]:
     found = {}
     for shard in range(len(corpus.shards)):
         ref = corpus.sample(shard, 0)
@@ -62,11 +62,11 @@ def test_lines_of_all_the_usual_kinds(videos: Path) -> None:
     assert isinstance(corpus, ListedCorpus) and len(corpus) == 7 and corpus.name == "kinds.txt"
     assert said(corpus) == {
         "class 0/-v_0.mp4": (["a red ball rolls", "it rolls 2 times"], None),
-        "class 1/-v_1.mp4": ([], 7),
-        "class 2/-v_2.mp4": ([], 12),
+        "class 1/-v_1.mp4": ([], "7"),
+        "class 2/-v_2.mp4": ([], "12"),
         "class 0/-v_3.mp4": (["a tab, a comma"], None),
         "class 1/-v_4.mp4": (['a caption, with "quotes"'], None),
-        f"{videos}/class 2/-v_5.mp4": ([], 3),
+        f"{videos}/class 2/-v_5.mp4": ([], "3"),
         "class 0/-v_6.mp4": ([], None),
     }
     assert corpus.left_out == {"missing_video": 2}

@@ -32,7 +32,10 @@ def test_specs(tmp_path):
         ([], "list of shards is empty"),
         ("pipe:cat {folder}/c/00000.tar", "asks for a shell command"),
         ("ssh://host/00000.tar", "protocol 'ssh' is not one of"),
-        ("{folder}/captions", r"none of its 1 shards holds a usable sample \(1 no_video\).*mp4"),
+        (
+            "{folder}/captions",
+            r"none of its 1 shards holds a usable sample \(1 no_video; the first: 0/a: has txt\).*mp4",
+        ),
     ],
 )
 def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):

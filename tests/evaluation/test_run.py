@@ -133,5 +133,5 @@ def test_texts_of_classes_come_from_names_or_descriptions(tmp_path: Path) -> Non
     assert retrieve.class_texts(load_frozen(None, base), ["two_hands"]) == {
         "two_hands": ["two hands", "see two hands"]
     }
-    with pytest.raises(ValueError, match="no entry for 7"):
+    with pytest.raises(ValueError, match="no entry for '7'"):
         retrieve.class_texts(named, ["7"])

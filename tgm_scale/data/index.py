@@ -9,12 +9,15 @@ import hashlib
 import os
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from typing import cast
 
 import numpy as np
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import catalogue, shard_index, storage
+from tgm_scale.data.lists import Role, is_list, read_list
+from tgm_scale.data.names import distinct_names
 from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, SampleRef, ShardIndex, Summary
 from tgm_scale.data.storage import RangeCache
 
@@ -22,6 +25,23 @@ __all__ = ["VIDEO_EXTENSIONS", "Corpus", "SampleRef", "ShardIndex"]
 
 _KEPT_INDICES = 64  # of about 130 kB for 1,000 samples; more than the shards that an order's window mixes
 _GAP = 1 << 16  # remote members nearer than this are read in one piece: 64 KiB cost less than a second request
+
+
+WHOLE_SHARD = ("shard_unreadable", "shard_cut", "shard_empty")
+NOTICES = ("duplicate_member", "bad_caption", "bad_label")  # said of samples that are used all the same
+_EMPTY = {"shard_empty": 1}
+
+
+def _lost(summaries: list[Summary], faults: list[dict[str, int]]) -> float:
+    """About how many samples were left out. Of a shard that is cut or cannot be read nobody knows what it held: it
+    counts as many as the others hold on average."""
+    whole = [s.samples for s, fault in zip(summaries, faults) if s.samples and not fault.keys() & set(WHOLE_SHARD)]
+    usual = sum(whole) / len(whole) if whole else 1.0
+    lost = 0.0
+    for summary, fault in zip(summaries, faults):
+        single = sum(count for reason, count in fault.items() if reason not in NOTICES)
+        lost += max(single, usual - summary.samples) if fault.keys() & set(WHOLE_SHARD) else single
+    return lost
 
 
 class Corpus:
@@ -32,40 +52,63 @@ class Corpus:
     ) -> None:
         usable = [i for i, summary in enumerate(summaries) if summary.samples]
         self.name = name
+        self.prefix = ""  # of its samples' names; see names.tell_apart
+        self.origin = os.path.dirname(shards[0]) if shards else name
+        names = distinct_names(shards)
+        self.first_names = [names[i] for i in usable]  # what the names of each shard's samples begin with
         self.shards = [shards[i] for i in usable]
         self.counts = np.array([summaries[i].samples for i in usable], dtype=np.int64)
-        self.left_out = sum((Counter(summary.left_out) for summary in summaries), Counter())
+        faults = [dict(summary.left_out) if summary.samples or summary.left_out else _EMPTY for summary in summaries]
+        self.left_out = sum(map(Counter, faults), Counter())
+        self._faulty = [(shards[i], names[i], faults[i]) for i in range(len(shards)) if faults[i]]
+        self.lost = _lost(summaries, faults)
         digest = hashlib.blake2b(digest_size=8)
         for i in usable:
-            digest.update(f"{shard_index.shard_name(shards[i])} {summaries[i].mark} {summaries[i].samples}\n".encode())
+            digest.update(f"{names[i]} {summaries[i].mark} {summaries[i].samples}\n".encode())
         self.fingerprint = digest.hexdigest()
+        self.content = ""  # stands for captions and labels where the marks of the tars do not
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
         self._reader = storage.RangeReader(cache, self.fingerprint)
 
     @classmethod
     def open(
-        cls, spec: str | os.PathLike | list[str], name: str | None = None, cache: RangeCache | None = None
+        cls,
+        spec: str | os.PathLike | list[str],
+        name: str | None = None,
+        cache: RangeCache | None = None,
+        *,
+        root: str | None = None,
+        role: Role = "train",
     ) -> Corpus:
         """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs. Or the video files
-        that a .txt, .csv or .tsv names (see `listed`).
+        that a list names (see `lists`), relative to `root`, those of the split `role`; or the video files of a folder.
 
         `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
         wherever it lies. What is read from URLs is kept in `cache`. Missing or stale indices are built: many ranks
         may do so at once, but it is cheaper when one goes first. Shards without a usable sample are left out.
         Raises ValueError where there is no shard, or none of them holds a usable sample."""
-        from tgm_scale.data.listed import ListedCorpus, is_list  # it is a Corpus itself
+        from tgm_scale.data.listed import ListedCorpus, folder_listing  # it is a Corpus itself
 
         if is_list(spec):
-            return ListedCorpus(os.fspath(cast(str, spec)), name, cache)
-        shards = storage.expand(spec)
+            listing = read_list(os.fspath(cast(str, spec)), role, wanted="caption")
+            return ListedCorpus(listing, name, cache, root)
+        try:
+            shards = storage.expand(spec)
+        except storage.NoShards:
+            files = folder_listing(os.fspath(spec)) if not isinstance(spec, list) and os.path.isdir(spec) else None
+            if files is None:
+                raise
+            return ListedCorpus(files, name, cache)
         if name is None:
             name = os.path.basename(os.path.dirname(os.path.abspath(shards[0]))) or "corpus"
         corpus = cls(name, shards, catalogue.summaries(shards), cache)
         if not corpus.shards:
-            why = ", ".join(f"{count} {reason}" for reason, count in corpus.left_out.items()) or "the tars are empty"
+            why = ", ".join(f"{count} {reason}" for reason, count in corpus.left_out.items())
+            first = next(corpus.all_problems())
             raise ValueError(
-                f"corpus {name!r}: none of its {len(shards)} shards holds a usable sample ({why}); a sample needs a "
+                f"corpus {name!r}: none of its {len(shards)} shards holds a usable sample ({why}; the first: "
+                f"{first.key}: {first.detail}); a sample needs a "
                 f"video member ({', '.join(VIDEO_EXTENSIONS)}): make shards with tools/make_shards.py"
             )
         return corpus
@@ -75,11 +118,30 @@ class Corpus:
 
     def sample(self, shard: int, row: int) -> SampleRef:
         """Where sample `row` of shard number `shard` lies."""
-        return self._index(shard).sample(row)
+        return self._index(shard).sample(row, self.first_names[shard], self.prefix)
 
     def problems(self, shard: int) -> list[Problem]:
         """What was left out of this shard, by name and reason."""
         return self._index(shard).problems
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The name of every sample."""
+        for shard, count in enumerate(self.counts.tolist()):
+            for row in range(count):
+                yield self.sample(shard, row).name
+
+    def all_problems(self) -> Iterator[Problem]:
+        """What was left out of all shards, those without any usable sample too, by names as samples have them."""
+        for shard, name, faults in self._faulty:
+            if faults is _EMPTY:
+                yield Problem(self.prefix + name, "shard_empty", f"{shard} holds no member")
+                continue
+            for problem in shard_index.load(shard).problems:
+                whole = problem.key == shard_index.shard_name(shard) and problem.reason in WHOLE_SHARD
+                key = name if whole else f"{name}/{problem.key}"
+                detail = f"{shard}: {problem.detail}" if whole else problem.detail
+                yield Problem(self.prefix + key, problem.reason, detail)
 
     def read(self, ref: SampleRef, extensions: list[str] | tuple[str, ...]) -> dict[str, bytes]:
         """Those of the members named by `extensions` that the sample has.

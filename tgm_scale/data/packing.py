@@ -22,6 +22,7 @@ from tgm_scale.data.annotations import ClipRow, Plan
 from tgm_scale.data.encode import CutError, EncodedClip, cut_clip
 from tgm_scale.data.shard_index import VIDEO_EXTENSIONS
 from tgm_scale.data.shards import ShardWriter, shard_path
+from tgm_scale.data.video_files import split_extension, walk
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
@@ -48,10 +49,10 @@ def find_videos(folder: Path, names: set[str]) -> dict[str, str]:
         raise ValueError(f"--videos {folder}: no such folder; name the folder that holds the downloaded videos")
     found: dict[str, str] = {}
     seen = 0
-    for place, _, files in os.walk(folder, followlinks=True):
+    for place, files in walk(str(folder)):
         for file in files:
-            stem, _, extension = file.rpartition(".")
-            if extension.lower() not in VIDEO_EXTENSIONS:
+            stem, extension = split_extension(file)
+            if not extension:
                 continue
             seen += 1
             path = os.path.join(place, file)

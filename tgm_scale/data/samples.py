@@ -110,10 +110,10 @@ class Samples:
         corpus = self.corpora[place.corpus]
         ref = corpus.sample(place.shard, place.row)
         seeds = [
-            seeding.key(self.sampling.seed, "sample", place.epoch, corpus.fingerprint, ref.name, repeat)
+            seeding.key(self.sampling.seed, "sample", place.epoch, corpus.fingerprint, ref.within, repeat)
             for repeat in range(self.sampling.repeated_augmentation)
         ]
-        clip_id = seeding.key("clip", corpus.fingerprint, ref.name)
+        clip_id = seeding.key("clip", corpus.fingerprint, ref.within)
         return Fetched(ref, corpus.read(ref, self._wanted(ref)), seeds, clip_id)
 
     def decode(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:

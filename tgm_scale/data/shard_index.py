@@ -18,21 +18,34 @@ from typing import BinaryIO
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import storage
+from tgm_scale.data.names import printable
 from tgm_scale.runtime import seeding
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
 _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, so some of the last sample is in it
 
 
+_ZEROS_AT_ONCE = 1 << 16
+_PACKED = (
+    (b"\x1f\x8b", "gzip", "gunzip"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard", "unzstd"),
+    (b"BZh", "bzip2", "bunzip2"),
+    (b"\xfd7zXZ", "xz", "unxz"),
+)
+
+
 @dataclass(frozen=True)
 class SampleRef:
     """Where one sample lies: its key, its shard (path or URL), and (offset, size) in bytes of each member.
 
-    Members are named by extension: all after the first dot of the member's name, in lower case ("mp4", "tgm.npy")."""
+    Members are named by extension: all after the first dot of the member's name, in lower case ("mp4", "tgm.npy").
+    `within` is its name in its corpus, "shard-name/sample-key", and `prefix` tells it from those of other corpora."""
 
     key: str
     shard: str
     members: dict[str, tuple[int, int]]
+    within: str
+    prefix: str = ""
 
     @property
     def video(self) -> str:
@@ -41,8 +54,8 @@ class SampleRef:
 
     @property
     def name(self) -> str:
-        """ "shard-name/sample-key", the sample's name in logs."""
-        return f"{shard_name(self.shard)}/{self.key}"
+        """The sample's name: no other of the run has it (see names.py)."""
+        return self.prefix + self.within
 
 
 def shard_name(shard: str) -> str:
@@ -69,10 +82,12 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def sample(self, row: int) -> SampleRef:
+    def sample(self, row: int, name: str | None = None, prefix: str = "") -> SampleRef:
+        """Sample `row` of the shard, which is called `name` in its corpus (default: as its file)."""
         line = json.loads(self._lines[row])
         members = {extension: (offset, size) for extension, (offset, size) in line["members"].items()}
-        return SampleRef(line["key"], self.shard, members)
+        key = printable(line["key"])
+        return SampleRef(key, self.shard, members, f"{name or shard_name(self.shard)}/{key}", prefix)
 
     @property
     def summary(self) -> Summary:
@@ -97,41 +112,102 @@ class ShardIndex:
     def scan(cls, shard: str) -> ShardIndex:
         """Read the headers of the tar. What cannot be used is a problem, never an error:
 
-        `no_video` (a failed download leaves its captions), `shard_cut` (the tar ends too early; what is complete
-        before the cut is used), `shard_unreadable` (no tar at all), `duplicate_member` (the first is used)."""
-        members: dict[str, dict[str, tuple[int, int]]] = {}
-        problems: list[Problem] = []
-        cut_keys: set[str] = set()
+        `no_video` (a failed download leaves its captions), `key_with_dot`, `shard_cut` (the tar ends too early; what
+        is complete before the cut is used), `shard_unreadable` (no tar at all, or a packed one), `duplicate_member`
+        (the first is used)."""
+        found = _Members()
         with storage.open_seekable(shard) as file:
             size, mark = _identity(file)
+            fault = _packed(file) or found.read(file, size)
+        problems = found.problems
+        if fault:
+            reason = "shard_cut" if found.members or found.cut_keys else "shard_unreadable"
+            problems.append(Problem(shard_name(shard), reason, fault))
+        lines = []
+        for key, members in found.members.items():
+            if key in found.cut_keys:
+                problems.append(Problem(key, "shard_cut", "the shard ends inside this sample"))
+            elif any(extension in members for extension in VIDEO_EXTENSIONS):
+                lines.append(_line({"key": key, "members": members}))
+            else:
+                problems += _without_video(key, list(members))
+        return cls(shard, size, mark, lines, problems)
+
+
+class _Members:
+    """The members of a tar, gathered by the keys of their samples."""
+
+    def __init__(self) -> None:
+        self.members: dict[str, dict[str, tuple[int, int]]] = {}
+        self.problems: list[Problem] = []
+        self.cut_keys: set[str] = set()
+
+    def read(self, file: BinaryIO, size: int) -> str:
+        """Go through the headers, also of tars that were put one behind the other (`cat a.tar b.tar`). Returns why it
+        does not end as a tar should, "" where it does."""
+        at: int | None = 0
+        while at is not None:
+            file.seek(at)
             try:
                 tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (it holds nothing but `file`)
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                    key, extension = split_name(member.name)
-                    if not (key and extension) or not member.isreg() or member.issparse():
-                        continue
-                    if member.offset_data + member.size > size:
-                        cut_keys.add(key)
-                    elif extension in members.setdefault(key, {}):
-                        problems.append(Problem(key, "duplicate_member", f"a second {extension!r}"))
-                    else:
-                        members[key][extension] = (member.offset_data, member.size)
-                cut = _cut(file, tar.offset)
+                    self._add(member, size)
+                end = tar.offset
             except tarfile.ReadError as error:
-                cut = str(error)
-        if cut:
-            reason = "shard_cut" if members or cut_keys else "shard_unreadable"
-            problems.append(Problem(shard_name(shard), reason, cut))
-        lines = []
-        for key, found in members.items():
-            if key in cut_keys:
-                problems.append(Problem(key, "shard_cut", "the shard ends inside this sample"))
-            elif not any(extension in found for extension in VIDEO_EXTENSIONS):
-                problems.append(Problem(key, "no_video", "has " + ", ".join(sorted(found))))
-            else:
-                lines.append(_line({"key": key, "members": found}))
-        return cls(shard, size, mark, lines, problems)
+                return str(error)
+            if cut := _cut(file, end):
+                return cut
+            at = _next_archive(file, end)
+        return ""
+
+    def _add(self, member: tarfile.TarInfo, size: int) -> None:
+        key, extension = split_name(printable(member.name))
+        if not (key and extension) or not member.isreg() or member.issparse():
+            return
+        if member.offset_data + member.size > size:
+            self.cut_keys.add(key)
+        elif extension in self.members.setdefault(key, {}):
+            self.problems.append(Problem(key, "duplicate_member", f"a second {extension!r}"))
+        else:
+            self.members[key][extension] = (member.offset_data, member.size)
+
+
+def _without_video(key: str, extensions: list[str]) -> list[Problem]:
+    """Why a sample has no video. A dot in its key, as in id_00:00:01.250.mp4, ends the key early: then each name that
+    ends as a video does was meant to be a sample."""
+    dotted = [name for name in extensions if name.rpartition(".")[2] in VIDEO_EXTENSIONS]
+    if not dotted:
+        return [Problem(key, "no_video", "has " + ", ".join(sorted(extensions)))]
+    return [
+        Problem(
+            f"{key}.{name}",
+            "key_with_dot",
+            f"a key ends at the first dot of a name, here after {key!r}: rename the members, or make the shards anew",
+        )
+        for name in dotted
+    ]
+
+
+def _packed(file: BinaryIO) -> str:
+    """What the file is packed with, where it is no tar but a packed one; the file is left at its start."""
+    start = file.read(6)
+    file.seek(0)
+    for mark, name, tool in _PACKED:
+        if start.startswith(mark):
+            return f"compressed ({name}): unpack it first, such as with {tool}, since samples are read by range"
+    return ""
+
+
+def _next_archive(file: BinaryIO, end: int) -> int | None:
+    """Where another tar begins behind the end mark of one, None where only zeros follow."""
+    file.seek(end)
+    at = end
+    while block := file.read(_ZEROS_AT_ONCE):
+        if rest := block.lstrip(b"\0"):
+            return at + (len(block) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(block)
+    return None
 
 
 def _line(value: dict) -> bytes:

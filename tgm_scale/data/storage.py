@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import os
 import threading
 import time
-from collections import OrderedDict
+import zlib
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
@@ -14,11 +16,14 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import fsspec
 from braceexpand import braceexpand
 
+from tgm_scale.data.names import real_place
+
 PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hdfs", "memory")
 RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # waits between attempts: a fileserver's fail-over takes some seconds
 HTTP_CONNECT_SECONDS, HTTP_READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _REFUSED = (401, 403)  # HTTP
+GZIP_MARK = b"\x1f\x8b"
 _DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
 
 T = TypeVar("T")
@@ -43,6 +48,10 @@ def is_url(path: str) -> bool:
     return bool(mark)
 
 
+class NoShards(ValueError):
+    """There is no shard where one was named."""
+
+
 def expand(spec: str | os.PathLike | list[str]) -> list[str]:
     """Shards named by a folder, a glob, a brace pattern (`{000..099}.tar`), a .tar, or a list of these.
 
@@ -55,14 +64,33 @@ def expand(spec: str | os.PathLike | list[str]) -> list[str]:
         for item in whole:
             found = _expand_url(item) if is_url(item) else _expand_path(item)
             if not found:
-                raise ValueError(f"no shards (*.tar) at {item!r}; make some with tools/make_shards.py or name another")
+                raise _no_shards(item)
             shards += found
     if not shards:
         raise ValueError("the list of shards is empty; name a folder, a pattern or .tar files")
-    if len(set(shards)) != len(shards):
-        twice = next(shard for shard in shards if shards.count(shard) > 1)
+    places = Counter(map(real_place, shards))
+    if len(places) != len(shards):
+        twice = next(shard for shard in shards if places[real_place(shard)] > 1)
         raise ValueError(f"shard {twice!r} is named twice; its samples would count double: name it once")
     return shards
+
+
+def _no_shards(item: str) -> NoShards:
+    """What is there instead, where it is something that is known."""
+    there = [] if is_url(item) or not os.path.isdir(item) else sorted(os.listdir(item))
+    if not there and os.path.isfile(item):
+        there = [os.path.basename(item)]
+    if packed := [name for name in there if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"))]:
+        return NoShards(
+            f"{item!r} holds compressed tars ({packed[0]}): samples are read by range, so unpack them first, such as "
+            "with gunzip"
+        )
+    if any(name.endswith(".parquet") for name in there):
+        return NoShards(
+            f"{item!r} holds Parquet, which has no video in it: download the videos with video2dataset, or make a CSV "
+            "of files and captions"
+        )
+    return NoShards(f"no shards (*.tar) at {item!r}; make some with tools/make_shards.py or name another")
 
 
 def _expand_path(item: str) -> list[str]:
@@ -135,6 +163,16 @@ def read_small(path: str) -> bytes | None:
         return retrying(read, path)
     except (FileNotFoundError, PermissionError):
         return None
+
+
+def unpacked(data: bytes, path: str) -> bytes:
+    """What a gzip holds, other bytes as they are. Raises ValueError for a broken gzip."""
+    if data[:2] != GZIP_MARK:
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: a broken gzip ({error}): copy it again") from None
 
 
 def size(path: str) -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
-from tgm_scale.evaluation.clips import Progress, chunks, run_models
+from tgm_scale.data.listed import ListedCorpus
+from tgm_scale.evaluation.clips import Progress, chunks, fitting, own_samples, run_models
 from tgm_scale.evaluation.labelled import Labelled
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.runtime.distributed import Control
@@ -53,10 +55,14 @@ def cached_rows(
     digest = hashlib.blake2b(digest_size=8)
     for fact in (*made_by, source.corpus.fingerprint, str(len(refs)), str(views), str(dtype)):
         digest.update(fact.encode() + b"\n")
+    if isinstance(source.corpus, ListedCorpus):  # lists may name other files of the same paths
+        for ref in refs:
+            digest.update(f"{os.path.abspath(ref.shard)} {ref.members[ref.video][1]}\n".encode())
     folder = folder / digest.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     parts = chunks(refs)
-    with Decoder(workers) as decoder:
+    own = own_samples(refs, control.place.rank, control.place.world_size)
+    with Decoder(fitting(workers, own)) as decoder:
         for number, part in enumerate(parts):
             file = folder / f"{number:06d}.safetensors"
             if number % control.place.world_size != control.place.rank or file.is_file():

@@ -3,6 +3,7 @@ processes, and a stopped pass goes on at the chunk that it had reached."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.evaluation.views import Decoder, Views
 
 CHUNK = 256  # samples of one file of features
+_WORTH_A_PROCESS = 64
 PASS = 32  # clips of one forward pass; samples of different chunks never share one
 
 # uint8 [B, 3, T, H, W] -> one row for each clip, from each of several models
@@ -37,6 +39,13 @@ def chunks(refs: Sequence[SampleRef]) -> list[Sequence[SampleRef]]:
 def own_samples(refs: Sequence[SampleRef], rank: int, world_size: int) -> int:
     """How many samples a process sees that has every world-size-th chunk."""
     return sum(len(part) for part in chunks(refs)[rank::world_size])
+
+
+def fitting(workers: int, samples: int) -> int:
+    """How many decoding processes are worth their start: no more than this process's share of the cores, and 64
+    samples for each (a process takes about 2 s to start, as long as 64 small clips take to decode)."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(workers, max(cores, 1), samples // _WORTH_A_PROCESS)
 
 
 def run_models(

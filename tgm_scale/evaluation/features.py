@@ -23,7 +23,7 @@ from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import Encoder, ModelSize
+from tgm_scale.models.vit import SIZES, Encoder, ModelSize
 from tgm_scale.runtime.distributed import Control
 
 __all__ = ["SYNTHETIC_MOTION", "Clips", "FrozenEncoder", "cached", "extract"]
@@ -52,6 +52,13 @@ class FrozenEncoder:
 
         Raises ValueError where there is none."""
         return cls.of(read(path), path, device)
+
+    @classmethod
+    def random(cls, size: str, frames: int, image_size: int, seed: int, device: torch.device = _CPU) -> FrozenEncoder:
+        """As a run of this seed starts it: what training is to be compared with."""
+        dimensions = SIZES[size]
+        model = MaskedVideoAutoencoder(dimensions, frames, image_size, attention="sdpa", seed=seed)
+        return cls(model.encoder.to(device), dimensions, frames, image_size, _DEFAULT_STRIDE, None, device)
 
     @classmethod
     def of(cls, weights: Weights, path: str | Path, device: torch.device = _CPU) -> FrozenEncoder:

@@ -89,7 +89,7 @@ class _Run:
             self.average.read(self.progress.step)
         if self.place.is_main:
             facts = setup.plan_facts(config, plan, parts)
-            run_folder.describe(folder, config, build.corpus_facts([parts.train.corpus]), facts, self.progress.step)
+            run_folder.describe(folder, config, setup.data_facts(parts), facts, self.progress.step)
             setup.announce(config, parts, facts, notes if newest is None else [], self.progress.step)
 
     def train(self) -> int:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.conversion.read import read_initial
+from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.text import shown
+from tgm_scale.evaluation import results
 from tgm_scale.evaluation.augment import AugmentedSamples, Augmenter
-from tgm_scale.evaluation.labelled import Labelled
+from tgm_scale.evaluation.classes import names_of, not_trained, ordered, told
+from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled
 from tgm_scale.evaluation.run import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.runtime.distributed import Control, Place
-from tgm_scale.training import build
+from tgm_scale.training import build, checkpoint
 from tgm_scale.training.engine_plan import EnginePlan, engine_config, not_used
 from tgm_scale.training.throughput import Throughput
 
@@ -53,13 +57,15 @@ class Parts:
     train: Labelled
     test: Labelled
     classes: list[str]
+    lacking: dict[str, int]  # test clips by class that training lacks
+    opened: dict[str, Any]  # what of the data is usable and left out
     steps: int
     throughput: Throughput
 
     def numbers(self, batch: Batch) -> Tensor:
         """The class of each clip, int64 [B]; 0 for one without a label, which has weight 0."""
-        number = {label: i for i, label in enumerate(self.classes)}
-        return torch.tensor([number.get(self.train.labels.get(key, ""), 0) for key in batch.keys])
+        numbers_B = results.class_numbers(self.classes, [self.train.labels.get(key, "") for key in batch.keys])
+        return numbers_B.clamp(min=0)
 
     def leave_out_unlabelled(self, batch: Batch) -> None:
         """Give clips without a label weight 0, and name them."""
@@ -76,13 +82,48 @@ def prepare(config: FinetuneConfig, place: Place) -> Parts:
         open_split(config.data, "train")
     control.barrier()
     train, test = open_split(config.data, "train"), open_split(config.data, "test")
-    refs = train.refs
+    classes = _classes(config, train)
+    lacking = not_trained(classes, [test.labels[ref.name] for ref in test.refs])
+    found = [of_labelled(part, source, LEFT_OUT) for part, source in (("train", train), ("test", test))]
+    refuse_above(found, config.data.max_left_out_share)
+    overlap = in_both(train, test)
+    opened = {"data": [inventory.facts() for inventory in found], **({"in both parts": overlap} if overlap else {})}
+    if place.is_main:
+        write_left_out(Path(config.run.dir) / LEFT_OUT, (("train", train.problems), ("test", test.problems)))
+        lines = [line for inventory in found for line in inventory.lines()]
+        lines += [f"warning: {note}" for note in (overlap, told(lacking, len(test.refs))) if note]
+        print("\n".join(lines), flush=True)
     size = build.model_size(shared(config))
     tokens = build.token_grid(shared(config)).tokens
     macs = macs_per_clip(size, config.data.frames, config.data.size, tokens, 0)
     steps = build.total_steps(shared(config), len(train.corpus))
-    classes = sorted({train.labels[ref.name] for ref in refs})
-    return Parts(control, train, test, classes, steps, Throughput(macs, place.device))
+    return Parts(control, train, test, classes, lacking, opened, steps, Throughput(macs, place.device))
+
+
+def _classes(config: FinetuneConfig, train: Labelled) -> list[str]:
+    """The classes in the order of the run's checkpoint where there is one. Raises ValueError where they are others."""
+    classes = ordered((train.labels[ref.name] for ref in train.refs), config.data.classes)
+    newest = checkpoint.latest(Path(config.run.dir) / "checkpoints")
+    if newest is None:
+        return classes
+    facts = checkpoint.Reader(newest).manifest
+    trained = facts.get("class_labels") or facts["labels"]
+    if set(trained) == set(classes):
+        return list(trained)
+    changed = sorted(set(trained) ^ set(classes))
+    raise ValueError(
+        f"run.dir={config.run.dir}: its checkpoint has {len(trained)} classes, the data {len(classes)}; one of "
+        f"them lacks {', '.join(map(shown, changed[:3]))}: restore the labels, or start a new run folder"
+    )
+
+
+def data_facts(parts: Parts) -> list[dict[str, Any]]:
+    """What RUN/data.json says: the corpora of both parts, train first."""
+    return [
+        {"part": part, **facts}
+        for part, of in (("train", parts.train), ("test", parts.test))
+        for facts in build.corpus_facts([of.corpus])
+    ]
 
 
 def loader(config: FinetuneConfig, parts: Parts, start: int) -> ClipLoader:
@@ -176,7 +217,8 @@ def facts(config: FinetuneConfig, classes: list[str]) -> dict[str, Any]:
         "model": dataclasses.asdict(size) | {"name": config.model.size},
         "frames": config.data.frames,
         "image_size": config.data.size,
-        "labels": classes,
+        "labels": names_of(classes, config.data.classes),
+        "class_labels": classes,
         "config": config.model_dump(mode="json"),
     }
 

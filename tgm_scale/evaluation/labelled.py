@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
-from tgm_scale.data.index import VIDEO_EXTENSIONS, Corpus, SampleRef
+from tgm_scale.data.index import NOTICES, Corpus, SampleRef
+from tgm_scale.data.inventory import NAMED, Inventory
 from tgm_scale.data.listed import ListedCorpus
-from tgm_scale.evaluation.lists import Entry, Folder, is_list, read_list
+from tgm_scale.data.lists import Role, is_list, read_list
+from tgm_scale.data.names import real_place
+from tgm_scale.data.text import cleaned, shown
 
 SYNTHETIC_MOTION = "truth.objects.0.motion"
-_STATS_AT_A_TIME = 16  # a network file system answers one in a millisecond
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Labelled:
 
 
 def open_labelled(
-    spec: str | list[str], label: str = "label", *, role: str = "train", root: str | None = None, split: int = 1
+    spec: str | list[str], label: str = "label", *, role: Role = "train", root: str | None = None, split: int = 1
 ) -> Labelled:
     """What `spec` names: shards (anything that `Corpus.open` takes), or a list (see lists.py) of videos below `root`.
 
@@ -45,28 +45,47 @@ def open_labelled(
     verb, noun or action. role, split: the part of HMDB51's lists. Raises ValueError where nothing is labelled."""
     if is_list(spec):
         assert isinstance(spec, str)
-        return _open_list(spec, read_list(spec, role, label, split), root)
+        return _of_files(ListedCorpus(read_list(spec, role, label=label, split=split), root=root))
     corpus = Corpus.open(spec)
+    if isinstance(corpus, ListedCorpus):  # a folder of files: in folders by class, or with NAME.json beside them
+        return _of_files(corpus)
     labels, problems = read_labels(corpus, label)
-    return Labelled(corpus, labels, problems)
+    return Labelled(corpus, labels, [*corpus.all_problems(), *problems])
 
 
-def _open_list(spec: str, entries: list[Entry], root: str | None) -> Labelled:
-    folder = Folder(root if root is not None else Path(spec).parent, VIDEO_EXTENSIONS)
-    with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
-        found = list(pool.map(folder.find, [entry.path for entry in entries]))
-    files = {entry.path: str(file) for entry, file in zip(entries, found) if file is not None}
-    if not files:
-        raise ValueError(
-            f"{spec}: none of its {len(entries)} videos (the first: {entries[0].path}) lies below {folder.root}: set "
-            "data.root to the folder of the videos"
-        )
-    problems = [
-        Problem(entry.path, "no_file", f"not below {folder.root}")
-        for entry, file in zip(entries, found)
-        if file is None
+def _of_files(corpus: ListedCorpus) -> Labelled:
+    labels, problems = corpus.labels, list(corpus.all_problems())
+    named = {problem.key for problem in problems}
+    without = [name for name in corpus.names if name not in labels and name not in named]
+    if not labels:
+        raise ValueError(f"{corpus.origin}: none of its {len(corpus)} videos has a label ({corpus.listing.layout})")
+    return Labelled(corpus, labels, [*problems, *(Problem(name, "no_label") for name in without)])
+
+
+def of_labelled(part: str, source: Labelled, listed: str = "") -> Inventory:
+    """What of a part is usable and what is left out, with a few samples and what is said of them."""
+    refs = source.refs
+    chosen = [refs[len(refs) * k // NAMED] for k in range(min(NAMED, len(refs)))]
+    said = [f"{ref.name}: {shown(source.labels[ref.name])}" for ref in chosen]
+    layout = source.corpus.listing.layout if isinstance(source.corpus, ListedCorpus) else ""
+    lost = max(source.corpus.lost, sum(problem.reason not in NOTICES for problem in source.problems))
+    return Inventory.of(part, len(refs), source.problems, lost, layout=layout, examples=said, listed=listed)
+
+
+def in_both(train: Labelled, test: Labelled) -> str:
+    """What training and test share, in words: the same files, or bytes of the same shard; groups of lists."""
+    places = [
+        {(real_place(ref.shard), ref.members[ref.video][0]): ref.name for ref in of.refs} for of in (train, test)
     ]
-    return Labelled(ListedCorpus.of_files(Path(spec).stem, list(files.items())), dict(entries), problems)
+    said = []
+    if shared := [name for place, name in places[1].items() if place in places[0]]:
+        said.append(
+            f"{len(shared)} of {len(places[1])} test clips are training clips, too: {', '.join(shared[:NAMED])}"
+        )
+    groups = [of.corpus.groups if isinstance(of.corpus, ListedCorpus) else set() for of in (train, test)]
+    if both := sorted(groups[0] & groups[1]):
+        said.append(f"{len(both)} groups are in training and test: {', '.join(both[:NAMED])}")
+    return "; ".join(said)
 
 
 def label_at(path: str) -> Callable[[dict], str]:
@@ -77,7 +96,7 @@ def label_at(path: str) -> Callable[[dict], str]:
             fields = fields[int(part)] if isinstance(fields, list) else fields[part]
         if isinstance(fields, (dict, list)):
             raise KeyError(f"{path} is no single value")
-        return str(fields)
+        return cleaned(str(fields))
 
     return read_label
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tgm_scale.evaluation import ema, results
 from tgm_scale.evaluation.cache import cached_rows
+from tgm_scale.evaluation.classes import told
 from tgm_scale.evaluation.clips import inference, own_samples
 from tgm_scale.evaluation.finetune_setup import Parts, shared
 from tgm_scale.evaluation.settings import FinetuneConfig
@@ -55,9 +56,8 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
         )
     found: dict[str, Any] = {}
     if place.is_main:
-        number = {label: i for i, label in enumerate(parts.classes)}
         scores_MC = clips.features[0]
-        truth_M = torch.tensor([number.get(label, -1) for label in clips.labels])
+        truth_M = results.class_numbers(parts.classes, clips.labels)
         found = {
             "method": "finetuning",
             "checkpoint": str(newest),
@@ -65,15 +65,17 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             "figures": results.judged(scores_MC, truth_M),
             "facts": {
                 "classes": len(parts.classes),
+                **results.said(told(parts.lacking, len(clips.labels))),
                 "training videos": len(parts.train.refs),
                 "views": f"{views.temporal} windows x {views.spatial} squares",
             },
+            **parts.opened,
         }
         rows = (
             {"key": key, "label": label, "prediction": parts.classes[best]}
             for key, label, best in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist())
         )
-        found = results.write(folder, found, rows, clips.problems)
+        found = results.write(folder, found, rows, {"train": parts.train.problems, "test": clips.problems})
         print(results.summary(found), flush=True)
     parts.control.barrier()
     return found

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
+from tgm_scale.data.inventory import refuse_above
 from tgm_scale.evaluation import knn, results
+from tgm_scale.evaluation.classes import in_order, not_trained, told
 from tgm_scale.evaluation.clips import PASS
-from tgm_scale.evaluation.labelled import Labelled, open_labelled
+from tgm_scale.evaluation.labelled import Labelled, of_labelled, open_labelled
+from tgm_scale.evaluation.run import PARTS
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.models.patches import patchify
 from tgm_scale.runtime.distributed import Control
@@ -32,13 +35,18 @@ class Neighbours:
         self._size, self._control, self._k = model_size(config), control, settings.k
         views = Views(data.frames, data.size, data.stride)
         specs = {"train": settings.train, "test": settings.test}
-        sources = {
-            role: open_labelled(spec, settings.label, role=role, root=settings.root) for role, spec in specs.items()
-        }
+        sources = {role: open_labelled(specs[role], settings.label, role=role, root=settings.root) for role in PARTS}
+        found = [of_labelled(f"knn.{role}", source) for role, source in sources.items()]
+        refuse_above(found, data.max_left_out_share)
+        if control.place.is_main:
+            print("\n".join(line for inventory in found for line in inventory.lines()), flush=True)
         with Decoder(data.workers) as decoder:
             self._parts = {role: _Part(source, views, decoder, control) for role, source in sources.items()}
-        classes, self._truth_M = results.class_numbers(self._parts["train"].labels, self._parts["test"].labels)
-        _, self._labels_N = results.class_numbers(classes, self._parts["train"].labels)
+        train, test = (self._parts[role].labels for role in PARTS)
+        classes = in_order(train)
+        if lacking := told(not_trained(classes, test), len(test)):
+            print(f"knn.test: {lacking}", flush=True)
+        self._truth_M, self._labels_N = (results.class_numbers(classes, labels) for labels in (test, train))
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, float]:

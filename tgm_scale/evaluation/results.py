@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ from tgm_scale.evaluation.intervals import paired_interval
 from tgm_scale.training.run_folder import replace_file, versions
 
 
-def class_numbers(train: Iterable[str], test: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The classes of the training labels in order, and each test label's number, int64 [M]; -1 for one that no
-    training clip has, which cannot be got right."""
-    classes = sorted(set(train))
+def class_numbers(classes: Sequence[str], labels: Sequence[str]) -> Tensor:
+    """Each label's number among the classes, int64 [M]; -1 for one that is none, which cannot be got right."""
     number = {label: i for i, label in enumerate(classes)}
-    return classes, torch.tensor([number.get(label, -1) for label in test])
+    return torch.tensor([number.get(label, -1) for label in labels])
 
 
 def accuracy(right_M: Tensor, seed: int = 0) -> dict[str, Any]:
@@ -43,16 +41,40 @@ def by_reason(problems: Iterable[Problem]) -> dict[str, int]:
     return dict(sorted(Counter(problem.reason for problem in problems).items()))
 
 
+def said(text: str) -> dict[str, str]:
+    """A note for the facts, or none."""
+    return {"note": text} if text else {}
+
+
 def write(
-    folder: Path, results: dict[str, Any], predictions: Iterable[dict[str, Any]], problems: Sequence[Problem]
+    folder: Path,
+    results: dict[str, Any],
+    predictions: Iterable[dict[str, Any]],
+    problems: Mapping[str, Sequence[Problem]],
 ) -> dict[str, Any]:
-    """Write results.json, predictions.jsonl and left_out.jsonl, each whole or not at all; returns the results."""
-    results = {**results, "left_out": by_reason(problems), "versions": versions()}
-    lines = {"predictions.jsonl": predictions, "left_out.jsonl": (problem.__dict__ for problem in problems)}
-    for name, rows in lines.items():
-        replace_file(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    replace_file(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    """Write results.json, predictions.jsonl and left_out.jsonl, each whole or not at all; returns the results.
+
+    problems: by part of the data. Where the folder holds another method's results, these get names of their own:
+    results-METHOD.json, and so on."""
+    every = [problem for of_part in problems.values() for problem in of_part]
+    results = {**results, "left_out": by_reason(every), "versions": versions()}
+    end = _ending(folder, results["method"])
+    left_out = ({"part": part, **vars(problem)} for part, of_part in problems.items() for problem in of_part)
+    for name, rows in {"predictions": predictions, "left_out": left_out}.items():
+        replace_file(
+            folder / f"{name}{end}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        )
+    replace_file(folder / f"results{end}.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     return results
+
+
+def _ending(folder: Path, method: str) -> str:
+    """ "" where the folder is this method's or nobody's."""
+    try:
+        before = json.loads((folder / "results.json").read_text()).get("method")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return "" if before in (None, method) else "-" + method.replace(" ", "-")
 
 
 def summary(results: dict[str, Any]) -> str:

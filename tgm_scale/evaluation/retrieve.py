@@ -8,8 +8,6 @@ Shapes: M test clips, U distinct texts, C classes, E width of the joint space, D
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +17,10 @@ from torch import Tensor
 from tgm_scale.conversion.read import read
 from tgm_scale.data.index import Corpus
 from tgm_scale.evaluation import results
+from tgm_scale.evaluation.classes import ordered, read_classes
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import Labelled, read_captions
-from tgm_scale.evaluation.run import Session, features, open_split, session
+from tgm_scale.evaluation.run import Session, features, introduce, open_split, session
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower
@@ -40,15 +39,16 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
                 "objective.contrastive_weight above 0, and give the run itself, not a file of another project's format"
             )
         source = _captioned(config) if not config.retrieve.zero_shot else open_split(config.data, "test")
+        opened = introduce(at, {"test": source})
         clips = features(at, source, "mean", "test", board)
         found: dict[str, Any] = {}
         if at.place.is_main:
             text = _text_tower(at)
             video_ME = F.normalize(clips.features[0].to(at.place.device) @ at.encoder.projection.T, dim=1)
             found = (
-                _zero_shot(at, text, video_ME, clips)
+                _zero_shot(at, text, video_ME, clips, opened)
                 if config.retrieve.zero_shot
-                else _ranks(at, text, video_ME, clips)
+                else _ranks(at, text, video_ME, clips, opened)
             )
             print(results.summary(found), flush=True)
         at.control.barrier()
@@ -57,8 +57,9 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
 
 def _captioned(config: FrozenConfig) -> Labelled:
     """The test part with captions in place of labels."""
-    corpus = Corpus.open(config.data.test)
-    return Labelled(corpus, *read_captions(corpus))
+    corpus = Corpus.open(config.data.test, root=config.data.root, role="test")
+    captions, problems = read_captions(corpus)
+    return Labelled(corpus, captions, [*corpus.all_problems(), *problems])
 
 
 def _text_tower(at: Session) -> TextTower:
@@ -81,7 +82,7 @@ def _text_tower(at: Session) -> TextTower:
     return text
 
 
-def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips) -> dict[str, Any]:
+def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened: dict[str, Any]) -> dict[str, Any]:
     """Recall at 1, 5 and 10 in both directions. Clips of one caption are all right answers to it."""
     texts = sorted(set(clips.labels))
     own_M = torch.tensor([texts.index(caption) for caption in clips.labels])
@@ -107,7 +108,7 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips) -> dict
         {"key": key, "caption": caption, "prediction": texts[number]}
         for key, caption, number in zip(clips.keys, clips.labels, best.tolist())
     )
-    return results.write(at.folder, found, rows, clips.problems)
+    return results.write(at.folder, found | opened, rows, {"test": clips.problems})
 
 
 def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:
@@ -116,9 +117,9 @@ def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:
     return ((scores_QG >= best_Q1) & ~right_QG).sum(dim=1)
 
 
-def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips) -> dict[str, Any]:
+def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened: dict[str, Any]) -> dict[str, Any]:
     """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
-    descriptions = class_texts(at.config, sorted(set(clips.labels)))
+    descriptions = class_texts(at.config, clips.labels)
     classes = list(descriptions)
     class_CE = torch.stack([F.normalize(text.encode(texts).float().mean(0), dim=0) for texts in descriptions.values()])
     scores_MC = (video_ME @ class_CE.T).cpu()
@@ -133,21 +134,18 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips) -> 
         {"key": key, "label": label, "prediction": classes[number]}
         for key, label, number in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist())
     )
-    return results.write(at.folder, found, rows, clips.problems)
+    return results.write(at.folder, found | opened, rows, {"test": clips.problems})
 
 
 def class_texts(config: FrozenConfig, labels: list[str]) -> dict[str, list[str]]:
     """The texts of each class: its name, or the descriptions that data.classes gives it, in every template.
 
     Classes are those of data.classes, or else the test labels. Raises ValueError for a label that it does not name."""
-    given: dict[str, Any] = {label: label.replace("_", " ") for label in labels}
-    if config.data.classes:
-        given = json.loads(Path(config.data.classes).read_text(encoding="utf-8"))
-        if missing := [label for label in labels if label not in given]:
-            raise ValueError(f"data.classes={config.data.classes}: no entry for {', '.join(missing[:5])}")
+    classes = ordered(labels, config.data.classes)
+    listed = read_classes(config.data.classes) if config.data.classes else {}
+    names = {label: listed.get(label, [label.replace("_", " ")]) for label in classes}
     if bad := [template for template in config.retrieve.templates if "{}" not in template]:
         raise ValueError(f"retrieve.templates: no {{}} for the class in {bad[0]!r}")
-    names = {label: [value] if isinstance(value, str) else list(value) for label, value in given.items()}
     return {
         label: [template.replace("{}", name) for name in of for template in config.retrieve.templates]
         for label, of in names.items()

@@ -5,7 +5,7 @@ Shapes: N training clips, M test clips, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +13,13 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tgm_scale import config as configuration
+from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
+from tgm_scale.data.lists import Role
 from tgm_scale.evaluation import attentive, knn, probe, results
+from tgm_scale.evaluation.classes import in_order, not_trained, ordered, told
 from tgm_scale.evaluation.clips import own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
-from tgm_scale.evaluation.labelled import Labelled, open_labelled
+from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.runtime.progress import Board
@@ -40,6 +43,7 @@ class Scored(NamedTuple):
     facts: dict[str, Any]
 
 
+PARTS: tuple[Role, ...] = ("train", "test")
 Judge = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class numbers, test clips
 
 
@@ -51,17 +55,41 @@ def session(config: FrozenConfig) -> Iterator[Session]:
     if place.world_size > 1:
         engine.start_processes(place)
     control = Control(place)
-    yield Session(config, folder, place, control, FrozenEncoder.load(config.encoder.checkpoint, place.device))
+    yield Session(config, folder, place, control, _encoder(config, place))
     if place.world_size > 1:
         engine.stop_processes()
 
 
-def open_split(data: LabelledConfig, role: str) -> Labelled:
+def _encoder(config: FrozenConfig, place: Place) -> FrozenEncoder:
+    settings = config.encoder
+    if settings.checkpoint == "random":
+        return FrozenEncoder.random(settings.size, settings.frames, settings.image_size, config.run.seed, place.device)
+    return FrozenEncoder.load(settings.checkpoint, place.device)
+
+
+def open_split(data: LabelledConfig, role: Role) -> Labelled:
     """The training or test part. Raises ValueError."""
     spec = data.train if role == "train" else data.test
     if spec is None:
         raise ValueError("data.train: missing; give labelled shards or a list file")
     return open_labelled(spec, data.label, role=role, root=data.root, split=data.split)
+
+
+def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
+    """Print what was opened and left out; RUN/left_out.jsonl names all of it. Returns it for results.json.
+
+    Raises ValueError where more than data.max_left_out_share is left out."""
+    found = [of_labelled(part, source, LEFT_OUT) for part, source in sources.items()]
+    refuse_above(found, at.config.data.max_left_out_share)
+    shared = in_both(*sources.values()) if len(sources) == 2 else ""
+    if at.place.is_main:
+        for inventory in found:
+            print("\n".join(inventory.lines()), flush=True)
+        if shared:
+            print(f"warning: {shared}", flush=True)
+        if not (at.folder / "results.json").exists():  # which has one of its own
+            write_left_out(at.folder / LEFT_OUT, ((part, source.problems) for part, source in sources.items()))
+    return {"data": [inventory.facts() for inventory in found], **({"in both parts": shared} if shared else {})}
 
 
 def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: Board) -> Clips:
@@ -139,16 +167,19 @@ _POOLINGS = {
 
 def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge) -> dict[str, Any]:
     with session(config) as at, Board() as board:
-        sources = [open_split(config.data, role) for role in ("train", "test")]
-        train, test = (features(at, s, pooling, n, board) for s, n in zip(sources, ("training", "test")))
+        sources = {role: open_split(config.data, role) for role in PARTS}
+        classes = ordered(sources["train"].labels.values(), config.data.classes)
+        lacking = not_trained(classes, [sources["test"].labels[ref.name] for ref in sources["test"].refs])
+        opened = introduce(at, sources)
+        train, test = (features(at, source, pooling, role, board) for role, source in sources.items())
         found: dict[str, Any] = {}
         if at.place.is_main:
-            classes, truth_M = results.class_numbers(train.labels, test.labels)
-            _, labels_N = results.class_numbers(train.labels, train.labels)
+            truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
             scored = judge(train, labels_N, test)
             facts = {
                 "classes": len(classes),
                 "training clips": len(train.labels),
+                **results.said(told(lacking, len(test.labels))),
                 "features": _POOLINGS[pooling],
                 **scored.facts,
             }
@@ -163,7 +194,8 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge)
                 {"key": key, "label": label, "prediction": classes[number]}
                 for key, label, number in zip(test.keys, test.labels, predicted)
             )
-            found = results.write(at.folder, found, rows, [*train.problems, *test.problems])
+            problems = {"train": train.problems, "test": test.problems}
+            found = results.write(at.folder, found | opened, rows, problems)
             print(results.summary(found), flush=True)
         at.control.barrier()
     return found
@@ -171,6 +203,6 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge)
 
 def is_right(judge: Callable[[Tensor, Tensor, Tensor], Tensor], train: Clips, test: Clips, encoder: int = 0) -> Tensor:
     """Which test clips get their own label, bool [M], from the features of one of the encoders."""
-    _, labels_N = results.class_numbers(train.labels, train.labels)
-    _, truth_M = results.class_numbers(train.labels, test.labels)
+    classes = in_order(train.labels)
+    truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
     return judge(train.features[encoder], labels_N, test.features[encoder]) == truth_M

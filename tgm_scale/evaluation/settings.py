@@ -19,6 +19,7 @@ from tgm_scale.config import (
     Section,
     TrainConfig,
 )
+from tgm_scale.data.inventory import MAX_LEFT_OUT_SHARE
 
 Sampling = Literal["dense", "segments"]
 
@@ -31,14 +32,22 @@ class LabelledConfig(Section):
     root: str | None = Field(None, description="folder of the videos that list files name; default: the list's own")
     label: str = Field("label", description="where a sample's json has it; of EPIC-Kitchens: verb, noun, action")
     split: int = Field(1, ge=1, le=3, description="of HMDB51's folder of splits")
-    classes: str | None = Field(None, description="JSON file: label -> name, or list of descriptions")
+    classes: str | None = Field(None, description="classes in order: names, one a line, or JSON (see classes.py)")
+    max_left_out_share: float = Field(
+        MAX_LEFT_OUT_SHARE, ge=0, le=1, description="no start above this share of samples that are not there"
+    )
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the evaluating process")
     sampling: Sampling = Field("dense", description="a window of frames, or one of each of equal segments (TSN)")
     stride: int | None = Field(None, ge=1, description="of dense windows; default: that of the pretraining")
 
 
 class EncoderConfig(Section):
-    checkpoint: str = Field(description="run folder, checkpoint, or any file that conversion reads")
+    checkpoint: str = Field(
+        description="run folder, checkpoint, any file that conversion reads; 'random': no training"
+    )
+    size: Literal["tiny", "S", "B", "L", "H", "g"] = Field("B", description="of random weights")
+    frames: int = Field(16, ge=1, description="of random weights")
+    image_size: int = Field(224, ge=8, description="of random weights")
     temporal_views: int = Field(1, ge=1, description="features are the mean over the views of a video")
     spatial_views: Literal[1, 3] = 1
 

@@ -19,7 +19,16 @@ from tgm_scale.config import Config
 from tgm_scale.contracts import Grid
 from tgm_scale.data.disk_cache import DiskCache
 from tgm_scale.data.index import Corpus
+from tgm_scale.data.inventory import (
+    LEFT_OUT,
+    Inventory,
+    of_corpus,
+    refuse_above,
+    refuse_without_captions,
+    write_left_out,
+)
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.names import tell_apart
 from tgm_scale.data.torchcodec_frames import check_torchcodec
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
@@ -140,7 +149,30 @@ def make_synthetic(config: Config) -> None:
 def corpora(config: Config) -> list[Corpus]:
     kept = config.data.cache
     cache = DiskCache(kept.dir, round(kept.gigabytes * 1e9)) if kept else None
-    return [Corpus.open(entry.path, cache=cache) for entry in config.data.corpora()]
+    opened = [Corpus.open(entry.path, cache=cache, root=config.data.root) for entry in config.data.corpora()]
+    tell_apart(opened)
+    limit = config.data.max_left_out_share
+    if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):
+        refuse_above(inventories(opened), limit)
+    if uses_captions(config) and config.data.max_skipped_share < 1:
+        refuse_without_captions(opened)
+    return opened
+
+
+def uses_captions(config: Config) -> bool:
+    return config.objective.contrastive_weight > 0 or "relevance" in masker(config).needs
+
+
+def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
+    return [of_corpus(corpus.name, corpus, listed) for corpus in opened]
+
+
+def introduce(folder: Path, opened: list[Corpus]) -> None:
+    """Print what was opened, understood and left out, before the first step; RUN/left_out.jsonl names all of it."""
+    if any(corpus.left_out for corpus in opened):
+        write_left_out(folder / LEFT_OUT, ((corpus.name, corpus.all_problems()) for corpus in opened))
+    for inventory in inventories(opened, LEFT_OUT):
+        print("\n".join(inventory.lines()), flush=True)
 
 
 def samples_per_step(config: Config) -> int:
@@ -186,7 +218,7 @@ def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop:
         crop=config.data.crop,
         flip=config.data.flip,
         window_shards=config.data.window_shards,
-        captions=config.objective.contrastive_weight > 0 or "relevance" in masker(config).needs,
+        captions=uses_captions(config),
         relevance=relevance,
         motion="motion" in masker(config).needs,
         caption_sets=guidance.captions == "mean" and "relevance" in masker(config).needs,
@@ -257,7 +289,15 @@ def facts(config: Config) -> dict[str, Any]:
 
 
 def corpus_facts(opened: list[Corpus]) -> list[dict[str, Any]]:
-    return [{"name": c.name, "samples": len(c), "fingerprint": c.fingerprint} for c in opened]
+    """What RUN/data.json says of each corpus: what it is (name, samples, fingerprint, and `content` of a list's
+    captions and labels), and what was left out."""
+    found = []
+    for corpus, inventory in zip(opened, inventories(opened, LEFT_OUT)):
+        facts = {"name": corpus.name, "samples": len(corpus), "fingerprint": corpus.fingerprint}
+        content = {"content": corpus.content} if corpus.content else {}
+        left_out = {"left_out": inventory.left_out, "left_out_share": inventory.share, "first": inventory.first}
+        found.append({**facts, **content, **(left_out if inventory.left_out else {})})
+    return found
 
 
 def macs_per_clip(config: Config, plan: Masker) -> float:

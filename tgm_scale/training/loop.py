@@ -116,6 +116,7 @@ class _Run:
         if place.is_main:
             facts = build.plan_facts(config, plan, masker, self.steps)
             run_folder.describe(folder, config, build.corpus_facts(self.corpora), facts, self.progress.step)
+            build.introduce(folder, self.corpora)
             build.announce(config, facts, samples, masker, self.progress.step)
 
     def train(self) -> int:

@@ -1,7 +1,7 @@
 """The run folder: what the run is, so that it can be gone on with, compared and understood.
 
 RUN/config.yaml       the configuration as resolved
-RUN/data.json         the corpora it reads: name, samples, fingerprint
+RUN/data.json         the corpora it reads: name, samples, fingerprint, what was left out
 RUN/plan.json         what followed from it: steps, batch layout, stage
 RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line a step
@@ -75,7 +75,7 @@ def describe(
     data_file = folder / "data.json"
     if data_file.is_file():
         before = json.loads(data_file.read_text())
-        if before != corpora:
+        if _other_data(before, corpora):
             raise ValueError(
                 f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): "
                 "restore the shards, or start a new run folder with train.init_from"
@@ -85,6 +85,21 @@ def describe(
     replace_file(folder / "plan.json", json.dumps(plan, indent=1))
     with (folder / "environment.jsonl").open("a") as stream:
         stream.write(json.dumps(environment() | {"step": step}) + "\n")
+
+
+def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool:
+    """Whether samples, captions, labels or their order are others. What an earlier version did not note is not
+    compared: the content of lists, the test part."""
+    if not any(corpus.get("part") == "test" for corpus in before):
+        now = [corpus for corpus in now if corpus.get("part") != "test"]
+    if len(before) != len(now):
+        return True
+    return any(
+        one.get(key) != other.get(key)
+        for one, other in zip(before, now)
+        for key in ("name", "samples", "fingerprint", "content")
+        if key != "content" or key in one
+    )
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -97,7 +112,11 @@ def starts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _summary(corpora: list[dict[str, Any]]) -> str:
-    return ", ".join(f"{corpus['name']}: {corpus['samples']} samples, {corpus['fingerprint']}" for corpus in corpora)
+    return ", ".join(
+        f"{corpus['name']}: {corpus['samples']} samples, "
+        f"{' '.join(filter(None, (corpus['fingerprint'], corpus.get('content'))))}"
+        for corpus in corpora
+    )
 
 
 def environment() -> dict[str, Any]:

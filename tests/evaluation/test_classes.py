@@ -1,0 +1,203 @@
+"""Classes in order, classes that one part lacks, clips that both parts have: said, and refused where none is right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tgm_scale import cli
+from tgm_scale.data.encode import encode_video
+from tgm_scale.evaluation import finetune_setup as setup
+from tgm_scale.evaluation.classes import in_order, names_of, not_trained, ordered, read_classes, told
+from tgm_scale.evaluation.settings import load_finetune
+from tgm_scale.runtime.distributed import find_place
+from tgm_scale.training import run_folder
+from tgm_scale.training.checkpoint import latest
+
+
+def test_numbers_sort_as_numbers() -> None:
+    assert in_order(str(n) for n in range(12)) == [str(n) for n in range(12)]
+    assert in_order(["b", "a10", "a2", "3"]) == ["3", "a10", "a2", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "labels", "wanted", "names"),
+    [
+        ("c.txt", "run\nbend\n", {"0", "1"}, ["0", "1"], ["run", "bend"]),
+        ("c.txt", "run\nbend\nwave\n", {"wave", "run"}, ["run", "bend", "wave"], ["run", "bend", "wave"]),
+        ("classInd.txt", "1 Bend\n2 A b\n", {"1"}, ["1", "2"], ["Bend", "A b"]),
+        ("c.json", '["run", "bend"]', {"bend"}, ["run", "bend"], ["run", "bend"]),
+        ("c.json", '{"k": ["kick", "a kick"], "r": "run"}', {"r"}, ["k", "r"], ["kick", "run"]),
+        ("labels.json", '{"Holding it": "1", "Approaching it": "0"}', {"Holding it"}, ["Approaching it", "Holding it"],
+         ["Approaching it", "Holding it"]),
+    ],
+)  # fmt: skip
+def test_a_file_of_classes_gives_order_and_names(
+    tmp_path: Path, name: str, text: str, labels: set[str], wanted: list[str], names: list[str]
+) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    assert ordered(labels, str(file)) == wanted
+    assert names_of(wanted, str(file)) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("3", "wanted names"),
+        ('{"a": 3.5}', "'a' has 3.5: wanted a name"),
+        ('{"a": "\\ud83d"}', r"half a surrogate pair"),
+        ('{"a": "b"}', "no entry for 'x'"),
+    ],
+)
+def test_a_mistaken_file_of_classes_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        ordered({"x"}, str(tmp_path / "c.json"))
+    with pytest.raises(ValueError, match="no such file"):
+        read_classes(str(tmp_path / "absent.json"))
+
+
+def test_classes_that_training_lacks_are_named_and_none_at_all_stops() -> None:
+    lacking = not_trained(["0", "1"], ["0", "00", "2", "00"])
+    assert lacking == {"00": 2, "2": 1}
+    assert told(lacking, 4) == "3 of 4 test clips have a class that training lacks: '00' (2), '2' (1)"
+    assert told({}, 4) == "" == told(not_trained(["0"], ["0"]), 1)
+    with pytest.raises(
+        ValueError, match=r"no class of the test \('1', '2'\) is one of the training \('bend', 'run'\)"
+    ):
+        not_trained(["run", "bend"], ["2", "1"])
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips of as many classes."""
+    root = tmp_path_factory.mktemp("clips")
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+        (root / f"{number}.mp4").write_bytes(encode_video(noise, fps=25))
+    return root
+
+
+def write(path: Path, rows: list[str]) -> str:
+    path.write_text("\n".join(rows) + "\n")
+    return str(path)
+
+
+def knn(checkpoint: Path, folder: Path, train: str, test: str) -> int:
+    return cli.main(["knn", f"run.dir={folder}", f"encoder.checkpoint={checkpoint}", f"data.train={train}",
+                     f"data.test={test}", "data.workers=0", "neighbours.k=1"])  # fmt: skip
+
+
+def test_one_list_for_both_parts_is_told_and_its_splits_are_obeyed(
+    clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = write(clips / "plain.csv", ["file,label", *(f"{n}.mp4,{n % 3}" for n in range(12))])
+    assert knn(checkpoint, tmp_path / "same", plain, plain) == 0
+    said = capsys.readouterr().out
+    assert "warning: 12 of 12 test clips are training clips, too: 0.mp4" in said
+    assert "train: 12 usable (columns file, label)\n  such as 0.mp4: '0'" in said
+    found = json.loads((tmp_path / "same/results.json").read_text())
+    assert found["in both parts"].startswith("12 of 12") and found["data"][1]["usable"] == 12
+
+    rows = [f"{n}.mp4,{n % 4},{'test' if n > 8 else 'train'},p{n % 2}" for n in range(12)]
+    split = write(clips / "split.csv", ["file,label,split,group", *rows, "gone.mp4,1,train,p0"])
+    assert knn(checkpoint, tmp_path / "split", split, split) == 0
+    said = capsys.readouterr().out
+    assert "2 groups are in training and test: p0, p1" in said and "test clips are training" not in said
+    found = json.loads((tmp_path / "split/results.json").read_text())
+    assert [part["usable"] for part in found["data"]] == [9, 3] and found["figures"]["top1"]["clips"] == 3
+    assert found["left_out"] == {"missing_video": 1}
+    left_out = json.loads((tmp_path / "split/left_out.jsonl").read_text())
+    assert (left_out["part"], left_out["key"], left_out["reason"]) == ("train", "gone.mp4", "missing_video")
+
+
+def test_lists_of_the_same_paths_in_two_folders_have_features_of_their_own(
+    clips: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Each test clip is one of the training, of another name: the nearest neighbour is right only by the pixels."""
+    (tmp_path / "test").mkdir()
+    for number in range(12):
+        (tmp_path / "test" / f"{11 - number}.mp4").write_bytes((clips / f"{number}.mp4").read_bytes())
+    train = write(clips / "a.txt", [f"{n}.mp4 {n}" for n in range(12)])
+    test = write(tmp_path / "test/a.txt", [f"{n}.mp4 {11 - n}" for n in range(12)])
+    assert knn(checkpoint, tmp_path / "run", train, test) == 0
+    found = json.loads((tmp_path / "run/results.json").read_text())
+    assert found["figures"]["top1"]["value"] == 1.0
+
+
+def test_parts_that_share_no_class_stop_before_any_feature(
+    clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = write(clips / "one.txt", ["0.mp4 0", "1.mp4 1"])
+    test = write(clips / "two.txt", ["2.mp4 run", "3.mp4 bend"])
+    assert knn(checkpoint, tmp_path / "run", train, test) == 2
+    assert "no class of the test ('bend', 'run') is one of the training ('0', '1')" in capsys.readouterr().err
+    assert not (tmp_path / "run/features").exists()
+
+
+def test_random_weights_are_a_checkpoint(clips: Path, tmp_path: Path) -> None:
+    one = write(clips / "r.txt", [f"{n}.mp4 {n % 2}" for n in range(12)])
+    encoder = ["encoder.checkpoint=random", "encoder.size=tiny", "encoder.frames=4", "encoder.image_size=32"]
+    data = [f"data.train={one}", f"data.test={one}", "data.workers=0"]
+    assert cli.main(["knn", f"run.dir={tmp_path}/r", *encoder, *data]) == 0
+    assert json.loads((tmp_path / "r/results.json").read_text())["checkpoint"] == "random"
+
+
+def test_another_method_in_a_folder_replaces_no_results(clips: Path, checkpoint: Path, tmp_path: Path) -> None:
+    one = write(clips / "m.txt", [f"{n}.mp4 {n % 2}" for n in range(12)])
+    assert knn(checkpoint, tmp_path / "run", one, one) == 0
+    kept = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir() if file.is_file()}
+    common = [f"run.dir={tmp_path}/run", f"encoder.checkpoint={checkpoint}", f"data.train={one}", f"data.test={one}"]
+    for _ in range(2):
+        assert cli.main(["probe", *common, "data.workers=0", "neighbours.k=1"]) == 0
+        assert {name: (tmp_path / "run" / name).read_bytes() for name in kept} == kept
+        assert json.loads((tmp_path / "run/results-linear-probe.json").read_text())["method"] == "linear probe"
+    assert (tmp_path / "run/predictions-linear-probe.jsonl").is_file()
+
+
+FINETUNE = """
+run: {{dir: {run}}}
+data: {{train: {train}, test: {test}, frames: 4, stride: 1, size: 32, workers: 0}}
+finetune: {{rand_augment: null, test_temporal_views: 1, test_spatial_views: 1, mixup: 0, cutmix: 0}}
+model: {{size: tiny}}
+train: {{steps: 1, global_batch_size: 4, micro_batch_size: 4}}
+log: {{tensorboard: false}}
+"""
+
+
+def test_a_finetuning_keeps_its_classes_and_refuses_others(clips: Path, tmp_path: Path) -> None:
+    train = write(clips / "f.txt", [f"{n}.mp4 {n}" for n in range(12)])
+    (tmp_path / "names.txt").write_text("".join(f"name {n}\n" for n in range(12)))
+    config = write(tmp_path / "f.yaml", [FINETUNE.format(run=tmp_path / "run", train=train, test=train)])
+    command = ["finetune", "--config", config, f"data.classes={tmp_path}/names.txt"]
+    assert cli.main(command) == 0
+    newest = latest(tmp_path / "run/checkpoints")
+    assert newest is not None
+    facts = json.loads((newest / "manifest.json").read_text())
+    assert facts["class_labels"] == [str(n) for n in range(12)]
+    assert facts["labels"] == [f"name {n}" for n in range(12)], "the export names its classes"
+    noted = json.loads((tmp_path / "run/data.json").read_text())
+    assert [entry["part"] for entry in noted] == ["train", "test"]
+
+    def opened_again(*overrides: str) -> list[str]:
+        again = load_finetune(config, [*command[3:], *overrides])
+        parts = setup.prepare(again, find_place())
+        run_folder.describe(tmp_path / "run", again, setup.data_facts(parts), {}, 1)
+        return parts.classes
+
+    assert opened_again() == facts["class_labels"]
+    reordered = [f"{n} name {n}\n" for n in reversed(range(12))]
+    (tmp_path / "names.txt").write_text("".join(reordered))
+    assert opened_again() == facts["class_labels"], "a test uses the checkpoint's order"
+    write(clips / "f.txt", [f"{n}.mp4 {(n + 1) % 12}" for n in range(12)])
+    with pytest.raises(ValueError, match="the run was started on other data"):
+        opened_again()
+    write(clips / "f.txt", [f"{n}.mp4 {n % 11}" for n in range(12)])
+    (tmp_path / "names.txt").write_text("".join(f"name {n}\n" for n in range(11)))
+    with pytest.raises(ValueError, match="its checkpoint has 12 classes, the data 11; one of them lacks '11'"):
+        opened_again()

@@ -1,0 +1,133 @@
+"""What was opened and what was left out, said in one way wherever data is opened.
+
+It is printed at the start, stands in the run's data.json or results.json, and in `tgm-scale status`."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data import storage
+from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.index import NOTICES, Corpus
+from tgm_scale.data.text import shown
+
+# Lists of web videos lose up to a quarter of them in a few years (Kinetics-400, 600); more than that is rather a wrong
+# folder, a copy that was cut short, or a list of other names.
+MAX_LEFT_OUT_SHARE = 0.3
+LEFT_OUT = "left_out.jsonl"
+LOOKED_AT = 24  # samples: a corpus with captions on a quarter of them is refused once in a thousand times
+NAMED = 3  # names of each reason, and examples, that are shown
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Of one part of the data. share: of its samples, left out; where a shard is gone, by what others hold."""
+
+    part: str
+    usable: int
+    left_out: dict[str, int]
+    first: dict[str, list[str]]  # by reason, the first that were left out
+    share: float
+    layout: str = ""  # how a list was understood
+    examples: list[str] = field(default_factory=list)
+    listed: str = ""  # the file that names all
+
+    @classmethod
+    def of(
+        cls, part: str, usable: int, problems: Iterable[Problem], lost: float | None = None, **more: Any
+    ) -> Inventory:
+        """lost: how many samples the problems stand for (default: one each, none where the sample is used)."""
+        count: defaultdict[str, int] = defaultdict(int)
+        first: defaultdict[str, list[str]] = defaultdict(list)
+        for problem in problems:
+            count[problem.reason] += 1
+            if len(first[problem.reason]) < NAMED:
+                first[problem.reason].append(": ".join(filter(None, (problem.key, problem.detail))))
+        if lost is None:
+            lost = sum(number for reason, number in count.items() if reason not in NOTICES)
+        share = lost / (usable + lost) if usable + lost else 0.0
+        return cls(part, usable, dict(sorted(count.items())), dict(first), round(share, 6), **more)
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        found = [f"{self.part}: {self.usable:,} usable" + (f" ({self.layout})" if self.layout else "")]
+        found += [f"  such as {example}" for example in self.examples]
+        if self.left_out:
+            found.append(
+                f"  left out, {self.share:.2%}"
+                + (f" (all named in {self.listed} of the run)" if self.listed else "")
+                + ":"
+            )
+        for reason, count in self.left_out.items():
+            names = "; ".join(self.first[reason])
+            found.append(f"    {reason}: {count:,} ({names}{'; ...' if count > len(self.first[reason]) else ''})")
+        return found
+
+
+def of_corpus(part: str, corpus: Corpus, listed: str = "", captions: bool = True) -> Inventory:
+    """Of an opened corpus, with a few samples and their captions."""
+    layout = getattr(getattr(corpus, "listing", None), "layout", "")
+    found = examples(corpus) if captions else []
+    return Inventory.of(
+        part, len(corpus), corpus.all_problems(), corpus.lost, layout=layout, examples=found, listed=listed
+    )
+
+
+def examples(corpus: Corpus) -> list[str]:
+    """Names and captions of a few samples from all over the corpus."""
+    spread = sorted({len(corpus.counts) * k // NAMED for k in range(NAMED)})
+    places = [(shard, 0) for shard in spread]
+    places += [(0, row) for row in range(1, int(corpus.counts[0])) if len(corpus.counts) < NAMED]
+    found = []
+    for shard, row in islice(places, NAMED):
+        ref = corpus.sample(shard, row)
+        captions = captions_of(corpus.read(ref, CAPTION_EXTENSIONS))
+        said = ", ".join(shown(caption) for caption in captions[:NAMED]) or "no caption"
+        found.append(f"{ref.name}: {said}")
+    return found
+
+
+def refuse_without_captions(opened: Sequence[Corpus]) -> None:
+    """Raises ValueError where none of some samples from all over a corpus has a caption: such a run learns nothing
+    from them, and would find out after some steps."""
+    for corpus in opened:
+        starts = corpus.counts.cumsum() - corpus.counts
+        chosen = sorted({len(corpus) * k // LOOKED_AT for k in range(LOOKED_AT)})
+        shards = starts.searchsorted(chosen, side="right") - 1
+        refs = [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
+        if not any(captions_of(corpus.read(ref, CAPTION_EXTENSIONS)) for ref in refs):
+            raise ValueError(
+                f"corpus {corpus.name!r}: none of {len(refs)} samples looked at has a caption ({refs[0].name} is the "
+                "first): captions are read from json (caption, captions) or txt members, or a list; set "
+                "objective.contrastive_weight=0 and a recipe without text to train without them"
+            )
+
+
+def refuse_above(inventories: Sequence[Inventory], limit: float) -> None:
+    """Raises ValueError where a part lost more than the share `limit` of its samples."""
+    for inventory in inventories:
+        if inventory.share > limit:
+            raise ValueError(
+                f"{inventory.share:.1%} of the samples were left out, more than data.max_left_out_share={limit}:\n"
+                + "\n".join(inventory.lines())
+                + "\nmend the data, or raise the limit"
+            )
+
+
+def write_left_out(path: Path, parts: Iterable[tuple[str, Iterable[Problem]]]) -> None:
+    """Name all that was left out, one a line."""
+    rows = (
+        json.dumps({"part": part, "key": problem.key, "reason": problem.reason, "detail": problem.detail})
+        for part, problems in parts
+        for problem in problems
+    )
+    storage.write_atomically(path, "".join(f"{row}\n" for row in rows).encode())

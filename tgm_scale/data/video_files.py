@@ -1,0 +1,144 @@
+"""Files of videos below a folder: found as a list names them, and never another video in their place."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data import storage
+from tgm_scale.data.shard_index import VIDEO_EXTENSIONS
+
+
+def walk(root: str) -> Iterator[tuple[str, list[str]]]:
+    """Each folder at or below `root` with its files, in order of names. Links are followed, and each real folder comes
+    once: links to a folder above would have no end."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            place = os.stat(folder)
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError:  # not ours to read, or gone: what is in it is missing, and told as such
+            continue
+        if (place.st_dev, place.st_ino) in seen:
+            continue
+        seen.add((place.st_dev, place.st_ino))
+        yield folder, [entry.name for entry in entries if entry.is_file()]
+        waiting += [entry.path for entry in reversed(entries) if entry.is_dir()]
+
+
+def split_extension(path: str) -> tuple[str, str]:
+    """Path and extension in lower case; "" where it does not end as a video does."""
+    stem, dot, extension = path.rpartition(".")
+    return (stem, extension.lower()) if dot and extension.lower() in VIDEO_EXTENSIONS else (path, "")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the paths of a list lie; those that do not, by reason: missing_video, ambiguous."""
+
+    places: dict[str, str]  # path in the list -> file or URL
+    problems: list[Problem]
+
+
+class VideoFolder:
+    """Videos below a root. A path of a list means, in this order: the file; the file of that path with another
+    video extension, or with one where the list has none; the only video of that bare name anywhere below, unless both
+    paths end in folders of different names (`A/000.mp4` is not `B/000.mp4`). No file stands for two paths."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root or "."
+        self._listings: dict[str, dict[str, list[str]]] = {}
+
+    def find(self, paths: Sequence[str]) -> Found:
+        places = {path: place for path in paths if (place := self._named(path)) is not None}
+        direct = set(places.values())
+        left = [path for path in paths if path not in places]
+        why: dict[str, Problem] = {}
+        second: dict[str, str] = {}
+        for path in left:
+            try:
+                place = self._other_extension(path) or self._by_bare_name(path)
+            except _Unclear as unclear:
+                why[path] = Problem(path, unclear.reason, str(unclear))
+                continue
+            if place is not None:
+                second[path] = place
+        users = Counter(second.values())
+        for path, place in second.items():
+            if place in direct or users[place] > 1:
+                why[path] = Problem(path, "ambiguous", f"{place} is what another line of the list means, too")
+            else:
+                places[path] = place
+        problems = [
+            why.get(path) or Problem(path, "missing_video", f"not below {self.root}")
+            for path in left
+            if path not in places
+        ]
+        return Found({path: places[path] for path in paths if path in places}, problems)
+
+    def _named(self, path: str) -> str | None:
+        place = path if storage.is_url(path) else os.path.join(self.root, path)
+        if storage.is_url(place):
+            return place  # taken at its word: a server is not asked for each
+        folder, base = os.path.split(place)
+        stem, extension = split_extension(base)
+        return place if extension and base in self._listing(folder).get(stem, []) else None
+
+    def _other_extension(self, path: str) -> str | None:
+        folder, base = os.path.split(os.path.join(self.root, path))
+        listing = self._listing(folder)
+        names = listing.get(base) or listing.get(split_extension(base)[0])
+        if not names:
+            return None
+        return os.path.join(folder, min(names, key=lambda name: VIDEO_EXTENSIONS.index(split_extension(name)[1])))
+
+    def _by_bare_name(self, path: str) -> str | None:
+        above, base = os.path.split(path)
+        found = self._everywhere.get(base) or self._everywhere.get(split_extension(base)[0]) or []
+        if not found:
+            return None
+        if len(found) > 1:
+            raise _Unclear("ambiguous", f"{len(found)} videos have this name: {', '.join(sorted(found)[:3])}")
+        here, there = os.path.basename(above), os.path.basename(os.path.relpath(os.path.dirname(found[0]), self.root))
+        if here and there not in ("", ".", here):
+            raise _Unclear("missing_video", f"not below {self.root}; {found[0]} has its name, in another folder")
+        return found[0]
+
+    @cached_property
+    def _everywhere(self) -> dict[str, list[str]]:
+        """Videos below the root by their bare names."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for folder, names in walk(self.root):
+            for name in names:
+                stem, extension = split_extension(name)
+                if extension:
+                    found[stem].append(os.path.join(folder, name))
+        return found
+
+    def _listing(self, folder: str) -> dict[str, list[str]]:
+        """The videos of a folder by their names without extension."""
+        if folder not in self._listings:
+            found: defaultdict[str, list[str]] = defaultdict(list)
+            try:
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        stem, extension = split_extension(entry.name)
+                        if extension and entry.is_file():
+                            found[stem].append(entry.name)
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            self._listings[folder] = found
+        return self._listings[folder]
+
+
+class _Unclear(Exception):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason

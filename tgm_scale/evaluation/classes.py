@@ -1,0 +1,124 @@
+"""Classes in their order, and whether those of the test are those of the training.
+
+Numbers sort as numbers (0, 1, 2, 10), all else as text; `data.classes` gives an order of its own:
+
+| file | what it holds |
+|---|---|
+| `.txt` | one name a line, the first is class 0; or `1 ApplyEyeMakeup`, as UCF101's classInd.txt |
+| `.json` | a list of names; label -> name or list of descriptions; name -> number, as Something-Something's has |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tgm_scale.data import storage
+from tgm_scale.data.text import cleaned, decoded, shown
+
+_NUMBER = re.compile(r"-?\d+")
+_SHOWN = 5
+
+
+def in_order(labels: Iterable[str]) -> list[str]:
+    """The distinct labels: as numbers where all are, else as text."""
+    distinct = set(labels)
+    if all(_NUMBER.fullmatch(label) for label in distinct):
+        return sorted(distinct, key=lambda label: (int(label), label))
+    return sorted(distinct)
+
+
+def read_classes(path: str) -> dict[str, list[str]]:
+    """Label -> its names or descriptions, in the file's order; where it has names alone, labels are their numbers.
+
+    Raises ValueError that names the file and what is wrong."""
+    data = storage.read_small(path)
+    if data is None:
+        raise ValueError(f"data.classes={path}: no such file")
+    text = decoded(data, path)
+    content: Any
+    if path.lower().endswith(".json"):
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"data.classes={path}: not valid JSON: {error}") from None
+    else:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        numbered = [re.fullmatch(r"(\d+)[\s,]+(\S.*)", line) for line in lines]
+        content = {match[1]: match[2] for match in numbered if match} if all(numbered) else lines
+        if len(content) != len(lines):
+            raise ValueError(f"data.classes={path}: a number is there twice")
+    if isinstance(content, list):
+        content = {str(number): name for number, name in enumerate(content)}
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"data.classes={path}: wanted names, one a line, or a JSON object of label -> name")
+    if all(_is_number(value) for value in content.values()) and not all(map(_NUMBER.fullmatch, content)):
+        content = {str(number): name for name, number in sorted(content.items(), key=lambda pair: int(pair[1]))}
+    found = {}
+    for label, names in content.items():
+        texts = names if isinstance(names, list) else [names]
+        if not texts or not all(isinstance(one, str) for one in texts):
+            raise ValueError(f"data.classes={path}: {shown(label)} has {names!r}: wanted a name or a list of texts")
+        try:
+            found[cleaned(label)] = [cleaned(one) for one in texts]
+        except ValueError as error:
+            raise ValueError(f"data.classes={path}: {error}") from None
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, str) and _NUMBER.fullmatch(value) is not None)
+
+
+def ordered(labels: Iterable[str], path: str | None) -> list[str]:
+    """The classes in the order of `data.classes`, or of `in_order`. Labels may be the file's labels or its names; all
+    classes of the file count, also those that no clip has. Raises ValueError for a label that it does not have."""
+    labels = set(labels)
+    if path is None:
+        return in_order(labels)
+    listed = read_classes(path)
+    names = [texts[0] for texts in listed.values()]
+    if labels <= listed.keys():
+        return list(listed)
+    if labels <= set(names) and len(set(names)) == len(names):
+        return names
+    nearer = listed.keys() if len(labels & listed.keys()) >= len(labels & set(names)) else set(names)
+    missing = in_order(labels - nearer)
+    raise ValueError(f"data.classes={path}: no entry for {_listed(missing)}")
+
+
+def names_of(classes: Sequence[str], path: str | None) -> list[str]:
+    """What each class is called: its name in `data.classes`, or else its label."""
+    listed = read_classes(path) if path else {}
+    return [listed[label][0] if label in listed else label for label in classes]
+
+
+def not_trained(trained: Iterable[str], test: Sequence[str]) -> dict[str, int]:
+    """How many test clips have each class that training lacks: they cannot be got right. Raises ValueError where all
+    are such."""
+    known = set(trained)
+    lacking = Counter(label for label in test if label not in known)
+    if test and lacking.total() == len(test):
+        raise ValueError(
+            f"no class of the test ({_listed(in_order(lacking))}) is one of the training "
+            f"({_listed(in_order(known))}): write labels alike in both"
+        )
+    return {label: lacking[label] for label in in_order(lacking)}
+
+
+def told(lacking: dict[str, int], clips: int) -> str:
+    """In words; "" where every test class was trained."""
+    if not lacking:
+        return ""
+    few = ", ".join(f"{shown(label)} ({count})" for label, count in list(lacking.items())[:_SHOWN])
+    more = "" if len(lacking) <= _SHOWN else f", and {len(lacking) - _SHOWN} more classes"
+    return f"{sum(lacking.values())} of {clips} test clips have a class that training lacks: {few}{more}"
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(map(shown, labels[:_SHOWN])) + (
+        f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    )
