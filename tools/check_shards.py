@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.index import WHOLE_SHARD, Corpus
+from tgm_scale.data.inventory import Inventory, of_corpus
 from tgm_scale.data.survey import THUMBNAIL, Finding, Surveyor
 from tgm_scale.runtime import command, seeding
 from tgm_scale.runtime.processes import Crashed, OrderedPool
@@ -25,8 +26,8 @@ EXAMPLES = """examples:
 
 Shards from elsewhere (video2dataset, a tar of your own) get their indices here, so that the first run need not build
 them. A list of video files is checked the same way. Of each sample some frames are decoded; --samples draws a part of
-a large corpus. Doubles are videos with the same bytes. Exit code: 0 fit to train on, 1 more broken samples than
---max-broken, 2 a mistake in the command or its input."""
+a large corpus. Doubles are videos with the same bytes. Exit code: 0 fit to train on; 1 a shard is cut, empty or cannot
+be read, or more samples than --max-broken are broken, or were left out; 2 a mistake in the command or its input."""
 
 NAMES_SHOWN = 5
 PICTURES = 48
@@ -74,17 +75,27 @@ def _run(options: argparse.Namespace) -> int:
                 raise found
             else:
                 findings.append(found)
-    report = _report(corpus, findings, crashed)
-    _print(report)
+    opened = of_corpus(corpus.name, corpus)
+    report = _report(corpus, findings, crashed, opened)
+    _print(report, opened)
     if options.report is not None:
         options.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if options.sheet is not None:
         _sheet([finding.thumbnail for finding in findings if finding.thumbnail is not None]).save(options.sheet)
         print(f"pictures in {options.sheet}")
-    if report["broken_share"] > options.max_broken:
-        print(f"too many broken samples: {report['broken_share']:.1%}, tolerated {options.max_broken:.1%}")
-        return 1
-    return 0
+    return _verdict(report, opened, options.max_broken)
+
+
+def _verdict(report: dict[str, Any], opened: Inventory, tolerated: float) -> int:
+    """The exit code, with a line that says why it is not 0."""
+    faults = [f"{reason}: {count}, see above" for reason, count in opened.left_out.items() if reason in WHOLE_SHARD]
+    if opened.share > tolerated:
+        faults.append(f"too many samples left out: {opened.share:.1%}, tolerated {tolerated:.1%}")
+    if report["broken_share"] > tolerated:
+        faults.append(f"too many broken samples: {report['broken_share']:.1%}, tolerated {tolerated:.1%}")
+    for fault in faults:
+        print(fault)
+    return 1 if faults else 0
 
 
 def _places(corpus: Corpus, samples: int | None) -> list[tuple[int, int]]:
@@ -97,7 +108,7 @@ def _places(corpus: Corpus, samples: int | None) -> list[tuple[int, int]]:
     return [(int(shard), int(row)) for shard, row in zip(shards, chosen - starts[shards])]
 
 
-def _report(corpus: Corpus, findings: list[Finding], crashed: list[str]) -> dict[str, Any]:
+def _report(corpus: Corpus, findings: list[Finding], crashed: list[str], opened: Inventory) -> dict[str, Any]:
     broken = defaultdict(list)
     for finding in findings:
         if finding.problem is not None:
@@ -113,6 +124,7 @@ def _report(corpus: Corpus, findings: list[Finding], crashed: list[str]) -> dict
         "shards": len(corpus.shards),
         "samples": len(corpus),
         "left_out": dict(corpus.left_out),
+        "opened": opened.facts(),
         "looked_at": looked_at,
         "broken": dict(broken),
         "broken_share": sum(map(len, broken.values())) / looked_at,
@@ -124,6 +136,7 @@ def _report(corpus: Corpus, findings: list[Finding], crashed: list[str]) -> dict
         "caption_words": _quantiles([len(caption.split()) for caption in captions]),
         "commonest_captions": Counter(captions).most_common(NAMES_SHOWN),
         "without_caption": [finding.name for finding in findings if not finding.captions],
+        "unfit_captions": [[finding.name, fault] for finding in findings for fault in finding.unfit_captions],
         "broken_json": [finding.name for finding in findings if finding.json_broken],
         "doubles": _doubles(findings),
     }
@@ -140,10 +153,9 @@ def _doubles(findings: list[Finding]) -> list[list[str]]:
     return [names for names in same.values() if len(names) > 1]
 
 
-def _print(report: dict[str, Any]) -> None:
+def _print(report: dict[str, Any], opened: Inventory) -> None:
     print(f"{report['corpus']}: {report['samples']:,} samples in {report['shards']:,} shards")
-    for reason, count in report["left_out"].items():
-        print(f"  left out by the index, {reason}: {count:,}")
+    print("\n".join(opened.lines()))
     print(f"looked at {report['looked_at']:,}: {report['broken_share']:.2%} broken, {report['hours']:.2f} hours")
     for name in ("seconds", "frames", "short_side", "caption_words"):
         if report[name]:
@@ -152,6 +164,7 @@ def _print(report: dict[str, Any]) -> None:
     for reason, found in report["broken"].items():
         _print_names(f"broken, {reason}", [f"{name}: {detail}" for name, detail in found])
     _print_names("without a caption", report["without_caption"])
+    _print_names("captions that cannot be used", [f"{name}: {fault}" for name, fault in report["unfit_captions"]])
     _print_names("with a json that is none", report["broken_json"])
     _print_names("groups of the same video", [" = ".join(names) for names in report["doubles"]])
 

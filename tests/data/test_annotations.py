@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgm_scale.data.annotations import ClipRow, Filters, Plan, captions_of, parse_row, parse_time
+from tgm_scale.data.annotations import ClipRow, Filters, Plan, captions_of, parse_row, parse_time, unfit_captions
 
 LINE = {
     "YoutubeID": "-a_B.9",
@@ -53,7 +53,7 @@ def test_keys_are_read_in_any_case_and_the_aesthetic_score_may_be_missing():
         (json.dumps({**LINE, "YoutubeID": 7}), "YoutubeID is 7: wanted text"),
         (json.dumps({**LINE, "Start_timestamp": 0}), "Start_timestamp is 0: wanted text, such as 00:01:02.500"),
         (json.dumps({**LINE, "YoutubeID": None}), "no YoutubeID"),
-        (json.dumps({**LINE, "Caption": "\ud800"}), "surrogates not allowed"),
+        (json.dumps({**LINE, "Caption": "\ud800"}), r"half a surrogate pair, \\ud800"),
         (json.dumps({**LINE, "End_timestamp": "00:00:01.500"}), "ends .* before it starts"),
         (json.dumps({**LINE, "Start_timestamp": "soon"}), "not HH:MM:SS"),
     ],
@@ -74,11 +74,35 @@ def test_a_broken_line_says_what_is_wrong(line, complaint):
         ({"json": b"\xff", "txt": b"\xff one"}, ["\ufffd one"]),
         ({"json": b"[1, 2]"}, []),
         ({"txt": b"  "}, []),
+        ({"txt": b"\xef\xbb\xbfone"}, ["one"]),
+        (
+            {"json": b'{"captions": ["\\ufeffone", "cut \\ud83d", "nul \\u0000", "\\u001b[1m", "two\\tthree"]}'},
+            ["one", "two\tthree"],
+        ),
+        ({"json": b"[" * 100_000}, []),
         ({"mp4": b"one"}, []),
     ],
 )
 def test_captions_of_a_sample(members, captions):
     assert captions_of(members) == captions
+
+
+def test_an_unfit_caption_is_named_as_anything_can_write_it():
+    members = {
+        "json": b'{"captions": ["cut emoji \\ud83d", "a\\u0007", "caf\\u00e9 \\u2603 \\ud83d\\ude00", "x\\u0085y"]}'
+    }
+    assert unfit_captions(members) == [
+        r"'cut emoji \ud83d' has half a surrogate pair, \ud83d, at letter 11",
+        r"'a\x07' has the control character \x07 at letter 2",
+    ]
+    assert captions_of(members) == ["caf\u00e9 \u2603 \U0001f600", "x\x85y"]
+
+
+@pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400, "true", '"0.9"', "null"])
+def test_what_is_no_number_is_no_score(score):
+    line = json.dumps({**LINE, "UMT_Score": 7}).replace("7}", f"{score}}}")
+    row = parse_row(line)
+    assert row.umt is None and Filters(min_umt=0.0).reason_against(row) == "no_umt_score"
 
 
 @pytest.mark.parametrize(

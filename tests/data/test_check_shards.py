@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import runpy
 from pathlib import Path
@@ -101,3 +102,42 @@ def test_a_mistake_is_one_message(
 ) -> None:
     assert main([option.format(shards) for option in options]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_captions_that_cannot_be_used_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ShardWriter(tmp_path / "shards") as writer:
+        writer.write("whole", {"mp4": video(1, 4), "json": {"caption": "a field"}})
+        writer.write("cut", {"mp4": video(2, 4), "json": b'{"caption": "cut emoji \\ud83d"}'})
+    report = tmp_path / "report.json"
+    assert main(["--shards", str(tmp_path / "shards"), "--report", str(report)]) == 0
+    assert json.loads(report.read_text())["unfit_captions"][0][0] == "00000/cut"
+    assert "captions that cannot be used: 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "shard_unreadable"),
+        (b"<!DOCTYPE html><html>not found</html>" * 30, "shard_unreadable"),
+        (b"\0" * 10240, "shard_empty"),
+        (gzip.compress(b"a tar"), "compressed (gzip): unpack it first, such as with gunzip"),
+        (None, "shard_cut"),
+    ],
+)
+def test_a_bad_shard_among_good_ones_is_told(
+    shards: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, reason: str
+) -> None:
+    shard = shards / "00000.tar"
+    shard.write_bytes(shard.read_bytes()[:-11_000] if content is None else content)
+    assert main(["--shards", str(shards), "--max-broken", "1"]) == 1
+    assert reason in capsys.readouterr().out
+
+
+def test_a_list_that_lost_its_files_is_told(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.mp4").write_bytes(video(number, 4))
+    (tmp_path / "list.txt").write_text("".join(f"{number}.mp4 a field\n" for number in range(1004)))
+    assert main(["--shards", str(tmp_path / "list.txt")]) == 1
+    said = capsys.readouterr().out
+    assert "left out, 99.60%:\n    missing_video: 1,000 (4.mp4: not below" in said
+    assert "too many samples left out: 99.6%, tolerated 10.0%" in said

@@ -89,6 +89,29 @@ def test_of_a_double_member_the_first_counts(tmp_path):
     assert corpus.left_out == {"duplicate_member": 1}
 
 
+def test_tars_one_behind_the_other_are_read_on(tmp_path):
+    """`cat a.tar b.tar`: tar ends at the first end mark."""
+    both = [write_tar(tmp_path / f"{n}.tar", clips(n, 3)) for n in range(2)]
+    path = tmp_path / "both.tar"
+    path.write_bytes(b"".join(Path(one).read_bytes() for one in both))
+    corpus = Corpus.open(str(path))
+    found = {ref.key: corpus.read(ref, ["mp4"])["mp4"] for ref in (corpus.sample(0, row) for row in range(6))}
+    wanted = {name[:-4]: data for n in range(2) for name, data in clips(n, 3) if name.endswith(".mp4")}
+    assert found == wanted and not corpus.left_out
+    path.write_bytes(path.read_bytes() + b"what is no tar" * 100)
+    (tmp_path / "both.index.jsonl").unlink()
+    corpus = Corpus.open(str(path))
+    assert len(corpus) == 6 and corpus.left_out == {"shard_cut": 1}
+
+
+def test_keys_with_dots_are_named_with_the_first_and_what_to_do(tmp_path):
+    members = [(f"id_00:00:0{n}.250.mp4", b"video") for n in range(3)] + [("whole.mp4", b"video")]
+    corpus = Corpus.open(write_tar(tmp_path / "0.tar", members))
+    assert list(corpus.names) == ["0/whole"] and corpus.left_out == {"key_with_dot": 3}
+    first = next(corpus.all_problems())
+    assert first.key == "0/id_00:00:00.250.mp4" and "a key ends at the first dot" in first.detail
+
+
 MEMBERS = list(clips(0, 6))
 WHOLE = io.BytesIO()
 with tarfile.open(fileobj=WHOLE, mode="w") as _tar:

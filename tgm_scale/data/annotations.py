@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from array import array
 from collections import Counter
@@ -19,6 +20,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tgm_scale.contracts import Problem
+from tgm_scale.data.text import BYTE_ORDER_MARK, cleaned, fault_of, shown
 from tgm_scale.runtime import seeding
 
 _TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
@@ -29,18 +31,28 @@ _CAPTION_KEYS = ("captions", "caption", "Caption")
 def captions_of(members: dict[str, bytes]) -> list[str]:
     """The captions of a sample, from its `json` ("captions", "caption" or "Caption": a text or a list) or its `txt`.
 
-    Empty where there is none: blank texts and a json that is none do not count."""
+    Empty where there is none: blank texts, texts that are unfit (see `text`) and a json that is none do not count."""
+    return [text for text in _texts(members) if fault_of(text) is None]
+
+
+def unfit_captions(members: dict[str, bytes]) -> list[str]:
+    """What is wrong with those captions of a sample that are unfit, in words."""
+    return [f"{shown(text)} has {fault}" for text in _texts(members) if (fault := fault_of(text))]
+
+
+def _texts(members: dict[str, bytes]) -> list[str]:
     texts: object = None
     try:
         content = json.loads(members.get("json", b"null"))
-    except ValueError:  # also of bytes that are no UTF-8
+    except (ValueError, RecursionError):  # also of bytes that are no UTF-8, and of a thousand brackets
         content = None
     if isinstance(content, dict):
         texts = next((content[key] for key in _CAPTION_KEYS if content.get(key)), None)
     if not texts and "txt" in members:
         texts = members["txt"].decode("utf-8", errors="replace")
     listed = texts if isinstance(texts, list) else [texts]
-    return [text.strip() for text in listed if isinstance(text, str) and text.strip()]
+    stripped = (text.strip().removeprefix(BYTE_ORDER_MARK).strip() for text in listed if isinstance(text, str))
+    return [text for text in stripped if text]
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ def parse_row(line: str | bytes) -> Row:
             raise ValueError(f"{key} is {json.dumps(value)}: wanted text" + _AS_TIME * key.endswith("timestamp"))
         if value is None or not value.strip():
             raise ValueError(f"no {key}")
-        row[key.lower()].encode()  # half a surrogate pair is a ValueError here rather than later
+        row[key.lower()] = cleaned(value)
     start, end = parse_time(row["start_timestamp"]), parse_time(row["end_timestamp"])
     if start >= end:
         raise ValueError(f"the span ends ({row['end_timestamp']}) before it starts ({row['start_timestamp']})")
@@ -96,7 +108,12 @@ def parse_row(line: str | bytes) -> Row:
 
 
 def _score(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    """A finite number; what Python's JSON reads NaN and Infinity as is none."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
+    except OverflowError:  # of an integer of 400 digits
+        return None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
-from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, unfit_captions
 from tgm_scale.data.decode import DecodeError, Video, segments, window
 from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.motion import MotionRecorder
@@ -139,6 +139,8 @@ class Samples:
         sampling = self.sampling
         ref, members, seeds = fetched.ref, fetched.members, fetched.seeds
         choices = captions_of(members) if sampling.captions else [""]
+        if not choices and (unfit := unfit_captions(members)):
+            raise SampleError("bad_caption", unfit[0])
         if not choices:
             raise SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
         drawn = [int(seeding.draw(seed, "caption")[0] * len(choices)) for seed in seeds]

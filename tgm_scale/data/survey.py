@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import from_numpy
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, unfit_captions
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus
 
@@ -28,6 +28,7 @@ class Finding:
     digest: str  # of the video's bytes
     captions: list[str]
     json_broken: bool
+    unfit_captions: list[str]  # what is wrong with each, in words
     seconds: float = 0.0
     frames: int = 0
     width: int = 0
@@ -48,7 +49,9 @@ class Surveyor:
         members = self.corpus.read(ref, [ref.video, *CAPTION_EXTENSIONS])
         video = members[ref.video]
         digest = hashlib.blake2b(video, digest_size=16).hexdigest()
-        finding = Finding(ref.name, digest, captions_of(members), _broken(members.get("json")))
+        finding = Finding(
+            ref.name, digest, captions_of(members), _broken(members.get("json")), unfit_captions(members)
+        )
         try:
             self._look(video, finding, thumbnail)
         except DecodeError as error:
@@ -69,7 +72,7 @@ class Surveyor:
 def _broken(data: bytes | None) -> bool:
     try:
         return data is not None and not isinstance(json.loads(data), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
 
 

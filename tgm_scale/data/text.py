@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 
+BYTE_ORDER_MARK = "\ufeff"
 _BLANK_CONTROLS = "\t\n\v\f\r\x85"  # white space to every tokenizer
 
 
@@ -24,7 +25,7 @@ def fault_of(text: str) -> str | None:
 
 def cleaned(text: str) -> str:
     """Without a byte order mark and blanks at the ends. Raises ValueError for text that is unfit."""
-    text = text.strip().removeprefix("\ufeff").strip()
+    text = text.strip().removeprefix(BYTE_ORDER_MARK).strip()
     if fault := fault_of(text):
         raise ValueError(f"{shown(text)} has {fault}")
     return text

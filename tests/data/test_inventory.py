@@ -1,0 +1,72 @@
+"""What was left out is said wherever data is opened, counted by what was lost, and stops a run above a share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tars import make_corpus
+
+from tgm_scale.config import from_tree
+from tgm_scale.contracts import Problem
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.inventory import Inventory, of_corpus
+from tgm_scale.training import build
+
+
+def config(folder: Path, **data: object):
+    tree = {
+        "run": {"dir": "-"},
+        "data": {"shards": str(folder), **data},
+        "objective": {"contrastive_weight": 0.0},
+        "train": {"steps": 1},
+    }
+    return from_tree(tree)
+
+
+def test_a_lost_shard_counts_as_what_the_others_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_corpus(tmp_path / "c", [10, 10, 10, 10])
+    (folder / "00001.tar").write_bytes(b"<html>")
+    corpus = Corpus.open(folder)
+    inventory = of_corpus("data", corpus)
+    assert (inventory.usable, inventory.left_out, inventory.share) == (30, {"shard_unreadable": 1}, 0.25)
+    assert inventory.examples[0] == "00000/0_0000: 'caption 0 0'"
+    build.introduce(tmp_path, build.corpora(config(folder)))
+    said = capsys.readouterr().out
+    assert "c: 30 usable" in said and "left out, 25.00% (all named in left_out.jsonl of the run):" in said
+    (line,) = (tmp_path / "left_out.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "00001" and "00001.tar" in json.loads(line)["detail"]
+    (facts,) = build.corpus_facts([corpus])
+    assert facts["left_out"] == {"shard_unreadable": 1} and facts["left_out_share"] == 0.25
+
+    cut = folder / "00002.tar"
+    cut.write_bytes(cut.read_bytes()[: len(cut.read_bytes()) // 2])
+    with pytest.raises(ValueError, match=r"left out, more than data.max_left_out_share=0.3:\n(.*\n)*.*shard_cut"):
+        build.corpora(config(folder))
+    assert len(build.corpora(config(folder, max_left_out_share=1.0))[0]) < 30
+
+
+def test_notices_are_no_losses() -> None:
+    found = Inventory.of(
+        "data", 9, [Problem("a", "no_video"), *(Problem(k, "duplicate_member", "x") for k in "bcdef")]
+    )
+    assert found.share == 0.1 and found.left_out == {"duplicate_member": 5, "no_video": 1}
+    assert found.lines() == [
+        "data: 9 usable",
+        "  left out, 10.00%:",
+        "    duplicate_member: 5 (b: x; c: x; d: x; ...)",
+        "    no_video: 1 (a)",
+    ]  # fmt: skip
+
+
+def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    for number in range(3):
+        (tmp_path / "v" / f"{number}.mp4").touch()
+        (tmp_path / "v" / f"{number}.txt").write_text("  ")
+    settings = config(tmp_path / "v")
+    assert len(build.corpora(settings)[0]) == 3
+    text = {"objective": settings.objective.model_copy(update={"contrastive_weight": 1.0})}
+    with pytest.raises(ValueError, match=r"none of 3 samples looked at has a caption \(0.mp4 is the first\)"):
+        build.corpora(settings.model_copy(update=text))
