@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from tgm_scale.guidance.image import Preprocessing
+from tgm_scale.guidance.image import SCORERS, Preprocessing
 from tgm_scale.guidance.towers import load_image_tower
 
 GREY_LEVEL = 1 / 255 / 0.26  # one grey level after normalisation with the smallest deviation
@@ -185,3 +185,13 @@ def test_a_compiled_tower_answers_the_same(clip_source: Path, frames: Frames) ->
 def test_the_tower_is_frozen(clip_source: Path, frames: Frames) -> None:
     features = load_image_tower(clip_source).patch_tokens(frames(1, 3, 48, 48), "raw")
     assert not features.requires_grad and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("family", ["clip_source", "siglip_source"])
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_a_tower_is_one_graph(family: str, scorer: str, frames: Frames, request: pytest.FixtureRequest) -> None:
+    tower = load_image_tower(request.getfixturevalue(family))
+    pixels = tower.preprocessing.frames(frames(2, 3, 48, 48), 48)
+    for function, inputs in ((tower._joint_tokens, (pixels, scorer)), (tower._pooling_attention, (pixels,))):
+        whole = torch.compile(function, backend="eager", fullgraph=True)
+        torch.testing.assert_close(whole(*inputs), function(*inputs))

@@ -145,3 +145,12 @@ def test_the_tower_is_frozen_and_its_output_takes_part_in_training(clip_source: 
     (video * embeddings).sum().backward()  # would raise for an inference tensor
     assert torch.equal(video.grad, embeddings)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("family", ["clip_source", "siglip_source"])
+def test_a_text_tower_is_one_graph(family: str, request: pytest.FixtureRequest) -> None:
+    tower = load_text_tower(request.getfixturevalue(family))
+    ids = tower.tokenize(["a red circle", "a blue square"])
+    whole = torch.compile(tower._embed, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(ids), tower._embed(ids))

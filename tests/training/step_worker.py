@@ -18,6 +18,7 @@ import cpuinfo
 import torch
 
 from tgm_scale.contracts import Batch, Mask
+from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime import seeding
@@ -60,8 +61,8 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         activation_checkpointing=case.get("activation_checkpointing", False),
         seed=0,
     )
-    if case.get("compile"):
-        model.compile()
+    if "compile" in case:
+        compile_blocks(model, backend=case["compile"])
     tokens = model.grid.tokens
     micro = case.get("micro", GLOBAL // place.world_size)
     plan = EnginePlan(

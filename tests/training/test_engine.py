@@ -9,6 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from tgm_scale.config import load
+from tgm_scale.runtime.distributed import find_place
+from tgm_scale.training import build
 from tgm_scale.training.engine_plan import EnginePlan, engine_config, resolve_precision
 from tgm_scale.training.optim import Schedule, parameter_groups
 
@@ -128,3 +131,17 @@ def test_biases_norms_and_tokens_do_not_decay() -> None:
     decay, plain = parameter_groups(module, 0.05)
     assert [tuple(p.shape) for p in decay["params"]] == [(5, 3)]
     assert len(plain["params"]) == 5 and plain["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("said_in", ["deepspeed.stage", "deepspeed.config"])
+def test_compiling_is_refused_at_stage_3_wherever_it_is_said(said_in: str, stage: int, json_file: Path) -> None:
+    json_file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    said = f"{said_in}={stage}" if said_in == "deepspeed.stage" else f"{said_in}={json_file}"
+    config = load(CONFIGS.parent / "debug.yaml", ["model.compile=true", said])
+    if stage < 3:
+        build.check(config, find_place())
+        return
+    with pytest.raises(ValueError, match=r"model\.compile=true does not go with") as refusal:
+        build.check(config, find_place())
+    assert said in str(refusal.value)

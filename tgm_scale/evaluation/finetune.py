@@ -22,6 +22,7 @@ from tgm_scale.evaluation import multiview
 from tgm_scale.evaluation.augment import PairMixer
 from tgm_scale.evaluation.ema import Average
 from tgm_scale.evaluation.settings import FinetuneConfig
+from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import build, checkpoint, disk, engine, run_folder
@@ -73,7 +74,7 @@ class _Run:
         newest = checkpoint.latest_for_all(self.checkpoints, self.control)
         module, notes = setup.classifier(config, parts.classes, config.train.init_from if newest is None else None)
         if config.model.compile:
-            module.compile()
+            compile_blocks(module)
         groups = setup.layer_groups(module, config.optim.weight_decay, settings.layer_decay)
         plan = build.engine_plan(shared, self.place)
         self.accumulation = plan.accumulation

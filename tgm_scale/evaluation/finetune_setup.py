@@ -38,6 +38,7 @@ def check(config: FinetuneConfig, place: Place) -> None:
     """Every check that needs neither processes nor data. Raises ValueError."""
     build.token_grid(shared(config))
     stage = engine_config(build.engine_plan(shared(config), place))["zero_optimization"]["stage"]
+    build.check_compile(shared(config), stage)
     if config.finetune.ema and stage not in (0, 1, 2):
         source = "deepspeed.stage"
         if config.deepspeed.stage is None:

@@ -111,7 +111,7 @@ def for_processes(config: Config, processes: int) -> Config:
 def check(config: Config, place: Place) -> None:
     """Every check of the configuration that needs neither processes nor a GPU. Raises ValueError."""
     plan = masker(config)
-    engine_config(engine_plan(config, place))
+    check_compile(config, engine_config(engine_plan(config, place))["zero_optimization"]["stage"])
     guidance, of_image = config.guidance, plan.needs & IMAGE_MAPS
     if of_image and guidance.towers is None:
         raise ValueError(
@@ -130,6 +130,19 @@ def check(config: Config, place: Place) -> None:
                 f"{config.data.decoder} does not give: set data.decoder=pyav"
             )
         check_torchcodec()
+
+
+def check_compile(config: Config, stage: int) -> None:
+    """Raise ValueError for `model.compile` at ZeRO stage 3, where DeepSpeed gathers each layer's weights in Python as
+    the layer is called: the compiler finds no two layers in one piece, and gives up after eight of its hooks."""
+    if config.model.compile and stage == 3:
+        origin = f"deepspeed.stage={stage}"
+        if config.deepspeed.stage is None:
+            origin = f"deepspeed.config={config.deepspeed.config} (zero_optimization.stage={stage})"
+        raise ValueError(
+            f"model.compile=true does not go with {origin}, which gathers weights inside each block: set "
+            "model.compile=false, or stage 0, 1 or 2"
+        )
 
 
 def make_synthetic(config: Config) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
+from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import ahead, build, checkpoint, disk, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
@@ -96,7 +97,7 @@ class _Run:
             if place.is_main:
                 print("\n".join([f"weights of {config.train.init_from}", *notes]), flush=True)
         if config.model.compile:
-            module.model.compile()
+            compile_blocks(module)
         plan = build.engine_plan(config, place)
         self.engine = engine.build_engine(module, plan, place.device)
         self.progress = Progress() if newest is None else checkpoint.restore(self.engine, newest)

@@ -1,0 +1,72 @@
+"""Trains the classifier on real engines, one case after another: `torchrun ... classifier_worker.py OUT`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.compiling import compile_blocks
+from tgm_scale.models.vit import ModelSize
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.distributed import Place, find_place
+from tgm_scale.training import engine
+from tgm_scale.training.engine_plan import EnginePlan
+
+SIZE = ModelSize(36, 2, 2, 77, 0, 0, 0, 0, patch=8)  # sides that two processes do not divide
+CLIPS, STEPS = 4, 4
+# stage 3 last: it replaces torch's linear for the whole process by one that rounds differently
+CASES = {
+    f"stage {stage}, {precision}, {how}": (stage, precision, how)
+    for stage in (0, 2, 3)
+    for precision in ("fp32", "bf16")
+    for how in ("plain", "checkpointed", "compiled")
+    if (stage, how) not in ((0, "checkpointed"), (0, "compiled"), (3, "compiled"), (2, "plain"))
+}
+
+
+def curve(stage: int, precision: str, how: str, place: Place) -> list[float]:
+    model = VideoClassifier(
+        SIZE, 4, 32, classes=5, drop_path=0.3, activation_checkpointing=how == "checkpointed", seed=0
+    )
+    if how == "compiled":
+        compile_blocks(model, backend="aot_eager")
+    micro = CLIPS // place.world_size
+    plan = EnginePlan(stage, None, CLIPS, micro, place.world_size, precision, 1.0, 0.05, (0.9, 0.95))
+    ds_engine = engine.build_engine(model, plan, place.device)
+    ds_engine.train()
+    losses = []
+    for step in range(STEPS):
+        numbers = torch.arange(micro) + place.rank * micro
+        generators = [seeding.generator("clip", int(n)) for n in numbers]
+        video = torch.stack(
+            [torch.randint(0, 256, (3, 4, 32, 32), generator=g, dtype=torch.uint8) for g in generators]
+        )
+        engine.set_learning_rate(ds_engine, 1e-2)
+        loss = F.cross_entropy(ds_engine(video, numbers + CLIPS * step).float(), numbers)
+        ds_engine.backward(loss)
+        ds_engine.step()
+        whole = loss.detach() / place.world_size
+        torch.distributed.all_reduce(whole)
+        losses.append(whole.item())
+    return losses
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    place = find_place()
+    engine.start_processes(place)
+    found = {name: curve(*case, place) for name, case in CASES.items()}
+    if place.is_main:
+        Path(sys.argv[1]).write_text(json.dumps(found))
+    engine.stop_processes()
+    os._exit(0)  # as the console command does
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""torch.compile, one transformer block at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from tgm_scale.models.vit import Block
+
+
+def compile_blocks(module: nn.Module, **options: Any) -> None:
+    """Let every `Block` in `module` run compiled, in place; what lies between them stays as it is.
+
+    All blocks share their code, so those of one shape share one compilation: 40 blocks wait for the compiler as long
+    as one does, where a compiled whole model waits for 40 (regional compilation). Shapes are static: each kind of pass
+    (encoder, decoder, without gradient) is compiled once. Not for ZeRO stage 3 (see training.build.check_compile).
+    options: for torch.compile."""
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.compile(dynamic=False, **options)
