@@ -36,4 +36,5 @@ class ClassAttention:
             return on_tokens(attention_Nhw.unflatten(0, (len(frames_BCFHW), -1))[:, None], grid)[:, 0]
 
         frames_BCFHW = slot_frames(video_BCTHW, grid, self.one_frame)
-        return in_passes(compute, clips_per_pass(self.image.device), frames_BCFHW)
+        count = clips_per_pass(self.image.device, frames_BCFHW.shape[2] * self.image.tokens(self.resolution))
+        return in_passes(compute, count, frames_BCFHW)

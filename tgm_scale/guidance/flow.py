@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.passes import clips_per_pass, in_passes
+from tgm_scale.guidance.passes import in_passes
 from tgm_scale.runtime.compat import prepare_torchvision
 
 PLACES_PER_TOKEN = 2  # of the flow's grid, along each side
 DIS_SIDE = 112  # pixels of a frame's longer side: a flow of two places a token needs no more
 RAFT_UPDATES = 6  # MGMAE's number
+RAFT_CLIPS = 4  # a pass on a GPU: 60 pairs of 224 x 224, whose correlations are 0.2 GB
 _RAFT_SMALLEST = 128  # pixels: its correlation pyramid is empty below
 
 # frames and their neighbours, uint8 [N, 3, H, W] each -> flow, float32 [N, 2, H, W], pixels across and down: what is
@@ -55,7 +56,8 @@ class FlowToBase:
         frame, across then down, mean over the pixels of each place: float32 [B, T, 2, h, w]; 0 at the base frame.
 
         video_BCTHW: uint8 RGB."""
-        return in_passes(partial(_to_base, self.estimate, grid), clips_per_pass(self.device), video_BCTHW)
+        count = 1 if self.device.type == "cpu" else RAFT_CLIPS
+        return in_passes(partial(_to_base, self.estimate, grid), count, video_BCTHW)
 
 
 @torch.no_grad()
@@ -133,8 +135,7 @@ def raft(file: str, device: torch.device) -> Estimator:
             F.interpolate(x.to(device).float() / 127.5 - 1, size, mode="bilinear", align_corners=False)
             for x in (frames_N3HW, neighbours_N3HW)
         ]
-        with device:  # torchvision makes coordinates anew in each update: on the host, a GPU would be waited for
-            flow_N2hw = model(*pair, num_flow_updates=RAFT_UPDATES)[-1]
+        flow_N2hw = model(*pair, num_flow_updates=RAFT_UPDATES)[-1]
         flow_N2HW = F.interpolate(flow_N2hw, (height, width), mode="bilinear", align_corners=False)
         return torch.stack([flow_N2HW[:, 0] * (width / size[1]), flow_N2HW[:, 1] * (height / size[0])], dim=1)
 

@@ -220,6 +220,10 @@ class ImageTower:
         if compiled:
             self._tokens, self._attention = (torch.compile(f, dynamic=False) for f in (self._tokens, self._attention))
 
+    def tokens(self, resolution: int | None = None) -> int:
+        """Tokens of one frame."""
+        return ((resolution or self.image_size) // self.patch) ** 2 + self.trunk.prefix
+
     @torch.no_grad()
     def patch_tokens(self, frames_N3HW: Tensor, scorer: str, resolution: int | None = None) -> Tensor:
         """Patch features of whole frames in the joint space, not normalised: float32 [N, h, w, E].

@@ -46,7 +46,8 @@ class Parts:
             return _clusters(F.normalize(features_BNE, dim=-1))
 
         frames_BCFHW = slot_frames(video_BCTHW, grid, self.one_frame)
-        label_BN = in_passes(compute, clips_per_pass(self.image.device), frames_BCFHW)
+        count = clips_per_pass(self.image.device, frames_BCFHW.shape[2] * self.image.tokens(self.resolution))
+        label_BN = in_passes(compute, count, frames_BCFHW)
         return label_BN.float().view(-1, grid.slots, grid.rows, grid.columns)
 
 

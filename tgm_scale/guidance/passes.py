@@ -14,12 +14,22 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid
 
-CLIPS_PER_PASS = 4  # off the CPU
+# The most tokens of a pass off the CPU, by arithmetic. Enough that a layer's work outlasts the launch of its kernels:
+# 16 clips of CLIP's ViT-B/32 (16 frames of 50 tokens each) are 181 GFLOP a layer. Little memory: a block holds some 10
+# numbers a feature and token at once (stream, norm, q, k, v, hidden layer twice), in bf16 0.42 GB at a width of 1024;
+# the pixels, float32 and four copies of them, 0.99 GB at 32-pixel patches and less at smaller ones.
+TOKENS_PER_PASS = 20_480
 
 
-def clips_per_pass(device: torch.device) -> int:
-    """One clip a pass on a CPU, where a row of a product may depend on its place; CLIPS_PER_PASS elsewhere."""
-    return 1 if device.type == "cpu" else CLIPS_PER_PASS
+def clips_per_pass(device: torch.device, tokens: int) -> int:
+    """How many clips of `tokens` tokens go through a tower at once: one on a CPU, where a row of a product may depend
+    on its place; elsewhere the largest power of two whose tokens are at most TOKENS_PER_PASS, at least one.
+
+    The number hangs on tower and frames alone, not on the micro batch or the card: what a clip gets is the same in
+    any layout of a run. A last pass that is not full costs as much as one that is."""
+    if device.type == "cpu":
+        return 1
+    return 1 << (max(1, TOKENS_PER_PASS // tokens).bit_length() - 1)
 
 
 def in_passes(compute: Callable[..., Tensor], count: int, *inputs: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.image import SCORERS, ImageTower
-from tgm_scale.guidance.passes import clips_per_pass as default_clips
-from tgm_scale.guidance.passes import in_passes, on_tokens, slot_frames
+from tgm_scale.guidance.passes import clips_per_pass, in_passes, on_tokens, slot_frames
 
 
 class Relevance:
@@ -28,7 +27,6 @@ class Relevance:
         scorer: str = "value",
         frames_per_tubelet: str = "all",
         resolution: int | None = None,
-        clips_per_pass: int | None = None,
     ):
         """scorer: 'raw', 'value' or 'vv' (see guidance.image). frames_per_tubelet: 'all', or 'one': the middle frame.
         resolution: side in pixels that the tower sees. Raises ValueError that names the guidance.* key."""
@@ -44,7 +42,6 @@ class Relevance:
             )
         self.image, self.scorer, self.resolution = image, scorer, resolution
         self.one_frame = frames_per_tubelet == "one"
-        self.clips_per_pass = clips_per_pass or default_clips(image.device)
 
     def __call__(self, video_BCTHW: Tensor, captions_BE: Tensor, grid: Grid) -> Tensor:
         """Relevance of each clip's tokens to its caption: float32 [B, S, R, C], cosines.
@@ -56,11 +53,12 @@ class Relevance:
     def of_captions(self, video_BCTHW: Tensor, captions_BKE: Tensor, grid: Grid) -> Tensor:
         """The same for K captions a clip at the cost of one pass of the tower: float32 [B, K, S, R, C]."""
         frames_BCFHW = slot_frames(video_BCTHW, grid, self.one_frame)
+        count = clips_per_pass(self.image.device, frames_BCFHW.shape[2] * self.image.tokens(self.resolution))
 
         def compute(video: Tensor, captions: Tensor) -> Tensor:
             return on_tokens(self.cosines(video, captions), grid)
 
-        return in_passes(compute, self.clips_per_pass, frames_BCFHW, captions_BKE)
+        return in_passes(compute, count, frames_BCFHW, captions_BKE)
 
     @torch.no_grad()
     def cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
