@@ -149,7 +149,7 @@ class Trial:
         if starved:
             return {"outcome": "out of memory", "why": f"under {self.keep_free / GIB:.1f} GiB of the host's were left"}
         if self._rows() < self.steps:
-            return _failure(codes, log.read_text())
+            return failure(codes, log.read_text())
         rows = read_metrics(self.folder / "run")
         kept = rows[self.warm : self.steps]
         figures = {
@@ -181,7 +181,7 @@ def _peak_resident(pid: int) -> int:
     return next((int(row.split()[1]) * 1024 for row in rows if row.startswith("VmHWM")), 0)
 
 
-def _failure(codes: list[int | None], log: str) -> dict[str, Any]:
+def failure(codes: list[int | None], log: str) -> dict[str, Any]:
     """Out of memory by torch's word or the kernel's hand, or another failure with the last thing that was said."""
     if -signal.SIGKILL in codes:
         return {"outcome": "out of memory", "why": "a process was killed, as the kernel does where memory is short"}

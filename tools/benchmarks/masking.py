@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.clips import FPS, moving_texture
 from benchmarks.machine import headline, table
 from benchmarks.timed import Timed, measure, milliseconds, rows_of
+from benchmarks.towers import SHAPES, random_clip
 from tgm_scale.config import Config, from_tree, lay_over, read_tree
 from tgm_scale.contracts import Mask
 from tgm_scale.data.decode import Video
@@ -27,18 +28,15 @@ from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower
 from tgm_scale.masking.recipes import RECIPES, Masker
-from tgm_scale.runtime.compat import prepare_torchvision
 from tgm_scale.training import build
 from tgm_scale.training.module import JointModule
-
-TOWERS = {"B/32": (32, 768, 12), "B/16": (16, 768, 12)}  # patch, width, layers of an image tower with random weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", default="configs/pretrain_vitb.yaml", metavar="FILE", help="default %(default)s")
     add("--clips", type=int, default=2, metavar="N", help="of the micro batch (default %(default)s)")
-    add("--towers", default="B/32", metavar="NAME", help="B/32 (default) or B/16, random weights; or a CLIP folder")
+    add("--towers", default="B/32", metavar="NAME", help="B/32, B/16 or tiny: random weights; or a CLIP folder")
     add("--turns", type=int, default=5, metavar="N", help="medians are shown (default %(default)s)")
     add("overrides", nargs="*", metavar="section.key=value", help="laid over the configuration")
 
@@ -48,7 +46,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--clips {options.clips}, --turns {options.turns}: wanted at least 1 of each")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
-        towers = _random_clip(options.towers, Path(scratch)) if options.towers in TOWERS else options.towers
+        towers = random_clip(options.towers, Path(scratch)) if options.towers in SHAPES else options.towers
         tree = lay_over(read_tree(options.config), [f"guidance.towers={towers}", *options.overrides])
         config = from_tree(tree, options.config)
         data = config.data
@@ -91,24 +89,6 @@ def _decoding(config: Config, clips: int, turns: int) -> dict[str, float]:
     pairs = [(decode(False), decode(True)) for _ in range(turns)]
     plain, watched = (round(median(column), 1) for column in zip(*pairs))
     return {"plain_ms": plain, "with_vectors_ms": watched}
-
-
-def _random_clip(name: str, folder: Path) -> Path:
-    """A CLIP folder of the named size: how long it takes does not depend on its weights."""
-    prepare_torchvision()
-    import transformers
-
-    from tgm_scale.guidance.tokenizer import write_tokenizer
-
-    patch, width, layers = TOWERS[name]
-    vocabulary = write_tokenizer(["a caption"], folder, context=77)
-    tokens = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
-    text = {**tokens, "vocab_size": vocabulary, "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 1}
-    shape = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64}
-    vision = {**shape, "num_hidden_layers": layers, "patch_size": patch, "image_size": 224}
-    transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
-    transformers.CLIPImageProcessor().save_pretrained(folder)
-    return folder
 
 
 def _step(config: Config, video: Tensor, device: torch.device) -> Callable[[], Any]:

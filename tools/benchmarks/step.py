@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         code = pretrain(config, read_initial)
         assert code == 0, f"the run ended with exit code {code}"
         rows = read_metrics(folder)[options.warm :]
-    figures = _figures(rows)
+    figures = figures_of(rows)
     if torch.cuda.is_available():
         figures["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
     print(f"{headline()}; {options.config} {' '.join(options.overrides)}; medians of {len(rows)} steps")
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _figures(rows: list[dict[str, Any]]) -> dict[str, float]:
+def figures_of(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Seconds of the parts of a step; what is neither data nor guidance is the model, the update and the meeting."""
     parts = ("step_seconds", "data_seconds", "guidance_seconds")
     figures = {name: median(row[name] for row in rows) for name in parts}
