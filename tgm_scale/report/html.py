@@ -39,6 +39,7 @@ class Judged:
 class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str | Judged]]
+    words: bool = False  # columns of words begin on the left, those of figures end on the right
     kind: ClassVar[str] = "table"
 
 
