@@ -1,12 +1,13 @@
-# Two commands: `make demo` and `make test`. Both set everything up from nothing and skip what is done.
+# `make demo`, `make test`, and `make gpu` where there is a GPU: each sets everything up from nothing.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test demo lint versions help
+.PHONY: test demo gpu lint versions help
 
 help:
 	@echo "make demo   the whole story on a corpus it makes itself (about 10 minutes on 2 CPU cores)"
 	@echo "make test   the tests"
+	@echo "make gpu    what works on this machine's GPUs, in about 10 minutes (ARGS='--minutes 30', ARGS=--help)"
 	@echo "make lint   style and types"
 	@echo "make versions   a part of the tests with the lowest, pinned and newest packages, on each Python that is here"
 
@@ -28,6 +29,9 @@ lint: .venv/.installed
 
 demo: .venv/.installed
 	$(BIN)/python tools/demo.py
+
+gpu: .venv/.installed
+	$(BIN)/python tools/gpu.py $(ARGS)
 
 versions:
 	PYTHONPATH=. $(PYTHON) tools/try_versions.py

@@ -1,0 +1,35 @@
+"""What the rows share: shards of moving texture, a CLIP of random weights."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from gpu_checks.scale import SCALES, Scale
+
+
+def ready(scale: Scale, folder: Path) -> bool:
+    return (folder / "towers").is_dir() and (folder / "shards").is_dir()
+
+
+def make(scale: Scale, folder: Path) -> None:
+    """Both, as far as they are not there."""
+    from benchmarks.clips import make_shards
+    from benchmarks.towers import random_clip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = folder / "towers.making"
+    if not (folder / "towers").is_dir():
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
+        random_clip(scale.towers, unfinished).rename(folder / "towers")
+    shutil.rmtree(folder / "shards.making", ignore_errors=True)
+    make_shards(folder / "shards", scale.clips, scale.width, scale.height, 12, scale.seconds, per_shard=8)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", required=True, choices=sorted(SCALES))
+    parser.add_argument("--folder", required=True, type=Path)
+    options = parser.parse_args()
+    make(SCALES[options.device], options.folder)

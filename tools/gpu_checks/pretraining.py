@@ -1,0 +1,201 @@
+"""Rows that are real pretraining runs: ViT-B and L, attention kernels, compilation, checkpointing, ZeRO, offload."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from gpu_checks.bench import Bench, Failed, Found, OutOfMemory, Skipped, failure
+from tgm_scale.training.metrics import read_metrics
+
+APART = 2e-2  # of losses, relative: what layouts of one bf16 run may differ by; as tune_deepspeed has it
+PROMISED_GB = 79  # a card of the size that configs/pretrain_vit*.yaml name (80 GB) holds their micro batch
+GUIDED = ("masking.recipe=text_guided", "masking.mask_ratio=0.6")
+TUBE = ("masking.recipe=tube", "masking.mask_ratio=0.9", "objective.contrastive_weight=0")
+
+
+def config_of(size: str) -> str:
+    return f"configs/pretrain_vit{size.lower()}.yaml"
+
+
+def overrides(bench: Bench, run_dir: Path, micro: int, steps: int, *own: str) -> list[str]:
+    """Those of every run here: one micro step of `micro` clips a step, a row of metrics each, no TensorBoard."""
+    return [
+        *bench.scale.model,
+        f"run.dir={run_dir}",
+        f"data.shards={bench.inputs / 'shards'}",
+        f"guidance.towers={bench.inputs / 'towers'}",
+        f"data.workers={bench.scale.workers}",
+        f"train.steps={steps}",
+        f"train.global_batch_size={micro}",
+        f"train.micro_batch_size={micro}",
+        "log.tensorboard=false",
+        "model.attention=sdpa",
+        *own,
+    ]
+
+
+def pretrain_command(size: str, words: Sequence[str]) -> list[str]:
+    return ["-m", "tgm_scale", "pretrain", "--config", config_of(size), *words]
+
+
+def pretrain(bench: Bench, name: str, size: str, micro: int, steps: int, *own: str) -> list[dict[str, Any]]:
+    """The metrics of one run in the row's folder. Its checkpoint is written and removed: ViT-L's are 4 GB."""
+    run_dir = bench.folder / name
+    bench.python(*pretrain_command(size, overrides(bench, run_dir, micro, steps, *own)))
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    return checked(run_dir, steps)
+
+
+def checked(run_dir: Path, steps: int) -> list[dict[str, Any]]:
+    """A run's metrics. Raises Failed where a step is missing or a loss is no number."""
+    rows = read_metrics(run_dir)
+    if [row["step"] for row in rows] != list(range(1, steps + 1)):
+        raise Failed(f"{len(rows)} steps in metrics.jsonl, wanted {steps}")
+    wrong = [row["step"] for row in rows if row["loss"] is None or not math.isfinite(row["loss"])]
+    if wrong or any(row["update_refused"] for row in rows):
+        raise Failed(f"losses that are no numbers at steps {wrong}, or a refused update")
+    return rows
+
+
+def largest(bench: Bench, size: str, steps: int, *own: str) -> tuple[int, list[dict[str, Any]]]:
+    """The micro batch that fits, found by halving from the configuration's, and the metrics with it."""
+    micro = bench.scale.micro
+    while True:
+        try:
+            return micro, pretrain(bench, f"run-{micro}", size, micro, steps, *own)
+        except OutOfMemory as short:
+            if micro <= 2:  # clips of one sample share a micro batch: data.repeated_augmentation=2
+                raise Failed(
+                    f"does not fit even with {micro} clips a pass: {short}",
+                    "deepspeed.config=configs/deepspeed/zero3_offload.json or model.activation_checkpointing=true",
+                ) from None
+            micro //= 2
+            bench.note(f"{2 * micro} clips a pass do not fit; trying {micro}")
+
+
+def figures_of(
+    bench: Bench, size: str, micro: int, rows: list[dict[str, Any]], *own: str, processes: int = 1
+) -> dict[str, Any]:
+    """Speed, shares, memory of a rank and MFU of a run of `micro` clips a step: medians after its first few steps."""
+    kept = rows[bench.scale.warm :]
+    step = median(row["step_seconds"] for row in kept)
+    working = median(row["step_seconds"] - row["data_seconds"] for row in kept)
+    found = {
+        "micro_batch": micro // processes,
+        "processes": processes,
+        "step_ms": round(1000 * step, 2),
+        "clips_per_second": round(micro / step, 2),
+        "clips_per_second_without_data_wait": round(micro / working, 2),
+        "data_wait_share": round(median(row["data_seconds"] / row["step_seconds"] for row in kept), 4),
+        "guidance_share": round(median(row["guidance_seconds"] / row["step_seconds"] for row in kept), 4),
+        "losses": [row["loss"] for row in rows],
+        "data_digests": [row["data_digest"] for row in rows],
+    }
+    if "device_memory_gb" in rows[-1]:
+        found["peak_memory_gb"] = round(rows[-1]["device_memory_gb"], 2)
+    rate = bench.earlier.get("card", {}).get("matrix_tflops")
+    if rate:
+        macs = macs_per_clip(bench, size, micro, *own)
+        found["mfu_of_own_matrix_rate"] = round(6 * macs * micro / working / (processes * rate * 1e12), 4)
+    return found
+
+
+def macs_per_clip(bench: Bench, size: str, micro: int, *own: str) -> float:
+    from tgm_scale import config as configuration
+    from tgm_scale.training import build
+
+    config = configuration.load(config_of(size), overrides(bench, bench.folder / "none", micro, 1, *own))
+    return build.macs_per_clip(config, build.masker(config))
+
+
+def shown(figures: dict[str, Any]) -> str:
+    """Figures of a run in one line."""
+    words = [f"{figures['clips_per_second_without_data_wait']:g} clips/s, micro batch {figures['micro_batch']}"]
+    if "peak_memory_gb" in figures:
+        words.append(f"{figures['peak_memory_gb']:.1f} GB")
+    if "mfu_of_own_matrix_rate" in figures:
+        words.append(f"MFU {figures['mfu_of_own_matrix_rate']:.0%}")
+    words.append(f"guidance {figures['guidance_share']:.0%}, data wait {figures['data_wait_share']:.0%}")
+    return ", ".join(words)
+
+
+def speed(bench: Bench, size: str, *own: str) -> Found:
+    """A run as the configuration has it, at the micro batch that fits."""
+    micro, rows = largest(bench, size, bench.scale.steps, *own)
+    figures = figures_of(bench, size, micro, rows, *own)
+    remedy = ""
+    if micro < bench.scale.micro:
+        remedy = f"train.micro_batch_size={micro} fits, {bench.scale.micro} does not"
+        if bench.gpus and bench.gpus[0]["memory_gb"] >= PROMISED_GB:
+            raise Failed(f"{config_of(size)} does not fit a card of 80 GB", remedy, figures)
+    return Found(shown(figures), figures, remedy)
+
+
+def variant(bench: Bench, beside: str, *own: str, same_masks: bool = True) -> Found:
+    """The guided ViT-B run with something changed that must not change its curve: beside the row `beside`, whose
+    losses it keeps within what bf16 allows, and whose clips and masks it has."""
+    base = bench.earlier.get(beside, {})
+    micro = base.get("micro_batch", bench.scale.micro)
+    rows = pretrain(bench, "run", "B", micro, bench.scale.steps, *GUIDED, *own)
+    figures = figures_of(bench, "B", micro, rows, *GUIDED, *own)
+    if not base:
+        return Found(f"{shown(figures)}; not compared: row {beside} has no figures", figures)
+    compare(figures, base, beside, same_masks)
+    ratio = figures["clips_per_second_without_data_wait"] / base["clips_per_second_without_data_wait"]
+    figures["speed_ratio"] = round(ratio, 3)
+    return Found(f"{ratio:.2f} times the speed of {beside}; {shown(figures)}", figures)
+
+
+def compare(figures: dict[str, Any], base: dict[str, Any], beside: str, same_masks: bool = True) -> None:
+    """Raises Failed where two runs of the same clips part by more than bf16 allows."""
+    figures["losses_apart"] = apart(figures["losses"], base["losses"])
+    if same_masks and figures["data_digests"] != base["data_digests"]:
+        raise Failed(f"other clips or masks than row {beside}", "tgm-scale compare of the two runs", figures)
+    if figures["losses_apart"] > APART:
+        raise Failed(f"losses {figures['losses_apart']:.1e} apart from row {beside}, wanted {APART:g}", "", figures)
+
+
+def apart(losses: list[float], reference: list[float]) -> float:
+    """The largest relative difference of two runs' losses."""
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(losses, reference, strict=True))
+
+
+def flash(bench: Bench) -> Found:
+    """flash-attn's kernels instead of torch's, where they import: to find the package is no proof."""
+    with bench.start([sys.executable, "-c", "import flash_attn; print(flash_attn.__version__)"]) as process:
+        if process.wait():
+            raise Skipped(f"flash-attn does not import here: {failure(1, process.said())}")
+    return variant(bench, "vitb-guided", "model.attention=flash")
+
+
+def zero(bench: Bench, stage: int, offload: str = "none") -> Found:
+    """A ViT-B run of two micro steps a step at one ZeRO stage, beside the same at stage 0."""
+    device = {"device": "cpu", "pin_memory": True}
+    sections = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}[
+        offload
+    ]
+    file = bench.folder / "deepspeed.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage, **dict.fromkeys(sections, device)}}))
+    few, steps = bench.scale.few, max(bench.scale.steps // 2, 3)
+    own = (*GUIDED, f"deepspeed.config={file}", f"train.global_batch_size={2 * few}")
+    rows = pretrain(bench, "run", "B", few, steps, *own)
+    figures = {"losses": [row["loss"] for row in rows], "data_digests": [row["data_digest"] for row in rows]}
+    figures["step_ms"] = round(1000 * median(row["step_seconds"] for row in rows[1:]), 2)
+    words = [f"{figures['step_ms']:.0f} ms a step of 2 x {few} clips"]
+    if "device_memory_gb" in rows[-1]:
+        figures["peak_memory_gb"] = round(rows[-1]["device_memory_gb"], 2)
+        words.append(f"{figures['peak_memory_gb']:.1f} GB")
+    base = bench.earlier.get("zero0")
+    if base is None and (stage or sections):
+        words.append("not compared: row zero0 has no figures")
+    elif base is not None:
+        compare(figures, base, "zero0")
+        words.append(f"losses {figures['losses_apart']:.1e} apart from stage 0")
+    return Found(", ".join(words), figures)

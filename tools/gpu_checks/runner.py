@@ -1,0 +1,198 @@
+"""Runs rows one after another, keeps what each found, and goes on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from gpu_checks.bench import ROOT, Bench, Failed, Skipped
+from gpu_checks.rows import Row
+from gpu_checks.scale import Scale
+from tgm_scale.runtime.progress import Board
+from tgm_scale.training import run_folder
+
+OK, FAILED, SKIPPED = "ok", "failed", "skipped"
+LAST_LINES = 20  # of a row's log, in the summary
+
+
+@dataclass
+class Result:
+    """What came of a row. log: the last lines; the whole is in logs/NAME.log."""
+
+    name: str
+    proves: str
+    verdict: str
+    figure: str = ""
+    remedy: str = ""
+    seconds: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run and where. facts: what the device is, of gpu_checks.card.look; empty on a CPU."""
+
+    rows: Sequence[Row]
+    scale: Scale
+    output: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    minutes: float | None = None
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        for option, patterns in (("--only", self.only), ("--skip", self.skip)):
+            for pattern in patterns:
+                if not any(fnmatchcase(row.name, pattern) for row in self.rows):
+                    raise ValueError(f"{option} {pattern}: no such row; known: {', '.join(r.name for r in self.rows)}")
+
+    def left_out(self, row: Row) -> str | None:
+        """Why the user does not want it."""
+        if row.always:
+            return None
+        if self.only and not any(fnmatchcase(row.name, pattern) for pattern in self.only):
+            return "not in --only"
+        return "in --skip" if any(fnmatchcase(row.name, pattern) for pattern in self.skip) else None
+
+
+class Runner:
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.made_by = made_by(plan)
+        self.results: list[Result] = []
+        self._kept = plan.output / "results"
+        self._began = time.monotonic()
+        self._pace: list[tuple[float, float]] = []  # of rows that ran: seconds estimated and taken
+
+    def run(self) -> list[Result]:
+        """All results, in the order of the table. What the same code found on the same machine before stays."""
+        self._claim()
+        with Board() as board:
+            task = board.task("gpu, seconds as estimated", round(sum(map(self._estimate, self.plan.rows))))
+            for row in self.plan.rows:
+                if estimate := round(self._estimate(row)):
+                    task.to(task.done, row.name)
+                self.results.append(self._one(row))
+                if estimate:
+                    task.to(task.done + estimate, f"{row.name} {self.results[-1].verdict}")
+        return self.results
+
+    def _claim(self) -> None:
+        """Make the folder, or recognise it. Raises ValueError where it is something else."""
+        folder = self.plan.output
+        try:
+            if folder.is_dir() and any(folder.iterdir()) and not self._kept.is_dir():
+                raise ValueError(f"--output {folder}: holds something else: name another folder")
+            for part in ("results", "logs", "rows"):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--output {folder}: cannot be written ({error.strerror})") from None
+
+    def _one(self, row: Row) -> Result:
+        before, left_out = self._before(row), self.plan.left_out(row)
+        if before is not None and (left_out or not self.plan.again):
+            return before
+        if left_out is not None:
+            return Result(row.name, row.proves, SKIPPED, left_out)
+        if late := self._too_late(row):
+            return Result(row.name, row.proves, SKIPPED, late)
+        result = self._try(row)
+        self._pace.append((row.seconds[self.plan.scale.device], result.seconds))
+        kept = {"made_by": self.made_by, "result": asdict(result)}
+        run_folder.replace_file(self._kept / f"{row.name}.json", json.dumps(kept, indent=1))
+        return result
+
+    def _before(self, row: Row) -> Result | None:
+        """What an earlier start found, where that is still true: rows that failed or were skipped are tried again."""
+        file = self._kept / f"{row.name}.json"
+        if not file.is_file() or (row.always and not self._inputs.is_dir()):
+            return None
+        kept = json.loads(file.read_text())
+        same = kept["made_by"] == self.made_by and kept["result"]["verdict"] == OK
+        return Result(**kept["result"]) if same else None
+
+    @property
+    def _inputs(self) -> Path:
+        return self.plan.output / "inputs"
+
+    def _estimate(self, row: Row) -> float:
+        return 0.0 if self.plan.left_out(row) else row.seconds[self.plan.scale.device]
+
+    def _too_late(self, row: Row) -> str | None:
+        if self.plan.minutes is None or row.always:
+            return None
+        estimated, taken = (sum(column) for column in zip(*self._pace)) if self._pace else (1.0, 1.0)
+        needed = self._estimate(row) * max(taken / max(estimated, 1e-9), 0.2)
+        if time.monotonic() - self._began + needed <= 60 * self.plan.minutes:
+            return None
+        return f"does not fit in --minutes {self.plan.minutes:g}; the same command again goes on with it"
+
+    def _try(self, row: Row) -> Result:
+        """One row: whatever happens in it costs this row alone."""
+        began = time.monotonic()
+        log = self.plan.output / "logs" / f"{row.name}.log"
+        log.unlink(missing_ok=True)
+        log.touch()
+        folder = self.plan.output / "rows" / row.name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        earlier = {result.name: result.figures for result in self.results if result.verdict == OK}
+        limit = row.limit(self.plan.scale.device)
+        bench = Bench(
+            self.plan.scale, self._inputs, folder, log, began + limit, self.plan.facts.get("gpus", []), earlier
+        )
+        result = Result(row.name, row.proves, OK)
+        try:
+            found = row.check(bench)
+            result.figure, result.figures, result.remedy = found.figure, found.figures, found.remedy
+        except Skipped as reason:
+            result.verdict, result.figure = SKIPPED, str(reason)
+        except Failed as failed:
+            result.verdict, result.figure, result.remedy = FAILED, str(failed), failed.remedy
+            result.figures = failed.figures
+        except Exception as error:  # a mistake of ours in the check: the others are run all the same
+            bench.note(traceback.format_exc())
+            result.verdict, result.figure = FAILED, f"{type(error).__name__}: {error}"
+            result.remedy = "a mistake of the check itself, see its log"
+        for checkpoints in folder.rglob("checkpoints"):
+            shutil.rmtree(checkpoints, ignore_errors=True)  # gigabytes
+        result.seconds = round(time.monotonic() - began, 1)
+        result.log = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        return result
+
+
+def made_by(plan: Plan) -> dict[str, Any]:
+    """What the figures are worth nothing without, and what makes them out of date where it changes."""
+    gpus = [f"{gpu['name']}, {gpu['memory_gb']} GB" for gpu in plan.facts.get("gpus", [])]
+    return {
+        "device": plan.scale.device,
+        "gpus": gpus,
+        "driver": plan.facts.get("driver"),
+        "driver_cuda": plan.facts.get("driver_cuda"),
+        "torch_built_for": plan.facts.get("built_for"),
+        "versions": run_folder.versions(),
+        "commit": commit(),
+    }
+
+
+def commit() -> str | None:
+    """The commit of this code, and a digest of what differs from it; None where there is no git."""
+    try:
+        head, changes = (
+            subprocess.run(["git", "-C", str(ROOT), *words], check=True, capture_output=True, timeout=30).stdout
+            for words in (["rev-parse", "HEAD"], ["diff", "HEAD"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.decode().strip() + (f" with changes {hashlib.sha256(changes).hexdigest()[:8]}" if changes else "")

@@ -1,0 +1,78 @@
+"""How large the rows' work is: the real thing on a GPU, tiny on a CPU, by the same code."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of the rows on one kind of device."""
+
+    device: str  # "cuda" or "cpu"
+    model: tuple[str, ...]  # overrides that make configs/pretrain_vit*.yaml as large as wanted here
+    micro: int  # clips of one pass where speed and memory are measured
+    few: int  # and where they are not
+    steps: int  # of a run whose speed is measured
+    warm: int  # first of these that are not counted
+    towers: str  # a shape of benchmarks.towers
+    clips: int  # of the corpus, each `width` x `height` pixels and `seconds` long
+    width: int
+    height: int
+    seconds: float
+    exact_stages: tuple[int, ...]  # ZeRO stages of the restart that must be exact
+    turns: int  # of the comparison with transformers
+    matrix: int  # side of the square matrices whose product gives the device's own rate
+    demo: tuple[str, ...]
+
+    @property
+    def workers(self) -> int:
+        """Decoding processes of one run. On a CPU none: the tiny clips are decoded in no time."""
+        return 0 if self.device == "cpu" else max(1, min(10, len(os.sched_getaffinity(0)) - 2))
+
+
+SCALES = {
+    "cuda": Scale(
+        device="cuda",
+        model=(),
+        micro=128,  # as the configurations have it for 80 GB
+        few=16,
+        steps=10,
+        warm=4,
+        towers="B/32",
+        clips=64,
+        width=320,
+        height=240,
+        seconds=2.5,
+        exact_stages=(0, 1, 2),
+        turns=5,
+        matrix=8192,
+        demo=("--clips", "48", "--test-clips", "32", "--steps", "10", "--seeds", "1"),
+    ),
+    "cpu": Scale(
+        device="cpu",
+        # of one block each: compilation on a CPU takes its time by the block
+        model=(
+            "model.size=tiny",
+            "model.depth=1",
+            "model.decoder_depth=1",
+            "data.frames=4",
+            "data.stride=2",
+            "data.size=32",
+        ),
+        micro=4,
+        few=4,
+        steps=3,
+        warm=1,
+        towers="tiny",
+        clips=16,
+        width=64,
+        height=48,
+        seconds=0.5,
+        exact_stages=(1,),
+        turns=2,
+        matrix=256,
+        demo=("--clips", "32", "--test-clips", "24", "--steps", "5", "--seeds", "1"),
+    ),
+}
