@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# `make gpu` sets TGM_TEST_GPU=1 and runs the tests marked gpu, and no others. Else no test touches a GPU: none is seen
+# by torch, here or in the processes that tests start.
+os.environ.update({} if os.environ.get("TGM_TEST_GPU") == "1" else {"CUDA_VISIBLE_DEVICES": ""})
+os.environ["DS_ACCELERATOR"] = "cuda" if os.environ.get("TGM_TEST_GPU") == "1" else "cpu"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -16,6 +19,14 @@ from tgm_scale.runtime.compat import prepare_torchvision
 
 prepare_torchvision()
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Either the tests that need a GPU, or the others: CUDA is visible to a session as a whole, or not at all."""
+    on_gpu = os.environ.get("TGM_TEST_GPU") == "1"
+    chosen = [item for item in items if (item.get_closest_marker("gpu") is not None) == on_gpu]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
 
 
 @pytest.fixture(scope="session")

@@ -147,7 +147,6 @@ def test_clips_of_a_pass_and_the_filling_of_the_last_do_not_change_the_maps(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_too_a_clip_has_the_same_bits_in_any_company(
     clip_source: Path, frames: Callable[..., Tensor]
 ) -> None:

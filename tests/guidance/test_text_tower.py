@@ -107,7 +107,7 @@ def test_a_caption_has_the_same_bits_in_any_company(family: str, request: pytest
         assert torch.equal(row, alone[caption])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_on_a_gpu_too_a_caption_has_the_same_bits_in_any_company(clip_source: Path) -> None:
     many = [f"{caption} {number}" for number in range(40) for caption in SENTENCES]
     whole = load_text_tower(clip_source, "cuda", torch.bfloat16).encode(many)

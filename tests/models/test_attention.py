@@ -32,6 +32,7 @@ def test_flash_where_it_cannot_serve_names_reason_and_remedy() -> None:
         attend(q, q, q, "flash")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available() or flash_obstacle(torch.device("cuda"), torch.bfloat16, 64) is not None,
     reason="needs a GPU and the flash-attn package",

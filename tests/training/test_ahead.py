@@ -53,7 +53,7 @@ def test_the_next_step_is_looked_at_before_this_one_is_handed_over() -> None:
     assert list(step_ahead([], look, torch.device("cpu"))) == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
 def test_a_stream_of_its_own_gives_the_same_bits_while_memory_is_used_again() -> None:
     """Looks of ten milliseconds beside steps of ten, whose tensors are let go of at once."""
     device = torch.device("cuda")

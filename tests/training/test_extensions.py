@@ -123,3 +123,14 @@ def test_a_run_names_an_old_lock_and_ends_with_code_2(tmp_path: Path) -> None:
     assert ended.returncode == 2, ended.stderr
     assert f"{lock}: older than the 10 minutes" in ended.stderr and "preflight --clear-locks" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_deepspeed_is_imported_for_the_run_s_device_whatever_was_inherited() -> None:
+    code = (
+        "import torch; from tgm_scale.training.extensions import prepare_deepspeed\n"
+        "prepare_deepspeed(torch.device('cpu')); import deepspeed\n"
+        "print(deepspeed.get_accelerator().device_name())"
+    )
+    environment = {**os.environ, "DS_ACCELERATOR": "cuda"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-1:] == ["cpu"], done.stderr

@@ -33,8 +33,7 @@ _SEES_PROCESSES = Path("/proc/self/fd").is_dir()
 
 def prepare_deepspeed(device: torch.device) -> None:
     """Import DeepSpeed for this kind of device, its log quiet and its compiler's tools found."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ["DS_ACCELERATOR"] = device.type  # one that is inherited may name the other kind
     # ninja, with which DeepSpeed builds its extensions, lies beside the python of a virtual environment
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     quiet_warnings()
@@ -42,6 +41,8 @@ def prepare_deepspeed(device: torch.device) -> None:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    found = deepspeed.get_accelerator().device_name()
+    assert found == device.type, f"DeepSpeed was imported for {found} before the run's device was known"
     if device.type == "cpu":
         # a C++ extension that DeepSpeed would compile for 20 s at every fresh start, and fail without a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
