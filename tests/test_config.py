@@ -36,7 +36,7 @@ train.steps train.epochs train.global_batch_size train.micro_batch_size train.pr
 train.max_minutes
 deepspeed.config deepspeed.stage
 checkpoint.every checkpoint.keep checkpoint.keep_every
-faults.spike_factor faults.refused_before_rollback faults.rollbacks faults.hang_seconds
+faults.spike_factor faults.refused_before_rollback faults.rollbacks faults.hang_seconds faults.start_seconds
 log.every log.tensorboard
 knn.every knn.train knn.test knn.label knn.root knn.k
 """.split()

@@ -181,7 +181,10 @@ class FaultsConfig(Section):
     spike_factor: float | None = Field(None, gt=1, description="refuse a loss above this times the recent median")
     refused_before_rollback: int = Field(3, ge=1, description="refused updates in a row that cause a rollback")
     rollbacks: int = Field(3, ge=0, description="rollbacks after which the run stops")
-    hang_seconds: float = Field(50, gt=0, description="how long a rank waits for another before it stops")
+    hang_seconds: float = Field(
+        50, gt=0, description="how long a rank waits for another before it stops; at least 10 times a usual step"
+    )
+    start_seconds: float = Field(600, gt=0, description="how long the processes of a start wait for one another")
 
 
 class LogConfig(Section):
@@ -413,7 +416,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
         "guidance": ["compile", "own_stream"],
         "model": ["attention", "activation_checkpointing", "compile"],
         "train": ["micro_batch_size", "max_minutes"],
-        "faults": ["rollbacks", "hang_seconds"],
+        "faults": ["rollbacks", "hang_seconds", "start_seconds"],
     }.items():
         for name in names:
             tree.get(section, {}).pop(name, None)

@@ -13,7 +13,7 @@ from tgm_scale.data.encode import encode_video
 from tgm_scale.evaluation import finetune_setup as setup
 from tgm_scale.evaluation.classes import in_order, names_of, not_trained, ordered, read_classes, told
 from tgm_scale.evaluation.settings import load_finetune
-from tgm_scale.runtime.distributed import find_place
+from tgm_scale.runtime.distributed import Control, find_place
 from tgm_scale.training import run_folder
 from tgm_scale.training.checkpoint import latest
 
@@ -186,7 +186,7 @@ def test_a_finetuning_keeps_its_classes_and_refuses_others(clips: Path, tmp_path
 
     def opened_again(*overrides: str) -> list[str]:
         again = load_finetune(config, [*command[3:], *overrides])
-        parts = setup.prepare(again, find_place())
+        parts = setup.prepare(again, Control(find_place()))
         run_folder.describe(tmp_path / "run", again, setup.data_facts(parts), {}, 1)
         return parts.classes
 

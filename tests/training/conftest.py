@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from short_run import CONFIG
 
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.shards import ShardWriter
@@ -36,3 +37,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 members["json"] = {"source": "nowhere"}
             writer.write(f"clip{i:03d}", members)
     return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, shards: Path) -> Path:
+    file = tmp_path / "run.yaml"
+    file.write_text(CONFIG.format(run=tmp_path / "run", shards=shards))
+    return file

@@ -11,53 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import ROOT, command, environment, run
+from launch import run
+from short_run import arguments, rank_file, start, wait_for_steps
 
 from tgm_scale.contracts import Batch
 from tgm_scale.training import checkpoint
 from tgm_scale.training.faults import FaultState
 from tgm_scale.training.metrics import read_metrics
-
-CONFIG = """
-run: {{dir: {run}}}
-data: {{shards: {shards}, frames: 4, stride: 2, size: 32, workers: 0, max_skipped_share: 0.9}}
-masking: {{recipe: random, mask_ratio: 0.6}}
-objective: {{contrastive_weight: 0}}
-model: {{size: tiny}}
-optim: {{base_lr: 3e-2}}
-train: {{steps: 400, global_batch_size: 8, micro_batch_size: 4}}
-checkpoint: {{every: 5, keep: 2}}
-log: {{every: 1, tensorboard: false}}
-"""
-
-
-@pytest.fixture
-def config(tmp_path: Path, shards: Path) -> Path:
-    file = tmp_path / "run.yaml"
-    file.write_text(CONFIG.format(run=tmp_path / "run", shards=shards))
-    return file
-
-
-def arguments(config: Path, *overrides: str) -> list[str]:
-    return ["-m", "tgm_scale", "pretrain", "--config", str(config), *overrides]
-
-
-def start(config: Path, world_size: int, *overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(world_size, *arguments(config, *overrides)),
-        env=environment(),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for_steps(folder: Path, count: int) -> None:
-    end = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").is_file() or len(read_metrics(folder)) < count:
-        assert time.monotonic() < end, "no steps were made"
-        time.sleep(0.05)
 
 
 def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:
@@ -85,10 +45,6 @@ def test_the_skip_list_takes_the_weight_and_says_so() -> None:
     FaultState(1, ["s/2"]).leave_out(batch)
     assert batch.weight.tolist() == [1, 0]
     assert [(p.key, p.reason) for p in batch.problems] == [("s/2", "skip_list")]
-
-
-def rank_file(folder: Path, rank: int) -> dict:
-    return json.loads((folder / "ranks" / f"{rank:05d}").read_text())
 
 
 def test_a_hung_rank_stops_the_others_and_is_named(config: Path) -> None:

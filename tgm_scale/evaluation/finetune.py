@@ -28,7 +28,7 @@ from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import build, checkpoint, disk, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
 from tgm_scale.training.faults import Diverged, Judge
-from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses
+from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.reporting import Times, count_problems, row
 from tgm_scale.training.saver import Saver
@@ -45,18 +45,20 @@ def finetune(config: FinetuneConfig) -> int:
     folder = run_folder.claim(config)
     disk.check_room(setup.shared(config), decoder=False)
     stop = StopRequest(config.train.max_minutes)
-    watchdog = Watchdog(folder, place, config.faults.hang_seconds)
-    try:
-        engine.start_processes(place)
-        parts = setup.prepare(config, place)
-        code = _Run(config, folder, parts, stop, watchdog).train()
-        watchdog.end("done")  # a test has no step that all ranks meet at
-        if code == 0:
-            multiview.judge(config, folder, parts)
-        engine.stop_processes()
-    except Exception:
-        watchdog.end("failed")
-        raise
+    engine.start_processes(place, config.faults.start_seconds)
+    control = Control(place)
+    with run_folder.owned(folder, control):
+        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask)
+        try:
+            parts = setup.prepare(config, control)
+            code = _Run(config, folder, parts, stop, watchdog).train()
+            watchdog.end("done")  # a test has no step that all ranks meet at
+            if code == 0:
+                multiview.judge(config, folder, parts)
+            engine.stop_processes()
+        except Exception:
+            watchdog.end("failed")
+            raise
     return code
 
 
@@ -96,7 +98,9 @@ class _Run:
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
         config, parts, watchdog, start = self.config, self.parts, self.watchdog, self.progress.step
-        judge = Judge(self.control, config.faults.spike_factor, recent_losses(self.folder, start))
+        judge = Judge(
+            self.control, config.faults.spike_factor, recent_losses_for_all(self.folder, start, self.control)
+        )
         metrics = Metrics(self.folder, start, config.log.tensorboard) if self.place.is_main else None
         line = ProgressLine(parts.steps, config.log.every)
         self.engine.train()

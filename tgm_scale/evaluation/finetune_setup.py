@@ -76,9 +76,9 @@ class Parts:
                 batch.problems.append(Problem(key, "no_label"))
 
 
-def prepare(config: FinetuneConfig, place: Place) -> Parts:
+def prepare(config: FinetuneConfig, control: Control) -> Parts:
     """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
-    control = Control(place)
+    place = control.place
     if place.is_main:
         open_split(config.data, "train")
     control.barrier()

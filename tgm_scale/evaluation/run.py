@@ -21,7 +21,7 @@ from tgm_scale.evaluation.clips import own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
-from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.runtime.distributed import Control, Place, find_place, refuse_hidden_gpus
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import engine, run_folder
 
@@ -51,13 +51,15 @@ Judge = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class 
 def session(config: FrozenConfig) -> Iterator[Session]:
     """Claims the run folder, joins the processes, loads the encoder."""
     place = find_place()
+    refuse_hidden_gpus(place)
     folder = run_folder.claim(config)
     if place.world_size > 1:
         engine.start_processes(place)
     control = Control(place)
-    yield Session(config, folder, place, control, _encoder(config, place))
-    if place.world_size > 1:
-        engine.stop_processes()
+    with run_folder.owned(folder, control):
+        yield Session(config, folder, place, control, _encoder(config, place))
+        if place.world_size > 1:
+            engine.stop_processes()
 
 
 def _encoder(config: FrozenConfig, place: Place) -> FrozenEncoder:

@@ -10,10 +10,16 @@ import os
 import socket
 import subprocess
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tgm_scale.runtime import launch, network, slurm
+
+_NO_DEVICE = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES, of users, SLURM and containers
 
 
 @dataclass(frozen=True)
@@ -31,29 +37,79 @@ class Place:
 
 
 def find_place() -> Place:
-    """This process's place, read from the environment of torchrun or srun, or alone."""
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        rank, world_size, local_rank = int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
-    elif "SLURM_STEP_ID" in env:  # only srun sets it: in a batch script SLURM_PROCID is 0 and says nothing
-        rank, world_size, local_rank = (int(env[name]) for name in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
-    else:
-        rank, world_size, local_rank = 0, 1, 0
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return Place(rank, world_size, local_rank, device)
+    """This process's place, read from the environment of torchrun or srun, or alone.
+
+    Raises ValueError for variables that make no sense, and for a process that has no GPU where others have."""
+    found = launch.read(os.environ)
+    return place_of(found, choose_device(found.local_rank, found.local_size, torch.cuda.device_count()))
+
+
+def place_of(found: launch.Launch, index: int | None) -> Place:
+    """The place of a process that was given the GPU of this index, or None for the CPU."""
+    device = torch.device("cpu") if index is None else torch.device("cuda", index)
+    return Place(found.rank, found.world_size, found.local_rank, device)
+
+
+def choose_device(local_rank: int, local_size: int | None, visible: int) -> int | None:
+    """The index of a process's GPU among those it sees; None where it sees none.
+
+    A process that sees one GPU takes it: the launcher dealt them out (`srun --gpus-per-task=1`, `--gpu-bind=single`).
+    local_size: processes of this host, None where unknown. Raises ValueError where there are too few."""
+    if visible <= 1:
+        return 0 if visible else None
+    if local_rank >= visible or (local_size or 0) > visible:
+        raise ValueError(
+            f"{local_size or f'at least {local_rank + 1}'} processes on this host (LOCAL_RANK={local_rank}) and "
+            f"{visible} GPUs that each sees (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}): "
+            f"start one process a GPU (torchrun --nproc_per_node {visible}, sbatch --ntasks-per-node={visible}), or "
+            "give each its own (srun --gpus-per-task=1)"
+        )
+    return local_rank
+
+
+def refuse_hidden_gpus(place: Place) -> None:
+    """Raises ValueError where this process was given GPUs and torch sees none: it would train on the CPU for days.
+
+    CUDA_VISIBLE_DEVICES that names no device is a choice, and the CPU it is."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if place.device.type != "cpu" or (chosen is not None and chosen.strip() in _NO_DEVICE):
+        return
+    given = slurm.gpus_of_job(os.environ)
+    if given is None and "SLURM_JOB_ID" not in os.environ:  # a node's devices are there for a job without them, too
+        files = sorted(str(file) for file in Path("/dev").glob("nvidia[0-9]*") if os.access(file, os.R_OK | os.W_OK))
+        given = f"this machine has {', '.join(files)}" if files else None
+    if given is not None:
+        raise ValueError(
+            f"{given}, and torch {torch.__version__} sees no GPU (CUDA_VISIBLE_DEVICES={chosen or 'unset'}): a torch "
+            "built without CUDA, a driver older than it wants, or a container without --nv / --gpus. To run on the "
+            "CPU all the same, set CUDA_VISIBLE_DEVICES to nothing"
+        )
 
 
 def set_rendezvous(place: Place) -> None:
-    """Fill in the variables that torch.distributed reads, where the launcher did not."""
+    """Fill in the variables that torch.distributed and DeepSpeed read, where the launcher did not: where rank 0 is,
+    and by which interface the hosts meet. Raises ValueError where that cannot be told."""
     env = os.environ
-    env.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(place.local_rank))
+    several = place.world_size > (launch.read(env).local_size or 1)
+    # DeepSpeed takes LOCAL_RANK for the number of the device
+    local = place.local_rank if place.device.index is None else place.device.index
+    env.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(local))
+    if place.world_size == 1:  # whatever lies in the shell from another start
+        env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        return
     if "MASTER_ADDR" not in env:
-        env["MASTER_ADDR"] = _slurm_address() if place.world_size > 1 else "127.0.0.1"
+        env["MASTER_ADDR"] = _slurm_address()
     if "MASTER_PORT" not in env:
+        if "SLURM_JOB_ID" not in env:
+            raise ValueError(
+                f"WORLD_SIZE={place.world_size} and MASTER_ADDR={env['MASTER_ADDR']} without MASTER_PORT: set it to a "
+                "free port of that host, the same for all processes, or start with torchrun or srun"
+            )
         # one port for all ranks of a job, from its id, out of the way of the ephemeral range
-        env["MASTER_PORT"] = (
-            str(20000 + int(env["SLURM_JOB_ID"]) % 10000) if place.world_size > 1 else str(_free_port())
-        )
+        env["MASTER_PORT"] = str(20000 + launch.number(env, "SLURM_JOB_ID") % 10000)
+    if not 0 < launch.number(env, "MASTER_PORT") < 2**16:
+        raise ValueError(f"MASTER_PORT={env['MASTER_PORT']}: wanted a port from 1 to 65535")
+    network.choose_interface(env["MASTER_ADDR"], several)
 
 
 def _slurm_address() -> str:
@@ -81,11 +137,17 @@ def _free_port() -> int:
 class Control:
     """Small collectives between hosts, over gloo, so that no decision waits for the device.
 
-    Every method is collective: all ranks call it, in the same order. Alone it does nothing."""
+    Every method is collective: all ranks call it, in the same order. Alone it does nothing.
 
-    def __init__(self, place: Place):
+    seconds: after which a collective fails; default: torch's 30 minutes."""
+
+    def __init__(self, place: Place, seconds: float | None = None):
         self.place = place
-        self.group = dist.new_group(backend="gloo") if place.world_size > 1 and place.device.type == "cuda" else None
+        self.group = None
+        if place.world_size > 1 and place.device.type == "cuda":
+            self.group = dist.new_group(
+                backend="gloo", timeout=None if seconds is None else timedelta(seconds=seconds)
+            )
 
     def sum(self, values: list[float]) -> list[float]:
         """The sum over ranks of each value; exact for counts below 2**53."""
@@ -107,6 +169,13 @@ class Control:
         values: list[Any] = [None] * self.place.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank; what the others give is not looked at."""
+        values = [value]
+        if self.place.world_size > 1:
+            dist.broadcast_object_list(values, src=0, group=self.group, device=torch.device("cpu"))
+        return values[0]
 
     def barrier(self) -> None:
         if self.place.world_size > 1:

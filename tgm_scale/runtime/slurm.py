@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections.abc import Mapping
 
 _BRACKETS = re.compile(r"\[([^\]]*)\]")
+_TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _COMMAS = re.compile(r",(?![^\[]*\])")  # those outside of brackets
 
 
@@ -45,3 +47,22 @@ def job() -> dict[str, str | None]:
         "slurm_nodes": env.get("SLURM_JOB_NODELIST"),
         "restart": env.get("SLURM_RESTART_COUNT", "0"),
     }
+
+
+def tasks_of_this_node(env: Mapping[str, str]) -> int | None:
+    """How many tasks of the step are on this node, from `4(x2),3` and the node's number; None where SLURM does not
+    say."""
+    text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
+    counts: list[int] = []
+    for count, times in _TASKS.findall(text or ""):
+        counts += [int(count)] * int(times or 1)
+    node = env.get("SLURM_NODEID", "0" if len(counts) == 1 else "")
+    return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
+
+
+def gpus_of_job(env: Mapping[str, str]) -> str | None:
+    """The GPUs that SLURM gave this job or step, with the variable that says so; None where there are none."""
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        if env.get(name):
+            return f"SLURM gave this job GPUs ({name}={env[name]})"
+    return None

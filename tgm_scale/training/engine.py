@@ -9,23 +9,38 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tgm_scale.runtime.distributed import Place, set_rendezvous
+from tgm_scale.runtime import rendezvous
+from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus, set_rendezvous
 from tgm_scale.training.engine_plan import EnginePlan, engine_config
 from tgm_scale.training.extensions import load_cpu_adam, prepare_deepspeed
 from tgm_scale.training.optim import parameter_groups
 
 
-def start_processes(place: Place) -> None:
-    """Join the process group: NCCL on GPUs, gloo on CPUs."""
+def start_processes(place: Place, seconds: float = 600) -> None:
+    """Join the process group: NCCL on GPUs, gloo on CPUs.
+
+    seconds: within which all processes must have come. Raises TimeoutError where they did not, and ValueError where
+    the variables of the launcher or its GPUs are wrong."""
+    refuse_hidden_gpus(place)
     set_rendezvous(place)
+    gpu = None
     if place.device.type == "cuda":
         torch.cuda.set_device(place.device)
+        gpu = str(torch.cuda.get_device_properties(place.device).uuid)
     prepare_deepspeed(place.device)
     import deepspeed
+    from deepspeed.constants import default_pg_timeout
 
-    deepspeed.init_distributed(
-        dist_backend="nccl" if place.device.type == "cuda" else "gloo", auto_mpi_discovery=False, verbose=False
+    store = rendezvous.meet(place, seconds, gpu)
+    torch.distributed.init_process_group(
+        "nccl" if place.device.type == "cuda" else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.world_size,
+        timeout=default_pg_timeout,
+        device_id=place.device if place.device.type == "cuda" and place.world_size > 1 else None,
     )
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes the group that is there
 
 
 def stop_processes() -> None:

@@ -10,12 +10,12 @@ from typing import Any
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.models.compiling import compile_blocks
-from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.runtime.distributed import Control, find_place
 from tgm_scale.training import ahead, build, checkpoint, disk, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide, Looked
-from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses
+from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.reporting import Times, count_problems, data_digest, row
@@ -41,17 +41,20 @@ def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWa
     folder = run_folder.claim(config)
     disk.check_room(config)
     stop = StopRequest(config.train.max_minutes)
-    watchdog = Watchdog(folder, place, config.faults.hang_seconds)
-    try:
-        engine.start_processes(place)
-        code = _Run(fitted, folder, place, stop, watchdog, read_initial, make_watch).train()
-        engine.stop_processes()
-    except Exception as error:
-        watchdog.end("failed")
-        if place.world_size == 1 or isinstance(error, RunStopped) or not isinstance(error, RuntimeError):
-            raise
-        raise RunStopped(f"{error}\nrank {place.rank} stops; it may have waited for {watchdog.culprits()}") from error
-    watchdog.end("done")
+    engine.start_processes(place, config.faults.start_seconds)
+    control = Control(place)
+    with run_folder.owned(folder, control):
+        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask)
+        try:
+            code = _Run(fitted, folder, control, stop, watchdog, read_initial, make_watch).train()
+            engine.stop_processes()
+        except Exception as error:
+            watchdog.end("failed")
+            if place.world_size == 1 or isinstance(error, RunStopped) or not isinstance(error, RuntimeError):
+                raise
+            waited = watchdog.culprits()
+            raise RunStopped(f"{error}\nrank {place.rank} stops; it may have waited for {waited}") from error
+        watchdog.end("done")
     return code
 
 
@@ -66,14 +69,14 @@ class _Run:
         self,
         config: Config,
         folder: Path,
-        place: Place,
+        control: Control,
         stop: StopRequest,
         watchdog: Watchdog,
         read_initial: build.ReadInitial,
         make_watch: MakeWatch | None,
     ):
-        self.config, self.folder, self.place, self.stop, self.watchdog = config, folder, place, stop, watchdog
-        self.control = Control(place)
+        self.config, self.folder, self.control, self.stop, self.watchdog = config, folder, control, stop, watchdog
+        place = self.place = control.place
         self.checkpoints = folder / "checkpoints"
         retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
         self.saver = Saver(self.checkpoints, retention, place, self.control)
@@ -124,7 +127,9 @@ class _Run:
         """Make the steps that are left. Returns the exit code."""
         while True:
             start = self.progress.step
-            judge = Judge(self.control, self.config.faults.spike_factor, recent_losses(self.folder, start))
+            judge = Judge(
+                self.control, self.config.faults.spike_factor, recent_losses_for_all(self.folder, start, self.control)
+            )
             metrics = Metrics(self.folder, start, self.config.log.tensorboard) if self.place.is_main else None
             try:
                 return self._stretch(judge, metrics)

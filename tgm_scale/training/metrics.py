@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tgm_scale.contracts import Problem
+from tgm_scale.runtime.distributed import Control
 from tgm_scale.training.run_folder import replace_file
+
+_RECENT = 100  # losses; training/faults.py measures a spike against no more
 
 
 class Metrics:
@@ -69,6 +72,11 @@ def recent_losses(folder: Path, step: int) -> list[float]:
     path = folder / "metrics.jsonl"
     rows = _rows(path) if path.is_file() else []
     return [row["loss"] for row in rows if row["step"] <= step and not row["update_refused"]]
+
+
+def recent_losses_for_all(folder: Path, step: int, control: Control) -> list[float]:
+    """The newest `recent_losses`, as many as a spike is measured against, read by rank 0 alone. Collective."""
+    return control.broadcast(recent_losses(folder, step)[-_RECENT:] if control.place.is_main else None)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

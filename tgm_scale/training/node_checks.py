@@ -19,7 +19,7 @@ import torch
 
 from tgm_scale.config import Config
 from tgm_scale.data.loader import PREFETCH
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus
 from tgm_scale.training import build, disk, run_folder
 
 _GB = 1e9
@@ -53,14 +53,14 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def look_at_node(config: Config, place: Place) -> Report:
-    """All that a process can find alone: configuration, versions, GPU, local disks."""
+def look_at_node(config: Config, place: Place, no_gpu: str | None) -> Report:
+    """All that a process can find alone: configuration, versions, GPU (or why it has none), local disks."""
     report = Report(place.rank, node_name())
     config = build.for_processes(config, place.world_size)
     report.alike = {name: str(version) for name, version in run_folder.versions().items()}
     report.alike |= {"python": platform.python_version(), "the code": _source_digest()}
     report.attempt("configuration", lambda: build.check(config, place))
-    report.attempt("GPU", lambda: _try_gpu(report, place))
+    report.attempt("GPU", lambda: _try_gpu(report, place, no_gpu))
     report.attempt("temporary folder", _check_temporary_folder)
     if config.data.workers:
         report.figures["shared memory needed"] = _loader_bytes(config)
@@ -89,19 +89,14 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def _try_gpu(report: Report, place: Place) -> None:
+def _try_gpu(report: Report, place: Place, no_gpu: str | None) -> None:
     """A product whose every element is known, and its speed. Raises where the GPU is missing, in use or wrong."""
-    given = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
+    if no_gpu is not None:
+        raise ValueError(no_gpu)
     if place.device.type == "cpu":
         report.alike["device"] = "CPU"
-        if given:
-            raise ValueError(f"SLURM gave GPUs {given}, torch sees none: driver, or container without --nv / --gpus")
+        refuse_hidden_gpus(place)
         return
-    if place.local_rank >= torch.cuda.device_count():
-        raise ValueError(
-            f"task {place.local_rank} of a node sees {torch.cuda.device_count()} GPUs: start as many tasks a node as "
-            "it has GPUs, of which each sees all (srun --gpu-bind=none)"
-        )
     properties = torch.cuda.get_device_properties(place.device)
     report.alike |= {"device": properties.name, "NCCL": str(torch.cuda.nccl.version())}
     report.gpu = str(properties.uuid)

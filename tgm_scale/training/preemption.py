@@ -20,6 +20,10 @@ class StopRequest:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._note)
 
+    def ask(self, reason: str) -> None:
+        """Stop for a reason of our own, found by any thread."""
+        self.signal = self.signal or reason
+
     def asked(self) -> bool:
         return self.signal is not None or time.monotonic() > self._end
 

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 
 from tgm_scale.config import Config
-from tgm_scale.runtime import slurm
-from tgm_scale.runtime.distributed import Place, find_place, set_rendezvous
+from tgm_scale.runtime import launch, slurm
+from tgm_scale.runtime.distributed import Control, Place, choose_device, place_of, set_rendezvous
 from tgm_scale.training import build, run_folder, trial
 from tgm_scale.training.extensions import BUILD_SECONDS
 from tgm_scale.training.node_checks import Report, look_at_node, look_at_shared, node_name, token_file
@@ -38,9 +38,9 @@ def preflight(config: Config, patience: float, clear_locks: bool = False) -> int
     patience: seconds within which every process must have answered a round; clear_locks: remove the lock of a killed
     build of DeepSpeed's Adam."""
     began = time.perf_counter()
-    place = find_place()
+    place, no_gpu = _find_place()
     set_rendezvous(place)
-    report = look_at_node(config, place)
+    report = look_at_node(config, place, no_gpu)
     try:
         rounds = Rounds(place, patience)
         code = rounds.end("alone", report) or _shared(config, place, rounds)
@@ -54,6 +54,15 @@ def preflight(config: Config, patience: float, clear_locks: bool = False) -> int
         print(f"preflight: {summary(rounds.reports)}, {time.perf_counter() - began:.1f} s", flush=True)
     rounds.leave()
     return code
+
+
+def _find_place() -> tuple[Place, str | None]:
+    """This process's place, and why it has no GPU on a node that has too few, which is to be named."""
+    found = launch.read(os.environ)
+    try:
+        return place_of(found, choose_device(found.local_rank, found.local_size, torch.cuda.device_count())), None
+    except ValueError as mistake:
+        return place_of(found, 0), str(mistake)
 
 
 def _shared(config: Config, place: Place, rounds: Rounds) -> int:
@@ -97,7 +106,7 @@ def _reduce(place: Place, rounds: Rounds) -> int:
 
 
 def _all_reduce(report: Report, place: Place, rounds: Rounds) -> None:
-    """Sum over the processes by the library that training uses; its bandwidth as NCCL's tests count it (bus)."""
+    """Sum over the processes by the libraries that training uses; the bandwidth as NCCL's tests count it (bus)."""
     on_gpu = place.device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(place.device)
@@ -119,6 +128,9 @@ def _all_reduce(report: Report, place: Place, rounds: Rounds) -> None:
         seconds = time.perf_counter() - began
         if values[repeat].item() != place.world_size * (place.world_size + 1) / 2:
             raise ValueError("an all-reduce gave a wrong sum")
+    # what steers a run goes from host to host by gloo, on an interface of its own choice
+    if Control(place, rounds.patience).sum([1.0]) != [place.world_size]:
+        raise ValueError("a sum over the hosts by gloo came out wrong")
     dist.destroy_process_group()
     report.figures["bytes/s"] = 2 * (place.world_size - 1) / place.world_size * size / seconds
 

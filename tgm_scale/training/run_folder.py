@@ -5,6 +5,7 @@ RUN/data.json         the corpora it reads: name, samples, fingerprint, what was
 RUN/plan.json         what followed from it: steps, batch layout, stage
 RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line a step
+RUN/owner/            which start owns the folder (runtime/ownership.py)
 RUN/skipped.jsonl     every broken sample: step, key, reason
 """
 
@@ -15,22 +16,28 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.config import RunSettings
-from tgm_scale.runtime import slurm
+from tgm_scale.runtime import ownership, slurm
+from tgm_scale.runtime.distributed import Control
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader, or the next start, sees the old text or the new one, never a part."""
+def replace_file(path: Path, text: str, durable: bool = True) -> None:
+    """Write a file so that a reader, or the next start, sees the old text or the new one, never a part.
+
+    durable: also where the host loses its power."""
     temporary = path.with_name(path.name + ".writing")
     with temporary.open("w") as stream:
         stream.write(text)
         stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            os.fsync(stream.fileno())
     temporary.rename(path)
 
 
@@ -50,6 +57,23 @@ def claim(config: RunSettings) -> Path:
     elif any(folder.glob("checkpoints/step-*")):
         raise ValueError(f"run.dir={folder}: has checkpoints but no config.yaml: choose another folder")
     return folder
+
+
+@contextmanager
+def owned(folder: Path, control: Control) -> Iterator[None]:
+    """Own the run folder for as long as the context lasts, by the main process. Collective.
+
+    Raises ValueError on every rank where another start has it."""
+    refused: Exception | None = None
+    with ExitStack() as stack:
+        if control.place.is_main:
+            try:
+                stack.enter_context(ownership.owned(folder))
+            except (ValueError, OSError) as error:
+                refused = error
+        if refused := control.broadcast(refused):
+            raise refused
+        yield
 
 
 def _refuse_other_run(config: RunSettings, file: Path) -> None:

@@ -1,8 +1,8 @@
 """A dead or hung rank is named, and the others stop, within a minute.
 
 Every rank tells in RUN/ranks/NNNNN where it is (step and phase), from a thread that lives beside the training. Where a
-rank makes no progress for too long, its thread reads the others' files: the ranks that are furthest behind, or whose
-own thread is silent, are those that all wait for. The seconds that each rank spends in each phase stand there, too.
+rank makes no progress for too long, its thread reads the others' files: the ranks that are behind it, or whose own
+thread is silent, are those that it waits for. The seconds that each rank spends in each phase stand there, too.
 """
 
 from __future__ import annotations
@@ -13,29 +13,75 @@ import platform
 import sys
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from statistics import median
 
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training.run_folder import replace_file
 
 PHASES = ("data", "guidance", "meeting", "update", "checkpoint")
 _BEAT = 5.0  # seconds from one look to the next
-_PATIENT = 1800.0  # seconds for a checkpoint, and for the first step with its compilation
+_PATIENT = 1800.0  # seconds for a checkpoint, and for the first steps of a start with their compilation
 _FADING = 0.98  # of the seconds that are told, by step: they are of the last 50 steps or so
+_USUAL = 10  # times what a step usually takes: no hang
+_STEPS = 20  # that tell what a step usually takes
+_NAMED = 8  # of many ranks
 HUNG_EXIT_CODE = 86
 
 
-class Watchdog:
-    """Started once a run; `at(step, phase)` is called by the training thread and costs nothing."""
+class Patience:
+    """How long a rank may stay in one phase of a step.
 
-    def __init__(self, folder: Path, place: Place, hang_seconds: float):
-        self.folder, self.place, self.hang_seconds = folder / "ranks", place, hang_seconds
+    The first two steps of every start compile, tune kernels and start the workers: half an hour, as for a checkpoint.
+    Else `hang_seconds`, or 10 times what a step of this start usually takes where that is longer: a large model's
+    update on few GPUs takes minutes."""
+
+    def __init__(self, hang_seconds: float):
+        self.hang_seconds = hang_seconds
+        self._first: int | None = None
+        self._at = (0, PHASES[0], 0.0)
+        self._steps: deque[float] = deque(maxlen=_STEPS)  # seconds of each, without checkpoints
+        self._spent = 0.0  # of the step under way
+
+    def began(self, step: int, phase: str, now: float) -> tuple[float, str]:
+        """A phase of a step begins: its bound in seconds, and the bound with its reason in words."""
+        before, last, since = self._at
+        self._first = step if self._first is None else self._first
+        self._at = (step, phase, now)
+        if last != PHASES[-1]:
+            self._spent += now - since
+        if phase == PHASES[0]:
+            if before > self._first:
+                self._steps.append(self._spent)
+            self._spent = 0.0
+        # after a rollback nothing is compiled again
+        if phase == PHASES[-1] or (step <= self._first + 1 and not self._steps):
+            return _PATIENT, f"{_PATIENT:g} s for a checkpoint or the first two steps of a start"
+        usual = median(self._steps) if self._steps else 0.0
+        if _USUAL * usual > self.hang_seconds:
+            return _USUAL * usual, f"{_USUAL} times the {usual:.1f} s that a step usually takes"
+        return self.hang_seconds, f"faults.hang_seconds={self.hang_seconds:g}"
+
+
+class Watchdog:
+    """Started once a run; `at(step, phase)` is called by the training thread and costs nothing.
+
+    stop: called, from the watchdog's thread, with the reason why the run should save a checkpoint and end."""
+
+    def __init__(self, folder: Path, place: Place, hang_seconds: float, stop: Callable[[str], None] = lambda _: None):
+        self.folder, self.place, self.patience, self._stop = folder / "ranks", place, Patience(hang_seconds), stop
         self.folder.mkdir(exist_ok=True)
-        self._where = (0, PHASES[0])
-        self._since = time.monotonic()
+        self._run = _identity(folder)
+        # step, phase, when it began, its bound: one object, since two threads look at it
+        self._where = (0, PHASES[0], time.monotonic(), (_PATIENT, "half an hour before the first step"))
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._first: int | None = None
-        self._patient = True
+        self._beats = 0
+        self._seen: tuple[float, float, dict[int, dict]] = (-1.0, 0.0, {})  # since when it waits; the others, and when
+        self._complained = False
         self._stopped = threading.Event()
         self._lock = threading.Lock()  # of the file: both threads write it
         self._write("running")
@@ -47,62 +93,125 @@ class Watchdog:
         self._first = step if self._first is None else self._first
         if step > self._first + 1:  # the first one compiles, and starts the workers
             fading = _FADING if phase == PHASES[0] else 1.0
-            self._seconds[self._where[1]] += now - self._since
+            self._seconds[self._where[1]] += now - self._where[2]
             self._seconds = {name: fading * seconds for name, seconds in self._seconds.items()}
-        self._patient = phase == "checkpoint" or self._where[0] == 0
-        self._where, self._since = (step, phase), now
+        self._where = (step, phase, now, self.patience.began(step, phase, now))
 
     def end(self, state: str) -> None:
         """Leave the watch: 'done', or 'failed' for a rank that stops because of another."""
         with self._lock:
             self._stopped.set()
-        self._write(state)
+        self._tell(state)
 
-    def culprits(self, grace: float = 2 * _BEAT) -> str:
-        """The ranks that this rank waited for, in words: those that did not say they stopped, or lag behind."""
-        time.sleep(grace)
-        beats = {int(file.name): json.loads(file.read_text()) for file in self.folder.glob("[0-9]" * 5)}
-        now = time.time()
-        silent = [rank for rank, beat in beats.items() if beat["state"] == "running" and now - beat["time"] > grace]
-        first = min(_order(beat) for beat in beats.values())
-        behind = [rank for rank, beat in beats.items() if _order(beat) == first]
-        named = silent or behind
-        return "; ".join(
-            f"rank {rank} on {beats[rank]['host']} (pid {beats[rank]['pid']}), last seen at step "
-            f"{beats[rank]['step']} in {beats[rank]['phase']} {now - beats[rank]['progress']:.0f} s ago"
-            for rank in sorted(named)[:8]
-        )
+    def culprits(self, earlier: dict[int, dict] | None = None) -> str:
+        """The ranks that this rank waited for, in words: those that did not say they stopped, or lag behind it.
+
+        earlier: the ranks two beats ago; default: they are read now, and again after two beats."""
+        if earlier is None:
+            earlier = self._others()
+            time.sleep(2 * _BEAT)
+        beats = self._others()
+        silent = [
+            rank
+            for rank, beat in beats.items()
+            if beat["state"] == "running" and beat["beats"] == earlier.get(rank, {}).get("beats")
+        ]
+        behind = [rank for rank, beat in beats.items() if _order(beat) < self._order()]
+        absent = [rank for rank in range(self.place.world_size) if rank not in beats and rank != self.place.rank]
+        if not (named := silent or absent or behind):
+            return f"no rank in particular: all others are at step {self._where[0]} in {self._where[1]}, or further"
+        texts = [_told(rank, beats.get(rank)) for rank in sorted(named)[:_NAMED]]
+        more = [f"{len(named) - _NAMED} more"] if len(named) > _NAMED else []
+        return "; ".join([*texts, *more])
 
     def _watch(self) -> None:
+        """The thread: it tells, looks, and never dies in silence."""
         while not self._stopped.wait(_BEAT):
-            with self._lock:
-                if self._stopped.is_set():
-                    return
-                self._write("running")
-            waited = time.monotonic() - self._since
-            if self.place.world_size > 1 and waited > (_PATIENT if self._patient else self.hang_seconds):
-                step, phase = self._where
-                named = self.culprits(grace=0)
-                sys.stderr.write(
-                    f"\nrank {self.place.rank} waited {waited:.0f} s at step {step} in {phase}, more than "
-                    f"faults.hang_seconds={self.hang_seconds:g}, for: {named}\n"
-                )
-                sys.stderr.flush()
-                self._write("failed")
-                os._exit(HUNG_EXIT_CODE)
+            try:
+                with self._lock:
+                    if self._stopped.is_set():
+                        return
+                    self._tell("running")
+                self._look()
+            except Exception as error:
+                self._stop(f"the failure of the watchdog of rank {self.place.rank} ({type(error).__name__}: {error})")
+                raise
+
+    def _tell(self, state: str) -> None:
+        """Write where this rank is. A run folder that is gone ends the run; a full disk is the training's to meet."""
+        try:
+            if _identity(self.folder.parent) != self._run:  # a checkpoint may have made it anew
+                self._stop(f"its run folder {self.folder.parent}, which was moved or deleted")
+                return
+            self.folder.mkdir(exist_ok=True)
+            self._write(state)
+        except OSError as error:
+            if not self._complained:
+                sys.stderr.write(f"{self.folder}: rank {self.place.rank}'s heartbeat cannot be written: {error}\n")
+            self._complained = True
+
+    def _look(self) -> None:
+        step, phase, since, (bound, reason) = self._where
+        now = time.monotonic()
+        if self.place.world_size == 1 or now - since < bound - 2 * _BEAT:
+            return
+        if self._seen[0] != since:
+            self._seen = (since, now, self._others())
+        elif now - since > bound and now - self._seen[1] > 1.5 * _BEAT:
+            named = self.culprits(self._seen[2])
+            sys.stderr.write(
+                f"\nrank {self.place.rank} waited {now - since:.0f} s at step {step} in {phase}, more than {reason}, "
+                f"for: {named}\n"
+            )
+            sys.stderr.flush()
+            self._tell("failed")
+            os._exit(HUNG_EXIT_CODE)
+
+    def _others(self) -> dict[int, dict]:
+        """Where the other ranks of this start are, of those that left word."""
+        beats = {}
+        for rank in range(self.place.world_size):
+            file = self.folder / f"{rank:05d}"
+            if rank != self.place.rank:
+                with suppress(OSError, ValueError):  # not there, or of an earlier start and damaged
+                    beats[rank] = json.loads(file.read_text())
+        return beats
+
+    def _order(self) -> tuple[int, int]:
+        return self._where[0], PHASES.index(self._where[1])
 
     def _write(self, state: str) -> None:
+        self._beats += 1
         beat = {
             "state": state,
             "step": self._where[0],
             "phase": self._where[1],
             "time": time.time(),
-            "progress": time.time() - (time.monotonic() - self._since),
+            "progress": time.time() - (time.monotonic() - self._where[2]),
+            "beats": self._beats,
             "host": platform.node(),
             "pid": os.getpid(),
             "seconds": self._seconds,
         }
-        replace_file(self.folder / f"{self.place.rank:05d}", json.dumps(beat))
+        # not synced: 500 ranks would sync 100 times a second, and after a reboot nobody wants to know
+        replace_file(self.folder / f"{self.place.rank:05d}", json.dumps(beat), durable=False)
+
+
+def _told(rank: int, beat: dict | None) -> str:
+    if beat is None:
+        return f"rank {rank}, which left no word"
+    seconds = beat["time"] - beat["progress"]  # by its own clock
+    where = f"step {beat['step']} in {beat['phase']} for {seconds:.0f} s"
+    return f"rank {rank} on {beat['host']} (pid {beat['pid']}), last seen at {where}"
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """What a folder is, whatever its name; None where there is none of this name."""
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _order(beat: dict) -> tuple[int, int]:

@@ -1,0 +1,50 @@
+"""A run of the tiny model that tests disturb: its configuration, starting it, and waiting for what it does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+from launch import ROOT, command, environment
+
+from tgm_scale.training.metrics import read_metrics
+
+CONFIG = """
+run: {{dir: {run}}}
+data: {{shards: {shards}, frames: 4, stride: 2, size: 32, workers: 0, max_skipped_share: 0.9}}
+masking: {{recipe: random, mask_ratio: 0.6}}
+objective: {{contrastive_weight: 0}}
+model: {{size: tiny}}
+optim: {{base_lr: 3e-2}}
+train: {{steps: 400, global_batch_size: 8, micro_batch_size: 4}}
+checkpoint: {{every: 5, keep: 2}}
+log: {{every: 1, tensorboard: false}}
+"""
+
+
+def arguments(config: Path, *overrides: str) -> list[str]:
+    return ["-m", "tgm_scale", "pretrain", "--config", str(config), *overrides]
+
+
+def start(config: Path, world_size: int, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(world_size, *arguments(config, *overrides)),
+        env=environment(),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_steps(folder: Path, count: int) -> None:
+    end = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").is_file() or len(read_metrics(folder)) < count:
+        assert time.monotonic() < end, "no steps were made"
+        time.sleep(0.05)
+
+
+def rank_file(folder: Path, rank: int) -> dict:
+    return json.loads((folder / "ranks" / f"{rank:05d}").read_text())

@@ -1,0 +1,39 @@
+"""Of a checkpoint a rank reads what it looks at: the files are mapped, not loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tgm_scale.training.checkpoint import FORMAT, Reader
+
+
+def resident(file: Path) -> int:
+    """Bytes of a mapped file that this process has touched."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+            inside = line.endswith(str(file))
+        elif inside and line.startswith("Rss:"):
+            found += 1024 * int(line.split()[1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="needs Linux' /proc")
+def test_a_slice_of_a_tensor_is_read_alone(tmp_path: Path) -> None:
+    """As one rank of eight at stage 3 reads its eighth of a weight and leaves the others."""
+    file = tmp_path / "state-00000-of-00001.safetensors"
+    parts = {f"block.{part}": torch.ones(4_000_000) for part in ("weight", "exp_avg", "exp_avg_sq")}
+    save_file(parts, file)
+    entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": ""}
+    manifest = {"format": FORMAT, "progress": {"step": 1, "skipped": {}}, "files": [entry]}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    reader = Reader(tmp_path)
+    own = [reader.tensor("block", part)[500_000:1_000_000].clone() for part in ("weight", "exp_avg", "exp_avg_sq")]
+    assert 6_000_000 <= resident(file) < file.stat().st_size / 3, "of 48 MB three slices of 2 MB, in large pages"
+    assert float(torch.stack(own).sum()) == 1_500_000

@@ -1,0 +1,101 @@
+"""What the launcher's variables say of this process: torchrun's, srun's, or nobody's.
+
+Variables that are half set, or that contradict one another, are refused: taken at their word they would have several
+processes train alone into one folder, or one process wait for ranks that nobody started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tgm_scale.runtime import slurm
+
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+_SRUN = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+_REMEDY = {
+    _TORCHRUN: "torchrun sets RANK, WORLD_SIZE and LOCAL_RANK; unset all three for a run of one process",
+    _SRUN: "srun sets them: pass all SLURM_ variables on into the container; unset SLURM_STEP_ID to run alone",
+}
+# of launchers that are not read: (number of processes, name)
+_OTHERS = (("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "an MPI launcher"), ("MV2_COMM_WORLD_SIZE", "mpirun_rsh"))
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that the launcher started."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # among those of its host
+    local_size: int | None  # how many its host has; None where no variable says so
+    variables: tuple[str, ...]  # that were believed
+
+
+def read(env: Mapping[str, str]) -> Launch:
+    """The variables of torchrun where one of them is set, else those of srun, else a run of one process.
+
+    Raises ValueError that names the variables where they are incomplete, no numbers, out of range or contradictory."""
+    if any(name in env for name in _TORCHRUN):
+        found = _read(env, _TORCHRUN)
+        _refuse_contradiction(env, found)
+        return found
+    if "SLURM_STEP_ID" in env:  # only srun sets it: in a batch script SLURM_PROCID is 0 and says nothing
+        return _read(env, _SRUN)
+    if number(env, "SLURM_PROCID", "0") != 0:
+        raise ValueError(
+            f"SLURM_PROCID={env['SLURM_PROCID']} without SLURM_STEP_ID: {_REMEDY[_SRUN]}, or unset SLURM_PROCID"
+        )
+    for name, launcher in _OTHERS:
+        if number(env, name, "1") > 1:
+            raise ValueError(
+                f"{name}={env[name]}: started by {launcher}, whose variables are not read, so every process would "
+                "train alone: start with torchrun or srun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and "
+                "MASTER_PORT"
+            )
+    return Launch(0, 1, 0, 1, ())
+
+
+def number(env: Mapping[str, str], name: str, default: str | None = None) -> int:
+    """The whole number that a variable is. Raises ValueError that names it."""
+    text = env.get(name, default)
+    try:
+        return int(str(text))
+    except ValueError:
+        raise ValueError(f"{name}={text!r}: wanted a whole number; unset it, or start with torchrun or srun") from None
+
+
+def _read(env: Mapping[str, str], names: tuple[str, str, str]) -> Launch:
+    rank_name, size_name, local_name = names
+    said = ", ".join(f"{name}={env[name]}" for name in names if name in env)
+    alone = env.get(size_name, "").strip() == "1"
+    missing = [name for name in names if name not in env and not (name == local_name and alone)]
+    if missing:
+        raise ValueError(f"{said or 'SLURM_STEP_ID is set'}: without {' and '.join(missing)}: {_REMEDY[names]}")
+    rank, world_size = number(env, rank_name), number(env, size_name)
+    local_rank, local_size = number(env, local_name, "0"), _local_size(env, names)
+    if not 0 <= rank < world_size:
+        raise ValueError(f"{said}: {rank_name} must be from 0 to {size_name} - 1: {_REMEDY[names]}")
+    if not 0 <= local_rank < (local_size or world_size):
+        among = f"{local_size} processes of this host" if local_size else f"{size_name} processes"
+        raise ValueError(f"{said}: {local_name} must be from 0 on and below the {among}: {_REMEDY[names]}")
+    return Launch(rank, world_size, local_rank, local_size, names)
+
+
+def _local_size(env: Mapping[str, str], names: tuple[str, ...]) -> int | None:
+    if names == _SRUN:
+        return slurm.tasks_of_this_node(env)
+    return number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else None
+
+
+def _refuse_contradiction(env: Mapping[str, str], found: Launch) -> None:
+    """Variables of torchrun that lie in the shell from before, in tasks that srun started. torchrun below srun is
+    fine: its agent says so by TORCHELASTIC_RUN_ID."""
+    if "TORCHELASTIC_RUN_ID" in env or not all(name in env for name in ("SLURM_STEP_ID", *_SRUN)):
+        return
+    tasks, task = number(env, "SLURM_NTASKS"), number(env, "SLURM_PROCID")
+    if tasks > 1 and (found.world_size, found.rank) != (tasks, task):
+        raise ValueError(
+            f"RANK={found.rank}, WORLD_SIZE={found.world_size}, but srun started this as task {task} of {tasks} "
+            "(SLURM_PROCID, SLURM_NTASKS): unset RANK, WORLD_SIZE and LOCAL_RANK, which are left from another start"
+        )

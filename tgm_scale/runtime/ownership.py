@@ -1,0 +1,197 @@
+"""A run folder has one owner: a second start is refused, and one whose owner died takes over by itself.
+
+    RUN/owner/000003    the third start's: who it is in a line of JSON, then a count that it raises every 5 seconds
+
+The newest number owns. A start takes the next number by creating its file, which only one can; then it looks again.
+No lock of the file system is relied upon, and no clock of another host: whether an owner elsewhere lives is seen by
+watching its count.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tgm_scale.runtime.command import USER_MISTAKE
+
+BEAT = 5.0  # seconds from one count to the next
+WATCHED = 15.0  # seconds without a count after which an owner on another host is dead: three beats
+_LOOK = 0.5
+_ENDED = "ended"
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A start of a run, by its main process."""
+
+    host: str
+    pid: int
+    process: str  # tells it from a later one of the same number: boot, namespace, user, time of its start
+    job: str | None = None
+    restart: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.host}, pid {self.pid}" + (f", SLURM job {self.job}" if self.job else "")
+
+
+def this_start(env: Mapping[str, str] = os.environ) -> Owner:
+    """The start that this process is."""
+    pid = os.getpid()
+    restart = env.get("SLURM_RESTART_COUNT", "0")
+    return Owner(
+        platform.node(),
+        pid,
+        _identity(pid) or "unknown",
+        env.get("SLURM_JOB_ID"),
+        int(restart) if restart.isdecimal() else 0,
+    )
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own a run folder for as long as the context lasts; for the main process of a start. Raises ValueError where
+    another start has it, OSError where it cannot be written.
+
+    A process whose folder was taken over, since it had not answered for a while, ends at once: two would write."""
+    number = take(folder, this_start())
+    stop = threading.Event()
+    thread = threading.Thread(target=_count, args=(folder, number, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        with suppress(OSError):  # a full or lost disk: the next start watches for a while, no more
+            _write_count(_file(folder, number), _ENDED)
+
+
+def take(folder: Path, me: Owner) -> int:
+    """The number under which this start owns the folder. Raises ValueError that names an owner that lives."""
+    _place(folder).mkdir(parents=True, exist_ok=True)
+    while True:
+        newest = _newest(folder)
+        if newest:
+            _refuse_living(folder, newest, me)
+        number = newest + 1
+        try:
+            with _file(folder, number).open("x") as stream:
+                stream.write(f"{json.dumps(asdict(me))}\n{0:>12}\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except FileExistsError:
+            continue  # another start came first: look who it is
+        if _newest(folder) == number:
+            for old in _numbers(folder)[:-2]:
+                _file(folder, old).unlink(missing_ok=True)
+            return number
+        _file(folder, number).unlink(missing_ok=True)
+
+
+def _refuse_living(folder: Path, number: int, me: Owner) -> None:
+    """Come back where the owner of a number is dead or has ended; raise ValueError where it lives."""
+    began = time.monotonic()
+    first, owner = _read(folder, number)
+    while True:
+        now, owner = _read(folder, number)
+        if now.strip().endswith(_ENDED) or _newest(folder) != number:
+            return
+        if owner is not None and _on_this_host(owner, me):
+            if _identity(owner.pid) != owner.process:
+                return
+            age = max(0.0, time.time() - _file(folder, number).stat().st_mtime)
+            raise ValueError(_in_use(folder, owner, age))
+        if owner is not None and owner.job is not None and owner.job == me.job and me.restart > owner.restart:
+            return  # SLURM requeued the job, so that its earlier processes are gone
+        if now != first:
+            raise ValueError(_in_use(folder, owner, 0.0))
+        if time.monotonic() - began > WATCHED:
+            return
+        time.sleep(_LOOK)
+
+
+def _in_use(folder: Path, owner: Owner | None, age: float) -> str:
+    who = f"{owner or 'just begun'}; last heartbeat {age:.0f} s ago"
+    return f"run.dir={folder}: in use by another start ({who}): give this one another run.dir, or end that one first"
+
+
+def _count(folder: Path, number: int, stop: threading.Event) -> None:
+    """Raise the count until the owner ends; end the process where the folder has another owner."""
+    counted, failed = 0, False
+    while not stop.wait(BEAT):
+        counted += 1
+        try:
+            _write_count(_file(folder, number), str(counted))
+            newest = _newest(folder)
+        except OSError as error:
+            if not failed:
+                sys.stderr.write(f"run.dir={folder}: the owner's heartbeat cannot be written: {error}\n")
+            failed = True
+            continue
+        if newest > number:
+            _, other = _read(folder, newest)
+            sys.stderr.write(
+                f"run.dir={folder}: another start ({other}) took it over while this process did not answer; this one "
+                "ends without a checkpoint\n"
+            )
+            sys.stderr.flush()
+            os._exit(USER_MISTAKE)
+
+
+def _write_count(file: Path, count: str) -> None:
+    """In place, 12 bytes: no new file for a server's metadata, no room on a full disk, and the first line is never
+    half written."""
+    with file.open("r+b") as stream:
+        stream.seek(len(stream.readline()))
+        stream.write(f"{count:>12}".encode())
+
+
+def _read(folder: Path, number: int) -> tuple[str, Owner | None]:
+    """All of an owner's file, and who it is; None where it is not written yet, or gone."""
+    try:
+        text = _file(folder, number).read_text()
+        return text, Owner(**json.loads(text.partition("\n")[0]))
+    except (OSError, ValueError, TypeError):
+        return "", None
+
+
+def _place(folder: Path) -> Path:
+    return folder / "owner"
+
+
+def _file(folder: Path, number: int) -> Path:
+    return _place(folder) / f"{number:0{_DIGITS}d}"
+
+
+def _numbers(folder: Path) -> list[int]:
+    return sorted(int(name) for name in os.listdir(_place(folder)) if name.isdecimal() and len(name) == _DIGITS)
+
+
+def _newest(folder: Path) -> int:
+    return max(_numbers(folder), default=0)
+
+
+def _on_this_host(owner: Owner, me: Owner) -> bool:
+    """Whether that process's number means here what it means there: one boot of one kernel, one namespace of numbers,
+    one user (a system may hide the processes of others)."""
+    return owner.process != "unknown" and owner.process.split()[:3] == me.process.split()[:3]
+
+
+def _identity(pid: int) -> str | None:
+    """Boot, process namespace, user and time of start of a process; None where it is not there, or no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # the name may hold anything
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else f"{boot} {namespace} {os.getuid()} {fields[19]}"  # a zombie writes no more

@@ -1,0 +1,164 @@
+"""How the processes of a run find one another: at rank 0, within a time, and not in silence.
+
+Each connects to the store that rank 0 holds (under torchrun: its agent), leaves word there, and goes on when rank 0
+has seen all. Who waits says for whom, where it looks and which variables it believed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from tgm_scale.runtime import slurm
+from tgm_scale.runtime.distributed import Place
+
+SAY_AFTER = 20.0  # seconds of waiting; a start of 64 processes on one host takes 5
+_BELIEVED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_ALSO = ("SLURM_PROCID", "SLURM_NTASKS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+_LOOK = 0.2  # seconds from one try to reach rank 0 to the next
+_NAMED = 8  # of many ranks or hosts
+
+
+def meet(place: Place, seconds: float, gpu: str | None = None) -> dist.Store:
+    """The store of all processes of the run, once all are there; `set_rendezvous` has set the variables.
+
+    gpu: the unique name of this process's GPU. Raises TimeoutError where some did not come within `seconds`, and
+    ValueError on every rank where two of them have one rank or one GPU."""
+    if place.world_size == 1:
+        return dist.HashStore()  # no port, which another process may take meanwhile
+    waiting = _Waiting(place, seconds)
+    store = _connect(place, waiting)
+    if store.add(f"came/{place.rank}", 1) > 1:
+        raise ValueError(f"two processes are rank {place.rank} of {place.world_size}: {believed()}")
+    store.set(f"at/{place.rank}", f"{platform.node()} {gpu or ''}")
+    if place.is_main:
+        _wait_for_all(store, place, waiting)
+        store.set("verdict", _shared_gpus(store, place.world_size))
+    else:
+        waiting.until(store, ["verdict"], lambda: "rank 0, which waits for other ranks: see what it says")
+    if verdict := store.get("verdict").decode():
+        store.set(f"read/{place.rank}", "")
+        if place.is_main:  # its end would take the store from those that have not read yet
+            with suppress(dist.DistError):
+                store.wait([f"read/{rank}" for rank in range(place.world_size)], timedelta(seconds=10))
+        raise ValueError(verdict)
+    return dist.PrefixStore("run", store)
+
+
+def believed() -> str:
+    """The variables that say who this process is and where rank 0 is."""
+    names = (*_BELIEVED, *(name for name in _ALSO if name in os.environ))
+    return ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
+
+
+class _Waiting:
+    """Waiting with a limit, which says for whom."""
+
+    def __init__(self, place: Place, seconds: float):
+        self.place, self.seconds = place, seconds
+        self._began = time.monotonic()
+        self._slice = min(SAY_AFTER, max(0.5, seconds / 2))
+
+    def next(self) -> timedelta:
+        """How long to wait until there is something to say."""
+        return timedelta(seconds=max(0.1, min(self._slice, self._began + self.seconds - time.monotonic())))
+
+    def say(self, whom: str) -> None:
+        """Say for whom this rank waits. Raises TimeoutError when the time is over."""
+        waited = time.monotonic() - self._began
+        text = f"rank {self.place.rank} on {platform.node()} has waited {waited:.0f} s for {whom}"
+        if waited + 0.2 > self.seconds:
+            raise TimeoutError(
+                f"{text}, more than faults.start_seconds={self.seconds:g} allows; it believed {believed()}. Unset "
+                "what is left from another start, or see why they did not come"
+            )
+        sys.stderr.write(f"{text} (at most faults.start_seconds={self.seconds:g}); it believes {believed()}\n")
+        sys.stderr.flush()
+
+    def while_not(self, condition: Callable[[], bool], whom: str) -> None:
+        """Wait for a condition. Raises TimeoutError as `say` does."""
+        told = time.monotonic()
+        while not condition():
+            if time.monotonic() - told > self.next().total_seconds():
+                told = time.monotonic()
+                self.say(whom)
+            time.sleep(_LOOK)
+
+    def until(self, store: dist.Store, keys: list[str], whom: Callable[[], str]) -> None:
+        """Wait for keys of the store. Raises TimeoutError as `say` does."""
+        while True:
+            try:
+                return store.wait(keys, self.next())
+            except dist.DistError:
+                self.say(whom())
+
+
+def _connect(place: Place, waiting: _Waiting) -> dist.Store:
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if place.is_main and not agent:
+        try:
+            return dist.TCPStore(address, port, place.world_size, True, waiting.next(), wait_for_workers=False)
+        except dist.DistError as error:
+            raise OSError(
+                f"MASTER_PORT={port} cannot be used on {platform.node()} ({str(error).splitlines()[0]}): set it to a "
+                "free port, the same for all processes"
+            ) from None
+    waiting.while_not(lambda: _answers(address, port), f"rank 0 at {address}:{port}")
+    try:
+        store = dist.TCPStore(
+            address, port, place.world_size, False, timedelta(seconds=waiting.seconds), wait_for_workers=False
+        )
+    except dist.DistError as error:
+        raise OSError(
+            f"what answers at {address}:{port} is no store of rank 0 ({str(error).splitlines()[0]})"
+        ) from None
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt {attempt}", store) if agent else store
+
+
+def _answers(address: str, port: int) -> bool:
+    """Whether someone listens there: torch's own store would print a page of native frames at each try."""
+    try:
+        with socket.create_connection((address, port), timeout=5) as probe:
+            return probe.getsockname() != probe.getpeername()  # of the ephemeral ports one may connect to itself
+    except OSError:
+        return False
+
+
+def _wait_for_all(store: dist.Store, place: Place, waiting: _Waiting) -> None:
+    keys = [f"at/{rank}" for rank in range(place.world_size)]
+
+    def missing() -> str:
+        absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        nodes = dict.fromkeys(slurm.node_of(rank, place.world_size) for rank in absent)
+        hosts = f" on {', '.join(list(nodes)[:_NAMED])}" if "SLURM_JOB_NODELIST" in os.environ else ""
+        more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
+        return f"ranks {', '.join(map(str, absent[:_NAMED]))}{more}{hosts}"
+
+    waiting.until(store, keys, missing)
+
+
+def _shared_gpus(store: dist.Store, world_size: int) -> str:
+    """What is wrong where several ranks have one GPU; nothing where that is not so."""
+    ranks = defaultdict(list)
+    for rank in range(world_size):
+        host, _, gpu = store.get(f"at/{rank}").decode().partition(" ")
+        if gpu:
+            ranks[host, gpu].append(rank)
+    for (host, gpu), of in ranks.items():
+        if len(of) > 1:
+            return (
+                f"ranks {', '.join(map(str, of[:_NAMED]))} on {host} were given one GPU ({gpu}): start as many "
+                "processes a host as it has GPUs, or correct CUDA_VISIBLE_DEVICES"
+            )
+    return ""
