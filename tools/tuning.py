@@ -16,7 +16,7 @@ from typing import Any
 from local_run import LocalRun
 
 from tgm_scale import config as configuration
-from tgm_scale.config import Config, packaged
+from tgm_scale.config import Config
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training.footprint import OFFLOADS, Footprint, footprint
@@ -194,7 +194,7 @@ def failure(codes: list[int | None], log: str) -> dict[str, Any]:
 
 def json_of(config: Config) -> dict[str, Any]:
     """The user's own DeepSpeed JSON, if there is one."""
-    return json.loads(packaged(config.deepspeed.config, ".json").read_text()) if config.deepspeed.config else {}
+    return json.loads(Path(config.deepspeed.config).read_text()) if config.deepspeed.config else {}
 
 
 def command(file: str, overrides: list[str]) -> list[str]:
