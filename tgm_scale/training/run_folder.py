@@ -2,6 +2,7 @@
 
 RUN/config.yaml       the configuration as resolved
 RUN/data.json         the corpora it reads: name, samples, fingerprint, what was left out
+RUN/origins.json      the frozen models and first weights that it reads, by content (training/origins.py)
 RUN/plan.json         what followed from it: steps, batch layout, stage
 RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line a step
@@ -26,6 +27,7 @@ from tgm_scale import config as configuration
 from tgm_scale.config import RunSettings
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import Control
+from tgm_scale.training import origins
 
 
 def replace_file(path: Path, text: str, durable: bool = True) -> None:
@@ -83,8 +85,9 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
         f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
         for section, values in here.items()
         for key, value in values.items()
-        if there[section].get(key) != value
+        if there[section].get(key) != value and f"{section}.{key}" not in origins.KEYS
     ]
+    differing += origins.complaints(there, here, origins.read(file.parent))
     if differing:
         raise ValueError(
             f"run.dir={file.parent}: holds a run of another configuration ({'; '.join(differing)}): set run.dir to a "
@@ -106,6 +109,8 @@ def describe(
             )
     replace_file(folder / "config.yaml", configuration.dump(config))
     replace_file(data_file, json.dumps(corpora, indent=1))
+    read = origins.renewed(config.model_dump(mode="json"), origins.read(folder), step)
+    replace_file(folder / origins.FILE, json.dumps(read, indent=1))
     replace_file(folder / "plan.json", json.dumps(plan, indent=1))
     with (folder / "environment.jsonl").open("a") as stream:
         stream.write(json.dumps(environment() | {"step": step}) + "\n")
