@@ -34,7 +34,7 @@ IMPORT_SITES = {
     },
     "cv2": {"guidance/flow.py"},
     "torchvision": {"guidance/flow.py"},
-    "av": {"data/decode.py", "data/encode.py", "data/motion.py"},
+    "av": {f"data/{name}.py" for name in ("decode", "encode", "frame_times", "motion", "pictures", "source")},
     "torchcodec": {"data/torchcodec_frames.py"},
     "webdataset": {"data/shards.py", "data/loader.py"},
     "timm": {"evaluation/augment.py", "conversion/timm.py"},

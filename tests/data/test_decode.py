@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -50,23 +51,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return encode(tmp_path_factory.mktemp("video") / "whole.mp4", list(range(120)))
 
 
+def square(stream: av.VideoStream, frame: av.VideoFrame) -> dict[str, Any]:
+    """How the frame is scaled to square pixels."""
+    width = round(frame.width * (stream.sample_aspect_ratio or 1))
+    return {"width": width, "height": frame.height, "interpolation": "BICUBIC" if width != frame.width else None}
+
+
 def in_turn(data: bytes) -> list[tuple[Fraction | None, np.ndarray]]:
-    """(time, upright image) of all frames of the best stream, decoded one after another by plain PyAV."""
+    """(time, image, upright and of square pixels) of all frames of the best stream, decoded in turn by plain PyAV."""
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.best("video")
         return [
             (
                 None if frame.pts is None else frame.pts * stream.time_base,
-                np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90),
+                np.rot90(frame.to_ndarray(format="rgb24", **square(stream, frame)), frame.rotation // 90),
             )
             for frame in container.decode(stream)
         ]
 
 
 def shown(frames: list[tuple[Fraction, np.ndarray]], rate: Fraction, index: int) -> np.ndarray:
-    """What a player shows at time index / rate, frame times rounded to the rate."""
-    start = frames[0][0]
-    return [image for time, image in frames if round((time - start) * rate) <= index][-1]
+    """What a player shows at time index / rate; times may be rounded to a millisecond."""
+    until = frames[0][0] + index / rate + Fraction(1, 1000)
+    return [image for time, image in frames if time <= until][-1]
 
 
 SELECTED = [

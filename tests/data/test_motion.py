@@ -16,6 +16,7 @@ from tgm_scale.data.decode import Video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.motion import MotionRecorder, camera_motion
+from tgm_scale.data.pictures import Orientation
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.transforms import Crop
 
@@ -150,7 +151,8 @@ def test_frames_before_the_clip_are_not_kept_and_do_not_matter() -> None:
 def test_motion_is_turned_as_the_picture_is() -> None:
     recorder = recorded(encoded(scene(8, (0, 0), (3, 0)), **ENCODERS["one reference"]), list(range(8)))
     upright = recorder.slots(np.arange(8), 2)
-    recorder._turns = -1  # as the decoder says of a film that was taken with the camera on its side
+    on_its_side = Orientation(exchanged=True, upside_down=False, mirrored=True)
+    recorder._orientation = on_its_side  # as the decoder says of a film that was taken with the camera on its side
     turned = recorder.slots(np.arange(8), 2)
     assert upright is not None and turned is not None
     for before, after in zip(upright, turned):

@@ -17,6 +17,7 @@ import pytest
 import torch
 from test_decode import SELECTED, encode, heap_growth
 from test_loader import by_step, load, write_corpus
+from test_players import CORNERS, ORIENTATIONS, interlaced_film, shot, with_matrix
 
 from tgm_scale import config
 from tgm_scale.data import decode, torchcodec_frames
@@ -76,10 +77,9 @@ def assert_alike(data: bytes, indices: Indices) -> tuple:
     return by_pyav
 
 
-BY_TORCHCODEC = {  # H.264 of 8 bits in MP4 and Matroska; the rest is PyAV's
-    *("arm_wrestling.mp4", "asl_brother.mkv", "asl_yes.mkv", "car_turn.mp4", "cockatoo.mp4"),
-    *("part_0.mp4", "carphone_distorted.mp4", "unordered.mov", "video_0.mov", "video_90.mov", "video_180.mov"),
-    "nasa_13013.mp4",
+BY_TORCHCODEC = {  # H.264 of 8 bits and square pixels in MP4 and Matroska; the rest is PyAV's
+    *("asl_brother.mkv", "asl_yes.mkv", "car_turn.mp4", "cockatoo.mp4", "unordered.mov"),
+    *("video_0.mov", "video_90.mov", "video_180.mov", "nasa_13013.mp4"),
 }
 
 
@@ -147,6 +147,21 @@ def test_what_may_come_out_otherwise_is_left_to_pyav(
         output.mux(stream.encode())
     count, _, frames = assert_alike(buffer.getvalue(), range)
     assert count == 6 and frames[0][1] == (height, width, 3) and not fetched
+
+
+@pytest.mark.parametrize("matrix", ORIENTATIONS)
+def test_a_mirrored_picture_is_left_to_pyav(fetched: list[int], matrix: tuple[int, int, int, int]) -> None:
+    """torchcodec turns by the matrix's angle, which tells of no mirror."""
+    a, b, c, d = matrix
+    assert_alike(with_matrix(shot(np.repeat(CORNERS[None], 4, axis=0)), *matrix), range)
+    assert bool(fetched) == (a * d - b * c > 0)
+
+
+def test_what_is_interlaced_is_known_and_wide_pixels_are_left_to_pyav(fetched: list[int]) -> None:
+    with TorchcodecVideo(shot(interlaced_film(), **{"x264-params": "tff=1"})) as video:
+        assert [index for index, _ in video.frames(range(12))] and video.interlaced and len(fetched) == 12
+    *_, frames = assert_alike(shot(np.repeat(CORNERS[None], 4, axis=0), Fraction(4, 3)), range)
+    assert frames[0][1] == (48, 85, 3) and len(fetched) == 12
 
 
 def test_a_size_that_changes_is_left_to_pyav(monkeypatch: pytest.MonkeyPatch, fetched: list[int]) -> None:

@@ -22,6 +22,8 @@ from av.packet import Packet
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
+from tgm_scale.data.pictures import UPRIGHT, orientation
+
 CELL, LARGE_CELL = 8, 16  # pixels: the smallest block that ffmpeg tells of; a macroblock
 _LARGE_FRAME = 192  # pixels of the short side from which on cells are large: still finer than a clip's tokens
 CAMERA_CELLS = 500
@@ -60,7 +62,7 @@ class MotionRecorder:
         self._references: set[int] = set()  # indices of frames that others may refer to
         self._by_packet: dict[int, bool] = {}  # time stamp -> whether others may refer to the frame
         self._shape = (0, 0)
-        self._turns = 0
+        self._orientation = UPRIGHT
 
     @staticmethod
     def switch_on(options: dict[str, str]) -> dict[str, str]:
@@ -79,7 +81,7 @@ class MotionRecorder:
         """A decoded frame and its index in the source."""
         cell = LARGE_CELL if min(frame.height, frame.width) >= _LARGE_FRAME else CELL
         self._shape = (-(-frame.height // cell), -(-frame.width // cell))
-        self._turns = round(frame.rotation / 90)
+        self._orientation = orientation(frame)
         by_packet = self._by_packet.get(frame.pts) if frame.pts is not None else None
         if by_packet if by_packet is not None else frame.pict_type != PictureType.B:
             self._references.add(index)
@@ -106,7 +108,7 @@ class MotionRecorder:
         else:
             nearest = known[min(bisect_left(known, indices_T[0]), len(known) - 1)]
             speeds[0] = _speed([velocities[nearest]], self._shape)
-        speed_Tyx = np.rot90(np.stack(speeds), self._turns, axes=(1, 2))
+        speed_Tyx = self._orientation.turn(np.stack(speeds), axes=(1, 2))
         return np.ascontiguousarray(speed_Tyx.reshape(slots, -1, *speed_Tyx.shape[1:]).mean(axis=1))
 
     def _velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:

@@ -20,6 +20,7 @@ import numpy as np
 from tgm_scale.data import decode
 from tgm_scale.data.decode import Video
 from tgm_scale.data.motion import MotionRecorder
+from tgm_scale.data.pictures import orientation, pixel_aspect
 
 # PyAV's name of a container -> what its bytes begin with (None: any byte). No other ffmpeg takes these for a playlist:
 # an MP4 begins with a byte 0, at which ffmpeg ends its search for text.
@@ -62,7 +63,8 @@ class TorchcodecVideo(Video):
     """A `Video` whose frames torchcodec decodes: the same indices, times and errors."""
 
     def _images(self, wanted: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
-        if self._timed and self._is_harmless() and self._is_alike() and self._is_affordable(wanted):
+        alike = self._timed and self._is_harmless() and self._is_alike() and self._is_affordable(wanted)
+        if alike and not self._is_mirrored():
             yield from self._find_with_torchcodec(wanted)
         if wanted:
             yield from super()._images(wanted)
@@ -85,7 +87,17 @@ class TorchcodecVideo(Video):
             and pixels.name in _EXACT_FORMATS
             and context.height % 2 == 0
             and int(context.colorspace) in _EXACT_COLOURS
+            and pixel_aspect(self._stream) == 1
         )
+
+    def _is_mirrored(self) -> bool:
+        """Whether the first frame is mirrored, which torchcodec does not see. Notes whether it is interlaced."""
+        frame = self._first_frame()
+        if frame is None:
+            return True
+        self.interlaced = self.interlaced or frame.interlaced_frame
+        turned = orientation(frame)
+        return (turned.exchanged + turned.upside_down + turned.mirrored) % 2 == 1
 
     def _is_affordable(self, wanted: deque[int]) -> bool:
         """Whether decoding from the keyframe before the first wanted time to the last one stays within the budget."""
