@@ -1,0 +1,64 @@
+"""Which share of a step's layers ZeRO-3 can fetch ahead, because the order of layers is the one that it recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from step_worker import FRAMES, GLOBAL, MODELS, SIZE, WIDTH, prepared
+
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.runtime.distributed import Place, find_place
+from tgm_scale.training import engine
+from tgm_scale.training.engine_plan import EnginePlan
+from tgm_scale.training.module import JointModule
+from tgm_scale.training.step import JointStep
+
+WARM_UP, STEPS = 2, 2
+CASES = [(2, GLOBAL // 2), (2, GLOBAL), (4, GLOBAL), (8, GLOBAL)]  # micro steps, clips among which negatives are
+
+
+def share(accumulation: int, contrastive_batch: int, place: Place) -> float:
+    """Of the layers that STEPS steps fetch, forward and backward."""
+    model = MaskedVideoAutoencoder(MODELS["less"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
+    micro = GLOBAL // accumulation
+    plan = EnginePlan(3, None, GLOBAL, micro, 1, "fp32", 1.0, 0.05, (0.9, 0.95))
+    ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
+    step = JointStep(ds_engine, place, plan.accumulation, micro, 1.0, 1.0, contrastive_batch)
+    parts = [prepared([a * micro + i for i in range(micro)], model.grid.tokens) for a in range(accumulation)]
+    seen: list[bool] = []
+    coordinator: Any = ds_engine.optimizer.parameter_offload.get_param_coordinator()
+    fetch = coordinator.fetch_sub_module
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        seen.append(coordinator.is_complete_trace())
+        return fetch(*arguments, **named)
+
+    coordinator.fetch_sub_module = counted
+    for i in range(WARM_UP + STEPS):
+        if i == WARM_UP:
+            seen.clear()
+        engine.set_learning_rate(ds_engine, 1e-3)
+        step(parts, float(GLOBAL), lambda loss: True)
+    return sum(seen) / len(seen)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    place = find_place()
+    engine.start_processes(place)
+    found = {}
+    for accumulation, batch in CASES:
+        passes = "two passes" if batch == GLOBAL else "one pass"
+        found[f"{accumulation} micro steps, {passes}"] = share(accumulation, batch, place)
+    Path(sys.argv[1]).write_text(json.dumps(found))
+    engine.stop_processes()
+    os._exit(0)  # as the console command does
+
+
+if __name__ == "__main__":
+    main()
