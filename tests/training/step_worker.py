@@ -24,6 +24,7 @@ from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import checkpoint, engine, engine_state
+from tgm_scale.training.data_digest import clip_hashes, with_masks
 from tgm_scale.training.engine_plan import EnginePlan
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.saver import Saver
@@ -49,7 +50,9 @@ def prepared(ids: list[int], tokens: int) -> Prepared:
     weight = (number % 7 != 3).float()
     keys = [str(i) for i in ids]
     batch = Batch(torch.stack(videos), keys, keys, number, weight, number, torch.zeros(len(ids), 5), weight)
-    return Prepared(batch, Mask(torch.stack(visible), torch.stack(target)), torch.stack(text), number % CAPTIONS)
+    mask = Mask(torch.stack(visible), torch.stack(target))
+    digest = with_masks(torch.tensor(clip_hashes(batch)), mask)
+    return Prepared(batch, mask, torch.stack(text), number % CAPTIONS, digest)
 
 
 def run_case(case: dict, place: Place, control: Control) -> dict:
@@ -68,6 +71,7 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
     plan = EnginePlan(
         case["stage"], case.get("json"), GLOBAL, micro, place.world_size, case["precision"], 1.0, 0.05, (0.9, 0.95)
     )
+    engine.wants_fused = lambda device: bool(case.get("fused"))  # as on a GPU
     ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
     step = JointStep(ds_engine, place, plan.accumulation, micro, 1.0, 1.0, case.get("contrastive_batch", GLOBAL))
     progress = checkpoint.Progress()
@@ -75,7 +79,8 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         folder = checkpoint.latest(Path(case["load"]))
         assert folder is not None
         progress = checkpoint.restore(ds_engine, folder)
-    curve, applied = [], []
+    curve: list[list[Any]] = []
+    refusals: list[str | None] = []
     for t in range(progress.step, case["steps"]):
         if t == case.get("save_at"):
             keep_free = 1.0 if case.get("streamed") else 0.0  # no host has all of its memory left
@@ -86,17 +91,28 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         parts = [prepared([(s + i) % CLIPS for i in range(micro)], tokens) for s in starts]
         valid = control.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
         engine.set_learning_rate(ds_engine, 1e-3)
+        limit = math.inf
         if t == case.get("poison_at"):
-            assert parts[0].text_BE is not None
-            parts[0].text_BE[0] = float("nan")
             before = digests(ds_engine)
-        result = step(parts, valid, math.isfinite)
+            if case["poison"] == "loss":
+                assert parts[0].text_BE is not None
+                parts[0].text_BE[0] = float("nan")
+            elif case["poison"] == "gradient":
+                parameter = next(ds_engine.module.parameters())
+                hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
+            else:
+                limit = curve[-1][0] / 2
+        result = step(parts, valid, limit)
+        if t == case.get("poison_at") and case["poison"] == "gradient":
+            hook.remove()
         progress.step = t + 1
-        applied.append(result.applied)
+        progress.updates += result.refusal is None
+        refusals.append(result.refusal)
         curve.append([result.loss, result.reconstruction, result.contrastive, result.grad_norm])
-        if not result.applied:
+        if result.refusal is not None:
             untouched = digests(ds_engine) == before
-    found: dict[str, Any] = {"curve": curve, "applied": applied, "state": digests(ds_engine)}
+    found: dict[str, Any] = {"curve": curve, "refusals": refusals, "state": digests(ds_engine)}
+    found["updates"] = sorted({int(state["step"]) for state in engine_state.adam(ds_engine).state.values()})
     if "poison_at" in case:
         found["refused_untouched"] = untouched
     if "save" in case:

@@ -32,7 +32,7 @@ def test_the_next_step_is_looked_at_before_this_one_is_handed_over() -> None:
 
     def look(one: Batch) -> Looked:
         done.append(f"look {one.keys[0]}")
-        return Looked(one, None, {})
+        return Looked(one, one.seeds, None, {})
 
     def loader() -> Iterator[tuple[int, list[Batch]]]:
         for step in range(5, 8):
@@ -67,7 +67,7 @@ def test_a_stream_of_its_own_gives_the_same_bits_while_memory_is_used_again() ->
     def look(one: Batch) -> Looked:
         moved = one.to(device)
         seen = slow(moved.video.float().mean().expand(2048, 2048).contiguous())
-        return Looked(replace(moved), None, {"map": seen})
+        return Looked(replace(moved), moved.seeds, None, {"map": seen})
 
     def stepped(steps: Iterator) -> list[float]:
         sums = []

@@ -44,8 +44,23 @@ def test_derived_values_are_filled_in(json_file: Path) -> None:
     assert config["train_batch_size"] == 32
     assert config["gradient_accumulation_steps"] == 4
     assert config["gradient_clipping"] == 1.0
-    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True}
+    assert config["bf16"] == {"enabled": True, "check_grad_overflow": True, "immediate_grad_update": True}
     assert config["zero_optimization"] == {"stage": 2, "overlap_comm": True}
+
+
+def test_gradients_of_bf16_are_summed_in_fp32_unless_the_json_says_otherwise(json_file: Path) -> None:
+    found = engine_config(plan(stage=2))
+    assert found["data_types"] == {"grad_accum_dtype": "fp32"} and found["communication_data_type"] == "fp32"
+    own = {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16"}
+    json_file.write_text(json.dumps(own | {"zero_optimization": {"stage": 2}}))
+    assert {key: engine_config(plan(json_file))[key] for key in own} == own
+    for changes in ({"stage": 0}, {"stage": 2, "precision": "fp32"}):
+        assert not {"data_types", "communication_data_type"} & engine_config(plan(**changes)).keys()
+
+
+def test_the_stage_that_nobody_chose_sums_in_fp32() -> None:
+    assert engine_config(plan())["zero_optimization"]["stage"] == 1
+    assert engine_config(plan(precision="fp32"))["zero_optimization"]["stage"] == 0
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tgm_scale.contracts import Batch
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.to_device import ToDevice
 from tgm_scale.masking.recipes import RECIPES
 from tgm_scale.runtime.distributed import find_place
 from tgm_scale.training import build
@@ -70,7 +71,7 @@ def guided(settings: dict, micro: int, world: int) -> tuple[dict[int, list[int]]
     config = from_tree(settings | {"train": settings["train"] | {"micro_batch_size": micro}})
     place = find_place()
     masker = build.masker(config)
-    guide = Guide(masker, build.towers(config, masker.needs, place.device))
+    guide = Guide(masker, build.towers(config, masker.needs, place.device), ToDevice(place.device))
     opened, masks, batches = [Corpus.open(settings["data"]["shards"])], {}, []
     for rank in range(world):
         loader = build.loader(config, opened, dataclasses.replace(place, rank=rank, world_size=world), 0, 1)

@@ -11,6 +11,23 @@ from launch import run
 
 WORKER = str(Path(__file__).with_name("step_worker.py"))
 STEPS, SAVED = 8, 4
+# what a step is refused for, and by whom: the host, or (fused, as on a GPU) the device
+LAYOUTS = [  # stage 3 last: see below
+    (0, "fp32", False), (0, "fp32", True), (0, "bf16", True), (1, "bf16", True), (2, "fp32", False), (2, "bf16", True),
+    (3, "fp32", False), (3, "bf16", True),
+]  # fmt: skip
+POISONED: dict[str, dict] = {
+    f"{poison}, stage {stage}, {precision}{', fused' if fused else ''}": {
+        "model": "less",
+        "poison": poison,
+        "stage": stage,
+        "precision": precision,
+        "fused": fused,
+    }
+    for stage, precision, fused in LAYOUTS
+    for poison in ("loss", "gradient", "spike")
+}
+REFUSALS = {"loss": "loss not finite", "gradient": "gradient not finite", "spike": "spike"}
 
 
 def run_cases(folder: Path, world_size: int, cases: dict[str, dict]) -> dict[str, dict]:
@@ -39,9 +56,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         "bf16 stage 1": {"stage": 1, **bf16},
         "again": {"stage": 0, "load": "base", **fp32},
         "bf16 stage 0 again": {"stage": 0, "load": "bf16 stage 0", **bf16},
-        **{f"poisoned {stage}": {"stage": stage, "micro": 4, "poison_at": 6, **fp32} for stage in (0, 2, 3)},
-        "poisoned bf16": {"stage": 2, "poison_at": 6, **bf16},
+        "fused": {"stage": 0, "fused": True, **fp32},
     }
+    for name, case in POISONED.items():
+        alone[name] = case | {"micro": 4, "poison_at": 3}
+        alone[f"{name}, again"] = case | {"micro": 4, "load": name}
     two = {
         "2 stage 0": {"stage": 0, **fp32},
         "2 stage 1": {"stage": 1, **fp32},
@@ -93,12 +112,26 @@ def test_low_precision_stage_0_makes_full_first_steps(results: dict[str, dict]) 
     assert apart(results, "bf16 stage 0", "bf16 stage 1") < 2e-2
 
 
-@pytest.mark.parametrize("case", ["poisoned 0", "poisoned 2", "poisoned 3", "poisoned bf16"])
-def test_a_refused_update_leaves_weights_and_moments_alone(results: dict[str, dict], case: str) -> None:
-    found = results[case]
-    assert found["applied"] == [True] * 6 + [False, True]
-    assert math.isnan(found["curve"][6][0]) and math.isfinite(found["curve"][7][0])
-    assert found["refused_untouched"]
+@pytest.mark.parametrize("case", POISONED)
+def test_a_refused_update_leaves_all_alone_and_is_told_why(results: dict[str, dict], case: str) -> None:
+    """Weights, moments, and Adam's own count, which corrects its moments' bias."""
+    found, poison = results[case], POISONED[case]["poison"]
+    assert found["refusals"] == [None] * 3 + [REFUSALS[poison]] + [None] * 4
+    assert found["refused_untouched"] and found["updates"] == [STEPS - 1]
+    loss, *_, norm = found["curve"][3]
+    assert math.isnan(loss) == (poison == "loss") and (norm is None) == (poison != "spike")
+    assert all(math.isfinite(row[0]) for row in found["curve"][4:])
+
+
+@pytest.mark.parametrize("case", POISONED)
+def test_going_on_after_a_refused_update_is_exact(results: dict[str, dict], case: str) -> None:
+    again = results[f"{case}, again"]
+    assert again["curve"] == results[case]["curve"][SAVED:] and again["state"] == results[case]["state"]
+    assert again["updates"] == [STEPS - 1]
+
+
+def test_the_fused_kernel_is_the_same_adam(results: dict[str, dict]) -> None:
+    assert 0 < apart(results, "base", "fused") < 1e-5
 
 
 @pytest.mark.parametrize(

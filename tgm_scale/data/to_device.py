@@ -54,16 +54,20 @@ class ToDevice:
     had been given when the last reference to it went."""
 
     def __init__(self, device: torch.device):
-        self._device = device
+        self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._under_way = UnderWay()
         self._begun: dict[int, tuple[Batch, Callable[[], Batch]]] = {}  # by the batch's id: it is kept, so that is its
 
     def __call__(self, batch: Batch) -> Batch:
         if self._stream is None:
-            return batch.to(self._device)
+            return batch.to(self.device)
         begun = self._begun.pop(id(batch)) if id(batch) in self._begun else self._begin(batch)
         return begun[1]()
+
+    def numbers(self, tensor: Tensor) -> Tensor:
+        """A few numbers on the device, for the current stream. torch keeps what it pinned itself until it is read."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self._stream is not None else tensor
 
     def ahead(self, steps: Iterable[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
         """The same steps; on a GPU the copies of a step begin before the step before it is handed over, and run while
@@ -86,15 +90,15 @@ class ToDevice:
         assert self._stream is not None
         pinned = batch.map(_pinned)
         with torch.cuda.stream(self._stream):
-            moved = pinned.map(lambda tensor: tensor.to(self._device, non_blocking=True))
+            moved = pinned.map(lambda tensor: tensor.to(self.device, non_blocking=True))
             done = self._stream.record_event()
         self._under_way.hold(done, pinned)
         return batch, partial(self._hand_over, moved, done)
 
     def _hand_over(self, moved: Batch, done: torch.cuda.Event) -> Batch:
-        current = torch.cuda.current_stream(self._device)
+        current = torch.cuda.current_stream(self.device)
         current.wait_event(done)
-        for stream in {current, torch.cuda.default_stream(self._device)}:
+        for stream in {current, torch.cuda.default_stream(self.device)}:
             moved.map(partial(_used_by, stream))
         return moved
 

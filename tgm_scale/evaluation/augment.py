@@ -120,24 +120,25 @@ class PairMixer:
         if mixup or cutmix:
             self._mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
-    def __call__(
-        self, video_BCTHW: Tensor, labels_B: Tensor, seeds_B: Tensor, weight_B: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(video float 0..255, targets [B, C], weights [B]); a clip mixed with a broken one has weight 0.
+    def weights(self, weight_B: Tensor) -> Tensor:
+        """Weights of the mixed clips: a clip mixed with a broken one has weight 0."""
+        if self._mix is None:
+            return weight_B
+        pairs_P2R = weight_B.unflatten(0, (-1, 2, self._repeats))
+        return pairs_P2R.amin(1, keepdim=True).expand_as(pairs_P2R).flatten()
 
-        seeds_B: on the host; from a GPU they are waited for, once a call."""
+    def __call__(self, video_BCTHW: Tensor, labels_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """(video float 0..255, targets [B, C]). seeds: of the B clips."""
         if self._mix is None:
             off = self._smoothing / self._classes
             targets_BC = torch.full((len(labels_B), self._classes), off, device=labels_B.device)
-            return video_BCTHW, targets_BC.scatter_(1, labels_B[:, None], 1 - self._smoothing + off), weight_B
+            return video_BCTHW, targets_BC.scatter_(1, labels_B[:, None], 1 - self._smoothing + off)
         folded = video_BCTHW.float().flatten(1, 2)  # timm's boxes are of the last two dimensions, in all frames
         targets_BC = torch.empty(len(labels_B), self._classes, device=labels_B.device)
-        weight_B = weight_B.clone()
-        repeats, seeds = self._repeats, seeds_B.tolist()
+        repeats = self._repeats
         for start in range(0, len(labels_B), 2 * repeats):
             for repeat in range(start, start + repeats):
                 pair = slice(repeat, repeat + repeats + 1, repeats)
                 with seeded(seeds[repeat], "mix"):
                     folded[pair], targets_BC[pair] = self._mix(folded[pair], labels_B[pair])
-                weight_B[pair] = weight_B[pair].min()
-        return folded.unflatten(1, video_BCTHW.shape[1:3]), targets_BC, weight_B
+        return folded.unflatten(1, video_BCTHW.shape[1:3]), targets_BC

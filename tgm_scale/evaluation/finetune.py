@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from tgm_scale.contracts import Batch, Problem
+from tgm_scale.data.to_device import ToDevice
 from tgm_scale.evaluation import finetune_setup as setup
 from tgm_scale.evaluation import multiview
 from tgm_scale.evaluation.augment import PairMixer
@@ -33,6 +35,7 @@ from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.reporting import Times, count_problems, row
 from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import StepResult
+from tgm_scale.training.update import make_update
 from tgm_scale.training.watchdog import Watchdog
 
 
@@ -87,6 +90,7 @@ class _Run:
         self.schedule = build.schedule(shared, parts.steps)
         repeats = config.data.repeated_augmentation
         self.mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
+        self.to_device = ToDevice(self.place.device)
         self.average = Average(self.engine.module, settings.ema, folder) if settings.ema else None
         if self.average is not None and newest is not None:
             self.average.read(self.progress.step)
@@ -98,9 +102,7 @@ class _Run:
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
         config, parts, watchdog, start = self.config, self.parts, self.watchdog, self.progress.step
-        judge = Judge(
-            self.control, config.faults.spike_factor, recent_losses_for_all(self.folder, start, self.control)
-        )
+        judge = Judge(config.faults.spike_factor, recent_losses_for_all(self.folder, start, self.control))
         metrics = Metrics(self.folder, start, config.log.tensorboard) if self.place.is_main else None
         line = ProgressLine(parts.steps, config.log.every)
         self.engine.train()
@@ -111,9 +113,10 @@ class _Run:
             watchdog.at(step, "meeting")
             for batch in batches:
                 parts.leave_out_unlabelled(batch)
+                batch.weight = self.mixer.weights(batch.weight)
             problems = [problem for batch in batches for problem in batch.problems]
             micro = [self._prepared(batch) for batch in batches]
-            valid = float(sum(weight_B.sum() for *_, weight_B in micro))
+            valid = sum(float(batch.weight.sum()) for batch in batches)
             own = [valid, len(problems), self.stop.asked(), _digest(batches), self.saver.written()]
             valid, broken, stopping, digest, written = self.control.sum(own)
             if written == self.place.world_size:
@@ -121,22 +124,26 @@ class _Run:
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
-            result = self._step(micro, max(valid, 1.0), judge)
+            result = self._step(micro, max(valid, 1.0), judge.limit(), digest)
+            judge.note(result.loss, result.refusal is not None)
             self.progress.step = step + 1
+            self.progress.updates += result.refusal is None
             named = self._count(problems) if broken else []
             ended = time.perf_counter()
             if metrics is not None:
                 times = Times(ended - began, loaded - began, 0.0)
                 clips, repeats = config.train.global_batch_size, config.data.repeated_augmentation
                 values = row(
-                    step + 1, result, times, clips, repeats, learning_rate, digest, self.progress.skipped,
+                    step + 1, result, times, clips, repeats, learning_rate, self.progress.skipped,
                     parts.throughput, self.place.world_size,
                 )  # fmt: skip
                 metrics.write(values, named)
                 line.show(values)
             began = ended
             if judge.refused_in_a_row >= config.faults.refused_before_rollback:
-                raise Diverged(f"{judge.refused_in_a_row} losses in a row were not finite: lower optim.base_lr")
+                raise Diverged(
+                    f"{judge.refused_in_a_row} updates in a row were refused ({result.refusal}): lower optim.base_lr"
+                )
             if self._save(metrics, bool(stopping)):
                 break
             watchdog.at(step + 1, "data")
@@ -161,13 +168,15 @@ class _Run:
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(video, targets, seeds, weights) of a micro batch on the device."""
-        labels_B = self.parts.numbers(batch).to(self.place.device)
-        batch = batch.to(self.place.device)
-        video, targets_BC, weight_B = self.mixer(batch.video, labels_B, batch.seeds, batch.weight)
-        return video, targets_BC, batch.seeds, weight_B
+        labels_B, seeds = self.to_device.numbers(self.parts.numbers(batch)), batch.seeds.tolist()
+        batch = self.to_device(batch)
+        video, targets_BC = self.mixer(batch.video, labels_B, seeds)
+        return video, targets_BC, batch.seeds, batch.weight
 
-    def _step(self, micro: list[tuple[Tensor, Tensor, Tensor, Tensor]], valid: float, judge: Judge) -> StepResult:
-        """One update over the global batch, or none where the loss is not finite."""
+    def _step(
+        self, micro: list[tuple[Tensor, Tensor, Tensor, Tensor]], valid: float, limit: float, digest: float
+    ) -> StepResult:
+        """One update over the global batch, or none where the loss is above the limit or anything is not finite."""
         total = torch.zeros((), dtype=torch.float64, device=self.place.device)
         for index, (video, targets_BC, seeds_B, weight_B) in enumerate(micro):
             error_B = F.cross_entropy(self.engine(video, seeds_B).float(), targets_BC, reduction="none")
@@ -177,15 +186,12 @@ class _Run:
             self.engine.backward(loss * self.place.world_size * self.accumulation)
             if index < self.accumulation - 1:
                 self.engine.step()
-        (whole,) = self.control.sum([total.item()])
-        norm = engine.gradient_norm_before(self.engine)
-        if not judge(whole):
-            engine.discard_update(self.engine)
-            return StepResult(whole, None, None, None, None, None, False)
-        self.engine.step()
-        if self.average is not None:
+        if self.place.world_size > 1:
+            dist.all_reduce(total)
+        outcome = make_update(self.engine, total.new_empty(0), total, limit)
+        if self.average is not None and outcome.refusal is None:
             self.average.update()
-        return StepResult(whole, None, None, None, None, engine.gradient_norm_after(self.engine, norm), True)
+        return StepResult(outcome.loss, None, None, None, None, outcome.grad_norm, outcome.refusal, digest)
 
     def _count(self, own: list[Problem]) -> list[Problem]:
         """Every rank's broken samples of this step, counted."""

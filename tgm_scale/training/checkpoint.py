@@ -31,6 +31,7 @@ class Progress:
     """All of a run's state that is not weights: one small object. The data's position is the step."""
 
     step: int = 0
+    updates: int = 0  # that were made: Adam's own count. Less than `step` where updates were refused
     skipped: dict[str, int] = field(default_factory=dict)  # broken samples so far, by reason
 
 
@@ -92,7 +93,8 @@ class Reader:
 
     @property
     def progress(self) -> Progress:
-        return Progress(**self.manifest["progress"])
+        told = self.manifest["progress"]
+        return Progress(**{"updates": told["step"], **told})  # checkpoints of before counted steps alone
 
     def names(self) -> list[str]:
         return sorted(key.removesuffix(".weight") for key in self._of if key.endswith(".weight"))
@@ -121,5 +123,6 @@ def restore(engine: Any, folder: Path) -> Progress:
     if ours != set(reader.names()):
         differing = sorted(ours ^ set(reader.names()))[:5]
         raise ValueError(f"{folder}: the checkpoint is of another model; names differ: {', '.join(differing)} ...")
-    engine_state.write(engine, reader.progress.step, reader.tensor)
-    return reader.progress
+    progress = reader.progress
+    engine_state.write(engine, progress.step, progress.updates, reader.tensor)
+    return progress

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from tgm_scale.runtime import rendezvous
 from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus, set_rendezvous
+from tgm_scale.training import engine_state
 from tgm_scale.training.engine_plan import EnginePlan, engine_config
 from tgm_scale.training.extensions import load_cpu_adam, prepare_deepspeed
 from tgm_scale.training.optim import parameter_groups
@@ -68,6 +69,7 @@ def build_engine(
         # DeepSpeed 0.19's wrapper makes one Adam step on zero gradients to allocate the moments, so the first real
         # update would be bias-corrected as the second: 0.73 of its size (seen as a loss 0.1 off after one step)
         optimizer.state.clear()
+    engine_state.allocate_moments(engine)
     return engine
 
 
@@ -85,7 +87,12 @@ def _optimizer(groups: list[dict], plan: EnginePlan, config: dict[str, Any], dev
             ) from None
         adam.register_step_pre_hook(_forget_products)
         return adam
-    return torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=device.type == "cuda")
+    return torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=wants_fused(device))
+
+
+def wants_fused(device: torch.device) -> bool:
+    """Whether Adam's arithmetic is one kernel. Not on a CPU, where it would round otherwise than runs so far did."""
+    return device.type == "cuda"
 
 
 def _forget_products(adam: Any, *_: object) -> None:
@@ -102,26 +109,25 @@ def set_learning_rate(engine: Any, value: float) -> None:
         group["lr"] = value * group.get("lr_scale", 1.0)
 
 
-def gradient_norm_before(engine: Any) -> float | None:
-    """The global gradient norm where it must be read before engine.step(): at stage 0 in fp32 DeepSpeed keeps none,
+def norm_before(engine: Any) -> Tensor | None:
+    """The global gradient norm where it must be taken before engine.step(): at stage 0 in fp32 DeepSpeed keeps none,
     but the reduced gradients are still in place. None elsewhere."""
     if engine.zero_optimization_stage() > 0 or hasattr(engine.optimizer, "fp32_groups"):
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+    return torch.nn.utils.get_total_norm(gradients)
 
 
-def gradient_norm_after(engine: Any, before: float | None) -> float | None:
-    """The global gradient norm, before clipping, of the update just made."""
-    norm = engine.get_global_grad_norm() if before is None else before
-    return None if norm is None else float(norm)
+def norm_after(engine: Any, before: Tensor | None) -> Tensor:
+    """The global gradient norm, before clipping, of the step just ended; not finite where DeepSpeed skipped it."""
+    return torch.as_tensor(engine.get_global_grad_norm() if before is None else before)
 
 
 def discard_update(engine: Any) -> None:
     """Complete a step without its update: gradients are cleared and counters advance, weights and moments stay.
 
     The same at every stage: all that DeepSpeed does around Adam is done, and Adam itself does nothing."""
-    adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    adam: Any = engine_state.adam(engine)
     adam.step = lambda closure=None: None
     try:
         engine.step()

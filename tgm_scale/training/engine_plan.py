@@ -83,6 +83,7 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
     _set_precision(config, plan, origin)
     zero = config.setdefault("zero_optimization", {})
     _set_stage(zero, plan, origin)
+    _sum_in_fp32(config, plan)
     config["zero_allow_untested_optimizer"] = True
     return config
 
@@ -96,7 +97,8 @@ def _set_stage(zero: dict[str, Any], plan: EnginePlan, origin: str) -> None:
             raise ValueError(f"{place}.stage={given} contradicts deepspeed.stage={plan.stage}")
         zero["stage"] = plan.stage
     elif zero.get("stage", "auto") == "auto":
-        zero["stage"] = 0
+        # in bf16 stage 0 sums gradients in bf16; stage 1 does so in fp32 and costs one process nothing else
+        zero["stage"] = 1 if plan.precision == "bf16" else 0
     for key, lowest in _OFFLOADS.items():
         section = zero.get(key) or {}
         device = section.get("device", "none")
@@ -124,6 +126,16 @@ def _set_precision(config: dict[str, Any], plan: EnginePlan, origin: str) -> Non
     if plan.precision == "bf16":
         # off by default in DeepSpeed: one inf in an accumulated gradient would poison Adam's moments for good
         config["bf16"].setdefault("check_grad_overflow", True)
+
+
+def _sum_in_fp32(config: dict[str, Any], plan: EnginePlan) -> None:
+    """Gradients of bf16 runs are summed in fp32, over micro steps and over ranks, unless the JSON says otherwise:
+    else the loss depends on the accumulation. DeepSpeed's stage 0 can only sum in bf16."""
+    if plan.precision == "bf16" and config["zero_optimization"]["stage"] > 0:
+        config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        config.setdefault("communication_data_type", "fp32")
+        # of stage 1: the bf16 gradient goes once it is added, 2 bytes a parameter less
+        config["bf16"].setdefault("immediate_grad_update", True)
 
 
 def not_used(config_file: str | None) -> list[str]:

@@ -24,19 +24,14 @@ def named_parameters(engine: Any) -> list[tuple[str, nn.Parameter]]:
 def read(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(name, {part: fp32 tensor of the whole parameter}) for each parameter, one at a time. Collective."""
     source = _plain_pairs(engine)
-    if source is None:
-        _allocate_moments(engine)
-        _link(engine)
     for name, parameter in named_parameters(engine):
         yield name, (_read_fragments(parameter) if source is None else _read_plain(engine, *source[name]))
 
 
-def write(engine: Any, step: int, tensor_of: Callable[[str, str], Tensor]) -> None:
-    """Set every weight and moment from `tensor_of(name, part)` and AdamW's step count. Collective."""
+def write(engine: Any, step: int, updates: int, tensor_of: Callable[[str, str], Tensor]) -> None:
+    """Set every weight and moment from `tensor_of(name, part)`, and the counts: `updates`, which Adam corrects its
+    moments' bias by, is less than `step` where updates were refused. Collective."""
     source = _plain_pairs(engine)
-    _allocate_moments(engine)
-    if source is None:
-        _link(engine)
     for name, parameter in named_parameters(engine):
         if source is not None:
             _write_plain(engine, *source[name], name, tensor_of)
@@ -44,11 +39,12 @@ def write(engine: Any, step: int, tensor_of: Callable[[str, str], Tensor]) -> No
             _write_fragments(parameter, name, tensor_of)
     if source is None:
         _refresh_working_weights(engine)
-    _set_step(_adam(engine), step)
+    _set_updates(adam(engine), updates)
     engine.global_steps = step
 
 
-def _adam(engine: Any) -> torch.optim.Optimizer:
+def adam(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that DeepSpeed's wrapper drives, or that is driven without one."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
@@ -65,9 +61,8 @@ def _plain_pairs(engine: Any) -> dict[str, tuple[nn.Parameter, nn.Parameter]] | 
 
 
 def _read_plain(engine: Any, working: nn.Parameter, master: nn.Parameter) -> dict[str, Tensor]:
-    state = _adam(engine).state.get(master, {})
-    zeros = torch.zeros_like(master.data)
-    return {"weight": master.data, **{part: state.get(part, zeros) for part in PARTS[1:]}}
+    state = adam(engine).state[master]
+    return {"weight": master.data, **{part: state[part] for part in PARTS[1:]}}
 
 
 def _write_plain(
@@ -81,7 +76,7 @@ def _write_plain(
     if working is not master:
         working.data.copy_(master.data)
     for part in PARTS[1:]:
-        _adam(engine).state[master][part].copy_(tensor_of(name, part))
+        adam(engine).state[master][part].copy_(tensor_of(name, part))
 
 
 def _read_fragments(parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -116,31 +111,36 @@ def _own_slice(parameter: Any, value: Tensor) -> Tensor:
 
 def _flat_masters(engine: Any) -> list[Tensor]:
     """The tensors that Adam updates on this rank."""
-    return [parameter for group in _adam(engine).param_groups for parameter in group["params"]]
+    return [parameter for group in adam(engine).param_groups for parameter in group["params"]]
 
 
-def _allocate_moments(engine: Any) -> None:
-    """Give Adam its state before the first step, as its first step would: a checkpoint may come earlier."""
-    adam = _adam(engine)
+def allocate_moments(engine: Any) -> None:
+    """Give Adam its state before the first step, as its first step would: a checkpoint may come earlier, and a first
+    step that is refused leaves none. Once, after the engine is built."""
+    inner = adam(engine)
     masters = engine.optimizer.fp32_partitioned_groups_flat if _is_stage_3(engine) else _flat_masters(engine)
     for master in masters:
-        state = adam.state[master]
+        state = inner.state[master]
         if "exp_avg" not in state:
-            state["step"] = torch.tensor(0.0) if isinstance(adam, torch.optim.AdamW) else 0
+            state["step"] = _no_updates(inner, master)
             state["exp_avg"] = torch.zeros_like(master.data)
             state["exp_avg_sq"] = torch.zeros_like(master.data)
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        # ZeRO-1/2 find a parameter's moments by links, which they would make after the first step of the first group
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _no_updates(inner: torch.optim.Optimizer, master: Tensor) -> Tensor | int:
+    """Adam's count at its start: fused kernels read it on the parameter's device, torch's others on the host, and
+    DeepSpeed's Adam for CPUs counts in Python."""
+    if not isinstance(inner, torch.optim.AdamW):
+        return 0
+    fused = inner.defaults["fused"] or inner.defaults["capturable"]
+    return torch.zeros((), dtype=torch.float32, device=master.device if fused else "cpu")
 
 
 def _is_stage_3(engine: Any) -> bool:
     return engine.zero_optimization_stage() == 3
-
-
-def _link(engine: Any) -> None:
-    """ZeRO-1/2 link the moments of the first parameter group only, at the first step: link those of all groups."""
-    optimizer = engine.optimizer
-    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
-        optimizer._hp_optimizer_states_linked = False
-        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _refresh_working_weights(engine: Any) -> None:
@@ -161,11 +161,12 @@ def _refresh_working_weights(engine: Any) -> None:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
 
 
-def _set_step(adam: torch.optim.Optimizer, step: int) -> None:
-    for state in adam.state.values():
+def _set_updates(inner: torch.optim.Optimizer, updates: int) -> None:
+    for state in inner.state.values():
         if "step" in state:
-            # one tensor each: a shared one would be counted up once per group
-            state["step"] = torch.full_like(state["step"], float(step)) if torch.is_tensor(state["step"]) else step
-    for group in adam.param_groups:
+            # one tensor each, on its own device: a shared one would be counted up once per group
+            count = state["step"]
+            state["step"] = torch.full_like(count, float(updates)) if torch.is_tensor(count) else updates
+    for group in inner.param_groups:
         if "step" in group:
-            group["step"] = step
+            group["step"] = updates

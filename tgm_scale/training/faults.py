@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import median
 
 from tgm_scale.contracts import Batch, Problem
-from tgm_scale.runtime.distributed import Control
 from tgm_scale.training.run_folder import replace_file
 
 _MEMORY = 100  # losses that a spike is measured against
@@ -31,26 +30,27 @@ class Diverged(RunStopped):
 
 
 class Judge:
-    """Decides, with all ranks, whether a step's loss is fit for an update: finite, and no spike.
+    """Knows from the losses so far which loss is a spike, and counts refused updates. All ranks see the same losses,
+    so each has its own and they agree.
 
     recent: the losses of the steps before, so that a run that goes on judges as if it had never stopped."""
 
-    def __init__(self, control: Control, spike_factor: float | None, recent: Iterable[float]):
-        self.control, self.spike_factor = control, spike_factor
+    def __init__(self, spike_factor: float | None, recent: Iterable[float]):
+        self.spike_factor = spike_factor
         self.recent = deque(recent, maxlen=_MEMORY)
         self.refused_in_a_row = 0
 
-    def __call__(self, loss: float) -> bool:
-        """Collective. True where the update should be made."""
-        refused = self.control.any(not math.isfinite(loss) or self._is_spike(loss))
+    def limit(self) -> float:
+        """The largest loss that an update is made for; infinity where there is no limit (yet)."""
+        if self.spike_factor is None or len(self.recent) < _ENOUGH:
+            return math.inf
+        return self.spike_factor * median(self.recent)
+
+    def note(self, loss: float, refused: bool) -> None:
+        """A step's loss, and whether its update was refused, for whatever reason."""
         self.refused_in_a_row = self.refused_in_a_row + 1 if refused else 0
         if not refused:
             self.recent.append(loss)
-        return not refused
-
-    def _is_spike(self, loss: float) -> bool:
-        enough = self.spike_factor is not None and len(self.recent) >= _ENOUGH
-        return enough and loss > (self.spike_factor or 0) * median(self.recent)
 
 
 @dataclass
@@ -76,8 +76,9 @@ class FaultState:
                 batch.problems.append(Problem(key, "skip_list", "in the steps before a rollback"))
 
 
-def note_refusal(folder: Path, step: int, loss: float, keys_of_ranks: list[list[str]]) -> None:
+def note_refusal(folder: Path, step: int, loss: float, reason: str, keys_of_ranks: list[list[str]]) -> None:
     """Name a refused step's samples by rank in RUN/refused.jsonl."""
     with (folder / "refused.jsonl").open("a") as stream:
         for rank, keys in enumerate(keys_of_ranks):
-            stream.write(json.dumps({"step": step, "loss": str(loss), "rank": rank, "keys": keys}) + "\n")
+            entry = {"step": step, "loss": str(loss), "reason": reason, "rank": rank, "keys": keys}
+            stream.write(json.dumps(entry) + "\n")

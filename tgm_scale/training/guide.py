@@ -1,6 +1,7 @@
 """What the frozen towers and the codec say about a batch, turned into masks and caption embeddings.
 
-Shapes: B clips, E width of the text embedding, S slots, R rows, C columns of the token grid.
+Shapes: B clips, 2 numbers of each (its caption's id, its hash for the digest), E width of the text embedding, S slots,
+R rows, C columns of the token grid.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Batch
+from tgm_scale.data.to_device import ToDevice
 from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.objectives.contrastive import caption_ids
 from tgm_scale.training.build import Towers
+from tgm_scale.training.data_digest import clip_hashes, with_masks
+from tgm_scale.training.device_clock import DeviceClock
 from tgm_scale.training.step import Prepared
 
 
@@ -24,6 +28,7 @@ class Looked:
     """A micro batch on the device, and what frozen models say of it."""
 
     batch: Batch
+    numbers_B2: Tensor  # int64
     text_BE: Tensor | None
     maps: dict[str, Tensor | None]  # what the masker may need beside relevance, as it wants it
     relevance_BSRC: Tensor | None = None
@@ -33,10 +38,12 @@ class Looked:
 class Guide:
     """Prepares micro batches: caption embeddings, the maps that the recipe asks for, the mask.
 
-    `look` is what costs time, and depends on nothing but the batch; `prepare` makes the mask and counts."""
+    `look` brings the batch to the device and is what costs time there; it depends on nothing but the batch. `prepare`
+    makes the mask and counts. Neither waits for the device."""
 
-    def __init__(self, masker: Masker, towers: Towers):
-        self.masker, self.towers = masker, towers
+    def __init__(self, masker: Masker, towers: Towers, to_device: ToDevice):
+        self.masker, self.towers, self.to_device = masker, towers, to_device
+        self.clock = DeviceClock(to_device.device)
         self.monitor = GuidanceMonitor(masker) if "relevance" in masker.needs else None
         self.motion = MotionMonitor() if "motion" in masker.needs else None
         self._warned: set[str] = set()
@@ -46,25 +53,36 @@ class Guide:
 
     @torch.no_grad()
     def look(self, batch: Batch) -> Looked:
+        ids_B, hashes_B = caption_ids(batch.captions), torch.tensor(clip_hashes(batch))
+        numbers_B2 = self.to_device.numbers(torch.stack([ids_B, hashes_B], dim=1))
+        batch = self.to_device(batch)
+        with self.clock:
+            return self._look(batch, numbers_B2)
+
+    def _look(self, batch: Batch, numbers_B2: Tensor) -> Looked:
         text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
         maps: dict[str, Tensor | None] = {"motion": batch.motion, "flow": batch.flow}
         for name, look in self.towers.maps.items():
             if maps.get(name) is None:  # the data workers may have been there first
                 maps[name] = look(batch.video, self.masker.grid)
         if "relevance" not in self.masker.needs:
-            return Looked(batch, text_BE, maps)
-        return Looked(batch, text_BE, maps, *self._relevance(batch, text_BE))
+            return Looked(batch, numbers_B2, text_BE, maps)
+        return Looked(batch, numbers_B2, text_BE, maps, *self._relevance(batch, text_BE))
 
     @torch.no_grad()
     def prepare(self, looked: Looked) -> Prepared:
+        with self.clock:
+            return self._prepare(looked)
+
+    def _prepare(self, looked: Looked) -> Prepared:
         batch, relevance_BSRC = looked.batch, looked.relevance_BSRC
-        ids_B = caption_ids(batch.captions).to(batch.video.device, non_blocking=True)
+        ids_B, hashes_B = looked.numbers_B2.unbind(1)
         mask = self.masker(batch.seeds, relevance=relevance_BSRC, **looked.maps)
         if self.motion is not None and batch.motion is not None:
             self.motion.observe(batch.motion, batch.weight)
         if self.monitor is not None and relevance_BSRC is not None:
             self.monitor.observe(batch.seeds, batch.weight, ids_B, relevance_BSRC, looked.swapped_BSRC, **looked.maps)
-        return Prepared(batch, mask, looked.text_BE, ids_B)
+        return Prepared(batch, mask, looked.text_BE, ids_B, with_masks(hashes_B, mask))
 
     def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Relevance of each clip to its own caption or captions, and to those before it in the batch."""

@@ -76,10 +76,14 @@ def compare(one: str, other: str) -> tuple[str, bool]:
     if not steps:
         raise ValueError(f"{one} and {other} have no step in common")
     report = _config_differences(one, other)
-    data = [step for step in steps if rows[one][step]["data_digest"] != rows[other][step]["data_digest"]]
-    report.append(
-        f"data: step {data[0]} is the first with other clips" if data else f"data: equal, {len(steps)} steps"
-    )
+    alike = [step for step in steps if len({len(rows[run][step]["data_digest"]) for run in (one, other)}) == 1]
+    data = [step for step in alike if rows[one][step]["data_digest"] != rows[other][step]["data_digest"]]
+    if data:
+        report.append(f"data: step {data[0]} is the first with other clips")
+    elif alike:
+        report.append(f"data: equal, {len(alike)} steps")
+    if alike != steps:
+        report.append(f"data: {len(steps) - len(alike)} steps cannot be compared: other versions made their digests")
     differences = {step: abs(rows[one][step]["loss"] - rows[other][step]["loss"]) for step in steps}
     apart = [step for step in steps if differences[step] > 0]
     if apart:

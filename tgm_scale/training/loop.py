@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
+from tgm_scale.data.to_device import ToDevice
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime.distributed import Control, find_place
 from tgm_scale.training import ahead, build, checkpoint, disk, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
-from tgm_scale.training.guide import Guide, Looked
+from tgm_scale.training.guide import Guide
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
-from tgm_scale.training.reporting import Times, count_problems, data_digest, row
+from tgm_scale.training.reporting import Times, count_problems, row
 from tgm_scale.training.saver import Saver
-from tgm_scale.training.step import JointStep
+from tgm_scale.training.step import JointStep, StepResult
 from tgm_scale.training.throughput import Throughput
 from tgm_scale.training.watchdog import Watchdog
 
@@ -90,7 +91,7 @@ class _Run:
         self.schedule = build.schedule(config, self.steps)
         masker = build.masker(config)
         towers = build.towers(config, masker.needs, place.device)
-        self.guide = Guide(masker, towers)
+        self.guide = Guide(masker, towers, ToDevice(place.device))
         contrastive = config.objective.contrastive_weight > 0
         width = towers.text.width if contrastive and towers.text is not None else None
         module = JointModule(build.model(config, width), contrastive, config.objective.normalise_by)
@@ -127,9 +128,8 @@ class _Run:
         """Make the steps that are left. Returns the exit code."""
         while True:
             start = self.progress.step
-            judge = Judge(
-                self.control, self.config.faults.spike_factor, recent_losses_for_all(self.folder, start, self.control)
-            )
+            losses = recent_losses_for_all(self.folder, start, self.control)
+            judge = Judge(self.config.faults.spike_factor, losses)
             metrics = Metrics(self.folder, start, self.config.log.tensorboard) if self.place.is_main else None
             try:
                 return self._stretch(judge, metrics)
@@ -149,31 +149,33 @@ class _Run:
             loaded = time.perf_counter()
             watchdog.at(step, "guidance")
             micro = [self.guide.prepare(look()) for look in looks]
-            guided = time.perf_counter()
             watchdog.at(step, "meeting")
             problems = [problem for batch in batches for problem in batch.problems]
             valid = sum(float(batch.weight.sum()) for batch in batches)
-            own = [valid, len(problems), self.stop.asked(), data_digest(micro), self.saver.written()]
-            valid, broken, stopping, digest, written = self.control.sum(own)
+            own = [valid, len(problems), self.stop.asked(), self.saver.written()]
+            valid, broken, stopping, written = self.control.sum(own)
             if written == self.place.world_size:
                 self.saver.finish()
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
-            result = self.step(micro, valid, judge)
+            result = self.step(micro, valid, judge.limit())
+            judge.note(result.loss, result.refusal is not None)
             self.progress.step = step + 1
+            self.progress.updates += result.refusal is None
             named = self._count(problems) if broken else []
+            guiding = self.guide.clock.seconds()
+            watchdog.book(guiding if self.place.device.type == "cuda" else 0.0, "guidance", "update")
             ended = time.perf_counter()
             watched = self._watched()
             if metrics is not None:
                 values = row(
                     self.progress.step,
                     result,
-                    Times(ended - began, loaded - began, guided - loaded),
+                    Times(ended - began, loaded - began, guiding),
                     config.train.global_batch_size,
                     config.data.repeated_augmentation,
                     learning_rate,
-                    digest,
                     self.progress.skipped,
                     self.throughput,
                     self.place.world_size,
@@ -182,8 +184,10 @@ class _Run:
                 line.show(values)
                 self.guide.warn_once()
             began = time.perf_counter() if watched else ended
-            if not result.applied:
-                self._refused(judge, result.loss, batches)
+            if result.refusal is None:
+                self.suspects = []
+            else:
+                self._refused(judge, result, batches)
             last = stopping or self.progress.step == self.steps
             if last or self.progress.step % config.checkpoint.every == 0:
                 watchdog.at(self.progress.step, "checkpoint")
@@ -202,13 +206,16 @@ class _Run:
     def _looks(self) -> Iterator[ahead.Step]:
         """The steps that are left, with what the frozen models say of their clips."""
         loader = build.loader(self.config, self.corpora, self.place, self.progress.step, self.steps)
+        steps = self.guide.to_device.ahead(self._without_skipped(loader))
         if self.config.guidance.own_stream:
-            return ahead.step_ahead(loader, self._look, self.place.device)
-        return ahead.in_step(loader, self._look)
+            return ahead.step_ahead(steps, self.guide.look, self.place.device)
+        return ahead.in_step(steps, self.guide.look)
 
-    def _look(self, batch: Batch) -> Looked:
-        self.faults.leave_out(batch)
-        return self.guide.look(batch.to(self.place.device))
+    def _without_skipped(self, steps: Iterable[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
+        for step, batches in steps:
+            for batch in batches:
+                self.faults.leave_out(batch)
+            yield step, batches
 
     def _watched(self) -> dict[str, float]:
         """Figures of the model, where they are due."""
@@ -226,11 +233,12 @@ class _Run:
         self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit)
         return named
 
-    def _refused(self, judge: Judge, loss: float, batches: list[Batch]) -> None:
+    def _refused(self, judge: Judge, result: StepResult, batches: list[Batch]) -> None:
         """Name the samples of a refused update. Raises _RollBack after too many in a row."""
+        assert result.refusal is not None
         keys = self.control.gather([key for batch in batches for key in batch.keys])
         if self.place.is_main:
-            note_refusal(self.folder, self.progress.step, loss, keys)
+            note_refusal(self.folder, self.progress.step, result.loss, result.refusal, keys)
         self.suspects += [key for rank in keys for key in rank]
         if judge.refused_in_a_row >= self.config.faults.refused_before_rollback:
             raise _RollBack
@@ -243,8 +251,8 @@ class _Run:
         if newest is None or self.faults.rollbacks == limit:
             why = "before the first checkpoint" if newest is None else f"after faults.rollbacks={limit} rollbacks"
             raise Diverged(
-                f"updates were refused up to step {step} (loss not finite, or a spike), {why}; refused.jsonl in "
-                f"{self.folder} names steps and samples. Lower optim.base_lr, or look at those samples"
+                f"updates were refused up to step {step}, {why}; refused.jsonl in {self.folder} names steps, "
+                f"reasons and samples. Lower optim.base_lr, or look at those samples"
             )
         self.faults.rollbacks += 1
         self.faults.skip_list = sorted({*self.faults.skip_list, *self.suspects})

@@ -6,11 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from tgm_scale.contracts import Problem
-from tgm_scale.runtime import seeding
-from tgm_scale.training.step import Prepared, StepResult
+from tgm_scale.training.data_digest import DIGEST_KIND
+from tgm_scale.training.step import StepResult
 from tgm_scale.training.throughput import Throughput
 
 _ENOUGH_TO_JUDGE = 64  # samples before the share of broken ones can stop a run
@@ -32,7 +30,6 @@ def row(
     clips: int,
     repeats: int,
     learning_rate: float,
-    digest: float,
     skipped: dict[str, int],
     throughput: Throughput,
     world_size: int,
@@ -49,32 +46,17 @@ def row(
         "temperature": result.temperature,
         "learning_rate": learning_rate,
         "grad_norm": result.grad_norm,
-        "update_refused": not result.applied,
+        "update_refused": result.refusal is not None,
+        "refusal": result.refusal,
         "step_seconds": times.whole,
         "data_seconds": times.data,
         "guidance_seconds": times.guidance,
         "clips_per_second": speed,
         "skipped_samples": sum(skipped.values()),
-        "data_digest": f"{int(digest):014x}",
+        "data_digest": f"{DIGEST_KIND}{int(result.digest):014x}",
     }
     of_device = {"mfu": throughput.mfu(speed / world_size), "device_memory_gb": throughput.device_memory_gb()}
     return values | {name: value for name, value in of_device.items() if value is not None}
-
-
-def data_digest(micro: list[Prepared]) -> int:
-    """A number that stands for this rank's clips of the step: keys, seeds, crops, captions and masks.
-
-    40 bits a clip, summed: the sum over ranks is exact in a float64 up to 8,192 clips and does not depend on which
-    rank had which clip."""
-    total = 0
-    for part in micro:
-        batch, visible_BV = part.batch, part.mask.visible
-        places_V = torch.arange(1, visible_BV.shape[1] + 1, device=visible_BV.device)
-        masks = (visible_BV * places_V).sum(1).tolist()
-        rows = zip(batch.keys, batch.captions, batch.seeds.tolist(), batch.crops.tolist(), masks, strict=True)
-        for key, caption, seed, crop, mask in rows:
-            total += seeding.key("digest", key, caption, seed, *(str(side) for side in crop), mask) >> 23
-    return total
 
 
 def count_problems(skipped: dict[str, int], problems: list[Problem], seen: int, limit: float) -> dict[str, int]:

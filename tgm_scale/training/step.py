@@ -11,8 +11,9 @@ otherwise a pass without gradient finds the embeddings first. No collective need
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import functools
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from tgm_scale.contracts import Batch, Mask
 from tgm_scale.objectives.contrastive import contrastive_gradients
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.engine import discard_update, gradient_norm_after, gradient_norm_before
+from tgm_scale.training.update import make_update
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Prepared:
     mask: Mask
     text_BE: Tensor | None
     caption_ids_B: Tensor
+    digest: Tensor  # float64 scalar, a whole number below 2**53: stands for clips, captions, crops and masks
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class StepResult:
     contrastive: float | None
     accuracy: float | None  # share of clips whose own caption scores highest among its negatives
     temperature: float | None
-    grad_norm: float | None
-    applied: bool  # whether the update was made
+    grad_norm: float | None  # before clipping; None where it is not finite
+    refusal: str | None  # why no update was made; None: it was
+    digest: float = 0.0  # of the data of all ranks
 
 
 @dataclass
@@ -76,8 +79,9 @@ class JointStep:
         self.contrastive_batch = contrastive_batch
         self.one_pass = (micro_batch_size * place.world_size) % contrastive_batch == 0
 
-    def __call__(self, micro: list[Prepared], valid: float, accept: Callable[[float], bool]) -> StepResult:
-        """One update, or none where `accept(loss)` says no: then weights and moments stay as they were.
+    def __call__(self, micro: list[Prepared], valid: float, limit: float = math.inf) -> StepResult:
+        """One update, or none where the loss is above `limit` or anything is not finite: then weights and moments
+        stay as they were.
 
         `valid` is the number of unbroken clips in the global batch."""
         assert len(micro) == self.accumulation
@@ -104,13 +108,21 @@ class JointStep:
             self.engine.backward(loss)
             if index < self.accumulation - 1:
                 self.engine.step()  # counts the micro step, updates nothing
-        result = self._figures(errors, replays, log_scale)
-        norm = gradient_norm_before(self.engine)
-        if accept(result.loss):
-            self.engine.step()
-            return replace(result, grad_norm=gradient_norm_after(self.engine, norm))
-        discard_update(self.engine)
-        return replace(result, applied=False)
+        figures_5 = self._figures(errors, micro, replays, log_scale)
+        loss = self.reconstruction_weight * figures_5[0] + self.contrastive_weight * figures_5[2]
+        outcome = make_update(self.engine, figures_5, loss, limit)
+        reconstruction, digest, contrastive, accuracy, temperature = outcome.figures
+        contrasted = self.contrastive_weight > 0
+        return StepResult(
+            outcome.loss,
+            reconstruction if self.reconstruction_weight else None,
+            contrastive if contrasted else None,
+            accuracy if contrasted else None,
+            temperature if contrasted else None,
+            outcome.grad_norm,
+            outcome.refusal,
+            digest,
+        )
 
     def _first_pass(self, micro: list[Prepared], valid: float) -> list[_Replay]:
         """Embeddings of the whole global batch without gradient, and from them the gradients to replay."""
@@ -161,17 +173,19 @@ class JointStep:
         dist.all_gather(gathered, own_KBX.contiguous())
         return torch.stack(gathered, dim=1).flatten(0, 2)
 
-    def _figures(self, errors: Tensor, replays: list[_Replay], log_scale: Tensor | None) -> StepResult:
-        reconstruction = contrastive = accuracy = temperature = None
-        loss = 0.0
-        if self.reconstruction_weight:
-            if self.place.world_size > 1:
-                dist.all_reduce(errors)
-            reconstruction = errors.item()
-            loss += self.reconstruction_weight * reconstruction
-        if self.contrastive_weight:
-            contrastive = float(sum(replay.loss for replay in replays))
-            accuracy = float(sum(replay.accuracy for replay in replays))
-            temperature = float(torch.exp(-log_scale.detach())) if log_scale is not None else None
-            loss += self.contrastive_weight * contrastive
-        return StepResult(loss, reconstruction, contrastive, accuracy, temperature, None, True)
+    def _figures(
+        self, errors: Tensor, micro: list[Prepared], replays: list[_Replay], log_scale: Tensor | None
+    ) -> Tensor:
+        """Float64 [5] on the device, the same on every rank: reconstruction error and digest, summed over the ranks,
+        and contrastive loss, accuracy and temperature, which every rank has: rank 0's count."""
+        own = [errors, torch.stack([part.digest for part in micro]).sum()]
+        if replays and log_scale is not None and self.place.is_main:
+            # one after another in fp32, as they came
+            own.append(functools.reduce(torch.add, [replay.loss for replay in replays]))
+            own.append(functools.reduce(torch.add, [replay.accuracy for replay in replays]))
+            own.append(torch.exp(-log_scale.detach()).reshape(()))
+        figures_5 = errors.new_zeros(5)
+        figures_5[: len(own)] = torch.stack([value.double() for value in own])
+        if self.place.world_size > 1:
+            dist.all_reduce(figures_5)
+        return figures_5

@@ -21,6 +21,7 @@ import torch
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch
 from tgm_scale.data.synthetic import make_corpus
+from tgm_scale.data.to_device import ToDevice
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training import build, extensions
 from tgm_scale.training.engine_plan import engine_config, not_used, resolve_precision
@@ -104,7 +105,7 @@ def _try(few: Config, config: Config, place: Place) -> list[str]:
     batch = _first_usable(few, place)
     towers = build.towers(few, masker.needs, place.device)
     with torch.no_grad():
-        prepared = Guide(masker, towers)(batch.to(place.device))
+        prepared = Guide(masker, towers, ToDevice(place.device))(batch)
     said = [f"a clip, {batch.keys[0]}: {'x'.join(map(str, batch.video.shape[2:]))} pixels"]
     if prepared.text_BE is not None:
         said.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")

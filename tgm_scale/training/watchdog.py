@@ -97,6 +97,12 @@ class Watchdog:
             self._seconds = {name: fading * seconds for name, seconds in self._seconds.items()}
         self._where = (step, phase, now, self.patience.began(step, phase, now))
 
+    def book(self, seconds: float, phase: str, taken_from: str) -> None:
+        """Tell that a GPU spent these seconds of one phase on what another phase had given it to do."""
+        if self._first is not None and self._where[0] > self._first + 1:
+            self._seconds[phase] += seconds
+            self._seconds[taken_from] -= seconds
+
     def end(self, state: str) -> None:
         """Leave the watch: 'done', or 'failed' for a rank that stops because of another."""
         with self._lock:

@@ -1,0 +1,68 @@
+"""How far DeepSpeed's sum of bf16 gradients is from the fp32 one: `torchrun ... sum_worker.py OUT`; test_sums.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from step_worker import FRAMES, MODELS, SIZE, WIDTH, prepared
+from torch import Tensor
+
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.runtime.distributed import Place, find_place
+from tgm_scale.training import engine, engine_state
+from tgm_scale.training.engine_plan import EnginePlan
+from tgm_scale.training.module import JointModule
+
+MICRO_STEPS = 64
+
+
+def difference(stage: int, place: Place) -> float:
+    """The largest over the parameters of |sum - fp32 sum| / |fp32 sum|, after MICRO_STEPS micro steps of a clip."""
+    from deepspeed.utils import safe_get_full_grad
+
+    model = MaskedVideoAutoencoder(MODELS["less"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
+    ranks = place.world_size
+    plan = EnginePlan(stage, None, MICRO_STEPS * ranks, 1, ranks, "bf16", 1.0, 0.05, (0.9, 0.95))
+    ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
+    sums: dict[str, Tensor] = {}
+
+    def add(name: str, gradient: Tensor) -> None:
+        sums[name] = sums.get(name, torch.zeros(gradient.shape)) + gradient.float() / ranks
+
+    for name, parameter in engine_state.named_parameters(ds_engine):
+        parameter.register_hook(lambda gradient, name=name: add(name, gradient))
+    for index in range(MICRO_STEPS):
+        part = prepared([index * ranks + place.rank], model.grid.tokens)
+        error, embedding, log_scale = ds_engine(part.batch.video, part.mask.visible, part.mask.target)
+        ds_engine.backward(error.sum() + embedding.sum() + log_scale.sum())
+        if index < MICRO_STEPS - 1:
+            ds_engine.step()
+    worst = 0.0
+    for name, parameter in engine_state.named_parameters(ds_engine):
+        found = parameter.grad if stage == 0 else safe_get_full_grad(parameter)
+        if ranks > 1:
+            dist.all_reduce(sums[name])
+        apart = (found.float() - sums[name]).norm() / sums[name].norm()
+        worst = max(worst, float(apart))
+    return worst
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    place = find_place()
+    engine.start_processes(place)
+    found: dict[str, Any] = {str(stage): difference(stage, place) for stage in range(4)}
+    if place.is_main:
+        Path(sys.argv[1]).write_text(json.dumps(found))
+    engine.stop_processes()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

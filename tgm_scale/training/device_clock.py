@@ -1,0 +1,39 @@
+"""Seconds that a device spends on part of its work, without anyone waiting for it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+
+class DeviceClock:
+    """A context manager: what is given to the device within it is timed, on a GPU by events in its queue (the host's
+    own clock would measure launches), on a CPU by the host's clock."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._open: Any = None
+        self._spans: list[tuple[Any, Any]] = []
+
+    def __enter__(self) -> None:
+        self._open = self._now()
+
+    def __exit__(self, *_: object) -> None:
+        self._spans.append((self._open, self._now()))
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        return torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
+
+    def seconds(self) -> float:
+        """Of the work that is done by now and was not told of before. What the device has still to do comes later."""
+        if not self._on_gpu:
+            spans, self._spans = self._spans, []
+            return sum(end - begin for begin, end in spans)
+        done = [end.query() for _, end in self._spans]
+        told = [span for span, is_done in zip(self._spans, done) if is_done]
+        self._spans = [span for span, is_done in zip(self._spans, done) if not is_done]
+        return sum(begin.elapsed_time(end) for begin, end in told) / 1e3
