@@ -22,8 +22,10 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Either the tests that need a GPU, or the others: CUDA is visible to a session as a whole, or not at all."""
-    on_gpu = os.environ.get("TGM_TEST_GPU") == "1"
+    """Either the tests that need a GPU, or the others: CUDA is visible to a session as a whole, or not at all.
+
+    TGM_TEST_GPU=cpu: the former on the CPU, as far as they can (tests/gpu)."""
+    on_gpu = os.environ.get("TGM_TEST_GPU") in ("1", "cpu")
     chosen = [item for item in items if (item.get_closest_marker("gpu") is not None) == on_gpu]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
