@@ -25,9 +25,10 @@ from PIL import Image
 from tgm_scale.contracts import Batch, Grid
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.loader import PREFETCH, ClipLoader
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.shared_memory import SharedBatches
+from tgm_scale.data.workers import _Crew
 from tgm_scale.runtime import seeding
 
 BROKEN = {"c03": "empty", "c08": "not_a_video", "c11": "truncated", "c17": "no_caption"}
@@ -392,6 +393,19 @@ def test_a_batch_that_is_held_keeps_its_pixels_and_others_memory_is_used_again(c
     for _, [batch] in load([corpus], workers=2, stop_step=12):
         places.add(batch.video.data_ptr())
     assert len(places) <= 4  # the one in hand, the last one, and two that 8 samples ahead can touch
+
+
+@pytest.mark.parametrize(("micro", "workers"), [(16, 1), (4, 1), (4, 6)])
+def test_workers_have_a_whole_step_to_do_while_one_is_computed(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, micro: int, workers: int
+) -> None:
+    asked = []
+    ask = _Crew.ask
+    monkeypatch.setattr(_Crew, "ask", lambda crew, task: asked.append(task.number) or ask(crew, task))
+    steps = iter(load([corpus], micro_batch_size=micro, workers=workers, stop_step=10))
+    next(steps)
+    assert len(asked) == 16 + max(16, workers * PREFETCH)
+    steps.close()  # type: ignore[attr-defined]
 
 
 def test_shared_memory_is_taken_again_when_no_tensor_of_it_is_left() -> None:
