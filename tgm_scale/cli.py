@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_configuration(resolved)
     resolved.add_argument("--key", metavar="section.key", help="print this value alone, such as run.dir")
+    resolved.add_argument(
+        "--marked", action="store_true", help="with --key: as `tgm-scale: KEY=VALUE`, to be found among others' lines"
+    )
     return parser
 
 
@@ -188,7 +191,7 @@ def _config(options: argparse.Namespace) -> int:
     if options.key is None:
         print(config.dump(resolved), end="")
     elif options.key in known:
-        print(attrgetter(options.key)(resolved))
+        print((f"tgm-scale: {options.key}=" if options.marked else "") + str(attrgetter(options.key)(resolved)))
     else:
         raise ValueError(f"--key {options.key}: no such key; known: {', '.join(known)}")
     return 0
