@@ -10,27 +10,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.decode import DecodeError, Video
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.shards import ShardWriter, shard_path
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.runtime import command
+from tgm_scale.runtime.progress import Board
 
 EXAMPLES = """examples:
   python tools/cache_relevance.py --shards DIR --towers CLIP --output DIR
   python tools/cache_relevance.py --shards 'DIR/*.tar' --towers CLIP --output DIR --every 0.5 --scorer vv
+  python tools/cache_relevance.py ... --task $SLURM_ARRAY_TASK_ID --tasks 16     in each job of an array (0-15)
 
 Every sample gets a member tgm.npy: maps of its captions over whole frames, float16, on the tower's grid (392 bytes
 each at 14 x 14), with a fingerprint of the towers and settings. Training reads them through its own crops and takes
 the frame nearest in time; it stops where the fingerprint is not that of its own towers and settings. Online, the tower
 sees a clip after the crop, and so at a higher resolution: maps from here are a little coarser.
 
-Stopped at any moment, the same command goes on with the first unfinished shard. A video that cannot be decoded is
+Stopped at any moment, the same command goes on with the first unfinished shard, and a shard appears whole; --task I
+--tasks N share the shards out, one process a GPU, and the bytes do not depend on N. A video that cannot be decoded is
 copied without maps and counted. Exit code: 0 done, 2 a mistake in the command or its input."""
 
 FRAMES_PER_PASS = 16
@@ -52,11 +54,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--scorer", default="value", metavar="NAME", help="raw, value (default) or vv, as guidance.scorer")
     add("--resolution", type=int, metavar="N", help="side that the tower sees, as guidance.resolution")
     add("--every", type=float, default=0.25, metavar="S", help="seconds between scored frames (default 0.25)")
+    add("--task", type=int, default=0, metavar="I", help="this process's number among --tasks, from 0")
+    add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
     add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
+    if not 0 <= options.task < options.tasks:
+        raise ValueError(f"--task {options.task} of --tasks {options.tasks}: wanted 0 to {options.tasks - 1}")
     if options.every <= 0:
         raise ValueError(f"--every {options.every}: wanted seconds above 0")
     corpus = Corpus.open(options.shards)
@@ -64,22 +70,32 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scorer = _Scorer(options, device)
+    mine = range(options.task, len(corpus.shards), options.tasks)
+    todo = [number for number in mine if not shard_path(options.output, number).exists()]
+    print(f"{len(corpus)} clips in {len(corpus.shards)} shards; {len(todo)} of this task's {len(mine)} are to be made")
     done: Counter[str] = Counter()
-    for number in range(len(corpus.shards)):
-        if shard_path(options.output, number).exists():
-            continue
-        rows = range(int(corpus.counts[number]))
-        with ShardWriter(options.output, clips_per_shard=len(rows), first=number) as writer:
-            for row in track(rows, description=f"shard {number + 1} of {len(corpus.shards)}"):
-                ref = corpus.sample(number, row)
-                members: dict[str, Any] = corpus.read(ref, list(ref.members))
-                outcome, maps = scorer(members[ref.video], members)
-                done[outcome] += 1
-                if maps is not None:
-                    members[EXTENSION] = maps
-                writer.write(ref.key, members)
+    with Board() as board:
+        task = board.task("clips", sum(int(corpus.counts[number]) for number in todo))
+        for number in todo:
+            rows = range(int(corpus.counts[number]))
+            with ShardWriter(options.output, clips_per_shard=len(rows), first=number) as writer:
+                for row in rows:
+                    done[_score(corpus.sample(number, row), corpus, scorer, writer)] += 1
+                    task.advance()
     print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")
+    finished = sum(shard_path(options.output, number).exists() for number in range(len(corpus.shards)))
+    print(f"{finished} of {len(corpus.shards)} shards finished")
     return 0
+
+
+def _score(ref: SampleRef, corpus: Corpus, scorer: _Scorer, writer: ShardWriter) -> str:
+    """Copy a sample with its maps. What became of it, in a word to be counted."""
+    members: dict[str, Any] = corpus.read(ref, list(ref.members))
+    outcome, maps = scorer(members[ref.video], members)
+    if maps is not None:
+        members[EXTENSION] = maps
+    writer.write(ref.key, members)
+    return outcome
 
 
 class _Scorer:

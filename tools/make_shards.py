@@ -90,7 +90,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--annotations {options.annotations}: no clip in {plan.rows} rows ({why}); see --help")
     encoding = Encoding(options.short_side, options.gop, options.crf)
     claim(options.output, plan, encoding)
-    mine = range(plan.shards * options.task // options.tasks, plan.shards * (options.task + 1) // options.tasks)
+    mine = range(options.task, plan.shards, options.tasks)
     todo = unfinished(options.output, mine)
     print(
         f"{plan.clips} clips in {plan.shards} shards; {len(todo)} of this task's {len(mine)} are to be made",

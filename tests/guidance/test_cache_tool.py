@@ -80,6 +80,22 @@ def test_cached_maps_are_the_online_ones(
     assert len(Corpus.open(str(output))) == 5
 
 
+def test_tasks_side_by_side_make_the_shards_of_one(
+    shards: Path, clip_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("--shards", shards, "--towers", clip_source, "--every", "0.1")
+    assert run(*command, "--output", tmp_path / "one") == 0
+    capsys.readouterr()
+    for task, mine, finished in ((1, 1, 1), (0, 2, 3)):
+        assert run(*command, "--output", tmp_path / "two", "--task", str(task), "--tasks", "2") == 0
+        said = capsys.readouterr().out
+        assert f"5 clips in 3 shards; {mine} of this task's {mine} are to be made" in said
+        assert f"{finished} of 3 shards finished" in said
+    for number in range(3):
+        name = f"{number:05d}.tar"
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
 def test_maps_of_another_scorer_stop_the_run(shards: Path, clip_source: Path, tmp_path: Path) -> None:
     output = tmp_path / "scored"
     assert run("--shards", shards, "--towers", clip_source, "--output", output, "--scorer", "raw") == 0
@@ -92,6 +108,7 @@ def test_maps_of_another_scorer_stop_the_run(shards: Path, clip_source: Path, tm
     [
         ({"--output": "plain"}, "is the folder of the shards"),
         ({"--every": "0"}, "--every 0.0: wanted seconds above 0"),
+        ({"--task": "2"}, "--task 2 of --tasks 1: wanted 0 to 0"),
         ({"--scorer": "val"}, "guidance.scorer=val: wanted one of"),
         ({"--towers": "nowhere"}, "no such folder"),
     ],
