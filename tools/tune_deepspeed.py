@@ -35,8 +35,9 @@ Each candidate makes a few real steps, by `tgm-scale pretrain` in as many proces
 configuration as it is: what others' losses are compared with. What arithmetic says cannot fit is left out, and so are
 larger micro batches than one that ran out of memory. The global batch stays, so micro batches change accumulation.
 Steps here count train.steps=STEPS for the learning rate's schedule. A candidate that was tried is not tried again.
-DIR/best.json is the fastest's DeepSpeed JSON, DIR/best.overrides what else it takes. Exit code 1: nothing fits."""
+DIR/best.json is the fastest's DeepSpeed JSON, DIR/best.overrides what else it takes. Exit code 4: nothing fits."""
 
+NOTHING_FITS = 4  # as the same command would find again: slurm/launch.sh does not start it again
 APART = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}  # of losses, relative: what layouts of one run may differ by
 ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
 
@@ -164,7 +165,7 @@ class Tuner:
         agreeing = [c for c in ran if apart[c.name] <= limit]
         if not agreeing:
             print("nothing fits: see output.log in the trials' folders", file=sys.stderr)
-            return 1
+            return NOTHING_FITS
         best = max(agreeing, key=lambda c: outcomes[c.name]["clips_per_second"])
         self._write_best(best)
         gain = outcomes[best.name]["clips_per_second"] / outcomes[ran[0].name]["clips_per_second"]
