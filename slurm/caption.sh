@@ -4,7 +4,7 @@
 #   TGM_TASKS=64 sbatch --array=0-63 slurm/caption.sh ...              another number of parts; keep it when going on
 #   sbatch --gpus-per-node=0 slurm/caption.sh --shards ... --output ... --classes label       from class names: no GPU
 # Needs: a GPU a part for BLIP-2 (16 GB for OPT-2.7b in half precision, by its size), the model's folder, the clips.
-# Costs: not measured on a cluster. A part that hits its time limit is submitted again and goes on where it was.
+# Costs: not measured on a cluster. Before its time limit a part is requeued, and goes on where it was.
 # Should reach: a shard in OUTPUT for each of the input's; the last line counts the clips by what became of them.
 #SBATCH --job-name=caption
 #SBATCH --array=0-7
@@ -13,10 +13,10 @@
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=12:00:00
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.log
-export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
-source "$TGM_HOME/slurm/launch.sh" || exit
-load_cluster || exit
-in_tasks -- tools/caption_clips.py --task "$SLURM_ARRAY_TASK_ID" --tasks "${TGM_TASKS:-8}" "$@"
+export TGM_HOME=${TGM_HOME:-${SLURM_SUBMIT_DIR:-.}}
+source "$TGM_HOME/slurm/launch.sh" || { echo "submit from the root of the repository, or export TGM_HOME" && exit 2; }
+share 8 tools/caption_clips.py "$@"

@@ -17,6 +17,6 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
-source "$TGM_HOME/slurm/launch.sh" || exit
-launch finetune "${1:?name a configuration}" "${@:2}"
+export TGM_HOME=${TGM_HOME:-${SLURM_SUBMIT_DIR:-.}}
+source "$TGM_HOME/slurm/launch.sh" || { echo "submit from the root of the repository, or export TGM_HOME" && exit 2; }
+launch finetune "$@"

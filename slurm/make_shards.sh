@@ -4,7 +4,7 @@
 #   sbatch --array=3,7 slurm/make_shards.sh ...                       parts 3 and 7 alone, for instance again
 #   TGM_TASKS=8 sbatch --array=0-7 slurm/make_shards.sh ...           another number of parts; keep it when going on
 # Needs: CPUs, no GPU (--partition=NAME where that is another one); the videos; disk, about 0.4 GB a thousand clips.
-# Costs: not measured on a cluster. A part that hits its time limit is submitted again and goes on where it was.
+# Costs: not measured on a cluster. Before its time limit a part is requeued, and goes on where it was.
 # Should reach: the last line `N of N shards finished`, and OUTPUT/report.json, which names what was left out and why.
 #SBATCH --job-name=make_shards
 #SBATCH --array=0-63
@@ -12,11 +12,10 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=32
 #SBATCH --time=12:00:00
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.log
-export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
-source "$TGM_HOME/slurm/launch.sh" || exit
-load_cluster || exit
-in_tasks -- tools/make_shards.py --task "$SLURM_ARRAY_TASK_ID" --tasks "${TGM_TASKS:-64}" \
-  --workers "$SLURM_CPUS_PER_TASK" "$@"
+export TGM_HOME=${TGM_HOME:-${SLURM_SUBMIT_DIR:-.}}
+source "$TGM_HOME/slurm/launch.sh" || { echo "submit from the root of the repository, or export TGM_HOME" && exit 2; }
+share 64 tools/make_shards.py --workers "${SLURM_CPUS_PER_TASK:-1}" "$@"

@@ -18,6 +18,6 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
-source "$TGM_HOME/slurm/launch.sh" || exit
+export TGM_HOME=${TGM_HOME:-${SLURM_SUBMIT_DIR:-.}}
+source "$TGM_HOME/slurm/launch.sh" || { echo "submit from the root of the repository, or export TGM_HOME" && exit 2; }
 launch pretrain configs/pretrain_vitl.yaml "$@"

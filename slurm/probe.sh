@@ -4,8 +4,8 @@
 #   TGM_COMMAND=knn sbatch slurm/probe.sh configs/probe_ssv2.yaml encoder.checkpoint=runs/x run.dir=runs/knn ...
 # Any number of nodes and of GPUs a node: each makes its part of the features, the digits are the same.
 # Needs: the dataset's lists and videos, or labelled shards; a checkpoint; slurm/cluster.env.
-# Costs: not measured on a cluster; decoding the videos once. Features stay in RUN/features: a job that is stopped goes on
-#   from them when it is submitted again.
+# Costs: not measured on a cluster; decoding the videos once. Features stay in RUN/features: before the time limit the job
+#   is requeued and goes on from them.
 # Should reach: not measured here; the configuration's header has the published figure. RUN/results.json at the end.
 #SBATCH --job-name=probe
 #SBATCH --nodes=1
@@ -14,9 +14,10 @@
 #SBATCH --cpus-per-task=12
 #SBATCH --mem=0
 #SBATCH --time=8:00:00
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
-export TGM_HOME=${TGM_HOME:-$SLURM_SUBMIT_DIR} # submit from the root of the repository, or set it
-source "$TGM_HOME/slurm/launch.sh" || exit
-launch "${TGM_COMMAND:-probe}" "${1:?name a configuration}" "${@:2}"
+export TGM_HOME=${TGM_HOME:-${SLURM_SUBMIT_DIR:-.}}
+source "$TGM_HOME/slurm/launch.sh" || { echo "submit from the root of the repository, or export TGM_HOME" && exit 2; }
+launch "${TGM_COMMAND:-probe}" "$@"

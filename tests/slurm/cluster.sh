@@ -1,5 +1,7 @@
 #!/bin/bash
 # A SLURM cluster of three simulated nodes on this host: no systemd, cgroups or accounting, and no root needed.
+# Each node has four GPUs of type a100 by name alone (their device files are /dev/null and its kin). Jobs of the
+# partition `urgent` preempt those of `debug`, which SLURM requeues.
 #   tests/slurm/cluster.sh start FOLDER [PORT]    then: export SLURM_CONF=FOLDER/slurm.conf
 #   tests/slurm/cluster.sh stop FOLDER
 # All state lies in FOLDER, the key of its own munge daemon too. Ports PORT to PORT+4 of 127.0.0.1 are used.
@@ -18,6 +20,8 @@ start() {
   printf '#!/bin/bash\n' >"$folder/task_prolog.sh"
   chmod 755 "$folder/task_prolog.sh"
 
+  printf 'Name=gpu Type=a100 File=/dev/%s\n' null zero full random >"$folder/gres.conf"
+
   (umask 077 && head -c 128 /dev/urandom >"$folder/munge/key")
   munged --key-file="$folder/munge/key" --socket="$folder/munge/socket" --pid-file="$folder/munge/pid" \
     --log-file="$folder/munge/log" --seed-file="$folder/munge/seed"
@@ -26,7 +30,7 @@ start() {
     slurmd -N "$node"
   done
   for _ in $(seq 100); do
-    if [ "$(sinfo --noheader --Node --states=idle | wc -l)" -eq "${#NODES[@]}" ]; then
+    if [ "$(sinfo --noheader --Node --partition=debug --states=idle | wc -l)" -eq "${#NODES[@]}" ]; then
       return 0
     fi
     sleep 0.2
@@ -63,14 +67,20 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
 SchedulerType=sched/builtin
+SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
+GresTypes=gpu
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+Licenses=videos:100
 SlurmdParameters=config_overrides
 ReturnToService=2
 JobRequeue=1
 KillWait=5
-NodeName=$(IFS=,; echo "${NODES[*]}") NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + ${#NODES[@]}))] CPUs=16 RealMemory=8000
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+NodeName=$(IFS=,; echo "${NODES[*]}") NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + ${#NODES[@]}))] CPUs=16 RealMemory=8000 Features=simulated Gres=gpu:a100:4
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 CONFIGURATION
 }
 
@@ -99,5 +109,5 @@ stop() {
 case "${1:-}" in
   start) start "$(realpath -m "${2:?FOLDER}")" "${3:-16817}" ;;
   stop) stop "$(realpath -m "${2:?FOLDER}")" ;;
-  *) sed -n '2,6s/^# //p' "$0" >&2 && exit 2 ;;
+  *) sed -n '2,8s/^# //p' "$0" >&2 && exit 2 ;;
 esac

@@ -57,6 +57,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
             frames = np.stack([np.roll(image, (t * (i % 3), t * 2), (0, 1)) for t in range(14)]).astype(np.uint8)
             writer.write(
                 f"clip{i:03d}",
-                {"mp4": encode_video(frames, 12), "json": {"captions": [f"texture {i}"], "label": "texture"}},
+                {"mp4": encode_video(frames, 12), "json": {"captions": [f"texture {i}"], "label": f"texture {i % 2}"}},
             )
     return folder

@@ -22,6 +22,7 @@ class Cluster:
     def __init__(self, folder: Path):
         self.folder = folder
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+        self.environment.pop("PYTHONPATH", None)  # jobs find the checkout's package by themselves
 
     def run(self, *command: str, seconds: float = 120, code: int | None = 0) -> str:
         """Output of a command; fails where its exit code is another. code=None: any."""
@@ -40,10 +41,7 @@ class Cluster:
         options: Sequence[str] = ("--nodes=2",),
     ) -> str:
         """sbatch of a script; `facts` are the lines of its cluster.env. Returns the job's id."""
-        file = output / "cluster.env"
-        lines = {"TGM_PYTHON": sys.executable, "TGM_NETWORK": "lo", "TGM_SCRATCH": str(output), **facts}
-        file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
-        self.environment["TGM_CLUSTER"] = str(file)
+        self.environment["TGM_CLUSTER"] = str(write_facts(output, facts))
         size = ("--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", "--mem=100")
         log = f"--output={output}/job-%j.log"
         return self.run("sbatch", "--parsable", *size, *options, log, f"{ROOT}/slurm/{script}", *arguments).strip()
@@ -53,7 +51,12 @@ class Cluster:
 
     def fact(self, job: str, name: str) -> str:
         words = self.run("scontrol", "show", "job", job).split()
-        return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
+        return next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), "")
+
+    def preempt_all(self) -> None:
+        """A job of the urgent partition takes all nodes for a moment."""
+        whole = ("--partition=urgent", "--nodes=3", "--exclusive", "--reservation=tests", "--output=/dev/null")
+        assert self.finish(self.run("sbatch", "--parsable", *whole, "--wrap=true").strip(), 60) == "COMPLETED"
 
     def finish(self, job: str, seconds: float = 300) -> str:
         """The state that a job ends in."""
@@ -87,6 +90,18 @@ class Cluster:
         (self.folder / "task_prolog.sh").write_text(f"#!/bin/bash\n{line}\nexit 0\n")
 
 
+def write_facts(folder: Path, facts: dict[str, str]) -> Path:
+    """A cluster.env that suits this cluster, with `facts` on top."""
+    lines = {"TGM_PYTHON": sys.executable, "TGM_NETWORK": "lo", "TGM_SCRATCH": str(folder), **facts}
+    file = folder / "cluster.env"
+    file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+    return file
+
+
+def log_of(folder: Path) -> str:
+    return "\n".join(file.read_text() for file in sorted(folder.glob("job-*.log")))
+
+
 def wait_for(condition: Callable[[], bool], seconds: float, why: Callable[[], str] = str) -> float:
     """Seconds until the condition holds; fails after `seconds`, with the text of `why`."""
     began = time.monotonic()
@@ -102,3 +117,14 @@ def steps_of(run: Path) -> int:
 
 def pid_of(run: Path, rank: int) -> int:
     return json.loads((run / "ranks" / f"{rank:05d}").read_text())["pid"]
+
+
+def overrides(run: Path, shards: Path, steps: int) -> list[str]:
+    """A configuration of configs/pretrain_*.yaml cut down to what two cores do in seconds."""
+    return [
+        *(f"run.dir={run}", f"data.shards={shards}", "data.frames=4", "data.stride=2", "data.size=32"),
+        *("data.workers=0", "data.repeated_augmentation=1", "guidance.towers=null", "masking.recipe=tube"),
+        *("model.size=tiny", "objective.contrastive_weight=0", f"train.steps={steps}", "train.global_batch_size=16"),
+        *("train.micro_batch_size=8", "train.precision=fp32", "checkpoint.every=10", "log.every=1"),
+        "log.tensorboard=false",
+    ]
