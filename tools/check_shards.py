@@ -138,6 +138,7 @@ def _report(corpus: Corpus, findings: list[Finding], crashed: list[str], opened:
         "without_caption": [finding.name for finding in findings if not finding.captions],
         "unfit_captions": [[finding.name, fault] for finding in findings for fault in finding.unfit_captions],
         "broken_json": [finding.name for finding in findings if finding.json_broken],
+        "interlaced": [finding.name for finding in findings if finding.interlaced],
         "doubles": _doubles(findings),
     }
 
@@ -166,6 +167,7 @@ def _print(report: dict[str, Any], opened: Inventory) -> None:
     _print_names("without a caption", report["without_caption"])
     _print_names("captions that cannot be used", [f"{name}: {fault}" for name, fault in report["unfit_captions"]])
     _print_names("with a json that is none", report["broken_json"])
+    _print_names("interlaced, with combs that tools/make_shards.py takes away", report["interlaced"])
     _print_names("groups of the same video", [" = ".join(names) for names in report["doubles"]])
 
 

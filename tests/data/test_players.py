@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 from fractions import Fraction
 from functools import cache
@@ -16,8 +17,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numbered import FORMATS, Format, number_in, write
 
+from tgm_scale.contracts import Grid
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.encode import CutError, cut_clip
+from tgm_scale.data.index import Corpus
+from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.survey import Surveyor
 
 COUNT = 30
 RATES = [Fraction(24000, 1001), *map(Fraction, (24, 25)), Fraction(30000, 1001), *map(Fraction, (30, 50, 60))]
@@ -341,6 +346,27 @@ def test_interlaced_video_has_no_combs_in_shards(folder: Path) -> None:
             assert combs(image) < 2
             middle = np.flatnonzero(image[48, :, 0] > 120).mean()
             assert abs(middle - 16 * (first + index) - 15.5) < 6  # either field
+
+
+def test_interlaced_clips_are_told_once(folder: Path) -> None:
+    """By the loader with a name and the count, whatever its workers; by check_shards with all names."""
+    (folder / "list").mkdir()
+    for number in range(4):
+        options = {"x264-params": "tff=1"} if number % 2 else {}
+        (folder / "list" / f"{number}.mp4").write_bytes(shot(interlaced_film(), **options))
+    (folder / "list" / "list.txt").write_text("".join(f"{number}.mp4 a bar\n" for number in range(4)))
+    corpus = Corpus.open(str(folder / "list" / "list.txt"))
+    for workers in (0, 1):
+        loader = ClipLoader(
+            [corpus], frames=4, stride=2, size=32, grid=Grid.of(4, 32, 2, 16), seed=0, global_batch_size=4,
+            micro_batch_size=4, rank=0, world_size=1, workers=workers, stop_step=3,
+        )  # fmt: skip
+        with pytest.warns(UserWarning) as told:
+            list(loader)
+        texts = [str(each.message) for each in told]
+        assert len(texts) == 1 and re.search(r"[13]\.mp4 is interlaced.*1 of [1-3] samples", texts[0])
+    found = [Surveyor(corpus, decode=2)(number, 0, thumbnail=False) for number in range(4)]
+    assert sorted(one.name for one in found if one.interlaced) == ["1.mp4", "3.mp4"]
 
 
 def test_animated_pictures_that_no_decoder_takes_are_refused() -> None:

@@ -14,6 +14,7 @@ from itertools import islice
 import torch
 
 from tgm_scale.contracts import Batch, Grid
+from tgm_scale.data.combs import CombNotice
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.order import Mixture, Order
 from tgm_scale.data.samples import FlowEstimator, RelevanceReader, Sample, Samples, Sampling
@@ -104,6 +105,7 @@ class ClipLoader:
         self.prefetch = prefetch
         self.start_step = start_step
         self.stop_step = stop_step
+        self._combs = CombNotice()
         self.accumulation = global_batch_size // (micro_batch_size * world_size)
         # All in samples, of which each gives `repeated_augmentation` clips:
         self._micro = micro_batch_size // repeated_augmentation
@@ -139,6 +141,7 @@ class ClipLoader:
     def _batch(self, samples: list[Sample], pixels: torch.Tensor) -> Batch:
         """The video is a [B, 3, T, H, W] view of pixels stored as they were decoded, colour last: they are put in the
         model's order where that is cheap, on its device."""
+        self._combs.see(samples)
         repeats = self.samples.sampling.repeated_augmentation
         relevance = [torch.from_numpy(sample.relevance) for sample in samples if sample.relevance is not None]
         flow = [torch.from_numpy(sample.flow) for sample in samples if sample.flow is not None]

@@ -65,6 +65,7 @@ class Sample:
     motion: np.ndarray | None = None  # float32 [N, S, R, C]
     caption_set: list[str] | None = None
     flow: np.ndarray | None = None  # float32 [N, T, 2, h, w]
+    interlaced: bool = False  # its video is marked so
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class Samples:
             motion=None if recorder is None else self._motion(recorder, indices, crops),
             caption_set=choices if sampling.caption_sets else None,
             flow=self._flow(clips_NTHW3),
+            interlaced=video.interlaced,
         )
 
     def _indices(self, count: int, seed: int) -> np.ndarray:

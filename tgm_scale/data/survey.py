@@ -33,6 +33,7 @@ class Finding:
     frames: int = 0
     width: int = 0
     height: int = 0
+    interlaced: bool = False
     problem: Problem | None = None
     thumbnail: np.ndarray | None = None  # uint8 [h, w, 3]
 
@@ -67,6 +68,7 @@ class Surveyor:
                 finding.height, finding.width, _ = image.shape
                 if thumbnail and index == middle:
                     finding.thumbnail = _small(image)
+            finding.interlaced = video.interlaced
 
 
 def _broken(data: bytes | None) -> bool:
