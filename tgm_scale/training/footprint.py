@@ -54,13 +54,14 @@ def state_bytes(count: int, stage: int, offload: str, precision: str, processes:
     Offload of both makes 20 bytes a parameter: 20.1 were measured (docs/PERFORMANCE.md)."""
     value = 4 if precision == "fp32" else 2
     weights = value / (processes if stage == 3 else 1)
-    gradients = value / (processes if stage >= 2 else 1)
+    summed = 4 if precision == "bf16" and stage > 0 else value  # gradients of bf16 are summed in fp32
+    gradients = summed / (processes if stage >= 2 else 1)
     # fp32 weights and two moments; in fp32 without ZeRO Adam works on the module's own weights
     adam = (8 if precision == "fp32" and stage == 0 else 12) / (processes if stage >= 1 else 1)
     if offload == "none":
         return count * (weights + gradients + adam), 0.0
     # beside Adam's: gradients as they are summed up, and in fp32 for Adam; on the device those of a bucket at most
-    host = adam + (value + 4) / processes
+    host = adam + (summed + 4) / processes
     return (count * weights, count * host) if offload == "optimizer" else (0.0, count * (host + weights))
 
 
