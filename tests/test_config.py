@@ -23,7 +23,8 @@ train: {steps: 10}
 FROZEN_KEYS = """
 run.dir run.seed
 data.shards data.synthetic data.cache data.frames data.stride data.size data.workers data.decoder
-data.repeated_augmentation data.crop data.flip data.window_shards data.max_skipped_share
+data.repeated_augmentation data.crop data.flip data.window_shards data.max_skipped_share data.max_left_out_share
+data.root
 guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.captions guidance.flow
 guidance.cached guidance.compile guidance.own_stream
 masking.recipe masking.mask_ratio masking.visible_ratio masking.options
@@ -125,4 +126,29 @@ def test_a_key_given_twice_and_a_missing_file_are_mistakes(file: Path) -> None:
 def test_both_lengths_are_a_contradiction(file: Path) -> None:
     file.write_text(MINIMAL.replace("steps: 10", "steps: 10, epochs: 2"))
     with pytest.raises(ValueError, match="one of the two"):
+        config.load(file)
+
+
+def test_a_mistake_of_an_override_is_the_command_lines(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "run: {dir: x}\ndata: {shards: y, typo: 1}\nobjective: {contrastive_weight: 0}\ntrain: {steps: 1}\n"
+    )
+    with pytest.raises(ValueError) as caught:
+        config.load(file, ["train.stesp=3"])
+    assert str(caught.value).startswith(f"{file}:\n  data.typo: unknown key")
+    assert "\ncommand line:\n  train.stesp: unknown key; did you mean train.steps?" in str(caught.value)
+
+
+def test_a_deepspeed_file_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "configs/deepspeed").mkdir(parents=True)
+    (tmp_path / "configs/deepspeed/zero1.json").write_text("{}")
+    file = tmp_path / "configs/c.yaml"
+    text = "run: {dir: x}\ndata: {shards: y}\nobjective: {contrastive_weight: 0}\ntrain: {steps: 1}\n"
+    monkeypatch.chdir("/")
+    for name in ("configs/deepspeed/zero1.json", "deepspeed/zero1.json"):
+        file.write_text(text + f"deepspeed: {{config: {name}}}\n")
+        assert config.load(file).deepspeed.config == str(tmp_path / "configs/deepspeed/zero1.json")
+    file.write_text(text + "deepspeed: {config: absent.json}\n")
+    with pytest.raises(ValueError, match=r"deepspeed.config=absent.json: no such file \(looked for /absent.json, "):
         config.load(file)

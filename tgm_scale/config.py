@@ -286,7 +286,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     """The configuration of a pretraining run in a YAML file, with `section.key=value` overrides laid over it.
 
     Raises ValueError that lists every mistake."""
-    return from_tree(read_tree(path, overrides), str(path))
+    return checked(read_tree(path, overrides), str(path), Config, overrides)
 
 
 def packaged(path: str | Path, ending: str) -> Path:
@@ -319,7 +319,23 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     tree = _read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
+    _find_deepspeed(tree, file)
     return lay_over(tree, overrides)
+
+
+def _find_deepspeed(tree: dict, file: Path) -> None:
+    """A DeepSpeed JSON that a configuration names lies in the working folder, or else in that of the configuration or
+    the one above."""
+    section = tree.get("deepspeed")
+    name = section.get("config") if isinstance(section, dict) else None
+    if not isinstance(name, str) or Path(name).is_file():
+        return
+    for folder in file.resolve().parents[:2]:
+        if (folder / name).is_file():
+            section["config"] = str(folder / name)
+            return
+    looked = ", ".join(str(folder / name) for folder in (Path.cwd(), *file.resolve().parents[:2]))
+    raise ValueError(f"{file}: deepspeed.config={name}: no such file (looked for {looked})")
 
 
 def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
@@ -352,13 +368,18 @@ def from_tree(tree: dict, origin: str = "configuration") -> Config:
     return checked(tree, origin, Config)
 
 
-def checked(tree: dict, origin: str, kind: type[Kind]) -> Kind:
-    """`from_tree` for any kind of configuration."""
+def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tuple[str, ...] = ()) -> Kind:
+    """`from_tree` for any kind of configuration; mistakes in the overrides are told as the command line's."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(item, kind) for item in error.errors()]
-        raise ValueError(f"{origin}:\n  " + "\n  ".join(lines)) from None
+        given = [override.partition("=")[0] for override in overrides]
+        of: dict[str, list[str]] = {}
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            ours = name and any(f"{name}.".startswith(f"{one}.") or one.startswith(f"{name}.") for one in given)
+            of.setdefault("command line" if ours else origin, []).append(_explain(item, kind))
+        raise ValueError("\n".join(f"{where}:\n  " + "\n  ".join(lines) for where, lines in of.items())) from None
 
 
 def _explain(item: Any, kind: type[Section]) -> str:

@@ -69,6 +69,10 @@ class Judged:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    for name in ("recipes", "scorers"):  # overrides may come after a list of names
+        words = [word for given in getattr(options, name) for word in ([given] if "=" in given else given.split(","))]
+        options.overrides += [word for word in words if "=" in word]
+        setattr(options, name, [word for word in words if word and "=" not in word])
     return command.exit_code("evaluate_masks", lambda: _run(options))
 
 
@@ -79,8 +83,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--masks", type=Path, metavar="DIR", help="where the truth is (default: beside the videos)")
     add("--captions", type=Path, metavar="FILE", help="default: captions.json in the folder of videos")
     add("--config", metavar="FILE", help="a run's configuration, for its grid, ratio, towers and options")
-    add("--recipes", default="all", metavar="A,B", help="default: all that can run")
-    add("--scorers", default=",".join(SCORERS), metavar="A,B", help="of text_guided (default: all)")
+    add(
+        "--recipes",
+        nargs="+",
+        default=["all"],
+        metavar="NAME",
+        help="blanks or commas between (default: all)",
+    )
+    add("--scorers", nargs="+", default=list(SCORERS), metavar="NAME", help="of text_guided (default: all)")
     add("--clips", type=int, default=3, metavar="N", help="of each video, evenly spread (default 3)")
     add("--output", type=Path, metavar="DIR", help="write figures.json and a picture sheet of each video there")
     add("overrides", nargs="*", metavar="section.key=value", help="laid over the configuration")
@@ -150,7 +160,7 @@ def _masker(config: Config, recipe: str) -> Masker:
 
 def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], list[str]]:
     """The recipes that can run, and in words those that cannot."""
-    wanted = list(RECIPES) if options.recipes == "all" else options.recipes.split(",")
+    wanted = list(RECIPES) if options.recipes == ["all"] else options.recipes
     judged, left_out = [], []
     device = torch.device("cpu")
     for recipe in wanted:
@@ -164,7 +174,7 @@ def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], 
             except ValueError as missing:
                 left_out.append(f"{recipe}: {missing}")
                 continue
-        for scorer in options.scorers.split(",") if "relevance" in masker.needs else [None]:
+        for scorer in options.scorers if "relevance" in masker.needs else [None]:
             guidance = config.guidance.model_copy(update={"scorer": scorer or config.guidance.scorer, "cached": False})
             towers = build.towers(config.model_copy(update={"guidance": guidance}), masker.needs, device)
             judged.append(Judged(f"{recipe} ({scorer})" if scorer else recipe, masker, towers))

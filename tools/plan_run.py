@@ -53,8 +53,7 @@ def plan(config: Config, gpus: int, flops: float) -> str:
     if train.global_batch_size % per_pass:
         raise ValueError(
             f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
-            f"{train.micro_batch_size} x {gpus} GPUs: choose a micro batch that divides "
-            f"{train.global_batch_size // gpus}"
+            f"{train.micro_batch_size} x {gpus} GPUs: {_advice(config, gpus)}"
         )
     accumulation = train.global_batch_size // per_pass
     targets = masks.target_count if config.objective.reconstruction_weight else 0
@@ -87,6 +86,31 @@ def plan(config: Config, gpus: int, flops: float) -> str:
         lines["the run"] += f"{train.steps * seconds * gpus / 3600:.0f} GPU hours, without guidance and data waits"
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def _advice(config: Config, gpus: int) -> str:
+    """What would work instead: each was tried."""
+    train = config.train
+    batch, repeats = train.global_batch_size, config.data.repeated_augmentation
+    found = []
+    micro = [m for m in range(train.micro_batch_size, 0, -1) if batch % (m * gpus) == 0 and m % repeats == 0]
+    if micro:
+        found.append(f"train.micro_batch_size={micro[0]}")
+    fewer = [n for n in range(gpus, 0, -1) if _fits(config, n)]
+    more = [n for n in range(gpus + 1, batch + 1) if _fits(config, n)]
+    if counts := [*fewer[:1], *more[:1]]:
+        found.append(f"{' or '.join(map(str, counts))} GPUs")
+    whole = train.micro_batch_size * gpus
+    negatives = config.objective.contrastive_batch
+    others = [b for b in (batch // whole * whole, -(-batch // whole) * whole) if b]
+    if fitting := [b for b in others if not negatives or b % negatives == 0]:
+        found.append(f"train.global_batch_size={' or '.join(map(str, fitting))}")
+    return "use " + ", or ".join(found)
+
+
+def _fits(config: Config, gpus: int) -> bool:
+    train = build.for_processes(config, gpus).train
+    return train.global_batch_size % (train.micro_batch_size * gpus) == 0
 
 
 if __name__ == "__main__":

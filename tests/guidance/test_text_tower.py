@@ -154,3 +154,17 @@ def test_a_text_tower_is_one_graph(family: str, request: pytest.FixtureRequest) 
     whole = torch.compile(tower._embed, backend="eager", fullgraph=True)
     with torch.no_grad():
         torch.testing.assert_close(whole(ids), tower._embed(ids))
+
+
+def test_captions_of_equal_tokens_are_one(towers: Path) -> None:
+    """In case and white space, and beyond the 16 tokens that this tower takes."""
+    text = load_text_tower(str(towers), device=torch.device("cpu"), dtype=torch.float32)
+    long = " ".join(["texture"] * 20)
+    captions = ["Texture 3", "texture  3", "texture 4", f"{long} a", f"{long} b", ""]
+    one = text.caption_ids(captions)
+    again = load_text_tower(str(towers), device=torch.device("cpu"), dtype=torch.float32)
+    assert torch.equal(again.caption_ids(captions[::-1]), one.flip(0))
+    assert one[0] == one[1] and one[3] == one[4] and len(set(one.tolist())) == 4
+    assert torch.equal(text.encode(captions[:1]), text.encode(captions[1:2]))
+    text.encode(["texture 3", "texture 5"])
+    assert text.caption_ids(["texture 3"]).tolist() == one[:1].tolist()

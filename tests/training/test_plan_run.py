@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 
@@ -28,3 +29,18 @@ def test_many_gpus_leave_each_a_smaller_micro_batch(capsys: pytest.CaptureFixtur
 def test_options_that_make_no_plan_are_refused(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CONFIG, *option]) == 2
     assert f"plan_run: {option[0]}" in capsys.readouterr().err
+
+
+def test_what_is_advised_works(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config", "configs/pretrain_vitb.yaml", "--nodes", "1"]
+    assert main(["guidance.towers=small", *config, "--gpus-per-node", "6"]) == 2
+    said = capsys.readouterr().err
+    counts = re.search(r"(\d+) or (\d+) GPUs", said)
+    batches = re.search(r"global_batch_size=(\d+) or (\d+)$", said.strip())
+    assert counts and batches, said
+    for count in counts.groups():
+        assert main(["guidance.towers=small", *config, "--gpus-per-node", count]) == 0
+    for batch in batches.groups():
+        assert (
+            main(["guidance.towers=small", f"train.global_batch_size={batch}", *config, "--gpus-per-node", "6"]) == 0
+        )

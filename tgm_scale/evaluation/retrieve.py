@@ -83,9 +83,14 @@ def _text_tower(at: Session) -> TextTower:
 
 
 def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened: dict[str, Any]) -> dict[str, Any]:
-    """Recall at 1, 5 and 10 in both directions. Clips of one caption are all right answers to it."""
-    texts = sorted(set(clips.labels))
-    own_M = torch.tensor([texts.index(caption) for caption in clips.labels])
+    """Recall at 1, 5 and 10 in both directions. Clips of one caption are all right answers to it; captions of equal
+    tokens are one, as in training."""
+    every = sorted(set(clips.labels))
+    first: dict[int, str] = {}
+    same = {caption: first.setdefault(number, caption) for caption, number in zip(every, ids_of(text, every))}
+    texts = list(first.values())
+    number = {caption: i for i, caption in enumerate(texts)}
+    own_M = torch.tensor([number[same[caption]] for caption in clips.labels])
     scores_MU = (video_ME @ text.encode(texts).float().T).cpu()
     right_MU = own_M[:, None] == torch.arange(len(texts))
     figures: dict[str, dict[str, Any]] = {}
@@ -109,6 +114,10 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened:
         for key, caption, number in zip(clips.keys, clips.labels, best.tolist())
     )
     return results.write(at.folder, found | opened, rows, {"test": clips.problems})
+
+
+def ids_of(text: TextTower, captions: list[str]) -> list[int]:
+    return text.caption_ids(captions).tolist()
 
 
 def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:

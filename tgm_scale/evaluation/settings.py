@@ -134,11 +134,11 @@ class FinetuneConfig(RunSettings):
 
 def load_frozen(path: str | None, overrides: list[str]) -> FrozenConfig:
     """Of a YAML file (None: of the overrides alone). Raises ValueError that lists every mistake."""
-    return configuration.checked(_tree(path, overrides), path or "command line", FrozenConfig)
+    return configuration.checked(_tree(path, overrides), path or "command line", FrozenConfig, overrides)
 
 
 def load_finetune(path: str, overrides: list[str]) -> FinetuneConfig:
-    return configuration.checked(_tree(path, overrides), path, FinetuneConfig)
+    return configuration.checked(_tree(path, overrides), path, FinetuneConfig, overrides)
 
 
 def load_any(path: str, overrides: list[str]) -> RunSettings:
@@ -149,7 +149,7 @@ def load_any(path: str, overrides: list[str]) -> RunSettings:
         kind = FinetuneConfig
     elif "encoder" in tree:
         kind = FrozenConfig
-    return configuration.checked(tree, path, kind)
+    return configuration.checked(tree, path, kind, overrides)
 
 
 def _tree(path: str | None, overrides: list[str]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tgm_scale.runtime import seeding
+
 CAPTIONS_PER_PASS = 64
 CACHE_SIZE = 16_384  # captions; 50 MB of float32 at a width of 768
 
@@ -36,6 +38,7 @@ class TextTower:
         self._embed, self._cache_size = embed, cache_size
         self._per_pass = 1 if device.type == "cpu" else CAPTIONS_PER_PASS
         self._cache: OrderedDict[str, Tensor] = OrderedDict()  # caption -> float32 [E], latest last
+        self._ids: OrderedDict[str, int] = OrderedDict()  # caption -> what stands for its tokens
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
@@ -50,9 +53,25 @@ class TextTower:
         self._remember(known)
         return torch.stack([known[caption] for caption in captions])
 
+    def caption_ids(self, captions: list[str]) -> Tensor:
+        """int64 [B] on the CPU: equal for captions of equal tokens, which are one caption to the tower (they may
+        differ in case, in white space, or beyond the longest text it takes)."""
+        if missing := [caption for caption in dict.fromkeys(captions) if caption not in self._ids]:
+            self._note(missing, self.tokenize(missing))
+        found = torch.tensor([self._ids[caption] for caption in captions], dtype=torch.int64)
+        while len(self._ids) > self._cache_size:
+            self._ids.popitem(last=False)
+        return found
+
+    def _note(self, captions: list[str], tokens_BL: Tensor) -> None:
+        for caption, tokens in zip(captions, tokens_BL.tolist()):
+            self._ids[caption] = seeding.key("caption", *tokens)
+
     def _pass(self, captions: list[str]) -> list[Tensor]:
         filled = captions + [""] * (self._per_pass - len(captions))
-        embeddings = self._embed(self.tokenize(filled).to(self.device, non_blocking=True)).float()
+        tokens_BL = self.tokenize(filled)
+        self._note(captions, tokens_BL)
+        embeddings = self._embed(tokens_BL.to(self.device, non_blocking=True)).float()
         return [row.clone() for row in F.normalize(embeddings, dim=-1)[: len(captions)]]
 
     def _remember(self, used: dict[str, Tensor]) -> None:

@@ -53,7 +53,8 @@ class Guide:
 
     @torch.no_grad()
     def look(self, batch: Batch) -> Looked:
-        ids_B, hashes_B = caption_ids(batch.captions), torch.tensor(clip_hashes(batch))
+        same = caption_ids if self.towers.text is None else self.towers.text.caption_ids
+        ids_B, hashes_B = same(batch.captions), torch.tensor(clip_hashes(batch))
         numbers_B2 = self.to_device.numbers(torch.stack([ids_B, hashes_B], dim=1))
         batch = self.to_device(batch)
         with self.clock:

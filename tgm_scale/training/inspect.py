@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from statistics import median
@@ -21,9 +22,9 @@ def status(folder: str) -> str:
 
     Raises ValueError for a folder that is no run."""
     root = Path(folder)
-    config = configuration.load(root / "config.yaml") if (root / "config.yaml").is_file() else None
-    if config is None:
-        raise ValueError(f"{folder}: no config.yaml: not a run folder")
+    tree = _tree(folder)
+    if "encoder" in tree:
+        return _aligned({"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **_results(root)})
     plan = run_folder.read_plan(root)
     starts = run_folder.starts(root)
     rows = read_metrics(root)
@@ -36,19 +37,55 @@ def status(folder: str) -> str:
     left = (plan["steps"] - last["step"]) * seconds
     age = time.time() - (root / "metrics.jsonl").stat().st_mtime
     lines = {
-        "run": f"{folder}, {config.model.size}, {config.masking.recipe}",
+        "run": f"{folder}, {tree['model']['size']}, {tree.get('masking', {}).get('recipe', 'finetuning')}",
         "step": f"{last['step']} of {plan['steps']} ({last['step'] / plan['steps']:.0%}), {last['samples']} samples",
-        "speed": f"{config.train.global_batch_size / seconds:.1f} clips/s, {seconds:.2f} s a step",
+        "speed": f"{tree['train']['global_batch_size'] / seconds:.1f} clips/s, {seconds:.2f} s a step",
         "left": "done" if last["step"] == plan["steps"] else _duration(left),
         "last step": f"{_duration(age)} ago",
         "loss": f"{last['loss']:.4f} (first {rows[0]['loss']:.4f})",
         "checkpoint": newest.name if newest else "none yet",
         "starts": _starts(starts),
         "skipped": f"{last['skipped_samples']} samples" + (", see skipped.jsonl" if last["skipped_samples"] else ""),
-        "bottleneck": explain(ranks or from_metrics(recent), config.data.workers),
+        "bottleneck": explain(ranks or from_metrics(recent), tree["data"]["workers"]),
+        **_left_out(root),
+        **_results(root),
     }
+    return _aligned(lines)
+
+
+def _aligned(lines: dict[str, str]) -> str:
     width = max(map(len, lines))
     return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+
+
+def _tree(folder: str) -> dict[str, Any]:
+    """The sections of a run's configuration, of whatever kind. Raises ValueError for a folder that is no run."""
+    if not (Path(folder) / "config.yaml").is_file():
+        raise ValueError(f"{folder}: no config.yaml: not a run folder")
+    return configuration.read_tree(Path(folder) / "config.yaml")
+
+
+def _left_out(root: Path) -> dict[str, str]:
+    """What was left out of the data when the run started."""
+    file = root / "data.json"
+    corpora = json.loads(file.read_text()) if file.is_file() else []
+    said = [
+        f"{corpus['name']}: " + ", ".join(f"{count} {reason}" for reason, count in corpus["left_out"].items())
+        for corpus in corpora
+        if corpus.get("left_out")
+    ]
+    return {"left out": "; ".join(said) + ", see left_out.jsonl"} if said else {}
+
+
+def _results(root: Path) -> dict[str, str]:
+    """The figures of each method that was judged in this folder."""
+    lines = {}
+    for file in sorted(root.glob("results*.json")):
+        found = json.loads(file.read_text())
+        figures = ", ".join(f"{name} {value['value']:.4f}" for name, value in found["figures"].items())
+        left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
+        lines[found["method"]] = figures + (f"; left out: {left_out}" if left_out else "")
+    return lines or {"results": "none yet"} if not (root / "metrics.jsonl").is_file() else lines
 
 
 def _starts(starts: list[dict[str, Any]]) -> str:
@@ -71,11 +108,20 @@ def compare(one: str, other: str) -> tuple[str, bool]:
     """A report on where two runs part (configuration, data sequence, losses), and whether they are equal.
 
     Raises ValueError for a folder that is no run."""
+    trees = [_tree(run) for run in (one, other)]
+    report = _config_differences(*trees)
+    if all("encoder" in tree for tree in trees):
+        figures = [_results(Path(run)) for run in (one, other)]
+        names = dict.fromkeys([*figures[0], *figures[1]])
+        apart = [name for name in names if figures[0].get(name) != figures[1].get(name)]
+        report += [
+            f"{name}: {figures[0].get(name, 'not there')} | {figures[1].get(name, 'not there')}" for name in apart
+        ]
+        return "\n".join(report if apart else [*report, "results: equal"]), not apart
     rows = {run: {row["step"]: row for row in read_metrics(Path(run))} for run in (one, other)}
     steps = sorted(rows[one].keys() & rows[other].keys())
     if not steps:
         raise ValueError(f"{one} and {other} have no step in common")
-    report = _config_differences(one, other)
     alike = [step for step in steps if len({len(rows[run][step]["data_digest"]) for run in (one, other)}) == 1]
     data = [step for step in alike if rows[one][step]["data_digest"] != rows[other][step]["data_digest"]]
     if data:
@@ -100,12 +146,12 @@ def compare(one: str, other: str) -> tuple[str, bool]:
     return "\n".join(report), not (data or apart or lengths[one] != lengths[other])
 
 
-def _config_differences(one: str, other: str) -> list[str]:
-    trees = [configuration.load(Path(run) / "config.yaml").model_dump(mode="json") for run in (one, other)]
+def _config_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
     lines = []
-    for section in trees[0]:
-        for key in trees[0][section]:
-            here, there = trees[0][section][key], trees[1][section][key]
-            if here != there and (section, key) != ("run", "dir"):
-                lines.append(f"config: {section}.{key} is {here!r} in the first, {there!r} in the second")
+    for section in dict.fromkeys([*here, *there]):
+        one, other = (tree.get(section) or {} for tree in (here, there))
+        for key in dict.fromkeys([*one, *other]):
+            if one.get(key) != other.get(key) and (section, key) != ("run", "dir"):
+                said = [repr(side[key]) if key in side else "not there" for side in (one, other)]
+                lines.append(f"config: {section}.{key} is {said[0]} in the first, {said[1]} in the second")
     return lines or ["config: equal"]

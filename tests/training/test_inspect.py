@@ -1,0 +1,63 @@
+"""`tgm-scale status` and `compare` on any kind of run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tgm_scale import cli
+from tgm_scale.training.inspect import compare, status
+
+
+def evaluation(folder: Path, top1: float, **sections: dict) -> str:
+    folder.mkdir()
+    tree = {"run": {"dir": str(folder)}, "encoder": {"checkpoint": "runs/x"}, **sections}
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    found = {"method": "linear probe", "figures": {"top1": {"value": top1}}, "left_out": {"missing_video": 2}}
+    (folder / "results.json").write_text(json.dumps(found))
+    (folder / "results-nearest-neighbours.json").write_text(json.dumps({**found, "method": "nearest neighbours"}))
+    return str(folder)
+
+
+def trained(folder: Path, **sections: dict) -> str:
+    folder.mkdir()
+    tree = {
+        "run": {"dir": str(folder)},
+        "data": {"workers": 0},
+        "model": {"size": "tiny"},
+        "train": {"global_batch_size": 8},
+        **sections,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    row = {"step": 1, "loss": 2.5, "step_seconds": 1.0, "data_seconds": 0.5, "guidance_seconds": 0.0, "samples": 4,
+           "skipped_samples": 0, "data_digest": "0"}  # fmt: skip
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (folder / "plan.json").write_text(json.dumps({"steps": 1, "world_size": 1}))
+    (folder / "environment.jsonl").write_text(json.dumps({"step": 0, "slurm_job": None, "slurm_nodes": None}) + "\n")
+    (folder / "data.json").write_text(json.dumps([{"name": "k400", "left_out": {"missing_video": 7}}]))
+    return str(folder)
+
+
+def test_an_evaluation_has_a_status(tmp_path: Path) -> None:
+    said = status(evaluation(tmp_path / "a", 0.5))
+    assert "frozen features of runs/x" in said
+    assert "linear probe  top1 0.5000; left out: 2 missing_video" in said and "nearest neighbours  top1" in said
+
+
+def test_a_finetuning_has_a_status_with_what_was_left_out(tmp_path: Path) -> None:
+    said = status(trained(tmp_path / "f", finetune={"mixup": 0.8}))
+    assert "tiny, finetuning" in said and "left out  k400: 7 missing_video, see left_out.jsonl" in said
+
+
+def test_runs_of_other_kinds_and_keys_are_compared_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = trained(tmp_path / "a", masking={"recipe": "tube"}), trained(tmp_path / "b", finetune={"mixup": 0.8})
+    assert cli.main(["compare", one, other]) == 0
+    said = capsys.readouterr().out
+    assert "config: masking.recipe is 'tube' in the first, not there in the second" in said
+    assert "config: finetune.mixup is not there in the first, 0.8 in the second" in said
+    report, equal = compare(evaluation(tmp_path / "c", 0.5), evaluation(tmp_path / "d", 0.6, data={"split": 2}))
+    assert not equal and "data.split is not there in the first, 2 in the second" in report
+    assert "linear probe: top1 0.5000; left out: 2 missing_video | top1 0.6000" in report
