@@ -326,7 +326,7 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
 def _find_deepspeed(tree: dict, file: Path) -> None:
     """A DeepSpeed JSON that a configuration names lies in the working folder, or else in that of the configuration or
     the one above."""
-    section = tree.get("deepspeed")
+    section: Any = tree.get("deepspeed")
     name = section.get("config") if isinstance(section, dict) else None
     if not isinstance(name, str) or Path(name).is_file():
         return
