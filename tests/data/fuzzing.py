@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import tarfile
 from collections.abc import Callable, Iterator
@@ -121,3 +122,56 @@ def _write(tar: tarfile.TarFile, key: str, members: dict[str, bytes]) -> None:
 def files_below(folder: Path) -> Iterator[str]:
     for path in sorted(folder.rglob("*")):
         yield f"{path.relative_to(folder)} {path.stat().st_size if path.is_file() else 'folder'}"
+
+
+def _surrogate(random: np.random.Generator) -> bytes:
+    return f'"cut \\u{random.integers(0xD800, 0xE000):04x} here"'.encode()
+
+
+def _control(random: np.random.Generator) -> bytes:
+    return f'"a\\u{random.integers(0, 32):04x}b"'.encode()
+
+
+def _bytes(random: np.random.Generator) -> bytes:
+    return random.bytes(int(random.integers(0, 60)))
+
+
+def _nested(random: np.random.Generator) -> bytes:
+    return b"[" * int(random.integers(1, 20_000))
+
+
+def _number(random: np.random.Generator) -> bytes:
+    return [b"NaN", b"-Infinity", b"1e999", b"1" * 5000, b"-0", b"00", b"3,5", b"0 -1 7"][int(random.integers(8))]
+
+
+def _other_types(random: np.random.Generator) -> bytes:
+    return [b"null", b"true", b"{}", b"[]", b'[null, 3, {"a": "b"}, " x "]', b'""', b'" "'][int(random.integers(7))]
+
+
+def _scripts(random: np.random.Generator) -> bytes:
+    letters = random.integers(0x20, 0x2FFF, 12)
+    return ('"' + "".join(map(chr, letters)).replace('"', "").replace("\\", "") + '"').encode()
+
+
+def _delimiters(random: np.random.Generator) -> bytes:
+    return bytes(random.choice(list(b"\",;\t|\n\r \\'a"), int(random.integers(1, 40))).astype(np.uint8))
+
+
+def _marked(random: np.random.Generator) -> bytes:
+    return [b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b"][int(random.integers(4))] + b'"text"'
+
+
+def _json(random: np.random.Generator) -> bytes:
+    key = ["caption", "captions", "Caption", "label", "file"][int(random.integers(5))]
+    return json.dumps({key: ["one", "\ud83d", "", 3][int(random.integers(4))]}).encode()
+
+
+TextKind = Callable[[np.random.Generator], bytes]
+TEXT_KINDS: tuple[TextKind, ...] = (
+    _surrogate, _control, _bytes, _nested, _number, _other_types, _scripts, _delimiters, _marked, _json,
+)  # fmt: skip
+
+
+def fuzzed_text(random: np.random.Generator, kind: TextKind) -> bytes:
+    """What may stand where a caption, a json, a name or a label is expected."""
+    return kind(random)

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.text import BYTE_ORDER_MARK, cleaned, fault_of, shown
+from tgm_scale.data.text import BYTE_ORDER_MARK, cleaned, fault_of, parsed, shown
 from tgm_scale.runtime import seeding
 
 _TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
@@ -43,8 +43,8 @@ def unfit_captions(members: dict[str, bytes]) -> list[str]:
 def _texts(members: dict[str, bytes]) -> list[str]:
     texts: object = None
     try:
-        content = json.loads(members.get("json", b"null"))
-    except (ValueError, RecursionError):  # also of bytes that are no UTF-8, and of a thousand brackets
+        content = parsed(members.get("json", b"null"))
+    except ValueError:  # also of bytes that are no UTF-8
         content = None
     if isinstance(content, dict):
         texts = next((content[key] for key in _CAPTION_KEYS if content.get(key)), None)
@@ -87,7 +87,7 @@ _AS_TIME = ", such as 00:01:02.500"
 def parse_row(line: str | bytes) -> Row:
     """A line of the file. Raises ValueError saying what is wrong with it."""
     try:
-        row = json.loads(line)
+        row = parsed(line)
     except ValueError as error:
         raise ValueError(f"no JSON: {error}") from error
     if not isinstance(row, dict):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections import defaultdict
@@ -27,6 +26,7 @@ from typing import Any
 from tgm_scale.data.list_lines import is_ucf101, lines_of, ucf101
 from tgm_scale.data.list_row import COLUMNS, Row, Rows
 from tgm_scale.data.shard_index import VIDEO_EXTENSIONS
+from tgm_scale.data.text import parsed
 
 EPIC_LABELS = ("verb", "noun", "action")
 _HMDB_USE = {"train": "1", "test": "2"}  # in the third place of a line; 0: not in this split
@@ -186,8 +186,8 @@ _PUBLISHED: tuple[tuple[tuple[str, ...], str, Callable[[str, Fields, str], Row]]
 def _json(path: str, text: str, label: str, wanted: str, one_a_line: bool) -> Rows:
     try:
         lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()] if one_a_line else []
-        content: Any = [json.loads(line) for _, line in lines] if one_a_line else json.loads(text)
-    except json.JSONDecodeError as error:
+        content: Any = [parsed(line) for _, line in lines] if one_a_line else parsed(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if isinstance(content, dict) and {"videos", "sentences"} <= content.keys():
         return "MSR-VTT", list(_msrvtt(path, content))

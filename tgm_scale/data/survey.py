@@ -5,7 +5,6 @@ Videos are the same where their bytes are; near-copies are not looked for."""
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +15,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, unfit_captions
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus
+from tgm_scale.data.text import parsed
 
 THUMBNAIL = 112  # pixels, the longer side
 
@@ -73,8 +73,8 @@ class Surveyor:
 
 def _broken(data: bytes | None) -> bool:
     try:
-        return data is not None and not isinstance(json.loads(data), dict)
-    except (ValueError, RecursionError):
+        return data is not None and not isinstance(parsed(data), dict)
+    except ValueError:
         return True
 
 

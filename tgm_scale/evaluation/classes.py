@@ -10,14 +10,13 @@ Numbers sort as numbers (0, 1, 2, 10), all else as text; `data.classes` gives an
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tgm_scale.data import storage
-from tgm_scale.data.text import cleaned, decoded, shown
+from tgm_scale.data.text import cleaned, decoded, parsed, shown
 
 _NUMBER = re.compile(r"-?\d+")
 _SHOWN = 5
@@ -42,8 +41,8 @@ def read_classes(path: str) -> dict[str, list[str]]:
     content: Any
     if path.lower().endswith(".json"):
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = parsed(text)
+        except ValueError as error:
             raise ValueError(f"data.classes={path}: not valid JSON: {error}") from None
     else:
         lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from tgm_scale.data.inventory import NAMED, Inventory
 from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.data.lists import Role, is_list, read_list
 from tgm_scale.data.names import real_place
-from tgm_scale.data.text import cleaned, shown
+from tgm_scale.data.text import cleaned, parsed, shown
 
 SYNTHETIC_MOTION = "truth.objects.0.motion"
 
@@ -107,7 +106,7 @@ def read_labels(corpus: Corpus, path: str) -> tuple[dict[str, str], list[Problem
     return _read_each(
         corpus,
         ["json"],
-        lambda members: label_of(json.loads(members["json"])),
+        lambda members: label_of(parsed(members["json"])),
         "no_label",
         f"no sample's json has a value at {path!r}",
         f"name the label's place, such as data.label=label or data.label={SYNTHETIC_MOTION}",
