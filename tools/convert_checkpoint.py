@@ -17,6 +17,8 @@ _DESCRIPTION = """Convert a checkpoint. What the input is, is told by what is in
   transformers folders of VideoMAE, of version 4 and 5
   mae_st files, its own and PySlowFast's; image ViTs of timm and MAE: their encoders, with --lossy
   what this tool has written
+Of weights that lie there both as trained and averaged (finetune.ema, model_ema) the averaged ones are taken: they are
+what was tested.
 """
 _EPILOG = """formats:
   videomae           a torch file that VideoMAE's pretraining and finetuning scripts load
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help="what to write: see below")
     parser.add_argument("--classes", type=_positive, metavar="N", help="put a fresh head of N classes on the encoder")
     parser.add_argument("--lossy", action="store_true", help="convert though a class token or positions are lost")
+    parser.add_argument("--raw", action="store_true", help="the weights as trained, where averaged ones (EMA) lie by")
     parser.add_argument("--heads", type=_positive, metavar="N", help="attention heads, where the input does not say")
     parser.add_argument("--decoder-heads", type=_positive, metavar="N", help="those of the decoder")
     parser.add_argument("--frames", type=_positive, metavar="N", help="frames of a clip (default: the input's, or 16)")
@@ -81,7 +84,7 @@ def _convert(options: argparse.Namespace) -> None:
     from tgm_scale.conversion.read import read
 
     said = Stated(options.heads, options.decoder_heads, options.frames, options.size)
-    source = read(options.input, said, options.lossy, options.tubelet)
+    source = read(options.input, said, options.lossy, options.tubelet, options.raw)
     for note in source.notes:
         print(f"read     {note}")
     size = source.size

@@ -60,7 +60,18 @@ def test_a_deepspeed_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["_orig_mod.", "module.", "backbone.", "model.", "module._orig_mod.", "_orig_mod.module."]
+    "prefix",
+    [
+        "_orig_mod.",
+        "module.",
+        "backbone.",
+        "model.",
+        "net.",
+        "encoder.",
+        "net.encoder.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+    ],
 )
 def test_prefixes_of_wrappers_come_off_and_are_reported(prefix: str, tmp_path: Path) -> None:
     state = videomae_finetuned(32, 2, 5)
@@ -69,6 +80,19 @@ def test_prefixes_of_wrappers_come_off_and_are_reported(prefix: str, tmp_path: P
     assert equal(weights.state, state)
     notes = [note for note in weights.notes if note.startswith("stripped")]
     assert len(notes) == prefix.count(".") and all(f"from {len(state)} names" in note for note in notes)
+
+
+@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema"])
+def test_averaged_weights_are_taken_before_those_beside_them_and_that_is_said(key: str, tmp_path: Path) -> None:
+    state = videomae_finetuned(32, 2, 5)
+    average = {name: value + 1 for name, value in state.items()}
+    torch.save({"model": state, key: average, "optimizer": {}}, tmp_path / "a.pth")
+    weights, raw = read(tmp_path / "a.pth", HEADS), read(tmp_path / "a.pth", HEADS, raw=True)
+    assert equal(weights.state, average) and equal(raw.state, state)
+    assert any(f"took '{key}' and not 'model'" in note for note in weights.notes)
+    assert any(f"took 'model' and not '{key}'" in note for note in raw.notes)
+    torch.save({"model": state, key: None}, tmp_path / "none.pth")
+    assert equal(read(tmp_path / "none.pth", HEADS).state, state)
 
 
 def test_a_prefix_comes_off_once_and_names_stay_apart() -> None:

@@ -12,11 +12,11 @@ import torch
 
 from tgm_scale import cli
 from tgm_scale.conversion.read import read
-from tgm_scale.evaluation import ema
 from tgm_scale.evaluation.finetune_setup import classifier, layer_groups
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.vit import ModelSize, run_blocks
+from tgm_scale.training import ema
 from tgm_scale.training.checkpoint import Reader, latest
 
 SIZE = ModelSize(24, 3, 2, 48, 0, 0, 0, 0, patch=8)
@@ -133,7 +133,26 @@ def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same
     newest = latest(first / "checkpoints")
     assert newest is not None
     trained = Reader(newest).weights()
+    exports_what_was_tested(first, trained, tmp_path)
     assert any((trained[name] - value).abs().max() > 0 for name, value in ema.read(first, STEPS).items())
+
+
+def exports_what_was_tested(run: Path, trained: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """A run of finetune.ema: results.json is of the averaged weights, and so are all that read it."""
+    from tgm_scale.conversion.convert import convert
+
+    averaged = ema.read(run, STEPS)
+    file = convert(read(run), tmp_path / "tested.pth", "videomae-finetune")
+    assert all(torch.equal(file.written.state[name], value) for name, value in averaged.items())
+    assert any("averaged weights of ema-00000004.safetensors" in note for note in read(run).notes)
+    raw = read(run, raw=True)
+    assert all(torch.equal(raw.state[name], value) for name, value in trained.items())
+    assert any("not the averaged ones" in note for note in raw.notes)
+    average = ema.file_of(run, STEPS)
+    average.rename(average.with_suffix(".away"))
+    with pytest.raises(ValueError, match=r"ema-00000004.safetensors: missing: .*--raw"):
+        read(run / "checkpoints" / f"step-{STEPS:08d}")
+    average.with_suffix(".away").rename(average)
 
 
 def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, shards: str, checkpoint: Path) -> None:

@@ -22,13 +22,15 @@ from torch import Tensor
 from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.weights import OWN_ENTRY
+from tgm_scale.training import ema
 from tgm_scale.training.checkpoint import Reader, latest
 
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.")  # of DDP, torch.compile, wrappers
+PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.")  # of DDP, torch.compile, wrappers
 
 # what torch.load was seen to raise on damaged files, beside UnpicklingError
 _DAMAGE = (RuntimeError, EOFError, LookupError, AssertionError, ValueError, struct.error, zipfile.BadZipFile)
 _STATE_KEYS = ("model", "module", "model_state", "state_dict")  # VideoMAE; DeepSpeed; PySlowFast; timm
+_AVERAGE_KEYS = ("model_ema", "state_dict_ema", "ema")  # VideoMAE's finetuning; timm: what was tested
 _DEEPSPEED_FILE = "mp_rank_*_model_states.pt"
 _HUGGINGFACE_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -41,12 +43,13 @@ class Container(NamedTuple):
     notes: list[str]
 
 
-def open_container(path: str | Path) -> Container:
+def open_container(path: str | Path, raw: bool = False) -> Container:
     """The tensors at a path, prefixes stripped.
 
     A path is a run folder or a checkpoint folder of this project, a transformers folder, a DeepSpeed checkpoint's
-    folder, a safetensors file or a torch file. Raises ValueError for anything else."""
-    found = _open_folder(Path(path)) if Path(path).is_dir() else _open_file(Path(path))
+    folder, a safetensors file or a torch file. raw: of weights that lie there as trained and averaged (EMA), the
+    trained ones. Raises ValueError for anything else."""
+    found = _open_folder(Path(path), raw) if Path(path).is_dir() else _open_file(Path(path), raw)
     tensors, notes = strip_prefixes(found.tensors)
     return Container(tensors, found.stated, [*found.notes, *notes])
 
@@ -54,6 +57,7 @@ def open_container(path: str | Path) -> Container:
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Names without the prefixes of wrappers, each taken off once at most, and a line for each that was there.
 
+    `encoder.` is one where all names have it and a classifier's norm is among them: a pretraining's is no wrapper's.
     Raises ValueError where two names become one."""
     stripped: dict[str, Tensor] = {}
     counts: Counter[str] = Counter()
@@ -66,27 +70,46 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], li
         if name in stripped:
             raise ValueError(f"{name} is there twice, with and without a prefix ({', '.join(counts)})")
         stripped[name] = value
+    if "encoder.fc_norm.weight" in stripped and all(name.startswith("encoder.") for name in stripped):
+        stripped = {name.removeprefix("encoder."): value for name, value in stripped.items()}
+        counts["encoder."] = len(stripped)
     return stripped, [f"stripped '{prefix}' from {count} names" for prefix, count in counts.items()]
 
 
-def _open_folder(folder: Path) -> Container:
+def _open_folder(folder: Path, raw: bool) -> Container:
     own = folder if (folder / "manifest.json").is_file() else latest(folder / "checkpoints")
     if own is not None:
-        reader = Reader(own)
-        note = f"this project's checkpoint {own}, step {reader.progress.step}"
-        return Container(reader.weights(), Stated.of_facts(reader.manifest), [note])
+        return _open_own(Reader(own), raw)
     if (folder / "config.json").is_file():
-        return _open_huggingface(folder)
+        return _open_huggingface(folder, raw)
     states = sorted(folder.glob(_DEEPSPEED_FILE))
     if len(states) == 1:
-        return _open_file(states[0])
+        return _open_file(states[0], raw)
     raise ValueError(
         f"{folder}: not a folder that can be read. Wanted a run folder or checkpoint of this project (manifest.json), "
         f"a transformers folder (config.json) or a DeepSpeed checkpoint (one {_DEEPSPEED_FILE}, {len(states)} found)"
     )
 
 
-def _open_huggingface(folder: Path) -> Container:
+def _open_own(reader: Reader, raw: bool) -> Container:
+    """The weights that the run's test is of: the averaged ones where it averages, or else, or if `raw`, the others."""
+    notes, average = [f"this project's checkpoint {reader.folder}, step {reader.progress.step}"], ema.beside(reader)
+    weights = None
+    if average is not None and not raw:
+        if not average.is_file():
+            raise ValueError(
+                f"{average}: missing: the run's results are of averaged weights (finetune.ema), which lie beside its "
+                "checkpoints: bring that file too, or take the weights that were not averaged (convert_checkpoint.py "
+                "--raw)"
+            )
+        weights = ema.read(average.parent, reader.progress.step)
+        notes.append(f"the averaged weights of {average.name}, as results.json has them (--raw takes the others)")
+    elif average is not None:
+        notes.append("the weights as they were trained, not the averaged ones that results.json is of")
+    return Container(reader.weights() if weights is None else weights, Stated.of_facts(reader.manifest), notes)
+
+
+def _open_huggingface(folder: Path, raw: bool) -> Container:
     files = [folder / name for name in _HUGGINGFACE_FILES if (folder / name).is_file()][:1]
     if not files:
         indices = sorted(folder.glob("*.index.json"))
@@ -95,17 +118,17 @@ def _open_huggingface(folder: Path) -> Container:
         files = [folder / Path(name).name for name in set(json.loads(indices[0].read_text())["weight_map"].values())]
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= _open_file(file).tensors
+        tensors |= _open_file(file, raw).tensors
     return Container(tensors, huggingface.stated(folder), [f"transformers folder {folder}"])
 
 
-def _open_file(file: Path) -> Container:
+def _open_file(file: Path, raw: bool) -> Container:
     try:
         with file.open("rb") as stream:
             start = stream.read(9)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
-    return _open_safetensors(file) if start[8:] == b"{" else _open_torch(file)
+    return _open_safetensors(file) if start[8:] == b"{" else _open_torch(file, raw)
 
 
 def _open_safetensors(file: Path) -> Container:
@@ -119,9 +142,13 @@ def _open_safetensors(file: Path) -> Container:
     return Container(tensors, Stated.of_facts(facts), [f"safetensors file {file}"])
 
 
-def _open_torch(file: Path) -> Container:
+def _open_torch(file: Path, raw: bool) -> Container:
     contents = _load(file)
-    key = next((key for key in _STATE_KEYS if isinstance(contents.get(key), Mapping)), None)
+    there, averages = (
+        [key for key in keys if isinstance(contents.get(key), Mapping) and contents[key]]
+        for keys in (_STATE_KEYS, _AVERAGE_KEYS)
+    )
+    key = next(iter([*there, *averages] if raw else [*averages, *there]), None)
     tensors = contents if key is None else contents[key]
     odd = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
     if odd or not tensors:
@@ -134,7 +161,11 @@ def _open_torch(file: Path) -> Container:
     stated = _of_arguments(arguments) if isinstance(arguments, argparse.Namespace) else Stated()
     if key and OWN_ENTRY in contents:
         stated = Stated.of_facts(contents[OWN_ENTRY])
-    return Container(dict(tensors), stated, [f"torch file {file}" + (f", state dict under '{key}'" if key else "")])
+    notes = [f"torch file {file}" + (f", state dict under '{key}'" if key else "")]
+    if left := [other for other in (*averages, *there) if other != key]:
+        way = "--raw takes the others" if key in averages else "without --raw the averaged ones"
+        notes.append(f"took '{key}' and not {', '.join(map(repr, left))}, which lies beside it ({way})")
+    return Container(dict(tensors), stated, notes)
 
 
 def _load(file: Path) -> dict[str, Any]:

@@ -18,13 +18,16 @@ _ENCODER_FIELDS = ("width", "depth", "heads", "mlp", "patch", "tubelet")
 _DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_mlp")
 
 
-def read(path: str | Path, stated: Stated | None = None, lossy: bool = False, tubelet: int = 2) -> Weights:
+def read(
+    path: str | Path, stated: Stated | None = None, lossy: bool = False, tubelet: int = 2, raw: bool = False
+) -> Weights:
     """The weights at `path`, of whatever format, checked name by name and shape by shape.
 
     stated: what the user says of the model; goes before what the file says. lossy: convert even where something (a
-    class token, learned positions) has no place here. tubelet: frames to inflate an image ViT over.
+    class token, learned positions) has no place here. tubelet: frames to inflate an image ViT over. raw: the
+    weights as trained where averaged ones (EMA), which are what was tested, lie beside them.
     Raises ValueError that names the path, what was found and what was wanted."""
-    container = open_container(path)
+    container = open_container(path, raw)
     try:
         found = detect(container.tensors)
         kind, state, notes = found.translate(container.tensors, lossy, tubelet)

@@ -22,13 +22,13 @@ from tgm_scale.data.to_device import ToDevice
 from tgm_scale.evaluation import finetune_setup as setup
 from tgm_scale.evaluation import multiview
 from tgm_scale.evaluation.augment import PairMixer
-from tgm_scale.evaluation.ema import Average
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import build, checkpoint, disk, engine, run_folder
 from tgm_scale.training.checkpoint import Progress
+from tgm_scale.training.ema import Average
 from tgm_scale.training.faults import Diverged, Judge
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgm_scale.evaluation import ema, results
+from tgm_scale.evaluation import results
 from tgm_scale.evaluation.cache import cached_rows
 from tgm_scale.evaluation.classes import told
 from tgm_scale.evaluation.clips import inference, own_samples
@@ -17,7 +17,7 @@ from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Views
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.runtime.progress import Board
-from tgm_scale.training import build, checkpoint
+from tgm_scale.training import build, checkpoint, ema
 
 
 def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from tgm_scale.training.checkpoint import Reader
 
 
 def file_of(folder: Path, step: int) -> Path:
@@ -47,4 +50,13 @@ def read(folder: Path, step: int) -> dict[str, Tensor]:
     file = file_of(folder, step)
     if not file.is_file():
         raise ValueError(f"{file}: missing; finetune.ema cannot be switched on in the middle of a run")
-    return load_file(file)
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def beside(checkpoint: Reader) -> Path | None:
+    """The file of the averaged weights, of a checkpoint whose run tests them; None where it tests the others."""
+    decay = ((checkpoint.manifest.get("config") or {}).get("finetune") or {}).get("ema")
+    return file_of(checkpoint.folder.absolute().parents[1], checkpoint.progress.step) if decay else None
