@@ -17,6 +17,10 @@ EXAMPLES = """examples:
   python tools/make_shards.py --annotations internvid.jsonl --videos DIR --output DIR --min-umt 0.3 --min-seconds 2
   python tools/make_shards.py ... --task $SLURM_ARRAY_TASK_ID --tasks 64     in each job of an array (0-63)
 
+Annotations are InternVid's (YoutubeID, Start_timestamp, End_timestamp, Caption, UMT_Score), or have columns file,
+start, end, caption, label (times in seconds or HH:MM:SS.mmm; a row without any is the whole file), as JSON Lines, a
+JSON array, CSV or TSV, each also as .gz. A file that is named by id and times is taken as the clip, already cut.
+
 A row is used where it passes all filters; a row that lacks the score a filter asks for is not used. Rows with the
 same video and span become captions of one clip. A clip has exactly the frames whose times lie in [start, end), no
 sound, and square pixels; smaller videos are scaled up to the short side too. Clips are shuffled over the shards.
@@ -42,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--annotations", type=Path, required=True, metavar="FILE", help="InternVid's JSON Lines")
+    add("--annotations", required=True, metavar="FILE", help="a file, a folder or a pattern of files")
     add(
         "--videos",
         type=Path,
@@ -81,8 +85,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"--task {options.task} is not one of 0 to {options.tasks - 1}; --tasks says how many there are"
         )
-    if not options.annotations.is_file():
-        raise ValueError(f"--annotations {options.annotations}: no such file; name InternVid's JSON Lines file")
+    if not options.videos.is_dir():  # before the output folder is claimed
+        raise ValueError(f"--videos {options.videos}: no such folder; name the folder that holds the videos")
     filters = Filters(options.min_umt, options.min_aesthetic, options.min_seconds, options.max_seconds)
     plan = Plan(options.annotations, filters, options.clips_per_shard)
     if not plan.clips:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import io
 import json
@@ -258,3 +259,51 @@ def test_nothing_made_is_code_1(small, tmp_path, tool, capsys):
     (tmp_path / "videos" / "other.mp4").write_bytes(b"")
     assert tool.main([*arguments(small, tmp_path / "new"), "--videos", str(tmp_path / "videos")]) == 1
     assert "skipped, missing_video: 40" in capsys.readouterr().out
+
+
+def made(folder):
+    return {key: (content["captions"], content.get("label"), content["frames"]) for key, content, _ in samples(folder)}
+
+
+def test_annotations_of_every_kind_and_clips_that_are_cut_already(tmp_path):
+    videos = tmp_path / "videos"
+    (videos / "deep").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3)).astype(np.uint8)
+    (videos / "-long.mp4").write_bytes(encode_video(noise, fps=25))
+    for name in ("_cut_00:00:01.250_00:00:02.000", "deep/short"):
+        (videos / f"{name}.mp4").write_bytes(encode_video(noise[:10], fps=25))
+    files = tmp_path / "annotations"
+    files.mkdir()
+    (files / "a.jsonl.gz").write_bytes(gzip.compress((row("-long", 0, 1) + row("_cut", 1.25, 2, "cut")).encode()))
+    (files / "b.json").write_text("[\n" + row("-long", 0, 1, "again") + "," + row("-long", 0.5, 1, "overlaps") + "]")
+    (files / "c.csv").write_text(
+        'file,start,end,caption,label\ndeep/short.mp4,,,"whole, and all",walk\n-long.mp4,1,1.4,c,run\n'
+    )
+    done = run(files, videos, tmp_path / "out", "--short-side", 32)
+    assert done.returncode == 0, done.stderr
+    assert made(tmp_path / "out") == {
+        "-long_00000000_00001000": (["a caption", "again"], None, 25),
+        "-long_00000500_00001000": (["overlaps"], None, 12),
+        "-long_00001000_00001400": (["c"], "run", 10),
+        "_cut_00001250_00002000": (["cut"], None, 10),
+        "deep%2Fshort_00000000_00000000": (["whole, and all"], "walk", 10),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.json", b"[{]", "object 1 of its array is no JSON"),
+        ("a.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "a broken gzip"),
+        ("a.csv", b"file,caption\n\xff,x\n", "no CSV in UTF-8"),
+        ("a.md", None, "no such file"),
+    ],
+)
+def test_annotations_that_cannot_be_read_leave_no_trace(tmp_path, name, content, words):
+    (tmp_path / "videos").mkdir()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    done = run(tmp_path / name, tmp_path / "videos", tmp_path / "out")
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    done = run(tmp_path / name, tmp_path / "nowhere", tmp_path / "out")
+    assert done.returncode == 2 and "--videos" in done.stderr and not (tmp_path / "out").exists()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -20,6 +21,9 @@ from urllib.parse import quote
 import numpy as np
 
 from tgm_scale.contracts import Problem
+from tgm_scale.data.annotation_files import files_of, lines_of
+from tgm_scale.data.list_row import COLUMNS
+from tgm_scale.data.shard_index import split_extension
 from tgm_scale.data.text import BYTE_ORDER_MARK, cleaned, fault_of, parsed, shown
 from tgm_scale.runtime import seeding
 
@@ -57,7 +61,7 @@ def _texts(members: dict[str, bytes]) -> list[str]:
 
 @dataclass(frozen=True)
 class Row:
-    """One caption of one span; times in milliseconds."""
+    """One caption of one span; times in milliseconds. A span of 0 to 0 is the whole file."""
 
     video: str
     start: int
@@ -65,6 +69,7 @@ class Row:
     caption: str
     umt: float | None
     aesthetic: float | None
+    label: str | None = None
 
     @property
     def place(self) -> int:
@@ -93,6 +98,8 @@ def parse_row(line: str | bytes) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"a JSON {type(row).__name__}, not an object")
     row = {key.lower(): value for key, value in row.items()}
+    if "youtubeid" not in row:
+        _by_columns(row)
     for key in ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption"):
         value = row.get(key.lower())
         if value is not None and not isinstance(value, str):
@@ -101,10 +108,35 @@ def parse_row(line: str | bytes) -> Row:
             raise ValueError(f"no {key}")
         row[key.lower()] = cleaned(value)
     start, end = parse_time(row["start_timestamp"]), parse_time(row["end_timestamp"])
-    if start >= end:
+    if start >= end and not row.get("whole"):
         raise ValueError(f"the span ends ({row['end_timestamp']}) before it starts ({row['start_timestamp']})")
     umt, aesthetic = _score(row.get("umt_score")), _score(row.get("aesthetic_score"))
-    return Row(row["youtubeid"].strip(), start, end, row["caption"].strip(), umt, aesthetic)
+    return Row(row["youtubeid"], start, end, row["caption"], umt, aesthetic, row.get("label"))
+
+
+def _by_columns(row: dict) -> None:
+    """Set InternVid's keys from columns named file, start, end, caption, label. Times may be seconds; a row without
+    any is the whole file."""
+    keys = ("youtubeid", "start_timestamp", "end_timestamp", "caption", "label")
+    for key, meaning in zip(keys, ("file", "start", "end", "caption", "label")):
+        if (value := next((row[name] for name in COLUMNS[meaning] if row.get(name) is not None), None)) is not None:
+            row[key] = value
+    if isinstance(row.get("youtubeid"), str):
+        row["youtubeid"] = split_extension(os.path.normpath(row["youtubeid"]))[0]
+    times = [row.get("start_timestamp"), row.get("end_timestamp")]
+    row["whole"] = times == [None, None]
+    for key, value in zip(("start_timestamp", "end_timestamp"), times):
+        try:
+            row[key] = _clock(float(value or 0))
+        except (TypeError, ValueError, OverflowError):  # a clock time, or a mistake that is told with it
+            continue
+    row["label"] = cleaned(str(row["label"])) if row.get("label") not in (None, "") else None
+
+
+def _clock(seconds: float) -> str:
+    thousandths = round(seconds * 1000)
+    minutes, rest = divmod(thousandths, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
 
 
 def _score(value: object) -> float | None:
@@ -153,6 +185,24 @@ class ClipRow:
     captions: list[str] = field(default_factory=list)
     umt: list[float | None] = field(default_factory=list)  # of each caption
     aesthetic: float | None = None
+    label: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        return self.end == 0
+
+    @property
+    def cut_names(self) -> list[str]:
+        """What a file of this clip alone is called by those who cut it: id and times, in the usual writings."""
+        seconds = [self.start / 1000, self.end / 1000]
+        spans = [
+            [_clock(second) for second in seconds],
+            [f"{second:.3f}" for second in seconds],
+            [f"{second:g}" for second in seconds],
+            [f"{round(second):06d}" for second in seconds],
+            [f"{time:08d}" for time in (self.start, self.end)],
+        ]
+        return ["_".join([self.video, *span]) for span in spans]
 
     @property
     def key(self) -> str:
@@ -164,26 +214,27 @@ class ClipRow:
             self.captions.append(row.caption)
             self.umt.append(row.umt)
         self.aesthetic = row.aesthetic if self.aesthetic is None else self.aesthetic
+        self.label = row.label if self.label is None else self.label
 
 
 class Plan:
-    """Which clip goes into which shard: all clips of an annotation file that pass the filters, shuffled by key and cut
-    into shards. Two passes over the file keep 8 bytes of every clip in memory, and the clips of the shards in work."""
+    """Which clip goes into which shard: all clips of the annotations that pass the filters, shuffled by key and cut
+    into shards. Two passes over them keep 8 bytes of every clip in memory, and the clips of the shards in work."""
 
-    def __init__(self, path: Path, filters: Filters, clips_per_shard: int) -> None:
-        self.path, self.filters, self.clips_per_shard = path, filters, clips_per_shard
+    def __init__(self, path: str | Path, filters: Filters, clips_per_shard: int) -> None:
+        self.files, self.filters, self.clips_per_shard = files_of(path), filters, clips_per_shard
         self.rows = 0
         self.left_out: Counter[str] = Counter()  # rows, by filter
         self.problems: list[Problem] = []  # broken rows, by line
         places = array("Q")
         digest = hashlib.blake2b(digest_size=16)
-        for number, line in self._lines():
+        for where, line in lines_of(self.files):
             digest.update(line)
             self.rows += 1
             try:
                 row = parse_row(line)
             except ValueError as error:
-                self.problems.append(Problem(f"line {number}", "broken_row", str(error)))
+                self.problems.append(Problem(where, "broken_row", str(error)))
                 continue
             reason = filters.reason_against(row)
             if reason is None:
@@ -209,7 +260,7 @@ class Plan:
         """The clips of each of these shards, in order; a second pass over the file."""
         starts = self._places[:: self.clips_per_shard]
         chosen: dict[int, dict[tuple[int, str], ClipRow]] = {shard: {} for shard in shards}
-        for _, line in self._lines():
+        for _, line in lines_of(self.files):
             try:
                 row = parse_row(line)
             except ValueError:
@@ -221,9 +272,3 @@ class Plan:
             clip = ClipRow(row.video, row.start, row.end)
             chosen[shard].setdefault((place, clip.key), clip).add(row)
         return [[clips[order] for order in sorted(clips)] for clips in chosen.values()]
-
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line

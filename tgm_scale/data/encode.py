@@ -49,12 +49,15 @@ def encode_video(frames: np.ndarray | Iterable[np.ndarray], fps: float, *, gop: 
     return encoder.finish()
 
 
+_ENDLESS = Fraction(10**6)  # seconds: longer than any file
+
+
 def cut_clip(
-    path: str, start: Fraction, end: Fraction, *, short_side: int = SHORT_SIDE, gop: int = GOP, crf: int = CRF
+    path: str, start: Fraction, end: Fraction | None, *, short_side: int = SHORT_SIDE, gop: int = GOP, crf: int = CRF
 ) -> EncodedClip:
     """The frames of a video file whose times, as players count them, lie in [start, end) seconds, which were rounded
     to milliseconds. They keep their own times, and are upright, deinterlaced, with square pixels, the short side as
-    given and both sides even.
+    given and both sides even. An end of None is that of the file.
 
     Raises CutError: `not_decodable`, `span_outside` (the video ends before the span does), `too_short` (no frame),
     `still` (one frame in a span of seconds)."""
@@ -62,20 +65,24 @@ def cut_clip(
     origin = Fraction(0)
     try:
         with Source(path) as source:
-            for frame, time in source.frames(start, end):
+            until = start + _ENDLESS if end is None else end
+            for frame, time in source.frames(start, until):
                 image = _shown(frame, source.aspect, short_side)
                 if encoder is None:
                     origin = time
                     encoder = _Encoder(image.shape[1], image.shape[0], source.rate, gop, crf, source.tick)
                 encoder.add(image, time - origin)
-            if encoder is not None and encoder.frames == 1 and end - start > _STILL:
+            if end is not None and encoder is not None and encoder.frames == 1 and end - start > _STILL:
                 span = f"{clock(start)} to {clock(end)}"
                 raise CutError("still", f"one frame from {span}: a cover, a slide, or a file that was cut off")
-            source.check_reach(start, end)
+            if end is None:
+                source.check_whole()
+            else:
+                source.check_reach(start, end)
     except av.FFmpegError as error:
         raise CutError("not_decodable", f"{type(error).__name__}: {error.strerror}") from error
     if encoder is None:
-        raise CutError("too_short", f"no frame between {clock(start)} and {clock(end)}")
+        raise CutError("too_short", f"no frame between {clock(start)} and {clock(until)}")
     return EncodedClip(encoder.finish(), encoder.frames, encoder.width, encoder.height, float(source.rate))
 
 

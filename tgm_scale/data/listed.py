@@ -15,8 +15,8 @@ from tgm_scale.data import storage
 from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.index import NOTICES, Corpus
 from tgm_scale.data.lists import Entry, Listing
-from tgm_scale.data.shard_index import SampleRef
-from tgm_scale.data.video_files import VideoFolder, split_extension, walk
+from tgm_scale.data.shard_index import SampleRef, split_extension
+from tgm_scale.data.video_files import VideoFolder, walk
 
 
 class ListedCorpus(Corpus):

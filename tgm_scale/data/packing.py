@@ -20,9 +20,9 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data import encode, storage
 from tgm_scale.data.annotations import ClipRow, Plan
 from tgm_scale.data.encode import CutError, EncodedClip, cut_clip
-from tgm_scale.data.shard_index import VIDEO_EXTENSIONS
+from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, split_extension
 from tgm_scale.data.shards import ShardWriter, shard_path
-from tgm_scale.data.video_files import split_extension, walk
+from tgm_scale.data.video_files import walk
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
@@ -56,8 +56,9 @@ def find_videos(folder: Path, names: set[str]) -> dict[str, str]:
                 continue
             seen += 1
             path = os.path.join(place, file)
-            if stem in names and path < found.get(stem, path + "\0"):  # of several, the same on every machine
-                found[stem] = path
+            below = os.path.relpath(os.path.join(place, stem), folder)  # rows may name folders, too
+            for name in {stem, below} & names:
+                found[name] = min(path, found.get(name, path))  # of several, the same on every machine
     if not seen:
         raise ValueError(f"--videos {folder}: holds no video ({', '.join(VIDEO_EXTENSIONS)}); name another folder")
     return found
@@ -110,15 +111,21 @@ def pack(
     with OrderedPool(workers) as pool:
         for at in range(0, len(shards), _SHARDS_AT_ONCE):
             clips = plan.clips_of(shards[at : at + _SHARDS_AT_ONCE])
-            found = find_videos(videos, {clip.video for chosen in clips for clip in chosen})
-            results = pool.map(cut, (_span(clip, found) for chosen in clips for clip in chosen if clip.video in found))
+            names = {name for chosen in clips for clip in chosen for name in (clip.video, *clip.cut_names)}
+            found = find_videos(videos, names)
+            spans = {clip.key: _span(clip, found) for chosen in clips for clip in chosen}
+            results = pool.map(cut, (span for span in spans.values() if span is not None))
             for shard, chosen in zip(shards[at:], clips):
-                pairs = ((clip, next(results) if clip.video in found else _MISSING) for clip in chosen)
+                pairs = ((clip, _MISSING if spans[clip.key] is None else next(results)) for clip in chosen)
                 _make_shard(folder, shard, len(chosen), pairs, on_clip)
 
 
-def _span(clip: ClipRow, found: dict[str, str]) -> tuple[str, Fraction, Fraction]:
-    return found[clip.video], Fraction(clip.start, 1000), Fraction(clip.end, 1000)
+def _span(clip: ClipRow, found: dict[str, str]) -> tuple[str, Fraction, Fraction | None] | None:
+    """The file of a clip and its span there; all of a file that holds this clip alone, or of a row without times."""
+    if clip.video in found and not clip.whole:
+        return found[clip.video], Fraction(clip.start, 1000), Fraction(clip.end, 1000)
+    names = [clip.video] if clip.whole else clip.cut_names
+    return next(((found[name], Fraction(0), None) for name in names if name in found), None)
 
 
 def _make_shard(
@@ -168,6 +175,7 @@ def _facts(clip: ClipRow, made: EncodedClip) -> dict:
         "fps": made.fps,
         "width": made.width,
         "height": made.height,
+        **({} if clip.label is None else {"label": clip.label}),
     }
 
 

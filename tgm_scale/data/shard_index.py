@@ -34,6 +34,12 @@ _PACKED = (
 )
 
 
+def split_extension(path: str) -> tuple[str, str]:
+    """Path and extension in lower case; "" where it does not end as a video does."""
+    stem, dot, extension = path.rpartition(".")
+    return (stem, extension.lower()) if dot and extension.lower() in VIDEO_EXTENSIONS else (path, "")
+
+
 @dataclass(frozen=True)
 class SampleRef:
     """Where one sample lies: its key, its shard (path or URL), and (offset, size) in bytes of each member.

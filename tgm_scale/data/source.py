@@ -148,6 +148,11 @@ class Source:
         self._end = max(self._end, time + max(1 / self.rate, frame.duration * self.tick))
         return frame, time
 
+    def check_whole(self) -> None:
+        """Raise CutError where decoding ended before the length that the file states."""
+        if self._duration - self._end > _TOLERANCE:
+            raise CutError("not_decodable", f"decoding stops at {clock(self._end)} of {clock(self._duration)}")
+
     def check_reach(self, start: Fraction, end: Fraction) -> None:
         """Raise CutError where the file ended before the span did: by its length, or because it is cut short."""
         if self._complete or end - self._end <= _TOLERANCE:

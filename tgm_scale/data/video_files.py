@@ -10,7 +10,7 @@ from functools import cached_property
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import storage
-from tgm_scale.data.shard_index import VIDEO_EXTENSIONS
+from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, split_extension
 
 
 def walk(root: str) -> Iterator[tuple[str, list[str]]]:
@@ -31,12 +31,6 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
         seen.add((place.st_dev, place.st_ino))
         yield folder, [entry.name for entry in entries if entry.is_file()]
         waiting += [entry.path for entry in reversed(entries) if entry.is_dir()]
-
-
-def split_extension(path: str) -> tuple[str, str]:
-    """Path and extension in lower case; "" where it does not end as a video does."""
-    stem, dot, extension = path.rpartition(".")
-    return (stem, extension.lower()) if dot and extension.lower() in VIDEO_EXTENSIONS else (path, "")
 
 
 @dataclass(frozen=True)
