@@ -61,10 +61,16 @@ note_outside() {
   fi
 }
 
-# The signal that ends a job may reach its processes before it reaches this script: SLURM knows
+# The signal that ends a job may reach its processes, and squeue here, before it reaches this script: SLURM knows
 look_outside() {
-  local state
-  state=$(squeue --noheader --job "$job" --format=%T 2>/dev/null) || true
+  local state=''
+  for _ in 1 2 3; do
+    state=$(squeue --noheader --job "$job" --format=%T 2>/dev/null) || true
+    if [ -n "$state$outside" ]; then
+      break
+    fi
+    sleep 1 || true
+  done
   case $state in
     "" | RUNNING) ;;
     *) note_outside ;;

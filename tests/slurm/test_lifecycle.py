@@ -115,6 +115,8 @@ def _life(script: str, folder: Path, shards: Path, towers: Path) -> Life:
     image.mkdir(parents=True)
     (image / "__init__.py").write_text("raise SystemExit(\"the image's package, not the checkout's\")\n")
     lines = ["#!/bin/bash", 'echo "Welcome to the site\'s image"', f"export PYTHONPATH=$PYTHONPATH:{image.parent}"]
+    # GPUs in name alone: a run would miss what SLURM says it gave
+    lines.append("unset CUDA_VISIBLE_DEVICES SLURM_STEP_GPUS SLURM_JOB_GPUS SLURM_GPUS_ON_NODE")
     lines.append(f'[[ "$*" == *" config "* ]] || while [ ! -e {folder}/gate ]; do sleep 0.2; done')
     banner.write_text("\n".join([*lines, f'exec {sys.executable} "$@"\n']))
     banner.chmod(0o755)
