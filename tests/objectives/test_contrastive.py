@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tgm_scale.objectives.contrastive import (
     MAX_SCALE,
+    MIN_SCALE,
     caption_ids,
     contrastive_gradients,
     info_nce,
@@ -47,12 +48,12 @@ def by_definition(
         to_text = [scale * v[i] @ t[j] for j in negatives]
         to_video = [scale * v[j] @ t[i] for j in negatives]
         losses.append(sum(np.log(np.exp(np.array([own, *row]) - own).sum()) for row in (to_text, to_video)) / 2)
-        right.append(all(own >= other for other in to_text))
+        right.append(1.0 if all(own > other for other in to_text) else 0.0)  # no two are equal here
     return (float(np.mean(losses)), float(np.mean(right))) if losses else (0.0, 0.0)
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), groups=st.integers(1, 3), group=st.integers(1, 5), log_scale=st.floats(-1, 4.5))
+@given(data=st.data(), groups=st.integers(1, 3), group=st.integers(1, 5), log_scale=st.floats(0, 4.5))
 def test_loss_and_accuracy_by_their_definition(data: st.DataObject, groups: int, group: int, log_scale: float) -> None:
     count = groups * group
     weight = torch.tensor(data.draw(st.lists(st.sampled_from([0.0, 1.0, 1.0]), min_size=count, max_size=count)))
@@ -102,6 +103,26 @@ def test_a_broken_clip_is_as_if_absent() -> None:
     torch.testing.assert_close(with_it[0], without[0])
     torch.testing.assert_close(with_it[1][kept], without[1])
     assert (with_it[1][2] == 0).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_whatever_a_broken_clip_embeds_to_it_is_as_if_absent(value: float) -> None:
+    video, text = embeddings(5, seed=1)
+    ids, weight = torch.arange(5), torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
+    wanted = contrastive_gradients(video, text, initial_log_scale(), weight, ids, ids, 5)
+    video[2, 1] = text[2, 0] = value
+    found = contrastive_gradients(video, text, initial_log_scale(), weight, ids, ids, 5)
+    assert all(torch.equal(a, b) for a, b in zip((*found[0], *found[1:]), (*wanted[0], *wanted[1:]), strict=True))
+
+
+@pytest.mark.parametrize("videos_differ", [True, False])
+def test_a_collapsed_batch_is_right_by_chance(videos_differ: bool) -> None:
+    """All captions at one point, and the clips too or not: each clip picks one of eight alike."""
+    video, text = (x[:1].expand(8, -1).clone() for x in embeddings(8, seed=4))
+    video = embeddings(8, seed=4)[0] if videos_differ else video
+    found = info_nce(video, text, initial_log_scale(), torch.ones(8), torch.arange(8), torch.arange(8), 8)
+    assert found.accuracy.item() == pytest.approx(1 / 8)
+    assert found.loss.item() >= math.log(8) - 1e-5
 
 
 def test_groups_do_not_see_one_another() -> None:
@@ -157,13 +178,14 @@ def test_the_scale_is_bounded_and_comes_back_from_beyond() -> None:
 
     def gradient(video: Tensor, log_scale: Tensor) -> Tensor:
         contrast, _, by_scale = contrastive_gradients(video, text, log_scale, torch.ones(4), ids, ids, 4)
-        assert contrast.scale.item() == pytest.approx(min(log_scale.exp().item(), MAX_SCALE))
+        assert contrast.scale.item() == pytest.approx(min(max(log_scale.exp().item(), MIN_SCALE), MAX_SCALE))
         return by_scale
 
     wrong_pairs = text.roll(1, 0)
     assert gradient(wrong_pairs, beyond) > 0  # descent lowers it
     assert gradient(text, initial_log_scale()) < 0  # right pairs raise it
     assert gradient(text, beyond) == 0  # but no further than the bound
+    assert gradient(wrong_pairs, torch.tensor(-0.5)) == 0 and gradient(text, torch.tensor(-0.5)) < 0  # the lower one
 
 
 def test_captions_are_equal_but_for_case_and_white_space() -> None:

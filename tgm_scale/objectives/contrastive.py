@@ -15,35 +15,42 @@ from torch import Tensor
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.precision import without_autocast
 
-INITIAL_SCALE = 1 / 0.07  # CLIP's start and bound (Radford et al. 2021, section 2.5)
+INITIAL_SCALE = 1 / 0.07  # CLIP's start and upper bound (Radford et al. 2021, section 2.5)
 MAX_SCALE = 100.0
+MIN_SCALE = 1.0  # open_clip's lower bound
 
 
 class Contrast(NamedTuple):
     """The contrastive term of a global batch; scalars."""
 
     loss: Tensor  # float32, mean over the clips of weight > 0
-    accuracy: Tensor  # share of them whose own caption scores highest among its negatives
-    scale: Tensor  # the logit scale used: 1 / temperature, at most MAX_SCALE
+    accuracy: Tensor  # share of them whose own caption scores highest among its negatives; of n equal ones, 1 / n
+    scale: Tensor  # the logit scale used: 1 / temperature, MIN_SCALE to MAX_SCALE
 
 
-class _BoundAbove(torch.autograd.Function):
-    """min(x, limit); past the limit the gradient stays where descent leads back (a clamp's would be 0 for ever)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(x > limit)
-        return x.clamp(max=limit)
+class _Bounded(torch.autograd.Function):
+    """x between two limits; past them the gradient stays where descent leads back (a clamp's would be 0 for ever)."""
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        (over,) = ctx.saved_tensors
-        return torch.where(over & (grad < 0), 0.0, grad), None
+    def forward(ctx, x: Tensor, least: float, most: float) -> Tensor:
+        ctx.save_for_backward(x > most, x < least)
+        return x.clamp(least, most)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        over, under = ctx.saved_tensors
+        return torch.where((over & (grad < 0)) | (under & (grad > 0)), 0.0, grad), None, None
 
 
 def initial_log_scale() -> Tensor:
     """The learnable temperature's first value: a scalar, the logarithm of the logit scale."""
     return torch.tensor(math.log(INITIAL_SCALE))
+
+
+def bounded_log_scale(log_scale: Tensor) -> Tensor:
+    """The parameter as it is used, float32 scalar: the logarithm of a logit scale from MIN_SCALE to MAX_SCALE."""
+    bounded: Tensor = _Bounded.apply(log_scale.float().reshape(()), math.log(MIN_SCALE), math.log(MAX_SCALE))
+    return bounded
 
 
 def caption_ids(captions: list[str]) -> Tensor:
@@ -62,15 +69,17 @@ def info_nce(
 ) -> Contrast:
     """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021) within groups of consecutive clips.
 
-    video, text: not necessarily normalised; log_scale: one element, its exponential bounded by MAX_SCALE. A clip's
+    video, text: not necessarily normalised; log_scale: one element, see `bounded_log_scale`. A clip's
     negatives are the others of its group, except those of equal caption or equal clip id (repeats of one clip) and
-    those of weight 0. A clip of weight 0 is in no row, no column and not in the mean; where all weights are 0 the
-    loss is 0. Computed in float32 whatever autocast. `contrastive_batch` divides G."""
+    those of weight 0. A clip of weight 0 is in no row, no column and not in the mean, whatever its embeddings hold;
+    where all weights are 0 the loss is 0. Computed in float32 whatever autocast. `contrastive_batch` divides G."""
     assert len(video_GE) % contrastive_batch == 0, (len(video_GE), contrastive_batch)
     with without_autocast(video_GE.device):
-        scale = _BoundAbove.apply(log_scale.float().reshape(()), math.log(MAX_SCALE)).exp()
-        video_KCE, text_KCE = (
-            F.normalize(x.float(), dim=-1).unflatten(0, (-1, contrastive_batch)) for x in (video_GE, text_GE)
+        scale = bounded_log_scale(log_scale).exp()
+        present_G1 = weight_G[:, None] > 0
+        video_KCE, text_KCE = (  # not a product: an absent clip's embedding may be anything
+            F.normalize(torch.where(present_G1, x.float(), 0.0), dim=-1).unflatten(0, (-1, contrastive_batch))
+            for x in (video_GE, text_GE)
         )
         logits_KCC = scale * video_KCE @ text_KCE.transpose(1, 2)
         logits_KCC = logits_KCC.masked_fill(
@@ -80,8 +89,15 @@ def info_nce(
         to_text_G, to_video_G = (logits_KCC.logsumexp(dim).flatten() - positive_G for dim in (2, 1))
         share_G = weight_G.float() / weight_G.float().sum().clamp(min=torch.finfo(torch.float32).tiny)
         loss = (share_G * (to_text_G + to_video_G) / 2).sum()
-        right_G = positive_G.detach() >= logits_KCC.detach().amax(2).flatten()
+        right_G = _right(logits_KCC.detach(), positive_G.detach())
     return Contrast(loss, (share_G * right_G).sum(), scale.detach())
+
+
+def _right(logits_KCC: Tensor, positive_G: Tensor) -> Tensor:
+    """float32 [G]: 1 where a clip's own caption alone scores highest, 1 / n where n captions do so alike, else 0."""
+    best_KC1 = logits_KCC.amax(2, keepdim=True)
+    alike_G = (logits_KCC == best_KC1).sum(2).flatten()
+    return torch.where(positive_G == best_KC1.flatten(), 1 / alike_G.float(), 0.0)
 
 
 def _never_negative(weight_G: Tensor, caption_ids_G: Tensor, clip_ids_G: Tensor, contrastive_batch: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tgm_scale.contracts import Batch, Mask
-from tgm_scale.objectives.contrastive import contrastive_gradients
+from tgm_scale.objectives.contrastive import bounded_log_scale, contrastive_gradients
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training.update import make_update
 
@@ -45,7 +45,7 @@ class StepResult:
     reconstruction: float | None
     contrastive: float | None
     accuracy: float | None  # share of clips whose own caption scores highest among its negatives
-    temperature: float | None
+    temperature: float | None  # as used: with its bounds
     grad_norm: float | None  # before clipping; None where it is not finite
     refusal: str | None  # why no update was made; None: it was
     digest: float = 0.0  # of the data of all ranks
@@ -103,6 +103,7 @@ class JointStep:
                 if self.one_pass:
                     replays += self._replays([embedding_BE.detach()], [part], log_scale.detach(), valid)
                 replay = replays[index]
+                embedding_BE = torch.where(part.batch.weight[:, None] > 0, embedding_BE, 0.0)
                 surrogate = (embedding_BE * replay.video_BE).sum() + (log_scale * replay.log_scale).sum()
                 loss = loss + self.contrastive_weight * surrogate
             self.engine.backward(loss)
@@ -183,7 +184,7 @@ class JointStep:
             # one after another in fp32, as they came
             own.append(functools.reduce(torch.add, [replay.loss for replay in replays]))
             own.append(functools.reduce(torch.add, [replay.accuracy for replay in replays]))
-            own.append(torch.exp(-log_scale.detach()).reshape(()))
+            own.append(torch.exp(-bounded_log_scale(log_scale.detach())))
         figures_5 = errors.new_zeros(5)
         figures_5[: len(own)] = torch.stack([value.double() for value in own])
         if self.place.world_size > 1:
