@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -135,6 +136,7 @@ def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same
     trained = Reader(newest).weights()
     exports_what_was_tested(first, trained, tmp_path)
     assert any((trained[name] - value).abs().max() > 0 for name, value in ema.read(first, STEPS).items())
+    a_test_that_overflows_is_none(first, command, launch)
 
 
 def exports_what_was_tested(run: Path, trained: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -153,6 +155,20 @@ def exports_what_was_tested(run: Path, trained: dict[str, torch.Tensor], tmp_pat
     with pytest.raises(ValueError, match=r"ema-00000004.safetensors: missing: .*--raw"):
         read(run / "checkpoints" / f"step-{STEPS:08d}")
     average.with_suffix(".away").rename(average)
+
+
+def a_test_that_overflows_is_none(run: Path, command: list[str], launch: ModuleType) -> None:
+    """Averaged weights that are finite, with products that are not, are tested anew: code 2, with the first layer."""
+    from safetensors.torch import load_file, save_file
+
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "test")
+    weights = load_file(ema.file_of(run, STEPS))
+    for layer in ("fc1", "fc2"):
+        weights[f"blocks.0.mlp.{layer}.weight"] *= 1e25
+    save_file(weights, ema.file_of(run, STEPS))
+    said = launch.run(1, [*command, f"run.dir={run}"], code=2).stderr
+    assert "first in what blocks.0.mlp.fc2 gives" in said and not (run / "results.json").exists()
 
 
 def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, shards: str, checkpoint: Path) -> None:

@@ -116,6 +116,64 @@ def test_retrieval_and_zero_shot_find_what_the_projection_says(
     )
 
 
+@pytest.fixture(scope="module")
+def overflowing(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint with finite weights whose products are infinite."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    state, file = load_file(checkpoint), tmp_path_factory.mktemp("overflow") / "model.safetensors"
+    for layer in ("fc1", "fc2"):
+        state[f"encoder.blocks.0.mlp.{layer}.weight"] *= 1e25
+    with safe_open(checkpoint, framework="pt") as stream:
+        save_file(state, file, stream.metadata())
+    return file
+
+
+@pytest.mark.parametrize(
+    "more", [["knn"], ["probe"], TWO_EPOCHS, ["retrieve"], ["retrieve", "retrieve.zero_shot=true"]]
+)
+def test_features_that_are_not_finite_stop_with_clip_and_layer(
+    shards: str, overflowing: Path, towers: Path, tmp_path: Path, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    towers_too = [f"retrieve.towers={towers}"] if more[0] == "retrieve" else []
+    assert cli.main([*arguments(more[0], tmp_path / "r", overflowing, shards, *more[1:]), *towers_too]) == 2
+    message = capsys.readouterr().err
+    assert (
+        "one_mover_000000: what the model gives is not finite" in message
+        and "first in what blocks.0.mlp.fc2 gives" in message
+    )
+    assert not (tmp_path / "r/results.json").exists()
+
+
+def test_what_comes_after_finite_features_may_not_overflow_either(
+    shards: str, checkpoint: Path, towers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A projection, float16 of tokens, votes at a small temperature, features kept by an earlier run."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    def message(at: Path, command: str, folder: str, *more: str) -> str:
+        assert cli.main(arguments(command, tmp_path / folder, at, shards, *more)) == 2
+        return capsys.readouterr().err
+
+    state, file = load_file(checkpoint), tmp_path / "model.safetensors"
+    with safe_open(checkpoint, framework="pt") as stream:
+        facts = stream.metadata()
+    save_file(state | {"projection.weight": state["projection.weight"] * 1e38}, file, facts)
+    assert "its projected features are not finite" in message(file, "retrieve", "a", f"retrieve.towers={towers}")
+    save_file(state | {"encoder.norm.weight": state["encoder.norm.weight"] * 1e6}, file, facts)
+    assert "as torch.float16, are not finite" in message(file, "probe", "b", "probe.head=attentive", "probe.heads=2")
+    assert "the scores of the test clips are not finite" in message(
+        checkpoint, "knn", "c", "neighbours.temperature=1e-3"
+    )
+    rows = next((tmp_path / "c/features").rglob("*.safetensors"))
+    with safe_open(rows, framework="pt") as stream:
+        kept, names = stream.get_tensor("rows"), stream.metadata()
+    save_file({"rows": kept.fill_(float("nan"))}, rows, names)
+    assert "its features in" in message(checkpoint, "knn", "c", "neighbours.temperature=1e-3")
+
+
 def test_the_place_of_the_first_right_answer() -> None:
     scores = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.2, 0.3], [0.4, 0.4, 0.4]])
     right = torch.tensor([[False, True, True], [True, False, False], [False, True, False]])

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.listed import ListedCorpus
+from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.clips import Progress, chunks, fitting, own_samples, run_models
 from tgm_scale.evaluation.labelled import Labelled
 from tgm_scale.evaluation.views import Decoder, Views
@@ -38,6 +39,7 @@ def cached_rows(
     folder: Path,
     made_by: Sequence[str],
     row_of: Callable[[Tensor], Tensor],
+    module: nn.Module,
     source: Labelled,
     views: Views,
     control: Control,
@@ -49,8 +51,10 @@ def cached_rows(
     """For every labelled sample the mean over its views of `row_of(clips uint8 [B, 3, T, H, W])`, from below `folder`
     where it is there already. Collective: each process makes every world-size-th chunk.
 
-    made_by: what the rows depend on beside samples and views, such as a digest of the weights. A chunk is one file,
-    written whole, so that a stopped pass goes on where it was. Raises ValueError where no sample can be used."""
+    made_by: what the rows depend on beside samples and views, such as a digest of the weights. module: what `row_of`
+    runs. A chunk is one file,
+    written whole, so that a stopped pass goes on where it was. Raises ValueError where no sample can be
+    used, and where a row is not finite."""
     refs = source.refs
     digest = hashlib.blake2b(digest_size=8)
     for fact in (*made_by, source.corpus.fingerprint, str(len(refs)), str(views), str(dtype)):
@@ -67,11 +71,13 @@ def cached_rows(
             file = folder / f"{number:06d}.safetensors"
             if number % control.place.world_size != control.place.rank or file.is_file():
                 continue
-            found = run_models(lambda video: [row_of(video)], source.corpus, part, views, decoder, progress)
+            found = run_models(lambda video: [row_of(video)], source.corpus, part, views, decoder, progress, [module])
             rows = found.rows[0].mean(dim=1) if found.names else torch.zeros(0)
+            rows = rows.to(dtype)
+            finite.refuse(rows, found.names, f"its features, as {dtype},")
             facts = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
             work = file.with_suffix(".writing")
-            save_file({"rows": rows.to(dtype).contiguous()}, work, {"facts": json.dumps(facts)})
+            save_file({"rows": rows.contiguous()}, work, {"facts": json.dumps(facts)})
             work.rename(file)
     control.barrier()
     return _gather(folder, len(parts), source)
@@ -84,6 +90,7 @@ def _gather(folder: Path, count: int, source: Labelled) -> Clips:
             facts = json.loads(stream.metadata()["facts"])
             if facts["names"]:
                 rows.append(stream.get_tensor("rows"))
+                finite.refuse(rows[-1], facts["names"], f"its features in {folder}")
         names += facts["names"]
         problems += [Problem(**problem) for problem in facts["problems"]]
     refuse_nothing(names, source, problems)

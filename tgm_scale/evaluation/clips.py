@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.views import Decoder, Views
 
 CHUNK = 256  # samples of one file of features
@@ -55,8 +56,11 @@ def run_models(
     views: Views,
     decoder: Decoder,
     progress: Progress = lambda samples: None,
+    modules: Sequence[nn.Module] = (),
 ) -> Rows:
-    """Every view of these samples through the models, PASS clips at a time."""
+    """Every view of these samples through the models, PASS clips at a time.
+
+    modules: what the models run. Raises ValueError where they give what is not finite: the clip, the first layer."""
     names: list[str] = []
     problems: list[Problem] = []
     given: list[list[Tensor]] = []
@@ -64,7 +68,12 @@ def run_models(
 
     def run(count: int) -> None:
         clips = torch.cat(waiting)
-        given.append([rows.cpu() for rows in models(clips[:count])])
+        rows = [rows.cpu() for rows in models(clips[:count])]
+        for bad in (finite.first_bad(of_model) for of_model in rows):
+            if bad is not None:
+                done = sum(len(before[0]) for before in given)
+                finite.refuse_clip(names[(done + bad) // len(views)], models, clips[bad : bad + 1], modules)
+        given.append(rows)
         waiting[:] = [clips[count:]]
 
     for ref, found in zip(refs, decoder.views(corpus, refs, views)):

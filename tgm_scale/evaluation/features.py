@@ -124,7 +124,15 @@ def extract(
     source = Labelled(corpus, labels, problems)
     with Decoder(workers) as decoder:
         found = [
-            run_models(lambda video: [encoder(video) for encoder in encoders], corpus, refs, views, decoder, progress)
+            run_models(
+                lambda video: [encoder(video) for encoder in encoders],
+                corpus,
+                refs,
+                views,
+                decoder,
+                progress,
+                [encoder.encoder for encoder in encoders],
+            )
             for refs in chunks(source.refs)
         ]
     parts = [part for part in found if part.names]
@@ -153,6 +161,7 @@ def cached(
         folder,
         (encoder.digest, pooling),
         encoder.tokens if pooling == "tokens" else encoder,
+        encoder.encoder,
         source,
         views,
         control,

@@ -36,7 +36,9 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     @torch.no_grad()
     def probabilities(video: Tensor) -> Tensor:
         with inference(place.device):
-            return module(video.to(place.device)).float().softmax(dim=1)
+            scores_BC = module(video.to(place.device)).float()
+        finite_B1 = scores_BC.isfinite().all(1, keepdim=True)  # softmax makes a 0 of minus infinity
+        return scores_BC.softmax(dim=1).where(finite_B1, torch.nan)
 
     views = Views(
         data.frames, data.size, data.stride, data.sampling, settings.test_temporal_views, settings.test_spatial_views
@@ -48,6 +50,7 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             folder / "test",
             made_by,
             probabilities,
+            module,
             parts.test,
             views,
             parts.control,

@@ -29,7 +29,11 @@ def accuracy(right_M: Tensor, seed: int = 0) -> dict[str, Any]:
 
 
 def judged(scores_MC: Tensor, truth_M: Tensor) -> dict[str, Any]:
-    """top-1 and top-5 with intervals."""
+    """top-1 and top-5 with intervals. Raises ValueError for scores that are not finite."""
+    if not scores_MC.isfinite().all():
+        raise ValueError(
+            "the scores of the test clips are not finite (is a temperature too small?): no figure is made"
+        )
     ranked = scores_MC.argsort(dim=1, descending=True, stable=True)
     found = {"top1": accuracy(ranked[:, 0] == truth_M)}
     if scores_MC.shape[1] > 5:

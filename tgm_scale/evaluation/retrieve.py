@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tgm_scale.conversion.read import read
 from tgm_scale.data.index import Corpus
-from tgm_scale.evaluation import results
+from tgm_scale.evaluation import finite, results
 from tgm_scale.evaluation.classes import ordered, read_classes
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import Labelled, read_captions
@@ -44,7 +44,9 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
         found: dict[str, Any] = {}
         if at.place.is_main:
             text = _text_tower(at)
-            video_ME = F.normalize(clips.features[0].to(at.place.device) @ at.encoder.projection.T, dim=1)
+            video_ME = clips.features[0].to(at.place.device) @ at.encoder.projection.T
+            finite.refuse(video_ME.norm(dim=1), clips.keys, "its projected features")
+            video_ME = F.normalize(video_ME, dim=1)
             found = (
                 _zero_shot(at, text, video_ME, clips, opened)
                 if config.retrieve.zero_shot
@@ -91,7 +93,7 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened:
     texts = list(first.values())
     number = {caption: i for i, caption in enumerate(texts)}
     own_M = torch.tensor([number[same[caption]] for caption in clips.labels])
-    scores_MU = (video_ME @ text.encode(texts).float().T).cpu()
+    scores_MU = (video_ME @ _encoded(text, texts).T).cpu()
     right_MU = own_M[:, None] == torch.arange(len(texts))
     figures: dict[str, dict[str, Any]] = {}
     best = scores_MU.argmax(1)
@@ -120,6 +122,13 @@ def ids_of(text: TextTower, captions: list[str]) -> list[int]:
     return text.caption_ids(captions).tolist()
 
 
+def _encoded(text: TextTower, texts: list[str]) -> Tensor:
+    """Float32 [U, E]. Raises ValueError where the tower gives what is not finite."""
+    text_UE = text.encode(texts).float()
+    finite.refuse(text_UE, texts, "the text tower's numbers for this text")
+    return text_UE
+
+
 def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:
     """Place, from 0, of the best right answer of each query, int64 [Q]; wrong answers of equal score go before it."""
     best_Q1 = scores_QG.masked_fill(~right_QG, -torch.inf).amax(dim=1, keepdim=True)
@@ -130,7 +139,7 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
     """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
     descriptions = class_texts(at.config, clips.labels)
     classes = list(descriptions)
-    class_CE = torch.stack([F.normalize(text.encode(texts).float().mean(0), dim=0) for texts in descriptions.values()])
+    class_CE = torch.stack([F.normalize(_encoded(text, texts).mean(0), dim=0) for texts in descriptions.values()])
     scores_MC = (video_ME @ class_CE.T).cpu()
     truth_M = torch.tensor([classes.index(label) for label in clips.labels])
     found = {

@@ -1,0 +1,60 @@
+"""Numbers that are not finite stop an evaluation.
+
+NaN is above nothing and below nothing: a retrieval of NaN is right at every rank, and its nearest class is the first.
+
+Shapes: B clips, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+_REMEDY = (
+    "no figure is made of such numbers. The run may have diverged, or the file be damaged: try an earlier checkpoint"
+)
+
+
+def first_bad(rows: Tensor) -> int | None:
+    """The first row with a value that is not finite."""
+    bad_N = ~rows.reshape(len(rows), -1).isfinite().all(1)
+    return int(bad_N.nonzero()[0]) if bad_N.any() else None
+
+
+def refuse(rows: Tensor, names: Sequence[str], what: str) -> None:
+    """Raises ValueError that names the first of N rows with a value that is not finite; `names`: of the rows."""
+    if (row := first_bad(rows)) is not None:
+        raise ValueError(f"{names[row]}: {what} are not finite: {_REMEDY}")
+
+
+def refuse_clip(
+    name: str, models: Callable[[Tensor], object], clip_1CTHW: Tensor, modules: Sequence[nn.Module]
+) -> None:
+    """Raises ValueError for a clip whose numbers are not finite: its name, and the first such layer."""
+    layer = first_layer(lambda: models(clip_1CTHW), modules)
+    where = f"first in what {layer} gives" if layer else "after the last layer"
+    raise ValueError(f"clip {name}: what the model gives is not finite, {where}: {_REMEDY}")
+
+
+def first_layer(run: Callable[[], object], modules: Sequence[nn.Module]) -> str | None:
+    """The first layer, in the order of a run, whose output is not finite."""
+    found: list[str] = []
+
+    def hook(name: str) -> Callable[[nn.Module, object, object], None]:
+        def look(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(name)
+
+        return look
+
+    handles = [
+        layer.register_forward_hook(hook(name)) for module in modules for name, layer in module.named_modules() if name
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
