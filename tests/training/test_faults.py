@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from launch import run
@@ -107,3 +108,19 @@ def test_retention_keeps_the_newest_and_the_multiples() -> None:
     steps = list(range(5, 55, 5))
     assert checkpoint.Retention(2).dropped(steps) == steps[:-2]
     assert checkpoint.Retention(2, 20).dropped(steps) == [5, 10, 15, 25, 30, 35]
+
+
+def test_a_killed_data_worker_has_an_exit_code_of_its_own(config: Path) -> None:
+    """As the kernel kills one when memory is full."""
+    process = start(config, 1, "data.workers=1")
+    wait_for_steps(config.parent / "run", 3)
+    workers = [
+        child.pid
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("forkserver" in word for word in child.cmdline()) and not child.children()
+    ]
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 87, output
+    assert "stopped: a data worker died" in output and "data.workers" in output and "Traceback" not in output

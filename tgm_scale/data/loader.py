@@ -35,8 +35,8 @@ class ClipLoader:
     `flow` estimates optical flow; `caption_sets` hands over all captions of each sample beside the drawn one;
     `torchcodec` decodes with torchcodec (default: PyAV does; it alone reads the codec's vectors).
 
-    Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read, RuntimeError
-    where a worker died, what `relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
+    Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read,
+    `WorkerDied`, what `relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
 
     def __init__(
         self,

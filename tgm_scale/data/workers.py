@@ -33,6 +33,12 @@ READERS = 3  # threads of each worker that read remote samples ahead of its deco
 _PIPE_BYTES = 1 << 20  # an unprivileged process's most; maps of 4 repeats take 25 kB a sample
 
 
+class WorkerDied(RuntimeError):
+    """A worker process ended by itself or was killed."""
+
+    exit_code = 87  # of the command: slurm/launch.sh starts again, but not twice without progress
+
+
 class _Task(NamedTuple):
     number: int  # from 0 on
     position: int
@@ -46,7 +52,7 @@ def decode_ahead(
     """The samples at these positions, in their order, `batch` at a time, with their pixels, uint8 [batch, N, T, H, W,
     3]; from `workers` processes that have up to `ahead` samples in work or ready. The positions make whole batches.
 
-    Raises what decoding raises, and RuntimeError where a worker died."""
+    Raises what decoding raises, and WorkerDied."""
     sampling = samples.sampling
     clip = (sampling.frames, sampling.size, sampling.size, 3)
     memory = SharedBatches((batch, sampling.repeated_augmentation, *clip))
@@ -101,7 +107,7 @@ class _Crew:
             self._tasks.send(task)
 
     def result(self, number: int) -> Sample:
-        """Of the task of that number. Raises what it raised, and RuntimeError where a worker died."""
+        """Of the task of that number. Raises what it raised, and WorkerDied."""
         while number not in self._arrived:
             for file, _ in self._inboxes.poll():
                 inbox, process = self._workers[file]
@@ -109,7 +115,7 @@ class _Crew:
                     arrived, found = inbox.recv()
                 except (EOFError, OSError):
                     process.join()
-                    raise RuntimeError(_cause_of_death(process.exitcode)) from None
+                    raise WorkerDied(_cause_of_death(process.exitcode)) from None
                 self._arrived[arrived] = found
         found = self._arrived.pop(number)
         if isinstance(found, Exception):

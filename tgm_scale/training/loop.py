@@ -10,6 +10,7 @@ from typing import Any
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.data.to_device import ToDevice
+from tgm_scale.data.workers import WorkerDied
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime.distributed import Control, find_place
 from tgm_scale.training import ahead, build, checkpoint, disk, engine, run_folder
@@ -51,7 +52,8 @@ def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWa
             engine.stop_processes()
         except Exception as error:
             watchdog.end("failed")
-            if place.world_size == 1 or isinstance(error, RunStopped) or not isinstance(error, RuntimeError):
+            of_another_rank = isinstance(error, RuntimeError) and not isinstance(error, (RunStopped, WorkerDied))
+            if place.world_size == 1 or not of_another_rank:
                 raise
             waited = watchdog.culprits()
             raise RunStopped(f"{error}\nrank {place.rank} stops; it may have waited for {waited}") from error
