@@ -54,7 +54,14 @@ def run_case(stage: int, precision: str, place: Place) -> dict[str, Any]:
     found["moments are zero before the first step"] = not any(bool(moment.any()) for moment in moments)
     shapes = {name: parts["weight"].shape for name, parts in fresh.items()}
 
-    engine_state.write(ds_engine, STEP, UPDATES, lambda name, part: made(name, part, shapes[name]))
+    asked: set[str] = set()
+
+    def stored(name: str, part: str) -> Tensor:
+        asked.add(name)
+        return made(name, part, shapes[name])
+
+    engine_state.write(ds_engine, STEP, UPDATES, stored)
+    found["names"], found["names read"] = len(shapes), len(asked)
     found["groups"] = len(ds_engine.optimizer.param_groups)
     found["reads what was written"] = all(
         torch.equal(tensor, made(name, part, shapes[name]))

@@ -32,6 +32,12 @@ def test_what_is_written_is_read_and_computed_with(results: dict[str, dict], cas
     assert results[case]["computes with what was written"]
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case[0] in "12"])
+def test_a_rank_reads_what_it_has_a_part_of(results: dict[str, dict], case: str) -> None:
+    # each group is cut in two at one place: the parameters on the other side of it are never asked for
+    assert results[case]["names read"] < 0.8 * results[case]["names"]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_moment_counts_its_own_steps(results: dict[str, dict], case: str) -> None:
     # a step tensor shared by the groups would be counted up once for each

@@ -87,11 +87,13 @@ def _read_fragments(parameter: nn.Parameter) -> dict[str, Tensor]:
     return {"weight": weight.detach(), **{part: moment.detach() for part, moment in moments.items()}}
 
 
-def _write_fragments(parameter: nn.Parameter, name: str, tensor_of: Callable[[str, str], Tensor]) -> None:
+def _write_fragments(parameter: Any, name: str, tensor_of: Callable[[str, str], Tensor]) -> None:
     from deepspeed import utils
 
     device = parameter.device
     if not hasattr(parameter, "ds_tensor"):
+        if parameter._hp_mapping is None:
+            return  # another rank's: not read here; _refresh_working_weights gathers it
         utils.safe_set_full_fp32_param(parameter, tensor_of(name, "weight").to(device))
         for part in PARTS[1:]:
             utils.safe_set_full_optimizer_state(parameter, tensor_of(name, part).to(device), part)
