@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import struct
 import zipfile
@@ -16,12 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.weights import OWN_ENTRY
+from tgm_scale.runtime.tensors import load_with_metadata
 from tgm_scale.training import ema
 from tgm_scale.training.checkpoint import Reader, latest
 
@@ -93,6 +94,8 @@ def _open_folder(folder: Path, raw: bool) -> Container:
 
 def _open_own(reader: Reader, raw: bool) -> Container:
     """The weights that the run's test is of: the averaged ones where it averages, or else, or if `raw`, the others."""
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        reader.verify()  # by one process: it reads every byte, moments too
     notes, average = [f"this project's checkpoint {reader.folder}, step {reader.progress.step}"], ema.beside(reader)
     weights = None
     if average is not None and not raw:
@@ -132,12 +135,7 @@ def _open_file(file: Path, raw: bool) -> Container:
 
 
 def _open_safetensors(file: Path) -> Container:
-    try:
-        with safe_open(file, framework="pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a dictionary)
-            metadata = stream.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+    tensors, metadata = load_with_metadata(file)
     facts = json.loads(metadata.get(OWN_ENTRY, "{}"))
     return Container(tensors, Stated.of_facts(facts), [f"safetensors file {file}"])
 

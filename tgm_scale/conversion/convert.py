@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tgm_scale.conversion import huggingface, timm, videomae
@@ -24,6 +23,7 @@ from tgm_scale.conversion.weights import (
     without_extras,
 )
 from tgm_scale.runtime.files import readable_as_its_folder
+from tgm_scale.runtime.tensors import save_tensors
 
 TOLERANCE = 1e-3  # of the largest output; wrong heads are further off, two norms' eps in transformers is 1e-5 of it
 
@@ -48,7 +48,7 @@ class Conversion(NamedTuple):
 
 def _write_safetensors(weights: Weights, file: Path) -> None:
     """Everything: all tensors, with our facts in the metadata (one entry: safetensors shuffles several)."""
-    save_file(weights.state, file, {OWN_ENTRY: json.dumps(weights.facts())})
+    save_tensors(weights.state, file, {OWN_ENTRY: json.dumps(weights.facts())})
 
 
 def _read_outputs(path: Path, _: Weights) -> Tensor:

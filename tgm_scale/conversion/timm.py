@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip
 from tgm_scale.models.patches import PatchEmbed, patchify, sine_cosine_table
 from tgm_scale.models.vit import NORM_EPS
 from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.tensors import load_tensors, save_tensors
 
 NOTE = (
     "Transformer blocks of a video model under timm's names: blocks.i.* for timm.models.vision_transformer.Block, and "
@@ -45,7 +45,7 @@ def _own(weights: Weights, name: str) -> str:
 
 def write(weights: Weights, file: Path) -> None:
     """A safetensors file of `to_timm` with the note and our facts in its metadata."""
-    save_file(to_timm(weights), file, {OWN_ENTRY: json.dumps({"note": NOTE, **weights.facts()})})
+    save_tensors(to_timm(weights), file, {OWN_ENTRY: json.dumps({"note": NOTE, **weights.facts()})})
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def outputs(file: Path, weights: Weights) -> Tensor:
     prepare_torchvision()
     from timm.models.vision_transformer import Block
 
-    size, state = weights.size, load_file(file)
+    size, state = weights.size, load_tensors(file)
     norm = cast(type[nn.Module], partial(nn.LayerNorm, eps=NORM_EPS))
     ratio = (size.mlp + 0.5) / size.width  # timm rounds width * ratio down
     blocks = nn.Sequential(

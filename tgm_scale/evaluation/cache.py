@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Problem
@@ -24,6 +22,7 @@ from tgm_scale.evaluation.clips import Progress, chunks, fitting, own_samples, r
 from tgm_scale.evaluation.labelled import Labelled
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.tensors import load_with_metadata, save_tensors
 
 
 class Clips(NamedTuple):
@@ -77,7 +76,7 @@ def cached_rows(
             finite.refuse(rows, found.names, f"its features, as {dtype},")
             facts = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
             work = file.with_suffix(".writing")
-            save_file({"rows": rows.contiguous()}, work, {"facts": json.dumps(facts)})
+            save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(facts)})
             work.rename(file)
     control.barrier()
     return _gather(folder, len(parts), source)
@@ -86,11 +85,11 @@ def cached_rows(
 def _gather(folder: Path, count: int, source: Labelled) -> Clips:
     rows, names, problems = [], [], list(source.problems)
     for number in range(count):
-        with safe_open(folder / f"{number:06d}.safetensors", framework="pt") as stream:
-            facts = json.loads(stream.metadata()["facts"])
-            if facts["names"]:
-                rows.append(stream.get_tensor("rows"))
-                finite.refuse(rows[-1], facts["names"], f"its features in {folder}")
+        tensors, metadata = load_with_metadata(folder / f"{number:06d}.safetensors")
+        facts = json.loads(metadata["facts"])
+        if facts["names"]:
+            rows.append(tensors["rows"])
+            finite.refuse(rows[-1], facts["names"], f"its features in {folder}")
         names += facts["names"]
         problems += [Problem(**problem) for problem in facts["problems"]]
     refuse_nothing(names, source, problems)

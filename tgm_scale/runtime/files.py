@@ -1,11 +1,36 @@
-"""Files that others may read, too."""
+"""Files that others may read, too, and disks that are full."""
 
 from __future__ import annotations
 
+import errno
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 
 def readable_as_its_folder(file: Path, folder: Path) -> None:
     """Let those read and write a file who may read and write its folder: safetensors' writer leaves it to the owner
     alone, and colleagues could not load a checkpoint."""
     file.chmod(folder.stat().st_mode & 0o666)
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds. Raises ValueError that names it where it is damaged, OSError where it cannot be read."""
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: damaged: no JSON ({type(error).__name__}); restore it") from None
+
+
+def told(error: OSError, folder: Path, wanted: int | None = None) -> str:
+    """An error in writing to a folder, in words; where it has no room, with the bytes free and wanted."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return str(error)
+    try:
+        free = f"{shutil.disk_usage(folder).free:,}"
+    except OSError:
+        free = "unknown"
+    need = "" if wanted is None else f", {wanted:,} bytes wanted"
+    quota = " (the quota is used up)" if error.errno == errno.EDQUOT else ""
+    return f"no space left in {folder}{quota}: {free} bytes free{need}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tgm_scale.runtime.tensors import load_tensors, save_tensors
 from tgm_scale.training.checkpoint import Reader
 
 
@@ -34,7 +33,7 @@ class Average:
         """Write the average of a step that is checkpointed next, and drop those of checkpoints that are gone."""
         file = file_of(self._folder, step)
         work = file.with_suffix(".writing")
-        save_file({name: value.cpu().contiguous() for name, value in self._values.items()}, work)
+        save_tensors({name: value.cpu().contiguous() for name, value in self._values.items()}, work)
         work.rename(file)
         for old in self._folder.glob("ema-*.safetensors"):
             if old not in {file, *(file_of(self._folder, other) for other in kept)}:
@@ -50,10 +49,7 @@ def read(folder: Path, step: int) -> dict[str, Tensor]:
     file = file_of(folder, step)
     if not file.is_file():
         raise ValueError(f"{file}: missing; finetune.ema cannot be switched on in the middle of a run")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+    return load_tensors(file)
 
 
 def beside(checkpoint: Reader) -> Path | None:

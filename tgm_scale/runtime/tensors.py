@@ -1,0 +1,54 @@
+"""safetensors files: the library's own error is neither an OSError nor a ValueError. Here it becomes one of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def open_tensors(file: Path) -> Any:
+    """The library's reader of a file, which maps it. Raises ValueError for what is no whole safetensors file, OSError
+    where it cannot be read."""
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a file. Raises as `open_tensors`."""
+    return load_with_metadata(file)[0]
+
+
+def load_with_metadata(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a file, and the texts beside them. Raises as `open_tensors`."""
+    with open_tensors(file) as stream:
+        tensors = {name: tensor_in(stream, name, file) for name in stream.keys()}  # noqa: SIM118 (not a dictionary)
+        return tensors, stream.metadata() or {}
+
+
+def tensor_in(stream: Any, name: str, place: Path) -> Tensor:
+    """One tensor of an open file; `place` is named where it cannot be read: ValueError."""
+    try:
+        return stream.get_tensor(name)
+    except SafetensorError as error:
+        raise ValueError(f"{place}: {name} cannot be read ({error})") from None
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file. Raises OSError, with the number that the system gave where the library tells it."""
+    try:
+        save_file(tensors, file, metadata)
+    except SafetensorError as error:
+        raise OSError(_number(str(error)), str(error), str(file)) from None
+
+
+def _number(words: str) -> int:
+    """The system's error number in the library's words, such as `(os error 28)`; 0 where there is none."""
+    _, found, rest = words.rpartition("os error ")
+    digits = rest.partition(")")[0]
+    return int(digits) if found and digits.isdigit() else 0
