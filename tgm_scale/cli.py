@@ -99,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run_folder", metavar="RUN", help="a run folder, such as runs/debug")
     compare = _command(commands, "compare", "where two runs part: configuration, data, losses", _compare)
     compare.add_argument("runs", nargs=2, metavar="RUN", help="two run folders; exit code 1 where they differ")
+    check = _command(commands, "check", "whether a run folder is whole, and what can be gone on from", _check)
+    check.add_argument("run_folder", metavar="RUN", help="exit code 1: damaged in part; 2: cannot be gone on with")
     preflight = _command(commands, "preflight", "check every node before a run, in seconds", _preflight)
     _add_configuration(preflight)
     preflight.add_argument(
@@ -202,6 +204,14 @@ def _status(options: argparse.Namespace) -> int:
 
     print(status(options.run_folder))
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from tgm_scale.training.check_run import check
+
+    report, code = check(options.run_folder)
+    print(report)
+    return code
 
 
 def _compare(options: argparse.Namespace) -> int:

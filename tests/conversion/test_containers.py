@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from tgm_scale.conversion.containers import open_container, strip_prefixes
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.read import read
+from tgm_scale.training.checkpoint import digest
 
 HEADS = Stated(heads=4, decoder_heads=2)
 RUN_ARGUMENTS = argparse.Namespace(model="pretrain_videomae_base_patch16_224", num_frames=8, input_size=32, lr=1e-3)
@@ -115,10 +116,20 @@ def write_checkpoint(folder: Path, step: int) -> dict:
         share = {name: value.clone() for name, value in share.items()}
         file = place / f"state-{rank:05d}-of-00002.safetensors"
         save_file(share, file)
-        files.append({"name": file.name, "bytes": file.stat().st_size, "blake2b": ""})
+        files.append({"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file)})
     manifest = {"format": 1, "progress": {"step": step, "skipped": {}}, "files": files, **facts()}
     (place / "manifest.json").write_text(json.dumps(manifest))
     return weights
+
+
+def test_a_flipped_bit_of_a_checkpoint_is_not_converted(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 100)
+    file = next(tmp_path.glob("checkpoints/step-*/state-00001-*"))
+    content = bytearray(file.read_bytes())
+    content[-50] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"state-00001-of-00002\.safetensors: contents differ"):
+        open_container(tmp_path)
 
 
 def test_a_run_folder_is_its_newest_checkpoint(tmp_path: Path) -> None:

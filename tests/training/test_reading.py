@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tgm_scale.training.checkpoint import FORMAT, Reader
+from tgm_scale.training.checkpoint import Reader
+from tgm_scale.training.manifest import FORMAT
 
 
 def resident(file: Path) -> int:

@@ -27,12 +27,12 @@ from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import build, checkpoint, disk, engine, run_folder
-from tgm_scale.training.checkpoint import Progress
 from tgm_scale.training.ema import Average
 from tgm_scale.training.faults import Diverged, Judge
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.reporting import Times, count_problems, row
+from tgm_scale.training.resume import Resume
 from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import StepResult
 from tgm_scale.training.update import make_update
@@ -76,8 +76,9 @@ class _Run:
         self.control: Control = parts.control
         self.checkpoints = folder / "checkpoints"
         settings, shared = config.finetune, setup.shared(config)
-        newest = checkpoint.latest_for_all(self.checkpoints, self.control)
-        module, notes = setup.classifier(config, parts.classes, config.train.init_from if newest is None else None)
+        resume = Resume(folder, self.control)
+        new = resume.newest is None
+        module, notes = setup.classifier(config, parts.classes, config.train.init_from if new else None)
         if config.model.compile:
             compile_blocks(module)
         groups = setup.layer_groups(module, config.optim.weight_decay, settings.layer_decay)
@@ -86,18 +87,18 @@ class _Run:
         self.engine = engine.build_engine(module, plan, self.place.device, groups)
         retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
         self.saver = Saver(self.checkpoints, retention, self.place, self.control)
-        self.progress = Progress() if newest is None else checkpoint.restore(self.engine, newest)
+        self.progress = resume.restore(self.engine)
         self.schedule = build.schedule(shared, parts.steps)
         repeats = config.data.repeated_augmentation
         self.mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
         self.to_device = ToDevice(self.place.device)
         self.average = Average(self.engine.module, settings.ema, folder) if settings.ema else None
-        if self.average is not None and newest is not None:
+        if self.average is not None and not new:
             self.average.read(self.progress.step)
         if self.place.is_main:
             facts = setup.plan_facts(config, plan, parts)
             run_folder.describe(folder, config, setup.data_facts(parts), facts, self.progress.step)
-            setup.announce(config, parts, facts, notes if newest is None else [], self.progress.step)
+            setup.announce(config, parts, facts, notes if new else [], self.progress.step)
 
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""

@@ -104,10 +104,10 @@ def prepare(config: FinetuneConfig, control: Control) -> Parts:
 def _classes(config: FinetuneConfig, train: Labelled) -> list[str]:
     """The classes in the order of the run's checkpoint where there is one. Raises ValueError where they are others."""
     classes = ordered((train.labels[ref.name] for ref in train.refs), config.data.classes)
-    newest = checkpoint.latest(Path(config.run.dir) / "checkpoints")
+    newest = checkpoint.newest_whole(Path(config.run.dir) / "checkpoints", {})
     if newest is None:
         return classes
-    facts = checkpoint.Reader(newest).manifest
+    facts = newest.manifest
     trained = facts.get("class_labels") or facts["labels"]
     if set(trained) == set(classes):
         return list(trained)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from tgm_scale.runtime.files import read_json
 
 _SHARES = {"data": 0.1, "checkpoint": 0.1, "network": 0.1, "guidance": 0.25}  # above these something is worth doing
 _LAGGING = 0.1
@@ -26,13 +27,21 @@ def read_ranks(folder: Path, world_size: int) -> list[Rank]:
     """The ranks of the run in this folder; none where it has not told of its time yet."""
     ranks = []
     for number in range(world_size):
-        path = folder / "ranks" / f"{number:05d}"
-        beat = json.loads(path.read_text()) if path.is_file() else {}
+        beat = _beat(folder / "ranks" / f"{number:05d}")
         whole = sum(beat.get("seconds", {}).values())
         if whole:
             shares = {phase: seconds / whole for phase, seconds in beat["seconds"].items()}
             ranks.append(Rank(number, beat["host"], shares))
     return ranks
+
+
+def _beat(file: Path) -> dict[str, Any]:
+    """What a rank told; nothing where its file is not there, or damaged."""
+    try:
+        beat = read_json(file)
+    except (OSError, ValueError):
+        return {}
+    return beat if isinstance(beat, dict) and isinstance(beat.get("seconds"), dict) else {}
 
 
 def from_metrics(rows: list[dict[str, Any]]) -> list[Rank]:

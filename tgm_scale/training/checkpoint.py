@@ -11,19 +11,15 @@ DeepSpeed's own checkpoint files are not used: they are pickles, bound to one st
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
-from tgm_scale.runtime.distributed import Control
-from tgm_scale.training import engine_state
-
-FORMAT = 1
-_PREFIX = "step-"
+from tgm_scale.runtime.tensors import open_tensors, tensor_in
+from tgm_scale.training import engine_state, manifest
+from tgm_scale.training.manifest import step_of
 
 
 @dataclass
@@ -36,12 +32,13 @@ class Progress:
 
 
 def folder_of(root: Path, step: int) -> Path:
-    return root / f"{_PREFIX}{step:08d}"
+    return root / f"step-{step:08d}"
 
 
 def steps_in(root: Path) -> list[int]:
-    """Steps of the whole checkpoints in a folder, ascending."""
-    return sorted(int(p.parent.name[len(_PREFIX) :]) for p in root.glob(f"{_PREFIX}*/manifest.json"))
+    """Steps of the checkpoints in a folder, ascending. Other names than theirs are not looked at."""
+    found = (step_of(file.parent) for file in root.glob(f"step-*/{manifest.NAME}"))
+    return sorted(step for step in found if step is not None)
 
 
 def latest(root: Path) -> Path | None:
@@ -49,9 +46,25 @@ def latest(root: Path) -> Path | None:
     return folder_of(root, steps[-1]) if steps else None
 
 
-def latest_for_all(root: Path, control: Control) -> Path | None:
-    """`latest` as rank 0 sees it: on a network file system others may see an older listing. Collective."""
-    return control.gather(latest(root) if control.place.is_main else None)[0]
+def newest_whole(root: Path, damaged: dict[Path, str]) -> Reader | None:
+    """The newest checkpoint with a valid manifest and whole files beside those in `damaged`; the ones passed over are
+    added to that, with the reason. None in a new run.
+
+    Raises ValueError that names each where all are damaged."""
+    ours = [(step, folder) for folder in root.glob("step-*") if (step := step_of(folder)) is not None]
+    for _, folder in sorted(ours, reverse=True):
+        if folder in damaged or not folder.is_dir():
+            continue
+        try:
+            return Reader(folder)
+        except (OSError, ValueError) as error:
+            damaged[folder] = str(error)
+    if damaged:
+        listed = "\n  ".join(damaged.values())
+        raise ValueError(
+            f"{root}: every checkpoint is damaged:\n  {listed}\nRestore one of them, or move them away and start anew"
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -77,18 +90,13 @@ class Reader:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        file = folder / "manifest.json"
-        if not file.is_file():
-            raise ValueError(f"{folder}: not a checkpoint of this project (no manifest.json)")
-        self.manifest = json.loads(file.read_text())
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"{file}: format {self.manifest.get('format')}, this version reads {FORMAT}")
+        self.manifest = manifest.read(folder)
         self._of: dict[str, Any] = {}
         for entry in self.manifest["files"]:
             path = folder / entry["name"]
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
-                raise ValueError(f"{path}: missing or cut short; remove {folder} to go on from the checkpoint before")
-            stream = safe_open(path, framework="pt")
+                raise ValueError(f"{path}: missing or cut short: the checkpoint is damaged")
+            stream = open_tensors(path)
             self._of |= dict.fromkeys(stream.keys(), stream)
 
     @property
@@ -103,17 +111,19 @@ class Reader:
         key = f"{name}.{part}"
         if key not in self._of:
             raise ValueError(f"{self.folder}: no tensor {key}; the checkpoint is of another model")
-        return self._of[key].get_tensor(key)
+        return tensor_in(self._of[key], key, self.folder)
 
     def weights(self) -> dict[str, Tensor]:
         """All weights, fp32, without the moments."""
         return {name: self.tensor(name) for name in self.names()}
 
-    def verify(self) -> None:
-        """Compare every file with its hash. Raises ValueError that names the first that differs."""
-        for entry in self.manifest["files"]:
-            if digest(self.folder / entry["name"]) != entry["blake2b"]:
-                raise ValueError(f"{self.folder / entry['name']}: contents differ from the manifest's hash")
+    def verify(self, share: int = 0, of: int = 1) -> None:
+        """Compare this share of the files, of so many shares, with their hashes: without arguments every file. Raises
+        ValueError that names the first that differs."""
+        for entry in self.manifest["files"][share::of]:
+            file = self.folder / entry["name"]
+            if entry.get("blake2b") is not None and digest(file) != entry["blake2b"]:
+                raise ValueError(f"{file}: contents differ from the manifest's hash: the checkpoint is damaged")
 
 
 def restore(engine: Any, folder: Path) -> Progress:

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.training.run_folder import replace_file
@@ -57,13 +60,24 @@ class Judge:
 class FaultState:
     """What outlives a rollback, in RUN/faults.json: how often it happened, and the samples left out since."""
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     rollbacks: int = 0
     skip_list: list[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> FaultState:
+        """Raises ValueError where the file is damaged."""
         file = folder / "faults.json"
-        return cls(**json.loads(file.read_text())) if file.is_file() else cls()
+        if not file.is_file():
+            return cls()
+        try:
+            return TypeAdapter(cls).validate_json(file.read_bytes(), strict=True)
+        except ValidationError as error:
+            raise ValueError(
+                f"{file}: damaged ({error.errors()[0]['msg']}): restore it; without it the samples left out since a "
+                'rollback are trained on again. To go on so, write {"rollbacks": 0, "skip_list": []} there'
+            ) from None
 
     def write(self, folder: Path) -> None:
         replace_file(folder / "faults.json", json.dumps(asdict(self), indent=1))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.training import checkpoint, run_folder
+from tgm_scale.training import checkpoint, events, run_folder
 from tgm_scale.training.bottleneck import explain, from_metrics, read_ranks
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.training.metrics import count_damaged, figure, read_metrics
 
 _RECENT = 50  # steps that the speed is the median of
 _STARTS_SHOWN = 5
@@ -42,11 +43,12 @@ def status(folder: str) -> str:
         "speed": f"{tree['train']['global_batch_size'] / seconds:.1f} clips/s, {seconds:.2f} s a step",
         "left": "done" if last["step"] == plan["steps"] else _duration(left),
         "last step": f"{_duration(age)} ago",
-        "loss": f"{last['loss']:.4f} (first {rows[0]['loss']:.4f})",
+        "loss": f"{figure(last['loss'])} (first {figure(rows[0]['loss'])})",
         "checkpoint": newest.name if newest else "none yet",
         "starts": _starts(starts),
         "skipped": f"{last['skipped_samples']} samples" + (", see skipped.jsonl" if last["skipped_samples"] else ""),
         "bottleneck": explain(ranks or from_metrics(recent), tree["data"]["workers"]),
+        **_damage(root),
         **_left_out(root),
         **_results(root),
     }
@@ -86,6 +88,18 @@ def _results(root: Path) -> dict[str, str]:
         left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
         lines[found["method"]] = figures + (f"; left out: {left_out}" if left_out else "")
     return lines or {"results": "none yet"} if not (root / "metrics.jsonl").is_file() else lines
+
+
+def _damage(root: Path) -> dict[str, str]:
+    """Checkpoints that starts have set aside, with the reasons, and the lines of metrics.jsonl that are no rows."""
+    said = [
+        f"{event.get('checkpoint')} at a start from step {event.get('step')}: {event.get('why')}"
+        for event in events.read(root)
+        if event["event"] == "checkpoint_damaged"
+    ]
+    if lines := count_damaged(root):
+        said.append(f"{lines} {'line' if lines == 1 else 'lines'} of metrics.jsonl")
+    return {"damaged": "; ".join(said)} if said else {}
 
 
 def _starts(starts: list[dict[str, Any]]) -> str:
@@ -130,7 +144,7 @@ def compare(one: str, other: str) -> tuple[str, bool]:
         report.append(f"data: equal, {len(alike)} steps")
     if alike != steps:
         report.append(f"data: {len(steps) - len(alike)} steps cannot be compared: other versions made their digests")
-    differences = {step: abs(rows[one][step]["loss"] - rows[other][step]["loss"]) for step in steps}
+    differences = {step: _apart(rows[one][step]["loss"], rows[other][step]["loss"]) for step in steps}
     apart = [step for step in steps if differences[step] > 0]
     if apart:
         worst = max(apart, key=differences.__getitem__)
@@ -144,6 +158,13 @@ def compare(one: str, other: str) -> tuple[str, bool]:
     if lengths[one] != lengths[other]:
         report.append(f"length: {one} has {lengths[one]} steps, {other} {lengths[other]}")
     return "\n".join(report), not (data or apart or lengths[one] != lengths[other])
+
+
+def _apart(one: float | None, other: float | None) -> float:
+    """How far two losses are apart; None was not finite."""
+    if one is None or other is None:
+        return 0.0 if one is other else math.inf
+    return abs(one - other)
 
 
 def _config_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:

@@ -14,13 +14,13 @@ from tgm_scale.data.workers import WorkerDied
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime.distributed import Control, find_place
 from tgm_scale.training import ahead, build, checkpoint, disk, engine, run_folder
-from tgm_scale.training.checkpoint import Progress
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.reporting import Times, count_problems, row
+from tgm_scale.training.resume import Resume
 from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import JointStep, StepResult
 from tgm_scale.training.throughput import Throughput
@@ -97,8 +97,8 @@ class _Run:
         contrastive = config.objective.contrastive_weight > 0
         width = towers.text.width if contrastive and towers.text is not None else None
         module = JointModule(build.model(config, width), contrastive, config.objective.normalise_by)
-        newest = checkpoint.latest_for_all(self.checkpoints, self.control)
-        if newest is None and config.train.init_from:
+        resume = Resume(folder, self.control)
+        if resume.newest is None and config.train.init_from:
             notes = build.initialise(module, config, read_initial)
             if place.is_main:
                 print("\n".join([f"weights of {config.train.init_from}", *notes]), flush=True)
@@ -106,7 +106,7 @@ class _Run:
             compile_blocks(module)
         plan = build.engine_plan(config, place)
         self.engine = engine.build_engine(module, plan, place.device)
-        self.progress = Progress() if newest is None else checkpoint.restore(self.engine, newest)
+        self.progress = resume.restore(self.engine)
         self.faults = FaultState.read(folder)
         self.suspects: list[str] = []
         self.step = JointStep(
@@ -248,7 +248,8 @@ class _Run:
     def _roll_back(self) -> None:
         """Back to the last checkpoint, without the samples of the refused steps. Raises Diverged after too many."""
         self.saver.finish()
-        newest = checkpoint.latest_for_all(self.checkpoints, self.control)
+        resume = Resume(self.folder, self.control)
+        newest = resume.newest
         step, limit = self.progress.step, self.config.faults.rollbacks
         if newest is None or self.faults.rollbacks == limit:
             why = "before the first checkpoint" if newest is None else f"after faults.rollbacks={limit} rollbacks"
@@ -262,4 +263,4 @@ class _Run:
         if self.place.is_main:
             self.faults.write(self.folder)
             print(f"rolling back from step {step} to {newest.name}; {len(self.faults.skip_list)} samples left out")
-        self.progress = checkpoint.restore(self.engine, newest)
+        self.progress = resume.restore(self.engine)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import NoneType
 from typing import Any, TextIO
 
 from tgm_scale.contracts import Problem
 from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.files import told
+from tgm_scale.training import events
 from tgm_scale.training.run_folder import replace_file
 
+_FIGURES = ("loss", "samples", "step_seconds", "data_seconds", "guidance_seconds", "skipped_samples")  # that are read
 _RECENT = 100  # losses; training/faults.py measures a spike against no more
 
 
@@ -35,10 +40,11 @@ class Metrics:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, row: dict[str, Any], problems: list[Problem]) -> None:
-        """A step's row, and its broken samples of all ranks."""
+        """A step's row, and its broken samples of all ranks. Raises OSError that names the file."""
+        row = finite(row)
         for problem in problems:
-            self._skipped.write(json.dumps({"step": row["step"], **asdict(problem)}) + "\n")
-        self._stream.write(json.dumps(row) + "\n")
+            _append(self._skipped, {"step": row["step"], **asdict(problem)})
+        _append(self._stream, row)
         if self._board is not None:
             for name, value in row.items():
                 if isinstance(value, (int, float)) and name != "step":
@@ -59,19 +65,37 @@ class Metrics:
             self._board.close()
 
 
+def _append(stream: TextIO, row: dict[str, Any]) -> None:
+    text = json.dumps(row) + "\n"
+    try:
+        stream.write(text)
+    except OSError as error:
+        raise OSError(f"{stream.name}: {told(error, Path(stream.name).parent, len(text))}") from error
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    """The rows of a run's metrics.jsonl; lines that are none are left out (`count_damaged`). A figure that was not
+    finite is None, and named in the row's `not_finite`."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder}: no metrics.jsonl: not a run folder, or a run that made no step yet")
-    return _rows(path)
+    return read_rows(path)[0]
+
+
+def count_damaged(folder: Path) -> int:
+    """Lines of metrics.jsonl that are no rows: those in it, and those that a start has moved beside it."""
+    path = folder / "metrics.jsonl"
+    aside = _aside(path)
+    moved = aside.read_bytes().count(b"\n") if aside.is_file() else 0
+    return moved + (len(read_rows(path)[1]) if path.is_file() else 0)
 
 
 def recent_losses(folder: Path, step: int) -> list[float]:
     """The losses of the updates made up to a step, oldest first; none where the run is new."""
     path = folder / "metrics.jsonl"
-    rows = _rows(path) if path.is_file() else []
-    return [row["loss"] for row in rows if row["step"] <= step and not row["update_refused"]]
+    rows = read_rows(path)[0] if path.is_file() else []
+    made = (row["loss"] for row in rows if row["step"] <= step and not row.get("update_refused"))
+    return [loss for loss in made if loss is not None]
 
 
 def recent_losses_for_all(folder: Path, step: int, control: Control) -> list[float]:
@@ -79,20 +103,56 @@ def recent_losses_for_all(folder: Path, step: int, control: Control) -> list[flo
     return control.broadcast(recent_losses(folder, step)[-_RECENT:] if control.place.is_main else None)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without NaN and infinities, which JSON does not have: null in their place, their names in `not_finite`."""
+    lost = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    return row | dict.fromkeys(lost) | {"not_finite": lost} if lost else row
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The rows of a file, and the lines that are none. A last line that was cut by a kill is neither."""
+    rows, damaged = [], []
+    *lines, cut = path.read_bytes().split(b"\n")
+    for line in [*lines, *([cut] if _row(cut, path) else [])]:
+        row = _row(line, path)
+        if row is None:
+            damaged.append(line)
+        else:
+            rows.append(row)
+    return rows, damaged
+
+
+def _row(line: bytes, path: Path) -> dict[str, Any] | None:
+    """A line's row; None where it is no JSON object with a step and, of metrics, with a loss."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    if path.name == "metrics.jsonl" and "loss" not in row:
+        return None
+    if not all(isinstance(row.get(name), (int, float, NoneType)) for name in _FIGURES):
+        return None
+    return finite(row)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.damaged")
 
 
 def _cut_after(path: Path, step: int) -> None:
-    if path.is_file():
-        kept = [row for row in _rows(path) if row["step"] <= step]
-        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+    """Drop the rows after a step; lines that are no rows are moved beside the file, and said."""
+    if not path.is_file():
+        return
+    rows, damaged = read_rows(path)
+    if damaged:
+        aside = _aside(path)
+        with aside.open("ab") as stream:
+            stream.writelines(line + b"\n" for line in damaged)
+        events.note(path.parent, "lines_damaged", step=step, file=path.name, lines=len(damaged))
+        print(f"warning: {path}: {len(damaged)} damaged lines are moved to {aside.name}", file=sys.stderr, flush=True)
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 
 
 _TERMS = (("rec", "loss_reconstruction"), ("con", "loss_contrastive"))
@@ -125,7 +185,7 @@ class ProgressLine:
         share = row["data_seconds"] / max(row["step_seconds"], 1e-9)
         parts = [
             f"step {row['step']}/{self.total}",
-            f"loss {row['loss']:.4f}",
+            f"loss {figure(row['loss'])}",
             *(f"{name} {row[key]:.4f}" for name, key in _TERMS if row[key] is not None),
             f"lr {row['learning_rate']:.2e}",
             f"{row['clips_per_second']:.1f} clips/s",
@@ -137,6 +197,11 @@ class ProgressLine:
     def _seconds_left(self, step: int) -> float | None:
         (then, first), (now, last) = self._recent[0], self._recent[-1]
         return (now - then) / (last - first) * (self.total - step) if last > first else None
+
+
+def figure(value: float | None) -> str:
+    """A loss in words; null was not finite."""
+    return "not finite" if value is None else f"{value:.4f}"
 
 
 def _clock(seconds: float | None) -> str:

@@ -8,6 +8,7 @@ RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line a step
 RUN/owner/            which start owns the folder (runtime/ownership.py)
 RUN/skipped.jsonl     every broken sample: step, key, reason
+RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from tgm_scale import config as configuration
 from tgm_scale.config import RunSettings
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import Control
-from tgm_scale.training import origins
+from tgm_scale.runtime.files import read_json
+from tgm_scale.training import manifest, origins
 
 
 def replace_file(path: Path, text: str, durable: bool = True) -> None:
@@ -56,7 +58,7 @@ def claim(config: RunSettings) -> Path:
     file = folder / "config.yaml"
     if file.is_file():
         _refuse_other_run(config, file)
-    elif any(folder.glob("checkpoints/step-*")):
+    elif any(manifest.step_of(found) is not None for found in folder.glob("checkpoints/step-*")):
         raise ValueError(f"run.dir={folder}: has checkpoints but no config.yaml: choose another folder")
     return folder
 
@@ -101,7 +103,7 @@ def describe(
     """Write what this start is. Raises ValueError where the data is not that of the run so far."""
     data_file = folder / "data.json"
     if data_file.is_file():
-        before = json.loads(data_file.read_text())
+        before = read_json(data_file)
         if _other_data(before, corpora):
             raise ValueError(
                 f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): "
@@ -132,7 +134,7 @@ def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "plan.json").read_text())
+    return read_json(folder / "plan.json")
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:

@@ -8,10 +8,10 @@ hold the copy, the training waits while each tensor is written as it is gathered
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Control, Place
-from tgm_scale.runtime.files import readable_as_its_folder
-from tgm_scale.training import engine_state
-from tgm_scale.training.checkpoint import FORMAT, Progress, Retention, digest, folder_of, steps_in
+from tgm_scale.runtime.files import readable_as_its_folder, told
+from tgm_scale.runtime.tensors import save_tensors
+from tgm_scale.training import engine_state, manifest
+from tgm_scale.training.checkpoint import Progress, Retention, digest, folder_of, steps_in
 from tgm_scale.training.tensor_file import TensorFile
 
 _KEEP_FREE = 0.1  # of a host's memory, which a copy of the state must leave
@@ -47,6 +46,7 @@ class Saver:
     ):
         self.root, self.retention, self.place, self.control = root, retention, place, control
         self.keep_free = keep_free
+        self._undropped: set[Path] = set()
         self._pending: _Pending | None = None
 
     def begin(self, engine: Any, progress: Progress, facts: dict) -> None:
@@ -81,8 +81,23 @@ class Saver:
             return None
         files = self.control.gather(pending.wait())
         self._refuse(pending, [entry.get("error") for entry in files])
-        self._agree(pending, pending.commit(files, self.retention) if self.place.is_main else None)
+        self._agree(pending, pending.commit(files) if self.place.is_main else None)
+        if self.place.is_main:
+            self._drop()
         return pending.final
+
+    def _drop(self) -> None:
+        """Drop old checkpoints. One that cannot be is said once: it costs space, not the run."""
+        for step in self.retention.dropped(steps_in(self.root)):
+            folder = folder_of(self.root, step)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                if folder not in self._undropped:
+                    print(
+                        f"warning: {folder}: cannot be dropped ({error}); the run goes on", file=sys.stderr, flush=True
+                    )
+                self._undropped.add(folder)
 
     def _agree(self, pending: _Pending, error: str | None) -> None:
         self._refuse(pending, self.control.gather(error))
@@ -114,7 +129,7 @@ class _Pending:
                 shutil.rmtree(left_over)
             self.work.mkdir(parents=True)
         except OSError as error:
-            return str(error)
+            return told(error, self.root)
         return None
 
     @property
@@ -136,7 +151,7 @@ class _Pending:
                     file.append(name, tensor)
             self._written()
         except OSError as error:
-            self._entry = {"error": str(error)}
+            self._entry = {"error": told(error, self.root, share.bytes)}
             for _ in gathered:
                 pass
 
@@ -152,32 +167,31 @@ class _Pending:
 
     def _write(self, copy: dict[str, Tensor]) -> None:
         try:
-            save_file(copy, self._file)
+            save_tensors(copy, self._file)
             readable_as_its_folder(self._file, self._file.parent)
             self._written()
-        except (OSError, SafetensorError) as error:
-            self._entry = {"error": str(error)}
+        except OSError as error:
+            wanted = sum(tensor.nbytes for tensor in copy.values())
+            self._entry = {"error": told(error, self.root, wanted)}
 
     def _written(self) -> None:
         file = self._file
         _sync(file)
         self._entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file)}
 
-    def commit(self, files: list[dict[str, Any]], retention: Retention) -> str | None:
-        """Write the manifest, give the folder its name and drop old checkpoints; the error where that failed."""
-        manifest = {"format": FORMAT, "progress": asdict(self.progress), "files": files, **self.facts}
+    def commit(self, files: list[dict[str, Any]]) -> str | None:
+        """Write the manifest and give the folder its name; the error where that failed."""
+        text = manifest.written({"progress": asdict(self.progress), "files": files, **self.facts})
         try:
-            (self.work / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            _sync(self.work / "manifest.json")
+            (self.work / manifest.NAME).write_text(text)
+            _sync(self.work / manifest.NAME)
             _sync(self.work)
             if self.final.exists():
                 shutil.rmtree(self.final)
             self.work.rename(self.final)
             _sync(self.root)
-            for step in retention.dropped(steps_in(self.root)):
-                shutil.rmtree(folder_of(self.root, step))
         except OSError as error:
-            return str(error)
+            return told(error, self.root, len(text))
         return None
 
 

@@ -1,0 +1,219 @@
+"""Damaged run folders: what is damaged is set aside and said, and the run goes on from what is whole."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from launch import run
+from short_run import arguments
+
+from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.files import told
+from tgm_scale.runtime.tensors import save_tensors
+from tgm_scale.training import checkpoint, events, manifest
+from tgm_scale.training.check_run import check
+from tgm_scale.training.faults import FaultState
+from tgm_scale.training.inspect import status
+from tgm_scale.training.metrics import Metrics, count_damaged, read_metrics, recent_losses
+from tgm_scale.training.resume import Resume
+from tgm_scale.training.saver import Saver
+
+ALONE = Place(0, 1, 0, torch.device("cpu"))
+
+
+def made(root: Path, step: int) -> Path:
+    """A checkpoint of two small tensors."""
+    folder = checkpoint.folder_of(root, step)
+    folder.mkdir(parents=True)
+    file = folder / "state-00000-of-00001.safetensors"
+    save_tensors({"a.weight": torch.full((1000,), float(step)), "a.exp_avg": torch.ones(8)}, file)
+    entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": checkpoint.digest(file)}
+    told = {"progress": {"step": step, "updates": step, "skipped": {}}, "files": [entry]}
+    (folder / manifest.NAME).write_text(manifest.written(told))
+    return folder
+
+
+def flip(file: Path) -> None:
+    """One bit, in the last tensor."""
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+
+
+def state_of(folder: Path) -> Path:
+    return next(folder.glob("state-*"))
+
+
+def edited(folder: Path, change: Callable[[dict], object]) -> None:
+    """A manifest changed by one who makes its own hash again."""
+    tree = json.loads((folder / manifest.NAME).read_text())
+    change(tree)
+    (folder / manifest.NAME).write_text(manifest.written(tree))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "manifest empty": lambda folder: (folder / manifest.NAME).write_text(""),
+    "manifest a list": lambda folder: (folder / manifest.NAME).write_text("[]"),
+    "manifest nested": lambda folder: (folder / manifest.NAME).write_text("[" * 100_000),
+    "manifest gone": lambda folder: (folder / manifest.NAME).unlink(),
+    "manifest edited": lambda folder: (folder / manifest.NAME).write_text(
+        (folder / manifest.NAME).read_text().replace('"updates": 30', '"updates": 20')
+    ),
+    "no files": lambda folder: edited(folder, lambda tree: tree.pop("files")),
+    "no progress": lambda folder: edited(folder, lambda tree: tree.pop("progress")),
+    "a step of -5": lambda folder: edited(folder, lambda tree: tree["progress"].update(step=-5)),
+    "another step": lambda folder: edited(folder, lambda tree: tree["progress"].update(step=25)),
+    "a file elsewhere": lambda folder: edited(
+        folder, lambda tree: tree["files"][0].update(name="../step-00000020/state-00000-of-00001.safetensors")
+    ),
+    "state cut": lambda folder: state_of(folder).write_bytes(state_of(folder).read_bytes()[:-10]),
+    "state gone": lambda folder: state_of(folder).unlink(),
+    "state no safetensors": lambda folder: state_of(folder).write_bytes(b"\xff" * state_of(folder).stat().st_size),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, kind: str) -> None:
+    root = tmp_path / "checkpoints"
+    before, newest = made(root, 20), made(root, 30)
+    DAMAGE[kind](newest)
+    assert Resume(tmp_path, Control(ALONE)).newest == before
+    assert newest.is_dir(), "it is set aside when the one before is found whole, not earlier"
+
+
+def test_only_damaged_checkpoints_stop_the_run_and_stay(tmp_path: Path) -> None:
+    folders = [made(tmp_path / "checkpoints", step) for step in (20, 30)]
+    for folder in folders:
+        state_of(folder).unlink()
+    for _ in range(2):  # the second start must not begin anew
+        with pytest.raises(ValueError, match="every checkpoint is damaged") as refused:
+            Resume(tmp_path, Control(ALONE))
+        assert all(str(folder) in str(refused.value) for folder in folders)
+
+
+def test_other_names_are_not_checkpoints(tmp_path: Path) -> None:
+    newest = made(tmp_path, 30)
+    for name in ("step-00000040.bak", "step-abc", "step-40", "step--0000005", "step-00000050 (copy)"):
+        shutil.copytree(newest, tmp_path / name)
+    (tmp_path / "step-00000060").touch()
+    assert checkpoint.steps_in(tmp_path) == [30] and checkpoint.latest(tmp_path) == newest
+    found = checkpoint.newest_whole(tmp_path, {})
+    assert found is not None and found.folder == newest
+
+
+def test_each_rank_compares_its_share_of_the_files(tmp_path: Path) -> None:
+    folder = made(tmp_path, 30)
+    flip(state_of(folder))
+    reader = checkpoint.Reader(folder)
+    reader.verify(1, 2)
+    for share in [(), (0, 2)]:
+        with pytest.raises(ValueError, match="contents differ"):
+            reader.verify(*share)
+
+
+def test_an_old_checkpoint_that_cannot_be_dropped_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    elsewhere = made(tmp_path / "elsewhere", 10)
+    root = tmp_path / "checkpoints"
+    for step in (20, 30):
+        made(root, step)
+    (root / elsewhere.name).symlink_to(elsewhere)  # which rmtree refuses
+    saver = Saver(root, checkpoint.Retention(1), ALONE, Control(ALONE))
+    saver._drop()
+    saver._drop()
+    said = capsys.readouterr().err
+    assert checkpoint.steps_in(root) == [10, 30]
+    assert said.count("warning") == 1 and elsewhere.name in said and "the run goes on" in said
+
+
+BAD_LINES = [b'{"step": 4, "lo', b"\0\0\0", b'{"step": 4}{"step": 5}', b"\xff\xfe", b"{}", b"5", b'{"step": "4"}']
+BAD_LINES += [b'{"step": 4, "loss": "much"}', b"[" * 100_000, b'{"step": true, "loss": 1}', b""]
+
+
+@pytest.mark.parametrize("bad", BAD_LINES, ids=range(len(BAD_LINES)))
+def test_a_damaged_line_costs_itself(tmp_path: Path, bad: bytes, capsys: pytest.CaptureFixture) -> None:
+    rows = [json.dumps({"step": step, "loss": 1.0}).encode() for step in range(1, 9)]
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*rows[:3], bad, *rows[4:]]) + b"\n")
+    kept = [1, 2, 3, 5, 6, 7, 8]
+    assert [row["step"] for row in read_metrics(tmp_path)] == kept and count_damaged(tmp_path) == 1
+    assert recent_losses(tmp_path, 6) == [1.0] * 5
+    Metrics(tmp_path, 7, tensorboard=False).close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == kept[:-1]
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == bad + b"\n" and count_damaged(tmp_path) == 1
+    assert "1 damaged line" in capsys.readouterr().err
+    assert events.read(tmp_path)[0]["event"] == "lines_damaged"
+
+
+def test_a_figure_that_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path, 0, tensorboard=False)
+    metrics.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "update_refused": False}, [])
+    metrics.write({"step": 2, "loss": 2.0, "grad_norm": 1.0, "update_refused": False}, [])
+    metrics.close()
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    first = read_metrics(tmp_path)[0]
+    assert first["loss"] is None and first["grad_norm"] is None and first["not_finite"] == ["loss", "grad_norm"]
+    assert recent_losses(tmp_path, 2) == [2.0]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rollbacks": "1"}', '{"rollback": 1}', '{"skip_list": 5}'])
+def test_a_damaged_list_of_faults_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "faults.json").write_text(content)
+    with pytest.raises(ValueError, match=r"faults\.json: damaged"):
+        FaultState.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "plan.json", "faults.json"])
+def test_check_names_a_damaged_file(tmp_path: Path, name: str) -> None:
+    made(tmp_path / "checkpoints", 20)
+    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
+    assert check(str(tmp_path))[1] == 0
+    (tmp_path / name).write_bytes(b"\xff[")
+    report, code = check(str(tmp_path))
+    assert f"DAMAGED  {name}" in report and code == (1 if name == "plan.json" else 2)
+
+
+def test_a_figure_names_the_room_on_a_full_disk(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert re.fullmatch(
+        rf"no space left in {tmp_path}: [\d,]+ bytes free, 5,000 bytes wanted", told(full, tmp_path, 5000)
+    )
+    with pytest.raises(OSError, match="x"):
+        save_tensors({"a": torch.ones(2)}, tmp_path / "nowhere" / "x")
+
+
+def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(config: Path) -> None:
+    folder = config.parent / "run"
+    root = folder / "checkpoints"
+    run(2, arguments(config, "train.steps=12"))
+    whole = {row["step"]: row["loss"] for row in read_metrics(folder)}
+    mapped = checkpoint.Reader(checkpoint.folder_of(root, 12)).weights()
+    weights = {name: value.clone() for name, value in mapped.items()}
+    assert check(str(folder))[1] == 0
+    flip(checkpoint.folder_of(root, 12) / "state-00001-of-00002.safetensors")  # which rank 1 compares
+    report, code = check(str(folder))
+    assert code == 1 and "DAMAGED  step-00000012" in report and report.endswith("goes on from step-00000010")
+    done = run(2, arguments(config, "train.steps=12"))
+    assert "contents differ" in done.stderr and "going on from step-00000010" in done.stderr
+    assert (root / "damaged-step-00000012" / manifest.NAME).is_file(), "nothing is deleted"
+    assert {row["step"]: row["loss"] for row in read_metrics(folder)} == whole
+    again = checkpoint.Reader(checkpoint.folder_of(root, 12)).weights()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+    assert "damaged-step-00000012 at a start from step 10" in status(str(folder))
+    for step in checkpoint.steps_in(root):
+        flip(state_of(checkpoint.folder_of(root, step)))
+    report, code = check(str(folder))
+    assert code == 2 and "cannot be gone on with" in report
+    done = run(1, arguments(config, "train.steps=12"), code=2)
+    assert "every checkpoint is damaged" in done.stderr and "Traceback" not in done.stderr
+    assert len(list(root.glob("step-*"))) == len(checkpoint.steps_in(root)) > 1, "none was renamed"

@@ -1,0 +1,30 @@
+"""RUN/events.jsonl: what happened to the run's own files, for `tgm-scale status` and `tgm-scale check`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+FILE = "events.jsonl"
+
+
+def note(folder: Path, kind: str, **facts: Any) -> None:
+    """Add an event. Raises OSError."""
+    with (folder / FILE).open("a") as stream:
+        stream.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}) + "\n")
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The events so far, oldest first; lines that are none are left out."""
+    file = folder / FILE
+    found = []
+    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and isinstance(event.get("event"), str):
+            found.append(event)
+    return found

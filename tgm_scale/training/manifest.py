@@ -1,0 +1,111 @@
+"""The manifest of a checkpoint: the one reader, which checks all that it says before anything is read by it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FORMAT = 1
+NAME = "manifest.json"
+_LARGEST = 64 << 20  # bytes: 300,000 ranks' files
+_STEP = re.compile(r"step-(\d{8,12})")
+_SHARE = re.compile(r"state-(\d{5,})-of-(\d{5,})\.safetensors")
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint's folder is named by; None for a name that is not ours, such as step-00000030.bak."""
+    found = _STEP.fullmatch(folder.name)
+    return int(found[1]) if found and folder.name == f"step-{int(found[1]):08d}" else None
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(strict=True)
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=255)  # plain: of a file in the folder
+    bytes: int = Field(ge=0)
+    blake2b: str | None = None
+
+
+class _Progress(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    step: int = Field(ge=0)
+    updates: int = Field(0, ge=0)
+    skipped: dict[str, int]
+
+
+class _Manifest(BaseModel):
+    """What every checkpoint says, and the kinds of what it may say."""
+
+    model_config = ConfigDict(strict=True)
+    progress: _Progress
+    files: list[_File] = Field(min_length=1)
+    model: dict[str, int | float | str | None] = {}
+    frames: int | None = None
+    image_size: int | None = None
+    labels: list[str] | None = None
+    class_labels: list[str] | None = None
+    config: dict[str, Any] | None = None
+    blake2b: str | None = None
+
+    @model_validator(mode="after")
+    def _all_files(self) -> _Manifest:
+        names = [file.name for file in self.files]
+        if len(set(names)) < len(names):
+            raise ValueError("a file is named twice")
+        shares = [_SHARE.fullmatch(name) for name in names]
+        told = {int(share[2]) for share in shares if share}
+        if told and (told != {len(names)} or {int(share[1]) for share in shares if share} != set(range(len(names)))):
+            raise ValueError(f"{len(names)} files are named, not all of {max(told)}")
+        return self
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint's folder. Raises ValueError that names the file and what is wrong with it."""
+    file = folder / NAME
+    if not file.is_file():
+        raise ValueError(f"{folder}: not a checkpoint of this project (no {NAME})")
+    tree = _tree(file)
+    if tree.get("format") != FORMAT:
+        raise ValueError(f"{file}: format {tree.get('format')}, this version reads {FORMAT}")
+    try:
+        found = _Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{file}: damaged: {where + ': ' if where else ''}{first['msg']}") from None
+    if found.blake2b is not None and found.blake2b != digest(tree):
+        raise ValueError(f"{file}: damaged: its contents differ from its own hash")
+    if step_of(folder) not in (None, found.progress.step):
+        raise ValueError(f"{file}: of step {found.progress.step}, in a folder of another step")
+    return tree
+
+
+def written(tree: dict[str, Any]) -> str:
+    """The text of a manifest, with a hash of its own contents."""
+    plain = json.loads(json.dumps({"format": FORMAT, **tree}))
+    return json.dumps({**plain, "blake2b": digest(plain)}, indent=1)
+
+
+def digest(tree: dict[str, Any]) -> str:
+    """The hash of all that a manifest says beside that hash: of its JSON with sorted keys."""
+    rest = {key: value for key, value in tree.items() if key != "blake2b"}
+    return hashlib.blake2b(json.dumps(rest, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _tree(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
+        tree = json.loads(content) if len(content) <= _LARGEST else None
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file}: damaged: no JSON ({len(content)} bytes)") from None
+    if not isinstance(tree, dict):
+        found = f"more than {_LARGEST} bytes" if len(content) > _LARGEST else type(tree).__name__
+        raise ValueError(f"{file}: damaged: wanted an object, found {found}")
+    return tree
