@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from tgm_scale.guidance.image import Preprocessing
 from tgm_scale.guidance.towers import check_folder, load_image_tower, load_text_tower, model_files
 
 
@@ -136,3 +138,154 @@ def test_a_preprocessor_without_its_fields_is_named(clip: Path) -> None:
     (clip / "preprocessor_config.json").write_text('{"size": {"shortest_edge": 48}}')
     with pytest.raises(ValueError, match=r"preprocessor_config.json: 'resample' is missing or unknown"):
         load_image_tower(clip)
+
+
+def pointer(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def test_what_transformers_5_saves_gives_the_same_towers(clip: Path, frames: Callable[..., torch.Tensor]) -> None:
+    """One processor_config.json in place of preprocessor_config.json, one tokenizer.json in place of two files."""
+    clips = frames(2, 3, 60, 50)
+    text, image = load_text_tower(clip).encode(["a dog"]), load_image_tower(clip).embed(clips)
+    settings = json.loads((clip / "preprocessor_config.json").read_text())
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(clip)
+    for name in ("preprocessor_config.json", "vocab.json", "merges.txt"):
+        (clip / name).unlink()
+    tokenizer.save_pretrained(clip)
+    nested = {"processor_class": "CLIPProcessor", "image_processor": settings}
+    (clip / "processor_config.json").write_text(json.dumps(nested))
+    assert check_folder(clip) == "clip" and "processor_config.json" in {file.name for file in model_files(clip)}
+    assert torch.equal(load_text_tower(clip).encode(["a dog"]), text)
+    assert torch.equal(load_image_tower(clip).embed(clips), image)
+    (clip / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    assert "missing preprocessor_config.json (or a processor_config.json with" in message(clip)
+
+
+def test_pickled_weights_in_parts(clip: Path) -> None:
+    expected = load_text_tower(clip).encode(["a dog"])
+    state = transformers.CLIPModel.from_pretrained(clip).state_dict()
+    (clip / "model.safetensors").unlink()
+    parts = {
+        "pytorch_model-00001-of-00002.bin": list(state)[::2],
+        "pytorch_model-00002-of-00002.bin": list(state)[1::2],
+    }
+    for file, names in parts.items():
+        torch.save({name: state[name] for name in names}, clip / file)
+    index = {"metadata": {}, "weight_map": {name: file for file, names in parts.items() for name in names}}
+    (clip / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert torch.equal(load_text_tower(clip).encode(["a dog"]), expected)
+    assert set(parts) < {file.name for file in model_files(clip)}
+    (clip / next(iter(parts))).unlink()
+    assert f"missing {next(iter(parts))}" in message(clip)
+
+
+def test_a_pointer_that_nothing_reads_is_no_fault(clip: Path) -> None:
+    expected = load_text_tower(clip).encode(["a dog"])
+    state = transformers.CLIPModel.from_pretrained(clip).state_dict()
+    for name in ("pytorch_model.bin", "tf_model.h5", "flax_model.bin", "other.safetensors"):
+        pointer(clip / name)
+    assert torch.equal(load_text_tower(clip).encode(["a dog"]), expected)
+    torch.save(state, clip / "pytorch_model.bin")
+    pointer(clip / "model.safetensors")
+    assert torch.equal(load_text_tower(clip).encode(["a dog"]), expected)
+    pointer(clip / "vocab.json")
+    assert "vocab.json is a git LFS pointer" in message(clip)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, lambda x: (x / 255 - 0.5) / 0.25),
+        ({"do_normalize": False}, lambda x: x / 255),
+        ({"do_normalize": False, "do_rescale": False}, lambda x: x),
+        ({"rescale_factor": 1 / 127.5}, lambda x: (x / 127.5 - 0.5) / 0.25),
+        ({"crop_size": {"height": 32, "width": 32}}, lambda x: ((x / 255 - 0.5) / 0.25)[..., 8:40, 8:40]),
+        ({"crop_size": 32, "do_center_crop": False}, lambda x: (x / 255 - 0.5) / 0.25),
+        ({"size": {"height": 48, "width": 48}, "crop_size": 32}, lambda x: ((x / 255 - 0.5) / 0.25)[..., 8:40, 8:40]),
+    ],
+)
+def test_each_field_of_the_preprocessing_counts(
+    changes: dict, expected: Callable[[torch.Tensor], torch.Tensor], frames: Callable[..., torch.Tensor]
+) -> None:
+    base = {
+        "size": {"shortest_edge": 48},
+        "do_center_crop": True,
+        "crop_size": 48,
+        "resample": 3,
+        "image_mean": [0.5] * 3,
+    }
+    settings = base | {"image_std": [0.25] * 3} | changes
+    picture = frames(1, 3, 48, 48)
+    ours = Preprocessing.read(settings).pictures(picture)
+    torch.testing.assert_close(ours, expected(picture.float()))
+    theirs = transformers.CLIPImageProcessorPil(**settings)(
+        images=picture[0].numpy(), return_tensors="pt"
+    ).pixel_values
+    torch.testing.assert_close(ours, theirs.float())
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"do_resize": False}, "do_resize=false"),
+        ({"size": {"height": 48, "width": 64}}, "wanted squares"),
+        ({"size": {"shortest_edge": 48, "longest_edge": 64}}, "wanted squares"),
+        ({"crop_size": 64}, "a crop that fits"),
+        ({"image_std": [0, 1, 1]}, "deviations above 0"),
+    ],
+)
+def test_preprocessing_that_cannot_be_followed_is_refused(clip: Path, changes: dict, wanted: str) -> None:
+    settings = json.loads((clip / "preprocessor_config.json").read_text()) | changes
+    (clip / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"preprocessor_config.json: .*{wanted}"):
+        load_image_tower(clip)
+
+
+def gemma(folder: Path, words: int, end: bool = True) -> None:
+    """A tokenizer laid out as SigLIP 2's: Gemma's special tokens, <eos> after each text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "dog", "a", "red"]
+    names += [f"w{number}" for number in range(words - len(names))]
+    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if end:
+        tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GemmaTokenizer"}')
+
+
+def test_siglip_2_reads_gemmas_tokenizer_in_lower_case(siglip: Path) -> None:
+    (siglip / "spiece.model").unlink()
+    gemma(siglip, 44)
+    tower = load_text_tower(siglip)
+    ids = tower.tokenize(["a RED dog", "dog " * 40])
+    assert ids[0].tolist() == [5, 6, 4, 1] + [0] * 12 and ids[1].tolist() == [4] * 15 + [1]
+    model = transformers.SiglipTextModel.from_pretrained(siglip).eval()
+    expected = torch.nn.functional.normalize(model(input_ids=ids[:1]).pooler_output, dim=-1)
+    torch.testing.assert_close(tower.encode(["a red dog"]), expected)
+    gemma(siglip, 44, end=False)
+    with pytest.raises(ValueError, match="not SigLIP 2's: wanted <pad>, and <eos>"):
+        load_text_tower(siglip)
+    (siglip / "tokenizer.json").unlink()
+    assert "missing tokenizer.json" in message(siglip)
+
+
+def test_a_tokenizer_of_another_model_is_refused(siglip: Path, clip: Path) -> None:
+    gemma(siglip, 300)
+    with pytest.raises(ValueError, match="a tokenizer of 300 tokens, and a text model that embeds 44"):
+        load_text_tower(siglip)
+    (siglip / "tokenizer_config.json").unlink()
+    load_text_tower(siglip)  # SigLIP 1's own, with spiece.model
+    config = json.loads((siglip / "config.json").read_text())
+    (siglip / "config.json").write_text(json.dumps(config | {"model_type": "siglip2"}))
+    assert "a SigLIP 2 of variable resolution" in message(siglip)
+
+    transformers.CLIPTokenizer.from_pretrained(clip).save_pretrained(clip)
+    load_text_tower(clip)
+    tokens = json.loads((clip / "vocab.json").read_text())
+    tokens["a</w>"], tokens["b</w>"] = tokens["b</w>"], tokens["a</w>"]
+    (clip / "vocab.json").write_text(json.dumps(tokens))
+    with pytest.raises(ValueError, match=r"tokenizer.json gives other tokens than"):
+        load_text_tower(clip)

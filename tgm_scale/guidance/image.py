@@ -35,38 +35,66 @@ class Preprocessing:
     """Pixels as a tower was trained on: resized as PIL does, to one grey level, and normalised."""
 
     side: int
-    crop: bool  # a picture's shorter edge is brought to `side` and its centre cut out; else it is stretched
+    crop: bool  # a picture's shorter edge is brought to `side`; else it is stretched
     mode: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    cut: int | None = None  # side of the centre that is cut out, 0 for none; None: `side` where `crop`, and else none
+    levels: float = 255.0  # what a pixel is divided by before it is normalised
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> Preprocessing:
-        """From preprocessor_config.json. Raises ValueError where a field is missing or unknown."""
+        """From preprocessor_config.json, field by field. Raises ValueError where one is missing or unknown."""
         try:
-            size = config["size"]
+            size, cut, mode = config["size"], 0, MODES[config["resample"]]
             crop = isinstance(size, int) or "shortest_edge" in size
             side = size if isinstance(size, int) else size["shortest_edge"] if crop else size["height"]
-            return cls(side, crop, MODES[config["resample"]], tuple(config["image_mean"]), tuple(config["image_std"]))
-        except (KeyError, TypeError) as error:
+            if config.get("do_center_crop", crop):
+                cut = config.get("crop_size", side)
+                cut = cut if isinstance(cut, int) else cut["height"]
+            normal = config.get("do_normalize", True)
+            mean = tuple(config["image_mean"]) if normal else (0.0, 0.0, 0.0)
+            std = tuple(config["image_std"]) if normal else (1.0, 1.0, 1.0)
+            levels = round(1 / config.get("rescale_factor", 1 / 255), 6) if config.get("do_rescale", True) else 1.0
+        except (KeyError, TypeError, ZeroDivisionError) as error:
             raise ValueError(
                 f"guidance.towers: preprocessor_config.json: {error} is missing or unknown; wanted size, resample "
                 "(2 or 3), image_mean and image_std"
             ) from None
+        squares = [value for value in (size, config.get("crop_size")) if isinstance(value, dict)]
+        if any(value.get("height") != value.get("width") or "longest_edge" in value for value in squares):
+            raise ValueError(
+                f"guidance.towers: preprocessor_config.json: wanted squares, found size and crop {squares}"
+            )
+        if not config.get("do_resize", True):
+            raise ValueError(
+                "guidance.towers: preprocessor_config.json: do_resize=false: frames come in any size: set it to "
+                f"true, with the size that the tower was trained at ({side}?)"
+            )
+        if not all(std) or cut > side:
+            raise ValueError(
+                f"guidance.towers: preprocessor_config.json: image_std={list(std)}, crop_size {cut}, size {side}: "
+                "wanted deviations above 0, and a crop that fits"
+            )
+        return cls(side, crop, mode, mean, std, cut, levels)
 
     def frames(self, frames_N3HW: Tensor, side: int) -> Tensor:
         """All of each frame at side x side: float32 [N, 3, side, side] of uint8 [N, 3, H, W]."""
         return self._normalise(self._resize(_planes(frames_N3HW), side, side))
 
     def pictures(self, pictures_N3HW: Tensor) -> Tensor:
-        """What the tower's own image processor makes of a picture: float32 [N, 3, side, side]."""
-        height, width = pictures_N3HW.shape[2:]
-        if not self.crop:
-            return self.frames(pictures_N3HW, self.side)
-        short, side = min(height, width), self.side
-        resized = self._resize(_planes(pictures_N3HW), side * height // short, side * width // short)
-        top, left = ((length - side) // 2 for length in resized.shape[2:])
-        return self._normalise(resized[:, :, top : top + side, left : left + side])
+        """What the tower's own image processor makes of a picture: float32 [N, 3, side, side], or of its cut."""
+        side, (height, width) = self.side, pictures_N3HW.shape[2:]
+        if self.crop:
+            short = min(height, width)
+            height, width = side * height // short, side * width // short
+        else:
+            height = width = side
+        resized = self._resize(_planes(pictures_N3HW), height, width)
+        if cut := (side if self.crop else 0) if self.cut is None else self.cut:
+            top, left = (height - cut) // 2, (width - cut) // 2
+            resized = resized[:, :, top : top + cut, left : left + cut]
+        return self._normalise(resized)
 
     def _resize(self, x_N3HW: Tensor, height: int, width: int) -> Tensor:
         """As PIL does it: along the rows, then along the columns, whole grey levels after each.
@@ -81,7 +109,7 @@ class Preprocessing:
 
     def _normalise(self, x_N3HW: Tensor) -> Tensor:
         mean, std = (_channels(values, x_N3HW.device) for values in (self.mean, self.std))
-        return (x_N3HW / 255 - mean) / std
+        return (x_N3HW / self.levels - mean) / std
 
 
 @cache

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +11,20 @@ from torch import Tensor
 
 from tgm_scale.guidance.image import ImageTower, Preprocessing, clip_trunk, siglip_trunk
 from tgm_scale.guidance.text import TextTower
+from tgm_scale.guidance.tower_folder import (
+    check_folder,
+    has_gemma_tokenizer,
+    image_settings,
+    model_files,
+    read_json,
+    weights_of,
+)
 from tgm_scale.runtime.compat import prepare_torchvision
 
-PARTS = {  # `model_type` of config.json -> the towers that such a folder holds
-    "clip": {"text", "image"},
-    "clip_text_model": {"text"},
-    "clip_vision_model": {"image"},
-    "siglip": {"text", "image"},
-}
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-CLIP_VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either will do
-SIGLIP_VOCABULARY = (("spiece.model",),)
-LFS_POINTER = b"version https://git-lfs"
+__all__ = ["check_folder", "load_image_tower", "load_text_tower", "model_files"]
 
-
-def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -> str:
-    """Check that a folder holds a whole CLIP or SigLIP model, and return its `model_type`.
-
-    parts: which towers will be loaded. Raises ValueError in one line: which files are wanted, which were found."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(
-            f"guidance.towers={folder}: no such folder; wanted a CLIP or SigLIP model in the Hugging Face layout "
-            "(config.json, model.safetensors, preprocessor_config.json and the tokenizer's files), or 'small' for the "
-            "packaged one"
-        )
-    found = sorted(path.name for path in folder.iterdir() if path.is_file())
-    if "config.json" not in found:
-        raise ValueError(f"guidance.towers={folder}: missing config.json; {_listed(found)}")
-    for name in found:
-        if name.endswith((".safetensors", ".bin", ".model", ".json", ".txt")) and _is_pointer(folder / name):
-            raise ValueError(
-                f"guidance.towers={folder}: {name} is a git LFS pointer, not the file: run 'git lfs pull'"
-            )
-    kind = _read_json(folder / "config.json").get("model_type")
-    if kind not in PARTS:
-        raise ValueError(
-            f"guidance.towers={folder}: config.json says model_type={kind!r}; wanted one of {', '.join(PARTS)}"
-        )
-    for part in parts:
-        if part not in PARTS[kind]:
-            raise ValueError(f"guidance.towers={folder}: a {kind} folder has no {part} tower; wanted a whole model")
-    missing = _missing_weights(folder, found)
-    if "text" in parts:
-        missing += _missing_vocabulary(found, SIGLIP_VOCABULARY if kind == "siglip" else CLIP_VOCABULARY)
-    if "image" in parts and "preprocessor_config.json" not in found:
-        missing.append("preprocessor_config.json")
-    if missing:
-        raise ValueError(
-            f"guidance.towers={folder}: half a {kind} model: missing {', '.join(missing)}; {_listed(found)}"
-        )
-    return kind
+_SPARE_ROWS = 128  # of an embedding that is padded to a round number
+_PROBE = "a photo of two dogs near the lake"
 
 
 def load_text_tower(
@@ -74,21 +36,80 @@ def load_text_tower(
     device = torch.device(device)
     if kind == "siglip":
         model = _load(transformers.SiglipTextModel, folder, device, dtype)
-        tokenizer = transformers.SiglipTokenizer.from_pretrained(folder, local_files_only=True)
         width, output = model.config.projection_size, "pooler_output"
     else:
         model = _load(transformers.CLIPTextModelWithProjection, folder, device, dtype)
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         width, output = model.config.projection_dim, "text_embeds"
-    length = model.config.max_position_embeddings
+    tokenize, size = _tokenizer(transformers, Path(folder), kind, model.config.max_position_embeddings)
+    rows = model.config.vocab_size
+    if not 0 <= rows - size < _SPARE_ROWS:
+        raise ValueError(
+            f"guidance.towers={folder}: a tokenizer of {size} tokens, and a text model that embeds {rows}: of two "
+            "models: copy the tokenizer's files from where the weights are from"
+        )
+
+    # no attention mask: CLIP's attention is causal and pools at the first end token, SigLIP was trained on padding
+    return TextTower(tokenize, lambda ids_BL: getattr(model(input_ids=ids_BL), output), width, device)
+
+
+def _tokenizer(transformers: Any, folder: Path, kind: str, length: int) -> tuple[Callable[[list[str]], Tensor], int]:
+    """captions -> int64 [B, length], and how many tokens there are. Raises ValueError."""
+    if kind == "siglip" and has_gemma_tokenizer(folder):
+        return _gemma_tokenizer(folder, length)
+    family = transformers.SiglipTokenizer if kind == "siglip" else transformers.CLIPTokenizer
+    tokenizer = family.from_pretrained(folder, local_files_only=True)
 
     def tokenize(captions: list[str]) -> Tensor:
         return tokenizer(
             captions, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
 
-    # no attention mask: CLIP's attention is causal and pools at the first end token, SigLIP was trained on padding
-    return TextTower(tokenize, lambda ids_BL: getattr(model(input_ids=ids_BL), output), width, device)
+    if kind != "siglip" and (folder / "tokenizer.json").is_file():
+        reference = _tokenizer_file(folder)
+        ours, theirs = tokenizer(_PROBE).input_ids, reference.encode(_PROBE).ids
+        vocabulary = folder / "vocab.json"
+        if ours != theirs or (vocabulary.is_file() and _differ(read_json(vocabulary), reference.get_vocab())):
+            raise ValueError(
+                f"guidance.towers={folder}: tokenizer.json gives other tokens than what transformers makes of the "
+                f"folder ({theirs[:6]}, {ours[:6]} of '{_PROBE}'), or other numbers than vocab.json: files of two "
+                "models: copy them all from where the weights are from"
+            )
+    return tokenize, len(tokenizer)
+
+
+def _gemma_tokenizer(folder: Path, length: int) -> tuple[Callable[[list[str]], Tensor], int]:
+    """SigLIP 2's (arXiv 2502.14786, section 2.1): Gemma's, on text in lower case, padded after its end token."""
+    tokenizer = _tokenizer_file(folder)
+    pad, end = tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("<eos>")
+    if pad is None or end is None or tokenizer.encode(_PROBE).ids[-1] != end:
+        raise ValueError(
+            f"guidance.towers={folder}: tokenizer.json is not SigLIP 2's: wanted <pad>, and <eos> after each "
+            "text: copy it from where the weights are from"
+        )
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=pad, pad_token="<pad>")
+
+    def tokenize(captions: list[str]) -> Tensor:
+        return torch.tensor([tokenizer.encode(caption.lower()).ids for caption in captions])
+
+    return tokenize, tokenizer.get_vocab_size()
+
+
+def _tokenizer_file(folder: Path) -> Any:
+    """tokenizer.json, without the padding and truncation that it may ask for."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the class that tokenizers raises is Exception itself
+        raise ValueError(f"guidance.towers={folder}: tokenizer.json cannot be read: {error}") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _differ(vocabulary: dict[str, int], other: dict[str, int]) -> bool:
+    return any(other.get(token) != number for token, number in vocabulary.items())
 
 
 def load_image_tower(
@@ -101,24 +122,12 @@ def load_image_tower(
     kind = check_folder(folder, ("image",))
     transformers = _transformers()
     device = torch.device(device)
-    preprocessing = Preprocessing.read(_read_json(Path(folder) / "preprocessor_config.json"))
+    preprocessing = Preprocessing.read(image_settings(Path(folder)) or {})
     if kind == "siglip":
         trunk = siglip_trunk(_load(transformers.SiglipVisionModel, folder, device, dtype))
     else:
         trunk = clip_trunk(_load(transformers.CLIPVisionModelWithProjection, folder, device, dtype))
     return ImageTower(trunk, preprocessing, device, compiled)
-
-
-def model_files(folder: str | Path) -> list[Path]:
-    """The files that decide what the towers of a checked folder compute, in order of their names."""
-    folder = Path(folder)
-    names = {"config.json", "preprocessor_config.json", "tokenizer_config.json"}
-    names.update(name for choice in (*CLIP_VOCABULARY, *SIGLIP_VOCABULARY) for name in choice)
-    weights = next(name for name in WEIGHTS if (folder / name).is_file())
-    names.add(weights)
-    if weights.endswith(".index.json"):
-        names.update(_parts(folder))
-    return sorted(folder / name for name in names if (folder / name).is_file())
 
 
 def _transformers() -> Any:
@@ -141,6 +150,7 @@ def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: tor
             dtype=dtype,
             attn_implementation="sdpa",
             local_files_only=True,
+            use_safetensors=".safetensors" in weights_of(Path(folder)),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in words
         )
@@ -164,40 +174,7 @@ def _tower_config(model_class: Any, folder: str | Path) -> Any:
     """The configuration of one tower. In a whole CLIP the width of the joint space is the model's: that of its parts,
     which a tower that is loaded alone goes by, may have been left at the default."""
     config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-    whole = _read_json(Path(folder) / "config.json")
+    whole = read_json(Path(folder) / "config.json")
     if whole["model_type"] == "clip" and "projection_dim" in whole:
         config.projection_dim = whole["projection_dim"]
     return config
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"guidance.towers={file.parent}: {file.name} is not valid JSON: {error}") from None
-
-
-def _missing_weights(folder: Path, found: list[str]) -> list[str]:
-    if not any(name in found for name in WEIGHTS):
-        return ["model.safetensors"]
-    if "model.safetensors" in found or "model.safetensors.index.json" not in found:
-        return []
-    return sorted(_parts(folder) - set(found))
-
-
-def _parts(folder: Path) -> set[str]:
-    return set(_read_json(folder / "model.safetensors.index.json").get("weight_map", {}).values())
-
-
-def _missing_vocabulary(found: list[str], choices: tuple[tuple[str, ...], ...]) -> list[str]:
-    lacking = [[name for name in names if name not in found] for names in choices]
-    return [] if [] in lacking else [" or ".join(" and ".join(names) for names in lacking)]
-
-
-def _is_pointer(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(len(LFS_POINTER)) == LFS_POINTER
-
-
-def _listed(found: list[str]) -> str:
-    return f"found {', '.join(found)}" if found else "the folder is empty"

@@ -1,0 +1,147 @@
+"""What a folder of a CLIP or SigLIP holds, in the Hugging Face layout: which files count, and which are missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PARTS = {  # `model_type` of config.json -> the towers that such a folder holds
+    "clip": {"text", "image"},
+    "clip_text_model": {"text"},
+    "clip_vision_model": {"image"},
+    "siglip": {"text", "image"},
+}
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # the first that is there counts, as for transformers
+CLIP_VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either will do
+SIGLIP_VOCABULARY = (("spiece.model",),)
+SIGLIP_2_VOCABULARY = (("tokenizer.json",),)
+PREPROCESSING = (
+    "processor_config.json",
+    "preprocessor_config.json",
+)  # the first may hold the second, of transformers 5
+LFS_POINTER = b"version https://git-lfs"
+
+
+def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -> str:
+    """Check that a folder holds a whole CLIP or SigLIP model, and return its `model_type`.
+
+    parts: which towers will be loaded. Raises ValueError in one line: which files are wanted, which were found."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"guidance.towers={folder}: no such folder; wanted a CLIP or SigLIP model in the Hugging Face layout "
+            "(config.json, model.safetensors, preprocessor_config.json and the tokenizer's files), or 'small' for the "
+            "packaged one"
+        )
+    found = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if "config.json" not in found:
+        raise ValueError(f"guidance.towers={folder}: missing config.json; {_listed(found)}")
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind == "siglip2":
+        raise ValueError(
+            f"guidance.towers={folder}: a SigLIP 2 of variable resolution (NaFlex), which takes patches: "
+            "give one of fixed resolution, such as siglip2-base-patch16-256"
+        )
+    if kind not in PARTS:
+        raise ValueError(
+            f"guidance.towers={folder}: config.json says model_type={kind!r}; wanted one of {', '.join(PARTS)}"
+        )
+    for part in parts:
+        if part not in PARTS[kind]:
+            raise ValueError(f"guidance.towers={folder}: a {kind} folder has no {part} tower; wanted a whole model")
+    missing = _missing_weights(folder, found)
+    if "text" in parts:
+        missing += _missing_vocabulary(found, vocabulary(folder, kind))
+    if "image" in parts and image_settings(folder) is None:
+        missing.append("preprocessor_config.json (or a processor_config.json with an image_processor)")
+    if missing:
+        raise ValueError(
+            f"guidance.towers={folder}: half a {kind} model: missing {', '.join(missing)}; {_listed(found)}"
+        )
+    used = {weights_of(folder), *(_parts(folder))}
+    if "text" in parts:
+        used.update(name for choice in vocabulary(folder, kind) for name in choice)
+    for name in sorted(used & set(found)):
+        if _is_pointer(folder / name):
+            raise ValueError(
+                f"guidance.towers={folder}: {name} is a git LFS pointer, not the file: run 'git lfs pull'"
+            )
+    return kind
+
+
+def weights_of(folder: Path) -> str:
+    """The name of the file, or of the index, that holds a folder's weights: a pointer only where all are."""
+    there = [name for name in WEIGHTS if (folder / name).is_file()]
+    return next((name for name in there if not _is_pointer(folder / name)), there[0])
+
+
+def vocabulary(folder: Path, kind: str) -> tuple[tuple[str, ...], ...]:
+    """The files of the tokenizer, any row of which will do."""
+    if kind != "siglip":
+        return CLIP_VOCABULARY
+    return SIGLIP_2_VOCABULARY if has_gemma_tokenizer(folder) else SIGLIP_VOCABULARY
+
+
+def has_gemma_tokenizer(folder: Path) -> bool:
+    """Whether a SigLIP is of the second kind: their models are built alike, their tokenizers are not."""
+    file = folder / "tokenizer_config.json"
+    name = str(read_json(file).get("tokenizer_class", "")) if file.is_file() else ""
+    return name.startswith(("Gemma", "Siglip2"))
+
+
+def image_settings(folder: Path) -> dict[str, Any] | None:
+    """What a folder says of the preparation of pictures; None where it says nothing."""
+    nested, plain = (folder / name for name in PREPROCESSING)
+    inner = read_json(nested).get("image_processor") if nested.is_file() else None
+    if isinstance(inner, dict):
+        return inner
+    return read_json(plain) if plain.is_file() else None
+
+
+def model_files(folder: str | Path) -> list[Path]:
+    """The files that decide what the towers of a checked folder compute, in order of their names."""
+    folder = Path(folder)
+    names = {"config.json", *PREPROCESSING, "tokenizer_config.json"}
+    names.update(name for choice in (*CLIP_VOCABULARY, *SIGLIP_VOCABULARY) for name in choice)
+    names.update({weights_of(folder), *_parts(folder)})
+    return sorted(folder / name for name in names if (folder / name).is_file())
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"guidance.towers={file.parent}: {file.name} is not valid JSON: {error}") from None
+
+
+def _missing_weights(folder: Path, found: list[str]) -> list[str]:
+    if not any(name in found for name in WEIGHTS):
+        return ["model.safetensors"]
+    return sorted(_parts(folder) - set(found))
+
+
+def _parts(folder: Path) -> set[str]:
+    """The files that an index names; none where the weights are one file."""
+    name = weights_of(folder)
+    return set(read_json(folder / name).get("weight_map", {}).values()) if name.endswith(".index.json") else set()
+
+
+def _missing_vocabulary(found: list[str], choices: tuple[tuple[str, ...], ...]) -> list[str]:
+    lacking = [[name for name in names if name not in found] for names in choices]
+    return [] if [] in lacking else [" or ".join(" and ".join(names) for names in lacking)]
+
+
+def _is_pointer(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _listed(found: list[str]) -> str:
+    return f"found {', '.join(found)}" if found else "the folder is empty"
