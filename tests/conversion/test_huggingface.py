@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_weights import CLASSES, FRAMES, SMALL, autoencoder, equal, made, stated
-from safetensors.torch import load_file
+from made_weights import CLASSES, FRAMES, SIDE, SMALL, autoencoder, equal, made, perturbed, stated
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tgm_scale.conversion import huggingface
@@ -25,6 +25,7 @@ from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import NORM_EPS, SIZES, ModelSize
 from tgm_scale.objectives.reconstruction import reconstruction_error
+from tgm_scale.runtime.compat import prepare_torchvision
 
 KINDS: tuple[Kind, ...] = ("pretraining", "classifier")
 
@@ -222,3 +223,78 @@ def test_a_configuration_of_another_model_is_refused(tmp_path: Path, changes: di
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("mean_pooling", [False, True])
+def test_a_model_without_a_head_is_read(mean_pooling: bool, tmp_path: Path) -> None:
+    """VideoMAEModel: its tokens are our encoder's where it has its last norm, and our blocks' where it has none."""
+    prepare_torchvision()
+    from transformers import VideoMAEModel
+
+    config = huggingface.configuration(made("pretraining"))
+    config.use_mean_pooling = mean_pooling
+    model = perturbed(VideoMAEModel(config)).eval()
+    model.save_pretrained(tmp_path)
+    weights = read(tmp_path)
+    assert weights.kind == ("classifier" if mean_pooling else "encoder") and weights.classes == 0
+    tokens = model(pixel_values=inputs(weights)["pixel_values"]).last_hidden_state
+    if mean_pooling:
+        expected = torch.nn.functional.layer_norm(tokens.mean(1), tokens.shape[-1:], eps=1e-6)
+        assert any("without a norm after its blocks" in note for note in weights.notes)
+    else:
+        expected = tokens
+    torch.testing.assert_close(outputs(weights), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_classifier_of_the_first_token_is_told_what_it_is_and_gives_its_encoder(tmp_path: Path) -> None:
+    prepare_torchvision()
+    from transformers import VideoMAEForVideoClassification
+
+    config = huggingface.configuration(made("classifier"))
+    config.use_mean_pooling = False
+    model = perturbed(VideoMAEForVideoClassification(config)).eval()
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"of the first token \(use_mean_pooling false\).*--lossy"):
+        read(tmp_path)
+    weights = read(tmp_path, lossy=True)
+    tokens = model.videomae(pixel_values=inputs(weights)["pixel_values"]).last_hidden_state
+    torch.testing.assert_close(outputs(weights), tokens, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("head", [True, False])
+def test_a_folder_of_videomae_2s_own_code(head: bool, tmp_path: Path) -> None:
+    source = made("classifier")
+    state = {f"model.{name}": value for name, value in source.state.items() if head or not name.startswith("head.")}
+    save_file(state, tmp_path / "model.safetensors")
+    said = {"num_heads": 3, "img_size": SIDE, "all_frames": FRAMES, "cos_attn": False, "num_classes": 5 * head}
+    config = {"model_type": "VideoMAEv2_Base", "model_config": said}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = read(tmp_path)
+    assert (weights.frames, weights.image_size, weights.size.heads, weights.classes) == (FRAMES, SIDE, 3, 5 * head)
+    assert all(equal({name: value}, {name: source.state[name]}) for name, value in weights.state.items())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_config": said | {"cos_attn": True}}))
+    with pytest.raises(ValueError, match="cos_attn"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "classifier"])
+def test_what_transformers_has_no_field_for_comes_back(kind: Kind, tmp_path: Path) -> None:
+    """The targets' normalisation, the stride and the order of the classes, which is not that of the alphabet."""
+    labels = ("wave", "bend", "jump", "a", "run") if kind == "classifier" else None
+    run = {"objective": {"normalise_by": "clip"}, "data": {"stride": 3, "shards": "somewhere"}, "model": {}}
+    weights = replace(made(kind, labels=labels), config=run)
+    convert(weights, tmp_path / "out", "huggingface")
+    back = read(tmp_path / "out")
+    assert back.config == {"objective": {"normalise_by": "clip"}, "data": {"stride": 3}}
+    assert (back.labels, back.frames, back.image_size) == (labels, FRAMES, SIDE)
+    assert any("normalised by the clip" in note for note in back.notes)
+    assert "somewhere" not in (tmp_path / "out/config.json").read_text()
+
+
+def test_classes_that_are_not_numbered_from_0_are_refused(tmp_path: Path) -> None:
+    convert(made("classifier", labels=tuple("abcde")), tmp_path / "out", "huggingface")
+    file = tmp_path / "out/config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"id2label": {str(i + 1): x for i, x in enumerate("abcde")}}))
+    with pytest.raises(ValueError, match="id2label: wanted the numbers from 0"):
+        read(tmp_path / "out")

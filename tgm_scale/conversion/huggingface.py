@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.tables import Kind, Table, blocks_prefix, count_blocks, gather, own_names, scatter
-from tgm_scale.conversion.weights import Weights, fixed_clip, fixed_mask
+from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip, fixed_mask
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.vit import NORM_EPS
 from tgm_scale.runtime.compat import prepare_torchvision
@@ -42,6 +42,7 @@ _OUTSIDE = {
     "patch_embed.proj": "videomae.embeddings.patch_embeddings.projection",
     "head": "classifier",
 }  # encoder_to_decoder, mask_token, decoder.norm, decoder.head and fc_norm are named alike
+_VIDEOMAE_2 = "VideoMAEv2"  # begins the model_type of the folders that bring VideoMAE V2's own code
 _VERSION_4 = {"query.bias": "q_bias", "value.bias": "v_bias"}  # transformers 4 has these names, published files too
 
 
@@ -91,9 +92,9 @@ def configuration(weights: Weights) -> VideoMAEConfig:
     from transformers import VideoMAEConfig
 
     size = weights.size
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {OWN_ENTRY: _own_facts(weights)}
     if weights.kind == "pretraining":
-        settings = {
+        settings |= {
             "decoder_hidden_size": size.decoder_width,
             "decoder_num_hidden_layers": size.decoder_depth,
             "decoder_num_attention_heads": size.decoder_heads,
@@ -136,6 +137,8 @@ def stated(folder: Path) -> Stated:
         plain = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: not JSON ({error})") from None
+    if str(plain.get("model_type")).startswith(_VIDEOMAE_2):
+        return _stated_of_videomae_2(folder, plain.get("model_config") or {})
     if plain.get("model_type") != "videomae":
         raise ValueError(f"{folder}: config.json is of a '{plain.get('model_type')}', wanted a 'videomae'")
     config = VideoMAEConfig.from_dict(plain)
@@ -144,15 +147,38 @@ def stated(folder: Path) -> Stated:
             f"{folder}: wanted hidden_act 'gelu' and a square image_size, found '{config.hidden_act}' and "
             f"{config.image_size}"
         )
-    labels = plain.get("id2label", {})
+    labels = plain.get("id2label") or {}
+    if sorted(labels, key=str) != sorted(map(str, range(len(labels)))):
+        raise ValueError(f"{folder}: config.json: id2label: wanted the numbers from 0, found {', '.join(labels)[:80]}")
     named = any(label != f"LABEL_{number}" for number, label in labels.items())
     return Stated(
         config.num_attention_heads,
         config.decoder_num_attention_heads,
         config.num_frames,
         config.image_size,
-        tuple(labels[str(number)] for number in range(len(labels))) if named else None,
+        tuple(str(labels[str(number)]) for number in range(len(labels))) if named else None,
+        (plain.get(OWN_ENTRY) or {}).get("config"),
     )
+
+
+def _stated_of_videomae_2(folder: Path, said: dict[str, Any]) -> Stated:
+    """What the configuration of a folder of VideoMAE V2's own code says. Raises ValueError for another attention."""
+    if said.get("cos_attn"):
+        raise ValueError(
+            f"{folder}: config.json: cos_attn: attention here is the plain one, nothing exact comes of it"
+        )
+    return Stated(said.get("num_heads"), None, said.get("all_frames", said.get("num_frames")), said.get("img_size"))
+
+
+def _own_facts(weights: Weights) -> dict[str, Any]:
+    """What readers of ours want to know and transformers has no field for; no path of the run's."""
+    config = weights.config or {}
+    fields = {"objective": ("normalise_by",), "data": ("stride",), "model": ("initialisation",)}
+    kept = {
+        part: {name: config[part][name] for name in names if name in (config.get(part) or {})}
+        for part, names in fields.items()
+    }
+    return {"config": {part: values for part, values in kept.items() if values}}
 
 
 def write(weights: Weights, folder: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tgm_scale.conversion import huggingface, image_vit, mae_st
@@ -49,6 +50,29 @@ def _videomae(kind: Kind, state: State, lossy: bool, _: int) -> Translation:
 
 def _huggingface(kind: Kind, state: State, lossy: bool, _: int) -> Translation:
     return Translation(kind, huggingface.to_ours(state, kind), [])
+
+
+def _huggingface_model(state: State, lossy: bool, _: int) -> Translation:
+    """A VideoMAEModel, with or without a norm after its blocks (`use_mean_pooling` false or true)."""
+    named = {name if name.startswith("videomae.") else f"videomae.{name}": value for name, value in state.items()}
+    if "videomae.layernorm.weight" in named:
+        return Translation("encoder", huggingface.to_ours(named, "encoder"), [])
+    width = named[_HUGGINGFACE].shape[0]
+    norm = {"fc_norm.weight": torch.ones(width), "fc_norm.bias": torch.zeros(width)}
+    note = "a VideoMAEModel without a norm after its blocks (use_mean_pooling): fc_norm at its first values, no head"
+    return Translation("classifier", huggingface.to_ours(named | norm, "classifier"), [note])
+
+
+def _first_token(state: State, lossy: bool, _: int) -> Translation:
+    """A VideoMAEForVideoClassification of `use_mean_pooling` false: it judges by the first token alone."""
+    head = [name for name in state if name.startswith("classifier.")]
+    if not lossy:
+        raise ValueError(
+            "a classifier of the first token (use_mean_pooling false), where this project's and VideoMAE's are of the "
+            "mean: its head has no place here. Give --lossy to convert the encoder with its norm, without the head"
+        )
+    rest = {name: value for name, value in state.items() if name not in head}
+    return Translation("encoder", huggingface.to_ours(rest, "encoder"), ["lost the head: it is of the first token"])
 
 
 def _mae_st(state: State, lossy: bool, _: int) -> Translation:
@@ -103,6 +127,13 @@ FORMATS = (
     Format(
         "transformers, classifier", frozenset({_HUGGINGFACE, "fc_norm.weight"}), partial(_huggingface, "classifier")
     ),
+    Format(
+        "transformers, classifier of the first token",
+        frozenset({_HUGGINGFACE, "videomae.layernorm.weight", "classifier.weight"}),
+        _first_token,
+    ),
+    Format("transformers, encoder", frozenset({_HUGGINGFACE}), _huggingface_model),
+    Format("transformers, VideoMAEModel", frozenset({_HUGGINGFACE.removeprefix("videomae.")}), _huggingface_model),
     Format("mae_st, encoder", frozenset({"patch_embed.proj.weight", "blocks.0.attn.k.weight"}), _mae_st),
     Format("image ViT", frozenset({"patch_embed.proj.weight", "blocks.0.attn.qkv.bias"}), _image_vit),
 )
