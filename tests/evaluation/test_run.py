@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tgm_scale import cli
-from tgm_scale.evaluation import retrieve
+from tgm_scale.evaluation import ranking, retrieve
 from tgm_scale.evaluation.features import FrozenEncoder
 from tgm_scale.evaluation.settings import load_frozen
 
@@ -110,7 +110,10 @@ def test_retrieval_and_zero_shot_find_what_the_projection_says(
     base[1] = f"run.dir={tmp_path / 'back'}"
     assert cli.main(base) == 0
     figures = results(tmp_path / "back")["figures"]
-    assert set(figures) == {f"{way} R@{k}" for way in ("text to video", "video to text") for k in (1, 5, 10)}
+    ways = ["text to video", "video to text"]
+    ways += [f"dual softmax, {way}" for way in ways]
+    assert set(figures) == {f"{way} R@{k}" for way in ways for k in (1, 5, 10)}
+    assert {f"{way} {of} rank" for way in ways for of in ("mean", "median")} < set(results(tmp_path / "back")["facts"])
     assert all(
         figures[f"{way} R@1"]["value"] <= figures[f"{way} R@10"]["value"] for way in ("text to video", "video to text")
     )
@@ -177,7 +180,7 @@ def test_what_comes_after_finite_features_may_not_overflow_either(
 def test_the_place_of_the_first_right_answer() -> None:
     scores = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.2, 0.3], [0.4, 0.4, 0.4]])
     right = torch.tensor([[False, True, True], [True, False, False], [False, True, False]])
-    assert retrieve.first_right(scores, right).tolist() == [1, 2, 2]
+    assert ranking.first_right(scores, right).tolist() == [1, 2, 2]
 
 
 def test_texts_of_classes_come_from_names_or_descriptions(tmp_path: Path) -> None:

@@ -35,11 +35,36 @@ def paired_interval(gain_SM: Tensor, level: float = 0.95, draws: int = DRAWS, se
     other test clips would change is in the interval. Keyed by `seed`."""
     gain = gain_SM.double().numpy()
     seeds, clips = gain.shape
-    keys = torch.tensor([seeding.key(seed, "bootstrap", draw) for draw in range(draws)])
+    keys = _keys(seed, draws)
     drawn_RS = (seeding.uniform(keys, seeds, "seeds") * seeds).long().numpy()
     means = np.empty(draws)
     for r, key in enumerate(keys):
-        drawn_M = (seeding.uniform(key[None], clips, "clips")[0] * clips).long().numpy()
-        means[r] = gain[drawn_RS[r]][:, drawn_M].mean()
+        means[r] = gain[drawn_RS[r]][:, _drawn_clips(key, clips)].mean()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(gain.mean()), float(low), float(high))
+
+
+def class_interval(
+    right_M: Tensor, class_M: Tensor, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """The mean over classes of the share that is right in each, with its percentile interval over the clips; a class
+    that a draw lacks does not count in it. class_M: int64 from 0."""
+    right, classes = right_M.double().numpy(), class_M.numpy()
+
+    def mean(drawn_M: np.ndarray) -> float:
+        count_C = np.bincount(classes[drawn_M])
+        right_C = np.bincount(classes[drawn_M], weights=right[drawn_M])
+        return float((right_C[count_C > 0] / count_C[count_C > 0]).mean())
+
+    means = [mean(_drawn_clips(key, len(right))) for key in _keys(seed, draws)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean(np.arange(len(right))), float(low), float(high))
+
+
+def _keys(seed: int, draws: int) -> Tensor:
+    return torch.tensor([seeding.key(seed, "bootstrap", draw) for draw in range(draws)])
+
+
+def _drawn_clips(key: Tensor, clips: int) -> np.ndarray:
+    """int64 [M]: clips drawn with replacement."""
+    return (seeding.uniform(key[None], clips, "clips")[0] * clips).long().numpy()

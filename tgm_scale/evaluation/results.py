@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
-from tgm_scale.evaluation.intervals import paired_interval
+from tgm_scale.evaluation.intervals import class_interval, paired_interval
 from tgm_scale.training.run_folder import replace_file, versions
 
 
@@ -28,17 +28,26 @@ def accuracy(right_M: Tensor, seed: int = 0) -> dict[str, Any]:
     return {"value": found.mean, "low": found.low, "high": found.high, "clips": len(right_M)}
 
 
-def judged(scores_MC: Tensor, truth_M: Tensor) -> dict[str, Any]:
-    """top-1 and top-5 with intervals. Raises ValueError for scores that are not finite."""
+def judged(scores_MC: Tensor, truth_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
+    """top-1, its mean over the classes that the test clips have, and top-5, with intervals. labels: their own, M of
+    them, by which classes are told apart that have no number. Raises ValueError for scores that are not finite."""
     if not scores_MC.isfinite().all():
         raise ValueError(
             "the scores of the test clips are not finite (is a temperature too small?): no figure is made"
         )
     ranked = scores_MC.argsort(dim=1, descending=True, stable=True)
-    found = {"top1": accuracy(ranked[:, 0] == truth_M)}
+    right_M = ranked[:, 0] == truth_M
+    found = {"top1": accuracy(right_M), "mean class": _class_accuracy(right_M, labels)}
     if scores_MC.shape[1] > 5:
         found["top5"] = accuracy((ranked[:, :5] == truth_M[:, None]).any(1))
     return found
+
+
+def _class_accuracy(right_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
+    """The share of right answers in each class, mean over classes: each counts alike, however many clips it has."""
+    class_M = class_numbers(sorted(set(labels)), labels)
+    found = class_interval(right_M, class_M)
+    return {"value": found.mean, "low": found.low, "high": found.high, "clips": len(right_M)}
 
 
 def by_reason(problems: Iterable[Problem]) -> dict[str, int]:

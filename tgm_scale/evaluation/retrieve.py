@@ -20,14 +20,13 @@ from tgm_scale.evaluation import finite, results
 from tgm_scale.evaluation.classes import ordered, read_classes
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import Labelled, read_captions
+from tgm_scale.evaluation.ranking import dual_softmax, ranks
 from tgm_scale.evaluation.run import Session, features, introduce, open_split, session
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build
-
-RANKS = (1, 5, 10)
 
 
 def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
@@ -85,8 +84,8 @@ def _text_tower(at: Session) -> TextTower:
 
 
 def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened: dict[str, Any]) -> dict[str, Any]:
-    """Recall at 1, 5 and 10 in both directions. Clips of one caption are all right answers to it; captions of equal
-    tokens are one, as in training."""
+    """Recalls and ranks in both directions, plain and by dual softmax. Clips of one caption are all right answers to
+    it; captions of equal tokens are one, as in training."""
     every = sorted(set(clips.labels))
     first: dict[int, str] = {}
     same = {caption: first.setdefault(number, caption) for caption, number in zip(every, ids_of(text, every))}
@@ -95,21 +94,23 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened:
     own_M = torch.tensor([number[same[caption]] for caption in clips.labels])
     scores_MU = (video_ME @ _encoded(text, texts).T).cpu()
     right_MU = own_M[:, None] == torch.arange(len(texts))
-    figures: dict[str, dict[str, Any]] = {}
+    figures: dict[str, Any] = {}
+    facts: dict[str, Any] = {"videos": len(clips.keys), "distinct captions": len(texts)}
     best = scores_MU.argmax(1)
     for name, scores, right in (
         ("text to video", scores_MU.T[own_M], right_MU.T[own_M]),
         ("video to text", scores_MU, right_MU),
+        ("dual softmax, text to video", dual_softmax(scores_MU.T)[own_M], right_MU.T[own_M]),
+        ("dual softmax, video to text", dual_softmax(scores_MU), right_MU),
     ):
-        place = first_right(scores, right)
-        figures |= {f"{name} R@{k}": results.accuracy(place < k) for k in RANKS if k < scores.shape[1]}
-        figures[f"{name} median rank"] = {"value": float(place.median()) + 1}
+        recalls, places = ranks(name, scores, right)
+        figures |= recalls
+        facts |= places
     found = {
         "method": "retrieval",
         "checkpoint": at.config.encoder.checkpoint,
-        "figures": {name: value for name, value in figures.items() if "low" in value},
-        "facts": {name: value["value"] for name, value in figures.items() if "low" not in value}
-        | {"videos": len(clips.keys), "distinct captions": len(texts)},
+        "figures": figures,
+        "facts": facts,
     }
     rows = (
         {"key": key, "caption": caption, "prediction": texts[number]}
@@ -129,12 +130,6 @@ def _encoded(text: TextTower, texts: list[str]) -> Tensor:
     return text_UE
 
 
-def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:
-    """Place, from 0, of the best right answer of each query, int64 [Q]; wrong answers of equal score go before it."""
-    best_Q1 = scores_QG.masked_fill(~right_QG, -torch.inf).amax(dim=1, keepdim=True)
-    return ((scores_QG >= best_Q1) & ~right_QG).sum(dim=1)
-
-
 def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened: dict[str, Any]) -> dict[str, Any]:
     """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
     descriptions = class_texts(at.config, clips.labels)
@@ -145,7 +140,7 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
     found = {
         "method": "zero-shot",
         "checkpoint": at.config.encoder.checkpoint,
-        "figures": results.judged(scores_MC, truth_M),
+        "figures": results.judged(scores_MC, truth_M, clips.labels),
         "facts": {"classes": len(classes), "templates": list(at.config.retrieve.templates)},
     }
     rows = (

@@ -137,7 +137,9 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
 
     def linear(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
         found = probe.probe(train.features[0], labels_N, test.features[0], seed, find_place().device)
-        facts = {"penalty": found.penalty, "validation accuracy": found.validation_accuracy}
+        facts: dict[str, Any] = {"penalty": found.penalty, "validation accuracy": found.validation_accuracy}
+        if found.at_edge:
+            facts["penalty at the edge"] = "the best of all that were tried is the last: a further one may be better"
         return Scored(found.scores_MC, facts)
 
     def attend(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
@@ -188,7 +190,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge)
             found = {
                 "method": method,
                 "checkpoint": config.encoder.checkpoint,
-                "figures": results.judged(scored.scores_MC, truth_M),
+                "figures": results.judged(scored.scores_MC, truth_M, test.labels),
                 "facts": facts,
             }
             predicted = scored.scores_MC.argmax(1).tolist()

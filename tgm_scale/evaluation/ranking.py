@@ -1,0 +1,39 @@
+"""Where the right answers of a retrieval stand.
+
+Shapes: Q queries, G answers to choose from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgm_scale.evaluation import results
+from tgm_scale.objectives.contrastive import MAX_SCALE
+
+RANKS = (1, 5, 10)
+
+
+def ranks(name: str, scores_QG: Tensor, right_QG: Tensor) -> tuple[dict[str, Any], dict[str, float]]:
+    """Recall at 1, 5 and 10 with intervals; median and mean rank, from 1. The median of an even number of ranks is the
+    mean of the middle two, as numpy's, which CLIP4Clip's code takes."""
+    place_Q = first_right(scores_QG, right_QG)
+    recalls = {f"{name} R@{k}": results.accuracy(place_Q < k) for k in RANKS if k < scores_QG.shape[1]}
+    rank_Q = place_Q.sort().values.double() + 1
+    median = (rank_Q[(len(rank_Q) - 1) // 2] + rank_Q[len(rank_Q) // 2]) / 2
+    return recalls, {f"{name} median rank": median.item(), f"{name} mean rank": rank_Q.mean().item()}
+
+
+def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:
+    """Place, from 0, of the best right answer of each query, int64 [Q]; wrong answers of equal score go before it."""
+    best_Q1 = scores_QG.masked_fill(~right_QG, -torch.inf).amax(dim=1, keepdim=True)
+    return ((scores_QG >= best_Q1) & ~right_QG).sum(dim=1)
+
+
+def dual_softmax(cosines_QG: Tensor) -> Tensor:
+    """Each score times its softmax over the queries, [Q, G] (Cheng et al. 2021, arXiv 2109.04290, section 3.3), at
+    CLIP's scale of 100. It looks at all queries at once, so it is no figure for one query alone."""
+    scores_QG = MAX_SCALE * cosines_QG
+    return scores_QG * scores_QG.softmax(dim=0)
