@@ -141,6 +141,15 @@ class OptimConfig(Section):
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
     clip_norm: float | None = Field(1.0, gt=0)
 
+    @model_validator(mode="after")
+    def _falls(self) -> OptimConfig:
+        if self.min_lr > self.base_lr:
+            raise ValueError(
+                f"optim.min_lr={self.min_lr:g} is above optim.base_lr={self.base_lr:g}: the rate would rise to "
+                "the end; give one that is not above"
+            )
+        return self
+
 
 class TrainConfig(Section):
     steps: int | None = Field(None, ge=1)

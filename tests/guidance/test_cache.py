@@ -28,6 +28,15 @@ def test_a_member_gives_the_maps_of_the_nearest_frames(maps: np.ndarray) -> None
     np.testing.assert_allclose(out, maps[1][[0, 1, 2, 3, 0]], atol=2e-3)
 
 
+def test_the_middle_frame_of_a_tubelet_stands_for_it(maps: np.ndarray) -> None:
+    """The middle of two is the second, as online (`guidance.frames_per_tubelet=one`)."""
+    member, times = pack(maps, SECONDS, MADE_BY), np.array([0.0, 0.5, 1.0, 1.5])
+    out = RelevanceCache(MADE_BY, one_of=2).read(member, 0, times)
+    np.testing.assert_allclose(out, maps[0][[1, 1, 3, 3]], atol=2e-3)
+    assert not np.array_equal(out, RelevanceCache(MADE_BY).read(member, 0, times))
+    np.testing.assert_allclose(RelevanceCache(MADE_BY, one_of=4).read(member, 0, times), maps[0][[2] * 4], atol=2e-3)
+
+
 def test_maps_of_other_towers_stop_the_run_with_a_remedy(maps: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"made with other towers or settings .*guidance.scorer"):
         RelevanceCache("f" * 32).read(pack(maps, SECONDS, MADE_BY), 0, SECONDS)

@@ -38,7 +38,7 @@ def run(*arguments: str | Path) -> int:
     return runpy.run_path(str(TOOL))["main"]([str(argument) for argument in arguments])
 
 
-def load(folder: Path, towers: Path, scorer: str) -> list:
+def load(folder: Path, towers: Path, scorer: str, one_of: int = 1) -> list:
     loader = ClipLoader(
         [Corpus.open(str(folder))],
         frames=4,
@@ -53,7 +53,7 @@ def load(folder: Path, towers: Path, scorer: str) -> list:
         workers=0,
         stop_step=1,
         crop="center",
-        relevance=RelevanceCache(fingerprint(towers, scorer, None)).read,
+        relevance=RelevanceCache(fingerprint(towers, scorer, None), one_of).read,
     )
     return next(iter(loader))[1]
 
@@ -72,6 +72,10 @@ def test_cached_maps_are_the_online_ones(
     online: Tensor = Relevance(load_image_tower(clip_source))(batch.video, text, GRID)
     assert batch.relevance is not None and online[whole].std() > 0.05
     torch.testing.assert_close(batch.relevance[whole], online[whole], rtol=0, atol=2e-3)
+    [batch] = load(output, clip_source, "value", one_of=2)  # the same maps serve guidance.frames_per_tubelet=one
+    middle: Tensor = Relevance(load_image_tower(clip_source), "value", "one")(batch.video, text, GRID)
+    assert batch.relevance is not None and (middle - online)[whole].abs().max() > 4e-3
+    torch.testing.assert_close(batch.relevance[whole], middle[whole], rtol=0, atol=2e-3)
 
     (output / "00001.tar").unlink()
     before = (output / "00002.tar").stat().st_mtime_ns

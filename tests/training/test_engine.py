@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tgm_scale.config import load
+from tgm_scale.config import OptimConfig, load
 from tgm_scale.runtime.distributed import find_place
 from tgm_scale.training import build
 from tgm_scale.training.engine_plan import EnginePlan, engine_config, resolve_precision
@@ -135,6 +136,22 @@ def test_the_schedule_is_linear_then_half_a_cosine() -> None:
     assert schedule(10) == pytest.approx(2e-3)
     assert schedule(55) == pytest.approx((2e-3 + 2e-4) / 2)
     assert schedule(100) == pytest.approx(2e-4)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.0), (1, 0.9), (2, 0.5), (20, 0.2), (800, 0.05)])
+def test_no_update_has_the_rate_0_and_all_but_the_last_are_the_cosines(steps: int, warmup: float) -> None:
+    schedule = Schedule.of(1e-3, 0.0, warmup, steps, 256)
+    rates = [schedule(step) for step in range(1, steps + 1)]
+    assert min(rates) > 0 and rates[-1] == min(rates[schedule.warmup_steps - 1 if warmup else 0 :])
+    first = schedule.warmup_steps + 1
+    for step in range(first, steps):
+        done = (step - schedule.warmup_steps) / (steps - schedule.warmup_steps)
+        assert rates[step - 1] == schedule.peak * 0.5 * (1 + math.cos(math.pi * done)), "to the bit"
+
+
+def test_a_rate_that_would_rise_to_the_end_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"optim.min_lr=0.002 is above optim.base_lr=0.001"):
+        OptimConfig(base_lr=1e-3, min_lr=2e-3)
 
 
 def test_biases_norms_and_tokens_do_not_decay() -> None:

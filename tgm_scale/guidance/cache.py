@@ -50,16 +50,20 @@ class RelevanceCache:
     """Reads members that were made with the towers and settings of this run."""
 
     wanted: str  # fingerprint
+    one_of: int = 1  # the middle one of so many frames that follow one another stands for them; 1: each for itself
 
     def read(self, member: bytes, caption: int, seconds_T: NDArray[np.floating]) -> NDArray[np.float32]:
         """The maps of one caption at the scored frames nearest the given times: float32 [T, h, w].
 
-        Raises UnreadableMaps for a broken member, and ValueError where other towers or settings made it."""
+        T is a multiple of `one_of`. Raises UnreadableMaps for a broken member, and ValueError where other towers or
+        settings made it."""
+        middle_T = np.arange(len(seconds_T)) // self.one_of * self.one_of + self.one_of // 2
+        seconds_T = np.asarray(seconds_T)[middle_T]
         try:
             record = read_array(io.BytesIO(member), allow_pickle=False)
             made_by = bytes(record["fingerprint"][()]).decode()
             scored_F, maps_Fhw = record["seconds"][()], record["maps"][()][caption].astype(np.float32)
-            nearest_T = np.abs(scored_F - np.asarray(seconds_T)[:, None]).argmin(axis=1)
+            nearest_T = np.abs(scored_F - seconds_T[:, None]).argmin(axis=1)
             finite = bool(np.isfinite(maps_Fhw).all())
         except (ValueError, IndexError, EOFError, OSError) as error:
             raise UnreadableMaps(f"{EXTENSION}: {error}") from error

@@ -210,7 +210,8 @@ def loader(config: Config, opened: list[Corpus], place: Place, start: int, stop:
     relevance = None
     if guidance.cached and guidance.towers and "relevance" in masker(config).needs:
         made_by = fingerprint(tower_folder(guidance.towers), guidance.scorer, guidance.resolution)
-        relevance = RelevanceCache(made_by).read
+        one_of = model_size(config).tubelet if guidance.frames_per_tubelet == "one" else 1
+        relevance = RelevanceCache(made_by, one_of).read
     weights = [entry.weight for entry in config.data.corpora() if entry.weight is not None]
     return ClipLoader(
         opened,

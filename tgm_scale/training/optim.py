@@ -12,7 +12,8 @@ BASE_BATCH = 256  # base_lr is meant for this global batch and scaled linearly (
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from 0, then half a cosine down to `last` (Loshchilov and Hutter 2017)."""
+    """Linear warm-up from 0, then half a cosine down to `last` (Loshchilov and Hutter 2017). No update has the rate 0:
+    where `last` is 0, the last one has the cosine's rate of half a step before its end."""
 
     peak: float
     last: float
@@ -28,8 +29,9 @@ class Schedule:
         """Learning rate of the update that makes step `step` (the first is 1) complete."""
         if step <= self.warmup_steps:
             return self.peak * step / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.last + (self.peak - self.last) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        end = self.steps if self.last else self.steps - 0.5
+        done = (min(step, end) - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.last + (self.peak - self.last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
