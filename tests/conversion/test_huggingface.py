@@ -298,3 +298,32 @@ def test_classes_that_are_not_numbered_from_0_are_refused(tmp_path: Path) -> Non
     file.write_text(json.dumps(config | {"id2label": {str(i + 1): x for i, x in enumerate("abcde")}}))
     with pytest.raises(ValueError, match="id2label: wanted the numbers from 0"):
         read(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "pixels"),
+    [
+        ("preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.4, 0.5, 0.6]}, None),
+        ("processor_config.json", {"do_normalize": False}, lambda x: x / 255),
+        ("preprocessor_config.json", {"rescale_factor": 1 / 127.5, "image_mean": [1] * 3, "image_std": [1] * 3}, None),
+    ],
+)
+def test_a_model_of_other_means_and_deviations_gives_its_own_outputs(
+    file: str, changes: dict, pixels: Any, tmp_path: Path
+) -> None:
+    """The same clip, prepared by each side's own statistics."""
+    source = made("classifier")
+    convert(source, tmp_path / "out", "huggingface")
+    assert equal(read(tmp_path / "out").state, source.state), "ImageNet's statistics change no bit"
+    (tmp_path / "out/preprocessor_config.json").unlink()
+    said = changes if file.startswith("pre") else {"image_processor": changes}
+    (tmp_path / "out" / file).write_text(json.dumps(said))
+    weights = read(tmp_path / "out")
+    clip = fixed_clip(weights).transpose(1, 2).float()
+    if pixels is None:
+        mean, std = (torch.tensor(changes[name]).view(3, 1, 1) for name in ("image_mean", "image_std"))
+        given = (clip * changes.get("rescale_factor", 1 / 255) - mean) / std
+    else:
+        given = pixels(clip)
+    torch.testing.assert_close(outputs(weights), theirs(source)(given).logits, atol=1e-4, rtol=1e-4)
+    assert any("taken into the patch embedding" in note for note in weights.notes)

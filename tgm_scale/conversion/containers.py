@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.statistics import into_patch_embedding
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.runtime.tensors import load_with_metadata
 from tgm_scale.training import ema
@@ -122,7 +123,9 @@ def _open_huggingface(folder: Path, raw: bool) -> Container:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _open_file(file, raw).tensors
-    return Container(tensors, huggingface.stated(folder), [f"transformers folder {folder}"])
+    stated = huggingface.stated(folder)
+    tensors, notes = into_patch_embedding(tensors, folder)
+    return Container(tensors, stated, [f"transformers folder {folder}", *notes])
 
 
 def _open_file(file: Path, raw: bool) -> Container:
