@@ -200,6 +200,8 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(config: Path)
     mapped = checkpoint.Reader(checkpoint.folder_of(root, 12)).weights()
     weights = {name: value.clone() for name, value in mapped.items()}
     assert check(str(folder))[1] == 0
+    told = checkpoint.Reader(checkpoint.folder_of(root, 10)).progress.losses
+    assert told == [whole[step] for step in range(1, 11)], "a spike is judged alike whatever becomes of metrics.jsonl"
     flip(checkpoint.folder_of(root, 12) / "state-00001-of-00002.safetensors")  # which rank 1 compares
     report, code = check(str(folder))
     assert code == 1 and "DAMAGED  step-00000012" in report and report.endswith("goes on from step-00000010")

@@ -103,7 +103,8 @@ class _Run:
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
         config, parts, watchdog, start = self.config, self.parts, self.watchdog, self.progress.step
-        judge = Judge(config.faults.spike_factor, recent_losses_for_all(self.folder, start, self.control))
+        losses = self.progress.losses or recent_losses_for_all(self.folder, start, self.control)
+        judge = Judge(config.faults.spike_factor, losses)
         metrics = Metrics(self.folder, start, config.log.tensorboard) if self.place.is_main else None
         line = ProgressLine(parts.steps, config.log.every)
         self.engine.train()
@@ -129,6 +130,7 @@ class _Run:
             judge.note(result.loss, result.refusal is not None)
             self.progress.step = step + 1
             self.progress.updates += result.refusal is None
+            self.progress.losses = list(judge.recent)
             named = self._count(problems) if broken else []
             ended = time.perf_counter()
             if metrics is not None:

@@ -130,7 +130,8 @@ class _Run:
         """Make the steps that are left. Returns the exit code."""
         while True:
             start = self.progress.step
-            losses = recent_losses_for_all(self.folder, start, self.control)
+            # checkpoints of before have none: then those of metrics.jsonl
+            losses = self.progress.losses or recent_losses_for_all(self.folder, start, self.control)
             judge = Judge(self.config.faults.spike_factor, losses)
             metrics = Metrics(self.folder, start, self.config.log.tensorboard) if self.place.is_main else None
             try:
@@ -165,6 +166,7 @@ class _Run:
             judge.note(result.loss, result.refusal is not None)
             self.progress.step = step + 1
             self.progress.updates += result.refusal is None
+            self.progress.losses = list(judge.recent)
             named = self._count(problems) if broken else []
             guiding = self.guide.clock.seconds()
             watchdog.book(guiding if self.place.device.type == "cuda" else 0.0, "guidance", "update")

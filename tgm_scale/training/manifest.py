@@ -35,6 +35,7 @@ class _Progress(BaseModel):
     step: int = Field(ge=0)
     updates: int = Field(0, ge=0)
     skipped: dict[str, int]
+    losses: list[float] = []
 
 
 class _Manifest(BaseModel):
