@@ -24,11 +24,14 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Either the tests that need a GPU, or the others: CUDA is visible to a session as a whole, or not at all.
 
-    TGM_TEST_GPU=cpu: the former on the CPU, as far as they can (tests/gpu)."""
+    TGM_TEST_GPU=cpu: the former on the CPU, as far as they can: those that ask for a `device` (tests/gpu)."""
     on_gpu = os.environ.get("TGM_TEST_GPU") in ("1", "cpu")
     chosen = [item for item in items if (item.get_closest_marker("gpu") is not None) == on_gpu]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+    for item in chosen if os.environ.get("TGM_TEST_GPU") == "cpu" else []:
+        if "device" not in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.skip(reason="needs CUDA itself"))
 
 
 @pytest.fixture(scope="session")
