@@ -47,6 +47,14 @@ def test_an_evaluation_has_a_status(tmp_path: Path) -> None:
     assert "linear probe  top1 0.5000; left out: 2 missing_video" in said and "nearest neighbours  top1" in said
 
 
+@pytest.mark.parametrize("name", ["environment.jsonl", "data.json", "plan.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    run = trained(tmp_path / "f", finetune={"mixup": 0.8})
+    (tmp_path / "f" / name).write_bytes(b'{"step": \xff')
+    with pytest.raises(ValueError, match=rf"f/{name}: .*damaged"):
+        status(run)
+
+
 def test_a_finetuning_has_a_status_with_what_was_left_out(tmp_path: Path) -> None:
     said = status(trained(tmp_path / "f", finetune={"mixup": 0.8}))
     assert "tiny, finetuning" in said and "left out  k400: 7 missing_video, see left_out.jsonl" in said

@@ -138,8 +138,15 @@ def read_plan(folder: Path) -> dict[str, Any]:
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
-    """The environment of each start of the run, oldest first."""
-    return [json.loads(line) for line in (folder / "environment.jsonl").read_text().splitlines()]
+    """The environment of each start of the run, oldest first. Raises ValueError that names a damaged line."""
+    file = folder / "environment.jsonl"
+    found = []
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            found.append(json.loads(line))
+        except (ValueError, RecursionError):
+            raise ValueError(f"{file}: line {number} is damaged: remove that line") from None
+    return found
 
 
 def _summary(corpora: list[dict[str, Any]]) -> str:
