@@ -76,7 +76,7 @@ def test_drop_path_is_keyed_by_the_clip_and_right_in_the_mean() -> None:
 
 def test_the_average_is_the_recurrence_and_comes_back(tmp_path: Path) -> None:
     module = torch.nn.Linear(2, 1, bias=False)
-    average = ema.Average(module, 0.9, tmp_path)
+    average = ema.Average(module.named_parameters, 0.9, tmp_path)
     expected = module.weight.detach().clone()
     for value in (1.0, 5.0):
         module.weight.data.fill_(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +16,12 @@ from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Place, find_place
-from tgm_scale.training import engine
+from tgm_scale.training import ema, engine, engine_state
 from tgm_scale.training.engine_plan import EnginePlan
 
 SIZE = ModelSize(36, 2, 2, 77, 0, 0, 0, 0, patch=8)  # sides that two processes do not divide
 CLIPS, STEPS = 4, 4
+AVERAGED = [(0, "fp32"), (0, "bf16"), (1, "bf16"), (2, "fp32"), (2, "bf16")]
 # stage 3 last: it replaces torch's linear for the whole process by one that rounds differently
 CASES = {
     f"stage {stage}, {precision}, {how}": (stage, precision, how)
@@ -57,11 +59,41 @@ def curve(stage: int, precision: str, how: str, place: Place) -> list[float]:
     return losses
 
 
+def averaged(stage: int, precision: str, place: Place, folder: Path) -> float:
+    """How far the average of one update is from that of the fp32 weights before and after, at most."""
+    model = VideoClassifier(SIZE, 4, 32, classes=5, seed=0)
+    micro = CLIPS // place.world_size
+    plan = EnginePlan(stage, None, CLIPS, micro, place.world_size, precision, 1.0, 0.05, (0.9, 0.95))
+    ds_engine = engine.build_engine(model, plan, place.device)
+    ds_engine.train()
+
+    def weights() -> dict[str, torch.Tensor]:
+        return {name: parts["weight"].clone() for name, parts in engine_state.read(ds_engine)}
+
+    before = weights()
+    average = ema.Average(partial(engine_state.masters, ds_engine), 0.5, folder)
+    video = torch.randint(0, 256, (micro, 3, 4, 32, 32), generator=seeding.generator("clip"), dtype=torch.uint8)
+    engine.set_learning_rate(ds_engine, 1e-4)
+    ds_engine.backward(F.cross_entropy(ds_engine(video, torch.arange(micro)).float(), torch.arange(micro)))
+    ds_engine.step()
+    average.update()
+    if place.is_main:
+        average.write(1, [])
+    torch.distributed.barrier()
+    found, after = ema.read(folder, 1), weights()
+    assert any(not torch.equal(before[name], after[name]) for name in after)
+    return max((found[name] - (before[name] + after[name]) / 2).abs().max().item() for name in after)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     place = find_place()
     engine.start_processes(place)
-    found = {name: curve(*case, place) for name, case in CASES.items()}
+    found: dict[str, list[float]] = {}
+    for stage, precision in AVERAGED:
+        distance = averaged(stage, precision, place, Path(sys.argv[1]).parent)
+        found[f"average, stage {stage}, {precision}"] = [distance]
+    found |= {name: curve(*case, place) for name, case in CASES.items()}
     if place.is_main:
         Path(sys.argv[1]).write_text(json.dumps(found))
     engine.stop_processes()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from classifier_worker import CASES
+from classifier_worker import AVERAGED, CASES
 from launch import run
 
 
@@ -23,3 +23,8 @@ def test_the_curve_is_that_of_stage_0(curves: dict[str, list[float]], case: str)
     tolerance = 1e-4 if precision == "fp32" else 3e-2
     assert curves[case] == pytest.approx(curves[f"stage 0, {precision}, plain"], abs=tolerance)
     assert curves[case][-1] < curves[case][0]
+
+
+@pytest.mark.parametrize(("stage", "precision"), AVERAGED)
+def test_the_average_is_of_the_fp32_weights(curves: dict[str, list[float]], stage: int, precision: str) -> None:
+    assert curves[f"average, stage {stage}, {precision}"][0] < 1e-7

@@ -10,6 +10,7 @@ Shapes: B clips of a micro batch, C classes.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
-from tgm_scale.training import build, checkpoint, disk, engine, run_folder
+from tgm_scale.training import build, checkpoint, disk, engine, engine_state, run_folder
 from tgm_scale.training.ema import Average
 from tgm_scale.training.faults import Diverged, Judge
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
@@ -92,7 +93,9 @@ class _Run:
         repeats = config.data.repeated_augmentation
         self.mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
         self.to_device = ToDevice(self.place.device)
-        self.average = Average(self.engine.module, settings.ema, folder) if settings.ema else None
+        self.average: Average | None = None
+        if settings.ema:
+            self.average = Average(partial(engine_state.masters, self.engine), settings.ema, folder)
         if self.average is not None and not new:
             self.average.read(self.progress.step)
         if self.place.is_main:

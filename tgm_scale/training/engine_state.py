@@ -28,6 +28,20 @@ def read(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
         yield name, (_read_fragments(parameter) if source is None else _read_plain(engine, *source[name]))
 
 
+def masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """(name, fp32 weight of the whole parameter), one at a time, at stages 0 to 2. Collective."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    source = _plain_pairs(engine)
+    for name, parameter in named_parameters(engine):
+        if source is not None:
+            yield name, source[name][1].detach()
+        elif parameter.dtype == torch.float32:  # a copy of its master
+            yield name, parameter.detach()
+        else:
+            yield name, safe_get_full_fp32_param(parameter).detach()
+
+
 def write(engine: Any, step: int, updates: int, tensor_of: Callable[[str, str], Tensor]) -> None:
     """Set every weight and moment from `tensor_of(name, part)`, and the counts: `updates`, which Adam corrects its
     moments' bias by, is less than `step` where updates were refused. Collective."""
