@@ -187,6 +187,10 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
         if name.startswith(("patch_embed", "blocks")):
             assert torch.equal(value, source[f"encoder.{name}"]), name
     assert notes[-1] == "fresh weights: fc_norm.bias, fc_norm.weight, head.bias, head.weight"
+    for other in ("data.frames=8", "data.size=40", "data.size=16"):  # a token's number would name another place
+        config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [other])
+        with pytest.raises(ValueError, match=r"trained on 4 frames of 32 pixels, .* Set data.frames=4 data.size=32"):
+            classifier(config, ["a", "b"], str(file))
 
 
 def test_scratch_starts_as_a_pretraining_run_of_the_same_configuration(

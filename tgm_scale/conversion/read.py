@@ -46,11 +46,12 @@ class Initial(NamedTuple):
     report: list[str]
 
 
-def read_initial(origin: str, size: ModelSize) -> Initial:
+def read_initial(origin: str, size: ModelSize, clip: tuple[int, int] | None = None) -> Initial:
     """What `train.init_from` names, for a run of this size: any path that `read` takes.
 
     A foreign encoder without a decoder, or with one of another shape, gives the encoder alone; what the run has beside
-    `weights` starts fresh. Raises ValueError where the encoder is of another size, heads included."""
+    `weights` starts fresh. clip: frames and side of the run's clips, where they have to be those that the weights were
+    trained on. Raises ValueError where they are others, or the encoder is of another size, heads included."""
     try:
         found = read(origin, lossy=True, tubelet=size.tubelet)
     except ValueError as mistake:
@@ -58,6 +59,13 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
     if differing := _differences(found.size, size, _ENCODER_FIELDS):
         raise ValueError(
             f"train.init_from={origin}: an encoder of another size than the run's: {', '.join(differing)}"
+        )
+    if clip is not None and clip != (found.frames, found.image_size):
+        raise ValueError(
+            f"train.init_from={origin}: trained on {found.frames} frames of {found.image_size} pixels, the run has "
+            f"data.frames={clip[0]} and data.size={clip[1]}: positions go by a token's number in the clip, so its "
+            f"tokens would stand elsewhere. Set data.frames={found.frames} data.size={found.image_size}, or pretrain "
+            "on at the run's own first; of a file that does not say its clips tools/convert_checkpoint.py can be told"
         )
     report, state = list(found.notes), found.state
     if found.kind == "classifier":

@@ -172,7 +172,7 @@ def classifier(config: FinetuneConfig, classes: list[str], init_from: str | None
         encoder = build.model(shared(config), None).encoder.state_dict()
         _take(module, encoder)
         return module, ["fresh weights: nothing pretrained"]
-    found = read_initial(init_from, size)
+    found = read_initial(init_from, size, (config.data.frames, config.data.size))
     fresh = _take(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
     return module, [f"weights of {init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
 
