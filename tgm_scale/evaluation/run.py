@@ -15,7 +15,7 @@ from torch import Tensor
 from tgm_scale import config as configuration
 from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.data.lists import Role
-from tgm_scale.evaluation import attentive, knn, probe, results
+from tgm_scale.evaluation import attentive, epic, knn, probe, results
 from tgm_scale.evaluation.classes import in_order, not_trained, ordered, told
 from tgm_scale.evaluation.clips import own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
@@ -190,7 +190,8 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge)
             found = {
                 "method": method,
                 "checkpoint": config.encoder.checkpoint,
-                "figures": results.judged(scored.scores_MC, truth_M, test.labels),
+                "figures": results.judged(scored.scores_MC, truth_M, test.labels)
+                | _verb_and_noun(config, method, judge, train, test),
                 "facts": facts,
             }
             predicted = scored.scores_MC.argmax(1).tolist()
@@ -203,6 +204,13 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge)
             print(results.summary(found), flush=True)
         at.control.barrier()
     return found
+
+
+def _verb_and_noun(config: FrozenConfig, method: str, judge: Judge, train: Clips, test: Clips) -> dict[str, Any]:
+    """EPIC's action by verb and noun, of probes, whose scores are logarithms of probabilities up to a constant."""
+    if config.data.label != "action" or "probe" not in method or not epic.are_actions([*train.labels, *test.labels]):
+        return {}
+    return epic.by_verb_and_noun(lambda numbers: judge(train, numbers, test).scores_MC, train.labels, test.labels)
 
 
 def is_right(judge: Callable[[Tensor, Tensor, Tensor], Tensor], train: Clips, test: Clips, encoder: int = 0) -> Tensor:
