@@ -150,7 +150,7 @@ def test_flow_of_the_data_workers_is_that_of_the_training_thread(
     settings["train"] = {"steps": 3, "global_batch_size": 32, "micro_batch_size": 32}
     config, place = from_tree(settings), find_place()
     masker = build.masker(config)
-    guide = Guide(masker, build.towers(config, masker.needs, place.device))
+    guide = Guide(masker, build.towers(config, masker.needs, place.device), ToDevice(place.device))
     problems = 0
     for _, [batch] in build.loader(config, [Corpus.open(str(shards))], place, 0, 3):
         assert batch.flow is not None and batch.flow.shape == (32, 4, 2, 8, 8)

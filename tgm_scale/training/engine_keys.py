@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "data_types.param_dtype": (_PRECISION, None),
     "data_types.buffer_dtype": (_PRECISION, None),
     "data_types.keep_in_fp32_modules": (_PRECISION, None),
-    "bf16.immediate_grad_update": ("is what every run in bf16 does at stage 1", True),
+    "bf16.immediate_grad_update": ("is what every run in bf16 does at stage 1", None),
     "bf16.bf16_master_weights_and_grads": ("would leave no fp32 weights for the checkpoint", None),
     "bf16.bf16_optimizer_states": ("would leave no fp32 moments for the checkpoint", None),
     "fp16.auto_cast": (_PRECISION, None),
