@@ -96,7 +96,7 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
             before = digests(ds_engine)
             if case["poison"] == "loss":
                 assert parts[0].text_BE is not None
-                parts[0].text_BE[0] = float("nan")
+                parts[0].text_BE[1] = float("nan")  # of a clip that counts
             elif case["poison"] == "gradient":
                 parameter = next(ds_engine.module.parameters())
                 hook = parameter.register_hook(lambda gradient: torch.full_like(gradient, float("inf")))
