@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from launch import ROOT, command, environment, run
 
+from tgm_scale import cli
 from tgm_scale.training import checkpoint
 from tgm_scale.training.inspect import compare, status
 from tgm_scale.training.metrics import read_metrics
@@ -235,3 +236,14 @@ def test_weights_of_another_run_start_a_new_one(config: Path, undisturbed: Path)
     other = config.parent / "other"
     pretrain(config, f"run.dir={other}", f"train.init_from={undisturbed}", "train.steps=2")
     assert losses(other)[0][3] < losses(undisturbed)[0][3], "it starts where the other ended"
+
+
+@pytest.mark.parametrize("name", ["clips.csv", "a.csv,b.csv", "*.tar"])
+def test_no_corpus_is_made_at_the_name_of_a_missing_file(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """configs/debug.yaml makes its corpus; a mistake in data.shards must not become one."""
+    given = [f"data.shards={tmp_path / name}", f"run.dir={tmp_path / 'run'}"]
+    assert cli.main(["pretrain", "--config", str(ROOT / "configs" / "debug.yaml"), *given]) == 2
+    assert f"data.shards={tmp_path / name}: no such file" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -51,6 +51,7 @@ from tgm_scale.training.optim import Schedule
 ReadInitial = Callable[[str, ModelSize], tuple[dict[str, Tensor], list[str]]]
 
 IMAGE_MAPS = {"relevance", "attention", "parts"}  # what a masker may need that comes from the image tower
+_FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar", ".gz", ".tgz", ".zip", ".mp4", ".webm", ".mkv", ".avi"}
 SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
 
 
@@ -110,6 +111,7 @@ def for_processes(config: Config, processes: int) -> Config:
 
 def check(config: Config, place: Place) -> None:
     """Every check of the configuration that needs neither processes nor a GPU. Raises ValueError."""
+    check_synthetic(config)
     plan = masker(config)
     check_compile(config, engine_config(engine_plan(config, place))["zero_optimization"]["stage"])
     guidance, of_image = config.guidance, plan.needs & IMAGE_MAPS
@@ -145,6 +147,18 @@ def check_compile(config: Config, stage: int) -> None:
         )
 
 
+def check_synthetic(config: Config) -> None:
+    """Raises ValueError where a corpus would be made at a name that was meant for a list, shards or a video."""
+    name = config.data.corpora()[0].path
+    if config.data.synthetic is None or Path(name).exists():
+        return
+    if Path(name).suffix.lower() in _FILES or set(name) & set("*?[]{},"):
+        raise ValueError(
+            f"data.shards={name}: no such file, and no name for the folder of a corpus that data.synthetic makes: "
+            "correct data.shards, or set data.synthetic=null beside it"
+        )
+
+
 def make_synthetic(config: Config) -> None:
     """Make the synthetic corpus that the configuration describes, where it is not there yet."""
     synthetic, folder = config.data.synthetic, Path(config.data.corpora()[0].path)
@@ -154,7 +168,11 @@ def make_synthetic(config: Config) -> None:
 
     unfinished = folder.with_name(folder.name + ".making")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
-    print(f"data.synthetic: making a corpus of {synthetic.clips} clips in {folder}", flush=True)
+    print(
+        f"data.synthetic: there is no {folder}: making a corpus of {synthetic.clips} clips there (for clips of your "
+        "own correct data.shards)",
+        flush=True,
+    )
     make_corpus(unfinished, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
     unfinished.rename(folder)
 
