@@ -173,7 +173,7 @@ def test_a_damaged_list_of_faults_is_named(tmp_path: Path, content: str) -> None
         FaultState.read(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "data.json", "plan.json", "faults.json"])
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "plan.json", "faults.json", "origins.json"])
 def test_check_names_a_damaged_file(tmp_path: Path, name: str) -> None:
     made(tmp_path / "checkpoints", 20)
     (tmp_path / "config.yaml").write_text("run: {dir: here}\n")

@@ -8,7 +8,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.runtime.files import read_json
-from tgm_scale.training import checkpoint, events, run_folder
+from tgm_scale.training import checkpoint, events, origins, run_folder
 from tgm_scale.training.faults import FaultState
 from tgm_scale.training.metrics import count_damaged, read_metrics
 
@@ -41,6 +41,7 @@ def check(folder: str) -> tuple[str, int]:
     _read(found, root / "config.yaml", configuration.read_tree, "readable", needed=True, stops=True)
     _read(found, root / "data.json", read_json, "readable", stops=True)
     _read(found, root / "faults.json", lambda _: FaultState.read(root), "readable", stops=True)
+    _read(found, root / origins.FILE, lambda _: origins.read(root), "readable", stops=True)
     _read(found, root / "plan.json", read_json, "readable")
     _metrics(found, root)
     _ranks(found, root)
