@@ -22,7 +22,9 @@ class Cluster:
     def __init__(self, folder: Path):
         self.folder = folder
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1"}
-        self.environment.pop("PYTHONPATH", None)  # jobs find the checkout's package by themselves
+        # jobs find the checkout's package by themselves, and have ranks of their own
+        for name in ("PYTHONPATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+            self.environment.pop(name, None)
 
     def run(self, *command: str, seconds: float = 120, code: int | None = 0) -> str:
         """Output of a command; fails where its exit code is another. code=None: any."""
