@@ -18,7 +18,7 @@ from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.tables import Kind, Table, blocks_prefix, count_blocks, gather, own_names, scatter
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip, fixed_mask
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
-from tgm_scale.models.vit import NORM_EPS
+from tgm_scale.models.vit import NORM_EPS, ModelSize
 from tgm_scale.runtime.compat import prepare_torchvision
 
 if TYPE_CHECKING:
@@ -84,6 +84,30 @@ def to_ours(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
     return gather(renamed, names(kind, *depths, head=head), "transformers' VideoMAE")
 
 
+def shape_settings(size: ModelSize, frames: int, image_size: int) -> dict[str, Any]:
+    """A model's shape in the words of VideoMAEConfig, the encoder's and the clips'."""
+    return {
+        "image_size": image_size,
+        "patch_size": size.patch,
+        "num_frames": frames,
+        "tubelet_size": size.tubelet,
+        "hidden_size": size.width,
+        "num_hidden_layers": size.depth,
+        "num_attention_heads": size.heads,
+        "intermediate_size": size.mlp,
+    }
+
+
+def decoder_settings(size: ModelSize) -> dict[str, Any]:
+    """And the decoder's."""
+    return {
+        "decoder_hidden_size": size.decoder_width,
+        "decoder_num_hidden_layers": size.decoder_depth,
+        "decoder_num_attention_heads": size.decoder_heads,
+        "decoder_intermediate_size": size.decoder_mlp,
+    }
+
+
 def configuration(weights: Weights) -> VideoMAEConfig:
     """The transformers configuration of a model: eps 1e-6 where their default is 1e-12.
 
@@ -91,30 +115,16 @@ def configuration(weights: Weights) -> VideoMAEConfig:
     prepare_torchvision()
     from transformers import VideoMAEConfig
 
-    size = weights.size
     settings: dict[str, Any] = {OWN_ENTRY: _own_facts(weights)}
     if weights.kind == "pretraining":
-        settings |= {
-            "decoder_hidden_size": size.decoder_width,
-            "decoder_num_hidden_layers": size.decoder_depth,
-            "decoder_num_attention_heads": size.decoder_heads,
-            "decoder_intermediate_size": size.decoder_mlp,
-            "norm_pix_loss": _normalised_by_patch(weights),
-        }
+        settings |= decoder_settings(weights.size) | {"norm_pix_loss": _normalised_by_patch(weights)}
     elif weights.labels:
         settings["id2label"] = dict(enumerate(weights.labels))
         settings["label2id"] = {label: i for i, label in enumerate(weights.labels)}
     else:
         settings["num_labels"] = weights.classes
     return VideoMAEConfig(
-        image_size=weights.image_size,
-        patch_size=size.patch,
-        num_frames=weights.frames,
-        tubelet_size=size.tubelet,
-        hidden_size=size.width,
-        num_hidden_layers=size.depth,
-        num_attention_heads=size.heads,
-        intermediate_size=size.mlp,
+        **shape_settings(weights.size, weights.frames, weights.image_size),
         layer_norm_eps=NORM_EPS,
         use_mean_pooling=weights.kind == "classifier",
         qv_bias=True,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from gpu_checks.matrix import seconds_of, tflops
 from gpu_checks.scale import SCALES, Scale
 from tgm_scale.contracts import Grid
+from tgm_scale.conversion.huggingface import decoder_settings, shape_settings
 from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder, macs_per_clip
 from tgm_scale.models.vit import SIZES, ModelSize
@@ -117,23 +118,9 @@ def their_step(
     prepare_torchvision()
     import transformers
 
-    shape: dict[str, Any] = dict(
-        image_size=side,
-        patch_size=size.patch,
-        num_frames=frames,
-        tubelet_size=size.tubelet,
-        hidden_size=size.width,
-        num_hidden_layers=size.depth,
-        num_attention_heads=size.heads,
-        intermediate_size=size.mlp,
-        decoder_hidden_size=size.decoder_width,
-        decoder_num_hidden_layers=size.decoder_depth,
-        decoder_num_attention_heads=size.decoder_heads,
-        decoder_intermediate_size=size.decoder_mlp,
-        norm_pix_loss=True,
-        attn_implementation="sdpa",
-    )
-    model: nn.Module = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**shape))
+    shape = shape_settings(size, frames, side) | decoder_settings(size)
+    config = transformers.VideoMAEConfig(**shape, norm_pix_loss=True, attn_implementation="sdpa")
+    model: nn.Module = transformers.VideoMAEForPreTraining(config)
     model.to(device)
     if compiled:
         model.compile()
