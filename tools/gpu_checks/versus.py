@@ -118,9 +118,9 @@ def their_step(
     prepare_torchvision()
     import transformers
 
-    shape = shape_settings(size, frames, side) | decoder_settings(size)
-    config = transformers.VideoMAEConfig(**shape, norm_pix_loss=True, attn_implementation="sdpa")
-    model: nn.Module = transformers.VideoMAEForPreTraining(config)
+    settings = shape_settings(size, frames, side) | decoder_settings(size)
+    settings |= {"norm_pix_loss": True, "attn_implementation": "sdpa"}
+    model: nn.Module = transformers.VideoMAEForPreTraining(transformers.VideoMAEConfig(**settings))
     model.to(device)
     if compiled:
         model.compile()
