@@ -123,6 +123,30 @@ def test_filters(filters, umt, aesthetic, reason):
     assert filters.reason_against(row) == reason
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"label": ["walk", "run"]}, "several labels"),
+        ({"label": {"walk": 1}}, "a label that is .*: wanted text or a number"),
+        ({"Label": "half \ud83d"}, "half a surrogate pair"),
+        ({"Caption": ["a dog", "runs"]}, "Caption is .*: wanted text"),
+    ],
+)
+@pytest.mark.parametrize("columns", [False, True])
+def test_what_stands_beside_a_caption_is_checked(changes, complaint, columns):
+    line = {"file": "a.mp4"} if columns else LINE
+    if columns and "Caption" in changes:
+        changes, complaint = {"caption": ["a dog", {"text": "runs"}]}, "Caption is .*runs.*: wanted text"
+    with pytest.raises(ValueError, match=complaint):
+        parse_row(json.dumps({**line, **changes}))
+
+
+def test_a_row_of_a_list_may_have_several_captions_or_a_label_alone():
+    assert parse_row('{"path": "a.mp4", "captions": ["one", "two"]}').captions == ("one", "two")
+    row = parse_row('{"path": "a.mp4", "label": 3, "caption": null}')
+    assert (row.captions, row.label, row.whole, row.file) == ((), "3", True, "a.mp4")
+
+
 @given(st.lists(st.tuples(st.text(min_size=1), st.integers(0, 99), st.integers(100, 199)), unique=True))
 def test_sample_keys_are_safe_and_tell_clips_apart(spans):
     keys = {ClipRow(*span).key for span in spans}

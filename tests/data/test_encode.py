@@ -221,6 +221,33 @@ def test_what_cannot_be_cut_says_why(real, name, start, end, reason, detail):
     assert error.value.reason == reason
 
 
+@pytest.mark.parametrize(("kind", "codec", "sound"), [("mp4", "libx264", "aac"), ("mkv", "libx264", "aac"),
+                                                      ("flv", "flv", "aac"), ("ts", "libx264", "mp2")])  # fmt: skip
+def test_a_video_may_end_before_its_sound_but_a_cover_is_none(tmp_path, kind, codec, sound):
+    for frames in (10, 1):
+        path = tmp_path / f"{frames}.{kind}"
+        with av.open(str(path), "w") as container:
+            video, audio = container.add_stream(codec, rate=10), container.add_stream(sound, rate=44100)
+            video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+            for image in np.random.default_rng(0).integers(0, 255, (frames, 32, 32, 3), dtype=np.uint8):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(video.encode())
+            planar = audio.codec_context.format.is_planar
+            kind_of_sample = np.int16 if "16" in audio.codec_context.format.name else np.float32
+            shape = (2, 1024) if planar else (1, 2048)
+            for number in range(5 * 44100 // 1024):
+                block = av.AudioFrame.from_ndarray(
+                    np.zeros(shape, kind_of_sample), audio.codec_context.format.name, "stereo"
+                )
+                block.rate, block.pts = 44100, number * 1024
+                container.mux(audio.encode(block))
+            container.mux(audio.encode())
+    assert cut_clip(str(tmp_path / f"10.{kind}"), Fraction(0), None, short_side=32).frames == 10
+    with pytest.raises(CutError, match=r"one frame from 00:00:00.000 to 00:00:0[45]") as error:
+        cut_clip(str(tmp_path / f"1.{kind}"), Fraction(0), None, short_side=32)
+    assert error.value.reason == "still"
+
+
 def test_a_file_cut_short_is_not_taken_for_a_short_video(tmp_path):
     """With its index in front and its end missing, a file opens and decodes until its bytes end."""
     path = tmp_path / "half.mkv"

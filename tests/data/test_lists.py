@@ -12,7 +12,6 @@ import pytest
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.data.lists import Role, is_list, read_list
-from tgm_scale.data.packing import find_videos
 from tgm_scale.data.video_files import VideoFolder, walk
 from tgm_scale.evaluation.labelled import open_labelled
 
@@ -173,6 +172,9 @@ def test_a_split_column_is_obeyed(tmp_path: Path, values: str, role: Role, wante
         ("x.txt", "v.mp4 3\nw.mp4 4\nv.mp4 5\n", "line 3: 'v.mp4' has another label, '5', than at .* line 1, '3'"),
         ("x.csv", "file,label\nv.mp4,3;5\n", r"line 2: 'v.mp4' has several labels \('3;5'\)"),
         ("x.json", '[{"file": "v.mp4", "label": [3, 5]}]', "several labels"),
+        ("x.json", '[{"file": "v.mp4", "label": {"walk": 1}}]', r"a label that is .*walk.*: wanted text or a number"),
+        ("x.json", '{"videos": {"video0": 1}, "sentences": []}', "videos is no list, as MSR-VTT's is"),
+        ("x.json", '{"videos": [{"id": 1}], "sentences": []}', "video 1 has no video_id, as MSR-VTT's do"),
         ("x.txt", "v.mp4 0 train\n", "'0 train' is several columns, or one label"),
         ("x.txt", "v.mp4 walk train\n", "'walk train' is several columns"),
         ("x.csv", "v.mp4,walk,a man walks,0,train\n", "several columns without names"),
@@ -215,6 +217,20 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         ("b.mp4", "bad_row"), (f"{tmp_path}/x.csv line 4", "bad_row"), ("c.mp4", "bad_label")
     ]  # fmt: skip
     assert "3 fields under 2 columns" in listing.problems[0].detail
+
+
+def test_only_text_is_a_caption(tmp_path: Path) -> None:
+    """What pandas writes for an empty field is none; words are not made from objects and lists."""
+    rows = ['"a.mp4", "caption": NaN, "label": null', '"b.mp4", "captions": ["one", null, 3, {"text": "two"}, ["x"]]',
+            '"c.mp4", "captions": {"en": "three"}', '"d.mp4", "label": [7], "caption": "four"']  # fmt: skip
+    (tmp_path / "x.json").write_text("[" + ",".join('{"file": ' + row + "}" for row in rows) + "]")
+    listing = read_list(tmp_path / "x.json", wanted="caption")
+    assert [(entry.path[0], entry.captions, entry.label) for entry in listing.entries] == [
+        ("a", [], None), ("b", ["one"], None), ("c", [], None), ("d", ["four"], "7")
+    ]  # fmt: skip
+    assert [(problem.key[0], problem.reason) for problem in listing.problems] == [
+        ("b", "bad_caption"), ("b", "bad_caption"), ("b", "bad_caption"), ("c", "bad_caption")
+    ]  # fmt: skip
 
 
 def test_a_label_that_epic_has_not(tmp_path: Path) -> None:
@@ -268,7 +284,7 @@ def test_a_folder_that_links_to_itself_ends(tmp_path: Path) -> None:
     for link in ("v/again", "v/w/up"):
         (tmp_path / link).symlink_to(tmp_path)
     assert [names for _, names in walk(str(tmp_path)) if names] == [["a.mp4"]]
-    assert list(find_videos(tmp_path, {"a"}).values()) == [str(tmp_path / "v/w/a.mp4")]
+    assert VideoFolder(str(tmp_path)).find(["a"]).places == {"a": str(tmp_path / "v/w/a.mp4")}
 
 
 def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) -> None:

@@ -290,6 +290,19 @@ def test_annotations_of_every_kind_and_clips_that_are_cut_already(tmp_path):
     }
 
 
+def test_whole_files_are_of_the_seconds_that_are_asked_for(small, tmp_path, tool, capsys):
+    """v0 is all of a file of 10 seconds, and so is v1, which has a label and no caption."""
+    (tmp_path / "rows.csv").write_text("file,caption,label\nv0.mp4,one,\nv1.mp4,,walk\n")
+    line = command(tmp_path / "rows.csv", small[1], tmp_path / "out", "--short-side", 32)[2:]
+    assert tool.main([*line, "--min-seconds", "9.9", "--max-seconds", "10.1"]) == 0
+    assert made(tmp_path / "out") == {"v0_00000000_00000000": (["one"], None, 100),
+                                      "v1_00000000_00000000": ([], "walk", 100)}  # fmt: skip
+    capsys.readouterr()
+    assert tool.main([*line, "--output", str(tmp_path / "none"), "--min-seconds", "10.1"]) == 1
+    said = capsys.readouterr().out
+    assert "skipped, below_min_seconds: 2" in said and "the file has 10.000 seconds" in said
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

@@ -7,10 +7,6 @@ span are captions of one clip."""
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import os
-import re
 from array import array
 from collections import Counter
 from collections.abc import Sequence
@@ -22,12 +18,13 @@ import numpy as np
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.annotation_files import files_of, lines_of
-from tgm_scale.data.list_row import COLUMNS
-from tgm_scale.data.shard_index import split_extension
-from tgm_scale.data.text import BYTE_ORDER_MARK, cleaned, fault_of, parsed, shown
+from tgm_scale.data.annotation_rows import Row, clock, parse_row, parse_time
+from tgm_scale.data.text import BYTE_ORDER_MARK, fault_of, parsed, shown
 from tgm_scale.runtime import seeding
 
-_TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
+__all__ = ["CAPTION_EXTENSIONS", "ClipRow", "Filters", "Plan", "Row", "captions_of", "parse_row", "parse_time",
+           "unfit_captions"]  # fmt: skip
+
 CAPTION_EXTENSIONS = ("json", "txt")  # the members that captions are read from
 _CAPTION_KEYS = ("captions", "caption", "Caption")
 
@@ -60,95 +57,6 @@ def _texts(members: dict[str, bytes]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One caption of one span; times in milliseconds. A span of 0 to 0 is the whole file."""
-
-    video: str
-    start: int
-    end: int
-    caption: str
-    umt: float | None
-    aesthetic: float | None
-    label: str | None = None
-
-    @property
-    def place(self) -> int:
-        """Where its clip stands in the order of all clips: a keyed shuffle that needs no memory of the others."""
-        return seeding.key("clip", self.video, self.start, self.end)
-
-
-def parse_time(text: object) -> int:
-    """Milliseconds of "HH:MM:SS.mmm". Raises ValueError for anything else."""
-    match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
-    if match is None:
-        raise ValueError(f"time {text!r} is not HH:MM:SS.mmm")
-    hours, minutes, seconds = match.groups()
-    return (int(hours) * 60 + int(minutes)) * 60_000 + round(float(seconds) * 1000)
-
-
-_AS_TIME = ", such as 00:01:02.500"
-
-
-def parse_row(line: str | bytes) -> Row:
-    """A line of the file. Raises ValueError saying what is wrong with it."""
-    try:
-        row = parsed(line)
-    except ValueError as error:
-        raise ValueError(f"no JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"a JSON {type(row).__name__}, not an object")
-    row = {key.lower(): value for key, value in row.items()}
-    if "youtubeid" not in row:
-        _by_columns(row)
-    for key in ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption"):
-        value = row.get(key.lower())
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{key} is {json.dumps(value)}: wanted text" + _AS_TIME * key.endswith("timestamp"))
-        if value is None or not value.strip():
-            raise ValueError(f"no {key}")
-        row[key.lower()] = cleaned(value)
-    start, end = parse_time(row["start_timestamp"]), parse_time(row["end_timestamp"])
-    if start >= end and not row.get("whole"):
-        raise ValueError(f"the span ends ({row['end_timestamp']}) before it starts ({row['start_timestamp']})")
-    umt, aesthetic = _score(row.get("umt_score")), _score(row.get("aesthetic_score"))
-    return Row(row["youtubeid"], start, end, row["caption"], umt, aesthetic, row.get("label"))
-
-
-def _by_columns(row: dict) -> None:
-    """Set InternVid's keys from columns named file, start, end, caption, label. Times may be seconds; a row without
-    any is the whole file."""
-    keys = ("youtubeid", "start_timestamp", "end_timestamp", "caption", "label")
-    for key, meaning in zip(keys, ("file", "start", "end", "caption", "label")):
-        if (value := next((row[name] for name in COLUMNS[meaning] if row.get(name) is not None), None)) is not None:
-            row[key] = value
-    if isinstance(row.get("youtubeid"), str):
-        row["youtubeid"] = split_extension(os.path.normpath(row["youtubeid"]))[0]
-    times = [row.get("start_timestamp"), row.get("end_timestamp")]
-    row["whole"] = times == [None, None]
-    for key, value in zip(("start_timestamp", "end_timestamp"), times):
-        try:
-            row[key] = _clock(float(value or 0))
-        except (TypeError, ValueError, OverflowError):  # a clock time, or a mistake that is told with it
-            continue
-    row["label"] = cleaned(str(row["label"])) if row.get("label") not in (None, "") else None
-
-
-def _clock(seconds: float) -> str:
-    thousandths = round(seconds * 1000)
-    minutes, rest = divmod(thousandths, 60_000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
-
-
-def _score(value: object) -> float | None:
-    """A finite number; what Python's JSON reads NaN and Infinity as is none."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    try:
-        return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
-    except OverflowError:  # of an integer of 400 digits
-        return None
-
-
-@dataclass(frozen=True)
 class Filters:
     """Which rows are used; None: no bound. A row without the score that a bound asks for is not used."""
 
@@ -167,7 +75,10 @@ class Filters:
                 return f"no_{name}_score"
             if bound is not None and score is not None and score < bound:
                 return f"below_min_{name}"
-        seconds = (row.end - row.start) / 1000
+        return None if row.whole else self.against_seconds((row.end - row.start) / 1000)
+
+    def against_seconds(self, seconds: float) -> str | None:
+        """Why a clip of this length is not used. That of a whole file is known when it was read."""
         if self.min_seconds is not None and seconds < self.min_seconds:
             return "below_min_seconds"
         if self.max_seconds is not None and seconds > self.max_seconds:
@@ -186,6 +97,9 @@ class ClipRow:
     umt: list[float | None] = field(default_factory=list)  # of each caption
     aesthetic: float | None = None
     label: str | None = None
+    other_label: str | None = None  # that a further row of the same span has
+    file: str = ""  # the video with its extension, where a row says one
+    other_file: str = ""  # that a further row of the same span says
 
     @property
     def whole(self) -> bool:
@@ -193,15 +107,18 @@ class ClipRow:
 
     @property
     def cut_names(self) -> list[str]:
-        """What a file of this clip alone is called by those who cut it: id and times, in the usual writings."""
-        seconds = [self.start / 1000, self.end / 1000]
+        """What a file of this clip alone is called by those who cut it: id and times, in the usual writings, none of
+        which rounds: a file of whole seconds is that of another clip."""
+        times = (self.start, self.end)
+        exact = [f"{time / 1000:.3f}" for time in times]
         spans = [
-            [_clock(second) for second in seconds],
-            [f"{second:.3f}" for second in seconds],
-            [f"{second:g}" for second in seconds],
-            [f"{round(second):06d}" for second in seconds],
-            [f"{time:08d}" for time in (self.start, self.end)],
+            [clock(time) for time in times],
+            exact,
+            [seconds.rstrip("0").removesuffix(".") for seconds in exact],
+            [f"{time:08d}" for time in times],
         ]
+        if not any(time % 1000 for time in times):
+            spans.append([f"{time // 1000:06d}" for time in times])
         return ["_".join([self.video, *span]) for span in spans]
 
     @property
@@ -210,23 +127,30 @@ class ClipRow:
         return f"{quote(self.video, safe='').replace('.', '%2E')}_{self.start:08d}_{self.end:08d}"
 
     def add(self, row: Row) -> None:
-        if row.caption not in self.captions:
-            self.captions.append(row.caption)
-            self.umt.append(row.umt)
+        for caption in row.captions:
+            if caption not in self.captions:
+                self.captions.append(caption)
+                self.umt.append(row.umt)
         self.aesthetic = row.aesthetic if self.aesthetic is None else self.aesthetic
+        if self.label is not None and row.label not in (None, self.label):
+            self.other_label = row.label
         self.label = row.label if self.label is None else self.label
+        if self.file and row.file not in ("", self.file):
+            self.other_file = row.file
+        self.file = self.file or row.file
 
 
 class Plan:
     """Which clip goes into which shard: all clips of the annotations that pass the filters, shuffled by key and cut
-    into shards. Two passes over them keep 8 bytes of every clip in memory, and the clips of the shards in work."""
+    into shards. Two passes over them keep 8 bytes of every clip in memory (16 where its video's name says a folder),
+    and the clips of the shards in work."""
 
     def __init__(self, path: str | Path, filters: Filters, clips_per_shard: int) -> None:
         self.files, self.filters, self.clips_per_shard = files_of(path), filters, clips_per_shard
         self.rows = 0
         self.left_out: Counter[str] = Counter()  # rows, by filter
         self.problems: list[Problem] = []  # broken rows, by line
-        places = array("Q")
+        places, paths = array("Q"), array("Q")
         digest = hashlib.blake2b(digest_size=16)
         for where, line in lines_of(self.files):
             digest.update(line)
@@ -239,10 +163,18 @@ class Plan:
             reason = filters.reason_against(row)
             if reason is None:
                 places.append(row.place)
+                if "/" in row.video:
+                    paths.append(seeding.key("path", row.video))
             else:
                 self.left_out[reason] += 1
         self.digest = digest.hexdigest()
-        self._places = np.unique(np.frombuffer(places, dtype=np.uint64)) if places else np.zeros(0, np.uint64)
+        self._places, self._paths = (np.unique(np.array(keys, dtype=np.uint64)) for keys in (places, paths))
+
+    def has_path(self, video: str) -> bool:
+        """Whether one of the rows names its video by this path, folder and all."""
+        key = np.uint64(seeding.key("path", video))
+        at = int(np.searchsorted(self._paths, key))
+        return at < len(self._paths) and bool(self._paths[at] == key)
 
     @property
     def clips(self) -> int:

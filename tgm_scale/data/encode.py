@@ -72,8 +72,9 @@ def cut_clip(
                     origin = time
                     encoder = _Encoder(image.shape[1], image.shape[0], source.rate, gop, crf, source.tick)
                 encoder.add(image, time - origin)
-            if end is not None and encoder is not None and encoder.frames == 1 and end - start > _STILL:
-                span = f"{clock(start)} to {clock(end)}"
+            length = (source.duration if end is None else end) - start
+            if encoder is not None and encoder.frames == 1 and length > _STILL:
+                span = f"{clock(start)} to {clock(start + length)}"
                 raise CutError("still", f"one frame from {span}: a cover, a slide, or a file that was cut off")
             if end is None:
                 source.check_whole()

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.data.list_lines import is_ucf101, lines_of, ucf101
-from tgm_scale.data.list_row import COLUMNS, Row, Rows
-from tgm_scale.data.shard_index import VIDEO_EXTENSIONS
+from tgm_scale.data.list_row import COLUMNS, FAULT, Row, Rows, absent, header_of, of_list
 from tgm_scale.data.text import parsed
 
 EPIC_LABELS = ("verb", "noun", "action")
@@ -57,13 +56,7 @@ def _header(text: str) -> tuple[list[str], str] | None:
     first = next((line for line in text.splitlines() if line.strip()), "")
     known = {name for names in COLUMNS.values() for name in names}
     known |= {name for signature, _, _ in _PUBLISHED for name in signature}
-    for delimiter in sorted(",\t;|", key=lambda mark: -first.count(mark)):
-        columns = [name.strip().strip("\"'").lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
-        if any(name.endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)) for name in columns):
-            return None
-        if delimiter in first and known & set(columns):
-            return columns, delimiter
-    return ([first.strip().lower()], ",") if first.strip().lower() in COLUMNS["file"] else None
+    return header_of(first, known)
 
 
 def _csv_rows(path: str, text: str, columns: list[str], delimiter: str) -> Iterator[tuple[str, Fields]]:
@@ -81,7 +74,7 @@ def _csv_rows(path: str, text: str, columns: list[str], delimiter: str) -> Itera
                 raise ValueError(f"{where}: a field of more than {_LINES_IN_A_FIELD} lines: close its quotation mark")
             fields: dict[str, Any] = dict(zip(columns, values))
             if len(values) > len(columns):
-                fields[""] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
+                fields[FAULT] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
             yield where, fields
     except csv.Error as error:
         raise ValueError(f"{path} line {reader.line_num}: no CSV ({error}): close its quotation marks") from None
@@ -121,15 +114,13 @@ def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]
 def _row(where: str, fields: Fields, own: Mapping[str, str | None]) -> Row:
     def text(meaning: str) -> str:
         value = fields.get(own[meaning] or "\0")
-        return "" if value is None else str(value).strip()
+        return "" if absent(value) else str(value).strip()
 
-    row = Row(where, text("file"), label=text("label") or None, group=text("group") or None, split=text("split"))
+    row = Row(where, text("file"), group=text("group") or None, split=text("split"))
     row.start, row.end = text("start"), text("end")
-    captions = next((fields[name] for name in COLUMNS["caption"] if fields.get(name)), "")
-    row.captions = [str(one) for one in (captions if isinstance(captions, list) else [captions])]
-    if isinstance(fields.get(own["label"] or "\0"), (list, dict)):
-        row.label = " ".join(map(str, fields[own["label"] or ""]))
-    row.fault = str(fields.get("") or ("" if row.path else "no file"))
+    row.label = fields.get(own["label"] or "\0")
+    row.captions = of_list(next((fields[name] for name in COLUMNS["caption"] if fields.get(name)), None))
+    row.fault = str(fields.get(FAULT) or ("" if row.path else "no file"))
     return row
 
 
@@ -158,7 +149,7 @@ def _epic(where: str, fields: Fields, label: str) -> Row:
         raise _WrongLabel(f"data.label={label}: for EPIC-Kitchens wanted one of {', '.join(EPIC_LABELS)}")
     classes = {name: fields[f"{name}_class"] for name in ("verb", "noun")}
     found = f"{classes['verb']},{classes['noun']}" if label == "action" else classes[label]
-    return Row(where, fields["narration_id"], [fields.get("narration") or ""], found, single=False)
+    return Row(where, fields["narration_id"], [fields.get("narration")], found, single=False)
 
 
 def _webvid(where: str, fields: Fields, label: str) -> Row:
@@ -167,11 +158,11 @@ def _webvid(where: str, fields: Fields, label: str) -> Row:
 
 def _ssv2(where: str, fields: Fields, label: str) -> Row:
     of_clip = re.sub(r"[\[\]]", "", fields["template"])
-    return Row(where, str(fields["id"]), [str(fields.get("label") or "")], of_clip, single=False)
+    return Row(where, str(fields["id"]), [fields.get("label")], of_clip, single=False)
 
 
 def _diving48(where: str, fields: Fields, label: str) -> Row:
-    return Row(where, str(fields["vid_name"]), label=str(fields["label"]))
+    return Row(where, str(fields["vid_name"]), label=fields["label"])
 
 
 _PUBLISHED: tuple[tuple[tuple[str, ...], str, Callable[[str, Fields, str], Row]], ...] = (
@@ -208,20 +199,21 @@ def _json(path: str, text: str, label: str, wanted: str, one_a_line: bool) -> Ro
 
 def _msrvtt(path: str, content: Mapping[str, Any]) -> Iterator[Row]:
     captions = defaultdict(list)
-    for number, sentence in enumerate(content["sentences"], 1):
-        if not isinstance(sentence, dict) or not {"video_id", "caption"} <= sentence.keys():
-            raise ValueError(f"{path}: sentence {number} has no video_id and caption, as MSR-VTT's do")
-        captions[sentence["video_id"]].append(str(sentence["caption"]))
-    for number, video in enumerate(content["videos"], 1):
-        name = video["video_id"]
-        category = video.get("category")
-        yield Row(
-            f"{path} video {number}",
-            str(name),
-            captions[name],
-            None if category is None else str(category),
-            split=video.get("split"),
-        )
+    for sentence in _objects(path, content, "sentences", ("video_id", "caption")):
+        captions[str(sentence["video_id"])].append(sentence["caption"])
+    for number, video in enumerate(_objects(path, content, "videos", ("video_id",)), 1):
+        name = str(video["video_id"])
+        yield Row(f"{path} video {number}", name, captions[name], video.get("category"), split=video.get("split"))
+
+
+def _objects(path: str, content: Mapping[str, Any], part: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    listed = content[part]
+    if not isinstance(listed, list):
+        raise ValueError(f"{path}: {part} is no list, as MSR-VTT's is")
+    for number, one in enumerate(listed, 1):
+        if not isinstance(one, dict) or not set(keys) <= one.keys():
+            raise ValueError(f"{path}: {part[:-1]} {number} has no {' and '.join(keys)}, as MSR-VTT's do")
+    return listed
 
 
 def _hmdb51(folder: Path, role: str, split: int) -> Iterator[Row]:

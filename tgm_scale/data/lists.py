@@ -22,7 +22,7 @@ from typing import Literal
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import storage
-from tgm_scale.data.list_row import Row
+from tgm_scale.data.list_row import Row, caption_fault, label_text
 from tgm_scale.data.list_rows import rows_of
 from tgm_scale.data.text import cleaned, decoded, shown
 
@@ -129,9 +129,11 @@ def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
         path = os.path.normpath(row.path) if not storage.is_url(row.path) else row.path
         entry = entries.setdefault(path, Entry(row.path, group=row.group))
         for caption in row.captions:
-            if (text := _checked(listing, row, caption, "bad_caption")) and text not in entry.captions:
+            if fault := caption_fault(caption):
+                listing.problems.append(Problem(row.path, "bad_caption", f"{row.where}: {fault}"))
+            elif (text := _checked(listing, row, caption, "bad_caption")) and text not in entry.captions:
                 entry.captions.append(text)
-        label = _checked(listing, row, row.label, "bad_label") if row.label is not None else None
+        label = _checked(listing, row, _label(listing, row, wanted), "bad_label")
         if not label:
             continue
         if row.single and wanted == "label" and _SEVERAL.fullmatch(label):
@@ -150,10 +152,21 @@ def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
 _ONE_LABEL = "a video has one label here; give one a video, or leave such videos out"
 
 
-def _checked(listing: Listing, row: Row, text: str, reason: str) -> str:
-    """The text, "" where it is unfit; then the row is named."""
+def _label(listing: Listing, row: Row, wanted: Wanted) -> str | None:
+    """The label of a row. What is none is refused where labels are wanted, and named else."""
     try:
-        return " ".join(cleaned(text).split())
+        return label_text(row.label)
+    except ValueError as error:
+        if wanted == "label":
+            raise ValueError(f"{row.where}: {shown(row.path)} has {error}: {_ONE_LABEL}") from None
+        listing.problems.append(Problem(row.path, "bad_label", f"{row.where}: {error}"))
+        return None
+
+
+def _checked(listing: Listing, row: Row, text: str | None, reason: str) -> str:
+    """The text, "" where it is none or unfit; then the row is named."""
+    try:
+        return " ".join(cleaned(text).split()) if isinstance(text, str) else ""
     except ValueError as error:
         listing.problems.append(Problem(row.path, reason, f"{row.where}: {error}"))
         return ""

@@ -8,27 +8,23 @@ with the same bytes as one that was not."""
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import encode, storage
-from tgm_scale.data.annotations import ClipRow, Plan
+from tgm_scale.data.annotations import ClipRow, Filters, Plan
+from tgm_scale.data.clip_sources import ClipSources
 from tgm_scale.data.encode import CutError, EncodedClip, cut_clip
-from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, split_extension
 from tgm_scale.data.shards import ShardWriter, shard_path
-from tgm_scale.data.video_files import walk
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
 REPORT = "report.json"
 _SHARDS_AT_ONCE = 2000  # whose clips are held in memory: 2 million clips are some 2 GB
-_MISSING = CutError("missing_video", "no file of its name (" + ", ".join(VIDEO_EXTENSIONS) + ")")
 
 OnClip = Callable[[ClipRow, Problem | None], None]
 
@@ -38,30 +34,6 @@ class Encoding:
     short_side: int = encode.SHORT_SIDE
     gop: int = encode.GOP
     crf: int = encode.CRF
-
-
-def find_videos(folder: Path, names: set[str]) -> dict[str, str]:
-    """The file of each video, by its name without extension, anywhere under `folder`.
-
-    Names come from annotations and are looked up in a listing, never joined to a path. Raises ValueError where the
-    folder holds no video at all."""
-    if not folder.is_dir():
-        raise ValueError(f"--videos {folder}: no such folder; name the folder that holds the downloaded videos")
-    found: dict[str, str] = {}
-    seen = 0
-    for place, files in walk(str(folder)):
-        for file in files:
-            stem, extension = split_extension(file)
-            if not extension:
-                continue
-            seen += 1
-            path = os.path.join(place, file)
-            below = os.path.relpath(os.path.join(place, stem), folder)  # rows may name folders, too
-            for name in {stem, below} & names:
-                found[name] = min(path, found.get(name, path))  # of several, the same on every machine
-    if not seen:
-        raise ValueError(f"--videos {folder}: holds no video ({', '.join(VIDEO_EXTENSIONS)}); name another folder")
-    return found
 
 
 def claim(folder: Path, plan: Plan, encoding: Encoding) -> None:
@@ -108,24 +80,29 @@ def pack(
     """Make these shards; `on_clip` hears of each clip as it is done. A clip that cannot be made is reported and left
     out."""
     cut = partial(cut_clip, **asdict(encoding))
+    sources = ClipSources(videos, plan.has_path)
     with OrderedPool(workers) as pool:
         for at in range(0, len(shards), _SHARDS_AT_ONCE):
             clips = plan.clips_of(shards[at : at + _SHARDS_AT_ONCE])
-            names = {name for chosen in clips for clip in chosen for name in (clip.video, *clip.cut_names)}
-            found = find_videos(videos, names)
-            spans = {clip.key: _span(clip, found) for chosen in clips for clip in chosen}
-            results = pool.map(cut, (span for span in spans.values() if span is not None))
-            for shard, chosen in zip(shards[at:], clips):
-                pairs = ((clip, _MISSING if spans[clip.key] is None else next(results)) for clip in chosen)
+            spans = [sources.spans(chosen) for chosen in clips]
+            results = pool.map(
+                cut, (span for of_shard in spans for span in of_shard if not isinstance(span, CutError))
+            )
+            for shard, chosen, of_shard in zip(shards[at:], clips, spans):
+                pairs = (
+                    (clip, span if isinstance(span, CutError) else _fitting(plan.filters, clip, next(results)))
+                    for clip, span in zip(chosen, of_shard)
+                )
                 _make_shard(folder, shard, len(chosen), pairs, on_clip)
 
 
-def _span(clip: ClipRow, found: dict[str, str]) -> tuple[str, Fraction, Fraction | None] | None:
-    """The file of a clip and its span there; all of a file that holds this clip alone, or of a row without times."""
-    if clip.video in found and not clip.whole:
-        return found[clip.video], Fraction(clip.start, 1000), Fraction(clip.end, 1000)
-    names = [clip.video] if clip.whole else clip.cut_names
-    return next(((found[name], Fraction(0), None) for name in names if name in found), None)
+def _fitting(filters: Filters, clip: ClipRow, made: EncodedClip | Exception) -> EncodedClip | Exception:
+    """The clip, or that its length is out of bounds, which of a whole file nobody knew before."""
+    if isinstance(made, Exception) or not clip.whole:
+        return made
+    seconds = made.frames / made.fps
+    reason = filters.against_seconds(seconds)
+    return made if reason is None else CutError(reason, f"the file has {seconds:.3f} seconds")
 
 
 def _make_shard(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
@@ -23,6 +24,7 @@ _REWINDS = (0, 2, 16, None)  # seconds before the start to seek to, until a fram
 _LOOK_AHEAD = 4  # frames whose times are put in order
 _FIRST_PACKETS = 16  # among which the first frame's is
 _NO_RATE = Fraction(25)  # for a stream that states no frame rate: its frames keep their own times
+_TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # Matroska's DURATION
 # Seconds that a frame's time may lie before a bound it belongs to: spans are rounded to milliseconds, by half of one
 # at most, and a stream's first time to a tick of MPEG's clock, 1/90000.
 _ROUNDED = Fraction(512, 1_000_000)
@@ -87,15 +89,15 @@ class Source:
         self._container.close()
 
     @property
-    def _duration(self) -> Fraction:
-        """As the file states it; 0 where it does not."""
+    def duration(self) -> Fraction:
+        """Of the longest of its streams, as the file states it; 0 where it does not."""
         return Fraction(self._container.duration or 0, av.time_base)
 
     def frames(self, start: Fraction, end: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
         """Frame and time of all that lie in the span."""
-        if 0 < self._duration <= start:
+        if 0 < self.duration <= start:
             raise CutError(
-                "span_outside", f"the span starts at {clock(start)}, the video ends at {clock(self._duration)}"
+                "span_outside", f"the span starts at {clock(start)}, the video ends at {clock(self.duration)}"
             )
         for frame, time in deinterlaced(self._from(start)):
             if time >= end - _ROUNDED:
@@ -149,16 +151,32 @@ class Source:
         return frame, time
 
     def check_whole(self) -> None:
-        """Raise CutError where decoding ended before the length that the file states."""
-        if self._duration - self._end > _TOLERANCE:
-            raise CutError("not_decodable", f"decoding stops at {clock(self._end)} of {clock(self._duration)}")
+        """Raise CutError where decoding ended before the length that the file states of the video; its sound may be
+        longer."""
+        if self.duration - self._end <= _TOLERANCE:
+            return
+        stated = self._stated()
+        if stated - self._end > _TOLERANCE:
+            raise CutError("not_decodable", f"decoding stops at {clock(self._end)} of {clock(stated)}")
+
+    def _stated(self) -> Fraction:
+        """The length of the video stream: MP4, AVI and MPEG say it, Matroska does in a tag. Else that of the file,
+        unless its last packet is there: then the other streams are longer."""
+        if self._stream.duration:
+            return self._stream.duration * self.tick
+        if tag := _TAG.match(self._stream.metadata.get("DURATION", "")):
+            return Fraction(tag[3]) + 60 * int(tag[2]) + 3600 * int(tag[1])
+        with self._opened() as container:
+            ends = ((p.pts + (p.duration or 0)) * p.time_base for p in container.demux() if p.pts is not None)
+            last = max(ends, default=Fraction(0)) - self._zero
+        return self._end if self.duration - last <= _TOLERANCE else self.duration
 
     def check_reach(self, start: Fraction, end: Fraction) -> None:
         """Raise CutError where the file ended before the span did: by its length, or because it is cut short."""
         if self._complete or end - self._end <= _TOLERANCE:
             return
-        if min(end, self._duration) - self._end > _TOLERANCE:
-            raise CutError("not_decodable", f"decoding stops at {clock(self._end)} of {clock(self._duration)}")
+        if min(end, self.duration) - self._end > _TOLERANCE:
+            self.check_whole()
         span = f"{clock(start)} to {clock(end)}"
         raise CutError("span_outside", f"the span is {span}, the video ends at {clock(self._end)}")
 

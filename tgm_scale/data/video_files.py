@@ -44,38 +44,51 @@ class Found:
 class VideoFolder:
     """Videos below a root. A path of a list means, in this order: the file; the file of that path with another
     video extension, or with one where the list has none; the only video of that bare name anywhere below, unless both
-    paths end in folders of different names (`A/000.mp4` is not `B/000.mp4`). No file stands for two paths."""
+    paths end in folders of different names (`A/000.mp4` is not `B/000.mp4`). No file stands for two paths: it is that
+    of the path it has, else that of the path it has but for the extension, else of none.
 
-    def __init__(self, root: str) -> None:
+    places_alone: a path that says a folder is looked for there and nowhere else."""
+
+    def __init__(self, root: str, places_alone: bool = False) -> None:
         self.root = root or "."
+        self._places_alone = places_alone
         self._listings: dict[str, dict[str, list[str]]] = {}
 
     def find(self, paths: Sequence[str]) -> Found:
         places = {path: place for path in paths if (place := self._named(path)) is not None}
-        direct = set(places.values())
         left = [path for path in paths if path not in places]
         why: dict[str, Problem] = {}
-        second: dict[str, str] = {}
-        for path in left:
-            try:
-                place = self._other_extension(path) or self._by_bare_name(path)
-            except _Unclear as unclear:
-                why[path] = Problem(path, unclear.reason, str(unclear))
-                continue
-            if place is not None:
-                second[path] = place
-        users = Counter(second.values())
-        for path, place in second.items():
-            if place in direct or users[place] > 1:
-                why[path] = Problem(path, "ambiguous", f"{place} is what another line of the list means, too")
-            else:
-                places[path] = place
+        taken = set(places.values())
+        for way in (self._other_extension, self._by_bare_name):
+            found: dict[str, str] = {}
+            for path in left:
+                if path in places or path in why:
+                    continue
+                try:
+                    place = way(path)
+                except _Unclear as unclear:
+                    why[path] = Problem(path, unclear.reason, str(unclear))
+                    continue
+                if place is not None:
+                    found[path] = place
+            users = Counter(found.values())
+            for path, place in found.items():
+                if place in taken or users[place] > 1:
+                    why[path] = Problem(path, "ambiguous", f"{place} is what another line of the list means, too")
+                else:
+                    places[path] = place
+            taken |= users.keys()
         problems = [
             why.get(path) or Problem(path, "missing_video", f"not below {self.root}")
             for path in left
             if path not in places
         ]
         return Found({path: places[path] for path in paths if path in places}, problems)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no video below the root."""
+        return not self._everywhere
 
     def _named(self, path: str) -> str | None:
         place = path if storage.is_url(path) else os.path.join(self.root, path)
@@ -95,6 +108,8 @@ class VideoFolder:
 
     def _by_bare_name(self, path: str) -> str | None:
         above, base = os.path.split(path)
+        if above and self._places_alone:
+            return None
         found = self._everywhere.get(base) or self._everywhere.get(split_extension(base)[0]) or []
         if not found:
             return None
