@@ -96,6 +96,16 @@ def test_averaged_weights_are_taken_before_those_beside_them_and_that_is_said(ke
     assert equal(read(tmp_path / "none.pth", HEADS).state, state)
 
 
+@pytest.mark.parametrize("settings", [{"decay": 0.999, "updates": 3}, {"decay": torch.tensor(0.9), "on": True}, {}])
+@pytest.mark.parametrize("key", ["ema", "model_ema", "model"])
+def test_a_mapping_of_settings_is_no_state_dict(key: str, settings: dict, tmp_path: Path) -> None:
+    state, _ = small_file()
+    torch.save({"state_dict": state, key: settings}, tmp_path / "a.pth")
+    weights = read(tmp_path / "a.pth", HEADS)
+    assert equal(weights.state, state)
+    assert any(f"'{key}' holds other" in note for note in weights.notes) == (key != "model" and bool(settings))
+
+
 def test_a_prefix_comes_off_once_and_names_stay_apart() -> None:
     one, two = torch.zeros(1), torch.ones(1)
     stripped, _ = strip_prefixes({"module.module.x": one, "backbone.y": two, "head.model.z": one})

@@ -18,6 +18,7 @@ from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.huggingface import configuration, names, to_huggingface, to_ours
 from tgm_scale.conversion.read import read
+from tgm_scale.conversion.statistics import into_patch_embedding
 from tgm_scale.conversion.tables import Kind, own_names
 from tgm_scale.conversion.weights import Weights, build, fixed_clip, fixed_mask, outputs, without_extras
 from tgm_scale.models.classifier import VideoClassifier
@@ -277,6 +278,39 @@ def test_a_folder_of_videomae_2s_own_code(head: bool, tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_the_statistics_of_a_folder_of_videomae_2(tmp_path: Path) -> None:
+    """Its kernel has another name; transformers' processors take 0.5 where their file names no mean."""
+    from transformers import VideoMAEImageProcessor
+
+    processor = VideoMAEImageProcessor()
+    assert tuple(processor.image_mean) == tuple(processor.image_std) == (0.5, 0.5, 0.5)
+    bias = "model.patch_embed.proj.bias"
+    state = {"model.patch_embed.proj.weight": torch.ones(2, 3, 2, 4, 4), bias: torch.zeros(2)}
+    assert equal(into_patch_embedding(state, tmp_path)[0], state), "ImageNet's where nothing is said"
+    processor.save_pretrained(tmp_path)
+    taken, notes = into_patch_embedding(state, tmp_path)
+    black = ((0 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).view(3, 1, 1, 1)
+    given = (taken["model.patch_embed.proj.weight"][0] * black).sum() + taken[bias][0]
+    torch.testing.assert_close(given, torch.tensor(-96.0))
+    assert "taken into the patch embedding" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"image_mean": [0.5], "image_std": "much"}, "wanted three means"),
+        ({"image_mean": [0.5] * 2}, "wanted three means"),
+        ({"image_std": [1, 0, 1]}, "three deviations above 0"),
+        ({"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor without image_mean"),
+    ],
+)
+def test_statistics_that_are_none_are_refused(said: dict, message: str, tmp_path: Path) -> None:
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    state = {"patch_embed.proj.weight": torch.ones(2, 3, 2, 4, 4), "patch_embed.proj.bias": torch.zeros(2)}
+    with pytest.raises(ValueError, match=message):
+        into_patch_embedding(state, tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["pretraining", "classifier"])
 def test_what_transformers_has_no_field_for_comes_back(kind: Kind, tmp_path: Path) -> None:
     """The targets' normalisation, the stride and the order of the classes, which is not that of the alphabet."""
@@ -306,6 +340,9 @@ def test_classes_that_are_not_numbered_from_0_are_refused(tmp_path: Path) -> Non
         ("preprocessor_config.json", {"image_mean": [0.5] * 3, "image_std": [0.4, 0.5, 0.6]}, None),
         ("processor_config.json", {"do_normalize": False}, lambda x: x / 255),
         ("preprocessor_config.json", {"rescale_factor": 1 / 127.5, "image_mean": [1] * 3, "image_std": [1] * 3}, None),
+        ("preprocessor_config.json", {"image_mean": 0.4, "image_std": 0.2}, lambda x: (x / 255 - 0.4) / 0.2),
+        ("preprocessor_config.json", {"do_normalize": True, "image_mean": None}, lambda x: x / 127.5 - 1),
+        ("preprocessor_config.json", {"image_processor_type": "VideoMAEImageProcessor"}, lambda x: x / 127.5 - 1),
     ],
 )
 def test_a_model_of_other_means_and_deviations_gives_its_own_outputs(

@@ -16,7 +16,7 @@ from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.read import Initial, read, read_initial
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.training.module import JointModule
 
 
@@ -67,6 +67,12 @@ def test_an_image_model_is_inflated_over_the_runs_tubelet(tmp_path: Path) -> Non
     size = replace(SMALL, width=32, depth=2, heads=4, mlp=128, tubelet=4)
     fresh = of_a_run(read_initial(str(tmp_path / "in"), size), size)
     assert not [name for name in fresh if name.startswith("model.encoder.")]
+
+
+def test_a_file_that_does_not_say_its_clips_is_not_said_to_be_trained_on_any(tmp_path: Path) -> None:
+    save_file(made("pretraining", SIZES["tiny"]).state, tmp_path / "bare")
+    with pytest.raises(ValueError, match="bare: does not say its clips: taken for 16 frames of 224 pixels"):
+        read_initial(str(tmp_path / "bare"), SIZES["tiny"], (8, 32))
 
 
 @pytest.mark.parametrize(("field", "value"), [("heads", 6), ("depth", 2), ("tubelet", 4)])

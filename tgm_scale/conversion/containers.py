@@ -23,6 +23,7 @@ from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.statistics import into_patch_embedding
 from tgm_scale.conversion.weights import OWN_ENTRY
+from tgm_scale.runtime import launch
 from tgm_scale.runtime.tensors import load_with_metadata
 from tgm_scale.training import ema
 from tgm_scale.training.checkpoint import Reader, latest
@@ -95,8 +96,6 @@ def _open_folder(folder: Path, raw: bool) -> Container:
 
 def _open_own(reader: Reader, raw: bool) -> Container:
     """The weights that the run's test is of: the averaged ones where it averages, or else, or if `raw`, the others."""
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-        reader.verify()  # by one process: it reads every byte, moments too
     notes, average = [f"this project's checkpoint {reader.folder}, step {reader.progress.step}"], ema.beside(reader)
     weights = None
     if average is not None and not raw:
@@ -110,7 +109,11 @@ def _open_own(reader: Reader, raw: bool) -> Container:
         notes.append(f"the averaged weights of {average.name}, as results.json has them (--raw takes the others)")
     elif average is not None:
         notes.append("the weights as they were trained, not the averaged ones that results.json is of")
-    return Container(reader.weights() if weights is None else weights, Stated.of_facts(reader.manifest), notes)
+    if weights is None:
+        if launch.read(os.environ).rank == 0:
+            reader.verify()  # by one process: it reads every byte, moments too
+        weights = reader.weights()
+    return Container(weights, Stated.of_facts(reader.manifest), notes)
 
 
 def _open_huggingface(folder: Path, raw: bool) -> Container:
@@ -145,11 +148,13 @@ def _open_safetensors(file: Path) -> Container:
 
 def _open_torch(file: Path, raw: bool) -> Container:
     contents = _load(file)
-    there, averages = (
+    mappings, averages = (
         [key for key in keys if isinstance(contents.get(key), Mapping) and contents[key]]
         for keys in (_STATE_KEYS, _AVERAGE_KEYS)
     )
-    key = next(iter([*there, *averages] if raw else [*averages, *there]), None)
+    # an average's settings, or a model's, are no state dict
+    averages, there = ([key for key in keys if _of_tensors(contents[key])] for keys in (averages, mappings))
+    key = next(iter([*there, *averages] if raw else [*averages, *there]), next(iter(mappings), None))
     tensors = contents if key is None else contents[key]
     odd = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
     if odd or not tensors:
@@ -166,7 +171,20 @@ def _open_torch(file: Path, raw: bool) -> Container:
     if left := [other for other in (*averages, *there) if other != key]:
         way = "--raw takes the others" if key in averages else "without --raw the averaged ones"
         notes.append(f"took '{key}' and not {', '.join(map(repr, left))}, which lies beside it ({way})")
+    for other in _AVERAGE_KEYS:
+        if key and isinstance(contents.get(other), Mapping) and not _of_tensors(contents[other]):
+            notes.append(
+                f"'{other}' holds other things than tensors ({_few(contents[other])}): no average is read there"
+            )
     return Container(dict(tensors), stated, notes)
+
+
+def _few(mapping: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(map(str, mapping))[:8])
+
+
+def _of_tensors(mapping: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in mapping.values())
 
 
 def _load(file: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tgm_scale.conversion.weights import (
     with_new_head,
     without_extras,
 )
-from tgm_scale.runtime.files import readable_as_its_folder
+from tgm_scale.runtime.files import readable_as_its_folder, sync
 from tgm_scale.runtime.tensors import save_tensors
 
 TOLERANCE = 1e-3  # of the largest output; wrong heads are further off, two norms' eps in transformers is 1e-5 of it
@@ -125,8 +125,4 @@ def _subject(source: Weights, target: str, kinds: tuple[Kind, ...], classes: int
 def _sync(path: Path) -> None:
     """To the disk before the rename, so that a path with the final name is whole."""
     for file in [*path.iterdir(), path] if path.is_dir() else [path]:
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(file)

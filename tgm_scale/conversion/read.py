@@ -61,11 +61,15 @@ def read_initial(origin: str, size: ModelSize, clip: tuple[int, int] | None = No
             f"train.init_from={origin}: an encoder of another size than the run's: {', '.join(differing)}"
         )
     if clip is not None and clip != (found.frames, found.image_size):
+        of = f"{found.frames} frames of {found.image_size} pixels"
+        said = f"trained on {of}" if found.clip_stated else f"does not say its clips: taken for {of}, as published"
+        tell = (
+            "" if found.clip_stated else "; tools/convert_checkpoint.py can be told the clips that it was trained on"
+        )
         raise ValueError(
-            f"train.init_from={origin}: trained on {found.frames} frames of {found.image_size} pixels, the run has "
-            f"data.frames={clip[0]} and data.size={clip[1]}: positions go by a token's number in the clip, so its "
-            f"tokens would stand elsewhere. Set data.frames={found.frames} data.size={found.image_size}, or pretrain "
-            "on at the run's own first; of a file that does not say its clips tools/convert_checkpoint.py can be told"
+            f"train.init_from={origin}: {said}, the run has data.frames={clip[0]} and data.size={clip[1]}: positions "
+            "go by a token's number in the clip, so its tokens would stand elsewhere. Set "
+            f"data.frames={found.frames} data.size={found.image_size}, or pretrain on at the run's own first{tell}"
         )
     report, state = list(found.notes), found.state
     if found.kind == "classifier":

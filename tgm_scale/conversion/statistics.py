@@ -16,7 +16,9 @@ from torch import Tensor
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 
 _FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-_KERNEL = "patch_embeddings.projection"
+_TYPES = ("image_processor_type", "video_processor_type", "feature_extractor_type")
+_KERNELS = ("patch_embeddings.projection.weight", "patch_embed.proj.weight")  # VideoMAE's; VideoMAE V2's own code's
+_UNSAID = 0.5  # mean and deviation of transformers' VideoMAE processors where their file names none
 _CLOSE = 1e-6
 
 
@@ -24,23 +26,13 @@ def into_patch_embedding(tensors: Mapping[str, Tensor], folder: Path) -> tuple[d
     """A transformers folder's weights for pixels normalised by ImageNet's statistics; a line where theirs differ.
 
     Its preprocessing is (x * factor - mean) / std, ours (x / 255 - mean') / std': one is linear in the other, channel
-    by channel, and so goes into weight and bias of the patch embedding, up to rounding. Raises ValueError for
-    a deviation of 0."""
+    by channel, and so goes into weight and bias of the patch embedding, up to rounding. A folder without a file of
+    its preprocessing has ImageNet's. Raises ValueError for a deviation of 0, and what is not numbers."""
     said = _said(folder)
-    kernel = next((name for name in tensors if name.endswith(f"{_KERNEL}.weight")), None)
-    if said is None or kernel is None:
-        return dict(tensors), []
-    factor = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0
-    normal = said.get("do_normalize", True)
-    mean_C, std_C = (
-        torch.tensor(said.get(name, ours) if normal else other, dtype=torch.float64)
-        for name, ours, other in (
-            ("image_mean", IMAGENET_MEAN, [0.0] * 3),
-            ("image_std", IMAGENET_STD, [1.0] * 3),
-        )
-    )
-    if mean_C.shape != (3,) or std_C.shape != (3,) or not std_C.all():
-        raise ValueError(f"{folder}: preprocessing: wanted three means and three deviations above 0")
+    kernel = next((name for name in tensors if name.endswith(_KERNELS)), None)
+    if said is None or kernel is None or kernel.removesuffix("weight") + "bias" not in tensors:
+        return dict(tensors), []  # a name that lacks is told where all are checked
+    factor, mean_C, std_C = _linear(said, folder)
     our_mean_C, our_std_C = (torch.tensor(x, dtype=torch.float64) for x in (IMAGENET_MEAN, IMAGENET_STD))
     scale_C, shift_C = 255 * factor * our_std_C / std_C, (255 * factor * our_mean_C - mean_C) / std_C
     if (scale_C - 1).abs().max() < _CLOSE and shift_C.abs().max() < _CLOSE:
@@ -53,6 +45,29 @@ def into_patch_embedding(tensors: Mapping[str, Tensor], folder: Path) -> tuple[d
     return {**tensors, **scaled}, [note]
 
 
+def _linear(said: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tensor]:
+    """Factor, means and deviations of a preprocessing, with what transformers takes where nothing is said."""
+    kind = next((said[key] for key in _TYPES if said.get(key)), "VideoMAE")
+    factor, mean, std = (said.get(name) for name in ("rescale_factor", "image_mean", "image_std"))
+    normal = said.get("do_normalize", True)
+    if normal and None in (mean, std) and not str(kind).startswith("VideoMAE"):
+        raise ValueError(f"{folder}: preprocessing: {kind} without image_mean and image_std: write both into its file")
+    try:
+        mean_C, std_C = (
+            torch.tensor((unsaid if one is None else one) if normal else none, dtype=torch.float64).expand(3)
+            for one, unsaid, none in ((mean, _UNSAID, 0.0), (std, _UNSAID, 1.0))
+        )
+        factor = (1 / 255 if factor is None else float(factor)) if said.get("do_rescale", True) else 1.0
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"{folder}: preprocessing: wanted three means, three deviations and a factor, found {mean}, {std} and "
+            f"{factor}"
+        ) from None
+    if not (std_C > 0).all():
+        raise ValueError(f"{folder}: preprocessing: wanted three means and three deviations above 0")
+    return factor, mean_C, std_C
+
+
 def _said(folder: Path) -> dict[str, Any] | None:
     """The first preprocessing that the folder's files have."""
     for file in (folder / name for name in _FILES):
@@ -63,6 +78,6 @@ def _said(folder: Path) -> dict[str, Any] | None:
         except ValueError as error:
             raise ValueError(f"{file}: not JSON ({error})") from None
         inner = found.get("video_processor") or found.get("image_processor") or found
-        if {"image_mean", "do_normalize", "do_rescale", "rescale_factor"} & inner.keys():
+        if {"image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor", *_TYPES} & inner.keys():
             return dict(inner)
     return None

@@ -34,6 +34,7 @@ class Weights:
     labels: tuple[str, ...] | None = None  # names of the classes
     config: dict[str, Any] | None = None  # configuration of the run they come from
     notes: tuple[str, ...] = ()  # what reading them did
+    clip_stated: bool = True  # else frames and image_size are those of the published models, as nobody says any
 
     @classmethod
     def of(cls, kind: Kind, state: Mapping[str, Tensor], stated: Stated, notes: list[str]) -> Weights:
@@ -48,7 +49,8 @@ class Weights:
         own = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()}
         frames, image_size = stated.frames or FRAMES, stated.image_size or IMAGE_SIZE
         labels = stated.labels if kind == "classifier" else None
-        weights = cls(kind, own, size, frames, image_size, labels, stated.config, (*notes, *remarks))
+        said = None not in (stated.frames, stated.image_size)
+        weights = cls(kind, own, size, frames, image_size, labels, stated.config, (*notes, *remarks), said)
         if labels and len(labels) != weights.classes:
             raise ValueError(f"{len(labels)} names of classes for a head of {weights.classes}")
         with torch.device("meta"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,15 @@ def readable_as_its_folder(file: Path, folder: Path) -> None:
     """Let those read and write a file who may read and write its folder: safetensors' writer leaves it to the owner
     alone, and colleagues could not load a checkpoint."""
     file.chmod(folder.stat().st_mode & 0o666)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(file: Path) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tgm_scale.runtime.files import sync
 from tgm_scale.runtime.tensors import load_tensors, save_tensors
 from tgm_scale.training.checkpoint import Reader
 
@@ -32,11 +33,15 @@ class Average:
             self._values[name].lerp_(value.detach().float(), 1 - self._decay)
 
     def write(self, step: int, kept: list[int]) -> None:
-        """Write the average of a step that is checkpointed next, and drop those of checkpoints that are gone."""
+        """Write the average of a step that is checkpointed next, and drop those of checkpoints that are gone.
+
+        kept: the steps of all checkpoints. None may be on its way to the disk: its average would be dropped."""
         file = file_of(self._folder, step)
         work = file.with_suffix(".writing")
         save_tensors({name: value.cpu().contiguous() for name, value in self._values.items()}, work)
+        sync(work)
         work.rename(file)
+        sync(self._folder)
         for old in self._folder.glob("ema-*.safetensors"):
             if old not in {file, *(file_of(self._folder, other) for other in kept)}:
                 old.unlink()

@@ -8,7 +8,6 @@ hold the copy, the training waits while each tensor is written as it is gathered
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Control, Place
-from tgm_scale.runtime.files import readable_as_its_folder, told
+from tgm_scale.runtime.files import readable_as_its_folder, sync, told
 from tgm_scale.runtime.tensors import save_tensors
 from tgm_scale.training import engine_state, manifest
 from tgm_scale.training.checkpoint import Progress, Retention, digest, folder_of, steps_in
@@ -176,7 +175,7 @@ class _Pending:
 
     def _written(self) -> None:
         file = self._file
-        _sync(file)
+        sync(file)
         self._entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file)}
 
     def commit(self, files: list[dict[str, Any]]) -> str | None:
@@ -184,12 +183,12 @@ class _Pending:
         text = manifest.written({"progress": asdict(self.progress), "files": files, **self.facts})
         try:
             (self.work / manifest.NAME).write_text(text)
-            _sync(self.work / manifest.NAME)
-            _sync(self.work)
+            sync(self.work / manifest.NAME)
+            sync(self.work)
             if self.final.exists():
                 shutil.rmtree(self.final)
             self.work.rename(self.final)
-            _sync(self.root)
+            sync(self.root)
         except OSError as error:
             return told(error, self.root, len(text))
         return None
@@ -232,11 +231,3 @@ def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
         owner[name] = load.index(min(load))
         load[owner[name]] += sizes[name]
     return owner
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
