@@ -140,6 +140,24 @@ def test_parts_that_share_no_class_stop_before_any_feature(
     assert not (tmp_path / "run/features").exists()
 
 
+def test_a_class_of_the_file_that_no_training_clip_has_is_told(
+    clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = write(clips / "t.txt", ["0.mp4 0", "1.mp4 1"]), write(clips / "u.txt", ["2.mp4 2", "3.mp4 1"])
+    names = f"data.classes={write(tmp_path / 'names.txt', ['a', 'b', 'c'])}"
+    command = ["knn", f"run.dir={tmp_path}/run", f"encoder.checkpoint={checkpoint}", "data.workers=0",
+               f"data.train={train}", f"data.test={test}", "neighbours.k=1", names]  # fmt: skip
+    assert cli.main(command) == 0
+    assert "1 of 2 test clips have a class that training lacks: '2' (1)" in capsys.readouterr().out
+    config = write(tmp_path / "f.yaml", [FINETUNE.format(run=tmp_path / "f", train=train, test=test)])
+    fine = setup.prepare(load_finetune(config, ["train.global_batch_size=2", "train.micro_batch_size=2", names]),
+                         Control(find_place()))  # fmt: skip
+    assert fine.lacking == {"2": 1}
+    unknown = write(clips / "v.txt", ["2.mp4 2"])
+    assert cli.main([word.replace(test, unknown).replace("/run", "/none") for word in command]) == 2
+    assert "no class of the test ('2') is one of the training ('0', '1')" in capsys.readouterr().err
+
+
 def test_random_weights_are_a_checkpoint(clips: Path, tmp_path: Path) -> None:
     one = write(clips / "r.txt", [f"{n}.mp4 {n % 2}" for n in range(12)])
     encoder = ["encoder.checkpoint=random", "encoder.size=tiny", "encoder.frames=4", "encoder.image_size=32"]

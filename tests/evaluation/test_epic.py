@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from tgm_scale import cli
+from tgm_scale.data.encode import encode_video
 from tgm_scale.evaluation import epic, probe, run
 from tgm_scale.evaluation.cache import Clips
 from tgm_scale.evaluation.settings import load_frozen
@@ -62,3 +67,18 @@ def test_probes_of_actions_give_them(label: str, method: str, figures: int) -> N
         return run.Scored(probe.probe(train.features[0], labels_N, test.features[0]).scores_MC, {})
 
     assert len(run._verb_and_noun(config, method, judge, clips, clips)) == figures
+
+
+def test_parts_that_cannot_be_judged_leave_the_main_figure(checkpoint: Path, tmp_path: Path) -> None:
+    """Of one verb there is nothing to fit."""
+    for number in range(12):
+        noise = np.random.default_rng(number).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+        (tmp_path / f"P01_01_{number}.mp4").write_bytes(encode_video(noise, fps=25))
+    rows = [f"P01_01_{n},0,{n % 2}\n" for n in range(12)]
+    (tmp_path / "a.csv").write_text("".join(["narration_id,verb_class,noun_class\n", *rows]))
+    command = ["probe", f"run.dir={tmp_path}/run", f"encoder.checkpoint={checkpoint}", "data.workers=0"]
+    command += [f"data.train={tmp_path}/a.csv", f"data.test={tmp_path}/a.csv", "data.label=action"]
+    assert cli.main(command) == 0
+    found = json.loads((tmp_path / "run/results.json").read_text())
+    assert "top1" in found["figures"] and "verb top1" not in found["figures"]
+    assert "verb: " in found["facts"]["verb and noun"]

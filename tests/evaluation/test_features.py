@@ -12,6 +12,7 @@ from tgm_scale.data.decode import decode_clip
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.synthetic import Look, make_sample
+from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
@@ -19,6 +20,11 @@ from tgm_scale.models.vit import ModelSize
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)  # as in conftest.py
 LOOK = Look(size=32, frames=8)
 CLIPS = 37
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 24), (0, 4, 24)])
+def test_a_chunk_of_which_no_clip_can_be_decoded_has_no_bad_row(shape: tuple[int, ...]) -> None:
+    assert finite.first_bad(torch.zeros(shape)) is None
 
 
 def test_features_are_the_mean_token_of_the_decoded_clip(shards: str, checkpoint: Path) -> None:

@@ -18,7 +18,7 @@ from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.vit import ModelSize, run_blocks
 from tgm_scale.training import ema
-from tgm_scale.training.checkpoint import Reader, latest
+from tgm_scale.training.checkpoint import Reader, latest, steps_in
 
 SIZE = ModelSize(24, 3, 2, 48, 0, 0, 0, 0, patch=8)
 CLIP = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -91,6 +91,15 @@ def test_the_average_is_the_recurrence_and_comes_back(tmp_path: Path) -> None:
         average.read(9)
 
 
+SLOW_DISK = """
+import sys
+from tgm_scale import cli
+from tgm_scale.training.saver import Saver
+Saver.written = lambda self: False  # each checkpoint is on its way still when the next one begins
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def configuration(tmp_path: Path, shards: str, checkpoint: Path) -> Path:
     """Of the small checkpoint's own size, by way of overrides of `tiny`."""
     file = tmp_path / "finetune.yaml"
@@ -101,6 +110,7 @@ finetune: {{rand_augment: rand-m5-n1, ema: 0.5, test_temporal_views: 2, drop_pat
 model: {{size: tiny}}
 optim: {{base_lr: 1e-2}}
 train: {{steps: {STEPS}, global_batch_size: 8, micro_batch_size: 4}}
+checkpoint: {{every: 1, keep: 9}}
 log: {{tensorboard: false}}
 """)
     return file
@@ -115,7 +125,10 @@ def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same
 ) -> None:
     command = ["-m", "tgm_scale", "finetune", "--config", str(configuration(tmp_path, shards, checkpoint))]
     first, second = tmp_path / "run", tmp_path / "again"
-    launch.run(1, command)
+    (tmp_path / "slow_disk.py").write_text(SLOW_DISK)
+    launch.run(1, [str(tmp_path / "slow_disk.py"), *command[2:]])
+    steps = steps_in(first / "checkpoints")
+    assert steps == [1, 2, 3, 4] and all(ema.file_of(first, step).is_file() for step in steps)
     command.append(f"run.dir={second}")
     launch.run(2, [*command, "deepspeed.stage=2", "train.max_minutes=1e-9"], code=1)  # torchrun's, for our 85
     assert len(losses(second)) == 1 and not (second / "results.json").exists()

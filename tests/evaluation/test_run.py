@@ -196,3 +196,12 @@ def test_texts_of_classes_come_from_names_or_descriptions(tmp_path: Path) -> Non
     }
     with pytest.raises(ValueError, match="no entry for '7'"):
         retrieve.class_texts(named, ["7"])
+
+
+def test_descriptions_are_found_by_the_classs_name_too(tmp_path: Path) -> None:
+    """Labels may be the file's names; a name that is another class's label is not that class."""
+    (tmp_path / "c.json").write_text(json.dumps({"0": ["bend", "bow"], "bend": ["wave", "move a hand"]}))
+    base = ["run.dir=x", "encoder.checkpoint=x", "data.test=x", 'retrieve.templates=["{}"]']
+    named = load_frozen(None, [*base, f"data.classes={tmp_path / 'c.json'}"])
+    wanted = {"bend": ["bend", "bow"], "wave": ["wave", "move a hand"]}
+    assert retrieve.class_texts(named, ["bend", "wave"]) == wanted

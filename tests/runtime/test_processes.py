@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 from tgm_scale.runtime.processes import Crashed, OrderedPool
@@ -51,3 +53,23 @@ def test_inputs_are_taken_as_results_are_used():
     with OrderedPool(1) as pool:
         results = pool.map(work, ((taken.append(i) or i,) for i in range(100)))
         assert next(results) == 0 and len(taken) < 10
+
+
+PATIENT = """
+import os, sys, time
+from datetime import timedelta
+import torch, torch.distributed as dist
+from tgm_scale.runtime.distributed import Control, Place
+rank = int(os.fork() == 0)
+store = dist.FileStore(sys.argv[1], 2)
+dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=1))
+control = Control(Place(rank, 2, 0, torch.device("cpu")), 60.0)
+time.sleep(0 if rank else 2.5)
+control.barrier()
+if not rank:
+    assert os.wait()[1] == 0
+"""
+
+
+def test_ranks_wait_at_a_barrier_longer_than_their_group_does(tmp_path):
+    subprocess.run([sys.executable, "-c", PATIENT, str(tmp_path / "store")], check=True, timeout=60)

@@ -22,6 +22,7 @@ from tgm_scale.evaluation.clips import Progress, chunks, fitting, own_samples, r
 from tgm_scale.evaluation.labelled import Labelled
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.files import sync
 from tgm_scale.runtime.tensors import load_with_metadata, save_tensors
 
 
@@ -77,6 +78,7 @@ def cached_rows(
             facts = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
             work = file.with_suffix(".writing")
             save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(facts)})
+            sync(work)
             work.rename(file)
     control.barrier()
     return _gather(folder, len(parts), source)

@@ -91,8 +91,17 @@ def ordered(labels: Iterable[str], path: str | None) -> list[str]:
 
 def names_of(classes: Sequence[str], path: str | None) -> list[str]:
     """What each class is called: its name in `data.classes`, or else its label."""
-    listed = read_classes(path) if path else {}
+    listed = texts_of(classes, path) if path else {}
     return [listed[label][0] if label in listed else label for label in classes]
+
+
+def texts_of(classes: Sequence[str], path: str) -> dict[str, list[str]]:
+    """The names or descriptions of each class in a file that `ordered` has found it in, by the file's label or by its
+    name: {"a": ["b"], "b": ["c"]} calls class b "c" where classes are labels, and "b" where they are names."""
+    listed = read_classes(path)
+    if not set(classes) <= listed.keys():
+        listed = {texts[0]: texts for texts in listed.values()}
+    return {label: listed[label] for label in classes if label in listed}
 
 
 def not_trained(trained: Iterable[str], test: Sequence[str]) -> dict[str, int]:

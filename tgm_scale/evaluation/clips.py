@@ -18,6 +18,9 @@ from tgm_scale.evaluation.views import Decoder, Views
 
 CHUNK = 256  # samples of one file of features
 _WORTH_A_PROCESS = 64
+# seconds that processes wait for one another, a week: rank 0 fits alone, for hours where the corpus is large, and has
+# all chunks to make where the others find theirs made
+PATIENCE = 7 * 24 * 3600.0
 PASS = 32  # clips of one forward pass; samples of different chunks never share one
 
 # uint8 [B, 3, T, H, W] -> one row for each clip, from each of several models

@@ -29,12 +29,19 @@ def are_actions(labels: Sequence[str]) -> bool:
 
 
 def by_verb_and_noun(fit: Fit, train: Sequence[str], test: Sequence[str]) -> dict[str, Any]:
-    """Figures of verb, noun and the action of both, with intervals. train, test: the labels, `verb,noun`."""
+    """Figures of verb, noun and the action of both, with intervals. train, test: the labels, `verb,noun`.
+
+    Raises ValueError for scores that are not finite, and what `fit` raises, with the part's name."""
     found, logs, truths = {}, [], []
     for part, name in enumerate(("verb", "noun")):
         own, wanted = ([label.split(",")[part] for label in labels] for labels in (train, test))
         classes = in_order(own)
-        logs.append(fit(results.class_numbers(classes, own)).double().log_softmax(dim=1))
+        try:
+            scores = fit(results.class_numbers(classes, own))
+        except ValueError as reason:
+            raise ValueError(f"{name}: {reason}") from None
+        results.refuse_not_finite(scores)
+        logs.append(scores.double().log_softmax(dim=1))
         truths.append(results.class_numbers(classes, wanted))
         found[f"{name} top1"] = results.accuracy(logs[-1].argmax(1) == truths[-1])
     place_M = pair_places(logs[0], logs[1], truths[0], truths[1])

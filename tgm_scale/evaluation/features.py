@@ -45,6 +45,7 @@ class FrozenEncoder:
     projection: Tensor | None = None  # [E, D]: to the text embeddings of a joint run
     device: torch.device = _CPU
     initialisation: str = "videomae"  # of the run that it comes from
+    towers: str | None = None  # of the run's guidance
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device = _CPU) -> FrozenEncoder:
@@ -78,6 +79,7 @@ class FrozenEncoder:
             None if projection is None else projection.to(device),
             device,
             (weights.config or {}).get("model", {}).get("initialisation", "videomae"),
+            ((weights.config or {}).get("guidance") or {}).get("towers"),
         )
 
     def fresh(self, seed: int) -> FrozenEncoder:

@@ -165,6 +165,7 @@ class _Run:
             self.watchdog.at(step, "checkpoint")
             if metrics is not None:
                 metrics.flush()
+            self.saver.finish()  # the checkpoint before is one from here on, and its average stays
             if self.average is not None and self.place.is_main:
                 self.average.write(step, checkpoint.steps_in(self.checkpoints))
             self.saver.begin(self.engine, self.progress, setup.facts(self.config, self.parts.classes))

@@ -84,7 +84,7 @@ def prepare(config: FinetuneConfig, control: Control) -> Parts:
     control.barrier()
     train, test = open_split(config.data, "train"), open_split(config.data, "test")
     classes = _classes(config, train)
-    lacking = not_trained(classes, [test.labels[ref.name] for ref in test.refs])
+    lacking = not_trained(train.given, test.given)
     found = [of_labelled(part, source, LEFT_OUT) for part, source in (("train", train), ("test", test))]
     refuse_above(found, config.data.max_left_out_share)
     overlap = in_both(train, test)

@@ -18,7 +18,9 @@ _REMEDY = (
 
 
 def first_bad(rows: Tensor) -> int | None:
-    """The first row with a value that is not finite."""
+    """The first row with a value that is not finite; None also of no rows."""
+    if not rows.numel():  # no clip of a chunk can be decoded
+        return None
     bad_N = ~rows.reshape(len(rows), -1).isfinite().all(1)
     return int(bad_N.nonzero()[0]) if bad_N.any() else None
 

@@ -34,6 +34,11 @@ class Labelled:
         every = (self.corpus.sample(shard, row) for shard, count in enumerate(counts) for row in range(count))
         return sorted((ref for ref in every if ref.name in self.labels), key=lambda ref: ref.name)
 
+    @property
+    def given(self) -> list[str]:
+        """The label of each of them."""
+        return [self.labels[ref.name] for ref in self.refs]
+
 
 def open_labelled(
     spec: str | list[str], label: str = "label", *, role: Role = "train", root: str | None = None, split: int = 1

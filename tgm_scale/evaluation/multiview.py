@@ -11,11 +11,12 @@ from torch import Tensor
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.cache import cached_rows
 from tgm_scale.evaluation.classes import told
-from tgm_scale.evaluation.clips import inference, own_samples
+from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
 from tgm_scale.evaluation.finetune_setup import Parts, shared
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Views
 from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build, checkpoint, ema
 
@@ -44,6 +45,7 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
         data.frames, data.size, data.stride, data.sampling, settings.test_temporal_views, settings.test_spatial_views
     )
     made_by = ("finetuned", str(step), *(entry["blake2b"] for entry in reader.manifest["files"]), str(settings.ema))
+    control = Control(place, PATIENCE)
     with Board() as board:
         task = board.task("videos tested", own_samples(parts.test.refs, place.rank, place.world_size))
         clips = cached_rows(
@@ -53,7 +55,7 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             module,
             parts.test,
             views,
-            parts.control,
+            control,
             workers=data.workers,
             progress=task.advance,
         )
@@ -80,5 +82,5 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
         )
         found = results.write(folder, found, rows, {"train": parts.train.problems, "test": clips.problems})
         print(results.summary(found), flush=True)
-    parts.control.barrier()
+    control.barrier()
     return found

@@ -31,16 +31,21 @@ def accuracy(right_M: Tensor, seed: int = 0) -> dict[str, Any]:
 def judged(scores_MC: Tensor, truth_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """top-1, its mean over the classes that the test clips have, and top-5, with intervals. labels: their own, M of
     them, by which classes are told apart that have no number. Raises ValueError for scores that are not finite."""
-    if not scores_MC.isfinite().all():
-        raise ValueError(
-            "the scores of the test clips are not finite (is a temperature too small?): no figure is made"
-        )
+    refuse_not_finite(scores_MC)
     ranked = scores_MC.argsort(dim=1, descending=True, stable=True)
     right_M = ranked[:, 0] == truth_M
     found = {"top1": accuracy(right_M), "mean class": _class_accuracy(right_M, labels)}
     if scores_MC.shape[1] > 5:
         found["top5"] = accuracy((ranked[:, :5] == truth_M[:, None]).any(1))
     return found
+
+
+def refuse_not_finite(scores_MC: Tensor) -> None:
+    """Raises ValueError for scores that are not finite."""
+    if not scores_MC.isfinite().all():
+        raise ValueError(
+            "the scores of the test clips are not finite (is a temperature too small?): no figure is made"
+        )
 
 
 def _class_accuracy(right_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:

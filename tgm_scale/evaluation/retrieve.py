@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgm_scale.conversion.read import read
 from tgm_scale.data.index import Corpus
 from tgm_scale.evaluation import finite, results
-from tgm_scale.evaluation.classes import ordered, read_classes
+from tgm_scale.evaluation.classes import ordered, texts_of
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import Labelled, read_captions
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
@@ -66,8 +65,7 @@ def _captioned(config: FrozenConfig) -> Labelled:
 def _text_tower(at: Session) -> TextTower:
     towers = at.config.retrieve.towers
     if towers is None:
-        run = read(at.config.encoder.checkpoint).config or {}
-        towers = run.get("guidance", {}).get("towers")
+        towers = at.encoder.towers
     if towers is None:
         raise ValueError("retrieve.towers: missing, and the checkpoint does not say: give the pretraining's folder")
     folder = build.tower_folder(towers)
@@ -155,7 +153,7 @@ def class_texts(config: FrozenConfig, labels: list[str]) -> dict[str, list[str]]
 
     Classes are those of data.classes, or else the test labels. Raises ValueError for a label that it does not name."""
     classes = ordered(labels, config.data.classes)
-    listed = read_classes(config.data.classes) if config.data.classes else {}
+    listed = texts_of(classes, config.data.classes) if config.data.classes else {}
     names = {label: listed.get(label, [label.replace("_", " ")]) for label in classes}
     if bad := [template for template in config.retrieve.templates if "{}" not in template]:
         raise ValueError(f"retrieve.templates: no {{}} for the class in {bad[0]!r}")

@@ -17,7 +17,7 @@ from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.data.lists import Role
 from tgm_scale.evaluation import attentive, epic, knn, probe, results
 from tgm_scale.evaluation.classes import in_order, not_trained, ordered, told
-from tgm_scale.evaluation.clips import own_samples
+from tgm_scale.evaluation.clips import PATIENCE, own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
@@ -55,7 +55,7 @@ def session(config: FrozenConfig) -> Iterator[Session]:
     folder = run_folder.claim(config)
     if place.world_size > 1:
         engine.start_processes(place)
-    control = Control(place)
+    control = Control(place, PATIENCE)
     with run_folder.owned(folder, control):
         yield Session(config, folder, place, control, _encoder(config, place))
         if place.world_size > 1:
@@ -173,7 +173,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge)
     with session(config) as at, Board() as board:
         sources = {role: open_split(config.data, role) for role in PARTS}
         classes = ordered(sources["train"].labels.values(), config.data.classes)
-        lacking = not_trained(classes, [sources["test"].labels[ref.name] for ref in sources["test"].refs])
+        lacking = not_trained(sources["train"].given, sources["test"].given)
         opened = introduce(at, sources)
         train, test = (features(at, source, pooling, role, board) for role, source in sources.items())
         found: dict[str, Any] = {}
@@ -187,11 +187,15 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge)
                 "features": _POOLINGS[pooling],
                 **scored.facts,
             }
+            figures = results.judged(scored.scores_MC, truth_M, test.labels)
+            try:
+                figures |= _verb_and_noun(config, method, judge, train, test)
+            except ValueError as reason:
+                facts["verb and noun"] = f"not judged each for itself: {reason}"
             found = {
                 "method": method,
                 "checkpoint": config.encoder.checkpoint,
-                "figures": results.judged(scored.scores_MC, truth_M, test.labels)
-                | _verb_and_noun(config, method, judge, train, test),
+                "figures": figures,
                 "facts": facts,
             }
             predicted = scored.scores_MC.argmax(1).tolist()
@@ -207,7 +211,9 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge)
 
 
 def _verb_and_noun(config: FrozenConfig, method: str, judge: Judge, train: Clips, test: Clips) -> dict[str, Any]:
-    """EPIC's action by verb and noun, of probes, whose scores are logarithms of probabilities up to a constant."""
+    """EPIC's action by verb and noun, of probes, whose scores are logarithms of probabilities up to a constant.
+
+    Raises ValueError where a probe of either cannot be fitted, such as of one verb."""
     if config.data.label != "action" or "probe" not in method or not epic.are_actions([*train.labels, *test.labels]):
         return {}
     return epic.by_verb_and_noun(lambda numbers: judge(train, numbers, test).scores_MC, train.labels, test.labels)
