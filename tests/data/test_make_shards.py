@@ -308,7 +308,7 @@ def test_whole_files_are_of_the_seconds_that_are_asked_for(small, tmp_path, tool
     [
         ("a.json", b"[{]", "object 1 of its array is no JSON"),
         ("a.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "a broken gzip"),
-        ("a.csv", b"file,caption\n\xff,x\n", "no CSV in UTF-8"),
+        ("a.csv", b"file,caption\n\xff,x\n", "not UTF-8"),
         ("a.md", None, "no such file"),
     ],
 )

@@ -1,7 +1,7 @@
 """Files of annotations as a stream of rows, one JSON object each: what memory holds does not grow with the rows.
 
-JSON Lines, a JSON array of objects, CSV or TSV with a header; each also as .gz; one file, a folder of them, or a
-pattern."""
+JSON Lines, a JSON array of objects, CSV with a header (`,`, tab, `;`, `|`); UTF-8 or, with its mark, UTF-16; each also
+as .gz; one file, a folder of them, or a pattern."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tgm_scale.data.annotation_rows import INTERNVID, SCORES
+from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, header_of
+
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+_TABLES = (".csv", ".tsv", ".txt")
 _PIECE = 1 << 20  # characters of an array that are read at a time
+_LONGEST = 1 << 26  # characters of one object: a quote that was never closed has no end
+_COLUMNS = {name for names in COLUMNS.values() for name in names} | {key.lower() for key in INTERNVID} | set(SCORES)
 
 
 def files_of(spec: str | Path) -> list[Path]:
@@ -38,10 +44,12 @@ def lines_of(files: list[Path]) -> Iterator[tuple[str, bytes]]:
         before = f"{file.name} " if len(files) > 1 else ""
         with _opened(file) as stream:
             try:
-                for number, row in _rows(file, stream):
-                    yield f"{before}line {number}", row
+                for where, row in _rows(file, stream):
+                    yield before + where, row
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise ValueError(f"--annotations {file}: a broken gzip ({error}): copy it again") from None
+            except UnicodeDecodeError as error:
+                raise ValueError(f"--annotations {file}: not UTF-8 ({error}): save the file as UTF-8") from None
 
 
 def _opened(file: Path) -> IO[bytes]:
@@ -51,61 +59,78 @@ def _opened(file: Path) -> IO[bytes]:
     return gzip.open(stream, "rb") if packed else stream  # type: ignore[return-value]
 
 
-def _rows(file: Path, stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
-    name = file.name.removesuffix(".gz")
-    if name.endswith((".csv", ".tsv")):
-        yield from _of_csv(file, stream, "\t" if name.endswith(".tsv") else ",")
-        return
-    number = 0
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        if number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"[") and not line.strip().endswith(b"]"):
-            break
-        if number == 1 and line.strip().startswith(b"[{"):  # an array in one line
-            break
-        yield number, line.removeprefix(b"\xef\xbb\xbf")
-    else:
-        return
+def _rows(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    head = stream.read(1 << 16)
     stream.seek(0)
-    yield from _of_array(file, io.TextIOWrapper(stream, encoding="utf-8-sig"))
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = io.TextIOWrapper(stream, encoding=encoding, newline="")
+    if file.name.removesuffix(".gz").endswith(_TABLES):
+        yield from _of_csv(file, text)
+    elif head.decode(encoding, "ignore").lstrip().startswith("["):
+        yield from _of_array(file, text)
+    elif encoding == "utf-16":
+        yield from ((f"line {number}", line.encode()) for number, line in enumerate(text, 1) if line.strip())
+    else:  # bytes: a line that is no UTF-8 is a broken row, the others are not
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield f"line {number}", line.removeprefix(b"\xef\xbb\xbf")
 
 
-def _of_csv(file: Path, stream: IO[bytes], delimiter: str) -> Iterator[tuple[int, bytes]]:
-    reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
+def _of_csv(file: Path, text: IO[str]) -> Iterator[tuple[str, bytes]]:
+    header = header_of(next((line for line in text if line.strip()), ""), _COLUMNS)
+    if header is None:
+        raise ValueError(
+            f"--annotations {file}: its first line names none of the columns that are read: {', '.join(COLUMNS)}, or "
+            f"{', '.join(INTERNVID)}"
+        )
+    columns, delimiter = header
+    reader = csv.reader(text, delimiter=delimiter)
     try:
-        for row in reader:
-            if None in row:  # more fields than columns
-                yield reader.line_num, b"more fields than columns: quote what holds a delimiter"
-            else:
-                yield reader.line_num, json.dumps({key: value for key, value in row.items() if value}).encode()
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"--annotations {file} line {reader.line_num}: no CSV in UTF-8 ({error})") from None
+        for values in reader:
+            if any(value.strip() for value in values):
+                yield f"line {reader.line_num + 1}", json.dumps(_fields(columns, delimiter, values)).encode()
+    except csv.Error as error:
+        raise ValueError(f"--annotations {file} line {reader.line_num + 1}: no CSV ({error})") from None
 
 
-def _of_array(file: Path, stream: IO[str]) -> Iterator[tuple[int, bytes]]:
+def _fields(columns: list[str], delimiter: str, values: list[str]) -> dict[str, Any]:
+    """A row of a table by its columns, its scores as numbers; empty fields are left out."""
+    if len(values) > len(columns):
+        return {FAULT: f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"}
+    if any(value.count("\n") > LINES_IN_A_FIELD for value in values):
+        return {FAULT: f"a field of more than {LINES_IN_A_FIELD} lines: close its quotation mark"}
+    row: dict[str, Any] = {name: value for name, value in zip(columns, values) if value.strip()}
+    for name in set(SCORES) & row.keys():
+        try:
+            row[name] = float(row[name])
+        except ValueError:
+            return {FAULT: f"{name} is {row[name]!r}: wanted a number"}
+    return row
+
+
+def _of_array(file: Path, stream: IO[str]) -> Iterator[tuple[str, bytes]]:
     """The objects of a JSON array, parsed as they are read."""
-    decoder, text, number, ended = json.JSONDecoder(), stream.read(_PIECE).lstrip()[1:], 0, False
+    decoder, number, text = json.JSONDecoder(), 0, stream.read(_PIECE)
+    at = text.index("[") + 1
     while True:
-        text = text.lstrip().removeprefix(",").lstrip()
-        if text.startswith("]"):
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        if text[at : at + 1] == "]":
+            if (text[at + 1 :] + stream.read(_PIECE)).strip():
+                raise ValueError(f"--annotations {file}: more text after the end of its array")
             return
         try:
-            value, end = decoder.raw_decode(text)
+            value, at = decoder.raw_decode(text, at)
+        except RecursionError:
+            raise ValueError(f"--annotations {file}: object {number + 1}: brackets in brackets without end") from None
         except json.JSONDecodeError as error:
-            more = "" if ended else stream.read(_PIECE)
-            ended = not more
-            if ended:
+            more = "" if len(text) - at > _LONGEST else stream.read(max(_PIECE, len(text) - at))
+            if not more:
                 raise ValueError(
                     f"--annotations {file}: object {number + 1} of its array is no JSON ({error.msg}); one object a "
                     "line is read, too"
                 ) from None
-            text += more
+            text, at = text[at:] + more, 0
             continue
         number += 1
-        yield number, _plain(value)
-        text = text[end:]
-
-
-def _plain(value: Any) -> bytes:
-    return json.dumps(value).encode()
+        yield f"object {number}", json.dumps(value).encode()

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tgm_scale.data.list_row import COLUMNS, FAULT, caption_fault, label_text, of_list
+from tgm_scale.data.list_row import COLUMNS, FAULT, absent, caption_fault, label_text, of_list
 from tgm_scale.data.shard_index import split_extension
 from tgm_scale.data.text import cleaned, parsed
 from tgm_scale.runtime import seeding
 
+INTERNVID = ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption")
 SCORES = ("umt_score", "aesthetic_score")
 _TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 _AS_TIME = ", such as 00:01:02.500"
@@ -75,7 +76,7 @@ def parse_row(line: str | bytes) -> Row:
     row = {key.lower(): value for key, value in row.items()}
     columns = "youtubeid" not in row
     file = _by_columns(row) if columns else ""
-    for key in ("YoutubeID", "Start_timestamp", "End_timestamp"):
+    for key in INTERNVID[:3]:
         row[key.lower()] = _text(key, row.get(key.lower()))
     label = label_text(row.get("label"))
     captions = tuple(_captions(row.get("caption"), several=columns))
@@ -109,16 +110,16 @@ def _by_columns(row: dict) -> str:
     any is the whole file. Returns the file, where its extension is said."""
     keys = ("youtubeid", "start_timestamp", "end_timestamp", "caption", "label")
     for key, meaning in zip(keys, ("file", "start", "end", "caption", "label")):
-        if (value := next((row[name] for name in COLUMNS[meaning] if row.get(name) is not None), None)) is not None:
-            row[key] = value
+        said = (row[name] for name in COLUMNS[meaning] if not absent(row.get(name)) and row[name] != "")
+        row[key] = next(said, row.get(key))
     file = ""
     if isinstance(name := row.get("youtubeid"), str) and name.strip() and "://" not in name:
         file = os.path.normpath(name.strip())
         row["youtubeid"], extension = split_extension(file)
         file = file if extension else ""
-    times = [row.get("start_timestamp"), row.get("end_timestamp")]
+    times = [None if absent(row[key]) or row[key] == "" else row[key] for key in keys[1:3]]
     row["whole"] = times == [None, None]
-    for key, value in zip(("start_timestamp", "end_timestamp"), times):
+    for key, value in zip(keys[1:3], times):
         try:
             row[key] = clock(round(float(value or 0) * 1000))
         except (TypeError, ValueError, OverflowError):  # a clock time, or a mistake that is told with it

@@ -11,6 +11,7 @@ from typing import Any
 from tgm_scale.data.shard_index import VIDEO_EXTENSIONS
 from tgm_scale.data.text import shown
 
+LINES_IN_A_FIELD = 50  # more are a quote that was never closed
 FAULT = "\0fault"  # the key of why a row cannot be used; no column is called so
 
 COLUMNS = {  # the names that a column goes by

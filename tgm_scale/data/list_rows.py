@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.data.list_lines import is_ucf101, lines_of, ucf101
-from tgm_scale.data.list_row import COLUMNS, FAULT, Row, Rows, absent, header_of, of_list
+from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, Row, Rows, absent, header_of, of_list
 from tgm_scale.data.text import parsed
 
 EPIC_LABELS = ("verb", "noun", "action")
 _HMDB_USE = {"train": "1", "test": "2"}  # in the third place of a line; 0: not in this split
-_LINES_IN_A_FIELD = 50  # more are a quote that was never closed
 
 
 Fields = Mapping[str, Any]  # by the names of the columns, in lower case
@@ -70,8 +69,8 @@ def _csv_rows(path: str, text: str, columns: list[str], delimiter: str) -> Itera
             if not seen_header:
                 seen_header = True
                 continue
-            if any(value.count("\n") > _LINES_IN_A_FIELD for value in values):
-                raise ValueError(f"{where}: a field of more than {_LINES_IN_A_FIELD} lines: close its quotation mark")
+            if any(value.count("\n") > LINES_IN_A_FIELD for value in values):
+                raise ValueError(f"{where}: a field of more than {LINES_IN_A_FIELD} lines: close its quotation mark")
             fields: dict[str, Any] = dict(zip(columns, values))
             if len(values) > len(columns):
                 fields[FAULT] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
