@@ -19,8 +19,8 @@ EXAMPLES = """examples:
 
 Annotations are InternVid's (YoutubeID, Start_timestamp, End_timestamp, Caption, UMT_Score), or have columns file,
 start, end, caption, label (times in seconds or HH:MM:SS.mmm; a row without any is the whole file), as JSON Lines, a
-JSON array, or a table with commas, tabs, ; or |, each also as .gz. A file is one below --videos, an absolute path, or a
-bare name that only one has. A file that is named by id and times is taken as the clip, already cut.
+JSON array, or a table with commas, tabs, ; or |, each also as .gz. A file is one below --videos, an absolute path, or
+a bare name that only one has. A file that is named by id and times is taken as the clip, already cut.
 
 A row is used where it passes all filters; a row that lacks the score a filter asks for is not used. Rows with the
 same video and span become captions of one clip. A clip has exactly the frames whose times lie in [start, end), no

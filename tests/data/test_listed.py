@@ -83,7 +83,7 @@ def test_a_header_of_csv_is_no_video(videos: Path) -> None:
     ("lines", "complaint"),
     [
         (["class 0/-v_0.mp4 fine", "class 0/-v_1 a ball"], r"bad.txt line 2.*class 0/-v_1 a ball.*mp4"),
-        (["videos/a.mp4 a ball"], r"none of its 1 videos is there .*videos/a.mp4"),
+        (["videos/a.mp4 a ball"], r"none of its 1 videos can be used .*videos/a.mp4"),
         ([""], "an empty list"),
         (["ssh://host/a.mp4 a ball"], "protocol 'ssh'"),
     ],

@@ -25,7 +25,7 @@ def test_specs(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("{folder}/empty", r"no shards \(\*.tar\) at .*empty.*make_shards"),
+        ("{folder}/empty", r"is an empty folder: name one that holds shards \(\*.tar\) or videos"),
         ("{folder}/nowhere", "no shards"),
         ("{folder}/c/{{00000..00009}}.tar", "00003.tar"),
         (["{folder}/c/00000.tar", "{folder}/c/*.tar"], "named twice"),

@@ -20,6 +20,7 @@ from tgm_scale.data.lists import Role, is_list, read_list
 from tgm_scale.data.names import distinct_names
 from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, SampleRef, ShardIndex, Summary
 from tgm_scale.data.storage import RangeCache
+from tgm_scale.data.video_files import video_extension
 
 __all__ = ["VIDEO_EXTENSIONS", "Corpus", "SampleRef", "ShardIndex"]
 
@@ -98,6 +99,8 @@ class Corpus:
         except storage.NoShards:
             files = folder_listing(os.fspath(spec)) if not isinstance(spec, list) and os.path.isdir(spec) else None
             if files is None:
+                if not isinstance(spec, list) and os.path.isfile(spec) and video_extension(os.fspath(spec)):
+                    raise ValueError(f"{spec}: one video; name the folder of it, or a list of videos") from None
                 raise
             return ListedCorpus(files, name, cache)
         if name is None:

@@ -16,7 +16,7 @@ from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.index import NOTICES, Corpus
 from tgm_scale.data.lists import Entry, Listing
 from tgm_scale.data.shard_index import SampleRef, split_extension
-from tgm_scale.data.video_files import VideoFolder, walk
+from tgm_scale.data.video_files import VideoFolder, video_extension, walk
 
 
 class ListedCorpus(Corpus):
@@ -40,10 +40,10 @@ class ListedCorpus(Corpus):
         self._problems = [*listing.problems, *found.problems]
         count = len(listing.entries)
         if not found.places:
+            first = found.problems[0]
             raise ValueError(
-                f"{listing.path}: none of its {count} videos is there ({listing.entries[0].path} is the "
-                f"first; looked for below {folder.root}): paths are absolute, or relative to data.root (default: the "
-                "folder of the list)"
+                f"{listing.path}: none of its {count} videos can be used ({first.key} is the first: {first.reason}, "
+                f"{first.detail}): paths are absolute, or relative to data.root (default: the folder of the list)"
             )
         self.left_out = Counter(problem.reason for problem in self._problems)
         self.lost = sum(count for reason, count in self.left_out.items() if reason not in NOTICES)
@@ -69,7 +69,7 @@ class ListedCorpus(Corpus):
 
     def sample(self, shard: int, row: int) -> SampleRef:
         entry, place = self._entries[shard], self.shards[shard]
-        members = {split_extension(place)[1]: (0, storage.size(place)), "json": (shard, 0)}
+        members = {video_extension(place): (0, storage.size(place)), "json": (shard, 0)}
         return SampleRef(entry.path, place, members, entry.path, self.prefix)
 
     def all_problems(self) -> Iterator[Problem]:
@@ -94,8 +94,8 @@ class ListedCorpus(Corpus):
 def folder_listing(root: str) -> Listing | None:
     """The videos below a folder as a list: captions are those of NAME.txt or NAME.json beside NAME.mp4, labels the
     folders that the videos are in. None where the folder holds no video."""
-    entries = []
-    for folder, names in walk(root):
+    entries, unread = [], list[Problem]()
+    for folder, names in walk(root, unread):
         stems = set(names)
         label = os.path.relpath(folder, root).replace(os.sep, "/")
         for name in names:
@@ -106,7 +106,9 @@ def folder_listing(root: str) -> Listing | None:
                 entries.append(Entry(path, captions_of(beside), None if label == "." else label))
     if not entries:
         return None
-    return Listing(os.path.join(root, ""), entries, "videos of a folder; captions: NAME.txt or NAME.json beside them")
+    return Listing(
+        os.path.join(root, ""), entries, "videos of a folder; captions: NAME.txt or NAME.json beside them", unread
+    )
 
 
 def _read(folder: str, name: str) -> bytes:

@@ -90,6 +90,8 @@ def _no_shards(item: str) -> NoShards:
             f"{item!r} holds Parquet, which has no video in it: download the videos with video2dataset, or make a CSV "
             "of files and captions"
         )
+    if not is_url(item) and os.path.isdir(item) and not there:
+        return NoShards(f"{item!r} is an empty folder: name one that holds shards (*.tar) or videos")
     return NoShards(f"no shards (*.tar) at {item!r}; make some with tools/make_shards.py or name another")
 
 

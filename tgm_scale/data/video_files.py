@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,10 +12,13 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data import storage
 from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, split_extension
 
+UNREADABLE = "folder_unreadable"
+_ENDINGS = ", ".join(VIDEO_EXTENSIONS)
 
-def walk(root: str) -> Iterator[tuple[str, list[str]]]:
+
+def walk(root: str, unread: list[Problem] | None = None) -> Iterator[tuple[str, list[str]]]:
     """Each folder at or below `root` with its files, in order of names. Links are followed, and each real folder comes
-    once: links to a folder above would have no end."""
+    once: links to a folder above would have no end. `unread` takes the folders that cannot be read."""
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
@@ -24,18 +27,37 @@ def walk(root: str) -> Iterator[tuple[str, list[str]]]:
             place = os.stat(folder)
             with os.scandir(folder) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
-        except OSError:  # not ours to read, or gone: what is in it is missing, and told as such
+        except (OSError, ValueError) as error:
+            if unread is not None:
+                unread.append(Problem(folder, UNREADABLE, _why(error)))
             continue
         if (place.st_dev, place.st_ino) in seen:
             continue
         seen.add((place.st_dev, place.st_ino))
-        yield folder, [entry.name for entry in entries if entry.is_file()]
-        waiting += [entry.path for entry in reversed(entries) if entry.is_dir()]
+        yield folder, [entry.name for entry in entries if _holds(entry.is_file)]
+        waiting += [entry.path for entry in reversed(entries) if _holds(entry.is_dir)]
+
+
+def video_extension(place: str) -> str:
+    """The extension of a file or a URL, which a query may follow; "" where it does not end as a video does."""
+    return split_extension(place.partition("?")[0] if storage.is_url(place) else place)[1]
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except OSError:  # a link to itself is neither file nor folder
+        return False
+
+
+def _why(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Where the paths of a list lie; those that do not, by reason: missing_video, ambiguous."""
+    """Where the paths of a list lie; those that do not, by reason: missing_video, ambiguous, folder_unreadable, or
+    not_a_video, whose name does not end as a video's does."""
 
     places: dict[str, str]  # path in the list -> file or URL
     problems: list[Problem]
@@ -53,11 +75,18 @@ class VideoFolder:
         self.root = root or "."
         self._places_alone = places_alone
         self._listings: dict[str, dict[str, list[str]]] = {}
+        self._unread: list[Problem] = []
 
     def find(self, paths: Sequence[str]) -> Found:
-        places = {path: place for path in paths if (place := self._named(path)) is not None}
-        left = [path for path in paths if path not in places]
+        places: dict[str, str] = {}
         why: dict[str, Problem] = {}
+        for path in paths:
+            try:
+                if (place := self._named(path)) is not None:
+                    places[path] = place
+            except _Unclear as unclear:
+                why[path] = Problem(path, unclear.reason, str(unclear))
+        left = [path for path in paths if path not in places]
         taken = set(places.values())
         for way in (self._other_extension, self._by_bare_name):
             found: dict[str, str] = {}
@@ -78,11 +107,7 @@ class VideoFolder:
                 else:
                     places[path] = place
             taken |= users.keys()
-        problems = [
-            why.get(path) or Problem(path, "missing_video", f"not below {self.root}")
-            for path in left
-            if path not in places
-        ]
+        problems = [why.get(path) or self._missing(path) for path in left if path not in places]
         return Found({path: places[path] for path in paths if path in places}, problems)
 
     @property
@@ -90,9 +115,19 @@ class VideoFolder:
         """Whether there is no video below the root."""
         return not self._everywhere
 
+    def _missing(self, path: str) -> Problem:
+        if os.path.isfile(os.path.join(self.root, path)):
+            return Problem(path, "not_a_video", f"is there, but its name does not end as a video's does: {_ENDINGS}")
+        detail = f"not below {self.root}"
+        if self._unread:
+            detail += f"; {len(self._unread)} folders cannot be read ({self._unread[0].key}: {self._unread[0].detail})"
+        return Problem(path, "missing_video", detail)
+
     def _named(self, path: str) -> str | None:
         place = path if storage.is_url(path) else os.path.join(self.root, path)
         if storage.is_url(place):
+            if not video_extension(place):
+                raise _Unclear("not_a_video", f"a URL that does not end as a video does: {_ENDINGS}")
             return place  # taken at its word: a server is not asked for each
         folder, base = os.path.split(place)
         stem, extension = split_extension(base)
@@ -124,7 +159,7 @@ class VideoFolder:
     def _everywhere(self) -> dict[str, list[str]]:
         """Videos below the root by their bare names."""
         found: defaultdict[str, list[str]] = defaultdict(list)
-        for folder, names in walk(self.root):
+        for folder, names in walk(self.root, self._unread):
             for name in names:
                 stem, extension = split_extension(name)
                 if extension:
@@ -139,10 +174,12 @@ class VideoFolder:
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         stem, extension = split_extension(entry.name)
-                        if extension and entry.is_file():
+                        if extension and _holds(entry.is_file):
                             found[stem].append(entry.name)
             except (FileNotFoundError, NotADirectoryError):
                 pass
+            except (OSError, ValueError) as error:
+                raise _Unclear(UNREADABLE, f"{folder}: {_why(error)}") from None
             self._listings[folder] = found
         return self._listings[folder]
 
