@@ -14,6 +14,7 @@ import torch
 from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.data.shards import ShardWriter, shard_path
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.relevance import Relevance
@@ -66,6 +67,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.every <= 0:
         raise ValueError(f"--every {options.every}: wanted seconds above 0")
     corpus = Corpus.open(options.shards)
+    if isinstance(corpus, ListedCorpus):
+        raise ValueError(
+            f"--shards {options.shards}: video files, and a map needs a shard to lie in: make shards of them, with "
+            "tools/make_shards.py from spans, or tools/caption_clips.py from a list"
+        )
     if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,8 +95,8 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _score(ref: SampleRef, corpus: Corpus, scorer: _Scorer, writer: ShardWriter) -> str:
-    """Copy a sample with its maps. What became of it, in a word to be counted."""
-    members: dict[str, Any] = corpus.read(ref, list(ref.members))
+    """Copy a sample with its maps, and without those it had. What became of it, in a word to be counted."""
+    members: dict[str, Any] = corpus.read(ref, [extension for extension in ref.members if extension != EXTENSION])
     outcome, maps = scorer(members[ref.video], members)
     if maps is not None:
         members[EXTENSION] = maps

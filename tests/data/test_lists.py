@@ -223,14 +223,15 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 def test_only_text_is_a_caption(tmp_path: Path) -> None:
     """What pandas writes for an empty field is none; words are not made from objects and lists."""
     rows = ['"a.mp4", "caption": NaN, "label": null', '"b.mp4", "captions": ["one", null, 3, {"text": "two"}, ["x"]]',
-            '"c.mp4", "captions": {"en": "three"}', '"d.mp4", "label": [7], "caption": "four"']  # fmt: skip
+            '"c.mp4", "captions": {"en": "three"}', '"d.mp4", "label": [7], "caption": "four"',
+            '"d.mp4", "label": 8']  # fmt: skip
     (tmp_path / "x.json").write_text("[" + ",".join('{"file": ' + row + "}" for row in rows) + "]")
     listing = read_list(tmp_path / "x.json", wanted="caption")
     assert [(entry.path[0], entry.captions, entry.label) for entry in listing.entries] == [
         ("a", [], None), ("b", ["one"], None), ("c", [], None), ("d", ["four"], "7")
     ]  # fmt: skip
     assert [(problem.key[0], problem.reason) for problem in listing.problems] == [
-        ("b", "bad_caption"), ("b", "bad_caption"), ("b", "bad_caption"), ("c", "bad_caption")
+        ("b", "bad_caption"), ("b", "bad_caption"), ("b", "bad_caption"), ("c", "bad_caption"), ("d", "bad_label")
     ]  # fmt: skip
 
 

@@ -84,6 +84,30 @@ def test_cached_maps_are_the_online_ones(
     assert len(Corpus.open(str(output))) == 5
 
 
+def test_maps_that_a_sample_had_are_not_kept(
+    clip_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They may be of other captions, and their fingerprint would stop a run that this very tool prepared."""
+    with ShardWriter(tmp_path / "old") as writer:
+        for key, video, captions in (("a", b"not a video", ["one"]), ("b", b"not a video", [])):
+            writer.write(key, {"mp4": video, "json": {"captions": captions}, "tgm.npy": b"old"})
+    assert run("--shards", tmp_path / "old", "--towers", clip_source, "--output", tmp_path / "new") == 0
+    assert "1 clips not decoded (not_a_video), 1 clips without a caption" in capsys.readouterr().out
+    corpus = Corpus.open(str(tmp_path / "new"))
+    assert [set(corpus.sample(0, row).members) for row in range(2)] == [{"mp4", "json"}] * 2
+
+
+@pytest.mark.parametrize("name", ["list.csv", ""])
+def test_files_have_no_place_for_maps(
+    clip_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos/a.mp4").touch()
+    (tmp_path / "videos/list.csv").write_text("file,caption\na.mp4,one\n")
+    assert run("--shards", tmp_path / "videos" / name, "--towers", clip_source, "--output", tmp_path / "new") == 2
+    assert "video files, and a map needs a shard" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_tasks_side_by_side_make_the_shards_of_one(
     shards: Path, clip_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -144,6 +144,8 @@ def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
                     f"{row.where}: {shown(row.path)} has another label, {shown(label)}, than at {said[path]}, "
                     f"{shown(entry.label)}: {_ONE_LABEL}"
                 )
+            detail = f"{row.where}: not {shown(label)}, but {shown(entry.label)} as at {said[path]}"
+            listing.problems.append(Problem(row.path, "bad_label", detail))
             continue
         entry.label, said[path] = label, row.where
     listing.entries = list(entries.values())
