@@ -47,6 +47,18 @@ def test_a_lost_shard_counts_as_what_the_others_hold(tmp_path: Path, capsys: pyt
     assert len(build.corpora(config(folder, max_left_out_share=1.0))[0]) < 30
 
 
+def test_what_was_left_out_is_read_once(tmp_path: Path) -> None:
+    """It is asked for by the inventory, by the file that names all, and by the run's data.json."""
+    folder = make_corpus(tmp_path / "c", [3, 3])
+    (folder / "00001.tar").write_bytes(b"<html>")
+    corpus = Corpus.open(folder)
+    first = list(corpus.all_problems())
+    for path in folder.iterdir():
+        path.unlink()
+    assert list(corpus.all_problems()) == first and [problem.reason for problem in first] == ["shard_unreadable"]
+    assert of_corpus("data", corpus, captions=False).left_out == {"shard_unreadable": 1}
+
+
 def test_notices_are_no_losses() -> None:
     found = Inventory.of(
         "data", 9, [Problem("a", "no_video"), *(Problem(k, "duplicate_member", "x") for k in "bcdef")]

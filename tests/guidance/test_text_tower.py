@@ -138,6 +138,22 @@ def test_the_cache_is_bounded_and_keeps_the_latest() -> None:
     assert tower.encode([]).shape == (0, 2)
 
 
+def test_ids_of_captions_are_bounded_and_each_caption_is_tokenized_once() -> None:
+    seen: list[str] = []
+
+    def tokenize(captions: list[str]) -> torch.Tensor:
+        seen.extend(captions)
+        return torch.tensor([[len(caption)] for caption in captions])
+
+    tower = TextTower(tokenize, lambda ids: ids.float(), 1, torch.device("cpu"), cache_size=3)
+    for other in ("bb", "ccc", "dddd", "eeeee"):
+        tower.encode(["a", other])
+        assert len(set(tower.caption_ids(["a", other]).tolist())) == 2
+    assert seen == ["a", "bb", "ccc", "dddd", "eeeee"] and len(tower._ids) == 3
+    tower.encode([letter * 9 for letter in "abcdefghij"])
+    assert len(tower._ids) == 3
+
+
 def test_the_tower_is_frozen_and_its_output_takes_part_in_training(clip_source: Path) -> None:
     embeddings = load_text_tower(clip_source).encode(SENTENCES)
     assert not embeddings.requires_grad

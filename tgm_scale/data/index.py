@@ -10,6 +10,7 @@ import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import numpy as np
@@ -45,6 +46,10 @@ def _lost(summaries: list[Summary], faults: list[dict[str, int]]) -> float:
     return lost
 
 
+def _problems_of(shard: str) -> list[Problem]:
+    return shard_index.load(shard).problems
+
+
 class Corpus:
     """Open with `Corpus.open`. Threads may share it; it pickles small (a worker reads its indices itself)."""
 
@@ -68,6 +73,7 @@ class Corpus:
             digest.update(f"{names[i]} {summaries[i].mark} {summaries[i].samples}\n".encode())
         self.fingerprint = digest.hexdigest()
         self.content = ""  # stands for captions and labels where the marks of the tars do not
+        self._problems_of: dict[str, list[Problem]] | None = None  # of faulty shards, once they were asked for
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
         self._reader = storage.RangeReader(cache, self.fingerprint)
@@ -136,11 +142,15 @@ class Corpus:
 
     def all_problems(self) -> Iterator[Problem]:
         """What was left out of all shards, those without any usable sample too, by names as samples have them."""
+        if self._problems_of is None:
+            faulty = [shard for shard, _, faults in self._faulty if faults is not _EMPTY]
+            with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
+                self._problems_of = dict(zip(faulty, pool.map(_problems_of, faulty)))
         for shard, name, faults in self._faulty:
             if faults is _EMPTY:
                 yield Problem(self.prefix + name, "shard_empty", f"{shard} holds no member")
                 continue
-            for problem in shard_index.load(shard).problems:
+            for problem in self._problems_of[shard]:
                 whole = problem.key == shard_index.shard_name(shard) and problem.reason in WHOLE_SHARD
                 key = name if whole else f"{name}/{problem.key}"
                 detail = f"{shard}: {problem.detail}" if whole else problem.detail
@@ -179,7 +189,7 @@ class Corpus:
             return index
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_indices": OrderedDict(), "_lock": None}
+        return {**self.__dict__, "_indices": OrderedDict(), "_lock": None, "_problems_of": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

@@ -6,7 +6,8 @@ Shapes: B captions, L tokens (always the tower's longest), E width of the joint 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,8 +60,7 @@ class TextTower:
         if missing := [caption for caption in dict.fromkeys(captions) if caption not in self._ids]:
             self._note(missing, self.tokenize(missing))
         found = torch.tensor([self._ids[caption] for caption in captions], dtype=torch.int64)
-        while len(self._ids) > self._cache_size:
-            self._ids.popitem(last=False)
+        _keep_latest(self._ids, captions, self._cache_size)
         return found
 
     def _note(self, captions: list[str], tokens_BL: Tensor) -> None:
@@ -75,8 +75,15 @@ class TextTower:
         return [row.clone() for row in F.normalize(embeddings, dim=-1)[: len(captions)]]
 
     def _remember(self, used: dict[str, Tensor]) -> None:
-        for caption, embedding in used.items():
-            self._cache[caption] = embedding
-            self._cache.move_to_end(caption)
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+        self._cache.update(used)
+        _keep_latest(self._cache, used, self._cache_size)
+        _keep_latest(self._ids, used, self._cache_size)
+
+
+def _keep_latest(known: OrderedDict[str, Any], used: Iterable[str], size: int) -> None:
+    """Forget all but the latest `size`, those just used the last."""
+    for caption in used:
+        if caption in known:
+            known.move_to_end(caption)
+    while len(known) > size:
+        known.popitem(last=False)
