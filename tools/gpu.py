@@ -25,6 +25,7 @@ from tgm_scale.runtime import command
 from tgm_scale.runtime.progress import clock
 from tgm_scale.training.run_folder import replace_file
 
+LOOK_SECONDS = 300.0  # for a look at the GPUs: torch's import and a first context take up to a minute
 EXAMPLES = """examples:
   python tools/gpu.py                                  all that fits in 10 minutes of one H100
   python tools/gpu.py --minutes 30 --skip demo
@@ -96,11 +97,24 @@ def _run(options: argparse.Namespace) -> int:
 def _look_at_gpus() -> dict[str, Any]:
     """Raises ValueError where none can be used; says so where others use one."""
     command_line = [sys.executable, "-m", "gpu_checks.card", "--json", "/dev/stdout"]
-    done = subprocess.run(command_line, cwd=ROOT / "tools", capture_output=True, text=True, timeout=300)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    process = subprocess.Popen(
+        command_line, cwd=ROOT / "tools", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        told, complaints = process.communicate(timeout=LOOK_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()  # and not waited for: where the driver hangs it may never end
+        raise ValueError(
+            f"no GPU can be used: looking at the GPU took longer than {LOOK_SECONDS:g} s, so its driver may hang "
+            f"(does nvidia-smi answer?); {card.CPU_INSTEAD}"
+        ) from None
+    except BaseException:
+        process.kill()
+        raise
+    if process.returncode or "{" not in told:
+        last = complaints.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
         raise ValueError(f"no GPU can be used: looking at it failed: {last[0]}; {card.CPU_INSTEAD}")
-    facts = json.loads(done.stdout[done.stdout.index("{") :])
+    facts = json.loads(told[told.index("{") :])
     if why := card.obstacle(facts):
         raise ValueError(f"{why}. {card.CPU_INSTEAD}")
     for line in card.busy(facts["gpus"]):

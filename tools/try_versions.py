@@ -46,7 +46,6 @@ FAST = (  # what touches other packages most, in a minute or two of one core
 TEST_TOOLS = ("pytest", "hypothesis", "opencv-python-headless")
 TEST_SECONDS = 360
 INSTALL_SECONDS = 1800
-_PIP = ("--quiet", "--no-compile")
 FIRST_RUN = ("data.synthetic.clips=16", "data.workers=0", "train.steps=4", "train.global_batch_size=8")
 
 
@@ -94,8 +93,20 @@ def _run(options: argparse.Namespace) -> int:
 def _interpreter(version: str) -> str | None:
     """The path of a Python X.Y: on the PATH, or among pyenv's."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    of_pyenv = sorted((root / "versions").glob(f"{version}.*/bin/python"))
-    return str(of_pyenv[-1]) if of_pyenv else shutil.which(f"python{version}")
+    of_pyenv = [
+        (int(found[1]), path)
+        for path in (root / "versions").glob(f"{version}.*/bin/python")
+        if (found := re.fullmatch(rf"{re.escape(version)}\.(\d+)", path.parents[1].name))
+    ]
+    on_path = shutil.which(f"python{version}")
+    paths = [on_path] if on_path else []
+    paths += [str(path) for _, path in sorted(of_pyenv, reverse=True)]
+    return next((path for path in paths if _runs(path)), None)
+
+
+def _runs(interpreter: str) -> bool:
+    """Not so for pyenv's stand-in on the PATH of a version that is not chosen."""
+    return subprocess.run([interpreter, "--version"], capture_output=True).returncode == 0
 
 
 def lowest() -> Iterator[str]:

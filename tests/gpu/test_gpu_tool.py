@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,16 +16,21 @@ from typing import Any
 
 import gpu
 import pytest
-from gpu_checks import card, pretraining
-from gpu_checks.bench import Bench, Found, OutOfMemory, Skipped
+import try_versions
+from gpu_checks import card, others, pretraining, restarts, versus
+from gpu_checks.bench import Bench, Failed, Found, OutOfMemory, Skipped
 from gpu_checks.rows import ROWS, Row
 from gpu_checks.scale import SCALES
+
+from tgm_scale.models.vit import SIZES
+from tgm_scale.runtime.rendezvous import SHARED_GPU
 
 ROOT = Path(__file__).parents[2]
 HANGS = """
 import subprocess, sys, time
 sleep = "import time; time.sleep(987)"
 subprocess.Popen([sys.executable, "-c", sleep], process_group=0)  # as ninja starts a compiler
+subprocess.Popen([sys.executable, "-c", sleep], start_new_session=True)  # as torchrun starts a rank
 exec(sleep)
 """
 LIMIT = 3.0  # seconds, of the row that hangs
@@ -142,6 +149,99 @@ def test_the_report_is_one_file(broken: Path) -> None:
     assert not re.findall(r"<(?:script|link)|(?:src|href)=\"(?!data:|#)", page)
     for name in summary(broken):
         assert name in page
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "steps", "told"),
+    [
+        (1, f"ranks 0, 1 on h {SHARED_GPU} (GPU-7): start as many", False, None),
+        (1, "RuntimeError: CUDA error: device-side assert; GPU 0 has fallen off the bus", False, "something else"),
+        (1, f"ranks 0, 1 on h {SHARED_GPU} (GPU-7)", True, "trained on one GPU"),
+        (0, "", False, "trained on one GPU"),
+    ],
+)
+def test_only_the_verdict_of_the_start_refuses_a_shared_gpu(
+    tmp_path: Path, code: int, said: str, steps: bool, told: str | None
+) -> None:
+    if steps:
+        (tmp_path / "metrics.jsonl").touch()
+    if told is None:
+        assert SHARED_GPU in others.refused(code, said, tmp_path).figure
+    else:
+        with pytest.raises(Failed, match=told):
+            others.refused(code, said, tmp_path)
+
+
+def bench_at(folder: Path) -> Bench:
+    return Bench(SCALES["cpu"], folder, folder, folder / "log", time.monotonic() + 60)
+
+
+def test_a_failure_at_one_stage_is_not_hidden_by_what_another_cannot_try(tmp_path: Path) -> None:
+    def check(bench: Bench, stage: int) -> str:
+        if stage == 2:
+            raise Failed("not equal")
+        if stage == 1:
+            raise Skipped("no kernel")
+        return f"{stage} equal"
+
+    with pytest.raises(Failed, match="not equal"):
+        restarts.at_once(bench_at(tmp_path), check, [0, 1, 2])
+    with pytest.raises(Skipped):
+        restarts.at_once(bench_at(tmp_path), check, [0, 1])
+    assert restarts.at_once(bench_at(tmp_path), check, [0, 3]) == ["0 equal", "3 equal"]
+
+
+def test_an_interrupt_ends_what_the_threads_run(tmp_path: Path) -> None:
+    def check(bench: Bench, stage: int) -> str:
+        with bench.start([sys.executable, "-c", "import time; time.sleep(986)"]) as process:
+            if stage == 1:
+                main = threading.main_thread().ident
+                assert main is not None
+                threading.Timer(0.2, signal.pthread_kill, [main, signal.SIGINT]).start()
+            process.wait()
+        return ""
+
+    with pytest.raises(KeyboardInterrupt):
+        restarts.at_once(bench_at(tmp_path), check, [0, 1])
+    assert not processes_with("time.sleep(986)")
+
+
+def test_a_folder_that_cannot_be_emptied_costs_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "ROWS", [row("stuck", "pass"), row("free", "print('well')")])
+    assert start(tmp_path / "out") == 0
+    stuck = tmp_path / "out/rows/stuck"
+    stuck.rmdir()
+    stuck.touch()  # rmtree leaves a file
+    assert start(tmp_path / "out", "--again") == 1
+    rows = summary(tmp_path / "out")
+    assert rows["free"]["figure"] == "well" and "cannot be emptied" in rows["stuck"]["figure"]
+
+
+def test_a_gpu_that_does_not_answer_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "LOOK_SECONDS", 0.05)
+    assert gpu.main(["--output", str(ROOT / "nowhere")]) == 2
+    assert "took longer than 0.05 s" in capsys.readouterr().err
+
+
+def test_our_step_is_compiled_as_training_compiles_it() -> None:
+    for compiled in (False, True):
+        model = versus.our_model(SIZES["tiny"], 4, 32, compiled)
+        assert model._compiled_call_impl is None, "not as one graph"
+        assert all((block._compiled_call_impl is not None) == compiled for block in model.encoder.blocks)
+
+
+def test_the_newest_interpreter_that_runs_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, code in (("3.11.9", 0), ("3.11.10", 0), ("3.11.12", 1), ("3.11-dev", 0)):
+        python = tmp_path / "versions" / version / "bin/python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f"#!/bin/sh\nexit {code}\n")
+        python.chmod(0o755)
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert try_versions._interpreter("3.11") == str(tmp_path / "versions/3.11.10/bin/python")
+    assert try_versions._interpreter("3.12") is None
 
 
 @pytest.mark.parametrize(

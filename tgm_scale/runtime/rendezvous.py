@@ -22,6 +22,7 @@ from tgm_scale.runtime import slurm
 from tgm_scale.runtime.distributed import Place
 
 SAY_AFTER = 20.0  # seconds of waiting; a start of 64 processes on one host takes 5
+SHARED_GPU = "were given one GPU"  # what a start with too few GPUs is told
 _BELIEVED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _ALSO = ("SLURM_PROCID", "SLURM_NTASKS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _LOOK = 0.2  # seconds from one try to reach rank 0 to the next
@@ -158,7 +159,7 @@ def _shared_gpus(store: dist.Store, world_size: int) -> str:
     for (host, gpu), of in ranks.items():
         if len(of) > 1:
             return (
-                f"ranks {', '.join(map(str, of[:_NAMED]))} on {host} were given one GPU ({gpu}): start as many "
+                f"ranks {', '.join(map(str, of[:_NAMED]))} on {host} {SHARED_GPU} ({gpu}): start as many "
                 "processes a host as it has GPUs, or correct CUDA_VISIBLE_DEVICES"
             )
     return ""

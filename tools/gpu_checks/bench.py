@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import tuning
@@ -23,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 _NAMES_AN_ERROR = re.compile(
     r"^(\[rank\d+\]: ?)?([\w.]*(Error|Exception|RunStopped|Diverged)\b|tgm-scale \w+:|FAILED)"
 )
+_MARK = "TGM_GPU_CHECK"  # variable by which all processes of a command are known
 _MAY_DIE = 20.0  # seconds for a killed process to be gone
 _LOOK = 0.1  # seconds from one look at a process to the next
 
@@ -54,10 +57,14 @@ class Skipped(Exception):
 
 class Process:
     """A command in a session of its own, writing to the row's log; a context manager at whose end nothing of it is
-    left."""
+    left. stopped: set where all of the row is to end."""
 
-    def __init__(self, command: Sequence[str], log: Path, deadline: float, environment: dict[str, str]):
-        self._log, self._deadline = log, deadline
+    def __init__(
+        self, command: Sequence[str], log: Path, deadline: float, environment: dict[str, str], stopped: Event
+    ):
+        self._log, self._deadline, self._stopped = log, deadline, stopped
+        self._mark = f"{_MARK}={uuid.uuid4().hex}"
+        name, _, value = self._mark.partition("=")
         with log.open("a") as stream:
             stream.write(f"$ {' '.join(command)}\n")
             stream.flush()
@@ -65,7 +72,7 @@ class Process:
             self._process = subprocess.Popen(
                 list(command),
                 cwd=ROOT,
-                env=environment,
+                env={**environment, name: value},
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -90,7 +97,10 @@ class Process:
         return self.code
 
     def tick(self) -> None:
-        """Wait a moment. Raises Failed when the row's time is over."""
+        """Wait a moment. Raises Failed when the row's time is over, or it was stopped."""
+        if self._stopped.is_set():
+            self.kill()
+            raise Failed("was stopped")
         if time.monotonic() > self._deadline:
             self.kill()
             raise Failed("took longer than the row's time limit and was stopped", "see the end of its log")
@@ -99,7 +109,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL to all of its processes, as a lost node ends."""
         end = time.monotonic() + _MAY_DIE
-        while left := _of_session(self._process.pid):  # until none has been born meanwhile
+        while left := _marked(self._mark):  # until none has been born meanwhile
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -116,13 +126,14 @@ class Process:
         self.kill()
 
 
-def _of_session(leader: int) -> list[int]:
-    """The processes of a session that still run. Not of a group: ninja gives each compiler one of its own."""
+def _marked(mark: str) -> list[int]:
+    """The processes that still run and began with this variable. Not those of a session, of a group or below a
+    parent: torchrun gives each rank a session of its own, ninja each compiler a group, and parents die first."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended
-            state, _, _, session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            if int(session) == leader and state not in "ZX":
+        with contextlib.suppress(OSError):  # it ended, or is another user's
+            # what has ended and was not yet waited for has none
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
                 found.append(int(folder.name))
     return found
 
@@ -132,7 +143,8 @@ class Bench:
     """One row's place to work.
 
     inputs: folder of what all rows share; folder: the row's own, empty; deadline: on time.monotonic's clock;
-    gpus: what gpu_checks.card.look says of each; earlier: figures of rows that worked, by name."""
+    gpus: what gpu_checks.card.look says of each; earlier: figures of rows that worked, by name; stopped: ends what
+    its threads run."""
 
     scale: Scale
     inputs: Path
@@ -141,6 +153,7 @@ class Bench:
     deadline: float
     gpus: list[dict[str, Any]] = field(default_factory=list)
     earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stopped: Event = field(default_factory=Event)
 
     def start(self, command: Sequence[str], **variables: str) -> Process:
         """A command in the environment of the rows: `variables` are set, and no GPU is seen where none is wanted."""
@@ -149,7 +162,7 @@ class Bench:
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         if self.scale.device == "cpu":
             environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-        return Process(command, self.log, self.deadline, environment)
+        return Process(command, self.log, self.deadline, environment, self.stopped)
 
     def python(self, *arguments: str, **variables: str) -> str:
         """Run `python ARGUMENTS` to its end and return what it said. Raises Failed where its exit code is not 0."""

@@ -9,10 +9,6 @@ from pathlib import Path
 from gpu_checks.scale import SCALES, Scale
 
 
-def ready(scale: Scale, folder: Path) -> bool:
-    return (folder / "towers").is_dir() and (folder / "shards").is_dir()
-
-
 def make(scale: Scale, folder: Path) -> None:
     """Both, as far as they are not there."""
     from benchmarks.clips import make_shards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 from gpu_checks import card as cards
@@ -21,6 +22,7 @@ from gpu_checks.pretraining import (
     pretrain_command,
     shown,
 )
+from tgm_scale.runtime.rendezvous import SHARED_GPU
 
 NOT_PINNED = "cannot be pinned"  # as data.shared_memory warns, once
 DATA_WAIT = 0.1  # of a step: above it the loader is what a run waits for
@@ -110,11 +112,16 @@ def shared_gpu(bench: Bench) -> Found:
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     with bench.start([*launcher, *pretrain_command("B", words)], CUDA_VISIBLE_DEVICES=first) as process:
         code, said = process.wait(), process.said()
-    if code == 0:
+    return refused(code, said, bench.folder / "run")
+
+
+def refused(code: int, said: str, run_dir: Path) -> Found:
+    """What `shared_gpu` finds of its processes: the verdict of their rendezvous, in its words, and no step."""
+    if code == 0 or (run_dir / "metrics.jsonl").exists():
         raise Failed("two ranks trained on one GPU")
-    told = [line for line in said.splitlines() if "GPU" in line or "device" in line.lower()]
+    told = [line for line in said.splitlines() if SHARED_GPU in line]
     if not told:
-        raise Failed("refused, but the message does not name the GPU", "see the end of its log")
+        raise Failed("ended by something else than the check of GPUs at the start", "see the end of its log")
     return Found(f"refused: {told[0].strip()[:160]}")
 
 

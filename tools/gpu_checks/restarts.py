@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +41,28 @@ def bf16(bench: Bench) -> Found:
 
 def exact(bench: Bench) -> Found:
     """A tiny model in fp32 with deterministic kernels at each ZeRO stage that allows it: equal to the last bit."""
-    with ThreadPoolExecutor(len(bench.scale.exact_stages)) as threads:  # their starts cost more than their work
-        reports = dict(zip(bench.scale.exact_stages, threads.map(partial(_at_stage, bench), bench.scale.exact_stages)))
-    figures = {f"stage_{stage}": report for stage, (report, _) in reports.items()}
-    for stage, (report, equal) in reports.items():
-        if not equal:
-            raise Failed(f"ZeRO-{stage}: not equal after the restart: {report}", "", figures)
-    return Found(f"equal to the last bit at ZeRO {', '.join(map(str, reports))}", figures)
+    reports = at_once(bench, _at_stage, bench.scale.exact_stages)  # their starts cost more than their work
+    figures = {f"stage_{stage}": report for stage, report in zip(bench.scale.exact_stages, reports)}
+    return Found(f"equal to the last bit at ZeRO {', '.join(map(str, bench.scale.exact_stages))}", figures)
 
 
-def _at_stage(bench: Bench, stage: int) -> tuple[str, bool]:
-    """What `tgm-scale compare` says last of the two runs at one stage, and whether they are equal."""
+def at_once(bench: Bench, check: Callable[[Bench, int], str], stages: Sequence[int]) -> list[str]:
+    """What `check` says of each stage, all at the same time. Raises what one of them raised once all have ended: a
+    failure before what could not be tried. Interrupted, what they run is stopped."""
+    with ThreadPoolExecutor(len(stages)) as threads:
+        try:
+            running = [threads.submit(check, bench, stage) for stage in stages]
+            errors = [error for one in running if (error := one.exception())]
+        except BaseException:
+            bench.stopped.set()
+            raise
+    for error in sorted(errors, key=lambda error: isinstance(error, Skipped)):
+        raise error
+    return [one.result() for one in running]
+
+
+def _at_stage(bench: Bench, stage: int) -> str:
+    """What `tgm-scale compare` says last of the two runs at one stage. Raises Failed where they are not equal."""
     own_log = replace(bench, log=bench.log.with_name(f"{bench.log.stem}-zero{stage}.log"))
     own_log.log.unlink(missing_ok=True)
     file = bench.folder / f"zero{stage}.json"
@@ -66,7 +76,10 @@ def _at_stage(bench: Bench, stage: int) -> tuple[str, bool]:
             raise Skipped(f"torch has no deterministic kernel here for all of it: {failed}") from None
         raise
     report, equal = compare(*map(str, runs))
-    return report.splitlines()[-1], equal
+    last = report.splitlines()[-1]
+    if not equal:
+        raise Failed(f"ZeRO-{stage}: not equal after the restart: {last}", "", {f"stage_{stage}": last})
+    return last
 
 
 def _pair(

@@ -145,8 +145,6 @@ class Runner:
         log.unlink(missing_ok=True)
         log.touch()
         folder = self.plan.output / "rows" / row.name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
         earlier = {result.name: result.figures for result in self.results if result.verdict == OK}
         limit = row.limit(self.plan.scale.device)
         bench = Bench(
@@ -154,6 +152,7 @@ class Runner:
         )
         result = Result(row.name, row.proves, OK)
         try:
+            _empty(folder)
             found = row.check(bench)
             result.figure, result.figures, result.remedy = found.figure, found.figures, found.remedy
         except Skipped as reason:
@@ -170,6 +169,17 @@ class Runner:
         result.seconds = round(time.monotonic() - began, 1)
         result.log = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         return result
+
+
+def _empty(folder: Path) -> None:
+    """Raises Failed where what is in a row's folder stays: of another user, or somebody still writes there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise Failed(
+            f"{folder}: cannot be emptied ({error.strerror})", "remove it, or name another --output"
+        ) from None
 
 
 def made_by(plan: Plan) -> dict[str, Any]:
