@@ -91,7 +91,9 @@ def _run(options: argparse.Namespace) -> int:
     filters = Filters(options.min_umt, options.min_aesthetic, options.min_seconds, options.max_seconds)
     plan = Plan(options.annotations, filters, options.clips_per_shard)
     if not plan.clips:
-        why = plan.problems[0].detail if plan.problems else "no row passes the filters"
+        why = "no row passes the filters" if plan.rows else "it is empty"
+        if plan.problems:
+            why = f"the first: {plan.problems[0].key}: {plan.problems[0].detail}"
         raise ValueError(f"--annotations {options.annotations}: no clip in {plan.rows} rows ({why}); see --help")
     encoding = Encoding(options.short_side, options.gop, options.crf)
     claim(options.output, plan, encoding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import defaultdict
 
@@ -141,10 +142,32 @@ def test_what_stands_beside_a_caption_is_checked(changes, complaint, columns):
         parse_row(json.dumps({**line, **changes}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"file": None}, "no file"),
+        ({"file": {"x": 1}}, "file is .*: wanted text"),
+        ({"start": 3}, "no end"),
+        ({"start": -1, "end": 3}, "time '-1.0 s' is not HH:MM:SS.mmm"),
+        ({"end": 1e300}, "time '1e.300 s' is not"),
+        ({"end": math.nan, "start": 1}, "no end"),
+        ({"end": math.inf}, "time 'inf s' is not"),
+        ({"end": "0,5"}, "time '0,5' is not"),
+        ({"end": [1]}, r"end is \[1\]: wanted text, such as 00:01:02.500"),
+        ({"start": 2, "end": 1}, "the span ends .* before it starts"),
+    ],
+)
+def test_what_is_wrong_with_a_row_of_columns_is_said_by_its_column(changes, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_row(json.dumps({"file": "a.mp4", "caption": "c", **changes}))
+
+
 def test_a_row_of_a_list_may_have_several_captions_or_a_label_alone():
     assert parse_row('{"path": "a.mp4", "captions": ["one", "two"]}').captions == ("one", "two")
     row = parse_row('{"path": "a.mp4", "label": 3, "caption": null}')
     assert (row.captions, row.label, row.whole, row.file) == ((), "3", True, "a.mp4")
+    row = parse_row('{"file": 7, "caption": "c", "end": 0.5}')
+    assert (row.video, row.start, row.end) == ("7", 0, 500)
 
 
 @given(st.lists(st.tuples(st.text(min_size=1), st.integers(0, 99), st.integers(100, 199)), unique=True))

@@ -112,6 +112,7 @@ COLUMNS = f'file,label,caption,split,frames\na.mp4,3,"{CAPTIONS}",train,61\nb.mp
         ("list.jsonl", '{"video": "a.mp4", "captions": ["one", "two"]}\n{"video": "b.mp4", "caption": "c"}\n',
          [("a.mp4", ["one", "two"], None)]),
         ("list.json", '[{"path": "a.mp4", "caption": "one"}]', [("a.mp4", ["one"], None)]),
+        ("list.jsonl", '[{"path": "a.mp4", "caption": "one"},\n{"path": {"b": 1}}]', [("a.mp4", ["one"], None)]),
         ("webvid.csv", "videoid,contentUrl,duration,page_dir,name\n7,https://x/7.mp4,PT1S,0_5,a cat\n",
          [("0_5/7", ["a cat"], None)]),
         ("msrvtt.json", json.dumps({

@@ -19,6 +19,7 @@ INTERNVID = ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption")
 SCORES = ("umt_score", "aesthetic_score")
 _TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 _AS_TIME = ", such as 00:01:02.500"
+_LONGEST = 1e7  # seconds that a column may say: four months, and no video
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def parse_row(line: str | bytes) -> Row:
     row = {key.lower(): value for key, value in row.items()}
     columns = "youtubeid" not in row
     file = _by_columns(row) if columns else ""
-    for key in INTERNVID[:3]:
-        row[key.lower()] = _text(key, row.get(key.lower()))
+    for key, column in zip(INTERNVID, ("file", "start", "end")):
+        row[key.lower()] = _text(column if columns else key, row.get(key.lower()))
     label = label_text(row.get("label"))
     captions = tuple(_captions(row.get("caption"), several=columns))
     if not captions and not (columns and label):
@@ -91,7 +92,7 @@ def parse_row(line: str | bytes) -> Row:
 
 def _text(key: str, value: Any) -> str:
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{key} is {json.dumps(value)}: wanted text" + _AS_TIME * key.endswith("timestamp"))
+        raise ValueError(f"{key} is {json.dumps(value)}: wanted text" + _AS_TIME * (key not in ("file", "YoutubeID")))
     if value is None or not (text := cleaned(value)):
         raise ValueError(f"no {key}")
     return text
@@ -113,17 +114,22 @@ def _by_columns(row: dict) -> str:
         said = (row[name] for name in COLUMNS[meaning] if not absent(row.get(name)) and row[name] != "")
         row[key] = next(said, row.get(key))
     file = ""
+    if type(row["youtubeid"]) is int:
+        row["youtubeid"] = str(row["youtubeid"])
     if isinstance(name := row.get("youtubeid"), str) and name.strip() and "://" not in name:
         file = os.path.normpath(name.strip())
         row["youtubeid"], extension = split_extension(file)
         file = file if extension else ""
-    times = [None if absent(row[key]) or row[key] == "" else row[key] for key in keys[1:3]]
+    times: list[Any] = [None if absent(row[key]) or row[key] == "" else row[key] for key in keys[1:3]]
     row["whole"] = times == [None, None]
     for key, value in zip(keys[1:3], times):
+        if value is None and (key == "start_timestamp" or row["whole"]):
+            value = 0
         try:
-            row[key] = clock(round(float(value or 0) * 1000))
+            seconds = float(value)
         except (TypeError, ValueError, OverflowError):  # a clock time, or a mistake that is told with it
             continue
+        row[key] = clock(round(seconds * 1000)) if 0 <= seconds < _LONGEST else f"{seconds} s"
     return file
 
 

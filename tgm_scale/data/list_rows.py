@@ -25,7 +25,7 @@ from typing import Any
 
 from tgm_scale.data.list_lines import is_ucf101, lines_of, ucf101
 from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, Row, Rows, absent, header_of, of_list
-from tgm_scale.data.text import parsed
+from tgm_scale.data.text import parsed, shown
 
 EPIC_LABELS = ("verb", "noun", "action")
 _HMDB_USE = {"train": "1", "test": "2"}  # in the third place of a line; 0: not in this split
@@ -120,6 +120,8 @@ def _row(where: str, fields: Fields, own: Mapping[str, str | None]) -> Row:
     row.label = fields.get(own["label"] or "\0")
     row.captions = of_list(next((fields[name] for name in COLUMNS["caption"] if fields.get(name)), None))
     row.fault = str(fields.get(FAULT) or ("" if row.path else "no file"))
+    if isinstance(fields.get(own["file"] or "\0"), (list, dict)):
+        row.path, row.fault = "", f"file is {shown(row.path)}: wanted text"
     return row
 
 
@@ -174,6 +176,7 @@ _PUBLISHED: tuple[tuple[tuple[str, ...], str, Callable[[str, Fields, str], Row]]
 
 
 def _json(path: str, text: str, label: str, wanted: str, one_a_line: bool) -> Rows:
+    one_a_line = one_a_line and not text.lstrip().startswith("[")
     try:
         lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()] if one_a_line else []
         content: Any = [parsed(line) for _, line in lines] if one_a_line else parsed(text)
