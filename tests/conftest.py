@@ -33,11 +33,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in chosen if os.environ.get("TGM_TEST_GPU") == "cpu" else []:
         if "device" not in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.skip(reason="needs CUDA itself"))
-    if config.pluginmanager.hasplugin("xdist"):
-        # `make test` runs two files side by side; a SLURM cluster has fixed ports, so its files run one after another
-        for item in chosen:
-            group = "slurm" if item.path.parent.name == "slurm" else str(item.path)
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(autouse=True)

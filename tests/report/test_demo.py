@@ -1,4 +1,4 @@
-"""`make demo`, short: every stage, the figures' names, the floors that a short run can hold; and whole: all floors."""
+"""`make demo`: every floor, the figures' names, the report, and what a second start does."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 
 from tgm_scale.report.summary import at, judge
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
-SHORT = ["--clips", "80", "--test-clips", "60", "--seeds", "1", "--steps", "300"]
 
 
 def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -23,8 +24,9 @@ def demo(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whole: three seeds of both kinds of runs, beside the weights that they began with."""
     path = tmp_path_factory.mktemp("demo") / "run"
-    done = demo(path, *SHORT)
+    done = demo(path)
     assert done.returncode == 0, done.stderr
     assert str(path / "report.html") in done.stdout
     return path
@@ -35,14 +37,8 @@ def summary(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_the_floors_of_masks_and_export_hold(summary: dict[str, Any]) -> None:
-    missed = [str(f) for f in judge(summary) if not f.met and "probe" not in f.text and "reconstruction" not in f.text]
-    assert not missed
-
-
-def test_the_reconstruction_leaves_its_plateau(summary: dict[str, Any]) -> None:
-    """To predict the clip's mean everywhere costs about 1.04, since what is hidden stands out."""
-    assert at(summary, "loss.last") < 0.95
+def test_every_floor_is_met(summary: dict[str, Any]) -> None:
+    assert not [str(finding) for finding in judge(summary) if not finding.met]
 
 
 def test_names_that_scripts_rely_on(summary: dict[str, Any]) -> None:
@@ -61,22 +57,13 @@ def test_the_report_shows_curves_strips_and_figures(folder: Path) -> None:
     assert "tgm-scale pretrain --config configs/demo.yaml" in page
 
 
-@pytest.mark.slow
-def test_the_whole_demo_meets_every_floor(tmp_path: Path) -> None:
-    """Nine minutes on two cores: three seeds of both kinds of runs, beside the weights that they began with."""
-    done = demo(tmp_path / "whole")
-    assert done.returncode == 0, done.stderr
-    findings = judge(json.loads((tmp_path / "whole" / "summary.json").read_text()))
-    assert not [str(finding) for finding in findings if not finding.met]
-
-
 def test_a_finished_demo_is_not_done_again(folder: Path) -> None:
     before = (folder / "summary.json").read_text()
-    again = demo(folder, *SHORT)
+    again = demo(folder)
     assert again.returncode == 0 and again.stderr.count("done before") == 5
     assert (folder / "summary.json").read_text() == before
 
 
 def test_other_settings_do_not_mix_with_what_is_there(folder: Path) -> None:
-    other = demo(folder, *SHORT[:-1], "70")
+    other = demo(folder, "--steps", "70")
     assert other.returncode == 2 and "name another folder" in other.stderr

@@ -4,7 +4,8 @@
 # partition `urgent` preempt those of `debug`, which SLURM requeues.
 #   tests/slurm/cluster.sh start FOLDER [PORT]    then: export SLURM_CONF=FOLDER/slurm.conf
 #   tests/slurm/cluster.sh stop FOLDER
-# All state lies in FOLDER, the key of its own munge daemon too. Ports PORT to PORT+4 of 127.0.0.1 are used.
+# All state lies in FOLDER, the key of its own munge daemon too. Ports PORT to PORT+3 of 127.0.0.1 are used, and jobs are
+# numbered from PORT.
 # Needs: slurmctld, slurmd, slurm-client and munge (Debian's packages of these names, slurm-wlm 22.05).
 set -euo pipefail
 
@@ -47,6 +48,7 @@ write_configuration() {
 ClusterName=simulated
 SlurmctldHost=$(hostname -s)(127.0.0.1)
 SlurmctldPort=$port
+FirstJobId=$port
 AuthType=auth/munge
 AuthInfo=socket=$folder/munge/socket
 CredType=cred/munge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -35,8 +36,10 @@ def cluster() -> Iterator[Cluster]:
 
 
 def _free_ports() -> int:
-    """The first of four neighbouring ports that nobody listens on."""
-    for first in range(17000, 19000, 10):
+    """The first of four neighbouring ports that nobody listens on. Each process of pytest-xdist looks through its own:
+    jobs are numbered from there on, and no two of them meet at one MASTER_PORT."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(17000 + 1000 * worker, 18000 + 1000 * worker, 10):
         try:
             for port in range(first, first + 4):
                 with socket.socket() as probe:
