@@ -44,7 +44,7 @@ class Neighbours:
             self._parts = {role: _Part(source, views, decoder, control) for role, source in sources.items()}
         train, test = (self._parts[role].labels for role in PARTS)
         classes = in_order(train)
-        if lacking := told(not_trained(classes, test), len(test)):
+        if (lacking := told(not_trained(classes, test), len(test))) and control.place.is_main:
             print(f"knn.test: {lacking}", flush=True)
         self._truth_M, self._labels_N = (results.class_numbers(classes, labels) for labels in (test, train))
 
