@@ -85,6 +85,9 @@ def test_hmdb51_splits_by_role_and_number(tmp_path: Path) -> None:
     assert labels(tmp_path, "test", split=2) == [("a_1.avi", "cartwheel")]
     with pytest.raises(ValueError, match=r"no .*_test_split3.txt"):
         read_list(tmp_path, "test", split=3)
+    (tmp_path / "fall_test_split2.txt").write_bytes(b"caf\xe9.avi 2\n")
+    with pytest.raises(ValueError, match=r"fall_test_split2.txt line 1: not UTF-8"):
+        read_list(tmp_path, "test", split=2)
 
 
 CAPTIONS = "two people, one of them far away"

@@ -310,13 +310,14 @@ def test_whole_files_are_of_the_seconds_that_are_asked_for(small, tmp_path, tool
         ("a.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "a broken gzip"),
         ("a.csv", b"file,caption\n\xff,x\n", "not UTF-8"),
         ("a.md", None, "no such file"),
+        ("a.jsonl", b"", "no clip in 0 rows (it is empty)"),
+        ("a.csv", b"file,caption\na,b,c\n", "(the first: line 2: 3 fields under 2 columns"),
     ],
 )
-def test_annotations_that_cannot_be_read_leave_no_trace(tmp_path, name, content, words):
+def test_annotations_that_cannot_be_read_leave_no_trace(tmp_path, tool, capsys, name, content, words):
     (tmp_path / "videos").mkdir()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    done = run(tmp_path / name, tmp_path / "videos", tmp_path / "out")
-    assert done.returncode == 2 and words in done.stderr, done.stderr
-    done = run(tmp_path / name, tmp_path / "nowhere", tmp_path / "out")
-    assert done.returncode == 2 and "--videos" in done.stderr and not (tmp_path / "out").exists()
+    for videos, said in (("videos", words), ("nowhere", "--videos")):
+        assert tool.main(command(tmp_path / name, tmp_path / videos, tmp_path / "out")[2:]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

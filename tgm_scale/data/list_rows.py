@@ -25,7 +25,7 @@ from typing import Any
 
 from tgm_scale.data.list_lines import is_ucf101, lines_of, ucf101
 from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, Row, Rows, absent, header_of, of_list
-from tgm_scale.data.text import parsed, shown
+from tgm_scale.data.text import decoded, parsed, shown
 
 EPIC_LABELS = ("verb", "noun", "action")
 _HMDB_USE = {"train": "1", "test": "2"}  # in the third place of a line; 0: not in this split
@@ -224,7 +224,7 @@ def _hmdb51(folder: Path, role: str, split: int) -> Iterator[Row]:
         raise ValueError(f"{folder}: no *_test_split{split}.txt: wanted HMDB51's folder of splits, data.split 1 to 3")
     for file in files:
         label = file.name.removesuffix(f"_test_split{split}.txt")
-        for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(decoded(file.read_bytes(), str(file)).splitlines(), 1):
             name, _, use = line.strip().rpartition(" ")
             if use == _HMDB_USE[role]:
                 yield Row(f"{file} line {number}", name.strip(), label=label)
