@@ -18,7 +18,7 @@ Span = tuple[str, Fraction, Fraction | None]  # file, start and end there in sec
 
 class ClipSources:
     """The videos below `root`, found as a list of videos finds its own (see `VideoFolder`); a name that says a folder
-    means that place alone. Listings are read once."""
+    means that place alone. Listings are read once and held: some 0.3 GB a million videos."""
 
     def __init__(self, root: str | os.PathLike, annotated: Callable[[str], bool]) -> None:
         """annotated: whether the annotations name a video by this path."""
