@@ -152,3 +152,32 @@ def test_a_deepspeed_file_is_found_from_another_folder(tmp_path: Path, monkeypat
     file.write_text(text + "deepspeed: {config: absent.json}\n")
     with pytest.raises(ValueError, match=r"deepspeed.config=absent.json: no such file \(looked for /absent.json, "):
         config.load(file)
+
+
+def test_a_run_folder_is_read_where_its_deepspeed_file_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration may name one by a path that held where the run began, or one that comes with the project."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "config.yaml"
+    text = "run: {dir: x}\ndata: {shards: y}\nobjective: {contrastive_weight: 0}\ntrain: {steps: 1}\n"
+    file.write_text(text + "deepspeed: {config: gone/zero1.json}\n")
+    assert config.read_tree(file)["deepspeed"] == {"config": "gone/zero1.json"}
+    for name in ("configs/deepspeed/zero1.json", "deepspeed/zero1"):
+        file.write_text(text + f"deepspeed: {{config: {name}}}\n")
+        assert config.load(file).deepspeed.config == name, "engine_plan finds it in the same way"
+    assert config.load(file, ["deepspeed.config=null"]).deepspeed.config is None
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("optim.weight_decay=-1", "command line:"),
+        ("optim.weight_decay=0", "c.yaml and the command line:\n  optim.min_lr=2"),
+        ("train.steps=2", "c.yaml:\n  optim.min_lr=2"),
+    ],
+)
+def test_a_mistake_is_put_down_to_where_it_was_made(tmp_path: Path, override: str, where: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(MINIMAL.replace("{base_lr: 1e-4}", "{base_lr: 1.0, min_lr: 2.0}"))
+    with pytest.raises(ValueError) as caught:
+        config.load(file, [override])
+    assert where in str(caught.value)

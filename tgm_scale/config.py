@@ -295,7 +295,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     """The configuration of a pretraining run in a YAML file, with `section.key=value` overrides laid over it.
 
     Raises ValueError that lists every mistake."""
-    return checked(read_tree(path, overrides), str(path), Config, overrides)
+    return checked(read_for_a_start(path, overrides), str(path), Config, overrides)
 
 
 def packaged(path: str | Path, ending: str) -> Path:
@@ -328,23 +328,26 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     tree = _read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
-    _find_deepspeed(tree, file)
     return lay_over(tree, overrides)
 
 
-def _find_deepspeed(tree: dict, file: Path) -> None:
-    """A DeepSpeed JSON that a configuration names lies in the working folder, or else in that of the configuration or
-    the one above."""
+def read_for_a_start(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
+    """`read_tree`, and the DeepSpeed JSON that it names is found: in the working folder, in that of the configuration
+    or the one above, or among those that come with the project. Raises ValueError where it is nowhere."""
+    tree, file = read_tree(path, overrides), packaged(path, ".yaml")
     section: Any = tree.get("deepspeed")
     name = section.get("config") if isinstance(section, dict) else None
     if not isinstance(name, str) or Path(name).is_file():
-        return
-    for folder in file.resolve().parents[:2]:
-        if (folder / name).is_file():
-            section["config"] = str(folder / name)
-            return
-    looked = ", ".join(str(folder / name) for folder in (Path.cwd(), *file.resolve().parents[:2]))
-    raise ValueError(f"{file}: deepspeed.config={name}: no such file (looked for {looked})")
+        return tree
+    folders = file.resolve().parents[:2]
+    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if found is None and packaged(name, ".json").is_file():
+        return tree
+    if found is None:
+        looked = ", ".join(dict.fromkeys(str(folder / name) for folder in (Path.cwd(), *folders)))
+        raise ValueError(f"{file}: deepspeed.config={name}: no such file (looked for {looked})")
+    section["config"] = str(found)
+    return tree
 
 
 def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
@@ -378,7 +381,8 @@ def from_tree(tree: dict, origin: str = "configuration") -> Config:
 
 
 def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tuple[str, ...] = ()) -> Kind:
-    """`from_tree` for any kind of configuration; mistakes in the overrides are told as the command line's."""
+    """`from_tree` for any kind of configuration; mistakes in the overrides are told as the command line's, and those
+    that several keys make together as of both, where an override may be one of them."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -386,9 +390,16 @@ def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tu
         of: dict[str, list[str]] = {}
         for item in error.errors():
             name = ".".join(map(str, item["loc"]))
-            ours = name and any(f"{name}.".startswith(f"{one}.") or one.startswith(f"{name}.") for one in given)
-            of.setdefault("command line" if ours else origin, []).append(_explain(item, kind))
+            of.setdefault(_whose(name, given, origin), []).append(_explain(item, kind))
         raise ValueError("\n".join(f"{where}:\n  " + "\n  ".join(lines) for where, lines in of.items())) from None
+
+
+def _whose(name: str, given: list[str], origin: str) -> str:
+    """Where the value of a key was given, or the values of a section (of all: '') that do not go together."""
+    if any(f"{name}.".startswith(f"{one}.") for one in given):
+        return "command line"
+    together = any(not name or one.startswith(f"{name}.") for one in given)
+    return f"{origin} and the command line" if together else origin
 
 
 def _explain(item: Any, kind: type[Section]) -> str:

@@ -155,4 +155,4 @@ def load_any(path: str, overrides: list[str]) -> RunSettings:
 def _tree(path: str | None, overrides: list[str]) -> dict[str, Any]:
     if path is None:
         return configuration.lay_over({}, overrides)
-    return configuration.read_tree(path, overrides)
+    return configuration.read_for_a_start(path, overrides)
