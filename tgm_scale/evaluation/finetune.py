@@ -132,7 +132,7 @@ class _Run:
             result = self._step(micro, max(valid, 1.0), judge.limit(), digest)
             judge.note(result.loss, result.refusal is not None)
             self.progress.step = step + 1
-            self.progress.updates += result.refusal is None
+            self.progress.updates += result.updated
             self.progress.losses = list(judge.recent)
             named = self._count(problems) if broken else []
             ended = time.perf_counter()
@@ -196,9 +196,11 @@ class _Run:
         if self.place.world_size > 1:
             dist.all_reduce(total)
         outcome = make_update(self.engine, total.new_empty(0), total, limit)
-        if self.average is not None and outcome.refusal is None:
+        if self.average is not None and outcome.updated:
             self.average.update()
-        return StepResult(outcome.loss, None, None, None, None, outcome.grad_norm, outcome.refusal, digest)
+        return StepResult(
+            outcome.loss, None, None, None, None, outcome.grad_norm, outcome.refusal, outcome.updated, digest
+        )
 
     def _count(self, own: list[Problem]) -> list[Problem]:
         """Every rank's broken samples of this step, counted."""

@@ -47,7 +47,8 @@ class StepResult:
     accuracy: float | None  # share of clips whose own caption scores highest among its negatives
     temperature: float | None  # as used: with its bounds
     grad_norm: float | None  # before clipping; None where it is not finite
-    refusal: str | None  # why no update was made; None: it was
+    refusal: str | None  # as update.Outcome
+    updated: bool
     digest: float = 0.0  # of the data of all ranks
 
 
@@ -122,6 +123,7 @@ class JointStep:
             temperature if contrasted else None,
             outcome.grad_norm,
             outcome.refusal,
+            outcome.updated,
             digest,
         )
 
