@@ -95,11 +95,15 @@ def test_a_requeued_job_follows_its_earlier_start_at_once(tmp_path: Path) -> Non
     assert time.monotonic() - began < 1
 
 
-def test_a_process_that_lost_its_folder_ends(tmp_path: Path) -> None:
-    """It was stopped for so long that another start took over; then it goes on."""
+@pytest.mark.parametrize("removed", [False, True], ids=["one after it", "two after it"])
+def test_a_process_that_lost_its_folder_ends(tmp_path: Path, removed: bool) -> None:
+    """It was stopped for so long that another start took over; then it goes on. A third start removes its file."""
     process = holder(tmp_path)
-    take_over = tmp_path / "owner" / "000002"
-    take_over.write_text((tmp_path / "owner" / "000001").read_text())
+    own = tmp_path / "owner" / "000001"
+    text = own.read_text()
+    if removed:
+        own.unlink()
+    (tmp_path / "owner" / "000003").write_text(text)
     _, said = process.communicate(timeout=20)
     assert process.returncode == 2 and "another start" in said and "took it over" in said
 

@@ -131,12 +131,13 @@ def _count(folder: Path, number: int, stop: threading.Event) -> None:
         counted += 1
         try:
             _write_count(_file(folder, number), str(counted))
-            newest = _newest(folder)
         except OSError as error:
             if not failed:
                 sys.stderr.write(f"run.dir={folder}: the owner's heartbeat cannot be written: {error}\n")
             failed = True
-            continue
+        newest = number
+        with suppress(OSError):
+            newest = _newest(folder)
         if newest > number:
             _, other = _read(folder, newest)
             sys.stderr.write(
