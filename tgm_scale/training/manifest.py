@@ -65,7 +65,8 @@ class _Manifest(BaseModel):
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint's folder. Raises ValueError that names the file and what is wrong with it."""
+    """The manifest of a checkpoint's folder. Raises ValueError that names the file and what is wrong with it, OSError
+    where the storage does not answer."""
     file = folder / NAME
     if not file.is_file():
         raise ValueError(f"{folder}: not a checkpoint of this project (no {NAME})")
@@ -102,8 +103,6 @@ def _tree(file: Path) -> dict[str, Any]:
         with file.open("rb") as stream:
             content = stream.read(_LARGEST + 1)
         tree = json.loads(content) if len(content) <= _LARGEST else None
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{file}: damaged: no JSON ({len(content)} bytes)") from None
     if not isinstance(tree, dict):

@@ -19,7 +19,7 @@ class Resume:
     Its files are compared with their hashes in the background while the engine is built, each rank its share of them:
     a rank maps the rest and reads of it what it needs. Damaged checkpoints are renamed to `damaged-step-...` once a
     whole one is found. Raises ValueError on every rank, and renames none, where all are damaged: else the next start
-    would begin anew."""
+    would begin anew. What cannot be read for now is not damaged: OSError on every rank."""
 
     def __init__(self, folder: Path, control: Control):
         self._folder, self._root, self._control = folder, folder / "checkpoints", control
@@ -31,7 +31,9 @@ class Resume:
         if self.newest is None:
             return Progress()
         while found := next(filter(None, self._control.gather(self._hashing.result())), None):
-            self._damaged[self.newest] = found
+            if isinstance(found, OSError):
+                raise found
+            self._damaged[self.newest] = str(found)
             self.newest = self._look()
             assert self.newest is not None
         if error := self._control.broadcast(self._set_aside(self.newest) if self._control.place.is_main else None):
@@ -41,29 +43,29 @@ class Resume:
     def _look(self) -> Path | None:
         """The newest that looks whole to rank 0: on a network file system others may see an older listing. Starts to
         compare its files with their hashes."""
-        found: tuple[Path | None, str | None] = None, None
+        found: tuple[Path | None, Exception | None] = None, None
         if self._control.place.is_main:
             try:
                 reader = checkpoint.newest_whole(self._root, self._damaged)
                 found = None if reader is None else reader.folder, None
-            except ValueError as error:
-                found = None, str(error)
+            except (OSError, ValueError) as error:
+                found = None, error
         newest, refusal = self._control.broadcast(found)
         if refusal is not None:
-            raise ValueError(refusal)
+            raise refusal
         if newest is not None:
             pool = ThreadPoolExecutor(1)
-            self._hashing: Future[str | None] = pool.submit(self._compared, newest)
+            self._hashing: Future[Exception | None] = pool.submit(self._compared, newest)
             pool.shutdown(wait=False)
         return newest
 
-    def _compared(self, folder: Path) -> str | None:
+    def _compared(self, folder: Path) -> Exception | None:
         """What is wrong with this rank's share of the files, if anything."""
         place = self._control.place
         try:
             checkpoint.Reader(folder).verify(place.rank, place.world_size)
         except (OSError, ValueError) as error:
-            return str(error)
+            return error
         return None
 
     def _set_aside(self, used: Path) -> str | None:
