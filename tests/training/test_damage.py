@@ -98,6 +98,32 @@ def test_only_damaged_checkpoints_stop_the_run_and_stay(tmp_path: Path) -> None:
         assert all(str(folder) in str(refused.value) for folder in folders)
 
 
+def test_what_cannot_be_read_for_now_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a network file system answers while its server is restarted: another start finds the checkpoint whole."""
+    newest = made(tmp_path / "checkpoints", 30)
+
+    def stale(path: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(path))
+
+    for name in ("tgm_scale.training.checkpoint.digest", "tgm_scale.training.manifest._tree"):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, stale)
+            with pytest.raises(OSError, match="Stale file handle"):
+                Resume(tmp_path, Control(ALONE)).restore(None)
+    assert [folder.name for folder in newest.parent.iterdir()] == [newest.name]
+
+
+def test_check_says_once_what_is_damaged(tmp_path: Path) -> None:
+    made(tmp_path / "checkpoints", 20)
+    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 3, "loss": 1.0}\n')
+    (tmp_path / "environment.jsonl").write_text('{"step": 0}\n{\n')
+    (tmp_path / "results-knn.json").write_text("{")
+    report, code = check(str(tmp_path))
+    assert code == 1 and "ok       metrics.jsonl" not in report
+    assert all(f"DAMAGED  {name}" in report for name in ("metrics.jsonl", "environment.jsonl", "results-knn.json"))
+
+
 def test_other_names_are_not_checkpoints(tmp_path: Path) -> None:
     newest = made(tmp_path, 30)
     for name in ("step-00000040.bak", "step-abc", "step-40", "step--0000005", "step-00000050 (copy)"):

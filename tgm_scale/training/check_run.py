@@ -43,6 +43,9 @@ def check(folder: str) -> tuple[str, int]:
     _read(found, root / "faults.json", lambda _: FaultState.read(root), "readable", stops=True)
     _read(found, root / origins.FILE, lambda _: origins.read(root), "readable", stops=True)
     _read(found, root / "plan.json", read_json, "readable")
+    _read(found, root / "environment.jsonl", lambda _: run_folder.starts(root), "readable")
+    for file in sorted(root.glob("results*.json")):
+        _read(found, file, read_json, "readable")
     _metrics(found, root)
     _ranks(found, root)
     used = _checkpoints(found, root / "checkpoints")
@@ -83,7 +86,7 @@ def _metrics(found: Findings, root: Path) -> None:
     if steps != list(range(1, len(steps) + 1)) and steps:
         lacking = sorted(set(range(1, steps[-1] + 1)) - set(steps))
         found.bad("metrics.jsonl", f"steps lack, come twice or out of order; lacking: {lacking[:5]}")
-    if not lines:
+    elif not lines:
         found.good("metrics.jsonl", f"{len(steps)} steps")
 
 
