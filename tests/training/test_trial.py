@@ -108,7 +108,27 @@ def test_checkpoints_that_have_no_room_are_named(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     disk.check_room(config(tmp_path))
     with pytest.raises(ValueError, match=r"GB free, its checkpoints take .* GB: make room"):
-        disk.check_room(config(tmp_path, "model.size=g", "checkpoint.keep=100000"))
+        disk.check_room(config(tmp_path, "model.size=g", "checkpoint.keep=100000", "train.steps=2000000"))
+
+
+@pytest.mark.parametrize(
+    ("there", "overrides", "more"),
+    [
+        ([], [], 4),
+        ([10], [], 3),
+        ([10, 20, 30], [], 1),
+        ([10, 20, 30], ["checkpoint.keep_every=20"], 2),
+        ([20 * n for n in range(1, 9)], ["checkpoint.keep_every=20"], 3),
+        ([970, 980, 990], [], 1),
+        ([980], ["checkpoint.every=500"], 1),
+        ([1000], [], 0),
+    ],
+)
+def test_room_is_asked_for_what_is_still_to_be_written(
+    tmp_path: Path, there: list[int], overrides: list[str], more: int
+) -> None:
+    given = ["train.steps=1000", "checkpoint.keep=3", "checkpoint.every=10", *overrides]
+    assert disk._more(config(tmp_path, *given), there) == more
 
 
 def test_a_lock_is_cleared_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

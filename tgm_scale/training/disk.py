@@ -8,28 +8,40 @@ import shutil
 from pathlib import Path
 
 from tgm_scale.config import Config
-from tgm_scale.training import build, checkpoint
+from tgm_scale.training import build
+from tgm_scale.training.checkpoint import Retention, steps_in
 
 _BYTES = 12  # of a parameter: its fp32 weight and two moments
 
 
 def check_room(config: Config, decoder: bool = True) -> None:
-    """Try to write into the folder of checkpoints, where there is one, and see that those to come have room: the kept
-    ones and the one in writing. Raises ValueError.
+    """Try to write into the folder of checkpoints, where there is one, and see that those to come have room. Raises
+    ValueError.
 
     decoder: whether the run's model has one."""
     folder = Path(config.run.dir)
     checkpoints = folder / "checkpoints"
     if checkpoints.exists():
         _try_writing(checkpoints)
-    to_come = config.checkpoint.keep + 1 - len(checkpoint.steps_in(checkpoints))
-    wanted = _BYTES * _parameters(config, decoder) * to_come
+    wanted = _BYTES * _parameters(config, decoder) * _more(config, steps_in(checkpoints))
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ValueError(
             f"run.dir={folder}: {free / 1e9:.1f} GB free, its checkpoints take {wanted / 1e9:.1f} GB: make room, or "
             "lower checkpoint.keep"
         )
+
+
+def _more(config: Config, there: list[int]) -> int:
+    """Checkpoints at once beside those that are there: the newest that stay and one in writing, less those that they
+    take the place of; no more than the run has still to write."""
+    kept = Retention(1, config.checkpoint.keep_every)  # beside the newest: multiples, which stay for good
+    replaced = len(kept.dropped(there)) + bool(there)
+    more = max(1, config.checkpoint.keep + 1 - replaced)
+    if config.train.steps is None:
+        return more
+    left = config.train.steps - max(there, default=0)
+    return min(more, -(-left // config.checkpoint.every))
 
 
 def _try_writing(folder: Path) -> None:
