@@ -33,11 +33,12 @@ def meet(place: Place, seconds: float, gpu: str | None = None) -> dist.Store:
     """The store of all processes of the run, once all are there; `set_rendezvous` has set the variables.
 
     gpu: the unique name of this process's GPU. Raises TimeoutError where some did not come within `seconds`, and
-    ValueError on every rank where two of them have one rank or one GPU."""
+    ValueError: on every rank where two of them have one GPU, on the later of two processes of one rank (the others
+    then wait in vain for the rank that is missing, and name it)."""
     if place.world_size == 1:
-        return dist.HashStore()  # no port, which another process may take meanwhile
+        return connect(place, seconds)
     waiting = _Waiting(place, seconds)
-    store = _connect(place, waiting)
+    store = _connected(place, waiting)
     if store.add(f"came/{place.rank}", 1) > 1:
         raise ValueError(f"two processes are rank {place.rank} of {place.world_size}: {believed()}")
     store.set(f"at/{place.rank}", f"{platform.node()} {gpu or ''}")
@@ -103,17 +104,27 @@ class _Waiting:
                 self.say(whom())
 
 
-def _connect(place: Place, waiting: _Waiting) -> dist.Store:
+def connect(place: Place, seconds: float) -> dist.Store:
+    """The store that rank 0 holds, without a meeting. Raises TimeoutError where it does not answer within `seconds`,
+    OSError where it cannot be held or is another's."""
+    if place.world_size == 1:
+        return dist.HashStore()  # no port, which another process may take meanwhile
+    return _connected(place, _Waiting(place, seconds))
+
+
+def _connected(place: Place, waiting: _Waiting) -> dist.Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if place.is_main and not agent:
         try:
             return dist.TCPStore(address, port, place.world_size, True, waiting.next(), wait_for_workers=False)
         except dist.DistError as error:
-            raise OSError(
-                f"MASTER_PORT={port} cannot be used on {platform.node()} ({str(error).splitlines()[0]}): set it to a "
-                "free port, the same for all processes"
-            ) from None
+            why = str(error).splitlines()[0]
+            if "in use" in why.lower() or "EADDRINUSE" in why:
+                remedy = f"MASTER_PORT={port} cannot be used on {platform.node()} ({why}): set it to a free port"
+            else:
+                remedy = f"MASTER_ADDR={address} is not this host, {platform.node()}, where rank 0 is ({why}): set it"
+            raise OSError(f"{remedy}, the same for all processes") from None
     waiting.while_not(lambda: _answers(address, port), f"rank 0 at {address}:{port}")
     try:
         store = dist.TCPStore(

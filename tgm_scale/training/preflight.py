@@ -20,6 +20,7 @@ import torch.distributed as dist
 from tgm_scale.config import Config
 from tgm_scale.runtime import launch, slurm
 from tgm_scale.runtime.distributed import Control, Place, choose_device, place_of, set_rendezvous
+from tgm_scale.runtime.rendezvous import connect
 from tgm_scale.training import build, run_folder, trial
 from tgm_scale.training.extensions import BUILD_SECONDS
 from tgm_scale.training.node_checks import Report, look_at_node, look_at_shared, node_name, token_file
@@ -45,9 +46,12 @@ def preflight(config: Config, patience: float, clear_locks: bool = False) -> int
         rounds = Rounds(place, patience)
         code = rounds.end("alone", report) or _shared(config, place, rounds)
         code = code or _try(config, place, rounds, clear_locks) or _reduce(place, rounds)
-    except dist.DistError:
+    except (dist.DistError, TimeoutError):
         print(f"bad node {slurm.node_of(0, place.world_size)}: rank 0 did not answer rank {place.rank}", flush=True)
         return BAD_NODE
+    except OSError as error:  # of MASTER_ADDR and MASTER_PORT: no node's fault
+        print(error, flush=True)
+        return SETUP_MISTAKE
     if place.is_main and not code:
         for line in (*tried_by(0, rounds.reports), *untested(run_folder.versions())):
             print(line, flush=True)
@@ -140,11 +144,7 @@ class Rounds:
 
     def __init__(self, place: Place, patience: float):
         self.place, self.patience = place, patience
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        holds = place.is_main and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ  # torchrun's agent has one there
-        limit = timedelta(seconds=patience)
-        store = dist.TCPStore(address, port, place.world_size, holds, limit, wait_for_workers=False)
-        self.store = dist.PrefixStore("preflight", store)
+        self.store = dist.PrefixStore("preflight", connect(place, patience))
         self.reports: list[Report] = []  # of all rounds; on rank 0
 
     def end(self, name: str, own: Report, at_least: float = 0) -> int:
