@@ -58,7 +58,7 @@ HONOURED: dict[str, Any] = {
     "gradient_clipping": NUMBER,
     "communication_data_type": DTYPE,
     "data_types": {"grad_accum_dtype": DTYPE},
-    "bf16": {"enabled": SWITCH, "check_grad_overflow": SWITCH},
+    "bf16": {"enabled": SWITCH},
     "fp16": {
         "enabled": SWITCH,
         "loss_scale": NUMBER,
@@ -168,6 +168,7 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "data_types.param_dtype": (_PRECISION, None),
     "data_types.buffer_dtype": (_PRECISION, None),
     "data_types.keep_in_fp32_modules": (_PRECISION, None),
+    "bf16.check_grad_overflow": ("would let Adam's moments take what is not finite", True),
     "bf16.immediate_grad_update": ("is what every run in bf16 does at stage 1", None),
     "bf16.bf16_master_weights_and_grads": ("would leave no fp32 weights for the checkpoint", None),
     "bf16.bf16_optimizer_states": ("would leave no fp32 moments for the checkpoint", None),

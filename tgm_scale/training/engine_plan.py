@@ -124,8 +124,8 @@ def _set_precision(config: dict[str, Any], plan: EnginePlan, origin: str) -> Non
             )
         section["enabled"] = wanted
     if plan.precision == "bf16":
-        # off by default in DeepSpeed: one inf in an accumulated gradient would poison Adam's moments for good
-        config["bf16"].setdefault("check_grad_overflow", True)
+        # said, since Adam's moments would be poisoned for good without: older DeepSpeeds had it off
+        config["bf16"]["check_grad_overflow"] = True
 
 
 def _sum_in_fp32(config: dict[str, Any], plan: EnginePlan) -> None:

@@ -83,11 +83,12 @@ class _Run:
         self.checkpoints = folder / "checkpoints"
         retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
         self.saver = Saver(self.checkpoints, retention, place, self.control)
+        opened = None
         if place.is_main:
             build.make_synthetic(config)
-            build.corpora(config)  # builds the indices of a corpus from elsewhere, once
+            opened = build.corpora(config)  # builds the indices of a corpus from elsewhere, once
         self.control.barrier()
-        self.corpora = build.corpora(config)
+        self.corpora = opened or build.corpora(config)
         samples = sum(len(corpus) for corpus in self.corpora)
         self.steps = build.total_steps(config, samples)
         self.schedule = build.schedule(config, self.steps)
@@ -165,7 +166,7 @@ class _Run:
             result = self.step(micro, valid, judge.limit())
             judge.note(result.loss, result.refusal is not None)
             self.progress.step = step + 1
-            self.progress.updates += result.refusal is None
+            self.progress.updates += result.updated
             self.progress.losses = list(judge.recent)
             named = self._count(problems) if broken else []
             guiding = self.guide.clock.seconds()
@@ -249,6 +250,7 @@ class _Run:
 
     def _roll_back(self) -> None:
         """Back to the last checkpoint, without the samples of the refused steps. Raises Diverged after too many."""
+        self.watchdog.at(self.progress.step, "checkpoint")  # reads one, and may wait for one to be written
         self.saver.finish()
         resume = Resume(self.folder, self.control)
         newest = resume.newest
