@@ -61,7 +61,8 @@ in_tasks() {
   return "$code"
 }
 
-# SIGTERM: SLURM preempts or requeues the job, or it is cancelled, or its time is up
+# SIGTERM: SLURM preempts or requeues the job, or it is cancelled, or its time is up; SIGHUP: the terminal of an
+# allocation was closed, which srun and the processes are told, too
 on_term() {
   interrupted=yes
   note_outside
@@ -96,7 +97,7 @@ begin() {
     submit_next
   fi
   note began "$(progress)"
-  trap on_term TERM
+  trap on_term TERM HUP
   trap on_usr1 USR1
 }
 

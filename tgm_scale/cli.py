@@ -10,6 +10,7 @@ from operator import attrgetter
 
 from tgm_scale import __version__
 from tgm_scale.runtime.command import FAILED, USER_MISTAKE
+from tgm_scale.runtime.terminal import outlive_the_terminal
 
 _EXAMPLES = """examples:
   tgm-scale pretrain --config configs/debug.yaml
@@ -56,6 +57,7 @@ def entry() -> None:
 
     Threads of torch's backward pass and of gloo may still ask for the interpreter while it ends, which Python 3.11
     answers by aborting the process: seen in 1 of 20 runs under ZeRO-3, after all work was done."""
+    outlive_the_terminal()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

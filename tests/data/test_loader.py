@@ -317,7 +317,9 @@ def test_a_killed_worker_stops_the_run_within_seconds(corpus: Corpus) -> None:
     workers = workers_since(before)
     for worker in workers:
         os.kill(worker.pid or 0, signal.SIGUSR1)  # as a scheduler does to all processes: not theirs to answer
+        os.kill(worker.pid or 0, signal.SIGTERM)  # as it does, too
         os.kill(worker.pid or 0, signal.SIGINT)  # as a terminal does
+        os.kill(worker.pid or 0, signal.SIGHUP)  # as one that is closed does
     for _ in range(4):
         next(clips)
     assert len(workers) == 2 and all(worker.is_alive() for worker in workers)

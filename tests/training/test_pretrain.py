@@ -5,10 +5,13 @@ The joint objective is on throughout: random masks, a small CLIP's text tower, n
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -185,6 +188,30 @@ def test_a_signal_stops_with_a_checkpoint_and_the_requeue_code(
     assert newest is not None
     allowed = newest.stat().st_mode & 0o666
     assert {file.stat().st_mode & 0o777 for file in newest.glob("state-*")} == {allowed}
+
+
+def steps_made(folder: Path) -> int:
+    return len(read_metrics(folder)) if (folder / "metrics.jsonl").is_file() else 0
+
+
+def test_a_closed_terminal_stops_with_a_checkpoint(config: Path, undisturbed: Path) -> None:
+    """Its SIGHUP goes to the data workers too, and what is printed from then on fails."""
+    folder, (ours, theirs) = config.parent / "run", pty.openpty()
+    process = subprocess.Popen(
+        command(1, "-m", "tgm_scale", "pretrain", "--config", str(config), "data.workers=2"),
+        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        env=environment(),
+        cwd=ROOT,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    wait_for(lambda: steps_made(folder) >= 3)
+    os.close(ours)
+    assert process.wait(timeout=60) == 85
+    assert checkpoint.steps_in(folder / "checkpoints")[-1] == steps_made(folder) < STEPS
+    pretrain(config)
+    assert losses(folder) == losses(undisturbed)
 
 
 def test_a_half_written_checkpoint_is_never_picked_up(config: Path, undisturbed: Path) -> None:

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Lock
+from multiprocessing.util import Finalize
 from typing import NamedTuple
 
 import torch
@@ -101,6 +102,7 @@ class _Crew:
                 self._workers[inbox.fileno()] = inbox, process
                 self._inboxes.register(inbox.fileno(), select.POLLIN)
         tasks.close()
+        Finalize(self, _kill, ([process for _, process in self._workers.values()],), exitpriority=1)  # see _shielded
 
     def ask(self, task: _Task) -> None:
         with suppress(BrokenPipeError):  # no worker is left: `result` says why
@@ -123,12 +125,19 @@ class _Crew:
         return found
 
     def end(self) -> None:
-        for _, process in self._workers.values():
-            process.kill()  # one may be in a long decode, or wait for a server that is down
+        _kill([process for _, process in self._workers.values()])
         for inbox, process in self._workers.values():
             process.join()
             inbox.close()
         self._tasks.close()
+
+
+def _kill(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """One may be in a long decode, or wait for a server that is down. At the end of this process, too: multiprocessing
+    would send SIGTERM, which they do not see, and wait."""
+    for process in processes:
+        with suppress(ValueError):  # closed
+            process.kill()
 
 
 def _widen(inbox: Connection) -> None:
@@ -193,9 +202,9 @@ def _portable(error: Exception) -> Exception:
 
 @contextmanager
 def _shielded() -> Iterator[None]:
-    """Processes started within never see SIGUSR1, which schedulers send to a whole job so that it saves itself: the
-    trainer answers it. For this process the signal waits until the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    """Processes started within never see the signals that schedulers and terminals send to a whole job or group so
+    that it saves itself: the trainer answers them. For this process they wait until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM})
     try:
         yield
     finally:

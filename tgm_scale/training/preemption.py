@@ -11,14 +11,16 @@ _SAME = 1.0  # seconds: a launcher passes Ctrl-C on to those who had it from the
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGUSR1 (sent by SLURM before a time limit), the first Ctrl-C, and a limit of wall-clock time."""
+    """Notes SIGTERM, SIGUSR1 (sent by SLURM before a time limit), SIGHUP (a closed terminal; under nohup it is
+    ignored), the first Ctrl-C, and a limit of wall-clock time."""
 
     def __init__(self, max_minutes: float | None = None) -> None:
         self.signal: str | None = None
         self._noted = -math.inf
         self._end = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._note)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
 
     def ask(self, reason: str) -> None:
         """Stop for a reason of our own, found by any thread."""

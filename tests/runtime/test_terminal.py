@@ -1,0 +1,44 @@
+"""Commands whose output nobody reads: real processes, a closed pipe and a full disk."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PRINTS = """
+import sys
+from tgm_scale.runtime.terminal import outlive_the_terminal
+outlive_the_terminal()
+for _ in range(3):
+    print("x" * 100_000, flush=True)
+    print("warning", file=sys.stderr)
+open(sys.argv[1], "w").write("went on")
+"""
+
+
+@pytest.mark.parametrize("output", ["closed pipe", "full disk"])
+def test_what_cannot_be_printed_stops_nothing(tmp_path: Path, output: str) -> None:
+    if output == "closed pipe":
+        reader, stream = os.pipe()
+        os.close(reader)
+    else:
+        stream = os.open("/dev/full", os.O_WRONLY)
+    arguments = [sys.executable, "-c", PRINTS, str(tmp_path / "file")]
+    done = subprocess.run(arguments, stdout=stream, stderr=stream, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."})
+    os.close(stream)
+    assert (tmp_path / "file").read_text() == "went on"
+    assert done.returncode in (0, 120), "120: the interpreter's own last flush"
+
+
+def test_a_command_into_a_pipe_that_is_closed_ends_well() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = [sys.executable, "-m", "tgm_scale", "config", "--config", "configs/debug.yaml"]
+    done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
