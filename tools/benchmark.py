@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   python tools/benchmark.py loader --decoders pyav,torchcodec --sizes 320x240,640x360 --gops 12,250 --workers 1,2
   python tools/benchmark.py order --clips 10650000 --shards 10650 --ranks 1024
   python tools/benchmark.py memory --clips 100000
+  python tools/benchmark.py plan --rows 10000000
   python tools/benchmark.py step --config configs/debug.yaml --steps 20 model.attention=sdpa
   python tools/benchmark.py masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
 
@@ -27,6 +28,7 @@ BENCHMARKS = {
     "loader": "clips a second: the loader, the bare decoder, a WebDataset pipeline, by decoder",
     "order": "millions of clips on a thousand ranks: opening, positions, resuming",
     "memory": "memory of the loader over many clips",
+    "plan": "make_shards' plan over millions of rows: seconds and memory",
     "step": "a training step and where its time goes",
     "masking": "each masking recipe beside a training step, and what each saving brings",
 }

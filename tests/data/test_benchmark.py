@@ -56,6 +56,15 @@ def test_ranks_share_a_step_and_resuming_costs_the_same(tmp_path: Path) -> None:
     assert 0.1 < early / late < 10 and figures["state_bytes"] < 100
 
 
+def test_a_plan_of_shards_takes_little_memory_of_each_row(tmp_path: Path) -> None:
+    done = run("plan", "--rows", "20000", "--json", str(tmp_path / "figures.json"))
+    rows = json.loads((tmp_path / "figures.json").read_text())["plan"]
+    assert [row["rows"] for row in rows] == [row["clips"] for row in rows] == [2000, 4000, 10_000, 20_000]
+    assert all(row["plan_seconds"] > 0 and row["clips_seconds"] > 0 for row in rows)
+    assert all(row["before_mb"] <= row["plan_mb"] <= row["clips_mb"] for row in rows)
+    assert rows[-1]["plan_mb"] - rows[-1]["before_mb"] < 20 and "| plan seconds | plan mb |" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -64,6 +73,7 @@ def test_ranks_share_a_step_and_resuming_costs_the_same(tmp_path: Path) -> None:
         (["loader", "--decoders", "pyav,decord"], "--decoders decord: wanted pyav, torchcodec, or both"),
         (["order", "--clips", "10", "--shards", "3"], "whole number of clips a shard"),
         (["memory", "--every", "0"], "wanted at least 1"),
+        (["plan", "--rows", "15"], "--rows 15: wanted a multiple of 10"),
     ],
 )
 def test_a_mistake_is_one_message(

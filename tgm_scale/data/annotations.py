@@ -86,9 +86,9 @@ class Filters:
         return None
 
 
-@dataclass
+@dataclass(slots=True)
 class ClipRow:
-    """A clip to be made: a span of a video and all its captions; times in milliseconds."""
+    """A clip to be made: a span of a video and all its captions; times in milliseconds. Some 600 bytes."""
 
     video: str
     start: int
@@ -168,7 +168,7 @@ class Plan:
             else:
                 self.left_out[reason] += 1
         self.digest = digest.hexdigest()
-        self._places, self._paths = (np.unique(np.array(keys, dtype=np.uint64)) for keys in (places, paths))
+        self._places, self._paths = _distinct(places), _distinct(paths)
 
     def has_path(self, video: str) -> bool:
         """Whether one of the rows names its video by this path, folder and all."""
@@ -191,7 +191,7 @@ class Plan:
     def clips_of(self, shards: Sequence[int]) -> list[list[ClipRow]]:
         """The clips of each of these shards, in order; a second pass over the file."""
         starts = self._places[:: self.clips_per_shard]
-        chosen: dict[int, dict[tuple[int, str], ClipRow]] = {shard: {} for shard in shards}
+        chosen: dict[int, dict[tuple[int, str, int, int], ClipRow]] = {shard: {} for shard in shards}
         for _, line in lines_of(self.files):
             try:
                 row = parse_row(line)
@@ -201,6 +201,13 @@ class Plan:
             shard = int(np.searchsorted(starts, np.uint64(place), side="right")) - 1
             if shard not in chosen or self.filters.reason_against(row) is not None:
                 continue
-            clip = ClipRow(row.video, row.start, row.end)
-            chosen[shard].setdefault((place, clip.key), clip).add(row)
+            span = row.video, row.start, row.end
+            chosen[shard].setdefault((place, *span), ClipRow(*span)).add(row)
         return [[clips[order] for order in sorted(clips)] for clips in chosen.values()]
+
+
+def _distinct(keys: array[int]) -> np.ndarray:
+    """The keys in order, each once: sorted where they are, as np.unique's table takes 60 bytes of each."""
+    keys_N = np.frombuffer(keys, dtype=np.uint64)
+    keys_N.sort()
+    return keys_N[np.append(True, keys_N[1:] != keys_N[:-1])] if len(keys_N) else keys_N

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import tee
 from pathlib import Path
 
 from tgm_scale.contracts import Problem
@@ -24,7 +25,7 @@ from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
 REPORT = "report.json"
-_SHARDS_AT_ONCE = 2000  # whose clips are held in memory: 2 million clips are some 2 GB
+_CLIPS_AT_ONCE = 1_000_000  # that are held in memory, some 0.8 GB (tools/benchmark.py plan); more shards, more passes
 
 OnClip = Callable[[ClipRow, Problem | None], None]
 
@@ -82,18 +83,24 @@ def pack(
     cut = partial(cut_clip, **asdict(encoding))
     sources = ClipSources(videos, plan.has_path)
     with OrderedPool(workers) as pool:
-        for at in range(0, len(shards), _SHARDS_AT_ONCE):
-            clips = plan.clips_of(shards[at : at + _SHARDS_AT_ONCE])
-            spans = [sources.spans(chosen) for chosen in clips]
+        for chunk in shards_at_once(plan, shards):
+            clips = plan.clips_of(chunk)
+            ahead, spans = tee(sources.spans(chosen) for chosen in clips)
             results = pool.map(
-                cut, (span for of_shard in spans for span in of_shard if not isinstance(span, CutError))
+                cut, (span for of_shard in ahead for span in of_shard if not isinstance(span, CutError))
             )
-            for shard, chosen, of_shard in zip(shards[at:], clips, spans):
+            for shard, chosen, of_shard in zip(chunk, clips, spans):
                 pairs = (
                     (clip, span if isinstance(span, CutError) else _fitting(plan.filters, clip, next(results)))
                     for clip, span in zip(chosen, of_shard)
                 )
                 _make_shard(folder, shard, len(chosen), pairs, on_clip)
+
+
+def shards_at_once(plan: Plan, shards: list[int]) -> Iterator[list[int]]:
+    """These shards in parts whose clips are held in memory together: each part is a pass over the annotations."""
+    count = max(1, _CLIPS_AT_ONCE // plan.clips_per_shard)
+    return (shards[at : at + count] for at in range(0, len(shards), count))
 
 
 def _fitting(filters: Filters, clip: ClipRow, made: EncodedClip | Exception) -> EncodedClip | Exception:

@@ -1,0 +1,100 @@
+"""The plan of make_shards over millions of rows: CPU seconds and the peak memory of a process that makes it.
+
+The rows are made here, in the form of InternVid's, as a folder of ten files. A tenth, a fifth, half and all of them
+are planned, each in a process of its own. After the plan comes a pass for the clips held in memory at once."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.machine import headline, table
+from tgm_scale.data.annotation_rows import clock
+from tgm_scale.data.annotations import Filters, Plan
+from tgm_scale.data.packing import shards_at_once
+from tgm_scale.runtime.progress import Board
+
+_FILES, _SIZES = 10, (1, 2, 5, 10)  # of which so many are planned
+_OF_A_VIDEO = 30  # clips; InternVid's 10 million are of some 300 thousand videos
+
+
+class Passes(NamedTuple):
+    """CPU seconds, and megabytes that the process held at the most until then."""
+
+    rows: int
+    before_mb: float
+    plan_seconds: float
+    plan_mb: float
+    clips: int  # that are held at once
+    clips_seconds: float
+    clips_mb: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rows", type=int, default=10_000_000, metavar="N", help="170 bytes each, on the disk (default %(default)s)")
+    add("--clips-per-shard", type=int, default=1000, metavar="N", help="default %(default)s")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    if options.rows < _FILES or options.rows % _FILES or options.clips_per_shard < 1:
+        raise ValueError(f"--rows {options.rows}: wanted a multiple of {_FILES}; --clips-per-shard: at least 1")
+    found = []
+    with tempfile.TemporaryDirectory() as scratch, Board() as board:
+        task = board.task("passes", len(_SIZES))
+        files = _make(Path(scratch), options.rows // _FILES)
+        for count in _SIZES:
+            folder = Path(scratch) / f"of_{count}"
+            folder.mkdir()
+            for file in files[:count]:
+                os.link(file, folder / file.name)
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                found.append(process.submit(_passes, folder, options.clips_per_shard).result())
+            task.advance()
+    print(headline())
+    print(
+        table(
+            [name.replace("_", " ") for name in Passes._fields],
+            [[f"{one:,}" if isinstance(one, int) else f"{one:.1f}" for one in row] for row in found],
+        )
+    )
+    return {"plan": [row._asdict() for row in found]}
+
+
+def _make(folder: Path, rows: int) -> list[Path]:
+    """Each row is another clip."""
+    files = [folder / f"{number}.jsonl" for number in range(_FILES)]
+    for number, file in enumerate(files):
+        with open(file, "w") as lines:
+            lines.writelines(map(_line, range(number * rows, (number + 1) * rows)))
+    return files
+
+
+def _line(number: int) -> str:
+    video, place = divmod(number, _OF_A_VIDEO)
+    times = f'"Start_timestamp": "{clock(9000 * place)}", "End_timestamp": "{clock(9000 * place + 8733)}"'
+    caption = f"a man in a red shirt walks along street number {number}"
+    scores = '"UMT_Score": 0.41, "Aesthetic_Score": 4.75'
+    return f'{{"YoutubeID": "v{video:010d}", {times}, "Caption": "{caption}", {scores}}}\n'
+
+
+def _passes(folder: Path, clips_per_shard: int) -> Passes:
+    before, began = _peak_mb(), time.process_time()
+    plan = Plan(folder, Filters(), clips_per_shard)
+    planned, plan_mb = time.process_time(), _peak_mb()
+    clips = plan.clips_of(next(shards_at_once(plan, list(range(plan.shards)))))
+    ended = time.process_time()
+    held = sum(map(len, clips))
+    return Passes(plan.rows, before, planned - began, plan_mb, held, ended - planned, _peak_mb())
+
+
+def _peak_mb() -> float:
+    """The most that this process has held, shared libraries included."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in status if line.startswith("VmHWM"))
