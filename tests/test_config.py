@@ -8,6 +8,7 @@ import pytest
 
 from tgm_scale import config
 from tgm_scale.evaluation.settings import load_any
+from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,7 +25,7 @@ FROZEN_KEYS = """
 run.dir run.seed
 data.shards data.synthetic data.cache data.frames data.stride data.size data.workers data.decoder
 data.repeated_augmentation data.crop data.flip data.window_shards data.max_skipped_share data.max_left_out_share
-data.root
+data.root data.mean data.std
 guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.captions guidance.flow
 guidance.cached guidance.compile guidance.own_stream
 masking.recipe masking.mask_ratio masking.visible_ratio masking.options
@@ -152,6 +153,27 @@ def test_a_deepspeed_file_is_found_from_another_folder(tmp_path: Path, monkeypat
     file.write_text(text + "deepspeed: {config: absent.json}\n")
     with pytest.raises(ValueError, match=r"deepspeed.config=absent.json: no such file \(looked for /absent.json, "):
         config.load(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("0.5", (0.5, 0.5, 0.5)), ("[0.1]", (0.1, 0.1, 0.1)), ("[0.1,0.2,0.3]", (0.1, 0.2, 0.3))],
+)
+def test_means_are_one_number_or_three(tmp_path: Path, given: str, found: tuple[float, ...]) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(MINIMAL)
+    assert config.load(file, [f"data.mean={given}"]).data.mean == found
+    assert (config.load(file).data.mean, config.load(file).data.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+@pytest.mark.parametrize("given", ["mean=[0.1,0.2]", "mean=124", "std=0", "std=[0.2,0.2,-0.1]", "std=[58,57,57]"])
+def test_means_in_other_units_are_refused(tmp_path: Path, given: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(MINIMAL)
+    with pytest.raises(
+        ValueError, match=r"command line:\n  data\.(mean|std)=.*: wanted one or three numbers from .* to 1"
+    ):
+        config.load(file, [f"data.{given}"])
 
 
 def test_a_run_folder_is_read_where_its_deepspeed_file_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

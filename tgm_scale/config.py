@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 # in a wheel beside this file, in a checkout beside the package
 _IN_WHEEL = Path(__file__).parent / "configs"
@@ -71,6 +71,27 @@ class DataConfig(Section):
         0.3, ge=0, le=1, description="no start above this share of samples that are not there"
     )
     root: str | None = Field(None, description="folder of the videos that a list names; default: the list's own")
+    mean: tuple[float, ...] = Field(
+        (0.485, 0.456, 0.406), description="of red, green, blue in 0..1, by which pixels are normalised; ImageNet's"
+    )
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="their standard deviations")
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _three(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            return (value,) * 3
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _in_range(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        least = 0 if info.field_name == "mean" else 1e-3
+        if len(value) not in (1, 3) or not all(least <= number <= 1 for number in value):
+            raise ValueError(
+                f"data.{info.field_name}={list(value)}: wanted one or three numbers from {least} to 1 (255 is 1)"
+            )
+        return value * 3 if len(value) == 1 else value
 
     @field_validator("decoder", mode="before")
     @classmethod

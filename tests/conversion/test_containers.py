@@ -15,7 +15,10 @@ from safetensors.torch import save_file
 
 from tgm_scale.conversion.containers import open_container, strip_prefixes
 from tgm_scale.conversion.dimensions import Stated
-from tgm_scale.conversion.read import read
+from tgm_scale.conversion.read import read, read_initial
+from tgm_scale.models.patches import IMAGENET, PixelStatistics
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.training import build
 from tgm_scale.training.checkpoint import digest
 
 HEADS = Stated(heads=4, decoder_heads=2)
@@ -114,8 +117,10 @@ def test_a_prefix_comes_off_once_and_names_stay_apart() -> None:
         strip_prefixes({"x": one, "module.x": two})
 
 
-def write_checkpoint(folder: Path, step: int) -> dict:
-    """A checkpoint of a run, as training writes it: weights and moments in two files; returns the weights."""
+def write_checkpoint(folder: Path, step: int, data: dict | None = None) -> dict:
+    """A checkpoint of a run, as training writes it: weights and moments in two files; returns the weights.
+
+    data: that section of its configuration."""
     weights = {f"model.{name}": value for name, value in autoencoder(embedding_width=8).state_dict().items()}
     weights["log_scale"] = torch.tensor([2.5])
     place = folder / "checkpoints" / f"step-{step:08d}"
@@ -128,6 +133,7 @@ def write_checkpoint(folder: Path, step: int) -> dict:
         save_file(share, file)
         files.append({"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file)})
     manifest = {"format": 1, "progress": {"step": step, "skipped": {}}, "files": files, **facts()}
+    manifest["config"] |= {"data": data} if data else {}
     (place / "manifest.json").write_text(json.dumps(manifest))
     return weights
 
@@ -150,6 +156,27 @@ def test_a_run_folder_is_its_newest_checkpoint(tmp_path: Path) -> None:
     assert (weights.size, weights.frames, weights.image_size) == (SMALL, FRAMES, SIDE)
     assert "step-00000100, step 100" in weights.notes[0] and weights.config == {"run": {}}
     assert "step 20" in read(tmp_path / "checkpoints" / "step-00000020").notes[0]
+
+
+def test_a_run_of_other_means_gives_its_own_outputs_and_starts_another(tmp_path: Path) -> None:
+    """All that is read is for ImageNet's statistics; a run of others that starts from it has its own again."""
+    statistics = PixelStatistics((0.3, 0.4, 0.5), (0.2, 0.25, 0.1))
+    own = write_checkpoint(tmp_path, 20, statistics._asdict())
+    weights = read(tmp_path)
+    assert any("mean [0.3, 0.4, 0.5]" in note and "taken into the patch embedding" in note for note in weights.notes)
+    models = [
+        MaskedVideoAutoencoder(SMALL, FRAMES, SIDE, embedding_width=8, statistics=s) for s in (statistics, IMAGENET)
+    ]
+    models[0].load_state_dict({name.removeprefix("model."): value for name, value in own.items() if "." in name})
+    models[1].load_state_dict({name: value for name, value in weights.state.items() if name != "log_scale"})
+    clip = torch.randint(
+        256, (2, 3, FRAMES, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    torch.testing.assert_close(models[1].encode(clip), models[0].encode(clip), rtol=1e-3, atol=1e-4)
+    names = [f"model.encoder.patch_embed.proj.{part}" for part in ("weight", "bias")]
+    back = build.restated(read_initial(str(tmp_path), SMALL).weights, statistics)
+    for name in names:
+        torch.testing.assert_close(back[name], own[name], rtol=1e-4, atol=1e-5)
 
 
 class Planted:

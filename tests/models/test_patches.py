@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from tgm_scale.contracts import Grid
 from tgm_scale.models.patches import (
+    IMAGENET,
     IMAGENET_MEAN,
     IMAGENET_STD,
     PatchEmbed,
+    PixelStatistics,
     Positions,
     channel_first,
     channel_last,
@@ -39,6 +42,19 @@ def test_unpatchify_undoes_patchify(slots: int, rows: int, columns: int, tubelet
     patches = patchify(video, tubelet, patch)
     assert patches.shape == (2, slots * rows * columns, 3 * tubelet * patch**2)
     assert torch.equal(unpatchify(patches, Grid(slots, rows, columns), tubelet, patch), video)
+
+
+def test_an_embedding_for_other_statistics_gives_the_same_tokens() -> None:
+    own = PixelStatistics((0.1, 0.5, 0.9), (0.3, 0.05, 1.0))
+    theirs, ours = PatchEmbed(16, 2, 4), PatchEmbed(16, 2, 4, own)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    weight, bias = own.restated(theirs.proj.weight.detach(), theirs.proj.bias.detach(), IMAGENET)
+    ours.load_state_dict({"proj.weight": weight, "proj.bias": bias})
+    patches = torch.randint(256, (2, 5, 96), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    torch.testing.assert_close(ours(patches), theirs(patches), rtol=1e-4, atol=1e-3)
+    flat = torch.tensor(own.mean).repeat_interleave(32) * 255
+    torch.testing.assert_close(ours(flat[None, None]), bias[None, None], rtol=1e-4, atol=1e-4)
 
 
 def test_a_patch_holds_its_pixels_in_the_order_channel_frame_row_column() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.dimensions import Stated
-from tgm_scale.conversion.statistics import into_patch_embedding
+from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.runtime import launch
 from tgm_scale.runtime.tensors import load_with_metadata
@@ -113,7 +113,9 @@ def _open_own(reader: Reader, raw: bool) -> Container:
         if launch.read(os.environ).rank == 0:
             reader.verify()  # by one process: it reads every byte, moments too
         weights = reader.weights()
-    return Container(weights, Stated.of_facts(reader.manifest), notes)
+    stated = Stated.of_facts(reader.manifest)
+    weights, more = of_own_run(weights, stated.config or {})
+    return Container(weights, stated, [*notes, *more])
 
 
 def _open_huggingface(folder: Path, raw: bool) -> Container:

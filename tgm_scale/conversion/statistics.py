@@ -1,4 +1,4 @@
-"""Models that were trained on pixels normalised by other statistics than ImageNet's, which ours all are.
+"""Models trained on pixels that were normalised by other statistics than ImageNet's: what is read here is for those.
 
 Shapes: D width, C channels, t, p, p of the patch embedding's kernel.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
+from tgm_scale.models.patches import IMAGENET, PixelStatistics
 
 _FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _TYPES = ("image_processor_type", "video_processor_type", "feature_extractor_type")
@@ -33,16 +33,30 @@ def into_patch_embedding(tensors: Mapping[str, Tensor], folder: Path) -> tuple[d
     if said is None or kernel is None or kernel.removesuffix("weight") + "bias" not in tensors:
         return dict(tensors), []  # a name that lacks is told where all are checked
     factor, mean_C, std_C = _linear(said, folder)
-    our_mean_C, our_std_C = (torch.tensor(x, dtype=torch.float64) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    scale_C, shift_C = 255 * factor * our_std_C / std_C, (255 * factor * our_mean_C - mean_C) / std_C
-    if (scale_C - 1).abs().max() < _CLOSE and shift_C.abs().max() < _CLOSE:
+    old = PixelStatistics(*(tuple((x / (255 * factor)).tolist()) for x in (mean_C, std_C)))
+    return _for_imagenet(tensors, kernel, old)
+
+
+def of_own_run(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """The same for weights of this project, whose run's configuration says `data.mean` and `data.std`."""
+    data = config.get("data") or {}
+    kernel = next((name for name in tensors if name.endswith(_KERNELS)), None)
+    if kernel is None or not data.get("mean"):
+        return dict(tensors), []
+    return _for_imagenet(tensors, kernel, PixelStatistics(tuple(data["mean"]), tuple(data["std"])))
+
+
+def _for_imagenet(
+    tensors: Mapping[str, Tensor], kernel: str, old: PixelStatistics
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors with the patch embedding restated, and a line where the statistics differ."""
+    apart = max(abs(x - y) for given, ours in zip(old, IMAGENET) for x, y in zip(given, ours))
+    if apart < _CLOSE:
         return dict(tensors), []
     bias = kernel.removesuffix("weight") + "bias"
-    weight_DCtpp = tensors[kernel].double()
-    more_D = (weight_DCtpp.sum((2, 3, 4)) * shift_C).sum(1)
-    scaled = {kernel: (weight_DCtpp * scale_C[:, None, None, None]).float(), bias: (tensors[bias] + more_D).float()}
-    note = f"trained with mean {mean_C.tolist()} and deviation {std_C.tolist()}: taken into the patch embedding"
-    return {**tensors, **scaled}, [note]
+    weight, added = IMAGENET.restated(tensors[kernel], tensors[bias], old)
+    note = f"trained with mean {list(old.mean)} and deviation {list(old.std)}: taken into the patch embedding"
+    return {**tensors, kernel: weight, bias: added}, [note]
 
 
 def _linear(said: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,28 @@ from tgm_scale.contracts import Grid
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CHANNELS = 3
+
+
+class PixelStatistics(NamedTuple):
+    """By which pixels are normalised: means and standard deviations of red, green and blue in 0..1."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def in_grey_levels(self) -> Tensor:
+        """Of 0..255, float32 [2, C, 1]."""
+        return torch.tensor([self.mean, self.std])[..., None] * 255
+
+    def restated(self, weight_DCtpp: Tensor, bias_D: Tensor, old: PixelStatistics) -> tuple[Tensor, Tensor]:
+        """A patch embedding's weight and bias for pixels normalised by these statistics, from those for pixels
+        normalised by `old`: one is linear in the other, channel by channel. float32, computed in float64."""
+        mean_C, std_C, old_mean_C, old_std_C = (torch.tensor(x, dtype=torch.float64) for x in (*self, *old))
+        weight_DCtpp, scale_C, shift_C = weight_DCtpp.double(), std_C / old_std_C, (mean_C - old_mean_C) / old_std_C
+        more_D = (weight_DCtpp.sum((2, 3, 4)) * shift_C).sum(1)
+        return (weight_DCtpp * scale_C[:, None, None, None]).float(), (bias_D + more_D).float()
+
+
+IMAGENET = PixelStatistics()
 
 
 def patchify(video_BCTHW: Tensor, tubelet: int, patch: int) -> Tensor:
@@ -63,11 +86,6 @@ def sine_cosine_table(tokens: int, width: int) -> Tensor:
     frequency_K = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle_NK = torch.arange(tokens, dtype=torch.float64)[:, None] * frequency_K
     return torch.stack([angle_NK.sin(), angle_NK.cos()], dim=-1).flatten(1)[:, :width].float()
-
-
-def _imagenet_statistics() -> Tensor:
-    """Mean and standard deviation in grey levels of 0..255, float32 [2, C, 1]."""
-    return torch.tensor([IMAGENET_MEAN, IMAGENET_STD])[..., None] * 255
 
 
 class Fixed(nn.Module):
@@ -117,11 +135,11 @@ class PatchProjection(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of 0..255 (uint8 or float) -> ImageNet-normalised in float32 -> tokens of the model's width."""
+    """Patches of 0..255 (uint8 or float) -> normalised in float32 -> tokens of the model's width."""
 
-    def __init__(self, width: int, tubelet: int, patch: int) -> None:
+    def __init__(self, width: int, tubelet: int, patch: int, statistics: PixelStatistics = IMAGENET) -> None:
         super().__init__()
-        self.statistics = Fixed(_imagenet_statistics)
+        self.statistics = Fixed(statistics.in_grey_levels)
         self.proj = PatchProjection(width, tubelet, patch)
 
     def forward(self, patches_BVP: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tgm_scale.contracts import Grid
 from tgm_scale.models.attention import Backend
-from tgm_scale.models.patches import Positions, gather_tokens, patchify
+from tgm_scale.models.patches import IMAGENET, PixelStatistics, Positions, gather_tokens, patchify
 from tgm_scale.models.vit import Decoder, Encoder, ModelSize, initialise
 from tgm_scale.runtime.precision import without_autocast
 
@@ -47,7 +47,8 @@ class MaskedVideoAutoencoder(nn.Module):
     with `vit.initialise(model, seed)`. Cast to bf16 it keeps float32 for pixel statistics, position sums,
     predictions and embeddings.
 
-    embedding_width: width of the text embeddings to meet; None leaves the projection out.
+    embedding_width: width of the text embeddings to meet; None leaves the projection out. statistics: by which the
+    encoder normalises what it is given.
     Raises ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
 
     def __init__(
@@ -59,13 +60,14 @@ class MaskedVideoAutoencoder(nn.Module):
         attention: Backend = "auto",
         activation_checkpointing: bool = False,
         embedding_width: int | None = None,
+        statistics: PixelStatistics = IMAGENET,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.size = size
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
         self.clip_shape = (3, frames, image_size, image_size)
-        self.encoder = Encoder(size, self.grid.tokens, attention, activation_checkpointing)
+        self.encoder = Encoder(size, self.grid.tokens, attention, activation_checkpointing, statistics)
         self.encoder_to_decoder = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.decoder_width))
         self.decoder_positions = Positions(self.grid.tokens, size.decoder_width)

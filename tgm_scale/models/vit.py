@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tgm_scale.models.attention import Attention, Backend
-from tgm_scale.models.patches import CHANNELS, PatchEmbed, Positions
+from tgm_scale.models.patches import CHANNELS, IMAGENET, PatchEmbed, PixelStatistics, Positions
 from tgm_scale.runtime import seeding
 
 NORM_EPS = 1e-6
@@ -102,10 +102,17 @@ def run_blocks(
 class Encoder(nn.Module):
     """Patches -> tokens, for any subset of the grid's tokens."""
 
-    def __init__(self, size: ModelSize, tokens: int, attention: Backend, activation_checkpointing: bool) -> None:
+    def __init__(
+        self,
+        size: ModelSize,
+        tokens: int,
+        attention: Backend,
+        activation_checkpointing: bool,
+        statistics: PixelStatistics = IMAGENET,
+    ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
-        self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch)
+        self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch, statistics)
         self.positions = Positions(tokens, size.width)
         self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)

@@ -38,6 +38,7 @@ from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import TextTower, check_folder, load_image_tower, load_text_tower
 from tgm_scale.masking.recipes import Masker, build_masker
 from tgm_scale.models.local_start import start_locally
+from tgm_scale.models.patches import IMAGENET, PixelStatistics
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.pretraining import macs_per_clip as count_macs
 from tgm_scale.models.vit import SIZES, ModelSize
@@ -294,6 +295,10 @@ def towers(config: Config, needs: set[str], device: torch.device) -> Towers:
     return found
 
 
+def pixel_statistics(config: Config) -> PixelStatistics:
+    return PixelStatistics(config.data.mean, config.data.std)
+
+
 def model(config: Config, embedding_width: int | None) -> MaskedVideoAutoencoder:
     """The autoencoder with fresh weights keyed by the run's seed, fp32, on the CPU."""
     built = MaskedVideoAutoencoder(
@@ -303,6 +308,7 @@ def model(config: Config, embedding_width: int | None) -> MaskedVideoAutoencoder
         attention=config.model.attention,
         activation_checkpointing=config.model.activation_checkpointing,
         embedding_width=embedding_width,
+        statistics=pixel_statistics(config),
         seed=config.run.seed,
     )
     if config.model.initialisation == "local":
@@ -344,6 +350,7 @@ def initialise(module: JointModule, config: Config, read_initial: ReadInitial) -
     Raises ValueError where the origin's model is another one."""
     assert config.train.init_from is not None
     weights, notes = read_initial(config.train.init_from, model_size(config))
+    weights = restated(weights, pixel_statistics(config))
     own = module.state_dict()
     usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
     if not any(name.startswith("model.encoder.blocks") for name in usable):
@@ -351,6 +358,15 @@ def initialise(module: JointModule, config: Config, read_initial: ReadInitial) -
     module.load_state_dict({**own, **usable})
     fresh = sorted(own.keys() - usable.keys())
     return [*notes, *([f"fresh weights: {', '.join(fresh)}"] if fresh else [])]
+
+
+def restated(weights: dict[str, Tensor], statistics: PixelStatistics) -> dict[str, Tensor]:
+    """Weights that were read, which are for ImageNet's statistics, for a run's own."""
+    kernel, bias = (f"model.encoder.patch_embed.proj.{part}" for part in ("weight", "bias"))
+    if statistics == IMAGENET or not {kernel, bias} <= weights.keys():
+        return weights
+    weight, added = statistics.restated(weights[kernel], weights[bias], IMAGENET)
+    return {**weights, kernel: weight, bias: added}
 
 
 def plan_facts(config: Config, plan: EnginePlan, masks: Masker, steps: int) -> dict[str, Any]:
