@@ -17,6 +17,7 @@ from tgm_scale.contracts import Grid
 from tgm_scale.data.encode import encode_video
 from tgm_scale.evaluation.annotated import clips, find, token_share
 from tgm_scale.evaluation.masks import centre_score, most_possible, score_clip, summarise
+from tgm_scale.evaluation.relevance import slot_aucs
 from tgm_scale.masking.recipes import build_masker
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,21 @@ def test_the_figures_by_hand() -> None:
     assert score.auc == pytest.approx((1.0 + (14 + 10) / 28) / 2)
     assert most_possible(build_masker("tube", GRID, 0.25), "a", shown).hidden == 1.0
     assert centre_score(build_masker("tube", GRID, 0.25), "a", shown).hidden == 0.0
+
+
+def test_the_auc_is_the_area_below_the_curve() -> None:
+    """By the trapezoids between thresholds, as scikit-learn's roc_auc_score has it."""
+    draw = torch.Generator().manual_seed(0)
+    saliency = torch.randint(4, (3, 4, 5), generator=draw).float()
+    shows = torch.rand(3, 4, 5, generator=draw) < 0.4
+    shows[2] = False  # a slot without the object has none
+    expected = []
+    for values, truth in zip(saliency[:2], shows[:2]):
+        right, wrong = (
+            [float((values[of] >= at).float().mean()) for at in range(4, -1, -1)] for of in (truth, ~truth)
+        )
+        expected.append(np.trapezoid(right, wrong))
+    assert slot_aucs(saliency, shows) == pytest.approx(expected, abs=1e-6)
 
 
 def test_videos_count_alike_whatever_their_clips() -> None:
