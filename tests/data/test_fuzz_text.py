@@ -60,7 +60,12 @@ def test_samples_of_any_names_and_texts_keep_their_place_under_one_name_each(tmp
     )  # fmt: skip
     _, [batch] = next(iter(loader))
     assert len(set(batch.keys)) == len(set(batch.clip_ids.tolist())) == CASES and not batch.weight.any()
-    assert {problem.reason for problem in batch.problems} >= {"bad_caption", "no_caption", "not_a_video"}
+    assert {problem.reason for problem in batch.problems} >= {
+        "bad_caption",
+        "broken_json",
+        "no_caption",
+        "not_a_video",
+    }
     assert all(json.dumps(vars(problem), ensure_ascii=False).encode() for problem in batch.problems)
 
 

@@ -6,7 +6,6 @@ Nothing is unpickled but tensors, plain containers and argparse's Namespace (Vid
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pickle
 import struct
@@ -24,6 +23,7 @@ from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.runtime import launch
+from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.tensors import load_with_metadata
 from tgm_scale.training import ema
 from tgm_scale.training.checkpoint import Reader, latest
@@ -124,7 +124,7 @@ def _open_huggingface(folder: Path, raw: bool) -> Container:
         indices = sorted(folder.glob("*.index.json"))
         if not indices:
             raise ValueError(f"{folder}: a config.json without weights: wanted {' or '.join(_HUGGINGFACE_FILES)}")
-        files = [folder / Path(name).name for name in set(json.loads(indices[0].read_text())["weight_map"].values())]
+        files = [folder / Path(name).name for name in _shares(indices[0])]
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _open_file(file, raw).tensors
@@ -144,8 +144,25 @@ def _open_file(file: Path, raw: bool) -> Container:
 
 def _open_safetensors(file: Path) -> Container:
     tensors, metadata = load_with_metadata(file)
-    facts = json.loads(metadata.get(OWN_ENTRY, "{}"))
-    return Container(tensors, Stated.of_facts(facts), [f"safetensors file {file}"])
+    return Container(tensors, _said(file, metadata), [f"safetensors file {file}"])
+
+
+def _shares(index: Path) -> set[str]:
+    """The files that an index names."""
+    names = json_object(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{index}: wanted a weight_map of names and files")
+    return set(names.values())
+
+
+def _said(file: Path, metadata: dict[str, str]) -> Stated:
+    try:
+        facts = json_of(metadata.get(OWN_ENTRY, "{}"))
+        if not isinstance(facts, dict):
+            raise ValueError(f"wanted an object, found {type(facts).__name__}")
+    except ValueError as error:
+        raise ValueError(f"{file}: its {OWN_ENTRY} entry is damaged: {error}") from None
+    return Stated.of_facts(facts)
 
 
 def _open_torch(file: Path, raw: bool) -> Container:

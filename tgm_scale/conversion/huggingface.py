@@ -6,7 +6,6 @@ count loads without complaint and shifts the outputs), so they go through the co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip, fixed_m
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.vit import NORM_EPS, ModelSize
 from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.outside.json_text import json_object
 
 if TYPE_CHECKING:
     from transformers import VideoMAEConfig
@@ -143,10 +143,7 @@ def stated(folder: Path) -> Stated:
     prepare_torchvision()
     from transformers import VideoMAEConfig
 
-    try:
-        plain = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: not JSON ({error})") from None
+    plain = json_object(folder / "config.json")
     if str(plain.get("model_type")).startswith(_VIDEOMAE_2):
         return _stated_of_videomae_2(folder, plain.get("model_config") or {})
     if plain.get("model_type") != "videomae":

@@ -5,7 +5,6 @@ Shapes: D width, C channels, t, p, p of the patch embedding's kernel.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.models.patches import IMAGENET, PixelStatistics
+from tgm_scale.runtime.outside.json_text import json_object
 
 _FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _TYPES = ("image_processor_type", "video_processor_type", "feature_extractor_type")
@@ -87,10 +87,7 @@ def _said(folder: Path) -> dict[str, Any] | None:
     for file in (folder / name for name in _FILES):
         if not file.is_file():
             continue
-        try:
-            found = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error})") from None
+        found = json_object(file, finite=True)
         inner = found.get("video_processor") or found.get("image_processor") or found
         if {"image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor", *_TYPES} & inner.keys():
             return dict(inner)

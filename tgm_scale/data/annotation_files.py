@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from tgm_scale.data.annotation_rows import INTERNVID, SCORES
 from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, header_of
+from tgm_scale.runtime.outside.json_text import json_at
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _TABLES = (".csv", ".tsv", ".txt")
@@ -110,7 +111,7 @@ def _fields(columns: list[str], delimiter: str, values: list[str]) -> dict[str, 
 
 def _of_array(file: Path, stream: IO[str]) -> Iterator[tuple[str, bytes]]:
     """The objects of a JSON array, parsed as they are read."""
-    decoder, number, text = json.JSONDecoder(), 0, stream.read(_PIECE)
+    number, text = 0, stream.read(_PIECE)
     at = text.index("[") + 1
     while True:
         while at < len(text) and text[at] in " \t\r\n,":
@@ -120,9 +121,7 @@ def _of_array(file: Path, stream: IO[str]) -> Iterator[tuple[str, bytes]]:
                 raise ValueError(f"--annotations {file}: more text after the end of its array")
             return
         try:
-            value, at = decoder.raw_decode(text, at)
-        except RecursionError:
-            raise ValueError(f"--annotations {file}: object {number + 1}: brackets in brackets without end") from None
+            value, at = json_at(text, at)
         except json.JSONDecodeError as error:
             more = "" if len(text) - at > _LONGEST else stream.read(max(_PIECE, len(text) - at))
             if not more:
@@ -132,5 +131,14 @@ def _of_array(file: Path, stream: IO[str]) -> Iterator[tuple[str, bytes]]:
                 ) from None
             text, at = text[at:] + more, 0
             continue
+        except ValueError as error:
+            raise ValueError(f"--annotations {file}: object {number + 1}: {error}") from None
         number += 1
-        yield f"object {number}", json.dumps(value).encode()
+        yield f"object {number}", _line(file, number, value)
+
+
+def _line(file: Path, number: int, value: Any) -> bytes:
+    try:
+        return json.dumps(value).encode()
+    except RecursionError:  # it could be read, from less deep in the stack
+        raise ValueError(f"--annotations {file}: object {number}: brackets in brackets without end") from None

@@ -12,8 +12,9 @@ from typing import Any
 
 from tgm_scale.data.list_row import COLUMNS, FAULT, absent, caption_fault, label_text, of_list
 from tgm_scale.data.shard_index import split_extension
-from tgm_scale.data.text import cleaned, parsed
+from tgm_scale.data.text import cleaned
 from tgm_scale.runtime import seeding
+from tgm_scale.runtime.outside.json_text import json_of
 
 INTERNVID = ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption")
 SCORES = ("umt_score", "aesthetic_score")
@@ -67,7 +68,7 @@ def clock(milliseconds: int) -> str:
 def parse_row(line: str | bytes) -> Row:
     """A line of the file. Raises ValueError saying what is wrong with it."""
     try:
-        row = parsed(line)
+        row = json_of(line)
     except ValueError as error:
         raise ValueError(f"no JSON: {error}") from error
     if not isinstance(row, dict):

@@ -19,11 +19,12 @@ import numpy as np
 from tgm_scale.contracts import Problem
 from tgm_scale.data.annotation_files import files_of, lines_of
 from tgm_scale.data.annotation_rows import Row, clock, parse_row, parse_time
-from tgm_scale.data.text import BYTE_ORDER_MARK, fault_of, parsed, shown
+from tgm_scale.data.text import BYTE_ORDER_MARK, fault_of, shown
 from tgm_scale.runtime import seeding
+from tgm_scale.runtime.outside.json_text import json_of
 
-__all__ = ["CAPTION_EXTENSIONS", "ClipRow", "Filters", "Plan", "Row", "captions_of", "parse_row", "parse_time",
-           "unfit_captions"]  # fmt: skip
+__all__ = ["CAPTION_EXTENSIONS", "ClipRow", "Filters", "Plan", "Row", "captions_of", "json_fault", "parse_row",
+           "parse_time", "unfit_captions"]  # fmt: skip
 
 CAPTION_EXTENSIONS = ("json", "txt")  # the members that captions are read from
 _CAPTION_KEYS = ("captions", "caption", "Caption")
@@ -41,10 +42,19 @@ def unfit_captions(members: dict[str, bytes]) -> list[str]:
     return [f"{shown(text)} has {fault}" for text in _texts(members) if (fault := fault_of(text))]
 
 
+def json_fault(members: dict[str, bytes]) -> str | None:
+    """What is wrong with a sample's json, in words; None where it is an object, or there is none."""
+    try:
+        content = json_of(members.get("json", b"{}"))
+    except ValueError as error:
+        return f"no JSON: {error}"
+    return None if isinstance(content, dict) else f"a JSON {type(content).__name__}, not an object"
+
+
 def _texts(members: dict[str, bytes]) -> list[str]:
     texts: object = None
     try:
-        content = parsed(members.get("json", b"null"))
+        content = json_of(members.get("json", b"null"))
     except ValueError:  # also of bytes that are no UTF-8
         content = None
     if isinstance(content, dict):

@@ -1,25 +1,33 @@
 """The catalogue of a folder of shards: the size and count of each, so that opening ten thousand shards reads one file.
 
 `shards.catalogue.json` lies beside the shards, or in the user's cache where they are remote or read-only, and can be
-derived from their indices at any time. A local shard whose size or time of change is not the catalogue's is looked at
-anew; a remote catalogue is taken at its word."""
+derived from their indices at any time. Beside the shards' names it has "", the digest of all it says (older ones lack
+it); one that is damaged is derived anew. A local shard whose size or time of change is not the catalogue's is looked
+at anew; a remote catalogue is taken at its word."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import sys
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
 
 from tgm_scale.data import shard_index, storage
 from tgm_scale.data.shard_index import Summary
+from tgm_scale.runtime.outside.json_text import json_of
 
 CATALOGUE = "shards.catalogue.json"
 
 Stamp = list[int]  # of a local shard: bytes and time of change, which cost one stat; a remote one has none
 Catalogue = dict[str, tuple[Stamp, Summary]]
+_ENTRIES = TypeAdapter(dict[str, tuple[Annotated[Stamp, Field(max_length=2)], Summary]])
 
 
 def summaries(shards: list[str]) -> list[Summary]:
@@ -67,14 +75,44 @@ def _paths(folder: str) -> tuple[str, str]:
 def _read(folder: str) -> Catalogue:
     known: Catalogue = {}
     for path in _paths(folder):
-        try:
-            for name, (stamp, summary) in json.loads(storage.read_small(path) or b"{}").items():
-                known[name] = (stamp, Summary(**summary))
-        except (ValueError, TypeError, AttributeError):  # half a file, or another version's: all of it can be derived
+        data = storage.read_small(path)
+        if data is None:
             continue
+        try:
+            known |= _parsed(data)
+        except ValueError as error:  # half a file, or another version's: all of it can be derived
+            sys.stderr.write(f"{path}: damaged ({_short(error)}): made anew from the shards\n")
     return known
 
 
+def _parsed(data: bytes) -> Catalogue:
+    """Raises ValueError where it is none, or not what was written."""
+    plain = json_of(data)
+    if not isinstance(plain, dict):
+        raise ValueError(f"wanted an object, found {type(plain).__name__}")
+    digest = plain.pop("", None)
+    if digest not in (None, _digest(plain)):
+        raise ValueError("its entries are not those that were written")
+    return _ENTRIES.validate_python(plain)
+
+
+def _digest(plain: dict) -> str:
+    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def forget(shard: str) -> None:
+    """Leave out what the catalogue says of a shard, since it is not so: the next opening looks at the shard."""
+    known = _read(folder := os.path.dirname(shard))
+    if known.pop(os.path.basename(shard), None) is not None:
+        with suppress(OSError):
+            _write(folder, known)
+
+
 def _write(folder: str, known: Catalogue) -> None:
-    plain = {name: [stamp, asdict(summary)] for name, (stamp, summary) in sorted(known.items())}
+    plain: dict = {name: [stamp, asdict(summary)] for name, (stamp, summary) in sorted(known.items())}
+    plain = {"": _digest(plain), **plain}
     shard_index.keep(json.dumps(plain, separators=(",", ":")).encode(), *_paths(folder))

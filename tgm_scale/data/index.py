@@ -19,7 +19,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data import catalogue, shard_index, storage
 from tgm_scale.data.lists import Role, is_list, read_list
 from tgm_scale.data.names import distinct_names
-from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, SampleRef, ShardIndex, Summary
+from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, DamagedIndex, SampleRef, ShardIndex, Summary
 from tgm_scale.data.storage import RangeCache
 from tgm_scale.data.video_files import video_extension
 
@@ -127,7 +127,11 @@ class Corpus:
 
     def sample(self, shard: int, row: int) -> SampleRef:
         """Where sample `row` of shard number `shard` lies."""
-        return self._index(shard).sample(row, self.first_names[shard], self.prefix)
+        try:
+            return self._index(shard).sample(row, self.first_names[shard], self.prefix)
+        except DamagedIndex as error:
+            index = self._kept(shard, shard_index.rebuilt(self.shards[shard], error))
+            return index.sample(row, self.first_names[shard], self.prefix)
 
     def problems(self, shard: int) -> list[Problem]:
         """What was left out of this shard, by name and reason."""
@@ -178,15 +182,23 @@ class Corpus:
             index = self._indices.pop(shard, None)
             if index is None:
                 index = shard_index.load(self.shards[shard])
-                if len(index) != self.counts[shard]:
-                    raise OSError(
-                        f"{self.shards[shard]} holds {len(index)} samples, {self.counts[shard]} when the corpus was "
-                        "opened: it was replaced under the run; start the run again"
-                    )
-            self._indices[shard] = index
-            if len(self._indices) > _KEPT_INDICES:
-                self._indices.popitem(last=False)
-            return index
+            return self._keep(shard, index)
+
+    def _kept(self, shard: int, index: ShardIndex) -> ShardIndex:
+        with self._lock:
+            return self._keep(shard, index)
+
+    def _keep(self, shard: int, index: ShardIndex) -> ShardIndex:
+        if len(index) != self.counts[shard]:
+            catalogue.forget(self.shards[shard])
+            raise OSError(
+                f"{self.shards[shard]} holds {len(index)} samples, {self.counts[shard]} when the corpus was "
+                "opened: it was replaced under the run; start the run again"
+            )
+        self._indices[shard] = index
+        if len(self._indices) > _KEPT_INDICES:
+            self._indices.popitem(last=False)
+        return index
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_indices": OrderedDict(), "_lock": None, "_problems_of": None}

@@ -25,7 +25,8 @@ from typing import Any
 
 from tgm_scale.data.list_lines import is_ucf101, lines_of, ucf101
 from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, Row, Rows, absent, header_of, of_list
-from tgm_scale.data.text import decoded, parsed, shown
+from tgm_scale.data.text import decoded, shown
+from tgm_scale.runtime.outside.json_text import json_of
 
 EPIC_LABELS = ("verb", "noun", "action")
 _HMDB_USE = {"train": "1", "test": "2"}  # in the third place of a line; 0: not in this split
@@ -179,7 +180,7 @@ def _json(path: str, text: str, label: str, wanted: str, one_a_line: bool) -> Ro
     one_a_line = one_a_line and not text.lstrip().startswith("[")
     try:
         lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()] if one_a_line else []
-        content: Any = [parsed(line) for _, line in lines] if one_a_line else parsed(text)
+        content: Any = [json_of(line) for _, line in lines] if one_a_line else json_of(text)
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if isinstance(content, dict) and {"videos", "sentences"} <= content.keys():

@@ -15,12 +15,15 @@ from functools import partial
 from itertools import tee
 from pathlib import Path
 
+from pydantic import BaseModel, Field
+
 from tgm_scale.contracts import Problem
 from tgm_scale.data import encode, storage
 from tgm_scale.data.annotations import ClipRow, Filters, Plan
 from tgm_scale.data.clip_sources import ClipSources
 from tgm_scale.data.encode import CutError, EncodedClip, cut_clip
 from tgm_scale.data.shards import ShardWriter, shard_path
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
@@ -51,7 +54,7 @@ def claim(folder: Path, plan: Plan, encoding: Encoding) -> None:
         raise ValueError(f"--output {folder} cannot be made ({error.strerror}); name a folder that can") from error
     path = folder / SETTINGS
     if path.exists():
-        before = json.loads(path.read_bytes())
+        before = json_object(path)
         changed = [name for name in settings if before.get(name) != settings[name]]
         if changed:
             was = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
@@ -179,9 +182,9 @@ def _gather(plan: Plan, done: list[Path]) -> dict:
     skipped: dict[str, list[list[str]]] = {}
     made = 0
     for path in done:
-        one = json.loads(path.read_bytes())
-        made += one["made"]
-        for key, reason, detail in one["skipped"]:
+        one = _report(path)
+        made += one.made
+        for key, reason, detail in one.skipped:
             skipped.setdefault(reason, []).append([key, detail])
     for problem in plan.problems:
         skipped.setdefault(problem.reason, []).append([problem.key, problem.detail])
@@ -193,6 +196,20 @@ def _gather(plan: Plan, done: list[Path]) -> dict:
         "made": made,
         "skipped": {reason: {"count": len(names), "names": names} for reason, names in sorted(skipped.items())},
     }
+
+
+class _Report(BaseModel):
+    """Of one finished shard."""
+
+    made: int = Field(ge=0)
+    skipped: list[tuple[str, str, str]]
+
+
+def _report(path: Path) -> _Report:
+    try:
+        return _Report.model_validate(json_object(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: delete it and its shard, which is then made anew ({error})") from None
 
 
 def _finished(folder: Path, plan: Plan) -> list[Path]:

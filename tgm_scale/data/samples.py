@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
-from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, unfit_captions
+from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
 from tgm_scale.data.decode import DecodeError, Video, segments, window
 from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.motion import MotionRecorder
@@ -82,6 +82,14 @@ class SampleError(Exception):
     """A sample that cannot be used for another reason than its video: (reason, detail)."""
 
 
+def _without_caption(ref: SampleRef, members: dict[str, bytes]) -> SampleError:
+    if unfit := unfit_captions(members):
+        return SampleError("bad_caption", unfit[0])
+    if fault := json_fault(members):
+        return SampleError("broken_json", fault)
+    return SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
+
+
 class Samples:
     """Samples by their position in the run; all that is random about one is keyed by what it is, not by where.
 
@@ -140,10 +148,8 @@ class Samples:
         sampling = self.sampling
         ref, members, seeds = fetched.ref, fetched.members, fetched.seeds
         choices = captions_of(members) if sampling.captions else [""]
-        if not choices and (unfit := unfit_captions(members)):
-            raise SampleError("bad_caption", unfit[0])
         if not choices:
-            raise SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
+            raise _without_caption(ref, members)
         drawn = [int(seeding.draw(seed, "caption")[0] * len(choices)) for seed in seeds]
         asked = [list(range(len(choices))) if sampling.caption_sets else [number] for number in drawn]
         recorder = MotionRecorder() if sampling.motion else None

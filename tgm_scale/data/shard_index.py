@@ -1,27 +1,35 @@
 """The index of one shard: where each sample's members lie in its tar, so that a sample is read by range.
 
-`NAME.index.jsonl` beside `NAME.tar`: a first line {"bytes", "mark", "samples", "problems"}, then one line a sample,
-{"key", "members": {extension: [offset, size]}}. Size and mark (a digest of both ends) tie it to its tar; times of
-files do not, because copies and downloads change them. A corpus from elsewhere gets its indices when it is first
-opened: beside the tars, or in the user's cache where they cannot be written."""
+`NAME.index.jsonl` beside `NAME.tar`: a first line {"bytes", "mark", "samples", "problems", "blake2b"}, then one line a
+sample, {"key", "members": {extension: [offset, size]}}. Size and mark (a digest of both ends) tie it to its tar; times
+of files do not, because copies and downloads change them. The last is a digest of the lines that follow, which older
+indices lack; what is wrong in either is made anew from the tar.
+
+A corpus from elsewhere gets its indices when it is first opened: beside the tars, or in the user's cache where they
+cannot be written."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import storage
 from tgm_scale.data.names import printable
 from tgm_scale.runtime import seeding
+from tgm_scale.runtime.outside.json_text import json_of
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
+_VIDEOS = frozenset(VIDEO_EXTENSIONS)
 _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, so some of the last sample is in it
 
 
@@ -74,8 +82,21 @@ class Summary:
     """What a corpus needs to know of a shard before it reads from it: mark, usable samples, what was left out."""
 
     mark: str
-    samples: int
-    left_out: dict[str, int]  # reason -> count
+    samples: Annotated[int, Field(ge=0)]
+    left_out: dict[str, Annotated[int, Field(ge=0)]]  # reason -> count
+
+
+class DamagedIndex(ValueError):
+    """What an index file says cannot be so. It is a cache: `rebuilt` makes it anew."""
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(strict=True)
+    bytes: int = Field(ge=0)
+    mark: str
+    samples: int = Field(ge=0)
+    problems: list[Annotated[list[str], Field(min_length=3, max_length=3)]]
+    blake2b: str | None = None
 
 
 class ShardIndex:
@@ -90,10 +111,21 @@ class ShardIndex:
 
     def sample(self, row: int, name: str | None = None, prefix: str = "") -> SampleRef:
         """Sample `row` of the shard, which is called `name` in its corpus (default: as its file)."""
-        line = json.loads(self._lines[row])
-        members = {extension: (offset, size) for extension, (offset, size) in line["members"].items()}
-        key = printable(line["key"])
+        key, members = self._parsed(self._lines[row])
         return SampleRef(key, self.shard, members, f"{name or shard_name(self.shard)}/{key}", prefix)
+
+    def _parsed(self, line: bytes) -> tuple[str, dict[str, tuple[int, int]]]:
+        try:
+            fields = json_of(line)
+            members = {extension: (offset, size) for extension, (offset, size) in fields["members"].items()}
+            for offset, size in members.values():
+                if not (type(offset) is type(size) is int and size >= 0 and 0 <= offset <= self.size - size):
+                    raise ValueError(f"bytes {offset} to {offset} + {size} of {self.size}")
+            if not members.keys() & _VIDEOS:
+                raise ValueError("no video")
+            return printable(fields["key"]), members
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedIndex(f"{type(error).__name__}: {error}") from None
 
     @property
     def summary(self) -> Summary:
@@ -102,17 +134,30 @@ class ShardIndex:
     def dump(self) -> bytes:
         """The index file's content."""
         problems = [[problem.key, problem.reason, problem.detail] for problem in self.problems]
-        head = _line({"bytes": self.size, "mark": self.mark, "samples": len(self), "problems": problems})
+        head = _line(
+            {
+                "bytes": self.size,
+                "mark": self.mark,
+                "samples": len(self),
+                "problems": problems,
+                "blake2b": _digest(self._lines),
+            }
+        )
         return b"\n".join([head, *self._lines]) + b"\n"
 
     @classmethod
     def parse(cls, shard: str, data: bytes) -> ShardIndex:
-        """Raises ValueError where `data` is no whole index."""
+        """Raises DamagedIndex where `data` is no whole index."""
         lines = data.splitlines()
-        head = json.loads(lines[0]) if lines else {}
-        if not isinstance(head, dict) or head.get("samples") != len(lines) - 1:
-            raise ValueError(f"{shard}: its index is no whole index file; delete it, it is built anew")
-        return cls(shard, head["bytes"], head["mark"], lines[1:], [Problem(*each) for each in head["problems"]])
+        try:
+            head = _Head.model_validate(json_of(lines[0] if lines else b""))
+        except ValueError as error:
+            raise DamagedIndex(f"its first line: {error}") from None
+        if head.samples != len(lines) - 1:
+            raise DamagedIndex(f"{len(lines) - 1} lines of {head.samples}")
+        if head.blake2b not in (None, _digest(lines[1:])):
+            raise DamagedIndex("its lines are not those that were written")
+        return cls(shard, head.bytes, head.mark, lines[1:], [Problem(*each) for each in head.problems])
 
     @classmethod
     def scan(cls, shard: str) -> ShardIndex:
@@ -216,6 +261,10 @@ def _next_archive(file: BinaryIO, end: int) -> int | None:
     return None
 
 
+def _digest(lines: list[bytes]) -> str:
+    return hashlib.blake2b(b"\n".join(lines), digest_size=16).hexdigest()
+
+
 def _line(value: dict) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
 
@@ -256,10 +305,25 @@ def load(shard: str) -> ShardIndex:
         index = _fresh(shard, path)
         if index is not None:
             return index
+    return _made(shard, beside, cached)
+
+
+def rebuilt(shard: str, why: DamagedIndex) -> ShardIndex:
+    """An index whose file turned out damaged when it was used, made anew from the tar."""
+    _say(index_path(shard), why)
+    return _made(shard, index_path(shard), _cache_path(shard))
+
+
+def _made(shard: str, beside: str, cached: str) -> ShardIndex:
     index = storage.retrying(lambda: ShardIndex.scan(shard), shard)
     if len(index):  # beside what is no shard nothing is left
         keep(index.dump(), beside, cached)
     return index
+
+
+def _say(path: str, why: Exception) -> None:
+    said = printable(" ".join(str(why).split()))
+    sys.stderr.write(f"{path}: damaged ({said[:200]}): made anew from the shard\n")
 
 
 def keep(data: bytes, beside: str, cached: str) -> None:
@@ -301,7 +365,8 @@ def _fresh(shard: str, path: str) -> ShardIndex | None:
         return None
     try:
         index = ShardIndex.parse(shard, data)
-    except (ValueError, KeyError, TypeError):
+    except DamagedIndex as error:
+        _say(path, error)
         return None
 
     def identity() -> tuple[int, str]:

@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import from_numpy
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, unfit_captions
+from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.text import parsed
 
 THUMBNAIL = 112  # pixels, the longer side
 
@@ -51,7 +50,7 @@ class Surveyor:
         video = members[ref.video]
         digest = hashlib.blake2b(video, digest_size=16).hexdigest()
         finding = Finding(
-            ref.name, digest, captions_of(members), _broken(members.get("json")), unfit_captions(members)
+            ref.name, digest, captions_of(members), json_fault(members) is not None, unfit_captions(members)
         )
         try:
             self._look(video, finding, thumbnail)
@@ -69,13 +68,6 @@ class Surveyor:
                 if thumbnail and index == middle:
                     finding.thumbnail = _small(image)
             finding.interlaced = video.interlaced
-
-
-def _broken(data: bytes | None) -> bool:
-    try:
-        return data is not None and not isinstance(parsed(data), dict)
-    except ValueError:
-        return True
 
 
 def _small(image_HW3: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ Shapes: T frames, H W pixels; S slots x R rows x C columns of tokens.
 from __future__ import annotations
 
 import base64
-import json
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from tgm_scale.contracts import Grid
+from tgm_scale.runtime.outside.json_text import json_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Truth:
 
 def read_truth(sample: bytes | str | dict[str, Any]) -> Truth:
     """The truth in the json member of a synthetic sample. Raises ValueError where there is none."""
-    fields = sample if isinstance(sample, dict) else json.loads(sample)
+    fields = sample if isinstance(sample, dict) else json_of(sample)
     if "truth" not in fields:
         raise ValueError(f"the sample's json has no key 'truth' (found: {', '.join(fields)}); is it a synthetic one?")
     truth = fields["truth"]

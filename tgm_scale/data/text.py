@@ -5,9 +5,7 @@ is the trace of a broken conversion, and no word that a tower knows."""
 
 from __future__ import annotations
 
-import json
 import unicodedata
-from typing import Any
 
 BYTE_ORDER_MARK = "\ufeff"
 _BLANK_CONTROLS = "\t\n\v\f\r\x85"  # white space to every tokenizer
@@ -31,14 +29,6 @@ def cleaned(text: str) -> str:
     if fault := fault_of(text):
         raise ValueError(f"{shown(text)} has {fault}")
     return text
-
-
-def parsed(data: str | bytes) -> Any:
-    """What JSON says. Raises ValueError for what is none, also for a thousand brackets."""
-    try:
-        return json.loads(data)
-    except RecursionError:
-        raise ValueError("brackets in brackets without end") from None
 
 
 def shown(text: str, longest: int = 60) -> str:

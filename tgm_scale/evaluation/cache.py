@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Problem
@@ -23,6 +24,7 @@ from tgm_scale.evaluation.labelled import Labelled
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.files import sync
+from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.tensors import load_with_metadata, save_tensors
 
 
@@ -87,15 +89,31 @@ def cached_rows(
 def _gather(folder: Path, count: int, source: Labelled) -> Clips:
     rows, names, problems = [], [], list(source.problems)
     for number in range(count):
-        tensors, metadata = load_with_metadata(folder / f"{number:06d}.safetensors")
-        facts = json.loads(metadata["facts"])
-        if facts["names"]:
-            rows.append(tensors["rows"])
-            finite.refuse(rows[-1], facts["names"], f"its features in {folder}")
-        names += facts["names"]
-        problems += [Problem(**problem) for problem in facts["problems"]]
+        found, facts = _read(folder / f"{number:06d}.safetensors")
+        if facts.names:
+            rows.append(found)
+            finite.refuse(found, facts.names, f"its features in {folder}")
+        names += facts.names
+        problems += facts.problems
     refuse_nothing(names, source, problems)
     return Clips([torch.cat(rows)], [source.labels[name] for name in names], names, problems)
+
+
+class _Facts(BaseModel):
+    names: list[str]
+    problems: list[Problem]
+
+
+def _read(file: Path) -> tuple[Tensor, _Facts]:
+    try:
+        tensors, metadata = load_with_metadata(file)
+        facts = _Facts.model_validate(json_of(metadata["facts"]))
+        rows = tensors["rows"]
+        if len(rows) != len(facts.names):
+            raise ValueError(f"{len(rows)} rows of {len(facts.names)} names")
+        return rows, facts
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{file} is damaged: delete it, it is made anew ({error})") from None
 
 
 def refuse_nothing(names: list[str], source: Labelled, problems: list[Problem]) -> None:

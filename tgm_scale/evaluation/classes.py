@@ -16,7 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tgm_scale.data import storage
-from tgm_scale.data.text import cleaned, decoded, parsed, shown
+from tgm_scale.data.text import cleaned, decoded, shown
+from tgm_scale.runtime.outside.json_text import json_of
 
 _NUMBER = re.compile(r"-?\d+")
 _SHOWN = 5
@@ -41,7 +42,7 @@ def read_classes(path: str) -> dict[str, list[str]]:
     content: Any
     if path.lower().endswith(".json"):
         try:
-            content = parsed(text)
+            content = json_of(text)
         except ValueError as error:
             raise ValueError(f"data.classes={path}: not valid JSON: {error}") from None
     else:

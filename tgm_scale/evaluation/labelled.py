@@ -8,13 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
 from tgm_scale.data.index import NOTICES, Corpus, SampleRef
 from tgm_scale.data.inventory import NAMED, Inventory
 from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.data.lists import Role, is_list, read_list
 from tgm_scale.data.names import real_place
-from tgm_scale.data.text import cleaned, parsed, shown
+from tgm_scale.data.text import cleaned, shown
+from tgm_scale.runtime.outside.json_text import json_of
 
 SYNTHETIC_MOTION = "truth.objects.0.motion"
 
@@ -111,7 +112,7 @@ def read_labels(corpus: Corpus, path: str) -> tuple[dict[str, str], list[Problem
     return _read_each(
         corpus,
         ["json"],
-        lambda members: label_of(parsed(members["json"])),
+        lambda members: label_of(json_of(members["json"])),
         "no_label",
         f"no sample's json has a value at {path!r}",
         f"name the label's place, such as data.label=label or data.label={SYNTHETIC_MOTION}",
@@ -143,10 +144,16 @@ def _read_each(
     for shard, count in enumerate(corpus.counts.tolist()):
         for row in range(count):
             ref = corpus.sample(shard, row)
+            members = corpus.read(ref, extensions)
             try:
-                values[ref.name] = value_of(corpus.read(ref, extensions))
+                values[ref.name] = value_of(members)
             except (KeyError, IndexError, TypeError, ValueError) as error:
-                problems.append(Problem(ref.name, reason, f"{type(error).__name__}: {error}"))
+                fault = json_fault(members)
+                problems.append(
+                    Problem(ref.name, "broken_json", fault)
+                    if fault
+                    else Problem(ref.name, reason, f"{type(error).__name__}: {error}")
+                )
     if not values:
         raise ValueError(f"corpus {corpus.name!r}: {none} ({problems[0].key}: {problems[0].detail}); {hint}")
     return values, problems

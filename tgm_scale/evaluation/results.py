@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Problem
 from tgm_scale.evaluation.intervals import class_interval, paired_interval
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training.run_folder import replace_file, versions
 
 
@@ -89,8 +90,8 @@ def write(
 def _ending(folder: Path, method: str) -> str:
     """ "" where the folder is this method's or nobody's."""
     try:
-        before = json.loads((folder / "results.json").read_text()).get("method")
-    except (OSError, ValueError, AttributeError):
+        before = json_object(folder / "results.json").get("method")
+    except (OSError, ValueError):
         return ""
     return "" if before in (None, method) else "-" + method.replace(" ", "-")
 

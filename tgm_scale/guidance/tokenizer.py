@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from tgm_scale.runtime.outside.json_text import json_of
+
 END_OF_WORD = "</w>"
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -36,7 +38,7 @@ def write_tokenizer(captions: Iterable[str], folder: Path, context: int) -> int:
         vocab_size=4096, end_of_word_suffix=END_OF_WORD, initial_alphabet=letters, show_progress=False
     )
     tokenizer.train_from_iterator(captions, trainer)
-    merges = [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    merges = [tuple(pair) for pair in json_of(tokenizer.to_str())["model"]["merges"]]
     words = [*letters, *(letter + END_OF_WORD for letter in letters), *(a + b for a, b in merges), *SPECIAL]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(words))}
 

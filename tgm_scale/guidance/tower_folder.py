@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tgm_scale.runtime.outside.json_text import bounded, json_of
 
 PARTS = {  # `model_type` of config.json -> the towers that such a folder holds
     "clip": {"text", "image"},
@@ -115,10 +116,16 @@ def model_files(folder: str | Path) -> list[Path]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """Raises ValueError that names folder and file for what is no JSON object."""
     try:
-        return json.loads(file.read_text())
+        tree = json_of(bounded(file), finite=True)
     except ValueError as error:
         raise ValueError(f"guidance.towers={file.parent}: {file.name} is not valid JSON: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(
+            f"guidance.towers={file.parent}: {file.name}: wanted a JSON object, found {type(tree).__name__}"
+        )
+    return tree
 
 
 def _missing_weights(folder: Path, found: list[str]) -> list[str]:
@@ -130,7 +137,12 @@ def _missing_weights(folder: Path, found: list[str]) -> list[str]:
 def _parts(folder: Path) -> set[str]:
     """The files that an index names; none where the weights are one file."""
     name = weights_of(folder)
-    return set(read_json(folder / name).get("weight_map", {}).values()) if name.endswith(".index.json") else set()
+    if not name.endswith(".index.json"):
+        return set()
+    files = read_json(folder / name).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"guidance.towers={folder}: {name}: wanted a weight_map of names and files")
+    return set(files.values())
 
 
 def _missing_vocabulary(found: list[str], choices: tuple[tuple[str, ...], ...]) -> list[str]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 
 def readable_as_its_folder(file: Path, folder: Path) -> None:
@@ -23,14 +21,6 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_json(file: Path) -> Any:
-    """What a JSON file holds. Raises ValueError that names it where it is damaged, OSError where it cannot be read."""
-    try:
-        return json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: damaged: no JSON ({type(error).__name__}); restore it") from None
 
 
 def told(error: OSError, folder: Path, wanted: int | None = None) -> str:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tgm_scale.runtime.command import USER_MISTAKE
+from tgm_scale.runtime.outside.json_text import json_of
 
 BEAT = 5.0  # seconds from one count to the next
 WATCHED = 15.0  # seconds without a count after which an owner on another host is dead: three beats
@@ -160,7 +161,7 @@ def _read(folder: Path, number: int) -> tuple[str, Owner | None]:
     """All of an owner's file, and who it is; None where it is not written yet, or gone."""
     try:
         text = _file(folder, number).read_text()
-        return text, Owner(**json.loads(text.partition("\n")[0]))
+        return text, Owner(**json_of(text.partition("\n")[0]))
     except (OSError, ValueError, TypeError):
         return "", None
 

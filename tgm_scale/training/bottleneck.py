@@ -6,7 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tgm_scale.runtime.files import read_json
+from tgm_scale.runtime.outside.json_text import json_file
 
 _SHARES = {"data": 0.1, "checkpoint": 0.1, "network": 0.1, "guidance": 0.25}  # above these something is worth doing
 _LAGGING = 0.1
@@ -38,7 +38,7 @@ def read_ranks(folder: Path, world_size: int) -> list[Rank]:
 def _beat(file: Path) -> dict[str, Any]:
     """What a rank told; nothing where its file is not there, or damaged."""
     try:
-        beat = read_json(file)
+        beat = json_file(file)
     except (OSError, ValueError):
         return {}
     return beat if isinstance(beat, dict) and isinstance(beat.get("seconds"), dict) else {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.runtime.files import read_json
+from tgm_scale.runtime.outside.json_text import json_file
 from tgm_scale.training import checkpoint, events, origins, run_folder
 from tgm_scale.training.faults import FaultState
 from tgm_scale.training.metrics import count_damaged, read_metrics
@@ -39,13 +39,13 @@ def check(folder: str) -> tuple[str, int]:
         raise ValueError(f"{folder}: no config.yaml and no checkpoints: not a run folder")
     found = Findings()
     _read(found, root / "config.yaml", configuration.read_tree, "readable", needed=True, stops=True)
-    _read(found, root / "data.json", read_json, "readable", stops=True)
+    _read(found, root / "data.json", json_file, "readable", stops=True)
     _read(found, root / "faults.json", lambda _: FaultState.read(root), "readable", stops=True)
     _read(found, root / origins.FILE, lambda _: origins.read(root), "readable", stops=True)
-    _read(found, root / "plan.json", read_json, "readable")
+    _read(found, root / "plan.json", json_file, "readable")
     _read(found, root / "environment.jsonl", lambda _: run_folder.starts(root), "readable")
     for file in sorted(root.glob("results*.json")):
-        _read(found, file, read_json, "readable")
+        _read(found, file, json_file, "readable")
     _metrics(found, root)
     _ranks(found, root)
     used = _checkpoints(found, root / "checkpoints")
@@ -94,7 +94,7 @@ def _ranks(found: Findings, root: Path) -> None:
     files = sorted((root / "ranks").glob("[0-9]*"))
     for file in files:
         try:
-            read_json(file)
+            json_file(file)
         except (OSError, ValueError) as error:
             found.bad(f"ranks/{file.name}", str(error))
     try:

@@ -6,13 +6,13 @@ in; a value that contradicts it is an error that names both places.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from tgm_scale.config import packaged
+from tgm_scale.runtime.outside.json_text import json_without_doubles
 from tgm_scale.training import engine_keys
 
 _OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that has it
@@ -147,18 +147,7 @@ def _read_json(path: str) -> dict[str, Any]:
     file = packaged(path, ".json")
     if not file.is_file():
         raise ValueError(f"deepspeed.config={path}: no such file")
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_key_twice)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"deepspeed.config={path}: not valid JSON: {error}") from None
+    tree = json_without_doubles(file, f"deepspeed.config={path}")
     if not isinstance(tree, dict):
         raise ValueError(f"deepspeed.config={path}: wanted an object, found {type(tree).__name__}")
     return tree
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise ValueError(f"{', '.join(twice)}: given twice")
-    return dict(pairs)

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.runtime.outside.json_text import json_of
+
 FILE = "events.jsonl"
 
 
@@ -22,7 +24,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     found = []
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
         try:
-            event = json.loads(line)
+            event = json_of(line)
         except ValueError:
             continue
         if isinstance(event, dict) and isinstance(event.get("event"), str):

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.runtime.files import read_json
+from tgm_scale.runtime.outside.json_text import json_file
 from tgm_scale.training import checkpoint, events, run_folder
 from tgm_scale.training.bottleneck import explain, from_metrics, read_ranks
 from tgm_scale.training.metrics import count_damaged, figure, read_metrics
@@ -70,7 +70,7 @@ def _tree(folder: str) -> dict[str, Any]:
 def _left_out(root: Path) -> dict[str, str]:
     """What was left out of the data when the run started."""
     file = root / "data.json"
-    corpora = read_json(file) if file.is_file() else []
+    corpora = json_file(file) if file.is_file() else []
     said = [
         f"{corpus['name']}: " + ", ".join(f"{count} {reason}" for reason, count in corpus["left_out"].items())
         for corpus in corpora
@@ -83,7 +83,7 @@ def _results(root: Path) -> dict[str, str]:
     """The figures of each method that was judged in this folder."""
     lines = {}
     for file in sorted(root.glob("results*.json")):
-        found = read_json(file)
+        found = json_file(file)
         figures = ", ".join(f"{name} {value['value']:.4f}" for name, value in found["figures"].items())
         left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
         lines[found["method"]] = figures + (f"; left out: {left_out}" if left_out else "")

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tgm_scale.runtime.outside.json_text import bounded, json_of
+
 FORMAT = 1
 NAME = "manifest.json"
 _LARGEST = 64 << 20  # bytes: 300,000 ranks' files
@@ -88,7 +90,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 def written(tree: dict[str, Any]) -> str:
     """The text of a manifest, with a hash of its own contents."""
-    plain = json.loads(json.dumps({"format": FORMAT, **tree}))
+    plain = json_of(json.dumps({"format": FORMAT, **tree}))
     return json.dumps({**plain, "blake2b": digest(plain)}, indent=1)
 
 
@@ -100,12 +102,9 @@ def digest(tree: dict[str, Any]) -> str:
 
 def _tree(file: Path) -> dict[str, Any]:
     try:
-        with file.open("rb") as stream:
-            content = stream.read(_LARGEST + 1)
-        tree = json.loads(content) if len(content) <= _LARGEST else None
-    except (ValueError, RecursionError):
-        raise ValueError(f"{file}: damaged: no JSON ({len(content)} bytes)") from None
+        tree = json_of(bounded(file, _LARGEST))
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged: no JSON ({error})") from None
     if not isinstance(tree, dict):
-        found = f"more than {_LARGEST} bytes" if len(content) > _LARGEST else type(tree).__name__
-        raise ValueError(f"{file}: damaged: wanted an object, found {found}")
+        raise ValueError(f"{file}: damaged: wanted an object, found {type(tree).__name__}")
     return tree

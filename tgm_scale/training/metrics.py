@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from tgm_scale.contracts import Problem
 from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.files import told
+from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.training import events
 from tgm_scale.training.run_folder import replace_file
 
@@ -125,8 +126,8 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
 def _row(line: bytes, path: Path) -> dict[str, Any] | None:
     """A line's row; None where it is no JSON object with a step and, of metrics, with a loss."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = json_of(line)
+    except ValueError:
         return None
     if not isinstance(row, dict) or type(row.get("step")) is not int:
         return None

@@ -8,12 +8,12 @@ start knows it without reading it}. A run folder of before has no such file: the
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tgm_scale.guidance.towers import model_files
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training import build, checkpoint
 
 KEYS = ("guidance.towers", "guidance.flow", "train.init_from")
@@ -30,7 +30,7 @@ def read(folder: Path) -> dict[str, Entry]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(file.read_text())
+        found = json_object(file)
         whole = all(isinstance(one["blake2b"], str) for entry in found.values() for one in entry.values())
     except (ValueError, AttributeError, TypeError, KeyError):
         whole = False

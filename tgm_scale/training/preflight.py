@@ -20,6 +20,7 @@ import torch.distributed as dist
 from tgm_scale.config import Config
 from tgm_scale.runtime import launch, slurm
 from tgm_scale.runtime.distributed import Control, Place, choose_device, place_of, set_rendezvous
+from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.rendezvous import connect
 from tgm_scale.training import build, run_folder, trial
 from tgm_scale.training.extensions import BUILD_SECONDS
@@ -168,7 +169,7 @@ class Rounds:
         for rank in range(self.place.world_size):
             try:
                 self.store.wait([f"{name}/{rank}"], timedelta(seconds=max(0.1, deadline - time.monotonic())))
-                reports.append(Report(**json.loads(self.store.get(f"{name}/{rank}"))))
+                reports.append(Report(**json_of(self.store.get(f"{name}/{rank}"))))
             except dist.DistError:
                 silent.append(slurm.node_of(rank, self.place.world_size))
         return reports, silent

@@ -28,7 +28,7 @@ from tgm_scale import config as configuration
 from tgm_scale.config import RunSettings
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import Control
-from tgm_scale.runtime.files import read_json
+from tgm_scale.runtime.outside.json_text import json_file, json_object, json_of
 from tgm_scale.training import manifest, origins
 
 
@@ -103,7 +103,7 @@ def describe(
     """Write what this start is. Raises ValueError where the data is not that of the run so far."""
     data_file = folder / "data.json"
     if data_file.is_file():
-        before = read_json(data_file)
+        before = json_file(data_file)
         if _other_data(before, corpora):
             raise ValueError(
                 f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): "
@@ -134,7 +134,7 @@ def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "plan.json")
+    return json_object(folder / "plan.json")
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
@@ -143,8 +143,8 @@ def starts(folder: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            found.append(json.loads(line))
-        except (ValueError, RecursionError):
+            found.append(json_of(line))
+        except ValueError:
             raise ValueError(f"{file}: line {number} is damaged: remove that line") from None
     return found
 

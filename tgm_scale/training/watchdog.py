@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 
 from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training.run_folder import replace_file
 
 PHASES = ("data", "guidance", "meeting", "update", "checkpoint")
@@ -180,7 +181,7 @@ class Watchdog:
             file = self.folder / f"{rank:05d}"
             if rank != self.place.rank:
                 with suppress(OSError, ValueError):  # not there, or of an earlier start and damaged
-                    beats[rank] = json.loads(file.read_text())
+                    beats[rank] = json_object(file)
         return beats
 
     def _order(self) -> tuple[int, int]:

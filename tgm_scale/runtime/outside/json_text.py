@@ -1,0 +1,126 @@
+"""JSON from outside: whatever is wrong is a ValueError, also brackets without end and numbers beyond floats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LARGEST = 1 << 28  # bytes of a file that is read whole
+_DIGITS = 308  # of an integer: more are beyond what a float holds, and read as 1e999 is, as infinity
+_DEEPEST = 200  # brackets in brackets: what is read must be written and shown again, from deeper in the stack
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) <= _DIGITS else float(digits)
+
+
+def _finite_integer(digits: str) -> int:
+    if len(digits) > _DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _number(digits: str) -> float:
+    value = float(digits)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {digits[:20]} is beyond what a float holds")
+    return value
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+_ENDLESS = "brackets in brackets without end"
+# one decoder each: json.loads makes one anew at each call that is given a hook
+_DECODER = json.JSONDecoder(parse_int=_integer)
+_FINITE = json.JSONDecoder(parse_int=_finite_integer, parse_float=_number, parse_constant=_constant)
+
+
+def json_of(data: str | bytes, *, finite: bool = False) -> Any:
+    """What JSON says. NaN and Infinity, which Python and pandas write, and numbers beyond what a float holds are read
+    as such, unless all is to be `finite`.
+
+    Raises ValueError for all that is none."""
+    try:
+        text = data if isinstance(data, str) else data.decode(json.detect_encoding(data), "surrogatepass")
+        tree = (_FINITE if finite else _DECODER).decode(text)
+    except RecursionError:
+        raise ValueError(_ENDLESS) from None
+    if text.count("[") + text.count("{") > _DEEPEST and _deep(tree):
+        raise ValueError(_ENDLESS)
+    return tree
+
+
+def _deep(tree: Any) -> bool:
+    level = [tree] if isinstance(tree, (dict, list)) else []
+    for _ in range(_DEEPEST):
+        inner = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+        level = [child for child in inner if isinstance(child, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def json_at(text: str, place: int) -> tuple[Any, int]:
+    """The value that begins at a place of a text, and where it ends. Raises json.JSONDecodeError where the text ends
+    too early or holds none, else ValueError."""
+    try:
+        return _DECODER.raw_decode(text, place)
+    except RecursionError:
+        raise ValueError(_ENDLESS) from None
+
+
+def json_file(file: Path, said: str = "", *, finite: bool = False) -> Any:
+    """What a file of JSON holds. Raises ValueError that names the file (as `said`, if given) where it is damaged,
+    OSError where it cannot be read."""
+    return _named(said or str(file), lambda: json_of(bounded(file), finite=finite))
+
+
+def json_object(file: Path, said: str = "", *, finite: bool = False) -> dict[str, Any]:
+    """As `json_file`, of a file that holds an object: anything else is a ValueError, too."""
+    tree = json_file(file, said, finite=finite)
+    if not isinstance(tree, dict):
+        raise ValueError(f"{said or file}: wanted a JSON object, found {type(tree).__name__}")
+    return tree
+
+
+def json_without_doubles(file: Path, said: str) -> Any:
+    """As `json_file` with `finite`, of a file that people write: a key given twice is refused."""
+    decoder = json.JSONDecoder(
+        parse_int=_finite_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_no_key_twice
+    )
+
+    def read() -> Any:
+        try:
+            return decoder.decode(bounded(file).decode("utf-8-sig"))
+        except RecursionError:
+            raise ValueError(_ENDLESS) from None
+
+    return _named(said, read)
+
+
+def bounded(file: Path, largest: int = LARGEST) -> bytes:
+    """A file's bytes. Raises ValueError where they are more than `largest`."""
+    with file.open("rb") as stream:
+        data = stream.read(largest + 1)
+    if len(data) > largest:
+        raise ValueError(f"more than {largest:,} bytes")
+    return data
+
+
+def _named(said: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except ValueError as error:
+        raise ValueError(f"{said}: damaged: not valid JSON: {error}") from None
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: given twice")
+    return dict(pairs)
