@@ -6,9 +6,13 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
+
+from tgm_scale.data.decode import Video
+from tgm_scale.data.encode import cut_clip
 
 BITS, SIDE = (3, 4), 16  # rows and columns of squares of one bit each, the first the highest; pixels of a square
 HEIGHT, WIDTH = BITS[0] * SIDE, BITS[1] * SIDE
@@ -80,3 +84,17 @@ def write(
             output.mux(stream.encode(frame))
         output.mux(stream.encode())
     return buffer.getvalue()
+
+
+def numbers(data: bytes) -> list[int]:
+    """The number of the frame of each index, as the loader decodes it."""
+    with Video(data) as video:
+        return [number_in(image) for _, image in video.frames(range(video.count))]
+
+
+def cut(folder: Path, data: bytes, start: Fraction, end: Fraction) -> tuple[list[int], list[Fraction]]:
+    """Numbers and times of the frames of a span, as make_shards cuts them."""
+    (folder / "video").write_bytes(data)
+    with av.open(io.BytesIO(cut_clip(str(folder / "video"), start, end, short_side=48).data)) as container:
+        frames = list(container.decode(video=0))
+        return [number_in(frame.to_ndarray(format="rgb24")) for frame in frames], [f.pts * f.time_base for f in frames]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from numbered import FORMATS, Format, number_in, write
+from numbered import FORMATS, Format, cut, number_in, numbers, write
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.decode import DecodeError, Video
@@ -32,20 +32,6 @@ RATES += [Fraction(60000, 1001)]
 @cache
 def steady(name: str, rate: Fraction) -> bytes:
     return write(FORMATS[name], range(COUNT), 1 / rate, rate)
-
-
-def numbers(data: bytes) -> list[int]:
-    """The number of the frame of each index, as the loader decodes it."""
-    with Video(data) as video:
-        return [number_in(image) for _, image in video.frames(range(video.count))]
-
-
-def cut(folder: Path, data: bytes, start: Fraction, end: Fraction) -> tuple[list[int], list[Fraction]]:
-    """Numbers and times of the frames of a span, as make_shards cuts them."""
-    (folder / "video").write_bytes(data)
-    with av.open(io.BytesIO(cut_clip(str(folder / "video"), start, end, short_side=48).data)) as container:
-        frames = list(container.decode(video=0))
-        return [number_in(frame.to_ndarray(format="rgb24")) for frame in frames], [f.pts * f.time_base for f in frames]
 
 
 def to_milliseconds(data: st.DataObject, time: Fraction) -> Fraction:

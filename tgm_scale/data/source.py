@@ -10,7 +10,9 @@ from fractions import Fraction
 from itertools import chain, islice
 
 import av
+from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
+from av.packet import Packet
 
 from tgm_scale.data.frame_times import packets_of
 from tgm_scale.data.pictures import best_stream, deinterlaced, pixel_aspect
@@ -112,6 +114,8 @@ class Source:
         """Frames in order, the first at or before `start` where there is one."""
         for rewind in _REWINDS if start > 0 else (None,):
             frames = self._decoded(None if rewind is None else max(Fraction(0), start - rewind))
+            if self._packed and rewind is not None:
+                next(frames, None)  # it has the time of the frame in its packet that refers to what was not decoded
             first = next(frames, None)
             if first is None:
                 continue
@@ -131,7 +135,7 @@ class Source:
         frames: deque[av.VideoFrame] = deque()
         times: list[int] = []
         last: int | None = None
-        for frame in chain.from_iterable(p.decode() for p in packets_of(self._container, self._stream)):
+        for frame in chain.from_iterable(map(self._stream.codec_context.decode, chain(self._packets(), [None]))):
             if frame.pts is not None:
                 last = frame.pts
             elif last is not None and self._container.format.name == "avi":
@@ -144,6 +148,20 @@ class Source:
                 yield self._timed(frames.popleft(), heapq.heappop(times))
         while frames:
             yield self._timed(frames.popleft(), heapq.heappop(times))
+
+    def _packets(self) -> Iterator[Packet]:
+        """From where the container stands; each has one frame."""
+        packets = (packet for packet in packets_of(self._container, self._stream) if packet.size)
+        if not self._packed:
+            return packets
+        unpacking = BitStreamFilterContext("mpeg4_unpack_bframes", self._stream)
+        return chain.from_iterable(map(unpacking.filter, packets))
+
+    @property
+    def _packed(self) -> bool:
+        """Whether a packet may hold two frames, the one after it none, as DivX and Xvid did it in AVI. Only the first
+        packet of all says so, which a decoder does not see after a seek."""
+        return self._container.format.name == "avi" and self._stream.codec_context.name == "mpeg4"
 
     def _timed(self, frame: av.VideoFrame, tick: int) -> tuple[av.VideoFrame, Fraction]:
         time = tick * self.tick - self._zero
