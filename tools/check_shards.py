@@ -18,6 +18,7 @@ from tgm_scale.data.survey import THUMBNAIL, Finding, Surveyor
 from tgm_scale.runtime import command, seeding
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.terminal import escaped
 
 EXAMPLES = """examples:
   python tools/check_shards.py --shards data/internvid
@@ -155,7 +156,7 @@ def _doubles(findings: list[Finding]) -> list[list[str]]:
 
 
 def _print(report: dict[str, Any], opened: Inventory) -> None:
-    print(f"{report['corpus']}: {report['samples']:,} samples in {report['shards']:,} shards")
+    print(f"{escaped(report['corpus'])}: {report['samples']:,} samples in {report['shards']:,} shards")
     print("\n".join(opened.lines()))
     print(f"looked at {report['looked_at']:,}: {report['broken_share']:.2%} broken, {report['hours']:.2f} hours")
     for name in ("seconds", "frames", "short_side", "caption_words"):
@@ -175,7 +176,7 @@ def _print_names(what: str, names: list[str]) -> None:
     if names:
         print(f"  {what}: {len(names):,}")
         for name in names[:NAMES_SHOWN]:
-            print(f"    {name}")
+            print(escaped(f"    {name}", keep=""))
 
 
 def _sheet(pictures: list[np.ndarray], columns: int = 8) -> Image.Image:

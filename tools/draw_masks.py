@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tgm_scale.report.gallery import gallery
 from tgm_scale.runtime import command
+from tgm_scale.runtime.terminal import escaped
 
 EXAMPLES = """examples:
   python tools/draw_masks.py --output docs
@@ -32,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     drawn = gallery(options.clip, options.mask_ratio, options.towers, options.scorer)
     for line in drawn.left_out:
-        print(f"left out: {line}", file=sys.stderr)
+        print(escaped(f"left out: {line}"), file=sys.stderr)
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "masks.png").write_bytes(drawn.strip)
     (options.output / "masks.gif").write_bytes(drawn.animation)
-    print(f"{options.output}/masks.png, {options.output}/masks.gif: {drawn.caption}")
+    print(f"{options.output}/masks.png, {options.output}/masks.gif: {escaped(drawn.caption)}")
     return 0
 
 

@@ -32,6 +32,7 @@ from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
 from tgm_scale.runtime import command
 from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.terminal import escaped
 from tgm_scale.training import build
 
 EXAMPLES = """examples:
@@ -106,7 +107,7 @@ def _run(options: argparse.Namespace) -> int:
     captions = _captions(options)
     judged, left_out = _judged(config, options)
     for line in left_out:
-        print(f"left out: {line}", file=sys.stderr)
+        print(escaped(f"left out: {line}"), file=sys.stderr)
     if not judged:
         raise ValueError("no recipe can run: see what was left out")
     scores: dict[str, list[ClipScore]] = {}
@@ -125,9 +126,9 @@ def _run(options: argparse.Namespace) -> int:
                     (options.output / f"{file.stem}.png").write_bytes(film_strip(pictures))
             task.advance()
     summaries = {label: summarise(of_label) for label, of_label in scores.items()}
-    print(_table(summaries))
+    print(escaped(_table(summaries)))
     for label in (label for label in summaries if label.startswith("text_guided")):
-        print(_verdict(label, summaries[label]))
+        print(escaped(_verdict(label, summaries[label])))
     if options.output:
         of_clips = {label: [asdict(score) for score in of_label] for label, of_label in scores.items()}
         figures = {label: asdict(summary) for label, summary in summaries.items()}

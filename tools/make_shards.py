@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.runtime import command
+from tgm_scale.runtime.terminal import escaped
 
 EXAMPLES = """examples:
   python tools/make_shards.py --annotations internvid.jsonl --videos DIR --output DIR
@@ -121,7 +122,7 @@ def _print_report(report: dict[str, Any], output: Path) -> None:
     for reason, skipped in report["skipped"].items():
         print(f"  skipped, {reason}: {skipped['count']}")
         for name, detail in skipped["names"][:NAMES_SHOWN]:
-            print(f"    {name}: {detail}")
+            print(escaped(f"    {name}: {detail}", keep=""))
         if skipped["count"] > NAMES_SHOWN:
             print(f"    ... all in {output / 'report.json'}")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tars import write_tar
 
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.shards import ShardWriter
@@ -141,3 +142,15 @@ def test_a_list_that_lost_its_files_is_told(shards: Path, tmp_path: Path, capsys
     said = capsys.readouterr().out
     assert "left out, 99.60%:\n    missing_video: 1,000 (4.mp4: not below" in said
     assert "too many samples left out: 99.6%, tolerated 10.0%" in said
+
+
+def test_names_of_others_do_not_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Colours, titles, faked lines and turned text, in the names of a tar, of its file and in its json."""
+    hostile = "c\x1b[31m\x1b]0;title\x07\n0 samples are broken\u202e"
+    broken = {f"{hostile}.mp4": b"none", f"{hostile}2.json": b"{}", "d.mp4": video(1, 4), "d.json": b"{half"}
+    write_tar(tmp_path / "a\x1b[31m.tar", broken.items())
+    assert main(["--shards", str(tmp_path), "--max-broken", "1"]) == 0
+    assert main(["--shards", str(tmp_path / f"no\x1b[31m{hostile}")]) == 2
+    out, err = capsys.readouterr()
+    assert "c\\x1b[31m\\x1b]0;title\\x07\\x0a0 samples are broken\\u202e" in out
+    assert "\n0 samples" not in out and not set("\x1b\x07\u202e") & set(out + err)

@@ -167,6 +167,68 @@ def test_a_bad_shard_among_good_ones(tmp_path, content):
     assert corpus.left_out == {"shard_unreadable" if content.strip(b"\0") or not content else "shard_empty": 1}
 
 
+def header(name, size, kind=b"0"):
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    block[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+    block[148:156] = b"%06o\0 " % tarfile.calc_chksums(block[:148] + b" " * 8 + block[156:])[0]  # type: ignore
+    return bytes(block)
+
+
+def pax(records):
+    """A pax header of these bytes."""
+    return header("pax", len(records), tarfile.XHDTYPE) + records.ljust(-(-len(records) // 512) * 512, b"\0")
+
+
+BROKEN_HEADERS = {
+    "negative": header("bad.mp4", -512),
+    "far back": header("bad.mp4", -(10**15)),
+    "a terabyte": header("bad.mp4", 10**12),
+    "a name of a terabyte": header("bad.mp4", 10**12, b"L"),
+    "a pax header of a terabyte": header("bad.mp4", 10**12, tarfile.XHDTYPE),
+    "pax: negative": pax(b"13 size=-9999\n") + header("bad.mp4", 4),
+    "pax: a digit too much": pax(b"5" * 5000 + b" size=4\n") + header("bad.mp4", 4),
+    "pax: no length": pax(b"0 size=4\n") + header("bad.mp4", 4),
+    "pax: sparse map": pax(b"25 GNU.sparse.map=1,2,x\n\n") + header("bad.mp4", 4),
+    "pax: sparse of its own": pax(b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n") + header("bad.mp4", 4),
+    "a chain": pax(b"9 a=bcde\n") * 3000 + header("bad.mp4", 4),
+    "a chain of names": (header("x", 4, b"L") + b"name".ljust(512, b"\0")) * 3000,
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN_HEADERS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_shard_with_a_broken_header_is_cut_there(tmp_path, broken, first):
+    """And no other shard is: one bad one does not stop a run."""
+    make_corpus(tmp_path / "c", [3, 2])
+    good = (tmp_path / "c" / "00000.tar").read_bytes()
+    with tarfile.open(tmp_path / "c" / "00000.tar") as tar:
+        last = tar.getmembers()[-1]
+        end = last.offset_data + (last.size + 511) // 512 * 512
+    start = b"" if first else good[:end]
+    (tmp_path / "c" / "00000.tar").write_bytes(start + BROKEN_HEADERS[broken] + bytes(10240))
+    corpus = Corpus.open(tmp_path / "c")
+    assert corpus.counts.tolist() == ([2] if first else [3, 2])
+    assert corpus.left_out.keys() <= {"shard_cut", "shard_unreadable"} and corpus.left_out
+    for shard, count in enumerate(corpus.counts.tolist()):
+        for row in range(count):
+            ref = corpus.sample(shard, row)
+            assert corpus.read(ref, ["mp4"])["mp4"].startswith(b"video")
+
+
+def test_what_is_no_error_of_the_storage_is_not_tried_again():
+    tried = []
+
+    def wrong():
+        tried.append(1)
+        raise ValueError("not a number")
+
+    with pytest.raises(ValueError, match="not a number"):
+        storage.retrying(wrong, "x.tar")
+    assert len(tried) == 1
+
+
 def test_the_index_is_built_once_and_opening_reads_the_catalogue_alone(tmp_path):
     folder = make_corpus(tmp_path / "c", [3, 4])
     first = Corpus.open(folder)

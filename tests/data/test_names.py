@@ -17,6 +17,7 @@ from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.names import distinct_names, tell_apart
+from tgm_scale.data.shards import ShardWriter
 from tgm_scale.evaluation.labelled import open_labelled
 from tgm_scale.training import build
 
@@ -121,3 +122,28 @@ def test_a_name_that_is_no_utf8_can_be_written_everywhere(tmp_path: Path) -> Non
     names = list(corpus.names)
     assert names == ["0/caf\\udce9", "0/caf\\udce8"]
     assert [name.encode() for name in names]
+
+
+KEYS = [
+    "train.v1/clip0",
+    "/clips/clip1",
+    "../clip2",
+    "./clip3",
+    "a/..b/clip 4",
+    "\u6f22/clip5",
+    "e\x1b[31m\u2028\u202e6",
+]
+
+
+def test_what_is_read_can_be_written_and_is_read_back(tmp_path: Path) -> None:
+    """One rule for keys: tools that copy shards take all that is trained on."""
+    corpus = Corpus.open(write_tar(tmp_path / "0.tar", [(f"{key}.mp4", key.encode()) for key in KEYS]))
+    refs = [corpus.sample(0, row) for row in range(len(corpus))]
+    assert [ref.key for ref in refs] == [*KEYS[:-1], r"e\x1b[31m\u2028\u202e6"] and not corpus.left_out
+    with ShardWriter(tmp_path / "copy") as writer:
+        for ref in refs:
+            writer.write(ref.key, dict(corpus.read(ref, ["mp4"])))
+    copy = Corpus.open(tmp_path / "copy")
+    again = [copy.sample(0, row) for row in range(len(copy))]
+    assert [ref.key for ref in again] == [ref.key for ref in refs]
+    assert [copy.read(ref, ["mp4"])["mp4"].decode() for ref in again] == KEYS

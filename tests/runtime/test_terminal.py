@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tgm_scale import cli
+from tgm_scale.runtime.terminal import escaped
+
 ROOT = Path(__file__).parents[2]
 PRINTS = """
 import sys
@@ -42,3 +45,16 @@ def test_a_command_into_a_pipe_that_is_closed_ends_well() -> None:
     done = subprocess.run(arguments, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_text_of_others_is_escaped_and_the_languages_of_the_world_are_not() -> None:
+    hostile = "a\x1b[2Jb\x07\r\x9b31m\u2028\u202e\ud83d\n\tend"
+    assert escaped(hostile) == r"a\x1b[2Jb\x07\x0d\x9b31m\u2028\u202e\ud83d" + "\n\tend"
+    assert escaped("a\nb", keep="") == r"a\x0ab"
+    for fine in ("caf\u00e9 \u6f22\u5b57\u3000\u0639\u0631\u0628\u064a", "\U0001f469\u200d\U0001f680 \xa0"):
+        assert escaped(fine) == fine
+
+
+def test_a_message_with_a_name_of_others_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "no\x1b[31mrun"]) == 2
+    assert r"no\x1b[31mrun" in capsys.readouterr().err

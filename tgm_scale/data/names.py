@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from tgm_scale.runtime.terminal import escaped
+
 if TYPE_CHECKING:
     from tgm_scale.data.index import Corpus
 
@@ -36,9 +38,10 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
 
 
 def printable(name: str) -> str:
-    """A name of a file as text that can be written anywhere: bytes that are no UTF-8, which Python keeps as lone
-    surrogates, become \\udcXX. Another name cannot come to be the same unless it holds that very text."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A name of a file as text that can be written anywhere, also on a terminal: bytes that are no UTF-8, which Python
+    keeps as lone surrogates, become \\udcXX; control characters and line ends \\xXX or \\uXXXX. Another name cannot
+    come to be the same unless it holds that very text."""
+    return escaped(name, keep="")
 
 
 def tell_apart(corpora: Sequence[Corpus]) -> None:

@@ -34,6 +34,10 @@ _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, 
 
 
 _ZEROS_AT_ONCE = 1 << 16
+_HEADER_OF_A_HEADER = 1 << 20  # bytes of a long name or a pax header; a file's name has at most 4,096
+_HEADERS_OF_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
+# what tarfile raises for records that are none: lengths, sparse maps, headers of headers without end
+_BROKEN_RECORDS = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError, MemoryError)
 _PACKED = (
     (b"\x1f\x8b", "gzip", "gunzip"),
     (b"\x28\xb5\x2f\xfd", "Zstandard", "unzstd"),
@@ -185,6 +189,17 @@ class ShardIndex:
         return cls(shard, size, mark, lines, problems)
 
 
+class _Header(tarfile.TarInfo):
+    """A header of a tar whose sizes can be believed, before bytes are read by them."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _HEADERS_OF_HEADERS and header.size > _HEADER_OF_A_HEADER):
+            raise tarfile.ReadError(f"a header says {header.size} bytes")
+        return header
+
+
 class _Members:
     """The members of a tar, gathered by the keys of their samples."""
 
@@ -200,17 +215,27 @@ class _Members:
         while at is not None:
             file.seek(at)
             try:
-                tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (it holds nothing but `file`)
-                while (member := tar.next()) is not None:
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-                    self._add(member, size)
-                end = tar.offset
-            except tarfile.ReadError as error:
+                end = self._read_one(file, size)
+            except tarfile.TarError as error:
                 return str(error)
+            except _BROKEN_RECORDS as error:  # an OSError is the storage's, which may pass
+                return f"a header that is none ({type(error).__name__}: {error})"
             if cut := _cut(file, end):
                 return cut
             at = _next_archive(file, end)
         return ""
+
+    def _read_one(self, file: BinaryIO, size: int) -> int:
+        """The members of the tar that begins here, and where it ends. Raises TarError and _BROKEN_RECORDS."""
+        tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)  # noqa: SIM115 (it holds nothing but `file`)
+        before = -1
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            if member.size < 0 or tar.offset <= before:  # by a pax record
+                raise tarfile.ReadError(f"a header says {member.size} bytes")
+            before = tar.offset
+            self._add(member, size)
+        return tar.offset
 
     def _add(self, member: tarfile.TarInfo, size: int) -> None:
         key, extension = split_name(printable(member.name))

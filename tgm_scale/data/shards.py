@@ -14,7 +14,8 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from tgm_scale.data import storage
-from tgm_scale.data.shard_index import ShardIndex, index_path
+from tgm_scale.data.names import printable
+from tgm_scale.data.shard_index import ShardIndex, index_path, split_name
 
 CLIPS_PER_SHARD = 1000  # of about 430 kB at short side 256: half a gigabyte, which a parallel file system streams well
 
@@ -57,10 +58,13 @@ class ShardWriter:
         self._tar: TarWriter | None = None
 
     def write(self, key: str, members: dict[str, Any]) -> None:
-        """Add one sample; members by extension, see `encode_member`. Raises ValueError for a key with a dot, since all
-        after the first dot of a member's name is its extension, or a key that this shard holds already."""
-        if not key or "." in key or key.startswith("/"):
-            raise ValueError(f"sample key {key!r}: a key is not empty, has no dot and does not start with '/'")
+        """Add one sample; members by extension, see `encode_member`. Raises ValueError for a key that is not read
+        back as it is (its last part has a dot, behind which all is extension), or that this shard holds already."""
+        if not key or printable(key) != key or split_name(f"{key}.mp4") != (key, "mp4"):
+            raise ValueError(
+                f"sample key {key!r}: its part behind the last '/' is not empty and has no dot, and nothing in it is "
+                "a control character"
+            )
         if key in self._keys:
             raise ValueError(f"sample key {key!r} is written twice")
         encoded = {extension: encode_member(extension, value) for extension, value in members.items()}

@@ -23,6 +23,7 @@ RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # waits between attempts: a fileserve
 HTTP_CONNECT_SECONDS, HTTP_READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _REFUSED = (401, 403)  # HTTP
+_OUR_OWN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, MemoryError)
 GZIP_MARK = b"\x1f\x8b"
 _DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
 
@@ -139,8 +140,8 @@ def retrying(action: Callable[[], T], what: str) -> T:
     for wait in (*RETRY_SECONDS, None):
         try:
             return action()
-        except _LASTING:
-            raise
+        except (*_LASTING, *_OUR_OWN, RecursionError, NotImplementedError):
+            raise  # no error of the storage, or none that passes
         except Exception as error:  # remote file systems raise classes of their own (aiohttp, botocore)
             if getattr(error, "status", None) in _REFUSED:
                 raise PermissionError(f"{what}: {error}") from error

@@ -1,13 +1,33 @@
-"""Output that may lose its reader: a closed terminal, a pipe whose other end has gone, a full disk."""
+"""What is printed: foreign text cannot steer the terminal, and a terminal, pipe or disk that is gone stops nothing."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
+import unicodedata
 from typing import Any, TextIO, cast
 
 _GONE = (errno.EIO, errno.EPIPE)  # of a terminal that was closed, of a pipe that nobody reads
+
+_CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of surrogate pairs, line and paragraph ends
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direction of what follows
+
+
+def escaped(text: str, keep: str = "\n\t") -> str:
+    """Foreign text as a terminal can have it: what would move the cursor, set colours or titles, break lines or turn
+    the direction is written as its escape. `keep`: what stays all the same."""
+    if text.isascii() and text.isprintable():  # nearly all
+        return text
+    return "".join(letter if letter in keep or not _steers(letter) else _escape(letter) for letter in text)
+
+
+def _steers(letter: str) -> bool:
+    return unicodedata.category(letter) in _CONTROLS or letter in _TURNING
+
+
+def _escape(letter: str) -> str:
+    return f"\\x{ord(letter):02x}" if ord(letter) < 256 else f"\\u{ord(letter):04x}"
 
 
 def outlive_the_terminal() -> None:
