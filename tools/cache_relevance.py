@@ -14,6 +14,7 @@ import torch
 from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.data.inventory import MAX_LEFT_OUT_SHARE, introduce_to
 from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.data.shards import ShardWriter, shard_path
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
@@ -34,7 +35,8 @@ sees a clip after the crop, and so at a higher resolution: maps from here are a 
 
 Stopped at any moment, the same command goes on with the first unfinished shard, and a shard appears whole; --task I
 --tasks N share the shards out, one process a GPU, and the bytes do not depend on N. A video that cannot be decoded is
-copied without maps and counted. Exit code: 0 done, 2 a mistake in the command or its input."""
+copied without maps and counted; what could not be opened is printed, and named in OUTPUT/left_out.jsonl. Exit code: 0
+done, 2 a mistake in the command or its input."""
 
 FRAMES_PER_PASS = 16
 
@@ -55,6 +57,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--scorer", default="value", metavar="NAME", help="raw, value (default) or vv, as guidance.scorer")
     add("--resolution", type=int, metavar="N", help="side that the tower sees, as guidance.resolution")
     add("--every", type=float, default=0.25, metavar="S", help="seconds between scored frames (default 0.25)")
+    add(
+        "--max-left-out",
+        type=float,
+        default=MAX_LEFT_OUT_SHARE,
+        metavar="X",
+        help="no start above this share of samples that are not there (default %(default)s)",
+    )
     add("--task", type=int, default=0, metavar="I", help="this process's number among --tasks, from 0")
     add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
     add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
@@ -74,6 +83,7 @@ def _run(options: argparse.Namespace) -> int:
         )
     if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")
+    introduce_to(options.output, corpus, options.max_left_out)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     scorer = _Scorer(options, device)
     mine = range(options.task, len(corpus.shards), options.tasks)

@@ -17,6 +17,7 @@ import torch
 from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.data.inventory import MAX_LEFT_OUT_SHARE, introduce_to
 from tgm_scale.data.shards import CLIPS_PER_SHARD, ShardWriter, shard_path
 from tgm_scale.runtime import command, seeding
 from tgm_scale.runtime.compat import prepare_torchvision
@@ -33,7 +34,8 @@ EXAMPLES = """examples:
 language model describes it once for each class. --templates FILE holds one template a line, with {} for the name.
 
 The result is new shards: all that the old ones hold, the captions in the json, and what was there as old_captions. A
-list of video files becomes shards here. A video that cannot be decoded is copied as it is and counted. Stopped at any
+list of video files becomes shards here. A video that cannot be decoded is copied as it is and counted; what could not
+be opened is printed, and named in OUTPUT/left_out.jsonl. Stopped at any
 moment, the same command goes on with the first unfinished shard; --task N --tasks M shares the shards out, one process
 a GPU. Exit code: 0 done, 2 a mistake in the command or its input."""
 
@@ -73,6 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--language-model", type=Path, metavar="DIR", help="with --classes: a causal language model's folder")
     add("--templates", type=Path, metavar="FILE", help="with --classes: lines with {} for the class's name")
     add("--beams", type=int, default=1, metavar="N", help="width of BLIP-2's search (default %(default)s, greedy)")
+    add(
+        "--max-left-out",
+        type=float,
+        default=MAX_LEFT_OUT_SHARE,
+        metavar="X",
+        help="no start above this share of samples that are not there (default %(default)s)",
+    )
     add("--task", type=int, default=0, metavar="N", help="this process's number among --tasks, from 0")
     add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
     add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
@@ -87,6 +96,7 @@ def _run(options: argparse.Namespace) -> int:
     corpus = Corpus.open(options.shards)
     if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")
+    introduce_to(options.output, corpus, options.max_left_out)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     describe = _describer(options, device)
     groups = _groups(corpus)

@@ -14,7 +14,9 @@ import torch
 
 from tgm_scale.config import Config, from_tree, lay_over, read_tree
 from tgm_scale.contracts import Grid
-from tgm_scale.evaluation.annotated import AnnotatedClip, clips, find
+from tgm_scale.data.decode import DecodeError
+from tgm_scale.data.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
+from tgm_scale.evaluation.annotated import Annotated, AnnotatedClip, clips, find
 from tgm_scale.evaluation.intervals import paired_interval
 from tgm_scale.evaluation.masks import (
     SIZES,
@@ -44,7 +46,8 @@ EXAMPLES = """examples:
 For NAME.mp4 the truth is NAME.masks.npz (packed, shape), a folder NAME of pictures (as DAVIS has them; any value but
 0 is the object), or NAME.boxes.json (for each frame a list of [left, top, right, bottom]). Captions: captions.json in
 the folder of videos, {"NAME": "caption"}; videos without one are left out of text_guided. All recipes hide the same
-share, masking.mask_ratio (default 0.75).
+share, masking.mask_ratio (default 0.75). Videos without a truth, or that cannot be read, are left out and printed by
+reason; more of them than data.max_left_out_share stop it.
 
 hidden: share of the object's pixels in hidden tokens. lift: that over the share of tokens hidden; 1 is chance. AUC and
 pointing are of the saliency: above 0.5 it points at the object, below at the background. Recipes whose model or
@@ -93,7 +96,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--scorers", nargs="+", default=list(SCORERS), metavar="NAME", help="of text_guided (default: all)")
     add("--clips", type=int, default=3, metavar="N", help="of each video, evenly spread (default 3)")
-    add("--output", type=Path, metavar="DIR", help="write figures.json and a picture sheet of each video there")
+    add(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="write figures.json, left_out.jsonl and a picture sheet of each video there",
+    )
     add("overrides", nargs="*", metavar="section.key=value", help="laid over the configuration")
     return parser
 
@@ -103,8 +111,8 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"--clips {options.clips}: wanted at least 1")
     tree = lay_over(read_tree(options.config) if options.config else DEFAULTS, options.overrides)
     config = from_tree(tree, options.config or "evaluate_masks")
-    pairs = find(options.videos, options.masks or options.videos)
-    captions = _captions(options)
+    found = find(options.videos, options.masks or options.videos, options.captions)
+    opened = _introduced(found, config, options)
     judged, left_out = _judged(config, options)
     for line in left_out:
         print(escaped(f"left out: {line}"), file=sys.stderr)
@@ -114,17 +122,20 @@ def _run(options: argparse.Namespace) -> int:
     grid = build.token_grid(config)
     plain = _masker(config, "tube")
     with Board() as board:
-        task = board.task("videos", len(pairs))
-        for file, truth in pairs:
-            found = list(_clips(config, file, truth, options.clips, grid))
-            for number, clip in enumerate(found):
+        task = board.task("videos", len(found.pairs))
+        for file, truth in list(found.pairs):
+            for number, clip in enumerate(_clips(config, found, file, truth, options.clips, grid)):
                 scores.setdefault("centre box", []).append(centre_score(plain, clip.name, clip.object_SRC))
                 scores.setdefault("most possible", []).append(most_possible(plain, clip.name, clip.object_SRC))
-                pictures = _score(judged, clip, captions.get(file.stem), scores)
+                pictures = _score(judged, clip, found.captions.get(file.stem), scores)
                 if options.output and number == 0:
                     options.output.mkdir(parents=True, exist_ok=True)
                     (options.output / f"{file.stem}.png").write_bytes(film_strip(pictures))
             task.advance()
+    if len(found.problems) > sum(opened.left_out.values()):
+        opened = _introduced(found, config, options)
+    if not scores:
+        raise ValueError("no video can be judged: see what was left out")
     summaries = {label: summarise(of_label) for label, of_label in scores.items()}
     print(escaped(_table(summaries)))
     for label in (label for label in summaries if label.startswith("text_guided")):
@@ -132,24 +143,34 @@ def _run(options: argparse.Namespace) -> int:
     if options.output:
         of_clips = {label: [asdict(score) for score in of_label] for label, of_label in scores.items()}
         figures = {label: asdict(summary) for label, summary in summaries.items()}
-        kept = {"recipes": figures, "clips": of_clips, "config": config.model_dump(mode="json")}
+        data = {"data": [opened.facts()], "config": config.model_dump(mode="json")}
+        kept = {"recipes": figures, "clips": of_clips, **data}
         (options.output / "figures.json").write_text(json.dumps(kept, indent=1) + "\n")
     return 0
 
 
-def _clips(config: Config, file: Path, truth: Path, count: int, grid: Grid) -> list[AnnotatedClip]:
+def _introduced(found: Annotated, config: Config, options: argparse.Namespace) -> Inventory:
+    """Print what there is and what is left out; OUTPUT/left_out.jsonl names all of it. Raises ValueError where that is
+    more than data.max_left_out_share."""
+    opened = found.inventory(str(options.output / LEFT_OUT) if options.output else "")
+    refuse_above([opened], config.data.max_left_out_share)
+    print("\n".join(opened.lines()), flush=True)
+    if options.output and found.problems:
+        write_left_out(options.output / LEFT_OUT, [(opened.part, found.problems)])
+    return opened
+
+
+def _clips(config: Config, found: Annotated, file: Path, truth: Path, count: int, grid: Grid) -> list[AnnotatedClip]:
+    """Of one video; what has none is left out."""
     data = config.data
-    return list(clips(file, truth, count, data.frames, data.stride, data.size, grid))
-
-
-def _captions(options: argparse.Namespace) -> dict[str, str]:
-    file = options.captions or options.videos / "captions.json"
-    if not file.is_file():
-        if options.captions:
-            raise ValueError(f"--captions {file}: no such file")
-        return {}
-    found = json.loads(file.read_text())
-    return {name: value if isinstance(value, str) else value[0] for name, value in found.items()}
+    try:
+        of_video = list(clips(file, truth, count, data.frames, data.stride, data.size, grid))
+    except DecodeError as error:
+        found.leave_out(file, error.reason, error.detail)
+        return []
+    if not of_video:
+        found.leave_out(file, "object_not_seen", f"in none of {count} clips")
+    return of_video
 
 
 def _masker(config: Config, recipe: str) -> Masker:

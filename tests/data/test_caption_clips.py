@@ -139,6 +139,23 @@ def test_the_frames_are_the_middles_of_thirds() -> None:
     assert [round(frame.mean() / 20) for frame in frames] == [2, 6, 10]
 
 
+def test_what_was_left_out_is_said_and_stops_it(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a list; three of its files are not there."""
+    for number in range(4):
+        (tmp_path / f"{number}.mp4").write_bytes(video(number))
+    (tmp_path / "list.csv").write_text("file,label\n" + "".join(f"{number}.mp4,walk\n" for number in range(7)))
+    output = tmp_path / "out"
+    arguments = ["--shards", str(tmp_path / "list.csv"), "--output", str(output), "--classes", "label"]
+    assert main(arguments) == 2
+    assert "42.9% of the samples were left out, more than --max-left-out=0.3" in capsys.readouterr().err
+    assert not output.exists() and main([*arguments, "--max-left-out", "0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "list.csv: 4 usable (columns file, label)" in said and "missing_video: 3 (4.mp4: " in said
+    assert len((output / "left_out.jsonl").read_text().splitlines()) == 3 and len(contents(output)) == 4
+
+
 def test_class_names_go_through_templates(shards: Path, tmp_path: Path) -> None:
     own = tmp_path / "templates.txt"
     own.write_text("somebody is {}\n\n{} in the open air\n")

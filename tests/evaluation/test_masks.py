@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from PIL import Image
 
 from tgm_scale.contracts import Grid
+from tgm_scale.data.decode import DecodeError
 from tgm_scale.data.encode import encode_video
 from tgm_scale.evaluation.annotated import clips, find, token_share
 from tgm_scale.evaluation.masks import centre_score, most_possible, score_clip, summarise
@@ -100,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_form_of_truth_says_the_same(folder: Path) -> None:
-    pairs = find(folder, folder)
+    pairs = find(folder, folder).pairs
     assert [file.stem for file, _ in pairs] == ["boxes", "packed", "pictures"]
     read = [list(clips(file, truth, 2, 4, 2, 64, Grid(2, 4, 4))) for file, truth in pairs]
     assert [len(of_video) for of_video in read] == [2, 2, 2]
@@ -130,22 +133,96 @@ def test_the_command_judges_every_recipe_that_can_run(folder: Path, tmp_path: Pa
     pytest.importorskip("cv2", reason="OpenCV is not installed")
     small = ["data.size=64", "data.frames=4", "model.patch=8", "guidance.towers=small", "masking.mask_ratio=0.5"]
     done = run("--videos", str(folder), "--clips", "1", "--output", str(tmp_path / "out"), *small)
-    figures = json.loads((tmp_path / "out" / "figures.json").read_text())["recipes"]
+    kept = json.loads((tmp_path / "out" / "figures.json").read_text())
+    figures = kept["recipes"]
     assert {"random", "tube", "motion_guided", "flow_guided", "attention", "text_guided (vv)"} <= figures.keys()
     assert figures["motion_guided"]["lift"] > 1.3 > 1.15 > figures["random"]["lift"] > 0.85
     assert figures["motion_guided"]["auc"] > 0.9
     assert set(figures["text_guided (raw)"]["lift_by_video"]) == {"packed", "boxes"}  # those with a caption
+    assert kept["data"][0]["left_out"] == {"no_truth": 1} and kept["data"][0]["usable"] == 3
     assert "| motion_guided |" in done.stdout and "text_guided (raw): the relevance points" in done.stdout
     for name in ("boxes", "packed", "pictures"):
         assert Image.open(tmp_path / "out" / f"{name}.png").width > 300
 
 
-def test_mistakes_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("evaluate_masks", ROOT / "tools" / "evaluate_masks.py")
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     sys.modules["evaluate_masks"] = tool  # its dataclasses look it up
     spec.loader.exec_module(tool)
+    return tool
+
+
+FEW = ["--recipes", "tube", "--clips", "1", "data.size=64", "data.frames=4", "model.patch=8"]
+
+
+def test_what_was_left_out_is_said_and_kept(
+    folder: Path, tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start what is not there, at the end also what could not be read; above the share it stops."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(folder, videos)
+    data = (videos / "packed.mp4").read_bytes()
+    for name in ("broken", "never", "misfit", "twice"):
+        (videos / f"{name}.mp4").write_bytes(data)
+        (videos / f"{name}.boxes.json").write_text("[[], []]" if name == "misfit" else "[" + "[]," * 11 + "[]]")
+    (videos / "broken.mp4").write_bytes(data[: len(data) // 2])
+    (videos / "never.boxes.json").write_text("[" + "[[-9, -9, -2, -2]]," * 11 + "[]]")  # outside of the picture
+    (videos / "twice.mkv").write_bytes(data)
+    np.savez(videos / "gone.masks.npz", packed=np.zeros((1, 1, 1), np.uint8), shape=np.ones(3, int))
+    arguments = ["--videos", str(videos), "--output", str(out), *FEW]
+    assert tool.main([*arguments, "data.max_left_out_share=0.9"]) == 0
+    said = capsys.readouterr().out
+    reasons = {"ambiguous": 2, "missing_video": 1, "no_truth": 1}
+    assert "videos: 6 usable (videos with a truth, 2 of them with a caption)" in said
+    assert f"left out, 40.00% (all named in {out / 'left_out.jsonl'}):" in said
+    assert "no_truth: 1 (alone.mp4: " in said and "missing_video: 1 (gone.masks.npz: " in said
+    (kept,) = json.loads((out / "figures.json").read_text())["data"]
+    later = {"truncated": 1, "bad_truth": 1, "object_not_seen": 1}
+    assert kept["usable"] == 3 and kept["share"] == 0.7 and kept["left_out"] == reasons | later
+    rows = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+    assert {row["key"]: row["reason"] for row in rows} == {
+        "alone.mp4": "no_truth",
+        "broken.mp4": "truncated",
+        "gone.masks.npz": "missing_video",
+        "misfit.mp4": "bad_truth",
+        "never.mp4": "object_not_seen",
+        "twice.mkv": "ambiguous",
+        "twice.mp4": "ambiguous",
+    }
+    for limit, share in ((0.3, "40.0%"), (0.5, "70.0%")):  # at the start; after the videos were read
+        assert tool.main([*arguments, f"data.max_left_out_share={limit}"]) == 2
+        told = capsys.readouterr()
+        assert f"{share} of the samples were left out, more than data.max_left_out_share={limit}" in told.err
+        assert "| tube |" not in told.out
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4", b"not a zip", b"", b"\x93NUMPY"])
+def test_a_truth_that_cannot_be_read_is_a_reason(folder: Path, tmp_path: Path, content: bytes) -> None:
+    for name, data in (("a.masks.npz", content), ("b.boxes.json", content), ("c/0.png", content)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DecodeError, match="bad_truth"):
+            list(clips(folder / "boxes.mp4", tmp_path / name.removesuffix("/0.png"), 1, 4, 2, 64, Grid(2, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [('["a"]', "wanted a JSON object"), ("{", "not valid JSON"), ("[" * 2000, "brackets in brackets")],
+)
+def test_captions_that_are_none_are_refused(folder: Path, tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"--captions .*c.json: .*{words}"):
+        find(folder, folder, tmp_path / "c.json")
+    (tmp_path / "c.json").write_text('{"boxes": [], "packed": [null, "a"], "alone": 3}')
+    assert find(folder, folder, tmp_path / "c.json").captions == {"packed": "a"}
+
+
+def test_mistakes_are_named(
+    folder: Path, tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["--masks", str(tmp_path / "empty")], "none of the 4 videos"),

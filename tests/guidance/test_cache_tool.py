@@ -84,6 +84,20 @@ def test_cached_maps_are_the_online_ones(
     assert len(Corpus.open(str(output))) == 5
 
 
+def test_what_was_left_out_is_said_and_stops_it(
+    shards: Path, clip_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scored"
+    (shards / "00001.tar").write_bytes(b"<html>")
+    command = ("--shards", shards, "--towers", clip_source, "--output", output)
+    assert run(*command) == 2
+    assert "left out, more than --max-left-out=0.3" in capsys.readouterr().err and not output.exists()
+    assert run(*command, "--max-left-out", "0.6") == 0
+    said = capsys.readouterr().out
+    assert f"(all named in {output / 'left_out.jsonl'}):\n    shard_unreadable: 1 (00001: " in said
+    assert '"reason": "shard_unreadable"' in (output / "left_out.jsonl").read_text()
+
+
 def test_maps_that_a_sample_had_are_not_kept(
     clip_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,7 +65,7 @@ class Inventory:
         if self.left_out:
             found.append(
                 f"  left out, {self.share:.2%}"
-                + (f" (all named in {self.listed} of the run)" if self.listed else "")
+                + (f" (all named in {self.listed}{' of the run' * (self.listed == LEFT_OUT)})" if self.listed else "")
                 + ":"
             )
         for reason, count in self.left_out.items():
@@ -113,12 +113,22 @@ def refuse_without_captions(opened: Sequence[Corpus]) -> None:
             )
 
 
-def refuse_above(inventories: Sequence[Inventory], limit: float) -> None:
+def introduce_to(folder: Path, corpus: Corpus, limit: float) -> None:
+    """For a tool that writes new shards there, and by --max-left-out no more than the share `limit` is to be lost:
+    print what was opened and left out; FOLDER/left_out.jsonl names all of it. Raises ValueError."""
+    found = of_corpus(corpus.name, corpus, str(folder / LEFT_OUT))
+    refuse_above([found], limit, "--max-left-out")
+    print("\n".join(found.lines()), flush=True)
+    if corpus.left_out:
+        write_left_out(folder / LEFT_OUT, [(corpus.name, corpus.all_problems())])
+
+
+def refuse_above(inventories: Sequence[Inventory], limit: float, key: str = "data.max_left_out_share") -> None:
     """Raises ValueError where a part lost more than the share `limit` of its samples."""
     for inventory in inventories:
         if inventory.share > limit:
             raise ValueError(
-                f"{inventory.share:.1%} of the samples were left out, more than data.max_left_out_share={limit}:\n"
+                f"{inventory.share:.1%} of the samples were left out, more than {key}={limit}:\n"
                 + "\n".join(inventory.lines())
                 + "\nmend the data, or raise the limit"
             )

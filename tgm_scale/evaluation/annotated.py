@@ -11,9 +11,12 @@ Shapes: T frames, H W pixels, S slots, R rows, C columns of the token grid.
 from __future__ import annotations
 
 import json
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -21,12 +24,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tgm_scale.contracts import Grid
+from tgm_scale.contracts import Grid, Problem
+from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.decode import DecodeError, Video, window
+from tgm_scale.data.inventory import Inventory
 from tgm_scale.data.motion import MotionRecorder
+from tgm_scale.data.shard_index import split_extension
 from tgm_scale.data.transforms import draw_crop
+from tgm_scale.runtime.outside.json_text import json_object, json_of
 
-VIDEOS = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v"}
+_FORMS = "NAME.masks.npz, NAME.boxes.json or a folder NAME of pictures"
+_PICTURES = (".png", ".bmp", ".gif")
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, BadZipFile,
+               zlib.error, Image.DecompressionBombError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,22 +50,70 @@ class AnnotatedClip:
     motion_SRC: Tensor  # float32; all 0 where the stream has no vectors
 
 
-def find(videos: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """The videos that have a truth, and where it is. Raises ValueError where there is none."""
+@dataclass
+class Annotated:
+    """Videos with their truths and captions, and what of a folder could not be used."""
+
+    pairs: list[tuple[Path, Path]]  # video, where its truth is
+    captions: dict[str, str]  # by the video's name
+    problems: list[Problem]
+
+    def inventory(self, listed: str = "") -> Inventory:
+        with_caption = sum(file.stem in self.captions for file, _ in self.pairs)
+        layout = f"videos with a truth, {with_caption} of them with a caption"
+        return Inventory.of("videos", len(self.pairs), self.problems, layout=layout, listed=listed)
+
+    def leave_out(self, file: Path, reason: str, detail: str) -> None:
+        """A video that turned out to be of no use."""
+        self.pairs = [pair for pair in self.pairs if pair[0] != file]
+        self.problems.append(Problem(file.name, reason, detail))
+
+
+def find(videos: Path, masks: Path, captions: Path | None = None) -> Annotated:
+    """The videos that have a truth. captions: a file (default: captions.json in the folder of videos, if it is there).
+
+    Left out: `no_truth`, `ambiguous` (two videos of one name), `missing_video` (a truth of none). Raises ValueError
+    where nothing is left, and for captions that are none."""
     if not videos.is_dir() or not masks.is_dir():
         missing = videos if not videos.is_dir() else masks
         raise ValueError(f"{missing}: no such folder")
-    files = sorted(file for file in videos.iterdir() if file.suffix.lower() in VIDEOS)
-    pairs = []
+    files = sorted(file for file in videos.iterdir() if split_extension(file.name)[1] and file.is_file())
+    names = Counter(file.stem for file in files)
+    found = Annotated([], _captions(captions, videos / "captions.json"), [])
     for file in files:
         truths = [masks / f"{file.stem}.masks.npz", masks / f"{file.stem}.boxes.json", masks / file.stem]
-        pairs += [(file, truth) for truth in truths if truth.exists()][:1]
-    if not pairs:
-        raise ValueError(
-            f"{masks}: none of the {len(files)} videos in {videos} has NAME.masks.npz, NAME.boxes.json or a folder "
-            "NAME of pictures there"
-        )
-    return pairs
+        truth = next((truth for truth in truths if truth.exists()), None)
+        if names[file.stem] > 1:
+            found.problems.append(Problem(file.name, "ambiguous", f"{names[file.stem]} videos are called {file.stem}"))
+        elif truth is None:
+            found.problems.append(Problem(file.name, "no_truth", f"{masks} has no {_FORMS}"))
+        else:
+            found.pairs.append((file, truth))
+    for truth in sorted(masks.iterdir()):
+        if (name := _truth_of(truth)) is not None and name not in names:
+            found.problems.append(Problem(truth.name, "missing_video", f"{videos} has no video {name}"))
+    if not found.pairs:
+        raise ValueError(f"{masks}: none of the {len(files)} videos in {videos} has {_FORMS} there")
+    return found
+
+
+def _truth_of(place: Path) -> str | None:
+    """The name of the video whose truth this is; None where it is none."""
+    for end in (".masks.npz", ".boxes.json"):
+        if place.name.endswith(end):
+            return place.name.removesuffix(end)
+    return place.name if place.is_dir() and any(one.suffix.lower() in _PICTURES for one in place.iterdir()) else None
+
+
+def _captions(given: Path | None, default: Path) -> dict[str, str]:
+    file = given or default
+    if not file.is_file():
+        if given:
+            raise ValueError(f"--captions {given}: no such file")
+        return {}
+    said = json_object(file, f"--captions {file}")
+    members = {name: {"json": json.dumps({"caption": one}).encode()} for name, one in said.items()}
+    return {name: texts[0] for name, of_one in members.items() if (texts := captions_of(of_one))}
 
 
 def clips(
@@ -63,33 +121,34 @@ def clips(
 ) -> Iterator[AnnotatedClip]:
     """`count` clips from even places of a video; those in which the object is never seen are left out.
 
-    Raises ValueError where the truth does not fit the video."""
-    try:
-        for number in range(count):
-            recorder = MotionRecorder()
-            with Video(file.read_bytes(), recorder) as video:
-                indices = window(video.count, frames, stride, (number + 0.5) / count)
-                images = dict(video.frames(np.unique(indices)))
-                length = video.count
-            height, width, _ = next(iter(images.values())).shape
+    Raises DecodeError for the video, and of reason `bad_truth` for a truth that cannot be read or does not fit it."""
+    data = file.read_bytes()
+    for number in range(count):
+        recorder = MotionRecorder()
+        with Video(data, recorder) as video:
+            indices = window(video.count, frames, stride, (number + 0.5) / count)
+            images = dict(video.frames(np.unique(indices)))
+            length = video.count
+        height, width, _ = next(iter(images.values())).shape
+        try:
             shown_THW = _read_truth(truth, length, height, width)[indices]
-            crop = draw_crop("center", height, width, 0, flip=False)
-            cut_Thw3 = np.stack([crop.cut(images[index]) for index in indices.tolist()])
-            cut_Thw = shown_THW[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-            object_SRC = token_share(cut_Thw, grid)
-            if not object_SRC.any():
-                continue
-            motion = recorder.slots(indices, grid.slots)
-            blank = torch.zeros(grid.slots, grid.rows, grid.columns)
-            yield AnnotatedClip(
-                file.stem,
-                crop.resize(cut_Thw3, size).permute(3, 0, 1, 2),
-                object_SRC,
-                F.interpolate(torch.from_numpy(cut_Thw)[None].float(), (size, size), mode="nearest")[0] > 0.5,
-                blank if motion is None else crop.resample(motion, grid.rows, grid.columns),
-            )
-    except DecodeError as error:
-        raise ValueError(f"{file}: {error}") from None
+        except _UNREADABLE as error:
+            raise DecodeError("bad_truth", f"{truth.name}: {error or type(error).__name__}") from None
+        crop = draw_crop("center", height, width, 0, flip=False)
+        cut_Thw3 = np.stack([crop.cut(images[index]) for index in indices.tolist()])
+        cut_Thw = shown_THW[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+        object_SRC = token_share(cut_Thw, grid)
+        if not object_SRC.any():
+            continue
+        motion = recorder.slots(indices, grid.slots)
+        blank = torch.zeros(grid.slots, grid.rows, grid.columns)
+        yield AnnotatedClip(
+            file.stem,
+            crop.resize(cut_Thw3, size).permute(3, 0, 1, 2),
+            object_SRC,
+            F.interpolate(torch.from_numpy(cut_Thw)[None].float(), (size, size), mode="nearest")[0] > 0.5,
+            blank if motion is None else crop.resample(motion, grid.rows, grid.columns),
+        )
 
 
 def token_share(shown_THW: np.ndarray, grid: Grid) -> Tensor:
@@ -107,14 +166,14 @@ def _read_truth(truth: Path, frames: int, height: int, width: int) -> np.ndarray
             shown = np.unpackbits(fields["packed"], axis=-1)[..., : int(fields["shape"][2])].astype(bool)
     elif truth.suffix == ".json":
         shown = np.zeros((frames, height, width), bool)
-        boxes = json.loads(truth.read_text())
+        boxes = json_of(truth.read_bytes())
         for picture, listed in zip(shown, boxes):
             for left, top, right, bottom in listed or []:
-                picture[max(round(top), 0) : round(bottom), max(round(left), 0) : round(right)] = True
+                picture[max(round(top), 0) : max(round(bottom), 0), max(round(left), 0) : max(round(right), 0)] = True
         shown = shown[: len(boxes)]
     else:
-        pictures = sorted(file for file in truth.iterdir() if file.suffix.lower() in (".png", ".bmp", ".gif"))
+        pictures = sorted(file for file in truth.iterdir() if file.suffix.lower() in _PICTURES)
         shown = np.stack([np.asarray(Image.open(file)).reshape(height, width, -1).any(-1) for file in pictures])
     if shown.shape != (frames, height, width):
-        raise ValueError(f"{truth}: the truth is {shown.shape}, the video {(frames, height, width)} frames and pixels")
+        raise ValueError(f"the truth is {shown.shape}, the video {(frames, height, width)} frames and pixels")
     return shown
