@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -14,13 +13,14 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
-from tgm_scale.data.annotations import captions_of
+from tgm_scale.data.annotations import captions_of, json_fault
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.inventory import MAX_LEFT_OUT_SHARE, introduce_to
 from tgm_scale.data.shards import CLIPS_PER_SHARD, ShardWriter, shard_path
 from tgm_scale.runtime import command, seeding
 from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.progress import Board
 
 EXAMPLES = """examples:
@@ -128,6 +128,8 @@ def _copy(corpus: Corpus, place: tuple[int, int], describe: Describe, writer: Sh
     ref = corpus.sample(*place)
     members: dict[str, Any] = corpus.read(ref, list(ref.members))
     content, outcome = _json(members), "captioned"
+    if json_fault(members):
+        outcome = "captioned, without their broken json"
     old = captions_of(members)
     try:
         captions = describe(ref, members)
@@ -149,11 +151,8 @@ def _key(ref: SampleRef) -> str:
 
 
 def _json(members: dict[str, bytes]) -> dict[str, Any]:
-    try:
-        content = json.loads(members.get("json", b"{}"))
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    """A sample's json, empty where it is none."""
+    return {} if json_fault(members) else json_of(members.get("json", b"{}"))
 
 
 def _describer(options: argparse.Namespace, device: str) -> Describe:

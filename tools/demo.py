@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from tgm_scale.report import demo
 from tgm_scale.report.summary import judge
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.progress import Board, clock
 
 EXAMPLES = """examples:
@@ -69,7 +69,7 @@ class _Ledger:
         settings = {"clips": plan.clips, "test_clips": plan.test_clips, "seeds": plan.seeds, "config": config}
         self._state: dict[str, Any] = {"settings": settings, "stages": {}}
         if self.file.is_file():
-            self._state = json.loads(self.file.read_text())
+            self._state = json_object(self.file)
             if self._state["settings"] != settings:
                 raise ValueError(
                     f"--dir {plan.folder}: holds a demo of other settings; name another folder, or remove it"

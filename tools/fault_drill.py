@@ -17,6 +17,7 @@ from local_run import LocalRun
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
 from tgm_scale.runtime import command
+from tgm_scale.runtime.outside.json_text import json_lines, json_of
 from tgm_scale.runtime.progress import Board, Task
 from tgm_scale.training.inspect import compare
 from tgm_scale.training.metrics import read_metrics
@@ -107,7 +108,7 @@ class Drill:
         return self._judge()
 
     def _made(self) -> list[dict]:
-        return [json.loads(line) for line in self.list.read_text().splitlines()] if self.list.is_file() else []
+        return json_lines(self.list) if self.list.is_file() else []
 
     def _life(self, run_dir: Path) -> LocalRun:
         command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", self.file, *self.overrides]
@@ -173,7 +174,7 @@ class Drill:
 
         def reached() -> bool:
             rows = starts.read_text().splitlines() if starts.is_file() else []
-            return len(rows) > lines and self._steps(self.run_dir) >= json.loads(rows[-1])["step"] + count
+            return len(rows) > lines and self._steps(self.run_dir) >= json_of(rows[-1])["step"] + count
 
         return reached
 

@@ -22,6 +22,7 @@ from gpu_checks.runner import FAILED, OK, SKIPPED, Plan, Result, Runner
 from gpu_checks.scale import SCALES
 
 from tgm_scale.runtime import command
+from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.progress import clock
 from tgm_scale.training.run_folder import replace_file
 
@@ -114,7 +115,7 @@ def _look_at_gpus() -> dict[str, Any]:
     if process.returncode or "{" not in told:
         last = complaints.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
         raise ValueError(f"no GPU can be used: looking at it failed: {last[0]}; {card.CPU_INSTEAD}")
-    facts = json.loads(told[told.index("{") :])
+    facts = json_of(told[told.index("{") :])
     if why := card.obstacle(facts):
         raise ValueError(f"{why}. {card.CPU_INSTEAD}")
     for line in card.busy(facts["gpus"]):

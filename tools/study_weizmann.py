@@ -27,6 +27,7 @@ from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.evaluation.variants import compare_variants
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
+from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import Board, Task
 from tgm_scale.training.metrics import read_metrics
 from tgm_scale.training.run_folder import replace_file
@@ -152,7 +153,7 @@ class Study:
                 given.append(f"train.steps={steps * 4 if origin == LONGER else steps}")
                 if not (folder / "results.json").is_file():
                     _start("finetune", FINETUNING, folder, [*given, *_of_run(folder, seed)])
-                rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+                rows = json_lines(folder / "predictions.jsonl")
                 right[origin].append([row["label"] == row["prediction"] for row in rows])
                 task.advance()
         right_SM = {origin: torch.tensor(rows).double() for origin, rows in right.items()}

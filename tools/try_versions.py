@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import configparser
-import json
 import os
 import re
 import shutil
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tgm_scale.runtime import command
+from tgm_scale.runtime.outside.json_text import json_of
 
 ROOT = Path(__file__).parents[1]
 SETS = ("lowest", "pinned", "newest")
@@ -193,7 +193,7 @@ def _try(step: str, arguments: list[str], folder: Path, log: Path) -> str:
 
 def _versions(python: Path) -> dict[str, str]:
     listed = subprocess.run([str(python), "-m", "pip", "list", "--format", "json"], capture_output=True, text=True)
-    return {entry["name"].lower(): entry["version"] for entry in json.loads(listed.stdout)}
+    return {entry["name"].lower(): entry["version"] for entry in json_of(listed.stdout)}
 
 
 def _line(cell: Cell) -> str:

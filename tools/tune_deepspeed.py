@@ -19,6 +19,7 @@ from tuning import Candidate, Trial
 from tgm_scale import config as configuration
 from tgm_scale.runtime import command, memory
 from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build
 from tgm_scale.training.engine_plan import resolve_precision
@@ -114,7 +115,7 @@ class Tuner:
 
     def _outcomes(self) -> dict[str, dict[str, Any]]:
         """What earlier starts found, by candidate."""
-        rows = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.is_file() else []
+        rows = json_lines(self.file) if self.file.is_file() else []
         return {row["name"]: row for row in rows}
 
     def _overrides(self, candidate: Candidate, file: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 import sys
 import time
@@ -19,6 +18,7 @@ from tgm_scale import config as configuration
 from tgm_scale.config import Config
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training.footprint import OFFLOADS, Footprint, footprint
 from tgm_scale.training.metrics import read_metrics
 
@@ -194,7 +194,7 @@ def failure(codes: list[int | None], log: str) -> dict[str, Any]:
 
 def json_of(config: Config) -> dict[str, Any]:
     """The user's own DeepSpeed JSON, if there is one."""
-    return json.loads(Path(config.deepspeed.config).read_text()) if config.deepspeed.config else {}
+    return json_object(Path(config.deepspeed.config)) if config.deepspeed.config else {}
 
 
 def command(file: str, overrides: list[str]) -> list[str]:

@@ -82,3 +82,34 @@ def test_broken_members_are_told_apart_and_never_unpickled(maps: np.ndarray, tmp
     with pytest.raises(UnreadableMaps):
         RelevanceCache(MADE_BY).read(member, 2, SECONDS)  # a caption that was not scored
     assert not (tmp_path / "touched").exists()
+
+
+def record(maps: np.ndarray, seconds: np.ndarray, made_by: object = MADE_BY.encode()) -> bytes:
+    """A member as `pack` writes it, of any kinds and shapes."""
+    kinds = [("fingerprint", np.asarray(made_by).dtype), ("seconds", seconds.dtype, seconds.shape)]
+    stream = io.BytesIO()
+    np.save(stream, np.array((made_by, seconds, maps), dtype=[*kinds, ("maps", maps.dtype, maps.shape)]))
+    return stream.getvalue()
+
+
+FLAT = np.zeros((2, 4, 7, 7), np.float16)
+ODD = {
+    "rank 3": (FLAT[0], SECONDS),
+    "rank 2": (FLAT[0, 0], SECONDS),
+    "rank 5": (FLAT[None], SECONDS),
+    "a side of 0": (FLAT[..., :0], SECONDS),
+    "no times": (FLAT[:, :0], SECONDS[:0]),
+    "other times": (FLAT, SECONDS[:2]),
+    "texts": (FLAT.astype("S4"), SECONDS),
+    "whole numbers": (FLAT.astype(int), SECONDS),
+    "complex": (FLAT.astype(complex), SECONDS),
+    "NaN times": (FLAT, SECONDS * np.nan),
+    "a number for a fingerprint": (FLAT, SECONDS, 7),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_record_of_another_form_is_bad_data_of_one_sample(kind: str) -> None:
+    assert RelevanceCache(MADE_BY).read(record(FLAT, SECONDS), 0, SECONDS).shape == (4, 7, 7)
+    with pytest.raises(UnreadableMaps):
+        RelevanceCache(MADE_BY).read(record(*ODD[kind]), 0, SECONDS)

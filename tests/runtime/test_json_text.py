@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tgm_scale.runtime.outside.json_text import bounded, json_file, json_object, json_of
+from tgm_scale.runtime.outside.json_text import bounded, json_file, json_lines, json_object, json_of
 
 DAMAGED = {
     "nested": b"[" * 100_000,
@@ -52,5 +52,8 @@ def test_a_file_is_named(tmp_path: Path) -> None:
     file.write_text("[]")
     with pytest.raises(ValueError, match=r"a\.json: wanted a JSON object, found list"):
         json_object(file)
+    file.write_bytes(b'{"a": 1}\n[')
+    with pytest.raises(ValueError, match=r"a\.json: line 2 is damaged"):
+        json_lines(file)
     with pytest.raises(ValueError, match="more than 1 bytes"):
         bounded(file, 1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,6 +15,7 @@ from tgm_scale.data.synthetic_captions import captions
 from tgm_scale.data.synthetic_scenes import MOTIONS, Scenes, draw_scenes, render
 from tgm_scale.data.synthetic_shapes import COLOURS, SHAPES
 from tgm_scale.runtime import seeding
+from tgm_scale.runtime.outside.pictures import picture_of
 
 _SHOWN, _TOUCHED = 0.4, 0.05  # share of a patch's pixels from which it shows an object, or is touched by one
 _SEEN = 0.8  # patches' worth of pixels from which an object counts as seen in the image
@@ -88,4 +88,4 @@ def _compressed(image_N3HW: Tensor, keys_N: Tensor) -> Tensor:
 def _jpeg(image_3HW: Tensor, quality: int) -> Tensor:
     stream = io.BytesIO()
     Image.fromarray(image_3HW.permute(1, 2, 0).contiguous().numpy()).save(stream, "JPEG", quality=quality)
-    return torch.from_numpy(np.asarray(Image.open(stream)).copy()).permute(2, 0, 1)
+    return torch.from_numpy(picture_of(stream.getvalue(), ("JPEG",)).copy()).permute(2, 0, 1)

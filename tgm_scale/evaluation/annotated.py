@@ -11,17 +11,16 @@ Shapes: T frames, H W pixels, S slots, R rows, C columns of the token grid.
 from __future__ import annotations
 
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Annotated as Noted
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
@@ -31,12 +30,15 @@ from tgm_scale.data.inventory import Inventory
 from tgm_scale.data.motion import MotionRecorder
 from tgm_scale.data.shard_index import split_extension
 from tgm_scale.data.transforms import draw_crop
-from tgm_scale.runtime.outside.json_text import json_object, json_of
+from tgm_scale.runtime.outside.arrays import fields_of
+from tgm_scale.runtime.outside.json_text import json_file, json_object
+from tgm_scale.runtime.outside.pictures import picture_of
 
 _FORMS = "NAME.masks.npz, NAME.boxes.json or a folder NAME of pictures"
 _PICTURES = (".png", ".bmp", ".gif")
-_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, BadZipFile,
-               zlib.error, Image.DecompressionBombError)  # fmt: skip
+_FORMATS = ("PNG", "BMP", "GIF")
+_Side = Noted[float, Field(strict=True, allow_inf_nan=False)]
+_BOXES = TypeAdapter(list[list[Noted[list[_Side], Field(min_length=4, max_length=4)]] | None])
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,8 @@ def clips(
         height, width, _ = next(iter(images.values())).shape
         try:
             shown_THW = _read_truth(truth, length, height, width)[indices]
-        except _UNREADABLE as error:
-            raise DecodeError("bad_truth", f"{truth.name}: {error or type(error).__name__}") from None
+        except (OSError, ValueError) as error:  # both name the file
+            raise DecodeError("bad_truth", str(error)) from None
         crop = draw_crop("center", height, width, 0, flip=False)
         cut_Thw3 = np.stack([crop.cut(images[index]) for index in indices.tolist()])
         cut_Thw = shown_THW[:, crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
@@ -160,20 +162,52 @@ def token_share(shown_THW: np.ndarray, grid: Grid) -> Tensor:
 
 
 def _read_truth(truth: Path, frames: int, height: int, width: int) -> np.ndarray:
-    """bool [frames, height, width]."""
+    """bool [frames, height, width]. Raises ValueError that names the file and what is wrong in it."""
+    shape = (frames, height, width)
     if truth.suffix == ".npz":
-        with np.load(truth, allow_pickle=False) as fields:
-            shown = np.unpackbits(fields["packed"], axis=-1)[..., : int(fields["shape"][2])].astype(bool)
-    elif truth.suffix == ".json":
-        shown = np.zeros((frames, height, width), bool)
-        boxes = json_of(truth.read_bytes())
-        for picture, listed in zip(shown, boxes):
-            for left, top, right, bottom in listed or []:
-                picture[max(round(top), 0) : max(round(bottom), 0), max(round(left), 0) : max(round(right), 0)] = True
-        shown = shown[: len(boxes)]
-    else:
-        pictures = sorted(file for file in truth.iterdir() if file.suffix.lower() in _PICTURES)
-        shown = np.stack([np.asarray(Image.open(file)).reshape(height, width, -1).any(-1) for file in pictures])
-    if shown.shape != (frames, height, width):
-        raise ValueError(f"the truth is {shown.shape}, the video {(frames, height, width)} frames and pixels")
+        return _packed(truth, shape)
+    if truth.suffix == ".json":
+        return _boxed(truth, shape)
+    pictures = sorted(file for file in truth.iterdir() if file.suffix.lower() in _PICTURES)
+    _refuse_other(truth, (len(pictures), height, width), shape)
+    return np.stack(
+        [picture_of(file, _FORMATS, (height, width)).reshape(height, width, -1).any(-1) for file in pictures]
+    )
+
+
+def _refuse_other(truth: Path, found: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if found != shape:
+        raise ValueError(f"{truth}: the truth is {found}, the video {shape} frames and pixels")
+
+
+def _packed(truth: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    frames, height, width = shape
+    said, packed = fields_of(truth, ("shape", "packed"), largest=frames * height * -(-width // 8))
+    if said.dtype.kind not in "iu" or said.shape != (3,):
+        raise ValueError(f"{truth}: field shape: wanted frames, height and width, whole numbers; found {said!r:.80}")
+    _refuse_other(truth, tuple(said.tolist()), shape)
+    if packed.dtype != np.uint8 or packed.shape != (frames, height, -(-width // 8)):
+        raise ValueError(
+            f"{truth}: field packed: wanted bytes (uint8) {(frames, height, -(-width // 8))}, as np.packbits along "
+            f"the last axis gives them; found {packed.dtype} {packed.shape}"
+        )
+    return np.unpackbits(packed, axis=-1)[..., :width].astype(bool)
+
+
+def _boxed(truth: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    _, height, width = shape
+    try:
+        listed = _BOXES.validate_python(json_file(truth))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = " ".join(f"{word} {at}" for word, at in zip(("frame", "box", "side"), first["loc"]))
+        raise ValueError(
+            f"{truth}: {place + ': ' if place else ''}{first['msg']}; wanted for each frame a list of boxes [left, "
+            "top, right, bottom], in pixels"
+        ) from None
+    _refuse_other(truth, (len(listed), height, width), shape)
+    shown = np.zeros(shape, bool)
+    for picture, boxes in zip(shown, listed):
+        for left, top, right, bottom in boxes or []:
+            picture[max(round(top), 0) : max(round(bottom), 0), max(round(left), 0) : max(round(right), 0)] = True
     return shown

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.lib.format import read_array
 from numpy.typing import NDArray
 
 from tgm_scale.guidance.towers import model_files
+from tgm_scale.runtime.outside.arrays import array_of
 
 EXTENSION = "tgm.npy"
 
@@ -60,12 +60,11 @@ class RelevanceCache:
         middle_T = np.arange(len(seconds_T)) // self.one_of * self.one_of + self.one_of // 2
         seconds_T = np.asarray(seconds_T)[middle_T]
         try:
-            record = read_array(io.BytesIO(member), allow_pickle=False)
-            made_by = bytes(record["fingerprint"][()]).decode()
-            scored_F, maps_Fhw = record["seconds"][()], record["maps"][()][caption].astype(np.float32)
+            made_by, scored_F, maps_KFhw = _record(member)
+            maps_Fhw = maps_KFhw[caption].astype(np.float32)
             nearest_T = np.abs(scored_F - seconds_T[:, None]).argmin(axis=1)
             finite = bool(np.isfinite(maps_Fhw).all())
-        except (ValueError, IndexError, EOFError, OSError) as error:
+        except (ValueError, IndexError) as error:
             raise UnreadableMaps(f"{EXTENSION}: {error}") from error
         if made_by != self.wanted:
             raise ValueError(
@@ -76,3 +75,20 @@ class RelevanceCache:
         if not finite:
             raise UnreadableMaps(f"{EXTENSION}: a relevance is not a finite number")
         return maps_Fhw[nearest_T]
+
+
+def _record(member: bytes) -> tuple[str, NDArray[np.floating], NDArray[np.floating]]:
+    """Fingerprint, times [F] and maps [K, F, h, w]. Raises ValueError for all that is no such record."""
+    record = array_of(member)
+    if record.shape or set(record.dtype.names or ()) != {"fingerprint", "seconds", "maps"}:
+        raise ValueError(f"wanted one record of fingerprint, seconds and maps, found {str(record.dtype)[:200]}")
+    seconds_F, maps_KFhw = record["seconds"], record["maps"]
+    if seconds_F.dtype.kind != "f" or maps_KFhw.dtype.kind != "f" or record["fingerprint"].dtype.kind != "S":
+        raise ValueError(f"other kinds of values than numbers: {str(record.dtype)[:200]}")
+    if maps_KFhw.ndim != 4 or 0 in maps_KFhw.shape or seconds_F.shape != maps_KFhw.shape[1:2]:
+        raise ValueError(
+            f"maps of {maps_KFhw.shape} at {seconds_F.shape} times: wanted [captions, times, rows, columns]"
+        )
+    if not np.isfinite(seconds_F).all():
+        raise ValueError("a time is not a finite number")
+    return bytes(record["fingerprint"][()]).decode(), seconds_F, maps_KFhw

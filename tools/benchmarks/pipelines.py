@@ -7,7 +7,6 @@ plain WebDataset and WebLoader pipeline with that decode. `torchcodec`: whether 
 from __future__ import annotations
 
 import itertools
-import json
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.torchcodec_frames import open_video
 from tgm_scale.data.transforms import draw_crop
 from tgm_scale.runtime import seeding
+from tgm_scale.runtime.outside.json_text import json_of
 
 FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
 _FOREVER = 10**6
@@ -133,7 +133,7 @@ class _Decode:
         name = f"{sample['__url__'].rpartition('/')[2].removesuffix('.tar')}/{sample['__key__']}"
         epoch, self.seen[name] = self.seen[name], self.seen[name] + 1
         seed = seeding.key(0, "sample", epoch, self.fingerprint, name, 0)
-        captions = json.loads(sample["json"])["captions"]
+        captions = json_of(sample["json"])["captions"]
         return (
             clip(sample["mp4"], seed, self.torchcodec),
             captions[int(seeding.draw(seed, "caption")[0] * len(captions))],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ from typing import Any
 import tuning
 
 from gpu_checks.scale import Scale
+from tgm_scale.runtime.outside.json_text import json_object
 
 ROOT = Path(__file__).parents[2]
 _NAMES_AN_ERROR = re.compile(
@@ -181,7 +181,7 @@ class Bench:
         """The figures that a module of gpu_checks, run as a program, writes to the file named by --json."""
         file = self.folder / f"{module}.json"
         self.python("-m", f"gpu_checks.{module}", "--device", self.scale.device, "--json", str(file), *arguments)
-        return json.loads(file.read_text())
+        return json_object(file)
 
 
 def failure(code: int, said: str) -> Failed:

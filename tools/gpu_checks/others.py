@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -22,6 +21,7 @@ from gpu_checks.pretraining import (
     pretrain_command,
     shown,
 )
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.rendezvous import SHARED_GPU
 
 NOT_PINNED = "cannot be pinned"  # as data.shared_memory warns, once
@@ -151,7 +151,7 @@ def masks(bench: Bench) -> Found:
     options = ["--config", config_of("B"), "--clips", str(clips), "--turns", str(turns)]
     options += ["--towers", bench.scale.towers, "--json", str(file)]
     bench.python("tools/benchmark.py", "masking", *options, *bench.scale.model)
-    figures = json.loads(file.read_text())
+    figures = json_object(file)
     shares = {row["what"]: row["share"] for row in figures["rows"]}
     wanted = ("text_guided", "relevance: bf16, own stream")
     return Found(", ".join(f"{name} {shares[name]} of a step" for name in wanted), {"shares": shares} | figures)
@@ -163,7 +163,7 @@ def demo(bench: Bench) -> Found:
     bench.python("tools/demo.py", "--dir", str(folder), *bench.scale.demo)
     if not (folder / "report.html").is_file():
         raise Failed(f"the demo ended well, but there is no {folder / 'report.html'}")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json_object(folder / "summary.json")
     return Found(f"report and summary in {summary['seconds']:.0f} s", {"seconds": summary["seconds"]})
 
 

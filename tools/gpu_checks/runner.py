@@ -17,6 +17,7 @@ from typing import Any
 from gpu_checks.bench import ROOT, Bench, Failed, Skipped
 from gpu_checks.rows import Row
 from gpu_checks.scale import Scale
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import run_folder
 
@@ -118,7 +119,7 @@ class Runner:
         file = self._kept / f"{row.name}.json"
         if not file.is_file() or (row.always and not self._inputs.is_dir()):
             return None
-        kept = json.loads(file.read_text())
+        kept = json_object(file)
         same = kept["made_by"] == self.made_by and kept["result"]["verdict"] == OK
         return Result(**kept["result"]) if same else None
 

@@ -87,6 +87,17 @@ def json_object(file: Path, said: str = "", *, finite: bool = False) -> dict[str
     return tree
 
 
+def json_lines(file: Path) -> list[Any]:
+    """What the lines of a file hold. Raises ValueError that names file and line, OSError."""
+    found = []
+    for number, line in enumerate(bounded(file).splitlines(), 1):
+        try:
+            found.append(json_of(line))
+        except ValueError as error:
+            raise ValueError(f"{file}: line {number} is damaged: {error}") from None
+    return found
+
+
 def json_without_doubles(file: Path, said: str) -> Any:
     """As `json_file` with `finite`, of a file that people write: a key given twice is refused."""
     decoder = json.JSONDecoder(

@@ -1,0 +1,62 @@
+"""NumPy's files from outside: plain numbers, of the size that they claim and that the reader allows; no objects."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+
+_HEADER = 1 << 16  # bytes before an array's numbers, at most
+
+
+def array_of(data: bytes) -> np.ndarray:
+    """The array of a .npy file's bytes, which are not copied. Raises ValueError for all that is none."""
+    stream = io.BytesIO(data)
+    try:
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(stream)]
+        shape, by_columns, dtype = read_header(stream)
+    except Exception as error:  # the header is Python's source: numpy's reader has many words for what is wrong in it
+        raise ValueError(f"no .npy file ({type(error).__name__}: {str(error)[:200]})") from None
+    count, size = math.prod(shape), len(data) - stream.tell()
+    if dtype.hasobject or min(shape, default=0) < 0:
+        raise ValueError("holds objects, which are never unpickled" if dtype.hasobject else f"shape {shape}")
+    if count * dtype.itemsize != size:
+        raise ValueError(f"claims {shape} of {dtype.itemsize} bytes each, has {size} bytes")
+    flat = np.frombuffer(data, dtype, count, stream.tell()) if size else np.empty(count, dtype)
+    return flat.reshape(shape, order="F" if by_columns else "C")
+
+
+def fields_of(file: Path, wanted: Sequence[str], largest: int) -> list[np.ndarray]:
+    """These fields of a .npz file, each of at most `largest` bytes; no more is unpacked, whatever the file claims.
+
+    Raises ValueError that names the file and the field, OSError where the storage does not answer."""
+    found = []
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in wanted:
+                found.append(_field(archive, name, largest))
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"{file}: no whole .npz file ({error})") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return found
+
+
+def _field(archive: zipfile.ZipFile, name: str, largest: int) -> np.ndarray:
+    if f"{name}.npy" not in archive.namelist():
+        there = ", ".join(member.removesuffix(".npy") for member in archive.namelist()[:8])
+        raise ValueError(f"has no field {name} (found: {there or 'none'})")
+    with archive.open(f"{name}.npy") as stream:
+        data = stream.read(largest + _HEADER + 1)
+    if len(data) > largest + _HEADER:
+        raise ValueError(f"field {name}: more than {largest:,} bytes")
+    try:
+        return array_of(data)
+    except ValueError as error:
+        raise ValueError(f"field {name}: {error}") from None
