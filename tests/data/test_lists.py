@@ -189,7 +189,7 @@ def test_a_split_column_is_obeyed(tmp_path: Path, values: str, role: Role, wante
         ("x.csv", "file,label,split\na.mp4,1,1\nb.mp4,1,2\n", "column of splits says '1': wanted train, val or test"),
         ("x.csv", "file,label,split\na.mp4,1,val\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
         ("x.csv", 'file,label\na.mp4,"1\n' + "b.mp4,2\n" * 60, "line 2: a field of more than 50 lines"),
-        ("x.parquet", "PAR1", "Parquet is not read; make it a CSV: python -c"),
+        ("x.parquet", "PAR1", "Parquet is not read; make JSON Lines of it: python -c"),
         ("x.jsonl", '{"YoutubeID": "a", "Start_timestamp": "0", "End_timestamp": "1"}\n', "InternVid.*make_shards.py"),
     ],
 )

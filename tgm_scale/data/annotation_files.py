@@ -10,12 +10,14 @@ import glob
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from tgm_scale.data.annotation_rows import INTERNVID, SCORES
+from tgm_scale.data.foreign_tables import HEAD, foreign_folder, foreign_table
 from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, header_of
 from tgm_scale.runtime.outside.json_text import json_at
 
@@ -33,6 +35,11 @@ def files_of(spec: str | Path) -> list[Path]:
         found = sorted(file for file in path.iterdir() if file.name.removesuffix(".gz").endswith(SUFFIXES))
     else:
         found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(spec)))]
+    refusal = foreign_table(str(spec))
+    if refusal is None and path.is_dir():  # one table among others would be left out without a word
+        refusal = foreign_folder(str(path), os.listdir(path), below=not found)
+    if refusal:
+        raise ValueError(f"--annotations {refusal}")
     if not found:
         wanted = ", ".join(SUFFIXES)
         raise ValueError(f"--annotations {spec}: no such file; name a file, a folder or a pattern ({wanted}, .gz)")
@@ -63,6 +70,8 @@ def _opened(file: Path) -> IO[bytes]:
 def _rows(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
     head = stream.read(1 << 16)
     stream.seek(0)
+    if refusal := foreign_table(str(file), head[:HEAD]):
+        raise ValueError(f"--annotations {refusal}")
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     text = io.TextIOWrapper(stream, encoding=encoding, newline="")
     if file.name.removesuffix(".gz").endswith(_TABLES):

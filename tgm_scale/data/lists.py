@@ -22,11 +22,12 @@ from typing import Literal
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import storage
+from tgm_scale.data.foreign_tables import FOREIGN_SUFFIXES, HEAD, foreign_table
 from tgm_scale.data.list_row import Row, caption_fault, label_text
 from tgm_scale.data.list_rows import rows_of
 from tgm_scale.data.text import cleaned, decoded, shown
 
-LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl")
 Role = Literal["train", "test"]
 Wanted = Literal["caption", "label"]
 
@@ -59,7 +60,7 @@ def is_list(spec: object) -> bool:
     if not isinstance(spec, (str, os.PathLike)):
         return False
     path = os.fspath(spec)
-    if path.lower().removesuffix(".gz").endswith(LIST_SUFFIXES):
+    if path.lower().removesuffix(".gz").endswith(LIST_SUFFIXES + FOREIGN_SUFFIXES):
         return True
     return not storage.is_url(path) and os.path.isdir(path) and any(Path(path).glob("*_test_split?.txt"))
 
@@ -73,6 +74,8 @@ def read_list(
     text after a path is where no column says so. label: the column of labels; for EPIC-Kitchens-100 verb, noun or
     action. Raises ValueError that names the file, the line, what was found and what was wanted."""
     path = os.fspath(path)
+    if refusal := foreign_table(path):
+        raise ValueError(refusal)
     text = "" if os.path.isdir(path) else _text(path)
     layout, rows = rows_of(path, text, role, wanted, label, split)
     used, chosen = _of_role(list(rows), role, path)
@@ -86,15 +89,13 @@ def read_list(
 
 
 def _text(path: str) -> str:
-    if path.lower().endswith(".parquet"):
-        raise ValueError(
-            f'{path}: Parquet is not read; make it a CSV: python -c "import pandas; '
-            f"pandas.read_parquet('{path}').to_csv('{path[: -len('.parquet')]}.csv', index=False)\""
-        )
     data = storage.read_small(path)
     if data is None:
         raise ValueError(f"{path}: no such list of videos")
-    return decoded(storage.unpacked(data, path), path)
+    data = storage.unpacked(data, path)
+    if refusal := foreign_table(path, data[:HEAD]):
+        raise ValueError(refusal)
+    return decoded(data, path)
 
 
 def _of_role(rows: list[Row], role: Role, path: str) -> tuple[list[Row], str]:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import fsspec
 from braceexpand import braceexpand
 
+from tgm_scale.data.foreign_tables import foreign_folder, foreign_table
 from tgm_scale.data.names import real_place
 
 PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hdfs", "memory")
@@ -86,11 +87,9 @@ def _no_shards(item: str) -> NoShards:
             f"{item!r} holds compressed tars ({packed[0]}): samples are read by range, so unpack them first, such as "
             "with gunzip"
         )
-    if any(name.endswith(".parquet") for name in there):
-        return NoShards(
-            f"{item!r} holds Parquet, which has no video in it: download the videos with video2dataset, or make a CSV "
-            "of files and captions"
-        )
+    refusal = foreign_folder(item, there, below=True) if os.path.isdir(item) else foreign_table(item)
+    if refusal and not is_url(item):
+        return NoShards(refusal)
     if not is_url(item) and os.path.isdir(item) and not there:
         return NoShards(f"{item!r} is an empty folder: name one that holds shards (*.tar) or videos")
     return NoShards(f"no shards (*.tar) at {item!r}; make some with tools/make_shards.py or name another")
