@@ -1,0 +1,40 @@
+"""docs/DATA.md says what the code does: its table names tests that are there, and every reason has a line."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "DATA.md").read_text()
+PLACES = {"CutError": 0, "DecodeError": 0, "_Unclear": 0, "Problem": 1}  # of the reason among the arguments
+ELSEWHERE = {"bad_truth", "no_truth"}  # of evaluate_masks: docs/EVALUATION.md
+
+
+def functions(file: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_row_of_the_table_names_a_test_that_is_there() -> None:
+    table = PAGE[PAGE.index("| given | what happens | test |") :].partition("\n\n")[0].splitlines()[2:]
+    assert len(table) > 25
+    for row in table:
+        named = re.search(r"`(test_\w+)::(test_\w+)` \|$", row)
+        assert named, row
+        [file] = [*ROOT.glob(f"tests/data/{named[1]}.py"), *ROOT.glob(f"tests/evaluation/{named[1]}.py")]
+        assert named[2] in functions(file), row
+
+
+def test_every_reason_has_a_line() -> None:
+    """Of what is left out, skipped, or not made."""
+    reasons = set()
+    for file in ROOT.glob("tgm_scale/**/*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and (place := PLACES.get(ast.unparse(node.func).rpartition(".")[2])) is not None
+            ):
+                reasons |= {a.value for a in node.args[place : place + 1] if isinstance(a, ast.Constant)}
+    assert {"missing_video", "damaged", "span_outside", "shard_cut"} <= reasons
+    assert not {reason for reason in reasons - ELSEWHERE if f"`{reason}`" not in PAGE}
