@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -27,7 +28,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SURGERY_BLOCKS = 6
+_LARGEST_SIDE = 4096
 MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as in preprocessor_config.json
+
+
+def _check_numbers(mean: tuple, std: tuple, levels: float, sides: list) -> None:
+    """Raises ValueError where a tower's pixels could not be made by these."""
+    plain = all(isinstance(x, (int, float)) and isfinite(x) for x in (*mean, *std, levels))
+    if not plain or len(mean) != 3 or len(std) != 3 or min(*std, levels) <= 0:
+        raise ValueError(
+            f"guidance.towers: preprocessor_config.json: image_mean={list(mean)}, image_std={list(std)}, a pixel by "
+            f"{levels}: wanted three means, three deviations above 0 and a factor above 0"
+        )
+    if any(type(side) is not int or not 0 < side <= _LARGEST_SIDE for side in sides):
+        raise ValueError(
+            f"guidance.towers: preprocessor_config.json: size, crop_size {sides}: wanted 1 to {_LARGEST_SIDE} pixels"
+        )
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ class Preprocessing:
             mean = tuple(config["image_mean"]) if normal else (0.0, 0.0, 0.0)
             std = tuple(config["image_std"]) if normal else (1.0, 1.0, 1.0)
             levels = round(1 / config.get("rescale_factor", 1 / 255), 6) if config.get("do_rescale", True) else 1.0
+            sides = [side, cut] if cut else [side]
+            _check_numbers(mean, std, levels, sides)
         except (KeyError, TypeError, ZeroDivisionError) as error:
             raise ValueError(
                 f"guidance.towers: preprocessor_config.json: {error} is missing or unknown; wanted size, resample "
@@ -71,10 +89,9 @@ class Preprocessing:
                 "guidance.towers: preprocessor_config.json: do_resize=false: frames come in any size: set it to "
                 f"true, with the size that the tower was trained at ({side}?)"
             )
-        if not all(std) or cut > side:
+        if cut > side:
             raise ValueError(
-                f"guidance.towers: preprocessor_config.json: image_std={list(std)}, crop_size {cut}, size {side}: "
-                "wanted deviations above 0, and a crop that fits"
+                f"guidance.towers: preprocessor_config.json: crop_size {cut}, size {side}: wanted a crop that fits"
             )
         return cls(side, crop, mode, mean, std, cut, levels)
 

@@ -128,6 +128,26 @@ def read_json(file: Path) -> dict[str, Any]:
     return tree
 
 
+def check_vocabulary(folder: Path) -> None:
+    """Raises ValueError for a vocab.json that does not number its tokens, or one whose merges.txt was cut."""
+    tokens = read_json(folder / "vocab.json")
+    numbers = list(tokens.values())
+    if not numbers or any(type(number) is not int for number in numbers) or min(numbers) < 0:
+        raise ValueError("vocab.json: wanted a number from 0 for each token")
+    if len(set(numbers)) < len(numbers):
+        raise ValueError("vocab.json: two tokens have one number")
+    if not (folder / "merges.txt").is_file():
+        return
+    lines = bounded(folder / "merges.txt").decode().split("\n")
+    pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+    if odd := [pair for pair in pairs if len(pair) != 2 or "".join(pair) not in tokens]:
+        raise ValueError(f"merges.txt: {' '.join(odd[0])[:40]!r} is no pair that makes a token of vocab.json")
+    made = {"".join(pair) for pair in pairs}
+    words = (token.removesuffix("</w>") for token in tokens if token not in made)
+    if lost := [word for word in words if len(word) > 1 and not word.startswith("<")]:
+        raise ValueError(f"merges.txt: cut: no pair makes {lost[0][:40]!r}, one of {len(lost)} tokens of vocab.json")
+
+
 def _missing_weights(folder: Path, found: list[str]) -> list[str]:
     if not any(name in found for name in WEIGHTS):
         return ["model.safetensors"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tgm_scale.guidance.image import ImageTower, Preprocessing, clip_trunk, sigl
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.tower_folder import (
     check_folder,
+    check_vocabulary,
     has_gemma_tokenizer,
     image_settings,
     model_files,
@@ -24,6 +26,8 @@ from tgm_scale.runtime.compat import prepare_torchvision
 __all__ = ["check_folder", "load_image_tower", "load_text_tower", "model_files"]
 
 _SPARE_ROWS = 128  # of an embedding that is padded to a round number
+_VOCABULARY = "its tokenizer (vocab.json, merges.txt, tokenizer.json, tokenizer_config.json)"
+_COPY = "copy the folder's files from where they are from"
 _PROBE = "a photo of two dogs near the lake"
 
 
@@ -40,7 +44,9 @@ def load_text_tower(
     else:
         model = _load(transformers.CLIPTextModelWithProjection, folder, device, dtype)
         width, output = model.config.projection_dim, "text_embeds"
-    tokenize, size = _tokenizer(transformers, Path(folder), kind, model.config.max_position_embeddings)
+    with _named(folder, _VOCABULARY):
+        tokenize, size = _tokenizer(transformers, Path(folder), kind, model.config.max_position_embeddings)
+        ids_BL = tokenize([_PROBE, ""])
     rows = model.config.vocab_size
     if not 0 <= rows - size < _SPARE_ROWS:
         raise ValueError(
@@ -48,8 +54,17 @@ def load_text_tower(
             "models: copy the tokenizer's files from where the weights are from"
         )
 
+    if not 0 <= int(ids_BL.min()) <= int(ids_BL.max()) < rows:
+        raise ValueError(
+            f"guidance.towers={folder}: {_VOCABULARY}: a token's number is {int(ids_BL.max())}, and the text model "
+            f"embeds 0 to {rows - 1}: {_COPY}"
+        )
     # no attention mask: CLIP's attention is causal and pools at the first end token, SigLIP was trained on padding
-    return TextTower(tokenize, lambda ids_BL: getattr(model(input_ids=ids_BL), output), width, device)
+    tower = TextTower(tokenize, lambda ids_BL: getattr(model(input_ids=ids_BL), output), width, device)
+    with _named(folder, "config.json and the weights"):
+        embedding_1E = tower.encode([_PROBE])
+    _refuse_not_finite(folder, "a caption", embedding_1E)
+    return tower
 
 
 def _tokenizer(transformers: Any, folder: Path, kind: str, length: int) -> tuple[Callable[[list[str]], Tensor], int]:
@@ -57,6 +72,8 @@ def _tokenizer(transformers: Any, folder: Path, kind: str, length: int) -> tuple
     if kind == "siglip" and has_gemma_tokenizer(folder):
         return _gemma_tokenizer(folder, length)
     family = transformers.SiglipTokenizer if kind == "siglip" else transformers.CLIPTokenizer
+    if (folder / "vocab.json").is_file():
+        check_vocabulary(folder)
     tokenizer = family.from_pretrained(folder, local_files_only=True)
 
     def tokenize(captions: list[str]) -> Tensor:
@@ -122,12 +139,41 @@ def load_image_tower(
     kind = check_folder(folder, ("image",))
     transformers = _transformers()
     device = torch.device(device)
-    preprocessing = Preprocessing.read(image_settings(Path(folder)) or {})
+    try:
+        preprocessing = Preprocessing.read(image_settings(Path(folder)) or {})
+    except ValueError as error:
+        raise ValueError(str(error).replace("guidance.towers:", f"guidance.towers={folder}:", 1)) from None
     if kind == "siglip":
         trunk = siglip_trunk(_load(transformers.SiglipVisionModel, folder, device, dtype))
     else:
         trunk = clip_trunk(_load(transformers.CLIPVisionModelWithProjection, folder, device, dtype))
+    grey_13HW = torch.full((1, 3, trunk.image_size, trunk.image_size), 128, dtype=torch.uint8)
+    with _named(folder, "config.json and the weights"):
+        _refuse_not_finite(
+            folder, "a grey picture", ImageTower(trunk, preprocessing, device).patch_tokens(grey_13HW, "raw")
+        )
     return ImageTower(trunk, preprocessing, device, compiled)
+
+
+@contextmanager
+def _named(folder: str | Path, files: str) -> Iterator[None]:
+    """Whatever others' code says of a folder's files, in one line that names them."""
+    try:
+        yield
+    except Exception as error:  # transformers and tokenizers raise what they come upon
+        said = " ".join(str(error).split())[:200]
+        lasting = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) is not None
+        if lasting or said.startswith("guidance.towers="):
+            raise
+        name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"guidance.towers={folder}: {files}: {name}{said}: {_COPY}") from error
+
+
+def _refuse_not_finite(folder: str | Path, what: str, output: Tensor) -> None:
+    if not output.isfinite().all():
+        raise ValueError(
+            f"guidance.towers={folder}: of {what} it makes numbers that are not finite (in {output.dtype}): {_COPY}"
+        )
 
 
 def _transformers() -> Any:
@@ -164,7 +210,9 @@ def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: tor
             f"another shape, such as {wrong[0]}"
         )
     model = model.eval().requires_grad_(False).to(device)
-    for tensor in (*model.parameters(), *model.buffers()):
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not tensor.isfinite().all():
+            raise ValueError(f"guidance.towers={folder}: {name} is not finite as {tensor.dtype}: {_COPY}")
         # out of the file's mapping: a product's last bit depends on how its operands are aligned in memory
         tensor.data = tensor.data.clone()
     return model
@@ -173,8 +221,9 @@ def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: tor
 def _tower_config(model_class: Any, folder: str | Path) -> Any:
     """The configuration of one tower. In a whole CLIP the width of the joint space is the model's: that of its parts,
     which a tower that is loaded alone goes by, may have been left at the default."""
-    config = model_class.config_class.from_pretrained(folder, local_files_only=True)
-    whole = read_json(Path(folder) / "config.json")
-    if whole["model_type"] == "clip" and "projection_dim" in whole:
-        config.projection_dim = whole["projection_dim"]
+    with _named(folder, "config.json"):
+        config = model_class.config_class.from_pretrained(folder, local_files_only=True)
+        whole = read_json(Path(folder) / "config.json")
+        if whole["model_type"] == "clip" and "projection_dim" in whole:
+            config.projection_dim = whole["projection_dim"]
     return config
