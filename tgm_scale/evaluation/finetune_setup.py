@@ -22,6 +22,7 @@ from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled
 from tgm_scale.evaluation.run import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.patches import IMAGENET
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.training import build, checkpoint
@@ -169,7 +170,7 @@ def classifier(config: FinetuneConfig, classes: list[str], init_from: str | None
         seed=config.run.seed,
     )
     if init_from is None:  # as a pretraining run of this configuration would start
-        encoder = build.model(shared(config), None).encoder.state_dict()
+        encoder = build.model(shared(config), None, IMAGENET).encoder.state_dict()
         _take(module, encoder)
         return module, ["fresh weights: nothing pretrained"]
     found = read_initial(init_from, size, (config.data.frames, config.data.size))

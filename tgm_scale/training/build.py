@@ -299,8 +299,10 @@ def pixel_statistics(config: Config) -> PixelStatistics:
     return PixelStatistics(config.data.mean, config.data.std)
 
 
-def model(config: Config, embedding_width: int | None) -> MaskedVideoAutoencoder:
-    """The autoencoder with fresh weights keyed by the run's seed, fp32, on the CPU."""
+def model(
+    config: Config, embedding_width: int | None, statistics: PixelStatistics | None = None
+) -> MaskedVideoAutoencoder:
+    """The autoencoder with fresh weights keyed by the run's seed, fp32, on the CPU. statistics: other than data's."""
     built = MaskedVideoAutoencoder(
         model_size(config),
         frames=config.data.frames,
@@ -308,7 +310,7 @@ def model(config: Config, embedding_width: int | None) -> MaskedVideoAutoencoder
         attention=config.model.attention,
         activation_checkpointing=config.model.activation_checkpointing,
         embedding_width=embedding_width,
-        statistics=pixel_statistics(config),
+        statistics=statistics or pixel_statistics(config),
         seed=config.run.seed,
     )
     if config.model.initialisation == "local":
