@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +189,9 @@ log: {{tensorboard: false}}
 """
 
 
-def test_a_finetuning_keeps_its_classes_and_refuses_others(clips: Path, tmp_path: Path) -> None:
+def test_a_finetuning_keeps_its_classes_and_refuses_others(
+    clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = write(clips / "f.txt", [f"{n}.mp4 {n}" for n in range(12)])
     (tmp_path / "names.txt").write_text("".join(f"name {n}\n" for n in range(12)))
     config = write(tmp_path / "f.yaml", [FINETUNE.format(run=tmp_path / "run", train=train, test=train)])
@@ -208,7 +211,10 @@ def test_a_finetuning_keeps_its_classes_and_refuses_others(clips: Path, tmp_path
         run_folder.describe(tmp_path / "run", again, setup.data_facts(parts), {}, 1)
         return parts.classes
 
+    assert opened_again() == facts["class_labels"] and "another size or time" not in capsys.readouterr().out
+    os.utime(clips / "3.mp4", ns=(1, 1))
     assert opened_again() == facts["class_labels"]
+    assert capsys.readouterr().out.count("f.txt: 1 of 12 files that were looked at have another size or time") == 2
     reordered = [f"{n} name {n}\n" for n in reversed(range(12))]
     (tmp_path / "names.txt").write_text("".join(reordered))
     assert opened_again() == facts["class_labels"], "a test uses the checkpoint's order"

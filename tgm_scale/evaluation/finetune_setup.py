@@ -14,6 +14,7 @@ from tgm_scale.contracts import Batch, Problem
 from tgm_scale.conversion.read import read_initial
 from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.replaced import replaced
 from tgm_scale.data.text import shown
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.augment import AugmentedSamples, Augmenter
@@ -94,6 +95,7 @@ def prepare(config: FinetuneConfig, control: Control) -> Parts:
         write_left_out(Path(config.run.dir) / LEFT_OUT, (("train", train.problems), ("test", test.problems)))
         lines = [line for inventory in found for line in inventory.lines()]
         lines += [f"warning: {note}" for note in (overlap, told(lacking, len(test.refs))) if note]
+        lines += [f"warning: {note}" for note in replaced(Path(config.run.dir), (train.corpus, test.corpus))]
         print("\n".join(lines), flush=True)
     size = build.model_size(shared(config))
     tokens = build.token_grid(shared(config)).tokens

@@ -29,6 +29,7 @@ from tgm_scale.data.inventory import (
 )
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.names import tell_apart
+from tgm_scale.data.replaced import replaced
 from tgm_scale.data.torchcodec_frames import check_torchcodec
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
@@ -200,11 +201,14 @@ def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
 
 
 def introduce(folder: Path, opened: list[Corpus]) -> None:
-    """Print what was opened, understood and left out, before the first step; RUN/left_out.jsonl names all of it."""
+    """Print what was opened, understood and left out, before the first step; RUN/left_out.jsonl names all of it.
+    And which files of lists were replaced since the run began."""
     if any(corpus.left_out for corpus in opened):
         write_left_out(folder / LEFT_OUT, ((corpus.name, corpus.all_problems()) for corpus in opened))
     for inventory in inventories(opened, LEFT_OUT):
         print("\n".join(inventory.lines()), flush=True)
+    for line in replaced(folder, opened):
+        print(f"warning: {line}", flush=True)
 
 
 def samples_per_step(config: Config) -> int:

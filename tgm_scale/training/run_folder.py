@@ -4,6 +4,7 @@ RUN/config.yaml       the configuration as resolved
 RUN/data.json         the corpora it reads: name, samples, fingerprint, what was left out
 RUN/origins.json      the frozen models and first weights that it reads, by content (training/origins.py)
 RUN/plan.json         what followed from it: steps, batch layout, stage
+RUN/files.json         size and time of files of lists at the first start
 RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line a step
 RUN/owner/            which start owns the folder (runtime/ownership.py)
