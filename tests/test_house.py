@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "training": {"contracts", "runtime", "config", "training"} | WINGS,
     **{floor: {"contracts", "runtime", "config", "training"} | WINGS | UPPER for floor in UPPER},
 }
-EXCEPTIONS = {("objectives", "tgm_scale.models.patches")}
+EXCEPTIONS = {("objectives", "tgm_scale.models.patches"), ("config", "tgm_scale.runtime.outside")}
 
 # module prefix of a heavy dependency -> the only files that may import it
 IMPORT_SITES = {
@@ -93,6 +93,75 @@ def test_the_law_can_be_broken(tmp_path: Path) -> None:
     bad.write_text("def f():\n    from tgm_scale.data.loader import ClipLoader\n")
     assert floor_of(imports(bad)[0]) == "data"
     assert "data" not in MAY_IMPORT["masking"]
+
+
+# what opens files from outside, and the one room where that is done
+OPENERS = {
+    *(f"json.{name}" for name in ("load", "loads", "JSONDecoder")),
+    *(f"numpy.{name}" for name in ("load", "fromfile", "memmap", "loadtxt", "genfromtxt", "fromregex")),
+    *(f"numpy.lib.format.{name}" for name in ("read_array", "open_memmap")),
+    *(f"yaml.{name}" for name in ("load", "load_all", "safe_load", "safe_load_all", "full_load", "unsafe_load")),
+    *("torch.load", "torch.jit.load", "torch.export.load", "zipfile.ZipFile", "tarfile.open", "tarfile.TarFile"),
+    *("safetensors.safe_open", "safetensors.deserialize", "safetensors.torch.load", "safetensors.torch.load_file"),
+    *("PIL.Image.open", "PIL.ImageFile.Parser", "tomllib.load", "tomllib.loads"),
+}
+ROOM = {"tgm_scale/runtime/outside", "tgm_scale/runtime/tensors.py"}
+OUTSIDE_THE_ROOM = {
+    ("tools/benchmarks/order.py", "tarfile.open"): "writes the tar that it measures",
+}
+
+
+def names_of(tree: ast.AST) -> dict[str, str]:
+    """What each imported name of a file stands for."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                found[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def openers(source: str) -> list[tuple[int, str]]:
+    """Line and name of all in a source that opens files from outside, also where it is only passed on."""
+    tree = ast.parse(source)
+    names, found = names_of(tree), []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute)):
+            first, dot, rest = ast.unparse(node).partition(".")
+            if (whole := names.get(first, first) + dot + rest) in OPENERS:
+                found.append((node.lineno, whole))
+    return found
+
+
+def test_files_from_outside_are_opened_in_one_room() -> None:
+    for file in [*SOURCES, *sorted((ROOT / "tools").rglob("*.py"))]:
+        where = file.relative_to(ROOT).as_posix()
+        if where in ROOM or any(where.startswith(f"{folder}/") for folder in ROOM):
+            continue
+        for line, name in openers(file.read_text()):
+            assert (where, name) in OUTSIDE_THE_ROOM, f"{where}:{line}: {name}: read it by tgm_scale.runtime.outside"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import json\nx = json.loads(y)",
+        "import json as j\nx = j.load(y)",
+        "from json import loads as read\nx = map(read, y)",
+        "import numpy as np\nx = np.load(y)",
+        "from PIL import Image\nx = Image.open(y)",
+        "import PIL.Image\nx = PIL.Image.open(y)",
+        "def f():\n    from safetensors.torch import load_file\n    return load_file(y)",
+        "import yaml\nx = yaml.safe_load(y)",
+        "import tarfile\nwith tarfile.open(y) as x:\n    pass",
+    ],
+)
+def test_an_opener_is_seen_by_any_name(source: str) -> None:
+    assert openers(source)
 
 
 def test_nothing_is_unpickled_and_no_shell_is_started() -> None:

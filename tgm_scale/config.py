@@ -7,12 +7,13 @@ the key, what was found, what was wanted, the nearest key that exists.
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from tgm_scale.runtime.outside.yaml_text import yaml_of
 
 # in a wheel beside this file, in a checkout beside the package
 _IN_WHEEL = Path(__file__).parent / "configs"
@@ -287,28 +288,10 @@ class Config(RunSettings):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-4` as the number it is (YAML 1.1 wants `1.0e-4`) and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)}: given twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
 def _read_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+        return yaml_of(text)
+    except ValueError as error:
         raise ValueError(f"{origin}: not valid YAML: {error}") from None
 
 

@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import pickle
-import struct
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from tgm_scale.conversion import huggingface
@@ -24,14 +20,13 @@ from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.runtime import launch
 from tgm_scale.runtime.outside.json_text import json_object, json_of
+from tgm_scale.runtime.outside.weights import weights_of
 from tgm_scale.runtime.tensors import load_with_metadata
 from tgm_scale.training import ema
 from tgm_scale.training.checkpoint import Reader, latest
 
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.")  # of DDP, torch.compile, wrappers
 
-# what torch.load was seen to raise on damaged files, beside UnpicklingError
-_DAMAGE = (RuntimeError, EOFError, LookupError, AssertionError, ValueError, struct.error, zipfile.BadZipFile)
 _STATE_KEYS = ("model", "module", "model_state", "state_dict")  # VideoMAE; DeepSpeed; PySlowFast; timm
 _AVERAGE_KEYS = ("model_ema", "state_dict_ema", "ema")  # VideoMAE's finetuning; timm: what was tested
 _DEEPSPEED_FILE = "mp_rank_*_model_states.pt"
@@ -207,18 +202,7 @@ def _of_tensors(mapping: Mapping[str, Any]) -> bool:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            # mapped, so that an optimizer's moments beside the weights are never read
-            contents = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0]
-        raise ValueError(
-            f"{file}: not a torch file of tensors and plain containers; nothing else is unpickled ({reason}). "
-            "Save its state dict alone, with the project that wrote it"
-        ) from None
-    except _DAMAGE as error:
-        raise ValueError(f"{file}: neither a safetensors file nor a whole torch file ({error})") from None
+    contents = weights_of(file, [argparse.Namespace])
     if not isinstance(contents, dict):
         raise ValueError(f"{file}: wanted a dictionary of tensors, found {type(contents).__name__}")
     return contents

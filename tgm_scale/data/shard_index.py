@@ -14,10 +14,10 @@ import hashlib
 import json
 import os
 import sys
-import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import TarInfo
 from typing import Annotated, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,23 +27,11 @@ from tgm_scale.data import storage
 from tgm_scale.data.names import printable
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.outside.tars import BLOCK, BrokenTar, members_of
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
 _VIDEOS = frozenset(VIDEO_EXTENSIONS)
 _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, so some of the last sample is in it
-
-
-_ZEROS_AT_ONCE = 1 << 16
-_HEADER_OF_A_HEADER = 1 << 20  # bytes of a long name or a pax header; a file's name has at most 4,096
-_HEADERS_OF_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
-# what tarfile raises for records that are none: lengths, sparse maps, headers of headers without end
-_BROKEN_RECORDS = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError, MemoryError)
-_PACKED = (
-    (b"\x1f\x8b", "gzip", "gunzip"),
-    (b"\x28\xb5\x2f\xfd", "Zstandard", "unzstd"),
-    (b"BZh", "bzip2", "bunzip2"),
-    (b"\xfd7zXZ", "xz", "unxz"),
-)
 
 
 def split_extension(path: str) -> tuple[str, str]:
@@ -173,7 +161,7 @@ class ShardIndex:
         found = _Members()
         with storage.open_seekable(shard) as file:
             size, mark = _identity(file)
-            fault = _packed(file) or found.read(file, size)
+            fault = found.read(file, size)
         problems = found.problems
         if fault:
             reason = "shard_cut" if found.members or found.cut_keys else "shard_unreadable"
@@ -189,17 +177,6 @@ class ShardIndex:
         return cls(shard, size, mark, lines, problems)
 
 
-class _Header(tarfile.TarInfo):
-    """A header of a tar whose sizes can be believed, before bytes are read by them."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _HEADERS_OF_HEADERS and header.size > _HEADER_OF_A_HEADER):
-            raise tarfile.ReadError(f"a header says {header.size} bytes")
-        return header
-
-
 class _Members:
     """The members of a tar, gathered by the keys of their samples."""
 
@@ -209,35 +186,15 @@ class _Members:
         self.cut_keys: set[str] = set()
 
     def read(self, file: BinaryIO, size: int) -> str:
-        """Go through the headers, also of tars that were put one behind the other (`cat a.tar b.tar`). Returns why it
-        does not end as a tar should, "" where it does."""
-        at: int | None = 0
-        while at is not None:
-            file.seek(at)
-            try:
-                end = self._read_one(file, size)
-            except tarfile.TarError as error:
-                return str(error)
-            except _BROKEN_RECORDS as error:  # an OSError is the storage's, which may pass
-                return f"a header that is none ({type(error).__name__}: {error})"
-            if cut := _cut(file, end):
-                return cut
-            at = _next_archive(file, end)
+        """Go through the headers. Returns why the tar does not end as a tar should, "" where it does."""
+        try:
+            for member in members_of(file):
+                self._add(member, size)
+        except BrokenTar as error:
+            return str(error)
         return ""
 
-    def _read_one(self, file: BinaryIO, size: int) -> int:
-        """The members of the tar that begins here, and where it ends. Raises TarError and _BROKEN_RECORDS."""
-        tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)  # noqa: SIM115 (it holds nothing but `file`)
-        before = -1
-        while (member := tar.next()) is not None:
-            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            if member.size < 0 or tar.offset <= before:  # by a pax record
-                raise tarfile.ReadError(f"a header says {member.size} bytes")
-            before = tar.offset
-            self._add(member, size)
-        return tar.offset
-
-    def _add(self, member: tarfile.TarInfo, size: int) -> None:
+    def _add(self, member: TarInfo, size: int) -> None:
         key, extension = split_name(printable(member.name))
         if not (key and extension) or not member.isreg() or member.issparse():
             return
@@ -265,27 +222,6 @@ def _without_video(key: str, extensions: list[str]) -> list[Problem]:
     ]
 
 
-def _packed(file: BinaryIO) -> str:
-    """What the file is packed with, where it is no tar but a packed one; the file is left at its start."""
-    start = file.read(6)
-    file.seek(0)
-    for mark, name, tool in _PACKED:
-        if start.startswith(mark):
-            return f"compressed ({name}): unpack it first, such as with {tool}, since samples are read by range"
-    return ""
-
-
-def _next_archive(file: BinaryIO, end: int) -> int | None:
-    """Where another tar begins behind the end mark of one, None where only zeros follow."""
-    file.seek(end)
-    at = end
-    while block := file.read(_ZEROS_AT_ONCE):
-        if rest := block.lstrip(b"\0"):
-            return at + (len(block) - len(rest)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
-        at += len(block)
-    return None
-
-
 def _digest(lines: list[bytes]) -> str:
     return hashlib.blake2b(b"\n".join(lines), digest_size=16).hexdigest()
 
@@ -300,18 +236,9 @@ def _identity(file: BinaryIO) -> tuple[int, str]:
     file.seek(max(0, size - _MARK_BYTES))
     digest = hashlib.blake2b(file.read(_MARK_BYTES), digest_size=8)
     file.seek(0)
-    digest.update(file.read(tarfile.BLOCKSIZE))
+    digest.update(file.read(BLOCK))
     file.seek(0)
     return size, digest.hexdigest()
-
-
-def _cut(file: BinaryIO, end: int) -> str:
-    """Why the tar does not end as a tar should, "" where it does: tarfile takes a broken header for the end."""
-    file.seek(end)
-    block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        return f"ends at byte {end + len(block)} without the end mark"
-    return f"no member header at byte {end}" if block.strip(b"\0") else ""
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.passes import in_passes
 from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.outside.weights import weights_of
 
 PLACES_PER_TOKEN = 2  # of the flow's grid, along each side
 DIS_SIDE = 112  # pixels of a frame's longer side: a flow of two places a token needs no more
@@ -155,10 +156,9 @@ def _raft_weights(file: str) -> dict[str, Tensor]:
     if not Path(file).is_file():
         raise ValueError(f"guidance.flow={file}: wanted 'dis' or a file of torchvision RAFT weights; no such file")
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever is wrong with a file, unpickling has many words for it
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"guidance.flow={file}: not a file of weights: {reason}") from None
+        weights = weights_of(Path(file))
+    except ValueError as error:
+        raise ValueError(f"guidance.flow={file}: not a file of weights: {error}") from None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"guidance.flow={file}: wanted a state dict of torchvision's raft_small or raft_large")
     wanted = _raft_model(weights).state_dict()

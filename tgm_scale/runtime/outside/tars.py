@@ -1,0 +1,97 @@
+"""The headers of tars from outside: what they say is checked before it is believed."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Generator, Iterator
+from typing import BinaryIO
+
+BLOCK = tarfile.BLOCKSIZE
+_ZEROS_AT_ONCE = 1 << 16
+_HEADER_OF_A_HEADER = 1 << 20  # bytes of a long name or a pax header; a file's name has at most 4,096
+_HEADERS_OF_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
+# what tarfile raises for records that are none: lengths, sparse maps, headers of headers without end
+_BROKEN_RECORDS = (ValueError, LookupError, ArithmeticError, TypeError, RecursionError, MemoryError)
+_PACKED = (
+    (b"\x1f\x8b", "gzip", "gunzip"),
+    (b"\x28\xb5\x2f\xfd", "Zstandard", "unzstd"),
+    (b"BZh", "bzip2", "bunzip2"),
+    (b"\xfd7zXZ", "xz", "unxz"),
+)
+
+
+class BrokenTar(ValueError):
+    """Why a tar does not go on, or end, as a tar should."""
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a tar whose sizes can be believed, before bytes are read by them."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _HEADERS_OF_HEADERS and header.size > _HEADER_OF_A_HEADER):
+            raise tarfile.ReadError(f"a header says {header.size} bytes")
+        return header
+
+
+def members_of(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, and of those that were put behind it (`cat a.tar b.tar`); their sizes may be beyond its
+    end. Raises BrokenTar where a header is none or the end is missing; an OSError is the storage's, which may pass."""
+    if packed := _packed(file):
+        raise BrokenTar(packed)
+    at: int | None = 0
+    while at is not None:
+        file.seek(at)
+        end = yield from _one_tar(file)
+        if cut := _cut(file, end):
+            raise BrokenTar(cut)
+        at = _next_archive(file, end)
+
+
+def _one_tar(file: BinaryIO) -> Generator[tarfile.TarInfo, None, int]:
+    """The members of the tar that begins here; returns where it ends."""
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Header)  # noqa: SIM115 (it holds nothing but `file`)
+        before = -1
+        while (member := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined]  # it would keep them all
+            if member.size < 0 or tar.offset <= before:  # by a pax record
+                raise tarfile.ReadError(f"a header says {member.size} bytes")
+            before = tar.offset
+            yield member
+        return tar.offset
+    except tarfile.TarError as error:
+        raise BrokenTar(str(error)) from None
+    except _BROKEN_RECORDS as error:
+        raise BrokenTar(f"a header that is none ({type(error).__name__}: {error})") from None
+
+
+def _packed(file: BinaryIO) -> str:
+    """What the file is packed with, where it is no tar but a packed one; the file is left at its start."""
+    start = file.read(6)
+    file.seek(0)
+    for mark, name, tool in _PACKED:
+        if start.startswith(mark):
+            return f"compressed ({name}): unpack it first, such as with {tool}, since samples are read by range"
+    return ""
+
+
+def _next_archive(file: BinaryIO, end: int) -> int | None:
+    """Where another tar begins behind the end mark of one, None where only zeros follow."""
+    file.seek(end)
+    at = end
+    while block := file.read(_ZEROS_AT_ONCE):
+        if rest := block.lstrip(b"\0"):
+            return at + (len(block) - len(rest)) // BLOCK * BLOCK
+        at += len(block)
+    return None
+
+
+def _cut(file: BinaryIO, end: int) -> str:
+    """Why the tar does not end as a tar should, "" where it does: tarfile takes a broken header for the end."""
+    file.seek(end)
+    block = file.read(BLOCK)
+    if len(block) < BLOCK:
+        return f"ends at byte {end + len(block)} without the end mark"
+    return f"no member header at byte {end}" if block.strip(b"\0") else ""
