@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from tgm_scale import __version__
 from tgm_scale.runtime.command import FAILED, USER_MISTAKE
-from tgm_scale.runtime.terminal import escaped, outlive_the_terminal
+from tgm_scale.runtime.terminal import message, outlive_the_terminal
 
 _EXAMPLES = """examples:
   tgm-scale pretrain --config configs/debug.yaml
@@ -71,12 +71,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options)
     except ValueError as mistake:
-        print(escaped(f"tgm-scale {options.command}: {mistake}"), file=sys.stderr)
+        print(message(f"tgm-scale {options.command}: {mistake}"), file=sys.stderr)
         return USER_MISTAKE
     except (OSError, RuntimeError) as failure:
         if type(failure) is RuntimeError:
             raise  # not foreseen: the traceback is wanted
-        print(escaped(f"tgm-scale {options.command}: stopped: {failure}"), file=sys.stderr)
+        print(message(f"tgm-scale {options.command}: stopped: {failure}"), file=sys.stderr)
         return getattr(failure, "exit_code", FAILED)
 
 
@@ -204,7 +204,7 @@ def _config(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from tgm_scale.training.inspect import status
 
-    print(escaped(status(options.run_folder)))
+    print(message(status(options.run_folder)))
     return 0
 
 
@@ -212,7 +212,7 @@ def _check(options: argparse.Namespace) -> int:
     from tgm_scale.training.check_run import check
 
     report, code = check(options.run_folder)
-    print(escaped(report))
+    print(message(report))
     return code
 
 
@@ -220,5 +220,5 @@ def _compare(options: argparse.Namespace) -> int:
     from tgm_scale.training.inspect import compare
 
     report, equal = compare(*options.runs)
-    print(escaped(report))
+    print(message(report))
     return 0 if equal else 1

@@ -71,6 +71,7 @@ class DataConfig(Section):
     max_left_out_share: float = Field(
         0.3, ge=0, le=1, description="no start above this share of samples that are not there"
     )
+    patience: float = Field(300, ge=0, description="seconds of waiting for a storage or server that does not answer")
     root: str | None = Field(None, description="folder of the videos that a list names; default: the list's own")
     mean: tuple[float, ...] = Field(
         (0.485, 0.456, 0.406), description="of red, green, blue in 0..1, by which pixels are normalised; ImageNet's"
@@ -457,7 +458,16 @@ def digest_tree(config: Section) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     for section, names in {
         "run": ["dir"],
-        "data": ["workers", "decoder", "max_skipped_share", "max_left_out_share", "shards", "cache", "root"],
+        "data": [
+            "workers",
+            "decoder",
+            "max_skipped_share",
+            "max_left_out_share",
+            "shards",
+            "cache",
+            "root",
+            "patience",
+        ],
         "guidance": ["compile", "own_stream"],
         "model": ["attention", "activation_checkpointing", "compile"],
         "train": ["micro_batch_size", "max_minutes"],

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import clips, make_corpus, write_tar
 
-from tgm_scale.data import storage
+from tgm_scale.data import patience, storage
 from tgm_scale.data.catalogue import CATALOGUE
 from tgm_scale.data.index import Corpus, ShardIndex
 
@@ -27,7 +27,8 @@ from tgm_scale.data.index import Corpus, ShardIndex
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
 
 
 @pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data import storage
+from tgm_scale.data import http, patience
 from tgm_scale.data.disk_cache import DiskCache
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
@@ -155,8 +155,8 @@ def test_faults_that_pass_are_ridden_out(
 ) -> None:
     """500s, cut connections, a server that hangs, and a slow one: the batches are the local ones to the bit."""
     address, handler = served
-    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.01,) * 6)  # several faults may fall on one read
-    monkeypatch.setattr(storage, "HTTP_READ_SECONDS", 0.3)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(http, "READ_SECONDS", 0.3)
     remote = Corpus.open(address)
     faults = iter("500 503 - - cut - slow - cut - - hang - - 429 - slow - 500 - cut - - 503 slow".split())
     handler.faults = faults
@@ -170,7 +170,7 @@ def test_workers_read_remote_shards_through_faults(served: tuple[str, type[Fault
     handler.faults = iter(["500", "cut"])
     began = time.monotonic()
     assert load(Corpus.open(address), workers=2) == load(Corpus.open(folder))
-    assert time.monotonic() - began > 0.5
+    assert time.monotonic() - began > 0.37
 
 
 def test_a_worker_reads_ahead_while_it_waits(served: tuple[str, type[Faulty]], folder: Path) -> None:
@@ -205,9 +205,9 @@ def test_the_waits_between_attempts_grow(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail() -> None:
         raise ConnectionResetError("again")
 
-    with pytest.raises(OSError, match=r"http://x: ConnectionResetError: again \(6 attempts\)"):
-        storage.retrying(fail, "http://x")
-    assert waits == sorted(waits) and waits[-1] >= 8 * waits[0] and len(waits) == 5
+    with pytest.raises(OSError, match=r"http://x: ConnectionResetError: again \(\d+ attempts in \d+ s; data.pat"):
+        patience.retrying(fail, "http://x")
+    assert waits == sorted(waits) and waits[-1] >= 30 * waits[0] and 200 < sum(waits) <= 300
 
 
 @pytest.mark.parametrize("fault", ["500", "cut"])
@@ -215,10 +215,10 @@ def test_a_fault_that_lasts_stops_the_run_by_name(
     served: tuple[str, type[Faulty]], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     address, handler = served
-    monkeypatch.setattr(storage, "RETRY_SECONDS", (0.01, 0.02))
-    remote = Corpus.open(address)
+    remote = Corpus.open(address, patience=0.1)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
     handler.faults = itertools.repeat(fault)
-    with pytest.raises(OSError, match=r"http://127.0.0.1.*\d\.tar.*3 attempts"):
+    with pytest.raises(OSError, match=r"http://127.0.0.1.*\d\.tar.*attempts"):
         load(remote)
 
 
@@ -228,7 +228,7 @@ def test_what_is_read_once_comes_from_the_disk(served: tuple[str, type[Faulty]],
     remote = Corpus.open(address, cache=cache)
     refs = [remote.sample(shard, row) for shard in range(3) for row in range(4)]
     members = {
-        f"{Path(ref.shard).name} {min(o for o, _ in places)}-{max(o + n for o, n in places)}"
+        f"{Path(ref.shard).name} {min(o for o, _ in places) - 512}-{max(o + n for o, n in places)}"
         for ref in refs
         for places in [ref.members.values()]
     }

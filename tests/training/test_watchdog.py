@@ -155,3 +155,12 @@ def test_a_run_whose_folder_is_moved_saves_and_stops(config: Path) -> None:
     assert f"by its run folder {folder}, which was moved or deleted" in output and "Traceback" not in output
     assert list(folder.glob("checkpoints/step-*/manifest.json"))
     assert PHASES and rank_file(config.parent / "moved", 0)["pid"] == process.pid
+
+
+def test_a_server_that_is_waited_for_is_no_hang() -> None:
+    patience = Patience(50, storage_seconds=300)
+    for step in range(4):
+        for phase in ("data", "meeting", "update"):
+            bound, why = patience.began(step, phase, float(step))
+            if step == 3:
+                assert bound == (50 if phase == "update" else 350), why

@@ -15,13 +15,16 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from tgm_scale.data import shard_index, storage
+from tgm_scale.data import addresses, shard_index, storage
+from tgm_scale.data.patience import Lasting
 from tgm_scale.data.shard_index import Summary
 from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.secrets import without_secrets
 
 CATALOGUE = "shards.catalogue.json"
 
@@ -30,26 +33,26 @@ Catalogue = dict[str, tuple[Stamp, Summary]]
 _ENTRIES = TypeAdapter(dict[str, tuple[Annotated[Stamp, Field(max_length=2)], Summary]])
 
 
-def summaries(shards: list[str]) -> list[Summary]:
+def summaries(shards: list[str], patience: float | None = None) -> list[Summary]:
     """Each shard's summary, from its folder's catalogue or else from its index; catalogues are brought up to date."""
     folders = defaultdict(list)
     for shard in shards:
-        folders[os.path.dirname(shard)].append(shard)
+        folders[addresses.folder(shard)].append(shard)
     found: dict[str, Summary] = {}
     for folder, members in folders.items():
         known = _read(folder)
         missing = [shard for shard in members if not _knows(known, shard)]
         with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
-            for shard, entry in zip(missing, pool.map(_examine, missing)):
-                known[os.path.basename(shard)] = entry
+            for shard, entry in zip(missing, pool.map(partial(_examine, patience=patience), missing)):
+                known[addresses.base_name(shard)] = entry
         if missing and any(summary.samples for _, summary in known.values()):
             _write(folder, known)
-        found |= {shard: known[os.path.basename(shard)][1] for shard in members}
+        found |= {shard: known[addresses.base_name(shard)][1] for shard in members}
     return [found[shard] for shard in shards]
 
 
 def _knows(known: Catalogue, shard: str) -> bool:
-    entry = known.get(os.path.basename(shard))
+    entry = known.get(addresses.base_name(shard))
     return entry is not None and (storage.is_url(shard) or entry[0] == _stamp(shard))
 
 
@@ -60,28 +63,26 @@ def _stamp(shard: str) -> Stamp:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _examine(shard: str) -> tuple[Stamp, Summary]:
+def _examine(shard: str, patience: float | None) -> tuple[Stamp, Summary]:
     stamp = _stamp(shard)  # taken first: a shard replaced meanwhile is examined again at the next opening
-    return stamp, shard_index.load(shard).summary
+    return stamp, shard_index.load(shard, patience).summary
 
 
 def _paths(folder: str) -> tuple[str, str]:
     """Beside the shards, and in the user's cache."""
-    where = folder if "://" in folder else os.path.abspath(folder)
+    where = addresses.place(folder) if "://" in folder else os.path.abspath(folder)
     name = hashlib.blake2b(where.encode(), digest_size=8).hexdigest()
-    return os.path.join(folder, CATALOGUE), str(shard_index.cache_folder() / f"{name}-{CATALOGUE}")
+    return addresses.joined(folder, CATALOGUE), str(shard_index.cache_folder() / f"{name}-{CATALOGUE}")
 
 
 def _read(folder: str) -> Catalogue:
     known: Catalogue = {}
     for path in _paths(folder):
-        data = storage.read_small(path)
-        if data is None:
-            continue
         try:
-            known |= _parsed(data)
-        except ValueError as error:  # half a file, or another version's: all of it can be derived
-            sys.stderr.write(f"{path}: damaged ({_short(error)}): made anew from the shards\n")
+            data = storage.read_small(path)
+            known |= {} if data is None else _parsed(data)
+        except (ValueError, Lasting) as error:  # half a file, or another version's: all of it can be derived
+            sys.stderr.write(f"{without_secrets(path)}: damaged ({_short(error)}): made anew from the shards\n")
     return known
 
 
@@ -106,8 +107,8 @@ def _short(error: Exception) -> str:
 
 def forget(shard: str) -> None:
     """Leave out what the catalogue says of a shard, since it is not so: the next opening looks at the shard."""
-    known = _read(folder := os.path.dirname(shard))
-    if known.pop(os.path.basename(shard), None) is not None:
+    known = _read(folder := addresses.folder(shard))
+    if known.pop(addresses.base_name(shard), None) is not None:
         with suppress(OSError):
             _write(folder, known)
 

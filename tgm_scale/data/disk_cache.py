@@ -51,6 +51,11 @@ class DiskCache:
         if full:
             self._thin_out()
 
+    def drop(self, *key: str | int) -> None:
+        """Forget what is kept under a key."""
+        with suppress(OSError):
+            self._path(key).unlink(missing_ok=True)
+
     def _thin_out(self) -> None:
         entries = []
         for place in self._folder.glob("??/*"):

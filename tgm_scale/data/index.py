@@ -17,11 +17,13 @@ import numpy as np
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import catalogue, shard_index, storage
+from tgm_scale.data.addresses import folder, place
 from tgm_scale.data.lists import Role, is_list, read_list
 from tgm_scale.data.names import distinct_names
 from tgm_scale.data.shard_index import VIDEO_EXTENSIONS, DamagedIndex, SampleRef, ShardIndex, Summary
 from tgm_scale.data.storage import RangeCache
 from tgm_scale.data.video_files import video_extension
+from tgm_scale.runtime.secrets import without_secrets
 
 __all__ = ["VIDEO_EXTENSIONS", "Corpus", "SampleRef", "ShardIndex"]
 
@@ -54,12 +56,17 @@ class Corpus:
     """Open with `Corpus.open`. Threads may share it; it pickles small (a worker reads its indices itself)."""
 
     def __init__(
-        self, name: str, shards: list[str], summaries: list[Summary], cache: RangeCache | None = None
+        self,
+        name: str,
+        shards: list[str],
+        summaries: list[Summary],
+        cache: RangeCache | None = None,
+        patience: float | None = None,
     ) -> None:
         usable = [i for i, summary in enumerate(summaries) if summary.samples]
-        self.name = name
+        self.name, self.patience = name, patience
         self.prefix = ""  # of its samples' names; see names.tell_apart
-        self.origin = os.path.dirname(shards[0]) if shards else name
+        self.origin = place(folder(shards[0])) if shards else name
         names = distinct_names(shards)
         self.first_names = [names[i] for i in usable]  # what the names of each shard's samples begin with
         self.shards = [shards[i] for i in usable]
@@ -76,7 +83,7 @@ class Corpus:
         self._problems_of: dict[str, list[Problem]] | None = None  # of faulty shards, once they were asked for
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
-        self._reader = storage.RangeReader(cache, self.fingerprint)
+        self._reader = storage.RangeReader(cache, self.fingerprint, patience)
 
     @classmethod
     def open(
@@ -87,13 +94,15 @@ class Corpus:
         *,
         root: str | None = None,
         role: Role = "train",
+        patience: float | None = None,
     ) -> Corpus:
         """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs. Or the video files
         that a list names (see `lists`), relative to `root`, those of the split `role`; or the video files of a folder.
 
         `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
-        wherever it lies. What is read from URLs is kept in `cache`. Missing or stale indices are built: many ranks
-        may do so at once, but it is cheaper when one goes first. Shards without a usable sample are left out.
+        wherever it lies. What is read from URLs is kept in `cache`; `patience`: seconds of waiting for a storage that
+        does not answer, see `retrying`. Missing or stale indices are built: many ranks may do so at once, but it is
+        cheaper when one goes first. Shards without a usable sample are left out.
         Raises ValueError where there is no shard, or none of them holds a usable sample."""
         from tgm_scale.data.listed import ListedCorpus, folder_listing  # it is a Corpus itself
 
@@ -110,8 +119,8 @@ class Corpus:
                 raise
             return ListedCorpus(files, name, cache)
         if name is None:
-            name = os.path.basename(os.path.dirname(os.path.abspath(shards[0]))) or "corpus"
-        corpus = cls(name, shards, catalogue.summaries(shards), cache)
+            name = os.path.basename(os.path.dirname(os.path.abspath(place(shards[0])))) or "corpus"
+        corpus = cls(name, shards, catalogue.summaries(shards, patience), cache, patience)
         if not corpus.shards:
             why = ", ".join(f"{count} {reason}" for reason, count in corpus.left_out.items())
             first = next(corpus.all_problems())
@@ -152,12 +161,12 @@ class Corpus:
                 self._problems_of = dict(zip(faulty, pool.map(_problems_of, faulty)))
         for shard, name, faults in self._faulty:
             if faults is _EMPTY:
-                yield Problem(self.prefix + name, "shard_empty", f"{shard} holds no member")
+                yield Problem(self.prefix + name, "shard_empty", f"{without_secrets(shard)} holds no member")
                 continue
             for problem in self._problems_of[shard]:
                 whole = problem.key == shard_index.shard_name(shard) and problem.reason in WHOLE_SHARD
                 key = name if whole else f"{name}/{problem.key}"
-                detail = f"{shard}: {problem.detail}" if whole else problem.detail
+                detail = f"{without_secrets(shard)}: {problem.detail}" if whole else problem.detail
                 yield Problem(self.prefix + key, problem.reason, detail)
 
     def read(self, ref: SampleRef, extensions: list[str] | tuple[str, ...]) -> dict[str, bytes]:
@@ -171,17 +180,22 @@ class Corpus:
         end = max(offset + size for offset, size in wanted.values())
         sparse = end - start > sum(size for _, size in wanted.values()) + _GAP * len(wanted)
         if sparse or not storage.is_url(ref.shard):  # taken apart, a video would be copied
-            return {extension: self._reader.read(ref.shard, *where) for extension, where in wanted.items()}
-        data = self._reader.read(ref.shard, start, end - start)
+            return {extension: self._read(ref.shard, *where, [where]) for extension, where in wanted.items()}
+        data = self._read(ref.shard, start, end - start, list(wanted.values()))
         return {
             extension: data[offset - start : offset - start + size] for extension, (offset, size) in wanted.items()
         }
+
+    def _read(self, shard: str, offset: int, size: int, members: list[tuple[int, int]]) -> bytes:
+        if not storage.is_url(shard):
+            return self._reader.read(shard, offset, size)
+        return self._reader.read_members(shard, offset, size, members)
 
     def _index(self, shard: int) -> ShardIndex:
         with self._lock:
             index = self._indices.pop(shard, None)
             if index is None:
-                index = shard_index.load(self.shards[shard])
+                index = shard_index.load(self.shards[shard], self.patience)
             return self._keep(shard, index)
 
     def _kept(self, shard: int, index: ShardIndex) -> ShardIndex:
@@ -192,9 +206,10 @@ class Corpus:
         if len(index) != self.counts[shard]:
             catalogue.forget(self.shards[shard])
             raise OSError(
-                f"{self.shards[shard]} holds {len(index)} samples, {self.counts[shard]} when the corpus was "
-                "opened: it was replaced under the run; start the run again"
+                f"{without_secrets(self.shards[shard])} holds {len(index)} samples, {self.counts[shard]} when the "
+                "corpus was opened: it was replaced under the run; start the run again"
             )
+        self._reader.expect(self.shards[shard], index.size)
         self._indices[shard] = index
         if len(self._indices) > _KEPT_INDICES:
             self._indices.popitem(last=False)

@@ -17,6 +17,7 @@ from tgm_scale.data import storage
 from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.index import NOTICES, Corpus
 from tgm_scale.data.text import shown
+from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
 # Lists of web videos lose up to a quarter of them in a few years (Kinetics-400, 600); more than that is rather a wrong
@@ -71,7 +72,7 @@ class Inventory:
         for reason, count in self.left_out.items():
             names = "; ".join(self.first[reason])
             found.append(f"    {reason}: {count:,} ({names}{'; ...' if count > len(self.first[reason]) else ''})")
-        return [escaped(line, keep="") for line in found]
+        return [escaped(without_secrets(line), keep="") for line in found]
 
 
 def of_corpus(part: str, corpus: Corpus, listed: str = "", captions: bool = True) -> Inventory:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from tgm_scale.data.addresses import place
 from tgm_scale.runtime.terminal import escaped
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 def distinct_names(paths: Sequence[str]) -> list[str]:
     """A name for each of these different paths or URLs: its last part without .tar, with parts before it, joined by
     colons, where others have the same. A key may hold slashes; a name of a shard never does."""
-    parts = [path.removesuffix(".tar").replace("://", "/").strip("/").split("/") for path in paths]
+    files = [place(path) for path in paths]
+    parts = [path.removesuffix(".tar").replace("://", "/").strip("/").split("/") for path in files]
     parts = [[part for part in each if part not in ("", ".")] for each in parts]
     depth = [1] * len(paths)
     while True:
@@ -32,7 +34,7 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
         if not twice:
             return names
         if all(depth[i] >= len(parts[i]) for i in twice):  # such as folders with colons in their names
-            return [quote(paths[i], safe="") if count[names[i]] > 1 else names[i] for i in range(len(paths))]
+            return [quote(files[i], safe="") if count[names[i]] > 1 else names[i] for i in range(len(paths))]
         for i in twice:
             depth[i] += 1
 
@@ -76,5 +78,5 @@ def _prefixes(origins: Sequence[str]) -> list[str]:
 
 
 def real_place(path: str) -> str:
-    """What a local path leads to; a URL as it is."""
-    return path if "://" in path else os.path.realpath(path)
+    """What a local path leads to; what names the file of a URL."""
+    return place(path) if "://" in path else os.path.realpath(path)

@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
+from tgm_scale.data.addresses import is_url
 from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
 from tgm_scale.data.decode import DecodeError, Video, segments, window
 from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.motion import MotionRecorder
 from tgm_scale.data.order import Mixture
-from tgm_scale.data.storage import is_url
 from tgm_scale.data.torchcodec_frames import open_video
 from tgm_scale.data.transforms import Crop, draw_crop
 from tgm_scale.runtime import seeding

@@ -24,10 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data import storage
+from tgm_scale.data.addresses import base_name, place, split_query
 from tgm_scale.data.names import printable
+from tgm_scale.data.patience import Lasting
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.outside.tars import BLOCK, BrokenTar, members_of
+from tgm_scale.runtime.secrets import without_secrets
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
 _VIDEOS = frozenset(VIDEO_EXTENSIONS)
@@ -66,7 +69,7 @@ class SampleRef:
 
 def shard_name(shard: str) -> str:
     """The shard's name without its folder and .tar."""
-    return os.path.basename(shard).removesuffix(".tar")
+    return base_name(shard).removesuffix(".tar")
 
 
 @dataclass(frozen=True)
@@ -248,16 +251,16 @@ def split_name(name: str) -> tuple[str, str]:
     return (folder + slash + stem if stem else ""), extension.lower()
 
 
-def load(shard: str) -> ShardIndex:
+def load(shard: str, patience: float | None = None) -> ShardIndex:
     """The shard's index, built and kept where it is missing or stale.
 
     Safe to call from many processes at once: the file appears whole."""
     beside, cached = index_path(shard), _cache_path(shard)
     for path in (beside, cached):
-        index = _fresh(shard, path)
+        index = _fresh(shard, path, patience)
         if index is not None:
             return index
-    return _made(shard, beside, cached)
+    return _made(shard, beside, cached, patience)
 
 
 def rebuilt(shard: str, why: DamagedIndex) -> ShardIndex:
@@ -266,8 +269,8 @@ def rebuilt(shard: str, why: DamagedIndex) -> ShardIndex:
     return _made(shard, index_path(shard), _cache_path(shard))
 
 
-def _made(shard: str, beside: str, cached: str) -> ShardIndex:
-    index = storage.retrying(lambda: ShardIndex.scan(shard), shard)
+def _made(shard: str, beside: str, cached: str, patience: float | None = None) -> ShardIndex:
+    index = storage.retrying(lambda: ShardIndex.scan(shard), shard, patience)
     if len(index):  # beside what is no shard nothing is left
         keep(index.dump(), beside, cached)
     return index
@@ -275,7 +278,7 @@ def _made(shard: str, beside: str, cached: str) -> ShardIndex:
 
 def _say(path: str, why: Exception) -> None:
     said = printable(" ".join(str(why).split()))
-    sys.stderr.write(f"{path}: damaged ({said[:200]}): made anew from the shard\n")
+    sys.stderr.write(f"{without_secrets(path)}: damaged ({said[:200]}): made anew from the shard\n")
 
 
 def keep(data: bytes, beside: str, cached: str) -> None:
@@ -297,7 +300,8 @@ def keep(data: bytes, beside: str, cached: str) -> None:
 
 def index_path(shard: str) -> str:
     """Where the index lies beside its shard."""
-    return shard.removesuffix(".tar") + ".index.jsonl"
+    path, query = split_query(shard)
+    return path.removesuffix(".tar") + ".index.jsonl" + query
 
 
 def cache_folder() -> Path:
@@ -306,18 +310,18 @@ def cache_folder() -> Path:
 
 
 def _cache_path(shard: str) -> str:
-    where = shard if storage.is_url(shard) else os.path.abspath(shard)
+    where = place(shard) if storage.is_url(shard) else os.path.abspath(shard)
     return str(cache_folder() / f"{seeding.key(where):016x}-{shard_name(shard)}.index.jsonl")
 
 
-def _fresh(shard: str, path: str) -> ShardIndex | None:
+def _fresh(shard: str, path: str, patience: float | None) -> ShardIndex | None:
     """The index at `path` if it is there, whole, and of this tar."""
-    data = storage.read_small(path)
-    if data is None:
-        return None
     try:
+        data = storage.read_small(path, patience)
+        if data is None:
+            return None
         index = ShardIndex.parse(shard, data)
-    except DamagedIndex as error:
+    except (DamagedIndex, Lasting) as error:  # Lasting: it has no end, or is no answer
         _say(path, error)
         return None
 
@@ -325,4 +329,4 @@ def _fresh(shard: str, path: str) -> ShardIndex | None:
         with storage.open_seekable(shard) as file:
             return _identity(file)
 
-    return index if (index.size, index.mark) == storage.retrying(identity, shard) else None
+    return index if (index.size, index.mark) == storage.retrying(identity, shard, patience) else None

@@ -6,29 +6,25 @@ import glob
 import gzip
 import os
 import threading
-import time
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol
 
 import fsspec
 from braceexpand import braceexpand
 
+from tgm_scale.data import http
+from tgm_scale.data.addresses import base_name, is_http, is_url, place, split_query
 from tgm_scale.data.foreign_tables import foreign_folder, foreign_table
 from tgm_scale.data.names import real_place
+from tgm_scale.data.patience import Lasting, retrying
+from tgm_scale.runtime.outside.tars import BLOCK, size_by_header
+from tgm_scale.runtime.secrets import without_secrets
 
-PROTOCOLS = ("http", "https", "s3", "gs", "gcs", "az", "abfs", "hdfs", "memory")
-RETRY_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0)  # waits between attempts: a fileserver's fail-over takes some seconds
-HTTP_CONNECT_SECONDS, HTTP_READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
-_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-_REFUSED = (401, 403)  # HTTP
-_OUR_OWN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, MemoryError)
 GZIP_MARK = b"\x1f\x8b"
+SMALL = 1 << 29  # bytes; an index of a million samples has 150 MB
 _DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
-
-T = TypeVar("T")
 
 
 class RangeCache(Protocol):
@@ -36,18 +32,7 @@ class RangeCache(Protocol):
 
     def get(self, *key: str | int) -> bytes | None: ...
     def put(self, data: bytes, *key: str | int) -> None: ...
-
-
-def is_url(path: str) -> bool:
-    """Whether `path` is a URL. Raises ValueError for a shell pipe or a protocol that is not read here."""
-    if path.startswith("pipe:"):
-        raise ValueError(
-            f"{path!r} asks for a shell command; shards are read from folders and URLs only: give the URL"
-        )
-    protocol, mark, _ = path.partition("://")
-    if mark and protocol not in PROTOCOLS:
-        raise ValueError(f"{path!r}: protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}; or give a local path")
-    return bool(mark)
+    def drop(self, *key: str | int) -> None: ...
 
 
 class NoShards(ValueError):
@@ -73,12 +58,15 @@ def expand(spec: str | os.PathLike | list[str]) -> list[str]:
     places = Counter(map(real_place, shards))
     if len(places) != len(shards):
         twice = next(shard for shard in shards if places[real_place(shard)] > 1)
-        raise ValueError(f"shard {twice!r} is named twice; its samples would count double: name it once")
+        raise ValueError(
+            f"shard {without_secrets(twice)!r} is named twice; its samples would count double: name it once"
+        )
     return shards
 
 
 def _no_shards(item: str) -> NoShards:
     """What is there instead, where it is something that is known."""
+    item = without_secrets(item)
     there = [] if is_url(item) or not os.path.isdir(item) else sorted(os.listdir(item))
     if not there and os.path.isfile(item):
         there = [os.path.basename(item)]
@@ -104,65 +92,47 @@ def _expand_path(item: str) -> list[str]:
 
 
 def _expand_url(item: str) -> list[str]:
-    if _is_shard(item) and not glob.has_magic(item):
+    if _is_shard(item) and not glob.has_magic(split_query(item)[0]):
         return [item]
     system, path = file_system(item)
+
+    def look() -> list[str]:
+        return system.glob(path) if glob.has_magic(split_query(path)[0]) else system.ls(path, detail=False)
+
     try:
-        found = system.glob(path) if glob.has_magic(path) else system.ls(path, detail=False)
+        found = retrying(look, item)
     except FileNotFoundError:
         return []
     return sorted(system.unstrip_protocol(name) for name in found if _is_shard(name))
 
 
 def _is_shard(name: str) -> bool:
-    return name.endswith(".tar") and not os.path.basename(name).startswith(".")
+    return base_name(name).endswith(".tar") and not base_name(name).startswith(".")
 
 
 def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the name it has there. Raises ValueError where its package is missing."""
-    options: dict[str, Any] = {}
-    if url.startswith(("http://", "https://")):
-        from aiohttp import ClientTimeout  # which waits for 5 minutes: a run would be stopped as hung long before
-
-        timeout = ClientTimeout(total=None, sock_connect=HTTP_CONNECT_SECONDS, sock_read=HTTP_READ_SECONDS)
-        options["client_kwargs"] = {"timeout": timeout}
+    options = {"client_kwargs": http.client_settings()} if is_http(url) else {}
     try:
         return fsspec.url_to_fs(url, **options)
     except ImportError as error:
         protocol = url.partition("://")[0]
-        raise ValueError(f"{url}: reading from {protocol} needs one more package ({error})") from error
+        raise ValueError(
+            f"{without_secrets(url)}: reading from {protocol} needs one more package ({error})"
+        ) from error
 
 
-def retrying(action: Callable[[], T], what: str) -> T:
-    """`action()`, again after a passing error. Raises OSError naming `what` after the last attempt; a missing or
-    forbidden file is not retried."""
-    for wait in (*RETRY_SECONDS, None):
-        try:
-            return action()
-        except (*_LASTING, *_OUR_OWN, RecursionError, NotImplementedError):
-            raise  # no error of the storage, or none that passes
-        except Exception as error:  # remote file systems raise classes of their own (aiohttp, botocore)
-            if getattr(error, "status", None) in _REFUSED:
-                raise PermissionError(f"{what}: {error}") from error
-            if wait is None:
-                raise OSError(
-                    f"{what}: {type(error).__name__}: {error} ({len(RETRY_SECONDS) + 1} attempts)"
-                ) from error
-            time.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-def read_small(path: str) -> bytes | None:
-    """A whole small file, None where there is none (a public bucket forbids what it does not have)."""
+def read_small(path: str, patience: float | None = None) -> bytes | None:
+    """A whole file of up to SMALL bytes, None where there is none (a public bucket forbids what it does not have)."""
 
     def read() -> bytes:
         if is_url(path):
             system, name = file_system(path)
-            return system.cat_file(name)
+            return http.read_whole(system, name, SMALL) if is_http(path) else system.cat_file(name)
         return Path(path).read_bytes()
 
     try:
-        return retrying(read, path)
+        return retrying(read, path, patience)
     except (FileNotFoundError, PermissionError):
         return None
 
@@ -190,7 +160,13 @@ def open_seekable(path: str) -> BinaryIO:
     if not is_url(path):
         return open(path, "rb")
     system, name = file_system(path)
-    return system.open(name, "rb", block_size=1 << 16)
+    try:
+        return system.open(name, "rb", block_size=1 << 16)
+    except FileNotFoundError as error:  # fsspec says so of any answer that it did not get
+        cause = error.__cause__
+        if isinstance(cause, Exception) and not isinstance(cause, FileNotFoundError):
+            raise cause from None
+        raise
 
 
 def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
@@ -223,24 +199,41 @@ class _Descriptor:
 class RangeReader:
     """Reads byte ranges of many files; the last few local ones stay open. Threads may share it; it pickles empty.
 
-    Ranges of URLs are kept in `cache` if there is one, under `version`, a word that changes with their content."""
+    Ranges of URLs are kept in `cache` if there is one, under `version`, a word that changes with their content.
+    patience: seconds of waiting for a storage; see `retrying`."""
 
-    def __init__(self, cache: RangeCache | None = None, version: str = "") -> None:
-        self._cache, self._version = cache, version
+    def __init__(self, cache: RangeCache | None = None, version: str = "", patience: float | None = None) -> None:
+        self._cache, self._version, self._patience = cache, version, patience
         self._open: OrderedDict[str, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
+        self._sizes: dict[str, int] = {}  # of whole files, where an index says so
+        self._tags: dict[str, str] = {}  # of HTTP files, as they were first seen
+
+    def expect(self, path: str, size: int) -> None:
+        """A file is of this size; an answer about another is refused."""
+        self._sizes[path] = size
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises OSError after several attempts."""
-        cache = self._cache if is_url(path) else None
-        data = cache.get(self._version, path, offset, size) if cache else None
-        if data is None:
-            data = self._fetch(path, offset, size)
-            if cache:
-                cache.put(data, self._version, path, offset, size)
-        return data
+        return self.read_members(path, offset, size, []) if is_url(path) else self._fetch(path, offset, size, [])
 
-    def _fetch(self, path: str, offset: int, size: int) -> bytes:
+    def read_members(self, path: str, offset: int, size: int, members: list[tuple[int, int]]) -> bytes:
+        """`read` of a URL, by `cache`. members: offset and size in the file of those of a tar that it holds; each has
+        its header before it, and bytes where it has not are neither given nor kept."""
+        before = BLOCK if members else 0
+        key = (self._version, place(path), offset - before, size + before)
+        data = self._cache.get(*key) if self._cache else None
+        if data is not None and _foreign(data, offset - before, members):
+            assert self._cache is not None
+            self._cache.drop(*key)
+            data = None
+        if data is None:
+            data = self._fetch(path, offset - before, size + before, members)
+            if self._cache:
+                self._cache.put(data, *key)
+        return data[before:]
+
+    def _fetch(self, path: str, offset: int, size: int, members: list[tuple[int, int]]) -> bytes:
         def attempt() -> bytes:
             data = self._read_url(path, offset, size) if is_url(path) else self._read_path(path, offset, size)
             if len(data) != size:
@@ -248,13 +241,27 @@ class RangeReader:
                     f"{len(data)} bytes came where {size} were asked for at {offset}: the shard was replaced while in "
                     "use, or its server does not honour range requests"
                 )
+            if why := _foreign(data, offset, members):
+                raise OSError(why)
             return data
 
-        return retrying(attempt, path)
+        return retrying(attempt, path, self._patience)
 
     def _read_url(self, path: str, offset: int, size: int) -> bytes:
         system, name = file_system(path)
-        return system.cat_file(name, start=offset, end=offset + size)
+        if not is_http(path):
+            return system.cat_file(name, start=offset, end=offset + size)
+        answer = http.read_range(system, name, offset, size)
+        total = self._sizes.get(path)
+        if total is not None and answer.total not in (None, total):
+            raise Lasting(
+                f"{without_secrets(path)}: {answer.total} bytes, {total} by its index: it was replaced; start again"
+            )
+        if answer.tag != self._tags.setdefault(path, answer.tag):
+            raise Lasting(
+                f"{without_secrets(path)}: its ETag and time changed: it was replaced under the run; start again"
+            )
+        return answer.data
 
     def _read_path(self, path: str, offset: int, size: int) -> bytes:
         descriptor = self._descriptor(path)
@@ -280,4 +287,15 @@ class RangeReader:
             return descriptor
 
     def __reduce__(self) -> tuple:
-        return RangeReader, (self._cache, self._version)
+        return RangeReader, (self._cache, self._version, self._patience)
+
+
+def _foreign(data: bytes, offset: int, members: list[tuple[int, int]]) -> str:
+    """Why these bytes from `offset` on are not of the tar that holds the members there, "" where they are."""
+    for at, size in members:
+        said = size_by_header(data[at - BLOCK - offset : at - offset])
+        if said is None:
+            return f"other bytes came than those of the shard: no header of a tar before the member at {at}"
+        if said not in (size, 0):  # 0: a pax record before it has the size
+            return f"other bytes came than those of the shard: the header before the member at {at} is another's"
+    return ""

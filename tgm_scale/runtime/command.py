@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tgm_scale.runtime.terminal import escaped
+from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 
@@ -24,10 +24,10 @@ def exit_code(name: str, run: Callable[[], int], kept: str = "nothing is lost th
     try:
         return run()
     except ValueError as mistake:
-        print(escaped(f"{name}: {mistake}"), file=sys.stderr)
+        print(message(f"{name}: {mistake}"), file=sys.stderr)
         return USER_MISTAKE
     except OSError as trouble:
-        print(escaped(f"{name}: {trouble}; {kept}"), file=sys.stderr)
+        print(message(f"{name}: {trouble}; {kept}"), file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted; {kept}", file=sys.stderr)

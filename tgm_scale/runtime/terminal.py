@@ -8,6 +8,8 @@ import sys
 import unicodedata
 from typing import Any, TextIO, cast
 
+from tgm_scale.runtime.secrets import without_secrets
+
 _GONE = (errno.EIO, errno.EPIPE)  # of a terminal that was closed, of a pipe that nobody reads
 
 _CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of surrogate pairs, line and paragraph ends
@@ -20,6 +22,11 @@ def escaped(text: str, keep: str = "\n\t") -> str:
     if text.isascii() and text.isprintable():  # nearly all
         return text
     return "".join(letter if letter in keep or not _steers(letter) else _escape(letter) for letter in text)
+
+
+def message(text: str) -> str:
+    """A message as it is printed: escaped, and addresses in it without what lets others in."""
+    return escaped(without_secrets(text))
 
 
 def _steers(letter: str) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgm_scale.config import Config
+from tgm_scale.config import Config, DataConfig
 from tgm_scale.contracts import Grid
 from tgm_scale.data.disk_cache import DiskCache
 from tgm_scale.data.index import Corpus
@@ -182,7 +182,8 @@ def make_synthetic(config: Config) -> None:
 def corpora(config: Config) -> list[Corpus]:
     kept = config.data.cache
     cache = DiskCache(kept.dir, round(kept.gigabytes * 1e9)) if kept else None
-    opened = [Corpus.open(entry.path, cache=cache, root=config.data.root) for entry in config.data.corpora()]
+    settings: dict[str, Any] = {"cache": cache, "root": config.data.root, "patience": config.data.patience}
+    opened = [Corpus.open(entry.path, **settings) for entry in config.data.corpora()]
     tell_apart(opened)
     limit = config.data.max_left_out_share
     if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):
@@ -190,6 +191,11 @@ def corpora(config: Config) -> list[Corpus]:
     if uses_captions(config) and config.data.max_skipped_share < 1:
         refuse_without_captions(opened)
     return opened
+
+
+def storage_seconds(data: DataConfig) -> float:
+    """How long a rank may wait for its storage beyond what is called a hang: none is waited for on local disks."""
+    return data.patience if any("://" in corpus.path for corpus in data.corpora()) else 0.0
 
 
 def uses_captions(config: Config) -> bool:

@@ -46,7 +46,7 @@ def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWa
     engine.start_processes(place, config.faults.start_seconds)
     control = Control(place)
     with run_folder.owned(folder, control):
-        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask)
+        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask, build.storage_seconds(config.data))
         try:
             code = _Run(fitted, folder, control, stop, watchdog, read_initial, make_watch).train()
             engine.stop_processes()

@@ -30,6 +30,7 @@ from tgm_scale.config import RunSettings
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.outside.json_text import json_file, json_object, json_of
+from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.training import manifest, origins
 
 
@@ -110,10 +111,10 @@ def describe(
                 f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): "
                 "restore the shards, or start a new run folder with train.init_from"
             )
-    replace_file(folder / "config.yaml", configuration.dump(config))
-    replace_file(data_file, json.dumps(corpora, indent=1))
+    replace_file(folder / "config.yaml", without_secrets(configuration.dump(config)))
+    replace_file(data_file, without_secrets(json.dumps(corpora, indent=1)))
     read = origins.renewed(config.model_dump(mode="json"), origins.read(folder), step)
-    replace_file(folder / origins.FILE, json.dumps(read, indent=1))
+    replace_file(folder / origins.FILE, without_secrets(json.dumps(read, indent=1)))
     replace_file(folder / "plan.json", json.dumps(plan, indent=1))
     with (folder / "environment.jsonl").open("a") as stream:
         stream.write(json.dumps(environment() | {"step": step}) + "\n")

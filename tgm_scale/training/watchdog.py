@@ -38,10 +38,11 @@ class Patience:
 
     The first two steps of every start compile, tune kernels and start the workers: half an hour, as for a checkpoint.
     Else `hang_seconds`, or 10 times what a step of this start usually takes where that is longer: a large model's
-    update on few GPUs takes minutes."""
+    update on few GPUs takes minutes. While clips or other ranks are waited for, `storage_seconds` more: as long a
+    server may be down."""
 
-    def __init__(self, hang_seconds: float):
-        self.hang_seconds = hang_seconds
+    def __init__(self, hang_seconds: float, storage_seconds: float = 0.0):
+        self.hang_seconds, self.storage_seconds = hang_seconds, storage_seconds
         self._first: int | None = None
         self._at = (0, PHASES[0], 0.0)
         self._steps: deque[float] = deque(maxlen=_STEPS)  # seconds of each, without checkpoints
@@ -64,7 +65,10 @@ class Patience:
         usual = median(self._steps) if self._steps else 0.0
         if _USUAL * usual > self.hang_seconds:
             return _USUAL * usual, f"{_USUAL} times the {usual:.1f} s that a step usually takes"
-        return self.hang_seconds, f"faults.hang_seconds={self.hang_seconds:g}"
+        words = f"faults.hang_seconds={self.hang_seconds:g}"
+        if self.storage_seconds and phase in ("data", "meeting"):
+            return self.hang_seconds + self.storage_seconds, f"{words} and data.patience={self.storage_seconds:g}"
+        return self.hang_seconds, words
 
 
 class Watchdog:
@@ -72,8 +76,16 @@ class Watchdog:
 
     stop: called, from the watchdog's thread, with the reason why the run should save a checkpoint and end."""
 
-    def __init__(self, folder: Path, place: Place, hang_seconds: float, stop: Callable[[str], None] = lambda _: None):
-        self.folder, self.place, self.patience, self._stop = folder / "ranks", place, Patience(hang_seconds), stop
+    def __init__(
+        self,
+        folder: Path,
+        place: Place,
+        hang_seconds: float,
+        stop: Callable[[str], None] = lambda _: None,
+        storage_seconds: float = 0.0,
+    ):
+        self.folder, self.place, self._stop = folder / "ranks", place, stop
+        self.patience = Patience(hang_seconds, storage_seconds)
         self.folder.mkdir(exist_ok=True)
         self._run = _identity(folder)
         # step, phase, when it began, its bound: one object, since two threads look at it

@@ -35,6 +35,14 @@ class _Header(tarfile.TarInfo):
         return header
 
 
+def size_by_header(block: bytes) -> int | None:
+    """The size of the member behind a header, None where the block is no header."""
+    try:
+        return _Header.frombuf(block, "utf-8", "surrogateescape").size
+    except tarfile.TarError:
+        return None
+
+
 def members_of(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The members of a tar, and of those that were put behind it (`cat a.tar b.tar`); their sizes may be beyond its
     end. Raises BrokenTar where a header is none or the end is missing; an OSError is the storage's, which may pass."""

@@ -1,0 +1,229 @@
+"""Servers that answer otherwise than asked: busy ones, liars, endless ones, and addresses that hold secrets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from tars import make_corpus
+
+from tgm_scale.data import patience, storage
+from tgm_scale.data.disk_cache import DiskCache, _digest
+from tgm_scale.data.index import Corpus
+from tgm_scale.runtime.secrets import without_secrets
+
+SIGNED = "?X-Amz-Credential=A/2026/s3&X-Amz-Signature=5ec2e7"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+
+
+class Server(BaseHTTPRequestHandler):
+    """Files by range. `moods` of the range requests of tars, in turn; then it is well."""
+
+    folder: Path
+    moods: list[str]
+    asked: list[str]
+    tag = '"1"'
+    endless = False  # its indices
+    signed = False  # whether it gives tars alone, to those who have the signature
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path, _, query = self.path.partition("?")
+        file, wanted = self.folder / path.strip("/"), self.headers.get("Range")
+        self.asked.append(self.path)
+        if self.signed and (f"?{query}" != SIGNED or file.suffix != ".tar"):
+            self._say(403, b"<html>signature wanted</html>")
+            return
+        if not file.is_file():
+            self._say(404, b"<html><b>no such clip\x1b[31m here</b></html>")
+            return
+        data, mood = file.read_bytes(), ""
+        if file.name.endswith(".index.jsonl") and self.endless:
+            self._endless()
+            return
+        if not wanted or self.command == "HEAD":
+            self._say(200, data)
+            return
+        first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+        last = min(last, len(data) - 1)
+        if file.suffix == ".tar" and self.moods:
+            mood = self.moods.pop(0)
+        if mood == "429":
+            self._say(429, b"busy", {"Retry-After": "1"})
+            return
+        part, size = data[first : last + 1], len(data)
+        if mood == "other bytes":
+            part = bytes(len(part))
+        if mood == "another range":
+            first, last = first + 512, last + 512
+        size += 512 if mood == "another size" else 0
+        headers = {"Content-Range": f"bytes {first}-{last}/{size}", "ETag": '"2"' if mood == "replaced" else self.tag}
+        self._say(200 if mood == "no ranges" else 206, part, headers)
+
+    def _say(self, status: int, body: bytes, headers: dict[str, str] = {}) -> None:  # noqa: B006
+        self.send_response(status)
+        for name, value in {"Accept-Ranges": "bytes", "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _endless(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(1000):
+            try:
+                self.wfile.write(bytes(1 << 16))
+            except OSError:
+                return
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, type[Server], Corpus]]:
+    folder = make_corpus(tmp_path / "shards", [3, 2])
+    local = Corpus.open(folder)
+    handler = type("Handler", (Server,), {"folder": folder, "moods": [], "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}", handler, local
+    server.shutdown()
+    server.server_close()
+
+
+def everything(corpus: Corpus) -> list[dict[str, bytes]]:
+    places = [(shard, row) for shard, count in enumerate(corpus.counts.tolist()) for row in range(count)]
+    return [corpus.read(corpus.sample(*place), ["mp4", "json"]) for place in places]
+
+
+def opened(address: str, **settings: object) -> Corpus:
+    """With the indices read: what follows is the samples' own requests."""
+    corpus = Corpus.open(f"http://{address}/{{00000..00001}}.tar", **settings)  # type: ignore[arg-type]
+    for shard in range(2):
+        corpus.sample(shard, 0)
+    return corpus
+
+
+def test_a_server_that_is_busy_is_asked_again_when_it_says(served, capsys, monkeypatch) -> None:  # type: ignore
+    address, handler, local = served
+    monkeypatch.setattr(patience, "SAY_AFTER", 0.5)
+    corpus = opened(address)
+    handler.moods = ["429"]
+    began = time.monotonic()
+    assert everything(corpus) == everything(local)
+    assert time.monotonic() - began >= 1.0
+    said = capsys.readouterr().err
+    assert "waits for http" in said and "429 Too Many Requests: busy" in said and "has http" in said
+
+
+def test_a_server_that_wants_more_time_than_there_is_ends_at_once(served) -> None:  # type: ignore
+    address, handler, _ = served
+    corpus = opened(address, patience=0.5)
+    handler.moods = ["429"]
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"00000\.tar.*429.*busy.*1 attempts.*1 s more were asked for"):
+        everything(corpus)
+    assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize("mood", ["other bytes", "another range"])
+def test_other_bytes_than_those_of_the_shard_are_neither_given_nor_kept(served, tmp_path: Path, mood: str) -> None:  # type: ignore
+    address, handler, local = served
+    corpus = opened(address, cache=DiskCache(tmp_path / "cache", 10**7))
+    handler.moods = [mood, mood]
+    assert everything(corpus) == everything(local)
+    asked = len(handler.asked)
+    assert everything(corpus) == everything(local) and len(handler.asked) == asked, "from the disk"
+
+
+def test_a_kept_entry_of_other_bytes_is_dropped(served, tmp_path: Path) -> None:  # type: ignore
+    address, _, local = served
+    cache = DiskCache(tmp_path / "cache", 10**7)
+    everything(opened(address, cache=cache))
+    for file in (tmp_path / "cache").rglob("*"):
+        if file.is_file():
+            other = bytes(file.stat().st_size - 16)
+            file.write_bytes(_digest(other) + other)
+    assert everything(opened(address, cache=cache)) == everything(local)
+    assert everything(opened(address, cache=cache)) == everything(local)
+
+
+@pytest.mark.parametrize(
+    ("mood", "words"),
+    [
+        ("another size", "it was replaced"),
+        ("replaced", "ETag and time changed"),
+        ("no ranges", "does not honour range requests"),
+    ],
+)
+def test_a_shard_that_was_replaced_stops_the_run_at_once(served, mood: str, words: str) -> None:  # type: ignore
+    address, handler, _ = served
+    corpus = opened(address)
+    corpus.read(corpus.sample(0, 0), ["mp4"])
+    handler.moods = [mood]
+    with pytest.raises(OSError, match=words):
+        corpus.read(corpus.sample(0, 1), ["mp4"])
+
+
+def test_a_missing_shard_is_told_in_the_servers_words(served) -> None:  # type: ignore
+    address, handler, _ = served
+    corpus = opened(address)
+    (handler.folder / "00000.tar").unlink()
+    with pytest.raises(FileNotFoundError, match=r"00000\.tar: 404 Not Found: no such clip\\x1b\[31m here$"):
+        everything(corpus)
+
+
+def test_an_index_without_end_is_left_and_made_anew(served, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore
+    address, handler, local = served
+    monkeypatch.setattr(storage, "SMALL", 1 << 20)
+    handler.endless = True
+    corpus = Corpus.open(f"http://{address}/{{00000..00001}}.tar")
+    assert everything(corpus) == everything(local)
+
+
+def test_presigned_addresses_are_shards_and_their_names_have_no_signature(served) -> None:  # type: ignore
+    address, handler, local = served
+    handler.signed = True
+    shards = [f"http://user:secret@{address}/{number:05d}.tar{SIGNED}" for number in range(2)]
+    corpus = Corpus.open(shards)
+    assert everything(corpus) == everything(local) and corpus.fingerprint == local.fingerprint
+    assert list(corpus.names) == list(local.names)
+    asked = len(handler.asked)
+    again = Corpus.open([shard.replace("5ec2e7", "0ther") for shard in shards])  # of tomorrow: by the kept indices
+    assert len(again) == len(local) and len(handler.asked) <= asked + 4
+    with pytest.raises(ValueError, match="named twice") as caught:
+        Corpus.open([shards[0], shards[0].replace("5ec2e7", "0ther")])
+    with pytest.raises(OSError, match="403") as forbidden:
+        everything(again)
+    for error in (caught, forbidden):
+        assert "5ec2e7" not in str(error.value) and "0ther" not in str(error.value)
+        assert "secret" not in str(error.value) and "00000.tar" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("read http://me:p@ss@h:1/a.tar, then b", "read http://***@h:1/a.tar, then b"),
+        ("'https://h/a.tar?sig=x%2F&se=1': 403", "'https://h/a.tar?sig=***&se=***': 403"),
+        ("(https://h/a.tar?token=x) gone", "(https://h/a.tar?token=***) gone"),
+        ("s3://bucket/0000?.tar and a@b", "s3://bucket/0000?.tar and a@b"),
+        ("/folder/a?b=c", "/folder/a?b=c"),
+    ],
+)
+def test_secrets_of_addresses_are_left_out(text: str, wanted: str) -> None:
+    assert without_secrets(text) == wanted
