@@ -1,7 +1,7 @@
 """The plan of make_shards over millions of rows: CPU seconds and the peak memory of a process that makes it.
 
 The rows are made here, in the form of InternVid's, as a folder of ten files. A tenth, a fifth, half and all of them
-are planned, each in a process of its own. After the plan comes a pass for the clips held in memory at once."""
+are planned, each in a process of its own; the last goes on with the pass for the clips held in memory at once."""
 
 from __future__ import annotations
 
@@ -24,16 +24,14 @@ _FILES, _SIZES = 10, (1, 2, 5, 10)  # of which so many are planned
 _OF_A_VIDEO = 30  # clips; InternVid's 10 million are of some 300 thousand videos
 
 
-class Passes(NamedTuple):
-    """CPU seconds, and megabytes that the process held at the most until then."""
+class Passed(NamedTuple):
+    """CPU seconds of a pass over the rows, and megabytes that its process had held at the most after it."""
 
+    name: str
     rows: int
-    before_mb: float
-    plan_seconds: float
-    plan_mb: float
-    clips: int  # that are held at once
-    clips_seconds: float
-    clips_mb: float
+    clips: int
+    seconds: float
+    peak_mb: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.rows < _FILES or options.rows % _FILES or options.clips_per_shard < 1:
         raise ValueError(f"--rows {options.rows}: wanted a multiple of {_FILES}; --clips-per-shard: at least 1")
-    found = []
+    found: list[Passed] = []
+    print(headline())
+    print(table(("pass", "rows", "clips", "CPU s", "peak MB"), []), flush=True)
     with tempfile.TemporaryDirectory() as scratch, Board() as board:
         task = board.task("passes", len(_SIZES))
         files = _make(Path(scratch), options.rows // _FILES)
@@ -55,16 +55,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for file in files[:count]:
                 os.link(file, folder / file.name)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                found.append(process.submit(_passes, folder, options.clips_per_shard).result())
+                done = process.submit(_passes, folder, options.clips_per_shard, count == _FILES).result()
+            for one in done:
+                print(
+                    f"| {one.name} | {one.rows:,} | {one.clips:,} | {one.seconds:.1f} | {one.peak_mb:.0f} |",
+                    flush=True,
+                )
+            found += done
             task.advance()
-    print(headline())
-    print(
-        table(
-            [name.replace("_", " ") for name in Passes._fields],
-            [[f"{one:,}" if isinstance(one, int) else f"{one:.1f}" for one in row] for row in found],
-        )
-    )
-    return {"plan": [row._asdict() for row in found]}
+    return {"plan": [one._asdict() for one in found]}
 
 
 def _make(folder: Path, rows: int) -> list[Path]:
@@ -84,14 +83,16 @@ def _line(number: int) -> str:
     return f'{{"YoutubeID": "v{video:010d}", {times}, "Caption": "{caption}", {scores}}}\n'
 
 
-def _passes(folder: Path, clips_per_shard: int) -> Passes:
-    before, began = _peak_mb(), time.process_time()
+def _passes(folder: Path, clips_per_shard: int, with_clips: bool) -> list[Passed]:
+    found = [Passed("none", 0, 0, 0.0, _peak_mb())]
+    began = time.process_time()
     plan = Plan(folder, Filters(), clips_per_shard)
-    planned, plan_mb = time.process_time(), _peak_mb()
-    clips = plan.clips_of(next(shards_at_once(plan, list(range(plan.shards)))))
-    ended = time.process_time()
-    held = sum(map(len, clips))
-    return Passes(plan.rows, before, planned - began, plan_mb, held, ended - planned, _peak_mb())
+    found.append(Passed("plan", plan.rows, plan.clips, time.process_time() - began, _peak_mb()))
+    if with_clips:
+        began = time.process_time()
+        clips = plan.clips_of(next(shards_at_once(plan, list(range(plan.shards)))))
+        found.append(Passed("clips", plan.rows, sum(map(len, clips)), time.process_time() - began, _peak_mb()))
+    return found
 
 
 def _peak_mb() -> float:
