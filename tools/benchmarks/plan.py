@@ -55,13 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for file in files[:count]:
                 os.link(file, folder / file.name)
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                done = process.submit(_passes, folder, options.clips_per_shard, count == _FILES).result()
-            for one in done:
-                print(
-                    f"| {one.name} | {one.rows:,} | {one.clips:,} | {one.seconds:.1f} | {one.peak_mb:.0f} |",
-                    flush=True,
-                )
-            found += done
+                found += process.submit(_passes, folder, options.clips_per_shard, count == _FILES).result()
             task.advance()
     return {"plan": [one._asdict() for one in found]}
 
@@ -84,15 +78,21 @@ def _line(number: int) -> str:
 
 
 def _passes(folder: Path, clips_per_shard: int, with_clips: bool) -> list[Passed]:
-    found = [Passed("none", 0, 0, 0.0, _peak_mb())]
+    found = [_told(Passed("none", 0, 0, 0.0, _peak_mb()))]
     began = time.process_time()
     plan = Plan(folder, Filters(), clips_per_shard)
-    found.append(Passed("plan", plan.rows, plan.clips, time.process_time() - began, _peak_mb()))
+    found.append(_told(Passed("plan", plan.rows, plan.clips, time.process_time() - began, _peak_mb())))
     if with_clips:
         began = time.process_time()
         clips = plan.clips_of(next(shards_at_once(plan, list(range(plan.shards)))))
-        found.append(Passed("clips", plan.rows, sum(map(len, clips)), time.process_time() - began, _peak_mb()))
+        held = sum(map(len, clips))
+        found.append(_told(Passed("clips", plan.rows, held, time.process_time() - began, _peak_mb())))
     return found
+
+
+def _told(one: Passed) -> Passed:
+    print(f"| {one.name} | {one.rows:,} | {one.clips:,} | {one.seconds:.1f} | {one.peak_mb:.0f} |", flush=True)
+    return one
 
 
 def _peak_mb() -> float:
