@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tgm_scale.data import packing
 from tgm_scale.data.annotations import ClipRow, Filters, Plan
 from tgm_scale.data.clip_sources import ClipSources
 from tgm_scale.data.source import CutError
+from tgm_scale.runtime.processes import Crashed
 
 FILES = ("a.mp4", "x/000.mp4", "y/000.mp4", "deep/only.webm", "b.mkv", "b.mp4", "c_1.25_2.mp4", "d_000001_000002.mp4",
          "dup/1/e.mp4", "dup/2/e.mp4")  # fmt: skip
@@ -76,3 +78,19 @@ def test_a_cut_file_is_that_of_the_clip_of_exactly_its_times(videos: Path) -> No
 def test_a_folder_without_videos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no video \(mp4"):
         ClipSources(tmp_path, lambda path: False).spans([ClipRow("a", 0, 1)])
+
+
+def test_what_is_no_video_or_cannot_be_read_is_a_reason(videos: Path) -> None:
+    (videos / "notes.txt").write_text("no video")
+    rows = [{"file": name, "caption": "c"} for name in ("notes.txt", "n" * 300 + "/a.mp4", "only")]
+    assert sorted(sources(videos, rows).values()) == ["deep/only.webm whole", "folder_unreadable", "not_a_video"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(Crashed("its process died twice"), "decoder_crashed"), (ZeroDivisionError("by zero"), "decoder_failed")],
+)
+def test_a_decoder_that_dies_or_fails_is_a_reason_and_the_disk_is_none(error: Exception, reason: str) -> None:
+    assert packing._problem(ClipRow("a", 0, 1000), error).reason == reason
+    with pytest.raises(OSError, match="full"):
+        packing._problem(ClipRow("a", 0, 1000), OSError("the disk is full"))

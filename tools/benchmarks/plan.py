@@ -36,7 +36,7 @@ class Passed(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--rows", type=int, default=10_000_000, metavar="N", help="170 bytes each, on the disk (default %(default)s)")
+    add("--rows", type=int, default=10_000_000, metavar="N", help="210 bytes each, on the disk (default %(default)s)")
     add("--clips-per-shard", type=int, default=1000, metavar="N", help="default %(default)s")
 
 
