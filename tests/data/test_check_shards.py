@@ -79,7 +79,12 @@ def test_a_part_is_drawn_and_too_many_broken_ones_are_told(shards: Path, capsys:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("notes.md", "no shards"), ("clip.mp4", "no shards"), ("photos.tar", "1 shard_unreadable")]
+    ("name", "words"),
+    [
+        ("notes.md", "no shards"),
+        ("clip.mp4", "one video; name the folder of it"),
+        ("photos.tar", "1 shard_unreadable"),
+    ],
 )
 def test_a_mistyped_file_is_left_as_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str

@@ -91,6 +91,7 @@ def test_a_killed_task_ends_the_job_and_the_requeue_finishes_it(
     facts = {"TGM_REQUEUE": "yes", "TGM_SRUN_OPTIONS": "(--wait=5)"}  # the launcher's own is 30
     job = cluster.submit("pretrain_vitb.sh", tmp_path, facts, *overrides(run, shards, STEPS))
     wait_for(lambda: steps_of(run) >= 14, 200, lambda: log_of(tmp_path))
+    os.kill(pid_of(run, rank=1), signal.SIGSTOP)  # else the run may be done before the second job is looked at
     second_job = cluster.submit(
         "pretrain_vitb.sh", tmp_path, {}, *overrides(run, shards, STEPS), options=("--nodes=1",)
     )
