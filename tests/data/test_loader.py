@@ -387,6 +387,33 @@ def test_workers_end_with_a_killed_trainer(folder: Path, tmp_path: Path) -> None
         time.sleep(0.1)
 
 
+UNFINISHED = """
+import sys
+from test_loader import Corpus, load
+
+if __name__ == "__main__":
+    clips = iter(load([Corpus.open(sys.argv[1])], workers=2, stop_step=10**6))
+    next(clips)
+    print("read", flush=True)
+"""
+
+
+def test_workers_start_below_a_long_folder_and_end_with_the_interpreter(folder: Path, tmp_path: Path) -> None:
+    """The path of a socket has at most 107 bytes; and who leaves the loader open does not wait for its workers."""
+    long = tmp_path / ("temporary-" * 9) / ("files-" * 9)
+    long.mkdir(parents=True)
+    (tmp_path / "unfinished.py").write_text(UNFINISHED)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "unfinished.py"), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(long)},
+    )
+    assert (done.returncode, done.stdout) == (0, "read\n"), done.stderr
+
+
 def test_a_batch_that_is_held_keeps_its_pixels_and_others_memory_is_used_again(corpus: Corpus) -> None:
     expected = by_step(load([corpus], stop_step=12))
     held = [batch for _, [batch] in load([corpus], workers=2, stop_step=12)]

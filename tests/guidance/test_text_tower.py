@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,14 @@ def test_captions_of_equal_tokens_are_one(towers: Path) -> None:
     assert torch.equal(text.encode(captions[:1]), text.encode(captions[1:2]))
     text.encode(["texture 3", "texture 5"])
     assert text.caption_ids(["texture 3"]).tolist() == one[:1].tolist()
+
+
+def test_a_caption_of_a_megabyte_costs_no_time_and_gives_the_tokens_of_its_start(clip_source: Path) -> None:
+    tower = load_text_tower(str(clip_source), torch.device("cpu"))
+    rest = " ".join(SENTENCES) * 20_000
+    began = time.perf_counter()
+    long = tower.tokenize([f"a red ball {rest}"[:1_000_000]])
+    assert time.perf_counter() - began < 0.2
+    whole = transformers.AutoTokenizer.from_pretrained(clip_source)
+    wanted = whole([f"a red ball {rest}"[:100_000]], padding="max_length", truncation=True, max_length=long.shape[1])
+    assert long.tolist() == wanted.input_ids

@@ -86,3 +86,19 @@ def test_damaged_torch_files(zipped: bool, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_the_storage_s_matter(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         weights_of(tmp_path / "nowhere.pt")
+
+
+def test_yaml_merges_and_keys_beside_them_win() -> None:
+    text = "base: &b {frames: 16, size: 224}\ndata: {<<: *b, size: 112}\nboth: {<<: [*b, {flip: true}]}"
+    tree = yaml_of(text)
+    assert tree["data"] == {"frames": 16, "size": 112} and tree["both"] == {"frames": 16, "size": 224, "flip": True}
+    assert yaml_of("a: &a {k: 1}\nb: &b {<<: *a, k: 2}\nc: {<<: *b, k: 3}")["c"] == {"k": 3}
+    with pytest.raises(ValueError, match="size: given twice"):
+        yaml_of("{size: 1, size: 2}")
+
+
+def test_yaml_merges_without_end_are_bounded() -> None:
+    lines = ["a0: &a0 {" + ", ".join(f"k{n}: {n}" for n in range(10)) + "}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 12)]
+    with pytest.raises(ValueError, match="more than 100,000 values"):
+        yaml_of("\n".join(lines))

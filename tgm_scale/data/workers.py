@@ -9,10 +9,12 @@ from __future__ import annotations
 import copy
 import fcntl
 import multiprocessing
+import os
 import pickle
 import queue
 import select
 import signal
+import tempfile
 import threading
 import traceback
 from collections import deque
@@ -30,6 +32,8 @@ from tgm_scale.data.samples import Fetched, Sample, Samples
 from tgm_scale.data.shared_memory import SharedBatches
 from tgm_scale.runtime.processes import end_with_parent
 
+_LONGEST_FOLDER = 70  # bytes; /pymp-xxxxxxxx/listener-xxxxxxxx has 32
+_SHORT = ("/dev/shm", "/var/tmp")
 READERS = 3  # threads of each worker that read remote samples ahead of its decoder
 _PIPE_BYTES = 1 << 20  # an unprivileged process's most; maps of 4 repeats take 25 kB a sample
 
@@ -92,7 +96,7 @@ class _Crew:
         self._arrived: dict[int, Sample | Exception] = {}
         self._workers: dict[int, tuple[Connection, multiprocessing.process.BaseProcess]] = {}  # by the inbox's number
         self._inboxes = select.poll()
-        with _shielded():
+        with _shielded(), _short_paths():
             for _ in range(workers):
                 inbox, outbox = context.Pipe(duplex=False)
                 _widen(inbox)
@@ -209,6 +213,19 @@ def _shielded() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _short_paths() -> Iterator[None]:
+    """The fork server's socket lies in the folder for temporary files, and the path of a socket has at most 107 bytes:
+    where TMPDIR is too long it lies in the system's."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        tempfile.tempdir = next((folder for folder in _SHORT if os.access(folder, os.W_OK | os.X_OK)), before)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _cause_of_death(code: int | None) -> str:

@@ -26,6 +26,7 @@ from tgm_scale.runtime.compat import prepare_torchvision
 __all__ = ["check_folder", "load_image_tower", "load_text_tower", "model_files"]
 
 _SPARE_ROWS = 128  # of an embedding that is padded to a round number
+_LETTERS = 256  # of one token, at most: what stands behind as many as fill all tokens is cut before it costs time
 _VOCABULARY = "its tokenizer (vocab.json, merges.txt, tokenizer.json, tokenizer_config.json)"
 _COPY = "copy the folder's files from where they are from"
 _PROBE = "a photo of two dogs near the lake"
@@ -45,7 +46,12 @@ def load_text_tower(
         model = _load(transformers.CLIPTextModelWithProjection, folder, device, dtype)
         width, output = model.config.projection_dim, "text_embeds"
     with _named(folder, _VOCABULARY):
-        tokenize, size = _tokenizer(transformers, Path(folder), kind, model.config.max_position_embeddings)
+        longest = model.config.max_position_embeddings
+        whole, size = _tokenizer(transformers, Path(folder), kind, longest)
+
+        def tokenize(captions: list[str]) -> Tensor:
+            return whole([caption[: _LETTERS * longest] for caption in captions])
+
         ids_BL = tokenize([_PROBE, ""])
     rows = model.config.vocab_size
     if not 0 <= rows - size < _SPARE_ROWS:

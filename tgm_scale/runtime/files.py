@@ -9,9 +9,16 @@ from pathlib import Path
 
 
 def readable_as_its_folder(file: Path, folder: Path) -> None:
-    """Let those read and write a file who may read and write its folder: safetensors' writer leaves it to the owner
-    alone, and colleagues could not load a checkpoint."""
-    file.chmod(folder.stat().st_mode & 0o666)
+    """Let those read and write a file who may do so with its folder and with new files in it (the umask, a default
+    ACL): safetensors' writer leaves it to the owner alone, and colleagues could not load a checkpoint."""
+    probe = file.with_name(f".{file.name}.{os.getpid()}.mode")  # to ask for the umask is to set it, for all threads
+    descriptor = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        usual = os.fstat(descriptor).st_mode
+    finally:
+        os.close(descriptor)
+        probe.unlink(missing_ok=True)
+    file.chmod(usual & folder.stat().st_mode & 0o666)
 
 
 def sync(path: Path) -> None:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import yaml
 
 _MOST = 100_000  # values: a text of ten lines can name its lists in each other to a billion
 
+_MERGE = "tag:yaml.org,2002:merge"
+
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads `1e-4` as the number it is (YAML 1.1 wants `1.0e-4`) and refuses a key given twice."""
+    """Safe YAML that reads `1e-4` as the number it is (YAML 1.1 wants `1.0e-4`) and refuses a key given twice; one
+    beside a merge (`<<`) wins over the merged one, as YAML has it."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        given = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = sorted(name for (tag, name), count in given.items() if count > 1 and tag != _MERGE)
         if twice:
             raise ValueError(f"{', '.join(twice)}: given twice{node.start_mark}")
-        return super().construct_mapping(node, deep)
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > _MOST:
+            raise ValueError(f"more than {_MOST:,} values by merges (<<)")
 
 
 _Loader.add_implicit_resolver(
