@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +114,25 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
     make_corpus(tmp_path / "x", 1, seed=0, look=SMALL)
     with pytest.raises(ValueError, match="holds shards already"):
         make_corpus(tmp_path / "x", 1, seed=0, look=SMALL)
+
+
+def test_a_damaged_truth_is_told_and_no_more_is_unpacked_than_its_size() -> None:
+    whole = render_clip(0, 0, look=SMALL).truth.to_json()
+    assert read_truth({"truth": whole}).named.visible.shape[0] == 8
+    bomb = base64.b64encode(zlib.compress(bytes(100 << 20))).decode()
+    changes = [{"frames": -1}, {"frames": "8"}, {"width": 10**9}, {"objects": 7}, {"objects": [{}]}, {"height": None}]
+    changes += [{"objects": [{**whole["objects"][0], "visible": text}]} for text in ("", "text", bomb[:40], 3)]
+    for change in changes:
+        with pytest.raises(ValueError, match="truth is damaged"):
+            read_truth({"truth": {**whole, **change}})
+    for sample in ("[]", "7", "null"):
+        with pytest.raises(ValueError, match="no key 'truth'"):
+            read_truth(sample)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="truth is damaged"):
+        read_truth({"truth": {**whole, "objects": [{**whole["objects"][0], "visible": bomb}]}})
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20, "of 100 MB of zeros what the frames have"
+    tracemalloc.stop()
 
 
 def test_labelled_images_say_what_each_patch_shows() -> None:

@@ -55,6 +55,20 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
         status(run)
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "{}", '{"figures": {"top1": 7}}', "[" * 100_000, '[{"samples": 3}]', "[7]"]
+)
+@pytest.mark.parametrize("name", ["data.json", "results.json"])
+def test_a_file_of_another_form_is_named(tmp_path: Path, name: str, text: str) -> None:
+    run = trained(tmp_path / "a") if name == "data.json" else evaluation(tmp_path / "a", 0.5)
+    (Path(run) / name).write_text(text)
+    if (name, text) == ("data.json", "[]"):
+        assert status(run)
+        return
+    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+        status(run)
+
+
 def test_a_finetuning_has_a_status_with_what_was_left_out(tmp_path: Path) -> None:
     said = status(trained(tmp_path / "f", finetune={"mixup": 0.8}))
     assert "tiny, finetuning" in said and "left out  k400: 7 missing_video, see left_out.jsonl" in said

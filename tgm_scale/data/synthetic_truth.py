@@ -8,12 +8,15 @@ from __future__ import annotations
 import base64
 import zlib
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from tgm_scale.contracts import Grid
 from tgm_scale.runtime.outside.json_text import json_of
+
+_MOST_PIXELS = 1 << 30  # of all frames
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,27 @@ class Truth:
 def read_truth(sample: bytes | str | dict[str, Any]) -> Truth:
     """The truth in the json member of a synthetic sample. Raises ValueError where there is none."""
     fields = sample if isinstance(sample, dict) else json_of(sample)
-    if "truth" not in fields:
-        raise ValueError(f"the sample's json has no key 'truth' (found: {', '.join(fields)}); is it a synthetic one?")
+    if not isinstance(fields, dict) or "truth" not in fields:
+        found = ", ".join(map(str, fields)) if isinstance(fields, dict) else type(fields).__name__
+        raise ValueError(f"the sample's json has no key 'truth' (found: {found[:200]}); is it a synthetic one?")
     truth = fields["truth"]
-    shape = (truth["frames"], truth["height"], truth["width"])
-    objects = []
-    for one in truth["objects"]:
-        packed = np.frombuffer(zlib.decompress(base64.b64decode(one["visible"])), np.uint8)
-        visible = np.unpackbits(packed, count=int(np.prod(shape))).reshape(shape).astype(bool)
-        objects.append(ObjectTruth(one["role"], one["shape"], one["colour"], one["motion"], visible))
-    return Truth(objects)
+    try:
+        shape = (truth["frames"], truth["height"], truth["width"])
+        return Truth([_object(one, shape) for one in truth["objects"]])
+    except (KeyError, TypeError, ValueError, zlib.error) as error:
+        raise ValueError(f"the sample's truth is damaged ({type(error).__name__}: {error})") from None
+
+
+def _object(one: dict[str, Any], shape: tuple[int, int, int]) -> ObjectTruth:
+    pixels = prod(shape)
+    if not all(type(side) is int and side > 0 for side in shape) or pixels > _MOST_PIXELS:
+        raise ValueError(f"frames, height and width {shape}")
+    size = -(-pixels // 8)
+    packed = zlib.decompressobj().decompress(base64.b64decode(one["visible"]), size + 1)
+    if len(packed) != size:
+        raise ValueError(f"{len(packed)} bytes of pixels, wanted {size}")
+    visible = np.unpackbits(np.frombuffer(packed, np.uint8), count=pixels).reshape(shape).astype(bool)
+    return ObjectTruth(one["role"], one["shape"], one["colour"], one["motion"], visible)
 
 
 def object_tokens(visible_THW: np.ndarray, grid: Grid) -> np.ndarray:

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.runtime.outside.json_text import json_file
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training import checkpoint, events, run_folder
 from tgm_scale.training.bottleneck import explain, from_metrics, read_ranks
 from tgm_scale.training.metrics import count_damaged, figure, read_metrics
@@ -70,11 +70,11 @@ def _tree(folder: str) -> dict[str, Any]:
 def _left_out(root: Path) -> dict[str, str]:
     """What was left out of the data when the run started."""
     file = root / "data.json"
-    corpora = json_file(file) if file.is_file() else []
+    corpora = run_folder.read_data(root) if file.is_file() else []
     said = [
         f"{corpus['name']}: " + ", ".join(f"{count} {reason}" for reason, count in corpus["left_out"].items())
         for corpus in corpora
-        if corpus.get("left_out")
+        if isinstance(corpus.get("left_out"), dict) and corpus["left_out"]
     ]
     return {"left out": "; ".join(said) + ", see left_out.jsonl"} if said else {}
 
@@ -83,10 +83,13 @@ def _results(root: Path) -> dict[str, str]:
     """The figures of each method that was judged in this folder."""
     lines = {}
     for file in sorted(root.glob("results*.json")):
-        found = json_file(file)
-        figures = ", ".join(f"{name} {value['value']:.4f}" for name, value in found["figures"].items())
-        left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
-        lines[found["method"]] = figures + (f"; left out: {left_out}" if left_out else "")
+        found = json_object(file)
+        try:
+            figures = ", ".join(f"{name} {value['value']:.4f}" for name, value in found["figures"].items())
+            left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
+            lines[str(found["method"])] = figures + (f"; left out: {left_out}" if left_out else "")
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise ValueError(f"{file}: damaged: wanted method, figures, left_out; restore it, or remove it") from None
     return lines or {"results": "none yet"} if not (root / "metrics.jsonl").is_file() else lines
 
 

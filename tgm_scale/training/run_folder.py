@@ -105,7 +105,7 @@ def describe(
     """Write what this start is. Raises ValueError where the data is not that of the run so far."""
     data_file = folder / "data.json"
     if data_file.is_file():
-        before = json_file(data_file)
+        before = read_data(folder)
         if _other_data(before, corpora):
             raise ValueError(
                 f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): "
@@ -135,6 +135,15 @@ def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool
     )
 
 
+def read_data(folder: Path) -> list[dict[str, Any]]:
+    """The corpora of the run so far, from its data.json. Raises ValueError where that is damaged."""
+    file = folder / "data.json"
+    found = json_file(file)
+    if not isinstance(found, list) or not all(isinstance(one, dict) and "name" in one for one in found):
+        raise ValueError(f"{file}: damaged: wanted a list of corpora with their names; restore it")
+    return found
+
+
 def read_plan(folder: Path) -> dict[str, Any]:
     return json_object(folder / "plan.json")
 
@@ -153,8 +162,8 @@ def starts(folder: Path) -> list[dict[str, Any]]:
 
 def _summary(corpora: list[dict[str, Any]]) -> str:
     return ", ".join(
-        f"{corpus['name']}: {corpus['samples']} samples, "
-        f"{' '.join(filter(None, (corpus['fingerprint'], corpus.get('content'))))}"
+        f"{corpus['name']}: {corpus.get('samples')} samples, "
+        f"{' '.join(filter(None, (corpus.get('fingerprint'), corpus.get('content'))))}"
         for corpus in corpora
     )
 
