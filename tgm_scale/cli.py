@@ -193,9 +193,10 @@ def _config(options: argparse.Namespace) -> int:
     resolved = settings.load_any(options.config, options.overrides)
     known = config.all_keys(type(resolved))
     if options.key is None:
-        print(config.dump(resolved), end="")
+        print(message(config.dump(resolved)), end="")
     elif options.key in known:
-        print((f"tgm-scale: {options.key}=" if options.marked else "") + str(attrgetter(options.key)(resolved)))
+        value = message(str(attrgetter(options.key)(resolved)))
+        print((f"tgm-scale: {options.key}=" if options.marked else "") + value)
     else:
         raise ValueError(f"--key {options.key}: no such key; known: {', '.join(known)}")
     return 0

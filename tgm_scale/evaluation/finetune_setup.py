@@ -26,6 +26,7 @@ from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.secrets import tree_without_secrets
 from tgm_scale.training import build, checkpoint
 from tgm_scale.training.engine_plan import EnginePlan, engine_config, not_used
 from tgm_scale.training.throughput import Throughput
@@ -223,7 +224,7 @@ def facts(config: FinetuneConfig, classes: list[str]) -> dict[str, Any]:
         "image_size": config.data.size,
         "labels": names_of(classes, config.data.classes),
         "class_labels": classes,
-        "config": config.model_dump(mode="json"),
+        "config": tree_without_secrets(config.model_dump(mode="json")),
     }
 
 

@@ -44,6 +44,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.pretraining import macs_per_clip as count_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.secrets import tree_without_secrets
 from tgm_scale.training.engine_plan import EnginePlan, engine_config, not_used, resolve_precision
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.optim import Schedule
@@ -334,7 +335,7 @@ def facts(config: Config) -> dict[str, Any]:
         "model": dataclasses.asdict(model_size(config)) | {"name": config.model.size},
         "frames": config.data.frames,
         "image_size": config.data.size,
-        "config": config.model_dump(mode="json"),
+        "config": tree_without_secrets(config.model_dump(mode="json")),
     }
 
 

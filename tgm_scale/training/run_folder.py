@@ -30,7 +30,7 @@ from tgm_scale.config import RunSettings
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.outside.json_text import json_file, json_object, json_of
-from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.secrets import tree_without_secrets, without_secrets
 from tgm_scale.training import manifest, origins
 
 
@@ -84,7 +84,7 @@ def owned(folder: Path, control: Control) -> Iterator[None]:
 
 def _refuse_other_run(config: RunSettings, file: Path) -> None:
     there = configuration.digest_tree(configuration.checked(configuration.read_tree(file), str(file), type(config)))
-    here = configuration.digest_tree(config)
+    here = tree_without_secrets(configuration.digest_tree(config))
     differing = [
         f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
         for section, values in here.items()
