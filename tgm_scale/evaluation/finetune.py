@@ -52,7 +52,7 @@ def finetune(config: FinetuneConfig) -> int:
     engine.start_processes(place, config.faults.start_seconds)
     control = Control(place)
     with run_folder.owned(folder, control):
-        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask)
+        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask, setup.storage_seconds(config))
         try:
             parts = setup.prepare(config, control)
             code = _Run(config, folder, parts, stop, watchdog).train()

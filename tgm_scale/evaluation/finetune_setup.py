@@ -14,6 +14,7 @@ from tgm_scale.contracts import Batch, Problem
 from tgm_scale.conversion.read import read_initial
 from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.patience import PATIENCE_SECONDS
 from tgm_scale.data.replaced import replaced
 from tgm_scale.data.text import shown
 from tgm_scale.evaluation import results
@@ -35,6 +36,11 @@ from tgm_scale.training.throughput import Throughput
 def shared(config: FinetuneConfig) -> Config:
     """The configuration as `training.build` takes it: what is read there it has, under the same names."""
     return cast(Config, config)
+
+
+def storage_seconds(config: FinetuneConfig) -> float:
+    """How long a rank may wait for its storage beyond what is called a hang: none is waited for on local disks."""
+    return PATIENCE_SECONDS if "://" in f"{config.data.train} {config.data.test}" else 0.0
 
 
 def check(config: FinetuneConfig, place: Place) -> None:
