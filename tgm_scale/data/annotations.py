@@ -98,7 +98,7 @@ class Filters:
 
 @dataclass(slots=True)
 class ClipRow:
-    """A clip to be made: a span of a video and all its captions; times in milliseconds. Some 600 bytes."""
+    """A clip to be made: a span of a video and all its captions; times in milliseconds."""
 
     video: str
     start: int
