@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 import time
 from collections.abc import Iterator
@@ -227,3 +228,10 @@ def test_presigned_addresses_are_shards_and_their_names_have_no_signature(served
 )
 def test_secrets_of_addresses_are_left_out(text: str, wanted: str) -> None:
     assert without_secrets(text) == wanted
+
+
+def test_a_small_gzip_of_a_large_file_is_refused_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "SMALL", 1 << 20)
+    assert storage.unpacked(gzip.compress(bytes(1 << 20)), "a.gz") == bytes(1 << 20)
+    with pytest.raises(ValueError, match=r"a\.gz: a gzip of more than 1,048,576 bytes"):
+        storage.unpacked(gzip.compress(bytes(1 << 24)), "a.gz")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import io
 import os
 import threading
 import zlib
@@ -138,13 +139,17 @@ def read_small(path: str, patience: float | None = None) -> bytes | None:
 
 
 def unpacked(data: bytes, path: str) -> bytes:
-    """What a gzip holds, other bytes as they are. Raises ValueError for a broken gzip."""
+    """What a gzip holds, other bytes as they are. Raises ValueError for one that is broken or has more than SMALL."""
     if data[:2] != GZIP_MARK:
         return data
     try:
-        return gzip.decompress(data)
+        with gzip.open(io.BytesIO(data)) as stream:
+            whole = stream.read(SMALL + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: a broken gzip ({error}): copy it again") from None
+    if len(whole) > SMALL:
+        raise ValueError(f"{path}: a gzip of more than {SMALL:,} bytes: give it unpacked, in parts")
+    return whole
 
 
 def size(path: str) -> int:
