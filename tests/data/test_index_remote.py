@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from loopback import LoopbackServer
 from tars import make_corpus
 
 from tgm_scale.data import patience
@@ -66,7 +67,7 @@ def served(tmp_path):
     """A corpus behind http, and the class of its server."""
     folder = make_corpus(tmp_path / "remote", [3, 2])
     handler = type("Handler", (RangeServer,), {"ranges": [], "failures": 0})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    server = LoopbackServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     thread = threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}", folder, handler

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback import LoopbackServer
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data import http, patience
@@ -118,7 +119,7 @@ class Faulty(SimpleHTTPRequestHandler):
 @pytest.fixture
 def served(folder: Path) -> Iterator[tuple[str, type[Faulty]]]:
     handler = type("Handler", (Faulty,), {"faults": iter(()), "served": [], "waiting": Waiting()})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
+    server = LoopbackServer(("127.0.0.1", 0), partial(handler, directory=str(folder)))
     threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/{{00000..00002}}.tar", handler
     server.shutdown()

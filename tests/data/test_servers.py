@@ -7,10 +7,11 @@ import threading
 import time
 from collections.abc import Iterator
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from loopback import LoopbackServer
 from tars import make_corpus
 
 from tgm_scale.data import patience, storage
@@ -100,7 +101,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, type[Server], Corpus]]:
     folder = make_corpus(tmp_path / "shards", [3, 2])
     local = Corpus.open(folder)
     handler = type("Handler", (Server,), {"folder": folder, "moods": [], "asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = LoopbackServer(("127.0.0.1", 0), handler)
     threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
     yield f"127.0.0.1:{server.server_port}", handler, local
     server.shutdown()

@@ -197,13 +197,18 @@ def steps_made(folder: Path) -> int:
 def test_a_closed_terminal_stops_with_a_checkpoint(config: Path, undisturbed: Path) -> None:
     """Its SIGHUP goes to the data workers too, and what is printed from then on fails."""
     folder, (ours, theirs) = config.parent / "run", pty.openpty()
+
+    def at_the_terminal() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests, too, may run under nohup
+
     process = subprocess.Popen(
         command(1, "-m", "tgm_scale", "pretrain", "--config", str(config), "data.workers=2"),
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         env=environment(),
         cwd=ROOT,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),
+        preexec_fn=at_the_terminal,
     )
     os.close(theirs)
     wait_for(lambda: steps_made(folder) >= 3)
