@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: test demo gpu lint versions help
 
 help:
-	@echo "make demo   the whole story on a corpus it makes itself (8 to 15 minutes on 2 CPU cores)"
+	@echo "make demo   the whole story on a corpus it makes itself (8 to 13 minutes on 2 CPU cores)"
 	@echo "make test   the tests"
 	@echo "make gpu    what works on this machine's GPUs, in about 10 minutes (ARGS='--minutes 30', ARGS=--help)"
 	@echo "make lint   style and types"

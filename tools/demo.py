@@ -18,7 +18,7 @@ from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.progress import Board, clock
 
 EXAMPLES = """examples:
-  python tools/demo.py                                       8 to 15 minutes on 2 CPU cores
+  python tools/demo.py                                       8 to 13 minutes on 2 CPU cores
   python tools/demo.py --dir runs/short --clips 64 --test-clips 32 --steps 20 --seeds 1       a look at the whole way
 
 Stopped at any moment, the same command goes on where it was. Everything is written below --dir: report.html to look
