@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from tgm_scale.data import rewriting
 from tgm_scale.data.annotations import captions_of
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus, SampleRef
-from tgm_scale.data.inventory import MAX_LEFT_OUT_SHARE, introduce_to
 from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.data.shards import ShardWriter, shard_path
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.runtime import command
-from tgm_scale.runtime.progress import Board
 
 EXAMPLES = """examples:
   python tools/cache_relevance.py --shards DIR --towers CLIP --output DIR
@@ -57,22 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--scorer", default="value", metavar="NAME", help="raw, value (default) or vv, as guidance.scorer")
     add("--resolution", type=int, metavar="N", help="side that the tower sees, as guidance.resolution")
     add("--every", type=float, default=0.25, metavar="S", help="seconds between scored frames (default 0.25)")
-    add(
-        "--max-left-out",
-        type=float,
-        default=MAX_LEFT_OUT_SHARE,
-        metavar="X",
-        help="no start above this share of samples that are not there (default %(default)s)",
-    )
-    add("--task", type=int, default=0, metavar="I", help="this process's number among --tasks, from 0")
-    add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
-    add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
+    rewriting.add_options(parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    if not 0 <= options.task < options.tasks:
-        raise ValueError(f"--task {options.task} of --tasks {options.tasks}: wanted 0 to {options.tasks - 1}")
+    rewriting.check(options)
     if options.every <= 0:
         raise ValueError(f"--every {options.every}: wanted seconds above 0")
     corpus = Corpus.open(options.shards)
@@ -81,26 +69,16 @@ def _run(options: argparse.Namespace) -> int:
             f"--shards {options.shards}: video files, and a map needs a shard to lie in: make shards of them, with "
             "tools/make_shards.py from spans, or tools/caption_clips.py from a list"
         )
-    if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
-        raise ValueError(f"--output {options.output} is the folder of the shards: name another")
-    introduce_to(options.output, corpus, options.max_left_out)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    scorer = _Scorer(options, device)
-    mine = range(options.task, len(corpus.shards), options.tasks)
-    todo = [number for number in mine if not shard_path(options.output, number).exists()]
-    print(f"{len(corpus)} clips in {len(corpus.shards)} shards; {len(todo)} of this task's {len(mine)} are to be made")
-    done: Counter[str] = Counter()
-    with Board() as board:
-        task = board.task("clips", sum(int(corpus.counts[number]) for number in todo))
-        for number in todo:
-            rows = range(int(corpus.counts[number]))
-            with ShardWriter(options.output, clips_per_shard=len(rows), first=number) as writer:
-                for row in rows:
-                    done[_score(corpus.sample(number, row), corpus, scorer, writer)] += 1
-                    task.advance()
-    print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")
-    finished = sum(shard_path(options.output, number).exists() for number in range(len(corpus.shards)))
-    print(f"{finished} of {len(corpus.shards)} shards finished")
+    rewriting.introduce(options, corpus)
+    scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def copy(shard: int, row: int, writer: ShardWriter) -> str:
+        return _score(corpus.sample(shard, row), corpus, scorer, writer)
+
+    counts = corpus.counts.tolist()
+    rewriting.rewrite(options, counts, copy)
+    finished = sum(shard_path(options.output, number).exists() for number in range(len(counts)))
+    print(f"{finished} of {len(counts)} shards finished")
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,15 +12,14 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
+from tgm_scale.data import rewriting
 from tgm_scale.data.annotations import captions_of, json_fault
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus, SampleRef
-from tgm_scale.data.inventory import MAX_LEFT_OUT_SHARE, introduce_to
-from tgm_scale.data.shards import CLIPS_PER_SHARD, ShardWriter, shard_path
+from tgm_scale.data.shards import CLIPS_PER_SHARD, ShardWriter
 from tgm_scale.runtime import command, seeding
 from tgm_scale.runtime.compat import prepare_torchvision
 from tgm_scale.runtime.outside.json_text import json_of
-from tgm_scale.runtime.progress import Board
 
 EXAMPLES = """examples:
   python tools/caption_clips.py --shards DIR --output DIR --blip2 models/blip2-opt-2.7b
@@ -75,57 +73,33 @@ def _parser() -> argparse.ArgumentParser:
     add("--language-model", type=Path, metavar="DIR", help="with --classes: a causal language model's folder")
     add("--templates", type=Path, metavar="FILE", help="with --classes: lines with {} for the class's name")
     add("--beams", type=int, default=1, metavar="N", help="width of BLIP-2's search (default %(default)s, greedy)")
-    add(
-        "--max-left-out",
-        type=float,
-        default=MAX_LEFT_OUT_SHARE,
-        metavar="X",
-        help="no start above this share of samples that are not there (default %(default)s)",
-    )
-    add("--task", type=int, default=0, metavar="N", help="this process's number among --tasks, from 0")
-    add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
-    add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
+    rewriting.add_options(parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    if not 0 <= options.task < options.tasks:
-        raise ValueError(f"--task {options.task} of --tasks {options.tasks}: wanted 0 to {options.tasks - 1}")
+    rewriting.check(options)
     if options.classes is None and (options.language_model or options.templates):
         raise ValueError("--language-model and --templates describe classes: give --classes, too")
     corpus = Corpus.open(options.shards)
-    if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
-        raise ValueError(f"--output {options.output} is the folder of the shards: name another")
-    introduce_to(options.output, corpus, options.max_left_out)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    describe = _describer(options, device)
-    groups = _groups(corpus)
-    mine = range(options.task, len(groups), options.tasks)
-    todo = [number for number in mine if not shard_path(options.output, number).exists()]
-    print(f"{len(corpus)} clips in {len(groups)} shards; {len(todo)} of this task's {len(mine)} are to be made")
-    done: Counter[str] = Counter()
-    with Board() as board:
-        task = board.task("clips", sum(len(groups[number]) for number in todo))
-        for number in todo:
-            with ShardWriter(options.output, clips_per_shard=len(groups[number]), first=number) as writer:
-                for place in groups[number]:
-                    done[_copy(corpus, place, describe, writer)] += 1
-                    task.advance()
-    print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")
+    rewriting.introduce(options, corpus)
+    describe = _describer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def copy(shard: int, row: int, writer: ShardWriter) -> str:
+        place = (shard * CLIPS_PER_SHARD + row, 0) if of_files else (shard, row)
+        return _copy(corpus.sample(*place), corpus, describe, writer)
+
+    of_files = corpus.counts.max() <= 1  # a list's: 1,000 of them become a shard
+    rewriting.rewrite(options, _files_in_shards(len(corpus.shards)) if of_files else corpus.counts.tolist(), copy)
     return 0
 
 
-def _groups(corpus: Corpus) -> list[list[tuple[int, int]]]:
-    """The samples of each shard to be written: those of one old shard, or 1,000 of a list's files."""
-    if corpus.counts.max() > 1:
-        return [[(shard, row) for row in range(count)] for shard, count in enumerate(corpus.counts.tolist())]
-    places = [(shard, 0) for shard in range(len(corpus.shards))]
-    return [places[at : at + CLIPS_PER_SHARD] for at in range(0, len(places), CLIPS_PER_SHARD)]
+def _files_in_shards(files: int) -> list[int]:
+    return [min(CLIPS_PER_SHARD, files - at) for at in range(0, files, CLIPS_PER_SHARD)]
 
 
-def _copy(corpus: Corpus, place: tuple[int, int], describe: Describe, writer: ShardWriter) -> str:
+def _copy(ref: SampleRef, corpus: Corpus, describe: Describe, writer: ShardWriter) -> str:
     """Copy a sample with its captions. What became of it, in a word to be counted."""
-    ref = corpus.sample(*place)
     members: dict[str, Any] = corpus.read(ref, list(ref.members))
     content, outcome = _json(members), "captioned"
     if json_fault(members):

@@ -191,11 +191,10 @@ def test_a_list_of_files_becomes_shards(tmp_path: Path) -> None:
         lines.append(f"a folder/v.{number}.mp4 caption {number}")
     (tmp_path / "list.txt").write_text("\n".join(lines))
     corpus = Corpus.open(str(tmp_path / "list.txt"))
-    groups = TOOL["_groups"](corpus)
-    assert groups == [[(0, 0), (1, 0), (2, 0)]]
+    assert [TOOL["_files_in_shards"](files) for files in (3, 2000, 2001)] == [[3], [1000] * 2, [1000, 1000, 1]]
     with ShardWriter(tmp_path / "made") as writer:
-        for place in groups[0]:
-            TOOL["_copy"](corpus, place, lambda ref, members: [f"new {ref.key}"], writer)
+        for number in range(3):
+            TOOL["_copy"](corpus.sample(number, 0), corpus, lambda ref, members: [f"new {ref.key}"], writer)
     found = contents(tmp_path / "made")
     assert list(found) == [f"00000/a folder/v%2E{number}" for number in range(3)]
     assert found["00000/a folder/v%2E1"][0] == {
