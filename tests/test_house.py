@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "contracts": set(),
     "runtime": {"runtime"},
     **{wing: {"contracts", "runtime", wing} for wing in WINGS},
-    "config": set(),
+    "config": {"config"},
     "training": {"contracts", "runtime", "config", "training"} | WINGS,
     **{floor: {"contracts", "runtime", "config", "training"} | WINGS | UPPER for floor in UPPER},
 }

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tgm_scale import config as configuration
-from tgm_scale.config import (
+from tgm_scale.config.sections import (
     CheckpointConfig,
     Config,
     DeepSpeedConfig,

@@ -1,0 +1,39 @@
+"""The typed configuration of a run: strict YAML sections, dotted overrides, checks that need no GPU.
+
+`load("configs/x.yaml", ["train.steps=100"])` returns a frozen `Config` or raises ValueError with every mistake in it:
+the key, what was found, what was wanted, the nearest key that exists.
+"""
+
+from tgm_scale.config.files import (
+    CONFIGS,
+    all_keys,
+    checked,
+    digest_tree,
+    dump,
+    from_tree,
+    lay_over,
+    load,
+    packaged,
+    read_for_a_start,
+    read_tree,
+)
+from tgm_scale.config.sections import Config, DataConfig, OptimConfig, RunSettings, Section
+
+__all__ = [
+    "CONFIGS",
+    "Config",
+    "DataConfig",
+    "OptimConfig",
+    "RunSettings",
+    "Section",
+    "all_keys",
+    "checked",
+    "digest_tree",
+    "dump",
+    "from_tree",
+    "lay_over",
+    "load",
+    "packaged",
+    "read_for_a_start",
+    "read_tree",
+]

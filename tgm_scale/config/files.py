@@ -1,0 +1,210 @@
+"""Configurations in files and from the command line: found, read, laid over, checked, written."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from tgm_scale.config.sections import Config, Section
+from tgm_scale.runtime.outside.yaml_text import yaml_of
+
+# in a wheel within the package, in a checkout beside it
+_IN_WHEEL = Path(__file__).parents[1] / "configs"
+CONFIGS = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[2] / "configs"
+
+Kind = TypeVar("Kind", bound=Section)  # of configuration: a pretraining run's, or another made of the same sections
+
+
+def _read_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml_of(text)
+    except ValueError as error:
+        raise ValueError(f"{origin}: not valid YAML: {error}") from None
+
+
+def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """The configuration of a pretraining run in a YAML file, with `section.key=value` overrides laid over it.
+
+    Raises ValueError that lists every mistake."""
+    return checked(read_for_a_start(path, overrides), str(path), Config, overrides)
+
+
+def packaged(path: str | Path, ending: str) -> Path:
+    """The file at a path, else the one that comes with the project under this name: `configs/debug.yaml` and `debug`
+    are found from any folder. The path itself where there is neither."""
+    given = Path(path)
+    if given.is_file() or given.is_absolute():
+        return given
+    inner = Path(*given.parts[1:]) if given.parts[:1] == ("configs",) else given
+    for name in (inner, inner.with_name(inner.name + ending)) if inner.name and ".." not in inner.parts else ():
+        if (CONFIGS / name).is_file():
+            return CONFIGS / name
+    return given
+
+
+def _packaged_names() -> str:
+    return ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
+
+
+def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
+    """Nested dictionaries from a YAML file with overrides laid over it, not checked yet. Raises ValueError."""
+    file = packaged(path, ".yaml")
+    if not file.is_file():
+        what = "a folder: name a YAML file in it" if file.is_dir() else f"no such file; packaged: {_packaged_names()}"
+        raise ValueError(f"--config {path}: {what}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"--config {path}: not a text file; wanted YAML, such as configs/debug.yaml") from None
+    tree = _read_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
+    return lay_over(tree, overrides)
+
+
+def read_for_a_start(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
+    """`read_tree`, and the DeepSpeed JSON that it names is found: in the working folder, in that of the configuration
+    or the one above, or among those that come with the project. Raises ValueError where it is nowhere."""
+    tree, file = read_tree(path, overrides), packaged(path, ".yaml")
+    section: Any = tree.get("deepspeed")
+    name = section.get("config") if isinstance(section, dict) else None
+    if not isinstance(name, str) or Path(name).is_file():
+        return tree
+    folders = file.resolve().parents[:2]
+    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if found is None and packaged(name, ".json").is_file():
+        return tree
+    if found is None:
+        looked = ", ".join(dict.fromkeys(str(folder / name) for folder in (Path.cwd(), *folders)))
+        raise ValueError(f"{file}: deepspeed.config={name}: no such file (looked for {looked})")
+    section["config"] = str(found)
+    return tree
+
+
+def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
+    """Set each `section.key=value` in nested dictionaries. Raises ValueError for what is no such thing."""
+    for override in overrides:
+        _override(tree, override)
+    return tree
+
+
+def _override(tree: dict, override: str) -> None:
+    name, equals, value = override.partition("=")
+    parts = name.split(".")
+    if not equals or not all(parts):
+        raise ValueError(f"'{override}': wanted section.key=value, such as train.steps=100")
+    node = tree
+    for part in parts[:-1]:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise ValueError(f"'{override}': {part} is a value, not a section")
+    node[parts[-1]] = _read_yaml(value, f"'{override}'")
+    steps_or_epochs = {"train.steps": "epochs", "train.epochs": "steps"}
+    if name in steps_or_epochs and node[parts[-1]] is not None:
+        node[steps_or_epochs[name]] = None  # the override wins over the other way to say the length
+
+
+def from_tree(tree: dict, origin: str = "configuration") -> Config:
+    """A checked configuration from nested dictionaries. Raises ValueError that lists every mistake."""
+    return checked(tree, origin, Config)
+
+
+def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tuple[str, ...] = ()) -> Kind:
+    """`from_tree` for any kind of configuration; mistakes in the overrides are told as the command line's, and those
+    that several keys make together as of both, where an override may be one of them."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        given = [override.partition("=")[0] for override in overrides]
+        of: dict[str, list[str]] = {}
+        for item in error.errors():
+            name = ".".join(map(str, item["loc"]))
+            of.setdefault(_whose(name, given, origin), []).append(_explain(item, kind))
+        raise ValueError("\n".join(f"{where}:\n  " + "\n  ".join(lines) for where, lines in of.items())) from None
+
+
+def _whose(name: str, given: list[str], origin: str) -> str:
+    """Where the value of a key was given, or the values of a section (of all: '') that do not go together."""
+    if any(f"{name}.".startswith(f"{one}.") for one in given):
+        return "command line"
+    together = any(not name or one.startswith(f"{name}.") for one in given)
+    return f"{origin} and the command line" if together else origin
+
+
+def _explain(item: Any, kind: type[Section]) -> str:
+    location = [str(part) for part in item["loc"]]
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _keys_beside(location, kind)
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        elsewhere = [key for key in all_keys(kind) if key.rsplit(".", 1)[-1] == location[-1]]
+        if close:
+            hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?"
+        elif elsewhere:
+            hint = f"did you mean {elsewhere[0]}?"
+        else:
+            hint = f"known here: {', '.join(known)}"
+        return f"{name}: unknown key; {hint}"
+    if item["type"] == "missing":
+        return f"{name}: missing; give it in the file or as {name}=VALUE"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"{name}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _keys_beside(location: list[str], kind: type[Section]) -> list[str]:
+    model: Any = kind
+    for part in location[:-1]:
+        field = model.model_fields.get(part)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
+        if not sections:
+            return []
+        model = sections[0]
+    return list(model.model_fields)
+
+
+def all_keys(kind: type[Section] = Config) -> list[str]:
+    """Every `section.key` of a kind of configuration, in order."""
+    sections: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
+    return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
+
+
+def dump(config: Section) -> str:
+    """The configuration as YAML that `load` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def digest_tree(config: Section) -> dict[str, Any]:
+    """The keys that decide the numbers of a run; a run folder goes on only where these are equal.
+
+    What is left out changes speed, place or output alone: workers, micro batch, engine settings, logs."""
+    tree = config.model_dump(mode="json")
+    for section, names in {
+        "run": ["dir"],
+        "data": [
+            "workers",
+            "decoder",
+            "max_skipped_share",
+            "max_left_out_share",
+            "shards",
+            "cache",
+            "root",
+            "patience",
+        ],
+        "guidance": ["compile", "own_stream"],
+        "model": ["attention", "activation_checkpointing", "compile"],
+        "train": ["micro_batch_size", "max_minutes"],
+        "faults": ["rollbacks", "hang_seconds", "start_seconds"],
+    }.items():
+        for name in names:
+            tree.get(section, {}).pop(name, None)
+    for section in ("deepspeed", "checkpoint", "log", "knn"):
+        tree.pop(section, None)
+    return tree
