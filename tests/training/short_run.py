@@ -11,17 +11,22 @@ from launch import ROOT, command, environment
 
 from tgm_scale.training.metrics import read_metrics
 
-CONFIG = """
+MODEL = """
 run: {{dir: {run}}}
 data: {{shards: {shards}, frames: 4, stride: 2, size: 32, workers: 0, max_skipped_share: 0.9}}
 masking: {{recipe: random, mask_ratio: 0.6}}
 objective: {{contrastive_weight: 0}}
 model: {{size: tiny}}
+"""
+CONFIG = (
+    MODEL
+    + """
 optim: {{base_lr: 3e-2}}
 train: {{steps: 400, global_batch_size: 8, micro_batch_size: 4}}
 checkpoint: {{every: 5, keep: 2}}
 log: {{every: 1, tensorboard: false}}
 """
+)
 
 
 def arguments(config: Path, *overrides: str) -> list[str]:

@@ -7,22 +7,21 @@ from collections import Counter
 from pathlib import Path
 
 from launch import run
+from short_run import MODEL
 
 from tgm_scale.training.metrics import read_metrics
 
 KILLS, SEED = 3, 32  # with this seed the three kills meet three moments and three victims
 
-CONFIG = """
-run: {{dir: {run}}}
-data: {{shards: {shards}, frames: 4, stride: 2, size: 32, workers: 0, max_skipped_share: 0.9}}
-masking: {{recipe: random, mask_ratio: 0.6}}
-objective: {{contrastive_weight: 0}}
-model: {{size: tiny}}
+CONFIG = (
+    MODEL
+    + """
 optim: {{base_lr: 3e-2}}
 train: {{steps: 38, global_batch_size: 8, micro_batch_size: 4}}
 deepspeed: {{stage: 2}}
 log: {{every: 100, tensorboard: false}}
 """
+)
 
 
 def test_random_kills_leave_no_trace_in_the_curve(tmp_path: Path, shards: Path) -> None:

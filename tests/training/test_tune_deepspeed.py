@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 from launch import run
+from short_run import MODEL
 
-CONFIG = """
-run: {{dir: {run}}}
-data: {{shards: {shards}, frames: 4, stride: 2, size: 32, workers: 0, max_skipped_share: 0.9}}
-masking: {{recipe: random, mask_ratio: 0.6}}
-objective: {{contrastive_weight: 0}}
-model: {{size: tiny}}
+CONFIG = (
+    MODEL
+    + """
 train: {{steps: 400, global_batch_size: 8, micro_batch_size: 8}}
 """
+)
 
 
 @pytest.fixture
