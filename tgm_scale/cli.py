@@ -10,6 +10,7 @@ from operator import attrgetter
 
 from tgm_scale import __version__
 from tgm_scale.runtime.command import FAILED, USER_MISTAKE
+from tgm_scale.runtime.secrets import tree_without_secrets
 from tgm_scale.runtime.terminal import message, outlive_the_terminal
 
 _EXAMPLES = """examples:
@@ -193,7 +194,7 @@ def _config(options: argparse.Namespace) -> int:
     resolved = settings.load_any(options.config, options.overrides)
     known = config.all_keys(type(resolved))
     if options.key is None:
-        print(message(config.dump(resolved)), end="")
+        print(config.written(tree_without_secrets(resolved.model_dump(mode="json"))), end="")
     elif options.key in known:
         value = message(str(attrgetter(options.key)(resolved)))
         print((f"tgm-scale: {options.key}=" if options.marked else "") + value)

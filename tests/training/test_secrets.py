@@ -28,6 +28,32 @@ def test_no_file_of_a_run_has_them_and_a_new_signature_goes_on(tmp_path: Path) -
         assert not [secret for secret in ("passw0rd", "5ec2e7", "0ther", "me:") if secret in written]
 
 
+@pytest.mark.parametrize(
+    "path", ["a/" + "ü" * 20 + "/{00000..00099}.tar", "My Videos/a.tar", "it's/a.tar", 'a"b/a.tar']
+)
+@pytest.mark.parametrize("query", ["X-Amz-Signature=SECRET", "SECRET", "k=it's SECRET&sig=SECRET", 'k=v"SECRET'])
+def test_no_address_hides_them_and_the_run_goes_on(tmp_path: Path, path: str, query: str) -> None:
+    """YAML and JSON escape letters and end lines amid an address; a folder of an earlier version has the secrets."""
+    address = f"https://host/{path}?{query}"
+    found = config.from_tree(
+        {
+            "run": {"dir": str(tmp_path / "run")},
+            "data": {"shards": address},
+            "objective": {"contrastive_weight": 0},
+            "knn": {"every": 2, "train": address, "test": address},
+            "train": {"steps": 1},
+        }
+    )
+    for _ in range(2):
+        folder = run_folder.claim(found)
+        run_folder.describe(folder, found, [{"name": "a", "first": [address]}], {}, 0)
+        assert "SECRET" not in "".join(file.read_text() for file in folder.rglob("*") if file.is_file())
+        assert run_folder.read_data(folder)[0]["name"] == "a"
+        assert config.read_tree(folder / "config.yaml")["data"]["shards"].startswith(f"https://host/{path}?")
+    (folder / "config.yaml").write_text(config.dump(found))
+    run_folder.claim(found)
+
+
 def test_the_printed_configuration_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "--config", "debug", *settings(tmp_path, ADDRESS)]) == 0
     assert cli.main(["config", "--config", "debug", *settings(tmp_path, ADDRESS), "--key", "data.shards"]) == 0

@@ -16,6 +16,7 @@ from tgm_scale.config.files import (
     packaged,
     read_for_a_start,
     read_tree,
+    written,
 )
 from tgm_scale.config.sections import Config, DataConfig, OptimConfig, RunSettings, Section
 
@@ -36,4 +37,5 @@ __all__ = [
     "packaged",
     "read_for_a_start",
     "read_tree",
+    "written",
 ]

@@ -178,7 +178,12 @@ def all_keys(kind: type[Section] = Config) -> list[str]:
 
 def dump(config: Section) -> str:
     """The configuration as YAML that `load` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return written(config.model_dump(mode="json"))
+
+
+def written(tree: dict[str, Any]) -> str:
+    """A configuration's tree as YAML."""
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def digest_tree(config: Section) -> dict[str, Any]:

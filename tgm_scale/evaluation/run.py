@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tgm_scale import config as configuration
 from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.data.lists import Role
 from tgm_scale.evaluation import attentive, epic, knn, probe, results
@@ -23,7 +22,6 @@ from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_l
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.runtime.distributed import Control, Place, find_place, refuse_hidden_gpus
 from tgm_scale.runtime.progress import Board
-from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.training import engine, run_folder
 
 
@@ -98,7 +96,7 @@ def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
 def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: Board) -> Clips:
     """Cached features of a part, below the run folder. Collective."""
     if at.place.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
-        run_folder.replace_file(at.folder / "config.yaml", without_secrets(configuration.dump(at.config)))
+        run_folder.replace_file(at.folder / "config.yaml", run_folder.shown(at.config))
     data, encoder = at.config.data, at.encoder
     views = encoder.views(
         stride=data.stride or encoder.stride,

@@ -17,10 +17,22 @@ def without_secrets(text: str) -> str:
     return _QUERY.sub(lambda found: found[1] + _VALUE.sub("=***", found[2]), _LOGIN.sub("***@", text))
 
 
+def _address_without_secrets(address: str) -> str:
+    """The same for text that is one address, whatever letters it has."""
+    before, mark, query = address.partition("?")
+    parts = [
+        f"{name}=***" if given else "***" for name, given, _ in (part.partition("=") for part in query.split("&"))
+    ]
+    return _LOGIN.sub("***@", before) + mark + ("&".join(parts) if query else "")
+
+
 def tree_without_secrets(tree: Any) -> Any:
-    """`without_secrets` for all text in nested dictionaries and lists."""
+    """Nested dictionaries and lists, all text in them without secrets: before it is made YAML or JSON, whose escapes
+    and line ends would hide an address."""
     if isinstance(tree, dict):
         return {key: tree_without_secrets(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
         return [tree_without_secrets(value) for value in tree]
-    return without_secrets(tree) if isinstance(tree, str) else tree
+    if isinstance(tree, str):
+        return _address_without_secrets(tree) if tree.startswith(("http://", "https://")) else without_secrets(tree)
+    return tree

@@ -30,7 +30,7 @@ from tgm_scale.config import RunSettings
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.outside.json_text import json_file, json_object, json_of
-from tgm_scale.runtime.secrets import tree_without_secrets, without_secrets
+from tgm_scale.runtime.secrets import tree_without_secrets
 from tgm_scale.training import manifest, origins
 
 
@@ -83,8 +83,8 @@ def owned(folder: Path, control: Control) -> Iterator[None]:
 
 
 def _refuse_other_run(config: RunSettings, file: Path) -> None:
-    there = configuration.digest_tree(configuration.checked(configuration.read_tree(file), str(file), type(config)))
-    here = tree_without_secrets(configuration.digest_tree(config))
+    before = configuration.checked(configuration.read_tree(file), str(file), type(config))
+    there, here = (tree_without_secrets(configuration.digest_tree(one)) for one in (before, config))
     differing = [
         f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
         for section, values in here.items()
@@ -99,6 +99,11 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
         )
 
 
+def shown(config: configuration.Section) -> str:
+    """A configuration as YAML to print and keep: its addresses let nobody in."""
+    return configuration.written(tree_without_secrets(config.model_dump(mode="json")))
+
+
 def describe(
     folder: Path, config: RunSettings, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int
 ) -> None:
@@ -111,10 +116,10 @@ def describe(
                 f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): "
                 "restore the shards, or start a new run folder with train.init_from"
             )
-    replace_file(folder / "config.yaml", without_secrets(configuration.dump(config)))
-    replace_file(data_file, without_secrets(json.dumps(corpora, indent=1)))
+    replace_file(folder / "config.yaml", shown(config))
+    replace_file(data_file, json.dumps(tree_without_secrets(corpora), indent=1))
     read = origins.renewed(config.model_dump(mode="json"), origins.read(folder), step)
-    replace_file(folder / origins.FILE, without_secrets(json.dumps(read, indent=1)))
+    replace_file(folder / origins.FILE, json.dumps(tree_without_secrets(read), indent=1))
     replace_file(folder / "plan.json", json.dumps(plan, indent=1))
     with (folder / "environment.jsonl").open("a") as stream:
         stream.write(json.dumps(environment() | {"step": step}) + "\n")
