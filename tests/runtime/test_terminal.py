@@ -58,3 +58,18 @@ def test_text_of_others_is_escaped_and_the_languages_of_the_world_are_not() -> N
 def test_a_message_with_a_name_of_others_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status", "no\x1b[31mrun"]) == 2
     assert r"no\x1b[31mrun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_stream_that_was_closed_before_the_start_is_nowhere(tmp_path: Path, closed: int) -> None:
+    line = f'exec "$0" -c "$1" "$2" {closed}>&-'
+    arguments = ["bash", "-c", line, sys.executable, PRINTS, str(tmp_path / "file")]
+    done = subprocess.run(arguments, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."}, capture_output=True)
+    assert done.returncode == 0 and (tmp_path / "file").read_text() == "went on"
+
+
+def test_a_letter_that_a_stream_cannot_have_is_its_escape() -> None:
+    prints = "from tgm_scale.runtime.terminal import outlive_the_terminal as go; go(); print('caf\u00e9')"
+    environment = {**os.environ, "PYTHONPATH": ".", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", prints], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "caf\\xe9\n")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 import unicodedata
+from collections.abc import Iterable
 from typing import Any, TextIO, cast
 
 from tgm_scale.runtime.secrets import without_secrets
@@ -38,8 +40,18 @@ def _escape(letter: str) -> str:
 
 
 def outlive_the_terminal() -> None:
-    """From here on a failed write to stdout or stderr costs its text alone: results are in the run folder."""
-    sys.stdout, sys.stderr = cast(TextIO, Outliving(sys.stdout)), cast(TextIO, Outliving(sys.stderr))
+    """From here on a failed write to stdout or stderr costs its text alone: results are in the run folder.
+
+    A stream that was closed before the start (`>&-`) is nowhere, and a letter that it cannot have is its escape."""
+    sys.stdout, sys.stderr = (cast(TextIO, Outliving(_open(stream))) for stream in (sys.stdout, sys.stderr))
+
+
+def _open(stream: TextIO | None) -> TextIO:
+    if stream is None:
+        return open(os.devnull, "w")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 class Outliving:
@@ -54,6 +66,10 @@ class Outliving:
         except OSError as error:
             self._lost(error)
             return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def flush(self) -> None:
         try:
