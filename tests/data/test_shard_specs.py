@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 from tars import make_corpus, write_tar
 
+from tgm_scale.data import storage
 from tgm_scale.data.index import Corpus
 
 
@@ -46,3 +47,21 @@ def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):
     fill = partial(str.format, folder=tmp_path)
     with pytest.raises(ValueError, match=complaint):
         Corpus.open([part.format(folder=tmp_path) for part in spec] if isinstance(spec, list) else fill(spec))
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://***@host/00000.tar", "give the whole address anew"),
+        ("https://host/00000.tar?sig=***", "give the whole address anew"),
+        ("https://host/*.tar?sig=a", "name its shards, by braces"),
+        ("https://host/folder/?sig=a", "name its shards, by braces"),
+    ],
+)
+def test_addresses_that_cannot_be_listed_say_so(address, words):
+    with pytest.raises(ValueError, match=words):
+        storage.expand(address)
+
+
+def test_brackets_of_a_host_are_no_pattern():
+    assert storage.expand("http://[::1]:9/{00000..00001}.tar") == [f"http://[::1]:9/0000{n}.tar" for n in (0, 1)]

@@ -93,12 +93,21 @@ def _expand_path(item: str) -> list[str]:
 
 
 def _expand_url(item: str) -> list[str]:
-    if _is_shard(item) and not glob.has_magic(split_query(item)[0]):
+    before, query = split_query(item)
+    if "***@" in before or query.endswith("=***"):
+        raise ValueError(f"{item!r}: *** stands for what was not kept in a run's files: give the whole address anew")
+    pattern = glob.has_magic(before.partition("://")[2].partition("/")[2])  # a host may have brackets: [::1]
+    if _is_shard(item) and not pattern:
         return [item]
+    if query:
+        raise ValueError(
+            f"{without_secrets(item)!r}: a folder or a pattern with a query behind it cannot be listed: name its "
+            "shards, by braces such as {00000..00099}.tar"
+        )
     system, path = file_system(item)
 
     def look() -> list[str]:
-        return system.glob(path) if glob.has_magic(split_query(path)[0]) else system.ls(path, detail=False)
+        return system.glob(path) if pattern else system.ls(path, detail=False)
 
     try:
         found = retrying(look, item)
