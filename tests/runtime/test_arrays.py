@@ -75,3 +75,21 @@ def test_a_field_that_is_missing_is_named_beside_those_found(tmp_path: Path) -> 
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=r"a\.npz"):
             fields_of(file, ["shape"], 100)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("|S0", "(1099511627776,)"), ("|V0", "(3,)"), ("<f4", "(True,)")])
+def test_numbers_of_no_bytes_and_sides_of_no_number_are_refused(kind: str, shape: str) -> None:
+    header = f"{{'descr':'{kind}','fortran_order':False,'shape':{shape}}}".encode()
+    header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
+    with pytest.raises(ValueError, match="bytes each"):
+        array_of(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(4))
+
+
+def test_an_archive_that_points_before_its_beginning_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones(3))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    end = data.rindex(b"PK\x05\x06")
+    data[end + 16 : end + 20] = (len(data) * 2).to_bytes(4, "little")  # where the directory begins
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.npz: no whole \.npz file"):
+        fields_of(tmp_path / "a.npz", ["x"], 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import zipfile
@@ -24,6 +25,8 @@ def array_of(data: bytes) -> np.ndarray:
     except Exception as error:  # the header is Python's source: numpy's reader has many words for what is wrong in it
         raise ValueError(f"no .npy file ({type(error).__name__}: {str(error)[:200]})") from None
     count, size = math.prod(shape), len(data) - stream.tell()
+    if not dtype.itemsize or any(isinstance(side, bool) for side in shape):
+        raise ValueError(f"shape {shape} of {dtype.itemsize} bytes each")
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError("holds objects, which are never unpickled" if dtype.hasobject else f"shape {shape}")
     if count * dtype.itemsize != size:
@@ -45,6 +48,10 @@ def fields_of(file: Path, wanted: Sequence[str], largest: int) -> list[np.ndarra
         raise ValueError(f"{file}: no whole .npz file ({error})") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise ValueError(f"{file}: no whole .npz file (it points before its beginning)") from None
     return found
 
 
