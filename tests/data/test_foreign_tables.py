@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.data.annotation_files import files_of, lines_of
+from tgm_scale.data.foreign_tables import foreign_table
 from tgm_scale.data.index import Corpus
 from tgm_scale.evaluation.labelled import open_labelled
 
@@ -91,3 +92,15 @@ def test_a_dataset_of_hugging_face_is_told_by_its_files(tmp_path: Path, parts: l
         assert "a dataset of Hugging Face" in told and ("in parts (test, train)" in told) == bool(parts)
         names, texts = calls(told)
         assert "datasets.load_from_disk" in names and str(tmp_path / "d" / (parts or [""])[0]) in texts
+
+
+def test_the_command_writes_over_nobodys_file(tmp_path: Path) -> None:
+    for name, others in (("rows.parquet", ["rows.jsonl", "rows_.jsonl"]), ("named.jsonl", [])):
+        (tmp_path / name).write_bytes(b"PAR1zzzz")
+        for other in others:
+            (tmp_path / other).write_text("{}")
+        said = foreign_table(str(tmp_path / name))
+        assert (
+            said is not None
+            and f"{name.partition('.')[0]}{'_' * max(1, len(others))}.jsonl" in said.split("to_json")[1]
+        )

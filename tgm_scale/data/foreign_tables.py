@@ -73,7 +73,10 @@ def _command(path: str, reader: str) -> str:
     path = re.sub(r"\{[^}]*\}", "*", path)
     folder, name = os.path.split(path.rstrip("/"))
     stem = os.path.splitext(name)[0].replace("*", "").replace("?", "") or "all"
-    said, written = json.dumps(path), json.dumps(os.path.join(folder, f"{stem}.jsonl"))
+    written_to = os.path.join(folder, f"{stem}.jsonl")
+    while os.path.exists(written_to):  # nobody's file is written over
+        written_to = written_to.removesuffix(".jsonl") + "_.jsonl"
+    said, written = json.dumps(path), json.dumps(written_to)
     library = reader.partition(".")[0]
     table = f"{reader}({said})"
     if glob.has_magic(path):
