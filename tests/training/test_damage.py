@@ -178,8 +178,8 @@ def test_a_damaged_line_costs_itself(tmp_path: Path, bad: bytes, capsys: pytest.
 
 def test_a_figure_that_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path, 0, tensorboard=False)
-    metrics.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "update_refused": False}, [])
-    metrics.write({"step": 2, "loss": 2.0, "grad_norm": 1.0, "update_refused": False}, [])
+    metrics.write({"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "update_refused": False})
+    metrics.write({"step": 2, "loss": 2.0, "grad_norm": 1.0, "update_refused": False})
     metrics.close()
 
     def refuse(word: str) -> None:

@@ -16,11 +16,11 @@ def test_tensorboard_has_each_step_once_after_a_kill(tmp_path: Path, going_on: i
 
     killed = Metrics(tmp_path, 0, tensorboard=True)
     for step in (1, 2, 3):
-        killed.write({"step": step, "loss": 1.0}, [])
+        killed.write({"step": step, "loss": 1.0})
     killed.flush()
     again = Metrics(tmp_path, going_on, tensorboard=True)
     for step in range(going_on + 1, 5):
-        again.write({"step": step, "loss": 2.0}, [])
+        again.write({"step": step, "loss": 2.0})
     again.close()
     board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     rows = [(event.step, event.value) for event in board.Scalars("loss")]

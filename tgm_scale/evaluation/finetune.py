@@ -134,7 +134,8 @@ class _Run:
             self.progress.step = step + 1
             self.progress.updates += result.updated
             self.progress.losses = list(judge.recent)
-            named = self._count(problems) if broken else []
+            if broken or self.progress.step == self.parts.steps:
+                self._count(problems, metrics)
             ended = time.perf_counter()
             if metrics is not None:
                 times = Times(ended - began, loaded - began, 0.0)
@@ -143,7 +144,7 @@ class _Run:
                     step + 1, result, times, clips, repeats, learning_rate, self.progress.skipped,
                     parts.throughput, self.place.world_size,
                 )  # fmt: skip
-                metrics.write(values, named)
+                metrics.write(values)
                 line.show(values)
             began = ended
             if judge.refused_in_a_row >= config.faults.refused_before_rollback:
@@ -202,13 +203,15 @@ class _Run:
             outcome.loss, None, None, None, None, outcome.grad_norm, outcome.refusal, outcome.updated, digest
         )
 
-    def _count(self, own: list[Problem]) -> list[Problem]:
-        """Every rank's broken samples of this step, counted."""
+    def _count(self, own: list[Problem], metrics: Metrics | None) -> None:
+        """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""
         named = [problem for rank in self.control.gather(own) for problem in rank]
+        if metrics is not None:
+            metrics.name(self.progress.step, named)
         seen = self.progress.step * build.samples_per_step(setup.shared(self.config))
         limit = self.config.data.max_skipped_share
-        self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit)
-        return named
+        last = self.progress.step == self.parts.steps
+        self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit, last)
 
 
 def _digest(batches: list[Batch]) -> int:

@@ -168,7 +168,8 @@ class _Run:
             self.progress.step = step + 1
             self.progress.updates += result.updated
             self.progress.losses = list(judge.recent)
-            named = self._count(problems) if broken else []
+            if broken or self.progress.step == self.steps:
+                self._count(problems, metrics)
             guiding = self.guide.clock.seconds()
             watchdog.book(guiding if self.place.device.type == "cuda" else 0.0, "guidance", "update")
             ended = time.perf_counter()
@@ -185,7 +186,7 @@ class _Run:
                     self.throughput,
                     self.place.world_size,
                 )
-                metrics.write(values | self.guide.figures() | watched, named)
+                metrics.write(values | self.guide.figures() | watched)
                 line.show(values)
                 self.guide.warn_once()
             began = time.perf_counter() if watched else ended
@@ -230,13 +231,15 @@ class _Run:
         self.watchdog.at(self.progress.step, "checkpoint")  # as patient
         return self.watch(self.engine.module.model)
 
-    def _count(self, own: list[Problem]) -> list[Problem]:
-        """Every rank's broken samples of this step, counted."""
+    def _count(self, own: list[Problem], metrics: Metrics | None) -> None:
+        """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""
         named = [problem for rank in self.control.gather(own) for problem in rank]
+        if metrics is not None:
+            metrics.name(self.progress.step, named)
         seen = self.progress.step * build.samples_per_step(self.config)
         limit = self.config.data.max_skipped_share
-        self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit)
-        return named
+        last = self.progress.step == self.steps
+        self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit, last)
 
     def _refused(self, judge: Judge, result: StepResult, batches: list[Batch]) -> None:
         """Name the samples of a refused update. Raises _RollBack after too many in a row."""

@@ -40,11 +40,14 @@ class Metrics:
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, row: dict[str, Any], problems: list[Problem]) -> None:
-        """A step's row, and its broken samples of all ranks. Raises OSError that names the file."""
-        row = finite(row)
+    def name(self, step: int, problems: list[Problem]) -> None:
+        """A step's broken samples of all ranks. Raises OSError that names the file."""
         for problem in problems:
-            _append(self._skipped, {"step": row["step"], **asdict(problem)})
+            _append(self._skipped, {"step": step, **asdict(problem)})
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A step's row. Raises OSError that names the file."""
+        row = finite(row)
         _append(self._stream, row)
         if self._board is not None:
             for name, value in row.items():

@@ -12,6 +12,7 @@ from tgm_scale.training.step import StepResult
 from tgm_scale.training.throughput import Throughput
 
 _ENOUGH_TO_JUDGE = 64  # samples before the share of broken ones can stop a run
+_NONE_WHOLE = 4  # samples, all broken, that can: at a share of 0.1 once in 10,000 runs
 
 
 @dataclass
@@ -59,13 +60,18 @@ def row(
     return values | {name: value for name, value in of_device.items() if value is not None}
 
 
-def count_problems(skipped: dict[str, int], problems: list[Problem], seen: int, limit: float) -> dict[str, int]:
-    """Broken samples so far by reason, the new ones added. Raises ValueError above the share that is tolerated."""
+def count_problems(
+    skipped: dict[str, int], problems: list[Problem], seen: int, limit: float, last: bool
+) -> dict[str, int]:
+    """Broken samples so far by reason, the new ones added. Raises ValueError above the share that is tolerated: once
+    there are enough to judge, in the last step, and early where none was whole."""
     counts = Counter(skipped) + Counter(problem.reason for problem in problems)
-    if seen >= _ENOUGH_TO_JUDGE and counts.total() > limit * seen:
+    judged = last or seen >= _ENOUGH_TO_JUDGE or counts.total() >= max(seen, _NONE_WHOLE)
+    if judged and counts.total() > limit * seen:
+        first = f"; such as {problems[0].key}: {problems[0].reason}: {problems[0].detail}" if problems else ""
         listed = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
         raise ValueError(
-            f"{counts.total()} of {seen} samples were broken ({listed}), more than data.max_skipped_share={limit}: "
-            "skipped.jsonl in the run folder names them; mend the shards or raise the limit"
+            f"{counts.total()} of {seen} samples were broken ({listed}), more than data.max_skipped_share={limit}"
+            f"{first}. skipped.jsonl in the run folder names all; mend the data or raise the limit"
         )
     return dict(sorted(counts.items()))
