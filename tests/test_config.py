@@ -71,6 +71,18 @@ def test_overrides_are_typed_and_dumps_load_back(file: Path) -> None:
     assert config.load(file) == loaded
 
 
+def test_shards_of_ones_own_are_never_made(file: Path) -> None:
+    file.write_text(file.read_text().replace("data: {", "data: {synthetic: {clips: 9}, ", 1))
+    made = config.load(file).data.synthetic
+    assert made is not None and made.clips == 9
+    assert config.load(file, ["data.shards=x"]).data.synthetic is None
+    assert config.load(file, ["data.shards=[a, b]"]).data.synthetic is None
+    asked_for = config.load(file, ["data.shards=x", "data.synthetic.seed=3"]).data.synthetic
+    assert asked_for is not None and (asked_for.clips, asked_for.seed) == (9, 3)
+    with pytest.raises(ValueError, match="data"):
+        config.load(file, ["data.shards=x", "data=3"])
+
+
 def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
     assert config.load(file, ["train.epochs=2"]).train.steps is None
 

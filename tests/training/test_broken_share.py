@@ -1,4 +1,4 @@
-"""When the share of broken samples ends a run: at once where none is whole, and in the last step however short it is."""
+"""When the share of broken samples ends a run: at once where none is whole, and in the last step at the latest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def broken(count: int) -> list[Problem]:
         (0, 1, 10, True, False),
     ],
 )
-def test_the_share_is_judged_early_late_and_at_the_end(so_far: int, now: int, seen: int, last: bool, stops: bool) -> None:
+def test_the_share_is_judged_early_and_at_the_end(so_far: int, now: int, seen: int, last: bool, stops: bool) -> None:
     skipped = {"damaged": so_far} if so_far else {}
     if not stops:
         assert count_problems(skipped, broken(now), seen, 0.1, last) == {"damaged": so_far + now}

@@ -210,6 +210,7 @@ def test_a_command_ends_with_code_2_before_anything_is_made(tmp_path: Path, comm
     file = tmp_path / "ds.json"
     file.write_text('{"zero_optimisation": {"stage": 2}}')
     given = [f"deepspeed.config={file}", f"run.dir={tmp_path}/run", f"data.shards={tmp_path}/shards"]
+    given.append("data.synthetic.clips=64")
     ended = subprocess.run(
         [sys.executable, "-m", "tgm_scale", command, "--config", str(ROOT / "configs/debug.yaml"), *given],
         env=environment(),

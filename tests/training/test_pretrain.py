@@ -270,12 +270,29 @@ def test_weights_of_another_run_start_a_new_one(config: Path, undisturbed: Path)
     assert losses(other)[0][3] < losses(undisturbed)[0][3], "it starts where the other ended"
 
 
-@pytest.mark.parametrize("name", ["clips.csv", "a.csv,b.csv", "*.tar"])
-def test_no_corpus_is_made_at_the_name_of_a_missing_file(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("clips", ()),
+        ("clips.csv", ()),
+        ("clips.csv", ("data.synthetic.clips=8",)),
+        ("*.tar", ("data.synthetic.clips=8",)),
+        ("a.csv,b.csv", ("data.synthetic={clips: 8}",)),
+    ],
+)
+def test_no_corpus_is_made_at_the_name_of_missing_clips(
+    name: str, more: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """configs/debug.yaml makes its corpus; a mistake in data.shards must not become one."""
-    given = [f"data.shards={tmp_path / name}", f"run.dir={tmp_path / 'run'}"]
+    given = [f"data.shards={tmp_path / name}", f"run.dir={tmp_path / 'run'}", *more]
     assert cli.main(["pretrain", "--config", str(ROOT / "configs" / "debug.yaml"), *given]) == 2
     assert f"data.shards={tmp_path / name}: no such file" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_is_made_where_it_is_asked_for_and_gone_on_with(tmp_path: Path) -> None:
+    command = ["-m", "tgm_scale", "pretrain", "--config", "debug", f"data.shards={tmp_path}/made", "train.steps=1"]
+    command += [f"run.dir={tmp_path}/run"]
+    first = run(1, [*command, "data.synthetic.clips=8"])
+    assert f"there is no {tmp_path}/made: making a corpus of 8 clips there" in first.stdout
+    assert "all 1 steps were done before" in run(1, command).stdout

@@ -27,12 +27,12 @@ ALONE = Place(0, 1, 0, torch.device("cpu"))
 
 
 def config(folder: Path, *overrides: str) -> Config:
-    given = [f"run.dir={folder}/run", f"data.shards={folder}/shards", *overrides]
+    given = [f"run.dir={folder}/run", f"data.shards={folder}/shards", "data.synthetic.clips=64", *overrides]
     return configuration.load(ROOT / "configs/debug.yaml", given)
 
 
 def preflight(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    given = [f"run.dir={folder}/run", f"data.shards={folder}/shards", *arguments]
+    given = [f"run.dir={folder}/run", f"data.shards={folder}/shards", "data.synthetic.clips=64", *arguments]
     command = [sys.executable, "-m", "tgm_scale", "preflight", "--config", "debug", *given]
     return subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=200)
 
@@ -92,7 +92,7 @@ def test_cards_that_nccl_cannot_use_are_named(tmp_path: Path) -> None:
 def test_checkpoints_that_cannot_be_written_end_a_start_at_once(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").touch()
-    given = [f"run.dir={tmp_path}/run", f"data.shards={tmp_path}/shards"]
+    given = [f"run.dir={tmp_path}/run", f"data.shards={tmp_path}/shards", "data.synthetic.clips=64"]
     ended = subprocess.run(
         [sys.executable, "-m", "tgm_scale", "pretrain", "--config", "debug", *given],
         env=environment(),

@@ -86,9 +86,16 @@ def read_for_a_start(path: str | Path, overrides: list[str] | tuple[str, ...] = 
 
 
 def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
-    """Set each `section.key=value` in nested dictionaries. Raises ValueError for what is no such thing."""
+    """Set each `section.key=value` in nested dictionaries. Raises ValueError for what is no such thing.
+
+    Where `data.shards` is set and `data.synthetic` is not, nothing is made in the place of clips that are missing."""
     for override in overrides:
         _override(tree, override)
+    keys = [override.partition("=")[0] for override in overrides]
+    asked_for = any(key.startswith("data.synthetic") for key in keys)
+    data = tree.get("data")
+    if "data.shards" in keys and not asked_for and isinstance(data, dict) and data.get("synthetic"):
+        data["synthetic"] = None
     return tree
 
 
@@ -189,7 +196,8 @@ def written(tree: dict[str, Any]) -> str:
 def digest_tree(config: Section) -> dict[str, Any]:
     """The keys that decide the numbers of a run; a run folder goes on only where these are equal.
 
-    What is left out changes speed, place or output alone: workers, micro batch, engine settings, logs."""
+    What is left out changes speed, place or output alone: workers, micro batch, engine settings, logs; and how shards
+    are found or made, since the run's data.json says what they are."""
     tree = config.model_dump(mode="json")
     for section, names in {
         "run": ["dir"],
@@ -199,6 +207,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
             "max_skipped_share",
             "max_left_out_share",
             "shards",
+            "synthetic",
             "cache",
             "root",
             "patience",

@@ -55,6 +55,7 @@ ReadInitial = Callable[[str, ModelSize], tuple[dict[str, Tensor], list[str]]]
 
 IMAGE_MAPS = {"relevance", "attention", "parts"}  # what a masker may need that comes from the image tower
 _FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar", ".gz", ".tgz", ".zip", ".mp4", ".webm", ".mkv", ".avi"}
+_PATTERN = set("*?[]{},")
 SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
 
 
@@ -114,7 +115,7 @@ def for_processes(config: Config, processes: int) -> Config:
 
 def check(config: Config, place: Place) -> None:
     """Every check of the configuration that needs neither processes nor a GPU. Raises ValueError."""
-    check_synthetic(config)
+    check_shards(config)
     plan = masker(config)
     check_compile(config, engine_config(engine_plan(config, place))["zero_optimization"]["stage"])
     guidance, of_image = config.guidance, plan.needs & IMAGE_MAPS
@@ -150,15 +151,21 @@ def check_compile(config: Config, stage: int) -> None:
         )
 
 
-def check_synthetic(config: Config) -> None:
-    """Raises ValueError where a corpus would be made at a name that was meant for a list, shards or a video."""
-    name = config.data.corpora()[0].path
-    if config.data.synthetic is None or Path(name).exists():
-        return
-    if Path(name).suffix.lower() in _FILES or set(name) & set("*?[]{},"):
+def check_shards(config: Config) -> None:
+    """Raises ValueError where a local file or folder is not there, before a run folder is made; and where a corpus
+    would be made at a name that was meant for a list, shards or a video."""
+    missing = [entry.path for entry in config.data.corpora() if "://" not in entry.path]
+    missing = [name for name in missing if not Path(name).exists()]
+    if config.data.synthetic is None:
+        if plain := [name for name in missing if not set(name) & _PATTERN]:
+            raise ValueError(
+                f"data.shards={plain[0]}: no such file or folder; wanted shards, videos or a list of them "
+                "(data.synthetic.clips=64 beside it makes a corpus there)"
+            )
+    elif missing and (Path(missing[0]).suffix.lower() in _FILES or set(missing[0]) & _PATTERN):
         raise ValueError(
-            f"data.shards={name}: no such file, and no name for the folder of a corpus that data.synthetic makes: "
-            "correct data.shards, or set data.synthetic=null beside it"
+            f"data.shards={missing[0]}: no such file, and no name for the folder of a corpus that data.synthetic "
+            "makes: correct data.shards, or set data.synthetic=null beside it"
         )
 
 
