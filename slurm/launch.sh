@@ -21,7 +21,7 @@ readonly USER_MISTAKE=2 BAD_NODE=3 DIVERGED=4 STOPPED=85 WORKER_KILLED=87 SAME_P
 SCRIPT_ARGUMENTS=("$@") # of the script that sources this file
 step='' outside='' time_is_up='' interrupted='' ends_by_itself='' next_job='' logs='' task=''
 
-say() { echo "[$(date +%FT%T)] $*"; }
+say() { printf '[%(%FT%T)T] %s\n' -1 "$*"; }
 
 # shellcheck source=slurm/lib/cluster.sh
 source "$TGM_HOME/slurm/lib/cluster.sh"

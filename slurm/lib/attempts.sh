@@ -47,7 +47,8 @@ progress_in_words() {
   esac
 }
 
-note() { echo "$TGM_CHAIN $job.${SLURM_RESTART_COUNT:-0} $1 $2 $(date +%FT%T)" >>"$attempts"; }
+# By the shell alone: a signal to the whole job would end `date` and leave the line without its time
+note() { printf '%s %s %s %s %(%FT%T)T\n' "$TGM_CHAIN" "$job.${SLURM_RESTART_COUNT:-0}" "$1" "$2" -1 >>"$attempts"; }
 
 # Starts of this chain that began where the work is now and ended by themselves, or together with their node. A job
 # submitted by hand counts from one again.

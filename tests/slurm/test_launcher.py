@@ -149,6 +149,12 @@ def told(folder: Path, *commands: str) -> str:
     return done.stdout.strip()
 
 
+def test_a_line_has_its_time_though_no_command_can_run(tmp_path: Path) -> None:
+    """A signal to the whole job ends what the launcher has just started, as `date` was."""
+    told(tmp_path, "TGM_CHAIN=1 job=2 PATH=/nowhere", "note ended outside")
+    assert re.fullmatch(r"1 2\.0 ended outside \d{4}-\d\d-\d\dT[\d:]{8}\n", (tmp_path / "attempts").read_text())
+
+
 def test_progress_is_what_the_work_counts_as_such(tmp_path: Path) -> None:
     assert told(tmp_path, "kind=run", "progress", "progress_in_words") == "0+0\nstep 0"
     for step in ("step-00000900", "step-00001000"):
