@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test demo gpu lint versions help
+.PHONY: test drills demo gpu lint versions help
 
 help:
 	@echo "make demo   the whole story on a corpus it makes itself (8 to 13 minutes on 2 CPU cores)"
-	@echo "make test   the tests"
+	@echo "make test   the tests, but for the drills"
+	@echo "make drills  the tests of minutes: the whole demo, kills, jobs on a cluster, damage"
 	@echo "make gpu    what works on this machine's GPUs, in about 10 minutes (ARGS='--minutes 30', ARGS=--help)"
 	@echo "make lint   style and types"
 	@echo "make versions   a part of the tests with the lowest, pinned and newest packages, on each Python that is here"
@@ -20,7 +21,10 @@ help:
 	@touch $@
 
 test: .venv/.installed
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+drills: .venv/.installed
+	$(BIN)/pytest -n 2 --dist loadfile -m slow
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tgm_scale.masking.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_every_recipe_is_measured_beside_a_step(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     command = [sys.executable, "tools/benchmark.py", "masking", "--config", "configs/debug.yaml", "--towers", "small"]

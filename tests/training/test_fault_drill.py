@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from launch import run
 from short_run import MODEL
 
@@ -24,6 +25,7 @@ log: {{every: 100, tensorboard: false}}
 )
 
 
+@pytest.mark.slow
 def test_random_kills_leave_no_trace_in_the_curve(tmp_path: Path, shards: Path) -> None:
     config = tmp_path / "run.yaml"
     config.write_text(CONFIG.format(run=tmp_path / "unused", shards=shards))

@@ -37,6 +37,7 @@ def outcomes(config: Path) -> dict[str, dict]:
     return rows
 
 
+@pytest.mark.slow
 def test_the_fastest_of_real_trials_is_named_and_runs(config: Path) -> None:
     few = ["--processes", "2", "--stages", "2", "--offloads", "none", "--micro-batches", "2"]
     said = tune(config, *few).stdout
