@@ -15,41 +15,49 @@ class Section(BaseModel):
 
 class RunConfig(Section):
     dir: str = Field(description="folder of the run: configuration, metrics, checkpoints")
-    seed: int = 0
+    seed: int = Field(0, description="seed of all that is random: weights, order, crops, captions, masks")
 
 
 class CorpusConfig(Section):
-    path: str
+    path: str = Field(description="folder or pattern of shards, or a list of videos")
     weight: float | None = Field(None, gt=0, description="share of the samples; default: by size")
 
 
 class SyntheticConfig(Section):
     """A corpus that is made on first use in the folder `data.shards`."""
 
-    clips: int = Field(256, ge=1)
-    mode: Literal["named", "one_mover"] = "named"
-    seed: int = 0
+    clips: int = Field(256, ge=1, description="clips of the corpus")
+    mode: Literal["named", "one_mover"] = Field(
+        "named", description="several objects of which the caption names one, or one object that moves"
+    )
+    seed: int = Field(0, description="seed of the clips' contents")
 
 
 class CacheConfig(Section):
     """A folder on a node's own disk for what is read from remote shards."""
 
-    dir: str
+    dir: str = Field(description="the folder, on each node's own disk")
     gigabytes: float = Field(100, gt=0, description="the folder's bound: what was not used for the longest goes first")
 
 
 class DataConfig(Section):
     shards: str | list[str | CorpusConfig] = Field(description="folder or pattern of shards, or a list of them")
-    synthetic: SyntheticConfig | None = None
-    cache: CacheConfig | None = None
-    frames: int = Field(16, ge=1)
+    synthetic: SyntheticConfig | None = Field(
+        None, description="make a synthetic corpus where there is no data.shards"
+    )
+    cache: CacheConfig | None = Field(None, description="keep what was read from remote shards on the node's disk")
+    frames: int = Field(16, ge=1, description="frames of a clip")
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
     size: int = Field(224, ge=8, description="side of the square clip, pixels")
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
-    decoder: Literal["pyav", "torchcodec"] = Field("pyav", description="motion-guided recipes need 'pyav'")
+    decoder: Literal["pyav", "torchcodec"] = Field(
+        "pyav", description="what decodes videos; recipes guided by motion need 'pyav'"
+    )
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
-    crop: Literal["multi_scale", "random_resized", "center"] = "multi_scale"
-    flip: bool = False
+    crop: Literal["multi_scale", "random_resized", "center"] = Field(
+        "multi_scale", description="how the square is cut from the frame; the same for all frames of a clip"
+    )
+    flip: bool = Field(False, description="mirror half of the clips, left to right")
     window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
     max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
     max_left_out_share: float = Field(
@@ -58,7 +66,8 @@ class DataConfig(Section):
     patience: float = Field(300, ge=0, description="seconds of waiting for a storage or server that does not answer")
     root: str | None = Field(None, description="folder of the videos that a list names; default: the list's own")
     mean: tuple[float, ...] = Field(
-        (0.485, 0.456, 0.406), description="of red, green, blue in 0..1, by which pixels are normalised; ImageNet's"
+        (0.485, 0.456, 0.406),
+        description="means of red, green, blue in 0..1, by which pixels are normalised; ImageNet's",
     )
     std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="their standard deviations")
 
@@ -96,10 +105,16 @@ class DataConfig(Section):
 
 class GuidanceConfig(Section):
     towers: str | None = Field(None, description="folder of a CLIP or SigLIP model, or 'small' for the packaged one")
-    scorer: Literal["raw", "value", "vv"] = "value"
-    frames_per_tubelet: Literal["all", "one"] = "all"
+    scorer: Literal["raw", "value", "vv"] = Field(
+        "value", description="patch features that relevance is computed from: last layer, MaskCLIP's or CLIP Surgery's"
+    )
+    frames_per_tubelet: Literal["all", "one"] = Field(
+        "all", description="frames of a tubelet that the image tower scores; 'one': the middle one"
+    )
     resolution: int | None = Field(None, ge=16, description="side the image tower sees; default: its own")
-    captions: Literal["drawn", "mean"] = Field("drawn", description="relevance to the drawn caption, or mean over all")
+    captions: Literal["drawn", "mean"] = Field(
+        "drawn", description="of several: relevance to the drawn one, or the mean over all"
+    )
     flow: str = Field("dis", description="optical flow: 'dis' (OpenCV) or a file of torchvision RAFT weights")
     cached: bool = Field(False, description="read relevance from the shards (tools/cache_relevance.py puts it there)")
     compile: bool = Field(False, description="torch.compile for the image tower")
@@ -107,33 +122,41 @@ class GuidanceConfig(Section):
 
 
 class MaskingConfig(Section):
-    recipe: str = "tube"
-    mask_ratio: float = Field(0.9, gt=0, lt=1)
+    recipe: str = Field("tube", description="which tokens are hidden: a row of the table in docs/RECIPES.md")
+    mask_ratio: float = Field(0.9, gt=0, lt=1, description="share of the tokens that is hidden; rounded down")
     visible_ratio: float | None = Field(
         None, gt=0, lt=1, description="share the encoder sees; default: all not hidden"
     )
-    options: dict[str, Any] = Field(default_factory=dict, description="recipe options, such as temperature")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="changes to the recipe, such as temperature: docs/RECIPES.md"
+    )
 
 
 class ModelConfig(Section):
-    size: Literal["tiny", "S", "B", "L", "H", "g"] = "B"
+    size: Literal["tiny", "S", "B", "L", "H", "g"] = Field("B", description="dimensions: a line of models/vit.py")
     patch: int | None = Field(None, ge=1, description="patch side, pixels; default: that of the size")
     tubelet: int | None = Field(None, ge=1, description="frames of a token; default: that of the size")
     depth: int | None = Field(None, ge=1, description="blocks of the encoder; default: those of the size")
-    decoder_depth: int | None = Field(None, ge=1)
+    decoder_depth: int | None = Field(None, ge=1, description="blocks of the decoder; default: those of the size")
     decode_ratio: float = Field(1.0, gt=0, le=1, description="share of the hidden tokens that is reconstructed")
-    attention: Literal["auto", "sdpa", "flash"] = "auto"
-    activation_checkpointing: bool = False
-    compile: bool = False
+    attention: Literal["auto", "sdpa", "flash"] = Field(
+        "auto", description="torch's fused attention or flash-attn's kernel; 'auto' takes the latter where it can"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="recompute each block in the backward pass: less memory, a third more arithmetic"
+    )
+    compile: bool = Field(False, description="torch.compile for each block; not with ZeRO stage 3")
     initialisation: Literal["videomae", "local"] = Field(
         "videomae", description="'local': attention starts on neighbouring tokens, for runs of minutes"
     )
 
 
 class ObjectiveConfig(Section):
-    reconstruction_weight: float = Field(1.0, ge=0)
-    contrastive_weight: float = Field(1.0, ge=0)
-    contrastive_batch: int | None = Field(None, ge=2, description="clips that are each other's negatives")
+    reconstruction_weight: float = Field(1.0, ge=0, description="factor of the masked reconstruction (MSE); 0: none")
+    contrastive_weight: float = Field(1.0, ge=0, description="factor of the video-text contrast (InfoNCE); 0: none")
+    contrastive_batch: int | None = Field(
+        None, ge=2, description="clips that are each other's negatives; default: the global batch"
+    )
     normalise_by: Literal["patch", "clip"] = Field(
         "patch",
         description="pixels to reconstruct, by the mean and deviation of their patch (VideoMAE) or of the clip",
@@ -142,11 +165,11 @@ class ObjectiveConfig(Section):
 
 class OptimConfig(Section):
     base_lr: float = Field(1.5e-4, gt=0, description="learning rate at a batch of 256; scaled with the global batch")
-    min_lr: float = Field(0.0, ge=0, description="where the cosine ends, in the units of base_lr")
-    weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    min_lr: float = Field(0.0, ge=0, description="where the cosine schedule ends, in the units of base_lr")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW; of matrices alone")
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="decay rates of AdamW's two moments")
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; null: not clipped")
 
     @model_validator(mode="after")
     def _falls(self) -> OptimConfig:
@@ -159,14 +182,16 @@ class OptimConfig(Section):
 
 
 class TrainConfig(Section):
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
-    global_batch_size: int = Field(256, ge=1)
+    steps: int | None = Field(None, ge=1, description="updates of the run; or give epochs")
+    epochs: float | None = Field(None, gt=0, description="passes over the data, in place of steps")
+    global_batch_size: int = Field(256, ge=1, description="clips of one update, over all ranks and micro steps")
     micro_batch_size: int = Field(
         8, ge=1, description="clips of one forward pass on one rank, at most: many ranks leave each fewer"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    init_from: str | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="'auto': bf16 on a GPU, else fp32")
+    init_from: str | None = Field(
+        None, description="first weights: run folder, checkpoint, any file that conversion reads"
+    )
     max_minutes: float | None = Field(None, gt=0, description="checkpoint and leave for requeueing after this time")
 
     @model_validator(mode="after")
@@ -184,11 +209,13 @@ class TrainConfig(Section):
 
 class DeepSpeedConfig(Section):
     config: str | None = Field(None, description="a DeepSpeed JSON file; what the run derives is filled in")
-    stage: Literal[0, 1, 2, 3] | None = None
+    stage: Literal[0, 1, 2, 3] | None = Field(
+        None, description="stage of ZeRO; default: that of the JSON, else 1 in bf16 and 0 otherwise"
+    )
 
 
 class CheckpointConfig(Section):
-    every: int = Field(500, ge=1, description="steps")
+    every: int = Field(500, ge=1, description="steps from one checkpoint to the next")
     keep: int = Field(3, ge=1, description="newest checkpoints that stay")
     keep_every: int | None = Field(None, ge=1, description="checkpoints of these multiples of steps stay, too")
 
@@ -205,18 +232,18 @@ class FaultsConfig(Section):
 
 class LogConfig(Section):
     every: int = Field(20, ge=1, description="steps from one printed line to the next")
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="write TensorBoard files beside metrics.jsonl")
 
 
 class KnnConfig(Section):
     """Nearest neighbours on a small labelled set while a run goes on; its figures go to metrics.jsonl."""
 
-    every: int | None = Field(None, ge=1, description="steps; default: never")
+    every: int | None = Field(None, ge=1, description="steps from one look to the next; default: never")
     train: str | list[str] | None = Field(None, description="labelled shards, or a list file")
     test: str | list[str] | None = Field(None, description="labelled shards, or a list file")
     label: str = Field("label", description="where a sample's json has its label, such as truth.objects.0.motion")
     root: str | None = Field(None, description="folder of the videos that list files name")
-    k: int = Field(20, ge=1, description="neighbours")
+    k: int = Field(20, ge=1, description="neighbours that vote")
 
 
 class RunSettings(Section):

@@ -27,11 +27,11 @@ Sampling = Literal["dense", "segments"]
 class LabelledConfig(Section):
     """Labelled videos: shards (folder, pattern, list of them) or a list file in a published format (see lists.py)."""
 
-    train: str | list[str] | None = None
-    test: str | list[str]
+    train: str | list[str] | None = Field(None, description="labelled videos to fit on; not needed for retrieval")
+    test: str | list[str] = Field(description="labelled (or captioned) videos to be tested on")
     root: str | None = Field(None, description="folder of the videos that list files name; default: the list's own")
     label: str = Field("label", description="where a sample's json has it; of EPIC-Kitchens: verb, noun, action")
-    split: int = Field(1, ge=1, le=3, description="of HMDB51's folder of splits")
+    split: int = Field(1, ge=1, le=3, description="which split of HMDB51's folder")
     classes: str | None = Field(None, description="classes in order: names, one a line, or JSON (see classes.py)")
     max_left_out_share: float = Field(
         MAX_LEFT_OUT_SHARE, ge=0, le=1, description="no start above this share of samples that are not there"
@@ -43,32 +43,44 @@ class LabelledConfig(Section):
 
 class EncoderConfig(Section):
     checkpoint: str = Field(
-        description="run folder, checkpoint, any file that conversion reads; 'random': no training"
+        description="run folder, checkpoint, any file that conversion reads; 'random': random weights"
     )
-    size: Literal["tiny", "S", "B", "L", "H", "g"] = Field("B", description="of random weights")
-    frames: int = Field(16, ge=1, description="of random weights")
-    image_size: int = Field(224, ge=8, description="of random weights")
+    size: Literal["tiny", "S", "B", "L", "H", "g"] = Field("B", description="size of the model of random weights")
+    frames: int = Field(16, ge=1, description="frames of a clip for random weights")
+    image_size: int = Field(224, ge=8, description="side of the clip in pixels for random weights")
     temporal_views: int = Field(1, ge=1, description="features are the mean over the views of a video")
-    spatial_views: Literal[1, 3] = 1
+    spatial_views: Literal[1, 3] = Field(1, description="the centre square, or three squares along the long side")
 
 
 class NeighboursConfig(Section):
-    k: int = Field(20, ge=1)
-    temperature: float = Field(0.07, gt=0)
+    k: int = Field(20, ge=1, description="neighbours that vote")
+    temperature: float = Field(0.07, gt=0, description="a vote counts exp(cosine / temperature)")
 
 
 class ProbeConfig(Section):
-    head: Literal["linear", "attentive"] = "linear"
-    epochs: int = Field(20, ge=1, description="of the attentive head")
-    batch_size: int = Field(256, ge=1, description="of the attentive head")
-    learning_rates: tuple[float, ...] = Field((1e-4, 3e-4, 1e-3, 3e-3), strict=False, min_length=1)
-    weight_decay: float = Field(0.01, ge=0)
+    head: Literal["linear", "attentive"] = Field(
+        "linear", description="logistic regression on the mean token, or attention with one learned query"
+    )
+    epochs: int = Field(20, ge=1, description="passes over the training clips, of the attentive head")
+    batch_size: int = Field(256, ge=1, description="clips of an update of the attentive head")
+    learning_rates: tuple[float, ...] = Field(
+        (1e-4, 3e-4, 1e-3, 3e-3),
+        strict=False,
+        min_length=1,
+        description="tried for the attentive head; the best stays",
+    )
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of the attentive head")
     heads: int = Field(8, ge=1, description="attention heads of the attentive head")
 
 
 class RetrieveConfig(Section):
     towers: str | None = Field(None, description="folder of the text tower; default: that of the pretraining")
-    templates: tuple[str, ...] = Field(("{}", "a video of {}", "a person {}"), strict=False, min_length=1)
+    templates: tuple[str, ...] = Field(
+        ("{}", "a video of {}", "a person {}"),
+        strict=False,
+        min_length=1,
+        description="sentences that a class name is put into for zero-shot classes; their embeddings are averaged",
+    )
     zero_shot: bool = Field(False, description="classify by the nearest class text, instead of retrieval by captions")
 
 
@@ -83,28 +95,32 @@ class FrozenConfig(RunSettings):
 
 
 class FinetuneDataConfig(LabelledConfig):
-    train: str | list[str]
-    frames: int = Field(16, ge=1)
-    size: int = Field(224, ge=8)
-    stride: int = Field(4, ge=1)
+    train: str | list[str] = Field(description="labelled videos to train on")
+    frames: int = Field(16, ge=1, description="frames of a clip; those of the pretraining")
+    size: int = Field(224, ge=8, description="side of the square clip, pixels; that of the pretraining")
+    stride: int = Field(4, ge=1, description="of dense windows: source frames from one sampled frame to the next")
     repeated_augmentation: int = Field(2, ge=1, description="clips drawn from each decoded video")
-    crop: Literal["multi_scale", "random_resized", "center"] = "random_resized"
+    crop: Literal["multi_scale", "random_resized", "center"] = Field(
+        "random_resized", description="how the square is cut from the frame in training"
+    )
     flip: bool = Field(True, description="false where classes tell left from right (SSv2)")
-    window_shards: int = Field(16, ge=1)
-    max_skipped_share: float = Field(0.1, ge=0, le=1)
+    window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
+    max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
 
 
 class FinetuneSection(Section):
-    layer_decay: float = Field(0.75, gt=0, le=1, description="of the learning rate, from each block to the one below")
-    drop_path: float = Field(0.1, ge=0, lt=1, description="of the last block; grows linearly from 0")
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
-    mixup: float = Field(0.8, ge=0, description="alpha; 0 for none")
-    cutmix: float = Field(1.0, ge=0, description="alpha; 0 for none")
-    rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="in timm's words")
-    random_erasing: float = Field(0.25, ge=0, le=1, description="probability")
+    layer_decay: float = Field(
+        0.75, gt=0, le=1, description="factor of the learning rate from each block to the one below"
+    )
+    drop_path: float = Field(0.1, ge=0, lt=1, description="drop path of the last block; grows linearly from 0")
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that all classes get alike")
+    mixup: float = Field(0.8, ge=0, description="alpha of mixup; 0: none")
+    cutmix: float = Field(1.0, ge=0, description="alpha of cutmix; 0: none")
+    rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="RandAugment, in timm's words; null: none")
+    random_erasing: float = Field(0.25, ge=0, le=1, description="probability of erasing a random box")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then tested")
-    test_temporal_views: int = Field(5, ge=1)
-    test_spatial_views: Literal[1, 3] = 3
+    test_temporal_views: int = Field(5, ge=1, description="windows of a test video whose scores are averaged")
+    test_spatial_views: Literal[1, 3] = Field(3, description="squares of each window whose scores are averaged")
 
 
 class FinetuneConfig(RunSettings):

@@ -1,0 +1,58 @@
+"""What pages say of the code is so: the reference is as written, links lead somewhere, quoted messages exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tgm_scale/**/*.md"), *ROOT.glob(".github/**/*.md")]
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def prose(page: Path) -> str:
+    """A page without its code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "code", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub names them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> list[str]:
+    found = []
+    for link in LINK.findall(prose(page)):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            found.append(link)
+    return found
+
+
+def test_the_reference_of_the_configuration_is_what_its_tool_writes() -> None:
+    command = [sys.executable, str(ROOT / "tools" / "write_reference.py"), "--output", "-"]
+    written = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+    page = (ROOT / "docs" / "CONFIGURATION.md").read_text(encoding="utf-8")
+    assert page == written, "run `python tools/write_reference.py`"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_of_a_page_leads_somewhere(page: Path) -> None:
+    assert not dead_links(page)
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n[a](page.md#a-page) [b](gone.md) [c](#nothing) `[d](code.md)` [e](https://x.org/y)\n")
+    assert dead_links(page) == ["gone.md", "#nothing"]
