@@ -20,14 +20,17 @@ from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.runtime import command
+from tgm_scale.training.build import tower_folder
 
 EXAMPLES = """examples:
   python tools/cache_relevance.py --shards DIR --towers CLIP --output DIR
   python tools/cache_relevance.py --shards 'DIR/*.tar' --towers CLIP --output DIR --every 0.5 --scorer vv
   python tools/cache_relevance.py ... --task $SLURM_ARRAY_TASK_ID --tasks 16     in each job of an array (0-15)
 
+Training reads the maps with guidance.cached=true alone, and with the towers, scorer and resolution given here.
+
 Every sample gets a member tgm.npy: maps of its captions over whole frames, float16, on the tower's grid (392 bytes
-each at 14 x 14), with a fingerprint of the towers and settings. Training reads them through its own crops and takes
+each at 14 x 14), with a fingerprint of the towers and settings. Training takes them through its own crops and at
 the frame nearest in time; it stops where the fingerprint is not that of its own towers and settings. Online, the tower
 sees a clip after the crop, and so at a higher resolution: maps from here are a little coarser.
 
@@ -50,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--shards", required=True, metavar="DIR", help="folder or pattern of shards, as data.shards")
-    add("--towers", required=True, metavar="DIR", help="CLIP or SigLIP folder, as guidance.towers")
+    add("--towers", required=True, metavar="DIR", help="CLIP or SigLIP folder or 'small', as guidance.towers")
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not the shards' own folder")
     add("--scorer", default="value", metavar="NAME", help="raw, value (default) or vv, as guidance.scorer")
     add("--resolution", type=int, metavar="N", help="side that the tower sees, as guidance.resolution")
@@ -70,7 +73,8 @@ def _run(options: argparse.Namespace) -> int:
             "tools/make_shards.py from spans, or tools/caption_clips.py from a list"
         )
     rewriting.introduce(options, corpus)
-    scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    with command.told_as("guidance.", "--"):
+        scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def copy(shard: int, row: int, writer: ShardWriter) -> str:
         return _score(corpus.sample(shard, row), corpus, scorer, writer)
@@ -79,6 +83,10 @@ def _run(options: argparse.Namespace) -> int:
     rewriting.rewrite(options, counts, copy)
     finished = sum(shard_path(options.output, number).exists() for number in range(len(counts)))
     print(f"{finished} of {len(counts)} shards finished")
+    if finished == len(counts):
+        made_by = {"towers": options.towers, "scorer": options.scorer, "resolution": options.resolution}
+        same = " ".join(f"guidance.{key}={value}" for key, value in made_by.items() if value is not None)
+        print(f"train on them with: data.shards={options.output} guidance.cached=true {same}")
     return 0
 
 
@@ -97,10 +105,11 @@ class _Scorer:
 
     def __init__(self, options: argparse.Namespace, device: str):
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self.text = load_text_tower(options.towers, device, dtype)
-        image = load_image_tower(options.towers, device, dtype)
+        towers = tower_folder(options.towers)
+        self.text = load_text_tower(towers, device, dtype)
+        image = load_image_tower(towers, device, dtype)
         self.relevance = Relevance(image, options.scorer, resolution=options.resolution)
-        self.fingerprint = fingerprint(options.towers, options.scorer, options.resolution)
+        self.fingerprint = fingerprint(towers, options.scorer, options.resolution)
         self.every = options.every
 
     def __call__(self, video: bytes, members: dict[str, bytes]) -> tuple[str, bytes | None]:

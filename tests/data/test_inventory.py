@@ -12,7 +12,7 @@ from tgm_scale.config import from_tree
 from tgm_scale.contracts import Problem
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.inventory import Inventory, of_corpus
-from tgm_scale.training import build
+from tgm_scale.training import build, introduction
 
 
 def config(folder: Path, **data: object):
@@ -32,7 +32,7 @@ def test_a_lost_shard_counts_as_what_the_others_hold(tmp_path: Path, capsys: pyt
     inventory = of_corpus("data", corpus)
     assert (inventory.usable, inventory.left_out, inventory.share) == (30, {"shard_unreadable": 1}, 0.25)
     assert inventory.examples[0] == "00000/0_0000: 'caption 0 0'"
-    build.introduce(tmp_path, build.corpora(config(folder)))
+    introduction.introduce(config(folder), tmp_path, build.corpora(config(folder)))
     said = capsys.readouterr().out
     assert "c: 30 usable" in said and "left out, 25.00% (all named in left_out.jsonl of the run):" in said
     (line,) = (tmp_path / "left_out.jsonl").read_text().splitlines()

@@ -85,6 +85,7 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     assert "of another configuration" in message("neighbours.k=3")
     other = ("retrieve.zero_shot=true", f"run.dir={tmp_path / 'z'}")
     assert "retrieve.towers: missing" in message(*other, command="retrieve")
+    assert "retrieve.towers=nowhere: no such folder" in message(*other, "retrieve.towers=nowhere", command="retrieve")
 
 
 def test_retrieval_and_zero_shot_find_what_the_projection_says(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tgm_scale.config import from_tree, lay_over
 from tgm_scale.contracts import Grid
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
@@ -17,6 +18,9 @@ from tgm_scale.data.shards import ShardWriter
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+from tgm_scale.runtime.distributed import Place
+from tgm_scale.training import build
+from tgm_scale.training.introduction import introduce
 
 TOOL = Path(__file__).parents[2] / "tools" / "cache_relevance.py"
 GRID = Grid(2, 6, 6)
@@ -98,6 +102,35 @@ def test_what_was_left_out_is_said_and_stops_it(
     assert '"reason": "shard_unreadable"' in (output / "left_out.jsonl").read_text()
 
 
+def test_the_packaged_towers_are_taken_and_the_way_on_is_said(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the overrides that the last line gives, training reads what was written."""
+    output = tmp_path / "scored"
+    assert run("--shards", shards, "--towers", "small", "--output", output, "--scorer", "raw") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    way = f"data.shards={output} guidance.cached=true guidance.towers=small guidance.scorer=raw"
+    assert last == f"train on them with: {way}"
+    given = ["model.size=tiny", "data.size=64", "data.frames=4", "data.stride=1", "data.workers=0", "train.steps=1"]
+    tree = {
+        "run": {"dir": str(tmp_path)},
+        "masking": {"recipe": "text_guided"},
+        "objective": {"contrastive_weight": 0},
+    }
+    made = from_tree(lay_over(tree, [*given, *way.split()]))
+    loader = build.loader(made, build.corpora(made), Place(0, 1, 0, torch.device("cpu")), 0, 1)
+    batches = [batch for _, step in loader for batch in step]
+    assert {problem.reason for batch in batches for problem in batch.problems} == {"not_a_video"}
+    assert all(batch.relevance is not None for batch in batches)
+    introduce(made, tmp_path, build.corpora(made))
+    assert "maps of relevance" not in capsys.readouterr().out
+    anew = from_tree(lay_over(made.model_dump(), ["guidance.cached=false"]))
+    introduce(anew, tmp_path, build.corpora(anew))
+    assert "scored: has maps of relevance that are not used: guidance.cached=true reads" in capsys.readouterr().out
+    introduce(anew, tmp_path, [Corpus.open(shards)])
+    assert "maps of relevance" not in capsys.readouterr().out
+
+
 def test_maps_that_a_sample_had_are_not_kept(
     clip_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,8 +184,9 @@ def test_maps_of_another_scorer_stop_the_run(shards: Path, clip_source: Path, tm
         ({"--output": "plain"}, "is the folder of the shards"),
         ({"--every": "0"}, "--every 0.0: wanted seconds above 0"),
         ({"--task": "2"}, "--task 2 of --tasks 1: wanted 0 to 0"),
-        ({"--scorer": "val"}, "guidance.scorer=val: wanted one of"),
-        ({"--towers": "nowhere"}, "no such folder"),
+        ({"--scorer": "val"}, "--scorer=val: wanted one of"),
+        ({"--towers": "nowhere"}, "/nowhere: no such folder"),
+        ({"--resolution": "3"}, "--resolution=3 is not a multiple of the tower's patch"),
     ],
 )
 def test_a_mistake_is_named(
@@ -168,3 +202,4 @@ def test_a_mistake_is_named(
     assert run(*(part for option in options.items() for part in option)) == 2
     error = capsys.readouterr().err
     assert message in error and error.startswith("cache_relevance: ") and error.count("\n") == 1
+    assert "guidance." not in error

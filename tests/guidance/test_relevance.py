@@ -163,6 +163,7 @@ def test_on_a_gpu_too_a_clip_has_the_same_bits_in_any_company(
         ({"scorer": "val"}, "guidance.scorer=val: wanted one of raw, value, vv"),
         ({"frames_per_tubelet": "two"}, "guidance.frames_per_tubelet=two: wanted 'all' or 'one'"),
         ({"resolution": 50}, "guidance.resolution=50 .* patch of 8 pixels: choose 48 or 56"),
+        ({"resolution": 3}, "guidance.resolution=3 .* patch of 8 pixels: choose 8$"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(clip_source: Path, arguments: dict, message: str) -> None:

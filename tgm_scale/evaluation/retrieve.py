@@ -24,6 +24,7 @@ from tgm_scale.evaluation.run import Session, features, introduce, open_split, s
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower
+from tgm_scale.runtime.command import told_as
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import build
 
@@ -69,9 +70,10 @@ def _text_tower(at: Session) -> TextTower:
     if towers is None:
         raise ValueError("retrieve.towers: missing, and the checkpoint does not say: give the pretraining's folder")
     folder = build.tower_folder(towers)
-    check_folder(folder, ("text",))
     dtype = torch.float32 if at.place.device.type == "cpu" else torch.bfloat16
-    text = load_text_tower(folder, device=at.place.device, dtype=dtype)
+    with told_as("guidance.towers", "retrieve.towers"):
+        check_folder(folder, ("text",))
+        text = load_text_tower(folder, device=at.place.device, dtype=dtype)
     assert at.encoder.projection is not None
     if text.width != len(at.encoder.projection):
         raise ValueError(

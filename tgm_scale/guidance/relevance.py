@@ -35,10 +35,11 @@ class Relevance:
         if frames_per_tubelet not in ("all", "one"):
             raise ValueError(f"guidance.frames_per_tubelet={frames_per_tubelet}: wanted 'all' or 'one'")
         if resolution is not None and resolution % image.patch:
-            below = resolution - resolution % image.patch
+            below = resolution // image.patch * image.patch
+            near = " or ".join(str(side) for side in (below, below + image.patch) if side)
             raise ValueError(
                 f"guidance.resolution={resolution} is not a multiple of the tower's patch of {image.patch} pixels: "
-                f"choose {max(below, image.patch)} or {below + image.patch}"
+                f"choose {near}"
             )
         self.image, self.scorer, self.resolution = image, scorer, resolution
         self.one_frame = frames_per_tubelet == "one"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tgm_scale.runtime.terminal import message
 
@@ -16,6 +17,16 @@ def parser(description: str | None, examples: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+
+
+@contextmanager
+def told_as(key: str, given: str) -> Iterator[None]:
+    """A mistake in the value of a configuration's key is told as one of what the user gave it by: `--towers` for
+    `guidance.towers`."""
+    try:
+        yield
+    except ValueError as mistake:
+        raise ValueError(str(mistake).replace(key, given)) from mistake
 
 
 def exit_code(name: str, run: Callable[[], int], kept: str = "nothing is lost that was written") -> int:

@@ -25,11 +25,9 @@ from tgm_scale.data.inventory import (
     of_corpus,
     refuse_above,
     refuse_without_captions,
-    write_left_out,
 )
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.names import tell_apart
-from tgm_scale.data.replaced import replaced
 from tgm_scale.data.torchcodec_frames import check_torchcodec
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
@@ -45,7 +43,7 @@ from tgm_scale.models.pretraining import macs_per_clip as count_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.secrets import tree_without_secrets
-from tgm_scale.training.engine_plan import EnginePlan, engine_config, not_used, resolve_precision
+from tgm_scale.training.engine_plan import EnginePlan, engine_config, resolve_precision
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.optim import Schedule
 
@@ -212,17 +210,6 @@ def uses_captions(config: Config) -> bool:
 
 def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
     return [of_corpus(corpus.name, corpus, listed) for corpus in opened]
-
-
-def introduce(folder: Path, opened: list[Corpus]) -> None:
-    """Print what was opened, understood and left out, before the first step; RUN/left_out.jsonl names all of it.
-    And which files of lists were replaced since the run began."""
-    if any(corpus.left_out for corpus in opened):
-        write_left_out(folder / LEFT_OUT, ((corpus.name, corpus.all_problems()) for corpus in opened))
-    for inventory in inventories(opened, LEFT_OUT):
-        print("\n".join(inventory.lines()), flush=True)
-    for line in replaced(folder, opened):
-        print(f"warning: {line}", flush=True)
 
 
 def samples_per_step(config: Config) -> int:
@@ -402,16 +389,3 @@ def plan_facts(config: Config, plan: EnginePlan, masks: Masker, steps: int) -> d
         "target_tokens": masks.target_count,
         "peak_learning_rate": schedule(config, steps).peak,
     }
-
-
-def announce(config: Config, facts: dict[str, Any], samples: int, masks: Masker, start: int) -> None:
-    """Print what the run will do, before its first step."""
-    came_to = f"all {start} steps were done before" if start == facts["steps"] else f"going on from step {start}"
-    notes = not_used(config.deepspeed.config) + ([came_to] if start else [])
-    print(
-        f"run {config.run.dir}: {samples} samples, {facts['steps']} steps of {config.train.global_batch_size} clips "
-        f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
-        f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}\n"
-        + "\n".join([f"masking {masks.describe()}", *notes]),
-        flush=True,
-    )

@@ -13,7 +13,7 @@ from tgm_scale.data.to_device import ToDevice
 from tgm_scale.data.workers import WorkerDied
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime.distributed import Control, find_place
-from tgm_scale.training import ahead, build, checkpoint, disk, engine, run_folder
+from tgm_scale.training import ahead, build, checkpoint, disk, engine, introduction, run_folder
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
@@ -124,8 +124,8 @@ class _Run:
         if place.is_main:
             facts = build.plan_facts(config, plan, masker, self.steps)
             run_folder.describe(folder, config, build.corpus_facts(self.corpora), facts, self.progress.step)
-            build.introduce(folder, self.corpora)
-            build.announce(config, facts, samples, masker, self.progress.step)
+            introduction.introduce(config, folder, self.corpora)
+            introduction.announce(config, facts, samples, masker, self.progress.step)
 
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
