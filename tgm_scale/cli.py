@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 from tgm_scale import __version__
-from tgm_scale.runtime.command import FAILED, USER_MISTAKE
+from tgm_scale.runtime.command import FAILED, USER_MISTAKE, Parser
 from tgm_scale.runtime.secrets import tree_without_secrets
 from tgm_scale.runtime.terminal import message, outlive_the_terminal
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tgm-scale",
         description="Text-guided masked video pretraining at scale.",
         epilog=_EXAMPLES,
@@ -93,11 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     pretrain = _command(commands, "pretrain", "start a pretraining run, or go on with it", _pretrain, _EXAMPLES)
     _add_configuration(pretrain)
     for name, (summary, examples) in _EVALUATIONS.items():
-        _add_configuration(_command(commands, name, summary, _evaluate, examples), required=False)
+        _add_configuration(_command(commands, name, summary, _evaluate, examples), "probe_ucf101", required=False)
     finetune = _command(
         commands, "finetune", "train a classifier from a checkpoint, and test it", _finetune, _FINETUNE_EXAMPLES
     )
-    _add_configuration(finetune)
+    _add_configuration(finetune, "finetune_ucf101")
     status = _command(commands, "status", "how a run stands, in one screen", _status)
     status.add_argument("run_folder", metavar="RUN", help="a run folder, such as runs/debug")
     compare = _command(commands, "compare", "where two runs part: configuration, data, losses", _compare)
@@ -123,10 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_configuration(command: argparse.ArgumentParser, required: bool = True) -> None:
-    command.add_argument("--config", required=required, metavar="FILE", help="a YAML file; `debug` is a packaged one")
+def _add_configuration(command: argparse.ArgumentParser, packaged: str = "debug", required: bool = True) -> None:
+    """packaged: the name of one that comes with the project."""
     command.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as train.steps=100"
+        "--config", required=required, metavar="FILE", help=f"a YAML file; `{packaged}` is a packaged one"
+    )
+    command.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as run.dir=runs/mine"
     )
 
 
@@ -162,7 +165,8 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from tgm_scale.evaluation import settings
 
-    resolved = settings.load_frozen(options.config, options.overrides)
+    kind = settings.FrozenConfig if options.command == "retrieve" else settings.JudgedConfig
+    resolved = settings.load_frozen(options.config, options.overrides, kind)
     from tgm_scale.evaluation import retrieve, run
 
     {"knn": run.run_knn, "probe": run.run_probe, "retrieve": retrieve.run_retrieve}[options.command](resolved)

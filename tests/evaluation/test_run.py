@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from tgm_scale import cli
+from tgm_scale.data.synthetic import Look, make_corpus
 from tgm_scale.evaluation import ranking, retrieve
 from tgm_scale.evaluation.features import FrozenEncoder
 from tgm_scale.evaluation.settings import load_frozen
@@ -72,6 +74,11 @@ def test_two_processes_give_the_digits_of_one(
         assert (one / file).read_bytes() == (two / file).read_bytes()
 
 
+def few_clips(folder: Path) -> Path:
+    make_corpus(folder, clips=4, seed=1, mode="one_mover", look=Look(size=32, frames=8))
+    return folder
+
+
 def test_mistakes_end_with_code_2_and_a_way_out(
     shards: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +90,15 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     assert "name the label's place" in message("data.label=lable")
     assert cli.main(arguments("knn", tmp_path / "r", checkpoint, shards)) == 0, "the mistakes left no trace"
     assert "of another configuration" in message("neighbours.k=3")
+    attentive = (f"run.dir={tmp_path / 'a'}", "probe.head=attentive", "probe.heads=5")
+    assert "probe.heads=5 does not divide the encoder's width" in message(*attentive, command="probe")
+    few = (f"run.dir={tmp_path / 'a'}", f"data.train={few_clips(tmp_path / 'few')}")
+    assert re.search(r"needs 2 classes and 10 training clips: found \d and 4\n", message(*few, command="probe"))
+    for key in ("size=L", "frames=16", "image_size=224"):
+        assert f"encoder.{key}: {checkpoint} is of " in message(f"encoder.{key}", f"run.dir={tmp_path / 'a'}")
+    assert not list(tmp_path.glob("a/features")), "before any clip is decoded"
+    assert cli.main(arguments("knn", tmp_path / "k", checkpoint, shards, few[1], "neighbours.k=5")) == 0
+    assert "warning: neighbours.k=5: only 4 training clips: all of them vote" in capsys.readouterr().out
     other = ("retrieve.zero_shot=true", f"run.dir={tmp_path / 'z'}")
     assert "retrieve.towers: missing" in message(*other, command="retrieve")
     assert "retrieve.towers=nowhere: no such folder" in message(*other, "retrieve.towers=nowhere", command="retrieve")

@@ -6,7 +6,6 @@ the key, what was found, what was wanted, the nearest key that exists.
 
 from tgm_scale.config.files import (
     CONFIGS,
-    all_keys,
     checked,
     digest_tree,
     dump,
@@ -18,9 +17,11 @@ from tgm_scale.config.files import (
     read_tree,
     written,
 )
+from tgm_scale.config.mistakes import COMMAND_LINE, all_keys
 from tgm_scale.config.sections import Config, DataConfig, OptimConfig, RunSettings, Section
 
 __all__ = [
+    "COMMAND_LINE",
     "CONFIGS",
     "Config",
     "DataConfig",

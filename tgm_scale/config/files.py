@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from tgm_scale.config.mistakes import told
 from tgm_scale.config.sections import Config, Section
 from tgm_scale.runtime.outside.yaml_text import yaml_of
 
@@ -103,7 +103,7 @@ def _override(tree: dict, override: str) -> None:
     name, equals, value = override.partition("=")
     parts = name.split(".")
     if not equals or not all(parts):
-        raise ValueError(f"'{override}': wanted section.key=value, such as train.steps=100")
+        raise ValueError(f"'{override}': wanted section.key=value, such as run.dir=runs/mine")
     node = tree
     for part in parts[:-1]:
         if node.get(part) is None:
@@ -129,58 +129,7 @@ def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tu
         return kind.model_validate(tree)
     except ValidationError as error:
         given = [override.partition("=")[0] for override in overrides]
-        of: dict[str, list[str]] = {}
-        for item in error.errors():
-            name = ".".join(map(str, item["loc"]))
-            of.setdefault(_whose(name, given, origin), []).append(_explain(item, kind))
-        raise ValueError("\n".join(f"{where}:\n  " + "\n  ".join(lines) for where, lines in of.items())) from None
-
-
-def _whose(name: str, given: list[str], origin: str) -> str:
-    """Where the value of a key was given, or the values of a section (of all: '') that do not go together."""
-    if any(f"{name}.".startswith(f"{one}.") for one in given):
-        return "command line"
-    together = any(not name or one.startswith(f"{name}.") for one in given)
-    return f"{origin} and the command line" if together else origin
-
-
-def _explain(item: Any, kind: type[Section]) -> str:
-    location = [str(part) for part in item["loc"]]
-    name = ".".join(location)
-    if item["type"] == "extra_forbidden":
-        known = _keys_beside(location, kind)
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        elsewhere = [key for key in all_keys(kind) if key.rsplit(".", 1)[-1] == location[-1]]
-        if close:
-            hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?"
-        elif elsewhere:
-            hint = f"did you mean {elsewhere[0]}?"
-        else:
-            hint = f"known here: {', '.join(known)}"
-        return f"{name}: unknown key; {hint}"
-    if item["type"] == "missing":
-        return f"{name}: missing; give it in the file or as {name}=VALUE"
-    if item["type"] == "value_error":
-        return str(item["ctx"]["error"])
-    return f"{name}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-def _keys_beside(location: list[str], kind: type[Section]) -> list[str]:
-    model: Any = kind
-    for part in location[:-1]:
-        field = model.model_fields.get(part)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        sections = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)]
-        if not sections:
-            return []
-        model = sections[0]
-    return list(model.model_fields)
-
-
-def all_keys(kind: type[Section] = Config) -> list[str]:
-    """Every `section.key` of a kind of configuration, in order."""
-    sections: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
-    return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
+        raise ValueError(told(error, tree, given, origin, kind)) from None
 
 
 def dump(config: Section) -> str:

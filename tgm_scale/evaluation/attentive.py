@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgm_scale.evaluation.probe import VALIDATION_SHARE
+from tgm_scale.evaluation.probe import VALIDATION_SHARE, refuse_too_few
 from tgm_scale.runtime import seeding
 
 _STD = 0.02  # of the query's and the last layer's first values
@@ -82,10 +82,8 @@ def probe(
 
     Raises ValueError for fewer than two classes or ten clips, or heads that do not divide the width."""
     classes, width, clips = int(labels_N.max()) + 1, train_NKD.shape[2], len(train_NKD)
-    if classes < 2 or clips < 10:
-        raise ValueError(f"a probe needs 2 classes and 10 clips: found {classes} and {clips}")
-    if width % heads:
-        raise ValueError(f"probe.heads={heads} does not divide the encoder's width of {width}")
+    refuse_too_few(classes, clips)
+    refuse_heads(heads, width)
     order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe validation"), clips))
     held_out, kept = order[: round(VALIDATION_SHARE * clips)], order[round(VALIDATION_SHARE * clips) :]
 
@@ -101,6 +99,11 @@ def probe(
     best = max(sorted(accuracies), key=accuracies.__getitem__)  # of equals the lowest
     (chosen,) = fitted(order, [best])
     return AttentiveResult(_scores(chosen, test_MKD, torch.arange(len(test_MKD))), best, accuracies)
+
+
+def refuse_heads(heads: int, width: int) -> None:
+    if width % heads:
+        raise ValueError(f"probe.heads={heads} does not divide the encoder's width of {width}: choose a divisor")
 
 
 def _fit(

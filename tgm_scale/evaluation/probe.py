@@ -57,8 +57,7 @@ def probe(
     labels: int64 from 0. `seed` draws the validation part. `device`: where (default: the CPU), in
     float64 there, too. Raises ValueError for fewer than two classes or fewer than ten training clips."""
     classes = int(labels_N.max()) + 1
-    if classes < 2 or len(train_ND) < 10:
-        raise ValueError(f"a linear probe needs 2 classes and 10 clips: found {classes} and {len(train_ND)}")
+    refuse_too_few(classes, len(train_ND))
     train_ND, test_MD = standardised(train_ND.to(device), test_MD.to(device))
     labels_N = labels_N.to(device)
     order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe validation"), len(train_ND))).to(device)
@@ -77,6 +76,12 @@ def probe(
     best, accuracy, at_edge = choose(accuracy_of)
     chosen = fit(train_ND, labels_N, classes, best)
     return ProbeResult(chosen.scores(test_MD).cpu(), best, accuracy, at_edge)
+
+
+def refuse_too_few(classes: int, clips: int) -> None:
+    """Raises ValueError for fewer classes or training clips than a probe, of any kind, can be fitted to."""
+    if classes < 2 or clips < 10:
+        raise ValueError(f"a probe needs 2 classes and 10 training clips: found {classes} and {clips}")
 
 
 def choose(accuracy_of: Callable[[float], float]) -> tuple[float, float, bool]:

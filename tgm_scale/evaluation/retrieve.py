@@ -39,10 +39,12 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
             )
         source = _captioned(config) if not config.retrieve.zero_shot else open_split(config.data, "test")
         opened = introduce(at, {"test": source})
+        if config.retrieve.zero_shot:
+            class_texts(config, list(source.labels.values()))
+        text = _text_tower(at)
         clips = features(at, source, "mean", "test", board)
         found: dict[str, Any] = {}
         if at.place.is_main:
-            text = _text_tower(at)
             video_ME = clips.features[0].to(at.place.device) @ at.encoder.projection.T
             finite.refuse(video_ME.norm(dim=1), clips.keys, "its projected features")
             video_ME = F.normalize(video_ME, dim=1)

@@ -20,6 +20,7 @@ from tgm_scale.evaluation.clips import PATIENCE, own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
+from tgm_scale.models.vit import SIZES
 from tgm_scale.runtime.distributed import Control, Place, find_place, refuse_hidden_gpus
 from tgm_scale.runtime.progress import Board
 from tgm_scale.training import engine, run_folder
@@ -44,6 +45,7 @@ class Scored(NamedTuple):
 
 PARTS: tuple[Role, ...] = ("train", "test")
 Judge = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class numbers, test clips
+Check = Callable[[FrozenEncoder, list[str]], None]  # of the encoder and the labels, before features are made
 
 
 @contextmanager
@@ -65,7 +67,17 @@ def _encoder(config: FrozenConfig, place: Place) -> FrozenEncoder:
     settings = config.encoder
     if settings.checkpoint == "random":
         return FrozenEncoder.random(settings.size, settings.frames, settings.image_size, config.run.seed, place.device)
-    return FrozenEncoder.load(settings.checkpoint, place.device)
+    found = FrozenEncoder.load(settings.checkpoint, place.device)
+    there = {"size": found.size.width, "frames": found.frames, "image_size": found.image_size}
+    here = {"size": SIZES[settings.size].width, "frames": settings.frames, "image_size": settings.image_size}
+    for key in settings.model_fields_set & there.keys():
+        if there[key] != here[key]:
+            unit = {"size": "an encoder of width", "frames": "frames:", "image_size": "pixels:"}[key]
+            raise ValueError(
+                f"encoder.{key}={getattr(settings, key)}: {settings.checkpoint} is of {unit} {there[key]}; leave the "
+                "key out: it is of encoder.checkpoint=random alone"
+            )
+    return found
 
 
 def open_split(data: LabelledConfig, role: Role) -> Labelled:
@@ -127,7 +139,13 @@ def run_knn(config: FrozenConfig) -> dict[str, Any]:
         )
         return Scored(votes, {"k": settings.k, "temperature": settings.temperature})
 
-    return _classify(config, "nearest neighbours", "mean", judge)
+    def check(encoder: FrozenEncoder, labels: list[str]) -> None:
+        if settings.k > len(labels) and find_place().is_main:
+            print(
+                f"warning: neighbours.k={settings.k}: only {len(labels)} training clips: all of them vote", flush=True
+            )
+
+    return _classify(config, "nearest neighbours", "mean", judge, check)
 
 
 def run_probe(config: FrozenConfig) -> dict[str, Any]:
@@ -157,9 +175,14 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
         sweep = {f"{rate:g}": value for rate, value in found.validation_accuracies.items()}
         return Scored(found.scores_MC, {"learning rate": found.learning_rate, "validation accuracies": sweep})
 
+    def check(encoder: FrozenEncoder, labels: list[str]) -> None:
+        probe.refuse_too_few(len(set(labels)), len(labels))
+        if settings.head == "attentive":
+            attentive.refuse_heads(settings.heads, encoder.size.width)
+
     if settings.head == "attentive":
-        return _classify(config, "attentive probe", "tokens", attend)
-    return _classify(config, "linear probe", "mean", linear)
+        return _classify(config, "attentive probe", "tokens", attend, check)
+    return _classify(config, "linear probe", "mean", linear, check)
 
 
 _POOLINGS = {
@@ -168,12 +191,13 @@ _POOLINGS = {
 }
 
 
-def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge) -> dict[str, Any]:
+def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge, check: Check) -> dict[str, Any]:
     with session(config) as at, Board() as board:
         sources = {role: open_split(config.data, role) for role in PARTS}
         classes = ordered(sources["train"].labels.values(), config.data.classes)
         lacking = not_trained(sources["train"].given, sources["test"].given)
         opened = introduce(at, sources)
+        check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
         train, test = (features(at, source, pooling, role, board) for role, source in sources.items())
         found: dict[str, Any] = {}
         if at.place.is_main:

@@ -23,12 +23,14 @@ from tgm_scale.data.inventory import MAX_LEFT_OUT_SHARE
 
 Sampling = Literal["dense", "segments"]
 
+_PART = "labelled videos (a folder of them, shards, or a list)"
+
 
 class LabelledConfig(Section):
     """Labelled videos: shards (folder, pattern, list of them) or a list file in a published format (see lists.py)."""
 
-    train: str | list[str] | None = Field(None, description="labelled videos to fit on; not needed for retrieval")
-    test: str | list[str] = Field(description="labelled (or captioned) videos to be tested on")
+    train: str | list[str] | None = Field(None, description=f"{_PART} to fit on; not needed for retrieval")
+    test: str | list[str] = Field(description=f"{_PART} to be tested on")
     root: str | None = Field(None, description="folder of the videos that list files name; default: the list's own")
     label: str = Field("label", description="where a sample's json has it; of EPIC-Kitchens: verb, noun, action")
     split: int = Field(1, ge=1, le=3, description="which split of HMDB51's folder")
@@ -94,8 +96,17 @@ class FrozenConfig(RunSettings):
     retrieve: RetrieveConfig = RetrieveConfig()
 
 
-class FinetuneDataConfig(LabelledConfig):
-    train: str | list[str] = Field(description="labelled videos to train on")
+class TwoPartsConfig(LabelledConfig):
+    train: str | list[str] = Field(description=f"{_PART} to train on")
+
+
+class JudgedConfig(FrozenConfig):
+    """Of `tgm-scale knn` and `probe`, which learn from labels."""
+
+    data: TwoPartsConfig
+
+
+class FinetuneDataConfig(TwoPartsConfig):
     frames: int = Field(16, ge=1, description="frames of a clip; those of the pretraining")
     size: int = Field(224, ge=8, description="side of the square clip, pixels; that of the pretraining")
     stride: int = Field(4, ge=1, description="of dense windows: source frames from one sampled frame to the next")
@@ -148,9 +159,9 @@ class FinetuneConfig(RunSettings):
         return self
 
 
-def load_frozen(path: str | None, overrides: list[str]) -> FrozenConfig:
+def load_frozen(path: str | None, overrides: list[str], kind: type[FrozenConfig] = FrozenConfig) -> FrozenConfig:
     """Of a YAML file (None: of the overrides alone). Raises ValueError that lists every mistake."""
-    return configuration.checked(_tree(path, overrides), path or "command line", FrozenConfig, overrides)
+    return configuration.checked(_tree(path, overrides), path or configuration.COMMAND_LINE, kind, overrides)
 
 
 def load_finetune(path: str, overrides: list[str]) -> FinetuneConfig:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 
 
+class Parser(argparse.ArgumentParser):
+    """One that knows what `--data.shards=x` was meant to be."""
+
+    def error(self, message: str) -> NoReturn:
+        if keys := re.findall(r"(?<!\S)--(\w+(?:\.\w+)+)(\S*)", message):
+            message += "; keys of the configuration have no dashes before them: "
+            message += " ".join(key + (rest or "=VALUE") for key, rest in keys)
+        super().error(message)
+
+
 def parser(description: str | None, examples: str) -> argparse.ArgumentParser:
     """A parser whose help keeps the lines of both texts."""
-    return argparse.ArgumentParser(
-        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return Parser(description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 @contextmanager

@@ -1,0 +1,122 @@
+"""Mistakes of the command line in words that say what to type instead, and examples of `--help` that hold."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tgm_scale import cli, config
+from tgm_scale.evaluation import settings
+
+COMMANDS = ("pretrain", "finetune", "knn", "probe", "retrieve")
+FILES = {
+    "pretrain": "configs/debug.yaml",
+    "finetune": "configs/finetune_k400.yaml",
+    "knn, probe and retrieve": "configs/probe_k400.yaml",
+}
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command says that ends as a user's mistake does."""
+    try:
+        assert cli.main(arguments) == 2
+    except SystemExit as left:  # argparse's way
+        assert left.code == 2
+    return capsys.readouterr().err
+
+
+def loaded(command: str, path: str | None, overrides: list[str]) -> config.RunSettings:
+    if command == "pretrain":
+        return config.load(str(path), overrides)
+    if command == "finetune":
+        return settings.load_finetune(str(path), overrides)
+    kind = settings.FrozenConfig if command == "retrieve" else settings.JudgedConfig
+    return settings.load_frozen(path, overrides, kind)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_help_gives_as_an_example_is_taken(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    [override] = re.findall(r"such as\s+(\S+)", text)
+    examples = re.findall(rf"tgm[-_]scale {command} (?!\[)(.*)", text)
+    assert len(examples) >= 2
+    for words in map(str.split, examples):
+        path = words.pop(words.index("--config") + 1) if "--config" in words else None
+        loaded(command, path, [*(word for word in words if "=" in word), override])
+    [packaged] = re.findall(r"`(\w+)` is", text)
+    assert loaded(command, packaged, [override]).run.dir == override.partition("=")[2]
+
+
+@pytest.mark.parametrize("made_for", FILES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_configuration_for_other_commands_is_told(
+    command: str, made_for: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if command in made_for:
+        assert loaded(command, FILES[made_for], ["data.train=x", "data.test=x"] if command != "pretrain" else [])
+        return
+    given = ["train.init_from=x"] if command in ("pretrain", "finetune") else ["encoder.checkpoint=runs/x"]
+    text = said(capsys, command, "--config", FILES[made_for], *given)
+    assert text.count("\n") == 1
+    assert f"{FILES[made_for]}: a configuration for tgm-scale {made_for} (it has " in text
+    wanted = re.findall(r"such as (\S+\.yaml)", text)
+    assert loaded(command, wanted[0], []), "the remedy is right"
+
+
+def test_a_file_without_a_section_of_its_own_goes_by_its_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("run: {dir: x}\ndata: {shards: y, sise: 3}\nobjektive: {}\ntrain: {steps: 1}\n")
+    text = said(capsys, "finetune", "--config", str(file))
+    assert "for tgm-scale pretrain (it has data.shards)" in text and "train.init_from=RUN" in text
+    text = said(capsys, "pretrain", "--config", str(file))
+    assert "data.sise: unknown key; did you mean data.size?" in text and "objektive: unknown key" in text
+    file.write_text("run: {dir: x}\ndata: {train: y, test: z}\ntrain: {steps: 1}\n")
+    assert "for tgm-scale finetune or knn, probe and retrieve (it has data.train" in said(
+        capsys, "pretrain", "--config", str(file)
+    )
+    assert "encoder.checkpoint: missing" in said(capsys, "knn", "--config", str(file)), "it may be meant for it"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"),
+    [
+        (["knn"], ["run.dir", "data.train", "data.test", "encoder.checkpoint"]),
+        (["probe", "run.dir=x", "data.test=y"], ["data.train", "encoder.checkpoint"]),
+        (["retrieve", "run.dir=x"], ["data.test", "encoder.checkpoint"]),
+        (["finetune", "--config", "configs/finetune_k400.yaml", "data={}"], ["data.train", "data.test"]),
+        (["pretrain", "--config", "configs/debug.yaml", "data={}", "run=null"], ["data.shards"]),
+    ],
+)
+def test_missing_keys_are_named_with_what_they_are(
+    arguments: list[str], keys: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(capsys, *arguments)
+    for key in keys:
+        assert re.search(rf"^  {key}: missing; give it in the file or as {key}=VALUE \([a-z]", text, re.M), text
+    assert text.count("missing") == len(keys) and "run=VALUE" not in text
+
+
+def test_all_that_is_given_beside_no_file_is_the_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, "knn", "run.dir=x", "train.steps=100")
+    assert text.count("command line") == 1 and "train: unknown key; did you mean data.train?" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["pretrain", "--config", "debug", "--data.shards=x"], ": data.shards=x\n"),
+        (["knn", "--run.dir", "x", "--neighbours.k=3"], ": run.dir=VALUE neighbours.k=3\n"),
+        (["config", "--config", "debug", "--train.max_minutes=3"], ": train.max_minutes=3\n"),
+    ],
+)
+def test_a_key_with_dashes_is_understood_and_refused(
+    arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said(capsys, *arguments).endswith(f"keys of the configuration have no dashes before them{hint}")
+    assert "dashes" not in said(capsys, "pretrain", "--config", "debug", "--steps=3")

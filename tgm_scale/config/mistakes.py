@@ -1,0 +1,124 @@
+"""A configuration's mistakes in words: of which key, where it was given, what was wanted."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from tgm_scale.config.sections import Config, Section
+
+COMMAND_LINE = "command line"  # as the origin of a configuration without a file
+
+# Sections that one kind of configuration has alone, and the commands that take it
+_COMMANDS = {
+    **dict.fromkeys(("guidance", "masking", "objective", "knn"), "pretrain"),
+    **dict.fromkeys(("encoder", "neighbours", "probe", "retrieve"), "knn, probe and retrieve"),
+    "finetune": "finetune",
+}
+_WANTED = {
+    "pretrain": "one for pretraining, such as configs/debug.yaml",
+    "knn, probe and retrieve": "one such as configs/probe_ucf101.yaml, or none and run.dir=, encoder.checkpoint=, "
+    "data.train= and data.test= alone; what a pretraining made is named by encoder.checkpoint=RUN",
+    "finetune": "one such as configs/finetune_ucf101.yaml; what a pretraining made is named by train.init_from=RUN",
+}
+
+
+def told(error: ValidationError, tree: dict, given: list[str], origin: str, kind: type[Section]) -> str:
+    """All mistakes of a tree, by where they were made: in the file `origin`, or in the keys given beside it."""
+    if other := _of_another_kind(tree, given, kind):
+        return f"{origin}: {other}"
+    of: dict[str, list[str]] = {}
+    for item in _items(error, kind):
+        name = ".".join(map(str, item["loc"]))
+        of.setdefault(_whose(name, given, origin), []).append(_explain(item, kind))
+    return "\n".join(f"{where}:\n  " + "\n  ".join(lines) for where, lines in of.items())
+
+
+def _whose(name: str, given: list[str], origin: str) -> str:
+    """Where the value of a key was given, or the values of a section (of all: '') that do not go together."""
+    if origin == COMMAND_LINE or any(f"{name}.".startswith(f"{one}.") for one in given):
+        return COMMAND_LINE
+    together = any(not name or one.startswith(f"{name}.") for one in given)
+    return f"{origin} and the {COMMAND_LINE}" if together else origin
+
+
+def _of_another_kind(tree: dict, given: list[str], kind: type[Section]) -> str:
+    """Says so where a file, by its own sections, was made for other commands than those of `kind`."""
+    own = {_COMMANDS[name] for name in kind.model_fields if name in _COMMANDS}
+    of_file = [name for name in tree if not any(f"{one}.".startswith(f"{name}.") for one in given)]
+    marks = [name for name in of_file if name in _COMMANDS]
+    made_for = {_COMMANDS[name] for name in marks}
+    data = tree.get("data")
+    if not marks and isinstance(data, dict):
+        marks = [f"data.{key}" for key in ("shards", "train", "test") if key in data and f"data.{key}" not in given]
+        made_for = {"pretrain"} if "data.shards" in marks else {*_COMMANDS.values()} - {"pretrain"} if marks else set()
+    if not own or not made_for or own & made_for:
+        return ""
+    return (
+        f"a configuration for tgm-scale {' or '.join(sorted(made_for))} (it has {', '.join(marks)}); "
+        f"wanted {_WANTED[own.pop()]}"
+    )
+
+
+def _items(error: ValidationError, kind: type[Section]) -> list[Any]:
+    """The mistakes, and in place of a section that is missing those of its keys that have to be given."""
+    found: list[Any] = []
+    for item in error.errors():
+        section = _section(item["loc"], kind) if item["type"] == "missing" else None
+        try:
+            if section is not None:
+                section.model_validate({})
+            found.append(item)
+        except ValidationError as of_section:
+            found += [{**inner, "loc": (*item["loc"], *inner["loc"])} for inner in of_section.errors()]
+    return found
+
+
+def _explain(item: Any, kind: type[Section]) -> str:
+    location = [str(part) for part in item["loc"]]
+    name = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        known = _keys_beside(location, kind)
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        elsewhere = [key for key in all_keys(kind) if key.rsplit(".", 1)[-1] == location[-1]]
+        if close:
+            hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?"
+        elif elsewhere:
+            hint = f"did you mean {elsewhere[0]}?"
+        else:
+            hint = f"known here: {', '.join(known)}"
+        return f"{name}: unknown key; {hint}"
+    if item["type"] == "missing":
+        field = section.model_fields.get(location[-1]) if (section := _section(location[:-1], kind)) else None
+        said = f" ({field.description})" if field and field.description else ""
+        return f"{name}: missing; give it in the file or as {name}=VALUE{said}"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"{name}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _keys_beside(location: list[str], kind: type[Section]) -> list[str]:
+    section = _section(location[:-1], kind)
+    return list(section.model_fields) if section else []
+
+
+def _section(location: Sequence[Any], kind: type[Section]) -> type[Section] | None:
+    """The section at a place of a kind of configuration; None where there is none."""
+    model = kind
+    for part in location:
+        field = model.model_fields.get(part)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        sections = [one for one in kinds if isinstance(one, type) and issubclass(one, Section)]
+        if not sections:
+            return None
+        model = sections[0]
+    return model
+
+
+def all_keys(kind: type[Section] = Config) -> list[str]:
+    """Every `section.key` of a kind of configuration, in order."""
+    sections: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
+    return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
