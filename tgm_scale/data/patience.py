@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
+from tgm_scale.data import waits
 from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
@@ -53,9 +53,14 @@ def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -
     """`action()`, again after a passing error for up to `seconds` of waiting (default: PATIENCE_SECONDS).
 
     Raises OSError naming `what` after the last attempt; what is missing, forbidden or no error of the storage is not
-    tried again. A wait of more than SAY_AFTER is told, with who waits."""
-    limit = PATIENCE_SECONDS if seconds is None else seconds
-    what = without_secrets(what)
+    tried again. A wait of more than SAY_AFTER is told, with who waits; `waits` has all that are under way."""
+    try:
+        return _retried(action, without_secrets(what), PATIENCE_SECONDS if seconds is None else seconds)
+    finally:
+        waits.over()
+
+
+def _retried(action: Callable[[], T], what: str, limit: float) -> T:
     began, waited, pause, attempts, told = time.monotonic(), 0.0, FIRST_PAUSE, 0, 0.0
     while True:
         attempts += 1
@@ -76,6 +81,7 @@ def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -
             if passed + wait > max(SAY_AFTER, 2 * told):
                 told = passed + wait
                 _say(f"waits for {what}, {passed:.0f} s by now, up to {limit:.0f}: {why}")
+            waits.under_way(what, escaped(why, keep=""), time.time() - passed)
             time.sleep(wait)
             waited, pause = waited + wait, min(2 * pause, LONGEST_PAUSE)
         else:
@@ -90,6 +96,4 @@ def _own_share() -> float:
 
 
 def _say(words: str) -> None:
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
-    who = f"{f'rank {rank}, ' if rank else ''}process {os.getpid()} on {platform.node()}"
-    sys.stderr.write(escaped(f"{who} {words}\n"))
+    sys.stderr.write(escaped(f"{waits.me()} {words}\n"))

@@ -24,10 +24,11 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Lock
 from multiprocessing.util import Finalize
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from tgm_scale.data import waits
 from tgm_scale.data.samples import Fetched, Sample, Samples
 from tgm_scale.data.shared_memory import SharedBatches
 from tgm_scale.runtime.processes import end_with_parent
@@ -122,7 +123,10 @@ class _Crew:
                 except (EOFError, OSError):
                     process.join()
                     raise WorkerDied(_cause_of_death(process.exitcode)) from None
-                self._arrived[arrived] = found
+                if arrived is None:
+                    waits.of_worker(process.pid or 0, found)
+                else:
+                    self._arrived[arrived] = found
         found = self._arrived.pop(number)
         if isinstance(found, Exception):
             raise found
@@ -133,6 +137,7 @@ class _Crew:
         for inbox, process in self._workers.values():
             process.join()
             inbox.close()
+            waits.of_worker(process.pid or 0, [])
         self._tasks.close()
 
 
@@ -154,6 +159,13 @@ def _work(samples: Samples, memory: SharedBatches, tasks: Connection, turn: Lock
     """What a worker does until it is killed."""
     end_with_parent()
     torch.set_num_threads(1)
+    sending = threading.Lock()  # threads that read ahead tell what they wait for
+
+    def send(message: tuple[int | None, Any]) -> None:
+        with sending:
+            outbox.send(message)
+
+    waits.listen(lambda found: send((None, found)))
     for task, fetched in _fetched(samples, tasks, turn):
         found: Sample | Exception
         try:
@@ -162,7 +174,7 @@ def _work(samples: Samples, memory: SharedBatches, tasks: Connection, turn: Lock
             found = samples.decode(fetched, memory.pixels(task.place)[task.row])
         except Exception as error:
             found = _portable(error)
-        outbox.send((task.number, found))
+        send((task.number, found))
 
 
 def _fetched(samples: Samples, tasks: Connection, turn: Lock) -> Iterator[tuple[_Task, Fetched | Exception]]:

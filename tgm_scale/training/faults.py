@@ -14,6 +14,7 @@ from typing import ClassVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tgm_scale.contracts import Batch, Problem
+from tgm_scale.runtime.outside.json_text import bounded, json_of
 from tgm_scale.training.run_folder import replace_file
 
 _MEMORY = 100  # losses that a spike is measured against
@@ -72,10 +73,11 @@ class FaultState:
         if not file.is_file():
             return cls()
         try:
-            return TypeAdapter(cls).validate_json(file.read_bytes(), strict=True)
-        except ValidationError as error:
+            return TypeAdapter(cls).validate_python(json_of(bounded(file)), strict=True)
+        except ValueError as error:
+            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
             raise ValueError(
-                f"{file}: damaged ({error.errors()[0]['msg']}): restore it; without it the samples left out since a "
+                f"{file}: damaged ({why}): restore it; without it the samples left out since a "
                 'rollback are trained on again. To go on so, write {"rollbacks": 0, "skip_list": []} there'
             ) from None
 

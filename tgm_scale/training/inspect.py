@@ -13,16 +13,21 @@ from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training import checkpoint, events, run_folder
 from tgm_scale.training.bottleneck import explain, from_metrics, read_ranks
 from tgm_scale.training.metrics import count_damaged, figure, read_metrics
+from tgm_scale.training.waiting import duration, waiting
 
 _RECENT = 50  # steps that the speed is the median of
 _STARTS_SHOWN = 5
 
 
 def status(folder: str) -> str:
-    """One screen about a run: step, speed, time left, last checkpoint, restarts, skipped samples, bottleneck.
+    """One screen about a run: step, speed, time left, last checkpoint, restarts, skipped samples, bottleneck, and who
+    waits for a shard.
 
     Raises ValueError for a folder that is no run."""
     root = Path(folder)
+    waits = {"waiting": found} if (found := waiting(root)) else {}
+    if waits and not ((root / "metrics.jsonl").is_file() and read_metrics(root)):  # a start has not written more yet
+        return _aligned({"run": folder, "step": "none yet", **waits})
     tree = _tree(folder)
     if "encoder" in tree:
         return _aligned({"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **_results(root)})
@@ -41,13 +46,14 @@ def status(folder: str) -> str:
         "run": f"{folder}, {tree['model']['size']}, {tree.get('masking', {}).get('recipe', 'finetuning')}",
         "step": f"{last['step']} of {plan['steps']} ({last['step'] / plan['steps']:.0%}), {last['samples']} samples",
         "speed": f"{tree['train']['global_batch_size'] / seconds:.1f} clips/s, {seconds:.2f} s a step",
-        "left": "done" if last["step"] == plan["steps"] else _duration(left),
-        "last step": f"{_duration(age)} ago",
+        "left": "done" if last["step"] == plan["steps"] else duration(left),
+        "last step": f"{duration(age)} ago",
         "loss": f"{figure(last['loss'])} (first {figure(rows[0]['loss'])})",
         "checkpoint": newest.name if newest else "none yet",
         "starts": _starts(starts),
         "skipped": f"{last['skipped_samples']} samples" + (", see skipped.jsonl" if last["skipped_samples"] else ""),
         "bottleneck": explain(ranks or from_metrics(recent), tree["data"]["workers"]),
+        **waits,
         **_damage(root),
         **_left_out(root),
         **_results(root),
@@ -112,13 +118,6 @@ def _starts(starts: list[dict[str, Any]]) -> str:
     text = f"{len(starts)}, {'at' if recent == starts else 'the last at'} steps {steps}"
     jobs = dict.fromkeys(start["slurm_job"] for start in recent if start["slurm_job"])
     return text + (f"; jobs {', '.join(jobs)}; now on {starts[-1]['slurm_nodes']}" if jobs else "")
-
-
-def _duration(seconds: float) -> str:
-    days, rest = divmod(round(seconds), 86400)
-    hours, rest = divmod(rest, 3600)
-    minutes, rest = divmod(rest, 60)
-    return (f"{days} d " if days else "") + f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def compare(one: str, other: str) -> tuple[str, bool]:

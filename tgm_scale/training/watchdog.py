@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
+from tgm_scale.data import waits
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training.run_folder import replace_file
@@ -211,6 +212,7 @@ class Watchdog:
             "host": platform.node(),
             "pid": os.getpid(),
             "seconds": self._seconds,
+            "waiting": [wait._asdict() for wait in waits.all_waits()[:_NAMED]],  # for shards
         }
         # not synced: 500 ranks would sync 100 times a second, and after a reboot nobody wants to know
         replace_file(self.folder / f"{self.place.rank:05d}", json.dumps(beat), durable=False)
