@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid
 from tgm_scale.masking.recipes import RECIPES, Masker, build_masker
-from tgm_scale.masking.saliency import SOURCES, Request, Source, noise
+from tgm_scale.masking.saliency import SOURCES, Request, noise
 
 CLIP = Grid(8, 14, 14)  # 16 frames of 224 pixels, tubelets of 2 x 16 x 16
 
@@ -356,23 +354,3 @@ def test_a_mistake_is_named_with_its_remedy(arguments: dict[str, Any], message: 
     settings = {"recipe": "text_guided", "mask_ratio": 0.6, **arguments}
     with pytest.raises(ValueError, match=message):
         build_masker(settings.pop("recipe"), CLIP, **settings)
-
-
-def test_the_strangers_recipe_of_the_docs_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One file and one line, as docs/RECIPES.md has them."""
-    docs = (Path(__file__).parents[2] / "docs" / "RECIPES.md").read_text()
-    code = docs.split("```python\n")[1].split("```")[0]
-    file = tmp_path / "centre.py"
-    file.write_text(code)
-    spec = importlib.util.spec_from_file_location("centre", file)
-    assert spec is not None and spec.loader is not None
-    centre = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(centre)
-    [line] = [line.strip() for line in docs.splitlines() if line.startswith('    "centre": Source(')]
-    assert line == '"centre": Source(centre.nearness),'
-    monkeypatch.setitem(SOURCES, "centre", Source(centre.nearness))
-    masker = build_masker("random", CLIP, 0.25, sources={"centre": 1}, scope="slot")
-    hidden = masker.hidden(seeds(2))
-    assert hidden[:, :, 4:10, 4:10].all() and not hidden[:, :, 0].any()
-    mixed = build_masker("text_guided", CLIP, 0.25, sources={"centre": 0.5, "text": 0.5})
-    assert mixed(seeds(2), relevance=maps(CLIP, 2)).visible.shape == (2, 8 * 147)
