@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: test drills demo gpu lint versions help
+.PHONY: quick test drills demo gpu lint versions help
 
 help:
 	@echo "make demo   the whole story on a corpus it makes itself (8 to 13 minutes on 2 CPU cores)"
+	@echo "make quick  tests that touch every package: at most 4 minutes on 2 CPU cores"
 	@echo "make test   the tests, but for the drills"
 	@echo "make drills  the tests of minutes: the whole demo, kills, jobs on a cluster, damage"
 	@echo "make gpu    what works on this machine's GPUs, in about 10 minutes (ARGS='--minutes 30', ARGS=--help)"
@@ -19,6 +20,23 @@ help:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# files of seconds from every package, and of whole runs these: what one says, two processes, going on after a signal
+QUICK := tests/test_config.py tests/test_docs.py tests/test_extending.py tests/test_house.py tests/masking \
+	$(addprefix tests/conversion/test_,convert.py formats.py) \
+	$(addprefix tests/data/test_,annotations.py decode.py index.py lists.py loader.py names.py order.py shards.py \
+	synthetic.py transforms.py) \
+	$(addprefix tests/evaluation/test_,figures.py intervals.py knn.py probe.py views.py) \
+	$(addprefix tests/guidance/test_,passes.py relevance.py text_tower.py) \
+	$(addprefix tests/models/test_,attention.py classifier.py patches.py pretraining.py vit.py) tests/objectives \
+	tests/report/test_pictures.py \
+	$(addprefix tests/runtime/test_,arrays.py files.py json_text.py launch.py seeding.py terminal.py) \
+	$(addprefix tests/training/test_,inspect.py metrics.py module.py) \
+	"tests/training/test_pretrain.py::test_a_run_says_what_it_does_and_no_more" \
+	"tests/training/test_pretrain.py::test_a_signal_stops_with_a_checkpoint_and_the_requeue_code[2]"
+
+quick: .venv/.installed
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(QUICK)
 
 test: .venv/.installed
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"

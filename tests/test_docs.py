@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+import tgm_scale
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -56,3 +59,33 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A page\n[a](page.md#a-page) [b](gone.md) [c](#nothing) `[d](code.md)` [e](https://x.org/y)\n")
     assert dead_links(page) == ["gone.md", "#nothing"]
+
+
+def recipe(target: str) -> str:
+    """The commands of a target of the Makefile, its variables filled in."""
+    command = ["make", "-n", "-o", ".venv/.installed", target]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100).stdout
+
+
+def test_make_quick_has_a_test_of_every_package() -> None:
+    named = {
+        word.partition("::")[0].strip('"') for word in recipe("quick").split() if word.strip('"').startswith("tests/")
+    }
+    assert not [name for name in named if not (ROOT / name).exists()]
+    packages = {folder.name for folder in (ROOT / "tgm_scale").iterdir() if (folder / "__init__.py").exists()}
+    assert {"data", "training"} <= packages
+    assert not {name for name in packages - {"config"} if not any(one.startswith(f"tests/{name}") for one in named)}
+    assert "tests/test_config.py" in named
+
+
+def test_the_hooks_before_a_commit_are_what_make_lint_runs() -> None:
+    [local] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    hooks = [hook["entry"].removesuffix(" --force-exclude") for hook in local["hooks"]]
+    assert local["repo"] == "local" and {hook["language"] for hook in local["hooks"]} == {"system"}
+    assert hooks == [line.removesuffix(" .") for line in recipe("lint").splitlines()]
+
+
+def test_what_is_cited_is_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == tgm_scale.__version__ and "2408.00759" in cited["references"][0]["url"]
+    assert f"[Unreleased]: {tgm_scale.__version__}" in (ROOT / "CHANGELOG.md").read_text()
