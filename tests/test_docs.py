@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -89,3 +90,48 @@ def test_what_is_cited_is_this_version() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert cited["version"] == tgm_scale.__version__ and "2408.00759" in cited["references"][0]["url"]
     assert f"[Unreleased]: {tgm_scale.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+OTHERS = {  # what other programs print
+    "operator torchvision::nms does not exist",
+    "Invalid GRES specification",
+}
+
+
+def said_in_source() -> list[str]:
+    """Every text in the code, the values in it as `{}`, and the shell scripts line by line."""
+    found = []
+    for file in [*ROOT.glob("tgm_scale/**/*.py"), *ROOT.glob("tools/**/*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    for file in [*ROOT.glob("slurm/**/*.sh"), ROOT / "Makefile"]:
+        found += file.read_text().splitlines()
+    return found
+
+
+def quoted_messages() -> list[str]:
+    """Those in the first column of the tables."""
+    page = (ROOT / "docs" / "TROUBLESHOOTING.md").read_text()
+    rows = [row.split(" | ")[0] for row in page.partition("## Installing")[2].splitlines() if row.startswith("| ")]
+    return [quoted for row in rows for quoted in re.findall(r"`([^`]+)`", row)]
+
+
+def test_every_message_of_troubleshooting_is_in_the_source() -> None:
+    source, quoted = said_in_source(), quoted_messages()
+    assert len(quoted) > 60
+    pieces = {message: [piece for piece in message.split("...") if piece.strip()] for message in quoted}
+    lost = [one for one in pieces if not any(all(piece in text for piece in pieces[one]) for text in source)]
+    assert set(lost) == OTHERS
+
+
+def test_every_exit_code_is_in_the_table() -> None:
+    codes = {130}
+    for file in ROOT.glob("tgm_scale/**/*.py"):
+        codes |= {int(code) for code in re.findall(r"(?im)(?:exit_code|^BAD_NODE) = (\d+)\b", file.read_text())}
+    page = (ROOT / "docs" / "TROUBLESHOOTING.md").read_text()
+    assert not [code for code in codes if f"| {code} |" not in page], codes
