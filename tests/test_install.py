@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 
 import tgm_scale
+from tgm_scale.commands import table
 from tgm_scale.config import CONFIGS, packaged, read_tree
+from tgm_scale.data.encode import encode_video
 from tgm_scale.training import run_folder
 
 ROOT = Path(__file__).parents[1]
@@ -33,16 +36,36 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def run(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(site: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONPATH": str(site)}
     return subprocess.run(
-        [sys.executable, *arguments], env=variables, cwd=site.parents[1], capture_output=True, text=True, timeout=100
+        [sys.executable, *arguments],
+        env=variables,
+        cwd=cwd or site.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
 
 
+_ALL_HELP = """
+import contextlib, io, sys
+from tgm_scale import cli
+from tgm_scale.commands import table
+assert cli.__file__.startswith(sys.argv[1]), cli.__file__
+for words in ["", *table.FAMILIES, *table.COMMANDS]:
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        cli.main([*words.split(), "--help"])
+    assert said.getvalue().startswith("usage: tgm-scale "), words
+    heavy = {"torch", "transformers", "deepspeed"} & set(sys.modules)
+    assert not heavy, f"tgm-scale {words} --help imports {heavy}"
+    print(words)
+"""
+
+
 @pytest.mark.parametrize("name", ["debug", "debug.yaml", "configs/debug.yaml"])
-def test_a_wheel_finds_its_configurations_by_name_from_any_folder(installed: Path, name: str) -> None:
-    ended = run(installed, "-m", "tgm_scale", "config", "--config", name, "--key", "run.dir")
+def test_a_wheel_finds_its_configurations_by_name_from_any_folder(installed: Path, name: str, tmp_path: Path) -> None:
+    ended = run(installed, "-m", "tgm_scale", "config", "--config", name, "--key", "run.dir", cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (0, "runs/debug\n"), ended.stderr
 
 
@@ -54,6 +77,30 @@ def test_a_wheel_finds_the_deepspeed_files_that_its_configurations_name(installe
     )
     ended = run(installed, "-c", code)
     assert ended.returncode == 0 and ended.stdout.startswith(str(installed)), ended.stderr
+
+
+def test_a_wheel_explains_every_command_without_torch(installed: Path, tmp_path: Path) -> None:
+    ended = run(installed, "-c", _ALL_HELP, str(installed), cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert set(table.COMMANDS) < set(ended.stdout.splitlines())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wheel_makes_shards_and_checks_them_from_any_folder(installed: Path, tmp_path: Path) -> None:
+    rows = ["file,caption"]
+    (tmp_path / "videos").mkdir()
+    for number in range(2):
+        frames = np.full((12, 32, 48, 3), 60 + 90 * number, np.uint8)
+        (tmp_path / "videos" / f"v{number}.mp4").write_bytes(encode_video(frames, fps=10))
+        rows.append(f"v{number}.mp4,a grey field {number}")
+    (tmp_path / "a.csv").write_text("\n".join(rows) + "\n")
+    tgm_scale = ("-m", "tgm_scale", "shards")
+    given = ("--annotations", "a.csv", "--videos", "videos", "--output", "out", "--short-side", "32", "--workers", "1")
+    made = run(installed, *tgm_scale, "make", *given, cwd=tmp_path)
+    assert made.returncode == 0 and "2 of 2 clips made" in made.stdout, made.stderr
+    checked = run(installed, *tgm_scale, "check", "--shards", "out", cwd=tmp_path)
+    assert checked.returncode == 0 and "2 samples in 1 shards" in checked.stdout, checked.stdout + checked.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "out", "videos"]
 
 
 def test_a_wheel_says_its_version_and_is_typed(installed: Path) -> None:

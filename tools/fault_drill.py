@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from local_run import LocalRun
-
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
 from tgm_scale.runtime import command
+from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_lines, json_of
 from tgm_scale.runtime.progress import Board, Task
 from tgm_scale.training.inspect import compare

@@ -14,13 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import table
 from gpu_checks import card, report
 from gpu_checks.bench import ROOT
 from gpu_checks.rows import ROWS
 from gpu_checks.runner import FAILED, OK, SKIPPED, Plan, Result, Runner
 from gpu_checks.scale import SCALES
 
+from tgm_scale.benchmarks.machine import table
 from tgm_scale.runtime import command
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.progress import clock

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -16,6 +15,8 @@ from made_weights import FRAMES, SIDE, SMALL, equal, made, stated
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tgm_scale import cli
+from tgm_scale.commands.convert import FORMATS
 from tgm_scale.conversion.convert import TARGETS, convert
 from tgm_scale.conversion.image_vit import to_video
 from tgm_scale.conversion.read import read
@@ -26,16 +27,10 @@ from tgm_scale.models.patches import sine_cosine_table
 KINDS: tuple[Kind, ...] = ("pretraining", "classifier", "encoder")
 ROUND_TRIPS = [(kind, target) for target, held in TARGETS.items() for kind in held.kinds if target != "timm"]
 Capture = pytest.CaptureFixture[str]
-TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def main(arguments: Sequence[str]) -> int:
+    return cli.main(["convert", *arguments])
 
 
 @pytest.mark.parametrize(("kind", "target"), ROUND_TRIPS)
@@ -160,9 +155,9 @@ def test_nothing_is_kept_where_the_outputs_differ(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["exact"]
 
 
-def test_the_tool_says_what_it_did(tool: ModuleType, tmp_path: Path, capsys: Capture) -> None:
+def test_the_command_says_what_it_did(tmp_path: Path, capsys: Capture) -> None:
     convert(made("pretraining"), tmp_path / "in", "safetensors")
-    assert tool.main([str(tmp_path / "in"), str(tmp_path / "out"), "--to", "huggingface", "--classes", "4"]) == 0
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--to", "huggingface", "--classes", "4"]) == 0
     said = capsys.readouterr().out
     assert "format: VideoMAE or this project, pretraining" in said
     assert "pretraining, 48 wide, 3 deep, 3 heads, tubelets of 2x8x8, decoder 32 wide, 2 deep, 2 heads" in said
@@ -171,30 +166,28 @@ def test_the_tool_says_what_it_did(tool: ModuleType, tmp_path: Path, capsys: Cap
     assert (tmp_path / "out" / "config.json").is_file()
 
 
-def test_the_tool_reads_foreign_files(tool: ModuleType, tmp_path: Path, capsys: Capture) -> None:
+def test_the_command_reads_foreign_files(tmp_path: Path, capsys: Capture) -> None:
     file, out = str(tmp_path / "in"), str(tmp_path / "out")
     clip = ["--frames", "4", "--size", "32"]
     arguments = argparse.Namespace(num_frames=16, input_size=224)
     torch.save({"model": videomae_pretraining(32, 2, 16, 1), "args": arguments}, file)
-    assert tool.main([file, out, "--to", "huggingface"]) == 2
+    assert main([file, out, "--to", "huggingface"]) == 2
     assert "how many heads?" in capsys.readouterr().err
-    assert tool.main([file, out, "--to", "huggingface", "--heads", "4", "--decoder-heads", "2", *clip]) == 0
+    assert main([file, out, "--to", "huggingface", "--heads", "4", "--decoder-heads", "2", *clip]) == 0
     assert "frames: 4 as asked for, the file says 16" in capsys.readouterr().out
     save_file(image_mae(32, 2, 16, 8), file)
-    assert tool.main([file, f"{out}2", "--to", "safetensors", "--heads", "4", *clip]) == 2
+    assert main([file, f"{out}2", "--to", "safetensors", "--heads", "4", *clip]) == 2
     assert "--lossy" in capsys.readouterr().err
-    assert tool.main([file, f"{out}2", "--to", "safetensors", "--heads", "4", "--lossy", *clip]) == 0
+    assert main([file, f"{out}2", "--to", "safetensors", "--heads", "4", "--lossy", *clip]) == 0
     assert read(f"{out}2").kind == "encoder"
 
 
-def test_a_mistake_is_one_message_and_exit_code_2(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert tool.main([str(tmp_path / "absent"), str(tmp_path / "out"), "--to", "timm"]) == 2
+def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main([str(tmp_path / "absent"), str(tmp_path / "out"), "--to", "timm"]) == 2
     assert "absent: cannot be read" in capsys.readouterr().err
-    assert set(tool.FORMATS) == set(TARGETS)
+    assert set(FORMATS) == set(TARGETS)
     with pytest.raises(SystemExit, match="2"):
-        tool.main(["a", "b", "--to", "onnx"])
+        main(["a", "b", "--to", "onnx"])
     with pytest.raises(SystemExit, match="0"):
-        tool.main(["--help"])
-    assert "python tools/convert_checkpoint.py runs/vitb exports/vitb --to huggingface" in capsys.readouterr().out
+        main(["--help"])
+    assert "tgm-scale convert runs/vitb exports/vitb --to huggingface" in capsys.readouterr().out

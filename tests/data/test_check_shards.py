@@ -1,10 +1,10 @@
-"""tools/check_shards.py: what it finds in shards whose faults are known."""
+"""`tgm-scale shards check`: what it finds in shards whose faults are known."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import runpy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,13 @@ import pytest
 from PIL import Image
 from tars import write_tar
 
+from tgm_scale import cli
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.shards import ShardWriter
 
-main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "check_shards.py"))["main"]
+
+def main(arguments: Sequence[str]) -> int:
+    return cli.main(["shards", "check", *arguments])
 
 
 def video(number: int, frames: int) -> bytes:

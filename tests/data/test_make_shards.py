@@ -1,9 +1,8 @@
-"""tools/make_shards.py as a user runs it: on real videos, on broken ones, killed, in parts, and by mistake."""
+"""`tgm-scale shards make` as a user runs it: on real videos, on broken ones, killed, in parts, and by mistake."""
 
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import io
 import json
 import os
@@ -21,17 +20,18 @@ import av
 import numpy as np
 import pytest
 
+from tgm_scale import cli
 from tgm_scale.data.annotations import parse_time
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_shards.py"
+COMMAND = [sys.executable, "-m", "tgm_scale", "shards", "make"]
 BAD_FILES = ("corrupted", "truncated", "empty", "text_not_video")
 
 
 def command(annotations, videos, output, *more):
     paths = ("--annotations", annotations, "--videos", videos, "--output", output)
-    return [sys.executable, str(TOOL), *map(str, paths), "--workers", "2", *map(str, more)]
+    return [*COMMAND, *map(str, paths), "--workers", "2", *map(str, more)]
 
 
 def run(*arguments):
@@ -57,13 +57,9 @@ def samples(folder):
             yield ref.key, json.loads(members["json"]), members["mp4"]
 
 
-@pytest.fixture(scope="module")
-def tool():
-    """The tool's `main`, in this process; its workers are processes as ever."""
-    spec = importlib.util.spec_from_file_location("make_shards", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def main(arguments):
+    """In this process; its workers are processes as ever."""
+    return cli.main(["shards", "make", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +124,7 @@ def test_real_clips_have_their_captions_and_the_frames_of_their_spans(real, real
 
 
 @pytest.fixture(scope="module")
-def small(tool, tmp_path_factory):
+def small(tmp_path_factory):
     """Forty clips of four videos: (annotations, videos, shards made in one go)."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "videos").mkdir()
@@ -138,11 +134,13 @@ def small(tool, tmp_path_factory):
     rows = [row(f"v{i}", j, j + 1, f"clip {j} of {i}", UMT_Score=j / 10) for i in range(4) for j in range(10)]
     (folder / "rows.jsonl").write_text("".join(rows))
     arguments = (folder / "rows.jsonl", folder / "videos")
-    assert tool.main(command(*arguments, folder / "shards", "--short-side", 64, "--clips-per-shard", 10)[2:]) == 0
+    assert (
+        main(command(*arguments, folder / "shards", "--short-side", 64, "--clips-per-shard", 10)[len(COMMAND) :]) == 0
+    )
     return *arguments, folder / "shards"
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_bytes(small, tmp_path, tool, capsys):
+def test_killed_at_any_moment_it_ends_with_the_same_bytes(small, tmp_path, capsys):
     annotations, videos, undisturbed = small
     line = command(annotations, videos, tmp_path / "shards", "--short-side", 64, "--clips-per-shard", 10)
     for kills_at in ("00000.tar", "00002.tar.partial"):
@@ -152,12 +150,12 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(small, tmp_path, tool,
         process.send_signal(signal.SIGKILL)
         process.wait()
     first = (tmp_path / "shards" / "00000.tar").stat()
-    assert tool.main(line[2:]) == 0
+    assert main(line[len(COMMAND) :]) == 0
     left = contents(tmp_path / "shards")
     assert left == contents(undisturbed), sorted(set(left) ^ set(contents(undisturbed)))
     assert (tmp_path / "shards" / "00000.tar").stat().st_ino == first.st_ino, "a finished shard is kept"
     capsys.readouterr()
-    assert tool.main(line[2:]) == 0
+    assert main(line[len(COMMAND) :]) == 0
     assert "0 of this task's 4 are to be made" in capsys.readouterr().out
 
 
@@ -209,12 +207,12 @@ def test_spans_of_one_video_are_cut_frame_by_frame(small):
 
 
 def arguments(small, output, *more):
-    return command(*small[:2], output, "--clips-per-shard", 10, *more)[2:]
+    return command(*small[:2], output, "--clips-per-shard", 10, *more)[len(COMMAND) :]
 
 
-def test_filters_and_their_counts(small, tmp_path, tool, capsys):
+def test_filters_and_their_counts(small, tmp_path, capsys):
     shutil.copytree(small[2], tmp_path / "s")
-    assert tool.main(arguments(small, tmp_path / "new", "--min-umt", 0.85, "--short-side", 32, "--gop", 5)) == 0
+    assert main(arguments(small, tmp_path / "new", "--min-umt", 0.85, "--short-side", 32, "--gop", 5)) == 0
     printed = capsys.readouterr().out
     assert "rows not used, below_min_umt: 36" in printed and "4 of 4 clips made" in printed
     assert sorted(key for key, _, _ in samples(tmp_path / "new")) == [f"v{i}_00009000_00010000" for i in range(4)]
@@ -234,30 +232,30 @@ def test_filters_and_their_counts(small, tmp_path, tool, capsys):
         (("--output", "/proc/nowhere"), "cannot be made"),
     ],
 )
-def test_a_mistake_ends_with_code_2_and_a_remedy(small, tmp_path, tool, capsys, more, complaint):
+def test_a_mistake_ends_with_code_2_and_a_remedy(small, tmp_path, capsys, more, complaint):
     for name in ("empty", "foreign"):
         (tmp_path / name).mkdir()
     (tmp_path / "foreign" / "00000.tar").write_bytes(b"")
     places = {name: tmp_path / name for name in ("empty", "foreign", "new")}
     before = contents(small[2])
     more = [str(part).format(**places) for part in more]
-    assert tool.main(arguments(small, small[2], "--short-side", 64, *more)) == 2
+    assert main(arguments(small, small[2], "--short-side", 64, *more)) == 2
     error = capsys.readouterr().err
     assert re.search(complaint, error) and error.count("\n") == 1
     assert contents(small[2]) == before
 
 
 @pytest.mark.parametrize("more", [("--short-side", 33), ("--crf", 60), ("--workers", 0), ("--gop", "x")])
-def test_a_setting_out_of_range_ends_with_code_2(small, tmp_path, tool, more):
+def test_a_setting_out_of_range_ends_with_code_2(small, tmp_path, more):
     with pytest.raises(SystemExit) as end:
-        tool.main(arguments(small, tmp_path / "new", *more))
+        main(arguments(small, tmp_path / "new", *more))
     assert end.value.code == 2 and not os.path.exists(tmp_path / "new")
 
 
-def test_nothing_made_is_code_1(small, tmp_path, tool, capsys):
+def test_nothing_made_is_code_1(small, tmp_path, capsys):
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "other.mp4").write_bytes(b"")
-    assert tool.main([*arguments(small, tmp_path / "new"), "--videos", str(tmp_path / "videos")]) == 1
+    assert main([*arguments(small, tmp_path / "new"), "--videos", str(tmp_path / "videos")]) == 1
     assert "skipped, missing_video: 40" in capsys.readouterr().out
 
 
@@ -290,15 +288,15 @@ def test_annotations_of_every_kind_and_clips_that_are_cut_already(tmp_path):
     }
 
 
-def test_whole_files_are_of_the_seconds_that_are_asked_for(small, tmp_path, tool, capsys):
+def test_whole_files_are_of_the_seconds_that_are_asked_for(small, tmp_path, capsys):
     """v0 is all of a file of 10 seconds, and so is v1, which has a label and no caption."""
     (tmp_path / "rows.csv").write_text("file,caption,label\nv0.mp4,one,\nv1.mp4,,walk\n")
-    line = command(tmp_path / "rows.csv", small[1], tmp_path / "out", "--short-side", 32)[2:]
-    assert tool.main([*line, "--min-seconds", "9.9", "--max-seconds", "10.1"]) == 0
+    line = command(tmp_path / "rows.csv", small[1], tmp_path / "out", "--short-side", 32)[len(COMMAND) :]
+    assert main([*line, "--min-seconds", "9.9", "--max-seconds", "10.1"]) == 0
     assert made(tmp_path / "out") == {"v0_00000000_00000000": (["one"], None, 100),
                                       "v1_00000000_00000000": ([], "walk", 100)}  # fmt: skip
     capsys.readouterr()
-    assert tool.main([*line, "--output", str(tmp_path / "none"), "--min-seconds", "10.1"]) == 1
+    assert main([*line, "--output", str(tmp_path / "none"), "--min-seconds", "10.1"]) == 1
     said = capsys.readouterr().out
     assert "skipped, below_min_seconds: 2" in said and "the file has 10.000 seconds" in said
 
@@ -314,10 +312,10 @@ def test_whole_files_are_of_the_seconds_that_are_asked_for(small, tmp_path, tool
         ("a.csv", b"file,caption\na,b,c\n", "(the first: line 2: 3 fields under 2 columns"),
     ],
 )
-def test_annotations_that_cannot_be_read_leave_no_trace(tmp_path, tool, capsys, name, content, words):
+def test_annotations_that_cannot_be_read_leave_no_trace(tmp_path, capsys, name, content, words):
     (tmp_path / "videos").mkdir()
     if content is not None:
         (tmp_path / name).write_bytes(content)
     for videos, said in (("videos", words), ("nowhere", "--videos")):
-        assert tool.main(command(tmp_path / name, tmp_path / videos, tmp_path / "out")[2:]) == 2
+        assert main(command(tmp_path / name, tmp_path / videos, tmp_path / "out")[len(COMMAND) :]) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from tgm_scale import cli
 from tgm_scale.contracts import Grid
 from tgm_scale.data.decode import DecodeError
 from tgm_scale.data.encode import encode_video
@@ -123,7 +123,11 @@ def test_token_share_by_hand() -> None:
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "tools/evaluate_masks.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "tgm_scale", "masks", "evaluate", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == code, done.stderr
     return done
@@ -145,22 +149,14 @@ def test_the_command_judges_every_recipe_that_can_run(folder: Path, tmp_path: Pa
         assert Image.open(tmp_path / "out" / f"{name}.png").width > 300
 
 
-@pytest.fixture
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_masks", ROOT / "tools" / "evaluate_masks.py")
-    assert spec is not None and spec.loader is not None
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules["evaluate_masks"] = tool  # its dataclasses look it up
-    spec.loader.exec_module(tool)
-    return tool
+def main(arguments: Sequence[str]) -> int:
+    return cli.main(["masks", "evaluate", *arguments])
 
 
 FEW = ["--recipes", "tube", "--clips", "1", "data.size=64", "data.frames=4", "model.patch=8"]
 
 
-def test_what_was_left_out_is_said_and_kept(
-    folder: Path, tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_left_out_is_said_and_kept(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At the start what is not there, at the end also what could not be read; above the share it stops."""
     videos, out = tmp_path / "videos", tmp_path / "out"
     shutil.copytree(folder, videos)
@@ -173,7 +169,7 @@ def test_what_was_left_out_is_said_and_kept(
     (videos / "twice.mkv").write_bytes(data)
     np.savez(videos / "gone.masks.npz", packed=np.zeros((1, 1, 1), np.uint8), shape=np.ones(3, int))
     arguments = ["--videos", str(videos), "--output", str(out), *FEW]
-    assert tool.main([*arguments, "data.max_left_out_share=0.9"]) == 0
+    assert main([*arguments, "data.max_left_out_share=0.9"]) == 0
     said = capsys.readouterr().out
     reasons = {"ambiguous": 2, "missing_video": 1, "no_truth": 1}
     assert "videos: 6 usable (videos with a truth, 2 of them with a caption)" in said
@@ -193,7 +189,7 @@ def test_what_was_left_out_is_said_and_kept(
         "twice.mp4": "ambiguous",
     }
     for limit, share in ((0.3, "40.0%"), (0.5, "70.0%")):  # at the start; after the videos were read
-        assert tool.main([*arguments, f"data.max_left_out_share={limit}"]) == 2
+        assert main([*arguments, f"data.max_left_out_share={limit}"]) == 2
         told = capsys.readouterr()
         assert f"{share} of the samples were left out, more than data.max_left_out_share={limit}" in told.err
         assert "| tube |" not in told.out
@@ -220,9 +216,7 @@ def test_captions_that_are_none_are_refused(folder: Path, tmp_path: Path, conten
     assert find(folder, folder, tmp_path / "c.json").captions == {"packed": "a"}
 
 
-def test_mistakes_are_named(
-    folder: Path, tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["--masks", str(tmp_path / "empty")], "none of the 4 videos"),
@@ -232,5 +226,5 @@ def test_mistakes_are_named(
         (["--captions", "nowhere.json"], "--captions nowhere.json: no such file"),
         (["data.stride=0"], "data.stride"),
     ):
-        assert tool.main(["--videos", str(folder), *arguments]) == 2
+        assert main(["--videos", str(folder), *arguments]) == 2
         assert message in capsys.readouterr().err

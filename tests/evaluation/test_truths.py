@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tgm_scale import cli
 from tgm_scale.contracts import Grid
 from tgm_scale.data.decode import DecodeError
 from tgm_scale.data.encode import encode_video
@@ -118,17 +117,12 @@ def test_transparency_is_no_object(video: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[]", "null", "", "[" * 9999])
-def test_damaged_captions(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], video: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = importlib.util.spec_from_file_location("evaluate_masks", ROOT / "tools" / "evaluate_masks.py")
-    assert spec and spec.loader
-    tool = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, tool)  # dataclasses look for it there
-    spec.loader.exec_module(tool)
+def test_damaged_captions(tmp_path: Path, capsys: pytest.CaptureFixture[str], video: Path, text: str) -> None:
     (tmp_path / "captions.json").write_text(text)
     np.savez(tmp_path / "a.masks.npz", packed=WHOLE, shape=np.array(SHAPE))
     (tmp_path / "a.mp4").write_bytes(video.read_bytes())
-    assert tool.main(["--videos", str(tmp_path), "--captions", str(tmp_path / "captions.json")]) == 2
+    assert (
+        cli.main(["masks", "evaluate", "--videos", str(tmp_path), "--captions", str(tmp_path / "captions.json")]) == 2
+    )
     said = capsys.readouterr().err
     assert "captions.json: " in said and "Traceback" not in said and len(said) < 500

@@ -1,14 +1,14 @@
-"""tools/cache_relevance.py: the maps that it leaves in shards are the online ones, and the loader reads them."""
+"""`tgm-scale shards cache`: the maps that it leaves in shards are the online ones, and the loader reads them."""
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tgm_scale import cli
 from tgm_scale.config import from_tree, lay_over
 from tgm_scale.contracts import Grid
 from tgm_scale.data.encode import encode_video
@@ -22,7 +22,6 @@ from tgm_scale.runtime.distributed import Place
 from tgm_scale.training import build
 from tgm_scale.training.introduction import introduce
 
-TOOL = Path(__file__).parents[2] / "tools" / "cache_relevance.py"
 GRID = Grid(2, 6, 6)
 
 
@@ -39,7 +38,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def run(*arguments: str | Path) -> int:
-    return runpy.run_path(str(TOOL))["main"]([str(argument) for argument in arguments])
+    return cli.main(["shards", "cache", *map(str, arguments)])
 
 
 def load(folder: Path, towers: Path, scorer: str, one_of: int = 1) -> list:
@@ -201,5 +200,5 @@ def test_a_mistake_is_named(
     options |= {name: tmp_path / value if name in options else value for name, value in changes.items()}
     assert run(*(part for option in options.items() for part in option)) == 2
     error = capsys.readouterr().err
-    assert message in error and error.startswith("cache_relevance: ") and error.count("\n") == 1
+    assert message in error and error.startswith("tgm-scale shards cache: ") and error.count("\n") == 1
     assert "guidance." not in error

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_every_recipe_is_measured_beside_a_step(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    command = [sys.executable, "tools/benchmark.py", "masking", "--config", "configs/debug.yaml", "--towers", "small"]
+    command = [sys.executable, "-m", "tgm_scale", "benchmark", "masking", "--config", "debug", "--towers", "small"]
     done = subprocess.run(
         [*command, "--turns", "1", "--clips", "1", "--json", str(file)],
         cwd=ROOT,

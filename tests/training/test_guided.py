@@ -55,7 +55,7 @@ def test_relevance_kept_in_the_shards_guides_and_is_checked(
     config: Path, tmp_path: Path, shards: Path, towers: Path
 ) -> None:
     cached = tmp_path / "cached"
-    tool = [sys.executable, "tools/cache_relevance.py", "--shards", str(shards), "--towers", str(towers)]
+    tool = [sys.executable, "-m", "tgm_scale", "shards", "cache", "--shards", str(shards), "--towers", str(towers)]
     done = run_process(
         [*tool, "--output", str(cached)], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
@@ -111,7 +111,17 @@ def test_real_videos_pretrain_with_falling_loss(config: Path, real: Path, tmp_pa
         )
     annotations = tmp_path / "rows.jsonl"
     annotations.write_text(rows)
-    tool = [sys.executable, "tools/make_shards.py", "--annotations", str(annotations), "--videos", str(videos)]
+    tool = [
+        sys.executable,
+        "-m",
+        "tgm_scale",
+        "shards",
+        "make",
+        "--annotations",
+        str(annotations),
+        "--videos",
+        str(videos),
+    ]
     done = run_process(
         [*tool, "--output", str(shards), "--short-side", "64", "--workers", "2"],
         cwd=ROOT,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-import runpy
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
-main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "plan_run.py"))["main"]
+from tgm_scale import cli
+
+
+def main(arguments: Sequence[str]) -> int:
+    return cli.main(["plan", *arguments])
+
 
 CONFIG = ["--config", "configs/pretrain_vitl.yaml", "guidance.towers=small"]
 
@@ -28,7 +32,7 @@ def test_many_gpus_leave_each_a_smaller_micro_batch(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("option", [("--nodes", "0"), ("--gpus-per-node", "-8"), ("--utilisation", "0")])
 def test_options_that_make_no_plan_are_refused(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CONFIG, *option]) == 2
-    assert f"plan_run: {option[0]}" in capsys.readouterr().err
+    assert f"tgm-scale plan: {option[0]}" in capsys.readouterr().err
 
 
 def test_what_is_advised_works(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""tools/tune_deepspeed.py: real trials, none made twice, and what does not fit."""
+"""`tgm-scale tune`: real trials, none made twice, and what does not fit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(tmp_path: Path, shards: Path) -> Path:
 
 def tune(config: Path, *options: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     where = ["--config", str(config), "--dir", str(config.parent / "tune"), "--steps", "3", "--warm", "1"]
-    return run(1, ["tools/tune_deepspeed.py", *where, *options], code)
+    return run(1, ["-m", "tgm_scale", "tune", *where, *options], code)
 
 
 def outcomes(config: Path) -> dict[str, dict]:

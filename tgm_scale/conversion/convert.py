@@ -64,12 +64,16 @@ TARGETS = {
 }
 
 
+class ConversionFailed(RuntimeError):
+    """A model that cannot be run, or whose outputs are not those of what was read."""
+
+
 def convert(source: Weights, output: str | Path, target: str, classes: int | None = None) -> Conversion:
     """Write `source` as `target` (a key of TARGETS) to a new path, load it back and compare its outputs with ours.
 
     classes: put a fresh head of so many classes on the encoder. Nothing is left at `output` where anything fails.
-    Raises ValueError where the format cannot hold these weights or the path is not new; RuntimeError where what was
-    written does not give our outputs."""
+    Raises ValueError where the format cannot hold these weights or the path is not new; ConversionFailed where
+    what was written does not give our outputs."""
     path, chosen = Path(output), TARGETS[target]
     if path.exists():
         raise ValueError(f"{path}: exists already: name a new path, or remove it")
@@ -83,7 +87,7 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
         difference = (chosen.outputs(work, weights) - expected).abs().max().item()
         largest = expected.abs().max().item()
         if not difference <= TOLERANCE * largest:
-            raise RuntimeError(
+            raise ConversionFailed(
                 f"{target}: what was written gives other outputs, {difference:.3g} apart where the largest is "
                 f"{largest:.3g}; nothing was kept"
             )

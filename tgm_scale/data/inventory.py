@@ -20,9 +20,6 @@ from tgm_scale.data.text import shown
 from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
-# Lists of web videos lose up to a quarter of them in a few years (Kinetics-400, 600); more than that is rather a wrong
-# folder, a copy that was cut short, or a list of other names.
-MAX_LEFT_OUT_SHARE = 0.3
 LEFT_OUT = "left_out.jsonl"
 LOOKED_AT = 24  # samples: a corpus with captions on a quarter of them is refused once in a thousand times
 NAMED = 3  # names of each reason, and examples, that are shown

@@ -1,4 +1,4 @@
-"""New shards from old ones, sample by sample: what tools share that add to a corpus (relevance, captions)."""
+"""New shards from old ones, sample by sample: what commands share that add to a corpus (relevance, captions)."""
 
 from __future__ import annotations
 
@@ -8,24 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.inventory import MAX_LEFT_OUT_SHARE, introduce_to
+from tgm_scale.data.inventory import introduce_to
 from tgm_scale.data.shards import ShardWriter, shard_path
 from tgm_scale.runtime.progress import Board
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Beside --shards and --output, which the tools explain each in its own way."""
-    add = parser.add_argument
-    add(
-        "--max-left-out",
-        type=float,
-        default=MAX_LEFT_OUT_SHARE,
-        metavar="X",
-        help="no start above this share of samples that are not there (default %(default)s)",
-    )
-    add("--task", type=int, default=0, metavar="I", help="this process's number among --tasks, from 0")
-    add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
-    add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
 
 
 def check(options: argparse.Namespace) -> None:

@@ -24,9 +24,10 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def parser(description: str | None, examples: str) -> argparse.ArgumentParser:
+def parser(description: str | None, examples: str | None, program: str | None = None) -> argparse.ArgumentParser:
     """A parser whose help keeps the lines of both texts."""
-    return Parser(description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = argparse.RawDescriptionHelpFormatter
+    return Parser(prog=program, description=description, epilog=examples, formatter_class=form)
 
 
 @contextmanager
@@ -40,16 +41,20 @@ def told_as(key: str, given: str) -> Iterator[None]:
 
 
 def exit_code(name: str, run: Callable[[], int], kept: str = "nothing is lost that was written") -> int:
-    """What `run` returns; 2 for a user's mistake (ValueError), 1 for trouble with files or devices (OSError), 130 for
-    Ctrl-C. `kept` says in the last two cases what becomes of the work."""
+    """What `run` returns; 2 for a user's mistake (ValueError), 1 for trouble with files or devices (OSError) or a
+    failure that was foreseen (a RuntimeError of our own, by its exit_code), 130 for Ctrl-C. `kept` says in the last
+    cases what becomes of the work."""
     try:
         return run()
     except ValueError as mistake:
         print(message(f"{name}: {mistake}"), file=sys.stderr)
         return USER_MISTAKE
-    except OSError as trouble:
-        print(message(f"{name}: {trouble}; {kept}"), file=sys.stderr)
-        return FAILED
+    except (OSError, RuntimeError) as failure:
+        if type(failure) is RuntimeError:
+            raise  # not foreseen: the traceback is wanted
+        told = f"{failure}; {kept}" if kept else f"stopped: {failure}"
+        print(message(f"{name}: {told}"), file=sys.stderr)
+        return getattr(failure, "exit_code", FAILED)
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; {kept}", file=sys.stderr)
+        print(f"\n{name}: interrupted{kept and '; '}{kept}", file=sys.stderr)
         return INTERRUPTED

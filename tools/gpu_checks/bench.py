@@ -16,10 +16,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import tuning
-
 from gpu_checks.scale import Scale
 from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.tuning import trials
 
 ROOT = Path(__file__).parents[2]
 _NAMES_AN_ERROR = re.compile(
@@ -186,7 +185,7 @@ class Bench:
 
 def failure(code: int, said: str) -> Failed:
     """The error for a process that ended with `code`, from what it said: memory, or the last that names an error."""
-    what = tuning.failure([code], said)
+    what = trials.failure([code], said)
     if what["outcome"] == "out of memory":
         return OutOfMemory(what["why"], "free memory of the device, or take a smaller micro batch")
     named = [line.strip() for line in said.splitlines() if _NAMES_AN_ERROR.search(line)]

@@ -11,8 +11,8 @@ from gpu_checks.scale import SCALES, Scale
 
 def make(scale: Scale, folder: Path) -> None:
     """Both, as far as they are not there."""
-    from benchmarks.clips import make_shards
-    from benchmarks.towers import random_clip
+    from tgm_scale.benchmarks.clips import make_shards
+    from tgm_scale.benchmarks.towers import random_clip
 
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "towers.making"

@@ -16,7 +16,7 @@ class Scale:
     few: int  # and where they are not
     steps: int  # of a run whose speed is measured
     warm: int  # first of these that are not counted
-    towers: str  # a shape of benchmarks.towers
+    towers: str  # a shape of tgm_scale.benchmarks.towers
     clips: int  # of the corpus, each `width` x `height` pixels and `seconds` long
     width: int
     height: int

@@ -1,20 +1,21 @@
-"""tools/benchmark.py on the smallest corpora: every figure is there, and the ways give the same clips."""
+"""`tgm-scale benchmark` on the smallest corpora: every figure is there, and the ways give the same clips."""
 
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "benchmark.py"
+from tgm_scale import cli
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [sys.executable, "-m", "tgm_scale", "benchmark", *arguments], capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     return done
 
@@ -78,9 +79,6 @@ def test_a_plan_of_shards_takes_little_memory_of_each_row(tmp_path: Path) -> Non
         (["plan", "--rows", "15"], "--rows 15: wanted a multiple of 10"),
     ],
 )
-def test_a_mistake_is_one_message(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    assert runpy.run_path(str(TOOL))["main"](arguments) == 2
+def test_a_mistake_is_one_message(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["benchmark", *arguments]) == 2
     assert words in capsys.readouterr().err

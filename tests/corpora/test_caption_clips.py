@@ -1,9 +1,9 @@
-"""tools/caption_clips.py with real, tiny models of random weights in the Hugging Face layout."""
+"""`tgm-scale shards caption` with real, tiny models of random weights in the Hugging Face layout."""
 
 from __future__ import annotations
 
 import json
-import runpy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from tgm_scale import cli
+from tgm_scale.corpora import captions
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
 
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "caption_clips.py"))
-main = TOOL["main"]
+
+def main(arguments: Sequence[str]) -> int:
+    return cli.main(["shards", "caption", *arguments])
 
 
 def video(number: int, frames: int = 9) -> bytes:
@@ -115,13 +118,13 @@ def test_three_frames_give_three_captions(
     assert "4 clips captioned, 1 clips not decoded (not_a_video)" in capsys.readouterr().out
     found = contents(output)
     assert list(found) == [f"{number // 2:05d}/clip{number}" for number in range(5)]
-    describe = TOOL["load_blip2"](blip2, "cpu", 1)
+    describe = captions.load_blip2(blip2, "cpu", 1)
     for number, (content, members) in enumerate(found.values()):
         assert members == {"mp4", "json", "tgm.npy"} and "caption" not in content and content["label"]
         if number == 3:
             assert content["captions"] == ["old 3"]
             continue
-        assert content["captions"] == describe(TOOL["three_frames"](video(number)))
+        assert content["captions"] == describe(captions.three_frames(video(number)))
         assert len(content["captions"]) == 3 and content["old_captions"] == [f"old {number}"]
     assert len({tuple(content["captions"]) for content, _ in found.values()}) > 2, "they depend on the pictures"
 
@@ -135,7 +138,7 @@ def test_three_frames_give_three_captions(
 
 def test_the_frames_are_the_middles_of_thirds() -> None:
     pictures = np.stack([np.full((16, 16, 3), 20 * number, np.uint8) for number in range(12)])
-    frames = TOOL["three_frames"](encode_video(pictures, fps=10, crf=0))
+    frames = captions.three_frames(encode_video(pictures, fps=10, crf=0))
     assert [round(frame.mean() / 20) for frame in frames] == [2, 6, 10]
 
 
@@ -191,10 +194,10 @@ def test_a_list_of_files_becomes_shards(tmp_path: Path) -> None:
         lines.append(f"a folder/v.{number}.mp4 caption {number}")
     (tmp_path / "list.txt").write_text("\n".join(lines))
     corpus = Corpus.open(str(tmp_path / "list.txt"))
-    assert [TOOL["_files_in_shards"](files) for files in (3, 2000, 2001)] == [[3], [1000] * 2, [1000, 1000, 1]]
+    assert [captions._files_in_shards(files) for files in (3, 2000, 2001)] == [[3], [1000] * 2, [1000, 1000, 1]]
     with ShardWriter(tmp_path / "made") as writer:
         for number in range(3):
-            TOOL["_copy"](corpus.sample(number, 0), corpus, lambda ref, members: [f"new {ref.key}"], writer)
+            captions._copy(corpus.sample(number, 0), corpus, lambda ref, members: [f"new {ref.key}"], writer)
     found = contents(tmp_path / "made")
     assert list(found) == [f"00000/a folder/v%2E{number}" for number in range(3)]
     assert found["00000/a folder/v%2E1"][0] == {

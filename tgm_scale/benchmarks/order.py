@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.machine import headline, table
+from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.contracts import Grid
 from tgm_scale.data import shard_index
 from tgm_scale.data.index import Corpus
@@ -28,13 +28,6 @@ from tgm_scale.runtime.progress import Board
 _MICRO = 8
 _STEPS = (10, 1_000_000)
 _TIMES = 15
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--clips", type=int, default=10_650_000, metavar="N", help="default %(default)s")
-    add("--shards", type=int, default=10_650, metavar="N", help="default %(default)s")
-    add("--ranks", type=int, default=1024, metavar="N", help="of 8 clips each a step (default %(default)s)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

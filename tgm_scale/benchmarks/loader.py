@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import pipelines
-from benchmarks.clips import make_shards
-from benchmarks.machine import cpu_seconds, headline, table
+from tgm_scale.benchmarks import pipelines
+from tgm_scale.benchmarks.clips import make_shards
+from tgm_scale.benchmarks.machine import cpu_seconds, headline, table
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.torchcodec_frames import check_torchcodec
 from tgm_scale.runtime.progress import Board
@@ -38,19 +38,6 @@ class Way(NamedTuple):
 class Turn(NamedTuple):
     wall: float  # seconds a clip
     cpu: float  # CPU seconds a clip, of this process and its workers
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--sizes", default="320x240,640x360", metavar="WxH,...", help="of the clips (default %(default)s)")
-    add("--gops", default="12,30,250", metavar="N,...", help="frames from keyframe to keyframe (default %(default)s)")
-    add("--workers", default="1,2", metavar="N,...", help="decoding processes (default %(default)s)")
-    add("--repeats", default="1,2,4", metavar="N,...", help="repeated augmentation (default %(default)s)")
-    add("--decoders", default="pyav", metavar="NAME,...", help="pyav, torchcodec (default %(default)s)")
-    add("--clips", type=int, default=8, metavar="N", help="of each corpus, ten seconds each (default %(default)s)")
-    add("--turn", type=int, default=24, metavar="N", help="clips of a turn (default %(default)s)")
-    add("--turns", type=int, default=9, metavar="N", help="of each way; medians are shown (default %(default)s)")
-    add("--folder", type=Path, metavar="DIR", help="keep the made clips there (default: a temporary folder)")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.machine import headline, table
+from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.data.annotation_rows import clock
 from tgm_scale.data.annotations import Filters, Plan
 from tgm_scale.data.packing import shards_at_once
@@ -32,12 +32,6 @@ class Passed(NamedTuple):
     clips: int
     seconds: float
     peak_mb: float
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--rows", type=int, default=10_000_000, metavar="N", help="210 bytes each, on the disk (default %(default)s)")
-    add("--clips-per-shard", type=int, default=1000, metavar="N", help="default %(default)s")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,20 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks import pipelines
-from benchmarks.clips import make_shards
-from benchmarks.machine import headline, resident_mb, table
+from tgm_scale.benchmarks import pipelines
+from tgm_scale.benchmarks.clips import make_shards
+from tgm_scale.benchmarks.machine import headline, resident_mb, table
 from tgm_scale.data.index import Corpus
 from tgm_scale.runtime.progress import Board
 
 WIDTH, HEIGHT, SECONDS, SIZE = 64, 48, 1.0, 32  # small, so that 100,000 clips take some 6 minutes of a core
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--clips", type=int, default=100_000, metavar="N", help="default %(default)s")
-    add("--every", type=int, default=5_000, metavar="N", help="clips from look to look (default %(default)s)")
-    add("--workers", type=int, default=2, metavar="N", help="default %(default)s")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What tune_deepspeed.py tries: ways to run one configuration that differ in speed and memory, and a trial of one."""
+"""What `tgm-scale tune` tries: ways to run one configuration that differ in speed and memory, and a trial of one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from local_run import LocalRun
-
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training.footprint import OFFLOADS, Footprint, footprint
 from tgm_scale.training.metrics import read_metrics

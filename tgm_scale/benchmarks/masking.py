@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.clips import FPS, moving_texture
-from benchmarks.machine import headline, table
-from benchmarks.timed import Timed, measure, milliseconds, rows_of
-from benchmarks.towers import SHAPES, random_clip
+from tgm_scale.benchmarks.clips import FPS, moving_texture
+from tgm_scale.benchmarks.machine import headline, table
+from tgm_scale.benchmarks.timed import Timed, measure, milliseconds, rows_of
+from tgm_scale.benchmarks.towers import SHAPES, random_clip
 from tgm_scale.config import Config, from_tree, lay_over, read_tree
 from tgm_scale.contracts import Mask
 from tgm_scale.data.decode import Video
@@ -30,15 +30,6 @@ from tgm_scale.guidance.towers import load_image_tower
 from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.training import build
 from tgm_scale.training.module import JointModule
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--config", default="configs/pretrain_vitb.yaml", metavar="FILE", help="default %(default)s")
-    add("--clips", type=int, default=2, metavar="N", help="of the micro batch (default %(default)s)")
-    add("--towers", default="B/32", metavar="NAME", help="B/32, B/16 or tiny: random weights; or a CLIP folder")
-    add("--turns", type=int, default=5, metavar="N", help="medians are shown (default %(default)s)")
-    add("overrides", nargs="*", metavar="section.key=value", help="laid over the configuration")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,17 +10,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import headline, table
 from tgm_scale import config as configuration
+from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.training.metrics import read_metrics
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
-    add("--steps", type=int, default=20, metavar="N", help="default %(default)s")
-    add("--warm", type=int, default=5, metavar="N", help="first steps that do not count (default %(default)s)")
-    add("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

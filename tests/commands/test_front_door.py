@@ -1,0 +1,152 @@
+"""One front door: every command of `tgm-scale` is listed, suggested, and the same by its file in tools/."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tgm_scale import cli
+from tgm_scale.commands import table
+from tgm_scale.data.encode import encode_video
+from tgm_scale.runtime import command
+
+ROOT = Path(__file__).parents[2]
+FORMER = {one.former: one.words for one in table.COMMANDS.values() if one.former}
+
+
+def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, env=variables, capture_output=True, text=True, timeout=100)
+
+
+def test_the_help_lists_every_command_in_a_line_of_its_group(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for group, commands in table.GROUPS.items():
+        start = lines.index(f"{group}:") + 1
+        listed = [line.split("  ")[1] for line in lines[start : start + len(commands)]]
+        assert listed == [one.words for one in commands]
+    assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize("family", sorted(table.FAMILIES))
+def test_a_family_lists_its_commands(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([family, "--help"]) == 0
+    asked = capsys.readouterr().out
+    assert cli.main([family]) == 2
+    missing = capsys.readouterr().err
+    for words in table.COMMANDS:
+        for said in (asked, missing):
+            assert (f"\n  {words} " in said) == words.startswith(f"{family} ")
+
+
+@pytest.mark.parametrize("words", table.COMMANDS)
+def test_the_help_of_each_names_the_front_door(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*words.split(), "--help"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: tgm-scale {words} ") and "python tools/" not in said
+    examples = table.COMMANDS[words].examples
+    assert examples is None or (f"tgm-scale {words}" in examples and examples.strip() in said)
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("pretrian --config debug", "pretrain"),
+        ("PRETRAIN", "pretrain"),
+        ("finetunes", "finetune"),
+        ("shards mkae --videos x", "shards make"),
+        ("shard check", "shards check"),
+        ("shards-caption", "shards caption"),
+        ("mask evaluate", "masks evaluate"),
+        ("benchmarks loader", "benchmark loader"),
+        ("make_shards", "shards make"),
+        ("tools/cache_relevance.py --shards x", "shards cache"),
+        ("convert_checkpoint.py", "convert"),
+        ("tune_deepspeed", "tune"),
+        ("plan_run", "plan"),
+        ("evaluate", "masks evaluate"),
+        ("prob\x1b[31me", "probe"),
+    ],
+)
+def test_a_misspelled_command_is_told_the_nearest(
+    typed: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(typed.split(" ")) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "\x1b" not in said.err
+    assert said.err.partition("; nearest: ")[2].split("; tgm-scale")[0].split(", ")[0] == nearest
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "--config debug", "zzzzzz", "-", "--", "shards zzzzzz", "shards --videos x", "shards -"]
+)
+def test_what_is_near_no_command_is_told_where_they_are_listed(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(typed.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tgm-scale: ") and "; nearest:" not in said
+    assert "--help" in said or "shards make" in said
+
+
+def test_a_foreseen_end_is_a_line_and_a_code(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    def full() -> int:
+        raise OSError(28, "No space left on device")
+
+    assert command.exit_code("tgm-scale pretrain", interrupted, "") == 130
+    assert command.exit_code("tgm-scale tune", full, "finished trials are kept") == 1
+    assert capsys.readouterr().err == (
+        "\ntgm-scale pretrain: interrupted\n"
+        "tgm-scale tune: [Errno 28] No space left on device; finished trials are kept\n"
+    )
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_file_of_tools_is_its_command(name: str) -> None:
+    source = (ROOT / "tools" / f"{name}.py").read_text()
+    assert len(source.splitlines()) <= 8
+    done = tool(name, *["loader"] * (name == "benchmark"), "--no-such-option")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"usage: {name}.py "), done.stderr
+
+
+def test_both_forms_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    done = tool("plan_run", "--config", "debug", "--gpus-per-node", "1")
+    assert cli.main(["plan", "--config", "debug", "--gpus-per-node", "1"]) == done.returncode == 0
+    assert capsys.readouterr().out == done.stdout
+    wrong = tool("plan_run", "--config", "debug", "--nodes", "0")
+    assert cli.main(["plan", "--config", "debug", "--nodes", "0"]) == wrong.returncode == 2
+    assert wrong.stderr == "plan_run: --nodes 0: wanted more than 0\n"
+    assert capsys.readouterr().err == "tgm-scale plan: --nodes 0: wanted more than 0\n"
+
+
+def test_both_forms_make_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    rows = []
+    for number in range(2):
+        noise = np.random.default_rng(number).integers(0, 256, (20, 6, 8, 3)).astype(np.uint8)
+        (videos / f"v{number}.mp4").write_bytes(encode_video(noise.repeat(8, 1).repeat(8, 2), fps=10))
+        span = {"Start_timestamp": "00:00:00.000", "End_timestamp": "00:00:01.500"}
+        rows.append(json.dumps({"YoutubeID": f"v{number}", **span, "Caption": f"clip {number}"}))
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    given = ["--annotations", str(tmp_path / "a.jsonl"), "--videos", str(videos), "--short-side", "32", "--output"]
+    done = tool("make_shards", *given, str(tmp_path / "one"))
+    assert done.returncode == cli.main(["shards", "make", *given, str(tmp_path / "other")]) == 0, done.stderr
+    assert capsys.readouterr().out == done.stdout and "2 of 2 clips made" in done.stdout
+    one, other = (
+        {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / name).glob("[0-9r]*")}
+        for name in ("one", "other")
+    )
+    assert "00000.tar" in one and "report.json" in one and one == other  # the catalogue has the times of the files

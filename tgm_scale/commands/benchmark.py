@@ -1,0 +1,105 @@
+"""`tgm-scale benchmark ...`: a part of the framework measured on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from tgm_scale.commands.command import Command, add_overrides
+
+EXAMPLES = """examples:
+  tgm-scale benchmark loader
+  taskset -c 1 tgm-scale benchmark loader --sizes 320x240 --gops 12 --workers 1 --repeats 1,4
+  tgm-scale benchmark loader --decoders pyav,torchcodec --sizes 320x240,640x360 --gops 12,250 --workers 1,2
+  tgm-scale benchmark order --clips 10650000 --shards 10650 --ranks 1024
+  tgm-scale benchmark memory --clips 100000
+  tgm-scale benchmark plan --rows 10000000
+  tgm-scale benchmark step --config configs/debug.yaml --steps 20 model.attention=sdpa
+  tgm-scale benchmark masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
+
+Figures of a busy machine are worth little by themselves: what is compared is measured in turns, and the median ratio
+of the turns is shown. Each benchmark has a --help of its own, and --json FILE keeps its figures."""
+
+
+def _loader(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--sizes", default="320x240,640x360", metavar="WxH,...", help="of the clips (default %(default)s)")
+    add("--gops", default="12,30,250", metavar="N,...", help="frames from keyframe to keyframe (default %(default)s)")
+    add("--workers", default="1,2", metavar="N,...", help="decoding processes (default %(default)s)")
+    add("--repeats", default="1,2,4", metavar="N,...", help="repeated augmentation (default %(default)s)")
+    add("--decoders", default="pyav", metavar="NAME,...", help="pyav, torchcodec (default %(default)s)")
+    add("--clips", type=int, default=8, metavar="N", help="of each corpus, ten seconds each (default %(default)s)")
+    add("--turn", type=int, default=24, metavar="N", help="clips of a turn (default %(default)s)")
+    add("--turns", type=int, default=9, metavar="N", help="of each way; medians are shown (default %(default)s)")
+    add("--folder", type=Path, metavar="DIR", help="keep the made clips there (default: a temporary folder)")
+
+
+def _order(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--clips", type=int, default=10_650_000, metavar="N", help="default %(default)s")
+    add("--shards", type=int, default=10_650, metavar="N", help="default %(default)s")
+    add("--ranks", type=int, default=1024, metavar="N", help="of 8 clips each a step (default %(default)s)")
+
+
+def _memory(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--clips", type=int, default=100_000, metavar="N", help="default %(default)s")
+    add("--every", type=int, default=5_000, metavar="N", help="clips from look to look (default %(default)s)")
+    add("--workers", type=int, default=2, metavar="N", help="default %(default)s")
+
+
+def _plan(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--rows", type=int, default=10_000_000, metavar="N", help="210 bytes each, on the disk (default %(default)s)")
+    add("--clips-per-shard", type=int, default=1000, metavar="N", help="default %(default)s")
+
+
+def _step(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
+    add("--steps", type=int, default=20, metavar="N", help="default %(default)s")
+    add("--warm", type=int, default=5, metavar="N", help="first steps that do not count (default %(default)s)")
+    add_overrides(parser)
+
+
+def _masking(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", default="configs/pretrain_vitb.yaml", metavar="FILE", help="default %(default)s")
+    add("--clips", type=int, default=2, metavar="N", help="of the micro batch (default %(default)s)")
+    add("--towers", default="B/32", metavar="NAME", help="B/32, B/16 or tiny: random weights; or a CLIP folder")
+    add("--turns", type=int, default=5, metavar="N", help="medians are shown (default %(default)s)")
+    add_overrides(parser)
+
+
+_MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "loader": ("clips a second: the loader, the bare decoder, a WebDataset pipeline, by decoder", _loader),
+    "order": ("millions of clips on a thousand ranks: opening, positions, resuming", _order),
+    "memory": ("memory of the loader over many clips", _memory),
+    "plan": ("the plan of `shards make` over millions of rows: seconds and memory", _plan),
+    "step": ("a training step and where its time goes", _step),
+    "masking": ("each masking recipe beside a training step, and what each saving brings", _masking),
+}
+
+
+def _command(name: str) -> Command:
+    summary, add_own = _MEASURED[name]
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None:
+        add_own(parser)
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+
+    def run(options: argparse.Namespace) -> int:
+        figures = importlib.import_module(f"tgm_scale.benchmarks.{name}").run(options)
+        if options.json is not None:
+            from tgm_scale.benchmarks.machine import described, save
+
+            save(options.json, described() | figures)
+        return 0
+
+    kept = "nothing is lost that was written"
+    return Command(f"benchmark {name}", summary, add_arguments, run, EXAMPLES, kept=kept, former="benchmark")
+
+
+COMMANDS = [_command(name) for name in _MEASURED]

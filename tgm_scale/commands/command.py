@@ -1,0 +1,61 @@
+"""What a command is, and arguments that several commands take. Nothing heavy is imported here or beside it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tgm_scale.data.limits import MAX_LEFT_OUT_SHARE
+
+
+@dataclass(frozen=True)
+class Command:
+    """words: as one types it, such as `shards make`; summary: its line in the list of commands; examples: the end of
+    its help; description: the beginning of it, the summary where there is none; kept: what becomes of the work where
+    it is stopped; former: the name of the file in tools/ that calls it, without .py."""
+
+    words: str
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    examples: str | None = None
+    description: str = ""
+    kept: str = ""
+    former: str = ""
+
+
+def add_configuration(parser: argparse.ArgumentParser, packaged: str = "debug", required: bool = True) -> None:
+    """packaged: the name of one that comes with the project."""
+    parser.add_argument(
+        "--config", required=required, metavar="FILE", help=f"a YAML file; `{packaged}` is a packaged one"
+    )
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as run.dir=runs/mine"
+    )
+
+
+def add_rewriting(parser: argparse.ArgumentParser) -> None:
+    """What commands share that write shards anew (data/rewriting.py), beside --shards and --output."""
+    add = parser.add_argument
+    add(
+        "--max-left-out",
+        type=float,
+        default=MAX_LEFT_OUT_SHARE,
+        metavar="X",
+        help="no start above this share of samples that are not there (default %(default)s)",
+    )
+    add("--task", type=int, default=0, metavar="I", help="this process's number among --tasks, from 0")
+    add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
+    add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
+
+
+def positive(text: str) -> int:
+    """The type of an argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 1, found {text!r}")
+    return int(text)

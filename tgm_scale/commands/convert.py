@@ -1,0 +1,106 @@
+"""Checkpoints from and to the formats of the field, each conversion checked by its outputs."""
+
+from __future__ import annotations
+
+import argparse
+
+from tgm_scale.commands.command import Command, positive
+
+FORMATS = ("videomae", "videomae-finetune", "huggingface", "timm", "safetensors")
+
+_DESCRIPTION = """Convert a checkpoint. What the input is, is told by what is in it:
+
+  a run folder (its newest checkpoint) or checkpoint folder of this project, of any ZeRO stage
+  VideoMAE, VideoMAE V2 and MGMAE: pretraining and finetuned files, DeepSpeed folders
+  transformers folders of VideoMAE, of version 4 and 5
+  mae_st files, its own and PySlowFast's; image ViTs of timm and MAE: their encoders, with --lossy
+  what this tool has written
+Of weights that lie there both as trained and averaged (finetune.ema, model_ema) the averaged ones are taken: they are
+what was tested.
+"""
+_EPILOG = """formats:
+  videomae           a torch file that VideoMAE's pretraining and finetuning scripts load
+  videomae-finetune  a torch file of its finetuned form: patch_embed, blocks, fc_norm, head
+  huggingface        a folder for from_pretrained of VideoMAEForPreTraining or VideoMAEForVideoClassification
+  timm               the transformer blocks under timm's names, one safetensors file; no timm model loads it as it is
+  safetensors        everything this project has, with the model's dimensions and the run's configuration
+
+examples:
+  tgm-scale convert runs/vitb exports/vitb --to huggingface
+  tgm-scale convert runs/vitb exports/vitb-k400 --to huggingface --classes 400
+  tgm-scale convert runs/vitb/checkpoints/step-00080000 vitb.pth --to videomae
+  tgm-scale convert VideoMAE_ViT-B.pth vitb.safetensors --to safetensors
+  tgm-scale convert mae_pretrain_vit_base.pth image.safetensors --to safetensors --lossy
+
+The output is loaded back and run on a fixed clip; nothing is kept where it does not give the input's outputs.
+Exit code: 0 it was written, 1 the disk failed or the outputs differ, 2 a mistake in the arguments or the input.
+"""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="INPUT", help="a folder or file")
+    parser.add_argument("output", metavar="OUTPUT", help="a path that does not exist yet")
+    parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help="what to write: see below")
+    parser.add_argument("--classes", type=positive, metavar="N", help="put a fresh head of N classes on the encoder")
+    parser.add_argument("--lossy", action="store_true", help="convert though a class token or positions are lost")
+    parser.add_argument("--raw", action="store_true", help="the weights as trained, where averaged ones (EMA) lie by")
+    parser.add_argument("--heads", type=positive, metavar="N", help="attention heads, where the input does not say")
+    parser.add_argument("--decoder-heads", type=positive, metavar="N", help="those of the decoder")
+    parser.add_argument("--frames", type=positive, metavar="N", help="frames of a clip (default: the input's, or 16)")
+    parser.add_argument("--size", type=positive, metavar="N", help="side of a clip (default: the input's, or 224)")
+    parser.add_argument(
+        "--tubelet", type=positive, default=2, metavar="N", help="frames to inflate an image model over (default: 2)"
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tgm_scale.conversion.convert import ConversionFailed
+
+    try:
+        _convert(options)
+    except RuntimeError as failure:  # torch's own, where weights that were read do not go together
+        raise ConversionFailed(str(failure)) from failure
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from tgm_scale.conversion.convert import convert
+    from tgm_scale.conversion.dimensions import Stated
+    from tgm_scale.conversion.read import read
+
+    said = Stated(options.heads, options.decoder_heads, options.frames, options.size)
+    source = read(options.input, said, options.lossy, options.tubelet, options.raw)
+    for note in source.notes:
+        print(f"read     {note}")
+    size = source.size
+    decoder = f", decoder {size.decoder_width} wide, {size.decoder_depth} deep, {size.decoder_heads} heads"
+    print(
+        f"model    {source.kind}, {size.width} wide, {size.depth} deep, {size.heads} heads, "
+        f"tubelets of {size.tubelet}x{size.patch}x{size.patch}{decoder if size.decoder_depth else ''}"
+    )
+    done = convert(source, options.output, options.to, options.classes)
+    if done.left_out:
+        print(f"left out {_grouped(done.left_out)}")
+    print(f"wrote    {options.output} ({options.to}, {done.written.kind})")
+    print(
+        f"checked  loaded back, outputs on a fixed clip differ by {done.difference:.3g} (largest {done.largest:.3g})"
+    )
+
+
+def _grouped(names: list[str]) -> str:
+    """Names, those of one stack of blocks told by their number."""
+    plain = [name for name in names if ".blocks." not in name]
+    stacks = {name.split(".blocks.")[0] for name in names if ".blocks." in name}
+    counted = [f"{stack}.blocks ({sum(x.startswith(f'{stack}.blocks.') for x in names)} tensors)" for stack in stacks]
+    return ", ".join([*plain, *sorted(counted)])
+
+
+COMMAND = Command(
+    "convert",
+    "convert a checkpoint from and to the field's formats, checked by its outputs",
+    _add_arguments,
+    _run,
+    _EPILOG,
+    _DESCRIPTION,
+    former="convert_checkpoint",
+)

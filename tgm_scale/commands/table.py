@@ -1,0 +1,77 @@
+"""All commands of `tgm-scale` by group, their list in words, and the nearest to what was typed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from tgm_scale.commands import (
+    benchmark,
+    convert,
+    evaluations,
+    masks_evaluate,
+    plan,
+    runs,
+    shards_cache,
+    shards_caption,
+    shards_check,
+    shards_make,
+    tune,
+)
+from tgm_scale.commands.command import Command
+
+GROUPS: dict[str, list[Command]] = {
+    "data": [shards_make.COMMAND, shards_check.COMMAND, shards_caption.COMMAND, shards_cache.COMMAND],
+    "before a run": [runs.CONFIG, plan.COMMAND, runs.PREFLIGHT, tune.COMMAND],
+    "training": [runs.PRETRAIN, runs.FINETUNE],
+    "runs": [runs.STATUS, runs.COMPARE, runs.CHECK],
+    "evaluation": [*evaluations.COMMANDS, masks_evaluate.COMMAND],
+    "checkpoints": [convert.COMMAND],
+    "measuring": benchmark.COMMANDS,
+}
+COMMANDS = {command.words: command for group in GROUPS.values() for command in group}
+FAMILIES = {words.split()[0] for words in COMMANDS if " " in words}  # whose commands are of two words
+_WIDTH = max(map(len, COMMANDS))
+_NEAR = 0.6  # of difflib's ratio, its own default: `pretrian` is 0.88 to `pretrain`, 0.5 to anything else
+
+
+def find(given: Sequence[str]) -> Command | None:
+    """The command that the first words name."""
+    return COMMANDS.get(" ".join(given[:1])) or COMMANDS.get(" ".join(given[:2]))
+
+
+def described() -> str:
+    """Every command in a line, by group."""
+    groups = [f"{group}:\n" + "\n".join(map(_line, commands)) for group, commands in GROUPS.items()]
+    return "\n\n".join(groups)
+
+
+def family(first: str) -> str:
+    """The commands that begin with a word, a line each."""
+    return "\n".join(_line(command) for words, command in COMMANDS.items() if words.split()[0] == first)
+
+
+def _line(command: Command) -> str:
+    return f"  {command.words:<{_WIDTH}}  {command.summary}"
+
+
+def nearest(given: Sequence[str]) -> list[str]:
+    """Commands whose words, last word or former name are like what was typed, the likest first; after the first word
+    of a family those of the family."""
+    if given[0] in FAMILIES:
+        scores = {words: _likeness(given[1], words.split()[1]) for words in COMMANDS if words.split()[0] == given[0]}
+    else:
+        typed = {given[0], " ".join(given[:2])}
+        scores = {
+            words: max(_likeness(one, name) for one in typed for name in (words, words.split()[-1], command.former))
+            for words, command in COMMANDS.items()
+        }
+    return [words for words in sorted(scores, key=lambda one: -scores[one]) if scores[words] >= _NEAR][:3]
+
+
+def _likeness(typed: str, name: str) -> float:
+    """From 0 to 1; case, the folder and ending of a file, and what stands between words make no difference."""
+    plain, known = typed.lower().rpartition("/")[2].removesuffix(".py"), name
+    for sign in "-_ ":
+        plain, known = plain.replace(sign, ""), known.replace(sign, "")
+    return difflib.SequenceMatcher(None, plain, known).ratio()

@@ -1,0 +1,158 @@
+"""Look through shards: counts, durations, captions, broken and double videos, and a sheet of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tgm_scale.data.index import WHOLE_SHARD, Corpus
+from tgm_scale.data.inventory import Inventory, of_corpus
+from tgm_scale.data.survey import THUMBNAIL, Finding, Surveyor
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.processes import Crashed, OrderedPool
+from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.terminal import escaped
+
+NAMES_SHOWN = 5
+PICTURES = 48
+QUANTILES = (0, 0.1, 0.5, 0.9, 1)
+
+
+def check(options: argparse.Namespace) -> int:
+    """The exit code: 1 where they are not fit to train on. Raises ValueError for a mistake in the options."""
+    if options.frames < 1 or options.workers < 1 or (options.samples is not None and options.samples < 1):
+        raise ValueError("--frames, --workers and --samples: wanted at least 1")
+    if options.sheet is not None and options.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"--sheet {options.sheet}: wanted a name that ends with .png or .jpg")
+    corpus = Corpus.open(options.shards)
+    if options.report is not None and not options.report.parent.is_dir():
+        raise ValueError(f"--report {options.report}: the folder {options.report.parent} is not there; make it first")
+    places = _places(corpus, options.samples)
+    spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int)
+    pictured = {places[k] for k in spread} if options.sheet else set()
+    findings, crashed = [], []
+    with OrderedPool(options.workers) as pool, Board() as board:
+        task = board.task("samples", len(places))
+        looks = pool.map(Surveyor(corpus, options.frames), ((*place, place in pictured) for place in places))
+        for place, found in zip(places, looks):
+            task.advance()
+            if isinstance(found, Crashed):
+                crashed.append(corpus.sample(*place).name)
+            elif isinstance(found, Exception):
+                raise found
+            else:
+                findings.append(found)
+    opened = of_corpus(corpus.name, corpus)
+    report = _report(corpus, findings, crashed, opened)
+    _print(report, opened)
+    if options.report is not None:
+        options.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    if options.sheet is not None:
+        _sheet([finding.thumbnail for finding in findings if finding.thumbnail is not None]).save(options.sheet)
+        print(f"pictures in {options.sheet}")
+    return _verdict(report, opened, options.max_broken)
+
+
+def _verdict(report: dict[str, Any], opened: Inventory, tolerated: float) -> int:
+    """The exit code, with a line that says why it is not 0."""
+    faults = [f"{reason}: {count}, see above" for reason, count in opened.left_out.items() if reason in WHOLE_SHARD]
+    if opened.share > tolerated:
+        faults.append(f"too many samples left out: {opened.share:.1%}, tolerated {tolerated:.1%}")
+    if report["broken_share"] > tolerated:
+        faults.append(f"too many broken samples: {report['broken_share']:.1%}, tolerated {tolerated:.1%}")
+    for fault in faults:
+        print(fault)
+    return 1 if faults else 0
+
+
+def _places(corpus: Corpus, samples: int | None) -> list[tuple[int, int]]:
+    """(shard, row) of all samples, or of some that are drawn by key; in the order in which they lie."""
+    chosen = np.arange(len(corpus))
+    if samples is not None and samples < len(corpus):
+        chosen = np.sort(seeding.permutation(seeding.key("check_shards", corpus.fingerprint), len(corpus))[:samples])
+    starts = np.concatenate(([0], np.cumsum(corpus.counts)[:-1]))
+    shards = np.searchsorted(starts, chosen, side="right") - 1
+    return [(int(shard), int(row)) for shard, row in zip(shards, chosen - starts[shards])]
+
+
+def _report(corpus: Corpus, findings: list[Finding], crashed: list[str], opened: Inventory) -> dict[str, Any]:
+    broken = defaultdict(list)
+    for finding in findings:
+        if finding.problem is not None:
+            broken[finding.problem.reason].append([finding.name, finding.problem.detail])
+    if crashed:
+        broken["decoder_crashed"] = [[name, "the decoding process died"] for name in crashed]
+    whole = [finding for finding in findings if finding.problem is None]
+    captions = [caption for finding in findings for caption in finding.captions]
+    looked_at = len(findings) + len(crashed)
+    return {
+        "corpus": corpus.name,
+        "fingerprint": corpus.fingerprint,
+        "shards": len(corpus.shards),
+        "samples": len(corpus),
+        "left_out": dict(corpus.left_out),
+        "opened": opened.facts(),
+        "looked_at": looked_at,
+        "broken": dict(broken),
+        "broken_share": sum(map(len, broken.values())) / looked_at,
+        "seconds": _quantiles([finding.seconds for finding in whole]),
+        "hours": sum(finding.seconds for finding in whole) / 3600,
+        "frames": _quantiles([finding.frames for finding in whole]),
+        "short_side": _quantiles([min(finding.width, finding.height) for finding in whole]),
+        "captions_a_sample": dict(sorted(Counter(len(finding.captions) for finding in findings).items())),
+        "caption_words": _quantiles([len(caption.split()) for caption in captions]),
+        "commonest_captions": Counter(captions).most_common(NAMES_SHOWN),
+        "without_caption": [finding.name for finding in findings if not finding.captions],
+        "unfit_captions": [[finding.name, fault] for finding in findings for fault in finding.unfit_captions],
+        "broken_json": [finding.name for finding in findings if finding.json_broken],
+        "interlaced": [finding.name for finding in findings if finding.interlaced],
+        "doubles": _doubles(findings),
+    }
+
+
+def _quantiles(values: list[Any]) -> list[float]:
+    return [round(float(value), 3) for value in np.quantile(values, QUANTILES)] if values else []
+
+
+def _doubles(findings: list[Finding]) -> list[list[str]]:
+    same = defaultdict(list)
+    for finding in findings:
+        same[finding.digest].append(finding.name)
+    return [names for names in same.values() if len(names) > 1]
+
+
+def _print(report: dict[str, Any], opened: Inventory) -> None:
+    print(f"{escaped(report['corpus'])}: {report['samples']:,} samples in {report['shards']:,} shards")
+    print("\n".join(opened.lines()))
+    print(f"looked at {report['looked_at']:,}: {report['broken_share']:.2%} broken, {report['hours']:.2f} hours")
+    for name in ("seconds", "frames", "short_side", "caption_words"):
+        if report[name]:
+            print(f"  {name.replace('_', ' ')}: least, 10 %, median, 90 %, most: " + ", ".join(map(str, report[name])))
+    print("  captions a sample: " + ", ".join(f"{n} in {c:,}" for n, c in report["captions_a_sample"].items()))
+    for reason, found in report["broken"].items():
+        _print_names(f"broken, {reason}", [f"{name}: {detail}" for name, detail in found])
+    _print_names("without a caption", report["without_caption"])
+    _print_names("captions that cannot be used", [f"{name}: {fault}" for name, fault in report["unfit_captions"]])
+    _print_names("with a json that is none", report["broken_json"])
+    _print_names("interlaced, with combs that `tgm-scale shards make` takes away", report["interlaced"])
+    _print_names("groups of the same video", [" = ".join(names) for names in report["doubles"]])
+
+
+def _print_names(what: str, names: list[str]) -> None:
+    if names:
+        print(f"  {what}: {len(names):,}")
+        for name in names[:NAMES_SHOWN]:
+            print(escaped(f"    {name}", keep=""))
+
+
+def _sheet(pictures: list[np.ndarray], columns: int = 8) -> Image.Image:
+    sheet = Image.new("RGB", (columns * THUMBNAIL, max(1, -(-len(pictures) // columns)) * THUMBNAIL))
+    for number, picture in enumerate(pictures):
+        row, column = divmod(number, columns)
+        sheet.paste(Image.fromarray(picture), (column * THUMBNAIL, row * THUMBNAIL))
+    return sheet

@@ -1,0 +1,96 @@
+"""Copy shards with each caption's relevance added, so that training needs no image tower."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+import torch
+
+from tgm_scale.data import rewriting
+from tgm_scale.data.annotations import captions_of
+from tgm_scale.data.decode import DecodeError, Video
+from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.data.listed import ListedCorpus
+from tgm_scale.data.shards import ShardWriter, shard_path
+from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
+from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+from tgm_scale.runtime import command
+from tgm_scale.training.build import tower_folder
+
+FRAMES_PER_PASS = 16
+
+
+def cache(options: argparse.Namespace) -> int:
+    """The exit code. Raises ValueError for a mistake in the options or their files."""
+    rewriting.check(options)
+    if options.every <= 0:
+        raise ValueError(f"--every {options.every}: wanted seconds above 0")
+    corpus = Corpus.open(options.shards)
+    if isinstance(corpus, ListedCorpus):
+        raise ValueError(
+            f"--shards {options.shards}: video files, and a map needs a shard to lie in: make shards of them, with "
+            "`tgm-scale shards make` from spans, or `tgm-scale shards caption` from a list"
+        )
+    rewriting.introduce(options, corpus)
+    with command.told_as("guidance.", "--"):
+        scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def copy(shard: int, row: int, writer: ShardWriter) -> str:
+        return _score(corpus.sample(shard, row), corpus, scorer, writer)
+
+    counts = corpus.counts.tolist()
+    rewriting.rewrite(options, counts, copy)
+    finished = sum(shard_path(options.output, number).exists() for number in range(len(counts)))
+    print(f"{finished} of {len(counts)} shards finished")
+    if finished == len(counts):
+        made_by = {"towers": options.towers, "scorer": options.scorer, "resolution": options.resolution}
+        same = " ".join(f"guidance.{key}={value}" for key, value in made_by.items() if value is not None)
+        print(f"train on them with: data.shards={options.output} guidance.cached=true {same}")
+    return 0
+
+
+def _score(ref: SampleRef, corpus: Corpus, scorer: _Scorer, writer: ShardWriter) -> str:
+    """Copy a sample with its maps, and without those it had. What became of it, in a word to be counted."""
+    members: dict[str, Any] = corpus.read(ref, [extension for extension in ref.members if extension != EXTENSION])
+    outcome, maps = scorer(members[ref.video], members)
+    if maps is not None:
+        members[EXTENSION] = maps
+    writer.write(ref.key, members)
+    return outcome
+
+
+class _Scorer:
+    """Maps of a clip's captions at even times."""
+
+    def __init__(self, options: argparse.Namespace, device: str):
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        towers = tower_folder(options.towers)
+        self.text = load_text_tower(towers, device, dtype)
+        image = load_image_tower(towers, device, dtype)
+        self.relevance = Relevance(image, options.scorer, resolution=options.resolution)
+        self.fingerprint = fingerprint(towers, options.scorer, options.resolution)
+        self.every = options.every
+
+    def __call__(self, video: bytes, members: dict[str, bytes]) -> tuple[str, bytes | None]:
+        """What became of the clip, in a word to be counted, and its maps."""
+        captions = captions_of(members)
+        if not captions:
+            return "without a caption", None
+        captions_1KE = self.text.encode(captions)[None]
+        maps, seconds, waiting = [], [], []
+        try:
+            with Video(video) as source:
+                indices = np.arange(0, source.count, max(round(self.every * source.rate), 1))
+                for index, image in source.frames(indices):
+                    seconds.append(source.time(index))
+                    waiting.append(torch.from_numpy(np.ascontiguousarray(image)))
+                    if len(waiting) == FRAMES_PER_PASS or len(seconds) == len(indices):
+                        frames_13FHW = torch.stack(waiting).permute(3, 0, 1, 2)[None].to(self.text.device)
+                        maps.append(self.relevance.cosines(frames_13FHW, captions_1KE)[0].cpu().numpy())
+                        waiting = []
+        except DecodeError as error:
+            return f"not decoded ({error.reason})", None
+        return "scored", pack(np.concatenate(maps, axis=1), np.array(seconds), self.fingerprint)

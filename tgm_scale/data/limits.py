@@ -1,0 +1,7 @@
+"""Bounds that options and configurations show as their defaults, so that a `--help` need not import what uses them."""
+
+from __future__ import annotations
+
+# Lists of web videos lose up to a quarter of them in a few years (Kinetics-400, 600); more than that is rather a wrong
+# folder, a copy that was cut short, or a list of other names.
+MAX_LEFT_OUT_SHARE = 0.3

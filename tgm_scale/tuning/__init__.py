@@ -1,0 +1,1 @@
+"""The fastest way to run a configuration, found by real trials."""

@@ -1,0 +1,175 @@
+"""Find the fastest way to run a configuration that fits: ZeRO stage, offload, micro batch, checkpointing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgm_scale import config as configuration
+from tgm_scale.benchmarks.machine import headline, table
+from tgm_scale.runtime import memory
+from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.outside.json_text import json_lines
+from tgm_scale.runtime.progress import Board
+from tgm_scale.training import build
+from tgm_scale.training.engine_plan import resolve_precision
+from tgm_scale.training.footprint import OFFLOADS, footprint
+from tgm_scale.training.run_folder import replace_file
+from tgm_scale.tuning import trials
+from tgm_scale.tuning.trials import Candidate, Trial
+
+NOTHING_FITS = 4  # as the same command would find again: slurm/launch.sh does not start it again
+APART = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}  # of losses, relative: what layouts of one run may differ by
+ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
+
+
+class Tuner:
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.folder = options, options.dir
+        if not 0 <= options.warm < options.steps:
+            raise ValueError(f"--warm {options.warm}: wanted fewer than the --steps {options.steps}")
+        gpus = torch.cuda.device_count()
+        self.processes = max(gpus, 1) if options.processes is None else options.processes
+        if self.processes < 1 or 0 < gpus < self.processes:
+            raise ValueError(f"--processes {self.processes}: wanted at least 1, and no more than the {gpus} GPUs here")
+        self.config = trials.dividing(options.config, options.overrides, self.processes)
+        self.place = Place(0, self.processes, 0, torch.device("cuda" if gpus else "cpu"))
+        build.check(self.config, self.place)
+        micros = _numbers("--micro-batches", options.micro_batches, range(1, self.config.train.global_batch_size + 1))
+        micros = micros or trials.micro_batches(self.config, self.processes)
+        offloads = options.offloads.split(",")
+        if unknown := sorted(set(offloads) - set(OFFLOADS)):
+            raise ValueError(f"--offloads {unknown[0]}: known are {', '.join(OFFLOADS)}")
+        stages = _numbers("--stages", options.stages, range(4))
+        self.first = trials.as_it_is(self.config, self.place)
+        grid = trials.grid(self.config, self.processes, stages, micros, offloads)
+        self.candidates = [self.first, *(candidate for candidate in grid if candidate != self.first)]
+        self.file = self.folder / "outcomes.jsonl"
+
+    def run(self) -> int:
+        self._claim()
+        outcomes = self._outcomes()
+        with Board() as board:
+            task = board.task("candidates", len(self.candidates))
+            for number, candidate in enumerate(self.candidates):
+                if outcomes.get(candidate.name, {"outcome": "failed"})["outcome"] == "failed":
+                    note = candidate.name
+                    task.to(number, note)
+                    outcome = self._skipped(candidate, outcomes) or self._try(
+                        candidate, lambda step, task=task, n=number, note=note: task.to(n, f"{note}, {step}")
+                    )
+                    outcomes[candidate.name] = outcome
+                    if outcome["outcome"] != "left out":  # which is judged anew at every start
+                        with self.file.open("a") as stream:
+                            stream.write(json.dumps({"name": candidate.name} | outcome) + "\n")
+                task.to(number + 1)
+        return self._tell(outcomes)
+
+    def _claim(self) -> None:
+        """Make the folder, or recognise it. Raises ValueError where it holds trials of something else."""
+        settings = {"config": self.config.model_dump(mode="json"), "processes": self.processes}
+        settings |= {"steps": self.options.steps, "warm": self.options.warm, "json": trials.json_of(self.config)}
+        text = json.dumps(settings, indent=1)
+        file = self.folder / "settings.json"
+        if file.is_file() and file.read_text() != text:
+            raise ValueError(f"--dir {self.folder}: holds trials of another configuration: choose another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(file, text)
+
+    def _outcomes(self) -> dict[str, dict[str, Any]]:
+        """What earlier starts found, by candidate."""
+        rows = json_lines(self.file) if self.file.is_file() else []
+        return {row["name"]: row for row in rows}
+
+    def _overrides(self, candidate: Candidate, file: Path) -> list[str]:
+        return [*self.options.overrides, *candidate.overrides(file)]
+
+    def _skipped(self, candidate: Candidate, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+        """An outcome without a trial: where a smaller micro batch ran out of memory, or arithmetic says no."""
+        for other in self.candidates:
+            smaller = other.micro < candidate.micro and replace(other, micro=candidate.micro) == candidate
+            if smaller and outcomes.get(other.name, {}).get("outcome") in ("out of memory", "left out"):
+                return {"outcome": "left out", "why": f"micro batch {other.micro} did not fit"}
+        file = self._write_json(candidate)
+        need = footprint(configuration.load(self.options.config, self._overrides(candidate, file)), self.place)
+        device = None
+        if self.place.device.type == "cuda":
+            device = ROOM * torch.cuda.get_device_properties(0).total_memory
+        why = trials.obstacle(need, self.processes, device, memory.free_bytes())
+        return {"outcome": "left out", "why": why} if why else None
+
+    def _write_json(self, candidate: Candidate) -> Path:
+        folder = self.folder / candidate.name
+        shutil.rmtree(folder, ignore_errors=True)  # of a start that was stopped
+        folder.mkdir()
+        file = folder / "deepspeed.json"
+        file.write_text(json.dumps(candidate.deepspeed(trials.json_of(self.config)), indent=2) + "\n")
+        return file
+
+    def _try(self, candidate: Candidate, tell: Any) -> dict[str, Any]:
+        folder, options = self.folder / candidate.name, self.options
+        own = [f"run.dir={folder / 'run'}", f"train.steps={options.steps}", "log.tensorboard=false", "knn.every=null"]
+        words = [*self._overrides(candidate, folder / "deepspeed.json"), *own]
+        started, keep = trials.command(options.config, words), options.keep_free * trials.GIB
+        outcome = Trial(started, folder, self.processes, options.steps, options.warm, keep).run(tell)
+        shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
+        return outcome
+
+    def _tell(self, outcomes: dict[str, dict[str, Any]]) -> int:
+        ran = [candidate for candidate in self.candidates if outcomes[candidate.name]["outcome"] == "ran"]
+        reference = outcomes[ran[0].name]["losses"] if ran else []
+        limit = APART[resolve_precision(self.config.train.precision, self.place.device)]
+        apart = {c.name: _apart(outcomes[c.name]["losses"], reference) for c in ran}
+        print(f"{headline()}; {self.options.config} {' '.join(self.options.overrides)}; {self.processes} processes")
+        on_gpu = self.place.device.type == "cuda"
+        memory = ["GB of a GPU"] * on_gpu + ["GB of host"]
+        header = ["ZeRO", "offload", "micro batch", "checkpointing", "clips/s", *memory, "losses apart"]
+        rows = [self._row(c, outcomes[c.name], apart.get(c.name, 0.0), limit, on_gpu) for c in self.candidates]
+        print(table(header, rows))
+        agreeing = [c for c in ran if apart[c.name] <= limit]
+        if not agreeing:
+            print("nothing fits: see output.log in the trials' folders", file=sys.stderr)
+            return NOTHING_FITS
+        best = max(agreeing, key=lambda c: outcomes[c.name]["clips_per_second"])
+        self._write_best(best)
+        gain = outcomes[best.name]["clips_per_second"] / outcomes[ran[0].name]["clips_per_second"]
+        print(f"fastest that fits: {best.name}, {gain:.2f} times the speed of {ran[0].name}")
+        words = ["tgm-scale", "pretrain", "--config", self.options.config, *self.options.overrides]
+        print(f"{shlex.join(words)} $(cat {shlex.quote(str(self.folder / 'best.overrides'))})")
+        return 0
+
+    def _row(self, candidate: Candidate, outcome: dict, apart: float, limit: float, on_gpu: bool) -> list[str]:
+        checkpointing = "yes" if candidate.checkpointing else "no"
+        named = [str(candidate.stage), candidate.offload, str(candidate.micro), checkpointing]
+        if outcome["outcome"] != "ran":
+            return [*named, outcome["outcome"], *[""] * (1 + on_gpu), outcome["why"]]
+        differ = f"{apart:.1e}" + ("" if apart <= limit else f", more than {limit:g}: not taken")
+        device = [f"{outcome['device_GB']:.1f}"] if on_gpu else []
+        return [*named, f"{outcome['clips_per_second']:.2f}", *device, f"{outcome['host_GB']:.2f}", differ]
+
+    def _write_best(self, best: Candidate) -> None:
+        file = self.folder / "best.json"
+        replace_file(file, json.dumps(best.deepspeed(trials.json_of(self.config)), indent=2) + "\n")
+        replace_file(self.folder / "best.overrides", "\n".join(best.overrides(file)) + "\n")
+
+
+def _numbers(option: str, text: str | None, known: range) -> list[int]:
+    """A comma-separated list; empty for none."""
+    words = text.split(",") if text else []
+    for word in words:
+        if not word.isdecimal() or int(word) not in known:
+            raise ValueError(f"{option} {text}: found {word!r}, wanted numbers from {known[0]} to {known[-1]}")
+    return [int(word) for word in words]
+
+
+def _apart(losses: list[float], reference: list[float]) -> float:
+    """The largest relative difference of two runs' losses."""
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(losses, reference, strict=True))

@@ -1,1 +1,0 @@
-"""The benchmarks behind tools/benchmark.py, one module each."""
