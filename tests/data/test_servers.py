@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -12,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from loopback import LoopbackServer
-from tars import make_corpus
+from tars import clips, make_corpus, write_tar
 
-from tgm_scale.data import patience, storage
+from tgm_scale.data import patience, shard_index, storage
 from tgm_scale.data.disk_cache import DiskCache, _digest
 from tgm_scale.data.index import Corpus
 from tgm_scale.runtime.secrets import without_secrets
@@ -35,6 +37,7 @@ class Server(BaseHTTPRequestHandler):
     folder: Path
     moods: list[str]
     asked: list[str]
+    sent: list[int]  # bytes of each answer without end
     tag = '"1"'
     endless = False  # its indices
     signed = False  # whether it gives tars alone, to those who have the signature
@@ -86,11 +89,12 @@ class Server(BaseHTTPRequestHandler):
     def _endless(self) -> None:
         self.send_response(200)
         self.end_headers()
-        for _ in range(1000):
+        for pieces in range(1000):
             try:
                 self.wfile.write(bytes(1 << 16))
             except OSError:
-                return
+                break
+        self.sent.append(pieces << 16)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -100,7 +104,7 @@ class Server(BaseHTTPRequestHandler):
 def served(tmp_path: Path) -> Iterator[tuple[str, type[Server], Corpus]]:
     folder = make_corpus(tmp_path / "shards", [3, 2])
     local = Corpus.open(folder)
-    handler = type("Handler", (Server,), {"folder": folder, "moods": [], "asked": []})
+    handler = type("Handler", (Server,), {"folder": folder, "moods": [], "asked": [], "sent": []})
     server = LoopbackServer(("127.0.0.1", 0), handler)
     threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
     yield f"127.0.0.1:{server.server_port}", handler, local
@@ -182,6 +186,65 @@ def test_a_shard_that_was_replaced_stops_the_run_at_once(served, mood: str, word
         corpus.read(corpus.sample(0, 1), ["mp4"])
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_shard_that_was_replaced_between_two_starts_is_noticed(  # type: ignore
+    served, tmp_path: Path, capsys: pytest.CaptureFixture[str], indexed: bool
+) -> None:
+    """Of the same size and the same ends: other pixels in its middle, as after encoding them anew."""
+    address, handler, _ = served
+    for shard in range(2):
+        members = [(f"{shard}_{i}.mp4", bytes(range(256)) * 100) for i in range(3)]
+        write_tar(handler.folder / f"{shard:05d}.tar", members)
+    local = Corpus.open(handler.folder)
+    local.sample(0, 0), local.sample(1, 0)
+    if not indexed:
+        for file in handler.folder.glob("*.json*"):
+            file.unlink()
+    cache = DiskCache(tmp_path / "cache", 10**7)
+    first = everything(local)
+    assert everything(opened(address, cache=cache)) == first
+    tar, (at, size) = handler.folder / "00000.tar", local.sample(0, 0).members["mp4"]
+    whole = bytearray(tar.read_bytes())
+    whole[at : at + size] = bytes(reversed(whole[at : at + size]))
+    tar.write_bytes(whole)
+    assert everything(opened(address, cache=cache)) == first, (
+        "nobody can tell, as long as the server says it is the same"
+    )
+    assert "replaced" not in capsys.readouterr().err
+    handler.tag = '"2"'
+    after = opened(address, cache=cache)
+    assert everything(after) == everything(local) != first
+    assert re.search(r"00000\.tar: its ETag or time is another than when it was indexed", capsys.readouterr().err)
+    asked = len(handler.asked)
+    assert everything(after) == everything(opened(address, cache=cache)), "once"
+    assert "replaced" not in capsys.readouterr().err
+    assert not [path for path in handler.asked[asked:] if path.endswith(".index.jsonl")], "its index is kept"
+
+
+def test_a_kept_index_of_before_the_tag_is_used(served) -> None:  # type: ignore
+    address, handler, local = served
+    opened(address)
+    kept = sorted(shard_index.cache_folder().glob("*.index.jsonl"))
+    assert len(kept) == 2 and all(json.loads(file.read_bytes().splitlines()[0])["tag"] == '"1"' for file in kept)
+    for file in kept:
+        head, *lines = file.read_bytes().splitlines()
+        plain = {name: value for name, value in json.loads(head).items() if name != "tag"}
+        file.write_bytes(b"\n".join([json.dumps(plain).encode(), *lines]) + b"\n")
+    assert everything(opened(address)) == everything(local)
+    assert all(b'"tag"' in file.read_bytes() for file in kept), "and has it from then on"
+
+
+def test_a_catalogue_that_knows_another_shard_is_corrected(served) -> None:  # type: ignore
+    """As many samples, others: the run would go on under the old fingerprint."""
+    address, handler, _ = served
+    before = Corpus.open(f"http://{address}/{{00000..00001}}.tar")
+    write_tar(handler.folder / "00000.tar", clips(shard=7, count=3))
+    with pytest.raises(OSError, match=r"00000\.tar holds 3 samples, 3 when the corpus was opened, or others"):
+        before.sample(0, 0)
+    after = Corpus.open(f"http://{address}/{{00000..00001}}.tar")
+    assert after.fingerprint != before.fingerprint and after.sample(0, 0).key == "7_0000"
+
+
 def test_a_missing_shard_is_told_in_the_servers_words(served) -> None:  # type: ignore
     address, handler, _ = served
     corpus = opened(address)
@@ -190,12 +253,13 @@ def test_a_missing_shard_is_told_in_the_servers_words(served) -> None:  # type: 
         everything(corpus)
 
 
-def test_an_index_without_end_is_left_and_made_anew(served, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore
+def test_an_index_without_end_is_left_and_made_anew(served) -> None:  # type: ignore
+    """After what a tar of that size can hold: here 100 kB of its 64 MB."""
     address, handler, local = served
-    monkeypatch.setattr(storage, "SMALL", 1 << 20)
     handler.endless = True
     corpus = Corpus.open(f"http://{address}/{{00000..00001}}.tar")
     assert everything(corpus) == everything(local)
+    assert handler.sent and max(handler.sent) < 16 << 20, "what fits into the sockets' buffers, and no more"
 
 
 def test_presigned_addresses_are_shards_and_their_names_have_no_signature(served) -> None:  # type: ignore

@@ -22,11 +22,12 @@ from pydantic import Field, TypeAdapter
 
 from tgm_scale.data import addresses, shard_index, storage
 from tgm_scale.data.patience import Lasting
-from tgm_scale.data.shard_index import Summary
+from tgm_scale.data.shard_index import ShardIndex, Summary
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.secrets import without_secrets
 
 CATALOGUE = "shards.catalogue.json"
+_LARGEST = 1 << 26  # bytes: of half a million shards
 
 Stamp = list[int]  # of a local shard: bytes and time of change, which cost one stat; a remote one has none
 Catalogue = dict[str, tuple[Stamp, Summary]]
@@ -79,7 +80,7 @@ def _read(folder: str) -> Catalogue:
     known: Catalogue = {}
     for path in _paths(folder):
         try:
-            data = storage.read_small(path)
+            data = storage.read_small(path, limit=_LARGEST)
             known |= {} if data is None else _parsed(data)
         except (ValueError, Lasting) as error:  # half a file, or another version's: all of it can be derived
             sys.stderr.write(f"{without_secrets(path)}: damaged ({_short(error)}): made anew from the shards\n")
@@ -105,12 +106,12 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def forget(shard: str) -> None:
-    """Leave out what the catalogue says of a shard, since it is not so: the next opening looks at the shard."""
+def correct(shard: str, index: ShardIndex) -> None:
+    """Say of a shard what its index says, where the catalogue says otherwise: the next opening believes it."""
     known = _read(folder := addresses.folder(shard))
-    if known.pop(addresses.base_name(shard), None) is not None:
-        with suppress(OSError):
-            _write(folder, known)
+    known[addresses.base_name(shard)] = _stamp(shard), index.summary
+    with suppress(OSError):
+        _write(folder, known)
 
 
 def _write(folder: str, known: Catalogue) -> None:

@@ -46,6 +46,24 @@ def read_whole(system: Any, url: str, limit: int) -> bytes:
     return sync(system.loop, _get, system, url, limit, None).data
 
 
+def tag(system: Any, url: str) -> str:
+    """What changes with a file's content, as its server says; "" where it says nothing. Raises as `read_whole`."""
+    return sync(system.loop, _tag, system, url)
+
+
+async def _tag(system: Any, url: str) -> str:
+    session = await system.set_session()
+    # of a range, as the samples' answers are; an address that is signed for GET knows no HEAD
+    async with session.get(system.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
+        if answer.status not in (200, 206):
+            raise _refusal(answer, await answer.content.read(_WORDS))
+        return _tag_of(answer)
+
+
+def _tag_of(answer: Any) -> str:
+    return answer.headers.get("ETag", "") + answer.headers.get("Last-Modified", "")
+
+
 async def _get(system: Any, url: str, size: int, start: int | None) -> Answer:
     from aiohttp import ClientTimeout
 
@@ -59,7 +77,7 @@ async def _get(system: Any, url: str, size: int, start: int | None) -> Answer:
         data = await _body(answer, size)
     if start is not None and len(data) != size:
         raise OSError(f"{len(data)} bytes came where {size} were asked for at {start}")
-    return Answer(data, total, answer.headers.get("ETag", "") + answer.headers.get("Last-Modified", ""))
+    return Answer(data, total, _tag_of(answer))
 
 
 def _total(answer: Any, start: int, size: int) -> int | None:

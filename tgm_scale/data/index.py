@@ -71,6 +71,7 @@ class Corpus:
         self.first_names = [names[i] for i in usable]  # what the names of each shard's samples begin with
         self.shards = [shards[i] for i in usable]
         self.counts = np.array([summaries[i].samples for i in usable], dtype=np.int64)
+        self._marks = [summaries[i].mark for i in usable]
         faults = [dict(summary.left_out) if summary.samples or summary.left_out else _EMPTY for summary in summaries]
         self.left_out = sum(map(Counter, faults), Counter())
         self._faulty = [(shards[i], names[i], faults[i]) for i in range(len(shards)) if faults[i]]
@@ -203,13 +204,13 @@ class Corpus:
             return self._keep(shard, index)
 
     def _keep(self, shard: int, index: ShardIndex) -> ShardIndex:
-        if len(index) != self.counts[shard]:
-            catalogue.forget(self.shards[shard])
+        if len(index) != self.counts[shard] or index.mark != self._marks[shard]:
+            catalogue.correct(self.shards[shard], index)
             raise OSError(
                 f"{without_secrets(self.shards[shard])} holds {len(index)} samples, {self.counts[shard]} when the "
-                "corpus was opened: it was replaced under the run; start the run again"
+                "corpus was opened, or others: it was replaced under the run; start the run again"
             )
-        self._reader.expect(self.shards[shard], index.size)
+        self._reader.expect(self.shards[shard], index.size, index.tag)
         self._indices[shard] = index
         if len(self._indices) > _KEPT_INDICES:
             self._indices.popitem(last=False)

@@ -2,11 +2,12 @@
 
 `NAME.index.jsonl` beside `NAME.tar`: a first line {"bytes", "mark", "samples", "problems", "blake2b"}, then one line a
 sample, {"key", "members": {extension: [offset, size]}}. Size and mark (a digest of both ends) tie it to its tar; times
-of files do not, because copies and downloads change them. The last is a digest of the lines that follow, which older
+of files do not, because copies and downloads change them. "blake2b" is a digest of the lines that follow, which older
 indices lack; what is wrong in either is made anew from the tar.
 
 A corpus from elsewhere gets its indices when it is first opened: beside the tars, or in the user's cache where they
-cannot be written."""
+cannot be written. Of a remote shard the cache has the index with "tag", what the storage says of the file's content
+(ETag, times): another tag at a later start is another file, and what is derived from the old one is dropped."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import json
 import os
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tarfile import TarInfo
@@ -34,6 +36,9 @@ from tgm_scale.runtime.secrets import without_secrets
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
 _VIDEOS = frozenset(VIDEO_EXTENSIONS)
+# Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which stands in a
+# header of 512 bytes of the tar; few of them, of no videos to speak of, have a first line beside.
+_MORE_THAN_TAR = 1 << 16
 _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, so some of the last sample is in it
 
 
@@ -92,13 +97,16 @@ class _Head(BaseModel):
     samples: int = Field(ge=0)
     problems: list[Annotated[list[str], Field(min_length=3, max_length=3)]]
     blake2b: str | None = None
+    tag: str = ""
 
 
 class ShardIndex:
     """The samples of one shard. Lines are parsed when asked for."""
 
-    def __init__(self, shard: str, size: int, mark: str, lines: list[bytes], problems: list[Problem]) -> None:
-        self.shard, self.size, self.mark, self.problems = shard, size, mark, problems
+    def __init__(
+        self, shard: str, size: int, mark: str, lines: list[bytes], problems: list[Problem], tag: str = ""
+    ) -> None:
+        self.shard, self.size, self.mark, self.problems, self.tag = shard, size, mark, problems, tag
         self._lines = lines
 
     def __len__(self) -> int:
@@ -136,6 +144,7 @@ class ShardIndex:
                 "samples": len(self),
                 "problems": problems,
                 "blake2b": _digest(self._lines),
+                **({"tag": self.tag} if self.tag else {}),
             }
         )
         return b"\n".join([head, *self._lines]) + b"\n"
@@ -152,7 +161,7 @@ class ShardIndex:
             raise DamagedIndex(f"{len(lines) - 1} lines of {head.samples}")
         if head.blake2b not in (None, _digest(lines[1:])):
             raise DamagedIndex("its lines are not those that were written")
-        return cls(shard, head.bytes, head.mark, lines[1:], [Problem(*each) for each in head.problems])
+        return cls(shard, head.bytes, head.mark, lines[1:], [Problem(*each) for each in head.problems], head.tag)
 
     @classmethod
     def scan(cls, shard: str) -> ShardIndex:
@@ -256,21 +265,46 @@ def load(shard: str, patience: float | None = None) -> ShardIndex:
 
     Safe to call from many processes at once: the file appears whole."""
     beside, cached = index_path(shard), _cache_path(shard)
+    if storage.is_url(shard):
+        return _of_remote(shard, beside, cached, patience)
+    size = storage.size(shard)
     for path in (beside, cached):
-        index = _fresh(shard, path, patience)
+        index = _fresh(shard, path, size, patience)
         if index is not None:
             return index
     return _made(shard, beside, cached, patience)
 
 
+def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> ShardIndex:
+    """The kept index first: it knows the tag, and is near."""
+    tag, size = storage.tag(shard, patience), storage.size(shard, patience)
+    index = _fresh(shard, cached, size, patience)
+    if index is not None and index.tag == tag:
+        return index
+    if index is not None and index.tag and tag:
+        sys.stderr.write(
+            f"{without_secrets(shard)}: its ETag or time is another than when it was indexed: it was replaced; its "
+            "index is made anew, and bytes kept of it are not used\n"
+        )
+    index = _fresh(shard, beside, size, patience)
+    if index is None:
+        return _made(shard, beside, cached, patience, tag)
+    index.tag = tag
+    if tag:
+        with suppress(OSError):  # a copy: without it the next start does not see a replacement
+            storage.write_atomically(Path(cached), index.dump())
+    return index
+
+
 def rebuilt(shard: str, why: DamagedIndex) -> ShardIndex:
     """An index whose file turned out damaged when it was used, made anew from the tar."""
     _say(index_path(shard), why)
-    return _made(shard, index_path(shard), _cache_path(shard))
+    return _made(shard, index_path(shard), _cache_path(shard), tag=storage.tag(shard))
 
 
-def _made(shard: str, beside: str, cached: str, patience: float | None = None) -> ShardIndex:
+def _made(shard: str, beside: str, cached: str, patience: float | None = None, tag: str = "") -> ShardIndex:
     index = storage.retrying(lambda: ShardIndex.scan(shard), shard, patience)
+    index.tag = tag  # asked for before: a shard that is replaced meanwhile has another one
     if len(index):  # beside what is no shard nothing is left
         keep(index.dump(), beside, cached)
     return index
@@ -314,19 +348,19 @@ def _cache_path(shard: str) -> str:
     return str(cache_folder() / f"{seeding.key(where):016x}-{shard_name(shard)}.index.jsonl")
 
 
-def _fresh(shard: str, path: str, patience: float | None) -> ShardIndex | None:
-    """The index at `path` if it is there, whole, and of this tar."""
+def _fresh(shard: str, path: str, size: int, patience: float | None) -> ShardIndex | None:
+    """The index at `path` if it is there, whole, and of this tar, which has `size` bytes."""
+
+    def identity() -> tuple[int, str]:
+        with storage.open_seekable(shard) as file:
+            return _identity(file)
+
     try:
-        data = storage.read_small(path, patience)
+        data = storage.read_small(path, patience, size + _MORE_THAN_TAR)
         if data is None:
             return None
         index = ShardIndex.parse(shard, data)
     except (DamagedIndex, Lasting) as error:  # Lasting: it has no end, or is no answer
         _say(path, error)
         return None
-
-    def identity() -> tuple[int, str]:
-        with storage.open_seekable(shard) as file:
-            return _identity(file)
-
     return index if (index.size, index.mark) == storage.retrying(identity, shard, patience) else None

@@ -25,6 +25,7 @@ from tgm_scale.runtime.secrets import without_secrets
 
 GZIP_MARK = b"\x1f\x8b"
 SMALL = 1 << 29  # bytes; an index of a million samples has 150 MB
+_TAGS = ("ETag", "etag", "generation", "LastModified", "updated", "last_modified", "mtime", "created")  # S3, GCS, ...
 _DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
 
 
@@ -132,14 +133,24 @@ def file_system(url: str) -> tuple[Any, str]:
         ) from error
 
 
-def read_small(path: str, patience: float | None = None) -> bytes | None:
-    """A whole file of up to SMALL bytes, None where there is none (a public bucket forbids what it does not have)."""
+def read_small(path: str, patience: float | None = None, limit: int | None = None) -> bytes | None:
+    """A whole file, None where there is none (a public bucket forbids what it does not have).
+
+    limit: bytes, SMALL at most. Raises Lasting where the file has more."""
+    limit = SMALL if limit is None else min(limit, SMALL)
 
     def read() -> bytes:
-        if is_url(path):
+        if not is_url(path):
+            with open(path, "rb") as file:
+                data = file.read(limit + 1)
+        else:
             system, name = file_system(path)
-            return http.read_whole(system, name, SMALL) if is_http(path) else system.cat_file(name)
-        return Path(path).read_bytes()
+            if is_http(path):
+                return http.read_whole(system, name, limit)
+            data = bytes(limit + 1) if system.size(name) > limit else system.cat_file(name)
+        if len(data) > limit:
+            raise Lasting(f"more than {limit:,} bytes")
+        return data
 
     try:
         return retrying(read, path, patience)
@@ -161,12 +172,23 @@ def unpacked(data: bytes, path: str) -> bytes:
     return whole
 
 
-def size(path: str) -> int:
+def tag(path: str, patience: float | None = None) -> str:
+    """What changes with the content of a URL's file, by its storage's word (ETag, times); "" where there is none."""
+    if not is_url(path):
+        return ""
+    system, name = file_system(path)
+    if is_http(path):
+        return retrying(lambda: http.tag(system, name), path, patience)
+    said = retrying(lambda: system.info(name), path, patience)
+    return " ".join(str(said[word]) for word in _TAGS if said.get(word) is not None)
+
+
+def size(path: str, patience: float | None = None) -> int:
     """Bytes of a file. Raises OSError."""
     if not is_url(path):
         return os.stat(path).st_size
     system, name = file_system(path)
-    return retrying(lambda: int(system.size(name)), path)
+    return retrying(lambda: int(system.size(name)), path, patience)
 
 
 def open_seekable(path: str) -> BinaryIO:
@@ -220,12 +242,15 @@ class RangeReader:
         self._cache, self._version, self._patience = cache, version, patience
         self._open: OrderedDict[str, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
-        self._sizes: dict[str, int] = {}  # of whole files, where an index says so
+        self._expected: dict[str, tuple[int, str]] = {}  # size and tag of whole files, where an index says so
         self._tags: dict[str, str] = {}  # of HTTP files, as they were first seen
 
-    def expect(self, path: str, size: int) -> None:
-        """A file is of this size; an answer about another is refused."""
-        self._sizes[path] = size
+    def expect(self, path: str, size: int, tag: str = "") -> None:
+        """A file is of this size and, where it is known, has this tag (see `tag`); an answer about another is refused,
+        and what was kept of another is not taken."""
+        self._expected[path] = size, tag
+        if tag and is_http(path):
+            self._tags[path] = tag
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """Exactly `size` bytes from `offset`. Raises OSError after several attempts."""
@@ -235,7 +260,8 @@ class RangeReader:
         """`read` of a URL, by `cache`. members: offset and size in the file of those of a tar that it holds; each has
         its header before it, and bytes where it has not are neither given nor kept."""
         before = BLOCK if members else 0
-        key = (self._version, place(path), offset - before, size + before)
+        _, tag = self._expected.get(path, (0, ""))
+        key = (self._version, *filter(None, [tag]), place(path), offset - before, size + before)
         data = self._cache.get(*key) if self._cache else None
         if data is not None and _foreign(data, offset - before, members):
             assert self._cache is not None
@@ -266,7 +292,7 @@ class RangeReader:
         if not is_http(path):
             return system.cat_file(name, start=offset, end=offset + size)
         answer = http.read_range(system, name, offset, size)
-        total = self._sizes.get(path)
+        total, _ = self._expected.get(path, (None, ""))
         if total is not None and answer.total not in (None, total):
             raise Lasting(
                 f"{without_secrets(path)}: {answer.total} bytes, {total} by its index: it was replaced; start again"
