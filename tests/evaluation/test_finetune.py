@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from tgm_scale import cli
+from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read
-from tgm_scale.evaluation.finetune_setup import classifier, layer_groups
+from tgm_scale.evaluation.finetune_setup import layer_groups, start
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.patches import interpolated_table, sine_cosine_table
 from tgm_scale.models.vit import ModelSize, run_blocks
 from tgm_scale.training import ema
 from tgm_scale.training.checkpoint import Reader, latest, steps_in
@@ -194,16 +196,64 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
     source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, attention="sdpa", seed=5).state_dict()
     file = tmp_path / "tiny.safetensors"
     convert(Weights.of("pretraining", source, Stated(4, 2, 4, 32), []), file, "safetensors")
-    config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [])
-    module, notes = classifier(config, ["a", "b"], str(file))
+    config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [f"train.init_from={file}"])
+    module, positions, notes = start(config, ["a", "b"], None)
+    assert positions is None
     for name, value in module.state_dict().items():
         if name.startswith(("patch_embed", "blocks")):
             assert torch.equal(value, source[f"encoder.{name}"]), name
     assert notes[-1] == "fresh weights: fc_norm.bias, fc_norm.weight, head.bias, head.weight"
-    for other in ("data.frames=8", "data.size=40", "data.size=16"):  # a token's number would name another place
-        config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [other])
-        with pytest.raises(ValueError, match=r"trained on 4 frames of 32 pixels, .* Set data.frames=4 data.size=32"):
-            classifier(config, ["a", "b"], str(file))
+    table = sine_cosine_table(2 * 4 * 4, 128)
+    assert torch.equal(module.positions.value, table), "the same clips: the same positions to the bit"
+    for frames, side in ((8, 32), (4, 40), (4, 16)):
+        overrides = [f"train.init_from={file}", f"data.frames={frames}", f"data.size={side}"]
+        module, positions, _ = start(
+            load_finetune(str(configuration(tmp_path, shards, checkpoint)), overrides), ["a"], None
+        )
+        wanted = interpolated_table(Grid(2, 4, 4), Grid(frames // 2, side // 8, side // 8), 128)
+        assert positions == (4, 32) and torch.equal(module.positions.value, wanted)
+
+
+def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the_same_positions(
+    tmp_path: Path, shards: str, checkpoint: Path, launch: ModuleType
+) -> None:
+    """Four times the tokens in space, half in time; a start again, the test and a reader have the positions."""
+    from tgm_scale.conversion.convert import convert
+    from tgm_scale.conversion.dimensions import Stated
+    from tgm_scale.conversion.weights import Weights, build
+    from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+    from tgm_scale.models.vit import SIZES
+
+    source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, attention="sdpa", seed=5).state_dict()
+    convert(Weights.of("pretraining", source, Stated(4, 2, 4, 32), []), tmp_path / "in", "safetensors")
+    file, run = str(configuration(tmp_path, shards, checkpoint)), tmp_path / "run"
+    clips = ["data.frames=2", "data.size=64", "finetune.ema=null", "finetune.test_spatial_views=1"]
+    command = ["-m", "tgm_scale", "finetune", "--config", file, f"train.init_from={tmp_path / 'in'}", *clips]
+    said = "interpolated in space and time from clips of 4 frames of 32 pixels to 2 frames of 64"
+    assert f"positions: {said}" in launch.run(1, [*command, "train.max_minutes=1e-9"], code=85).stdout
+    assert f"positions: {said}" in launch.run(1, command).stdout, "also where it goes on"
+    results = json.loads((run / "results.json").read_text())
+    assert results["facts"]["positions"] == said
+    rows = (run / "predictions.jsonl").read_text()
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "test")
+    launch.run(1, command)
+    assert json.loads((run / "results.json").read_text())["figures"] == results["figures"]
+    assert (run / "predictions.jsonl").read_text() == rows
+
+    wanted = interpolated_table(Grid(2, 4, 4), Grid(1, 8, 8), 128)
+    weights = read(run)
+    assert weights.positions == (4, 32) and torch.equal(build(weights).positions.value, wanted)
+    convert(weights, tmp_path / "out", "safetensors")
+    assert torch.equal(build(read(tmp_path / "out")).positions.value, wanted)
+    for target in ("huggingface", "videomae-finetune", "timm"):
+        with pytest.raises(ValueError, match=rf"--to {target}: .*interpolated from clips of 4 frames of 32 pixels"):
+            convert(weights, tmp_path / target, target)
+    again, positions, _ = start(
+        load_finetune(file, [f"train.init_from={tmp_path / 'out'}", "data.size=48"]), ["a"], None
+    )
+    assert positions == (4, 32), "of the pretraining, not of what was interpolated"
+    assert torch.equal(again.positions.value, interpolated_table(Grid(2, 4, 4), Grid(2, 6, 6), 128))
 
 
 def test_scratch_starts_as_a_pretraining_run_of_the_same_configuration(
@@ -216,7 +266,7 @@ def test_scratch_starts_as_a_pretraining_run_of_the_same_configuration(
     file = str(configuration(tmp_path, shards, checkpoint))
     model = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, seed=0)
     for overrides in ([], ["model.initialisation=local"]):
-        module, _ = classifier(load_finetune(file, overrides), ["a", "b"], None)
+        module, _, _ = start(load_finetune(file, overrides), ["a", "b"], None)
         if overrides:
             start_locally(model)
         for name, value in module.state_dict().items():

@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from tgm_scale import cli
+from tgm_scale.contracts import Grid
 from tgm_scale.data.synthetic import Look, make_corpus
 from tgm_scale.evaluation import ranking, retrieve
 from tgm_scale.evaluation.features import FrozenEncoder
 from tgm_scale.evaluation.settings import load_frozen
+from tgm_scale.models.patches import interpolated_table
 
 LABEL = "data.label=truth.objects.0.shape"
 
@@ -94,8 +96,7 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     assert "probe.heads=5 does not divide the encoder's width" in message(*attentive, command="probe")
     few = (f"run.dir={tmp_path / 'a'}", f"data.train={few_clips(tmp_path / 'few')}")
     assert re.search(r"needs 2 classes and 10 training clips: found \d and 4\n", message(*few, command="probe"))
-    for key in ("size=L", "frames=16", "image_size=224"):
-        assert f"encoder.{key}: {checkpoint} is of " in message(f"encoder.{key}", f"run.dir={tmp_path / 'a'}")
+    assert f"encoder.size=L: {checkpoint} is of " in message("encoder.size=L", f"run.dir={tmp_path / 'a'}")
     assert not list(tmp_path.glob("a/features")), "before any clip is decoded"
     assert cli.main(arguments("knn", tmp_path / "k", checkpoint, shards, few[1], "neighbours.k=5")) == 0
     assert "warning: neighbours.k=5: only 4 training clips: all of them vote" in capsys.readouterr().out
@@ -222,3 +223,20 @@ def test_descriptions_are_found_by_the_classs_name_too(tmp_path: Path) -> None:
     named = load_frozen(None, [*base, f"data.classes={tmp_path / 'c.json'}"])
     wanted = {"bend": ["bend", "bow"], "wave": ["wave", "move a hand"]}
     assert retrieve.class_texts(named, ["bend", "wave"]) == wanted
+
+
+def test_frozen_features_of_clips_of_another_shape_have_interpolated_positions(
+    shards: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["knn", "encoder.frames=2", "encoder.image_size=64"]
+    assert cli.main(arguments(more[0], tmp_path / "run", checkpoint, shards, *more[1:])) == 0
+    said = "interpolated in space and time from clips of 4 frames of 32 pixels to 2 frames of 64"
+    assert f"positions: {said}" in capsys.readouterr().out and results(tmp_path / "run")["positions"] == said
+    moved = FrozenEncoder.load(checkpoint, frames=2, image_size=64)
+    assert torch.equal(moved.encoder.positions.value, interpolated_table(Grid(2, 4, 4), Grid(1, 8, 8), 24))
+    clip = torch.randint(0, 256, (1, 3, 2, 64, 64), dtype=torch.uint8)
+    assert moved.tokens(clip).shape == (1, 64, 24)
+    same = FrozenEncoder.load(checkpoint, frames=4, image_size=32)
+    assert same.positions is None and same.digest == FrozenEncoder.load(checkpoint).digest
+    mistake = arguments(more[0], tmp_path / "odd", checkpoint, shards, "encoder.image_size=50")
+    assert cli.main(mistake) == 2 and "size=50 is not a multiple of the model's patch" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tgm_scale.models.patches import (
     channel_first,
     channel_last,
     gather_tokens,
+    interpolated_table,
     patchify,
     sine_cosine_table,
     unpatchify,
@@ -116,3 +118,53 @@ def test_positions_are_added_in_float32() -> None:
     exact = (x.float() + sine_cosine_table(20, 6)).bfloat16()
     assert torch.equal(positions(x, index, torch.bfloat16), exact)
     assert torch.equal(positions(x, None, torch.bfloat16), exact)
+
+
+def cubic(distance: float) -> float:
+    """Keys' kernel with a = -0.75 (Keys 1981, equation 15)."""
+    a, x = -0.75, abs(distance)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def weights_of(length: int, wanted: int, kernel: str) -> np.ndarray:
+    """[wanted, length]: by how much each old place counts at each new one, by their centres in the clip."""
+    found = np.zeros((wanted, length))
+    for new in range(wanted):
+        at = (new + 0.5) * length / wanted - 0.5
+        for old in range(math.floor(at) - 1, math.floor(at) + 3):
+            share = cubic(at - old) if kernel == "cubic" else max(0.0, 1 - abs(at - old))
+            found[new, min(max(old, 0), length - 1)] += share
+    return found
+
+
+@pytest.mark.parametrize(
+    "grid", [Grid(4, 12, 12), Grid(2, 6, 6), Grid(4, 6, 6), Grid(1, 3, 3), Grid(3, 8, 10), Grid(2, 12, 12)], ids=str
+)
+def test_positions_of_another_grid_are_interpolated_in_space_and_time(grid: Grid) -> None:
+    origin = Grid(2, 6, 6)
+    found = interpolated_table(origin, grid, 20)
+    if grid == origin:
+        assert torch.equal(found, sine_cosine_table(origin.tokens, 20)), "to the bit"
+    table = sine_cosine_table(origin.tokens, 20).double().numpy().reshape(2, 6, 6, 20)
+    slots, rows, columns = (
+        weights_of(length, wanted, kernel)
+        for length, wanted, kernel in ((2, grid.slots, "linear"), (6, grid.rows, "cubic"), (6, grid.columns, "cubic"))
+    )
+    wanted = np.einsum("as,br,cq,srqd->abcd", slots, rows, columns, table).reshape(grid.tokens, 20)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
+
+
+def test_the_twice_as_fine_grid_has_each_token_where_it_was() -> None:
+    """Eight tokens of the finer grid cover one of the coarser: in the slow channels their mean is its position, up to
+    the borders; and each is nearest to the token that it lies in."""
+    origin, grid = Grid(3, 6, 6), Grid(6, 12, 12)
+    coarse = sine_cosine_table(origin.tokens, 64)
+    fine = interpolated_table(origin, grid, 64).view(3, 2, 6, 2, 6, 2, 64)
+    nearest = torch.cdist(fine.reshape(-1, 64), coarse).argmin(1).view(3, 2, 6, 2, 6, 2)
+    wanted = torch.arange(origin.tokens).view(3, 1, 6, 1, 6, 1).expand_as(nearest)
+    assert (nearest == wanted).float().mean() > 0.99
+    for corner in ((0, 0, 0), (2, 5, 5), (1, 3, 3)):
+        slot, row, column = corner
+        assert (nearest[slot, :, row, :, column, :] == wanted[slot, :, row, :, column, :]).all(), corner

@@ -35,6 +35,7 @@ class Target(NamedTuple):
     write: Callable[[Weights, Path], None]
     outputs: Callable[[Path, Weights], Tensor]
     omits: str | None = None
+    positions: bool = False  # whether it says from which grid positions are interpolated
 
 
 class Conversion(NamedTuple):
@@ -60,7 +61,7 @@ TARGETS = {
     "videomae-finetune": Target(("classifier",), videomae.write, _read_outputs),
     "huggingface": Target(("pretraining", "classifier"), huggingface.write, huggingface.outputs),
     "timm": Target(("encoder", "classifier"), timm.write, timm.outputs, omits="patch_embed"),
-    "safetensors": Target(("pretraining", "classifier", "encoder"), _write_safetensors, _read_outputs),
+    "safetensors": Target(("pretraining", "classifier", "encoder"), _write_safetensors, _read_outputs, positions=True),
 }
 
 
@@ -80,6 +81,12 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
     weights = _subject(source, target, chosen.kinds, classes)
+    if weights.positions and not chosen.positions:
+        raise ValueError(
+            f"--to {target}: these weights stand at positions interpolated from clips of {weights.positions[0]} "
+            f"frames of {weights.positions[1]} pixels to {weights.frames} of {weights.image_size}; the format has no "
+            "place for them, and its readers compute others: use --to safetensors"
+        )
     work = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
         chosen.write(weights, work)

@@ -31,12 +31,13 @@ class Stated:
     image_size: int | None = None
     labels: tuple[str, ...] | None = None  # names of the classes
     config: dict[str, Any] | None = None  # the run's configuration
+    positions: tuple[int, int] | None = None  # frames and side of the clips whose positions are interpolated
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> Stated:
         """From what this project writes beside its weights (a checkpoint's manifest, a file's `tgm_scale` entry)."""
         model = facts.get("model", {})
-        labels = facts.get("labels")
+        labels, positions = facts.get("labels"), facts.get("positions")
         return cls(
             model.get("heads"),
             model.get("decoder_heads") or None,
@@ -44,6 +45,7 @@ class Stated:
             facts.get("image_size"),
             tuple(labels) if labels else None,
             facts.get("config"),
+            (int(positions[0]), int(positions[1])) if positions else None,
         )
 
     def over(self, other: Stated) -> tuple[Stated, list[str]]:

@@ -40,18 +40,19 @@ def read(
 
 
 class Initial(NamedTuple):
-    """Weights to start a run from, under the names of its checkpoints, and what reading them did."""
+    """Weights to start a run from, under the names of its checkpoints, what reading them did, and frames and side of
+    the clips whose positions they know."""
 
     weights: dict[str, Tensor]
     report: list[str]
+    clip: tuple[int, int]
 
 
-def read_initial(origin: str, size: ModelSize, clip: tuple[int, int] | None = None) -> Initial:
+def read_initial(origin: str, size: ModelSize) -> Initial:
     """What `train.init_from` names, for a run of this size: any path that `read` takes.
 
     A foreign encoder without a decoder, or with one of another shape, gives the encoder alone; what the run has beside
-    `weights` starts fresh. clip: frames and side of the run's clips, where they have to be those that the weights were
-    trained on. Raises ValueError where they are others, or the encoder is of another size, heads included."""
+    `weights` starts fresh. Raises ValueError where the encoder is of another size, heads included."""
     try:
         found = read(origin, lossy=True, tubelet=size.tubelet)
     except ValueError as mistake:
@@ -59,17 +60,6 @@ def read_initial(origin: str, size: ModelSize, clip: tuple[int, int] | None = No
     if differing := _differences(found.size, size, _ENCODER_FIELDS):
         raise ValueError(
             f"train.init_from={origin}: an encoder of another size than the run's: {', '.join(differing)}"
-        )
-    if clip is not None and clip != (found.frames, found.image_size):
-        of = f"{found.frames} frames of {found.image_size} pixels"
-        said = f"trained on {of}" if found.clip_stated else f"does not say its clips: taken for {of}, as published"
-        tell = (
-            "" if found.clip_stated else "; tools/convert_checkpoint.py can be told the clips that it was trained on"
-        )
-        raise ValueError(
-            f"train.init_from={origin}: {said}, the run has data.frames={clip[0]} and data.size={clip[1]}: positions "
-            "go by a token's number in the clip, so its tokens would stand elsewhere. Set "
-            f"data.frames={found.frames} data.size={found.image_size}, or pretrain on at the run's own first{tell}"
         )
     report, state = list(found.notes), found.state
     if found.kind == "classifier":
@@ -81,7 +71,12 @@ def read_initial(origin: str, size: ModelSize, clip: tuple[int, int] | None = No
         state = {name: value for name, value in state.items() if name.startswith("encoder.") or name in EXTRAS}
         report.append(f"the decoder is of another size than the run's and is left out: {', '.join(differing)}")
     weights = {name if name == "log_scale" else f"model.{name}": value for name, value in state.items()}
-    return Initial(weights, report)
+    if not found.clip_stated:
+        report.append(
+            f"it does not say its clips: taken for {found.frames} frames of {found.image_size} pixels, as published "
+            "(tools/convert_checkpoint.py can be told others)"
+        )
+    return Initial(weights, report, found.positions or (found.frames, found.image_size))
 
 
 def _differences(found: ModelSize, wanted: ModelSize, names: tuple[str, ...]) -> list[str]:

@@ -34,6 +34,7 @@ class Weights:
     labels: tuple[str, ...] | None = None  # names of the classes
     config: dict[str, Any] | None = None  # configuration of the run they come from
     notes: tuple[str, ...] = ()  # what reading them did
+    positions: tuple[int, int] | None = None  # frames and side of other clips, from which positions are interpolated
     clip_stated: bool = True  # else frames and image_size are those of the published models, as nobody says any
 
     @classmethod
@@ -50,7 +51,9 @@ class Weights:
         frames, image_size = stated.frames or FRAMES, stated.image_size or IMAGE_SIZE
         labels = stated.labels if kind == "classifier" else None
         said = None not in (stated.frames, stated.image_size)
-        weights = cls(kind, own, size, frames, image_size, labels, stated.config, (*notes, *remarks), said)
+        weights = cls(
+            kind, own, size, frames, image_size, labels, stated.config, (*notes, *remarks), stated.positions, said
+        )
         if labels and len(labels) != weights.classes:
             raise ValueError(f"{len(labels)} names of classes for a head of {weights.classes}")
         with torch.device("meta"):
@@ -79,16 +82,31 @@ class Weights:
             "image_size": self.image_size,
             "labels": list(self.labels) if self.labels else None,
             "config": self.config,
+            **({"positions": list(self.positions)} if self.positions else {}),
         }
+
+    @property
+    def origin(self) -> Grid | None:
+        """The grid that positions are interpolated from, where it is another than that of the clips."""
+        return Grid.of(*self.positions, self.size.tubelet, self.size.patch) if self.positions else None
+
+    def at(self, frames: int, image_size: int) -> Weights:
+        """For clips of another shape: positions are interpolated from those of the clips of the training."""
+        trained = self.positions or (self.frames, self.image_size)
+        positions = None if trained == (frames, image_size) else trained
+        return replace(self, frames=frames, image_size=image_size, positions=positions)
 
 
 def _module(weights: Weights) -> nn.Module:
     size, frames, side = weights.size, weights.frames, weights.image_size
     if weights.kind == "classifier":
-        return VideoClassifier(size, frames, side, weights.classes, attention="sdpa")
+        return VideoClassifier(size, frames, side, weights.classes, attention="sdpa", origin=weights.origin)
     if weights.kind == "encoder":
-        tokens = Grid.of(frames, side, size.tubelet, size.patch).tokens
-        return nn.ModuleDict({"encoder": Encoder(size, tokens, "sdpa", activation_checkpointing=False)})
+        grid = Grid.of(frames, side, size.tubelet, size.patch)
+        moved = (weights.origin, grid) if weights.origin else None
+        encoder = Encoder(size, grid.tokens, "sdpa", activation_checkpointing=False, moved=moved)
+        return nn.ModuleDict({"encoder": encoder})
+    assert weights.positions is None, "a decoder has positions of its own"
     projection = weights.state.get("projection.weight")
     width = None if projection is None else projection.shape[0]
     return MaskedVideoAutoencoder(size, frames, side, attention="sdpa", embedding_width=width)

@@ -36,8 +36,8 @@ from tgm_scale.runtime.secrets import without_secrets
 
 VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
 _VIDEOS = frozenset(VIDEO_EXTENSIONS)
-# Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which stands in a
-# header of 512 bytes of the tar; few of them, of no videos to speak of, have a first line beside.
+# Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which is in a
+# header of 512 bytes of the tar; a tar of a few small files has the index's first line beside.
 _MORE_THAN_TAR = 1 << 16
 _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, so some of the last sample is in it
 

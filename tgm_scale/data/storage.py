@@ -261,7 +261,7 @@ class RangeReader:
         its header before it, and bytes where it has not are neither given nor kept."""
         before = BLOCK if members else 0
         _, tag = self._expected.get(path, (0, ""))
-        key = (self._version, *filter(None, [tag]), place(path), offset - before, size + before)
+        key = (f"{self._version} {tag}".strip(), place(path), offset - before, size + before)
         data = self._cache.get(*key) if self._cache else None
         if data is not None and _foreign(data, offset - before, members):
             assert self._cache is not None

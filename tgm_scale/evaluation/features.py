@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.conversion.read import read
-from tgm_scale.conversion.weights import Weights, build
+from tgm_scale.conversion.weights import Weights, build, encoder_of
 from tgm_scale.data.index import Corpus
 from tgm_scale.evaluation.cache import Clips, cached_rows, refuse_nothing
 from tgm_scale.evaluation.clips import Progress, chunks, inference, run_models
@@ -46,13 +46,30 @@ class FrozenEncoder:
     device: torch.device = _CPU
     initialisation: str = "videomae"  # of the run that it comes from
     towers: str | None = None  # of the run's guidance
+    positions: tuple[int, int] | None = None  # frames and side of the clips that they are interpolated from
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device = _CPU) -> FrozenEncoder:
-        """From a run folder, a checkpoint or any file that holds a pretraining encoder with its last norm.
+    def load(
+        cls, path: str | Path, device: torch.device = _CPU, frames: int | None = None, image_size: int | None = None
+    ) -> FrozenEncoder:
+        """From a run folder, a checkpoint or any file that holds a pretraining encoder with its last norm; for clips
+        of the shape that it was trained on, or of another, with positions interpolated.
 
-        Raises ValueError where there is none."""
-        return cls.of(read(path), path, device)
+        Raises ValueError where there is none, or the shape is not one of the model's."""
+        found = read(path)
+        shape = frames or found.frames, image_size or found.image_size
+        if shape == (found.frames, found.image_size):
+            return cls.of(found, path, device)
+        trained = cls.of(found, path, device)
+        moved = (encoder_of(found) if found.kind == "pretraining" else found).at(*shape)
+        module: Any = build(moved)
+        return replace(
+            trained,
+            encoder=module["encoder"].to(device),
+            frames=moved.frames,
+            image_size=moved.image_size,
+            positions=moved.positions,
+        )
 
     @classmethod
     def random(cls, size: str, frames: int, image_size: int, seed: int, device: torch.device = _CPU) -> FrozenEncoder:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.data.to_device import ToDevice
 from tgm_scale.evaluation import finetune_setup as setup
-from tgm_scale.evaluation import multiview
+from tgm_scale.evaluation import multiview, results
 from tgm_scale.evaluation.augment import PairMixer
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.compiling import compile_blocks
@@ -79,7 +79,7 @@ class _Run:
         settings, shared = config.finetune, setup.shared(config)
         resume = Resume(folder, self.control)
         new = resume.newest is None
-        module, notes = setup.classifier(config, parts.classes, config.train.init_from if new else None)
+        module, self.positions, notes = setup.start(config, parts.classes, resume.newest)
         if config.model.compile:
             compile_blocks(module)
         groups = setup.layer_groups(module, config.optim.weight_decay, settings.layer_decay)
@@ -101,7 +101,9 @@ class _Run:
         if self.place.is_main:
             facts = setup.plan_facts(config, plan, parts)
             run_folder.describe(folder, config, setup.data_facts(parts), facts, self.progress.step)
-            setup.announce(config, parts, facts, notes if new else [], self.progress.step)
+            told = results.told_positions(self.positions, config.data.frames, config.data.size)
+            notes += [f"positions: {text}" for text in told.values()]
+            setup.announce(config, parts, facts, notes, self.progress.step)
 
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
@@ -169,7 +171,7 @@ class _Run:
             self.saver.finish()  # the checkpoint before is one from here on, and its average stays
             if self.average is not None and self.place.is_main:
                 self.average.write(step, checkpoint.steps_in(self.checkpoints))
-            self.saver.begin(self.engine, self.progress, setup.facts(self.config, self.parts.classes))
+            self.saver.begin(self.engine, self.progress, setup.facts(self.config, self.parts.classes, self.positions))
         if last:
             self.saver.finish()
         return last

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
 from tgm_scale.config import Config
-from tgm_scale.contracts import Batch, Problem
+from tgm_scale.contracts import Batch, Grid, Problem
 from tgm_scale.conversion.read import read_initial
 from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.data.loader import ClipLoader
@@ -21,6 +21,7 @@ from tgm_scale.evaluation import results
 from tgm_scale.evaluation.augment import AugmentedSamples, Augmenter
 from tgm_scale.evaluation.classes import names_of, not_trained, ordered, told
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled
+from tgm_scale.evaluation.results import Clip
 from tgm_scale.evaluation.run import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.classifier import VideoClassifier
@@ -165,26 +166,59 @@ def loader(config: FinetuneConfig, parts: Parts, start: int) -> ClipLoader:
     return made
 
 
-def classifier(config: FinetuneConfig, classes: list[str], init_from: str | None) -> tuple[VideoClassifier, list[str]]:
-    """The classifier with the encoder of `init_from`, or fresh, and notes on its weights. Raises ValueError."""
+class Start(NamedTuple):
+    """What a training begins with. positions: frames and side of the clips that its encoder was trained on, where
+    they are others than the run's; notes on the weights, for the log."""
+
+    module: VideoClassifier
+    positions: Clip | None
+    notes: list[str]
+
+
+def start(config: FinetuneConfig, classes: list[str], newest: Path | None) -> Start:
+    """The classifier: of a run that goes on from a checkpoint, with the weights of `train.init_from`, or fresh.
+
+    Raises ValueError."""
+    if newest is not None:
+        positions = positions_of(checkpoint.Reader(newest).manifest)
+        return Start(module_of(config, len(classes), positions), positions, [])
+    if config.train.init_from is None:  # as a pretraining run of this configuration would start
+        module = module_of(config, len(classes), None)
+        _take(module, build.model(shared(config), None, IMAGENET).encoder.state_dict())
+        return Start(module, None, ["fresh weights: nothing pretrained"])
+    found = read_initial(config.train.init_from, build.model_size(shared(config)))
+    positions = None if found.clip == (config.data.frames, config.data.size) else found.clip
+    try:
+        module = module_of(config, len(classes), positions)
+    except ValueError as error:
+        raise ValueError(
+            f"train.init_from={config.train.init_from}: trained on clips that do not fit: {error}"
+        ) from None
+    fresh = _take(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
+    notes = [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
+    return Start(module, positions, notes)
+
+
+def module_of(config: FinetuneConfig, classes: int, positions: Clip | None) -> VideoClassifier:
+    """The run's classifier with its first values, its positions interpolated from those of clips of another shape."""
     size = build.model_size(shared(config))
-    module = VideoClassifier(
+    return VideoClassifier(
         size,
         config.data.frames,
         config.data.size,
-        len(classes),
+        classes,
         attention=config.model.attention,
         activation_checkpointing=config.model.activation_checkpointing,
         drop_path=config.finetune.drop_path,
         seed=config.run.seed,
+        origin=Grid.of(*positions, size.tubelet, size.patch) if positions else None,
     )
-    if init_from is None:  # as a pretraining run of this configuration would start
-        encoder = build.model(shared(config), None, IMAGENET).encoder.state_dict()
-        _take(module, encoder)
-        return module, ["fresh weights: nothing pretrained"]
-    found = read_initial(init_from, size, (config.data.frames, config.data.size))
-    fresh = _take(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
-    return module, [f"weights of {init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
+
+
+def positions_of(manifest: dict[str, Any]) -> Clip | None:
+    """What a checkpoint says of the clips that its positions come from."""
+    said = manifest.get("positions")
+    return (said[0], said[1]) if said else None
 
 
 def _take(module: VideoClassifier, weights: dict[str, Tensor]) -> list[str]:
@@ -219,7 +253,7 @@ def layer_groups(module: VideoClassifier, weight_decay: float, layer_decay: floa
     ]
 
 
-def facts(config: FinetuneConfig, classes: list[str]) -> dict[str, Any]:
+def facts(config: FinetuneConfig, classes: list[str], positions: Clip | None = None) -> dict[str, Any]:
     """What a reader of the checkpoint needs beside the tensors."""
     size = dataclasses.replace(
         build.model_size(shared(config)), decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0
@@ -230,6 +264,7 @@ def facts(config: FinetuneConfig, classes: list[str]) -> dict[str, Any]:
         "image_size": config.data.size,
         "labels": names_of(classes, config.data.classes),
         "class_labels": classes,
+        **({"positions": list(positions)} if positions else {}),
         "config": tree_without_secrets(config.model_dump(mode="json")),
     }
 

@@ -12,13 +12,12 @@ from tgm_scale.evaluation import results
 from tgm_scale.evaluation.cache import cached_rows
 from tgm_scale.evaluation.classes import told
 from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
-from tgm_scale.evaluation.finetune_setup import Parts, shared
+from tgm_scale.evaluation.finetune_setup import Parts, module_of, positions_of
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Views
-from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.progress import Board
-from tgm_scale.training import build, checkpoint, ema
+from tgm_scale.training import checkpoint, ema
 
 
 def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
@@ -29,8 +28,8 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     assert newest is not None, "training ended without a checkpoint"
     reader, settings, data, place = checkpoint.Reader(newest), config.finetune, config.data, parts.control.place
     step = reader.progress.step
-    size = build.model_size(shared(config))
-    module = VideoClassifier(size, data.frames, data.size, len(parts.classes), attention=config.model.attention)
+    positions = positions_of(reader.manifest)
+    module = module_of(config, len(parts.classes), positions)
     module.load_state_dict(ema.read(folder, step) if settings.ema else reader.weights())
     module.to(place.device).eval()
 
@@ -70,6 +69,7 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             "figures": results.judged(scores_MC, truth_M, clips.labels),
             "facts": {
                 "classes": len(parts.classes),
+                **results.told_positions(positions, data.frames, data.size),
                 **results.said(told(parts.lacking, len(clips.labels))),
                 "training videos": len(parts.train.refs),
                 "views": f"{views.temporal} windows x {views.spatial} squares",

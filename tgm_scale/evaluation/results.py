@@ -16,6 +16,8 @@ from tgm_scale.evaluation.intervals import class_interval, paired_interval
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training.run_folder import replace_file, versions
 
+Clip = tuple[int, int]  # frames and side
+
 
 def class_numbers(classes: Sequence[str], labels: Sequence[str]) -> Tensor:
     """Each label's number among the classes, int64 [M]; -1 for one that is none, which cannot be got right."""
@@ -63,6 +65,16 @@ def by_reason(problems: Iterable[Problem]) -> dict[str, int]:
 def said(text: str) -> dict[str, str]:
     """A note for the facts, or none."""
     return {"note": text} if text else {}
+
+
+def told_positions(positions: Clip | None, frames: int, side: int) -> dict[str, str]:
+    """A line for the log and for results.json where positions are interpolated."""
+    if positions is None:
+        return {}
+    return {
+        "positions": f"interpolated in space and time from clips of {positions[0]} frames of {positions[1]} pixels to "
+        f"{frames} frames of {side}"
+    }
 
 
 def write(

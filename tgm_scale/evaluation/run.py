@@ -67,16 +67,14 @@ def _encoder(config: FrozenConfig, place: Place) -> FrozenEncoder:
     settings = config.encoder
     if settings.checkpoint == "random":
         return FrozenEncoder.random(settings.size, settings.frames, settings.image_size, config.run.seed, place.device)
-    found = FrozenEncoder.load(settings.checkpoint, place.device)
-    there = {"size": found.size.width, "frames": found.frames, "image_size": found.image_size}
-    here = {"size": SIZES[settings.size].width, "frames": settings.frames, "image_size": settings.image_size}
-    for key in settings.model_fields_set & there.keys():
-        if there[key] != here[key]:
-            unit = {"size": "an encoder of width", "frames": "frames:", "image_size": "pixels:"}[key]
-            raise ValueError(
-                f"encoder.{key}={getattr(settings, key)}: {settings.checkpoint} is of {unit} {there[key]}; leave the "
-                "key out: it is of encoder.checkpoint=random alone"
-            )
+    given = {key: getattr(settings, key) for key in ("frames", "image_size") if key in settings.model_fields_set}
+    found = FrozenEncoder.load(settings.checkpoint, place.device, **given)
+    width = SIZES[settings.size].width
+    if "size" in settings.model_fields_set and width != found.size.width:
+        raise ValueError(
+            f"encoder.size={settings.size}: {settings.checkpoint} is of an encoder of width {found.size.width}; leave "
+            "the key out: it is of encoder.checkpoint=random alone"
+        )
     return found
 
 
@@ -102,7 +100,13 @@ def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
             print(f"warning: {shared}", flush=True)
         if not (at.folder / "results.json").exists():  # which has one of its own
             write_left_out(at.folder / LEFT_OUT, ((part, source.problems) for part, source in sources.items()))
-    return {"data": [inventory.facts() for inventory in found], **({"in both parts": shared} if shared else {})}
+    positions = results.told_positions(at.encoder.positions, at.encoder.frames, at.encoder.image_size)
+    if at.place.is_main:
+        print(
+            "\n".join(f"positions: {text}" for text in positions.values()), end="\n" if positions else "", flush=True
+        )
+    data = {"data": [inventory.facts() for inventory in found], **positions}
+    return {**data, **({"in both parts": shared} if shared else {})}
 
 
 def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: Board) -> Clips:

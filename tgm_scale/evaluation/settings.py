@@ -48,8 +48,8 @@ class EncoderConfig(Section):
         description="run folder, checkpoint, any file that conversion reads; 'random': random weights"
     )
     size: Literal["tiny", "S", "B", "L", "H", "g"] = Field("B", description="size of the model of random weights")
-    frames: int = Field(16, ge=1, description="frames of a clip for random weights")
-    image_size: int = Field(224, ge=8, description="side of the clip in pixels for random weights")
+    frames: int = Field(16, ge=1, description="frames of a clip; default: the checkpoint's")
+    image_size: int = Field(224, ge=8, description="side of the clip, pixels; default: the checkpoint's")
     temporal_views: int = Field(1, ge=1, description="features are the mean over the views of a video")
     spatial_views: Literal[1, 3] = Field(1, description="the centre square, or three squares along the long side")
 
@@ -107,8 +107,8 @@ class JudgedConfig(FrozenConfig):
 
 
 class FinetuneDataConfig(TwoPartsConfig):
-    frames: int = Field(16, ge=1, description="frames of a clip; those of the pretraining")
-    size: int = Field(224, ge=8, description="side of the square clip, pixels; that of the pretraining")
+    frames: int = Field(16, ge=1, description="frames of a clip; positions are interpolated to it")
+    size: int = Field(224, ge=8, description="side of the square clip, pixels; positions are interpolated to it")
     stride: int = Field(4, ge=1, description="of dense windows: source frames from one sampled frame to the next")
     repeated_augmentation: int = Field(2, ge=1, description="clips drawn from each decoded video")
     crop: Literal["multi_scale", "random_resized", "center"] = Field(

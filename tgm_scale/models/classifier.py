@@ -25,6 +25,7 @@ class VideoClassifier(nn.Module):
 
     classes: 0 leaves the head out, and forward gives the pooled features. drop_path: share of clips for which the
     last block's branches are left out in training (stochastic depth, Huang et al. 2016), growing linearly from 0.
+    origin: the grid that the encoder was trained on, where it is another (see `patches.interpolated_table`).
     Raises ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
 
     def __init__(
@@ -38,6 +39,7 @@ class VideoClassifier(nn.Module):
         activation_checkpointing: bool = False,
         drop_path: float = 0.0,
         seed: int = 0,
+        origin: Grid | None = None,
     ) -> None:
         super().__init__()
         self.size = size
@@ -45,7 +47,7 @@ class VideoClassifier(nn.Module):
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch)
-        self.positions = Positions(self.grid.tokens, size.width)
+        self.positions = Positions(self.grid.tokens, size.width, (origin, self.grid) if origin else None)
         self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth))
         self.fc_norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.head = nn.Linear(size.width, classes) if classes else nn.Identity()

@@ -88,6 +88,24 @@ def sine_cosine_table(tokens: int, width: int) -> Tensor:
     return torch.stack([angle_NK.sin(), angle_NK.cos()], dim=-1).flatten(1)[:, :width].float()
 
 
+def interpolated_table(origin: Grid, grid: Grid, width: int) -> Tensor:
+    """The positions of `origin`, on which a model was trained, at the places of another grid's tokens in the clip:
+    float32 [tokens of grid, width]. Both grids span the whole clip.
+
+    Bicubic in space, as image transformers are taken to other sizes (Touvron et al. 2019, arXiv 1906.06423; DeiT),
+    then linear in time. The same grid has the same positions to the bit."""
+    table_ND = sine_cosine_table(origin.tokens, width)
+    if grid == origin:
+        return table_ND
+    x_SDRC = table_ND.double().view(origin.slots, origin.rows, origin.columns, width).permute(0, 3, 1, 2)
+    if (grid.rows, grid.columns) != (origin.rows, origin.columns):
+        x_SDRC = F.interpolate(x_SDRC, (grid.rows, grid.columns), mode="bicubic", align_corners=False)
+    x_SE = x_SDRC.permute(0, 2, 3, 1).flatten(1)
+    if grid.slots != origin.slots:
+        x_SE = F.interpolate(x_SE.T[None], grid.slots, mode="linear", align_corners=False)[0].T
+    return x_SE.reshape(grid.tokens, width).float()
+
+
 class Fixed(nn.Module):
     """A float32 tensor that is computed, never saved, and computed anew after every move or cast of the module.
 
@@ -108,10 +126,15 @@ class Fixed(nn.Module):
 
 
 class Positions(Fixed):
-    """The position table of a grid: adds each token its place."""
+    """The position table of a grid: adds each token its place.
 
-    def __init__(self, tokens: int, width: int) -> None:
-        super().__init__(partial(sine_cosine_table, tokens, width))
+    moved: the grid that the model was trained on and the one of its clips, where they are two."""
+
+    def __init__(self, tokens: int, width: int, moved: tuple[Grid, Grid] | None = None) -> None:
+        if moved is None:
+            super().__init__(partial(sine_cosine_table, tokens, width))
+        else:
+            super().__init__(partial(interpolated_table, *moved, width))
 
     def forward(self, x_BVD: Tensor, index_BV: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Tokens with the positions of `index_BV` (None: all, in order), summed in float32, as `dtype`."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tgm_scale.contracts import Grid
 from tgm_scale.models.attention import Attention, Backend
 from tgm_scale.models.patches import CHANNELS, IMAGENET, PatchEmbed, PixelStatistics, Positions
 from tgm_scale.runtime import seeding
@@ -100,7 +101,7 @@ def run_blocks(
 
 
 class Encoder(nn.Module):
-    """Patches -> tokens, for any subset of the grid's tokens."""
+    """Patches -> tokens, for any subset of the grid's tokens. moved: see `Positions`."""
 
     def __init__(
         self,
@@ -109,11 +110,12 @@ class Encoder(nn.Module):
         attention: Backend,
         activation_checkpointing: bool,
         statistics: PixelStatistics = IMAGENET,
+        moved: tuple[Grid, Grid] | None = None,
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch, statistics)
-        self.positions = Positions(tokens, size.width)
+        self.positions = Positions(tokens, size.width, moved)
         self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth))
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
 

@@ -49,7 +49,8 @@ from tgm_scale.training.optim import Schedule
 
 # (train.init_from, the model's size) -> weights by the names of `JointModule`, and notes on what was left out:
 # conversion.read.read_initial, which training may not import
-ReadInitial = Callable[[str, ModelSize], tuple[dict[str, Tensor], list[str]]]
+# weights, notes, frames and side of the clips that they were trained on
+ReadInitial = Callable[[str, ModelSize], tuple[dict[str, Tensor], list[str], tuple[int, int]]]
 
 IMAGE_MAPS = {"relevance", "attention", "parts"}  # what a masker may need that comes from the image tower
 _FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar", ".gz", ".tgz", ".zip", ".mp4", ".webm", ".mkv", ".avi"}
@@ -356,7 +357,13 @@ def initialise(module: JointModule, config: Config, read_initial: ReadInitial) -
 
     Raises ValueError where the origin's model is another one."""
     assert config.train.init_from is not None
-    weights, notes = read_initial(config.train.init_from, model_size(config))
+    weights, notes, clip = read_initial(config.train.init_from, model_size(config))
+    if clip != (config.data.frames, config.data.size):
+        notes = [
+            *notes,
+            f"trained on clips of {clip[0]} frames of {clip[1]} pixels: positions go by a token's number, so those of "
+            f"{config.data.frames} frames of {config.data.size} stand at others at first",
+        ]
     weights = restated(weights, pixel_statistics(config))
     own = module.state_dict()
     usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}

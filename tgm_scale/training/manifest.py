@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -51,6 +51,7 @@ class _Manifest(BaseModel):
     image_size: int | None = None
     labels: list[str] | None = None
     class_labels: list[str] | None = None
+    positions: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
     config: dict[str, Any] | None = None
     blake2b: str | None = None
 
