@@ -1,0 +1,54 @@
+"""The first run on one's own clips and the Python example of README.md, as they stand there."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.synthetic import render_clip
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def run(folder: Path, *arguments: str) -> str:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        env=variables,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which README's first run on own clips was made, of one step."""
+    folder = tmp_path_factory.mktemp("readme")
+    lines = [line.strip() for line in README.partition("    file,caption\n")[2].splitlines()]
+    rows = ["file,caption", *lines[: lines.index("")]]
+    (folder / "clips.csv").write_text("\n".join(rows) + "\n")
+    (folder / "videos").mkdir()
+    for index, row in enumerate(rows[1:]):
+        (folder / "videos" / row.partition(",")[0]).write_bytes(encode_video(render_clip(0, index).frames, 12))
+    [command] = [line for line in lines if line.startswith("tgm-scale pretrain --config debug run.dir=runs/look ")]
+    said = run(folder, "-m", "tgm_scale", *shlex.split(command)[1:], "train.steps=1")
+    assert f"clips.csv: {len(rows) - 1} usable (columns file, caption)" in said
+    return folder
+
+
+def test_the_example_of_readme_runs_on_the_run_of_readme(looked: Path) -> None:
+    code = README.partition("```python\n")[2].partition("```")[0]
+    told = "print(video.dtype, *video.shape, *features.shape, *tokens.shape)"
+    assert run(looked, "-c", f"{code}\n{told}") == "torch.uint8 1 3 8 64 64 1 128 1 256 128\n"
