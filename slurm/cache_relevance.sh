@@ -1,5 +1,5 @@
 #!/bin/bash
-# Relevance maps beside every clip, as an array of jobs of which each scores its part (tools/cache_relevance.py).
+# Relevance maps beside every clip, as an array of jobs of which each scores its part (`tgm-scale shards cache`).
 #   sbatch slurm/cache_relevance.sh --shards /scratch/shards --towers /scratch/clip-vit-base-patch32 --output /scratch/maps
 #   TGM_TASKS=64 sbatch --array=0-63 slurm/cache_relevance.sh ...      another number of parts; keep it when going on
 # Needs: a GPU a part; the shards; a folder of a CLIP or SigLIP model; room for a copy of the shards.

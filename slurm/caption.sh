@@ -1,5 +1,5 @@
 #!/bin/bash
-# Captions for shards or lists of clips, as an array of jobs of which each describes its share (tools/caption_clips.py).
+# Captions for shards or lists of clips, as an array of jobs of which each describes its share (`tgm-scale shards caption`).
 #   sbatch slurm/caption.sh --shards /scratch/ssv2 --output /scratch/ssv2-captioned --blip2 /scratch/blip2-opt-2.7b
 #   TGM_TASKS=64 sbatch --array=0-63 slurm/caption.sh ...              another number of parts; keep it when going on
 #   sbatch --gpus-per-node=0 slurm/caption.sh --shards ... --output ... --classes label       from class names: no GPU

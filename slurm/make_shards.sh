@@ -1,5 +1,5 @@
 #!/bin/bash
-# InternVid's rows and videos to shards, as an array of jobs of which each makes its part (tools/make_shards.py).
+# InternVid's rows and videos to shards, as an array of jobs of which each makes its part (`tgm-scale shards make`).
 #   sbatch slurm/make_shards.sh --annotations internvid.jsonl --videos /scratch/videos --output /scratch/shards
 #   sbatch --array=3,7 slurm/make_shards.sh ...                       parts 3 and 7 alone, for instance again
 #   TGM_TASKS=8 sbatch --array=0-7 slurm/make_shards.sh ...           another number of parts; keep it when going on

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The fastest ZeRO stage, offload, micro batch and checkpointing that fit one node of 8 GPUs (tools/tune_deepspeed.py).
+# The fastest ZeRO stage, offload, micro batch and checkpointing that fit one node of 8 GPUs (`tgm-scale tune`).
 #   sbatch slurm/tune.sh --config configs/pretrain_vitl.yaml --dir runs/tune-vitl data.shards=/scratch/shards
 #   sbatch --gpus-per-node=4 slurm/tune.sh --config configs/pretrain_vitb.yaml --dir runs/tune-vitb --stages 0,1,2 ...
 # Needs: a node like those of the run; its shards, and its model folder where it has text guidance; slurm/cluster.env.

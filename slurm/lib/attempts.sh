@@ -3,7 +3,7 @@
 # Sourced by launch.sh. $kind is what is worked on, $folder where:
 #   run     a run folder: its newest checkpoint's step, and the files of features or of test scores in it
 #   shards  the shards of OUTPUT that belong to part $task of $tasks
-#   trials  the trials of tools/tune_deepspeed.py
+#   trials  the trials of `tgm-scale tune`
 # A line a start and a line an end, in $attempts:
 #   CHAIN JOB.RESTART began PROGRESS TIME
 #   CHAIN JOB.RESTART ended CODE TIME       `outside` where SLURM or a person ended it, not the work itself

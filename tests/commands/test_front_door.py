@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,6 +120,21 @@ def test_a_file_of_tools_is_its_command(name: str) -> None:
     done = tool(name, *["loader"] * (name == "benchmark"), "--no-such-option")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"usage: {name}.py "), done.stderr
+
+
+PAGES = [
+    *(page for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if page.name != "LOG.md"),
+    *[*ROOT.glob("tgm_scale/**/*.py"), *ROOT.glob("configs/*.yaml"), *ROOT.glob("slurm/**/*.sh")],
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_pages_and_messages_name_commands_that_are_there_and_the_front_door(page: Path) -> None:
+    text = page.read_text()
+    for typed in re.findall(r"(?:^ *|[`(])tgm-scale ([a-z]+(?: [a-z]+)?)", text, re.MULTILINE):
+        assert table.find(typed.split()) or (typed in table.FAMILIES and " " not in typed), typed
+    calls = r"(?m)^(?:share \d+|trials) tools/"  # of SLURM's scripts, which run a checkout
+    assert not re.findall(rf"tools/(?:{'|'.join(FORMER)})\.py", re.sub(calls, "", text))
 
 
 def test_both_forms_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:

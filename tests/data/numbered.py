@@ -93,7 +93,7 @@ def numbers(data: bytes) -> list[int]:
 
 
 def cut(folder: Path, data: bytes, start: Fraction, end: Fraction) -> tuple[list[int], list[Fraction]]:
-    """Numbers and times of the frames of a span, as make_shards cuts them."""
+    """Numbers and times of the frames of a span, as `shards make` cuts them."""
     (folder / "video").write_bytes(data)
     with av.open(io.BytesIO(cut_clip(str(folder / "video"), start, end, short_side=48).data)) as container:
         frames = list(container.decode(video=0))

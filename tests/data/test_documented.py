@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "DATA.md").read_text()
 PLACES = {"CutError": 0, "DecodeError": 0, "_Unclear": 0, "Problem": 1}  # of the reason among the arguments
-ELSEWHERE = {"bad_truth", "no_truth"}  # of evaluate_masks: docs/EVALUATION.md
+ELSEWHERE = {"bad_truth", "no_truth"}  # of `masks evaluate`: docs/EVALUATION.md
 
 
 def functions(file: Path) -> set[str]:

@@ -29,7 +29,7 @@ TABLES = {  # what it begins with, what it is called, and what the command reads
 
 
 def refusals(path: Path) -> list[str]:
-    """What training, evaluation and make_shards say."""
+    """What training, evaluation and `shards make` say."""
     told = []
     for opened in (Corpus.open, open_labelled, lambda spec: list(lines_of(files_of(spec)))):
         with pytest.raises(ValueError) as refused:

@@ -185,12 +185,20 @@ def test_a_split_column_is_obeyed(tmp_path: Path, values: str, role: Role, wante
         ("x.csv", "v.mp4,walk,a man walks,0,train\n", "several columns without names"),
         ("x.csv", 'v.mp4,"a man, walking",train\n', "3 columns without names"),
         ("x.tsv", "v.mp4\twalk\ttrain\n", "several columns without names"),
-        ("x.csv", "file,label,start,end\nv.mp4,walk,0,4.5\n", "line 2: a span of a video .*make_shards.py"),
+        (
+            "x.csv",
+            "file,label,start,end\nv.mp4,walk,0,4.5\n",
+            "line 2: a span of a video .*tgm-scale shards make --annotations",
+        ),
         ("x.csv", "file,label,split\na.mp4,1,1\nb.mp4,1,2\n", "column of splits says '1': wanted train, val or test"),
         ("x.csv", "file,label,split\na.mp4,1,val\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
         ("x.csv", 'file,label\na.mp4,"1\n' + "b.mp4,2\n" * 60, "line 2: a field of more than 50 lines"),
         ("x.parquet", "PAR1", "Parquet is not read; make JSON Lines of it: python -c"),
-        ("x.jsonl", '{"YoutubeID": "a", "Start_timestamp": "0", "End_timestamp": "1"}\n', "InternVid.*make_shards.py"),
+        (
+            "x.jsonl",
+            '{"YoutubeID": "a", "Start_timestamp": "0", "End_timestamp": "1"}\n',
+            "InternVid.*tgm-scale shards make --annotations",
+        ),
     ],
 )
 def test_what_is_not_clear_is_refused_with_what_was_found(tmp_path: Path, name: str, text: str, message: str) -> None:

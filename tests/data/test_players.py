@@ -335,7 +335,7 @@ def test_interlaced_video_has_no_combs_in_shards(folder: Path) -> None:
 
 
 def test_interlaced_clips_are_told_once(folder: Path) -> None:
-    """By the loader with a name and the count, whatever its workers; by check_shards with all names."""
+    """By the loader with a name and the count, whatever its workers; by `shards check` with all names."""
     (folder / "list").mkdir()
     for number in range(4):
         options = {"x264-params": "tff=1"} if number % 2 else {}

@@ -121,7 +121,7 @@ def test_clips_without_motion_are_counted_and_called_out() -> None:
     watch.observe(torch.zeros(97, 2, 3, 3), torch.ones(97))
     watch.figures()
     warning = watch.warning()
-    assert warning is not None and "98 of 100 clips bring no motion" in warning and "make_shards" in warning
+    assert warning is not None and "98 of 100 clips bring no motion" in warning and "shards make" in warning
     lively = MotionMonitor()
     lively.observe(torch.ones(100, 2, 3, 3), torch.ones(100))
     lively.figures()

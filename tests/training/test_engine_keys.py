@@ -158,7 +158,7 @@ def test_kinds_and_values_that_mean_off_are_those_of_deepspeeds_fields() -> None
         ({"tensor_parallel": {"autotp_size": 4}}, ["no such parts"]),
         ({"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}}, ["'optimizer'", "'scheduler'"]),
         ({"amp": {"enabled": True}}, ["train.precision"]),
-        ({"flops_profiler": {"enabled": True}}, ["tools/plan_run.py"]),
+        ({"flops_profiler": {"enabled": True}}, ["`tgm-scale plan`"]),
         ({"wandb": {"enabled": True}}, ["section log"]),
         ({"communication_data_type": "float32"}, ["'fp32' or 'bf16' or 'fp16'"]),
         ({"data_types": {"param_dtype": "bf16"}}, ["train.precision"]),

@@ -1,4 +1,4 @@
-"""The plan of make_shards over millions of rows: CPU seconds and the peak memory of a process that makes it.
+"""The plan of `shards make` over millions of rows: CPU seconds and the peak memory of a process that makes it.
 
 The rows are made here, in the form of InternVid's, as a folder of ten files. A tenth, a fifth, half and all of them
 are planned, each in a process of its own; the last goes on with the pass for the clips held in memory at once."""

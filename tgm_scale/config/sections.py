@@ -116,7 +116,7 @@ class GuidanceConfig(Section):
         "drawn", description="of several: relevance to the drawn one, or the mean over all"
     )
     flow: str = Field("dis", description="optical flow: 'dis' (OpenCV) or a file of torchvision RAFT weights")
-    cached: bool = Field(False, description="read relevance from the shards (tools/cache_relevance.py puts it there)")
+    cached: bool = Field(False, description="read relevance from the shards (`tgm-scale shards cache` puts it there)")
     compile: bool = Field(False, description="torch.compile for the image tower")
     own_stream: bool = Field(False, description="on a GPU: look at the next step's clips while this step runs")
 

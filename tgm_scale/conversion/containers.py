@@ -97,7 +97,7 @@ def _open_own(reader: Reader, raw: bool) -> Container:
         if not average.is_file():
             raise ValueError(
                 f"{average}: missing: the run's results are of averaged weights (finetune.ema), which lie beside its "
-                "checkpoints: bring that file too, or take the weights that were not averaged (convert_checkpoint.py "
+                "checkpoints: bring that file too, or take the weights that were not averaged (tgm-scale convert "
                 "--raw)"
             )
         weights = ema.read(average.parent, reader.progress.step)

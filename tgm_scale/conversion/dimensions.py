@@ -89,7 +89,7 @@ def _heads(name: str, width: int, stated: int | None, published: int | None) -> 
     if heads is None:
         raise ValueError(
             f"how many heads? Weights do not tell, the file does not say, and no published model has this shape "
-            f"(width {width}): give --{name} N to tools/convert_checkpoint.py"
+            f"(width {width}): give --{name} N to `tgm-scale convert`"
         )
     if width % heads:
         raise ValueError(f"{name}: {heads} does not divide the width of {width}")

@@ -74,7 +74,7 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
     if not found.clip_stated:
         report.append(
             f"it does not say its clips: taken for {found.frames} frames of {found.image_size} pixels, as published "
-            "(tools/convert_checkpoint.py can be told others)"
+            "(`tgm-scale convert` can be told others)"
         )
     return Initial(weights, report, found.positions or (found.frames, found.image_size))
 

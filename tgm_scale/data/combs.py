@@ -24,7 +24,7 @@ class CombNotice:
                 self._told_at *= 10
                 warnings.warn(
                     f"{sample.key} is interlaced: its frames show two moments in combs ({self.interlaced} of "
-                    f"{self.samples} samples so far); tools/check_shards.py names them all, "
-                    "tools/make_shards.py deinterlaces",
+                    f"{self.samples} samples so far); `tgm-scale shards check` names them all, "
+                    "`tgm-scale shards make` deinterlaces",
                     stacklevel=2,
                 )

@@ -128,7 +128,7 @@ class Corpus:
             raise ValueError(
                 f"corpus {name!r}: none of its {len(shards)} shards holds a usable sample ({why}; the first: "
                 f"{first.key}: {first.detail}); a sample needs a "
-                f"video member ({', '.join(VIDEO_EXTENSIONS)}): make shards with tools/make_shards.py"
+                f"video member ({', '.join(VIDEO_EXTENSIONS)}): make shards with `tgm-scale shards make`"
             )
         return corpus
 

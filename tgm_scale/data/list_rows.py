@@ -84,7 +84,7 @@ def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]
     names = set(columns)
     if {"youtubeid", "start_timestamp", "end_timestamp"} <= names:
         raise ValueError(
-            f"{path}: InternVid's annotations, spans of videos: cut the clips first, with python tools/make_shards.py "
+            f"{path}: InternVid's annotations, spans of videos: cut the clips first, with tgm-scale shards make "
             f"--annotations {path} --videos DIR --output SHARDS"
         )
     for signature, title, read in _PUBLISHED:

@@ -124,8 +124,8 @@ def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
             continue
         if row.start or row.end:
             raise ValueError(
-                f"{row.where}: a span of a video ({row.start} to {row.end}): cut the clips first, with python "
-                f"tools/make_shards.py --annotations {listing.path} --videos DIR --output SHARDS"
+                f"{row.where}: a span of a video ({row.start} to {row.end}): cut the clips first, with "
+                f"tgm-scale shards make --annotations {listing.path} --videos DIR --output SHARDS"
             )
         path = os.path.normpath(row.path) if not storage.is_url(row.path) else row.path
         entry = entries.setdefault(path, Entry(row.path, group=row.group))

@@ -5,7 +5,7 @@ the block's velocity. Summed over the frames between two sampled ones, less the 
 
 ffmpeg gives the direction of a reference (past or future), not which frame it is. It is taken to be the nearest frame
 in that direction that other frames may refer to, or, for all vectors of a frame, a further one where that agrees much
-better with the frames around. With one reference (as tools/make_shards.py encodes) it is exact; with several, blocks
+better with the frames around. With one reference (as `shards make` encodes) it is exact; with several, blocks
 that refer to another frame than most of theirs get a multiple of their velocity. H.264, MPEG-4 and MPEG-1/2 export
 vectors; HEVC, AV1 and VP9 do not, and a stream of keyframes has none.
 

@@ -28,7 +28,7 @@ from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
 REPORT = "report.json"
-_CLIPS_AT_ONCE = 1_000_000  # that are held in memory, some 0.8 GB (tools/benchmark.py plan); more shards, more passes
+_CLIPS_AT_ONCE = 1_000_000  # that are held in memory, some 0.8 GB (tgm-scale benchmark plan); more shards, more passes
 
 OnClip = Callable[[ClipRow, Problem | None], None]
 

@@ -82,7 +82,7 @@ def _no_shards(item: str) -> NoShards:
         return NoShards(refusal)
     if not is_url(item) and os.path.isdir(item) and not there:
         return NoShards(f"{item!r} is an empty folder: name one that holds shards (*.tar) or videos")
-    return NoShards(f"no shards (*.tar) at {item!r}; make some with tools/make_shards.py or name another")
+    return NoShards(f"no shards (*.tar) at {item!r}; make some with `tgm-scale shards make` or name another")
 
 
 def _expand_path(item: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a corpus holds, sample by sample: what tools/check_shards.py adds up.
+"""What a corpus holds, sample by sample: what `tgm-scale shards check` adds up.
 
 Videos are the same where their bytes are; near-copies are not looked for."""
 

@@ -145,7 +145,7 @@ def data(bench: Bench) -> Found:
 
 
 def masks(bench: Bench) -> Found:
-    """Every recipe's maps and mask beside a training step: tools/benchmark.py masking."""
+    """Every recipe's maps and mask beside a training step: tgm-scale benchmark masking."""
     file = bench.folder / "masking.json"
     clips, turns = (32, 3) if bench.scale.device == "cuda" else (2, 1)
     options = ["--config", config_of("B"), "--clips", str(clips), "--turns", str(turns)]

@@ -14,7 +14,7 @@ from typing import Any
 from gpu_checks.bench import Bench, Failed, Found, OutOfMemory, Skipped, failure
 from tgm_scale.training.metrics import read_metrics
 
-APART = 2e-2  # of losses, relative: what layouts of one bf16 run may differ by; as tune_deepspeed has it
+APART = 2e-2  # of losses, relative: what layouts of one bf16 run may differ by; as `tgm-scale tune` has it
 PROMISED_GB = 79  # a card of the size that configs/pretrain_vit*.yaml name (80 GB) holds their micro batch
 GUIDED = ("masking.recipe=text_guided", "masking.mask_ratio=0.6")
 TUBE = ("masking.recipe=tube", "masking.mask_ratio=0.9", "objective.contrastive_weight=0")
