@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from short_run import CONFIG
+from short_run import CONFIG, moving_texture
 
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.shards import ShardWriter
 
 CLIPS = 45
-
-
-def moving_texture(number: int) -> np.ndarray:
-    """uint8 [14, 96, 128, 3]: a keyed texture that moves."""
-    rng = np.random.default_rng(number)
-    image = (rng.random((8, 8, 3)) * 255).repeat(12, 0).repeat(16, 1)
-    return np.stack([np.roll(image, (t * (number % 3), t * 2), (0, 1)) for t in range(14)]).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 from launch import ROOT, command, environment
 
 from tgm_scale.training.metrics import read_metrics
@@ -53,3 +54,10 @@ def wait_for_steps(folder: Path, count: int) -> None:
 
 def rank_file(folder: Path, rank: int) -> dict:
     return json.loads((folder / "ranks" / f"{rank:05d}").read_text())
+
+
+def moving_texture(number: int) -> np.ndarray:
+    """uint8 [14, 96, 128, 3]: a keyed texture that moves."""
+    rng = np.random.default_rng(number)
+    image = (rng.random((8, 8, 3)) * 255).repeat(12, 0).repeat(16, 1)
+    return np.stack([np.roll(image, (t * (number % 3), t * 2), (0, 1)) for t in range(14)]).astype(np.uint8)

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import moving_texture
 from launch import run
-from short_run import arguments
+from short_run import arguments, moving_texture
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.shards import ShardWriter
+from tgm_scale.training.inspect import status
 from tgm_scale.training.reporting import count_problems
 
 
@@ -57,4 +57,6 @@ def test_a_small_corpus_of_broken_clips_ends_the_run_and_names_them(config: Path
     assert "Traceback" not in done.stderr and f"not_a_video {2 * step if whole else 8}" in done.stderr
     assert "clip3: not_a_video:" in done.stderr or not whole
     named = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
+    assert "warning: a batch of 8 clips (train.global_batch_size) from 4" in done.stdout
+    assert "nothing is at work: failed" in status(str(tmp_path / "run"))
     assert named[-1]["step"] == step and all(row["reason"] == "not_a_video" for row in named)

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from conftest import moving_texture
 from launch import run
+from short_run import moving_texture
 
 from tgm_scale.config import from_tree
 from tgm_scale.contracts import Batch

@@ -285,6 +285,13 @@ class Config(RunSettings):
                 f"objective.contrastive_batch={negatives} does not divide train.global_batch_size="
                 f"{train.global_batch_size}: choose a divisor, or leave it out for the whole global batch"
             )
+        if objective.contrastive_weight > 0 and (negatives or train.global_batch_size) <= data.repeated_augmentation:
+            name = "train.global_batch_size" if negatives is None else "objective.contrastive_batch"
+            raise ValueError(
+                f"{name}={negatives or train.global_batch_size} is one clip (data.repeated_augmentation="
+                f"{data.repeated_augmentation} times), and a clip is told from others: make it larger, or set "
+                "objective.contrastive_weight=0"
+            )
         if train.micro_batch_size % data.repeated_augmentation:
             raise ValueError(
                 f"data.repeated_augmentation={data.repeated_augmentation} does not divide train.micro_batch_size="

@@ -56,7 +56,8 @@ def finetune(config: FinetuneConfig) -> int:
         try:
             parts = setup.prepare(config, control)
             code = _Run(config, folder, parts, stop, watchdog).train()
-            watchdog.end("done")  # a test has no step that all ranks meet at
+            # before the test, which has no step that all ranks meet at
+            watchdog.end(f"stopped by {stop.reason}" if code else "done")
             if code == 0:
                 multiview.judge(config, folder, parts)
             engine.stop_processes()

@@ -31,6 +31,7 @@ from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.runtime.secrets import tree_without_secrets
 from tgm_scale.training import build, checkpoint
 from tgm_scale.training.engine_plan import EnginePlan, engine_config, not_used
+from tgm_scale.training.introduction import few_clips
 from tgm_scale.training.throughput import Throughput
 
 
@@ -289,6 +290,7 @@ def announce(config: FinetuneConfig, parts: Parts, facts: dict[str, Any], notes:
         f"{len(parts.classes)} classes, {parts.steps} steps of {config.train.global_batch_size} clips "
         f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
         f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}",
+        *few_clips(len(parts.train.refs), build.samples_per_step(shared(config))),
         *notes,
         *not_used(config.deepspeed.config),
         *([f"going on from step {start}"] if start else []),

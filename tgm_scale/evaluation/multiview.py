@@ -81,6 +81,6 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             for key, label, best in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist())
         )
         found = results.write(folder, found, rows, {"train": parts.train.problems, "test": clips.problems})
-        print(results.summary(found), flush=True)
+        print(results.summary(found, folder), flush=True)
     control.barrier()
     return found

@@ -40,6 +40,8 @@ class Neighbours:
         refuse_above(found, data.max_left_out_share)
         if control.place.is_main:
             print("\n".join(line for inventory in found for line in inventory.lines()), flush=True)
+            if settings.k > (clips := found[0].usable):
+                print(f"warning: knn.k={settings.k}: only {clips} training clips: all of them vote", flush=True)
         with Decoder(data.workers) as decoder:
             self._parts = {role: _Part(source, views, decoder, control) for role, source in sources.items()}
         train, test = (self._parts[role].labels for role in PARTS)

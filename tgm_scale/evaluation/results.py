@@ -108,8 +108,8 @@ def _ending(folder: Path, method: str) -> str:
     return "" if before in (None, method) else "-" + method.replace(" ", "-")
 
 
-def summary(results: dict[str, Any]) -> str:
-    """The results in a few lines."""
+def summary(results: dict[str, Any], folder: Path) -> str:
+    """The results in a few lines, with the folder that they were written to."""
     lines = [results["method"]]
     for name, value in results["figures"].items():
         interval = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {value['clips']} clips)"
@@ -117,4 +117,6 @@ def summary(results: dict[str, Any]) -> str:
     lines += [f"  {name:12} {value}" for name, value in results.get("facts", {}).items()]
     if results["left_out"]:
         lines.append("  left out: " + ", ".join(f"{count} {reason}" for reason, count in results["left_out"].items()))
+    end = _ending(folder, results["method"])
+    lines.append(f"done: results{end}.json, predictions{end}.jsonl and left_out{end}.jsonl are in {folder}")
     return "\n".join(lines)

@@ -53,7 +53,7 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
                 if config.retrieve.zero_shot
                 else _ranks(at, text, video_ME, clips, opened)
             )
-            print(results.summary(found), flush=True)
+            print(results.summary(found, at.folder), flush=True)
         at.control.barrier()
     return found
 

@@ -232,7 +232,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge,
             )
             problems = {"train": train.problems, "test": test.problems}
             found = results.write(at.folder, found | opened, rows, problems)
-            print(results.summary(found), flush=True)
+            print(results.summary(found, at.folder), flush=True)
         at.control.barrier()
     return found
 

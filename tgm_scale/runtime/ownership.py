@@ -98,6 +98,33 @@ def take(folder: Path, me: Owner) -> int:
         _file(folder, number).unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Sign:
+    """What a folder's newest owner left: seconds since its last word, and whether it ended, or was seen to be gone."""
+
+    age: float
+    ended: bool
+    gone: bool
+    owner: Owner | None
+
+    @property
+    def living(self) -> bool:
+        return not self.ended and not self.gone and self.age <= WATCHED
+
+
+def sign_of_life(folder: Path) -> Sign | None:
+    """Of the newest start, without waiting for its next count; None where none has begun."""
+    try:
+        newest = _newest(folder)
+        age = max(0.0, time.time() - _file(folder, newest).stat().st_mtime)
+    except OSError:
+        return None
+    text, owner = _read(folder, newest)
+    here = owner is not None and _on_this_host(owner, this_start())
+    gone = here and owner is not None and _identity(owner.pid) != owner.process
+    return Sign(age, text.strip().endswith(_ENDED), gone, owner)
+
+
 def _refuse_living(folder: Path, number: int, me: Owner) -> None:
     """Come back where the owner of a number is dead or has ended; raise ValueError where it lives."""
     began = time.monotonic()

@@ -195,6 +195,12 @@ def corpora(config: Config) -> list[Corpus]:
     limit = config.data.max_left_out_share
     if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):
         refuse_above(inventories(opened), limit)
+    if config.objective.contrastive_weight and sum(map(len, opened)) < 2:
+        weight = config.objective.contrastive_weight
+        raise ValueError(
+            f"objective.contrastive_weight={weight:g} tells clips from others, and {opened[0].origin} has one clip: "
+            "give more clips, or set objective.contrastive_weight=0"
+        )
     if uses_captions(config) and config.data.max_skipped_share < 1:
         refuse_without_captions(opened)
     return opened

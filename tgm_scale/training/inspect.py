@@ -10,7 +10,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training import checkpoint, events, run_folder
+from tgm_scale.training import checkpoint, events, run_folder, vital
 from tgm_scale.training.bottleneck import explain, from_metrics, read_ranks
 from tgm_scale.training.metrics import count_damaged, figure, read_metrics
 from tgm_scale.training.waiting import duration, waiting
@@ -20,8 +20,8 @@ _STARTS_SHOWN = 5
 
 
 def status(folder: str) -> str:
-    """One screen about a run: step, speed, time left, last checkpoint, restarts, skipped samples, bottleneck, and who
-    waits for a shard.
+    """One screen about a run: whether it is at work, or else the command that goes on; step, speed, time left, last
+    checkpoint, restarts, skipped samples, bottleneck, and who waits for a shard.
 
     Raises ValueError for a folder that is no run."""
     root = Path(folder)
@@ -31,34 +31,47 @@ def status(folder: str) -> str:
     tree = _tree(folder)
     if "encoder" in tree:
         return _aligned({"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **_results(root)})
+    if not (root / "plan.json").is_file():
+        raise ValueError(f"{folder}: the run did not come to its first step; its output says why")
     plan = run_folder.read_plan(root)
     starts = run_folder.starts(root)
-    rows = read_metrics(root)
-    if not rows:
-        raise ValueError(f"{folder}: no step has been made yet")
+    rows = read_metrics(root) if (root / "metrics.jsonl").is_file() else []
+    newest = checkpoint.latest(root / "checkpoints")
+    kind = tree.get("masking", {}).get("recipe", "finetuning")
+    made = rows[-1]["step"] if rows else 0
+    results = _results(root)
+    finished = made == plan["steps"] and (kind != "finetuning" or bool(results))
+    lines = {
+        "run": f"{folder}, {tree['model']['size']}, {kind}",
+        **vital.lines(root, tree, plan["world_size"], starts, finished),
+        "step": f"{made} of {plan['steps']} ({made / plan['steps']:.0%})",
+        **(_progress(root, tree, plan, rows) if rows else {}),
+        "checkpoint": newest.name if newest else "none yet",
+        "starts": _starts(starts),
+        **waits,
+        **_damage(root),
+        **_left_out(root),
+        **results,
+    }
+    return _aligned(lines)
+
+
+def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
+    """What the steps so far tell."""
     last, recent = rows[-1], rows[-_RECENT:]
     seconds = median(row["step_seconds"] for row in recent)
     ranks = read_ranks(root, plan["world_size"])
-    newest = checkpoint.latest(root / "checkpoints")
     left = (plan["steps"] - last["step"]) * seconds
     age = time.time() - (root / "metrics.jsonl").stat().st_mtime
-    lines = {
-        "run": f"{folder}, {tree['model']['size']}, {tree.get('masking', {}).get('recipe', 'finetuning')}",
-        "step": f"{last['step']} of {plan['steps']} ({last['step'] / plan['steps']:.0%}), {last['samples']} samples",
+    return {
+        "samples": f"{last['samples']}, skipped {last['skipped_samples']}"
+        + (", see skipped.jsonl" if last["skipped_samples"] else ""),
         "speed": f"{tree['train']['global_batch_size'] / seconds:.1f} clips/s, {seconds:.2f} s a step",
         "left": "done" if last["step"] == plan["steps"] else duration(left),
         "last step": f"{duration(age)} ago",
         "loss": f"{figure(last['loss'])} (first {figure(rows[0]['loss'])})",
-        "checkpoint": newest.name if newest else "none yet",
-        "starts": _starts(starts),
-        "skipped": f"{last['skipped_samples']} samples" + (", see skipped.jsonl" if last["skipped_samples"] else ""),
         "bottleneck": explain(ranks or from_metrics(recent), tree["data"]["workers"]),
-        **waits,
-        **_damage(root),
-        **_left_out(root),
-        **_results(root),
     }
-    return _aligned(lines)
 
 
 def _aligned(lines: dict[str, str]) -> str:

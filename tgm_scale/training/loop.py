@@ -57,7 +57,7 @@ def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWa
                 raise
             waited = watchdog.culprits()
             raise RunStopped(f"{error}\nrank {place.rank} stops; it may have waited for {waited}") from error
-        watchdog.end("done")
+        watchdog.end(f"stopped by {stop.reason}" if code else "done")
     return code
 
 
@@ -110,6 +110,7 @@ class _Run:
         self.progress = resume.restore(self.engine)
         self.faults = FaultState.read(folder)
         self.suspects: list[str] = []
+        self.last: dict[str, Any] | None = None  # row of metrics, of the last step that this start made
         self.step = JointStep(
             self.engine,
             place,
@@ -129,6 +130,7 @@ class _Run:
 
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
+        began, first = time.monotonic(), self.progress.step
         while True:
             start = self.progress.step
             # checkpoints of before have none: then those of metrics.jsonl
@@ -136,12 +138,17 @@ class _Run:
             judge = Judge(self.config.faults.spike_factor, losses)
             metrics = Metrics(self.folder, start, self.config.log.tensorboard) if self.place.is_main else None
             try:
-                return self._stretch(judge, metrics)
+                if code := self._stretch(judge, metrics):
+                    return code
+                break
             except _RollBack:
                 self._roll_back()
             finally:
                 if metrics is not None:
                     metrics.close()
+        if self.place.is_main:
+            introduction.conclude(self.config, self.progress.step - first, time.monotonic() - began, self.last)
+        return 0
 
     def _stretch(self, judge: Judge, metrics: Metrics | None) -> int:
         """Steps from where the run stands to its end, a stop, or a rollback."""
@@ -186,6 +193,7 @@ class _Run:
                     self.throughput,
                     self.place.world_size,
                 )
+                self.last = values
                 metrics.write(values | self.guide.figures() | watched)
                 line.show(values)
                 self.guide.warn_once()

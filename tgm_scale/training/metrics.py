@@ -189,8 +189,7 @@ class ProgressLine:
         share = row["data_seconds"] / max(row["step_seconds"], 1e-9)
         parts = [
             f"step {row['step']}/{self.total}",
-            f"loss {figure(row['loss'])}",
-            *(f"{name} {row[key]:.4f}" for name, key in _TERMS if row[key] is not None),
+            in_words(row),
             f"lr {row['learning_rate']:.2e}",
             f"{row['clips_per_second']:.1f} clips/s",
             f"data {share:.0%}",
@@ -201,6 +200,12 @@ class ProgressLine:
     def _seconds_left(self, step: int) -> float | None:
         (then, first), (now, last) = self._recent[0], self._recent[-1]
         return (now - then) / (last - first) * (self.total - step) if last > first else None
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """A step's loss and its terms."""
+    terms = [f"{name} {row[key]:.4f}" for name, key in _TERMS if row[key] is not None]
+    return "  ".join([f"loss {figure(row['loss'])}", *terms])
 
 
 def figure(value: float | None) -> str:

@@ -86,14 +86,14 @@ def check_infiniband(cards: Path = Path("/sys/class/infiniband"), library: str =
 
 @contextmanager
 def _few_clips(config: Config, place: Place) -> Iterator[Config]:
-    """The configuration with the smallest batch, decoded here; a corpus that is made at the start has one clip."""
+    """The configuration with the smallest batch, decoded here; a corpus that is made at the start has two clips."""
     repeats = config.data.repeated_augmentation
     train = {"micro_batch_size": repeats, "global_batch_size": repeats * place.world_size}
     data: dict[str, object] = {"workers": 0}
     with tempfile.TemporaryDirectory() as folder:
         synthetic = config.data.synthetic
         if synthetic is not None and not Path(config.data.corpora()[0].path).exists():
-            make_corpus(Path(folder) / "corpus", clips=1, seed=synthetic.seed, mode=synthetic.mode)
+            make_corpus(Path(folder) / "corpus", clips=2, seed=synthetic.seed, mode=synthetic.mode)
             data |= {"shards": str(Path(folder) / "corpus"), "synthetic": None}
         yield config.model_copy(
             update={"data": config.data.model_copy(update=data), "train": config.train.model_copy(update=train)}

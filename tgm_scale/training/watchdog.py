@@ -118,7 +118,7 @@ class Watchdog:
             self._seconds[taken_from] -= seconds
 
     def end(self, state: str) -> None:
-        """Leave the watch: 'done', or 'failed' for a rank that stops because of another."""
+        """Leave the watch: 'done', 'stopped by' what asked, 'failed' (also where a rank stops because of another)."""
         with self._lock:
             self._stopped.set()
         self._tell(state)

@@ -1,0 +1,91 @@
+"""How a run ended is said by its last line and by `tgm-scale status`, and the way on; tiny corpora are named."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launch import ROOT, environment, run
+from short_run import arguments, moving_texture, start, wait_for_steps
+
+from tgm_scale.config import Config, load
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.shards import ShardWriter
+from tgm_scale.training import build
+from tgm_scale.training.inspect import status
+from tgm_scale.training.introduction import few_clips
+from tgm_scale.training.preemption import REQUEUE_EXIT_CODE
+
+
+def field(folder: Path, name: str) -> str | None:
+    """A line of the run's status."""
+    return next(line.split(None, 1)[1] for line in status(str(folder)).splitlines() if line.strip().startswith(name))
+
+
+def test_a_finished_run_says_where_it_is_and_what_comes_next(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    last = run(1, arguments(config, "train.steps=2")).stdout.splitlines()[-1]
+    assert last.startswith("done: made 2 steps in 0:00:") and "loss " in last and f"The run is in {folder};" in last
+    assert f"tgm-scale probe run.dir={folder}-probe encoder.checkpoint={folder} data.train=" in last
+    assert field(folder, "state") == "finished" and "go on" not in status(str(folder))
+    again = run(1, arguments(config, "train.steps=2")).stdout.splitlines()
+    assert again[-1].startswith("done: no step was left to make.")
+
+
+def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_that_is_said(
+    config: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    killed = start(config, 1)
+    wait_for_steps(folder, 7)
+    assert str(field(folder, "state")).startswith("at work, last heartbeat ")
+    killed.kill()
+    killed.communicate()
+    state = f"nothing is at work: its process (pid {killed.pid}) was killed, last heartbeat 0:00:"
+    assert str(field(folder, "state")).startswith(state)
+    assert str(field(folder, "checkpoint")).startswith("step-0000")
+    words = shlex.split(str(field(folder, "go on")).partition("or: ")[2])
+    assert words[0] == "tgm-scale"
+    command = [sys.executable, "-m", "tgm_scale", *words[1:]]
+    again = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    wait_for_steps(folder, 12)
+    again.send_signal(signal.SIGTERM)
+    said, _ = again.communicate(timeout=60)
+    assert again.returncode == REQUEUE_EXIT_CODE and "going on from step 5" in said
+    assert str(field(folder, "state")).startswith("nothing is at work: stopped by SIGTERM 0:00:")
+
+
+def clips(folder: Path, count: int) -> Path:
+    with ShardWriter(folder) as writer:
+        for i in range(count):
+            members = {"mp4": encode_video(moving_texture(i), 12), "json": {"captions": [f"texture {i}"]}}
+            writer.write(f"clip{i}", members)
+    return folder
+
+
+def joint(config: Path, *overrides: str) -> Config:
+    return load(config, ["guidance.towers=small", "objective.contrastive_weight=1", *overrides])
+
+
+def test_one_clip_has_no_other_to_be_told_from(config: Path, tmp_path: Path) -> None:
+    one, two = clips(tmp_path / "one", 1), clips(tmp_path / "two", 2)
+    with pytest.raises(ValueError, match=r"objective\.contrastive_weight=1 tells clips .* /.*/one has one clip: give"):
+        build.corpora(joint(config, f"data.shards={one}"))
+    assert len(build.corpora(joint(config, f"data.shards={two}"))[0]) == 2
+    assert len(build.corpora(load(config, [f"data.shards={one}"]))[0]) == 1
+    for of in ("train.global_batch_size=1", "objective.contrastive_batch=2"):
+        size = ["train.micro_batch_size=1"] if "train" in of else ["data.repeated_augmentation=2"]
+        with pytest.raises(ValueError, match=rf"{of} is one clip .* set objective\.contrastive_weight=0"):
+            joint(config, of, *size)
+    load(config, ["train.global_batch_size=1", "train.micro_batch_size=1"])
+
+
+def test_a_batch_of_more_than_all_clips_is_said() -> None:
+    assert few_clips(8, 8) == []
+    assert few_clips(3, 8) == [
+        "warning: a batch of 8 clips (train.global_batch_size) from 3: each step has some of them more than once"
+    ]
