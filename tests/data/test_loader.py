@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Lock
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -26,9 +30,10 @@ from tgm_scale.contracts import Batch, Grid
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import PREFETCH, ClipLoader
+from tgm_scale.data.samples import Samples
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.shared_memory import SharedBatches
-from tgm_scale.data.workers import _Crew
+from tgm_scale.data.workers import _Crew, _fetched
 from tgm_scale.runtime import seeding
 
 BROKEN = {"c03": "empty", "c08": "not_a_video", "c11": "truncated", "c17": "no_caption"}
@@ -454,3 +459,13 @@ def test_pixels_do_not_go_through_dev_shm(corpus: Corpus) -> None:
     clips = iter(load([corpus], workers=2, stop_step=10**6))
     next(clips)
     assert set(os.listdir("/dev/shm")) - before <= {name for name in os.listdir("/dev/shm") if name.startswith("sem.")}
+
+
+def test_a_thread_of_a_worker_that_dies_ends_the_worker() -> None:
+    """Else the others go on, or nobody does, and the training waits for ever."""
+    tasks, asking = multiprocessing.Pipe(duplex=False)
+    asking.send_bytes(b"no task")
+    remote = cast(Samples, SimpleNamespace(remote=True))
+    with pytest.raises(pickle.UnpicklingError):
+        next(_fetched(remote, tasks, cast(Lock, threading.Lock())))
+    asking.close()  # the other threads end

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import signal
+import subprocess
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -152,6 +155,26 @@ def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same
     exports_what_was_tested(first, trained, tmp_path)
     assert any((trained[name] - value).abs().max() > 0 for name, value in ema.read(first, STEPS).items())
     a_test_that_overflows_is_none(first, command, launch)
+
+
+def test_a_closed_terminal_stops_with_a_checkpoint(
+    shards: str, checkpoint: Path, tmp_path: Path, launch: ModuleType
+) -> None:
+    more = [f"{key}={10**5}" for key in ("train.steps", "checkpoint.every")]
+    file, run = configuration(tmp_path, shards, checkpoint), tmp_path / "run"
+    process = subprocess.Popen(
+        launch.command(1, "-m", "tgm_scale", "finetune", "--config", str(file), *more, "finetune.ema=null"),
+        env=launch.environment(),
+        cwd=launch.ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests, too, may run under nohup
+    )
+    end = time.monotonic() + 60
+    while not (run / "metrics.jsonl").is_file() or len((run / "metrics.jsonl").read_bytes().splitlines()) < 2:
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == 85
+    assert steps_in(run / "checkpoints") == [len(losses(run))] and not (run / "results.json").exists()
 
 
 def exports_what_was_tested(run: Path, trained: dict[str, torch.Tensor], tmp_path: Path) -> None:

@@ -151,3 +151,22 @@ def test_of_starts_at_the_same_moment_exactly_one_wins(tmp_path: Path) -> None:
     for pipe, process in zip(pipes, processes):
         pipe.send(None)
         process.join(10)
+
+
+def test_the_count_goes_on_whatever_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that died would leave the folder to the next start while this one still writes."""
+    failures = iter([ValueError("no file"), MemoryError(), OSError("a full disk")])
+    write = ownership._write_count
+
+    def at_first(file: Path, count: str) -> None:
+        for error in failures:
+            raise error
+        write(file, count)
+
+    monkeypatch.setattr(ownership, "BEAT", 0.02)
+    monkeypatch.setattr(ownership, "_write_count", at_first)
+    with ownership.owned(tmp_path):
+        end = time.monotonic() + 10
+        while int((tmp_path / "owner" / "000001").read_text().splitlines()[1]) < 5:
+            assert time.monotonic() < end
+            time.sleep(0.02)

@@ -23,7 +23,7 @@ from tgm_scale.training.faults import FaultState
 from tgm_scale.training.inspect import status
 from tgm_scale.training.metrics import Metrics, count_damaged, read_metrics, recent_losses
 from tgm_scale.training.resume import Resume
-from tgm_scale.training.saver import Saver
+from tgm_scale.training.saver import Saver, _Pending
 
 ALONE = Place(0, 1, 0, torch.device("cpu"))
 
@@ -245,3 +245,31 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(config: Path)
     done = run(1, arguments(config, "train.steps=12"), code=2)
     assert "every checkpoint is damaged" in done.stderr and "Traceback" not in done.stderr
     assert len(list(root.glob("step-*"))) == len(checkpoint.steps_in(root)) > 1, "none was renamed"
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("of a library"), OSError(28, "No space left")])
+def test_a_writer_of_checkpoints_that_dies_is_an_error_of_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("tgm_scale.training.saver.save_tensors", fail)
+    pending = _Pending(tmp_path, checkpoint.Progress(step=3), {}, ALONE)
+    assert pending.make_folder() is None
+    pending.start({"w.weight": torch.ones(2)})
+    entry = pending.wait()
+    assert pending.ended() and re.search("no space left|no room|of a library", entry["error"])
+
+
+def test_hashes_that_cannot_be_compared_set_nothing_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "checkpoints"
+    made(root, 3)
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(checkpoint, "digest", fail)
+    with pytest.raises(MemoryError):
+        Resume(tmp_path, Control(ALONE)).restore(None)
+    assert (root / "step-00000003").is_dir()

@@ -120,17 +120,23 @@ def test_retention_keeps_the_newest_and_the_multiples() -> None:
     assert checkpoint.Retention(2, 20).dropped(steps) == [5, 10, 15, 25, 30, 35]
 
 
-def test_a_killed_data_worker_has_an_exit_code_of_its_own(config: Path) -> None:
-    """As the kernel kills one when memory is full."""
-    process = start(config, 1, "data.workers=1")
-    wait_for_steps(config.parent / "run", 3)
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_killed_data_worker_costs_no_step_and_has_an_exit_code_of_its_own(config: Path, world_size: int) -> None:
+    """As the kernel kills one when memory is full: of one rank, and all ranks save what they have."""
+    folder = config.parent / "run"
+    process = start(config, world_size, "data.workers=1", "checkpoint.every=1000", "train.steps=1000")
+    wait_for_steps(folder, 3)
+    trainer = rank_file(folder, world_size - 1)["pid"]
     workers = [
         child.pid
-        for child in psutil.Process(process.pid).children(recursive=True)
+        for child in psutil.Process(trainer).children(recursive=True)
         if any("forkserver" in word for word in child.cmdline()) and not child.children()
     ]
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 87, output
-    assert "stopped: a data worker died" in output and "data.workers" in output and "Traceback" not in output
+    assert process.returncode == (87 if world_size == 1 else 1), output
+    assert "stopped: a data worker died" in output and "data.workers" in output
+    assert "Traceback" not in output or world_size > 1, "torchrun has one of its own"
+    assert checkpoint.steps_in(folder / "checkpoints") == [len(read_metrics(folder))], "no step is lost"
+    assert world_size == 1 or "a data worker of another rank died" in output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,17 @@ def test_a_heartbeat_that_dies_stops_the_run(quick: None, tmp_path: Path, monkey
     wait_until(lambda: bool(reasons))
     assert "moved or deleted" in reasons[0] and not list((tmp_path / "run").iterdir())
     watchdog.end("done")
+
+
+def test_a_heartbeat_that_fails_in_itself_stops_the_run(
+    quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons: list[str] = []
+    Watchdog(tmp_path, Place(0, 1, 0, torch.device("cpu")), 60, reasons.append)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(watchdog_module.waits, "all_waits", lambda: 1 / 0)
+    wait_until(lambda: bool(reasons))
+    assert reasons == ["the failure of the watchdog of rank 0 (ZeroDivisionError: division by zero)"]
 
 
 # Real runs from here on.

@@ -192,16 +192,24 @@ def _fetched(samples: Samples, tasks: Connection, turn: Lock) -> Iterator[tuple[
 
     if not samples.remote:
         yield from fetch()
-    ready: queue.Queue[tuple[_Task, Fetched | Exception]] = queue.Queue(maxsize=1)
+    ready: queue.Queue[tuple[_Task, Fetched | Exception] | Exception] = queue.Queue(maxsize=1)
 
     def read_ahead() -> None:
-        for one in fetch():
-            ready.put(one)
+        try:
+            for one in fetch():
+                ready.put(one)
+        except EOFError:  # no more tasks: the training has ended
+            pass
+        except Exception as error:
+            ready.put(error)
 
     for _ in range(READERS):
         threading.Thread(target=read_ahead, daemon=True).start()
     while True:
-        yield ready.get()
+        found = ready.get()
+        if isinstance(found, Exception):  # a thread is dead: so is the worker, which the training notices
+            raise found
+        yield found
 
 
 def _portable(error: Exception) -> Exception:

@@ -28,6 +28,7 @@ from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import build, checkpoint, disk, engine, engine_state, run_folder
+from tgm_scale.training.deaths import after, until_death
 from tgm_scale.training.ema import Average
 from tgm_scale.training.faults import Diverged, Judge
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
@@ -116,7 +117,7 @@ class _Run:
         self.engine.train()
         began = time.perf_counter()
         watchdog.at(start, "data")
-        for step, batches in setup.loader(config, parts, start):
+        for (step, batches), death in until_death(setup.loader(config, parts, start), (start, [])):
             loaded = time.perf_counter()
             watchdog.at(step, "meeting")
             for batch in batches:
@@ -126,9 +127,13 @@ class _Run:
             micro = [self._prepared(batch) for batch in batches]
             valid = sum(float(batch.weight.sum()) for batch in batches)
             own = [valid, len(problems), self.stop.asked(), _digest(batches), self.saver.written()]
-            valid, broken, stopping, digest, written = self.control.sum(own)
+            valid, broken, stopping, digest, written, died = self.control.sum([*own, death is not None])
             if written == self.place.world_size:
                 self.saver.finish()
+            if died:
+                if self.progress.step > start:
+                    self._save(metrics, True)
+                raise after(death)
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)

@@ -159,12 +159,12 @@ def _count(folder: Path, number: int, stop: threading.Event) -> None:
         counted += 1
         try:
             _write_count(_file(folder, number), str(counted))
-        except OSError as error:
+        except Exception as error:  # a thread that died would leave the folder to the next start, and two would write
             if not failed:
                 sys.stderr.write(f"run.dir={folder}: the owner's heartbeat cannot be written: {error}\n")
             failed = True
         newest = number
-        with suppress(OSError):
+        with suppress(Exception):
             newest = _newest(folder)
         if newest > number:
             _, other = _read(folder, newest)

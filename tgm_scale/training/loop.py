@@ -14,6 +14,7 @@ from tgm_scale.data.workers import WorkerDied
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime.distributed import Control, find_place
 from tgm_scale.training import ahead, build, checkpoint, disk, engine, introduction, run_folder
+from tgm_scale.training.deaths import after, until_death
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
@@ -155,18 +156,22 @@ class _Run:
         config, watchdog = self.config, self.watchdog
         line = ProgressLine(self.steps, config.log.every)
         began = time.perf_counter()
-        watchdog.at(self.progress.step, "data")
-        for step, batches, looks in self._looks():
+        watchdog.at(first := self.progress.step, "data")
+        for (step, batches, looks), death in until_death(self._looks(), (first, [], [])):
             loaded = time.perf_counter()
             watchdog.at(step, "guidance")
             micro = [self.guide.prepare(look()) for look in looks]
             watchdog.at(step, "meeting")
             problems = [problem for batch in batches for problem in batch.problems]
             valid = sum(float(batch.weight.sum()) for batch in batches)
-            own = [valid, len(problems), self.stop.asked(), self.saver.written()]
-            valid, broken, stopping, written = self.control.sum(own)
+            own = [valid, len(problems), self.stop.asked(), self.saver.written(), death is not None]
+            valid, broken, stopping, written, died = self.control.sum(own)
             if written == self.place.world_size:
                 self.saver.finish()
+            if died:
+                if self.progress.step > first:
+                    self._save(metrics, last=True)
+                raise after(death)
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
@@ -204,18 +209,22 @@ class _Run:
                 self._refused(judge, result, batches)
             last = stopping or self.progress.step == self.steps
             if last or self.progress.step % config.checkpoint.every == 0:
-                watchdog.at(self.progress.step, "checkpoint")
-                if metrics is not None:
-                    metrics.flush()
-                self.saver.begin(self.engine, self.progress, build.facts(config))
-            if last:
-                self.saver.finish()
+                self._save(metrics, bool(last))
             if stopping:
                 if metrics is not None:
                     line.say(f"stopped at step {self.progress.step} by {self.stop.reason}; the same command goes on")
                 return REQUEUE_EXIT_CODE
             watchdog.at(self.progress.step, "data")
         return 0
+
+    def _save(self, metrics: Metrics | None, last: bool) -> None:
+        """Begin to write a checkpoint, and wait for it where it is the last of this start. Collective."""
+        self.watchdog.at(self.progress.step, "checkpoint")
+        if metrics is not None:
+            metrics.flush()
+        self.saver.begin(self.engine, self.progress, build.facts(self.config))
+        if last:
+            self.saver.finish()
 
     def _looks(self) -> Iterator[ahead.Step]:
         """The steps that are left, with what the frozen models say of their clips."""

@@ -31,7 +31,7 @@ class Resume:
         if self.newest is None:
             return Progress()
         while found := next(filter(None, self._control.gather(self._hashing.result())), None):
-            if isinstance(found, OSError):
+            if not isinstance(found, ValueError):  # nobody knows whether it is damaged
                 raise found
             self._damaged[self.newest] = str(found)
             self.newest = self._look()
@@ -64,7 +64,7 @@ class Resume:
         place = self._control.place
         try:
             checkpoint.Reader(folder).verify(place.rank, place.world_size)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of this rank's thread: all ranks are told
             return error
         return None
 

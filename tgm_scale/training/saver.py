@@ -161,7 +161,7 @@ class _Pending:
         """This rank's entry in the manifest, or the error that kept its file from being written."""
         if self._thread is not None:
             self._thread.join()
-        assert self._entry, "the thread that writes the checkpoint failed; its traceback is above"
+        assert self._entry, "a thread that ends leaves an entry"
         return self._entry
 
     def _write(self, copy: dict[str, Tensor]) -> None:
@@ -172,6 +172,8 @@ class _Pending:
         except OSError as error:
             wanted = sum(tensor.nbytes for tensor in copy.values())
             self._entry = {"error": told(error, self.root, wanted)}
+        except Exception as error:  # whatever it is, all ranks are told, and none waits for this one
+            self._entry = {"error": f"the thread that writes it failed ({type(error).__name__}: {error})"}
 
     def _written(self) -> None:
         file = self._file

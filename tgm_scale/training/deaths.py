@@ -1,0 +1,24 @@
+"""A data worker that died, on one rank or on several: all ranks learn of it where they meet, save, and end alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tgm_scale.data.workers import WorkerDied
+
+T = TypeVar("T")
+
+
+def until_death(steps: Iterable[T], instead: T) -> Iterator[tuple[T, WorkerDied | None]]:
+    """The steps, and `instead` of the one that a data worker did not live to make."""
+    try:
+        for one in steps:
+            yield one, None
+    except WorkerDied as death:
+        yield instead, death
+
+
+def after(death: WorkerDied | None) -> WorkerDied:
+    """What a rank ends with: its own worker's death, or another rank's."""
+    return death or WorkerDied("a data worker of another rank died: its own output says which and why")
