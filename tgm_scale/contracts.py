@@ -43,6 +43,31 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class BatchLayout:
+    """How the clips of a global batch fall to ranks and accumulation micro steps. Raises ValueError where they do not
+    divide."""
+
+    global_batch: int
+    micro_batch: int  # of one rank in one micro step
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.world_size
+        per_pass = self.micro_batch * self.world_size
+        if self.global_batch % per_pass:
+            raise ValueError(
+                f"train.global_batch_size={self.global_batch} is not a multiple of train.micro_batch_size="
+                f"{self.micro_batch} x {self.world_size} processes = {per_pass}: change the micro batch, or the "
+                "number of processes"
+            )
+
+    @property
+    def accumulation(self) -> int:
+        return self.global_batch // (self.micro_batch * self.world_size)
+
+
+@dataclass(frozen=True)
 class Problem:
     """Why a sample holds its place with weight 0: `reason` is a short fixed word that is counted, `detail` is free."""
 

@@ -18,8 +18,8 @@ from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.read import read, read_initial
 from tgm_scale.models.patches import IMAGENET, PixelStatistics
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.training import build
 from tgm_scale.training.checkpoint import digest
+from tgm_scale.training.parts import restated
 
 HEADS = Stated(heads=4, decoder_heads=2)
 RUN_ARGUMENTS = argparse.Namespace(model="pretrain_videomae_base_patch16_224", num_frames=8, input_size=32, lr=1e-3)
@@ -174,7 +174,7 @@ def test_a_run_of_other_means_gives_its_own_outputs_and_starts_another(tmp_path:
     )
     torch.testing.assert_close(models[1].encode(clip), models[0].encode(clip), rtol=1e-3, atol=1e-4)
     names = [f"model.encoder.patch_embed.proj.{part}" for part in ("weight", "bias")]
-    back = build.restated(read_initial(str(tmp_path), SMALL).weights, statistics)
+    back = restated(read_initial(str(tmp_path), SMALL).weights, statistics)
     for name in names:
         torch.testing.assert_close(back[name], own[name], rtol=1e-4, atol=1e-5)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from loading import clip_loader
 from tars import write_tar
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
 from tgm_scale.evaluation.labelled import read_labels
 
 BROKEN = {
@@ -29,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def test_the_loader_counts_it(corpus: Corpus) -> None:
     size = len(corpus)
-    loader = ClipLoader(
+    loader = clip_loader(
         [corpus], frames=2, stride=1, size=8, grid=Grid.of(2, 8, 2, 4), seed=0, global_batch_size=size,
         micro_batch_size=size, rank=0, world_size=1, workers=0, stop_step=1,
     )  # fmt: skip

@@ -6,11 +6,11 @@ import io
 from pathlib import Path
 
 import numpy as np
+from loading import clip_loader
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.shards import ShardWriter
 
 
@@ -29,7 +29,7 @@ def test_caption_sets_and_the_mean_of_their_cached_scores(tmp_path: Path) -> Non
     corpus = Corpus.open(str(tmp_path / "shards"))
 
     def batch(**changes: bool):
-        loader = ClipLoader(
+        loader = clip_loader(
             [corpus], frames=2, stride=1, size=8, grid=Grid(1, 2, 2), seed=0, global_batch_size=8, micro_batch_size=8,
             rank=0, world_size=1, workers=0, repeated_augmentation=2, stop_step=1, relevance=read, **changes,
         )  # fmt: skip

@@ -9,11 +9,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from loading import clip_loader
 
 from tgm_scale.contracts import Batch, Grid
 from tgm_scale.data.decode import Video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
 
 GOOD = {  # what is unusual about each, and its upright height and width
     "av1_video.mkv": ("AV1", None),
@@ -38,7 +38,7 @@ BROKEN = {
 
 def load(path: Path, count: int, size: int = 32) -> Batch:
     """All of a list's videos in one batch."""
-    loader = ClipLoader(
+    loader = clip_loader(
         [Corpus.open(str(path))],
         frames=8,
         stride=2,

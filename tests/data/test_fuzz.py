@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from fuzzing import CERTAIN, files_below, write_corpus
+from loading import clip_loader
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
 
 FUZZED, GOOD = 1000, 250
 REASONS = {"empty", "not_a_video", "truncated", "damaged", "no_frames", "too_large"}
@@ -44,7 +44,7 @@ def test_all_good_samples_arrive_and_each_bad_one_under_its_reason(
     corpus = Corpus.open(folder)
     assert len(corpus) == FUZZED + GOOD and not corpus.left_out
     around = list(files_below(folder.parents[1]))
-    loader = ClipLoader(
+    loader = clip_loader(
         [corpus],
         frames=4,
         stride=2,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from fuzzing import TEXT_KINDS, fuzzed_text
+from loading import clip_loader
 from tars import write_tar
 
 from tgm_scale.contracts import Grid
@@ -14,7 +15,6 @@ from tgm_scale.data.annotations import captions_of, parse_row
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.data.lists import read_list
-from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.text import fault_of
 
 CASES = 1000
@@ -54,7 +54,7 @@ def test_samples_of_any_names_and_texts_keep_their_place_under_one_name_each(tmp
         members += [(f"{number} {name}.mp4", b"no video"), (f"{number} {name}.json", data)]
     corpus = Corpus.open(write_tar(tmp_path / "0.tar", members))
     assert len(corpus) == CASES == len(set(corpus.names))
-    loader = ClipLoader(
+    loader = clip_loader(
         [corpus], frames=2, stride=1, size=8, grid=Grid.of(2, 8, 2, 4), seed=0, global_batch_size=CASES,
         micro_batch_size=CASES, rank=0, world_size=1, workers=0, stop_step=1,
     )  # fmt: skip

@@ -12,7 +12,8 @@ from tgm_scale.config import from_tree
 from tgm_scale.contracts import Problem
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.inventory import Inventory, of_corpus
-from tgm_scale.training import build, introduction
+from tgm_scale.training.corpora import corpus_facts, open_corpora
+from tgm_scale.training.introduction import introduce
 
 
 def config(folder: Path, **data: object):
@@ -32,19 +33,19 @@ def test_a_lost_shard_counts_as_what_the_others_hold(tmp_path: Path, capsys: pyt
     inventory = of_corpus("data", corpus)
     assert (inventory.usable, inventory.left_out, inventory.share) == (30, {"shard_unreadable": 1}, 0.25)
     assert inventory.examples[0] == "00000/0_0000: 'caption 0 0'"
-    introduction.introduce(config(folder), tmp_path, build.corpora(config(folder)))
+    introduce(tmp_path, open_corpora(config(folder).data, captions=False))
     said = capsys.readouterr().out
     assert "c: 30 usable" in said and "left out, 25.00% (all named in left_out.jsonl of the run):" in said
     (line,) = (tmp_path / "left_out.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == "00001" and "00001.tar" in json.loads(line)["detail"]
-    (facts,) = build.corpus_facts([corpus])
+    (facts,) = corpus_facts([corpus])
     assert facts["left_out"] == {"shard_unreadable": 1} and facts["left_out_share"] == 0.25
 
     cut = folder / "00002.tar"
     cut.write_bytes(cut.read_bytes()[: len(cut.read_bytes()) // 2])
     with pytest.raises(ValueError, match=r"left out, more than data.max_left_out_share=0.3:\n(.*\n)*.*shard_cut"):
-        build.corpora(config(folder))
-    assert len(build.corpora(config(folder, max_left_out_share=1.0))[0]) < 30
+        open_corpora(config(folder).data, captions=False)
+    assert len(open_corpora(config(folder, max_left_out_share=1.0).data, captions=False)[0]) < 30
 
 
 def test_what_was_left_out_is_read_once(tmp_path: Path) -> None:
@@ -78,7 +79,6 @@ def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:
         (tmp_path / "v" / f"{number}.mp4").touch()
         (tmp_path / "v" / f"{number}.txt").write_text("  ")
     settings = config(tmp_path / "v")
-    assert len(build.corpora(settings)[0]) == 3
-    text = {"objective": settings.objective.model_copy(update={"contrastive_weight": 1.0})}
+    assert len(open_corpora(settings.data, captions=False)[0]) == 3
     with pytest.raises(ValueError, match=r"none of 3 samples looked at has a caption \(0.mp4 is the first\)"):
-        build.corpora(settings.model_copy(update=text))
+        open_corpora(settings.data, captions=True)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import clip_loader
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.encode import cut_clip, encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.listed import ListedCorpus
-from tgm_scale.data.loader import ClipLoader
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_a_mistaken_list_says_what_was_wanted(videos: Path, lines: list[str], co
 
 def load(path: str, **changes: int) -> list[list[tuple]]:
     values = {"workers": 0, "rank": 0, "world_size": 1, "micro_batch_size": 6, "start_step": 0} | changes
-    loader = ClipLoader(
+    loader = clip_loader(
         [Corpus.open(path)],
         frames=4,
         stride=1,

@@ -24,6 +24,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import clip_loader
 from PIL import Image
 
 from tgm_scale.contracts import Batch, Grid
@@ -85,7 +86,7 @@ def load(corpora: list[Corpus], **changes: Any) -> ClipLoader:
         "window_shards": 2,
         "flip": True,
     }
-    return ClipLoader(corpora, **(values | changes))
+    return clip_loader(corpora, **(values | changes))
 
 
 def rows(batch: Batch) -> list[tuple]:
@@ -347,7 +348,7 @@ def test_workers_end_with_the_loader(corpus: Corpus) -> None:
 
 
 def test_sizes_that_do_not_divide_are_told_with_a_remedy(corpus: Corpus) -> None:
-    with pytest.raises(ValueError, match=r"global_batch_size=16 .*micro_batch_size=4 times 3 processes"):
+    with pytest.raises(ValueError, match=r"global_batch_size=16 .*micro_batch_size=4 x 3 processes"):
         load([corpus], micro_batch_size=4, world_size=3)
     with pytest.raises(ValueError, match=r"micro_batch_size=4 .*repeated_augmentation=3"):
         load([corpus], micro_batch_size=4, repeated_augmentation=3)

@@ -10,11 +10,11 @@ import av
 import numpy as np
 import pytest
 import torch
+from loading import clip_loader
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.decode import Video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.motion import MotionRecorder, camera_motion
 from tgm_scale.data.pictures import Orientation
 from tgm_scale.data.shards import ShardWriter
@@ -167,7 +167,7 @@ def test_the_loader_brings_motion_through_the_clips_crop(tmp_path: Path, flip: b
             options = ENCODERS["B-frames that are referred to"] if k else {"g": "1"}
             writer.write(f"c{k}", {"mp4": encoded(scene(12, (0, 0), (4, 0)), **options), "json": {"captions": ["a"]}})
     grid = Grid(2, 8, 8)
-    loader = ClipLoader(
+    loader = clip_loader(
         [Corpus.open(str(tmp_path / "shards"))],
         frames=4,
         stride=2,

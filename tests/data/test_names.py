@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import clip_loader
 from tars import write_tar
 
 from tgm_scale.config import from_tree
 from tgm_scale.contracts import Grid
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.names import distinct_names, tell_apart
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.evaluation.labelled import open_labelled
-from tgm_scale.training import build
+from tgm_scale.training.corpora import open_corpora
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clips(corpora: list[Corpus]) -> list[tuple[str, int, int, str]]:
     """(name, clip id, seed, caption) of one epoch."""
     samples = sum(map(len, corpora))
-    loader = ClipLoader(
+    loader = clip_loader(
         corpora, frames=2, stride=1, size=8, grid=Grid.of(2, 8, 2, 4), seed=0, global_batch_size=samples,
         micro_batch_size=samples, rank=0, world_size=1, workers=0, stop_step=1,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def test_no_two_samples_share_a_name_a_seed_or_a_clip_id(parts: Path, specs: lis
         "objective": {"contrastive_weight": 0.0},
         "train": {"steps": 1},
     }
-    opened = build.corpora(from_tree(tree))
+    opened = open_corpora(from_tree(tree).data, captions=False)
     found = clips(opened)
     assert len(found) == sum(map(len, opened)) >= 8
     for what, column in zip(("names", "clip ids", "seeds"), zip(*found)):

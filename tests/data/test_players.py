@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from loading import clip_loader
 from numbered import FORMATS, Format, cut, number_in, numbers, write
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.encode import CutError, cut_clip
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.survey import Surveyor
 
 COUNT = 30
@@ -343,7 +343,7 @@ def test_interlaced_clips_are_told_once(folder: Path) -> None:
     (folder / "list" / "list.txt").write_text("".join(f"{number}.mp4 a bar\n" for number in range(4)))
     corpus = Corpus.open(str(folder / "list" / "list.txt"))
     for workers in (0, 1):
-        loader = ClipLoader(
+        loader = clip_loader(
             [corpus], frames=4, stride=2, size=32, grid=Grid.of(4, 32, 2, 16), seed=0, global_batch_size=4,
             micro_batch_size=4, rank=0, world_size=1, workers=workers, stop_step=3,
         )  # fmt: skip

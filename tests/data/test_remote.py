@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import clip_loader
 from loopback import LoopbackServer
 
 from tgm_scale.contracts import Grid
@@ -109,8 +110,8 @@ class Faulty(SimpleHTTPRequestHandler):
                 self.wfile.flush()
                 time.sleep(0.05)
             return
+        self.served.append(f"{path.name} {start}-{end}")  # before the client can go on
         self.wfile.write(data[start:end])
-        self.served.append(f"{path.name} {start}-{end}")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -127,7 +128,7 @@ def served(folder: Path) -> Iterator[tuple[str, type[Faulty]]]:
 
 
 def loader(corpus: Corpus, workers: int = 0, stop_step: int = 3) -> ClipLoader:
-    return ClipLoader(
+    return clip_loader(
         [corpus],
         frames=4,
         stride=1,

@@ -8,14 +8,9 @@ from pathlib import Path
 import pytest
 from tars import make_corpus
 
-from tgm_scale.config import from_tree
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.replaced import FILE, LOOKED_AT
 from tgm_scale.training.introduction import introduce
-
-CONFIG = from_tree(
-    {"run": {"dir": "-"}, "data": {"shards": "-"}, "objective": {"contrastive_weight": 0.0}, "train": {"steps": 1}}
-)
 
 
 @pytest.fixture
@@ -29,7 +24,7 @@ def videos(tmp_path: Path) -> Path:
 
 def start(run: Path, *specs: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The warnings of a start."""
-    introduce(CONFIG, run, [Corpus.open(str(spec)) for spec in specs])
+    introduce(run, [Corpus.open(str(spec)) for spec in specs])
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
 
 
@@ -69,6 +64,6 @@ def test_shards_need_no_note_and_of_a_long_list_a_part_is_looked_at(
     for number in range(LOOKED_AT + 500):
         (tmp_path / "v" / f"{number:04d}.mp4").touch()
     corpus = Corpus.open(str(tmp_path / "v"))
-    introduce(CONFIG, run, [corpus])
+    introduce(run, [corpus])
     looked_at = (run / FILE).read_text().count(".mp4")
     assert looked_at == LOOKED_AT and f"{0:04d}.mp4" in (run / FILE).read_text()

@@ -25,7 +25,9 @@ from tgm_scale.data.decode import DecodeError, Video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.torchcodec_frames import TorchcodecVideo
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training import build
+from tgm_scale.training.checks import check
+from tgm_scale.training.parts import clip_loader
+from tgm_scale.training.plan import plan_pretraining
 
 pytestmark = pytest.mark.usefixtures("torchcodec")
 
@@ -238,25 +240,31 @@ def test_batches_do_not_depend_on_the_decoder(tmp_path: Path, workers: int) -> N
 def configured(*overrides: str) -> config.Config:
     tree = {
         "run": {"dir": "runs/x"},
-        "data": {"shards": "data/x"},
+        "data": {"shards": "http://localhost/x.tar"},
         "objective": {"contrastive_weight": 0},
         "train": {"steps": 10},
     }
     return config.from_tree(config.lay_over(tree, overrides))
 
 
+def checked(settings: config.Config) -> None:
+    check(settings, plan_pretraining(settings, CPU))
+
+
 def test_a_run_decodes_where_its_configuration_says(tmp_path: Path) -> None:
     opened = [Corpus.open(str(write_corpus(tmp_path / "shards", 4)))]
     for decoder, torchcodec in [("pyav", False), ("torchcodec", True)]:
-        loader = build.loader(configured(f"data.decoder={decoder}"), opened, CPU, 0, 1)
+        settings = configured(f"data.decoder={decoder}")
+        plan = plan_pretraining(settings, CPU)
+        loader = clip_loader(plan, settings.data, settings.guidance, 0, opened, range(1))
         assert loader.samples.sampling.torchcodec is torchcodec
-    build.check(configured("data.decoder=torchcodec"), CPU)
+    checked(configured("data.decoder=torchcodec"))
     assert config.digest_tree(configured("data.decoder=torchcodec")) == config.digest_tree(configured())
 
 
 def test_motion_vectors_are_refused_early() -> None:
     with pytest.raises(ValueError, match=r"masking.recipe=motion_guided.*data.decoder=pyav"):
-        build.check(configured("data.decoder=torchcodec", "masking.recipe=motion_guided"), CPU)
+        checked(configured("data.decoder=torchcodec", "masking.recipe=motion_guided"))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +285,6 @@ def test_a_torchcodec_that_does_not_import_says_why(
     monkeypatch.delitem(sys.modules, "torchcodec")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
     with pytest.raises(ValueError) as caught:
-        build.check(configured("data.decoder=torchcodec"), CPU)
+        checked(configured("data.decoder=torchcodec"))
     for words in (why, "'.[torchcodec]'", "apt-get install ffmpeg", "data.decoder=pyav"):
         assert words in str(caught.value)

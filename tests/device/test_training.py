@@ -20,12 +20,12 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.objectives.contrastive import caption_ids, contrastive_gradients
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.build import Towers
 from tgm_scale.training.data_digest import with_masks
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.module import JointModule
 from tgm_scale.training.optim import parameter_groups
 from tgm_scale.training.step import JointStep, Prepared
+from tgm_scale.training.towers import Towers
 
 # where a step reads the device, once, after the update's kernels are queued
 DECLARED = "training/update.py:make_update: a tensor copied to the host"

@@ -57,13 +57,15 @@ def test_words_that_timm_does_not_know_are_a_mistake() -> None:
 
 
 def test_a_worker_augments_to_the_same_bits(shards: str) -> None:
+    from loading import clip_loader
+
     from tgm_scale.contracts import Grid
     from tgm_scale.data.index import Corpus
     from tgm_scale.data.loader import ClipLoader
     from tgm_scale.evaluation.augment import AugmentedSamples
 
     def loader(workers: int) -> ClipLoader:
-        return ClipLoader(
+        return clip_loader(
             [Corpus.open(shards)], frames=4, stride=2, size=32, grid=Grid(2, 4, 4), seed=0, global_batch_size=4,
             micro_batch_size=4, rank=0, world_size=1, workers=workers, stop_step=1, captions=False,
         )  # fmt: skip

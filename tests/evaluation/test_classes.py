@@ -13,10 +13,15 @@ from tgm_scale import cli
 from tgm_scale.data.encode import encode_video
 from tgm_scale.evaluation import finetune_setup as setup
 from tgm_scale.evaluation.classes import in_order, names_of, not_trained, ordered, read_classes, told
-from tgm_scale.evaluation.settings import load_finetune
+from tgm_scale.evaluation.settings import FinetuneConfig, load_finetune
 from tgm_scale.runtime.distributed import Control, find_place
 from tgm_scale.training import run_folder
 from tgm_scale.training.checkpoint import latest
+
+
+def prepared(config: FinetuneConfig) -> setup.Parts:
+    place = find_place()
+    return setup.prepare(config, setup.plan_finetuning(config, place), Control(place))
 
 
 def test_numbers_sort_as_numbers() -> None:
@@ -151,8 +156,7 @@ def test_a_class_of_the_file_that_no_training_clip_has_is_told(
     assert cli.main(command) == 0
     assert "1 of 2 test clips have a class that training lacks: '2' (1)" in capsys.readouterr().out
     config = write(tmp_path / "f.yaml", [FINETUNE.format(run=tmp_path / "f", train=train, test=test)])
-    fine = setup.prepare(load_finetune(config, ["train.global_batch_size=2", "train.micro_batch_size=2", names]),
-                         Control(find_place()))  # fmt: skip
+    fine = prepared(load_finetune(config, ["train.global_batch_size=2", "train.micro_batch_size=2", names]))
     assert fine.lacking == {"2": 1}
     unknown = write(clips / "v.txt", ["2.mp4 2"])
     assert cli.main([word.replace(test, unknown).replace("/run", "/none") for word in command]) == 2
@@ -207,7 +211,7 @@ def test_a_finetuning_keeps_its_classes_and_refuses_others(
 
     def opened_again(*overrides: str) -> list[str]:
         again = load_finetune(config, [*command[3:], *overrides])
-        parts = setup.prepare(again, Control(find_place()))
+        parts = prepared(again)
         run_folder.describe(tmp_path / "run", again, setup.data_facts(parts), {}, 1)
         return parts.classes
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from loading import clip_loader
 from torch import Tensor
 
 from tgm_scale import cli
@@ -13,14 +14,15 @@ from tgm_scale.config import from_tree, lay_over
 from tgm_scale.contracts import Grid
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training import build
+from tgm_scale.training.corpora import open_corpora
 from tgm_scale.training.introduction import introduce
+from tgm_scale.training.parts import clip_loader as run_loader
+from tgm_scale.training.plan import plan_pretraining
 
 GRID = Grid(2, 6, 6)
 
@@ -42,7 +44,7 @@ def run(*arguments: str | Path) -> int:
 
 
 def load(folder: Path, towers: Path, scorer: str, one_of: int = 1) -> list:
-    loader = ClipLoader(
+    loader = clip_loader(
         [Corpus.open(str(folder))],
         frames=4,
         stride=1,
@@ -117,16 +119,17 @@ def test_the_packaged_towers_are_taken_and_the_way_on_is_said(
         "objective": {"contrastive_weight": 0},
     }
     made = from_tree(lay_over(tree, [*given, *way.split()]))
-    loader = build.loader(made, build.corpora(made), Place(0, 1, 0, torch.device("cpu")), 0, 1)
+    plan = plan_pretraining(made, Place(0, 1, 0, torch.device("cpu")))
+    loader = run_loader(plan, made.data, made.guidance, made.run.seed, open_corpora(made.data, True), range(1))
     batches = [batch for _, step in loader for batch in step]
     assert {problem.reason for batch in batches for problem in batch.problems} == {"not_a_video"}
     assert all(batch.relevance is not None for batch in batches)
-    introduce(made, tmp_path, build.corpora(made))
+    introduce(tmp_path, open_corpora(made.data, True), scored_anew=False)
     assert "maps of relevance" not in capsys.readouterr().out
     anew = from_tree(lay_over(made.model_dump(), ["guidance.cached=false"]))
-    introduce(anew, tmp_path, build.corpora(anew))
+    introduce(tmp_path, open_corpora(anew.data, True), scored_anew=True)
     assert "scored: has maps of relevance that are not used: guidance.cached=true reads" in capsys.readouterr().out
-    introduce(anew, tmp_path, [Corpus.open(shards)])
+    introduce(tmp_path, [Corpus.open(shards)], scored_anew=True)
     assert "maps of relevance" not in capsys.readouterr().out
 
 

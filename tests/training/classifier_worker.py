@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from tgm_scale.contracts import BatchLayout
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.vit import ModelSize
@@ -39,7 +40,9 @@ def curve(stage: int, precision: str, how: str, place: Place) -> list[float]:
     if how == "compiled":
         compile_blocks(model, backend="aot_eager")
     micro = CLIPS // place.world_size
-    plan = EnginePlan(stage, None, CLIPS, micro, place.world_size, precision, 1.0, 0.05, (0.9, 0.95))
+    plan = EnginePlan(
+        stage, None, BatchLayout(CLIPS, micro, place.rank, place.world_size), precision, 1.0, 0.05, (0.9, 0.95)
+    )
     ds_engine = engine.build_engine(model, plan, place.device)
     ds_engine.train()
     losses = []
@@ -63,7 +66,9 @@ def averaged(stage: int, precision: str, place: Place, folder: Path) -> float:
     """How far the average of one update is from that of the fp32 weights before and after, at most."""
     model = VideoClassifier(SIZE, 4, 32, classes=5, seed=0)
     micro = CLIPS // place.world_size
-    plan = EnginePlan(stage, None, CLIPS, micro, place.world_size, precision, 1.0, 0.05, (0.9, 0.95))
+    plan = EnginePlan(
+        stage, None, BatchLayout(CLIPS, micro, place.rank, place.world_size), precision, 1.0, 0.05, (0.9, 0.95)
+    )
     ds_engine = engine.build_engine(model, plan, place.device)
     ds_engine.train()
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from step_worker import FRAMES, GLOBAL, MODELS, SIZE, WIDTH, prepared
 
+from tgm_scale.contracts import BatchLayout
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.runtime.distributed import Place, find_place
 from tgm_scale.training import engine
@@ -26,9 +27,9 @@ def share(accumulation: int, contrastive_batch: int, place: Place) -> float:
     """Of the layers that STEPS steps fetch, forward and backward."""
     model = MaskedVideoAutoencoder(MODELS["less"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
     micro = GLOBAL // accumulation
-    plan = EnginePlan(3, None, GLOBAL, micro, 1, "fp32", 1.0, 0.05, (0.9, 0.95))
+    plan = EnginePlan(3, None, BatchLayout(GLOBAL, micro), "fp32", 1.0, 0.05, (0.9, 0.95))
     ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
-    step = JointStep(ds_engine, place, plan.accumulation, micro, 1.0, 1.0, contrastive_batch)
+    step = JointStep(ds_engine, place, plan.layout.accumulation, micro, 1.0, 1.0, contrastive_batch)
     parts = [prepared([a * micro + i for i in range(micro)], model.grid.tokens) for a in range(accumulation)]
     seen: list[bool] = []
     coordinator: Any = ds_engine.optimizer.parameter_offload.get_param_coordinator()

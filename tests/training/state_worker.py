@@ -12,6 +12,7 @@ import torch
 from step_worker import MODELS, live_weights
 from torch import Tensor
 
+from tgm_scale.contracts import BatchLayout
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Place, find_place
@@ -25,7 +26,7 @@ CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", 
 
 def build(stage: int, precision: str, place: Place) -> Any:
     model = MaskedVideoAutoencoder(MODELS["less"], frames=4, image_size=32, embedding_width=16, seed=0)
-    plan = EnginePlan(stage, None, 4, 2, place.world_size, precision, 1.0, 0.05, (0.9, 0.95))
+    plan = EnginePlan(stage, None, BatchLayout(4, 2, place.rank, place.world_size), precision, 1.0, 0.05, (0.9, 0.95))
     return engine.build_engine(JointModule(model, True), plan, place.device)
 
 

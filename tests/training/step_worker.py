@@ -17,7 +17,7 @@ from typing import Any
 import cpuinfo
 import torch
 
-from tgm_scale.contracts import Batch, Mask
+from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelSize
@@ -68,12 +68,11 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
         compile_blocks(model, backend=case["compile"])
     tokens = model.grid.tokens
     micro = case.get("micro", GLOBAL // place.world_size)
-    plan = EnginePlan(
-        case["stage"], case.get("json"), GLOBAL, micro, place.world_size, case["precision"], 1.0, 0.05, (0.9, 0.95)
-    )
+    layout = BatchLayout(GLOBAL, micro, place.rank, place.world_size)
+    plan = EnginePlan(case["stage"], case.get("json"), layout, case["precision"], 1.0, 0.05, (0.9, 0.95))
     engine.wants_fused = lambda device: bool(case.get("fused"))  # as on a GPU
     ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
-    step = JointStep(ds_engine, place, plan.accumulation, micro, 1.0, 1.0, case.get("contrastive_batch", GLOBAL))
+    step = JointStep(ds_engine, place, layout.accumulation, micro, 1.0, 1.0, case.get("contrastive_batch", GLOBAL))
     progress = checkpoint.Progress()
     if "load" in case:
         folder = checkpoint.latest(Path(case["load"]))

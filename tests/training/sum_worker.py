@@ -13,6 +13,7 @@ import torch.distributed as dist
 from step_worker import FRAMES, MODELS, SIZE, WIDTH, prepared
 from torch import Tensor
 
+from tgm_scale.contracts import BatchLayout
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.runtime.distributed import Place, find_place
 from tgm_scale.training import engine, engine_state
@@ -28,7 +29,9 @@ def difference(stage: int, place: Place) -> float:
 
     model = MaskedVideoAutoencoder(MODELS["less"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
     ranks = place.world_size
-    plan = EnginePlan(stage, None, MICRO_STEPS * ranks, 1, ranks, "bf16", 1.0, 0.05, (0.9, 0.95))
+    plan = EnginePlan(
+        stage, None, BatchLayout(MICRO_STEPS * ranks, 1, place.rank, ranks), "bf16", 1.0, 0.05, (0.9, 0.95)
+    )
     ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
     sums: dict[str, Tensor] = {}
 

@@ -14,8 +14,9 @@ from short_run import arguments, moving_texture, start, wait_for_steps
 
 from tgm_scale.config import Config, load
 from tgm_scale.data.encode import encode_video
+from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
-from tgm_scale.training import build
+from tgm_scale.training.corpora import refuse_one_clip
 from tgm_scale.training.inspect import status
 from tgm_scale.training.introduction import few_clips
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE
@@ -74,9 +75,9 @@ def joint(config: Path, *overrides: str) -> Config:
 def test_one_clip_has_no_other_to_be_told_from(config: Path, tmp_path: Path) -> None:
     one, two = clips(tmp_path / "one", 1), clips(tmp_path / "two", 2)
     with pytest.raises(ValueError, match=r"objective\.contrastive_weight=1 tells clips .* /.*/one has one clip: give"):
-        build.corpora(joint(config, f"data.shards={one}"))
-    assert len(build.corpora(joint(config, f"data.shards={two}"))[0]) == 2
-    assert len(build.corpora(load(config, [f"data.shards={one}"]))[0]) == 1
+        refuse_one_clip([Corpus.open(str(one))], 1.0)
+    refuse_one_clip([Corpus.open(str(two))], 1.0)
+    refuse_one_clip([Corpus.open(str(one))], 0.0)
     for of in ("train.global_batch_size=1", "objective.contrastive_batch=2"):
         size = ["train.micro_batch_size=1"] if "train" in of else ["data.repeated_augmentation=2"]
         with pytest.raises(ValueError, match=rf"{of} is one clip .* set objective\.contrastive_weight=0"):

@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from tgm_scale.config import OptimConfig, load
+from tgm_scale.contracts import BatchLayout
 from tgm_scale.runtime.distributed import find_place
-from tgm_scale.training import build
+from tgm_scale.training.checks import check
 from tgm_scale.training.engine_plan import EnginePlan, engine_config, resolve_precision
 from tgm_scale.training.optim import Schedule, parameter_groups
+from tgm_scale.training.plan import plan_pretraining
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 
@@ -23,9 +25,7 @@ def plan(config_file: Path | None = None, **changes: object) -> EnginePlan:
     values: dict = {
         "stage": None,
         "config_file": None if config_file is None else str(config_file),
-        "global_batch_size": 32,
-        "micro_batch_size": 4,
-        "world_size": 2,
+        "layout": BatchLayout(32, 4, world_size=2),
         "precision": "bf16",
         "clip_norm": 1.0,
         "weight_decay": 0.05,
@@ -37,6 +37,11 @@ def plan(config_file: Path | None = None, **changes: object) -> EnginePlan:
 @pytest.fixture
 def json_file(tmp_path: Path) -> Path:
     return tmp_path / "ds.json"
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"train\.micro_batch_size=5 x 2 processes = 10"):
+        BatchLayout(32, 5, world_size=2)
 
 
 def test_derived_values_are_filled_in(json_file: Path) -> None:
@@ -86,7 +91,6 @@ def test_the_stage_that_nobody_chose_sums_in_fp32() -> None:
         ),
         ({"zero_optimization": {"stage": 1, "offload_optimizer": True}}, {}, ["offload_optimizer=True", "device"]),
         ({"bf16": True}, {}, ["wanted an object"]),
-        ({}, {"micro_batch_size": 5}, ["train.micro_batch_size=5 x 2 processes = 10"]),
     ],
 )
 def test_a_contradiction_names_both_places(json_file: Path, content: dict, changes: dict, words: list[str]) -> None:
@@ -172,8 +176,8 @@ def test_compiling_is_refused_at_stage_3_wherever_it_is_said(said_in: str, stage
     said = f"{said_in}={stage}" if said_in == "deepspeed.stage" else f"{said_in}={json_file}"
     config = load(CONFIGS.parent / "debug.yaml", ["model.compile=true", said])
     if stage < 3:
-        build.check(config, find_place())
+        check(config, plan_pretraining(config, find_place()))
         return
     with pytest.raises(ValueError, match=r"model\.compile=true does not go with") as refusal:
-        build.check(config, find_place())
+        check(config, plan_pretraining(config, find_place()))
     assert said in str(refusal.value)

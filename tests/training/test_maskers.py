@@ -13,17 +13,20 @@ import torch
 from launch import run
 from short_run import moving_texture
 
-from tgm_scale.config import from_tree
+from tgm_scale.config import Config, from_tree
 from tgm_scale.contracts import Batch
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
+from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.to_device import ToDevice
 from tgm_scale.masking.recipes import RECIPES
-from tgm_scale.runtime.distributed import find_place
-from tgm_scale.training import build
+from tgm_scale.runtime.distributed import Place, find_place
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.metrics import read_metrics
+from tgm_scale.training.parts import clip_loader
+from tgm_scale.training.plan import plan_pretraining, run_masker
+from tgm_scale.training.towers import load_towers
 
 KEYFRAMES_ONLY = 3  # of 12 clips
 
@@ -66,15 +69,19 @@ def tree(corpus: Path, towers: Path, folder: Path, recipe: str) -> dict:
     }
 
 
+def loader_of(config: Config, opened: list[Corpus], place: Place, steps: range) -> ClipLoader:
+    return clip_loader(plan_pretraining(config, place), config.data, config.guidance, config.run.seed, opened, steps)
+
+
 def guided(settings: dict, micro: int, world: int) -> tuple[dict[int, list[int]], list[Batch], Guide]:
     """Visible tokens by sample seed of the first step, put together from all ranks."""
     config = from_tree(settings | {"train": settings["train"] | {"micro_batch_size": micro}})
     place = find_place()
-    masker = build.masker(config)
-    guide = Guide(masker, build.towers(config, masker.needs, place.device), ToDevice(place.device))
+    masker = run_masker(config)
+    guide = Guide(masker, load_towers(config.guidance, masker.needs, False, place.device), ToDevice(place.device))
     opened, masks, batches = [Corpus.open(settings["data"]["shards"])], {}, []
     for rank in range(world):
-        loader = build.loader(config, opened, dataclasses.replace(place, rank=rank, world_size=world), 0, 1)
+        loader = loader_of(config, opened, dataclasses.replace(place, rank=rank, world_size=world), range(1))
         for batch in next(iter(loader))[1]:
             visible = guide(batch).mask.visible.tolist()
             masks |= dict(zip(batch.seeds.tolist(), visible))
@@ -149,10 +156,10 @@ def test_flow_of_the_data_workers_is_that_of_the_training_thread(
     settings["data"] |= {"workers": workers, "repeated_augmentation": 2, "flip": True, "max_skipped_share": 1.0}
     settings["train"] = {"steps": 3, "global_batch_size": 32, "micro_batch_size": 32}
     config, place = from_tree(settings), find_place()
-    masker = build.masker(config)
-    guide = Guide(masker, build.towers(config, masker.needs, place.device), ToDevice(place.device))
+    masker = run_masker(config)
+    guide = Guide(masker, load_towers(config.guidance, masker.needs, False, place.device), ToDevice(place.device))
     problems = 0
-    for _, [batch] in build.loader(config, [Corpus.open(str(shards))], place, 0, 3):
+    for _, [batch] in loader_of(config, [Corpus.open(str(shards))], place, range(3)):
         assert batch.flow is not None and batch.flow.shape == (32, 4, 2, 8, 8)
         there, here = guide(batch), guide.look(dataclasses.replace(batch, flow=None))
         flow = here.maps["flow"]

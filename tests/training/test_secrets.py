@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tgm_scale import cli, config
-from tgm_scale.training import build, run_folder
+from tgm_scale.training import run_folder
+from tgm_scale.training.parts import checkpoint_facts
+from tgm_scale.training.plan import shape_of
 
 ADDRESS = "https://me:passw0rd@host/a/00000.tar?X-Amz-Expires=60&X-Amz-Signature=5ec2e7"
 
@@ -21,7 +23,7 @@ def test_no_file_of_a_run_has_them_and_a_new_signature_goes_on(tmp_path: Path) -
         found = config.load("debug", settings(tmp_path / "run", address))
         folder = run_folder.claim(found)
         run_folder.describe(folder, found, [{"name": "a", "first": [address]}], {}, 0)
-        (folder / "facts").write_text(str(build.facts(found)))
+        (folder / "facts").write_text(str(checkpoint_facts(found, shape_of(found))))
         (folder / "checkpoints" / "step-00000001").mkdir(parents=True, exist_ok=True)
         written = "".join(file.read_text() for file in folder.rglob("*") if file.is_file())
         assert "https://***@host/a/00000.tar?X-Amz-Expires=***&X-Amz-Signature=***" in written

@@ -21,6 +21,7 @@ from tgm_scale.data.shards import ShardWriter
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training import disk, trial
 from tgm_scale.training.extensions import BUILD_SECONDS
+from tgm_scale.training.plan import shape_of
 from tgm_scale.training.tested import TESTED, untested
 
 ALONE = Place(0, 1, 0, torch.device("cpu"))
@@ -104,11 +105,15 @@ def test_checkpoints_that_cannot_be_written_end_a_start_at_once(tmp_path: Path) 
     assert not (tmp_path / "shards").exists()
 
 
+def check_room(found: Config) -> None:
+    disk.check_room(Path(found.run.dir), found.checkpoint, found.train.steps, shape_of(found).size)
+
+
 def test_checkpoints_that_have_no_room_are_named(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    disk.check_room(config(tmp_path))
+    check_room(config(tmp_path))
     with pytest.raises(ValueError, match=r"GB free, its checkpoints take .* GB: make room"):
-        disk.check_room(config(tmp_path, "model.size=g", "checkpoint.keep=100000", "train.steps=2000000"))
+        check_room(config(tmp_path, "model.size=g", "model.patch=8", "checkpoint.keep=100000", "train.steps=2000000"))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +133,8 @@ def test_room_is_asked_for_what_is_still_to_be_written(
     tmp_path: Path, there: list[int], overrides: list[str], more: int
 ) -> None:
     given = ["train.steps=1000", "checkpoint.keep=3", "checkpoint.every=10", *overrides]
-    assert disk._more(config(tmp_path, *given), there) == more
+    found = config(tmp_path, *given)
+    assert disk._more(found.checkpoint, found.train.steps, there) == more
 
 
 def test_a_lock_is_cleared_where_it_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

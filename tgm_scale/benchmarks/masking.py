@@ -28,8 +28,10 @@ from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower
 from tgm_scale.masking.recipes import RECIPES, Masker
-from tgm_scale.training import build
 from tgm_scale.training.module import JointModule
+from tgm_scale.training.parts import autoencoder, pixel_statistics
+from tgm_scale.training.plan import masker_of, run_masker, shape_of
+from tgm_scale.training.towers import Towers, load_towers, tower_folder
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def _decoding(config: Config, clips: int, turns: int) -> dict[str, float]:
     """What reading the codec's vectors costs a data worker, in milliseconds a micro batch: clips of 320 x 240."""
-    data, grid = config.data, build.token_grid(config)
+    data, grid = config.data, shape_of(config).grid
     count = data.frames * data.stride
     encoded = encode_video(moving_texture(0, 320, 240, count), FPS)
     indices = np.arange(0, count, data.stride)
@@ -84,10 +86,11 @@ def _decoding(config: Config, clips: int, turns: int) -> dict[str, float]:
 
 def _step(config: Config, video: Tensor, device: torch.device) -> Callable[[], Any]:
     """Forward, reconstruction loss, backward and AdamW of the configuration's model, without an engine."""
-    masker = build.masker(config)
-    module = JointModule(build.model(config, None), contrastive=False).to(device)
+    shape, masker = shape_of(config), run_masker(config)
+    model = autoencoder(shape, config.model, config.run.seed, None, pixel_statistics(config.data))
+    module = JointModule(model, contrastive=False).to(device)
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4)
-    noise = build.masker(config.model_copy(update={"masking": config.masking.model_copy(update={"recipe": "random"})}))
+    noise = masker_of(config.masking.model_copy(update={"recipe": "random"}), shape.grid, config.model.decode_ratio)
     seeds = torch.arange(len(video), device=device)
     visible, target = noise(seeds).visible, noise(seeds).target
     mask = Mask(visible[:, : masker.visible_count], target[:, : masker.target_count])
@@ -107,7 +110,7 @@ def _recipes(config: Config, video: Tensor, device: torch.device) -> list[Timed]
     found = []
     for name in RECIPES:
         masking = config.masking.model_copy(update={"recipe": name, "options": {}})
-        masker = build.masker(config.model_copy(update={"masking": masking}))
+        masker = masker_of(masking, shape_of(config).grid, config.model.decode_ratio)
         if "flow" in masker.needs:
             try:
                 check_flow(config.guidance.flow)
@@ -115,7 +118,7 @@ def _recipes(config: Config, video: Tensor, device: torch.device) -> list[Timed]
                 print(f"left out: {name}: {missing}")
                 continue
         needs, grid = masker.needs, masker.grid
-        towers = build.towers(config, needs, device)
+        towers = load_towers(config.guidance, needs, config.objective.contrastive_weight > 0, device)
         look = _look(towers, video, masker)
         shape = (len(video), grid.slots, grid.rows, grid.columns)
         maps = {key: torch.rand(shape, device=device) for key in needs} | (look() if look else {})
@@ -128,7 +131,7 @@ def _recipes(config: Config, video: Tensor, device: torch.device) -> list[Timed]
     return found
 
 
-def _look(towers: build.Towers, video: Tensor, masker: Masker) -> Callable[[], dict[str, Tensor]] | None:
+def _look(towers: Towers, video: Tensor, masker: Masker) -> Callable[[], dict[str, Tensor]] | None:
     """The part of frozen models and flow; None where there is none."""
     if towers.relevance is None and not towers.maps:
         return None
@@ -145,9 +148,9 @@ def _look(towers: build.Towers, video: Tensor, masker: Masker) -> Callable[[], d
 
 def _savings(config: Config, video: Tensor, device: torch.device, step: Callable[[], Any]) -> list[Timed]:
     """Relevance of text-guided masking made cheaper in each way, its mask left out."""
-    grid, guidance = build.token_grid(config), config.guidance
+    grid, guidance = shape_of(config).grid, config.guidance
     assert guidance.towers is not None
-    load = partial(load_image_tower, build.tower_folder(guidance.towers), device)
+    load = partial(load_image_tower, tower_folder(guidance.towers), device)
     image, half = load(torch.float32), load(torch.bfloat16)
     smaller = max(image.image_size // 2 // image.patch, 1) * image.patch
     captions = torch.ones(len(video), image.width, device=device)

@@ -19,10 +19,11 @@ from statistics import median
 from typing import Any
 
 from tgm_scale.benchmarks.machine import headline, table
-from tgm_scale.contracts import Grid
+from tgm_scale.contracts import BatchLayout, Grid
 from tgm_scale.data import shard_index
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.samples import Samples, Sampling
 from tgm_scale.runtime.progress import Board
 
 _MICRO = 8
@@ -78,21 +79,8 @@ def _opening(folder: Path) -> dict[str, float]:
 
 
 def _loader(corpus: Corpus, rank: int, ranks: int, step: int) -> ClipLoader:
-    return ClipLoader(
-        [corpus],
-        frames=16,
-        stride=4,
-        size=224,
-        grid=Grid(8, 14, 14),
-        seed=0,
-        global_batch_size=ranks * _MICRO,
-        micro_batch_size=_MICRO,
-        rank=rank,
-        world_size=ranks,
-        workers=0,
-        start_step=step,
-        stop_step=step + 1,
-    )
+    samples = Samples.in_order([corpus], Sampling(16, 4, 224, Grid(8, 14, 14), seed=0))
+    return ClipLoader(samples, BatchLayout(ranks * _MICRO, _MICRO, rank, ranks), range(step, step + 1), workers=0)
 
 
 def _positions(folder: Path, ranks: int, board: Board) -> dict[str, float]:

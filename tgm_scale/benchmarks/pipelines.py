@@ -17,10 +17,11 @@ import numpy as np
 import torch
 import webdataset
 
-from tgm_scale.contracts import Grid
+from tgm_scale.contracts import BatchLayout, Grid
 from tgm_scale.data.decode import Video, window
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.loader import ClipLoader
+from tgm_scale.data.samples import Samples, Sampling
 from tgm_scale.data.torchcodec_frames import open_video
 from tgm_scale.data.transforms import draw_crop
 from tgm_scale.runtime import seeding
@@ -32,23 +33,10 @@ _FOREVER = 10**6
 
 def loader(corpus: Corpus, workers: int, repeats: int = 1, size: int = SIZE, torchcodec: bool = False) -> ClipLoader:
     """The loader as a run of one process has it."""
-    return ClipLoader(
-        [corpus],
-        frames=FRAMES,
-        stride=STRIDE,
-        size=size,
-        grid=Grid.of(FRAMES, size, 2, 16),
-        seed=0,
-        global_batch_size=BATCH,
-        micro_batch_size=BATCH,
-        rank=0,
-        world_size=1,
-        workers=workers,
-        repeated_augmentation=repeats,
-        stop_step=_FOREVER,
-        window_shards=4,
-        torchcodec=torchcodec,
-    )
+    grid = Grid.of(FRAMES, size, 2, 16)
+    sampling = Sampling(FRAMES, STRIDE, size, grid, seed=0, repeated_augmentation=repeats, torchcodec=torchcodec)
+    samples = Samples.in_order([corpus], sampling, window_shards=4)
+    return ClipLoader(samples, BatchLayout(BATCH, BATCH), range(_FOREVER), workers=workers)
 
 
 def clips_of(loading: ClipLoader) -> Iterator[int]:

@@ -18,7 +18,7 @@ from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.runtime import command
-from tgm_scale.training.build import tower_folder
+from tgm_scale.training.towers import tower_folder
 
 FRAMES_PER_PASS = 16
 

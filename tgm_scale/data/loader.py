@@ -8,119 +8,52 @@ loader's whole state is the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 
 import torch
 
-from tgm_scale.contracts import Batch, Grid
+from tgm_scale.contracts import Batch, BatchLayout
 from tgm_scale.data.combs import CombNotice
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.order import Mixture, Order
-from tgm_scale.data.samples import FlowEstimator, RelevanceReader, Sample, Samples, Sampling
-from tgm_scale.data.transforms import CROPS
+from tgm_scale.data.samples import Sample, Samples
 from tgm_scale.data.workers import decode_ahead
-from tgm_scale.runtime import seeding
 
 PREFETCH = 4  # samples that each worker is ahead: enough that a slow one does not hold up the others
 
 
 class ClipLoader:
-    """Iterates (step, [Batch, one for each accumulation micro-step]) for steps start_step ... stop_step - 1.
+    """Iterates (step, [Batch, one for each accumulation micro-step]) for the steps of a range.
 
-    weights: share of each corpus in the run's samples (default: by size); grid: the token grid, for maps;
     `workers` processes decode, each up to `prefetch` samples ahead, together a step at least; 0 decodes here, to the
     same bits.
-    `captions=False` reads none; `relevance` reads the samples' cached scores; `motion` reads the codec's vectors;
-    `flow` estimates optical flow; `caption_sets` hands over all captions of each sample beside the drawn one;
-    `torchcodec` decodes with torchcodec (default: PyAV does; it alone reads the codec's vectors).
 
     Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read,
-    `WorkerDied`, what `relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
+    `WorkerDied`, what `Sampling.relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
 
-    def __init__(
-        self,
-        corpora: Sequence[Corpus],
-        *,
-        weights: Sequence[float] | None = None,
-        frames: int,
-        stride: int,
-        size: int,
-        grid: Grid,
-        seed: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int,
-        world_size: int,
-        workers: int,
-        repeated_augmentation: int = 1,
-        start_step: int = 0,
-        stop_step: int,
-        crop: str = "multi_scale",
-        flip: bool = False,
-        window_shards: int = 16,
-        prefetch: int = PREFETCH,
-        captions: bool = True,
-        relevance: RelevanceReader | None = None,
-        motion: bool = False,
-        caption_sets: bool = False,
-        segments: bool = False,
-        flow: FlowEstimator | None = None,
-        torchcodec: bool = False,
-    ):
-        assert 0 <= rank < world_size and frames % grid.slots == 0 and crop in CROPS
-        assert not (torchcodec and motion)
-        if global_batch_size % (micro_batch_size * world_size):
+    def __init__(self, samples: Samples, layout: BatchLayout, steps: range, *, workers: int, prefetch: int = PREFETCH):
+        repeats = samples.sampling.repeated_augmentation
+        if layout.micro_batch % repeats:
             raise ValueError(
-                f"train.global_batch_size={global_batch_size} is not a multiple of train.micro_batch_size="
-                f"{micro_batch_size} times {world_size} processes: change one of them so that it divides"
+                f"train.micro_batch_size={layout.micro_batch} is not a multiple of data.repeated_augmentation="
+                f"{repeats}: repeats of a sample share a micro batch, so choose a divisor"
             )
-        if micro_batch_size % repeated_augmentation:
-            raise ValueError(
-                f"train.micro_batch_size={micro_batch_size} is not a multiple of data.repeated_augmentation="
-                f"{repeated_augmentation}: repeats of a sample share a micro batch, so choose a divisor"
-            )
-        orders = [
-            Order(corpus.counts, seeding.key(seed, "order", corpus.fingerprint), window_shards) for corpus in corpora
-        ]
-        sampling = Sampling(
-            frames,
-            stride,
-            size,
-            grid,
-            seed,
-            repeated_augmentation,
-            crop,
-            flip,
-            captions,
-            relevance,
-            motion,
-            caption_sets,
-            segments,
-            flow,
-            torchcodec,
-        )
-        self.samples = Samples(corpora, Mixture(orders, weights), sampling)
-        self.workers = workers
-        self.prefetch = prefetch
-        self.start_step = start_step
-        self.stop_step = stop_step
+        self.samples, self.steps, self.workers, self.prefetch = samples, steps, workers, prefetch
         self._combs = CombNotice()
-        self.accumulation = global_batch_size // (micro_batch_size * world_size)
+        self.accumulation = layout.accumulation
         # All in samples, of which each gives `repeated_augmentation` clips:
-        self._micro = micro_batch_size // repeated_augmentation
-        self._rank_start = rank * self._micro
-        self._micro_step = world_size * self._micro
-        self._step = global_batch_size // repeated_augmentation
+        self._micro = layout.micro_batch // repeats
+        self._rank_start = layout.rank * self._micro
+        self._micro_step = layout.world_size * self._micro
+        self._step = layout.global_batch // repeats
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
         decoded = self._decoded()
-        for step in range(self.start_step, self.stop_step):
+        for step in self.steps:
             yield step, [self._batch(*next(decoded)) for _ in range(self.accumulation)]
 
     def positions(self) -> Iterator[int]:
         """The positions of the order that this rank decodes, one after another."""
-        for step in range(self.start_step, self.stop_step):
+        for step in self.steps:
             for micro_step in range(self.accumulation):
                 first = step * self._step + micro_step * self._micro_step + self._rank_start
                 yield from range(first, first + self._micro)

@@ -14,9 +14,9 @@ from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, json_fau
 from tgm_scale.data.decode import DecodeError, Video, segments, window
 from tgm_scale.data.index import Corpus, SampleRef
 from tgm_scale.data.motion import MotionRecorder
-from tgm_scale.data.order import Mixture
+from tgm_scale.data.order import Mixture, Order
 from tgm_scale.data.torchcodec_frames import open_video
-from tgm_scale.data.transforms import Crop, draw_crop
+from tgm_scale.data.transforms import CROPS, Crop, draw_crop
 from tgm_scale.runtime import seeding
 
 RELEVANCE_EXTENSION = "tgm.npy"
@@ -38,16 +38,21 @@ class Sampling:
     size: int
     grid: Grid  # of the maps
     seed: int
-    repeated_augmentation: int
-    crop: str
-    flip: bool
-    captions: bool  # False: none is read, and a sample without one is whole
-    relevance: RelevanceReader | None  # given: each sample brings its cached scores, and one without them is broken
+    repeated_augmentation: int = 1
+    crop: str = "multi_scale"
+    flip: bool = False
+    captions: bool = True  # False: none is read, and a sample without one is whole
+    # given: each sample brings its cached scores, and one without them is broken
+    relevance: RelevanceReader | None = None
     motion: bool = False  # True: each sample brings its codec's motion, all 0 where the stream has none
     caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
     segments: bool = False  # True: one frame of each of equal segments of the whole source, not a window
     flow: FlowEstimator | None = None  # given: each clip brings its optical flow
-    torchcodec: bool = False  # True: torchcodec decodes; else PyAV does
+    torchcodec: bool = False  # True: torchcodec decodes; else PyAV does, which alone reads the codec's motion
+
+    def __post_init__(self) -> None:
+        assert self.frames % self.grid.slots == 0 and self.crop in CROPS
+        assert not (self.torchcodec and self.motion)
 
 
 @dataclass
@@ -103,6 +108,22 @@ class Samples:
         self.corpora = list(corpora)
         self.mixture = mixture
         self.sampling = sampling
+
+    @classmethod
+    def in_order(
+        cls,
+        corpora: Sequence[Corpus],
+        sampling: Sampling,
+        window_shards: int = 16,
+        weights: Sequence[float] | None = None,
+    ) -> Samples:
+        """Each corpus shuffled within `window_shards` shards. weights: share of each in the run's samples (default: by
+        size)."""
+        orders = [
+            Order(corpus.counts, seeding.key(sampling.seed, "order", corpus.fingerprint), window_shards)
+            for corpus in corpora
+        ]
+        return cls(corpora, Mixture(orders, weights), sampling)
 
     @property
     def remote(self) -> bool:

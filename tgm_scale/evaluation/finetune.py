@@ -27,7 +27,7 @@ from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
-from tgm_scale.training import build, checkpoint, disk, engine, engine_state, run_folder
+from tgm_scale.training import checkpoint, disk, engine, engine_state, run_folder
 from tgm_scale.training.deaths import after, until_death
 from tgm_scale.training.ema import Average
 from tgm_scale.training.faults import Diverged, Judge
@@ -37,6 +37,7 @@ from tgm_scale.training.reporting import Times, count_problems, row
 from tgm_scale.training.resume import Resume
 from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import StepResult
+from tgm_scale.training.throughput import Throughput
 from tgm_scale.training.update import make_update
 from tgm_scale.training.watchdog import Watchdog
 
@@ -46,16 +47,17 @@ def finetune(config: FinetuneConfig) -> int:
 
     Raises ValueError for a user's mistake, RunStopped or OSError where the run cannot go on."""
     place = find_place()
-    setup.check(config, place)
+    plan = setup.plan_finetuning(config, place)
+    setup.check(config, plan)
     folder = run_folder.claim(config)
-    disk.check_room(setup.shared(config), decoder=False)
+    disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size, decoder=False)
     stop = StopRequest(config.train.max_minutes)
     engine.start_processes(place, config.faults.start_seconds)
     control = Control(place)
     with run_folder.owned(folder, control):
         watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask, setup.storage_seconds(config))
         try:
-            parts = setup.prepare(config, control)
+            parts = setup.prepare(config, plan, control)
             code = _Run(config, folder, parts, stop, watchdog).train()
             # before the test, which has no step that all ranks meet at
             watchdog.end(f"stopped by {stop.reason}" if code else "done")
@@ -78,20 +80,21 @@ class _Run:
         self.place: Place = parts.control.place
         self.control: Control = parts.control
         self.checkpoints = folder / "checkpoints"
-        settings, shared = config.finetune, setup.shared(config)
+        settings, plan = config.finetune, parts.plan
+        assert plan.steps is not None
+        self.steps, self.schedule = plan.steps, plan.schedule
         resume = Resume(folder, self.control)
         new = resume.newest is None
         module, self.positions, notes = setup.start(config, parts.classes, resume.newest)
         if config.model.compile:
             compile_blocks(module)
         groups = setup.layer_groups(module, config.optim.weight_decay, settings.layer_decay)
-        plan = build.engine_plan(shared, self.place)
-        self.accumulation = plan.accumulation
-        self.engine = engine.build_engine(module, plan, self.place.device, groups)
+        self.accumulation = plan.layout.accumulation
+        self.engine = engine.build_engine(module, plan.engine, self.place.device, groups)
         retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
         self.saver = Saver(self.checkpoints, retention, self.place, self.control)
         self.progress = resume.restore(self.engine)
-        self.schedule = build.schedule(shared, parts.steps)
+        self.throughput = Throughput(plan.macs_per_clip, self.place.device)
         repeats = config.data.repeated_augmentation
         self.mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
         self.to_device = ToDevice(self.place.device)
@@ -101,11 +104,10 @@ class _Run:
         if self.average is not None and not new:
             self.average.read(self.progress.step)
         if self.place.is_main:
-            facts = setup.plan_facts(config, plan, parts)
-            run_folder.describe(folder, config, setup.data_facts(parts), facts, self.progress.step)
+            run_folder.describe(folder, config, setup.data_facts(parts), plan.facts(), self.progress.step)
             told = results.told_positions(self.positions, config.data.frames, config.data.size)
             notes += [f"positions: {text}" for text in told.values()]
-            setup.announce(config, parts, facts, notes, self.progress.step)
+            setup.announce(config, parts, notes, self.progress.step)
 
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
@@ -113,11 +115,12 @@ class _Run:
         losses = self.progress.losses or recent_losses_for_all(self.folder, start, self.control)
         judge = Judge(config.faults.spike_factor, losses)
         metrics = Metrics(self.folder, start, config.log.tensorboard) if self.place.is_main else None
-        line = ProgressLine(parts.steps, config.log.every)
+        line = ProgressLine(self.steps, config.log.every)
         self.engine.train()
         began = time.perf_counter()
         watchdog.at(start, "data")
-        for (step, batches), death in until_death(setup.loader(config, parts, start), (start, [])):
+        loader = setup.loader(config, parts, range(start, self.steps))
+        for (step, batches), death in until_death(loader, (start, [])):
             loaded = time.perf_counter()
             watchdog.at(step, "meeting")
             for batch in batches:
@@ -142,7 +145,7 @@ class _Run:
             self.progress.step = step + 1
             self.progress.updates += result.updated
             self.progress.losses = list(judge.recent)
-            if broken or self.progress.step == self.parts.steps:
+            if broken or self.progress.step == self.steps:
                 self._count(problems, metrics)
             ended = time.perf_counter()
             if metrics is not None:
@@ -150,7 +153,7 @@ class _Run:
                 clips, repeats = config.train.global_batch_size, config.data.repeated_augmentation
                 values = row(
                     step + 1, result, times, clips, repeats, learning_rate, self.progress.skipped,
-                    parts.throughput, self.place.world_size,
+                    self.throughput, self.place.world_size,
                 )  # fmt: skip
                 metrics.write(values)
                 line.show(values)
@@ -164,12 +167,12 @@ class _Run:
             watchdog.at(step + 1, "data")
         if metrics is not None:
             metrics.close()
-        return REQUEUE_EXIT_CODE if self.progress.step < parts.steps else 0
+        return REQUEUE_EXIT_CODE if self.progress.step < self.steps else 0
 
     def _save(self, metrics: Metrics | None, stopping: bool) -> bool:
         """Write a checkpoint where one is due. Returns whether it is the last of this start."""
         step = self.progress.step
-        last = stopping or step == self.parts.steps
+        last = stopping or step == self.steps
         if last or step % self.config.checkpoint.every == 0:
             self.watchdog.at(step, "checkpoint")
             if metrics is not None:
@@ -177,7 +180,8 @@ class _Run:
             self.saver.finish()  # the checkpoint before is one from here on, and its average stays
             if self.average is not None and self.place.is_main:
                 self.average.write(step, checkpoint.steps_in(self.checkpoints))
-            self.saver.begin(self.engine, self.progress, setup.facts(self.config, self.parts.classes, self.positions))
+            facts = setup.facts(self.config, self.parts.plan.shape, self.parts.classes, self.positions)
+            self.saver.begin(self.engine, self.progress, facts)
         if last:
             self.saver.finish()
         return last
@@ -216,9 +220,9 @@ class _Run:
         named = [problem for rank in self.control.gather(own) for problem in rank]
         if metrics is not None:
             metrics.name(self.progress.step, named)
-        seen = self.progress.step * build.samples_per_step(setup.shared(self.config))
+        seen = self.progress.step * self.parts.plan.samples_per_step
         limit = self.config.data.max_skipped_share
-        last = self.progress.step == self.parts.steps
+        last = self.progress.step == self.steps
         self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit, last)
 
 

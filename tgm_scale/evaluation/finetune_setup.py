@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Grid, Problem
 from tgm_scale.conversion.read import read_initial
 from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.data.loader import ClipLoader
 from tgm_scale.data.patience import PATIENCE_SECONDS
 from tgm_scale.data.replaced import replaced
+from tgm_scale.data.samples import Samples, Sampling
 from tgm_scale.data.text import shown
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.augment import AugmentedSamples, Augmenter
@@ -26,18 +26,27 @@ from tgm_scale.evaluation.run import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET
-from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.runtime.distributed import Control, Place
-from tgm_scale.runtime.secrets import tree_without_secrets
-from tgm_scale.training import build, checkpoint
-from tgm_scale.training.engine_plan import EnginePlan, engine_config, not_used
+from tgm_scale.training import checkpoint
+from tgm_scale.training.checks import check_compile
+from tgm_scale.training.corpora import corpus_facts
+from tgm_scale.training.engine_plan import not_used, resolve_precision
 from tgm_scale.training.introduction import few_clips
-from tgm_scale.training.throughput import Throughput
+from tgm_scale.training.parts import autoencoder, checkpoint_facts
+from tgm_scale.training.plan import RunPlan, Shape, engine_of, layout_of
 
 
-def shared(config: FinetuneConfig) -> Config:
-    """The configuration as `training.build` takes it: what is read there it has, under the same names."""
-    return cast(Config, config)
+def shape_of(config: FinetuneConfig) -> Shape:
+    return Shape.of(config.model, config.data.frames, config.data.size)
+
+
+def plan_finetuning(config: FinetuneConfig, place: Place) -> RunPlan:
+    """Raises ValueError for what does not go together."""
+    shape = shape_of(config)
+    layout = layout_of(config.train, config.clips_together, place)
+    precision = resolve_precision(config.train.precision, place.device)
+    engine = engine_of(config.deepspeed, layout, precision, config.optim)
+    return RunPlan(shape, layout, config.data.repeated_augmentation, engine, config.optim, place.device)
 
 
 def storage_seconds(config: FinetuneConfig) -> float:
@@ -45,11 +54,10 @@ def storage_seconds(config: FinetuneConfig) -> float:
     return PATIENCE_SECONDS if "://" in f"{config.data.train} {config.data.test}" else 0.0
 
 
-def check(config: FinetuneConfig, place: Place) -> None:
+def check(config: FinetuneConfig, plan: RunPlan) -> None:
     """Every check that needs neither processes nor data. Raises ValueError."""
-    build.token_grid(shared(config))
-    stage = engine_config(build.engine_plan(shared(config), place))["zero_optimization"]["stage"]
-    build.check_compile(shared(config), stage)
+    stage = plan.stage
+    check_compile(config.model.compile, config.deepspeed, stage)
     if config.finetune.ema and stage not in (0, 1, 2):
         source = "deepspeed.stage"
         if config.deepspeed.stage is None:
@@ -71,8 +79,7 @@ class Parts:
     classes: list[str]
     lacking: dict[str, int]  # test clips by class that training lacks
     opened: dict[str, Any]  # what of the data is usable and left out
-    steps: int
-    throughput: Throughput
+    plan: RunPlan
 
     def numbers(self, batch: Batch) -> Tensor:
         """The class of each clip, int64 [B]; 0 for one without a label, which has weight 0."""
@@ -87,7 +94,7 @@ class Parts:
                 batch.problems.append(Problem(key, "no_label"))
 
 
-def prepare(config: FinetuneConfig, control: Control) -> Parts:
+def prepare(config: FinetuneConfig, plan: RunPlan, control: Control) -> Parts:
     """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
     place = control.place
     if place.is_main:
@@ -106,11 +113,8 @@ def prepare(config: FinetuneConfig, control: Control) -> Parts:
         lines += [f"warning: {note}" for note in (overlap, told(lacking, len(test.refs))) if note]
         lines += [f"warning: {note}" for note in replaced(Path(config.run.dir), (train.corpus, test.corpus))]
         print("\n".join(lines), flush=True)
-    size = build.model_size(shared(config))
-    tokens = build.token_grid(shared(config)).tokens
-    macs = macs_per_clip(size, config.data.frames, config.data.size, tokens, 0)
-    steps = build.total_steps(shared(config), len(train.corpus))
-    return Parts(control, train, test, classes, lacking, opened, steps, Throughput(macs, place.device))
+    plan = plan.for_samples(config.train, len(train.corpus))
+    return Parts(control, train, test, classes, lacking, opened, plan)
 
 
 def _classes(config: FinetuneConfig, train: Labelled) -> list[str]:
@@ -135,36 +139,27 @@ def data_facts(parts: Parts) -> list[dict[str, Any]]:
     return [
         {"part": part, **facts}
         for part, of in (("train", parts.train), ("test", parts.test))
-        for facts in build.corpus_facts([of.corpus])
+        for facts in corpus_facts([of.corpus])
     ]
 
 
-def loader(config: FinetuneConfig, parts: Parts, start: int) -> ClipLoader:
-    data, train, place = config.data, config.train, parts.control.place
-    made = ClipLoader(
-        [parts.train.corpus],
-        frames=data.frames,
-        stride=data.stride,
-        size=data.size,
-        grid=build.token_grid(shared(config)),
-        seed=config.run.seed,
-        global_batch_size=train.global_batch_size,
-        micro_batch_size=train.micro_batch_size,
-        rank=place.rank,
-        world_size=place.world_size,
-        workers=data.workers,
-        repeated_augmentation=data.repeated_augmentation,
-        start_step=start,
-        stop_step=parts.steps,
+def loader(config: FinetuneConfig, parts: Parts, steps: range) -> ClipLoader:
+    data, plan = config.data, parts.plan
+    sampling = Sampling(
+        data.frames,
+        data.stride,
+        data.size,
+        plan.shape.grid,
+        config.run.seed,
+        repeated_augmentation=plan.repeats,
         crop=data.crop,
         flip=data.flip,
-        window_shards=data.window_shards,
         captions=False,
         segments=data.sampling == "segments",
     )
     augmenter = Augmenter(config.finetune.rand_augment, config.finetune.random_erasing, data.size)
-    made.samples = AugmentedSamples(made.samples, augmenter)
-    return made
+    samples = AugmentedSamples(Samples.in_order([parts.train.corpus], sampling, data.window_shards), augmenter)
+    return ClipLoader(samples, plan.layout, steps, workers=data.workers)
 
 
 class Start(NamedTuple):
@@ -185,9 +180,10 @@ def start(config: FinetuneConfig, classes: list[str], newest: Path | None) -> St
         return Start(module_of(config, len(classes), positions), positions, [])
     if config.train.init_from is None:  # as a pretraining run of this configuration would start
         module = module_of(config, len(classes), None)
-        _take(module, build.model(shared(config), None, IMAGENET).encoder.state_dict())
+        begun = autoencoder(shape_of(config), config.model, config.run.seed, None, IMAGENET)
+        _take(module, begun.encoder.state_dict())
         return Start(module, None, ["fresh weights: nothing pretrained"])
-    found = read_initial(config.train.init_from, build.model_size(shared(config)))
+    found = read_initial(config.train.init_from, shape_of(config).size)
     positions = None if found.clip == (config.data.frames, config.data.size) else found.clip
     try:
         module = module_of(config, len(classes), positions)
@@ -202,7 +198,7 @@ def start(config: FinetuneConfig, classes: list[str], newest: Path | None) -> St
 
 def module_of(config: FinetuneConfig, classes: int, positions: Clip | None) -> VideoClassifier:
     """The run's classifier with its first values, its positions interpolated from those of clips of another shape."""
-    size = build.model_size(shared(config))
+    size = shape_of(config).size
     return VideoClassifier(
         size,
         config.data.frames,
@@ -254,43 +250,23 @@ def layer_groups(module: VideoClassifier, weight_decay: float, layer_decay: floa
     ]
 
 
-def facts(config: FinetuneConfig, classes: list[str], positions: Clip | None = None) -> dict[str, Any]:
+def facts(config: FinetuneConfig, shape: Shape, classes: list[str], positions: Clip | None) -> dict[str, Any]:
     """What a reader of the checkpoint needs beside the tensors."""
-    size = dataclasses.replace(
-        build.model_size(shared(config)), decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0
-    )
+    size = dataclasses.replace(shape.size, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0)
     return {
-        "model": dataclasses.asdict(size) | {"name": config.model.size},
-        "frames": config.data.frames,
-        "image_size": config.data.size,
+        **checkpoint_facts(config, dataclasses.replace(shape, size=size)),
         "labels": names_of(classes, config.data.classes),
         "class_labels": classes,
         **({"positions": list(positions)} if positions else {}),
-        "config": tree_without_secrets(config.model_dump(mode="json")),
     }
 
 
-def plan_facts(config: FinetuneConfig, plan: EnginePlan, parts: Parts) -> dict[str, Any]:
-    """What follows from the configuration on this number of processes."""
-    return {
-        "steps": parts.steps,
-        "world_size": plan.world_size,
-        "accumulation": plan.accumulation,
-        "micro_batch_size": plan.micro_batch_size,
-        "precision": plan.precision,
-        "stage": engine_config(plan)["zero_optimization"]["stage"],
-        "peak_learning_rate": build.schedule(shared(config), parts.steps).peak,
-    }
-
-
-def announce(config: FinetuneConfig, parts: Parts, facts: dict[str, Any], notes: list[str], start: int) -> None:
+def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int) -> None:
     """Print what the run will do, before its first step."""
     lines = [
         f"run {config.run.dir}: {len(parts.train.refs)} training and {len(parts.test.refs)} test videos of "
-        f"{len(parts.classes)} classes, {parts.steps} steps of {config.train.global_batch_size} clips "
-        f"({facts['world_size']} processes x {facts['accumulation']} micro steps x {facts['micro_batch_size']}), "
-        f"{facts['precision']}, ZeRO {facts['stage']}, peak learning rate {facts['peak_learning_rate']:.3g}",
-        *few_clips(len(parts.train.refs), build.samples_per_step(shared(config))),
+        f"{len(parts.classes)} classes, {parts.plan.described()}",
+        *few_clips(len(parts.train.refs), parts.plan.samples_per_step),
         *notes,
         *not_used(config.deepspeed.config),
         *([f"going on from step {start}"] if start else []),

@@ -34,7 +34,8 @@ from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
 from tgm_scale.runtime.progress import Board
 from tgm_scale.runtime.terminal import escaped
-from tgm_scale.training import build
+from tgm_scale.training.plan import masker_of, shape_of
+from tgm_scale.training.towers import IMAGE_MAPS, Towers, load_towers
 
 DEFAULTS: dict[str, Any] = {
     "run": {"dir": "-"},
@@ -51,7 +52,7 @@ class Judged:
 
     label: str
     masker: Masker
-    towers: build.Towers
+    towers: Towers
 
 
 def judge(options: argparse.Namespace) -> int:
@@ -68,7 +69,7 @@ def judge(options: argparse.Namespace) -> int:
     if not judged:
         raise ValueError("no recipe can run: see what was left out")
     scores: dict[str, list[ClipScore]] = {}
-    grid = build.token_grid(config)
+    grid = shape_of(config).grid
     plain = _masker(config, "tube")
     with Board() as board:
         task = board.task("videos", len(found.pairs))
@@ -126,7 +127,7 @@ def _masker(config: Config, recipe: str) -> Masker:
     """A recipe at the configuration's ratio; its options only where it is the configuration's recipe."""
     masking = config.masking
     changes = {"recipe": recipe, "options": masking.options if recipe == masking.recipe else {}}
-    return build.masker(config.model_copy(update={"masking": masking.model_copy(update=changes)}))
+    return masker_of(masking.model_copy(update=changes), shape_of(config).grid, config.model.decode_ratio)
 
 
 def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], list[str]]:
@@ -137,7 +138,7 @@ def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], 
     device = torch.device("cpu")
     for recipe in wanted:
         masker = _masker(config, recipe)
-        if masker.needs & build.IMAGE_MAPS and config.guidance.towers is None:
+        if masker.needs & IMAGE_MAPS and config.guidance.towers is None:
             left_out.append(f"{recipe}: needs guidance.towers=DIR, a CLIP or SigLIP folder")
             continue
         if "flow" in masker.needs:
@@ -148,7 +149,7 @@ def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], 
                 continue
         for scorer in scorers if "relevance" in masker.needs else [None]:
             guidance = config.guidance.model_copy(update={"scorer": scorer or config.guidance.scorer, "cached": False})
-            towers = build.towers(config.model_copy(update={"guidance": guidance}), masker.needs, device)
+            towers = load_towers(guidance, masker.needs, config.objective.contrastive_weight > 0, device)
             judged.append(Judged(f"{recipe} ({scorer})" if scorer else recipe, masker, towers))
     return judged, left_out
 

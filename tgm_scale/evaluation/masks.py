@@ -19,7 +19,7 @@ from tgm_scale.evaluation.relevance import slot_aucs
 from tgm_scale.masking.diagnostics import centre_box
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.runtime import seeding
-from tgm_scale.training.build import Towers
+from tgm_scale.training.towers import Towers
 
 SIZES = {"small": (0.0, 0.05), "middle": (0.05, 0.15), "large": (0.15, 1.01)}  # share of the clip's pixels
 DRAWS = 8  # masks drawn of each clip

@@ -21,7 +21,7 @@ from tgm_scale.evaluation.run import PARTS
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.models.patches import patchify
 from tgm_scale.runtime.distributed import Control
-from tgm_scale.training.build import model_size
+from tgm_scale.training.plan import shape_of
 
 
 class Neighbours:
@@ -32,7 +32,8 @@ class Neighbours:
     def __init__(self, config: Config, control: Control) -> None:
         settings, data = config.knn, config.data
         assert settings.train is not None and settings.test is not None
-        self._size, self._control, self._k = model_size(config), control, settings.k
+        self._size = shape_of(config).size
+        self._control, self._k = control, settings.k
         views = Views(data.frames, data.size, data.stride)
         specs = {"train": settings.train, "test": settings.test}
         sources = {role: open_labelled(specs[role], settings.label, role=role, root=settings.root) for role in PARTS}

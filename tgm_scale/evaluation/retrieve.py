@@ -26,7 +26,7 @@ from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower
 from tgm_scale.runtime.command import told_as
 from tgm_scale.runtime.progress import Board
-from tgm_scale.training import build
+from tgm_scale.training.towers import tower_folder
 
 
 def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _text_tower(at: Session) -> TextTower:
         towers = at.encoder.towers
     if towers is None:
         raise ValueError("retrieve.towers: missing, and the checkpoint does not say: give the pretraining's folder")
-    folder = build.tower_folder(towers)
+    folder = tower_folder(towers)
     dtype = torch.float32 if at.place.device.type == "cpu" else torch.bfloat16
     with told_as("guidance.towers", "retrieve.towers"):
         check_folder(folder, ("text",))

@@ -150,13 +150,17 @@ class FinetuneConfig(RunSettings):
     @model_validator(mode="after")
     def _combinations(self) -> FinetuneConfig:
         train, repeats = self.train, self.data.repeated_augmentation
-        group = repeats * (2 if self.finetune.mixup or self.finetune.cutmix else 1)
-        if train.micro_batch_size % group:
+        if train.micro_batch_size % self.clips_together:
             raise ValueError(
-                f"train.micro_batch_size={train.micro_batch_size} is not a multiple of {group}: "
+                f"train.micro_batch_size={train.micro_batch_size} is not a multiple of {self.clips_together}: "
                 f"data.repeated_augmentation={repeats} clips of a video share a micro batch, and mixup pairs videos"
             )
         return self
+
+    @property
+    def clips_together(self) -> int:
+        """Clips that share a micro batch."""
+        return self.data.repeated_augmentation * (2 if self.finetune.mixup or self.finetune.cutmix else 1)
 
 
 def load_frozen(path: str | None, overrides: list[str], kind: type[FrozenConfig] = FrozenConfig) -> FrozenConfig:

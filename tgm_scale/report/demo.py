@@ -35,9 +35,10 @@ from tgm_scale.report.gallery import gallery
 from tgm_scale.report.strips import strips
 from tgm_scale.report.summary import Summary
 from tgm_scale.runtime.progress import Board, Task
-from tgm_scale.training import build
 from tgm_scale.training.metrics import read_metrics
+from tgm_scale.training.plan import run_masker, shape_of
 from tgm_scale.training.run_folder import replace_file
+from tgm_scale.training.towers import tower_folder
 
 Figures = dict[str, Any]
 
@@ -168,7 +169,7 @@ def judge_masks(plan: Plan, board: Board) -> Figures:
     """Does the relevance point at the named object? On clips of the held-out seed, for every scorer and control."""
     config = plan.run_config()
     assert config.guidance.towers is not None, "the demo's configuration names towers"
-    towers, grid = build.tower_folder(config.guidance.towers), build.token_grid(config)
+    towers, grid = tower_folder(config.guidance.towers), shape_of(config).grid
     text = load_text_tower(towers, torch.device("cpu"), torch.float32)
     image = load_image_tower(towers, torch.device("cpu"), torch.float32)
     scorers = {name: relevance.towers_scorer(text, image, name, grid) for name in SCORERS}
@@ -180,7 +181,7 @@ def judge_masks(plan: Plan, board: Board) -> Figures:
     for name, scorer in scorers.items():
         judged[name] = relevance.judge(scorer, clips, _TEST_SEED, grid, look)
         task.advance()
-    chosen, masker = judged[config.guidance.scorer], build.masker(config)
+    chosen, masker = judged[config.guidance.scorer], run_masker(config)
     hidden = chosen.hidden
     own = relevance.judge(scorers[config.guidance.scorer], clips, _TEST_SEED, grid, look, masker)
     task.advance()

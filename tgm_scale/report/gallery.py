@@ -26,7 +26,8 @@ from tgm_scale.guidance.flow import check_flow
 from tgm_scale.masking.recipes import RECIPES
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
 from tgm_scale.runtime import seeding
-from tgm_scale.training import build
+from tgm_scale.training.plan import run_masker
+from tgm_scale.training.towers import load_towers
 
 SIDE, PATCH, TUBELET = 112, 8, 2
 _PER_ROW, _TITLE, _GAP, _COLOURS = 5, 18, 6, 64  # of the animation
@@ -85,13 +86,13 @@ def _hidden(
         "train": {"steps": 1},
     }
     config = from_tree(tree)
-    masker = build.masker(config)
+    masker = run_masker(config)
     try:
         if "flow" in masker.needs:
             check_flow(config.guidance.flow)
     except ValueError as missing:
         return None, str(missing)
-    models = build.towers(config, masker.needs, torch.device("cpu"))
+    models = load_towers(config.guidance, masker.needs, contrastive=False, device=torch.device("cpu"))
     maps = clip_maps(masker, models, video_CTHW, motion_SRC, caption)
     assert maps is not None
     return masker.hidden(torch.tensor([seeding.key("gallery", recipe)]), **maps)[0], ""

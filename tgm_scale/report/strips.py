@@ -21,7 +21,8 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.report.reconstruct import reconstruct
 from tgm_scale.report.render import film_strip, heat, outlined, slot_frames, veiled
 from tgm_scale.runtime import seeding
-from tgm_scale.training import build
+from tgm_scale.training.plan import run_masker, shape_of
+from tgm_scale.training.towers import load_towers
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def strips(config: Config, checkpoint: str | Path, corpus: Corpus) -> list[Strip
     cpu = torch.device("cpu")
     model = build_module(read(checkpoint))
     assert isinstance(model, MaskedVideoAutoencoder), checkpoint
-    grid, masker = build.token_grid(config), build.masker(config)
-    towers = build.towers(config, masker.needs | {"relevance"}, cpu)
+    grid, masker = shape_of(config).grid, run_masker(config)
+    towers = load_towers(config.guidance, masker.needs | {"relevance"}, contrastive=True, device=cpu)
     assert towers.text is not None and towers.relevance is not None
     made = []
     for shard, count in enumerate(corpus.counts.tolist()):

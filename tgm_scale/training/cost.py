@@ -5,41 +5,36 @@ from __future__ import annotations
 import torch
 
 from tgm_scale.config import Config
-from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training import build, footprint
+from tgm_scale.training import footprint
+from tgm_scale.training.plan import layout_of, plan_pretraining
 
 GIB = 2**30
 
 
 def plan(config: Config, gpus: int, flops: float) -> str:
     """The plan in lines. Raises ValueError where the batch does not divide over the GPUs."""
-    config = build.for_processes(config, gpus)
-    size, masks = build.model_size(config), build.masker(config)
-    train, per_pass = config.train, config.train.micro_batch_size * gpus
-    if train.global_batch_size % per_pass:
+    if not _fits(config, gpus):
         raise ValueError(
-            f"train.global_batch_size={train.global_batch_size} is not a multiple of train.micro_batch_size="
-            f"{train.micro_batch_size} x {gpus} GPUs: {_advice(config, gpus)}"
+            f"train.global_batch_size={config.train.global_batch_size} is not a multiple of train.micro_batch_size="
+            f"{config.train.micro_batch_size} x {gpus} GPUs: {_advice(config, gpus)}"
         )
-    accumulation = train.global_batch_size // per_pass
-    targets = masks.target_count if config.objective.reconstruction_weight else 0
-    forward = macs_per_clip(size, config.data.frames, config.data.size, masks.visible_count, targets)
+    run = plan_pretraining(config, _first_of(gpus))
+    layout, masks, forward = run.layout, run.masker, run.macs_per_clip
+    assert masks is not None
     passes = 3 + config.model.activation_checkpointing
-    extra = 0
-    if (
-        config.objective.contrastive_weight
-        and (config.objective.contrastive_batch or train.global_batch_size) > per_pass
-    ):
-        extra = macs_per_clip(size, config.data.frames, config.data.size, masks.visible_count, 0)
-    step_flops = 2 * (passes * forward + extra) * train.global_batch_size
-    need = footprint.footprint(config, Place(0, gpus, 0, torch.device("cuda")))
-    parameters = footprint.parameters(config)
+    extra = 0.0
+    per_pass, negatives = layout.micro_batch * gpus, config.objective.contrastive_batch or layout.global_batch
+    if config.objective.contrastive_weight and negatives > per_pass:
+        extra = run.shape.macs(run.visible, 0)
+    step_flops = 2 * (passes * forward + extra) * layout.global_batch
+    need = footprint.footprint(run, config.model.activation_checkpointing)
+    parameters, train = footprint.parameters(run.shape), config.train
     seconds = step_flops / gpus / flops
     lines = {
         "model": f"{config.model.size}, {parameters / 1e6:.0f} million parameters",
         "tokens": masks.describe(),
-        "batch": f"{train.global_batch_size} = {gpus} GPUs x {accumulation} micro steps x {train.micro_batch_size}",
+        "batch": f"{layout.global_batch} = {gpus} GPUs x {layout.accumulation} micro steps x {layout.micro_batch}",
         "a clip": f"{forward / 1e9:.1f} G multiply-accumulates forward"
         + (f", and {extra / 1e9:.1f} G for the first pass of the cached contrast" if extra else ""),
         "a step": f"{step_flops / 1e15:.2f} PFLOP, {seconds:.2f} s at {flops / 1e12:.0f} TFLOP/s a GPU (assumed)",
@@ -76,5 +71,12 @@ def _advice(config: Config, gpus: int) -> str:
 
 
 def _fits(config: Config, gpus: int) -> bool:
-    train = build.for_processes(config, gpus).train
-    return train.global_batch_size % (train.micro_batch_size * gpus) == 0
+    try:
+        layout_of(config.train, config.data.repeated_augmentation, _first_of(gpus))
+    except ValueError:
+        return False
+    return True
+
+
+def _first_of(gpus: int) -> Place:
+    return Place(0, gpus, 0, torch.device("cuda"))

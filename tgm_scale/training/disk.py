@@ -7,23 +7,22 @@ import platform
 import shutil
 from pathlib import Path
 
-from tgm_scale.config import Config
-from tgm_scale.training import build
+from tgm_scale.config.sections import CheckpointConfig
+from tgm_scale.models.vit import ModelSize
 from tgm_scale.training.checkpoint import Retention, steps_in
 
 _BYTES = 12  # of a parameter: its fp32 weight and two moments
 
 
-def check_room(config: Config, decoder: bool = True) -> None:
-    """Try to write into the folder of checkpoints, where there is one, and see that those to come have room. Raises
-    ValueError.
+def check_room(folder: Path, kept: CheckpointConfig, steps: int | None, size: ModelSize, decoder: bool = True) -> None:
+    """Try to write into the run's folder of checkpoints, where there is one, and see that those to come have room.
+    Raises ValueError.
 
-    decoder: whether the run's model has one."""
-    folder = Path(config.run.dir)
+    steps: of the run, where they are known; decoder: whether the run's model has one."""
     checkpoints = folder / "checkpoints"
     if checkpoints.exists():
         _try_writing(checkpoints)
-    wanted = _BYTES * _parameters(config, decoder) * _more(config, steps_in(checkpoints))
+    wanted = _BYTES * _parameters(size, decoder) * _more(kept, steps, steps_in(checkpoints))
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ValueError(
@@ -32,16 +31,16 @@ def check_room(config: Config, decoder: bool = True) -> None:
         )
 
 
-def _more(config: Config, there: list[int]) -> int:
+def _more(kept: CheckpointConfig, steps: int | None, there: list[int]) -> int:
     """Checkpoints at once beside those that are there: the newest that stay and one in writing, less those that they
     take the place of; no more than the run has still to write."""
-    kept = Retention(1, config.checkpoint.keep_every)  # beside the newest: multiples, which stay for good
-    replaced = len(kept.dropped(there)) + bool(there)
-    more = max(1, config.checkpoint.keep + 1 - replaced)
-    if config.train.steps is None:
+    alone = Retention(1, kept.keep_every)  # beside the newest: multiples, which stay for good
+    replaced = len(alone.dropped(there)) + bool(there)
+    more = max(1, kept.keep + 1 - replaced)
+    if steps is None:
         return more
-    left = config.train.steps - max(there, default=0)
-    return min(more, -(-left // config.checkpoint.every))
+    left = steps - max(there, default=0)
+    return min(more, -(-left // kept.every))
 
 
 def _try_writing(folder: Path) -> None:
@@ -56,9 +55,8 @@ def _try_writing(folder: Path) -> None:
         ) from None
 
 
-def _parameters(config: Config, decoder: bool) -> int:
+def _parameters(size: ModelSize, decoder: bool) -> int:
     """Those of the blocks: 98 % of all."""
-    size = build.model_size(config)
     blocks = [(size.width, size.mlp, size.depth)]
     blocks += [(size.decoder_width, size.decoder_mlp, size.decoder_depth)] if decoder else []
     return sum(depth * (4 * width**2 + 2 * width * hidden) for width, hidden, depth in blocks)

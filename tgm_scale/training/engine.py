@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tgm_scale.runtime import rendezvous
 from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus, set_rendezvous
 from tgm_scale.training import engine_state
-from tgm_scale.training.engine_plan import EnginePlan, engine_config
+from tgm_scale.training.engine_plan import EnginePlan
 from tgm_scale.training.extensions import load_cpu_adam, prepare_deepspeed
 from tgm_scale.training.optim import parameter_groups
 
@@ -58,14 +58,13 @@ def build_engine(
     groups: of parameters, each with its `weight_decay` and maybe a `lr_scale`; default: matrices decay, others not."""
     import deepspeed
 
-    config = engine_config(plan)
     groups = parameter_groups(module, plan.weight_decay) if groups is None else groups
-    optimizer = _optimizer(groups, plan, config, device)
+    optimizer = _optimizer(groups, plan, device)
     try:
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(config))
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(plan.config))
     except ValidationError as error:  # a key that DeepSpeed does not know
         raise ValueError(f"deepspeed.config={plan.config_file}: {error}") from None
-    if plan.precision != "fp32" and config["zero_optimization"]["stage"] == 0:
+    if plan.precision != "fp32" and plan.zero["stage"] == 0:
         # DeepSpeed 0.19's wrapper makes one Adam step on zero gradients to allocate the moments, so the first real
         # update would be bias-corrected as the second: 0.73 of its size (seen as a loss 0.1 off after one step)
         optimizer.state.clear()
@@ -73,8 +72,8 @@ def build_engine(
     return engine
 
 
-def _optimizer(groups: list[dict], plan: EnginePlan, config: dict[str, Any], device: torch.device) -> Any:
-    if "offload_optimizer" in config["zero_optimization"]:
+def _optimizer(groups: list[dict], plan: EnginePlan, device: torch.device) -> Any:
+    if "offload_optimizer" in plan.zero:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         try:

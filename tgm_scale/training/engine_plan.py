@@ -7,11 +7,13 @@ in; a value that contradicts it is an error that names both places.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from tgm_scale.config import packaged
+from tgm_scale.contracts import BatchLayout
 from tgm_scale.runtime.outside.json_text import json_without_doubles
 from tgm_scale.training import engine_keys
 
@@ -24,17 +26,20 @@ class EnginePlan:
 
     stage: int | None
     config_file: str | None
-    global_batch_size: int
-    micro_batch_size: int
-    world_size: int
+    layout: BatchLayout
     precision: str  # fp32, bf16 or fp16
     clip_norm: float | None
     weight_decay: float
     betas: tuple[float, float]
 
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The whole of DeepSpeed's configuration; not to be changed. Raises ValueError as `engine_config` does."""
+        return engine_config(self)
+
     @property
-    def accumulation(self) -> int:
-        return self.global_batch_size // (self.micro_batch_size * self.world_size)
+    def zero(self) -> dict[str, Any]:
+        return self.config["zero_optimization"]
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -49,20 +54,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def engine_config(plan: EnginePlan) -> dict[str, Any]:
     """The DeepSpeed configuration of the run: the user's JSON completed with what the run derives.
 
-    Raises ValueError where the two contradict each other or the batch does not divide."""
-    per_pass = plan.micro_batch_size * plan.world_size
-    if plan.global_batch_size % per_pass:
-        raise ValueError(
-            f"train.global_batch_size={plan.global_batch_size} is not a multiple of train.micro_batch_size="
-            f"{plan.micro_batch_size} x {plan.world_size} processes = {per_pass}: change the micro batch, or the "
-            "number of processes"
-        )
+    Raises ValueError where the two contradict each other."""
     origin = plan.config_file or "DeepSpeed's defaults"
     config = engine_keys.honoured(_read_json(plan.config_file), origin) if plan.config_file else {}
     derived: dict[str, Any] = {
-        "train_batch_size": plan.global_batch_size,
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.accumulation,
+        "train_batch_size": plan.layout.global_batch,
+        "train_micro_batch_size_per_gpu": plan.layout.micro_batch,
+        "gradient_accumulation_steps": plan.layout.accumulation,
         "gradient_clipping": plan.clip_norm or 0.0,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,

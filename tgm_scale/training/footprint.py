@@ -6,11 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from tgm_scale.config import Config
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.runtime.distributed import Place
-from tgm_scale.training import build
-from tgm_scale.training.engine_plan import engine_config
+from tgm_scale.training.plan import RunPlan, Shape
 
 OFFLOADS = ("none", "optimizer", "all")  # `all`: optimizer and parameters
 
@@ -30,21 +27,18 @@ class Footprint:
         return self.state + self.activations
 
 
-def footprint(config: Config, place: Place) -> Footprint:
-    """Of one of `place.world_size` processes. Raises ValueError as `engine_config` does."""
-    plan = build.engine_plan(config, place)
-    zero = engine_config(plan)["zero_optimization"]
+def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
+    """Of one of the plan's processes."""
+    zero, precision = plan.engine.zero, plan.engine.precision
     offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
-    state, host = state_bytes(parameters(config), zero["stage"], offload, plan.precision, place.world_size)
-    value = 4 if plan.precision == "fp32" else 2
-    return Footprint(zero["stage"], offload, state, host, value * activation_values(config))
+    state, host = state_bytes(parameters(plan.shape), zero["stage"], offload, precision, plan.layout.world_size)
+    value = 4 if precision == "fp32" else 2
+    return Footprint(zero["stage"], offload, state, host, value * activation_values(plan, activation_checkpointing))
 
 
-def parameters(config: Config) -> int:
+def parameters(shape: Shape) -> int:
     with torch.device("meta"):
-        model = MaskedVideoAutoencoder(
-            build.model_size(config), config.data.frames, config.data.size, embedding_width=512
-        )
+        model = MaskedVideoAutoencoder(shape.size, shape.frames, shape.image_size, embedding_width=512)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -65,13 +59,12 @@ def state_bytes(count: int, stage: int, offload: str, precision: str, processes:
     return (count * weights, count * host) if offload == "optimizer" else (0.0, count * (host + weights))
 
 
-def activation_values(config: Config) -> float:
+def activation_values(plan: RunPlan, activation_checkpointing: bool) -> float:
     """Values that the blocks keep for their backward: about 17 of width D a token with fused attention (inputs of two
     norms, q, k, v, attention output, three of the MLP at four times the width); with checkpointing one."""
-    size, masks = build.model_size(config), build.masker(config)
-    targets = masks.target_count if config.objective.reconstruction_weight else 0
-    kept = 1 if config.model.activation_checkpointing else 17
-    encoder = masks.visible_count * size.width * (size.depth * kept + 17)
-    tokens = masks.visible_count + targets if targets else 0
+    size = plan.shape.size
+    kept = 1 if activation_checkpointing else 17
+    encoder = plan.visible * size.width * (size.depth * kept + 17)
+    tokens = plan.visible + plan.targets if plan.targets else 0
     decoder = tokens * size.decoder_width * (size.decoder_depth * kept + 17)
-    return config.train.micro_batch_size * (encoder + decoder)
+    return plan.layout.micro_batch * (encoder + decoder)

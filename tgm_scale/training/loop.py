@@ -13,18 +13,35 @@ from tgm_scale.data.to_device import ToDevice
 from tgm_scale.data.workers import WorkerDied
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime.distributed import Control, find_place
-from tgm_scale.training import ahead, build, checkpoint, disk, engine, introduction, run_folder
+from tgm_scale.training import ahead, checkpoint, disk, engine, introduction, run_folder
+from tgm_scale.training.checks import check
+from tgm_scale.training.corpora import (
+    corpus_facts,
+    make_synthetic,
+    open_corpora,
+    refuse_one_clip,
+    storage_seconds,
+)
 from tgm_scale.training.deaths import after, until_death
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
-from tgm_scale.training.module import JointModule
+from tgm_scale.training.parts import (
+    ReadInitial,
+    checkpoint_facts,
+    clip_loader,
+    initialise,
+    joint_module,
+    pixel_statistics,
+)
+from tgm_scale.training.plan import RunPlan, plan_pretraining
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.reporting import Times, count_problems, row
 from tgm_scale.training.resume import Resume
 from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import JointStep, StepResult
 from tgm_scale.training.throughput import Throughput
+from tgm_scale.training.towers import load_towers
 from tgm_scale.training.watchdog import Watchdog
 
 # Figures of the model while it trains: evaluation.online.Neighbours, which training may not import. Collective.
@@ -32,24 +49,24 @@ Watch = Callable[[Any], dict[str, float]]
 MakeWatch = Callable[[Config, Control], Watch]
 
 
-def pretrain(config: Config, read_initial: build.ReadInitial, make_watch: MakeWatch | None = None) -> int:
+def pretrain(config: Config, read_initial: ReadInitial, make_watch: MakeWatch | None = None) -> int:
     """Start a run, or go on with the one in its folder. `read_initial` reads `train.init_from`; `make_watch`
     makes what looks at the model every `knn.every` steps.
 
     Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a signal or the time limit stopped it
     after a checkpoint. Raises ValueError for a user's mistake, RunStopped or OSError where the run cannot go on."""
     place = find_place()
-    fitted = build.for_processes(config, place.world_size)
-    build.check(fitted, place)
+    plan = plan_pretraining(config, place)
+    check(config, plan)
     folder = run_folder.claim(config)
-    disk.check_room(config)
+    disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size)
     stop = StopRequest(config.train.max_minutes)
     engine.start_processes(place, config.faults.start_seconds)
     control = Control(place)
     with run_folder.owned(folder, control):
-        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask, build.storage_seconds(config.data))
+        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask, storage_seconds(config.data))
         try:
-            code = _Run(fitted, folder, control, stop, watchdog, read_initial, make_watch).train()
+            code = _Run(config, plan, folder, control, stop, watchdog, read_initial, make_watch).train()
             engine.stop_processes()
         except Exception as error:
             watchdog.end("failed")
@@ -72,11 +89,12 @@ class _Run:
     def __init__(
         self,
         config: Config,
+        plan: RunPlan,
         folder: Path,
         control: Control,
         stop: StopRequest,
         watchdog: Watchdog,
-        read_initial: build.ReadInitial,
+        read_initial: ReadInitial,
         make_watch: MakeWatch | None,
     ):
         self.config, self.folder, self.control, self.stop, self.watchdog = config, folder, control, stop, watchdog
@@ -86,28 +104,27 @@ class _Run:
         self.saver = Saver(self.checkpoints, retention, place, self.control)
         opened = None
         if place.is_main:
-            build.make_synthetic(config)
-            opened = build.corpora(config)  # builds the indices of a corpus from elsewhere, once
+            make_synthetic(config.data)
+            opened = open_corpora(config.data, plan.captions)  # builds the indices of foreign shards, once
         self.control.barrier()
-        self.corpora = opened or build.corpora(config)
+        self.corpora = opened or open_corpora(config.data, plan.captions)
+        refuse_one_clip(self.corpora, config.objective.contrastive_weight)
         samples = sum(len(corpus) for corpus in self.corpora)
-        self.steps = build.total_steps(config, samples)
-        self.schedule = build.schedule(config, self.steps)
-        masker = build.masker(config)
-        towers = build.towers(config, masker.needs, place.device)
-        self.guide = Guide(masker, towers, ToDevice(place.device))
+        self.plan = plan = plan.for_samples(config.train, samples)
+        assert plan.steps is not None and plan.masker is not None
+        self.steps, self.schedule = plan.steps, plan.schedule
         contrastive = config.objective.contrastive_weight > 0
-        width = towers.text.width if contrastive and towers.text is not None else None
-        module = JointModule(build.model(config, width), contrastive, config.objective.normalise_by)
+        towers = load_towers(config.guidance, plan.masker.needs, contrastive, place.device)
+        self.guide = Guide(plan.masker, towers, ToDevice(place.device))
+        module = joint_module(config, plan.shape, towers)
         resume = Resume(folder, self.control)
-        if resume.newest is None and config.train.init_from:
-            notes = build.initialise(module, config, read_initial)
+        if resume.newest is None and (origin := config.train.init_from):
+            notes = initialise(module, origin, plan.shape, pixel_statistics(config.data), read_initial)
             if place.is_main:
-                print("\n".join([f"weights of {config.train.init_from}", *notes]), flush=True)
+                print("\n".join([f"weights of {origin}", *notes]), flush=True)
         if config.model.compile:
             compile_blocks(module)
-        plan = build.engine_plan(config, place)
-        self.engine = engine.build_engine(module, plan, place.device)
+        self.engine = engine.build_engine(module, plan.engine, place.device)
         self.progress = resume.restore(self.engine)
         self.faults = FaultState.read(folder)
         self.suspects: list[str] = []
@@ -115,19 +132,19 @@ class _Run:
         self.step = JointStep(
             self.engine,
             place,
-            plan.accumulation,
-            config.train.micro_batch_size,
+            plan.layout.accumulation,
+            plan.layout.micro_batch,
             config.objective.reconstruction_weight,
             config.objective.contrastive_weight,
-            config.objective.contrastive_batch or config.train.global_batch_size,
+            config.objective.contrastive_batch or plan.layout.global_batch,
         )
         self.watch = make_watch(config, self.control) if make_watch and config.knn.every else None
-        self.throughput = Throughput(build.macs_per_clip(config, masker), place.device)
+        self.throughput = Throughput(plan.macs_per_clip, place.device)
         if place.is_main:
-            facts = build.plan_facts(config, plan, masker, self.steps)
-            run_folder.describe(folder, config, build.corpus_facts(self.corpora), facts, self.progress.step)
-            introduction.introduce(config, folder, self.corpora)
-            introduction.announce(config, facts, samples, masker, self.progress.step)
+            run_folder.describe(folder, config, corpus_facts(self.corpora), plan.facts(), self.progress.step)
+            scored_anew = "relevance" in plan.masker.needs and not config.guidance.cached
+            introduction.introduce(folder, self.corpora, plan.samples_per_step, scored_anew)
+            introduction.announce(folder, plan, samples, self.progress.step)
 
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
@@ -148,7 +165,7 @@ class _Run:
                 if metrics is not None:
                     metrics.close()
         if self.place.is_main:
-            introduction.conclude(self.config, self.progress.step - first, time.monotonic() - began, self.last)
+            introduction.conclude(self.folder, self.progress.step - first, time.monotonic() - began, self.last)
         return 0
 
     def _stretch(self, judge: Judge, metrics: Metrics | None) -> int:
@@ -222,13 +239,14 @@ class _Run:
         self.watchdog.at(self.progress.step, "checkpoint")
         if metrics is not None:
             metrics.flush()
-        self.saver.begin(self.engine, self.progress, build.facts(self.config))
+        self.saver.begin(self.engine, self.progress, checkpoint_facts(self.config, self.plan.shape))
         if last:
             self.saver.finish()
 
     def _looks(self) -> Iterator[ahead.Step]:
         """The steps that are left, with what the frozen models say of their clips."""
-        loader = build.loader(self.config, self.corpora, self.place, self.progress.step, self.steps)
+        config, left = self.config, range(self.progress.step, self.steps)
+        loader = clip_loader(self.plan, config.data, config.guidance, config.run.seed, self.corpora, left)
         steps = self.guide.to_device.ahead(self._without_skipped(loader))
         if self.config.guidance.own_stream:
             return ahead.step_ahead(steps, self.guide.look, self.place.device)
@@ -253,7 +271,7 @@ class _Run:
         named = [problem for rank in self.control.gather(own) for problem in rank]
         if metrics is not None:
             metrics.name(self.progress.step, named)
-        seen = self.progress.step * build.samples_per_step(self.config)
+        seen = self.progress.step * self.plan.samples_per_step
         limit = self.config.data.max_skipped_share
         last = self.progress.step == self.steps
         self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit, last)

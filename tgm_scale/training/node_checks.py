@@ -20,7 +20,10 @@ import torch
 from tgm_scale.config import Config
 from tgm_scale.data.loader import PREFETCH
 from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus
-from tgm_scale.training import build, disk, run_folder
+from tgm_scale.training import disk, run_folder
+from tgm_scale.training.checks import check
+from tgm_scale.training.corpora import open_corpora
+from tgm_scale.training.plan import plan_pretraining, shape_of
 
 _GB = 1e9
 _TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and says little
@@ -56,10 +59,9 @@ def node_name() -> str:
 def look_at_node(config: Config, place: Place, no_gpu: str | None) -> Report:
     """All that a process can find alone: configuration, versions, GPU (or why it has none), local disks."""
     report = Report(place.rank, node_name())
-    config = build.for_processes(config, place.world_size)
     report.alike = {name: str(version) for name, version in run_folder.versions().items()}
     report.alike |= {"python": platform.python_version(), "the code": _source_digest()}
-    report.attempt("configuration", lambda: build.check(config, place))
+    report.attempt("configuration", lambda: check(config, plan_pretraining(config, place)))
     report.attempt("GPU", lambda: _try_gpu(report, place, no_gpu))
     report.attempt("temporary folder", _check_temporary_folder)
     if config.data.workers:
@@ -72,9 +74,14 @@ def look_at_shared(config: Config, place: Place, token: str) -> Report:
     """What all nodes share: the run folder with the token that rank 0 left in it, the disk behind it, the shards."""
     report = Report(place.rank, node_name())
     report.attempt("run folder", lambda: _check_run_folder(config, token))
-    report.attempt("disk", lambda: disk.check_room(config))
+    report.attempt("disk", lambda: _check_room(config))
     report.attempt("shards", lambda: _read_shards(report, config, place))
     return report
+
+
+def _check_room(config: Config) -> None:
+    size = shape_of(config).size
+    disk.check_room(Path(config.run.dir), config.checkpoint, config.train.steps, size)
 
 
 def token_file(config: Config, token: str) -> Path:
@@ -146,7 +153,7 @@ def _read_shards(report: Report, config: Config, place: Place) -> None:
     """Read one sample of each corpus; other ranks read other shards."""
     if config.data.synthetic is not None and not Path(config.data.corpora()[0].path).exists():
         return  # made when the run starts
-    for corpus in build.corpora(config):
+    for corpus in open_corpora(config.data, plan_pretraining(config, place).captions):
         ref = corpus.sample(place.rank % len(corpus.shards), 0)
         corpus.read(ref, [ref.video])
         report.alike[f"corpus {corpus.name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"

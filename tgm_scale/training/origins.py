@@ -14,7 +14,8 @@ from typing import Any
 
 from tgm_scale.guidance.towers import model_files
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training import build, checkpoint
+from tgm_scale.training import checkpoint
+from tgm_scale.training.towers import tower_folder
 
 KEYS = ("guidance.towers", "guidance.flow", "train.init_from")
 FILE = "origins.json"
@@ -92,7 +93,7 @@ def _entry(key: str, value: str | None, recorded: Entry) -> Entry:
     if value is None:
         return {}
     if key == "guidance.towers":
-        files = _tower(Path(build.tower_folder(value)))
+        files = _tower(Path(tower_folder(value)))
     else:
         files = _weights(Path(value))
     return {name: _known(file, recorded.get(name, {})) for name, file in files.items()}

@@ -22,9 +22,11 @@ from tgm_scale.runtime import launch, slurm
 from tgm_scale.runtime.distributed import Control, Place, choose_device, place_of, set_rendezvous
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.rendezvous import connect
-from tgm_scale.training import build, run_folder, trial
+from tgm_scale.training import run_folder, trial
+from tgm_scale.training.corpora import open_corpora
 from tgm_scale.training.extensions import BUILD_SECONDS
 from tgm_scale.training.node_checks import Report, look_at_node, look_at_shared, node_name, token_file
+from tgm_scale.training.plan import plan_pretraining
 from tgm_scale.training.tested import untested
 from tgm_scale.training.verdict import judge, summary, tried_by
 
@@ -79,7 +81,7 @@ def _shared(config: Config, place: Place, rounds: Rounds) -> int:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
             if config.data.synthetic is None:
-                build.corpora(config)
+                open_corpora(config.data, plan_pretraining(config, place).captions)
         rounds.store.set("token", token)
     rounds.store.wait(["token"], timedelta(seconds=_INDEXING_SECONDS))
     report = look_at_shared(config, place, rounds.store.get("token").decode())
@@ -92,7 +94,6 @@ def _shared(config: Config, place: Place, rounds: Rounds) -> int:
 
 def _try(config: Config, place: Place, rounds: Rounds, clear_locks: bool) -> int:
     """What the run will use; the first process of each node readies the extensions."""
-    config = build.for_processes(config, place.world_size)
     report = Report(place.rank, node_name())
     if place.world_size > 1:
         report.attempt("InfiniBand", trial.check_infiniband)

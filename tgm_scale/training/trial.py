@@ -23,12 +23,16 @@ from tgm_scale.contracts import Batch
 from tgm_scale.data.synthetic import make_corpus
 from tgm_scale.data.to_device import ToDevice
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training import build, extensions
-from tgm_scale.training.engine_plan import engine_config, not_used, resolve_precision
+from tgm_scale.training import extensions
+from tgm_scale.training.corpora import open_corpora
+from tgm_scale.training.engine_plan import not_used
 from tgm_scale.training.footprint import footprint
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.module import JointModule
+from tgm_scale.training.parts import clip_loader, joint_module
+from tgm_scale.training.plan import RunPlan, plan_pretraining
 from tgm_scale.training.step import Prepared
+from tgm_scale.training.towers import load_towers
 
 _CLIPS = 8  # that are tried until one can be used: broken ones are left out in training, too
 _QUICK_FLOP = 1e11  # of a step on a CPU: some seconds
@@ -67,7 +71,7 @@ def try_extensions(config: Config, place: Place, clear: bool) -> list[str]:
 
 
 def offloads(config: Config, place: Place) -> bool:
-    return "offload_optimizer" in engine_config(build.engine_plan(config, place))["zero_optimization"]
+    return "offload_optimizer" in plan_pretraining(config, place).engine.zero
 
 
 def check_infiniband(cards: Path = Path("/sys/class/infiniband"), library: str = _VERBS) -> None:
@@ -101,50 +105,51 @@ def _few_clips(config: Config, place: Place) -> Iterator[Config]:
 
 
 def _try(few: Config, config: Config, place: Place) -> list[str]:
-    masker = build.masker(few)
-    batch = _first_usable(few, place)
-    towers = build.towers(few, masker.needs, place.device)
+    plan = plan_pretraining(few, place)
+    assert plan.masker is not None
+    batch = _first_usable(few, plan)
+    contrastive = config.objective.contrastive_weight > 0
+    towers = load_towers(few.guidance, plan.masker.needs, contrastive, place.device)
     with torch.no_grad():
-        prepared = Guide(masker, towers, ToDevice(place.device))(batch)
+        prepared = Guide(plan.masker, towers, ToDevice(place.device))(batch)
     said = [f"a clip, {batch.keys[0]}: {'x'.join(map(str, batch.video.shape[2:]))} pixels"]
     if prepared.text_BE is not None:
         said.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")
     said.append(f"its mask: {prepared.mask.visible.shape[1]} tokens seen, {prepared.mask.target.shape[1]} painted")
-    contrastive = config.objective.contrastive_weight > 0
-    width = towers.text.width if contrastive and towers.text is not None else None
-    return [*said, _try_step(config, place, prepared, width), *not_used(config.deepspeed.config)]
+    module = joint_module(config, plan.shape, towers)
+    tried = _try_step(config, plan_pretraining(config, place), module, prepared)
+    return [*said, tried, *not_used(config.deepspeed.config)]
 
 
-def _first_usable(few: Config, place: Place) -> Batch:
-    problems = []
-    for _, [batch] in build.loader(few, build.corpora(few), place, 0, _CLIPS):
+def _first_usable(few: Config, plan: RunPlan) -> Batch:
+    problems, opened = [], open_corpora(few.data, plan.captions)
+    for _, [batch] in clip_loader(plan, few.data, few.guidance, few.run.seed, opened, range(_CLIPS)):
         if bool((batch.weight > 0).any()):
             return batch
         problems += batch.problems
     counts = ", ".join(f"{count} {reason}" for reason, count in Counter(p.reason for p in problems).items())
     raise ValueError(
-        f"data.shards: none of the first {_CLIPS} clips of rank {place.rank} can be used ({counts}); the last is "
-        f"{problems[-1].key}: {problems[-1].detail}"
+        f"data.shards: none of the first {_CLIPS} clips of rank {plan.layout.rank} can be used ({counts}); the last "
+        f"is {problems[-1].key}: {problems[-1].detail}"
     )
 
 
-def _try_step(config: Config, place: Place, prepared: Prepared, width: int | None) -> str:
+def _try_step(config: Config, plan: RunPlan, module: JointModule, prepared: Prepared) -> str:
     """A forward and a backward pass in the run's precision: on a GPU of a whole micro batch, on a CPU of one clip."""
-    on_gpu = place.device.type == "cuda"
-    masks, precision = build.masker(config), resolve_precision(config.train.precision, place.device)
-    clips = config.train.micro_batch_size if on_gpu else len(prepared.batch)
-    needed = footprint(config, place)
+    device, precision = plan.device, plan.engine.precision
+    on_gpu = device.type == "cuda"
+    clips = plan.layout.micro_batch if on_gpu else len(prepared.batch)
+    needed = footprint(plan, config.model.activation_checkpointing)
     if on_gpu:
-        free, _ = torch.cuda.mem_get_info(place.device)
+        free, _ = torch.cuda.mem_get_info(device)
         if needed.device > _SPARE * free:
             return f"no step of the model: {needed.device / 1e9:.0f} GB expected, {free / 1e9:.0f} GB free"
-    elif 6 * build.macs_per_clip(config, masks) * clips > _QUICK_FLOP:
+    elif 6 * plan.macs_per_clip * clips > _QUICK_FLOP:
         return "no step of the model: it would take long on a CPU"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     began = time.perf_counter()
-    module = JointModule(build.model(config, width), width is not None, config.objective.normalise_by)
-    module.to(place.device, dtype)
-    index_B = torch.arange(clips, device=place.device) % len(prepared.batch)
+    module.to(device, dtype)
+    index_B = torch.arange(clips, device=device) % len(prepared.batch)
     video, mask = prepared.batch.video[index_B], prepared.mask
     target = mask.target[index_B] if config.objective.reconstruction_weight else None
     try:

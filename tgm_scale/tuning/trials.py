@@ -20,6 +20,7 @@ from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training.footprint import OFFLOADS, Footprint, footprint
 from tgm_scale.training.metrics import read_metrics
+from tgm_scale.training.plan import plan_pretraining
 
 GIB = 2**30
 _LOWEST_STAGE = {"none": 0, "optimizer": 1, "all": 3}
@@ -74,7 +75,7 @@ def dividing(file: str, overrides: list[str], processes: int) -> Config:
 
 
 def as_it_is(config: Config, place: Place) -> Candidate:
-    need = footprint(config, place)
+    need = footprint(plan_pretraining(config, place), config.model.activation_checkpointing)
     return Candidate(need.stage, need.offload, config.train.micro_batch_size, config.model.activation_checkpointing)
 
 

@@ -19,9 +19,10 @@ from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import Board
-from tgm_scale.training import build
+from tgm_scale.training.checks import check
 from tgm_scale.training.engine_plan import resolve_precision
 from tgm_scale.training.footprint import OFFLOADS, footprint
+from tgm_scale.training.plan import plan_pretraining
 from tgm_scale.training.run_folder import replace_file
 from tgm_scale.tuning import trials
 from tgm_scale.tuning.trials import Candidate, Trial
@@ -42,7 +43,7 @@ class Tuner:
             raise ValueError(f"--processes {self.processes}: wanted at least 1, and no more than the {gpus} GPUs here")
         self.config = trials.dividing(options.config, options.overrides, self.processes)
         self.place = Place(0, self.processes, 0, torch.device("cuda" if gpus else "cpu"))
-        build.check(self.config, self.place)
+        check(self.config, plan_pretraining(self.config, self.place))
         micros = _numbers("--micro-batches", options.micro_batches, range(1, self.config.train.global_batch_size + 1))
         micros = micros or trials.micro_batches(self.config, self.processes)
         offloads = options.offloads.split(",")
@@ -99,7 +100,8 @@ class Tuner:
             if smaller and outcomes.get(other.name, {}).get("outcome") in ("out of memory", "left out"):
                 return {"outcome": "left out", "why": f"micro batch {other.micro} did not fit"}
         file = self._write_json(candidate)
-        need = footprint(configuration.load(self.options.config, self._overrides(candidate, file)), self.place)
+        config = configuration.load(self.options.config, self._overrides(candidate, file))
+        need = footprint(plan_pretraining(config, self.place), config.model.activation_checkpointing)
         device = None
         if self.place.device.type == "cuda":
             device = ROOM * torch.cuda.get_device_properties(0).total_memory

@@ -108,11 +108,14 @@ def figures_of(
 
 
 def macs_per_clip(bench: Bench, size: str, micro: int, *own: str) -> float:
+    import torch
+
     from tgm_scale import config as configuration
-    from tgm_scale.training import build
+    from tgm_scale.runtime.distributed import Place
+    from tgm_scale.training.plan import plan_pretraining
 
     config = configuration.load(config_of(size), overrides(bench, bench.folder / "none", micro, 1, *own))
-    return build.macs_per_clip(config, build.masker(config))
+    return plan_pretraining(config, Place(0, 1, 0, torch.device("cuda"))).macs_per_clip
 
 
 def shown(figures: dict[str, Any]) -> str:
