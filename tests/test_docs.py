@@ -56,6 +56,16 @@ def test_every_relative_link_of_a_page_leads_somewhere(page: Path) -> None:
     assert not dead_links(page)
 
 
+def test_every_page_that_the_source_names_is_there() -> None:
+    named = set()
+    for folder in ("tgm_scale", "tools", "tests", "configs", "slurm", "containers", ".github"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in (".py", ".yaml", ".yml", ".sh", ".md", ".def") or file.name == "Dockerfile":
+                named |= set(re.findall(r"\bdocs/[\w/-]+\.(?:md|png|gif)\b", file.read_text(encoding="utf-8")))
+    assert len(named) > 8
+    assert not [name for name in named if not (ROOT / name).is_file()]
+
+
 def test_a_dead_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# A page\n[a](page.md#a-page) [b](gone.md) [c](#nothing) `[d](code.md)` [e](https://x.org/y)\n")

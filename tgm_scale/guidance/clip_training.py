@@ -53,7 +53,7 @@ class Recipe:
 
 def build(recipe: Recipe, vocabulary: int) -> Any:
     """A CLIPModel of the recipe's size. Initialised so that attention is not flat at the start: with transformers' own
-    initialisation the loss stays on its plateau for thousands of steps (docs/LOG.md)."""
+    initialisation the loss stays on its plateau for thousands of steps (docs/lab-notes/small_clip.md)."""
     prepare_torchvision()
     from transformers import CLIPConfig, CLIPModel
 
@@ -163,7 +163,7 @@ def train(
 
 def _optimisers(model: Any, objective: Objective, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest. AdamW alone needs two to three times the images before
-    shapes are told (docs/LOG.md)."""
+    shapes are told (docs/lab-notes/small_clip.md)."""
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(
             f"training the small CLIP needs torch 2.9 or later, for its Muon; this is {torch.__version__}"

@@ -31,7 +31,8 @@ def patch_statistics(patches_BMP: Tensor) -> Statistics:
 
 def clip_statistics(video_BCTHW: Tensor) -> Statistics:
     """Of each channel of the whole clip, 0..255. Where most patches are flat, the normalised ones are compression
-    noise; these keep a patch's brightness and contrast, and what stands out weighs most (docs/LOG.md)."""
+    noise; these keep a patch's brightness and contrast, and what stands out weighs most
+    (docs/lab-notes/demo_recipe.md)."""
     return _of_last(video_BCTHW.float().flatten(2)[:, None])
 
 
