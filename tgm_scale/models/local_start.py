@@ -1,8 +1,8 @@
 """A start for short runs: every attention head looks at one neighbour of its token from the first step.
 
 With the usual initialisation attention is flat at the start, and a masked autoencoder first has to find out, from the
-table of positions, which tokens are near. A small model on a CPU does not within minutes (docs/lab-
-notes/demo_recipe.md). Heads that start as shifts, as in structured initialisation (Zheng et al. 2024, arXiv
+table of positions, which tokens are near. A small model on a CPU does not within minutes
+(docs/lab-notes/demo_recipe.md). Heads that start as shifts, as in structured initialisation (Zheng et al. 2024, arXiv
 2404.01139), spare it that. Values and projections lean to a rotation and its inverse (mimetic initialisation,
 Trockman & Kolter 2023, arXiv 2305.09828), and the decoder's head undoes the embedding: what a token has copied from
 its neighbours comes out as pixels.
