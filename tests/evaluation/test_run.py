@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tgm_scale import cli
 from tgm_scale.contracts import Grid
+from tgm_scale.data.index import Corpus
 from tgm_scale.data.synthetic import Look, make_corpus
 from tgm_scale.evaluation import ranking, retrieve
 from tgm_scale.evaluation.features import FrozenEncoder
 from tgm_scale.evaluation.settings import load_frozen
+from tgm_scale.evaluation.views import decode_views
 from tgm_scale.models.patches import interpolated_table
 
 LABEL = "data.label=truth.objects.0.shape"
@@ -109,7 +112,6 @@ def test_retrieval_and_zero_shot_find_what_the_projection_says(
     shards: str, checkpoint: Path, towers: Path, tmp_path: Path
 ) -> None:
     """Scores worked out by hand from features, projection and text tower."""
-    from tgm_scale.data.index import Corpus
     from tgm_scale.evaluation.features import extract
     from tgm_scale.guidance.towers import load_text_tower
 
@@ -240,3 +242,16 @@ def test_frozen_features_of_clips_of_another_shape_have_interpolated_positions(
     assert same.positions is None and same.digest == FrozenEncoder.load(checkpoint).digest
     mistake = arguments(more[0], tmp_path / "odd", checkpoint, shards, "encoder.image_size=50")
     assert cli.main(mistake) == 2 and "size=50 is not a multiple of the model's patch" in capsys.readouterr().err
+
+
+def test_an_attentive_probe_sees_the_tokens_of_all_views(shards: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Not the mean by place, which is another thing in each crop."""
+    more = ["encoder.spatial_views=3", "encoder.temporal_views=2"]
+    assert cli.main(arguments(TWO_EPOCHS[0], tmp_path / "run", checkpoint, shards, *TWO_EPOCHS[1:], *more)) == 0
+    kept = [load_file(file)["rows"] for file in (tmp_path / "run" / "features").rglob("*.safetensors")]
+    assert sum(len(rows) for rows in kept) == 37 and all(rows.shape[1:] == (6 * 32, 24) for rows in kept)
+    encoder, corpus = FrozenEncoder.load(checkpoint), Corpus.open(shards)
+    ref = corpus.sample(0, 0)
+    clips = decode_views(corpus.read(ref, [ref.video])[ref.video], encoder.views(temporal=2, spatial=3))
+    wanted = encoder.tokens(clips).flatten(0, 1)
+    torch.testing.assert_close(kept[0][0].float(), wanted, atol=2e-3, rtol=2e-3)

@@ -50,13 +50,13 @@ def cached_rows(
     workers: int = 0,
     progress: Progress = lambda samples: None,
 ) -> Clips:
-    """For every labelled sample the mean over its views of `row_of(clips uint8 [B, 3, T, H, W])`, from below `folder`
-    where it is there already. Collective: each process makes every world-size-th chunk.
+    """For every labelled sample the mean over its views of `row_of(clips uint8 [B, 3, T, H, W])`, or the tokens of all
+    its views where `row_of` gives tokens [B, K, D]; from below `folder` where it is there already. Collective: each
+    process makes every world-size-th chunk.
 
     made_by: what the rows depend on beside samples and views, such as a digest of the weights. module: what `row_of`
-    runs. A chunk is one file,
-    written whole, so that a stopped pass goes on where it was. Raises ValueError where no sample can be
-    used, and where a row is not finite."""
+    runs. A chunk is one file, written whole, so that a stopped pass goes on where it was. Raises ValueError where no
+    sample can be used, and where a row is not finite."""
     refs = source.refs
     digest = hashlib.blake2b(digest_size=8)
     for fact in (*made_by, source.corpus.fingerprint, str(len(refs)), str(views), str(dtype)):
@@ -74,7 +74,7 @@ def cached_rows(
             if number % control.place.world_size != control.place.rank or file.is_file():
                 continue
             found = run_models(lambda video: [row_of(video)], source.corpus, part, views, decoder, progress, [module])
-            rows = found.rows[0].mean(dim=1) if found.names else torch.zeros(0)
+            rows = _over_views(found.rows[0]) if found.names else torch.zeros(0)
             rows = rows.to(dtype)
             finite.refuse(rows, found.names, f"its features, as {dtype},")
             facts = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
@@ -84,6 +84,11 @@ def cached_rows(
             work.rename(file)
     control.barrier()
     return _gather(folder, len(parts), source)
+
+
+def _over_views(rows_NV: Tensor) -> Tensor:
+    """[N, V, D]: the mean over views. [N, V, K, D]: all tokens, since a place is another thing in each crop."""
+    return rows_NV.flatten(1, 2) if rows_NV.ndim == 4 else rows_NV.mean(dim=1)
 
 
 def _gather(folder: Path, count: int, source: Labelled) -> Clips:

@@ -175,10 +175,10 @@ def cached(
 ) -> Clips:
     """Features of every labelled sample, the mean over its views, kept below `folder`; collective (`cached_rows`).
 
-    Pooling `tokens` keeps every token, in float16."""
+    Pooling `tokens` keeps every token of every view, in float16."""
     return cached_rows(
         folder,
-        (encoder.digest, pooling),
+        (encoder.digest, "tokens of all views" if pooling == "tokens" else pooling),
         encoder.tokens if pooling == "tokens" else encoder,
         encoder.encoder,
         source,
