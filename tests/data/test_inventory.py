@@ -6,14 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tars import make_corpus
 
-from tgm_scale.config import from_tree
+from tgm_scale.config import from_tree, lay_over
 from tgm_scale.contracts import Problem
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.inventory import Inventory, of_corpus
+from tgm_scale.runtime.distributed import Place
 from tgm_scale.training.corpora import corpus_facts, open_corpora
-from tgm_scale.training.introduction import introduce
+from tgm_scale.training.introduction import introduce, warn_of_one_caption
+from tgm_scale.training.plan import plan_pretraining
+
+ALONE = Place(0, 1, 0, torch.device("cpu"))
 
 
 def config(folder: Path, **data: object):
@@ -80,5 +85,37 @@ def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:
         (tmp_path / "v" / f"{number}.txt").write_text("  ")
     settings = config(tmp_path / "v")
     assert len(open_corpora(settings.data, captions=False)[0]) == 3
-    with pytest.raises(ValueError, match=r"none of 3 samples looked at has a caption \(0.mp4 is the first\)"):
-        open_corpora(settings.data, captions=True)
+    tube, contrast = "masking.recipe=tube", "objective.contrastive_weight=0"
+    for given, missing in (
+        (["masking.recipe=text_guided"], [tube]),
+        (["objective.contrastive_weight=1"], [contrast]),
+        (["objective.contrastive_weight=1", "masking.recipe=text_guided"], [contrast, tube]),
+        (
+            ["masking.recipe=text_guided", "masking.options={temperature: 1.0}"],
+            [tube, "masking.options={}"],
+        ),
+        (
+            ["objective.contrastive_weight=1", "objective.reconstruction_weight=0"],
+            [contrast, "objective.reconstruction_weight=1"],
+        ),
+    ):
+        tree = lay_over(settings.model_dump(), ["guidance.towers=small", *given])
+        plan = plan_pretraining(from_tree(tree), ALONE)
+        with pytest.raises(ValueError, match=r"none of 3 samples looked at has a caption \(0.mp4 is") as refused:
+            open_corpora(settings.data, plan.captions, plan.without_captions)
+        assert str(refused.value).endswith(f"to train without them add {' '.join(missing)}")
+        assert not plan_pretraining(from_tree(lay_over(tree, missing)), ALONE).captions
+
+
+@pytest.mark.parametrize("captions", [["a"], ["a", "b"], ["a", "a"]])
+def test_a_corpus_of_one_caption_is_warned_of(
+    captions: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text("file,caption\n" + "".join(f"{i}.mp4,{c}\n" for i, c in enumerate(captions)))
+    for number in range(len(captions)):
+        (tmp_path / f"{number}.mp4").touch()
+    warn_of_one_caption([Corpus.open(tmp_path / "list.csv")])
+    said = capsys.readouterr().out
+    assert said.startswith(f"warning: all {len(captions)} samples looked at have the caption 'a':") == (
+        len(set(captions)) == 1
+    )

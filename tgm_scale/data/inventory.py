@@ -95,20 +95,26 @@ def examples(corpus: Corpus) -> list[str]:
     return found
 
 
-def refuse_without_captions(opened: Sequence[Corpus]) -> None:
+def refuse_without_captions(opened: Sequence[Corpus], remedy: str) -> None:
     """Raises ValueError where none of some samples from all over a corpus has a caption: such a run learns nothing
-    from them, and would find out after some steps."""
+    from them, and would find out after some steps. remedy: the keys that do without."""
     for corpus in opened:
-        starts = corpus.counts.cumsum() - corpus.counts
-        chosen = sorted({len(corpus) * k // LOOKED_AT for k in range(LOOKED_AT)})
-        shards = starts.searchsorted(chosen, side="right") - 1
-        refs = [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
-        if not any(captions_of(corpus.read(ref, CAPTION_EXTENSIONS)) for ref in refs):
+        looked_at = captions_of_some(corpus)
+        if not any(looked_at.values()):
             raise ValueError(
-                f"corpus {corpus.name!r}: none of {len(refs)} samples looked at has a caption ({refs[0].name} is the "
-                "first): captions are read from json (caption, captions) or txt members, or a list; set "
-                "objective.contrastive_weight=0 and a recipe without text to train without them"
+                f"corpus {corpus.name!r}: none of {len(looked_at)} samples looked at has a caption "
+                f"({next(iter(looked_at))} is the first): captions are read from json (caption, captions) or txt "
+                f"members, files beside the videos, or a list; to train without them add {remedy}"
             )
+
+
+def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
+    """The captions of some samples from all over a corpus, by their names."""
+    starts = corpus.counts.cumsum() - corpus.counts
+    chosen = sorted({len(corpus) * k // LOOKED_AT for k in range(LOOKED_AT)})
+    shards = starts.searchsorted(chosen, side="right") - 1
+    refs = [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
+    return {ref.name: captions_of(corpus.read(ref, CAPTION_EXTENSIONS)) for ref in refs}
 
 
 def introduce_to(folder: Path, corpus: Corpus, limit: float) -> None:

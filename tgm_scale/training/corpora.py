@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,10 @@ def make_synthetic(data: DataConfig) -> None:
     unfinished.rename(folder)
 
 
-def open_corpora(data: DataConfig, captions: bool) -> list[Corpus]:
-    """captions: whether any are read. Raises ValueError where too much is left out."""
+def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[str] = ()) -> list[Corpus]:
+    """captions: whether any are read; without_captions: the keys to set where there are none, for the message.
+
+    Raises ValueError where too much is left out, or a corpus has no captions."""
     kept = data.cache
     cache = DiskCache(kept.dir, round(kept.gigabytes * 1e9)) if kept else None
     settings: dict[str, Any] = {"cache": cache, "root": data.root, "patience": data.patience}
@@ -48,7 +51,7 @@ def open_corpora(data: DataConfig, captions: bool) -> list[Corpus]:
     if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):
         refuse_above(inventories(opened), limit)
     if captions and data.max_skipped_share < 1:
-        refuse_without_captions(opened)
+        refuse_without_captions(opened, " ".join(without_captions))
     return opened
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.inventory import LEFT_OUT, write_left_out
+from tgm_scale.data.inventory import LEFT_OUT, captions_of_some, write_left_out
 from tgm_scale.data.replaced import replaced
+from tgm_scale.data.text import shown
 from tgm_scale.guidance.cache import EXTENSION as MAPS
 from tgm_scale.training.corpora import inventories
 from tgm_scale.training.engine_plan import not_used
@@ -42,6 +43,18 @@ def _scored(opened: list[Corpus]) -> list[str]:
         for corpus in opened
         if any(MAPS in corpus.sample(0, row).members for row in range(min(_LOOKED_AT, corpus.counts[0])))
     ]
+
+
+def warn_of_one_caption(opened: list[Corpus]) -> None:
+    """For a contrast: clips of equal captions are never each other's negatives."""
+    every = [captions for corpus in opened for captions in captions_of_some(corpus).values()]
+    distinct = {caption for captions in every for caption in captions}
+    if len(distinct) == 1:
+        print(
+            f"warning: all {len(every)} samples looked at have the caption {shown(distinct.pop())}: clips of equal "
+            "captions are not told apart, so objective.contrastive_weight above 0 teaches nothing",
+            flush=True,
+        )
 
 
 def few_clips(samples: int, batch: int) -> list[str]:

@@ -105,9 +105,10 @@ class _Run:
         opened = None
         if place.is_main:
             make_synthetic(config.data)
-            opened = open_corpora(config.data, plan.captions)  # builds the indices of foreign shards, once
+            # builds the indices of foreign shards, once
+            opened = open_corpora(config.data, plan.captions, plan.without_captions)
         self.control.barrier()
-        self.corpora = opened or open_corpora(config.data, plan.captions)
+        self.corpora = opened or open_corpora(config.data, plan.captions, plan.without_captions)
         refuse_one_clip(self.corpora, config.objective.contrastive_weight)
         samples = sum(len(corpus) for corpus in self.corpora)
         self.plan = plan = plan.for_samples(config.train, samples)
@@ -144,6 +145,8 @@ class _Run:
             run_folder.describe(folder, config, corpus_facts(self.corpora), plan.facts(), self.progress.step)
             scored_anew = "relevance" in plan.masker.needs and not config.guidance.cached
             introduction.introduce(folder, self.corpora, plan.samples_per_step, scored_anew)
+            if contrastive:
+                introduction.warn_of_one_caption(self.corpora)
             introduction.announce(folder, plan, samples, self.progress.step)
 
     def train(self) -> int:

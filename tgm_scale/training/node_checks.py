@@ -153,7 +153,8 @@ def _read_shards(report: Report, config: Config, place: Place) -> None:
     """Read one sample of each corpus; other ranks read other shards."""
     if config.data.synthetic is not None and not Path(config.data.corpora()[0].path).exists():
         return  # made when the run starts
-    for corpus in open_corpora(config.data, plan_pretraining(config, place).captions):
+    plan = plan_pretraining(config, place)
+    for corpus in open_corpora(config.data, plan.captions, plan.without_captions):
         ref = corpus.sample(place.rank % len(corpus.shards), 0)
         corpus.read(ref, [ref.video])
         report.alike[f"corpus {corpus.name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"

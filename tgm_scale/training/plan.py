@@ -98,6 +98,7 @@ class RunPlan:
     masker: Masker | None = None  # None: the model sees all tokens
     targets: int = 0  # tokens that are reconstructed
     captions: bool = False  # whether any are read
+    without_captions: tuple[str, ...] = ()  # keys that are left to set for a run that reads none
     steps: int | None = None  # None: not known before the data is opened
 
     @property
@@ -174,4 +175,16 @@ def plan_pretraining(config: Config, place: Place) -> RunPlan:
         masker,
         targets=masker.target_count if config.objective.reconstruction_weight else 0,
         captions=config.objective.contrastive_weight > 0 or "relevance" in masker.needs,
+        without_captions=_without_captions(config, masker),
     )
+
+
+def _without_captions(config: Config, masker: Masker) -> tuple[str, ...]:
+    objective, keys = config.objective, []
+    if objective.contrastive_weight:
+        keys.append("objective.contrastive_weight=0")
+    if not objective.reconstruction_weight:
+        keys.append("objective.reconstruction_weight=1")
+    if "relevance" in masker.needs:
+        keys += ["masking.recipe=tube", *(["masking.options={}"] if config.masking.options else [])]
+    return tuple(keys)

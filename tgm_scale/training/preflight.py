@@ -81,7 +81,8 @@ def _shared(config: Config, place: Place, rounds: Rounds) -> int:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
             if config.data.synthetic is None:
-                open_corpora(config.data, plan_pretraining(config, place).captions)
+                plan = plan_pretraining(config, place)
+                open_corpora(config.data, plan.captions, plan.without_captions)
         rounds.store.set("token", token)
     rounds.store.wait(["token"], timedelta(seconds=_INDEXING_SECONDS))
     report = look_at_shared(config, place, rounds.store.get("token").decode())

@@ -122,7 +122,7 @@ def _try(few: Config, config: Config, place: Place) -> list[str]:
 
 
 def _first_usable(few: Config, plan: RunPlan) -> Batch:
-    problems, opened = [], open_corpora(few.data, plan.captions)
+    problems, opened = [], open_corpora(few.data, plan.captions, plan.without_captions)
     for _, [batch] in clip_loader(plan, few.data, few.guidance, few.run.seed, opened, range(_CLIPS)):
         if bool((batch.weight > 0).any()):
             return batch
