@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tgm_scale.data.limits import MAX_LEFT_OUT_SHARE
+from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from tgm_scale.commands.command import Command, positive
+from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 
 EXAMPLES = """examples:
   tgm-scale shards make --annotations internvid.jsonl --videos DIR --output DIR
@@ -28,8 +29,6 @@ Exit code: 0 shards were made, 1 none could be made or the disk failed, 2 a mist
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    from tgm_scale.data.encode import CRF, GOP, SHORT_SIDE
-
     add = parser.add_argument
     add("--annotations", required=True, metavar="FILE", help="a file, a folder or a pattern of files")
     add(

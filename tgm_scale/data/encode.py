@@ -15,10 +15,10 @@ from fractions import Fraction
 import av
 import numpy as np
 
+from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 from tgm_scale.data.pictures import SCALING, orientation
 from tgm_scale.data.source import CutError, Source, clock
 
-GOP, CRF, SHORT_SIDE = 12, 23, 256
 _PRESET = "veryfast"  # half the time of "fast" at the same size and 0.5 dB less; its single reference decodes faster
 # x264's macroblock tree reads memory that it did not write: with it, one clip in some hundreds differs between two
 # encodings of the same frames in one thread. Off, it costs some 10 % of the size.

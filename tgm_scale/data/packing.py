@@ -18,9 +18,10 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data import encode, storage
+from tgm_scale.data import storage
 from tgm_scale.data.annotations import ClipRow, Filters, Plan
 from tgm_scale.data.clip_sources import ClipSources
+from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 from tgm_scale.data.encode import CutError, EncodedClip, cut_clip
 from tgm_scale.data.shards import ShardWriter, shard_path
 from tgm_scale.runtime.outside.json_text import json_object
@@ -35,9 +36,9 @@ OnClip = Callable[[ClipRow, Problem | None], None]
 
 @dataclass(frozen=True)
 class Encoding:
-    short_side: int = encode.SHORT_SIDE
-    gop: int = encode.GOP
-    crf: int = encode.CRF
+    short_side: int = SHORT_SIDE
+    gop: int = GOP
+    crf: int = CRF
 
 
 def claim(folder: Path, plan: Plan, encoding: Encoding) -> None:

@@ -19,7 +19,7 @@ from tgm_scale.config.sections import (
     Section,
     TrainConfig,
 )
-from tgm_scale.data.limits import MAX_LEFT_OUT_SHARE
+from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
 
 Sampling = Literal["dense", "segments"]
 
