@@ -22,7 +22,7 @@ from tgm_scale.tuning import trials
 
 ROOT = Path(__file__).parents[2]
 _NAMES_AN_ERROR = re.compile(
-    r"^(\[rank\d+\]: ?)?([\w.]*(Error|Exception|RunStopped|Diverged)\b|tgm-scale \w+:|FAILED)"
+    r"^(\[rank\d+\]: ?)?([\w.]*(Error|Exception|RunStopped|Diverged)\b|tgm-scale \w+( \w+)?:|FAILED)"
 )
 _MARK = "TGM_GPU_CHECK"  # variable by which all processes of a command are known
 _MAY_DIE = 20.0  # seconds for a killed process to be gone
