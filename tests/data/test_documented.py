@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "DATA.md").read_text()
 PLACES = {"CutError": 0, "DecodeError": 0, "_Unclear": 0, "Problem": 1}  # of the reason among the arguments
@@ -24,6 +26,15 @@ def test_every_row_of_the_table_names_a_test_that_is_there() -> None:
         assert named, row
         [file] = [*ROOT.glob(f"tests/data/{named[1]}.py"), *ROOT.glob(f"tests/evaluation/{named[1]}.py")]
         assert named[2] in functions(file), row
+
+
+@pytest.mark.parametrize("page", ["damage", "figures"])
+def test_what_is_said_to_be_held_is_held_by_a_test_that_is_there(page: str) -> None:
+    rows = [row for row in (ROOT / "docs" / "lab-notes" / f"{page}.md").read_text().splitlines() if "::" in row]
+    named = [re.search(r"`([\w/.]+)::(test_\w+)` \|$", row) for row in rows if row.startswith("|")]
+    assert len(named) > 20
+    for row, found in zip(rows[-len(named) :], named):
+        assert found and found[2] in functions(ROOT / "tests" / found[1]), row
 
 
 def test_every_reason_has_a_line() -> None:

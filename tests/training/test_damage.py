@@ -88,6 +88,16 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, kind: str) -
     assert newest.is_dir(), "it is set aside when the one before is found whole, not earlier"
 
 
+def test_a_checkpoint_of_a_later_version_stops_and_stays(tmp_path: Path) -> None:
+    """It is whole: an older version does not set it aside and go on from the one before."""
+    root = tmp_path / "checkpoints"
+    made(root, 20)
+    edited(made(root, 30), lambda tree: tree.update(format=manifest.FORMAT + 1))
+    with pytest.raises(ValueError, match=r"step-00000030/manifest\.json: format 2, this version reads 1: go on with"):
+        Resume(tmp_path, Control(ALONE))
+    assert sorted(path.name for path in root.iterdir()) == ["step-00000020", "step-00000030"]
+
+
 def test_only_damaged_checkpoints_stop_the_run_and_stay(tmp_path: Path) -> None:
     folders = [made(tmp_path / "checkpoints", step) for step in (20, 30)]
     for folder in folders:

@@ -51,14 +51,16 @@ def newest_whole(root: Path, damaged: dict[Path, str]) -> Reader | None:
     """The newest checkpoint with a valid manifest and whole files beside those in `damaged`; the ones passed over are
     added to that, with the reason. None in a new run.
 
-    Raises ValueError that names each where all are damaged, OSError where the storage does not answer: another start
-    may find what this one cannot read."""
+    Raises ValueError that names each where all are damaged, NewerFormat, OSError where the storage does not answer:
+    another start may find what this one cannot read."""
     ours = [(step, folder) for folder in root.glob("step-*") if (step := step_of(folder)) is not None]
     for _, folder in sorted(ours, reverse=True):
         if folder in damaged or not folder.is_dir():
             continue
         try:
             return Reader(folder)
+        except manifest.NewerFormat:
+            raise
         except ValueError as error:
             damaged[folder] = str(error)
     if damaged:

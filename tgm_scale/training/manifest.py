@@ -25,6 +25,10 @@ def step_of(folder: Path) -> int | None:
     return int(found[1]) if found and folder.name == f"step-{int(found[1]):08d}" else None
 
 
+class NewerFormat(ValueError):
+    """Written by a later version, whose run this one must not go on with from an older checkpoint."""
+
+
 class _File(BaseModel):
     model_config = ConfigDict(strict=True)
     name: str = Field(pattern=r"^\w[\w.-]*$", max_length=255)  # plain: of a file in the folder
@@ -68,13 +72,16 @@ class _Manifest(BaseModel):
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint's folder. Raises ValueError that names the file and what is wrong with it, OSError
-    where the storage does not answer."""
+    """The manifest of a checkpoint's folder. Raises ValueError that names the file and what is wrong with it,
+    NewerFormat for one of a later version, OSError where the storage does not answer."""
     file = folder / NAME
     if not file.is_file():
         raise ValueError(f"{folder}: not a checkpoint of this project (no {NAME})")
     tree = _tree(file)
-    if tree.get("format") != FORMAT:
+    form = tree.get("format")
+    if type(form) is int and form > FORMAT:
+        raise NewerFormat(f"{file}: format {form}, this version reads {FORMAT}: go on with the version that wrote it")
+    if form != FORMAT:
         raise ValueError(f"{file}: format {tree.get('format')}, this version reads {FORMAT}")
     try:
         found = _Manifest.model_validate(tree)
