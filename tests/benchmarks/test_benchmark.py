@@ -57,15 +57,15 @@ def test_ranks_share_a_step_and_resuming_costs_the_same(tmp_path: Path) -> None:
     assert 0.1 < early / late < 10 and figures["state_bytes"] < 100
 
 
-def test_a_plan_of_shards_takes_little_memory_of_each_row(tmp_path: Path) -> None:
-    done = run("plan", "--rows", "20000", "--json", str(tmp_path / "figures.json"))
+def test_a_plan_of_shards_takes_no_more_memory_of_more_rows(tmp_path: Path) -> None:
+    done = run("plan", "--rows", "40000", "--json", str(tmp_path / "figures.json"))
     passes = json.loads((tmp_path / "figures.json").read_text())["plan"]
-    counts = {"none": [0] * 4, "plan": [2000, 4000, 10_000, 20_000], "clips": [20_000]}
-    for name, wanted in counts.items():
-        assert [row["rows"] for row in passes if row["name"] == name] == wanted
-    assert all(row["seconds"] > 0 and row["clips"] == row["rows"] for row in passes if row["name"] != "none")
-    before, plan, clips = (row["peak_mb"] for row in passes[-3:])
-    assert before <= plan < before + 20 and plan < clips and "| plan | 20,000 | 20,000 |" in done.stdout
+    found = [(row["name"], row["rows"], row["clips"]) for row in passes]
+    assert found == [("none", 0, 0), ("plan", 4000, 4000), ("clips", 4000, 4000),
+                     ("none", 0, 0), ("plan", 40_000, 40_000), ("clips", 40_000, 40_000)]  # fmt: skip
+    assert all(row["seconds"] > 0 for row in passes if row["name"] != "none")
+    assert all(row["peak_mb"] < passes[0]["peak_mb"] + 80 for row in passes), "20,000 clips and 32 MB of lines"
+    assert "| clips | 40,000 | 40,000 |" in done.stdout
 
 
 @pytest.mark.parametrize(

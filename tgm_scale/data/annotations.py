@@ -7,9 +7,8 @@ span are captions of one clip."""
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -19,6 +18,8 @@ import numpy as np
 from tgm_scale.contracts import Problem
 from tgm_scale.data.annotation_files import files_of, lines_of
 from tgm_scale.data.annotation_rows import Row, clock, parse_row, parse_time
+from tgm_scale.data.grouped_lines import GroupedLines
+from tgm_scale.data.key_files import KeyFile, SortedKeys, distinct
 from tgm_scale.data.text import BYTE_ORDER_MARK, fault_of, shown
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
@@ -28,6 +29,8 @@ __all__ = ["CAPTION_EXTENSIONS", "ClipRow", "Filters", "Plan", "Row", "captions_
 
 CAPTION_EXTENSIONS = ("json", "txt")  # the members that captions are read from
 _CAPTION_KEYS = ("captions", "caption", "Caption")
+CLIPS_AT_ONCE = 20_000  # that are held in memory, some 20 MB; a shard of more is held whole
+_UNUSED = (1 << 64) - 1  # for the place of a row that is broken or left out; places have 63 bits
 
 
 def captions_of(members: dict[str, bytes]) -> list[str]:
@@ -152,15 +155,15 @@ class ClipRow:
 
 class Plan:
     """Which clip goes into which shard: all clips of the annotations that pass the filters, shuffled by key and cut
-    into shards. Two passes over them keep 8 bytes of every clip in memory (16 where its video's name says a folder),
-    and the clips of the shards in work."""
+    into shards. Memory holds 8 bytes of a shard and the clips in work; 16 bytes of a row lie in TMPDIR (32 where its
+    video's name says a folder), and the rows of the shards in work in the folder of the shards."""
 
     def __init__(self, path: str | Path, filters: Filters, clips_per_shard: int) -> None:
         self.files, self.filters, self.clips_per_shard = files_of(path), filters, clips_per_shard
         self.rows = 0
         self.left_out: Counter[str] = Counter()  # rows, by filter
         self.problems: list[Problem] = []  # broken rows, by line
-        places, paths = array("Q"), array("Q")
+        self._places, paths = KeyFile(), KeyFile()  # a place for each row
         digest = hashlib.blake2b(digest_size=16)
         for where, line in lines_of(self.files):
             digest.update(line)
@@ -169,26 +172,28 @@ class Plan:
                 row = parse_row(line)
             except ValueError as error:
                 self.problems.append(Problem(where, "broken_row", str(error)))
+                self._places.append(_UNUSED)
                 continue
             reason = filters.reason_against(row)
-            if reason is None:
-                places.append(row.place)
-                if "/" in row.video:
-                    paths.append(seeding.key("path", row.video))
-            else:
+            if reason is None and "/" in row.video:
+                paths.append(seeding.key("path", row.video))
+            elif reason is not None:
                 self.left_out[reason] += 1
+            self._places.append(row.place if reason is None else _UNUSED)
         self.digest = digest.hexdigest()
-        self._places, self._paths = _distinct(places), _distinct(paths)
+        self._paths = SortedKeys(distinct(paths.runs()))
+        self._cut_into_shards()
+
+    def _cut_into_shards(self) -> None:
+        self.clips, starts = 0, []
+        for places in distinct(run[run != _UNUSED] for run in self._places.runs()):
+            starts.append(places[-self.clips % self.clips_per_shard :: self.clips_per_shard])
+            self.clips += len(places)
+        self._starts = np.concatenate(starts) if starts else np.empty(0, np.uint64)  # the first place of each shard
 
     def has_path(self, video: str) -> bool:
         """Whether one of the rows names its video by this path, folder and all."""
-        key = np.uint64(seeding.key("path", video))
-        at = int(np.searchsorted(self._paths, key))
-        return at < len(self._paths) and bool(self._paths[at] == key)
-
-    @property
-    def clips(self) -> int:
-        return len(self._places)
+        return seeding.key("path", video) in self._paths
 
     @property
     def shards(self) -> int:
@@ -198,26 +203,35 @@ class Plan:
         """How many clips these shards have together."""
         return sum(min(self.clips - shard * self.clips_per_shard, self.clips_per_shard) for shard in shards)
 
-    def clips_of(self, shards: Sequence[int]) -> list[list[ClipRow]]:
-        """The clips of each of these shards, in order; a second pass over the file."""
-        starts = self._places[:: self.clips_per_shard]
-        chosen: dict[int, dict[tuple[int, str, int, int], ClipRow]] = {shard: {} for shard in shards}
-        for _, line in lines_of(self.files):
-            try:
+    def clips_of(self, shards: Sequence[int], folder: str | Path | None = None) -> Iterator[list[ClipRow]]:
+        """The clips of each of these shards, in order, after a second pass over the files; `folder`: where their rows
+        lie meanwhile. Raises ValueError where the files are no longer those of the plan."""
+        together = max(1, CLIPS_AT_ONCE // self.clips_per_shard)
+        groups = [shards[at : at + together] for at in range(0, len(shards), together)]
+        lines = self._lines_of(groups, folder)
+        for number, group in enumerate(groups):
+            chosen: dict[int, dict[tuple[int, str, int, int], ClipRow]] = {shard: {} for shard in group}
+            for line in lines.of_group(number):
                 row = parse_row(line)
-            except ValueError:
-                continue
-            place = row.place
-            shard = int(np.searchsorted(starts, np.uint64(place), side="right")) - 1
-            if shard not in chosen or self.filters.reason_against(row) is not None:
-                continue
-            span = row.video, row.start, row.end
-            chosen[shard].setdefault((place, *span), ClipRow(*span)).add(row)
-        return [[clips[order] for order in sorted(clips)] for clips in chosen.values()]
+                place, span = row.place, (row.video, row.start, row.end)
+                clips = chosen[int(np.searchsorted(self._starts, np.uint64(place), side="right")) - 1]
+                clips.setdefault((place, *span), ClipRow(*span)).add(row)
+            yield from ([clips[order] for order in sorted(clips)] for clips in chosen.values())
 
-
-def _distinct(keys: array[int]) -> np.ndarray:
-    """The keys in order, each once: sorted where they are, as np.unique's table takes 60 bytes of each."""
-    keys_N = np.frombuffer(keys, dtype=np.uint64)
-    keys_N.sort()
-    return keys_N[np.append(True, keys_N[1:] != keys_N[:-1])] if len(keys_N) else keys_N
+    def _lines_of(self, groups: Sequence[Sequence[int]], folder: str | Path | None) -> GroupedLines:
+        """The rows of each group of shards, found by their places: the others are not parsed again."""
+        group_of = np.full(self.shards + 1, -1)  # the last: of a row that comes before all shards
+        for number, group in enumerate(groups):
+            group_of[list(group)] = number
+        found, digest = GroupedLines(folder), hashlib.blake2b(digest_size=16)
+        lines = lines_of(self.files)
+        for places in self._places.runs():
+            of_row = group_of[np.searchsorted(self._starts, places, side="right") - 1]
+            of_row[places == _UNUSED] = -1
+            for group, (_, line) in zip(of_row.tolist(), lines):
+                digest.update(line)
+                if group >= 0:
+                    found.add(group, line.rstrip(b"\r\n"))
+        if next(lines, None) is not None or digest.hexdigest() != self.digest:
+            raise ValueError("--annotations: the files changed while they were read: start again with files at rest")
+        return found

@@ -29,7 +29,6 @@ from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
 REPORT = "report.json"
-_CLIPS_AT_ONCE = 1_000_000  # that are held in memory, some 0.8 GB (tgm-scale benchmark plan); more shards, more passes
 
 OnClip = Callable[[ClipRow, Problem | None], None]
 
@@ -86,25 +85,16 @@ def pack(
     out."""
     cut = partial(cut_clip, **asdict(encoding))
     sources = ClipSources(videos, plan.has_path)
+    planned = ((shard, clips, sources.spans(clips)) for shard, clips in zip(shards, plan.clips_of(shards, folder)))
+    ahead, now = tee(planned)
     with OrderedPool(workers) as pool:
-        for chunk in shards_at_once(plan, shards):
-            clips = plan.clips_of(chunk)
-            ahead, spans = tee(sources.spans(chosen) for chosen in clips)
-            results = pool.map(
-                cut, (span for of_shard in ahead for span in of_shard if not isinstance(span, CutError))
+        results = pool.map(cut, (span for _, _, spans in ahead for span in spans if not isinstance(span, CutError)))
+        for shard, clips, spans in now:
+            pairs = (
+                (clip, span if isinstance(span, CutError) else _fitting(plan.filters, clip, next(results)))
+                for clip, span in zip(clips, spans)
             )
-            for shard, chosen, of_shard in zip(chunk, clips, spans):
-                pairs = (
-                    (clip, span if isinstance(span, CutError) else _fitting(plan.filters, clip, next(results)))
-                    for clip, span in zip(chosen, of_shard)
-                )
-                _make_shard(folder, shard, len(chosen), pairs, on_clip)
-
-
-def shards_at_once(plan: Plan, shards: list[int]) -> Iterator[list[int]]:
-    """These shards in parts whose clips are held in memory together: each part is a pass over the annotations."""
-    count = max(1, _CLIPS_AT_ONCE // plan.clips_per_shard)
-    return (shards[at : at + count] for at in range(0, len(shards), count))
+            _make_shard(folder, shard, len(clips), pairs, on_clip)
 
 
 def _fitting(filters: Filters, clip: ClipRow, made: EncodedClip | Exception) -> EncodedClip | Exception:

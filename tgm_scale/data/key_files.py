@@ -1,0 +1,88 @@
+"""63-bit keys of millions of rows in files without a name below TMPDIR: memory holds a run of them at a time.
+
+Keys are hashes (`seeding.key`), so equal ranges of values have about equally many of them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+import numpy as np
+
+RUN = 1 << 18  # keys that are held and sorted together, 2 MB
+_PARTS = 256  # ranges of values that are merged one by one: of 10 million keys, 40,000 each
+_FENCE = 512  # keys between two that a sorted file keeps in memory: 4 kB are read for a look-up
+_BYTES = 8
+
+
+def scratch_file(folder: str | os.PathLike | None = None) -> IO[bytes]:
+    """A file without a name, in a folder or in TMPDIR; it is gone when it is closed, or the process is."""
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def append_to(file: IO[bytes], data: bytes | bytearray | array[int]) -> None:
+    """All of it, for `os.pread`. Raises OSError where the disk is full."""
+    file.write(data)
+    file.flush()
+
+
+class KeyFile:
+    """Keys in the order in which they were added, and any other numbers below 2**64."""
+
+    def __init__(self) -> None:
+        self._file, self._held = scratch_file(), array("Q")
+
+    def append(self, key: int) -> None:
+        self._held.append(key)
+        if len(self._held) == RUN:
+            append_to(self._file, self._held)
+            self._held = array("Q")
+
+    def runs(self) -> Iterator[np.ndarray]:
+        """The keys, uint64, a run at a time."""
+        written = os.fstat(self._file.fileno()).st_size // _BYTES
+        for start in range(0, written, RUN):
+            yield _read(self._file, start, start + RUN)
+        if self._held:
+            yield np.array(self._held, np.uint64)
+
+
+class SortedKeys:
+    """Which keys there are."""
+
+    def __init__(self, keys: Iterable[np.ndarray]) -> None:
+        """keys: in order, each once, a part at a time."""
+        self._file, self.count = scratch_file(), 0
+        fences = []
+        for part in keys:
+            append_to(self._file, part.tobytes())
+            fences.append(part[-self.count % _FENCE :: _FENCE])
+            self.count += len(part)
+        self._fences = np.concatenate(fences) if fences else np.empty(0, np.uint64)
+
+    def __contains__(self, key: int) -> bool:
+        block = int(np.searchsorted(self._fences, np.uint64(key), side="right")) - 1
+        return block >= 0 and key in _read(self._file, block * _FENCE, (block + 1) * _FENCE)
+
+
+def distinct(runs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """All keys of these runs in order, each once, a part at a time; the runs lie sorted on the disk meanwhile."""
+    bounds = np.arange(1, _PARTS, dtype=np.uint64) << np.uint64(55)
+    cuts: list[np.ndarray] = []  # of each run, where its parts begin and end in the file
+    written = 0
+    with scratch_file() as file:
+        for run in runs:
+            keys = np.sort(run)
+            append_to(file, keys.tobytes())
+            cuts.append(written + np.concatenate(([0], np.searchsorted(keys, bounds), [len(keys)])))
+            written += len(keys)
+        for part in range(_PARTS if written else 0):
+            pieces = [_read(file, int(cut[part]), int(cut[part + 1])) for cut in cuts]
+            yield np.unique(np.concatenate(pieces))
+
+
+def _read(file: IO[bytes], start: int, end: int) -> np.ndarray:
+    return np.frombuffer(os.pread(file.fileno(), (end - start) * _BYTES, start * _BYTES), np.uint64)
