@@ -42,6 +42,7 @@ class Format:
     pixels: str = "yuv420p"
     options: dict[str, str] = field(default_factory=dict)
     b_frames: int = 0
+    scale: int = 1  # of the picture
 
 
 FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
@@ -73,13 +74,14 @@ def write(
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format.container, options=format.options) as output:
         stream = output.add_stream(format.codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, format.pixels
+        size = WIDTH * format.scale, HEIGHT * format.scale
+        stream.width, stream.height, stream.pix_fmt = *size, format.pixels
         context = stream.codec_context
         context.time_base = stream.time_base = clock
         context.thread_count, context.gop_size, context.max_b_frames = 1, 12, format.b_frames
         context.bit_rate = 1_000_000
         for number, tick in enumerate(ticks):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24").reformat(format=format.pixels)
+            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24").reformat(*size, format=format.pixels)
             frame.pts, frame.time_base = tick, clock
             output.mux(stream.encode(frame))
         output.mux(stream.encode())

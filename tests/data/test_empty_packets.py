@@ -1,4 +1,4 @@
-"""Packets that show nothing of their own: Theora's empty ones, VP8's hidden frames, AVI's packed B-frames.
+"""Frames that are never shown, and packets of none: Theora's, hidden ones of VP8, VP9 and AV1, AVI's packed B-frames.
 
 A player goes on showing the picture before; each index and each span must have what it shows."""
 
@@ -91,6 +91,59 @@ def test_a_hidden_frame_takes_nobodys_place(tmp_path: Path, name: str) -> None:
         between.append((tick - 39, hidden(content), key) if aside else (tick, content, key))
     spans = [span for span in SPANS if span[1] <= len(left)]
     check(tmp_path, muxed(format, between, Fraction(1, 1000)), left, range(len(left)), spans)
+
+
+def superframe(*frames: bytes) -> bytes:
+    """Frames of VP9 in one packet, of which the last is shown (VP9 bitstream specification, annex B)."""
+    marker = bytes([0xC8 | len(frames) - 1])  # sizes of two bytes
+    sizes = b"".join(len(frame).to_bytes(2, "little") for frame in frames)
+    return b"".join(frames) + marker + sizes + marker
+
+
+@pytest.mark.parametrize("container", ["webm", "matroska", "mp4"])
+def test_a_hidden_frame_of_vp9_is_in_the_packet_of_the_next(tmp_path: Path, container: str) -> None:
+    """The keyframes 12, 24 are references that nobody sees; the third is hidden, and shown by a packet of its own."""
+    format = Format(container, "libvpx-vp9")
+    sources = [content for content, _ in packets_in(write(format, range(48), 1 / RATE, RATE))]
+    assert [k for k, one in enumerate(sources) if not one[0] & 0x04] == [0, 12, 24, 36], "where its keyframes are"
+    unseen = {k: bytes([sources[k][0] & ~0x02]) + sources[k][1:] for k in (12, 24, 36)}
+    shown, packets = [k for k in range(48) if k not in (12, 24)], []
+    for place, k in enumerate(shown):
+        content = superframe(unseen[k - 1], sources[k]) if k - 1 in (12, 24) else sources[k]
+        if k == 36:
+            content = superframe(unseen[36], b"\x88")  # "show the frame of the first place"
+        packets.append((place if container == "mp4" else 40 * place, content, k in (0, 13, 25, 36)))
+    clock = 1 / RATE if container == "mp4" else Fraction(1, 1000)
+    data = muxed(format, packets, clock)
+    with av.open(io.BytesIO(data)) as opened:
+        assert [number_in(frame.to_ndarray(format="rgb24")) for frame in opened.decode(video=0)] == shown
+    spans = [(0, 5), (3, 12), (10, 14), (12, 13), (13, 30), (22, 24), (23, 25), (33, 36), (34, 35), (35, 46)]
+    check(tmp_path, data, shown, range(len(shown)), spans)
+
+
+def frames_in(unit: bytes) -> int:
+    """How many frames a temporal unit of AV1 holds (AV1 bitstream specification, 5.3)."""
+    at = frames = 0
+    while at < len(unit):
+        kind, extended = unit[at] >> 3 & 15, unit[at] >> 2 & 1
+        assert unit[at] & 2, "each says its size"
+        at, size, shift = at + 1 + extended, 0, 0
+        while True:
+            size |= (unit[at] & 127) << shift
+            at, shift = at + 1, shift + 7
+            if not unit[at - 1] & 128:
+                break
+        frames += kind in (3, 6)
+        at += size
+    return frames
+
+
+@pytest.mark.skipif("libsvtav1" not in av.codecs_available, reason="wants an AV1 encoder")
+@pytest.mark.parametrize("container", ["webm", "mp4"])
+def test_hidden_frames_of_av1_take_nobodys_place(tmp_path: Path, container: str) -> None:
+    data = write(Format(container, "libsvtav1", scale=4), range(40), 1 / RATE, RATE)
+    assert max(frames_in(content) for content, _ in packets_in(data)) > 2
+    check(tmp_path, data, range(40), range(40), [(0, 5), (3, 17), (20, 21), (24, 40)])
 
 
 VOP = b"\0\0\1\xb6"  # MPEG-4 part 2: the start of a frame; the two bits after it are 0 of an I, 1 of a P, 2 of a B

@@ -187,7 +187,7 @@ class Plan:
     def _cut_into_shards(self) -> None:
         self.clips, starts = 0, []
         for places in distinct(run[run != _UNUSED] for run in self._places.runs()):
-            starts.append(places[-self.clips % self.clips_per_shard :: self.clips_per_shard])
+            starts.append(places[-self.clips % self.clips_per_shard :: self.clips_per_shard].copy())
             self.clips += len(places)
         self._starts = np.concatenate(starts) if starts else np.empty(0, np.uint64)  # the first place of each shard
 

@@ -59,7 +59,7 @@ class SortedKeys:
         fences = []
         for part in keys:
             append_to(self._file, part.tobytes())
-            fences.append(part[-self.count % _FENCE :: _FENCE])
+            fences.append(part[-self.count % _FENCE :: _FENCE].copy())  # a view would hold all of the part
             self.count += len(part)
         self._fences = np.concatenate(fences) if fences else np.empty(0, np.uint64)
 
