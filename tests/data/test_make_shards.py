@@ -243,6 +243,7 @@ def test_a_mistake_ends_with_code_2_and_a_remedy(small, tmp_path, capsys, more, 
     error = capsys.readouterr().err
     assert re.search(complaint, error) and error.count("\n") == 1
     assert contents(small[2]) == before
+    assert not (tmp_path / "new").exists() or not list((tmp_path / "new").iterdir()), "other settings may follow"
 
 
 @pytest.mark.parametrize("more", [("--short-side", 33), ("--crf", 60), ("--workers", 0), ("--gop", "x")])
@@ -257,6 +258,23 @@ def test_nothing_made_is_code_1(small, tmp_path, capsys):
     (tmp_path / "videos" / "other.mp4").write_bytes(b"")
     assert main([*arguments(small, tmp_path / "new"), "--videos", str(tmp_path / "videos")]) == 1
     assert "skipped, missing_video: 40" in capsys.readouterr().out
+
+
+def test_a_wrong_folder_of_videos_is_followed_by_the_right_one(small, tmp_path, tool, capsys):
+    """Nothing was found in any shard, then in some: these alone are made anew."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "other.mp4").write_bytes(b"")
+    settings = ["--short-side", 64, "--clips-per-shard", 2]
+    line = command(small[0], tmp_path / "videos", tmp_path / "out", *settings)[2:]
+    assert tool.main(line) == 1
+    shutil.copy(small[1] / "v0.mp4", tmp_path / "videos")
+    capsys.readouterr()
+    assert tool.main(line) == 0 and "20 of this task's 20 are to be made" in capsys.readouterr().out
+    kept = {path: path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")}
+    assert 5 <= len(kept) < 20 and len(Corpus.open(tmp_path / "out")) == 10
+    assert tool.main([*line, "--videos", str(small[1])]) == 0
+    assert f"{20 - len(kept)} of this task's 20 are to be made" in capsys.readouterr().out
+    assert {path: path.stat().st_ino for path in kept} == kept
 
 
 def made(folder):

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tgm_scale.data.annotations import Filters, Plan
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.packing import Encoding, claim, pack, unfinished, write_report
+from tgm_scale.data.packing import Encoding, claim, pack, release, unfinished, write_report
 from tgm_scale.runtime.terminal import escaped
 
 LINE_EVERY_SECONDS = 30.0
@@ -44,8 +44,12 @@ def make(options: argparse.Namespace) -> int:
         f"{plan.clips} clips in {plan.shards} shards; {len(todo)} of this task's {len(mine)} are to be made",
         flush=True,
     )
-    with _Progress(plan.clips_in(todo)) as progress:
-        pack(plan, options.videos, options.output, todo, encoding, options.workers, progress.clip_done)
+    try:
+        with _Progress(plan.clips_in(todo)) as progress:
+            pack(plan, options.videos, options.output, todo, encoding, options.workers, progress.clip_done)
+    except ValueError:
+        release(options.output)
+        raise
     report = write_report(options.output, plan)
     _print_report(report, options.output)
     if report["made"] and report["shards"]["finished"] == plan.shards:

@@ -67,9 +67,20 @@ def claim(folder: Path, plan: Plan, encoding: Encoding) -> None:
         storage.write_atomically(path, _plain(settings))
 
 
+def release(folder: Path) -> None:
+    """Take the claim back where nothing came of it, so that other settings may follow."""
+    if [path.name for path in folder.iterdir()] == [SETTINGS]:
+        (folder / SETTINGS).unlink()
+
+
 def unfinished(folder: Path, shards: range) -> list[int]:
-    """Those of the shards that are still to be made."""
-    return [shard for shard in shards if not _report_path(folder, shard).exists()]
+    """Those of the shards that are still to be made: also those of which no video was found, as in a wrong folder."""
+    return [shard for shard in shards if not (path := _report_path(folder, shard)).exists() or _found_none(path)]
+
+
+def _found_none(path: Path) -> bool:
+    report = _report(path)
+    return not report.made and all(reason == "missing_video" for _, reason, _ in report.skipped)
 
 
 def pack(
