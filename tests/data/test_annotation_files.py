@@ -61,6 +61,7 @@ def test_scores_of_a_table_are_numbers(tmp_path: Path, delimiter: str) -> None:
         ("a.csv", b"file,caption\n\xff,x\n", "not UTF-8"),
         ("a.json", b'[{"a": "\xff"}]', "not UTF-8"),
         ("a.csv", b"a.mp4,0,1,walk\n", "first line names none of the columns"),
+        ("a.csv", b"file,caption,CAPTION\na,b,c\n", "a.csv: 2 columns are named caption: rename"),
         ("a.json", ARRAY[:-9], "object 2 of its array is no JSON"),
         ("a.json", ARRAY + ARRAY, "more text after the end of its array"),
         ("a.json", "[" * 100_000, "object 1: brackets in brackets without end"),

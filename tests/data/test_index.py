@@ -159,6 +159,19 @@ def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
     ]
 
 
+PACKED = {"gzip": b"\x1f\x8b", "Zstandard": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh9", "xz": b"\xfd7zXZ", "zip": b"PK\3\4"}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_packed_shard_is_told_how_it_is_unpacked(tmp_path, name):
+    make_corpus(tmp_path / "c", [3, 2])
+    (tmp_path / "c" / "00000.tar").write_bytes(PACKED[name] + b"x" * 2000)
+    corpus = Corpus.open(tmp_path / "c")
+    (problem,) = corpus.all_problems()
+    assert len(corpus) == 2 and problem.reason == "shard_unreadable"
+    assert f"compressed ({name}): unpack it first, such as with" in problem.detail
+
+
 @pytest.mark.parametrize("content", [b"", b"this is no tar", b"\0" * 10240, b"\x1f\x8b" + b"x" * 2000])
 def test_a_bad_shard_among_good_ones(tmp_path, content):
     make_corpus(tmp_path / "c", [3, 2])

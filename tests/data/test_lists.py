@@ -161,6 +161,24 @@ def test_a_split_column_is_obeyed(tmp_path: Path, values: str, role: Role, wante
     assert [path[0] for path, _ in labels(tmp_path / "s.csv", role)] == list(wanted)
 
 
+@pytest.mark.parametrize("name", ["s.csv", "s.json"])
+def test_rows_without_a_split_where_others_have_one_are_named(tmp_path: Path, name: str) -> None:
+    """They were of no part; and where all others were of one, of both."""
+    rows = [("a", "train"), ("b", ""), ("c", "test"), ("d", None)]
+    if name == "s.csv":
+        text = "file,label,split\n" + "".join(f"{path}.mp4,1,{split or ''}\n" for path, split in rows) + "e.mp4\n"
+    else:
+        text = json.dumps([{"file": f"{path}.mp4", "label": 1, "split": split} for path, split in rows])
+    (tmp_path / name).write_text(text)
+    for role, wanted in (("train", "a"), ("test", "c")):
+        listing = read_list(tmp_path / name, role)
+        assert [entry.path[0] for entry in listing.entries] == [wanted]
+        assert {problem.key[0]: problem.reason for problem in listing.problems} == {
+            path: "bad_row" for path in ("bde" if name == "s.csv" else "bd")
+        }
+        assert "no split, where other rows have one" in listing.problems[0].detail
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -193,6 +211,8 @@ def test_a_split_column_is_obeyed(tmp_path: Path, values: str, role: Role, wante
         ("x.csv", "file,label,split\na.mp4,1,1\nb.mp4,1,2\n", "column of splits says '1': wanted train, val or test"),
         ("x.csv", "file,label,split\na.mp4,1,val\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
         ("x.csv", 'file,label\na.mp4,"1\n' + "b.mp4,2\n" * 60, "line 2: a field of more than 50 lines"),
+        ("x.csv", "file,label,split\na.mp4,1,\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
+        ("x.csv", "file,label,Label\na.mp4,1,2\n", "2 columns are named label: rename all but one"),
         ("x.parquet", "PAR1", "Parquet is not read; make JSON Lines of it: python -c"),
         (
             "x.jsonl",

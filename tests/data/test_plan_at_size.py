@@ -1,4 +1,4 @@
-"""The plan of many rows: the same whatever is held in memory at a time, and memory that does not grow with the rows."""
+"""The plan of many rows: the same whatever is held in memory at a time; memory does not grow with the rows."""
 
 from __future__ import annotations
 

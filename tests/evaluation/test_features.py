@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.synthetic import Look, make_sample
 from tgm_scale.evaluation import finite
+from tgm_scale.evaluation.clips import fitting
 from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
@@ -52,6 +54,19 @@ def test_every_sample_is_there_once_whatever_the_workers(shards: str, checkpoint
     assert len(set(one.keys)) == len(one.keys) == CLIPS == sum(counted)
     assert one.keys == other.keys and one.labels == other.labels and not one.problems
     assert torch.equal(one.features[0], other.features[0])
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "workers", "samples", "wanted"),
+    [(2, 1, 8, 72, 1), (2, 1, 8, 10_000, 2), (64, 8, 8, 10_000, 8), (64, 8, 16, 10_000, 8), (2, 8, 8, 10_000, 1),
+     (64, 1, 8, 63, 0), (64, 1, 0, 10_000, 0), (64, 1, 8, 200, 3)],
+)  # fmt: skip
+def test_decoding_processes_go_by_the_cores_and_the_clips(
+    monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int, workers: int, samples: int, wanted: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert fitting(workers, samples) == wanted
 
 
 def test_several_encoders_share_one_pass(shards: str, checkpoint: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from tgm_scale import cli
 from tgm_scale.contracts import Grid
 from tgm_scale.data.decode import DecodeError
 from tgm_scale.data.encode import encode_video
+from tgm_scale.evaluation import judged_masks
 from tgm_scale.evaluation.annotated import clips, find, token_share
 from tgm_scale.evaluation.masks import centre_score, most_possible, score_clip, summarise
 from tgm_scale.evaluation.relevance import slot_aucs
@@ -154,6 +156,15 @@ def main(arguments: Sequence[str]) -> int:
 
 
 FEW = ["--recipes", "tube", "--clips", "1", "data.size=64", "data.frames=4", "model.patch=8"]
+
+
+@pytest.mark.parametrize("written", ["tube random part_based", "tube,random,part_based", "tube, random ,part_based"])
+def test_names_with_blanks_or_commas_between(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
+    seen: list[argparse.Namespace] = []
+    monkeypatch.setattr(judged_masks, "judge", lambda options: seen.append(options) or 0)
+    for words in (["--recipes", *written.split(), "data.size=64"], ["data.size=64", "--recipes", *written.split()]):
+        assert main(["--videos", "x", *words]) == 0
+        assert seen[-1].recipes == ["tube", "random", "part_based"] and seen[-1].overrides == ["data.size=64"]
 
 
 def test_what_was_left_out_is_said_and_kept(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,28 @@ def test_retrieval_and_zero_shot_find_what_the_projection_says(
     )
 
 
+def test_captions_of_equal_tokens_are_one_answer(shards: str, checkpoint: Path, towers: Path, tmp_path: Path) -> None:
+    """Each of them finds all clips of the others, as in training, where they are never each other's negatives."""
+    from tgm_scale.data.index import Corpus
+
+    corpus, long = Corpus.open(shards), " ".join(["texture"] * 20)
+    captions = ["Texture 3", "texture  3", "TEXTURE 3", f"{long} a", f"{long} b", "texture 4"]
+    for number, caption in enumerate(captions):
+        ref = corpus.sample(0, number)
+        (tmp_path / f"{number}.mp4").write_bytes(corpus.read(ref, ["mp4"])["mp4"])
+        (tmp_path / f"{number}.txt").write_text(caption)
+    command = ["retrieve", f"run.dir={tmp_path}/r", f"encoder.checkpoint={checkpoint}", f"data.test={tmp_path}",
+               "data.workers=0", f"retrieve.towers={towers}"]  # fmt: skip
+    assert cli.main(command) == 0
+    found = results(tmp_path / "r")
+    assert found["facts"]["videos"] == 6 and found["facts"]["distinct captions"] == 3
+    rows = [json.loads(line) for line in (tmp_path / "r/predictions.jsonl").read_text().splitlines()]
+    one = {"Texture 3": 0, "texture  3": 0, "texture 3": 0, "TEXTURE 3": 0, f"{long} a": 1, f"{long} b": 1}
+    right = [one.get(row["caption"], 2) == one.get(row["prediction"], 2) for row in rows]
+    assert found["figures"]["video to text R@1"]["value"] == pytest.approx(sum(right) / 6)
+    assert "video to text R@5" not in found["figures"], "there are three answers"
+
+
 @pytest.fixture(scope="module")
 def overflowing(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint with finite weights whose products are infinite."""

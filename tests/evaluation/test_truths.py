@@ -111,6 +111,22 @@ def test_damaged_pictures(video: Path, tmp_path: Path) -> None:
         read(video, folder)
 
 
+@pytest.mark.parametrize("size", [(2 * SHAPE[2], 2 * SHAPE[1]), (SHAPE[2] + 1, SHAPE[1]), (SHAPE[1], SHAPE[2])])
+def test_masks_of_another_size_than_the_video_are_named_with_both(
+    video: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    """Such as a corpus's own beside videos that were made smaller: one picture, or all."""
+    pictures(tmp_path / "all", lambda picture: Image.new("L", size, 7))
+    pictures(tmp_path / "one", lambda picture: picture)
+    Image.new("L", size, 7).save(tmp_path / "one/2.png")
+    np.savez(tmp_path / "a.masks.npz", packed=WHOLE, shape=np.array((SHAPE[0], size[1], size[0])))
+    for name in ("all", "one"):
+        with pytest.raises(DecodeError, match=rf"a picture of {size[1]} x {size[0]} pixels, wanted 32 x 48"):
+            read(video, tmp_path / name)
+    with pytest.raises(DecodeError, match=rf"the truth is \(4, {size[1]}, {size[0]}\), the video \(4, 32, 48\)"):
+        read(video, tmp_path / "a.masks.npz")
+
+
 def test_transparency_is_no_object(video: Path, tmp_path: Path) -> None:
     pictures(tmp_path / "a", lambda picture: Image.new("RGBA", picture.size, (0, 0, 0, 255)))
     assert read(video, tmp_path / "a") == 0

@@ -87,7 +87,7 @@ def _rows(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def _of_csv(file: Path, text: IO[str]) -> Iterator[tuple[str, bytes]]:
-    header = header_of(next((line for line in text if line.strip()), ""), _COLUMNS)
+    header = header_of(next((line for line in text if line.strip()), ""), _COLUMNS, f"--annotations {file}")
     if header is None:
         raise ValueError(
             f"--annotations {file}: its first line names none of the columns that are read: {', '.join(COLUMNS)}, or "

@@ -46,13 +46,16 @@ class Row:
 Rows = tuple[str, Iterable[Row]]  # the layout in words, and the rows
 
 
-def header_of(first: str, known: set[str]) -> tuple[list[str], str] | None:
-    """The columns that a first line names, and their delimiter; None where none of them is `known`."""
+def header_of(first: str, known: set[str], path: str) -> tuple[list[str], str] | None:
+    """The columns that a first line names, and their delimiter; None where none of them is `known`. Raises ValueError
+    for two of one name."""
     for delimiter in sorted(",\t;|", key=lambda mark: -first.count(mark)):
         columns = [name.strip().strip("\"'").lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
         if any(name.endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)) for name in columns):
             return None
         if delimiter in first and known & set(columns):
+            if twice := [name for name in columns if name in known and columns.count(name) > 1]:
+                raise ValueError(f"{path}: {columns.count(twice[0])} columns are named {twice[0]}: rename all but one")
             return columns, delimiter
     return ([first.strip().lower()], ",") if first.strip().lower() in COLUMNS["file"] else None
 

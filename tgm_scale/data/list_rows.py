@@ -44,19 +44,19 @@ def rows_of(path: str, text: str, role: str, wanted: str, label: str, split: int
         return _json(path, text, label, wanted, one_a_line=name.endswith(".jsonl"))
     if is_ucf101(path):
         return "UCF101's list: labels are the folders", ucf101(path, text)
-    header = _header(text)
+    header = _header(path, text)
     if header is None:
         return lines_of(path, text, wanted)
     columns, delimiter = header
     return _by_columns(path, columns, _csv_rows(path, text, columns, delimiter), label, wanted)
 
 
-def _header(text: str) -> tuple[list[str], str] | None:
+def _header(path: str, text: str) -> tuple[list[str], str] | None:
     """The columns that the first line names, and their delimiter; None where it is no header."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     known = {name for names in COLUMNS.values() for name in names}
     known |= {name for signature, _, _ in _PUBLISHED for name in signature}
-    return header_of(first, known)
+    return header_of(first, known, path)
 
 
 def _csv_rows(path: str, text: str, columns: list[str], delimiter: str) -> Iterator[tuple[str, Fields]]:

@@ -100,9 +100,10 @@ def _text(path: str) -> str:
 
 def _of_role(rows: list[Row], role: Role, path: str) -> tuple[list[Row], str]:
     """The rows of the part that is asked for, and what was chosen, in words. A column that says the same of all rows
-    chooses nothing."""
+    chooses nothing; where it says nothing of some, these are faulty."""
     values = Counter(row.split.strip().lower() for row in rows if row.split)
-    if len(values) < 2:
+    blank = [row for row in rows if not row.split]
+    if len(values) + bool(blank) < 2:
         return rows, ""
     if unknown := sorted(values.keys() - _TRAIN - _VALIDATION - _TEST):
         raise ValueError(f"{path}: its column of splits says {shown(unknown[0])}: wanted train, val or test")
@@ -110,8 +111,10 @@ def _of_role(rows: list[Row], role: Role, path: str) -> tuple[list[Row], str]:
     used = [row for row in rows if row.split and row.split.strip().lower() in wanted]
     if not used:
         raise ValueError(f"{path}: none of its rows is of the split {sorted(wanted)[0]!r}: {dict(values)}")
-    others = ", ".join(f"{count} {name}" for name, count in sorted(values.items()) if name not in wanted)
-    return used, f"{len(used)} rows of {role}, not used: {others}"
+    others = ", ".join(f"{count} {name}" for name, count in sorted(values.items()) if name not in wanted) or "none"
+    for row in blank:
+        row.fault = row.fault or "no split, where other rows have one: wanted train, val or test"
+    return used + blank, f"{len(used)} rows of {role}, not used: {others}"
 
 
 def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:

@@ -17,6 +17,7 @@ _PACKED = (
     (b"\x28\xb5\x2f\xfd", "Zstandard", "unzstd"),
     (b"BZh", "bzip2", "bunzip2"),
     (b"\xfd7zXZ", "xz", "unxz"),
+    (b"PK\3\4", "zip", "unzip"),
 )
 
 
