@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+import os
 import random
+import resource
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +91,27 @@ def test_files_that_change_between_the_passes_are_refused(tmp_path: Path, pieces
         (tmp_path / "a.jsonl").write_text("\n".join(others))
         with pytest.raises(ValueError, match="changed while they were read"):
             next(plan.clips_of([0]))
+
+
+def test_more_files_than_a_process_may_open(tmp_path: Path) -> None:
+    """1,100, a third of them packed; each with a clip of its own and a caption of one that all share."""
+    for number in range(1100):
+        lines = (
+            f'{{"file": "-v{number}.mp4", "caption": "c"}}\n{{"file": "_shared.mp4", "caption": "{number % 1000}"}}\n'
+        )
+        packed = number % 3 == 0
+        file = tmp_path / f"{number:04d}.jsonl{'.gz' * packed}"
+        file.write_bytes(gzip.compress(lines.encode(), 1) if packed else lines.encode())
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, limits[1]))
+    try:
+        plan = Plan(tmp_path, Filters(), 100)
+        clips = [clip for shard in plan.clips_of(range(plan.shards)) for clip in shard]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert (plan.rows, plan.clips, len(clips)) == (2200, 1101, 1101)
+    (shared,) = [clip for clip in clips if clip.video == "_shared"]
+    assert shared.captions == [str(number) for number in range(1000)], "in the order of the files"
 
 
 def test_broken_rows_alone_are_no_clips(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import fsspec
 import pytest
 from tars import make_corpus, write_tar
 
@@ -21,6 +22,26 @@ def test_specs(tmp_path):
     assert Corpus.open(f"{folder}/{{00001..00002}}.tar").shards == [b, c]
     assert Corpus.open([c, a]).shards == [c, a], "a list keeps its order"
     assert Corpus.open(folder).name == "c" and Corpus.open(folder, name="other").name == "other"
+
+
+@pytest.mark.parametrize(
+    ("end", "remedy"),
+    [("tar.gz", "gunzip"), ("tgz", "gunzip"), ("tar.zst", "unzstd"), ("tar.xz", "unxz"), ("tar.bz2", "bunzip2")],
+)
+def test_compressed_tars_are_named_alone_and_among_others(tmp_path, end, remedy):
+    """Among others they would be left out; those that were unpacked beside are copies."""
+    alone, folder = tmp_path / "alone", make_corpus(tmp_path / "c", [1, 1])
+    alone.mkdir()
+    for place in (alone, folder):
+        (place / f"00001.{end}").write_bytes(b"packed")
+    assert len(Corpus.open(folder)) == len(Corpus.open(f"{folder}/*")) == 2
+    (folder / f"00002.{end}").write_bytes(b"packed")
+    wanted = rf"holds compressed tars \(0000[12].{end}\): .* such as with {remedy}$"
+    fsspec.filesystem("memory").pipe({f"/{end}/00001.tar": b"", f"/{end}/00002.{end}": b""})
+    for spec in (alone, alone / f"00001.{end}", f"{alone}/*.{end}", folder, f"{folder}/*", f"memory://{end}"):
+        with pytest.raises(ValueError, match=wanted):
+            Corpus.open(spec)
+    assert len(Corpus.open(f"{folder}/*.tar")) == 2
 
 
 @pytest.mark.parametrize(

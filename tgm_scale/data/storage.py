@@ -72,11 +72,8 @@ def _no_shards(item: str) -> NoShards:
     there = [] if is_url(item) or not os.path.isdir(item) else sorted(os.listdir(item))
     if not there and os.path.isfile(item):
         there = [os.path.basename(item)]
-    if packed := [name for name in there if name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz"))]:
-        return NoShards(
-            f"{item!r} holds compressed tars ({packed[0]}): samples are read by range, so unpack them first, such as "
-            "with gunzip"
-        )
+    if packed := [name for name in there if _unpacked(name)]:
+        return NoShards(_unpack_first(item, packed))
     refusal = foreign_folder(item, there, below=True) if os.path.isdir(item) else foreign_table(item)
     if refusal and not is_url(item):
         return NoShards(refusal)
@@ -85,12 +82,38 @@ def _no_shards(item: str) -> NoShards:
     return NoShards(f"no shards (*.tar) at {item!r}; make some with `tgm-scale shards make` or name another")
 
 
+_UNPACKERS = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.zst": "unzstd", ".tar.bz2": "bunzip2", ".tar.xz": "unxz"}
+
+
+def _unpacked(name: str) -> str:
+    """What a compressed tar is called once it is unpacked; "" for other files."""
+    return next((f"{name.removesuffix(end)}.tar" for end in _UNPACKERS if name.endswith(end)), "")
+
+
+def _unpack_first(item: str, packed: list[str]) -> str:
+    tool = next(tool for end, tool in _UNPACKERS.items() if packed[0].endswith(end))
+    return (
+        f"{item!r} holds compressed tars ({base_name(packed[0])}): samples are read by range, so unpack them first, "
+        f"such as with {tool}"
+    )
+
+
+def _shards_among(names: list[str], item: str) -> list[str]:
+    """In order of names. Raises ValueError where some are compressed: these would be left out without a word."""
+    found = sorted(name for name in names if _is_shard(name))
+    packed = sorted(name for name in names if _unpacked(name) and _unpacked(name) not in found)
+    if packed and not base_name(packed[0]).startswith("."):
+        kind = ValueError if found else NoShards
+        raise kind(_unpack_first(without_secrets(item), packed))
+    return found
+
+
 def _expand_path(item: str) -> list[str]:
     if os.path.isdir(item):
-        return sorted(entry.path for entry in os.scandir(item) if _is_shard(entry.name))
+        return _shards_among([entry.path for entry in os.scandir(item)], item)
     if os.path.isfile(item):
         return [item] if _is_shard(item) else []
-    return sorted(path for path in glob.glob(item) if _is_shard(path))
+    return _shards_among(glob.glob(item), item)
 
 
 def _expand_url(item: str) -> list[str]:
@@ -114,7 +137,7 @@ def _expand_url(item: str) -> list[str]:
         found = retrying(look, item)
     except FileNotFoundError:
         return []
-    return sorted(system.unstrip_protocol(name) for name in found if _is_shard(name))
+    return _shards_among([system.unstrip_protocol(name) for name in found], item)
 
 
 def _is_shard(name: str) -> bool:
