@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "DATA.md").read_text()
+NOTES = (ROOT / "docs" / "lab-notes" / "inputs.md").read_text()
 PLACES = {"CutError": 0, "DecodeError": 0, "_Unclear": 0, "Problem": 1}  # of the reason among the arguments
 ELSEWHERE = {"bad_truth", "no_truth"}  # of `masks evaluate`: docs/EVALUATION.md
 
@@ -35,6 +36,16 @@ def test_what_is_said_to_be_held_is_held_by_a_test_that_is_there(page: str) -> N
     assert len(named) > 20
     for row, found in zip(rows[-len(named) :], named):
         assert found and found[2] in functions(ROOT / "tests" / found[1]), row
+
+
+def test_every_row_of_the_notes_names_tests_that_are_there() -> None:
+    rows = [row for row in NOTES.splitlines() if row.startswith("| ") and not row.startswith("| input |")]
+    assert len(rows) > 50
+    for row in rows:
+        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", row.rpartition(" | ")[2])
+        assert named, row
+        for file, name in named:
+            assert name in functions(ROOT / "tests" / file), row
 
 
 def test_every_reason_has_a_line() -> None:
