@@ -260,19 +260,19 @@ def test_nothing_made_is_code_1(small, tmp_path, capsys):
     assert "skipped, missing_video: 40" in capsys.readouterr().out
 
 
-def test_a_wrong_folder_of_videos_is_followed_by_the_right_one(small, tmp_path, tool, capsys):
+def test_a_wrong_folder_of_videos_is_followed_by_the_right_one(small, tmp_path, capsys):
     """Nothing was found in any shard, then in some: these alone are made anew."""
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "other.mp4").write_bytes(b"")
     settings = ["--short-side", 64, "--clips-per-shard", 2]
-    line = command(small[0], tmp_path / "videos", tmp_path / "out", *settings)[2:]
-    assert tool.main(line) == 1
+    line = command(small[0], tmp_path / "videos", tmp_path / "out", *settings)[len(COMMAND) :]
+    assert main(line) == 1
     shutil.copy(small[1] / "v0.mp4", tmp_path / "videos")
     capsys.readouterr()
-    assert tool.main(line) == 0 and "20 of this task's 20 are to be made" in capsys.readouterr().out
+    assert main(line) == 0 and "20 of this task's 20 are to be made" in capsys.readouterr().out
     kept = {path: path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")}
     assert 5 <= len(kept) < 20 and len(Corpus.open(tmp_path / "out")) == 10
-    assert tool.main([*line, "--videos", str(small[1])]) == 0
+    assert main([*line, "--videos", str(small[1])]) == 0
     assert f"{20 - len(kept)} of this task's 20 are to be made" in capsys.readouterr().out
     assert {path: path.stat().st_ino for path in kept} == kept
 
