@@ -14,7 +14,7 @@ HELD = 1 << 25  # bytes that wait in memory, of all groups together
 class GroupedLines:
     """Lines without line ends, in the order in which they were added to their group."""
 
-    def __init__(self, folder: str | os.PathLike | None = None) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         """folder: where the file lies; None: TMPDIR."""
         self._file = scratch_file(folder)
         self._end = self._size = 0  # of the file; of what waits

@@ -18,9 +18,9 @@ _FENCE = 512  # keys between two that a sorted file keeps in memory: 4 kB are re
 _BYTES = 8
 
 
-def scratch_file(folder: str | os.PathLike | None = None) -> IO[bytes]:
+def scratch_file(folder: str | os.PathLike[str] | None = None) -> IO[bytes]:
     """A file without a name, in a folder or in TMPDIR; it is gone when it is closed, or the process is."""
-    return tempfile.TemporaryFile(dir=folder)
+    return tempfile.TemporaryFile(dir=None if folder is None else os.fspath(folder))
 
 
 def append_to(file: IO[bytes], data: bytes | bytearray | array[int]) -> None:
