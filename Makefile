@@ -57,4 +57,4 @@ gpu: .venv/.installed
 	$(BIN)/python tools/gpu.py $(ARGS)
 
 versions:
-	PYTHONPATH=. $(PYTHON) tools/try_versions.py
+	PYTHONPATH=. $(PYTHON) tools/try_versions.py $(ARGS)
