@@ -33,7 +33,7 @@ def test_every_row_of_the_table_names_a_test_that_is_there() -> None:
 def test_what_is_said_to_be_held_is_held_by_a_test_that_is_there(page: str) -> None:
     rows = [row for row in (ROOT / "docs" / "lab-notes" / f"{page}.md").read_text().splitlines() if "::" in row]
     named = [re.search(r"`([\w/.]+)::(test_\w+)` \|$", row) for row in rows if row.startswith("|")]
-    assert len(named) > 20
+    assert len(named) >= 20
     for row, found in zip(rows[-len(named) :], named):
         assert found and found[2] in functions(ROOT / "tests" / found[1]), row
 
