@@ -25,6 +25,7 @@ def plan(path: Path, content: str | bytes, filters: Filters | None = None) -> Pl
     [
         ("a.csv", "file,label,start,end\na.mp4,walk,0,1\nb.mp4,run,0,1\n"),
         ("a.csv", "file;label;start;end\r\na.mp4;walk;0;1\r\n;;;\r\n\r\nb.mp4;run;0;1\r\n"),
+        ("a.csv", "sep=;\r\nfile;label;start;end\r\na.mp4;walk;0;1\r\nb.mp4;run;0;1\r\n"),
         ("a.txt", "path|class|start|end\na.mp4|walk|0|1\nb.mp4|run|00:00:00|1\n"),
         ("a.tsv", "file\tcaption\tstart\tend\na.mp4\ta cat\t0\t1\nb.mp4\ta, b\t\t1\n".encode("utf-16")),
         ("a.json", ARRAY),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,10 @@ COLUMNS = f'file,label,caption,split,frames\na.mp4,3,"{CAPTIONS}",train,61\nb.mp
         ("columns.tsv", COLUMNS.replace('"', "").replace(", one", "; one").replace(",", "\t"),
          [("a.mp4", [CAPTIONS.replace(",", ";")], "3")]),
         ("semicolons.csv", "path;text\na.mp4;one\nb.mp4;two\n", [("a.mp4", ["one"], None), ("b.mp4", ["two"], None)]),
+        ("sep.csv", "sep=;\nfile;caption\na.mp4;one\n", [("a.mp4", ["one"], None)]),
+        ("sep.tsv", '"sep=\t"\r\nfile\tcaption\r\na.mp4\tone\r\n', [("a.mp4", ["one"], None)]),
+        ("sep.txt", "SEP=,\na.mp4,one\n", [("a.mp4", ["one"], None)]),
+        ("unread.csv", "file,caption,note,note\na.mp4,one,x,y\n", [("a.mp4", ["one"], None)]),
         ("excel.csv", "\ufefffile,caption\na.mp4,one\n", [("a.mp4", ["one"], None)]),
         ("breaks.csv", 'file,caption\na.mp4,"one\ntwo"\nb.mp4,three\n',
          [("a.mp4", ["one two"], None), ("b.mp4", ["three"], None)]),
@@ -132,6 +137,25 @@ def test_captions_and_labels_go_by_columns(tmp_path: Path, name: str, text: str,
     entries = read_list(tmp_path / name, wanted="caption").entries
     found = [(entry.path, entry.captions, entry.label) for entry in entries]
     assert found[: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (
+            "a.csv",
+            b"file,caption,Caption\na.mp4,one,two\n",
+            "a.csv: 2 columns are named caption: rename all but one",
+        ),
+        ("a.csv", b"sep=;\nfile;label;file\na.mp4;one;b.mp4\n", "2 columns are named file"),
+        ("a.csv", COLUMNS.encode("utf-16") + b"x", "begins as UTF-16 and is none at byte"),
+        ("a.txt", "a.mp4 one\n".encode("utf-16")[:-1], "begins as UTF-16 and is none at byte 20 of 21"),
+    ],
+)
+def test_what_is_not_clear_in_a_table_is_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_list(tmp_path / name, wanted="caption")
 
 
 def test_text_in_utf16_and_gzip_is_read_and_what_was_understood_is_said(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from tgm_scale.data.annotation_rows import INTERNVID, SCORES
 from tgm_scale.data.foreign_tables import HEAD, foreign_folder, foreign_table
-from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, header_of
+from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, header_of, without_separator_line
 from tgm_scale.runtime.outside.json_text import json_at
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -57,7 +57,9 @@ def lines_of(files: list[Path]) -> Iterator[tuple[str, bytes]]:
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise ValueError(f"--annotations {file}: a broken gzip ({error}): copy it again") from None
             except UnicodeDecodeError as error:
-                raise ValueError(f"--annotations {file}: not UTF-8 ({error}): save the file as UTF-8") from None
+                raise ValueError(
+                    f"--annotations {file}: not UTF-8, nor whole UTF-16 ({error}): save the file as UTF-8"
+                ) from None
 
 
 def _opened(file: Path) -> IO[bytes]:
@@ -87,7 +89,9 @@ def _rows(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
 
 
 def _of_csv(file: Path, text: IO[str]) -> Iterator[tuple[str, bytes]]:
-    header = header_of(next((line for line in text if line.strip()), ""), _COLUMNS, f"--annotations {file}")
+    numbered = ((number, without_separator_line(line)) for number, line in enumerate(text, 1))
+    before, first = next(((number, line) for number, line in numbered if line.strip()), (1, ""))
+    header = header_of(first, _COLUMNS, f"--annotations {file}")
     if header is None:
         raise ValueError(
             f"--annotations {file}: its first line names none of the columns that are read: {', '.join(COLUMNS)}, or "
@@ -98,9 +102,9 @@ def _of_csv(file: Path, text: IO[str]) -> Iterator[tuple[str, bytes]]:
     try:
         for values in reader:
             if any(value.strip() for value in values):
-                yield f"line {reader.line_num + 1}", json.dumps(_fields(columns, delimiter, values)).encode()
+                yield f"line {reader.line_num + before}", json.dumps(_fields(columns, delimiter, values)).encode()
     except csv.Error as error:
-        raise ValueError(f"--annotations {file} line {reader.line_num + 1}: no CSV ({error})") from None
+        raise ValueError(f"--annotations {file} line {reader.line_num + before}: no CSV ({error})") from None
 
 
 def _fields(columns: list[str], delimiter: str, values: list[str]) -> dict[str, Any]:

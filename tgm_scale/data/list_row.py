@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ COLUMNS = {  # the names that a column goes by
     "start": ("start", "start_time", "time_start", "start_seconds", "start_timestamp"),
     "end": ("end", "end_time", "time_end", "end_seconds", "end_timestamp"),
 }  # fmt: skip
+
+
+_SEPARATOR_LINE = re.compile(r"\s*\"?sep=[^\w\n]?\"?[,;|\t]*\r?\n", re.I)
 
 
 @dataclass
@@ -58,6 +62,12 @@ def header_of(first: str, known: set[str], path: str) -> tuple[list[str], str] |
                 raise ValueError(f"{path}: {columns.count(twice[0])} columns are named {twice[0]}: rename all but one")
             return columns, delimiter
     return ([first.strip().lower()], ",") if first.strip().lower() in COLUMNS["file"] else None
+
+
+def without_separator_line(text: str) -> str:
+    """Text without Excel's first line `sep=;`, an empty one in its place: the delimiter is found by itself."""
+    found = _SEPARATOR_LINE.match(text)
+    return text if found is None else "\n" * found[0].count("\n") + text[found.end() :]
 
 
 def of_list(value: Any) -> list[Any]:

@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.data.list_lines import is_ucf101, lines_of, ucf101
-from tgm_scale.data.list_row import COLUMNS, FAULT, LINES_IN_A_FIELD, Row, Rows, absent, header_of, of_list
+from tgm_scale.data.list_row import (
+    COLUMNS,
+    FAULT,
+    LINES_IN_A_FIELD,
+    Row,
+    Rows,
+    absent,
+    header_of,
+    of_list,
+    without_separator_line,
+)
 from tgm_scale.data.text import decoded, shown
 from tgm_scale.runtime.outside.json_text import json_of
 
@@ -44,6 +54,7 @@ def rows_of(path: str, text: str, role: str, wanted: str, label: str, split: int
         return _json(path, text, label, wanted, one_a_line=name.endswith(".jsonl"))
     if is_ucf101(path):
         return "UCF101's list: labels are the folders", ucf101(path, text)
+    text = without_separator_line(text)
     header = _header(path, text)
     if header is None:
         return lines_of(path, text, wanted)

@@ -43,5 +43,10 @@ def decoded(data: bytes, where: str) -> str:
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding == "utf-16":
+            place = f"byte {error.start} of {len(data)}"
+            raise ValueError(
+                f"{where}: begins as UTF-16 and is none at {place}: cut, or two files in one: save the file as UTF-8"
+            ) from None
         line = data[: error.start].count(b"\n") + 1
         raise ValueError(f"{where} line {line}: not UTF-8 (byte {error.start}): save the file as UTF-8") from None
