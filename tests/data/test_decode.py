@@ -319,3 +319,25 @@ def heap_growth(decode_once: Callable[[], object], clips: int) -> int:
 def test_decoding_clip_after_clip_keeps_no_memory(whole: bytes) -> None:
     """30 bytes a clip; 180 with PyAV's generators left open (12 MB over the 100,000 clips of a worker)."""
     assert heap_growth(lambda: decode_clip(whole, 4, 1, 0.0), 1200) < 100 * 1200
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "pixels"),
+    [("avi", "mpeg4", "yuv420p"), ("avi", "mjpeg", "yuvj420p"), ("matroska", "libx264", "yuv420p")],
+)
+def test_frames_are_asked_for_more_than_once_of_one_open_file(container: str, codec: str, pixels: str) -> None:
+    """Forwards, back, and after a look that ended early: an AVI has no times, and its frames go by their place."""
+    written = io.BytesIO()
+    with av.open(written, "w", format=container) as output:
+        stream = output.add_stream(codec, rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = pixels
+        for number in range(30):
+            image = np.full((64, 64, 3), 8 * number, np.uint8)
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        output.mux(stream.encode(None))
+    with Video(written.getvalue()) as video:
+        next(video.frames([7, 8, 9]))
+        for wanted in ([3, 10], [0, 5], [20, 29], [1, 2]):
+            found = {index: round(float(image.mean()) / 8) for index, image in video.frames(wanted)}
+            assert found == {index: index for index in wanted}

@@ -151,6 +151,7 @@ class Video:
             context.options = self._motion.switch_on(context.options)
         assert stream.time_base is not None
         self._stream, self._context, self._time_base = stream, context, stream.time_base
+        self._begun = False
 
     def _rewind(self) -> None:
         self._container.close()
@@ -196,7 +197,7 @@ class Video:
         held: tuple[int, VideoFrame] | None = None
         if not wanted:
             return
-        if self._timed:
+        if self._timed or self._begun:
             self._rewind()
 
         def shown() -> tuple[int, VideoFrame]:
@@ -233,7 +234,7 @@ class Video:
     def _decode(self, wanted: set[int] | None = None) -> Iterator[tuple[VideoFrame, bool]]:
         """Frames from where the container stands, and whether each is intact: neither patched up by the decoder nor,
         perhaps, built on one that was. Given `wanted` times, frames that nothing refers to may be left out."""
-        context, pixels, intact = self._stream.codec_context, 0, True
+        context, pixels, intact, self._begun = self._stream.codec_context, 0, True, True
         for packet in packets_of(self._container, self._stream):
             if wanted is not None and context.name in _SKIPPING:
                 context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
