@@ -142,7 +142,10 @@ def test_gpus_that_torch_does_not_see_are_not_passed_over(monkeypatch: pytest.Mo
 def test_a_command_ends_with_2_and_the_variables() -> None:
     env = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
     done = subprocess.run(
-        [sys.executable, "-m", "tgm_scale", "knn", "run.dir=never/made", "encoder.checkpoint=x", "data.test=y"],
+        [
+            *(sys.executable, "-m", "tgm_scale", "knn"),
+            *("run.dir=never/made", "encoder.checkpoint=x", "data.train=y", "data.test=y"),
+        ],
         env={**env, "WORLD_SIZE": "0"},
         capture_output=True,
         text=True,
