@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from launch import run
@@ -20,6 +21,7 @@ from tgm_scale.runtime.tensors import save_tensors
 from tgm_scale.training import checkpoint, events, manifest
 from tgm_scale.training.check_run import check
 from tgm_scale.training.faults import FaultState
+from tgm_scale.training.file_sums import sums
 from tgm_scale.training.inspect import status
 from tgm_scale.training.metrics import Metrics, count_damaged, read_metrics, recent_losses
 from tgm_scale.training.resume import Resume
@@ -134,9 +136,60 @@ def test_check_says_once_what_is_damaged(tmp_path: Path) -> None:
     assert all(f"DAMAGED  {name}" in report for name in ("metrics.jsonl", "environment.jsonl", "results-knn.json"))
 
 
+def test_sums_of_a_file_tell_any_damage(tmp_path: Path) -> None:
+    """Of bits, words, blocks, lengths; also in what is no whole block. Each change is made alone."""
+    rng = np.random.default_rng(0)
+    block, file = 8 * 512 * 512, tmp_path / "state"
+    whole = rng.integers(0, 256, 2 * block + 1001, np.uint8)
+
+    def of(content: np.ndarray) -> str:
+        file.write_bytes(content.tobytes())
+        return sums(file)
+
+    def swapped(first: int, second: int, size: int) -> np.ndarray:
+        other = whole.copy()
+        other[first : first + size], other[second : second + size] = (
+            whole[second : second + size],
+            whole[first : first + size],
+        )
+        return other
+
+    changed = [whole[:-1], whole[: 2 * block], np.append(whole, np.uint8(0)), whole[::-1]]
+    for place in (0, 7, block - 1, block, 2 * block + 1000, *rng.integers(0, len(whole), 12).tolist()):
+        other = whole.copy()
+        other[place] ^= 1 << int(rng.integers(8))
+        changed.append(other)
+    changed += [swapped(0, block, block), swapped(0, 8, 8), swapped(0, 4096, 8), swapped(16, 4096 + 40, 8)]
+    for start, size in ((0, 512), (block - 64, 128), (4096, 4096)):
+        other = whole.copy()
+        other[start : start + size] = 0
+        changed.append(other)
+    found = [of(content) for content in (whole, *changed)]
+    assert found[0] == of(whole) and len(set(found)) == len(found)
+
+
+def test_a_start_compares_the_sums_and_a_checkpoint_without_them_its_hash(tmp_path: Path) -> None:
+    for kept in ("sums", "blake2b"):
+        folder = made(tmp_path / kept / "checkpoints", 30)
+        other = {"sums": "blake2b", "blake2b": "sums"}[kept]
+        hashed = {"sums": sums, "blake2b": checkpoint.digest}[kept](state_of(folder))
+        edited(folder, lambda tree: tree["files"][0].update({kept: hashed, other: None}))  # noqa: B023
+        checkpoint.Reader(folder).verify(quick=True)
+        flip(state_of(folder))
+        with pytest.raises(ValueError, match="contents differ"):
+            checkpoint.Reader(folder).verify(quick=True)
+
+
 def test_other_names_are_not_checkpoints(tmp_path: Path) -> None:
     newest = made(tmp_path, 30)
-    for name in ("step-00000040.bak", "step-abc", "step-40", "step--0000005", "step-00000050 (copy)"):
+    for name in (
+        "step-00000040.bak",
+        "step-abc",
+        "step-000000030",
+        "step-40",
+        "step--0000005",
+        "step-00000050 (copy)",
+    ):
         shutil.copytree(newest, tmp_path / name)
     (tmp_path / "step-00000060").touch()
     assert checkpoint.steps_in(tmp_path) == [30] and checkpoint.latest(tmp_path) == newest

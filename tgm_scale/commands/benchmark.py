@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   tgm-scale benchmark plan --rows 10000000
   tgm-scale benchmark step --config configs/debug.yaml --steps 20 model.attention=sdpa
   tgm-scale benchmark masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
+  tgm-scale benchmark checkpoint --config configs/pretrain_vitl.yaml train.precision=fp32
 
 Figures of a busy machine are worth little by themselves: what is compared is measured in turns, and the median ratio
 of the turns is shown. Each benchmark has a --help of its own, and --json FILE keeps its figures."""
@@ -73,6 +74,14 @@ def _masking(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", default="configs/pretrain_vitl.yaml", metavar="FILE", help="default %(default)s")
+    add("--turns", type=int, default=5, metavar="N", help="of each way; medians are shown (default %(default)s)")
+    add("--folder", type=Path, metavar="DIR", help="where the checkpoint is written (default: the temporary folder)")
+    add_overrides(parser)
+
+
 _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "loader": ("clips a second: the loader, the bare decoder, a WebDataset pipeline, by decoder", _loader),
     "order": ("millions of clips on a thousand ranks: opening, positions, resuming", _order),
@@ -80,6 +89,7 @@ _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "plan": ("the plan of `shards make` over millions of rows: seconds and memory", _plan),
     "step": ("a training step and where its time goes", _step),
     "masking": ("each masking recipe beside a training step, and what each saving brings", _masking),
+    "checkpoint": ("going on from a checkpoint, with and without the comparison with its hashes", _checkpoint),
 }
 
 

@@ -34,6 +34,7 @@ class _File(BaseModel):
     name: str = Field(pattern=r"^\w[\w.-]*$", max_length=255)  # plain: of a file in the folder
     bytes: int = Field(ge=0)
     blake2b: str | None = None
+    sums: str | None = None  # see file_sums; earlier checkpoints have none
 
 
 class _Progress(BaseModel):

@@ -26,6 +26,7 @@ from tgm_scale.runtime.files import readable_as_its_folder, sync, told
 from tgm_scale.runtime.tensors import save_tensors
 from tgm_scale.training import engine_state, manifest
 from tgm_scale.training.checkpoint import Progress, Retention, digest, folder_of, steps_in
+from tgm_scale.training.file_sums import sums
 from tgm_scale.training.tensor_file import TensorFile
 
 _KEEP_FREE = 0.1  # of a host's memory, which a copy of the state must leave
@@ -178,7 +179,7 @@ class _Pending:
     def _written(self) -> None:
         file = self._file
         sync(file)
-        self._entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file)}
+        self._entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file), "sums": sums(file)}
 
     def commit(self, files: list[dict[str, Any]]) -> str | None:
         """Write the manifest and give the folder its name; the error where that failed."""

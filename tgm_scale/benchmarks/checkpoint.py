@@ -1,0 +1,102 @@
+"""Going on from a checkpoint: building the engine and setting its state, with and without a comparison with hashes."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tgm_scale import config as configuration
+from tgm_scale.benchmarks.machine import headline, table
+from tgm_scale.config import Config
+from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.training import checkpoint, engine, manifest, parts
+from tgm_scale.training.checkpoint import Progress, Reader, Retention, folder_of
+from tgm_scale.training.module import JointModule
+from tgm_scale.training.plan import plan_pretraining, shape_of
+from tgm_scale.training.resume import Resume
+from tgm_scale.training.saver import Saver
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    config = configuration.load(options.config, options.overrides)
+    place = find_place()
+    if place.world_size > 1:
+        raise ValueError("this benchmark is of one process: start it without torchrun")
+    engine.start_processes(place)
+    try:
+        with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+            return _measured(config, place, Path(scratch), options.turns)
+    finally:
+        engine.stop_processes()
+
+
+def _measured(config: Config, place: Place, folder: Path, turns: int) -> dict[str, Any]:
+    control = Control(place)
+    hashed, plain = folder / "hashed", folder / "plain"
+    saver = Saver(hashed / "checkpoints", Retention(1), place, control)
+    made = _engine(config, place)
+    saver.begin(made, Progress(step=1, updates=1), parts.checkpoint_facts(config, shape_of(config)))
+    written = saver.finish()
+    assert written is not None
+    del made
+    _without_hashes(written, plain / "checkpoints")
+    size = sum(file.stat().st_size for file in written.iterdir())
+    ways = ("without", "with", "building the engine alone", "hashes alone", "blake2b alone")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(turns + 1):  # the first warms the page cache up
+        for name, root in (("without", plain), ("with", hashed)):
+            with _timed(seconds[name], turn):
+                resume = Resume(root, control)
+                resumed = _engine(config, place)
+                resume.restore(resumed)
+            del resume, resumed
+            gc.collect()
+        with _timed(seconds["building the engine alone"], turn):
+            built = _engine(config, place)
+        del built
+        gc.collect()
+        for name, quick in (("hashes alone", True), ("blake2b alone", False)):
+            with _timed(seconds[name], turn):
+                Reader(written).verify(quick=quick)
+    figures: dict[str, Any] = {name: median(taken) for name, taken in seconds.items()}
+    pairs = zip(seconds["with"], seconds["without"])
+    figures |= {"bytes": size, "more": median(one / other - 1 for one, other in pairs)}
+    print(f"{headline()}; model.size={config.model.size}, {size / 1e9:.2f} GB; medians of {turns} turns")
+    rows = [(name, f"{figures[name]:.2f}") for name in seconds]
+    print(table(("going on, hashes", "seconds"), [*rows, ("more, median of turns", f"{figures['more']:.1%}")]))
+    return figures
+
+
+@contextmanager
+def _timed(into: list[float], turn: int) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    if turn:
+        into.append(time.perf_counter() - began)
+
+
+def _engine(config: Config, place: Place) -> Any:
+    model = parts.autoencoder(shape_of(config), config.model, 0, None, parts.pixel_statistics(config.data))
+    module = JointModule(model, False, config.objective.normalise_by)
+    return engine.build_engine(module, plan_pretraining(config, place).engine, place.device)
+
+
+def _without_hashes(written: Path, root: Path) -> None:
+    """The same checkpoint, its files by hard links, as of a version that kept no hashes."""
+    folder = folder_of(root, 1)
+    folder.mkdir(parents=True)
+    tree = manifest.read(written)
+    for entry in tree["files"]:
+        del entry["blake2b"], entry["sums"]
+        os.link(written / entry["name"], folder / entry["name"])
+    rest = {key: value for key, value in tree.items() if key not in ("blake2b", "format")}
+    (folder / manifest.NAME).write_text(manifest.written(rest))
+    assert checkpoint.latest(root) == folder
