@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tgm_scale.data import annotations, grouped_lines, key_files
+from tgm_scale.data import annotations, grouped_lines, key_files, packing
 from tgm_scale.data.annotation_rows import clock
 from tgm_scale.data.annotations import Filters, Plan
 from tgm_scale.data.key_files import KeyFile, SortedKeys, distinct
@@ -156,3 +156,31 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
         tracemalloc.stop()
     assert kept[1] - kept[0] < 18_000, kept
     assert peaks[1] < 1.2 * peaks[0] < 3e6, peaks
+
+
+def test_the_report_names_all_and_holds_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 shards with 2 x 100 names that could not be made, and a broken row."""
+    monkeypatch.setattr(grouped_lines, "HELD", 1 << 14)
+    (tmp_path / "a.csv").write_text("file,caption\n" + "".join(f"v{n},c\n" for n in range(100)) + "x,y,z\n")
+    plan = Plan(tmp_path / "a.csv", Filters(), 1)
+    wanted: dict[str, list[list[str]]] = {"missing_video": [], "not_decodable": []}
+    for shard in range(100):
+        skipped = [[f"k{shard} {n}", reason, f'"d\n{n}" \u00e9'] for n in range(100) for reason in wanted]
+        for name, reason, detail in skipped:
+            wanted[reason].append([name, detail])
+        (tmp_path / f"{shard:05d}.report.json").write_text(json.dumps({"made": 1, "skipped": skipped}))
+    # the bounded reader asks for 256 MiB and gives them back
+    monkeypatch.setattr(packing, "json_object", lambda path: json.loads(path.read_text()))
+    tracemalloc.start()
+    report = packing.write_report(tmp_path, plan)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    written = (tmp_path / "report.json").read_text()
+    found = json.loads(written)
+    assert found["made"] == 100 and found["shards"] == {"finished": 100, "planned": 100} and found["rows"] == 101
+    assert {reason: one["names"] for reason, one in found["skipped"].items() if reason in wanted} == wanted
+    assert [one["count"] for one in found["skipped"].values()] == [1, 10_000, 10_000]
+    assert found["skipped"]["broken_row"]["names"][0][0] == "line 102"
+    for reason, one in report["skipped"].items():
+        assert one["names"] == found["skipped"][reason]["names"][:5]
+    assert peak < len(written) / 2, peak

@@ -14,11 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tgm_scale.data.annotations import Filters, Plan
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.packing import Encoding, claim, pack, release, unfinished, write_report
+from tgm_scale.data.packing import NAMES_SHOWN, Encoding, claim, pack, release, unfinished, write_report
 from tgm_scale.runtime.terminal import escaped
 
 LINE_EVERY_SECONDS = 30.0
-NAMES_SHOWN = 5
 
 
 def make(options: argparse.Namespace) -> int:
@@ -65,7 +64,7 @@ def _print_report(report: dict[str, Any], output: Path) -> None:
         print(f"  rows not used, {reason}: {count}")
     for reason, skipped in report["skipped"].items():
         print(f"  skipped, {reason}: {skipped['count']}")
-        for name, detail in skipped["names"][:NAMES_SHOWN]:
+        for name, detail in skipped["names"]:
             print(escaped(f"    {name}: {detail}", keep=""))
         if skipped["count"] > NAMES_SHOWN:
             print(f"    ... all in {output / 'report.json'}")

@@ -18,16 +18,18 @@ class GroupedLines:
         """folder: where the file lies; None: TMPDIR."""
         self._file = scratch_file(folder)
         self._end = self._size = 0  # of the file; of what waits
-        self._waiting: defaultdict[int, bytearray] = defaultdict(bytearray)
-        self._pieces: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)  # where they begin, their sizes
+        self._waiting: defaultdict[int | str, bytearray] = defaultdict(bytearray)
+        self._pieces: defaultdict[int | str, list[tuple[int, int]]] = defaultdict(
+            list
+        )  # where they begin, their sizes
 
-    def add(self, group: int, line: bytes) -> None:
+    def add(self, group: int | str, line: bytes) -> None:
         self._waiting[group] += line + b"\n"
         self._size += len(line) + 1
         if self._size > HELD:
             self._write()
 
-    def of_group(self, group: int) -> Iterator[bytes]:
+    def of_group(self, group: int | str) -> Iterator[bytes]:
         self._write()
         for start, size in self._pieces[group]:
             yield from os.pread(self._file.fileno(), size, start).split(b"\n")[:-1]

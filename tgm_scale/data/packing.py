@@ -23,12 +23,14 @@ from tgm_scale.data.annotations import ClipRow, Filters, Plan
 from tgm_scale.data.clip_sources import ClipSources
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 from tgm_scale.data.encode import CutError, EncodedClip, cut_clip
+from tgm_scale.data.grouped_lines import GroupedLines
 from tgm_scale.data.shards import ShardWriter, shard_path
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
 REPORT = "report.json"
+NAMES_SHOWN = 5  # of each reason, when a task ends
 
 OnClip = Callable[[ClipRow, Problem | None], None]
 
@@ -169,35 +171,57 @@ def _facts(clip: ClipRow, made: EncodedClip) -> dict:
 
 
 def write_report(folder: Path, plan: Plan) -> dict:
-    """Gather the shards' reports into `report.json` and return it. Tasks that end side by side each write it; it is
-    written again for as long as shards were finished meanwhile, so the last one is whole."""
+    """Gather the shards' reports into `report.json` and return it, with the first names of each reason alone. Tasks
+    that end side by side each write it; it is written again for as long as shards were finished meanwhile, so the
+    last one is whole."""
     counted = -1
     report: dict = {}
     while (finished := len(done := _finished(folder, plan))) != counted:
         counted = finished
-        report = _gather(plan, done)
-        storage.write_atomically(folder / REPORT, json.dumps(report, indent=1).encode())
+        names = GroupedLines(folder)  # of millions of clips that could not be made: not in memory
+        report = _gather(plan, done, names)
+        storage.write_atomically(folder / REPORT, _written(report, names))
     return report
 
 
-def _gather(plan: Plan, done: list[Path]) -> dict:
-    skipped: dict[str, list[list[str]]] = {}
+def _gather(plan: Plan, done: list[Path], names: GroupedLines) -> dict:
+    """The report, and into `names` a line of JSON for each name, grouped by reason."""
+    skipped: dict[str, dict] = {}
     made = 0
+
+    def note(reason: str, name: str, detail: str) -> None:
+        one = skipped.setdefault(reason, {"count": 0, "names": []})
+        one["count"] += 1
+        if one["count"] <= NAMES_SHOWN:
+            one["names"].append([name, detail])
+        names.add(reason, json.dumps([name, detail]).encode())
+
     for path in done:
-        one = _report(path)
-        made += one.made
-        for key, reason, detail in one.skipped:
-            skipped.setdefault(reason, []).append([key, detail])
+        of_shard = _report(path)
+        made += of_shard.made
+        for key, reason, detail in of_shard.skipped:
+            note(reason, key, detail)
     for problem in plan.problems:
-        skipped.setdefault(problem.reason, []).append([problem.key, problem.detail])
+        note(problem.reason, problem.key, problem.detail)
     return {
         "rows": plan.rows,
         "rows_filtered": dict(sorted(Counter(plan.left_out).items())),
         "clips": plan.clips,
         "shards": {"finished": len(done), "planned": plan.shards},
         "made": made,
-        "skipped": {reason: {"count": len(names), "names": names} for reason, names in sorted(skipped.items())},
+        "skipped": dict(sorted(skipped.items())),
     }
+
+
+def _written(report: dict, names: GroupedLines) -> Iterator[bytes]:
+    """The report as JSON, a line for each name."""
+    yield json.dumps({**report, "skipped": {}}, indent=1).removesuffix("}\n}").encode()
+    for number, (reason, one) in enumerate(report["skipped"].items()):
+        yield b"," * (number > 0) + f'\n  {json.dumps(reason)}: {{"count": {one["count"]}, "names": ['.encode()
+        for at, line in enumerate(names.of_group(reason)):
+            yield b"," * (at > 0) + b"\n   " + line
+        yield b"]}"
+    yield b"}\n}\n"
 
 
 class _Report(BaseModel):

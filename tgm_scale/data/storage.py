@@ -9,6 +9,7 @@ import os
 import threading
 import zlib
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -228,14 +229,14 @@ def open_seekable(path: str) -> BinaryIO:
         raise
 
 
-def write_atomically(path: Path, data: bytes, lasting: bool = True) -> None:
+def write_atomically(path: Path, data: bytes | Iterable[bytes], lasting: bool = True) -> None:
     """Write beside, force to disk, rename: a reader sees the old file or the whole new one. Without `lasting` the disk
     takes its time, and a machine that fails may leave part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         with open(partial, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             if lasting:
                 file.flush()
                 os.fsync(file.fileno())
