@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 from launch import ROOT, command, environment
-from short_run import arguments, wait_for_steps
+from short_run import arguments, rank_file, start, wait_for_steps
 
 from tgm_scale.training import checkpoint
 from tgm_scale.training.inspect import status
@@ -39,3 +39,14 @@ def test_a_run_without_home_and_with_few_files_answers_a_hundred_signals(config:
     assert process.returncode == 85 and "Traceback" not in output, output
     assert checkpoint.steps_in(folder / "checkpoints") == [len(read_metrics(folder))]
     assert "日本" in status(str(folder))
+
+
+def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(config: Path) -> None:
+    folder = config.parent / "run"
+    process = start(config, 2, "train.steps=100000", "checkpoint.every=100000")
+    wait_for_steps(folder, 3)
+    os.kill(rank_file(folder, 1)["pid"], signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, "torchrun's, for our 85"
+    steps = len(read_metrics(folder))
+    assert checkpoint.steps_in(folder / "checkpoints") == [steps] and f"stopped at step {steps} by" in output, output
