@@ -455,3 +455,36 @@ def test_a_local_shard_that_became_shorter_stops(tmp_path):
     os.unlink(corpus.shards[0])
     with pytest.raises(FileNotFoundError):
         pickle.loads(pickle.dumps(corpus)).read(ref, ["mp4"])
+
+
+def test_a_shard_that_is_gone_is_named(tmp_path):
+    """By the catalogue or by its index, whichever is left: as after a copy that was cut short."""
+    for left in ("the index", "the catalogue"):
+        folder = make_corpus(tmp_path / left, [3, 2, 4])
+        assert not Corpus.open(folder).left_out
+        (folder / "00001.tar").unlink()
+        (folder / (CATALOGUE if left == "the index" else "00001.index.jsonl")).unlink()
+        for _ in range(2):
+            corpus = Corpus.open(folder)
+            [problem] = corpus.all_problems()
+            assert (problem.key, problem.reason) == ("00001", "shard_missing") and "00001.tar" in problem.detail
+            assert corpus.left_out == {"shard_missing": 1} and len(corpus) == 7 and corpus.lost == 3.5
+        assert not Corpus.open([str(folder / "00000.tar")]).left_out, "a list names what it wants"
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a pipe", "a link to itself"])
+def test_what_is_no_file_is_made_anew_or_named(tmp_path, kind):
+    """To open a pipe would be to wait for its writer for ever."""
+    put = {"a folder": os.mkdir, "a pipe": os.mkfifo, "a link to itself": lambda path: os.symlink(path.name, path)}[
+        kind
+    ]
+    folder = make_corpus(tmp_path / "shards", [3, 2])
+    whole = Corpus.open(folder).fingerprint
+    for name in (CATALOGUE, "00000.index.jsonl"):
+        (folder / name).unlink()
+        put(folder / name)
+        assert Corpus.open(folder).fingerprint == whole
+    (folder / "00001.tar").unlink()
+    put(folder / "00001.tar")
+    with pytest.raises((ValueError, OSError), match=r"00001\.tar"):
+        Corpus.open(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale import cli, config
-from tgm_scale.training import run_folder
+from tgm_scale.training import run_data, run_folder
 from tgm_scale.training.parts import checkpoint_facts
 from tgm_scale.training.plan import shape_of
 
@@ -50,7 +50,7 @@ def test_no_address_hides_them_and_the_run_goes_on(tmp_path: Path, path: str, qu
         folder = run_folder.claim(found)
         run_folder.describe(folder, found, [{"name": "a", "first": [address]}], {}, 0)
         assert "SECRET" not in "".join(file.read_text() for file in folder.rglob("*") if file.is_file())
-        assert run_folder.read_data(folder)[0]["name"] == "a"
+        assert run_data.read(folder)[0]["name"] == "a"
         assert config.read_tree(folder / "config.yaml")["data"]["shards"].startswith(f"https://host/{path}?")
     (folder / "config.yaml").write_text(config.dump(found))
     run_folder.claim(found)

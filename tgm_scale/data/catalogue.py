@@ -52,6 +52,16 @@ def summaries(shards: list[str], patience: float | None = None) -> list[Summary]
     return [found[shard] for shard in shards]
 
 
+def missing(folder: str, shards: list[str]) -> list[str]:
+    """Shards of a local folder that are not there, though the catalogue beside them or an index of their own says so:
+    as after a copy that was cut short."""
+    there, ending = set(map(addresses.base_name, shards)), shard_index.index_path(".tar")
+    indices = (name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith("."))
+    names = {name.removesuffix(ending) + ".tar" for name in indices}
+    names |= {name for name, (_, summary) in _catalogue(_paths(folder)[0], said=False).items() if summary.samples}
+    return [os.path.join(folder, name) for name in sorted(names - there)]
+
+
 def _knows(known: Catalogue, shard: str) -> bool:
     entry = known.get(addresses.base_name(shard))
     return entry is not None and (storage.is_url(shard) or entry[0] == _stamp(shard))
@@ -77,14 +87,18 @@ def _paths(folder: str) -> tuple[str, str]:
 
 
 def _read(folder: str) -> Catalogue:
-    known: Catalogue = {}
-    for path in _paths(folder):
-        try:
-            data = storage.read_small(path, limit=_LARGEST)
-            known |= {} if data is None else _parsed(data)
-        except (ValueError, Lasting) as error:  # half a file, or another version's: all of it can be derived
+    beside, cached = _paths(folder)
+    return _catalogue(beside) | _catalogue(cached)
+
+
+def _catalogue(path: str, said: bool = True) -> Catalogue:
+    try:
+        data = storage.read_small(path, limit=_LARGEST)
+        return {} if data is None else _parsed(data)
+    except (ValueError, Lasting) as error:  # half a file, or another version's: all of it can be derived
+        if said:
             sys.stderr.write(f"{without_secrets(path)}: damaged ({_short(error)}): made anew from the shards\n")
-    return known
+        return {}
 
 
 def _parsed(data: bytes) -> Catalogue:

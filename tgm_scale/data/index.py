@@ -31,9 +31,13 @@ _KEPT_INDICES = 64  # of about 130 kB for 1,000 samples; more than the shards th
 _GAP = 1 << 16  # remote members nearer than this are read in one piece: 64 KiB cost less than a second request
 
 
-WHOLE_SHARD = ("shard_unreadable", "shard_cut", "shard_empty")
+WHOLE_SHARD = ("shard_unreadable", "shard_cut", "shard_empty", "shard_missing")
 NOTICES = ("duplicate_member", "bad_caption", "bad_label")  # said of samples that are used all the same
-_EMPTY = {"shard_empty": 1}
+_EMPTY, _MISSING = {"shard_empty": 1}, {"shard_missing": 1}
+_SAID = {  # of shards that cannot be asked
+    "shard_empty": "holds no member",
+    "shard_missing": "is not there, but its index or the catalogue is: copy it again, or remove them",
+}
 
 
 def _lost(summaries: list[Summary], faults: list[dict[str, int]]) -> float:
@@ -80,6 +84,7 @@ class Corpus:
         for i in usable:
             digest.update(f"{names[i]} {summaries[i].mark} {summaries[i].samples}\n".encode())
         self.fingerprint = digest.hexdigest()
+        self.marks = {names[i]: f"{summaries[i].mark} {summaries[i].samples}" for i in usable}  # what it is made of
         self.content = ""  # stands for captions and labels where the marks of the tars do not
         self._problems_of: dict[str, list[Problem]] | None = None  # of faulty shards, once they were asked for
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
@@ -121,7 +126,10 @@ class Corpus:
             return ListedCorpus(files, name, cache)
         if name is None:
             name = os.path.basename(os.path.dirname(os.path.abspath(place(shards[0])))) or "corpus"
-        corpus = cls(name, shards, catalogue.summaries(shards, patience), cache, patience)
+        summaries = catalogue.summaries(shards, patience)
+        gone = catalogue.missing(os.fspath(spec), shards) if not isinstance(spec, list) and os.path.isdir(spec) else []
+        summaries += [Summary("", 0, _MISSING)] * len(gone)
+        corpus = cls(name, [*shards, *gone], summaries, cache, patience)
         if not corpus.shards:
             why = ", ".join(f"{count} {reason}" for reason, count in corpus.left_out.items())
             first = next(corpus.all_problems())
@@ -157,12 +165,12 @@ class Corpus:
     def all_problems(self) -> Iterator[Problem]:
         """What was left out of all shards, those without any usable sample too, by names as samples have them."""
         if self._problems_of is None:
-            faulty = [shard for shard, _, faults in self._faulty if faults is not _EMPTY]
+            faulty = [shard for shard, _, faults in self._faulty if not faults.keys() & _SAID.keys()]
             with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
                 self._problems_of = dict(zip(faulty, pool.map(_problems_of, faulty)))
         for shard, name, faults in self._faulty:
-            if faults is _EMPTY:
-                yield Problem(self.prefix + name, "shard_empty", f"{without_secrets(shard)} holds no member")
+            if reason := next(iter(faults.keys() & _SAID.keys()), None):
+                yield Problem(self.prefix + name, reason, f"{without_secrets(shard)} {_SAID[reason]}")
                 continue
             for problem in self._problems_of[shard]:
                 whole = problem.key == shard_index.shard_name(shard) and problem.reason in WHOLE_SHARD

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import gzip
 import io
 import os
+import stat
 import threading
 import zlib
 from collections import Counter, OrderedDict
@@ -165,7 +167,7 @@ def read_small(path: str, patience: float | None = None, limit: int | None = Non
 
     def read() -> bytes:
         if not is_url(path):
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 data = file.read(limit + 1)
         else:
             system, name = file_system(path)
@@ -178,7 +180,7 @@ def read_small(path: str, patience: float | None = None, limit: int | None = Non
 
     try:
         return retrying(read, path, patience)
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, NotAFile, NotADirectoryError):
         return None
 
 
@@ -215,10 +217,25 @@ def size(path: str, patience: float | None = None) -> int:
     return retrying(lambda: int(system.size(name)), path, patience)
 
 
+class NotAFile(ValueError):
+    """Something else has the name of a file: a folder, a pipe, a link to itself."""
+
+
+def open_file(path: str) -> BinaryIO:
+    """A local file. Raises NotAFile for what is none: to open a pipe is to wait for its writer."""
+    try:
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return open(path, "rb")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    raise NotAFile(f"{path}: not a file, but a folder, a pipe or a link to itself: put the file in its place")
+
+
 def open_seekable(path: str) -> BinaryIO:
-    """A file to scan by seeking; of a URL, 64 KiB are fetched at a time."""
+    """A file to scan by seeking; of a URL, 64 KiB are fetched at a time. Raises as `open_file` does."""
     if not is_url(path):
-        return open(path, "rb")
+        return open_file(path)
     system, name = file_system(path)
     try:
         return system.open(name, "rb", block_size=1 << 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,14 @@ from typing import NoReturn
 from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
+# files that are missing, forbidden or of another kind: another start finds them so, too
+_LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+
+
+def code_of(trouble: BaseException) -> int:
+    """The exit code for trouble with files or devices: USER_MISTAKE where another start would meet it again."""
+    lasting = isinstance(trouble, OSError) and trouble.errno in _LASTING
+    return getattr(trouble, "exit_code", USER_MISTAKE if lasting else FAILED)
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +50,7 @@ def told_as(key: str, given: str) -> Iterator[None]:
 
 
 def exit_code(name: str, run: Callable[[], int], kept: str = "nothing is lost that was written") -> int:
-    """What `run` returns; 2 for a user's mistake (ValueError), 1 for trouble with files or devices (OSError) or a
+    """What `run` returns; 2 for a user's mistake (ValueError), `code_of` trouble with files or devices (OSError) or a
     failure that was foreseen (a RuntimeError of our own, by its exit_code), 130 for Ctrl-C. `kept` says in the last
     cases what becomes of the work."""
     try:
@@ -54,7 +63,7 @@ def exit_code(name: str, run: Callable[[], int], kept: str = "nothing is lost th
             raise  # not foreseen: the traceback is wanted
         told = f"{failure}; {kept}" if kept else f"stopped: {failure}"
         print(message(f"{name}: {told}"), file=sys.stderr)
-        return getattr(failure, "exit_code", FAILED)
+        return code_of(failure)
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted{kept and '; '}{kept}", file=sys.stderr)
         return INTERRUPTED

@@ -8,7 +8,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.runtime.outside.json_text import json_file
-from tgm_scale.training import checkpoint, events, origins, run_folder
+from tgm_scale.training import checkpoint, events, origins, run_data, run_folder
 from tgm_scale.training.faults import FaultState
 from tgm_scale.training.metrics import count_damaged, read_metrics
 
@@ -39,13 +39,17 @@ def check(folder: str) -> tuple[str, int]:
         raise ValueError(f"{folder}: no config.yaml and no checkpoints: not a run folder")
     found = Findings()
     _read(found, root / "config.yaml", configuration.read_tree, "readable", needed=True, stops=True)
-    _read(found, root / "data.json", json_file, "readable", stops=True)
-    _read(found, root / "faults.json", lambda _: FaultState.read(root), "readable", stops=True)
+    _read(found, root / "data.json", lambda _: run_data.read(root), "readable", stops=True)
+    _faults(found, root)
     _read(found, root / origins.FILE, lambda _: origins.read(root), "readable", stops=True)
     _read(found, root / "plan.json", json_file, "readable")
     _read(found, root / "environment.jsonl", lambda _: run_folder.starts(root), "readable")
     for file in sorted(root.glob("results*.json")):
         _read(found, file, json_file, "readable")
+    for name in run_folder.misplaced(root):
+        found.bad(name, "something else has the name of a run's file or folder: move it away", stops=True)
+    for name in run_folder.changed(root):
+        found.bad(name, "not as the last start wrote it")
     _metrics(found, root)
     _ranks(found, root)
     used = _checkpoints(found, root / "checkpoints")
@@ -58,6 +62,18 @@ def check(folder: str) -> tuple[str, int]:
     return "\n".join([*found.lines, f"{folder}: {end}"]), found.code
 
 
+def _faults(found: Findings, root: Path) -> None:
+    try:
+        _, damage = FaultState.found(root)
+    except (OSError, ValueError) as error:
+        found.bad("faults.json", str(error), stops=True)
+        return
+    if damage:
+        found.bad("faults.json", damage)
+    elif (root / "faults.json").is_file():
+        found.good("faults.json", "readable")
+
+
 def _read(
     found: Findings,
     file: Path,
@@ -66,7 +82,7 @@ def _read(
     needed: bool = False,
     stops: bool = False,
 ) -> None:
-    if not file.exists():
+    if not file.is_file():
         if needed:
             found.bad(file.name, "missing", stops)
         return

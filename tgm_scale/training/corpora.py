@@ -74,12 +74,12 @@ def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
 
 
 def corpus_facts(opened: list[Corpus]) -> list[dict[str, Any]]:
-    """What RUN/data.json says of each corpus: what it is (name, samples, fingerprint, and `content` of a list's
-    captions and labels), and what was left out."""
+    """What RUN/data.json says of each corpus: what it is (name, samples, fingerprint, the mark and samples of
+    each of its shards, or `content` of a list's captions and labels), and what was left out."""
     found = []
     for corpus, inventory in zip(opened, inventories(opened, LEFT_OUT)):
         facts = {"name": corpus.name, "samples": len(corpus), "fingerprint": corpus.fingerprint}
-        content = {"content": corpus.content} if corpus.content else {}
+        content = {"content": corpus.content} if corpus.content else {"shards": corpus.marks}
         left_out = {"left_out": inventory.left_out, "left_out_share": inventory.share, "first": inventory.first}
         found.append({**facts, **content, **(left_out if inventory.left_out else {})})
     return found

@@ -6,19 +6,22 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from tgm_scale.contracts import Batch, Problem
-from tgm_scale.runtime.outside.json_text import bounded, json_of
+from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.training import events, manifest
 from tgm_scale.training.run_folder import replace_file
 
 _MEMORY = 100  # losses that a spike is measured against
 _ENOUGH = 20
+_FILE, _EVENT = "faults.json", "rolled_back"
 
 
 class RunStopped(RuntimeError):
@@ -59,7 +62,8 @@ class Judge:
 
 @dataclass
 class FaultState:
-    """What outlives a rollback, in RUN/faults.json: how often it happened, and the samples left out since."""
+    """What outlives a rollback, in RUN/faults.json: how often it happened, and the samples left out since. With the
+    digest of it; and a copy in RUN/events.jsonl, since nothing else of a run folder says it."""
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
@@ -68,21 +72,47 @@ class FaultState:
 
     @classmethod
     def read(cls, folder: Path) -> FaultState:
-        """Raises ValueError where the file is damaged."""
-        file = folder / "faults.json"
-        if not file.is_file():
-            return cls()
+        """As `found`."""
+        return cls.found(folder)[0]
+
+    @classmethod
+    def found(cls, folder: Path) -> tuple[FaultState, str]:
+        """What a run folder says, and why the copy was taken: "" where it was not. Raises ValueError where the file is
+        damaged and there is no copy."""
+        file = folder / _FILE
+        copies = [event for event in events.read(folder) if event["event"] == _EVENT]
+        damage = "missing"
+        if file.is_file():
+            try:
+                return cls._of(json_object(file)), ""
+            except ValueError as error:
+                damage = str(error).removeprefix(f"{file}: ").removeprefix("damaged: ")
+        for copy in reversed(copies):
+            with suppress(ValueError):
+                return cls._of(copy.get("state")), f"{file}: damaged ({damage}): taken from its copy in {events.FILE}"
+        if not file.exists() and not file.is_symlink() and not copies:
+            return cls(), ""
+        raise ValueError(
+            f"{file}: damaged ({damage}): restore it; without it the samples left out since a rollback are trained on "
+            'again. To go on so, write {"rollbacks": 0, "skip_list": []} there'
+        )
+
+    @classmethod
+    def _of(cls, tree: Any) -> FaultState:
+        """Raises ValueError for what is none, or not what was written."""
+        fields = dict(tree) if isinstance(tree, dict) else tree
+        if isinstance(fields, dict) and fields.pop("blake2b", None) not in (None, manifest.digest(fields)):
+            raise ValueError("its contents differ from its own hash")
         try:
-            return TypeAdapter(cls).validate_python(json_of(bounded(file)), strict=True)
-        except ValueError as error:
-            why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            raise ValueError(
-                f"{file}: damaged ({why}): restore it; without it the samples left out since a "
-                'rollback are trained on again. To go on so, write {"rollbacks": 0, "skip_list": []} there'
-            ) from None
+            return TypeAdapter(cls).validate_json(json.dumps(fields), strict=True)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"]) from None
 
     def write(self, folder: Path) -> None:
-        replace_file(folder / "faults.json", json.dumps(asdict(self), indent=1))
+        """Write the file and its copy. Raises OSError."""
+        tree = {**asdict(self), "blake2b": manifest.digest(asdict(self))}
+        events.note(folder, _EVENT, file=_FILE, state=tree)
+        replace_file(folder / _FILE, json.dumps(tree, indent=1))
 
     def leave_out(self, batch: Batch) -> None:
         """Give the clips on the skip list weight 0."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training import checkpoint, events, run_folder, vital
+from tgm_scale.training import checkpoint, events, run_data, run_folder, vital
 from tgm_scale.training.bottleneck import explain, from_metrics, read_ranks
 from tgm_scale.training.metrics import count_damaged, figure, read_metrics
 from tgm_scale.training.waiting import duration, waiting
@@ -89,7 +89,7 @@ def _tree(folder: str) -> dict[str, Any]:
 def _left_out(root: Path) -> dict[str, str]:
     """What was left out of the data when the run started."""
     file = root / "data.json"
-    corpora = run_folder.read_data(root) if file.is_file() else []
+    corpora = run_data.read(root) if file.is_file() else []
     said = [
         f"{corpus['name']}: " + ", ".join(f"{count} {reason}" for reason, count in corpus["left_out"].items())
         for corpus in corpora

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -127,7 +128,9 @@ class _Run:
             compile_blocks(module)
         self.engine = engine.build_engine(module, plan.engine, place.device)
         self.progress = resume.restore(self.engine)
-        self.faults = FaultState.read(folder)
+        self.faults, damage = FaultState.found(folder)
+        if damage and place.is_main:
+            print(f"warning: {damage}", file=sys.stderr, flush=True)
         self.suspects: list[str] = []
         self.last: dict[str, Any] | None = None  # row of metrics, of the last step that this start made
         self.step = JointStep(

@@ -60,7 +60,7 @@ def complaints(there: Tree, here: Tree, known: Mapping[str, Entry]) -> list[str]
         entry = _entry(key, new, recorded)
         other = _other(recorded, entry)
         if old == new and entry and other:
-            found.append(f"{key}: {new!r} has another {other} than the run was started with")
+            found.append(f"{key}: {new!r} has another {other} than the run was started with, by {FILE}")
         elif old != new and (not recorded or not entry or other):
             found.append(f"{key}: {old!r} there, {new!r} here" + _why(old, new, recorded, entry, other))
     return found

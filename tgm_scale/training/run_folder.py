@@ -9,11 +9,13 @@ RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line a step
 RUN/owner/            which start owns the folder (runtime/ownership.py)
 RUN/skipped.jsonl     every broken sample: step, key, reason
-RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved
+RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved; rollbacks
+RUN/faults.json       what outlives a rollback (training/faults.py)
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -29,9 +31,15 @@ from tgm_scale import config as configuration
 from tgm_scale.config import RunSettings
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import Control
-from tgm_scale.runtime.outside.json_text import json_file, json_object, json_of
+from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.secrets import tree_without_secrets
-from tgm_scale.training import manifest, origins
+from tgm_scale.training import manifest, origins, run_data
+
+_FILES = (
+    *("config.yaml", "data.json", "origins.json", "plan.json", "files.json", "faults.json", "environment.jsonl"),
+    *("metrics.jsonl", "skipped.jsonl", "events.jsonl", "refused.jsonl", "left_out.jsonl"),
+)
+_FOLDERS = ("checkpoints", "owner", "ranks")
 
 
 def replace_file(path: Path, text: str, durable: bool = True) -> None:
@@ -57,12 +65,21 @@ def claim(config: RunSettings) -> Path:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"run.dir={folder}: cannot be written ({error.strerror}): choose another folder") from None
+    if odd := misplaced(folder):
+        raise ValueError(f"{folder / odd[0]}: something else has the name of a run's file or folder: move it away")
     file = folder / "config.yaml"
     if file.is_file():
         _refuse_other_run(config, file)
     elif any(manifest.step_of(found) is not None for found in folder.glob("checkpoints/step-*")):
         raise ValueError(f"run.dir={folder}: has checkpoints but no config.yaml: choose another folder")
     return folder
+
+
+def misplaced(folder: Path) -> list[str]:
+    """Names of a run's files that are no files, and of its folders that are no folders: to write to a pipe is to wait
+    for its reader for ever, and a link that leads nowhere would make a file there."""
+    files = [name for name in _FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
+    return files + [name for name in _FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
 
 
 @contextmanager
@@ -94,8 +111,8 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
     differing += origins.complaints(there, here, origins.read(file.parent))
     if differing:
         raise ValueError(
-            f"run.dir={file.parent}: holds a run of another configuration ({'; '.join(differing)}): set run.dir to a "
-            "new folder, or give the same values to go on with this one"
+            f"run.dir={file.parent}: holds a run of another configuration by its config.yaml "
+            f"({'; '.join(differing)}): set run.dir to a new folder, or give the same values to go on with this one"
         )
 
 
@@ -108,45 +125,33 @@ def describe(
     folder: Path, config: RunSettings, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int
 ) -> None:
     """Write what this start is. Raises ValueError where the data is not that of the run so far."""
-    data_file = folder / "data.json"
-    if data_file.is_file():
-        before = read_data(folder)
-        if _other_data(before, corpora):
-            raise ValueError(
-                f"{data_file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}): "
-                "restore the shards, or start a new run folder with train.init_from"
-            )
-    replace_file(folder / "config.yaml", shown(config))
-    replace_file(data_file, json.dumps(tree_without_secrets(corpora), indent=1))
+    run_data.refuse_other(folder, corpora)
     read = origins.renewed(config.model_dump(mode="json"), origins.read(folder), step)
-    replace_file(folder / origins.FILE, json.dumps(tree_without_secrets(read), indent=1))
-    replace_file(folder / "plan.json", json.dumps(plan, indent=1))
+    texts = {
+        "config.yaml": shown(config),
+        run_data.FILE: json.dumps(tree_without_secrets(corpora), indent=1),
+        origins.FILE: json.dumps(tree_without_secrets(read), indent=1),
+        "plan.json": json.dumps(plan, indent=1),
+    }
+    for name, text in texts.items():
+        replace_file(folder / name, text)
+    files = {name: _digest(text.encode()) for name, text in texts.items()}
     with (folder / "environment.jsonl").open("a") as stream:
-        stream.write(json.dumps(environment() | {"step": step}) + "\n")
+        stream.write(json.dumps(environment() | {"step": step, "files": files}) + "\n")
 
 
-def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool:
-    """Whether samples, captions, labels or their order are others. What an earlier version did not note is not
-    compared: the content of lists, the test part."""
-    if not any(corpus.get("part") == "test" for corpus in before):
-        now = [corpus for corpus in now if corpus.get("part") != "test"]
-    if len(before) != len(now):
-        return True
-    return any(
-        one.get(key) != other.get(key)
-        for one, other in zip(before, now)
-        for key in ("name", "samples", "fingerprint", "content")
-        if key != "content" or key in one
-    )
+def changed(folder: Path) -> list[str]:
+    """The files that are not as the last start wrote them, as far as it is known: earlier versions did not note it."""
+    odd = misplaced(folder)  # a pipe would be waited for
+    try:
+        files = {} if "environment.jsonl" in odd else starts(folder)[-1]["files"]
+        return [name for name in sorted(files.keys() - odd) if files[name] != _digest((folder / name).read_bytes())]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []  # of a file that is missing or no file it is said elsewhere
 
 
-def read_data(folder: Path) -> list[dict[str, Any]]:
-    """The corpora of the run so far, from its data.json. Raises ValueError where that is damaged."""
-    file = folder / "data.json"
-    found = json_file(file)
-    if not isinstance(found, list) or not all(isinstance(one, dict) and "name" in one for one in found):
-        raise ValueError(f"{file}: damaged: wanted a list of corpora with their names; restore it")
-    return found
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -163,14 +168,6 @@ def starts(folder: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise ValueError(f"{file}: line {number} is damaged: remove that line") from None
     return found
-
-
-def _summary(corpora: list[dict[str, Any]]) -> str:
-    return ", ".join(
-        f"{corpus['name']}: {corpus.get('samples')} samples, "
-        f"{' '.join(filter(None, (corpus.get('fingerprint'), corpus.get('content'))))}"
-        for corpus in corpora
-    )
 
 
 def environment() -> dict[str, Any]:

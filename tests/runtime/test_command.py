@@ -1,0 +1,38 @@
+"""Exit codes of trouble with files: whether another start would meet it again."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from tgm_scale import cli
+from tgm_scale.runtime.command import FAILED, USER_MISTAKE, code_of, exit_code
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x"), USER_MISTAKE),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), USER_MISTAKE),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "x"), USER_MISTAKE),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), USER_MISTAKE),
+        (OSError(errno.ESTALE, "Stale file handle", "x"), FAILED),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), FAILED),
+        (PermissionError("a server said 403"), FAILED),
+    ],
+)
+def test_what_lasts_is_a_users_mistake(trouble: OSError, code: int) -> None:
+    def run() -> int:
+        raise trouble
+
+    assert code_of(trouble) == exit_code("tool", run) == code
+
+
+def test_the_command_names_a_file_that_lasts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
+    (tmp_path / "plan.json").write_text("{}")
+    (tmp_path / "environment.jsonl").mkdir()
+    assert cli.main(["status", str(tmp_path)]) == USER_MISTAKE
+    assert "environment.jsonl" in capsys.readouterr().err
