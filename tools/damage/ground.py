@@ -1,0 +1,129 @@
+"""What the drill damages: a small corpus, a tower, and a run of them; and what the run comes to if left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from damage.start import start
+from tgm_scale.config import load
+from tgm_scale.data.encode import encode_video
+from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.synthetic import Look, render_clip
+from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.training import checkpoint, engine_state
+from tgm_scale.training.corpora import open_corpora
+from tgm_scale.training.faults import FaultState
+from tgm_scale.training.metrics import read_metrics
+from tgm_scale.training.parts import clip_loader
+from tgm_scale.training.plan import plan_pretraining
+from tgm_scale.training.towers import SMALL_TOWERS
+
+CLIPS, A_SHARD, BROKEN, LEFT_OUT = 12, 4, 5, "00002/clip-9"
+STEPS, EVERY = 6, 2
+CONFIG = f"""
+run: {{dir: run}}
+data: {{shards: shards, frames: 2, stride: 1, size: 32, workers: 0, max_skipped_share: 0.95, max_left_out_share: 0.95}}
+guidance: {{towers: tower}}
+masking: {{recipe: text_guided, mask_ratio: 0.5}}
+model: {{size: tiny, patch: 16, tubelet: 2, depth: 1, decoder_depth: 1}}
+optim: {{base_lr: 3e-2}}
+train: {{steps: {STEPS}, global_batch_size: 4, micro_batch_size: 4}}
+checkpoint: {{every: {EVERY}, keep: 3}}
+log: {{every: 100, tensorboard: false}}
+"""
+COMMAND = ["pretrain", "--config", "config.yaml"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Of the undisturbed run: the digest of the last checkpoint's tensors, by step (loss, digest of the data), by
+    sample the digest of its members (None where it cannot be used)."""
+
+    weights: str
+    steps: dict[str, list[float]]
+    clips: dict[str, str | None]
+
+
+def make(folder: Path) -> Truth:
+    """Make FOLDER/{config.yaml, shards, tower, run}: the run as a kill left it that came before the last checkpoint
+    was whole."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(CONFIG)
+    shutil.copytree(SMALL_TOWERS, folder / "tower", copy_function=shutil.copy)
+    with ShardWriter(folder / "shards", A_SHARD) as writer:
+        for number in range(CLIPS):
+            clip = render_clip(0, number, look=Look(size=48, frames=4))
+            video = encode_video(clip.frames, 12)
+            writer.write(
+                f"clip-{number}",
+                {"mp4": b"no video" * 9 if number == BROKEN else video, "json": {"captions": clip.captions}},
+            )
+    (folder / "run").mkdir()
+    FaultState(1, [LEFT_OUT]).write(folder / "run")  # as after a rollback
+    code = start(folder, [COMMAND], then=write_clips)
+    if code != 0:
+        raise RuntimeError(f"the undisturbed run ended with exit code {code}: {folder / 'said.txt'}")
+    truth = read_truth(folder)
+    shutil.rmtree(checkpoint.folder_of(folder / "run" / "checkpoints", STEPS))
+    (folder.parent / "truth.json").write_text(json.dumps(asdict(truth), indent=1))
+    return truth
+
+
+def read_truth(folder: Path) -> Truth:
+    """Of a run that ended well in FOLDER/run. Raises ValueError or OSError where it left no whole last checkpoint."""
+    rows = {str(row["step"]): [row["loss"], row["data_digest"]] for row in read_metrics(folder / "run")}
+    return Truth(weights_of(folder), rows, clips_of(folder))
+
+
+def weights_of(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    reader = checkpoint.Reader(checkpoint.folder_of(folder / "run" / "checkpoints", STEPS))
+    for name in reader.names():  # not the file's bytes: where memory is short they are written in another order
+        for part in engine_state.PARTS:
+            digest.update(name.encode() + reader.tensor(name, part).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def clips_of(folder: Path) -> dict[str, str | None]:
+    return json_object(folder / "clips.json")
+
+
+def write_clips() -> None:
+    """Write what a pass over the corpus here gives, by sample; None for one that cannot be used."""
+    config = load("config.yaml", [])
+    plan = plan_pretraining(config, Place(0, 1, 0, torch.device("cpu")))
+    opened = open_corpora(config.data, plan.captions)
+    loader = clip_loader(plan, config.data, config.guidance, config.run.seed, opened, range(STEPS))
+    samples = loader.samples
+    found: dict[str, str | None] = {problem.key: None for corpus in opened for problem in corpus.all_problems()}
+    pixels = torch.empty(1, config.data.frames, config.data.size, config.data.size, 3, dtype=torch.uint8)
+    for position in range(sum(len(corpus) for corpus in opened)):
+        fetched = samples.fetch(position)
+        read = b"".join(data for _, data in sorted(fetched.members.items()))
+        used = samples.decode(fetched, pixels).problem is None
+        found[fetched.ref.name] = hashlib.blake2b(read, digest_size=16).hexdigest() if used else None
+    Path("clips.json").write_text(json.dumps(found))
+
+
+def warm() -> None:
+    """Import and compute once what every start would: a start is then a fork of this process. The number of threads is
+    not set: a pool of them would not outlive the fork."""
+    import deepspeed  # noqa: F401
+
+    import tgm_scale.conversion.read
+    import tgm_scale.evaluation.online
+    import tgm_scale.training.check_run
+    import tgm_scale.training.inspect
+    import tgm_scale.training.loop  # noqa: F401
+
+    load_text_tower(SMALL_TOWERS)
+    load_image_tower(SMALL_TOWERS)

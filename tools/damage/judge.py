@@ -1,0 +1,123 @@
+"""Whether a start on damaged files ended as it must, by the undisturbed run.
+
+`same`: the weights of the undisturbed run to the bit. `left out`: they are others, and every sample that is not what
+it was is named by the run; all the others, and the steps without the former, are what they were. `refused`: exit code
+2, with the damaged file or its folder named. `unseen`: bytes within a member of a shard are others, and it can still
+be decoded: shards have no digests of their members, so nobody can know. Whatever else comes is a failure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from damage import ground
+from damage.contents import TARS
+from damage.ground import STEPS, Truth
+from damage.start import HANGS, SAID
+from tgm_scale.runtime.outside.json_text import json_lines
+from tgm_scale.training.metrics import read_metrics
+
+SAME, LEFT_OUT, REFUSED, UNSEEN, FAILED = "same", "left out", "refused", "unseen", "FAILED"
+_ANOTHER = "is another, and is not named"
+_TRACEBACK = "Traceback (most recent call last)"
+_CODE = re.compile(r"^exit code of (\w+): (-?\d+)$", re.M)
+
+
+def judged(part: str, kind: str, files: list[str], anew: bool, code: int, work: Path, truth: Truth) -> tuple[str, str]:
+    """The outcome, and why it is wrong ("" where it is not)."""
+    said = (work / SAID).read_text(errors="replace")
+    codes = {name: int(number) for name, number in _CODE.findall(said)}
+    code = codes.get("pretrain", code)
+    last = "".join(said.strip().splitlines()[-1:])[:300]
+    if code == HANGS:
+        return FAILED, "hangs"
+    if _TRACEBACK in said:
+        return FAILED, "traceback: " + last
+    if code not in (0, 2):
+        return FAILED, f"exit code {code}: " + last
+    if code == 2:
+        wrong = _unnamed(part, files, said, codes)
+        return (FAILED, wrong) if wrong else (REFUSED, "")
+    try:
+        found = ground.weights_of(work)
+        rows = {str(row["step"]): [row["loss"], row["data_digest"]] for row in read_metrics(work / "run")}
+    except (OSError, ValueError) as error:
+        return FAILED, f"exit code 0 without a whole run: {error}"
+    skipped = _skipped(work)
+    if part == "shards" and (wrong := _other_samples(work, kind, files, truth, skipped, said)):
+        return (UNSEEN, "") if wrong.endswith(_ANOTHER) else (FAILED, wrong)
+    if found == truth.weights:
+        steps = [step for step in truth.steps if int(step) > ground.STEPS - ground.EVERY]
+        others = [step for step in steps if rows.get(step) != truth.steps[step]]
+        return (FAILED, f"rows of steps {others} are others") if others else (SAME, "")
+    if part != "shards" or not _newly_named(work, truth):
+        return FAILED, "another result, and nothing was said to be left out"
+    if not anew and (wrong := _other_steps(rows, work, truth)):
+        return FAILED, wrong
+    return LEFT_OUT, ""
+
+
+def _unnamed(part: str, files: list[str], said: str, codes: dict[str, int]) -> str:
+    """Why a refusal is wrong."""
+    last = said[said.rfind("tgm-scale pretrain:") :]
+    names = {name for file in files for name in (file, Path(file).name, *_folders(part, file))}
+    names |= {Path(file).name.removesuffix(".index.jsonl") + ".tar" for file in files if file.endswith(".index.jsonl")}
+    if not any(name in last for name in names):
+        return "refused, and the damaged file is not named: " + " ".join(last.split())[:300]
+    return "refused, and `check` found nothing" if part == "run" and codes.get("check") == 0 else ""
+
+
+def _folders(part: str, file: str) -> list[str]:
+    """The folder of a file, where it says enough."""
+    parent = Path(file).parent
+    if part == "run":
+        return [] if parent == Path(".") else [f"run/{parent}"]
+    return [part] if part == "tower" else []
+
+
+def _skipped(work: Path) -> dict[str, set[int]]:
+    """The samples that the run names as left out, with the steps."""
+    found: dict[str, set[int]] = {}
+    for name in ("skipped.jsonl", "left_out.jsonl"):
+        file = work / "run" / name
+        for row in json_lines(file) if file.is_file() else []:
+            if isinstance(row, dict) and isinstance(row.get("key"), str):
+                found.setdefault(row["key"], set()).add(row.get("step", 0))
+    return found
+
+
+def _newly_named(work: Path, truth: Truth) -> set[str]:
+    return {key for key in _skipped(work) if truth.clips.get(key, "") is not None and key != ground.LEFT_OUT}
+
+
+def _other_samples(
+    work: Path, kind: str, files: list[str], truth: Truth, skipped: dict[str, set[int]], said: str
+) -> str:
+    """What is wrong with the samples that the corpus has now: each is what it was, or is named."""
+    clips = ground.clips_of(work)
+    gone = {Path(file).name for file in files if Path(file).name in said}
+    for name, digest in truth.clips.items():
+        shard, _, _ = name.partition("/")
+        named = name in skipped or shard in skipped or f"{shard}.tar" in gone
+        if digest is not None and clips.get(name) != digest and not named:
+            return f"{name} {_ANOTHER}" if clips.get(name) else f"{name} is not used, and is not named"
+    shards = {Path(file).name.removesuffix(".tar") for file in files}
+    known = set(truth.clips.values())
+    for name in clips.keys() - truth.clips.keys():
+        added = name.partition("/")[0] in shards and clips[name] in known
+        if clips[name] is not None and not added and kind not in TARS:
+            return f"{name} is a sample that nobody made"
+    return ""
+
+
+def _other_steps(rows: dict[str, list[float]], work: Path, truth: Truth) -> str:
+    """Which steps had other clips, though none of theirs was left out."""
+    new = _newly_named(work, truth)
+    touched = {step for key, steps in _skipped(work).items() if key in new for step in steps}
+    first = STEPS - ground.EVERY + 1
+    wrong = [
+        step
+        for step in range(first, STEPS + 1)
+        if step not in touched and rows.get(str(step), [0, 0])[1] != truth.steps[str(step)][1]
+    ]
+    return f"the clips of steps {wrong} are others" if wrong else ""
