@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar
+from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.runtime.outside.json_text import json_object
@@ -60,12 +60,18 @@ class Judge:
             self.recent.append(loss)
 
 
+class _Said(BaseModel):
+    """What faults.json may hold beside its digest."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    rollbacks: int = 0
+    skip_list: list[str] = []
+
+
 @dataclass
 class FaultState:
     """What outlives a rollback, in RUN/faults.json: how often it happened, and the samples left out since. With the
     digest of it; and a copy in RUN/events.jsonl, since nothing else of a run folder says it."""
-
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
 
     rollbacks: int = 0
     skip_list: list[str] = field(default_factory=list)
@@ -104,7 +110,7 @@ class FaultState:
         if isinstance(fields, dict) and fields.pop("blake2b", None) not in (None, manifest.digest(fields)):
             raise ValueError("its contents differ from its own hash")
         try:
-            return TypeAdapter(cls).validate_json(json.dumps(fields), strict=True)
+            return cls(**_Said.model_validate(fields).model_dump())
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"]) from None
 
