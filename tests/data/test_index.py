@@ -488,3 +488,14 @@ def test_what_is_no_file_is_made_anew_or_named(tmp_path, kind):
     put(folder / "00001.tar")
     with pytest.raises((ValueError, OSError), match=r"00001\.tar"):
         Corpus.open(folder)
+
+
+def test_a_size_beyond_what_can_be_sought_is_no_fault_of_the_storage(tmp_path):
+    """It would be waited for: a seek to there is answered as one on a failing disk."""
+    folder = make_corpus(tmp_path / "shards", [3, 2])
+    data = bytearray((folder / "00001.tar").read_bytes())
+    data[124:136] = b"\x80" + bytes(3) + b"\x7f" * 8
+    data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
+    (folder / "00001.tar").write_bytes(data)
+    corpus = Corpus.open(folder, patience=0)
+    assert len(corpus) == 3 and set(corpus.left_out) <= {"shard_cut", "shard_unreadable"}

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 BLOCK = tarfile.BLOCKSIZE
 _ZEROS_AT_ONCE = 1 << 16
+_MOST = 1 << 43  # bytes of a member: file systems answer EINVAL to a seek beyond 16 TiB, as a failing disk would
 _HEADER_OF_A_HEADER = 1 << 20  # bytes of a long name or a pax header; a file's name has at most 4,096
 _HEADERS_OF_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, b"L", b"K")
 # what tarfile raises for records that are none: lengths, sparse maps, headers of headers without end
@@ -31,7 +32,7 @@ class _Header(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
         header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in _HEADERS_OF_HEADERS and header.size > _HEADER_OF_A_HEADER):
+        if not 0 <= header.size < _MOST or (header.type in _HEADERS_OF_HEADERS and header.size > _HEADER_OF_A_HEADER):
             raise tarfile.ReadError(f"a header says {header.size} bytes")
         return header
 
@@ -65,7 +66,7 @@ def _one_tar(file: BinaryIO) -> Generator[tarfile.TarInfo, None, int]:
         before = -1
         while (member := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-            if member.size < 0 or tar.offset <= before:  # by a pax record
+            if not 0 <= member.size < _MOST or tar.offset <= before:  # by a pax record
                 raise tarfile.ReadError(f"a header says {member.size} bytes")
             before = tar.offset
             yield member
