@@ -86,7 +86,7 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
             saver = Saver(Path(case["save"]), checkpoint.Retention(2), place, control, keep_free)
             saver.begin(ds_engine, progress, {})
             live = live_weights(ds_engine)
-        starts = [t * GLOBAL + (a * place.world_size + place.rank) * micro for a in range(plan.accumulation)]
+        starts = [t * GLOBAL + (a * place.world_size + place.rank) * micro for a in range(layout.accumulation)]
         parts = [prepared([(s + i) % CLIPS for i in range(micro)], tokens) for s in starts]
         valid = control.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
         engine.set_learning_rate(ds_engine, 1e-3)
