@@ -246,7 +246,9 @@ def test_a_mistake_ends_with_code_2_and_a_remedy(small, tmp_path, capsys, more, 
     assert not (tmp_path / "new").exists() or not list((tmp_path / "new").iterdir()), "other settings may follow"
 
 
-@pytest.mark.parametrize("more", [("--short-side", 33), ("--crf", 60), ("--workers", 0), ("--gop", "x")])
+@pytest.mark.parametrize(
+    "more", [("--short-side", 33), ("--crf", 60), ("--workers", 0), ("--gop", "x"), ("--min-umt", "nan")]
+)
 def test_a_setting_out_of_range_ends_with_code_2(small, tmp_path, more):
     with pytest.raises(SystemExit) as end:
         main(arguments(small, tmp_path / "new", *more))
@@ -275,6 +277,11 @@ def test_a_wrong_folder_of_videos_is_followed_by_the_right_one(small, tmp_path, 
     assert main([*line, "--videos", str(small[1])]) == 0
     assert f"{20 - len(kept)} of this task's 20 are to be made" in capsys.readouterr().out
     assert {path: path.stat().st_ino for path in kept} == kept
+    gone, before = tmp_path / "out" / "00003.tar", made(tmp_path / "out")
+    gone.unlink()
+    capsys.readouterr()
+    assert main([*line, "--videos", str(small[1])]) == 0
+    assert "1 of this task's 20 are to be made" in capsys.readouterr().out and made(tmp_path / "out") == before
 
 
 def made(folder):

@@ -98,3 +98,8 @@ def test_a_label_that_no_sample_has_is_a_mistake(shards: str, checkpoint: Path) 
         extract([FrozenEncoder.load(checkpoint)], Corpus.open(shards), "lable")
     with pytest.raises(ValueError, match="is no single value"):
         extract([FrozenEncoder.load(checkpoint)], Corpus.open(shards), "truth.objects")
+
+
+def test_features_kept_are_of_the_same_positions(checkpoint: Path) -> None:
+    plain, moved = FrozenEncoder.load(checkpoint), FrozenEncoder.load(checkpoint, frames=8)
+    assert moved.positions is not None and moved.digest != plain.digest

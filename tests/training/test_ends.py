@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ def test_a_finished_run_says_where_it_is_and_what_comes_next(config: Path, tmp_p
     assert field(folder, "state") == "finished" and "go on" not in status(str(folder))
     again = run(1, arguments(config, "train.steps=2")).stdout.splitlines()
     assert again[-1].startswith("done: no step was left to make.")
+    shutil.rmtree(folder / "checkpoints" / "step-00000002")  # as where it could not be written
+    assert str(field(folder, "state")).startswith("nothing is at work: ") and "go on" in status(str(folder))
 
 
 def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_that_is_said(

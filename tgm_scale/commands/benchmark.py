@@ -83,7 +83,7 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "loader": ("clips a second: the loader, the bare decoder, a WebDataset pipeline, by decoder", _loader),
+    "loader": ("clips a second: the loader, the bare decoder, a WebDataset pipeline", _loader),
     "order": ("millions of clips on a thousand ranks: opening, positions, resuming", _order),
     "memory": ("memory of the loader over many clips", _memory),
     "plan": ("the plan of `shards make` over millions of rows: seconds and memory", _plan),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
@@ -52,6 +54,14 @@ def add_rewriting(parser: argparse.ArgumentParser) -> None:
     add("--task", type=int, default=0, metavar="I", help="this process's number among --tasks, from 0")
     add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")
     add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
+
+
+def number(text: str) -> float:
+    """The type of an argument that is a number, and not `nan`, which every comparison passes or fails alike."""
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"wanted a number, found {text!r}")
 
 
 def positive(text: str) -> int:

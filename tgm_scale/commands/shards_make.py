@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from tgm_scale.commands.command import Command, positive
+from tgm_scale.commands.command import Command, number, positive
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 
 EXAMPLES = """examples:
@@ -40,10 +40,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="holds the videos, as YoutubeID.mp4 (mkv, avi, mov, webm) at any depth, or by their paths",
     )
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing")
-    add("--min-umt", type=float, metavar="X", help="use captions with a UMT_Score of at least X")
-    add("--min-aesthetic", type=float, metavar="X", help="use captions with an Aesthetic_Score of at least X")
-    add("--min-seconds", type=float, metavar="S", help="use spans of at least S seconds")
-    add("--max-seconds", type=float, metavar="S", help="use spans of at most S seconds")
+    add("--min-umt", type=number, metavar="X", help="use captions with a UMT_Score of at least X")
+    add("--min-aesthetic", type=number, metavar="X", help="use captions with an Aesthetic_Score of at least X")
+    add("--min-seconds", type=number, metavar="S", help="use spans of at least S seconds")
+    add("--max-seconds", type=number, metavar="S", help="use spans of at most S seconds")
     add("--short-side", type=_even, default=SHORT_SIDE, metavar="N", help="pixels, even (default %(default)s)")
     add("--gop", type=positive, default=GOP, metavar="N", help="a keyframe every N frames (default %(default)s)")
     add(

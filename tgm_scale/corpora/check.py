@@ -133,7 +133,7 @@ def _print(report: dict[str, Any], opened: Inventory) -> None:
     for name in ("seconds", "frames", "short_side", "caption_words"):
         if report[name]:
             print(f"  {name.replace('_', ' ')}: least, 10 %, median, 90 %, most: " + ", ".join(map(str, report[name])))
-    print("  captions a sample: " + ", ".join(f"{n} in {c:,}" for n, c in report["captions_a_sample"].items()))
+    print("  captions a sample: " + ", ".join(f"{n} ({c:,} samples)" for n, c in report["captions_a_sample"].items()))
     for reason, found in report["broken"].items():
         _print_names(f"broken, {reason}", [f"{name}: {detail}" for name, detail in found])
     _print_names("without a caption", report["without_caption"])

@@ -76,13 +76,16 @@ def release(folder: Path) -> None:
 
 
 def unfinished(folder: Path, shards: range) -> list[int]:
-    """Those of the shards that are still to be made: also those of which no video was found, as in a wrong folder."""
-    return [shard for shard in shards if not (path := _report_path(folder, shard)).exists() or _found_none(path)]
+    """Those of the shards that are still to be made: also those of which no video was found, as in a wrong folder, and
+    those whose tar is gone."""
+    return [shard for shard in shards if not _report_path(folder, shard).exists() or _to_be_made_anew(folder, shard)]
 
 
-def _found_none(path: Path) -> bool:
-    report = _report(path)
-    return not report.made and all(reason == "missing_video" for _, reason, _ in report.skipped)
+def _to_be_made_anew(folder: Path, shard: int) -> bool:
+    report = _report(_report_path(folder, shard))
+    if report.made:
+        return not shard_path(folder, shard).exists()
+    return all(reason == "missing_video" for _, reason, _ in report.skipped)
 
 
 def pack(

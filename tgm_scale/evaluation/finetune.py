@@ -28,7 +28,7 @@ from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
 from tgm_scale.training import checkpoint, disk, engine, engine_state, run_folder
-from tgm_scale.training.deaths import after, until_death
+from tgm_scale.training.deaths import end, until_death
 from tgm_scale.training.ema import Average
 from tgm_scale.training.faults import Diverged, Judge
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
@@ -134,9 +134,7 @@ class _Run:
             if written == self.place.world_size:
                 self.saver.finish()
             if died:
-                if self.progress.step > start:
-                    self._save(metrics, True)
-                raise after(death)
+                end(death, lambda: bool(self.progress.step > start and self._save(metrics, True)))
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn, TypeVar
 
 from tgm_scale.data.workers import WorkerDied
 
@@ -17,6 +17,16 @@ def until_death(steps: Iterable[T], instead: T) -> Iterator[tuple[T, WorkerDied 
             yield one, None
     except WorkerDied as death:
         yield instead, death
+
+
+def end(death: WorkerDied | None, save: Callable[[], object]) -> NoReturn:
+    """Save, then raise what a rank ends with, also where the checkpoint could not be written. Collective."""
+    died = after(death)
+    try:
+        save()
+    except (OSError, RuntimeError) as error:
+        raise WorkerDied(f"{died}; and {error}") from error
+    raise died
 
 
 def after(death: WorkerDied | None) -> WorkerDied:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training import checkpoint, events, run_data, run_folder, vital
+from tgm_scale.training import checkpoint, events, manifest, run_data, run_folder, vital
 from tgm_scale.training.bottleneck import explain, from_metrics, read_ranks
 from tgm_scale.training.metrics import count_damaged, figure, read_metrics
 from tgm_scale.training.waiting import duration, waiting
@@ -40,7 +40,8 @@ def status(folder: str) -> str:
     kind = tree.get("masking", {}).get("recipe", "finetuning")
     made = rows[-1]["step"] if rows else 0
     results = _results(root)
-    finished = made == plan["steps"] and (kind != "finetuning" or bool(results))
+    saved = newest is not None and manifest.step_of(newest) == made
+    finished = made == plan["steps"] and saved and (kind != "finetuning" or bool(results))
     lines = {
         "run": f"{folder}, {tree['model']['size']}, {kind}",
         **vital.lines(root, tree, plan["world_size"], starts, finished),

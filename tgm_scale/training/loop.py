@@ -23,7 +23,7 @@ from tgm_scale.training.corpora import (
     refuse_one_clip,
     storage_seconds,
 )
-from tgm_scale.training.deaths import after, until_death
+from tgm_scale.training.deaths import end, until_death
 from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
@@ -192,9 +192,7 @@ class _Run:
             if written == self.place.world_size:
                 self.saver.finish()
             if died:
-                if self.progress.step > first:
-                    self._save(metrics, last=True)
-                raise after(death)
+                end(death, lambda: self._save(metrics, last=True) if self.progress.step > first else None)
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
