@@ -201,6 +201,7 @@ def test_an_interrupt_ends_what_the_threads_run(tmp_path: Path) -> None:
             process.wait()
         return ""
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what is in its background without
     with pytest.raises(KeyboardInterrupt):
         restarts.at_once(bench_at(tmp_path), check, [0, 1])
     assert not processes_with("time.sleep(986)")
