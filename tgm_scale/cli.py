@@ -12,7 +12,7 @@ from tgm_scale.runtime import command as conduct
 from tgm_scale.runtime.terminal import message, outlive_the_terminal
 
 _USAGE = "usage: tgm-scale COMMAND ...        (tgm-scale COMMAND --help explains one, with examples)"
-_HELP = ("-h", "--help")
+_HELP = ("-h", "--help", "help")
 
 
 def entry(words: str = "", program: str = "") -> None:
@@ -33,14 +33,14 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
 
     program: the name of the file by which the command was called, for its messages, where that is not tgm-scale."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    found = table.find(given)
+    found, rest = table.find(given)
     if found is None:
         return _tell(given)
     name = program or f"tgm-scale {found.words}"
     description = found.description or f"{found.summary[0].upper()}{found.summary[1:]}."
     parser = conduct.parser(description, found.examples, f"{program}.py" if program else name)
     found.add_arguments(parser)
-    options = parser.parse_args(given[len(found.words.split()) :])
+    options = parser.parse_intermixed_args(rest)
     options.command = found.words
     return conduct.exit_code(name, lambda: found.run(options), found.kept)
 

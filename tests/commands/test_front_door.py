@@ -132,7 +132,7 @@ PAGES = [
 def test_pages_and_messages_name_commands_that_are_there_and_the_front_door(page: Path) -> None:
     text = page.read_text()
     for typed in re.findall(r"(?:^ *|[`(])tgm-scale ([a-z]+(?: [a-z]+)?)", text, re.MULTILINE):
-        assert table.find(typed.split()) or (typed in table.FAMILIES and " " not in typed), typed
+        assert table.find(typed.split())[0] or (typed in table.FAMILIES and " " not in typed), typed
     calls = r"(?m)^(?:share \d+|trials) tools/"  # of SLURM's scripts, which run a checkout
     assert not re.findall(rf"tools/(?:{'|'.join(FORMER)})\.py", re.sub(calls, "", text))
 
@@ -166,3 +166,32 @@ def test_both_forms_make_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFi
         for name in ("one", "other")
     )
     assert "00000.tar" in one and "report.json" in one and one == other  # the catalogue has the times of the files
+
+
+def test_options_stand_between_overrides_and_words_may_be_quoted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "run.dir=x", "--config", "debug", "train.steps=2"]) == 0
+    assert "steps: 2" in capsys.readouterr().out
+    for words in (["shards make"], ["shards", "make"]):
+        assert cli.main([*words, "--annotations", "a", "--videos", "/nowhere", "--output", "b"]) == 2
+        assert "--videos /nowhere: no such folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["help", "shards help", "benchmark help"])
+def test_help_is_a_word_too(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words.split()) == 0 and capsys.readouterr().out.startswith("usage: tgm-scale ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "plan --config debug --tflops",
+        "shards check --shards x --max-broken",
+        "shards cache --every",
+        "tune --keep-free",
+    ],
+)
+def test_what_is_no_number_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("nan", "inf", "x"):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*words.split(), text])
+        assert end.value.code == 2 and f"wanted a number, found '{text}'" in capsys.readouterr().err

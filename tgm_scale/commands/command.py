@@ -46,7 +46,7 @@ def add_rewriting(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--max-left-out",
-        type=float,
+        type=number,
         default=MAX_LEFT_OUT_SHARE,
         metavar="X",
         help="no start above this share of samples that are not there (default %(default)s)",

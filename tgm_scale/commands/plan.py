@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from tgm_scale.commands.command import Command, add_overrides
+from tgm_scale.commands.command import Command, add_overrides, number
 
 EXAMPLES = """examples:
   tgm-scale plan --config configs/pretrain_vitl.yaml --nodes 16 --gpus-per-node 8
@@ -19,8 +19,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", required=True, metavar="FILE")
     add("--nodes", type=int, default=1, metavar="N", help="default %(default)s")
     add("--gpus-per-node", type=int, default=8, metavar="N", help="default %(default)s")
-    add("--tflops", type=float, default=989.0, help="dense bf16 peak of one GPU (default 989: H100, H200)")
-    add("--utilisation", type=float, default=0.35, help="share of the peak that is reached (default 0.35)")
+    add("--tflops", type=number, default=989.0, help="dense bf16 peak of one GPU (default 989: H100, H200)")
+    add("--utilisation", type=number, default=0.35, help="share of the peak that is reached (default 0.35)")
     add_overrides(parser)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from operator import attrgetter
 
-from tgm_scale.commands.command import Command, add_configuration
+from tgm_scale.commands.command import Command, add_configuration, number
 from tgm_scale.runtime.secrets import tree_without_secrets
 from tgm_scale.runtime.terminal import message
 
@@ -50,7 +50,7 @@ def _finetune(options: argparse.Namespace) -> int:
 def _add_preflight(parser: argparse.ArgumentParser) -> None:
     add_configuration(parser)
     parser.add_argument(
-        "--patience", type=float, default=180, metavar="SECONDS", help="for a process to answer (default: 180)"
+        "--patience", type=number, default=180, metavar="SECONDS", help="for a process to answer (default: 180)"
     )
     parser.add_argument(
         "--clear-locks", action="store_true", help="remove the lock that a killed build of DeepSpeed's Adam left"

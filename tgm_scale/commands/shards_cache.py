@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tgm_scale.commands.command import Command, add_rewriting
+from tgm_scale.commands.command import Command, add_rewriting, number
 
 EXAMPLES = """examples:
   tgm-scale shards cache --shards DIR --towers CLIP --output DIR
@@ -32,7 +32,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not the shards' own folder")
     add("--scorer", default="value", metavar="NAME", help="raw, value (default) or vv, as guidance.scorer")
     add("--resolution", type=int, metavar="N", help="side that the tower sees, as guidance.resolution")
-    add("--every", type=float, default=0.25, metavar="S", help="seconds between scored frames (default 0.25)")
+    add("--every", type=number, default=0.25, metavar="S", help="seconds between scored frames (default 0.25)")
     add_rewriting(parser)
 
 

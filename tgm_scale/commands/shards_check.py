@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tgm_scale.commands.command import Command
+from tgm_scale.commands.command import Command, number
 
 EXAMPLES = """examples:
   tgm-scale shards check --shards data/internvid
@@ -24,7 +24,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, metavar="N", help="look at N samples drawn from all (default: all)")
     add("--frames", type=int, default=3, metavar="N", help="frames of each to decode (default %(default)s)")
     add("--workers", type=int, default=2, metavar="N", help="processes (default %(default)s)")
-    add("--max-broken", type=float, default=0.1, metavar="X", help="share that is tolerated (default %(default)s)")
+    add("--max-broken", type=number, default=0.1, metavar="X", help="share that is tolerated (default %(default)s)")
     add("--sheet", type=Path, metavar="FILE", help="write a picture of 48 samples there, .png or .jpg")
     add("--report", type=Path, metavar="FILE", help="write all figures and the names of all bad samples there, JSON")
 

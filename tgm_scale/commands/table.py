@@ -35,9 +35,12 @@ _WIDTH = max(map(len, COMMANDS))
 _NEAR = 0.6  # of difflib's ratio, its own default: `pretrian` is 0.88 to `pretrain`, 0.5 to anything else
 
 
-def find(given: Sequence[str]) -> Command | None:
-    """The command that the first words name."""
-    return COMMANDS.get(" ".join(given[:1])) or COMMANDS.get(" ".join(given[:2]))
+def find(given: Sequence[str]) -> tuple[Command | None, Sequence[str]]:
+    """The command that the first words name, and the words behind them."""
+    for words in (1, 2):
+        if (found := COMMANDS.get(" ".join(given[:words]))) is not None:
+            return found, given[words:]
+    return None, given
 
 
 def described() -> str:

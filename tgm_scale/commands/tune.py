@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tgm_scale.commands.command import Command, add_overrides
+from tgm_scale.commands.command import Command, add_overrides, number
 
 EXAMPLES = """examples:
   tgm-scale tune --config configs/debug.yaml --dir runs/tune --processes 2
@@ -30,7 +30,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--micro-batches", metavar="LIST", help="default: the configuration's own, half and twice of it")
     add("--steps", type=int, default=8, metavar="N", help="of each trial; default %(default)s")
     add("--warm", type=int, default=3, metavar="N", help="first steps that are not timed; default %(default)s")
-    add("--keep-free", type=float, default=1.0, metavar="GIB", help="host memory that trials leave (default 1)")
+    add("--keep-free", type=number, default=1.0, metavar="GIB", help="host memory that trials leave (default 1)")
     add_overrides(parser)
 
 
