@@ -31,6 +31,8 @@ def status(folder: str) -> str:
     tree = _tree(folder)
     if "encoder" in tree:
         return _aligned({"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **_results(root)})
+    if lacking := [name for name in ("run", "data", "model", "train") if not isinstance(tree.get(name), dict)]:
+        raise ValueError(f"{root / 'config.yaml'}: damaged: it has no section {', '.join(lacking)}; restore it")
     if not (root / "plan.json").is_file():
         raise ValueError(f"{folder}: the run did not come to its first step; its output says why")
     plan = run_folder.read_plan(root)

@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from tgm_scale import config as configuration
 from tgm_scale.config import RunSettings
 from tgm_scale.runtime import ownership, slurm
@@ -154,17 +156,46 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+class _Plan(BaseModel):
+    """What plan.json says, as far as it is read."""
+
+    model_config = ConfigDict(strict=True)
+    steps: int = Field(ge=1)
+    world_size: int = Field(ge=1)
+
+
+class _Start(BaseModel):
+    """What a line of environment.jsonl says, as far as it is read."""
+
+    model_config = ConfigDict(strict=True)
+    step: int = Field(ge=0)
+    slurm_job: str | None = None
+    slurm_nodes: str | None = None
+
+
 def read_plan(folder: Path) -> dict[str, Any]:
-    return json_object(folder / "plan.json")
+    """RUN/plan.json. Raises ValueError where it is damaged."""
+    file = folder / "plan.json"
+    found = json_object(file)
+    try:
+        _Plan.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"{file}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}; the next start writes it anew"
+        ) from None
+    return found
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:
     """The environment of each start of the run, oldest first. Raises ValueError that names a damaged line."""
     file = folder / "environment.jsonl"
+    if not file.is_file():
+        raise ValueError(f"{file}: missing: restore it; the next start begins another")
     found = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            found.append(json_of(line))
+            found.append(_Start.model_validate(start := json_of(line)) and start)
         except ValueError:
             raise ValueError(f"{file}: line {number} is damaged: remove that line") from None
     return found
