@@ -10,12 +10,8 @@ from typing import Any
 
 import pytest
 
-from tgm_scale.contracts import Problem
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.listed import ListedCorpus
 from tgm_scale.data.lists import Role, is_list, read_list
-from tgm_scale.data.video_files import VideoFolder, video_extension, walk
-from tgm_scale.evaluation.labelled import open_labelled
+from tgm_scale.data.video_files import VideoFolder
 
 KINETICS = "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\nplay piano,-x_y,3,13,val\n"
 EPIC = (
@@ -334,72 +330,3 @@ def test_a_file_is_never_taken_for_another(tmp_path: Path) -> None:
     }
     assert {p.key: p.reason for p in found.problems} == {path: why for path, why in wanted.items() if "." not in why}
     assert VideoFolder(str(tmp_path)).find(["elsewhere/a.avi"]).places == {"elsewhere/a.avi": str(tmp_path / "a.mp4")}
-
-
-def test_a_folder_that_links_to_itself_ends(tmp_path: Path) -> None:
-    (tmp_path / "v/w").mkdir(parents=True)
-    (tmp_path / "v/w/a.mp4").touch()
-    for link in ("v/again", "v/w/up"):
-        (tmp_path / link).symlink_to(tmp_path)
-    for link in ("self", "v/self.mp4", "self.mp4"):
-        (tmp_path / link).symlink_to(tmp_path / link)
-    assert [names for _, names in walk(str(tmp_path)) if names] == [["a.mp4"]]
-    assert VideoFolder(str(tmp_path)).find(["a"]).places == {"a": str(tmp_path / "v/w/a.mp4")}
-
-
-def test_what_cannot_be_read_or_is_no_video_is_named(tmp_path: Path) -> None:
-    """A link to itself, names that no file system takes, other endings, and URLs, of which a query is no part."""
-    (tmp_path / "self").symlink_to(tmp_path / "self")
-    for name in ("a.mp4", "b.m4s", "deep/c.webm"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    wanted = {
-        "a": "", "c": "", "https://x/v.mp4?sig=1.2": "", "b.m4s": "not_a_video", "https://x/watch?v=3": "not_a_video",
-        "https://x/v": "not_a_video", "self/a.mp4": "folder_unreadable", "x" * 300 + "/a.mp4": "folder_unreadable",
-        "nul\0/a.mp4": "folder_unreadable", "half \ud83d/a.mp4": "folder_unreadable", "self": "missing_video",
-        "x" * 300 + ".mp4": "missing_video",
-    }  # fmt: skip
-    found = VideoFolder(str(tmp_path)).find(list(wanted))
-    assert {path: "" for path in found.places} | {p.key: p.reason for p in found.problems} == wanted
-    (tmp_path / "list.jsonl").write_text("".join(json.dumps({"file": path, "caption": "c"}) + "\n" for path in wanted))
-    corpus = Corpus.open(tmp_path / "list.jsonl")
-    assert [corpus.counts.sum(), corpus.left_out.total()] == [3, 9]
-    shards = {place: shard for shard, place in enumerate(corpus.shards)}
-    assert video_extension("https://x/v.mp4?sig=1.2") == "mp4" and "https://x/v.mp4?sig=1.2" in shards
-    unread: list[Problem] = []
-    assert len(list(walk(str(tmp_path), unread))) == 2 and not unread
-    assert not list(walk(str(tmp_path / "self"), unread)) and "symbolic links" in unread[0].detail
-    (tmp_path / "list.csv").write_text("file,caption\nb.m4s,c\nnowhere.mp4,c\n")
-    with pytest.raises(ValueError, match=r"none of its 2 videos .*b.m4s is the first: not_a_video, is there, but"):
-        Corpus.open(tmp_path / "list.csv")
-    with pytest.raises(ValueError, match=r"a.mp4: one video; name the folder of it"):
-        Corpus.open(tmp_path / "a.mp4")
-
-
-def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) -> None:
-    for name, text in (("walk/a", "a man walks"), ("run/b", "a man runs"), ("run/c", "")):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / f"{name}.mp4").touch()
-        if text:
-            (tmp_path / f"{name}.txt").write_text(text)
-    corpus = Corpus.open(tmp_path)
-    assert isinstance(corpus, ListedCorpus)
-    captions = [json.loads(corpus.read(corpus.sample(n, 0), ["json"])["json"])["captions"] for n in range(3)]
-    assert dict(zip(corpus.names, captions)) == {
-        "run/b.mp4": ["a man runs"], "run/c.mp4": [], "walk/a.mp4": ["a man walks"]
-    }  # fmt: skip
-    assert open_labelled(str(tmp_path)).labels == {"run/b.mp4": "run", "run/c.mp4": "run", "walk/a.mp4": "walk"}
-
-
-def test_a_list_of_real_videos_stands_for_shards(real: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("bend_00000006.mp4 bend\ngone.mp4 bend\none_hand_wave_00000002.mp4 wave\n")
-    found = open_labelled(str(tmp_path / "list.txt"), root=str(real / "weizmann"))
-    refs = found.refs
-    assert [(ref.name, found.labels[ref.name]) for ref in refs] == [
-        ("bend_00000006.mp4", "bend"),
-        ("one_hand_wave_00000002.mp4", "wave"),
-    ]
-    assert [(problem.key, problem.reason) for problem in found.problems] == [("gone.mp4", "missing_video")]
-    assert found.corpus.read(refs[0], ["mp4"])["mp4"] == (real / "weizmann/bend_00000006.mp4").read_bytes()
-    with pytest.raises(ValueError, match=r"relative to data.root"):
-        open_labelled(str(tmp_path / "list.txt"), root=str(tmp_path))

@@ -24,39 +24,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loading import clip_loader
+from loaded import BROKEN, CLIPS, by_global_slot, by_step, load, rows, write_corpus
 from PIL import Image
 
-from tgm_scale.contracts import Batch, Grid
-from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import PREFETCH, ClipLoader
+from tgm_scale.data.loader import PREFETCH
 from tgm_scale.data.samples import Samples
-from tgm_scale.data.shards import ShardWriter
 from tgm_scale.data.shared_memory import SharedBatches
 from tgm_scale.data.workers import _Crew, _fetched
 from tgm_scale.runtime import seeding
-
-BROKEN = {"c03": "empty", "c08": "not_a_video", "c11": "truncated", "c17": "no_caption"}
-CLIPS = 23
-
-
-def member_video(number: int) -> bytes:
-    noise = np.random.default_rng(number).integers(0, 256, (6 + number % 7, 16, 20, 3)).astype(np.uint8)
-    return encode_video(noise, fps=25)
-
-
-def write_corpus(folder: Path, clips: int, clips_per_shard: int = 5) -> Path:
-    with ShardWriter(folder, clips_per_shard=clips_per_shard) as writer:
-        for number in range(clips):
-            key = f"c{number:02d}"
-            video = {"empty": b"", "not_a_video": b"no video", "truncated": member_video(1)[:300]}
-            members: dict[str, Any] = {"mp4": video.get(BROKEN.get(key, ""), member_video(number))}
-            if BROKEN.get(key) != "no_caption":
-                members["json"] = {"captions": [f"{name} of {number}" for name in "abc"]}
-            maps = np.arange(3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5) + number
-            writer.write(key, members | {"tgm.npy": maps})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -68,59 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(folder: Path) -> Corpus:
     return Corpus.open(str(folder))
-
-
-def load(corpora: list[Corpus], **changes: Any) -> ClipLoader:
-    values: dict[str, Any] = {
-        "frames": 4,
-        "stride": 2,
-        "size": 8,
-        "grid": Grid.of(4, 8, 2, 4),
-        "seed": 7,
-        "global_batch_size": 16,
-        "micro_batch_size": 16,
-        "rank": 0,
-        "world_size": 1,
-        "workers": 0,
-        "stop_step": 3,
-        "window_shards": 2,
-        "flip": True,
-    }
-    return clip_loader(corpora, **(values | changes))
-
-
-def rows(batch: Batch) -> list[tuple]:
-    """Each clip with all that is said of it; equal rows are equal to the bit."""
-    return [
-        (
-            batch.keys[i],
-            batch.captions[i],
-            int(batch.seeds[i]),
-            float(batch.weight[i]),
-            int(batch.clip_ids[i]),
-            tuple(batch.crops[i].tolist()),
-            float(batch.starts[i]),
-            batch.video[i].contiguous().numpy().tobytes(),
-            b"" if batch.relevance is None else batch.relevance[i].numpy().tobytes(),
-        )
-        for i in range(len(batch))
-    ]
-
-
-def by_step(loader: ClipLoader) -> dict[int, list[list[tuple]]]:
-    return {step: [rows(batch) for batch in batches] for step, batches in loader}
-
-
-def by_global_slot(corpora: list[Corpus], micro: int, world: int, **changes: Any) -> dict[int, list[tuple]]:
-    """Each step's clips in the order of their global slots, put together from all ranks."""
-    ranks = [
-        by_step(load(corpora, micro_batch_size=micro, world_size=world, rank=rank, **changes)) for rank in range(world)
-    ]
-    accumulation = len(ranks[0][min(ranks[0])])
-    return {
-        step: [row for micro_step in range(accumulation) for rank in ranks for row in rank[step][micro_step]]
-        for step in ranks[0]
-    }
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 4])
@@ -364,7 +287,7 @@ def test_the_run_s_own_random_numbers_are_left_alone(corpus: Corpus) -> None:
 
 ORPHANS = """
 import multiprocessing, os, signal, sys
-from test_loader import load
+from loaded import load
 from tgm_scale.data.index import Corpus
 
 if __name__ == "__main__":
@@ -395,7 +318,7 @@ def test_workers_end_with_a_killed_trainer(folder: Path, tmp_path: Path) -> None
 
 UNFINISHED = """
 import sys
-from test_loader import Corpus, load
+from loaded import Corpus, load
 
 if __name__ == "__main__":
     clips = iter(load([Corpus.open(sys.argv[1])], workers=2, stop_step=10**6))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_loader import by_step, load, rows, write_corpus
+from loaded import by_step, load, rows, write_corpus
 
 from tgm_scale.contracts import Batch
 from tgm_scale.data.index import Corpus

@@ -15,8 +15,8 @@ import fuzzing
 import numpy as np
 import pytest
 import torch
+from loaded import by_step, load, write_corpus
 from test_decode import SELECTED, encode, heap_growth
-from test_loader import by_step, load, write_corpus
 from test_players import CORNERS, ORIENTATIONS, interlaced_film, shot, with_matrix
 
 from tgm_scale import config
