@@ -195,9 +195,11 @@ def starts(folder: Path) -> list[dict[str, Any]]:
     found = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
-            found.append(_Start.model_validate(start := json_of(line)) and start)
+            start = json_of(line)
+            _Start.model_validate(start)
         except ValueError:
             raise ValueError(f"{file}: line {number} is damaged: remove that line") from None
+        found.append(start)
     return found
 
 
