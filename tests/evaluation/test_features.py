@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,5 @@ def test_a_label_that_no_sample_has_is_a_mistake(shards: str, checkpoint: Path) 
 def test_features_kept_are_of_the_same_positions(checkpoint: Path) -> None:
     plain, moved = FrozenEncoder.load(checkpoint), FrozenEncoder.load(checkpoint, frames=8)
     assert moved.positions is not None and moved.digest != plain.digest
+    other_heads = replace(plain, size=replace(plain.size, heads=plain.size.heads * 2))
+    assert other_heads.digest != plain.digest == FrozenEncoder.load(checkpoint).digest

@@ -123,8 +123,8 @@ class FrozenEncoder:
 
     @property
     def digest(self) -> str:
-        """Stands for the weights, and for the clips that interpolated positions come from."""
-        digest = hashlib.blake2b(repr(self.positions).encode() if self.positions else b"", digest_size=8)
+        """Stands for what makes the features: the weights, and what of the model is none (heads, positions)."""
+        digest = hashlib.blake2b(repr((self.size, self.positions)).encode(), digest_size=8)
         for name, value in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
