@@ -52,6 +52,14 @@ def wait_for_steps(folder: Path, count: int) -> None:
         time.sleep(0.05)
 
 
+def wait_for_checkpoint(folder: Path, step: int) -> None:
+    """It is written while the steps after it are made."""
+    end = time.monotonic() + 120
+    while not (folder / f"checkpoints/step-{step:08d}/manifest.json").is_file():
+        assert time.monotonic() < end, "no checkpoint was written"
+        time.sleep(0.05)
+
+
 def rank_file(folder: Path, rank: int) -> dict:
     return json.loads((folder / "ranks" / f"{rank:05d}").read_text())
 

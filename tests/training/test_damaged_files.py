@@ -16,7 +16,7 @@ from test_damage import made
 from tgm_scale.config import load, written
 from tgm_scale.runtime.files import told
 from tgm_scale.runtime.tensors import save_tensors
-from tgm_scale.training import events, run_folder
+from tgm_scale.training import events, run_data, run_folder
 from tgm_scale.training.check_run import check
 from tgm_scale.training.faults import FaultState
 from tgm_scale.training.inspect import status
@@ -131,6 +131,16 @@ def test_check_names_what_is_not_as_a_start_wrote_it(config: Path) -> None:
         report, code = check(str(folder))
         assert f"DAMAGED  {name}: not as the last start wrote it" in report and code == 1
         (folder / name).write_text(whole)
+
+
+def test_a_run_that_saved_nothing_may_be_removed(config: Path) -> None:
+    corpora = [{"name": "a", "samples": 3, "fingerprint": "f"}]
+    folder = started(config, corpora)
+    for saved, words in ((False, "has saved nothing yet, remove its folder"), (True, "with train.init_from")):
+        if saved:
+            (folder / "checkpoints/step-00000002").mkdir(parents=True)
+        with pytest.raises(ValueError, match=words):
+            run_data.refuse_other(folder, [{**corpora[0], "samples": 2}])
 
 
 def test_other_data_is_refused_by_the_names_of_its_shards(config: Path) -> None:

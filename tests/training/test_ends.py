@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from launch import ROOT, environment, run
-from short_run import arguments, moving_texture, start, wait_for_steps
+from short_run import arguments, moving_texture, start, wait_for_checkpoint, wait_for_steps
 
 from tgm_scale.config import Config, load
 from tgm_scale.data.encode import encode_video
@@ -19,7 +19,7 @@ from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
 from tgm_scale.training.corpora import refuse_one_clip
 from tgm_scale.training.inspect import status
-from tgm_scale.training.introduction import few_clips
+from tgm_scale.training.introduction import few_clips, other_synthetic
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE
 
 
@@ -46,6 +46,7 @@ def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_tha
     folder = tmp_path / "run"
     killed = start(config, 1)
     wait_for_steps(folder, 7)
+    wait_for_checkpoint(folder, 5)
     assert str(field(folder, "state")).startswith("at work, last heartbeat ")
     killed.kill()
     killed.communicate()
@@ -93,3 +94,12 @@ def test_a_batch_of_more_than_all_clips_is_said() -> None:
     assert few_clips(3, 8) == [
         "warning: a batch of 8 clips (train.global_batch_size) from 3: each step has some of them more than once"
     ]
+
+
+def test_a_corpus_that_was_made_otherwise_is_said(config: Path, tmp_path: Path) -> None:
+    made = Corpus.open(str(clips(tmp_path / "made", 2)))
+    for count, said in ((2, []), (5, ["made is there, with 2 clips: data.synthetic (clips: 5) makes none"])):
+        found = load(config, [f"data.shards={tmp_path / 'made'}", f"data.synthetic.clips={count}"])
+        lines = other_synthetic(found.data, made)
+        assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines))
+    assert not other_synthetic(load(config, [f"data.shards={tmp_path / 'made'}"]).data, made)

@@ -2,7 +2,9 @@
 
 A start reads gigabytes of state, and blake2b takes longer for that (0.7 GB a second of a core) than going on does.
 So the file's 64-bit words are summed first, in blocks of 512 rows of 512, by row and by column, and the sums are
-hashed: 9 GB a second. One word that changed changes a sum of each kind; words or blocks that changed places, too."""
+hashed: 9 GB a second. One word that changed changes a sum of each kind; words or blocks that changed places, too.
+Not seen: changes of four words at the corners of a rectangle of a block that cancel (of their highest bits, say);
+`tgm-scale check` sees those, which compares blake2b."""
 
 from __future__ import annotations
 

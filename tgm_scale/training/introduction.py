@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.config import DataConfig
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.inventory import LEFT_OUT, captions_of_some, write_left_out
 from tgm_scale.data.replaced import replaced
@@ -64,6 +65,16 @@ def few_clips(samples: int, batch: int) -> list[str]:
     return [
         f"warning: a batch of {batch} clips (train.global_batch_size) from {samples}: each step has some of them more "
         "than once"
+    ]
+
+
+def other_synthetic(data: DataConfig, made: Corpus) -> list[str]:
+    """A warning where the corpus was made before, of another number of clips than data.synthetic says."""
+    if data.synthetic is None or len(made) == data.synthetic.clips:
+        return []
+    return [
+        f"warning: {made.origin} is there, with {len(made)} clips: data.synthetic (clips: {data.synthetic.clips}) "
+        "makes none; give another data.shards for other clips"
     ]
 
 

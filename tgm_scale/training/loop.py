@@ -150,6 +150,8 @@ class _Run:
             introduction.introduce(folder, self.corpora, plan.samples_per_step, scored_anew)
             if contrastive:
                 introduction.warn_of_one_caption(self.corpora)
+            for line in introduction.other_synthetic(config.data, self.corpora[0]):
+                print(line, flush=True)
             introduction.announce(folder, plan, samples, self.progress.step)
 
     def train(self) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tgm_scale.runtime.outside.json_text import json_file
+from tgm_scale.training import manifest
 
 FILE = "data.json"
 _NAMED = 5  # of many shards
+_NOTHING_SAVED = "restore it; or, since the run has saved nothing yet, remove its folder or give another run.dir"
 
 
 class _Corpus(BaseModel):
@@ -46,9 +48,11 @@ def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
     """Raise ValueError where the corpora are not those of the run so far."""
     file = folder / FILE
     if file.is_file() and _other_data(before := read(folder), corpora):
+        saved = any(manifest.step_of(one) is not None for one in folder.glob("checkpoints/step-*"))
         raise ValueError(
             f"{file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}"
-            f"{_other_shards(before, corpora)}): restore the shards, or start a new run folder with train.init_from"
+            f"{_other_shards(before, corpora)}): "
+            + ("restore the shards, or start a new run folder with train.init_from" if saved else _NOTHING_SAVED)
         )
 
 
