@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -74,8 +75,11 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
 
 def recipe(target: str) -> str:
     """The commands of a target of the Makefile, its variables filled in."""
-    command = ["make", "-n", "-o", ".venv/.installed", target]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=100).stdout
+    command = ["make", "--no-print-directory", "-n", "-o", ".venv/.installed", target]
+    own = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }  # of `make test`
+    return subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True, timeout=100).stdout
 
 
 def test_make_quick_has_a_test_of_every_package() -> None:

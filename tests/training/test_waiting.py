@@ -63,12 +63,13 @@ def served(shards: Path) -> Iterator[tuple[str, type[Server]]]:
     server.server_close()
 
 
-def waited_for(folder: Path) -> str:
-    """The status, once somebody waits."""
+def waited_for(folder: Path, what: str = "") -> str:
+    """The status, once somebody waits for a thing of this name: a heartbeat may still tell of the wait before."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         try:
-            if "waiting  " in (said := status(str(folder))):
+            said = status(str(folder))
+            if re.search(f"waiting  .* for [^,]*{re.escape(what)}", said):
                 return said
         except (ValueError, OSError):  # its configuration is not written yet
             pass
@@ -91,7 +92,7 @@ def test_status_tells_who_waits_for_which_shard(
         handler.down = False
         wait_for_steps(folder, 3)
         handler.down = True
-        said = waited_for(folder)
+        said = waited_for(folder, ".tar")
         assert re.search(
             r"waiting  rank 0, process \d+ on \S+ for http://\*\*\*@127\.0\.0\.1:\d+/0000\d\.tar\?token=\*\*\*, "
             r"0:00:\d\d by now: "
