@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
 
     program: the name of the file by which the command was called, for its messages, where that is not tgm-scale."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["help"]:
+        given = [*given[1:], "--help"]
     found, rest = table.find(given)
     if found is None:
         return _tell(given)
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
     parser = conduct.parser(description, found.examples, f"{program}.py" if program else name)
     found.add_arguments(parser)
     options = parser.parse_intermixed_args(rest)
-    options.command = found.words
+    options.command, options.given = found.words, rest
     return conduct.exit_code(name, lambda: found.run(options), found.kept)
 
 

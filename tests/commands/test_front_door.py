@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from tgm_scale import cli
-from tgm_scale.commands import table
+from tgm_scale.commands import masks_evaluate, table
 from tgm_scale.data.encode import encode_video
 from tgm_scale.runtime import command
 
@@ -176,9 +177,40 @@ def test_options_stand_between_overrides_and_words_may_be_quoted(capsys: pytest.
         assert "--videos /nowhere: no such folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["help", "shards help", "benchmark help"])
+@pytest.mark.parametrize("words", ["help", "shards help", "benchmark help", "help shards"])
 def test_help_is_a_word_too(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words.split()) == 0 and capsys.readouterr().out.startswith("usage: tgm-scale ")
+
+
+def test_help_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ("help knn", "help shards make"):
+        with pytest.raises(SystemExit) as end:
+            cli.main(words.split())
+        assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: tgm-scale {words[5:]} [-h]")
+    assert cli.main(["help", "pretrian"]) == 2 and "nearest: pretrain" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "names", "overrides"),
+    [
+        ("--recipes tube a.b=1 --clips 1 a.b=2", ["tube"], ["a.b=1", "a.b=2"]),
+        ("--scorers value a.b=1 --recipes tube,block a.b=2", ["tube", "block"], ["a.b=1", "a.b=2"]),
+        ("--recipes tube a.b=1 --recipes random", ["tube", "random"], ["a.b=1"]),
+        ("a.b=1 --clips 2 a.b=2", ["all"], ["a.b=1", "a.b=2"]),
+    ],
+)
+def test_overrides_among_lists_of_names_stay_in_order(words: str, names: list[str], overrides: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    masks_evaluate.COMMAND.add_arguments(parser)
+    options = parser.parse_intermixed_args(given := ["--videos", "x", *words.split()])
+    options.given = given
+    masks_evaluate.arrange(options)
+    assert options.recipes == names and options.overrides == overrides
+
+
+def test_a_list_of_no_names_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["masks", "evaluate", "--videos", "x", "--recipes", ","]) == 2
+    assert "--recipes ,: wanted names, or all" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -277,11 +277,14 @@ def test_a_wrong_folder_of_videos_is_followed_by_the_right_one(small, tmp_path, 
     assert main([*line, "--videos", str(small[1])]) == 0
     assert f"{20 - len(kept)} of this task's 20 are to be made" in capsys.readouterr().out
     assert {path: path.stat().st_ino for path in kept} == kept
-    gone, before = tmp_path / "out" / "00003.tar", made(tmp_path / "out")
-    gone.unlink()
-    capsys.readouterr()
-    assert main([*line, "--videos", str(small[1])]) == 0
-    assert "1 of this task's 20 are to be made" in capsys.readouterr().out and made(tmp_path / "out") == before
+    one, before = tmp_path / "out" / "00003.tar", made(tmp_path / "out")
+    for damage in (Path.unlink, lambda tar: tar.write_bytes(b""), lambda tar: os.truncate(tar, 9000)):
+        damage(one)
+        capsys.readouterr()
+        main([*line, "--videos", str(small[1]), "--task", "0", "--tasks", "2"])  # of which it is none
+        assert "19 of 20 shards finished" in capsys.readouterr().out
+        assert main([*line, "--videos", str(small[1])]) == 0
+        assert "1 of this task's 20 are to be made" in capsys.readouterr().out and made(tmp_path / "out") == before
 
 
 def made(folder):

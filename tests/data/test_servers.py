@@ -17,6 +17,7 @@ from loopback import LoopbackServer
 from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data import patience, shard_index, storage
+from tgm_scale.data.catalogue import CATALOGUE
 from tgm_scale.data.disk_cache import DiskCache, _digest
 from tgm_scale.data.index import Corpus
 from tgm_scale.runtime.secrets import without_secrets
@@ -116,6 +117,12 @@ def served(tmp_path: Path) -> Iterator[tuple[str, type[Server], Corpus]]:
 def everything(corpus: Corpus) -> list[dict[str, bytes]]:
     places = [(shard, row) for shard, count in enumerate(corpus.counts.tolist()) for row in range(count)]
     return [corpus.read(corpus.sample(*place), ["mp4", "json"]) for place in places]
+
+
+def keys(corpus: Corpus) -> set[str]:
+    return {
+        corpus.sample(shard, row).within for shard, count in enumerate(corpus.counts.tolist()) for row in range(count)
+    }
 
 
 def opened(address: str, **settings: object) -> Corpus:
@@ -301,3 +308,24 @@ def test_a_small_gzip_of_a_large_file_is_refused_before_it_fills_the_memory(monk
     assert storage.unpacked(gzip.compress(bytes(1 << 20)), "a.gz") == bytes(1 << 20)
     with pytest.raises(ValueError, match=r"a\.gz: a gzip of more than 1,048,576 bytes"):
         storage.unpacked(gzip.compress(bytes(1 << 24)), "a.gz")
+
+
+def test_an_index_that_stayed_beside_a_replaced_shard_is_not_taken(  # type: ignore
+    served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another key in its middle: the size and both ends are those of before, to which the index beside it belongs."""
+    address, handler, _ = served
+    tar = handler.folder / "00000.tar"
+    for shard in range(2):
+        members = [(f"{shard}_{i}.mp4", bytes(range(256)) * 400) for i in range(3)]
+        write_tar(handler.folder / f"{shard:05d}.tar", members)
+    everything(Corpus.open(handler.folder))
+    (handler.folder / CATALOGUE).unlink(missing_ok=True)
+    assert "00000/0_1" in keys(opened(address))
+    other = tmp_path / "other.tar"
+    write_tar(other, [(name, bytes(range(256)) * 400) for name in ("0_0.mp4", "0_x.mp4", "0_2.mp4")])
+    assert other.stat().st_size == tar.stat().st_size
+    tar.write_bytes(other.read_bytes())
+    handler.tag = '"2"'
+    assert "00000/0_x" in keys(opened(address))
+    assert "it was replaced; its index is made anew" in capsys.readouterr().err

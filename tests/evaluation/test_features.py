@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tgm_scale.conversion.read import read
+from tgm_scale.conversion.weights import encoder_of
 from tgm_scale.data.decode import decode_clip
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
@@ -106,3 +108,9 @@ def test_features_kept_are_of_the_same_positions(checkpoint: Path) -> None:
     assert moved.positions is not None and moved.digest != plain.digest
     other_heads = replace(plain, size=replace(plain.size, heads=plain.size.heads * 2))
     assert other_heads.digest != plain.digest == FrozenEncoder.load(checkpoint).digest
+
+
+def test_positions_that_a_file_brings_are_known(checkpoint: Path) -> None:
+    moved = encoder_of(read(checkpoint)).at(8, read(checkpoint).image_size)
+    assert FrozenEncoder.of(moved, checkpoint).positions == moved.positions is not None
+    assert FrozenEncoder.of(moved, checkpoint).digest == FrozenEncoder.load(checkpoint, frames=8).digest

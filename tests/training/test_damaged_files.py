@@ -192,7 +192,8 @@ def noted(folder: Path) -> Path:
     [
         *(("plan.json", text) for text in ("{}", '{"steps": 0, "world_size": 1}', "[]", '{"steps": "4"}', "{")),
         *(("environment.jsonl", text) for text in ("[]", "{", '{"step": "0"}', '{"step": 0, "slurm_job": 5}')),
-        *(("config.yaml", text) for text in ("run: {dir: r1}", "[]", "model: 5", "a: [")),
+        *(("config.yaml", text) for text in ("run: {dir: r1}", "[]", "model: 5", "a: [", "encoder:", "encoder: {}")),
+        ("config.yaml", "run: {dir: 5}\nmodel: {}\ntrain: {}\ndata: {}\nmasking: null"),
     ],
 )
 def test_status_names_a_damaged_file(tmp_path: Path, name: str, content: str) -> None:
@@ -204,3 +205,15 @@ def test_status_names_a_damaged_file(tmp_path: Path, name: str, content: str) ->
         (tmp_path / name).unlink()
         with pytest.raises(ValueError, match=f"{name}: missing|did not come to its first step"):
             status(str(tmp_path))
+
+
+@pytest.mark.parametrize("change", [{"step_seconds": None}, {"step_seconds": 0}, {"samples": None}])
+def test_status_leaves_out_what_a_damaged_row_says(tmp_path: Path, change: dict) -> None:
+    row = {"step": 2, "loss": 1.0, "step_seconds": 1.0, "data_seconds": 0.5, "guidance_seconds": 0.0}
+    row |= {"samples": 8, "skipped_samples": 0}
+    for values, said in ((row, True), (row | change, False), ({"step": 2, "loss": 1.0}, False)):
+        (noted(tmp_path) / "metrics.jsonl").write_text(json.dumps(values) + "\n")
+        report = status(str(tmp_path))
+        assert "2 of 4 (50%)" in report and ("clips/s" in report) == said
+    (tmp_path / "environment.jsonl").write_text('{"step": 0}\n{"step": 2, "slurm_job": "7"}\n')
+    assert "jobs 7" in status(str(tmp_path))

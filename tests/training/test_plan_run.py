@@ -48,3 +48,11 @@ def test_what_is_advised_works(capsys: pytest.CaptureFixture[str]) -> None:
         assert (
             main(["guidance.towers=small", f"train.global_batch_size={batch}", *config, "--gpus-per-node", "6"]) == 0
         )
+
+
+def test_the_first_pass_of_the_contrast_is_counted_where_the_run_makes_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """A pass of 12 clips holds no whole number of groups of 8."""
+    given = ["--config", "debug", "--gpus-per-node", "1", "train.global_batch_size=24", "train.micro_batch_size=12"]
+    for negatives, said in ((8, True), (24, True), (12, False), (4, False)):
+        assert main([*given, f"objective.contrastive_batch={negatives}"]) == 0
+        assert ("first pass of the cached contrast" in capsys.readouterr().out) == said

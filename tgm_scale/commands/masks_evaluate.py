@@ -33,11 +33,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--recipes",
         nargs="+",
-        default=["all"],
+        action="extend",
         metavar="NAME",
         help="blanks or commas between (default: all)",
     )
-    add("--scorers", nargs="+", default=["all"], metavar="NAME", help="of text_guided (default: all)")
+    add("--scorers", nargs="+", action="extend", metavar="NAME", help="of text_guided (default: all)")
     add("--clips", type=int, default=3, metavar="N", help="of each video, evenly spread (default 3)")
     add(
         "--output",
@@ -48,11 +48,21 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
-def _run(options: argparse.Namespace) -> int:
+def arrange(options: argparse.Namespace) -> None:
+    """Part the names from the overrides behind them. Raises ValueError where there is no name."""
+    overrides = {*options.overrides}
     for name in ("recipes", "scorers"):  # overrides may come after a list of names
-        words = [word for given in getattr(options, name) for word in ([given] if "=" in given else given.split(","))]
-        options.overrides += [word for word in words if "=" in word]
-        setattr(options, name, [word for word in words if word and "=" not in word])
+        given = getattr(options, name) or ["all"]
+        overrides |= {word for word in given if "=" in word}
+        names = [part for word in given if "=" not in word for part in word.split(",") if part]
+        if not names:
+            raise ValueError(f"--{name} {' '.join(given)}: wanted names, or all")
+        setattr(options, name, names)
+    options.overrides = [word for word in options.given if word in overrides]  # a later one wins
+
+
+def _run(options: argparse.Namespace) -> int:
+    arrange(options)
     from tgm_scale.evaluation.judged_masks import judge
 
     return judge(options)

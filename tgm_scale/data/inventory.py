@@ -121,10 +121,10 @@ def introduce_to(folder: Path, corpus: Corpus, limit: float) -> None:
     """For a tool that writes new shards there, and by --max-left-out no more than the share `limit` is to be lost:
     print what was opened and left out; FOLDER/left_out.jsonl names all of it. Raises ValueError."""
     found = of_corpus(corpus.name, corpus, str(folder / LEFT_OUT))
-    refuse_above([found], limit, "--max-left-out")
-    print("\n".join(found.lines()), flush=True)
     if corpus.left_out:
         write_left_out(folder / LEFT_OUT, [(corpus.name, corpus.all_problems())])
+    refuse_above([found], limit, "--max-left-out")
+    print("\n".join(found.lines()), flush=True)
 
 
 def refuse_above(inventories: Sequence[Inventory], limit: float, key: str = "data.max_left_out_share") -> None:

@@ -24,8 +24,9 @@ from tgm_scale.data.clip_sources import ClipSources
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 from tgm_scale.data.encode import CutError, EncodedClip, cut_clip
 from tgm_scale.data.grouped_lines import GroupedLines
+from tgm_scale.data.shard_index import index_path
 from tgm_scale.data.shards import ShardWriter, shard_path
-from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
@@ -77,15 +78,26 @@ def release(folder: Path) -> None:
 
 def unfinished(folder: Path, shards: range) -> list[int]:
     """Those of the shards that are still to be made: also those of which no video was found, as in a wrong folder, and
-    those whose tar is gone."""
+    those whose tar is gone or cut."""
     return [shard for shard in shards if not _report_path(folder, shard).exists() or _to_be_made_anew(folder, shard)]
 
 
 def _to_be_made_anew(folder: Path, shard: int) -> bool:
     report = _report(_report_path(folder, shard))
     if report.made:
-        return not shard_path(folder, shard).exists()
+        return not _is_whole(shard_path(folder, shard))
     return all(reason == "missing_video" for _, reason, _ in report.skipped)
+
+
+def _is_whole(tar: Path) -> bool:
+    """Whether the tar has the size that its index says, which was written before it; without an index, whether it
+    holds anything."""
+    size = tar.stat().st_size if tar.is_file() else 0
+    try:
+        with open(index_path(str(tar)), "rb") as index:
+            return size == json_of(index.readline())["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return size > 0
 
 
 def pack(
@@ -242,7 +254,8 @@ def _report(path: Path) -> _Report:
 
 
 def _finished(folder: Path, plan: Plan) -> list[Path]:
-    return [path for shard in range(plan.shards) if (path := _report_path(folder, shard)).exists()]
+    paths = [(shard, path) for shard in range(plan.shards) if (path := _report_path(folder, shard)).exists()]
+    return [path for shard, path in paths if not _report(path).made or _is_whole(shard_path(folder, shard))]
 
 
 def _report_path(folder: Path, shard: int) -> Path:

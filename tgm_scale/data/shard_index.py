@@ -117,6 +117,9 @@ class ShardIndex:
         key, members = self._parsed(self._lines[row])
         return SampleRef(key, self.shard, members, f"{name or shard_name(self.shard)}/{key}", prefix)
 
+    def has_lines_of(self, other: ShardIndex) -> bool:
+        return self._lines == other._lines
+
     def _parsed(self, line: bytes) -> tuple[str, dict[str, tuple[int, int]]]:
         try:
             fields = json_of(line)
@@ -278,16 +281,17 @@ def load(shard: str, patience: float | None = None) -> ShardIndex:
 def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> ShardIndex:
     """The kept index first: it knows the tag, and is near."""
     tag, size = storage.tag(shard, patience), storage.size(shard, patience)
-    index = _fresh(shard, cached, size, patience)
-    if index is not None and index.tag == tag:
-        return index
-    if index is not None and index.tag and tag:
+    kept = _fresh(shard, cached, size, patience)
+    if kept is not None and kept.tag == tag:
+        return kept
+    replaced = kept is not None and bool(kept.tag) and bool(tag)
+    if replaced:
         sys.stderr.write(
             f"{without_secrets(shard)}: its ETag or time is another than when it was indexed: it was replaced; its "
             "index is made anew, and bytes kept of it are not used\n"
         )
     index = _fresh(shard, beside, size, patience)
-    if index is None:
+    if index is None or (replaced and kept is not None and index.has_lines_of(kept)):  # beside it lies the old one
         return _made(shard, beside, cached, patience, tag)
     index.tag = tag
     if tag:

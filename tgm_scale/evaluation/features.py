@@ -97,6 +97,7 @@ class FrozenEncoder:
             device,
             (weights.config or {}).get("model", {}).get("initialisation", "videomae"),
             ((weights.config or {}).get("guidance") or {}).get("towers"),
+            weights.positions,
         )
 
     def fresh(self, seed: int) -> FrozenEncoder:
@@ -124,7 +125,7 @@ class FrozenEncoder:
     @property
     def digest(self) -> str:
         """Stands for what makes the features: the weights, and what of the model is none (heads, positions)."""
-        digest = hashlib.blake2b(repr((self.size, self.positions)).encode(), digest_size=8)
+        digest = hashlib.blake2b(repr((self.size.heads, self.positions)).encode(), digest_size=8)
         for name, value in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()

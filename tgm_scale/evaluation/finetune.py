@@ -131,10 +131,10 @@ class _Run:
             valid = sum(float(batch.weight.sum()) for batch in batches)
             own = [valid, len(problems), self.stop.asked(), _digest(batches), self.saver.written()]
             valid, broken, stopping, digest, written, died = self.control.sum([*own, death is not None])
-            if written == self.place.world_size:
-                self.saver.finish()
             if died:
                 end(death, lambda: bool(self.progress.step > start and self._save(metrics, True)))
+            if written == self.place.world_size:
+                self.saver.finish()
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)

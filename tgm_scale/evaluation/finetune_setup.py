@@ -104,11 +104,12 @@ def prepare(config: FinetuneConfig, plan: RunPlan, control: Control) -> Parts:
     classes = _classes(config, train)
     lacking = not_trained(train.given, test.given)
     found = [of_labelled(part, source, LEFT_OUT) for part, source in (("train", train), ("test", test))]
+    if place.is_main:
+        write_left_out(Path(config.run.dir) / LEFT_OUT, (("train", train.problems), ("test", test.problems)))
     refuse_above(found, config.data.max_left_out_share)
     overlap = in_both(train, test)
     opened = {"data": [inventory.facts() for inventory in found], **({"in both parts": overlap} if overlap else {})}
     if place.is_main:
-        write_left_out(Path(config.run.dir) / LEFT_OUT, (("train", train.problems), ("test", test.problems)))
         lines = [line for inventory in found for line in inventory.lines()]
         lines += [f"warning: {note}" for note in (overlap, told(lacking, len(test.refs))) if note]
         lines += [f"warning: {note}" for note in replaced(Path(config.run.dir), (train.corpus, test.corpus))]

@@ -103,10 +103,10 @@ def _introduced(found: Annotated, config: Config, options: argparse.Namespace) -
     """Print what there is and what is left out; OUTPUT/left_out.jsonl names all of it. Raises ValueError where that is
     more than data.max_left_out_share."""
     opened = found.inventory(str(options.output / LEFT_OUT) if options.output else "")
-    refuse_above([opened], config.data.max_left_out_share)
-    print("\n".join(opened.lines()), flush=True)
     if options.output and found.problems:
         write_left_out(options.output / LEFT_OUT, [(opened.part, found.problems)])
+    refuse_above([opened], config.data.max_left_out_share)
+    print("\n".join(opened.lines()), flush=True)
     return opened
 
 

@@ -124,11 +124,17 @@ def read_captions(corpus: Corpus) -> tuple[dict[str, str], list[Problem]]:
     return _read_each(
         corpus,
         list(CAPTION_EXTENSIONS),
-        lambda members: captions_of(members)[0],
+        _first_caption,
         "no_caption",
         "no sample has a caption",
         "retrieval needs shards with captions (json or txt)",
     )
+
+
+def _first_caption(members: dict[str, bytes]) -> str:
+    if not (captions := captions_of(members)):
+        raise ValueError("it has none, or an empty one")
+    return captions[0]
 
 
 def _read_each(
@@ -148,12 +154,9 @@ def _read_each(
             try:
                 values[ref.name] = value_of(members)
             except (KeyError, IndexError, TypeError, ValueError) as error:
+                why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
                 fault = json_fault(members)
-                problems.append(
-                    Problem(ref.name, "broken_json", fault)
-                    if fault
-                    else Problem(ref.name, reason, f"{type(error).__name__}: {error}")
-                )
+                problems.append(Problem(ref.name, "broken_json", fault) if fault else Problem(ref.name, reason, why))
     if not values:
         raise ValueError(f"corpus {corpus.name!r}: {none} ({problems[0].key}: {problems[0].detail}); {hint}")
     return values, problems

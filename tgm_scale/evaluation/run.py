@@ -91,6 +91,8 @@ def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
 
     Raises ValueError where more than data.max_left_out_share is left out."""
     found = [of_labelled(part, source, LEFT_OUT) for part, source in sources.items()]
+    if at.place.is_main and not (at.folder / "results.json").exists():  # which has one of its own
+        write_left_out(at.folder / LEFT_OUT, ((part, source.problems) for part, source in sources.items()))
     refuse_above(found, at.config.data.max_left_out_share)
     shared = in_both(*sources.values()) if len(sources) == 2 else ""
     if at.place.is_main:
@@ -98,8 +100,6 @@ def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
             print("\n".join(inventory.lines()), flush=True)
         if shared:
             print(f"warning: {shared}", flush=True)
-        if not (at.folder / "results.json").exists():  # which has one of its own
-            write_left_out(at.folder / LEFT_OUT, ((part, source.problems) for part, source in sources.items()))
     positions = results.told_positions(at.encoder.positions, at.encoder.frames, at.encoder.image_size)
     if at.place.is_main:
         print(

@@ -25,7 +25,7 @@ def plan(config: Config, gpus: int, flops: float) -> str:
     passes = 3 + config.model.activation_checkpointing
     extra = 0.0
     per_pass, negatives = layout.micro_batch * gpus, config.objective.contrastive_batch or layout.global_batch
-    if config.objective.contrastive_weight and negatives > per_pass:
+    if config.objective.contrastive_weight and per_pass % negatives:  # as JointStep has it
         extra = run.shape.macs(run.visible, 0)
     step_flops = 2 * (passes * forward + extra) * layout.global_batch
     need = footprint.footprint(run, config.model.activation_checkpointing)

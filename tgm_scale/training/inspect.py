@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from tgm_scale import config as configuration
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.training import checkpoint, events, manifest, run_data, run_folder, vital
@@ -29,17 +31,16 @@ def status(folder: str) -> str:
     if waits and not ((root / "metrics.jsonl").is_file() and read_metrics(root)):  # a start has not written more yet
         return _aligned({"run": folder, "step": "none yet", **waits})
     tree = _tree(folder)
+    _refuse_damaged(root, tree)
     if "encoder" in tree:
         return _aligned({"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **_results(root)})
-    if lacking := [name for name in ("run", "data", "model", "train") if not isinstance(tree.get(name), dict)]:
-        raise ValueError(f"{root / 'config.yaml'}: damaged: it has no section {', '.join(lacking)}; restore it")
     if not (root / "plan.json").is_file():
         raise ValueError(f"{folder}: the run did not come to its first step; its output says why")
     plan = run_folder.read_plan(root)
     starts = run_folder.starts(root)
     rows = read_metrics(root) if (root / "metrics.jsonl").is_file() else []
     newest = checkpoint.latest(root / "checkpoints")
-    kind = tree.get("masking", {}).get("recipe", "finetuning")
+    kind = "finetuning" if "finetune" in tree else tree["masking"]["recipe"]
     made = rows[-1]["step"] if rows else 0
     results = _results(root)
     saved = newest is not None and manifest.step_of(newest) == made
@@ -60,21 +61,33 @@ def status(folder: str) -> str:
 
 
 def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
-    """What the steps so far tell."""
-    last, recent = rows[-1], rows[-_RECENT:]
+    """What the steps so far tell; of rows that are not as they were written, nothing."""
+    last, recent = rows[-1], [row for row in rows[-_RECENT:] if _is_whole(row)]
+    if not recent:
+        return {}
     seconds = median(row["step_seconds"] for row in recent)
     ranks = read_ranks(root, plan["world_size"])
     left = (plan["steps"] - last["step"]) * seconds
     age = time.time() - (root / "metrics.jsonl").stat().st_mtime
     return {
-        "samples": f"{last['samples']}, skipped {last['skipped_samples']}"
-        + (", see skipped.jsonl" if last["skipped_samples"] else ""),
+        "samples": f"{recent[-1]['samples']}, skipped {recent[-1]['skipped_samples']}"
+        + (", see skipped.jsonl" if recent[-1]["skipped_samples"] else ""),
         "speed": f"{tree['train']['global_batch_size'] / seconds:.1f} clips/s, {seconds:.2f} s a step",
         "left": "done" if last["step"] == plan["steps"] else duration(left),
         "last step": f"{duration(age)} ago",
         "loss": f"{figure(last['loss'])} (first {figure(rows[0]['loss'])})",
         "bottleneck": explain(ranks or from_metrics(recent), tree["data"]["workers"]),
     }
+
+
+def _is_whole(row: dict[str, Any]) -> bool:
+    figures = [row.get(name) for name in ("step_seconds", "data_seconds", "guidance_seconds")]
+    counts = [row.get(name) for name in ("samples", "skipped_samples")]
+    return (
+        all(isinstance(value, (int, float)) and math.isfinite(value) for value in figures)
+        and all(isinstance(value, int) for value in counts)
+        and row["step_seconds"] > 0
+    )
 
 
 def _aligned(lines: dict[str, str]) -> str:
@@ -87,6 +100,60 @@ def _tree(folder: str) -> dict[str, Any]:
     if not (Path(folder) / "config.yaml").is_file():
         raise ValueError(f"{folder}: no config.yaml: not a run folder")
     return configuration.read_tree(Path(folder) / "config.yaml")
+
+
+class _Run(BaseModel):
+    dir: str
+
+
+class _Model(BaseModel):
+    size: str
+
+
+class _Data(BaseModel):
+    workers: int
+
+
+class _Train(BaseModel):
+    global_batch_size: int = Field(ge=1)
+
+
+class _Masking(BaseModel):
+    recipe: str
+
+
+class _Training(BaseModel):
+    """What is read of the configuration of a training."""
+
+    run: _Run
+    model: _Model
+    data: _Data
+    train: _Train
+
+
+class _Pretraining(_Training):
+    masking: _Masking
+
+
+class _Encoder(BaseModel):
+    checkpoint: str
+
+
+class _Frozen(BaseModel):
+    """And of one that judges features."""
+
+    encoder: _Encoder
+
+
+def _refuse_damaged(root: Path, tree: dict[str, Any]) -> None:
+    """Raise ValueError where a section or key that status reads is lacking, or of another kind."""
+    kind = _Frozen if "encoder" in tree else _Training if "finetune" in tree else _Pretraining
+    try:
+        kind.model_validate(tree, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{root / 'config.yaml'}: damaged: {where}: {first['msg']}; restore it") from None
 
 
 def _left_out(root: Path) -> dict[str, str]:
@@ -132,8 +199,8 @@ def _starts(starts: list[dict[str, Any]]) -> str:
     recent = starts[-_STARTS_SHOWN:]
     steps = ", ".join(str(start["step"]) for start in recent)
     text = f"{len(starts)}, {'at' if recent == starts else 'the last at'} steps {steps}"
-    jobs = dict.fromkeys(start["slurm_job"] for start in recent if start["slurm_job"])
-    return text + (f"; jobs {', '.join(jobs)}; now on {starts[-1]['slurm_nodes']}" if jobs else "")
+    jobs = dict.fromkeys(start["slurm_job"] for start in recent if start.get("slurm_job"))
+    return text + (f"; jobs {', '.join(jobs)}; now on {starts[-1].get('slurm_nodes')}" if jobs else "")
 
 
 def compare(one: str, other: str) -> tuple[str, bool]:

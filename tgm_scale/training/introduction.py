@@ -95,6 +95,8 @@ def conclude(folder: Path, steps: int, seconds: float, last: dict[str, Any] | No
     """Print how the run ended, and what comes then. steps, seconds: of this start; last: its last row of metrics."""
     did = f"made {steps} steps in {duration(seconds)}" if last is not None else "no step was left to make"
     losses = f", {in_words(last)}" if last is not None else ""
+    if last is not None and last["skipped_samples"]:
+        losses += f", {last['skipped_samples']} of {last['samples']} samples skipped"
     print(
         f"done: {did}{losses}. The run is in {folder}; its features are judged by: tgm-scale probe "
         f"run.dir={folder}-probe encoder.checkpoint={folder} data.train=LABELLED data.test=LABELLED",

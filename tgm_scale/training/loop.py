@@ -191,10 +191,10 @@ class _Run:
             valid = sum(float(batch.weight.sum()) for batch in batches)
             own = [valid, len(problems), self.stop.asked(), self.saver.written(), death is not None]
             valid, broken, stopping, written, died = self.control.sum(own)
-            if written == self.place.world_size:
-                self.saver.finish()
             if died:
                 end(death, lambda: self._save(metrics, last=True) if self.progress.step > first else None)
+            if written == self.place.world_size:
+                self.saver.finish()
             watchdog.at(step, "update")
             learning_rate = self.schedule(step + 1)
             engine.set_learning_rate(self.engine, learning_rate)

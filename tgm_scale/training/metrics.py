@@ -16,6 +16,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.files import told
 from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.terminal import message
 from tgm_scale.training import events
 from tgm_scale.training.run_folder import replace_file
 
@@ -34,6 +35,7 @@ class Metrics:
         _cut_after(folder / "skipped.jsonl", step)
         self._stream: TextIO = self.path.open("a", buffering=1)
         self._skipped: TextIO = (folder / "skipped.jsonl").open("a", buffering=1)
+        self._said = False  # whether a sample was broken
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -41,7 +43,16 @@ class Metrics:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def name(self, step: int, problems: list[Problem]) -> None:
-        """A step's broken samples of all ranks. Raises OSError that names the file."""
+        """A step's broken samples of all ranks; the first of a start is said. Raises OSError that names the file."""
+        if problems and not self._said:
+            self._said = True
+            first = problems[0]
+            why = f"{first.reason} ({first.detail})" if first.detail else first.reason
+            print(
+                message(f"warning: {first.key}: {why}: its weight is 0; {self._skipped.name} names all such samples"),
+                file=sys.stderr,
+                flush=True,
+            )
         for problem in problems:
             _append(self._skipped, {"step": step, **asdict(problem)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -45,5 +46,6 @@ def _command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dic
         return same
     launcher = "tgm-scale" if world_size == 1 else f"torchrun --nproc_per_node {world_size} -m tgm_scale"
     own = Path(tree["run"]["dir"])
-    elsewhere = "" if own.resolve() == root.resolve() else f" run.dir={root}"
-    return f"{same}, or: {launcher} {'finetune' if 'finetune' in tree else 'pretrain'} --config {file}{elsewhere}"
+    elsewhere = [] if own.resolve() == root.resolve() else [f"run.dir={root}"]
+    words = f"{'finetune' if 'finetune' in tree else 'pretrain'} --config"
+    return f"{same}, or: {launcher} {words} {shlex.join([str(file), *elsewhere])}"
