@@ -17,7 +17,7 @@ from tgm_scale.config import Config, load
 from tgm_scale.data.encode import encode_video
 from tgm_scale.data.index import Corpus
 from tgm_scale.data.shards import ShardWriter
-from tgm_scale.training.corpora import refuse_one_clip
+from tgm_scale.training.corpora import MADE_BY, make_synthetic, refuse_one_clip
 from tgm_scale.training.inspect import status
 from tgm_scale.training.introduction import few_clips, other_synthetic
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE
@@ -97,9 +97,19 @@ def test_a_batch_of_more_than_all_clips_is_said() -> None:
 
 
 def test_a_corpus_that_was_made_otherwise_is_said(config: Path, tmp_path: Path) -> None:
-    made = Corpus.open(str(clips(tmp_path / "made", 2)))
-    for count, said in ((2, []), (5, ["made is there, with 2 clips: data.synthetic (clips: 5) makes none"])):
-        found = load(config, [f"data.shards={tmp_path / 'made'}", f"data.synthetic.clips={count}"])
-        lines = other_synthetic(found.data, made)
-        assert len(lines) == len(said) and all(words in line for words, line in zip(said, lines))
-    assert not other_synthetic(load(config, [f"data.shards={tmp_path / 'made'}"]).data, made)
+    shards = tmp_path / "made"
+
+    def told(*overrides: str) -> list[str]:
+        found = load(config, [f"data.shards={shards}", "data.synthetic.clips=2", *overrides])
+        make_synthetic(found.data)
+        return other_synthetic(found.data, Corpus.open(str(shards)))
+
+    assert not told()
+    for key, value, words in (("clips", 5, "clips 2, not 5"), ("seed", 1, "seed 0, not 1")):
+        [line] = told(f"data.synthetic.{key}={value}")
+        assert f"made is there, made with {words}: data.synthetic makes none" in line
+    [line] = told("data.synthetic.mode=one_mover", "data.synthetic.seed=1")
+    assert "mode named, not one_mover, seed 0, not 1" in line
+    (shards / MADE_BY).unlink()  # as corpora of before
+    assert not told("data.synthetic.seed=1") and "clips 2, not 5" in told("data.synthetic.clips=5")[0]
+    assert not other_synthetic(load(config, [f"data.shards={shards}"]).data, Corpus.open(str(shards)))

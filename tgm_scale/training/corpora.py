@@ -19,6 +19,8 @@ from tgm_scale.data.inventory import (
 )
 from tgm_scale.data.names import tell_apart
 
+MADE_BY = "synthetic.json"  # in a corpus that was made: of which data.synthetic
+
 
 def make_synthetic(data: DataConfig) -> None:
     """Make the synthetic corpus that the configuration describes, where it is not there yet."""
@@ -35,6 +37,7 @@ def make_synthetic(data: DataConfig) -> None:
         flush=True,
     )
     make_corpus(unfinished, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
+    (unfinished / MADE_BY).write_text(synthetic.model_dump_json())
     unfinished.rename(folder)
 
 

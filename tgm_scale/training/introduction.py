@@ -11,7 +11,8 @@ from tgm_scale.data.inventory import LEFT_OUT, captions_of_some, write_left_out
 from tgm_scale.data.replaced import replaced
 from tgm_scale.data.text import shown
 from tgm_scale.guidance.cache import EXTENSION as MAPS
-from tgm_scale.training.corpora import inventories
+from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.training.corpora import MADE_BY, inventories
 from tgm_scale.training.engine_plan import not_used
 from tgm_scale.training.metrics import in_words
 from tgm_scale.training.plan import RunPlan
@@ -69,12 +70,17 @@ def few_clips(samples: int, batch: int) -> list[str]:
 
 
 def other_synthetic(data: DataConfig, made: Corpus) -> list[str]:
-    """A warning where the corpus was made before, of another number of clips than data.synthetic says."""
-    if data.synthetic is None or len(made) == data.synthetic.clips:
+    """A warning where the corpus was made before, by another data.synthetic."""
+    if data.synthetic is None:
+        return []
+    wanted, file = data.synthetic.model_dump(), Path(data.corpora()[0].path) / MADE_BY
+    there = json_object(file) if file.is_file() else {"clips": round(len(made) + made.lost)}  # of before: it has no such file
+    apart = [f"{key} {value}, not {wanted[key]}" for key, value in there.items() if value != wanted.get(key, value)]
+    if not apart:
         return []
     return [
-        f"warning: {made.origin} is there, with {len(made)} clips: data.synthetic (clips: {data.synthetic.clips}) "
-        "makes none; give another data.shards for other clips"
+        f"warning: {made.origin} is there, made with {', '.join(apart)}: data.synthetic makes none; give another "
+        "data.shards for other clips"
     ]
 
 
