@@ -40,7 +40,7 @@ def status(folder: str) -> str:
     starts = run_folder.starts(root)
     rows = read_metrics(root) if (root / "metrics.jsonl").is_file() else []
     newest = checkpoint.latest(root / "checkpoints")
-    kind = "finetuning" if "finetune" in tree else tree["masking"]["recipe"]
+    kind = "finetuning" if "finetune" in tree else (tree.get("masking") or {}).get("recipe", "pretraining")
     made = rows[-1]["step"] if rows else 0
     results = _results(root)
     saved = newest is not None and manifest.step_of(newest) == made
@@ -129,10 +129,7 @@ class _Training(BaseModel):
     model: _Model
     data: _Data
     train: _Train
-
-
-class _Pretraining(_Training):
-    masking: _Masking
+    masking: _Masking | None = None
 
 
 class _Encoder(BaseModel):
@@ -147,7 +144,7 @@ class _Frozen(BaseModel):
 
 def _refuse_damaged(root: Path, tree: dict[str, Any]) -> None:
     """Raise ValueError where a section or key that status reads is lacking, or of another kind."""
-    kind = _Frozen if "encoder" in tree else _Training if "finetune" in tree else _Pretraining
+    kind = _Frozen if "encoder" in tree else _Training
     try:
         kind.model_validate(tree, strict=True)
     except ValidationError as error:

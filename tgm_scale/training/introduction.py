@@ -74,9 +74,8 @@ def other_synthetic(data: DataConfig, made: Corpus) -> list[str]:
     if data.synthetic is None:
         return []
     wanted, file = data.synthetic.model_dump(), Path(data.corpora()[0].path) / MADE_BY
-    there = (
-        json_object(file) if file.is_file() else {"clips": round(len(made) + made.lost)}
-    )  # of before: it has no such file
+    # a corpus of an earlier version has no such file
+    there = json_object(file) if file.is_file() else {"clips": round(len(made) + made.lost)}
     apart = [f"{key} {value}, not {wanted[key]}" for key, value in there.items() if value != wanted.get(key, value)]
     if not apart:
         return []
