@@ -153,7 +153,8 @@ def test_what_was_left_out_is_said_and_stops_it(
     arguments = ["--shards", str(tmp_path / "list.csv"), "--output", str(output), "--classes", "label"]
     assert main(arguments) == 2
     assert "42.9% of the samples were left out, more than --max-left-out=0.3" in capsys.readouterr().err
-    assert not output.exists() and main([*arguments, "--max-left-out", "0.5"]) == 0
+    assert [path.name for path in output.iterdir()] == ["left_out.jsonl"]
+    assert main([*arguments, "--max-left-out", "0.5"]) == 0
     said = capsys.readouterr().out
     assert "list.csv: 4 usable (columns file, label)" in said and "missing_video: 3 (4.mp4: " in said
     assert len((output / "left_out.jsonl").read_text().splitlines()) == 3 and len(contents(output)) == 4

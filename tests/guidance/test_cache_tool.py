@@ -96,7 +96,8 @@ def test_what_was_left_out_is_said_and_stops_it(
     (shards / "00001.tar").write_bytes(b"<html>")
     command = ("--shards", shards, "--towers", clip_source, "--output", output)
     assert run(*command) == 2
-    assert "left out, more than --max-left-out=0.3" in capsys.readouterr().err and not output.exists()
+    assert "left out, more than --max-left-out=0.3" in capsys.readouterr().err
+    assert [path.name for path in output.iterdir()] == ["left_out.jsonl"]
     assert run(*command, "--max-left-out", "0.6") == 0
     said = capsys.readouterr().out
     assert f"(all named in {output / 'left_out.jsonl'}):\n    shard_unreadable: 1 (00001: " in said
