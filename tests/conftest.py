@@ -60,7 +60,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real, tiny CLIP in the Hugging Face layout: random weights, and a vocabulary learned from a few captions."""
     import transformers
 
-    from tgm_scale.guidance.tokenizer import write_tokenizer
+    from tgm_scale.demo.clip.tokenizer import write_tokenizer
 
     folder = tmp_path_factory.mktemp("towers") / "tiny_clip"
     captions = [f"texture {i}" for i in range(20)] + [f"{i} moving" for i in range(20)]
@@ -82,7 +82,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def torchcodec() -> None:
     """Tests that need torchcodec skip by name where it does not import."""
-    from tgm_scale.data.torchcodec_frames import check_torchcodec
+    from tgm_scale.data.video.torchcodec_frames import check_torchcodec
 
     try:
         check_torchcodec()

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from tgm_scale.contracts import BatchLayout
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
-from tgm_scale.data.samples import Samples, Sampling
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.shards.index import Corpus
 
 _LAYOUT = {"global_batch_size": "global_batch", "micro_batch_size": "micro_batch", "rank": "rank"} | {
     "world_size": "world_size"

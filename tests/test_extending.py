@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.synthetic import render_clip
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.demo.corpus.make import render_clip
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(python|diff)\n(?:# |--- )(\S+)\n(.*?)^```", re.DOTALL | re.MULTILINE)

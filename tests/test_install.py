@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 import tgm_scale
 from tgm_scale.commands import table
 from tgm_scale.config import CONFIGS, packaged, read_tree
-from tgm_scale.data.encode import encode_video
-from tgm_scale.training import run_folder
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.runs import run_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,7 +71,7 @@ def test_a_wheel_finds_its_configurations_by_name_from_any_folder(installed: Pat
 
 def test_a_wheel_finds_the_deepspeed_files_that_its_configurations_name(installed: Path) -> None:
     code = (
-        "import tgm_scale.config as c; from tgm_scale.training.engine_plan import not_used;"
+        "import tgm_scale.config as c; from tgm_scale.engine.plan import not_used;"
         "print(c.__file__); [not_used(c.load(n).deepspeed.config) for n in ('pretrain_vitb', 'pretrain_vitg')];"
         "not_used('deepspeed/zero1')"
     )
@@ -110,7 +110,7 @@ def test_a_wheel_says_its_version_and_is_typed(installed: Path) -> None:
 
 
 def test_a_commit_is_that_of_our_own_checkout(installed: Path) -> None:
-    code = "import json; from tgm_scale.training.run_folder import environment; print(json.dumps(environment()))"
+    code = "import json; from tgm_scale.runs.run_folder import environment; print(json.dumps(environment()))"
     theirs = json.loads(run(installed, "-c", code).stdout)
     assert theirs["git"] is None and theirs["git_dirty"] is None
     if (ROOT / ".git").exists():

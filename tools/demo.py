@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.report import demo
-from tgm_scale.report.summary import judge
+from tgm_scale.demo import command as demo
+from tgm_scale.demo.summary import judge
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.outside.json_text import json_object

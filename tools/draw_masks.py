@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tgm_scale.report.gallery import gallery
+from tgm_scale.demo.gallery import gallery
 from tgm_scale.runtime import command
 from tgm_scale.runtime.terminal import escaped
 

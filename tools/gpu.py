@@ -21,10 +21,10 @@ from gpu_checks.runner import FAILED, OK, SKIPPED, Plan, Result, Runner
 from gpu_checks.scale import SCALES
 
 from tgm_scale.benchmarks.machine import table
+from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import command
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.progress import clock
-from tgm_scale.training.run_folder import replace_file
 
 LOOK_SECONDS = 300.0  # for a look at the GPUs: torch's import and a first context take up to a minute
 EXAMPLES = """examples:

@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tgm_scale.data.synthetic import Look, make_corpus  # late: torch takes seconds that --help need not
+    from tgm_scale.demo.corpus.make import Look, make_corpus  # late: torch takes seconds that --help need not
 
     began = time.monotonic()
     look = Look(**{field.name: getattr(options, field.name) for field in fields(Look)})

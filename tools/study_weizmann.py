@@ -19,18 +19,18 @@ from typing import Any
 
 import torch
 
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.data.synthetic import make_corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.demo.corpus.make import make_corpus
 from tgm_scale.evaluation.intervals import paired_interval
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.evaluation.variants import compare_variants
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import Board, Task
-from tgm_scale.training.metrics import read_metrics
-from tgm_scale.training.run_folder import replace_file
 
 EXAMPLES = """examples:
   python tools/study_weizmann.py --videos "$TGM_REAL_DATA/weizmann"
@@ -121,7 +121,7 @@ class Study:
 
     def judge_frozen(self, board: Board) -> dict[str, Any]:
         """kNN and linear probe of every run, beside random initialisation of the same seeds."""
-        train, test = (Corpus.open(str(self.data[split])) for split in ("train", "test"))
+        train, test = (open_corpus(str(self.data[split])) for split in ("train", "test"))
         task: Task = board.task("clips through all encoders", len(train) + len(test))
         variants = {variant: [self.run(variant, seed) for seed in self.seeds] for variant in VARIANTS}
         found = compare_variants(variants, list(self.seeds), train, test, {"label": "label"}, progress=task.advance)[

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tgm_scale.data.synthetic_captions import every_caption
-from tgm_scale.data.synthetic_patches import attributes, labelled_images, wording
-from tgm_scale.guidance.clip_training import LabelledImages, Recipe, train
+from tgm_scale.demo.clip.training import LabelledImages, Recipe, train
+from tgm_scale.demo.corpus.captions import every_caption
+from tgm_scale.demo.corpus.patches import attributes, labelled_images, wording
 from tgm_scale.runtime import command, seeding
 
 EXAMPLES = """examples:

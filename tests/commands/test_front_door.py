@@ -16,7 +16,7 @@ import pytest
 
 from tgm_scale import cli
 from tgm_scale.commands import masks_evaluate, table
-from tgm_scale.data.encode import encode_video
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.runtime import command
 
 ROOT = Path(__file__).parents[2]

@@ -13,13 +13,13 @@ from foreign_checkpoints import videomae_finetuned, videomae_pretraining
 from made_weights import FRAMES, SIDE, SMALL, autoencoder, equal, facts
 from safetensors.torch import save_file
 
+from tgm_scale.checkpoints.checkpoint import digest
 from tgm_scale.conversion.containers import open_container, strip_prefixes
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.read import read, read_initial
 from tgm_scale.models.patches import IMAGENET, PixelStatistics
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.training.checkpoint import digest
-from tgm_scale.training.parts import restated
+from tgm_scale.planning.parts import restated
 
 HEADS = Stated(heads=4, decoder_heads=2)
 RUN_ARGUMENTS = argparse.Namespace(model="pretrain_videomae_base_patch16_224", num_frames=8, input_size=32, lr=1e-3)

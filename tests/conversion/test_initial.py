@@ -17,7 +17,7 @@ from tgm_scale.conversion.read import Initial, read, read_initial
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelSize
-from tgm_scale.training.module import JointModule
+from tgm_scale.planning.module import JointModule
 
 
 def of_a_run(initial: Initial, size: ModelSize = SMALL) -> set[str]:

@@ -13,9 +13,9 @@ import torch
 
 from tgm_scale import cli
 from tgm_scale.corpora import captions
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -96,7 +96,7 @@ def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[dict, set[str]]]:
-    corpus = Corpus.open(folder)
+    corpus = open_corpus(folder)
     found = {}
     for shard, count in enumerate(corpus.counts):
         for row in range(count):
@@ -194,7 +194,7 @@ def test_a_list_of_files_becomes_shards(tmp_path: Path) -> None:
         path.write_bytes(video(number))
         lines.append(f"a folder/v.{number}.mp4 caption {number}")
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    corpus = Corpus.open(str(tmp_path / "list.txt"))
+    corpus = open_corpus(str(tmp_path / "list.txt"))
     assert [captions._files_in_shards(files) for files in (3, 2000, 2001)] == [[3], [1000] * 2, [1000, 1000, 1]]
     with ShardWriter(tmp_path / "made") as writer:
         for number in range(3):

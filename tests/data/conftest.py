@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tgm_scale.data import patience
+from tgm_scale.data.access import patience
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tgm_scale.data.encode import encode_video
+from tgm_scale.data.video.encode import encode_video
 
 Bytes = Callable[[np.random.Generator, bytes], bytes]
 

@@ -9,10 +9,10 @@ import numpy as np
 from loading import clip_loader
 
 from tgm_scale.contracts import Batch, Grid
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 
 BROKEN = {"c03": "empty", "c08": "not_a_video", "c11": "truncated", "c17": "no_caption"}
 CLIPS = 23

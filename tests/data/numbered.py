@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from tgm_scale.data.decode import Video
-from tgm_scale.data.encode import cut_clip
+from tgm_scale.data.video.decode import Video
+from tgm_scale.data.video.encode import cut_clip
 
 BITS, SIDE = (3, 4), 16  # rows and columns of squares of one bit each, the first the highest; pixels of a square
 HEIGHT, WIDTH = BITS[0] * SIDE, BITS[1] * SIDE

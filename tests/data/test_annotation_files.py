@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tgm_scale.data.annotation_files import lines_of
-from tgm_scale.data.annotations import Filters, Plan
+from tgm_scale.data.building.annotation_files import lines_of
+from tgm_scale.data.building.annotations import Filters, Plan
 
 SPAN = {"YoutubeID": "a", "Start_timestamp": "00:00:00.000", "End_timestamp": "00:00:01.000", "Caption": "c"}
 ARRAY = json.dumps([SPAN, {**SPAN, "YoutubeID": "b"}])

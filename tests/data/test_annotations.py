@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgm_scale.data.annotations import ClipRow, Filters, Plan, captions_of, parse_row, parse_time, unfit_captions
+from tgm_scale.data.building.annotations import (
+    ClipRow,
+    Filters,
+    Plan,
+    captions_of,
+    parse_row,
+    parse_time,
+    unfit_captions,
+)
 
 LINE = {
     "YoutubeID": "-a_B.9",

@@ -7,7 +7,8 @@ from loading import clip_loader
 from tars import write_tar
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation.labelled import read_labels
 
 BROKEN = {
@@ -24,7 +25,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     members = [("whole.mp4", b"no video"), ("whole.json", b'{"caption": "a", "label": "x", "score": NaN}')]
     for name, data in BROKEN.items():
         members += [(f"{name}.mp4", b"no video"), (f"{name}.json", data)]
-    return Corpus.open(write_tar(tmp_path_factory.mktemp("corpus") / "0.tar", members))
+    return open_corpus(write_tar(tmp_path_factory.mktemp("corpus") / "0.tar", members))
 
 
 def test_the_loader_counts_it(corpus: Corpus) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 from loading import clip_loader
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 
 
 def read(member: bytes, caption: int, seconds_T: np.ndarray) -> np.ndarray:
@@ -26,7 +26,7 @@ def test_caption_sets_and_the_mean_of_their_cached_scores(tmp_path: Path) -> Non
             video = b"" if k == 3 else encode_video(np.full((6, 16, 16, 3), 40 * k, np.uint8), 25)
             scores = np.arange(len(captions), dtype=np.float32)[:, None, None] * np.ones((1, 2, 2), np.float32)
             writer.write(f"c{k}", {"mp4": video, "json": {"captions": captions}, "tgm.npy": scores})
-    corpus = Corpus.open(str(tmp_path / "shards"))
+    corpus = open_corpus(str(tmp_path / "shards"))
 
     def batch(**changes: bool):
         loader = clip_loader(

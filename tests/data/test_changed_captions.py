@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.config import from_tree
-from tgm_scale.training import run_folder
-from tgm_scale.training.corpora import corpus_facts, open_corpora
+from tgm_scale.planning.corpora import corpus_facts, open_corpora
+from tgm_scale.runs import run_folder
 
 LINES = ["a.mp4 a man walks", "b.mp4 a dog runs", "c.mp4 a ball rolls"]
 

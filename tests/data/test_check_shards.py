@@ -13,8 +13,8 @@ from PIL import Image
 from tars import write_tar
 
 from tgm_scale import cli
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tgm_scale.data import packing
-from tgm_scale.data.annotations import ClipRow, Filters, Plan
-from tgm_scale.data.clip_sources import ClipSources
-from tgm_scale.data.source import CutError
+from tgm_scale.data.building import packing
+from tgm_scale.data.building.annotations import ClipRow, Filters, Plan
+from tgm_scale.data.building.clip_sources import ClipSources
+from tgm_scale.data.video.source import CutError
 from tgm_scale.runtime.processes import Crashed
 
 FILES = ("a.mp4", "x/000.mp4", "y/000.mp4", "deep/only.webm", "b.mkv", "b.mp4", "c_1.25_2.mp4", "d_000001_000002.mp4",

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgm_scale.data import decode
-from tgm_scale.data.decode import DecodeError, Video, decode_clip, window
+from tgm_scale.data.video import decode
+from tgm_scale.data.video.decode import DecodeError, Video, decode_clip, window
 
 
 def encode(

@@ -12,8 +12,8 @@ import torch
 from loading import clip_loader
 
 from tgm_scale.contracts import Batch, Grid
-from tgm_scale.data.decode import Video
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.decode import Video
 
 GOOD = {  # what is unusual about each, and its upright height and width
     "av1_video.mkv": ("AV1", None),
@@ -39,7 +39,7 @@ BROKEN = {
 def load(path: Path, count: int, size: int = 32) -> Batch:
     """All of a list's videos in one batch."""
     loader = clip_loader(
-        [Corpus.open(str(path))],
+        [open_corpus(str(path))],
         frames=8,
         stride=2,
         size=size,

@@ -14,7 +14,7 @@ import pytest
 from numbered import FORMATS, HEIGHT, WIDTH, Format, cut, number_in, numbers, write
 from theora import SHOWN, STREAM
 
-from tgm_scale.data.decode import Video
+from tgm_scale.data.video.decode import Video
 
 RATE = Fraction(25)
 Packets = list[tuple[int, bytes, bool]]  # tick, bytes, whether a keyframe

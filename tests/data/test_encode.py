@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from tgm_scale.data.encode import CutError, cut_clip, encode_video
+from tgm_scale.data.video.encode import CutError, cut_clip, encode_video
 
 
 def decoded(source, until=float("inf")):
@@ -97,7 +97,7 @@ def test_what_cannot_be_encoded(video, complaint):
 
 REPEAT = """
 import hashlib, numpy as np
-from tgm_scale.data.encode import encode_video
+from tgm_scale.data.video.encode import encode_video
 digest = hashlib.md5()
 for height, width in ((128, 228), (66, 70), (80, 80), (96, 228)):
     for seed in range(4):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tgm_scale.data.annotation_files import files_of, lines_of
-from tgm_scale.data.foreign_tables import foreign_table
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.building.annotation_files import files_of, lines_of
+from tgm_scale.data.lists.foreign_tables import foreign_table
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation.labelled import open_labelled
 
 TABLES = {  # what it begins with, what it is called, and what the command reads it with
@@ -31,7 +31,7 @@ TABLES = {  # what it begins with, what it is called, and what the command reads
 def refusals(path: Path) -> list[str]:
     """What training, evaluation and `shards make` say."""
     told = []
-    for opened in (Corpus.open, open_labelled, lambda spec: list(lines_of(files_of(spec)))):
+    for opened in (open_corpus, open_labelled, lambda spec: list(lines_of(files_of(spec)))):
         with pytest.raises(ValueError) as refused:
             opened(str(path))
         told.append(str(refused.value).removeprefix("--annotations "))

@@ -14,7 +14,7 @@ from fuzzing import CERTAIN, files_below, write_corpus
 from loading import clip_loader
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 
 FUZZED, GOOD = 1000, 250
 REASONS = {"empty", "not_a_video", "truncated", "damaged", "no_frames", "too_large"}
@@ -41,7 +41,7 @@ def test_all_good_samples_arrive_and_each_bad_one_under_its_reason(
     fuzzed: tuple[Path, list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, good = fuzzed
-    corpus = Corpus.open(folder)
+    corpus = open_corpus(folder)
     assert len(corpus) == FUZZED + GOOD and not corpus.left_out
     around = list(files_below(folder.parents[1]))
     loader = clip_loader(

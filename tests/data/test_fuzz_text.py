@@ -11,11 +11,11 @@ from loading import clip_loader
 from tars import write_tar
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.annotations import captions_of, parse_row
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.listed import ListedCorpus
-from tgm_scale.data.lists import read_list
-from tgm_scale.data.text import fault_of
+from tgm_scale.data.building.annotations import captions_of, parse_row
+from tgm_scale.data.lists.reading import read_list
+from tgm_scale.data.lists.text import fault_of
+from tgm_scale.data.shards.listed import ListedCorpus
+from tgm_scale.data.shards.opening import open_corpus
 
 CASES = 1000
 SPAN = {"YoutubeID": "v", "Start_timestamp": "00:00:00.000", "End_timestamp": "00:00:01.000"}
@@ -52,7 +52,7 @@ def test_samples_of_any_names_and_texts_keep_their_place_under_one_name_each(tmp
     for number, data in enumerate(cases):
         name = data.decode("utf-8", "surrogateescape").replace("\0", "").replace("/", "_").replace(".", "_")[:60]
         members += [(f"{number} {name}.mp4", b"no video"), (f"{number} {name}.json", data)]
-    corpus = Corpus.open(write_tar(tmp_path / "0.tar", members))
+    corpus = open_corpus(write_tar(tmp_path / "0.tar", members))
     assert len(corpus) == CASES == len(set(corpus.names))
     loader = clip_loader(
         [corpus], frames=2, stride=1, size=8, grid=Grid.of(2, 8, 2, 4), seed=0, global_batch_size=CASES,

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import clips, make_corpus, write_tar
 
-from tgm_scale.data import storage
-from tgm_scale.data.catalogue import CATALOGUE
-from tgm_scale.data.index import Corpus, ShardIndex
+from tgm_scale.data.access import storage
+from tgm_scale.data.shards.catalogue import CATALOGUE
+from tgm_scale.data.shards.index import ShardIndex
+from tgm_scale.data.shards.opening import open_corpus
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -29,7 +30,7 @@ def test_members_are_read_where_tarfile_finds_them(tmp_path, tar_format):
     if tar_format != tarfile.USTAR_FORMAT:
         members.append(("caf\u00e9" * 40 + ".mkv", b"very long, not ASCII"))
     path = write_tar(tmp_path / "00000.tar", members, tar_format)
-    corpus = Corpus.open(path)
+    corpus = open_corpus(path)
     with tarfile.open(path) as tar:
         truth = {member.name: tar.extractfile(member.name).read() for member in tar}  # type: ignore[union-attr]
     read = {}
@@ -43,7 +44,7 @@ def test_members_are_read_where_tarfile_finds_them(tmp_path, tar_format):
 def test_a_sample_is_all_that_shares_what_stands_before_the_first_dot(tmp_path):
     """As webdataset has it (its issue 237): also where the members of a sample do not lie together."""
     names = ["-a.mp4", "_b.MP4", "__c__.x.mov", "d.e.f.avi", "g/h.mkv", "g/h.tgm.npy", "-a.json", "i.webm"]
-    corpus = Corpus.open(write_tar(tmp_path / "0.tar", [(name, name.encode()) for name in names]))
+    corpus = open_corpus(write_tar(tmp_path / "0.tar", [(name, name.encode()) for name in names]))
     found = {ref.key: set(ref.members) for ref in (corpus.sample(0, row) for row in range(len(corpus)))}
     assert found == {"-a": {"mp4", "json"}, "_b": {"mp4"}, "g/h": {"mkv", "tgm.npy"}, "i": {"webm"}}
     assert corpus.left_out == {"key_with_dot": 2}  # "x.mov" and "e.f.avi" are no videos
@@ -53,7 +54,7 @@ def test_a_sample_is_all_that_shares_what_stands_before_the_first_dot(tmp_path):
 def test_a_failed_download_is_left_out_and_counted(tmp_path):
     """video2dataset leaves the text and the json of a video that it could not fetch."""
     members = [("0001.txt", b"a cat"), ("0001.json", b"{}"), ("0002.mp4", b"video"), ("0002.txt", b"a dog")]
-    corpus = Corpus.open(write_tar(tmp_path / "00000.tar", members))
+    corpus = open_corpus(write_tar(tmp_path / "00000.tar", members))
     assert len(corpus) == 1 and corpus.sample(0, 0).key == "0002"
     (problem,) = corpus.problems(0)
     assert (problem.key, problem.reason, problem.detail) == ("0001", "no_video", "has json, txt")
@@ -70,13 +71,13 @@ def test_members_that_are_no_plain_files_are_nothing(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = 4
             tar.addfile(info, io.BytesIO(b"data"))
-    corpus = Corpus.open(str(path))
+    corpus = open_corpus(str(path))
     assert [corpus.sample(0, row).key for row in range(len(corpus))] == ["../../c", "/d"]
     assert corpus.read(corpus.sample(0, 0), ["mp4"]) == {"mp4": b"data"}
 
 
 def test_of_a_double_member_the_first_counts(tmp_path):
-    corpus = Corpus.open(write_tar(tmp_path / "0.tar", [("a.mp4", b"first"), ("a.mp4", b"second")]))
+    corpus = open_corpus(write_tar(tmp_path / "0.tar", [("a.mp4", b"first"), ("a.mp4", b"second")]))
     assert corpus.read(corpus.sample(0, 0), ["mp4"]) == {"mp4": b"first"}
     assert corpus.left_out == {"duplicate_member": 1}
 
@@ -86,19 +87,19 @@ def test_tars_one_behind_the_other_are_read_on(tmp_path):
     both = [write_tar(tmp_path / f"{n}.tar", clips(n, 3)) for n in range(2)]
     path = tmp_path / "both.tar"
     path.write_bytes(b"".join(Path(one).read_bytes() for one in both))
-    corpus = Corpus.open(str(path))
+    corpus = open_corpus(str(path))
     found = {ref.key: corpus.read(ref, ["mp4"])["mp4"] for ref in (corpus.sample(0, row) for row in range(6))}
     wanted = {name[:-4]: data for n in range(2) for name, data in clips(n, 3) if name.endswith(".mp4")}
     assert found == wanted and not corpus.left_out
     path.write_bytes(path.read_bytes() + b"what is no tar" * 100)
     (tmp_path / "both.index.jsonl").unlink()
-    corpus = Corpus.open(str(path))
+    corpus = open_corpus(str(path))
     assert len(corpus) == 6 and corpus.left_out == {"shard_cut": 1}
 
 
 def test_keys_with_dots_are_named_with_the_first_and_what_to_do(tmp_path):
     members = [(f"id_00:00:0{n}.250.mp4", b"video") for n in range(3)] + [("whole.mp4", b"video")]
-    corpus = Corpus.open(write_tar(tmp_path / "0.tar", members))
+    corpus = open_corpus(write_tar(tmp_path / "0.tar", members))
     assert list(corpus.names) == ["0/whole"] and corpus.left_out == {"key_with_dot": 3}
     first = next(corpus.all_problems())
     assert first.key == "0/id_00:00:00.250.mp4" and "a key ends at the first dot" in first.detail
@@ -157,7 +158,7 @@ PACKED = {"gzip": b"\x1f\x8b", "Zstandard": b"\x28\xb5\x2f\xfd", "bzip2": b"BZh9
 def test_a_packed_shard_is_told_how_it_is_unpacked(tmp_path, name):
     make_corpus(tmp_path / "c", [3, 2])
     (tmp_path / "c" / "00000.tar").write_bytes(PACKED[name] + b"x" * 2000)
-    corpus = Corpus.open(tmp_path / "c")
+    corpus = open_corpus(tmp_path / "c")
     (problem,) = corpus.all_problems()
     assert len(corpus) == 2 and problem.reason == "shard_unreadable"
     assert f"compressed ({name}): unpack it first, such as with" in problem.detail
@@ -167,7 +168,7 @@ def test_a_packed_shard_is_told_how_it_is_unpacked(tmp_path, name):
 def test_a_bad_shard_among_good_ones(tmp_path, content):
     make_corpus(tmp_path / "c", [3, 2])
     (tmp_path / "c" / "00000.tar").write_bytes(content)
-    corpus = Corpus.open(tmp_path / "c")
+    corpus = open_corpus(tmp_path / "c")
     assert [Path(shard).name for shard in corpus.shards] == ["00001.tar"] and len(corpus) == 2
     assert corpus.left_out == {"shard_unreadable" if content.strip(b"\0") or not content else "shard_empty": 1}
 
@@ -213,7 +214,7 @@ def test_a_shard_with_a_broken_header_is_cut_there(tmp_path, broken, first):
         end = last.offset_data + (last.size + 511) // 512 * 512
     start = b"" if first else good[:end]
     (tmp_path / "c" / "00000.tar").write_bytes(start + BROKEN_HEADERS[broken] + bytes(10240))
-    corpus = Corpus.open(tmp_path / "c")
+    corpus = open_corpus(tmp_path / "c")
     assert corpus.counts.tolist() == ([2] if first else [3, 2])
     assert corpus.left_out.keys() <= {"shard_cut", "shard_unreadable"} and corpus.left_out
     for shard, count in enumerate(corpus.counts.tolist()):
@@ -236,7 +237,7 @@ def test_what_is_no_error_of_the_storage_is_not_tried_again():
 
 def test_a_corpus_pickles_and_threads_share_it(tmp_path):
     """More shards than descriptors and indices are kept for, read at random from eight threads."""
-    corpus = Corpus.open(make_corpus(tmp_path / "c", [3] * 90))
+    corpus = open_corpus(make_corpus(tmp_path / "c", [3] * 90))
     copy = pickle.loads(pickle.dumps(corpus))
     places = [(i * 37 % 90, i % 3) for i in range(600)]
 
@@ -252,14 +253,14 @@ def test_a_corpus_pickles_and_threads_share_it(tmp_path):
 
 def test_members_far_apart_are_read_apart(tmp_path):
     members = [("a.json", b"{}"), ("b.mp4", b"x" * 400_000), ("a.mp4", b"video"), ("a.npy", b"never asked for")]
-    corpus = Corpus.open(write_tar(tmp_path / "0.tar", members))
+    corpus = open_corpus(write_tar(tmp_path / "0.tar", members))
     assert corpus.sample(0, 0).key == "a"
     assert corpus.read(corpus.sample(0, 0), ["mp4", "json"]) == {"mp4": b"video", "json": b"{}"}
     assert corpus.read(corpus.sample(0, 0), ["webm"]) == {}
 
 
 def test_a_local_shard_that_became_shorter_stops(tmp_path):
-    corpus = Corpus.open(make_corpus(tmp_path / "c", [3]))
+    corpus = open_corpus(make_corpus(tmp_path / "c", [3]))
     ref = corpus.sample(0, 2)
     os.truncate(corpus.shards[0], 1000)
     with pytest.raises(OSError, match="replaced while in use"):
@@ -273,15 +274,15 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
     """By the catalogue or by its index, whichever is left: as after a copy that was cut short."""
     for left in ("the index", "the catalogue"):
         folder = make_corpus(tmp_path / left, [3, 2, 4])
-        assert not Corpus.open(folder).left_out
+        assert not open_corpus(folder).left_out
         (folder / "00001.tar").unlink()
         (folder / (CATALOGUE if left == "the index" else "00001.index.jsonl")).unlink()
         for _ in range(2):
-            corpus = Corpus.open(folder)
+            corpus = open_corpus(folder)
             [problem] = corpus.all_problems()
             assert (problem.key, problem.reason) == ("00001", "shard_missing") and "00001.tar" in problem.detail
             assert corpus.left_out == {"shard_missing": 1} and len(corpus) == 7 and corpus.lost == 3.5
-        assert not Corpus.open([str(folder / "00000.tar")]).left_out, "a list names what it wants"
+        assert not open_corpus([str(folder / "00000.tar")]).left_out, "a list names what it wants"
 
 
 @pytest.mark.parametrize("kind", ["a folder", "a pipe", "a link to itself"])
@@ -291,15 +292,15 @@ def test_what_is_no_file_is_made_anew_or_named(tmp_path, kind):
         kind
     ]
     folder = make_corpus(tmp_path / "shards", [3, 2])
-    whole = Corpus.open(folder).fingerprint
+    whole = open_corpus(folder).fingerprint
     for name in (CATALOGUE, "00000.index.jsonl"):
         (folder / name).unlink()
         put(folder / name)
-        assert Corpus.open(folder).fingerprint == whole
+        assert open_corpus(folder).fingerprint == whole
     (folder / "00001.tar").unlink()
     put(folder / "00001.tar")
     with pytest.raises((ValueError, OSError), match=r"00001\.tar"):
-        Corpus.open(folder)
+        open_corpus(folder)
 
 
 def test_a_size_beyond_what_can_be_sought_is_no_fault_of_the_storage(tmp_path):
@@ -309,5 +310,5 @@ def test_a_size_beyond_what_can_be_sought_is_no_fault_of_the_storage(tmp_path):
     data[124:136] = b"\x80" + bytes(3) + b"\x7f" * 8
     data[148:156] = b"%06o\0 " % (sum(data[:148]) + 8 * 32 + sum(data[156:512]))
     (folder / "00001.tar").write_bytes(data)
-    corpus = Corpus.open(folder, patience=0)
+    corpus = open_corpus(folder, patience=0)
     assert len(corpus) == 3 and set(corpus.left_out) <= {"shard_cut", "shard_unreadable"}

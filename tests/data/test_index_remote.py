@@ -12,9 +12,9 @@ import pytest
 from loopback import LoopbackServer
 from tars import make_corpus
 
-from tgm_scale.data import patience
-from tgm_scale.data.catalogue import CATALOGUE
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.access import patience
+from tgm_scale.data.shards.catalogue import CATALOGUE
+from tgm_scale.data.shards.opening import open_corpus
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +78,13 @@ def served(tmp_path):
 @pytest.mark.parametrize("indexed", [False, True])
 def test_a_remote_corpus_is_read_by_range(served, indexed):
     address, folder, handler = served
-    local = Corpus.open(folder)
+    local = open_corpus(folder)
     here = local.sample(1, 1)
     if not indexed:
         for path in [*folder.glob("*.index.jsonl"), folder / CATALOGUE]:
             path.unlink()
     files = sorted(os.listdir(folder))
-    remote = Corpus.open(address + "/{00000..00001}.tar", name="remote")
+    remote = open_corpus(address + "/{00000..00001}.tar", name="remote")
     assert remote.counts.tolist() == [3, 2] and remote.fingerprint == local.fingerprint
     assert handler.ranges == [] or not indexed, "the catalogue is enough to open a corpus"
     ref = remote.sample(1, 1)
@@ -98,7 +98,7 @@ def test_a_remote_corpus_is_read_by_range(served, indexed):
 
 def test_a_read_error_that_does_not_pass_stops(served):
     address, _, handler = served
-    remote = Corpus.open(address + "/00000.tar")
+    remote = open_corpus(address + "/00000.tar")
     ref = remote.sample(0, 0)
     handler.failures = 10
     with pytest.raises(OSError, match=r"00000\.tar.*503.*attempts"):

@@ -11,12 +11,12 @@ from tars import make_corpus
 
 from tgm_scale.config import from_tree, lay_over
 from tgm_scale.contracts import Problem
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.inventory import Inventory, of_corpus
+from tgm_scale.data.shards.inventory import Inventory, of_corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.planning.corpora import corpus_facts, open_corpora
+from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.corpora import corpus_facts, open_corpora
 from tgm_scale.training.introduction import introduce, warn_of_one_caption
-from tgm_scale.training.plan import plan_pretraining
 
 ALONE = Place(0, 1, 0, torch.device("cpu"))
 
@@ -34,7 +34,7 @@ def config(folder: Path, **data: object):
 def test_a_lost_shard_counts_as_what_the_others_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = make_corpus(tmp_path / "c", [10, 10, 10, 10])
     (folder / "00001.tar").write_bytes(b"<html>")
-    corpus = Corpus.open(folder)
+    corpus = open_corpus(folder)
     inventory = of_corpus("data", corpus)
     assert (inventory.usable, inventory.left_out, inventory.share) == (30, {"shard_unreadable": 1}, 0.25)
     assert inventory.examples[0] == "00000/0_0000: 'caption 0 0'"
@@ -57,7 +57,7 @@ def test_what_was_left_out_is_read_once(tmp_path: Path) -> None:
     """It is asked for by the inventory, by the file that names all, and by the run's data.json."""
     folder = make_corpus(tmp_path / "c", [3, 3])
     (folder / "00001.tar").write_bytes(b"<html>")
-    corpus = Corpus.open(folder)
+    corpus = open_corpus(folder)
     first = list(corpus.all_problems())
     for path in folder.iterdir():
         path.unlink()
@@ -114,7 +114,7 @@ def test_a_corpus_of_one_caption_is_warned_of(
     (tmp_path / "list.csv").write_text("file,caption\n" + "".join(f"{i}.mp4,{c}\n" for i, c in enumerate(captions)))
     for number in range(len(captions)):
         (tmp_path / f"{number}.mp4").touch()
-    warn_of_one_caption([Corpus.open(tmp_path / "list.csv")])
+    warn_of_one_caption([open_corpus(tmp_path / "list.csv")])
     said = capsys.readouterr().out
     assert said.startswith(f"warning: all {len(captions)} samples looked at have the caption 'a':") == (
         len(set(captions)) == 1

@@ -11,9 +11,10 @@ import pytest
 from loading import clip_loader
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.encode import cut_clip, encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.listed import ListedCorpus
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.listed import ListedCorpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.encode import cut_clip, encode_video
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_lines_of_all_the_usual_kinds(videos: Path) -> None:
         "class 0/gone.mp4 never downloaded",
         "nowhere/at/all.webm 1",
     )
-    corpus = Corpus.open(path)
+    corpus = open_corpus(path)
     assert isinstance(corpus, ListedCorpus) and len(corpus) == 7 and corpus.name == "kinds.txt"
     assert said(corpus) == {
         "class 0/-v_0.mp4": (["a red ball rolls", "it rolls 2 times"], None),
@@ -74,7 +75,7 @@ def test_lines_of_all_the_usual_kinds(videos: Path) -> None:
 
 
 def test_a_header_of_csv_is_no_video(videos: Path) -> None:
-    assert list(said(Corpus.open(write(videos, "h.csv", "path,caption", "class 0/-v_0.mp4,a ball")))) == [
+    assert list(said(open_corpus(write(videos, "h.csv", "path,caption", "class 0/-v_0.mp4,a ball")))) == [
         "class 0/-v_0.mp4"
     ]
 
@@ -90,15 +91,15 @@ def test_a_header_of_csv_is_no_video(videos: Path) -> None:
 )
 def test_a_mistaken_list_says_what_was_wanted(videos: Path, lines: list[str], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        Corpus.open(write(videos, "bad.txt", *lines))
+        open_corpus(write(videos, "bad.txt", *lines))
     with pytest.raises(ValueError, match="no such list"):
-        Corpus.open(str(videos / "absent.csv"))
+        open_corpus(str(videos / "absent.csv"))
 
 
 def load(path: str, **changes: int) -> list[list[tuple]]:
     values = {"workers": 0, "rank": 0, "world_size": 1, "micro_batch_size": 6, "start_step": 0} | changes
     loader = clip_loader(
-        [Corpus.open(path)],
+        [open_corpus(path)],
         frames=4,
         stride=1,
         size=8,
@@ -133,6 +134,6 @@ def test_a_list_goes_through_the_same_order(videos: Path) -> None:
 @pytest.mark.parametrize("name", ["newtonscradle.gif", "../videos/asl_again.mkv"])
 def test_other_containers_are_read_and_cut(real: Path, tmp_path: Path, name: str) -> None:
     path = real / "edge" / name
-    corpus = Corpus.open(write(tmp_path, "one.txt", f"{path} a caption"))
+    corpus = open_corpus(write(tmp_path, "one.txt", f"{path} a caption"))
     assert corpus.read(corpus.sample(0, 0), [corpus.sample(0, 0).video]) == {path.suffix[1:]: path.read_bytes()}
     assert cut_clip(str(path), Fraction(0), Fraction(1, 2)).frames > 3

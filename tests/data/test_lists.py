@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tgm_scale.data.lists import Role, is_list, read_list
-from tgm_scale.data.video_files import VideoFolder
+from tgm_scale.data.lists.reading import Role, is_list, read_list
+from tgm_scale.data.shards.video_files import VideoFolder
 
 KINETICS = "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\nplay piano,-x_y,3,13,val\n"
 EPIC = (

@@ -27,11 +27,12 @@ from hypothesis import strategies as st
 from loaded import BROKEN, CLIPS, by_global_slot, by_step, load, rows, write_corpus
 from PIL import Image
 
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import PREFETCH
-from tgm_scale.data.samples import Samples
-from tgm_scale.data.shared_memory import SharedBatches
-from tgm_scale.data.workers import _Crew, _fetched
+from tgm_scale.data.loading.loader import PREFETCH
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.shared_memory import SharedBatches
+from tgm_scale.data.loading.workers import _Crew, _fetched
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime import seeding
 
 
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(folder: Path) -> Corpus:
-    return Corpus.open(str(folder))
+    return open_corpus(str(folder))
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 4])
@@ -113,7 +114,7 @@ def test_an_epoch_holds_each_sample_once_and_the_next_draws_anew(corpus: Corpus)
 
 
 def test_a_batch_larger_than_the_corpus_runs_through_epochs(tmp_path: Path) -> None:
-    small = Corpus.open(str(write_corpus(tmp_path / "small", 3)))
+    small = open_corpus(str(write_corpus(tmp_path / "small", 3)))
     [(_, [batch])] = list(load([small], stop_step=1))
     assert sorted(Counter(batch.keys).values()) == [5, 5, 6]
     assert len(set(batch.seeds.tolist())) == 16
@@ -213,7 +214,7 @@ def test_relevance_that_cannot_be_read_is_a_problem_and_a_foreign_one_a_stop(cor
 
 
 def test_corpora_are_mixed_by_weight_each_with_its_own_order(tmp_path: Path, corpus: Corpus) -> None:
-    other = Corpus.open(str(write_corpus(tmp_path / "other", 2)))
+    other = open_corpus(str(write_corpus(tmp_path / "other", 2)))
     mixed = [row for step in by_global_slot([corpus, other], 16, 1, weights=[3, 1]).values() for row in step]
     alone = [row for step in by_global_slot([corpus], 12, 1, global_batch_size=12).values() for row in step]
     ids = {row[4] for row in by_global_slot([other], 16, 1)[0]}
@@ -223,13 +224,13 @@ def test_corpora_are_mixed_by_weight_each_with_its_own_order(tmp_path: Path, cor
 
 def test_a_corpus_that_moves_is_the_same_run(folder: Path, corpus: Corpus, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "elsewhere")
-    assert by_step(load([Corpus.open(str(tmp_path / "elsewhere"))])) == by_step(load([corpus]))
+    assert by_step(load([open_corpus(str(tmp_path / "elsewhere"))])) == by_step(load([corpus]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_vanishes_stops_the_run_by_name(folder: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(folder, tmp_path / "shards")
-    loader = load([Corpus.open(str(tmp_path / "shards"))], workers=workers)
+    loader = load([open_corpus(str(tmp_path / "shards"))], workers=workers)
     (tmp_path / "shards" / "00002.tar").unlink()
     with pytest.raises(FileNotFoundError, match=r"00002\.tar"):
         list(loader)
@@ -288,10 +289,10 @@ def test_the_run_s_own_random_numbers_are_left_alone(corpus: Corpus) -> None:
 ORPHANS = """
 import multiprocessing, os, signal, sys
 from loaded import load
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.index import Corpus
 
 if __name__ == "__main__":
-    clips = iter(load([Corpus.open(sys.argv[1])], workers=2, stop_step=10**6))
+    clips = iter(load([open_corpus(sys.argv[1])], workers=2, stop_step=10**6))
     next(clips)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -321,7 +322,7 @@ import sys
 from loaded import Corpus, load
 
 if __name__ == "__main__":
-    clips = iter(load([Corpus.open(sys.argv[1])], workers=2, stop_step=10**6))
+    clips = iter(load([open_corpus(sys.argv[1])], workers=2, stop_step=10**6))
     next(clips)
     print("read", flush=True)
 """

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from tgm_scale import cli
-from tgm_scale.data.annotations import parse_time
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.building.annotations import parse_time
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.encode import encode_video
 
 COMMAND = [sys.executable, "-m", "tgm_scale", "shards", "make"]
 BAD_FILES = ("corrupted", "truncated", "empty", "text_not_video")
@@ -49,7 +49,7 @@ def contents(folder):
 
 
 def samples(folder):
-    corpus = Corpus.open(folder)
+    corpus = open_corpus(folder)
     for shard, count in enumerate(corpus.counts):
         for number in range(count):
             ref = corpus.sample(shard, number)
@@ -87,7 +87,7 @@ def real_shards(real, tmp_path_factory):
 def test_all_real_clips_are_made_and_the_rest_is_named_with_its_reason(real_shards):
     folder, printed = real_shards
     report = json.loads((folder / "report.json").read_text())
-    assert report["rows"] == 68 and report["clips"] == 66 and report["made"] == 58 == len(Corpus.open(folder))
+    assert report["rows"] == 68 and report["clips"] == 66 and report["made"] == 58 == len(open_corpus(folder))
     assert report["shards"] == {"finished": 4, "planned": 4}
     names = {reason: sorted(key for key, _ in one["names"]) for reason, one in report["skipped"].items()}
     assert names == {
@@ -273,7 +273,7 @@ def test_a_wrong_folder_of_videos_is_followed_by_the_right_one(small, tmp_path, 
     capsys.readouterr()
     assert main(line) == 0 and "20 of this task's 20 are to be made" in capsys.readouterr().out
     kept = {path: path.stat().st_ino for path in (tmp_path / "out").glob("*.tar")}
-    assert 5 <= len(kept) < 20 and len(Corpus.open(tmp_path / "out")) == 10
+    assert 5 <= len(kept) < 20 and len(open_corpus(tmp_path / "out")) == 10
     assert main([*line, "--videos", str(small[1])]) == 0
     assert f"{20 - len(kept)} of this task's 20 are to be made" in capsys.readouterr().out
     assert {path: path.stat().st_ino for path in kept} == kept

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tgm_scale.data.decode import decode_clip
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.synthetic import Look, render_clip
-from tgm_scale.data.synthetic_truth import read_truth
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.decode import decode_clip
+from tgm_scale.demo.corpus.make import Look, render_clip
+from tgm_scale.demo.corpus.truth import read_truth
 
 main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "make_synthetic.py"))["main"]
 SMALL = ["--clips", "5", "--size", "32", "--frames", "4", "--clips-per-shard", "3"]
@@ -20,7 +20,7 @@ def test_the_corpus_is_the_one_that_was_asked_for(tmp_path: Path, capsys: pytest
     folder = tmp_path / "movers"
     assert main(["--output", str(folder), *SMALL, "--mode", "one_mover", "--seed", "3", "--workers", "1"]) == 0
     assert "5 clips" in capsys.readouterr().out
-    corpus = Corpus.open(str(folder))
+    corpus = open_corpus(str(folder))
     assert corpus.counts.tolist() == [3, 2]
     read = corpus.read(corpus.sample(1, 1), ["mp4", "json"])
     clip = render_clip(3, 4, "one_mover", Look(size=32, frames=4))

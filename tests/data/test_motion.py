@@ -13,12 +13,12 @@ import torch
 from loading import clip_loader
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.decode import Video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.motion import MotionRecorder, camera_motion
-from tgm_scale.data.pictures import Orientation
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.data.transforms import Crop
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.decode import Video
+from tgm_scale.data.video.motion import MotionRecorder, camera_motion
+from tgm_scale.data.video.pictures import Orientation
+from tgm_scale.data.video.transforms import Crop
 
 SIDE, CELLS = 128, 16
 ENCODERS = {
@@ -168,7 +168,7 @@ def test_the_loader_brings_motion_through_the_clips_crop(tmp_path: Path, flip: b
             writer.write(f"c{k}", {"mp4": encoded(scene(12, (0, 0), (4, 0)), **options), "json": {"captions": ["a"]}})
     grid = Grid(2, 8, 8)
     loader = clip_loader(
-        [Corpus.open(str(tmp_path / "shards"))],
+        [open_corpus(str(tmp_path / "shards"))],
         frames=4,
         stride=2,
         size=64,

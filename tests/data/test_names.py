@@ -14,12 +14,13 @@ from tars import write_tar
 
 from tgm_scale.config import from_tree
 from tgm_scale.contracts import Grid
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.names import distinct_names, tell_apart
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.access.names import distinct_names
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus, tell_apart
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.labelled import open_labelled
-from tgm_scale.training.corpora import open_corpora
+from tgm_scale.planning.corpora import open_corpora
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +90,15 @@ def test_unambiguous_names_stay_and_others_take_as_much_of_the_path_as_they_need
     assert distinct_names(["0.tar", "a/0.tar"]) == ["0", "a:0"]
     odd = distinct_names(["/a:b/0.tar", "/a/b/0.tar", "/b/0.tar", "http://h/b/0.tar"])
     assert len(set(odd)) == 4 and not any("/" in name for name in odd)
-    assert list(Corpus.open(f"{parts}/part0").names) == ["00000/000", "00000/001", "00001/000", "00001/001"]
-    names = list(Corpus.open(f"{parts}/part*/*.tar").names)
+    assert list(open_corpus(f"{parts}/part0").names) == ["00000/000", "00000/001", "00001/000", "00001/001"]
+    names = list(open_corpus(f"{parts}/part*/*.tar").names)
     assert names[0] == "part0:00000/000" and names[-1] == "part1:00001/001"
 
 
 def test_a_corpus_keeps_seeds_and_clip_ids_when_another_joins_it(parts: Path) -> None:
     """So that runs go on whose corpora have shards, but no samples, of the same names."""
-    alone = {caption: (ids, seed) for _, ids, seed, caption in clips([Corpus.open(f"{parts}/part0")])}
-    both = [Corpus.open(f"{parts}/part{part}") for part in range(2)]
+    alone = {caption: (ids, seed) for _, ids, seed, caption in clips([open_corpus(f"{parts}/part0")])}
+    both = [open_corpus(f"{parts}/part{part}") for part in range(2)]
     tell_apart(both)
     joined = {caption: (name, ids, seed) for name, ids, seed, caption in clips(both)}
     assert {caption: joined[caption][1:] for caption in alone} == alone
@@ -114,11 +115,11 @@ def test_labels_do_not_overwrite_one_another(parts: Path) -> None:
 def test_a_shard_behind_a_link_is_the_same_shard(parts: Path, tmp_path: Path) -> None:
     (tmp_path / "link.tar").symlink_to(parts / "part0/00000.tar")
     with pytest.raises(ValueError, match="named twice"):
-        Corpus.open([str(tmp_path / "link.tar"), f"{parts}/part0/00000.tar"])
+        open_corpus([str(tmp_path / "link.tar"), f"{parts}/part0/00000.tar"])
 
 
 def test_a_name_that_is_no_utf8_can_be_written_everywhere(tmp_path: Path) -> None:
-    corpus = Corpus.open(write_tar(tmp_path / "0.tar", [("caf\udce9.mp4", b"video"), ("caf\udce8.mp4", b"video")]))
+    corpus = open_corpus(write_tar(tmp_path / "0.tar", [("caf\udce9.mp4", b"video"), ("caf\udce8.mp4", b"video")]))
     names = list(corpus.names)
     assert names == ["0/caf\\udce9", "0/caf\\udce8"]
     assert [name.encode() for name in names]
@@ -137,13 +138,13 @@ KEYS = [
 
 def test_what_is_read_can_be_written_and_is_read_back(tmp_path: Path) -> None:
     """One rule for keys: tools that copy shards take all that is trained on."""
-    corpus = Corpus.open(write_tar(tmp_path / "0.tar", [(f"{key}.mp4", key.encode()) for key in KEYS]))
+    corpus = open_corpus(write_tar(tmp_path / "0.tar", [(f"{key}.mp4", key.encode()) for key in KEYS]))
     refs = [corpus.sample(0, row) for row in range(len(corpus))]
     assert [ref.key for ref in refs] == [*KEYS[:-1], r"e\x1b[31m\u2028\u202e6"] and not corpus.left_out
     with ShardWriter(tmp_path / "copy") as writer:
         for ref in refs:
             writer.write(ref.key, dict(corpus.read(ref, ["mp4"])))
-    copy = Corpus.open(tmp_path / "copy")
+    copy = open_corpus(tmp_path / "copy")
     again = [copy.sample(0, row) for row in range(len(copy))]
     assert [ref.key for ref in again] == [ref.key for ref in refs]
     assert [copy.read(ref, ["mp4"])["mp4"].decode() for ref in again] == KEYS

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgm_scale.data.order import Mixture, Order
+from tgm_scale.data.loading.order import Mixture, Order
 
 uneven_shards = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
 windows = st.integers(1, 14)

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tgm_scale.data import annotations, grouped_lines, key_files, packing
-from tgm_scale.data.annotation_rows import clock
-from tgm_scale.data.annotations import Filters, Plan
-from tgm_scale.data.key_files import KeyFile, SortedKeys, distinct
+from tgm_scale.data.building import annotations, grouped_lines, key_files, packing
+from tgm_scale.data.building.annotation_rows import clock
+from tgm_scale.data.building.annotations import Filters, Plan
+from tgm_scale.data.building.key_files import KeyFile, SortedKeys, distinct
 
 
 @pytest.fixture(params=[False, True], ids=["at once", "in small pieces"])

@@ -19,10 +19,10 @@ from loading import clip_loader
 from numbered import FORMATS, Format, cut, number_in, numbers, write
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.decode import DecodeError, Video
-from tgm_scale.data.encode import CutError, cut_clip
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.survey import Surveyor
+from tgm_scale.corpora.survey import Surveyor
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.decode import DecodeError, Video
+from tgm_scale.data.video.encode import CutError, cut_clip
 
 COUNT = 30
 RATES = [Fraction(24000, 1001), *map(Fraction, (24, 25)), Fraction(30000, 1001), *map(Fraction, (30, 50, 60))]
@@ -341,7 +341,7 @@ def test_interlaced_clips_are_told_once(folder: Path) -> None:
         options = {"x264-params": "tff=1"} if number % 2 else {}
         (folder / "list" / f"{number}.mp4").write_bytes(shot(interlaced_film(), **options))
     (folder / "list" / "list.txt").write_text("".join(f"{number}.mp4 a bar\n" for number in range(4)))
-    corpus = Corpus.open(str(folder / "list" / "list.txt"))
+    corpus = open_corpus(str(folder / "list" / "list.txt"))
     for workers in (0, 1):
         loader = clip_loader(
             [corpus], frames=4, stride=2, size=32, grid=Grid.of(4, 32, 2, 16), seed=0, global_batch_size=4,

@@ -22,13 +22,14 @@ from loading import clip_loader
 from loopback import LoopbackServer
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data import http, patience
-from tgm_scale.data.disk_cache import DiskCache
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.data.workers import READERS
+from tgm_scale.data.access import http, patience
+from tgm_scale.data.access.disk_cache import DiskCache
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.loading.workers import READERS
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 
 CLIPS = 12
 
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(CLIPS):
             noise = np.random.default_rng(number).integers(0, 256, (6, 16, 20, 3)).astype(np.uint8)
             writer.write(f"c{number}", {"mp4": encode_video(noise, fps=25), "json": {"caption": f"clip {number}"}})
-    Corpus.open(path)
+    open_corpus(path)
     return path
 
 
@@ -159,10 +160,10 @@ def test_faults_that_pass_are_ridden_out(
     address, handler = served
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(http, "READ_SECONDS", 0.3)
-    remote = Corpus.open(address)
+    remote = open_corpus(address)
     faults = iter("500 503 - - cut - slow - cut - - hang - - 429 - slow - 500 - cut - - 503 slow".split())
     handler.faults = faults
-    assert load(remote) == load(Corpus.open(folder))
+    assert load(remote) == load(open_corpus(folder))
     assert next(faults, None) is None, "all of them happened"
 
 
@@ -171,22 +172,22 @@ def test_workers_read_remote_shards_through_faults(served: tuple[str, type[Fault
     address, handler = served
     handler.faults = iter(["500", "cut"])
     began = time.monotonic()
-    assert load(Corpus.open(address), workers=2) == load(Corpus.open(folder))
+    assert load(open_corpus(address), workers=2) == load(open_corpus(folder))
     assert time.monotonic() - began > 0.37
 
 
 def test_a_worker_reads_ahead_while_it_waits(served: tuple[str, type[Faulty]], folder: Path) -> None:
     """One worker, three answers at a time; and no more than the samples in flight."""
     address, handler = served
-    remote = Corpus.open(address)
+    remote = open_corpus(address)
     handler.wait = 0.2
-    assert load(remote, workers=1) == load(Corpus.open(folder))
+    assert load(remote, workers=1) == load(open_corpus(folder))
     assert handler.waiting.most == READERS
 
 
 def test_workers_that_wait_for_a_server_end_with_the_loader(served: tuple[str, type[Faulty]]) -> None:
     address, handler = served
-    remote = Corpus.open(address)
+    remote = open_corpus(address)
     clips = iter(loader(remote, workers=2, stop_step=10**6))
     next(clips)
     handler.wait = 5.0
@@ -217,7 +218,7 @@ def test_a_fault_that_lasts_stops_the_run_by_name(
     served: tuple[str, type[Faulty]], monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     address, handler = served
-    remote = Corpus.open(address, patience=0.1)
+    remote = open_corpus(address, patience=0.1)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
     handler.faults = itertools.repeat(fault)
     with pytest.raises(OSError, match=r"http://127.0.0.1.*\d\.tar.*attempts"):
@@ -227,7 +228,7 @@ def test_a_fault_that_lasts_stops_the_run_by_name(
 def test_what_is_read_once_comes_from_the_disk(served: tuple[str, type[Faulty]], tmp_path: Path) -> None:
     address, handler = served
     cache = DiskCache(tmp_path / "cache", 10**7)
-    remote = Corpus.open(address, cache=cache)
+    remote = open_corpus(address, cache=cache)
     refs = [remote.sample(shard, row) for shard in range(3) for row in range(4)]
     members = {
         f"{Path(ref.shard).name} {min(o for o, _ in places) - 512}-{max(o + n for o, n in places)}"
@@ -240,13 +241,13 @@ def test_what_is_read_once_comes_from_the_disk(served: tuple[str, type[Faulty]],
 
     first = load(remote)
     assert asked() == CLIPS
-    assert load(Corpus.open(address, cache=cache), workers=1) == first
+    assert load(open_corpus(address, cache=cache), workers=1) == first
     assert asked() == CLIPS
     entries = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert len(entries) == CLIPS
     entries[0].write_bytes(entries[0].read_bytes()[:-3] + b"xyz")  # a disk that fails
     entries[1].write_bytes(b"")
-    assert load(Corpus.open(address, cache=cache)) == first
+    assert load(open_corpus(address, cache=cache)) == first
     assert asked() == CLIPS + 2
 
 
@@ -306,10 +307,10 @@ def bucket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_bucket_is_a_corpus(bucket: str, folder: Path) -> None:
-    local = Corpus.open(folder)
+    local = open_corpus(folder)
     for spec in (bucket, f"{bucket}/*.tar", bucket + "/{00000..00002}.tar"):
-        remote = Corpus.open(spec)
+        remote = open_corpus(spec)
         assert (remote.fingerprint, remote.counts.tolist()) == (local.fingerprint, [4, 4, 4])
     assert load(remote) == load(local)
     with pytest.raises(ValueError, match=r"no shards .* at 's3://clips/none'"):
-        Corpus.open("s3://clips/none")
+        open_corpus("s3://clips/none")

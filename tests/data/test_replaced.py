@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tars import make_corpus
 
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.replaced import FILE, LOOKED_AT
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.replaced import FILE, LOOKED_AT
 from tgm_scale.training.introduction import introduce
 
 
@@ -24,7 +24,7 @@ def videos(tmp_path: Path) -> Path:
 
 def start(run: Path, *specs: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The warnings of a start."""
-    introduce(run, [Corpus.open(str(spec)) for spec in specs])
+    introduce(run, [open_corpus(str(spec)) for spec in specs])
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
 
 
@@ -63,7 +63,7 @@ def test_shards_need_no_note_and_of_a_long_list_a_part_is_looked_at(
     (tmp_path / "v").mkdir()
     for number in range(LOOKED_AT + 500):
         (tmp_path / "v" / f"{number:04d}.mp4").touch()
-    corpus = Corpus.open(str(tmp_path / "v"))
+    corpus = open_corpus(str(tmp_path / "v"))
     introduce(run, [corpus])
     looked_at = (run / FILE).read_text().count(".mp4")
     assert looked_at == LOOKED_AT and f"{0:04d}.mp4" in (run / FILE).read_text()

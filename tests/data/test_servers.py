@@ -16,10 +16,12 @@ import pytest
 from loopback import LoopbackServer
 from tars import clips, make_corpus, write_tar
 
-from tgm_scale.data import patience, shard_index, storage
-from tgm_scale.data.catalogue import CATALOGUE
-from tgm_scale.data.disk_cache import DiskCache, _digest
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.access import patience, storage
+from tgm_scale.data.access.disk_cache import DiskCache, _digest
+from tgm_scale.data.shards import shard_index
+from tgm_scale.data.shards.catalogue import CATALOGUE
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.secrets import without_secrets
 
 SIGNED = "?X-Amz-Credential=A/2026/s3&X-Amz-Signature=5ec2e7"
@@ -105,7 +107,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, type[Server], Corpus]]:
     folder = make_corpus(tmp_path / "shards", [3, 2])
-    local = Corpus.open(folder)
+    local = open_corpus(folder)
     handler = type("Handler", (Server,), {"folder": folder, "moods": [], "asked": [], "sent": []})
     server = LoopbackServer(("127.0.0.1", 0), handler)
     threading.Thread(target=partial(server.serve_forever, 0.02), daemon=True).start()
@@ -127,7 +129,7 @@ def keys(corpus: Corpus) -> set[str]:
 
 def opened(address: str, **settings: object) -> Corpus:
     """With the indices read: what follows is the samples' own requests."""
-    corpus = Corpus.open(f"http://{address}/{{00000..00001}}.tar", **settings)  # type: ignore[arg-type]
+    corpus = open_corpus(f"http://{address}/{{00000..00001}}.tar", **settings)  # type: ignore[arg-type]
     for shard in range(2):
         corpus.sample(shard, 0)
     return corpus
@@ -203,7 +205,7 @@ def test_a_shard_that_was_replaced_between_two_starts_is_noticed(  # type: ignor
     for shard in range(2):
         members = [(f"{shard}_{i}.mp4", bytes(range(256)) * 100) for i in range(3)]
         write_tar(handler.folder / f"{shard:05d}.tar", members)
-    local = Corpus.open(handler.folder)
+    local = open_corpus(handler.folder)
     everything(local)
     if not indexed:
         for file in handler.folder.glob("*.json*"):
@@ -245,11 +247,11 @@ def test_a_kept_index_of_before_the_tag_is_used(served) -> None:  # type: ignore
 def test_a_catalogue_that_knows_another_shard_is_corrected(served) -> None:  # type: ignore
     """As many samples, others: the run would go on under the old fingerprint."""
     address, handler, _ = served
-    before = Corpus.open(f"http://{address}/{{00000..00001}}.tar")
+    before = open_corpus(f"http://{address}/{{00000..00001}}.tar")
     write_tar(handler.folder / "00000.tar", clips(shard=7, count=3))
     with pytest.raises(OSError, match=r"00000\.tar holds 3 samples, 3 when the corpus was opened, or others"):
         before.sample(0, 0)
-    after = Corpus.open(f"http://{address}/{{00000..00001}}.tar")
+    after = open_corpus(f"http://{address}/{{00000..00001}}.tar")
     assert after.fingerprint != before.fingerprint and after.sample(0, 0).key == "7_0000"
 
 
@@ -265,7 +267,7 @@ def test_an_index_without_end_is_left_and_made_anew(served) -> None:  # type: ig
     """After what a tar of that size can hold: here 100 kB of its 64 MB."""
     address, handler, local = served
     handler.endless = True
-    corpus = Corpus.open(f"http://{address}/{{00000..00001}}.tar")
+    corpus = open_corpus(f"http://{address}/{{00000..00001}}.tar")
     assert everything(corpus) == everything(local)
     assert handler.sent and max(handler.sent) < 16 << 20, "what fits into the sockets' buffers, and no more"
 
@@ -274,14 +276,14 @@ def test_presigned_addresses_are_shards_and_their_names_have_no_signature(served
     address, handler, local = served
     handler.signed = True
     shards = [f"http://user:secret@{address}/{number:05d}.tar{SIGNED}" for number in range(2)]
-    corpus = Corpus.open(shards)
+    corpus = open_corpus(shards)
     assert everything(corpus) == everything(local) and corpus.fingerprint == local.fingerprint
     assert list(corpus.names) == list(local.names)
     asked = len(handler.asked)
-    again = Corpus.open([shard.replace("5ec2e7", "0ther") for shard in shards])  # of tomorrow: by the kept indices
+    again = open_corpus([shard.replace("5ec2e7", "0ther") for shard in shards])  # of tomorrow: by the kept indices
     assert len(again) == len(local) and len(handler.asked) <= asked + 4
     with pytest.raises(ValueError, match="named twice") as caught:
-        Corpus.open([shards[0], shards[0].replace("5ec2e7", "0ther")])
+        open_corpus([shards[0], shards[0].replace("5ec2e7", "0ther")])
     with pytest.raises(OSError, match="403") as forbidden:
         everything(again)
     for error in (caught, forbidden):
@@ -319,7 +321,7 @@ def test_an_index_that_stayed_beside_a_replaced_shard_is_not_taken(  # type: ign
     for shard in range(2):
         members = [(f"{shard}_{i}.mp4", bytes(range(256)) * 400) for i in range(3)]
         write_tar(handler.folder / f"{shard:05d}.tar", members)
-    everything(Corpus.open(handler.folder))
+    everything(open_corpus(handler.folder))
     (handler.folder / CATALOGUE).unlink(missing_ok=True)
     assert "00000/0_1" in keys(opened(address))
     other = tmp_path / "other.tar"

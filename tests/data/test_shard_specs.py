@@ -8,8 +8,8 @@ import fsspec
 import pytest
 from tars import make_corpus, write_tar
 
-from tgm_scale.data import storage
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.access import storage
+from tgm_scale.data.shards.opening import open_corpus
 
 
 def test_specs(tmp_path):
@@ -17,11 +17,11 @@ def test_specs(tmp_path):
     (folder / "notes.txt").write_text("not a shard")
     (folder / "00003.tar.partial").write_text("not yet a shard")
     a, b, c = (str(folder / f"0000{i}.tar") for i in range(3))
-    assert Corpus.open(folder).shards == Corpus.open(str(folder)).shards == [a, b, c]
-    assert Corpus.open(f"{folder}/*1.tar").shards == [b]
-    assert Corpus.open(f"{folder}/{{00001..00002}}.tar").shards == [b, c]
-    assert Corpus.open([c, a]).shards == [c, a], "a list keeps its order"
-    assert Corpus.open(folder).name == "c" and Corpus.open(folder, name="other").name == "other"
+    assert open_corpus(folder).shards == open_corpus(str(folder)).shards == [a, b, c]
+    assert open_corpus(f"{folder}/*1.tar").shards == [b]
+    assert open_corpus(f"{folder}/{{00001..00002}}.tar").shards == [b, c]
+    assert open_corpus([c, a]).shards == [c, a], "a list keeps its order"
+    assert open_corpus(folder).name == "c" and open_corpus(folder, name="other").name == "other"
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,14 @@ def test_compressed_tars_are_named_alone_and_among_others(tmp_path, end, remedy)
     alone.mkdir()
     for place in (alone, folder):
         (place / f"00001.{end}").write_bytes(b"packed")
-    assert len(Corpus.open(folder)) == len(Corpus.open(f"{folder}/*")) == 2
+    assert len(open_corpus(folder)) == len(open_corpus(f"{folder}/*")) == 2
     (folder / f"00002.{end}").write_bytes(b"packed")
     wanted = rf"holds compressed tars \(0000[12].{end}\): .* such as with {remedy}$"
     fsspec.filesystem("memory").pipe({f"/{end}/00001.tar": b"", f"/{end}/00002.{end}": b""})
     for spec in (alone, alone / f"00001.{end}", f"{alone}/*.{end}", folder, f"{folder}/*", f"memory://{end}"):
         with pytest.raises(ValueError, match=wanted):
-            Corpus.open(spec)
-    assert len(Corpus.open(f"{folder}/*.tar")) == 2
+            open_corpus(spec)
+    assert len(open_corpus(f"{folder}/*.tar")) == 2
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):
     write_tar(tmp_path / "captions" / "0.tar", [("a.txt", b"a cat")])
     fill = partial(str.format, folder=tmp_path)
     with pytest.raises(ValueError, match=complaint):
-        Corpus.open([part.format(folder=tmp_path) for part in spec] if isinstance(spec, list) else fill(spec))
+        open_corpus([part.format(folder=tmp_path) for part in spec] if isinstance(spec, list) else fill(spec))
 
 
 @pytest.mark.parametrize(

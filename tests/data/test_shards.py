@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from tgm_scale.data.index import Corpus, ShardIndex
-from tgm_scale.data.shard_index import index_path
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.index import ShardIndex
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.shard_index import index_path
+from tgm_scale.data.shards.tars import ShardWriter
 
 MAP = np.arange(12, dtype=np.float16).reshape(3, 4)
 
@@ -50,7 +51,7 @@ def test_the_index_is_that_of_a_scan_and_the_corpus_opens(tmp_path):
     for i in range(3):
         shard = tmp_path / f"0000{i}.tar"
         assert (tmp_path / index_path(str(shard))).read_bytes() == ShardIndex.scan(str(shard)).dump()
-    corpus = Corpus.open(tmp_path)
+    corpus = open_corpus(tmp_path)
     assert corpus.counts.tolist() == [3, 3, 1] and not corpus.left_out
     assert corpus.read(corpus.sample(2, 0), ["mp4"]) == {"mp4": b"video 6"}
 
@@ -108,4 +109,4 @@ def test_what_cannot_be_written(tmp_path, key, members, complaint):
         writer.write("twice", {"mp4": b"v"})
         with pytest.raises(ValueError, match=complaint):
             writer.write(key, members)
-    assert len(Corpus.open(tmp_path)) == 1
+    assert len(open_corpus(tmp_path)) == 1

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.decode import decode_clip
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.synthetic import Look, make_corpus, render_clip
-from tgm_scale.data.synthetic_captions import absent_caption, every_caption
-from tgm_scale.data.synthetic_patches import attributes, labelled_images, wording
-from tgm_scale.data.synthetic_shapes import COLOURS, SHAPES
-from tgm_scale.data.synthetic_truth import object_tokens, read_truth
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.decode import decode_clip
+from tgm_scale.demo.corpus.captions import absent_caption, every_caption
+from tgm_scale.demo.corpus.make import Look, make_corpus, render_clip
+from tgm_scale.demo.corpus.patches import attributes, labelled_images, wording
+from tgm_scale.demo.corpus.shapes import COLOURS, SHAPES
+from tgm_scale.demo.corpus.truth import object_tokens, read_truth
 
 SMALL = Look(frames=8)
 
@@ -93,7 +93,7 @@ def test_a_corpus_is_repeatable_and_begins_alike_at_any_size(tmp_path: Path) -> 
     make_corpus(tmp_path / "b", 4, seed=7, look=SMALL)
     members = []
     for name in ("a", "b"):
-        corpus = Corpus.open(tmp_path / name)
+        corpus = open_corpus(tmp_path / name)
         members.append([corpus.read(corpus.sample(0, row), ["mp4", "json"]) for row in range(4)])
     assert members[0] == members[1]
     sample = members[0][0]

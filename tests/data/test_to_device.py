@@ -12,9 +12,10 @@ import torch
 from loaded import by_step, load, rows, write_corpus
 
 from tgm_scale.contracts import Batch
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.shared_memory import SharedBatches
-from tgm_scale.data.to_device import MOST_UNDER_WAY, ToDevice, UnderWay
+from tgm_scale.data.loading.shared_memory import SharedBatches
+from tgm_scale.data.loading.to_device import MOST_UNDER_WAY, ToDevice, UnderWay
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 CPU = torch.device("cpu")
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return Corpus.open(str(write_corpus(tmp_path_factory.mktemp("corpus") / "shards", 23)))
+    return open_corpus(str(write_corpus(tmp_path_factory.mktemp("corpus") / "shards", 23)))
 
 
 class Copy:

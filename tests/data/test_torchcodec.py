@@ -20,14 +20,14 @@ from test_decode import SELECTED, encode, heap_growth
 from test_players import CORNERS, ORIENTATIONS, interlaced_film, shot, with_matrix
 
 from tgm_scale import config
-from tgm_scale.data import decode, torchcodec_frames
-from tgm_scale.data.decode import DecodeError, Video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.torchcodec_frames import TorchcodecVideo
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video import decode, torchcodec_frames
+from tgm_scale.data.video.decode import DecodeError, Video
+from tgm_scale.data.video.torchcodec_frames import TorchcodecVideo
+from tgm_scale.planning.checks import check
+from tgm_scale.planning.parts import clip_loader
+from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.checks import check
-from tgm_scale.training.parts import clip_loader
-from tgm_scale.training.plan import plan_pretraining
 
 pytestmark = pytest.mark.usefixtures("torchcodec")
 
@@ -232,7 +232,7 @@ def test_decoding_clip_after_clip_keeps_no_memory_but_torchcodecs_own(whole: byt
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_do_not_depend_on_the_decoder(tmp_path: Path, workers: int) -> None:
-    corpus = Corpus.open(str(write_corpus(tmp_path / "shards", 23)))
+    corpus = open_corpus(str(write_corpus(tmp_path / "shards", 23)))
     by_pyav = by_step(load([corpus], repeated_augmentation=2))
     assert by_step(load([corpus], repeated_augmentation=2, workers=workers, torchcodec=True)) == by_pyav
 
@@ -252,7 +252,7 @@ def checked(settings: config.Config) -> None:
 
 
 def test_a_run_decodes_where_its_configuration_says(tmp_path: Path) -> None:
-    opened = [Corpus.open(str(write_corpus(tmp_path / "shards", 4)))]
+    opened = [open_corpus(str(write_corpus(tmp_path / "shards", 4)))]
     for decoder, torchcodec in [("pyav", False), ("torchcodec", True)]:
         settings = configured(f"data.decoder={decoder}")
         plan = plan_pretraining(settings, CPU)

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tgm_scale.data import transforms
-from tgm_scale.data.transforms import CROPS, MULTI_SCALES, Crop, axis_weights, draw_crop
+from tgm_scale.data.video import transforms
+from tgm_scale.data.video.transforms import CROPS, MULTI_SCALES, Crop, axis_weights, draw_crop
 
 sides = st.integers(1, 700)
 seeds = st.integers(0, 2**63 - 1)

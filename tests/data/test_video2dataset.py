@@ -12,8 +12,8 @@ from loading import clip_loader
 from tars import write_tar
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.encode import encode_video
 
 CAPTIONS: dict[str, str | list[str] | None] = {  # of each row, as the caption column has it
     "000000000": "a man rows",
@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_each_of_a_rows_captions_is_drawn_and_what_was_not_fetched_is_counted(folder: Path) -> None:
-    corpus = Corpus.open(folder)
+    corpus = open_corpus(folder)
     assert len(corpus) == 5 and corpus.left_out == {"no_video": 1}
     loader = clip_loader(
         [corpus], frames=4, stride=1, size=16, grid=Grid(2, 2, 2), seed=0, global_batch_size=5, micro_batch_size=5,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.listed import ListedCorpus
-from tgm_scale.data.video_files import VideoFolder, video_extension, walk
+from tgm_scale.data.shards.listed import ListedCorpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.video_files import VideoFolder, video_extension, walk
 from tgm_scale.evaluation.labelled import open_labelled
 
 
@@ -40,7 +40,7 @@ def test_what_cannot_be_read_or_is_no_video_is_named(tmp_path: Path) -> None:
     found = VideoFolder(str(tmp_path)).find(list(wanted))
     assert {path: "" for path in found.places} | {p.key: p.reason for p in found.problems} == wanted
     (tmp_path / "list.jsonl").write_text("".join(json.dumps({"file": path, "caption": "c"}) + "\n" for path in wanted))
-    corpus = Corpus.open(tmp_path / "list.jsonl")
+    corpus = open_corpus(tmp_path / "list.jsonl")
     assert [corpus.counts.sum(), corpus.left_out.total()] == [3, 9]
     shards = {place: shard for shard, place in enumerate(corpus.shards)}
     assert video_extension("https://x/v.mp4?sig=1.2") == "mp4" and "https://x/v.mp4?sig=1.2" in shards
@@ -49,9 +49,9 @@ def test_what_cannot_be_read_or_is_no_video_is_named(tmp_path: Path) -> None:
     assert not list(walk(str(tmp_path / "self"), unread)) and "symbolic links" in unread[0].detail
     (tmp_path / "list.csv").write_text("file,caption\nb.m4s,c\nnowhere.mp4,c\n")
     with pytest.raises(ValueError, match=r"none of its 2 videos .*b.m4s is the first: not_a_video, is there, but"):
-        Corpus.open(tmp_path / "list.csv")
+        open_corpus(tmp_path / "list.csv")
     with pytest.raises(ValueError, match=r"a.mp4: one video; name the folder of it"):
-        Corpus.open(tmp_path / "a.mp4")
+        open_corpus(tmp_path / "a.mp4")
 
 
 def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) ->
         (tmp_path / f"{name}.mp4").touch()
         if text:
             (tmp_path / f"{name}.txt").write_text(text)
-    corpus = Corpus.open(tmp_path)
+    corpus = open_corpus(tmp_path)
     assert isinstance(corpus, ListedCorpus)
     captions = [json.loads(corpus.read(corpus.sample(n, 0), ["json"])["json"])["captions"] for n in range(3)]
     assert dict(zip(corpus.names, captions)) == {

@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from watch import META, Watch, empty, video, whole
 
 from tgm_scale.contracts import Batch, Grid, Mask
-from tgm_scale.data.to_device import ToDevice
+from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.engine.optim import parameter_groups
 from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
 from tgm_scale.masking.recipes import RECIPES, build_masker
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.objectives.contrastive import caption_ids, contrastive_gradients
+from tgm_scale.planning.module import JointModule
+from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training.data_digest import with_masks
 from tgm_scale.training.guide import Guide
-from tgm_scale.training.module import JointModule
-from tgm_scale.training.optim import parameter_groups
 from tgm_scale.training.step import JointStep, Prepared
-from tgm_scale.training.towers import Towers
 
 # where a step reads the device, once, after the update's kernels are queued
-DECLARED = "training/update.py:make_update: a tensor copied to the host"
+DECLARED = "engine/update.py:make_update: a tensor copied to the host"
 
 SIZE = ModelSize(48, 2, 2, 96, 24, 2, 2, 48, patch=8)
 FRAMES, SIDE, WIDTH, CLIPS = 4, 32, 16, 4
@@ -216,7 +216,7 @@ def test_the_classifier_drops_paths_without_waiting(checkpointing: bool) -> None
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.0, 0.0)])
 def test_pairs_are_mixed_without_waiting(mixup: float, cutmix: float) -> None:
-    from tgm_scale.evaluation.augment import PairMixer
+    from tgm_scale.finetuning.augment import PairMixer
 
     mixer = PairMixer(mixup, cutmix, 0.1, classes=5, repeats=2)
     with Watch() as watch:

@@ -9,7 +9,7 @@ import pytest
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.weights import Weights
-from tgm_scale.data.synthetic import Look, make_corpus
+from tgm_scale.demo.corpus.make import Look, make_corpus
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from tgm_scale.evaluation.augment import Augmenter, PairMixer
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.finetuning.augment import Augmenter, PairMixer
 from tgm_scale.models.patches import IMAGENET_MEAN
 
 CLASSES = 3
@@ -60,13 +61,12 @@ def test_a_worker_augments_to_the_same_bits(shards: str) -> None:
     from loading import clip_loader
 
     from tgm_scale.contracts import Grid
-    from tgm_scale.data.index import Corpus
-    from tgm_scale.data.loader import ClipLoader
-    from tgm_scale.evaluation.augment import AugmentedSamples
+    from tgm_scale.data.loading.loader import ClipLoader
+    from tgm_scale.finetuning.augment import AugmentedSamples
 
     def loader(workers: int) -> ClipLoader:
         return clip_loader(
-            [Corpus.open(shards)], frames=4, stride=2, size=32, grid=Grid(2, 4, 4), seed=0, global_batch_size=4,
+            [open_corpus(shards)], frames=4, stride=2, size=32, grid=Grid(2, 4, 4), seed=0, global_batch_size=4,
             micro_batch_size=4, rank=0, world_size=1, workers=workers, stop_step=1, captions=False,
         )  # fmt: skip
 

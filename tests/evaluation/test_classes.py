@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from tgm_scale import cli
-from tgm_scale.data.encode import encode_video
-from tgm_scale.evaluation import finetune_setup as setup
+from tgm_scale.checkpoints.checkpoint import latest
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.classes import in_order, names_of, not_trained, ordered, read_classes, told
 from tgm_scale.evaluation.settings import FinetuneConfig, load_finetune
+from tgm_scale.finetuning import setup
+from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import Control, find_place
-from tgm_scale.training import run_folder
-from tgm_scale.training.checkpoint import latest
 
 
 def prepared(config: FinetuneConfig) -> setup.Parts:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tgm_scale.data.packing import _report
+from tgm_scale.data.building.packing import _report
 from tgm_scale.evaluation.cache import _read
 from tgm_scale.runtime.tensors import save_tensors
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tgm_scale import cli
-from tgm_scale.data.encode import encode_video
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation import epic, probe, run
 from tgm_scale.evaluation.cache import Clips
 from tgm_scale.evaluation.settings import load_frozen

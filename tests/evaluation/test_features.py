@@ -12,10 +12,10 @@ import torch
 
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import encoder_of
-from tgm_scale.data.decode import decode_clip
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.data.synthetic import Look, make_sample
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.decode import decode_clip
+from tgm_scale.demo.corpus.make import Look, make_sample
 from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.clips import fitting
 from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
@@ -33,7 +33,7 @@ def test_a_chunk_of_which_no_clip_can_be_decoded_has_no_bad_row(shape: tuple[int
 
 
 def test_features_are_the_mean_token_of_the_decoded_clip(shards: str, checkpoint: Path) -> None:
-    corpus = Corpus.open(shards)
+    corpus = open_corpus(shards)
     encoder = FrozenEncoder.load(checkpoint)
     assert encoder.stride == 2
     found = extract([encoder], corpus, SYNTHETIC_MOTION)
@@ -52,8 +52,8 @@ def test_features_are_the_mean_token_of_the_decoded_clip(shards: str, checkpoint
 def test_every_sample_is_there_once_whatever_the_workers(shards: str, checkpoint: Path) -> None:
     encoder = FrozenEncoder.load(checkpoint)
     counted: list[int] = []
-    one = extract([encoder], Corpus.open(shards), SYNTHETIC_MOTION, progress=counted.append)
-    other = extract([encoder], Corpus.open(shards), SYNTHETIC_MOTION, workers=2)
+    one = extract([encoder], open_corpus(shards), SYNTHETIC_MOTION, progress=counted.append)
+    other = extract([encoder], open_corpus(shards), SYNTHETIC_MOTION, workers=2)
     assert len(set(one.keys)) == len(one.keys) == CLIPS == sum(counted)
     assert one.keys == other.keys and one.labels == other.labels and not one.problems
     assert torch.equal(one.features[0], other.features[0])
@@ -75,7 +75,7 @@ def test_decoding_processes_go_by_the_cores_and_the_clips(
 def test_several_encoders_share_one_pass(shards: str, checkpoint: Path) -> None:
     encoder = FrozenEncoder.load(checkpoint)
     fresh = encoder.fresh(seed=7)
-    found = extract([encoder, fresh, encoder.fresh(seed=8)], Corpus.open(shards), SYNTHETIC_MOTION)
+    found = extract([encoder, fresh, encoder.fresh(seed=8)], open_corpus(shards), SYNTHETIC_MOTION)
     assert torch.equal(found.features[0], found.features[1]), "the checkpoint is the fresh model of seed 7"
     assert not torch.allclose(found.features[0], found.features[2])
 
@@ -89,7 +89,7 @@ def test_broken_clips_and_missing_labels_are_named_and_left_out(tmp_path: Path, 
             if index == 2:
                 members["json"] = {"caption": "no truth here"}
             writer.write(key, members)
-    found = extract([FrozenEncoder.load(checkpoint)], Corpus.open(str(tmp_path)), SYNTHETIC_MOTION)
+    found = extract([FrozenEncoder.load(checkpoint)], open_corpus(str(tmp_path)), SYNTHETIC_MOTION)
     assert len(found.keys) == 4
     named = {(problem.key.rsplit("/")[-1], problem.reason) for problem in found.problems}
     assert {("one_mover_000002", "no_label")} < named and len(named) == 2
@@ -98,9 +98,9 @@ def test_broken_clips_and_missing_labels_are_named_and_left_out(tmp_path: Path, 
 
 def test_a_label_that_no_sample_has_is_a_mistake(shards: str, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"no sample's json has a value at 'lable'"):
-        extract([FrozenEncoder.load(checkpoint)], Corpus.open(shards), "lable")
+        extract([FrozenEncoder.load(checkpoint)], open_corpus(shards), "lable")
     with pytest.raises(ValueError, match="is no single value"):
-        extract([FrozenEncoder.load(checkpoint)], Corpus.open(shards), "truth.objects")
+        extract([FrozenEncoder.load(checkpoint)], open_corpus(shards), "truth.objects")
 
 
 def test_features_kept_are_of_the_same_positions(checkpoint: Path) -> None:

@@ -15,15 +15,15 @@ import pytest
 import torch
 
 from tgm_scale import cli
+from tgm_scale.checkpoints import ema
+from tgm_scale.checkpoints.checkpoint import Reader, latest, steps_in
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read
-from tgm_scale.evaluation.finetune_setup import layer_groups, start
 from tgm_scale.evaluation.settings import load_finetune
+from tgm_scale.finetuning.setup import layer_groups, start
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import interpolated_table, sine_cosine_table
 from tgm_scale.models.vit import ModelSize, run_blocks
-from tgm_scale.training import ema
-from tgm_scale.training.checkpoint import Reader, latest, steps_in
 
 SIZE = ModelSize(24, 3, 2, 48, 0, 0, 0, 0, patch=8)
 CLIP = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -99,7 +99,7 @@ def test_the_average_is_the_recurrence_and_comes_back(tmp_path: Path) -> None:
 SLOW_DISK = """
 import sys
 from tgm_scale import cli
-from tgm_scale.training.saver import Saver
+from tgm_scale.checkpoints.saver import Saver
 Saver.written = lambda self: False  # each checkpoint is on its way still when the next one begins
 sys.exit(cli.main(sys.argv[1:]))
 """

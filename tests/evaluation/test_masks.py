@@ -17,12 +17,12 @@ from PIL import Image
 
 from tgm_scale import cli
 from tgm_scale.contracts import Grid
-from tgm_scale.data.decode import DecodeError
-from tgm_scale.data.encode import encode_video
-from tgm_scale.evaluation import judged_masks
-from tgm_scale.evaluation.annotated import clips, find, token_share
-from tgm_scale.evaluation.masks import centre_score, most_possible, score_clip, summarise
-from tgm_scale.evaluation.relevance import slot_aucs
+from tgm_scale.data.video.decode import DecodeError
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.evaluation.masks import judged as judged_masks
+from tgm_scale.evaluation.masks.agreement import centre_score, most_possible, score_clip, summarise
+from tgm_scale.evaluation.masks.annotated import clips, find, token_share
+from tgm_scale.evaluation.masks.relevance import slot_aucs
 from tgm_scale.masking.recipes import build_masker
 
 ROOT = Path(__file__).parents[2]

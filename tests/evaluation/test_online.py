@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from tgm_scale import cli
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import knn
 from tgm_scale.evaluation.features import FrozenEncoder, extract
 from tgm_scale.evaluation.run import is_right
@@ -49,7 +49,7 @@ def test_the_metrics_have_what_the_evaluation_says_and_an_unmasked_tuning_goes_o
     one, two, tuned = (tmp_path / name for name in ("one", "two", "tuned"))
     launch.run(1, pretraining(one, shards, towers))
     launch.run(2, pretraining(two, shards, towers, "train.micro_batch_size=4", "deepspeed.stage=3"))
-    corpus = Corpus.open(shards)
+    corpus = open_corpus(shards)
     clips = extract([FrozenEncoder.load(one)], corpus, LABEL)
     right = is_right(lambda x, y, z: knn.predict(x, y, z, 3), clips, clips)
     assert accuracies(one) == [None, right.double().mean().item()] == pytest.approx([None, 1.0], abs=0.5)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tgm_scale import cli
 from tgm_scale.contracts import Grid
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.synthetic import Look, make_corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.demo.corpus.make import Look, make_corpus
 from tgm_scale.evaluation import ranking, retrieve
 from tgm_scale.evaluation.features import FrozenEncoder
 from tgm_scale.evaluation.settings import load_frozen
@@ -116,7 +116,7 @@ def test_retrieval_and_zero_shot_find_what_the_projection_says(
     from tgm_scale.guidance.towers import load_text_tower
 
     encoder = FrozenEncoder.load(checkpoint)
-    clips = extract([encoder], Corpus.open(shards), "truth.objects.0.shape")
+    clips = extract([encoder], open_corpus(shards), "truth.objects.0.shape")
     video = torch.nn.functional.normalize(clips.features[0] @ encoder.projection.T, dim=1)
     text = load_text_tower(str(towers), device=torch.device("cpu"), dtype=torch.float32)
     base = arguments("retrieve", tmp_path / "zero", checkpoint, shards, f"retrieve.towers={towers}")
@@ -141,9 +141,8 @@ def test_retrieval_and_zero_shot_find_what_the_projection_says(
 
 def test_captions_of_equal_tokens_are_one_answer(shards: str, checkpoint: Path, towers: Path, tmp_path: Path) -> None:
     """Each of them finds all clips of the others, as in training, where they are never each other's negatives."""
-    from tgm_scale.data.index import Corpus
 
-    corpus, long = Corpus.open(shards), " ".join(["texture"] * 20)
+    corpus, long = open_corpus(shards), " ".join(["texture"] * 20)
     captions = ["Texture 3", "texture  3", "TEXTURE 3", f"{long} a", f"{long} b", "texture 4"]
     for number, caption in enumerate(captions):
         ref = corpus.sample(0, number)
@@ -272,7 +271,7 @@ def test_an_attentive_probe_sees_the_tokens_of_all_views(shards: str, checkpoint
     assert cli.main(arguments(TWO_EPOCHS[0], tmp_path / "run", checkpoint, shards, *TWO_EPOCHS[1:], *more)) == 0
     kept = [load_file(file)["rows"] for file in (tmp_path / "run" / "features").rglob("*.safetensors")]
     assert sum(len(rows) for rows in kept) == 37 and all(rows.shape[1:] == (6 * 32, 24) for rows in kept)
-    encoder, corpus = FrozenEncoder.load(checkpoint), Corpus.open(shards)
+    encoder, corpus = FrozenEncoder.load(checkpoint), open_corpus(shards)
     ref = corpus.sample(0, 0)
     clips = decode_views(corpus.read(ref, [ref.video])[ref.video], encoder.views(temporal=2, spatial=3))
     wanted = encoder.tokens(clips).flatten(0, 1)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from tgm_scale import cli
 from tgm_scale.contracts import Grid
-from tgm_scale.data.decode import DecodeError
-from tgm_scale.data.encode import encode_video
-from tgm_scale.evaluation.annotated import clips
+from tgm_scale.data.video.decode import DecodeError
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.evaluation.masks.annotated import clips
 
 SHAPE = (4, 32, 48)
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tgm_scale.data.decode import decode_clip, segments
-from tgm_scale.data.encode import encode_video
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.decode import decode_clip, segments
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.views import Decoder, Views, decode_views
 
 
@@ -62,9 +63,8 @@ def test_pixels_of_each_view_are_those_of_its_frames_and_its_square() -> None:
 
 
 def test_processes_decode_to_the_same_bits_and_name_what_is_broken(shards: str) -> None:
-    from tgm_scale.data.index import Corpus
 
-    corpus = Corpus.open(shards)
+    corpus = open_corpus(shards)
     refs = [corpus.sample(0, row) for row in range(3)]
     views = Views(4, 32, 2, temporal=2)
     with Decoder(0) as here, Decoder(1) as there:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from launch import ROOT, environment
 
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
 
 pytestmark = pytest.mark.gpu
 STEPS = 4

@@ -12,17 +12,17 @@ from torch import Tensor
 from tgm_scale import cli
 from tgm_scale.config import from_tree, lay_over
 from tgm_scale.contracts import Grid
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.planning.parts import clip_loader as run_loader
+from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.corpora import open_corpora
 from tgm_scale.training.introduction import introduce
-from tgm_scale.training.parts import clip_loader as run_loader
-from tgm_scale.training.plan import plan_pretraining
 
 GRID = Grid(2, 6, 6)
 
@@ -45,7 +45,7 @@ def run(*arguments: str | Path) -> int:
 
 def load(folder: Path, towers: Path, scorer: str, one_of: int = 1) -> list:
     loader = clip_loader(
-        [Corpus.open(str(folder))],
+        [open_corpus(str(folder))],
         frames=4,
         stride=1,
         size=48,
@@ -86,7 +86,7 @@ def test_cached_maps_are_the_online_ones(
     before = (output / "00002.tar").stat().st_mtime_ns
     assert run(*command) == 0  # goes on with what is missing
     assert (output / "00002.tar").stat().st_mtime_ns == before
-    assert len(Corpus.open(str(output))) == 5
+    assert len(open_corpus(str(output))) == 5
 
 
 def test_what_was_left_out_is_said_and_stops_it(
@@ -130,7 +130,7 @@ def test_the_packaged_towers_are_taken_and_the_way_on_is_said(
     anew = from_tree(lay_over(made.model_dump(), ["guidance.cached=false"]))
     introduce(tmp_path, open_corpora(anew.data, True), scored_anew=True)
     assert "scored: has maps of relevance that are not used: guidance.cached=true reads" in capsys.readouterr().out
-    introduce(tmp_path, [Corpus.open(shards)], scored_anew=True)
+    introduce(tmp_path, [open_corpus(shards)], scored_anew=True)
     assert "maps of relevance" not in capsys.readouterr().out
 
 
@@ -143,7 +143,7 @@ def test_maps_that_a_sample_had_are_not_kept(
             writer.write(key, {"mp4": video, "json": {"captions": captions}, "tgm.npy": b"old"})
     assert run("--shards", tmp_path / "old", "--towers", clip_source, "--output", tmp_path / "new") == 0
     assert "1 clips not decoded (not_a_video), 1 clips without a caption" in capsys.readouterr().out
-    corpus = Corpus.open(str(tmp_path / "new"))
+    corpus = open_corpus(str(tmp_path / "new"))
     assert [set(corpus.sample(0, row).members) for row in range(2)] == [{"mp4", "json"}] * 2
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgm_scale.guidance.clip_objective import MIXED, NOTHING, LabelledImages, Objective
+from tgm_scale.demo.clip.objective import MIXED, NOTHING, LabelledImages, Objective
 
 COLOURS, SHAPES, HALF = 2, 3, -0.3
 COLOUR_OF, SHAPE_OF = torch.arange(6) // SHAPES, torch.arange(6) % SHAPES

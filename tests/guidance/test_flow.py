@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.data.synthetic import Look, render_clip
+from tgm_scale.demo.corpus.make import Look, render_clip
 from tgm_scale.guidance.flow import FlowToBase, check_flow
 from tgm_scale.masking.recipes import build_masker
 from tgm_scale.masking.saliency.tracked import trace

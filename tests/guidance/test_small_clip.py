@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tgm_scale.contracts import Grid
-from tgm_scale.evaluation.relevance import Judgement, colour_scorer, judge, towers_scorer
+from tgm_scale.evaluation.masks.relevance import Judgement, colour_scorer, judge, towers_scorer
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 
 ROOT = Path(__file__).parents[2]

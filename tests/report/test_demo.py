@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tgm_scale.report.summary import at, judge
+from tgm_scale.demo.summary import at, judge
 
 pytestmark = pytest.mark.slow
 

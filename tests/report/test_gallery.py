@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from tgm_scale.demo.gallery import PATCH, SIDE, gallery
 from tgm_scale.masking.recipes import RECIPES
-from tgm_scale.report.gallery import PATCH, SIDE, gallery
 
 
 def test_every_recipe_has_its_row_and_hides_its_share() -> None:

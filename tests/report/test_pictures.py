@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tgm_scale.report import html, plots, render
+from tgm_scale.demo import plots
+from tgm_scale.report import html, render
 
 
 def frames(slots: int = 2, side: int = 16) -> torch.Tensor:

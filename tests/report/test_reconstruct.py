@@ -12,8 +12,8 @@ from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.patches import gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
+from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.report.reconstruct import DROPPED, nearby_statistics, reconstruct, seen_statistics
-from tgm_scale.training.module import NormaliseBy
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
 GRID = Grid.of(frames=4, size=32, tubelet=2, patch=8)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from simulated import ROOT, Cluster
 
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 
 NEEDED = ("sbatch", "srun", "scontrol", "slurmctld", "slurmd", "munged")
 

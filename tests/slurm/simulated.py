@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 

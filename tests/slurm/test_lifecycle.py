@@ -22,8 +22,8 @@ from simulated import ROOT, Cluster, log_of, overrides, steps_of, wait_for, writ
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.weights import Weights
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
 
@@ -249,7 +249,7 @@ def _assert_made(life: Life) -> None:
     elif life.script == "tune":
         assert "fastest that fits: " in log_of(life.folder) and (output / "best.overrides").is_file()
     else:
-        corpus = Corpus.open(str(output))
+        corpus = open_corpus(str(output))
         assert len(corpus) == (4 if life.script == "make_shards" else 30)
         if life.script == "caption":
             assert "a video of" in json.loads(corpus.read(corpus.sample(0, 0), ["json"])["json"])["captions"][0]

@@ -13,8 +13,8 @@ import torch
 from simulated import ROOT
 
 from tgm_scale import config
+from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.plan import plan_pretraining
 
 PRETRAINING = sorted((ROOT / "slurm").glob("pretrain_*.sh"))
 LAUNCHED = sorted(file for file in (ROOT / "slurm").glob("*.sh") if file.name != "launch.sh")

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from simulated import Cluster, log_of, overrides, pid_of, steps_of, wait_for
 
+from tgm_scale.runs import run_folder
+from tgm_scale.runs.status import compare, status
 from tgm_scale.runtime.slurm import node_names
-from tgm_scale.training import run_folder
-from tgm_scale.training.inspect import compare, status
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 

@@ -11,14 +11,16 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from tgm_scale.checkpoints import ema
 from tgm_scale.contracts import BatchLayout
+from tgm_scale.engine import build as engine
+from tgm_scale.engine import state as engine_state
+from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Place, find_place
-from tgm_scale.training import ema, engine, engine_state
-from tgm_scale.training.engine_plan import EnginePlan
 
 SIZE = ModelSize(36, 2, 2, 77, 0, 0, 0, 0, patch=8)  # sides that two processes do not divide
 CLIPS, STEPS = 4, 4

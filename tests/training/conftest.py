@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from short_run import CONFIG, moving_texture
 
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 
 CLIPS = 45
 

@@ -12,11 +12,11 @@ import torch
 from step_worker import FRAMES, GLOBAL, MODELS, SIZE, WIDTH, prepared
 
 from tgm_scale.contracts import BatchLayout
+from tgm_scale.engine import build as engine
+from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime.distributed import Place, find_place
-from tgm_scale.training import engine
-from tgm_scale.training.engine_plan import EnginePlan
-from tgm_scale.training.module import JointModule
 from tgm_scale.training.step import JointStep
 
 WARM_UP, STEPS = 2, 2

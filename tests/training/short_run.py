@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from launch import ROOT, command, environment
 
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
 
 MODEL = """
 run: {{dir: {run}}}

@@ -13,12 +13,13 @@ from step_worker import MODELS, live_weights
 from torch import Tensor
 
 from tgm_scale.contracts import BatchLayout
+from tgm_scale.engine import build as engine
+from tgm_scale.engine import state as engine_state
+from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Place, find_place
-from tgm_scale.training import engine, engine_state
-from tgm_scale.training.engine_plan import EnginePlan
-from tgm_scale.training.module import JointModule
 
 STEP, UPDATES = 7, 5
 CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]

@@ -17,17 +17,19 @@ from typing import Any
 import cpuinfo
 import torch
 
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.contracts import Batch, BatchLayout, Mask
+from tgm_scale.engine import build as engine
+from tgm_scale.engine import state as engine_state
+from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelSize
+from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import Control, Place, find_place
-from tgm_scale.training import checkpoint, engine, engine_state
 from tgm_scale.training.data_digest import clip_hashes, with_masks
-from tgm_scale.training.engine_plan import EnginePlan
-from tgm_scale.training.module import JointModule
-from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import JointStep, Prepared
 
 FRAMES, SIZE, WIDTH, GLOBAL = 4, 32, 16, 8

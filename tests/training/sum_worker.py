@@ -14,11 +14,12 @@ from step_worker import FRAMES, MODELS, SIZE, WIDTH, prepared
 from torch import Tensor
 
 from tgm_scale.contracts import BatchLayout
+from tgm_scale.engine import build as engine
+from tgm_scale.engine import state as engine_state
+from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime.distributed import Place, find_place
-from tgm_scale.training import engine, engine_state
-from tgm_scale.training.engine_plan import EnginePlan
-from tgm_scale.training.module import JointModule
 
 MICRO_STEPS = 64
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tgm_scale.runs.bottleneck import Rank, explain, from_metrics, read_ranks, workers_wanted
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.bottleneck import Rank, explain, from_metrics, read_ranks, workers_wanted
 from tgm_scale.training.watchdog import Watchdog
 
 

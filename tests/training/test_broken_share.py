@@ -10,9 +10,9 @@ from launch import run
 from short_run import arguments, moving_texture
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.training.inspect import status
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.runs.status import status
 from tgm_scale.training.reporting import count_problems
 
 

@@ -15,15 +15,15 @@ import torch
 from launch import run
 from short_run import arguments
 
+from tgm_scale.checkpoints import checkpoint, manifest
+from tgm_scale.checkpoints.file_sums import sums
+from tgm_scale.checkpoints.saver import Saver, _Pending
+from tgm_scale.runs.check_run import check
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.resume import Resume
+from tgm_scale.runs.status import status
 from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.runtime.tensors import save_tensors
-from tgm_scale.training import checkpoint, manifest
-from tgm_scale.training.check_run import check
-from tgm_scale.training.file_sums import sums
-from tgm_scale.training.inspect import status
-from tgm_scale.training.metrics import read_metrics
-from tgm_scale.training.resume import Resume
-from tgm_scale.training.saver import Saver, _Pending
 
 ALONE = Place(0, 1, 0, torch.device("cpu"))
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_read_for_now_is_not_damaged(tmp_path: Path, monkeypatch:
     def stale(path: Path) -> str:
         raise OSError(errno.ESTALE, "Stale file handle", str(path))
 
-    for name in ("tgm_scale.training.checkpoint.digest", "tgm_scale.training.manifest._tree"):
+    for name in ("tgm_scale.checkpoints.checkpoint.digest", "tgm_scale.checkpoints.manifest._tree"):
         with monkeypatch.context() as patch:
             patch.setattr(name, stale)
             with pytest.raises(OSError, match="Stale file handle"):
@@ -255,7 +255,7 @@ def test_a_writer_of_checkpoints_that_dies_is_an_error_of_all_ranks(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("tgm_scale.training.saver.save_tensors", fail)
+    monkeypatch.setattr("tgm_scale.checkpoints.saver.save_tensors", fail)
     pending = _Pending(tmp_path, checkpoint.Progress(step=3), {}, ALONE)
     assert pending.make_folder() is None
     pending.start({"w.weight": torch.ones(2)})

@@ -9,8 +9,8 @@ import pytest
 import torch
 from launch import ROOT, run
 
+from tgm_scale.checkpoints import manifest
 from tgm_scale.runtime.tensors import save_tensors
-from tgm_scale.training import manifest
 
 
 @pytest.mark.slow

@@ -14,13 +14,13 @@ import torch
 from test_damage import made
 
 from tgm_scale.config import load, written
+from tgm_scale.runs import events, run_data, run_folder
+from tgm_scale.runs.check_run import check
+from tgm_scale.runs.faults import FaultState
+from tgm_scale.runs.metrics import Metrics, count_damaged, read_metrics, recent_losses
+from tgm_scale.runs.status import status
 from tgm_scale.runtime.files import told
 from tgm_scale.runtime.tensors import save_tensors
-from tgm_scale.training import events, run_data, run_folder
-from tgm_scale.training.check_run import check
-from tgm_scale.training.faults import FaultState
-from tgm_scale.training.inspect import status
-from tgm_scale.training.metrics import Metrics, count_damaged, read_metrics, recent_losses
 
 BAD_LINES = [b'{"step": 4, "lo', b"\0\0\0", b'{"step": 4}{"step": 5}', b"\xff\xfe", b"{}", b"5", b'{"step": "4"}']
 BAD_LINES += [b'{"step": 4, "loss": "much"}', b"[" * 100_000, b'{"step": true, "loss": 1}', b""]

@@ -14,11 +14,11 @@ from launch import ROOT, environment, run
 from short_run import arguments, moving_texture, start, wait_for_checkpoint, wait_for_steps
 
 from tgm_scale.config import Config, load
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.training.corpora import MADE_BY, make_synthetic, refuse_one_clip
-from tgm_scale.training.inspect import status
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.planning.corpora import MADE_BY, make_synthetic, refuse_one_clip
+from tgm_scale.runs.status import status
 from tgm_scale.training.introduction import few_clips, other_synthetic
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE
 
@@ -79,9 +79,9 @@ def joint(config: Path, *overrides: str) -> Config:
 def test_one_clip_has_no_other_to_be_told_from(config: Path, tmp_path: Path) -> None:
     one, two = clips(tmp_path / "one", 1), clips(tmp_path / "two", 2)
     with pytest.raises(ValueError, match=r"objective\.contrastive_weight=1 tells clips .* /.*/one has one clip: give"):
-        refuse_one_clip([Corpus.open(str(one))], 1.0)
-    refuse_one_clip([Corpus.open(str(two))], 1.0)
-    refuse_one_clip([Corpus.open(str(one))], 0.0)
+        refuse_one_clip([open_corpus(str(one))], 1.0)
+    refuse_one_clip([open_corpus(str(two))], 1.0)
+    refuse_one_clip([open_corpus(str(one))], 0.0)
     for of in ("train.global_batch_size=1", "objective.contrastive_batch=2"):
         size = ["train.micro_batch_size=1"] if "train" in of else ["data.repeated_augmentation=2"]
         with pytest.raises(ValueError, match=rf"{of} is one clip .* set objective\.contrastive_weight=0"):
@@ -102,7 +102,7 @@ def test_a_corpus_that_was_made_otherwise_is_said(config: Path, tmp_path: Path) 
     def told(*overrides: str) -> list[str]:
         found = load(config, [f"data.shards={shards}", "data.synthetic.clips=2", *overrides])
         make_synthetic(found.data)
-        return other_synthetic(found.data, Corpus.open(str(shards)))
+        return other_synthetic(found.data, open_corpus(str(shards)))
 
     assert not told()
     for key, value, words in (("clips", 5, "clips 2, not 5"), ("seed", 1, "seed 0, not 1")):
@@ -112,4 +112,4 @@ def test_a_corpus_that_was_made_otherwise_is_said(config: Path, tmp_path: Path) 
     assert "mode named, not one_mover, seed 0, not 1" in line
     (shards / MADE_BY).unlink()  # as corpora of before
     assert not told("data.synthetic.seed=1") and "clips 2, not 5" in told("data.synthetic.clips=5")[0]
-    assert not other_synthetic(load(config, [f"data.shards={shards}"]).data, Corpus.open(str(shards)))
+    assert not other_synthetic(load(config, [f"data.shards={shards}"]).data, open_corpus(str(shards)))

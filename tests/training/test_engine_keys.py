@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 import pytest
 from launch import ROOT, environment, run
 
-from tgm_scale.training.engine_keys import (
+from tgm_scale.engine.keys import (
     DTYPE,
     HONOURED,
     NOT_USED,
@@ -24,7 +24,7 @@ from tgm_scale.training.engine_keys import (
     honoured,
     not_used,
 )
-from tgm_scale.training.engine_plan import not_used as not_used_in
+from tgm_scale.engine.plan import not_used as not_used_in
 
 WORKER = str(Path(__file__).with_name("step_worker.py"))
 NO_DEEPSPEED_KEY = {"random_ltd"}  # nested in data_efficiency there; people write it at the top

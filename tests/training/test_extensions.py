@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from launch import ROOT, environment
 
-from tgm_scale.training.extensions import BUILD_SECONDS, clear_lock, left_lock
+from tgm_scale.engine.extensions import BUILD_SECONDS, clear_lock, left_lock
 
 BUILD = """
 import torch
-from tgm_scale.training.extensions import load_cpu_adam, prepare_deepspeed
+from tgm_scale.engine.extensions import load_cpu_adam, prepare_deepspeed
 prepare_deepspeed(torch.device("cpu"))
 load_cpu_adam(say=True)
 """
@@ -127,7 +127,7 @@ def test_a_run_names_an_old_lock_and_ends_with_code_2(tmp_path: Path) -> None:
 
 def test_deepspeed_is_imported_for_the_run_s_device_whatever_was_inherited() -> None:
     code = (
-        "import torch; from tgm_scale.training.extensions import prepare_deepspeed\n"
+        "import torch; from tgm_scale.engine.extensions import prepare_deepspeed\n"
         "prepare_deepspeed(torch.device('cpu')); import deepspeed\n"
         "print(deepspeed.get_accelerator().device_name())"
     )

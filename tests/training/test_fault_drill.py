@@ -10,7 +10,7 @@ import pytest
 from launch import run
 from short_run import MODEL
 
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
 
 KILLS, SEED = 3, 32  # with this seed the three kills meet three moments and three victims
 

@@ -17,10 +17,10 @@ import torch
 from launch import run
 from short_run import arguments, rank_file, start, wait_for_steps
 
+from tgm_scale.checkpoints import checkpoint
 from tgm_scale.contracts import Batch
-from tgm_scale.training import checkpoint
-from tgm_scale.training.faults import FaultState
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.faults import FaultState
+from tgm_scale.runs.metrics import read_metrics
 
 
 def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:

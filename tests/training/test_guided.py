@@ -10,7 +10,7 @@ from subprocess import run as run_process
 import pytest
 from launch import ROOT, environment, run
 
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
 
 CONFIG = """
 run: {{dir: {folder}/run}}

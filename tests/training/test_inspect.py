@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tgm_scale import cli
-from tgm_scale.training.inspect import compare, status
+from tgm_scale.runs.status import compare, status
 
 
 def evaluation(folder: Path, top1: float, **sections: dict) -> str:

@@ -15,18 +15,19 @@ from short_run import moving_texture
 
 from tgm_scale.config import Config, from_tree
 from tgm_scale.contracts import Batch
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.data.to_device import ToDevice
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.masking.recipes import RECIPES
+from tgm_scale.planning.parts import clip_loader
+from tgm_scale.planning.run_plan import plan_pretraining, run_masker
+from tgm_scale.planning.towers import load_towers
+from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import Place, find_place
 from tgm_scale.training.guide import Guide
-from tgm_scale.training.metrics import read_metrics
-from tgm_scale.training.parts import clip_loader
-from tgm_scale.training.plan import plan_pretraining, run_masker
-from tgm_scale.training.towers import load_towers
 
 KEYFRAMES_ONLY = 3  # of 12 clips
 
@@ -79,7 +80,7 @@ def guided(settings: dict, micro: int, world: int) -> tuple[dict[int, list[int]]
     place = find_place()
     masker = run_masker(config)
     guide = Guide(masker, load_towers(config.guidance, masker.needs, False, place.device), ToDevice(place.device))
-    opened, masks, batches = [Corpus.open(settings["data"]["shards"])], {}, []
+    opened, masks, batches = [open_corpus(settings["data"]["shards"])], {}, []
     for rank in range(world):
         loader = loader_of(config, opened, dataclasses.replace(place, rank=rank, world_size=world), range(1))
         for batch in next(iter(loader))[1]:
@@ -159,7 +160,7 @@ def test_flow_of_the_data_workers_is_that_of_the_training_thread(
     masker = run_masker(config)
     guide = Guide(masker, load_towers(config.guidance, masker.needs, False, place.device), ToDevice(place.device))
     problems = 0
-    for _, [batch] in loader_of(config, [Corpus.open(str(shards))], place, range(3)):
+    for _, [batch] in loader_of(config, [open_corpus(str(shards))], place, range(3)):
         assert batch.flow is not None and batch.flow.shape == (32, 4, 2, 8, 8)
         there, here = guide(batch), guide.look(dataclasses.replace(batch, flow=None))
         flow = here.maps["flow"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from launch import run
 
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
 
 STEPS = 4
 

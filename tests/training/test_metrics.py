@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tgm_scale.training.metrics import Metrics, read_metrics
+from tgm_scale.runs.metrics import Metrics, read_metrics
 
 
 @pytest.mark.parametrize("going_on", [0, 2])

@@ -7,7 +7,7 @@ import torch
 from tgm_scale.models.patches import channel_last, gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
-from tgm_scale.training.module import JointModule
+from tgm_scale.planning.module import JointModule
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
 

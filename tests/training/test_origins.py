@@ -12,8 +12,8 @@ from launch import run
 from safetensors.torch import load_file, save_file
 
 from tgm_scale.config import Config, from_tree
-from tgm_scale.training import origins, run_folder
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs import origins, run_folder
+from tgm_scale.runs.metrics import read_metrics
 
 CONFIG = """
 run: {{dir: {folder}/run}}

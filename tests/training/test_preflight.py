@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from launch import ROOT, environment
 
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.training.node_checks import Report
-from tgm_scale.training.preflight import BAD_NODE, SETUP_MISTAKE
-from tgm_scale.training.verdict import judge, summary
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.preflight.command import BAD_NODE, SETUP_MISTAKE
+from tgm_scale.preflight.node_checks import Report
+from tgm_scale.preflight.verdict import judge, summary
 
 
 def reports(nodes: int = 4, ranks_a_node: int = 2) -> list[Report]:

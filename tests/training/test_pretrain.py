@@ -19,9 +19,9 @@ import pytest
 from launch import ROOT, command, environment, run
 
 from tgm_scale import cli
-from tgm_scale.training import checkpoint
-from tgm_scale.training.inspect import compare, status
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.status import compare, status
 
 STEPS = 24
 

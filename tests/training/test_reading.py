@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tgm_scale.training.checkpoint import Reader
-from tgm_scale.training.manifest import FORMAT
+from tgm_scale.checkpoints.checkpoint import Reader
+from tgm_scale.checkpoints.manifest import FORMAT
 
 
 def resident(file: Path) -> int:

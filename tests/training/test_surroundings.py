@@ -11,9 +11,9 @@ from pathlib import Path
 from launch import ROOT, command, environment
 from short_run import arguments, rank_file, start, wait_for_steps
 
-from tgm_scale.training import checkpoint
-from tgm_scale.training.inspect import status
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.status import status
 
 
 def test_a_run_without_home_and_with_few_files_answers_a_hundred_signals(config: Path, tmp_path: Path) -> None:

@@ -16,13 +16,14 @@ from launch import ROOT, environment
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.engine.extensions import BUILD_SECONDS
+from tgm_scale.planning import disk
+from tgm_scale.planning.run_plan import shape_of
+from tgm_scale.preflight import trial
+from tgm_scale.preflight.tested import TESTED, untested
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training import disk, trial
-from tgm_scale.training.extensions import BUILD_SECONDS
-from tgm_scale.training.plan import shape_of
-from tgm_scale.training.tested import TESTED, untested
 
 ALONE = Place(0, 1, 0, torch.device("cpu"))
 
@@ -53,7 +54,7 @@ def test_a_clip_its_caption_its_mask_and_a_step_are_tried(tmp_path: Path) -> Non
 
 def test_what_another_package_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package of another version takes other arguments."""
-    from tgm_scale.data import decode
+    from tgm_scale.data.video import decode
 
     monkeypatch.setattr(decode, "any_metadata", lambda version: {"an_argument_of_tomorrow": True})
     with pytest.raises(RuntimeError, match=r"TypeError: .*an_argument_of_tomorrow"):

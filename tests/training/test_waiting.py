@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from short_run import CONFIG, rank_file, start, wait_for_steps
 
-from tgm_scale.training.inspect import status
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.status import status
 
 
 class Server(BaseHTTPRequestHandler):

@@ -14,9 +14,9 @@ import torch
 from launch import run
 from short_run import arguments, rank_file, start, wait_for_steps
 
+from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.training import watchdog as watchdog_module
-from tgm_scale.training.metrics import read_metrics
 from tgm_scale.training.watchdog import PHASES, Patience, Watchdog
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tgm_scale.commands import tune
+from tgm_scale.planning.footprint import OFFLOADS
 from tgm_scale.runtime import command
-from tgm_scale.training.footprint import OFFLOADS
 from tgm_scale.tuning.trials import Candidate
 
 

@@ -15,14 +15,16 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
+from tgm_scale.checkpoints import checkpoint, manifest
+from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, folder_of
+from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.config import Config
+from tgm_scale.engine import build as engine
+from tgm_scale.planning import parts
+from tgm_scale.planning.module import JointModule
+from tgm_scale.planning.run_plan import plan_pretraining, shape_of
+from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.distributed import Control, Place, find_place
-from tgm_scale.training import checkpoint, engine, manifest, parts
-from tgm_scale.training.checkpoint import Progress, Reader, Retention, folder_of
-from tgm_scale.training.module import JointModule
-from tgm_scale.training.plan import plan_pretraining, shape_of
-from tgm_scale.training.resume import Resume
-from tgm_scale.training.saver import Saver
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
 
 FPS = 30.0
 

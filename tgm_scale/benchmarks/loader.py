@@ -20,8 +20,9 @@ import torch
 from tgm_scale.benchmarks import pipelines
 from tgm_scale.benchmarks.clips import make_shards
 from tgm_scale.benchmarks.machine import cpu_seconds, headline, table
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.torchcodec_frames import check_torchcodec
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.video.torchcodec_frames import check_torchcodec
 from tgm_scale.runtime.progress import Board
 
 
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         task = board.task("corpora", len(made))
         for size, gop in made:
             folder = (options.folder or Path(scratch)) / f"{size[0]}x{size[1]}_gop{gop}_{options.clips}"
-            corpus = Corpus.open(str(make_shards(folder, options.clips, *size, gop)))
+            corpus = open_corpus(str(make_shards(folder, options.clips, *size, gop)))
             rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers, decoders), options))
             if not repeated:
                 repeated = [(way.name, turns) for way, turns in _compare(_repeats(corpus, repeats), options)]

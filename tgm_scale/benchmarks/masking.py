@@ -21,17 +21,17 @@ from tgm_scale.benchmarks.timed import Timed, measure, milliseconds, rows_of
 from tgm_scale.benchmarks.towers import SHAPES, random_clip
 from tgm_scale.config import Config, from_tree, lay_over, read_tree
 from tgm_scale.contracts import Mask
-from tgm_scale.data.decode import Video
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.motion import MotionRecorder
+from tgm_scale.data.video.decode import Video
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.relevance import Relevance
-from tgm_scale.guidance.towers import load_image_tower
+from tgm_scale.guidance.towers import load_image_tower, tower_folder
 from tgm_scale.masking.recipes import RECIPES, Masker
-from tgm_scale.training.module import JointModule
-from tgm_scale.training.parts import autoencoder, pixel_statistics
-from tgm_scale.training.plan import masker_of, run_masker, shape_of
-from tgm_scale.training.towers import Towers, load_towers, tower_folder
+from tgm_scale.planning.module import JointModule
+from tgm_scale.planning.parts import autoencoder, pixel_statistics
+from tgm_scale.planning.run_plan import masker_of, run_masker, shape_of
+from tgm_scale.planning.towers import Towers, load_towers
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from tgm_scale.benchmarks import pipelines
 from tgm_scale.benchmarks.clips import make_shards
 from tgm_scale.benchmarks.machine import headline, resident_mb, table
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.progress import Board
 
 WIDTH, HEIGHT, SECONDS, SIZE = 64, 48, 1.0, 32  # small, so that 100,000 clips take some 6 minutes of a core
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(table(("clips", "this process, MB", "largest worker, MB"), []), flush=True)
     with tempfile.TemporaryDirectory() as scratch, Board() as board:
         folder = make_shards(Path(scratch) / "shards", 64, WIDTH, HEIGHT, 12, seconds=SECONDS, per_shard=4)
-        loading = pipelines.loader(Corpus.open(str(folder)), options.workers, size=SIZE)
+        loading = pipelines.loader(open_corpus(str(folder)), options.workers, size=SIZE)
         clips = pipelines.clips_of(loading)
         task = board.task("clips", options.clips)
         for done in range(options.every, options.clips + 1, options.every):

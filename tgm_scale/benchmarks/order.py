@@ -20,10 +20,11 @@ from typing import Any
 
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.contracts import BatchLayout, Grid
-from tgm_scale.data import shard_index
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
-from tgm_scale.data.samples import Samples, Sampling
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.shards import shard_index
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.progress import Board
 
 _MICRO = 8
@@ -60,11 +61,11 @@ def _make(folder: Path, shards: int, samples: int) -> Path:
 def _opening(folder: Path) -> dict[str, float]:
     """The first opening reads every index and leaves the catalogue; later ones read that."""
     began = time.perf_counter()
-    Corpus.open(str(folder))
+    open_corpus(str(folder))
     first = time.perf_counter() - began
-    seconds = [_timed(lambda: Corpus.open(str(folder))) for _ in range(5)]
+    seconds = [_timed(lambda: open_corpus(str(folder))) for _ in range(5)]
     tracemalloc.start()
-    corpus = Corpus.open(str(folder))
+    corpus = open_corpus(str(folder))
     held, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     loader = _loader(corpus, 0, 1, 0)
@@ -85,7 +86,7 @@ def _loader(corpus: Corpus, rank: int, ranks: int, step: int) -> ClipLoader:
 
 def _positions(folder: Path, ranks: int, board: Board) -> dict[str, float]:
     """One step of all ranks: where each of its clips lies. A rank has the windows of its own positions to permute."""
-    corpus = Corpus.open(str(folder))
+    corpus = open_corpus(str(folder))
     found, cold, warm = [], [], []
     task = board.task("ranks", ranks)
     for rank in range(ranks):
@@ -108,7 +109,7 @@ def _positions(folder: Path, ranks: int, board: Board) -> dict[str, float]:
 
 def _resuming(folder: Path, ranks: int) -> dict[str, float]:
     """From an open corpus to where the first clip of a step lies; the two steps take turns."""
-    corpus = Corpus.open(str(folder))
+    corpus = open_corpus(str(folder))
     seconds: dict[int, list[float]] = {step: [] for step in _STEPS}
 
     def resume(step: int) -> None:

@@ -18,12 +18,12 @@ import torch
 import webdataset
 
 from tgm_scale.contracts import BatchLayout, Grid
-from tgm_scale.data.decode import Video, window
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.loader import ClipLoader
-from tgm_scale.data.samples import Samples, Sampling
-from tgm_scale.data.torchcodec_frames import open_video
-from tgm_scale.data.transforms import draw_crop
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.video.decode import Video, window
+from tgm_scale.data.video.torchcodec_frames import open_video
+from tgm_scale.data.video.transforms import draw_crop
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tgm_scale.benchmarks.machine import headline, table
-from tgm_scale.data.annotation_rows import clock
-from tgm_scale.data.annotations import Filters, Plan
+from tgm_scale.data.building.annotation_rows import clock
+from tgm_scale.data.building.annotations import Filters, Plan
 from tgm_scale.runtime.progress import Board
 
 _FILES, _SIZES = 10, (1, 10)  # of which so many are planned

@@ -12,20 +12,19 @@ import torch
 
 from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= options.warm < options.steps:
         raise ValueError(f"--warm {options.warm}: wanted fewer than the --steps {options.steps}")
-    from tgm_scale.conversion.read import read_initial
     from tgm_scale.training.loop import pretrain
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
         given = [f"run.dir={folder}", f"train.steps={options.steps}", "log.tensorboard=false"]
         config = configuration.load(options.config, [*options.overrides, *given])
-        code = pretrain(config, read_initial)
+        code = pretrain(config)
         assert code == 0, f"the run ended with exit code {code}"
         rows = read_metrics(folder)[options.warm :]
     figures = figures_of(rows)

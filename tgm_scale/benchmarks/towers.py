@@ -34,7 +34,7 @@ def random_clip(name: str, folder: Path) -> Path:
     import torch
     import transformers
 
-    from tgm_scale.guidance.tokenizer import write_tokenizer
+    from tgm_scale.demo.clip.tokenizer import write_tokenizer
 
     shape = SHAPES[name]
     vocabulary = write_tokenizer(["a caption"], folder, context=77)

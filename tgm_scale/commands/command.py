@@ -42,7 +42,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_rewriting(parser: argparse.ArgumentParser) -> None:
-    """What commands share that write shards anew (data/rewriting.py), beside --shards and --output."""
+    """What commands share that write shards anew (data/building/rewriting.py), beside --shards and --output."""
     add = parser.add_argument
     add(
         "--max-left-out",

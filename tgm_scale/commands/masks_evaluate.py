@@ -63,7 +63,7 @@ def arrange(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     arrange(options)
-    from tgm_scale.evaluation.judged_masks import judge
+    from tgm_scale.evaluation.masks.judged import judge
 
     return judge(options)
 

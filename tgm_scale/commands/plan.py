@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace) -> int:
     from tgm_scale import config as configuration
 
     config = configuration.load(options.config, options.overrides)
-    from tgm_scale.training.cost import plan
+    from tgm_scale.planning.cost import plan
 
     print(plan(config, options.nodes * options.gpus_per_node, options.tflops * 1e12 * options.utilisation))
     return 0

@@ -27,11 +27,9 @@ def _pretrain(options: argparse.Namespace) -> int:
     from tgm_scale import config
 
     resolved = config.load(options.config, options.overrides)
-    from tgm_scale.conversion.read import read_initial
-    from tgm_scale.evaluation.online import Neighbours
     from tgm_scale.training.loop import pretrain
 
-    return pretrain(resolved, read_initial, Neighbours)
+    return pretrain(resolved)
 
 
 def _add_finetune(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +40,7 @@ def _finetune(options: argparse.Namespace) -> int:
     from tgm_scale.evaluation import settings
 
     resolved = settings.load_finetune(options.config, options.overrides)
-    from tgm_scale.evaluation.finetune import finetune
+    from tgm_scale.finetuning.run import finetune
 
     return finetune(resolved)
 
@@ -61,7 +59,7 @@ def _preflight(options: argparse.Namespace) -> int:
     from tgm_scale import config
 
     resolved = config.load(options.config, options.overrides)
-    from tgm_scale.training.preflight import preflight
+    from tgm_scale.preflight.command import preflight
 
     return preflight(resolved, options.patience, options.clear_locks)
 
@@ -95,7 +93,7 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from tgm_scale.training.inspect import status
+    from tgm_scale.runs.status import status
 
     print(message(status(options.run_folder)))
     return 0
@@ -106,7 +104,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from tgm_scale.training.check_run import check
+    from tgm_scale.runs.check_run import check
 
     report, code = check(options.run_folder)
     print(message(report))
@@ -118,7 +116,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from tgm_scale.training.inspect import compare
+    from tgm_scale.runs.status import compare
 
     report, equal = compare(*options.runs)
     print(message(report))

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tgm_scale.checkpoints import ema
+from tgm_scale.checkpoints.checkpoint import Reader, latest
 from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.dimensions import Stated
 from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
@@ -22,8 +24,6 @@ from tgm_scale.runtime import launch
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.outside.weights import weights_of
 from tgm_scale.runtime.tensors import load_with_metadata
-from tgm_scale.training import ema
-from tgm_scale.training.checkpoint import Reader, latest
 
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.")  # of DDP, torch.compile, wrappers
 

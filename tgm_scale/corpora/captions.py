@@ -11,11 +11,12 @@ from urllib.parse import quote
 import numpy as np
 import torch
 
-from tgm_scale.data import rewriting
-from tgm_scale.data.annotations import captions_of, json_fault
-from tgm_scale.data.decode import DecodeError, Video
-from tgm_scale.data.index import Corpus, SampleRef
-from tgm_scale.data.shards import CLIPS_PER_SHARD, ShardWriter
+from tgm_scale.data.building import rewriting
+from tgm_scale.data.building.annotations import captions_of, json_fault
+from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import CLIPS_PER_SHARD, ShardWriter
+from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.compat import prepare_torchvision
 from tgm_scale.runtime.outside.json_text import json_of
@@ -43,7 +44,7 @@ def caption(options: argparse.Namespace) -> int:
     rewriting.check(options)
     if options.classes is None and (options.language_model or options.templates):
         raise ValueError("--language-model and --templates describe classes: give --classes, too")
-    corpus = Corpus.open(options.shards)
+    corpus = open_corpus(options.shards)
     rewriting.introduce(options, corpus)
     describe = _describer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tgm_scale.data.index import WHOLE_SHARD, Corpus
-from tgm_scale.data.inventory import Inventory, of_corpus
-from tgm_scale.data.survey import THUMBNAIL, Finding, Surveyor
+from tgm_scale.corpora.survey import THUMBNAIL, Finding, Surveyor
+from tgm_scale.data.shards.index import WHOLE_SHARD, Corpus
+from tgm_scale.data.shards.inventory import Inventory, of_corpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 from tgm_scale.runtime.progress import Board
@@ -29,7 +30,7 @@ def check(options: argparse.Namespace) -> int:
         raise ValueError("--frames, --workers and --samples: wanted at least 1")
     if options.sheet is not None and options.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--sheet {options.sheet}: wanted a name that ends with .png or .jpg")
-    corpus = Corpus.open(options.shards)
+    corpus = open_corpus(options.shards)
     if options.report is not None and not options.report.parent.is_dir():
         raise ValueError(f"--report {options.report}: the folder {options.report.parent} is not there; make it first")
     places = _places(corpus, options.samples)

@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tgm_scale.data.annotations import Filters, Plan
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.packing import NAMES_SHOWN, Encoding, claim, pack, release, unfinished, write_report
+from tgm_scale.data.building.annotations import Filters, Plan
+from tgm_scale.data.building.packing import NAMES_SHOWN, Encoding, claim, pack, release, unfinished, write_report
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.terminal import escaped
 
 LINE_EVERY_SECONDS = 30.0
@@ -52,7 +52,7 @@ def make(options: argparse.Namespace) -> int:
     report = write_report(options.output, plan)
     _print_report(report, options.output)
     if report["made"] and report["shards"]["finished"] == plan.shards:
-        Corpus.open(str(options.output))  # leaves the catalogue, so that the first run opens it at once
+        open_corpus(str(options.output))  # leaves the catalogue, so that the first run opens it at once
     return 0 if report["made"] else 1
 
 

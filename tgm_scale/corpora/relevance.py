@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from tgm_scale.data import rewriting
-from tgm_scale.data.annotations import captions_of
-from tgm_scale.data.decode import DecodeError, Video
-from tgm_scale.data.index import Corpus, SampleRef
-from tgm_scale.data.listed import ListedCorpus
-from tgm_scale.data.shards import ShardWriter, shard_path
+from tgm_scale.data.building import rewriting
+from tgm_scale.data.building.annotations import captions_of
+from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.shards.listed import ListedCorpus
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter, shard_path
+from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.relevance import Relevance
-from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+from tgm_scale.guidance.towers import load_image_tower, load_text_tower, tower_folder
 from tgm_scale.runtime import command
-from tgm_scale.training.towers import tower_folder
 
 FRAMES_PER_PASS = 16
 
@@ -28,7 +28,7 @@ def cache(options: argparse.Namespace) -> int:
     rewriting.check(options)
     if options.every <= 0:
         raise ValueError(f"--every {options.every}: wanted seconds above 0")
-    corpus = Corpus.open(options.shards)
+    corpus = open_corpus(options.shards)
     if isinstance(corpus, ListedCorpus):
         raise ValueError(
             f"--shards {options.shards}: video files, and a map needs a shard to lie in: make shards of them, with "

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.listed import ListedCorpus
+from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.clips import Progress, chunks, fitting, own_samples, run_models
 from tgm_scale.evaluation.labelled import Labelled

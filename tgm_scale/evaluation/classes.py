@@ -15,8 +15,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tgm_scale.data import storage
-from tgm_scale.data.text import cleaned, decoded, shown
+from tgm_scale.data.access import storage
+from tgm_scale.data.lists.text import cleaned, decoded, shown
 from tgm_scale.runtime.outside.json_text import json_of
 
 _NUMBER = re.compile(r"-?\d+")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.index import Corpus, SampleRef
+from tgm_scale.data.shards.index import Corpus, SampleRef
 from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.views import Decoder, Views
 

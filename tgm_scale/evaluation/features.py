@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build, encoder_of
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation.cache import Clips, cached_rows, refuse_nothing
 from tgm_scale.evaluation.clips import Progress, chunks, inference, run_models
 from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, Labelled, read_labels

@@ -8,13 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
-from tgm_scale.data.index import NOTICES, Corpus, SampleRef
-from tgm_scale.data.inventory import NAMED, Inventory
-from tgm_scale.data.listed import ListedCorpus
-from tgm_scale.data.lists import Role, is_list, read_list
-from tgm_scale.data.names import real_place
-from tgm_scale.data.text import cleaned, shown
+from tgm_scale.data.access.names import real_place
+from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
+from tgm_scale.data.lists.reading import Role, is_list, read_list
+from tgm_scale.data.lists.text import cleaned, shown
+from tgm_scale.data.shards.index import NOTICES, Corpus, SampleRef
+from tgm_scale.data.shards.inventory import NAMED, Inventory
+from tgm_scale.data.shards.listed import ListedCorpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.outside.json_text import json_of
 
 SYNTHETIC_MOTION = "truth.objects.0.motion"
@@ -44,14 +45,14 @@ class Labelled:
 def open_labelled(
     spec: str | list[str], label: str = "label", *, role: Role = "train", root: str | None = None, split: int = 1
 ) -> Labelled:
-    """What `spec` names: shards (anything that `Corpus.open` takes), or a list (see lists.py) of videos below `root`.
+    """What `spec` names: shards (anything that `open_corpus` takes), or a list (see lists.py) of videos below `root`.
 
     label: where a sample's json has its label, such as `label` or `truth.objects.0.motion`; for EPIC-Kitchens' lists
     verb, noun or action. role, split: the part of HMDB51's lists. Raises ValueError where nothing is labelled."""
     if is_list(spec):
         assert isinstance(spec, str)
         return _of_files(ListedCorpus(read_list(spec, role, label=label, split=split), root=root))
-    corpus = Corpus.open(spec)
+    corpus = open_corpus(spec)
     if isinstance(corpus, ListedCorpus):  # a folder of files: in folders by class, or with NAME.json beside them
         return _of_files(corpus)
     labels, problems = read_labels(corpus, label)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
-from tgm_scale.data.inventory import refuse_above
+from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import knn, results
 from tgm_scale.evaluation.classes import in_order, not_trained, told
 from tgm_scale.evaluation.clips import PASS
@@ -20,8 +20,8 @@ from tgm_scale.evaluation.labelled import Labelled, of_labelled, open_labelled
 from tgm_scale.evaluation.run import PARTS
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.models.patches import patchify
+from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runtime.distributed import Control
-from tgm_scale.training.plan import shape_of
 
 
 class Neighbours:

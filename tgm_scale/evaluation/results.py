@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tgm_scale.contracts import Problem
 from tgm_scale.evaluation.intervals import class_interval, paired_interval
+from tgm_scale.runs.run_folder import replace_file, versions
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training.run_folder import replace_file, versions
 
 Clip = tuple[int, int]  # frames and side
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import finite, results
 from tgm_scale.evaluation.classes import ordered, texts_of
 from tgm_scale.evaluation.features import Clips
@@ -23,10 +23,9 @@ from tgm_scale.evaluation.ranking import dual_softmax, ranks
 from tgm_scale.evaluation.run import Session, features, introduce, open_split, session
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.guidance.text import TextTower
-from tgm_scale.guidance.towers import check_folder, load_text_tower
+from tgm_scale.guidance.towers import check_folder, load_text_tower, tower_folder
 from tgm_scale.runtime.command import told_as
 from tgm_scale.runtime.progress import Board
-from tgm_scale.training.towers import tower_folder
 
 
 def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
 
 def _captioned(config: FrozenConfig) -> Labelled:
     """The test part with captions in place of labels."""
-    corpus = Corpus.open(config.data.test, root=config.data.root, role="test")
+    corpus = open_corpus(config.data.test, root=config.data.root, role="test")
     captions, problems = read_captions(corpus)
     return Labelled(corpus, captions, [*corpus.all_problems(), *problems])
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tgm_scale.data.inventory import LEFT_OUT, refuse_above, write_left_out
-from tgm_scale.data.lists import Role
+from tgm_scale.data.lists.reading import Role
+from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
+from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import attentive, epic, knn, probe, results
 from tgm_scale.evaluation.classes import in_order, not_trained, ordered, told
 from tgm_scale.evaluation.clips import PATIENCE, own_samples
@@ -21,9 +22,9 @@ from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.models.vit import SIZES
+from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import Control, Place, find_place, refuse_hidden_gpus
 from tgm_scale.runtime.progress import Board
-from tgm_scale.training import engine, run_folder
 
 
 class Session(NamedTuple):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tgm_scale.data.index import Corpus
+from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation import knn, probe
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, extract
 from tgm_scale.evaluation.intervals import Interval, paired_interval

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.decode import DecodeError, Video, segments, window
-from tgm_scale.data.index import Corpus, SampleRef
-from tgm_scale.data.transforms import Crop
+from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.video.decode import DecodeError, Video, segments, window
+from tgm_scale.data.video.transforms import Crop
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 _LAST = 1 - 2**-20  # a draw that picks the last start of a window

@@ -23,13 +23,20 @@ from tgm_scale.guidance.tower_folder import (
 )
 from tgm_scale.runtime.compat import prepare_torchvision
 
-__all__ = ["check_folder", "load_image_tower", "load_text_tower", "model_files"]
+__all__ = ["check_folder", "load_image_tower", "load_text_tower", "model_files", "tower_folder"]
+
+SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
 
 _SPARE_ROWS = 128  # of an embedding that is padded to a round number
 _LETTERS = 256  # of one token, at most: what stands behind as many as fill all tokens is cut before it costs time
 _VOCABULARY = "its tokenizer (vocab.json, merges.txt, tokenizer.json, tokenizer_config.json)"
 _COPY = "copy the folder's files from where they are from"
 _PROBE = "a photo of two dogs near the lake"
+
+
+def tower_folder(name: str) -> str:
+    """The folder behind `guidance.towers`: 'small' is the packaged CLIP."""
+    return str(SMALL_TOWERS) if name == "small" else name
 
 
 def load_text_tower(

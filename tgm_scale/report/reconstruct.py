@@ -17,7 +17,7 @@ from tgm_scale.contracts import Grid, Mask
 from tgm_scale.models.patches import CHANNELS, gather_tokens, patchify, unpatchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.reconstruction import Statistics, clip_statistics, predicted_pixels
-from tgm_scale.training.module import NormaliseBy
+from tgm_scale.planning.module import NormaliseBy
 
 REACH = 1.0  # tokens: standard deviation of the Gaussian that weighs visible patches by their distance
 DROPPED = 127.5  # grey level of tokens that are neither seen nor predicted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TypeVar
 
-from tgm_scale.data.workers import WorkerDied
+from tgm_scale.data.loading.workers import WorkerDied
 
 T = TypeVar("T")
 

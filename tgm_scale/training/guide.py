@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Batch
-from tgm_scale.data.to_device import ToDevice
+from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.objectives.contrastive import caption_ids
+from tgm_scale.planning.towers import Towers
 from tgm_scale.training.data_digest import clip_hashes, with_masks
 from tgm_scale.training.device_clock import DeviceClock
 from tgm_scale.training.step import Prepared
-from tgm_scale.training.towers import Towers
 
 
 @dataclass

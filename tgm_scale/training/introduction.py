@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.config import DataConfig
-from tgm_scale.data.index import Corpus
-from tgm_scale.data.inventory import LEFT_OUT, captions_of_some, write_left_out
-from tgm_scale.data.replaced import replaced
-from tgm_scale.data.text import shown
+from tgm_scale.data.lists.text import shown
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.inventory import LEFT_OUT, captions_of_some, write_left_out
+from tgm_scale.data.shards.replaced import replaced
+from tgm_scale.engine.plan import not_used
 from tgm_scale.guidance.cache import EXTENSION as MAPS
+from tgm_scale.planning.corpora import MADE_BY, inventories
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.runs.metrics import in_words
+from tgm_scale.runs.waiting import duration
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training.corpora import MADE_BY, inventories
-from tgm_scale.training.engine_plan import not_used
-from tgm_scale.training.metrics import in_words
-from tgm_scale.training.plan import RunPlan
-from tgm_scale.training.waiting import duration
 
 _LOOKED_AT = 8  # samples of a corpus: the first may have been none that could be scored
 

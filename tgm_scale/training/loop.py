@@ -4,55 +4,54 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, Problem
-from tgm_scale.data.to_device import ToDevice
-from tgm_scale.data.workers import WorkerDied
+from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.data.loading.workers import WorkerDied
+from tgm_scale.engine import build as engine
+from tgm_scale.evaluation.online import Neighbours
 from tgm_scale.models.compiling import compile_blocks
-from tgm_scale.runtime.distributed import Control, find_place
-from tgm_scale.training import ahead, checkpoint, disk, engine, introduction, run_folder
-from tgm_scale.training.checks import check
-from tgm_scale.training.corpora import (
+from tgm_scale.planning import disk
+from tgm_scale.planning.checks import check
+from tgm_scale.planning.corpora import (
     corpus_facts,
     make_synthetic,
     open_corpora,
     refuse_one_clip,
     storage_seconds,
 )
-from tgm_scale.training.deaths import end, until_death
-from tgm_scale.training.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
-from tgm_scale.training.guide import Guide
-from tgm_scale.training.metrics import Metrics, ProgressLine, recent_losses_for_all
-from tgm_scale.training.parts import (
-    ReadInitial,
+from tgm_scale.planning.parts import (
     checkpoint_facts,
     clip_loader,
     initialise,
     joint_module,
     pixel_statistics,
 )
-from tgm_scale.training.plan import RunPlan, plan_pretraining
+from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
+from tgm_scale.planning.towers import load_towers
+from tgm_scale.runs import run_folder
+from tgm_scale.runs.faults import Diverged, FaultState, Judge, RunStopped, note_refusal
+from tgm_scale.runs.metrics import Metrics, ProgressLine, recent_losses_for_all
+from tgm_scale.runs.resume import Resume
+from tgm_scale.runtime.distributed import Control, find_place
+from tgm_scale.training import ahead, introduction
+from tgm_scale.training.deaths import end, until_death
+from tgm_scale.training.guide import Guide
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.reporting import Times, count_problems, row
-from tgm_scale.training.resume import Resume
-from tgm_scale.training.saver import Saver
 from tgm_scale.training.step import JointStep, StepResult
 from tgm_scale.training.throughput import Throughput
-from tgm_scale.training.towers import load_towers
 from tgm_scale.training.watchdog import Watchdog
 
-# Figures of the model while it trains: evaluation.online.Neighbours, which training may not import. Collective.
-Watch = Callable[[Any], dict[str, float]]
-MakeWatch = Callable[[Config, Control], Watch]
 
-
-def pretrain(config: Config, read_initial: ReadInitial, make_watch: MakeWatch | None = None) -> int:
-    """Start a run, or go on with the one in its folder. `read_initial` reads `train.init_from`; `make_watch`
-    makes what looks at the model every `knn.every` steps.
+def pretrain(config: Config) -> int:
+    """Start a run, or go on with the one in its folder.
 
     Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a signal or the time limit stopped it
     after a checkpoint. Raises ValueError for a user's mistake, RunStopped or OSError where the run cannot go on."""
@@ -67,7 +66,7 @@ def pretrain(config: Config, read_initial: ReadInitial, make_watch: MakeWatch | 
     with run_folder.owned(folder, control):
         watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask, storage_seconds(config.data))
         try:
-            code = _Run(config, plan, folder, control, stop, watchdog, read_initial, make_watch).train()
+            code = _Run(config, plan, folder, control, stop, watchdog).train()
             engine.stop_processes()
         except Exception as error:
             watchdog.end("failed")
@@ -95,8 +94,6 @@ class _Run:
         control: Control,
         stop: StopRequest,
         watchdog: Watchdog,
-        read_initial: ReadInitial,
-        make_watch: MakeWatch | None,
     ):
         self.config, self.folder, self.control, self.stop, self.watchdog = config, folder, control, stop, watchdog
         place = self.place = control.place
@@ -121,7 +118,7 @@ class _Run:
         module = joint_module(config, plan.shape, towers)
         resume = Resume(folder, self.control)
         if resume.newest is None and (origin := config.train.init_from):
-            notes = initialise(module, origin, plan.shape, pixel_statistics(config.data), read_initial)
+            notes = initialise(module, origin, plan.shape, pixel_statistics(config.data))
             if place.is_main:
                 print("\n".join([f"weights of {origin}", *notes]), flush=True)
         if config.model.compile:
@@ -142,7 +139,7 @@ class _Run:
             config.objective.contrastive_weight,
             config.objective.contrastive_batch or plan.layout.global_batch,
         )
-        self.watch = make_watch(config, self.control) if make_watch and config.knn.every else None
+        self.neighbours = Neighbours(config, self.control) if config.knn.every else None
         self.throughput = Throughput(plan.macs_per_clip, place.device)
         if place.is_main:
             run_folder.describe(folder, config, corpus_facts(self.corpora), plan.facts(), self.progress.step)
@@ -267,10 +264,10 @@ class _Run:
     def _watched(self) -> dict[str, float]:
         """Figures of the model, where they are due."""
         every = self.config.knn.every
-        if self.watch is None or every is None or self.progress.step % every:
+        if self.neighbours is None or every is None or self.progress.step % every:
             return {}
         self.watchdog.at(self.progress.step, "checkpoint")  # as patient
-        return self.watch(self.engine.module.model)
+        return self.neighbours(self.engine.module.model)
 
     def _count(self, own: list[Problem], metrics: Metrics | None) -> None:
         """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tgm_scale.contracts import Batch, Mask
+from tgm_scale.engine.update import make_update
 from tgm_scale.objectives.contrastive import bounded_log_scale, contrastive_gradients
 from tgm_scale.runtime.distributed import Place
-from tgm_scale.training.update import make_update
 
 
 @dataclass

@@ -19,10 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-from tgm_scale.data import waits
+from tgm_scale.data.access import waits
+from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training.run_folder import replace_file
 
 PHASES = ("data", "guidance", "meeting", "update", "checkpoint")
 _BEAT = 5.0  # seconds from one look to the next

@@ -14,13 +14,13 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
+from tgm_scale.planning.footprint import OFFLOADS, Footprint, footprint
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training.footprint import OFFLOADS, Footprint, footprint
-from tgm_scale.training.metrics import read_metrics
-from tgm_scale.training.plan import plan_pretraining
 
 GIB = 2**30
 _LOWEST_STAGE = {"none": 0, "optimizer": 1, "all": 3}

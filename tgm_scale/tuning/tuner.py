@@ -15,15 +15,15 @@ import torch
 
 from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
+from tgm_scale.engine.plan import resolve_precision
+from tgm_scale.planning.checks import check
+from tgm_scale.planning.footprint import OFFLOADS, footprint
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import Board
-from tgm_scale.training.checks import check
-from tgm_scale.training.engine_plan import resolve_precision
-from tgm_scale.training.footprint import OFFLOADS, footprint
-from tgm_scale.training.plan import plan_pretraining
-from tgm_scale.training.run_folder import replace_file
 from tgm_scale.tuning import trials
 from tgm_scale.tuning.trials import Candidate, Trial
 

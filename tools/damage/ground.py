@@ -11,20 +11,20 @@ from pathlib import Path
 import torch
 
 from damage.start import start
+from tgm_scale.checkpoints import checkpoint
 from tgm_scale.config import load
-from tgm_scale.data.encode import encode_video
-from tgm_scale.data.shards import ShardWriter
-from tgm_scale.data.synthetic import Look, render_clip
-from tgm_scale.guidance.towers import load_image_tower, load_text_tower
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.demo.corpus.make import Look, render_clip
+from tgm_scale.engine import state as engine_state
+from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower, load_text_tower
+from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.planning.parts import clip_loader
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.runs.faults import FaultState
+from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import Place
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.training import checkpoint, engine_state
-from tgm_scale.training.corpora import open_corpora
-from tgm_scale.training.faults import FaultState
-from tgm_scale.training.metrics import read_metrics
-from tgm_scale.training.parts import clip_loader
-from tgm_scale.training.plan import plan_pretraining
-from tgm_scale.training.towers import SMALL_TOWERS
 
 CLIPS, A_SHARD, BROKEN, LEFT_OUT = 12, 4, 5, "00002/clip-9"
 STEPS, EVERY = 6, 2
@@ -121,8 +121,8 @@ def warm() -> None:
 
     import tgm_scale.conversion.read
     import tgm_scale.evaluation.online
-    import tgm_scale.training.check_run
-    import tgm_scale.training.inspect
+    import tgm_scale.runs.check_run
+    import tgm_scale.runs.status
     import tgm_scale.training.loop  # noqa: F401
 
     load_text_tower(SMALL_TOWERS)

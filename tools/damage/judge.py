@@ -14,8 +14,8 @@ from damage import ground
 from damage.contents import TARS
 from damage.ground import STEPS, Truth
 from damage.start import HANGS, SAID
+from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.outside.json_text import json_lines
-from tgm_scale.training.metrics import read_metrics
 
 SAME, LEFT_OUT, REFUSED, UNSEEN, FAILED = "same", "left out", "refused", "unseen", "FAILED"
 _ANOTHER = "is another, and is not named"

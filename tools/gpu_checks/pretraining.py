@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from gpu_checks.bench import Bench, Failed, Found, OutOfMemory, Skipped, failure
-from tgm_scale.training.metrics import read_metrics
+from tgm_scale.runs.metrics import read_metrics
 
 APART = 2e-2  # of losses, relative: what layouts of one bf16 run may differ by; as `tgm-scale tune` has it
 PROMISED_GB = 79  # a card of the size that configs/pretrain_vit*.yaml name (80 GB) holds their micro batch
@@ -111,8 +111,8 @@ def macs_per_clip(bench: Bench, size: str, micro: int, *own: str) -> float:
     import torch
 
     from tgm_scale import config as configuration
+    from tgm_scale.planning.run_plan import plan_pretraining
     from tgm_scale.runtime.distributed import Place
-    from tgm_scale.training.plan import plan_pretraining
 
     config = configuration.load(config_of(size), overrides(bench, bench.folder / "none", micro, 1, *own))
     return plan_pretraining(config, Place(0, 1, 0, torch.device("cuda"))).macs_per_clip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tgm_scale.report import html, plots
+from tgm_scale.demo import plots
+from tgm_scale.report import html
 from tgm_scale.runtime.progress import clock
 
 _WANTED = {"ok": True, "failed": False}

@@ -17,9 +17,9 @@ from typing import Any
 from gpu_checks.bench import ROOT, Bench, Failed, Skipped
 from gpu_checks.rows import Row
 from gpu_checks.scale import Scale
+from tgm_scale.runs import run_folder
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.progress import Board
-from tgm_scale.training import run_folder
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 LAST_LINES = 20  # of a row's log, in the summary

@@ -25,8 +25,8 @@ from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder, macs_per_clip
 from tgm_scale.models.vit import SIZES, ModelSize
+from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime.compat import prepare_torchvision
-from tgm_scale.training.module import JointModule
 
 STEPS = 3  # of a turn
 OURS, THEIRS = "ours", "transformers"

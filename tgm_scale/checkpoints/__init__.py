@@ -1,0 +1,1 @@
+"""The checkpoint format: writing, reading, digests, averaged weights."""

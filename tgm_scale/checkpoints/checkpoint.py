@@ -1,0 +1,145 @@
+"""The checkpoint: named fp32 tensors in safetensors, sharded over ranks, loadable at any stage and world size.
+
+    RUN/checkpoints/step-00000500/
+        manifest.json                      what it is, written last
+        state-00000-of-00008.safetensors   NAME.weight, NAME.exp_avg, NAME.exp_avg_sq of this file's share of the names
+
+`saver.py` writes it, in a temporary folder that is fsynced and renamed, so a folder with this name is whole.
+DeepSpeed's own checkpoint files are not used: they are pickles, bound to one stage and world size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tgm_scale.checkpoints import manifest
+from tgm_scale.checkpoints.file_sums import sums
+from tgm_scale.checkpoints.manifest import step_of
+from tgm_scale.engine import state as engine_state
+from tgm_scale.runtime.tensors import open_tensors, tensor_in
+
+
+@dataclass
+class Progress:
+    """All of a run's state that is not weights: one small object. The data's position is the step."""
+
+    step: int = 0
+    updates: int = 0  # that were made: Adam's own count. Less than `step` where updates were refused
+    skipped: dict[str, int] = field(default_factory=dict)  # broken samples so far, by reason
+    losses: list[float] = field(default_factory=list)  # of the newest updates made, which a spike is measured against
+
+
+def folder_of(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def steps_in(root: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending. Other names than theirs are not looked at."""
+    found = (step_of(file.parent) for file in root.glob(f"step-*/{manifest.NAME}"))
+    return sorted(step for step in found if step is not None)
+
+
+def latest(root: Path) -> Path | None:
+    steps = steps_in(root)
+    return folder_of(root, steps[-1]) if steps else None
+
+
+def newest_whole(root: Path, damaged: dict[Path, str]) -> Reader | None:
+    """The newest checkpoint with a valid manifest and whole files beside those in `damaged`; the ones passed over are
+    added to that, with the reason. None in a new run.
+
+    Raises ValueError that names each where all are damaged, NewerFormat, OSError where the storage does not answer:
+    another start may find what this one cannot read."""
+    ours = [(step, folder) for folder in root.glob("step-*") if (step := step_of(folder)) is not None]
+    for _, folder in sorted(ours, reverse=True):
+        if folder in damaged or not folder.is_dir():
+            continue
+        try:
+            return Reader(folder)
+        except manifest.NewerFormat:
+            raise
+        except ValueError as error:
+            damaged[folder] = str(error)
+    if damaged:
+        listed = "\n  ".join(damaged.values())
+        raise ValueError(
+            f"{root}: every checkpoint is damaged:\n  {listed}\nRestore one of them, or move them away and start anew"
+        )
+    return None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the newest `newest`, and those whose step is a multiple of `multiples_of`."""
+
+    newest: int
+    multiples_of: int | None = None
+
+    def dropped(self, steps: list[int]) -> list[int]:
+        old = sorted(steps)[: -self.newest]
+        return [step for step in old if self.multiples_of is None or step % self.multiples_of]
+
+
+def digest(path: Path) -> str:
+    """The hash of a file that the manifest keeps: blake2b of 16 bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+class Reader:
+    """The tensors of a checkpoint by name, read one at a time. Raises ValueError for a folder that is not whole."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.manifest = manifest.read(folder)
+        self._of: dict[str, Any] = {}
+        for entry in self.manifest["files"]:
+            path = folder / entry["name"]
+            if not path.is_file() or path.stat().st_size != entry["bytes"]:
+                raise ValueError(f"{path}: missing or cut short: the checkpoint is damaged")
+            stream = open_tensors(path)
+            self._of |= dict.fromkeys(stream.keys(), stream)
+
+    @property
+    def progress(self) -> Progress:
+        told = self.manifest["progress"]
+        return Progress(**{"updates": told["step"], **told})  # checkpoints of before counted steps alone
+
+    def names(self) -> list[str]:
+        return sorted(key.removesuffix(".weight") for key in self._of if key.endswith(".weight"))
+
+    def tensor(self, name: str, part: str = "weight") -> Tensor:
+        key = f"{name}.{part}"
+        if key not in self._of:
+            raise ValueError(f"{self.folder}: no tensor {key}; the checkpoint is of another model")
+        return tensor_in(self._of[key], key, self.folder)
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights, fp32, without the moments."""
+        return {name: self.tensor(name) for name in self.names()}
+
+    def verify(self, share: int = 0, of: int = 1, quick: bool = False) -> None:
+        """Compare this share of the files, of so many shares, with their hashes: without arguments every file.
+        `quick`: with their sums, where the manifest has some. Raises ValueError that names the first that differs."""
+        for entry in self.manifest["files"][share::of]:
+            file = self.folder / entry["name"]
+            kind, hashed = ("sums", sums) if quick and entry.get("sums") is not None else ("blake2b", digest)
+            if entry.get(kind) is not None and hashed(file) != entry[kind]:
+                raise ValueError(f"{file}: contents differ from the manifest's hash: the checkpoint is damaged")
+
+
+def restore(engine: Any, folder: Path) -> Progress:
+    """Set the engine to a checkpoint, at this run's own stage and world size. Collective."""
+    reader = Reader(folder)
+    ours = {name for name, _ in engine_state.named_parameters(engine)}
+    if ours != set(reader.names()):
+        differing = sorted(ours ^ set(reader.names()))[:5]
+        raise ValueError(f"{folder}: the checkpoint is of another model; names differ: {', '.join(differing)} ...")
+    progress = reader.progress
+    engine_state.write(engine, progress.step, progress.updates, reader.tensor)
+    return progress

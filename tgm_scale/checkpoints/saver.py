@@ -1,0 +1,237 @@
+"""Checkpoints written while the training goes on.
+
+A save stops the training only while the state is copied to the host's memory (12 bytes a parameter, divided over the
+ranks). A thread writes the copy; once all ranks' files are written, the ranks agree on that at a step and rank 0 gives
+the folder its name. A kill before that leaves the checkpoint before as the newest. Where a host's memory would not
+hold the copy, the training waits while each tensor is written as it is gathered.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgm_scale.checkpoints import manifest
+from tgm_scale.checkpoints.checkpoint import Progress, Retention, digest, folder_of, steps_in
+from tgm_scale.checkpoints.file_sums import sums
+from tgm_scale.checkpoints.tensor_file import TensorFile
+from tgm_scale.engine import state as engine_state
+from tgm_scale.runtime import memory
+from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.files import readable_as_its_folder, sync, told
+from tgm_scale.runtime.tensors import save_tensors
+
+_KEEP_FREE = 0.1  # of a host's memory, which a copy of the state must leave
+_TEMPORARY = ".writing-"
+
+
+class Saver:
+    """Writes checkpoints in `root` and drops those that need not stay. At most one is being written.
+
+    `begin` and `finish` are collective. They raise OSError on every rank, naming the ranks and reasons, where one
+    could not write; the checkpoints before stay as they are.
+
+    keep_free: the share of a host's memory that must be left for a copy of the state to be made."""
+
+    def __init__(
+        self, root: Path, retention: Retention, place: Place, control: Control, keep_free: float = _KEEP_FREE
+    ):
+        self.root, self.retention, self.place, self.control = root, retention, place, control
+        self.keep_free = keep_free
+        self._undropped: set[Path] = set()
+        self._pending: _Pending | None = None
+
+    def begin(self, engine: Any, progress: Progress, facts: dict) -> None:
+        """Copy the state and write it in the background, after the save before is finished.
+
+        facts: what a reader needs beside the tensors (the model's shape, the configuration)."""
+        self.finish()
+        pending = _Pending(self.root, progress, facts, self.place)
+        self._agree(pending, pending.make_folder() if self.place.is_main else None)
+        share = _Share(engine, self.place)
+        if self._would_fit(share):
+            pending.start({name: tensor.clone() for name, tensor in share})
+        else:
+            pending.write_now(share)
+        self._pending = pending
+
+    def _would_fit(self, share: _Share) -> bool:
+        """Whether every host has the memory for a copy of its ranks' shares. Collective."""
+        node = platform.node()
+        needed = sum(size for other, size in self.control.gather((node, share.bytes)) if other == node)
+        left = memory.free_bytes() - needed
+        return not self.control.any(left < self.keep_free * memory.total_bytes())
+
+    def written(self) -> bool:
+        """Whether this rank's file is written, or failed to be: the next `finish` does not wait for this rank."""
+        return self._pending is not None and self._pending.ended()
+
+    def finish(self) -> Path | None:
+        """Make the save begun last a checkpoint, waiting for it where need be. Returns its folder, or None."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        files = self.control.gather(pending.wait())
+        self._refuse(pending, [entry.get("error") for entry in files])
+        self._agree(pending, pending.commit(files) if self.place.is_main else None)
+        if self.place.is_main:
+            self._drop()
+        return pending.final
+
+    def _drop(self) -> None:
+        """Drop old checkpoints. One that cannot be is said once: it costs space, not the run."""
+        for step in self.retention.dropped(steps_in(self.root)):
+            folder = folder_of(self.root, step)
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                if folder not in self._undropped:
+                    print(
+                        f"warning: {folder}: cannot be dropped ({error}); the run goes on", file=sys.stderr, flush=True
+                    )
+                self._undropped.add(folder)
+
+    def _agree(self, pending: _Pending, error: str | None) -> None:
+        self._refuse(pending, self.control.gather(error))
+
+    def _refuse(self, pending: _Pending, errors: list[str | None]) -> None:
+        failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
+        if not failed:
+            return
+        if self.place.is_main:
+            shutil.rmtree(pending.work, ignore_errors=True)
+        step = pending.progress.step
+        raise OSError(f"checkpoint of step {step} in {self.root} not written ({'; '.join(failed)})")
+
+
+class _Pending:
+    """One checkpoint on its way to the disk."""
+
+    def __init__(self, root: Path, progress: Progress, facts: dict, place: Place):
+        self.root, self.facts, self.place = root, facts, place
+        self.progress = replace(progress, skipped=dict(progress.skipped))  # the run's own goes on counting
+        self.final = folder_of(root, progress.step)
+        self.work = root / f"{_TEMPORARY}{progress.step:08d}"
+        self._entry: dict[str, Any] = {}
+        self._thread: threading.Thread | None = None
+
+    def make_folder(self) -> str | None:
+        try:
+            for left_over in self.root.glob(f"{_TEMPORARY}*"):
+                shutil.rmtree(left_over)
+            self.work.mkdir(parents=True)
+        except OSError as error:
+            return told(error, self.root)
+        return None
+
+    @property
+    def _file(self) -> Path:
+        return self.work / f"state-{self.place.rank:05d}-of-{self.place.world_size:05d}.safetensors"
+
+    def start(self, copy: dict[str, Tensor]) -> None:
+        """Write a copy of this rank's share, in the background."""
+        # a daemon: a run that fails must not wait for a disk
+        self._thread = threading.Thread(target=self._write, args=(copy,), daemon=True)
+        self._thread.start()
+
+    def write_now(self, share: _Share) -> None:
+        """Write this rank's share while it is gathered. Collective: all go to the end, also one that cannot write."""
+        gathered = iter(share)
+        try:
+            with TensorFile(self._file, share.shapes) as file:
+                for name, tensor in gathered:
+                    file.append(name, tensor)
+            self._written()
+        except OSError as error:
+            self._entry = {"error": told(error, self.root, share.bytes)}
+            for _ in gathered:
+                pass
+
+    def ended(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> dict[str, Any]:
+        """This rank's entry in the manifest, or the error that kept its file from being written."""
+        if self._thread is not None:
+            self._thread.join()
+        assert self._entry, "a thread that ends leaves an entry"
+        return self._entry
+
+    def _write(self, copy: dict[str, Tensor]) -> None:
+        try:
+            save_tensors(copy, self._file)
+            readable_as_its_folder(self._file, self._file.parent)
+            self._written()
+        except OSError as error:
+            wanted = sum(tensor.nbytes for tensor in copy.values())
+            self._entry = {"error": told(error, self.root, wanted)}
+        except Exception as error:  # whatever it is, all ranks are told, and none waits for this one
+            self._entry = {"error": f"the thread that writes it failed ({type(error).__name__}: {error})"}
+
+    def _written(self) -> None:
+        file = self._file
+        sync(file)
+        self._entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file), "sums": sums(file)}
+
+    def commit(self, files: list[dict[str, Any]]) -> str | None:
+        """Write the manifest and give the folder its name; the error where that failed."""
+        text = manifest.written({"progress": asdict(self.progress), "files": files, **self.facts})
+        try:
+            (self.work / manifest.NAME).write_text(text)
+            sync(self.work / manifest.NAME)
+            sync(self.work)
+            if self.final.exists():
+                shutil.rmtree(self.final)
+            self.work.rename(self.final)
+            sync(self.root)
+        except OSError as error:
+            return told(error, self.root, len(text))
+        return None
+
+
+class _Share:
+    """This rank's share of the state: whole parameters, dealt out in shares of like size.
+
+    No rank holds the whole model: to go through it gathers each parameter alone, and gives what is this rank's, on the
+    CPU. That is collective: every rank goes to the end."""
+
+    def __init__(self, engine: Any, place: Place):
+        named = dict(engine_state.named_parameters(engine))
+        owner = _owners({name: _size(p) for name, p in named.items()}, place.world_size)
+        self._engine, self._own = engine, {name for name in named if owner[name] == place.rank}
+        self.bytes = sum(12 * _size(named[name]) for name in self._own)
+        # under ZeRO-3 a parameter's own shape is that of nothing
+        self.shapes = {
+            f"{name}.{part}": tuple(getattr(p, "ds_shape", p.shape))
+            for name, p in named.items()
+            if name in self._own
+            for part in engine_state.PARTS
+        }
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parts in engine_state.read(self._engine):
+            if name in self._own:
+                for part in engine_state.PARTS:
+                    yield f"{name}.{part}", parts[part].to("cpu", torch.float32).contiguous()
+
+
+def _size(parameter: torch.nn.Parameter) -> int:
+    return getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 numel() is that of the partition
+
+
+def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
+    load = [0] * world_size
+    owner = {}
+    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
+        owner[name] = load.index(min(load))
+        load[owner[name]] += sizes[name]
+    return owner

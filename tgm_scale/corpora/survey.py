@@ -1,0 +1,78 @@
+"""What a corpus holds, sample by sample: what `tgm-scale shards check` adds up.
+
+Videos are the same where their bytes are; near-copies are not looked for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch.nn.functional as F
+from torch import from_numpy
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.video.decode import DecodeError, Video
+
+THUMBNAIL = 112  # pixels, the longer side
+
+
+@dataclass
+class Finding:
+    """One sample. Without a problem: its length, its size, and a small picture of its middle frame if asked for."""
+
+    name: str
+    digest: str  # of the video's bytes
+    captions: list[str]
+    json_broken: bool
+    unfit_captions: list[str]  # what is wrong with each, in words
+    seconds: float = 0.0
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    interlaced: bool = False
+    problem: Problem | None = None
+    thumbnail: np.ndarray | None = None  # uint8 [h, w, 3]
+
+
+class Surveyor:
+    """Looks at samples of a corpus; it goes to worker processes. `decode`: how many frames of each, evenly spread."""
+
+    def __init__(self, corpus: Corpus, decode: int):
+        self.corpus, self.decode = corpus, decode
+
+    def __call__(self, shard: int, row: int, thumbnail: bool) -> Finding:
+        """Raises OSError where the shard cannot be read."""
+        ref = self.corpus.sample(shard, row)
+        members = self.corpus.read(ref, [ref.video, *CAPTION_EXTENSIONS])
+        video = members[ref.video]
+        digest = hashlib.blake2b(video, digest_size=16).hexdigest()
+        finding = Finding(
+            ref.name, digest, captions_of(members), json_fault(members) is not None, unfit_captions(members)
+        )
+        try:
+            self._look(video, finding, thumbnail)
+        except DecodeError as error:
+            finding.problem = Problem(ref.name, error.reason, error.detail)
+        return finding
+
+    def _look(self, data: bytes, finding: Finding, thumbnail: bool) -> None:
+        with Video(data) as video:
+            finding.frames, finding.seconds = video.count, video.time(video.count)
+            wanted = np.unique(np.linspace(0, video.count - 1, self.decode).round().astype(int))
+            middle = wanted[len(wanted) // 2]
+            for index, image in video.frames(wanted):
+                finding.height, finding.width, _ = image.shape
+                if thumbnail and index == middle:
+                    finding.thumbnail = _small(image)
+            finding.interlaced = video.interlaced
+
+
+def _small(image_HW3: np.ndarray) -> np.ndarray:
+    height, width, _ = image_HW3.shape
+    scale = THUMBNAIL / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    pixels_13HW = from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)[None]
+    return F.interpolate(pixels_13HW, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,1 @@
+"""Bytes of files and URLs: opening, ranges, retries, the cache on disk."""

@@ -1,0 +1,114 @@
+"""Files of HTTP servers, by fsspec's session: every answer is held against what was asked, and has a bound."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.asyn import sync
+
+from tgm_scale.data.access.patience import Lasting, TryLater, retry_after
+from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import escaped
+
+CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
+_WHOLE_SECONDS, _SLOWEST = 60.0, 1e5  # an answer's bound in seconds, and bytes a second beyond what it holds
+_PASSING = (408, 425, 429)  # of the 4xx; and all 5xx
+_WORDS = 200  # bytes of an answer that are told
+_PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`total`: bytes of the whole file, where the server says so; `tag`: what changes with its content."""
+
+    data: bytes
+    total: int | None
+    tag: str
+
+
+def client_settings() -> dict[str, Any]:
+    """Of fsspec's HTTP session: bytes come as they are (nothing is unpacked on the way), no wait is for ever."""
+    from aiohttp import ClientTimeout  # which waits for 5 minutes: a run would be stopped as hung long before
+
+    timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+    return {"timeout": timeout, "auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
+
+
+def read_range(system: Any, url: str, start: int, size: int) -> Answer:
+    """Exactly `size` bytes from `start`. Raises OSError: TryLater and network errors pass, Lasting do not."""
+    return sync(system.loop, _get, system, url, size, start)
+
+
+def read_whole(system: Any, url: str, limit: int) -> bytes:
+    """A file of up to `limit` bytes. Raises as `read_range`, and FileNotFoundError and PermissionError."""
+    return sync(system.loop, _get, system, url, limit, None).data
+
+
+def tag(system: Any, url: str) -> str:
+    """What changes with a file's content, as its server says; "" where it says nothing. Raises as `read_whole`."""
+    return sync(system.loop, _tag, system, url)
+
+
+async def _tag(system: Any, url: str) -> str:
+    session = await system.set_session()
+    # of a range, as the samples' answers are; an address that is signed for GET knows no HEAD
+    async with session.get(system.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
+        if answer.status not in (200, 206):
+            raise _refusal(answer, await answer.content.read(_WORDS))
+        return _tag_of(answer)
+
+
+def _tag_of(answer: Any) -> str:
+    return answer.headers.get("ETag", "") + answer.headers.get("Last-Modified", "")
+
+
+async def _get(system: Any, url: str, size: int, start: int | None) -> Answer:
+    from aiohttp import ClientTimeout
+
+    bound = ClientTimeout(_WHOLE_SECONDS + size / _SLOWEST, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
+    headers = {} if start is None else {"Range": f"bytes={start}-{start + size - 1}"}
+    session = await system.set_session()
+    async with session.get(system.encode_url(url), headers=headers, timeout=bound) as answer:
+        if answer.status not in (200, 206):
+            raise _refusal(answer, await answer.content.read(_WORDS))
+        total = None if start is None else _total(answer, start, size)
+        data = await _body(answer, size)
+    if start is not None and len(data) != size:
+        raise OSError(f"{len(data)} bytes came where {size} were asked for at {start}")
+    return Answer(data, total, _tag_of(answer))
+
+
+def _total(answer: Any, start: int, size: int) -> int | None:
+    """What the answer says of the whole file. Raises Lasting where it is no answer to a range request."""
+    said = answer.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said.strip())
+    if answer.status != 206 or found is None:
+        raise Lasting(f"its server does not honour range requests (status {answer.status}, Content-Range {said!r})")
+    if (int(found[1]), int(found[2])) != (start, start + size - 1):
+        raise OSError(f"{said!r} came where bytes {start}-{start + size - 1} were asked for")
+    return None if found[3] == "*" else int(found[3])
+
+
+async def _body(answer: Any, limit: int) -> bytes:
+    pieces, length = [], 0
+    while piece := await answer.content.read(_PIECE):
+        pieces.append(piece)
+        length += len(piece)
+        if length > limit:
+            raise Lasting(f"an answer of more than {limit:,} bytes")
+    return b"".join(pieces)
+
+
+def _refusal(answer: Any, body: bytes) -> OSError:
+    text = " ".join(re.sub(r"<[^>]*>", " ", body.decode(errors="replace")).split())
+    words = f"{answer.status} {answer.reason}" + (f": {text}" if text else "")
+    said = f"{without_secrets(str(answer.url))}: {without_secrets(escaped(words, keep=''))}"
+    if answer.status in (404, 410):
+        return FileNotFoundError(said)
+    if answer.status in (401, 403):
+        return PermissionError(said)
+    if answer.status in _PASSING or answer.status >= 500:
+        return TryLater(said, retry_after(answer.headers))
+    return Lasting(said)

@@ -1,0 +1,99 @@
+"""Waiting for a storage that does not answer for now: a server's bad minute is not worth a job of 512 GPUs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TypeVar
+
+from tgm_scale.data.access import waits
+from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import escaped
+
+PATIENCE_SECONDS = 300.0  # where data.patience says nothing else
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause is twice the last
+SAY_AFTER = 10.0  # seconds of waiting
+_LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_OUR_OWN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, MemoryError)
+_REFUSED = (401, 403)  # HTTP
+
+T = TypeVar("T")
+
+
+class Lasting(OSError):
+    """An error of the storage that another attempt would not change."""
+
+
+class TryLater(OSError):
+    """The server's answer, and in how many seconds it wants to be asked again."""
+
+    def __init__(self, words: str, retry_after: float = 0.0) -> None:
+        super().__init__(words)
+        self.retry_after = retry_after
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """The seconds that a Retry-After header asks for, by number or by date; 0 without one."""
+    said = headers.get("Retry-After", "").strip()
+    try:
+        return max(0.0, float(said) if said.isdigit() else _seconds_to(said))
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _seconds_to(date: str) -> float:
+    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else 0.0
+
+
+def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -> T:
+    """`action()`, again after a passing error for up to `seconds` of waiting (default: PATIENCE_SECONDS).
+
+    Raises OSError naming `what` after the last attempt; what is missing, forbidden or no error of the storage is not
+    tried again. A wait of more than SAY_AFTER is told, with who waits; `waits` has all that are under way."""
+    try:
+        return _retried(action, without_secrets(what), PATIENCE_SECONDS if seconds is None else seconds)
+    finally:
+        waits.over()
+
+
+def _retried(action: Callable[[], T], what: str, limit: float) -> T:
+    began, waited, pause, attempts, told = time.monotonic(), 0.0, FIRST_PAUSE, 0, 0.0
+    while True:
+        attempts += 1
+        try:
+            result = action()
+        except (*_LASTING, *_OUR_OWN, Lasting, RecursionError, NotImplementedError):
+            raise
+        except Exception as error:  # remote file systems raise classes of their own (aiohttp, botocore)
+            why = without_secrets(f"{type(error).__name__}: {error}")
+            if getattr(error, "status", None) in _REFUSED:
+                raise PermissionError(f"{what}: {why}") from error
+            passed = max(waited, time.monotonic() - began)
+            wait = max(pause * _own_share(), getattr(error, "retry_after", 0.0))
+            if passed + wait > limit:
+                asked = f", and {wait:.0f} s more were asked for" if wait > 2 * pause else ""
+                spent = f"{attempts} attempts in {passed:.0f} s{asked}; data.patience"
+                raise OSError(f"{what}: {why} ({spent})") from error
+            if passed + wait > max(SAY_AFTER, 2 * told):
+                told = passed + wait
+                _say(f"waits for {what}, {passed:.0f} s by now, up to {limit:.0f}: {why}")
+            waits.under_way(what, escaped(why, keep=""), time.time() - passed)
+            time.sleep(wait)
+            waited, pause = waited + wait, min(2 * pause, LONGEST_PAUSE)
+        else:
+            if told:
+                _say(f"has {what} after {time.monotonic() - began:.0f} s")
+            return result
+
+
+def _own_share() -> float:
+    """0.75 to 1.25, by process: thousands of readers do not come back at the same moment."""
+    return 0.75 + 0.5 * (os.getpid() * 0.6180339887 % 1.0)
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(escaped(f"{waits.me()} {words}\n"))

@@ -1,0 +1,1 @@
+"""From annotations and whole videos to shards."""

@@ -1,0 +1,157 @@
+"""Files of annotations as a stream of rows, one JSON object each: what memory holds does not grow with the rows.
+
+JSON Lines, a JSON array of objects, CSV with a header (`,`, tab, `;`, `|`); UTF-8 or, with its mark, UTF-16; each also
+as .gz; one file, a folder of them, or a pattern."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from tgm_scale.data.building.annotation_rows import INTERNVID, SCORES
+from tgm_scale.data.lists.foreign_tables import HEAD, foreign_folder, foreign_table
+from tgm_scale.data.lists.row import COLUMNS, FAULT, LINES_IN_A_FIELD, header_of, without_separator_line
+from tgm_scale.runtime.outside.json_text import json_at
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+_TABLES = (".csv", ".tsv", ".txt")
+_PIECE = 1 << 20  # characters of an array that are read at a time
+_LONGEST = 1 << 26  # characters of one object: a quote that was never closed has no end
+_COLUMNS = {name for names in COLUMNS.values() for name in names} | {key.lower() for key in INTERNVID} | set(SCORES)
+
+
+def files_of(spec: str | Path) -> list[Path]:
+    """The files that a path, a folder or a pattern names, in the order of their names. Raises ValueError."""
+    path = Path(spec)
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.name.removesuffix(".gz").endswith(SUFFIXES))
+    else:
+        found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(spec)))]
+    refusal = foreign_table(str(spec))
+    if refusal is None and path.is_dir():  # one table among others would be left out without a word
+        refusal = foreign_folder(str(path), os.listdir(path), below=not found)
+    if refusal:
+        raise ValueError(f"--annotations {refusal}")
+    if not found:
+        wanted = ", ".join(SUFFIXES)
+        raise ValueError(f"--annotations {spec}: no such file; name a file, a folder or a pattern ({wanted}, .gz)")
+    return found
+
+
+def lines_of(files: list[Path]) -> Iterator[tuple[str, bytes]]:
+    """Where each row stands, and the row as JSON. Raises ValueError for a file that is none of these."""
+    for file in files:
+        before = f"{file.name} " if len(files) > 1 else ""
+        with _opened(file) as stream:
+            try:
+                for where, row in _rows(file, stream):
+                    yield before + where, row
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise ValueError(f"--annotations {file}: a broken gzip ({error}): copy it again") from None
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"--annotations {file}: not UTF-8, nor whole UTF-16 ({error}): save the file as UTF-8"
+                ) from None
+
+
+def _opened(file: Path) -> IO[bytes]:
+    stream = open(file, "rb")  # noqa: SIM115 (closed by the caller)
+    packed = stream.read(2) == b"\x1f\x8b"
+    stream.seek(0)
+    return gzip.open(stream, "rb") if packed else stream  # type: ignore[return-value]
+
+
+def _rows(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+    head = stream.read(1 << 16)
+    stream.seek(0)
+    if refusal := foreign_table(str(file), head[:HEAD]):
+        raise ValueError(f"--annotations {refusal}")
+    encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    text = io.TextIOWrapper(stream, encoding=encoding, newline="")
+    if file.name.removesuffix(".gz").endswith(_TABLES):
+        yield from _of_csv(file, text)
+    elif head.decode(encoding, "ignore").lstrip().startswith("["):
+        yield from _of_array(file, text)
+    elif encoding == "utf-16":
+        yield from ((f"line {number}", line.encode()) for number, line in enumerate(text, 1) if line.strip())
+    else:  # bytes: a line that is no UTF-8 is a broken row, the others are not
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                yield f"line {number}", line.removeprefix(b"\xef\xbb\xbf")
+
+
+def _of_csv(file: Path, text: IO[str]) -> Iterator[tuple[str, bytes]]:
+    numbered = ((number, without_separator_line(line)) for number, line in enumerate(text, 1))
+    before, first = next(((number, line) for number, line in numbered if line.strip()), (1, ""))
+    header = header_of(first, _COLUMNS, f"--annotations {file}")
+    if header is None:
+        raise ValueError(
+            f"--annotations {file}: its first line names none of the columns that are read: {', '.join(COLUMNS)}, or "
+            f"{', '.join(INTERNVID)}"
+        )
+    columns, delimiter = header
+    reader = csv.reader(text, delimiter=delimiter)
+    try:
+        for values in reader:
+            if any(value.strip() for value in values):
+                yield f"line {reader.line_num + before}", json.dumps(_fields(columns, delimiter, values)).encode()
+    except csv.Error as error:
+        raise ValueError(f"--annotations {file} line {reader.line_num + before}: no CSV ({error})") from None
+
+
+def _fields(columns: list[str], delimiter: str, values: list[str]) -> dict[str, Any]:
+    """A row of a table by its columns, its scores as numbers; empty fields are left out."""
+    if len(values) > len(columns):
+        return {FAULT: f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"}
+    if any(value.count("\n") > LINES_IN_A_FIELD for value in values):
+        return {FAULT: f"a field of more than {LINES_IN_A_FIELD} lines: close its quotation mark"}
+    row: dict[str, Any] = {name: value for name, value in zip(columns, values) if value.strip()}
+    for name in set(SCORES) & row.keys():
+        try:
+            row[name] = float(row[name])
+        except ValueError:
+            return {FAULT: f"{name} is {row[name]!r}: wanted a number"}
+    return row
+
+
+def _of_array(file: Path, stream: IO[str]) -> Iterator[tuple[str, bytes]]:
+    """The objects of a JSON array, parsed as they are read."""
+    number, text = 0, stream.read(_PIECE)
+    at = text.index("[") + 1
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        if text[at : at + 1] == "]":
+            if (text[at + 1 :] + stream.read(_PIECE)).strip():
+                raise ValueError(f"--annotations {file}: more text after the end of its array")
+            return
+        try:
+            value, at = json_at(text, at)
+        except json.JSONDecodeError as error:
+            more = "" if len(text) - at > _LONGEST else stream.read(max(_PIECE, len(text) - at))
+            if not more:
+                raise ValueError(
+                    f"--annotations {file}: object {number + 1} of its array is no JSON ({error.msg}); one object a "
+                    "line is read, too"
+                ) from None
+            text, at = text[at:] + more, 0
+            continue
+        except ValueError as error:
+            raise ValueError(f"--annotations {file}: object {number + 1}: {error}") from None
+        number += 1
+        yield f"object {number}", _line(file, number, value)
+
+
+def _line(file: Path, number: int, value: Any) -> bytes:
+    try:
+        return json.dumps(value).encode()
+    except RecursionError:  # it could be read, from less deep in the stack
+        raise ValueError(f"--annotations {file}: object {number}: brackets in brackets without end") from None

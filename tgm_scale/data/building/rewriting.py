@@ -1,0 +1,48 @@
+"""New shards from old ones, sample by sample: what commands share that add to a corpus (relevance, captions)."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.inventory import introduce_to
+from tgm_scale.data.shards.tars import ShardWriter, shard_path
+from tgm_scale.runtime.progress import Board
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises ValueError for a task that is not among --tasks."""
+    if not 0 <= options.task < options.tasks:
+        raise ValueError(f"--task {options.task} of --tasks {options.tasks}: wanted 0 to {options.tasks - 1}")
+
+
+def introduce(options: argparse.Namespace, corpus: Corpus) -> None:
+    """Say what was opened and what was left out. Raises ValueError where that is too much, or the output would be
+    written into the corpus itself."""
+    if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
+        raise ValueError(f"--output {options.output} is the folder of the shards: name another")
+    introduce_to(options.output, corpus, options.max_left_out)
+
+
+def rewrite(
+    options: argparse.Namespace,
+    counts: Sequence[int],
+    copy: Callable[[int, int, ShardWriter], str],
+) -> None:
+    """Write this task's share of new shards of so many clips each, but those that are there. `copy` writes the clip of
+    a shard and a row, and says in a word to be counted what became of it."""
+    mine = range(options.task, len(counts), options.tasks)
+    todo = [number for number in mine if not shard_path(options.output, number).exists()]
+    print(f"{sum(counts)} clips in {len(counts)} shards; {len(todo)} of this task's {len(mine)} are to be made")
+    done: Counter[str] = Counter()
+    with Board() as board:
+        task = board.task("clips", sum(counts[number] for number in todo))
+        for number in todo:
+            with ShardWriter(options.output, clips_per_shard=counts[number], first=number) as writer:
+                for row in range(counts[number]):
+                    done[copy(number, row, writer)] += 1
+                    task.advance()
+    print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")

@@ -1,0 +1,106 @@
+"""What a row of a list says, whatever its layout."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tgm_scale.data.lists.text import shown
+from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS
+
+LINES_IN_A_FIELD = 50  # more are a quote that was never closed
+FAULT = "\0fault"  # the key of why a row cannot be used; no column is called so
+
+COLUMNS = {  # the names that a column goes by
+    "file": ("file", "path", "video", "filename", "file_name", "file_path", "filepath", "video_path", "video_name",
+             "clip", "video_id"),
+    "caption": ("caption", "captions", "text", "sentence", "description"),
+    "label": ("label", "class", "category", "action", "class_name"),
+    "group": ("group",),
+    "split": ("split", "subset"),
+    "start": ("start", "start_time", "time_start", "start_seconds", "start_timestamp"),
+    "end": ("end", "end_time", "time_end", "end_seconds", "end_timestamp"),
+}  # fmt: skip
+
+
+_SEPARATOR_LINE = re.compile(r"\s*\"?sep=[^\w\n]?\"?[,;|\t]*\r?\n", re.I)
+
+
+@dataclass
+class Row:
+    """A row of a list. `single`: its label may not be several in one field. `fault`: why it cannot be used. Captions
+    and the label are as they stand there: `caption_fault` and `label_text` say what is none."""
+
+    where: str
+    path: str
+    captions: list[Any] = field(default_factory=list)
+    label: Any = None
+    group: str | None = None
+    split: str | None = None
+    start: str = ""
+    end: str = ""
+    single: bool = True
+    fault: str = ""
+
+
+Rows = tuple[str, Iterable[Row]]  # the layout in words, and the rows
+
+
+def header_of(first: str, known: set[str], path: str) -> tuple[list[str], str] | None:
+    """The columns that a first line names, and their delimiter; None where none of them is `known`. Raises ValueError
+    for two of one name."""
+    for delimiter in sorted(",\t;|", key=lambda mark: -first.count(mark)):
+        columns = [name.strip().strip("\"'").lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        if any(name.endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)) for name in columns):
+            return None
+        if delimiter in first and known & set(columns):
+            if twice := [name for name in columns if name in known and columns.count(name) > 1]:
+                raise ValueError(f"{path}: {columns.count(twice[0])} columns are named {twice[0]}: rename all but one")
+            return columns, delimiter
+    return ([first.strip().lower()], ",") if first.strip().lower() in COLUMNS["file"] else None
+
+
+def without_separator_line(text: str) -> str:
+    """Text without Excel's first line `sep=;`, an empty one in its place: the delimiter is found by itself."""
+    found = _SEPARATOR_LINE.match(text)
+    return text if found is None else "\n" * found[0].count("\n") + text[found.end() :]
+
+
+def of_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def absent(value: Any) -> bool:
+    """Whether nothing is said: null, and the NaN that pandas writes for it."""
+    return value is None or value != value
+
+
+def caption_fault(value: Any) -> str:
+    """Why what JSON says is no caption; "" where it is one, or nothing is said."""
+    return "" if absent(value) or isinstance(value, str) else f"{_written(value)}: wanted text"
+
+
+def label_text(value: Any) -> str | None:
+    """A label: a text or a number, also alone in a list; None where nothing is said. Raises ValueError for several,
+    and for what is neither."""
+    if isinstance(value, list):
+        said = [one for one in value if not absent(one)]
+        if len(said) > 1:
+            raise ValueError(f"several labels ({_written(value)})")
+        value = said[0] if said else None
+    if absent(value):
+        return None
+    if not isinstance(value, (str, int, float)):
+        raise ValueError(f"a label that is {_written(value)}: wanted text or a number")
+    return str(value).strip() or None
+
+
+def _written(value: Any) -> str:
+    try:
+        return shown(json.dumps(value))
+    except RecursionError:
+        return f"a {type(value).__name__}"

@@ -1,0 +1,242 @@
+"""What a row of a list says: columns by their names, lines of a path and a text, and the published formats.
+
+| dataset | file | path of the video | label or caption |
+|---|---|---|---|
+| Kinetics | CSV `label,youtube_id,time_start,time_end,split` | `ID_SSSSSS_SSSSSS` | `label` |
+| Something-Something V2 | JSON list with `id`, `template` | `ID` | the template without brackets; `label` |
+| UCF101 | `trainlist01.txt`, `testlist01.txt` | `CLASS/NAME.avi` | the folder |
+| HMDB51 | folder of `CLASS_test_splitN.txt` | `NAME.avi` | the file's class |
+| Diving48 | JSON list with `vid_name`, `label` | `VID_NAME` | `label` |
+| EPIC-Kitchens-100 | CSV with `narration_id`, `verb_class` ... | `NARRATION_ID`, a cut clip | verb, noun, action |
+| MSR-VTT | JSON with `videos` and `sentences` | `VIDEO_ID` | `caption` |
+| WebVid | CSV with `videoid`, `name` | `PAGE_DIR/VIDEOID` | `name` |
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.data.lists.lines import is_ucf101, lines_of, ucf101
+from tgm_scale.data.lists.row import (
+    COLUMNS,
+    FAULT,
+    LINES_IN_A_FIELD,
+    Row,
+    Rows,
+    absent,
+    header_of,
+    of_list,
+    without_separator_line,
+)
+from tgm_scale.data.lists.text import decoded, shown
+from tgm_scale.runtime.outside.json_text import json_of
+
+EPIC_LABELS = ("verb", "noun", "action")
+_HMDB_USE = {"train": "1", "test": "2"}  # in the third place of a line; 0: not in this split
+
+
+Fields = Mapping[str, Any]  # by the names of the columns, in lower case
+
+
+def rows_of(path: str, text: str, role: str, wanted: str, label: str, split: int) -> Rows:
+    """The layout of a list in words, and its rows. Raises ValueError for a layout that is not known."""
+    if os.path.isdir(path):
+        return f"HMDB51's split {split}", _hmdb51(Path(path), role, split)
+    name = path.lower().removesuffix(".gz")
+    if name.endswith((".json", ".jsonl")):
+        return _json(path, text, label, wanted, one_a_line=name.endswith(".jsonl"))
+    if is_ucf101(path):
+        return "UCF101's list: labels are the folders", ucf101(path, text)
+    text = without_separator_line(text)
+    header = _header(path, text)
+    if header is None:
+        return lines_of(path, text, wanted)
+    columns, delimiter = header
+    return _by_columns(path, columns, _csv_rows(path, text, columns, delimiter), label, wanted)
+
+
+def _header(path: str, text: str) -> tuple[list[str], str] | None:
+    """The columns that the first line names, and their delimiter; None where it is no header."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    known = {name for names in COLUMNS.values() for name in names}
+    known |= {name for signature, _, _ in _PUBLISHED for name in signature}
+    return header_of(first, known, path)
+
+
+def _csv_rows(path: str, text: str, columns: list[str], delimiter: str) -> Iterator[tuple[str, Fields]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    began, seen_header = 1, False
+    try:
+        for values in reader:
+            where, began = f"{path} line {began}", reader.line_num + 1
+            if not any(value.strip() for value in values):
+                continue
+            if not seen_header:
+                seen_header = True
+                continue
+            if any(value.count("\n") > LINES_IN_A_FIELD for value in values):
+                raise ValueError(f"{where}: a field of more than {LINES_IN_A_FIELD} lines: close its quotation mark")
+            fields: dict[str, Any] = dict(zip(columns, values))
+            if len(values) > len(columns):
+                fields[FAULT] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
+            yield where, fields
+    except csv.Error as error:
+        raise ValueError(f"{path} line {reader.line_num}: no CSV ({error}): close its quotation marks") from None
+
+
+def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]], label: str, wanted: str) -> Rows:
+    names = set(columns)
+    if {"youtubeid", "start_timestamp", "end_timestamp"} <= names:
+        raise ValueError(
+            f"{path}: InternVid's annotations, spans of videos: cut the clips first, with tgm-scale shards make "
+            f"--annotations {path} --videos DIR --output SHARDS"
+        )
+    for signature, title, read in _PUBLISHED:
+        if set(signature) <= names:
+            return title, (_guarded(where, fields, read, label) for where, fields in rows)
+    own = {}
+    for meaning, synonyms in COLUMNS.items():
+        candidates = (label.lower(), *synonyms) if meaning == "label" else synonyms
+        own[meaning] = next((name for name in candidates if name in names), None)
+    if own["file"] is None or (wanted == "label" and own["label"] is None):
+        lacks = "file" if own["file"] is None else "label"
+        raise ValueError(
+            f"{path}: columns {', '.join(columns)}: none is a {lacks}; wanted file and any of "
+            f"{', '.join(list(COLUMNS)[1:])}, or Kinetics' (label, youtube_id, time_start, time_end), EPIC-Kitchens' "
+            "(narration_id, verb_class, noun_class), WebVid's (videoid, name)"
+            + (f"; data.label={label} names the column of labels" if lacks == "label" else "")
+        )
+    read_columns = {name for name in own.values() if name is not None} | set(COLUMNS["caption"])
+    layout = "columns " + ", ".join(
+        meaning if meaning == name else f"{meaning} ({name})" for meaning, name in own.items() if name is not None
+    )
+    if rest := [name for name in columns if name not in read_columns]:
+        layout += f"; not read: {', '.join(rest)}"
+    return layout, (_row(where, fields, own) for where, fields in rows)
+
+
+def _row(where: str, fields: Fields, own: Mapping[str, str | None]) -> Row:
+    def text(meaning: str) -> str:
+        value = fields.get(own[meaning] or "\0")
+        return "" if absent(value) else str(value).strip()
+
+    row = Row(where, text("file"), group=text("group") or None, split=text("split"))
+    row.start, row.end = text("start"), text("end")
+    row.label = fields.get(own["label"] or "\0")
+    row.captions = of_list(next((fields[name] for name in COLUMNS["caption"] if fields.get(name)), None))
+    row.fault = str(fields.get(FAULT) or ("" if row.path else "no file"))
+    if isinstance(fields.get(own["file"] or "\0"), (list, dict)):
+        row.path, row.fault = "", f"file is {shown(row.path)}: wanted text"
+    return row
+
+
+def _guarded(where: str, fields: Fields, read: Callable[[str, Fields, str], Row], label: str) -> Row:
+    try:
+        row = read(where, fields, label)
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        if isinstance(error, _WrongLabel):
+            raise
+        return Row(where, "", fault=f"{type(error).__name__}: {error}")
+    return row
+
+
+class _WrongLabel(ValueError):
+    """A mistake in the configuration, not in the row."""
+
+
+def _kinetics(where: str, fields: Fields, label: str) -> Row:
+    start, end = (round(float(fields[name])) for name in ("time_start", "time_end"))
+    path = f"{fields['youtube_id']}_{start:06d}_{end:06d}"
+    return Row(where, path, label=fields["label"], split=fields.get("split"))
+
+
+def _epic(where: str, fields: Fields, label: str) -> Row:
+    if label not in EPIC_LABELS:
+        raise _WrongLabel(f"data.label={label}: for EPIC-Kitchens wanted one of {', '.join(EPIC_LABELS)}")
+    classes = {name: fields[f"{name}_class"] for name in ("verb", "noun")}
+    found = f"{classes['verb']},{classes['noun']}" if label == "action" else classes[label]
+    return Row(where, fields["narration_id"], [fields.get("narration")], found, single=False)
+
+
+def _webvid(where: str, fields: Fields, label: str) -> Row:
+    return Row(where, os.path.join(str(fields.get("page_dir") or ""), str(fields["videoid"])), [fields["name"]])
+
+
+def _ssv2(where: str, fields: Fields, label: str) -> Row:
+    of_clip = re.sub(r"[\[\]]", "", fields["template"])
+    return Row(where, str(fields["id"]), [fields.get("label")], of_clip, single=False)
+
+
+def _diving48(where: str, fields: Fields, label: str) -> Row:
+    return Row(where, str(fields["vid_name"]), label=fields["label"])
+
+
+_PUBLISHED: tuple[tuple[tuple[str, ...], str, Callable[[str, Fields, str], Row]], ...] = (
+    (("narration_id", "verb_class", "noun_class"), "EPIC-Kitchens-100", _epic),
+    (("label", "youtube_id", "time_start", "time_end"), "Kinetics", _kinetics),
+    (("videoid", "name"), "WebVid", _webvid),
+    (("id", "template"), "Something-Something V2", _ssv2),
+    (("vid_name", "label"), "Diving48", _diving48),
+)
+
+
+def _json(path: str, text: str, label: str, wanted: str, one_a_line: bool) -> Rows:
+    one_a_line = one_a_line and not text.lstrip().startswith("[")
+    try:
+        lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()] if one_a_line else []
+        content: Any = [json_of(line) for _, line in lines] if one_a_line else json_of(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if isinstance(content, dict) and {"videos", "sentences"} <= content.keys():
+        return "MSR-VTT", list(_msrvtt(path, content))
+    if not isinstance(content, list) or not content or not all(isinstance(row, dict) for row in content):
+        raise ValueError(
+            f"{path}: wanted a list of objects with file and caption or label (or id and template, as "
+            "Something-Something V2 has them; vid_name and label, as Diving48; MSR-VTT's videos and sentences)"
+        )
+    rows = [{str(key).lower(): value for key, value in row.items()} for row in content]
+    places = [f"{path} line {n}" for n, _ in lines] or [f"{path} item {n}" for n in range(1, len(rows) + 1)]
+    if "id" in rows[0] and not {"template"} & rows[0].keys() and not set(COLUMNS["file"]) & rows[0].keys():
+        raise ValueError(
+            f"{path}: keys {', '.join(sorted(rows[0]))}; of Something-Something the test list has no labels (id, "
+            "template): use the validation list"
+        )
+    return _by_columns(path, sorted({key for row in rows for key in row}), zip(places, rows), label, wanted)
+
+
+def _msrvtt(path: str, content: Mapping[str, Any]) -> Iterator[Row]:
+    captions = defaultdict(list)
+    for sentence in _objects(path, content, "sentences", ("video_id", "caption")):
+        captions[str(sentence["video_id"])].append(sentence["caption"])
+    for number, video in enumerate(_objects(path, content, "videos", ("video_id",)), 1):
+        name = str(video["video_id"])
+        yield Row(f"{path} video {number}", name, captions[name], video.get("category"), split=video.get("split"))
+
+
+def _objects(path: str, content: Mapping[str, Any], part: str, keys: tuple[str, ...]) -> list[dict[str, Any]]:
+    listed = content[part]
+    if not isinstance(listed, list):
+        raise ValueError(f"{path}: {part} is no list, as MSR-VTT's is")
+    for number, one in enumerate(listed, 1):
+        if not isinstance(one, dict) or not set(keys) <= one.keys():
+            raise ValueError(f"{path}: {part[:-1]} {number} has no {' and '.join(keys)}, as MSR-VTT's do")
+    return listed
+
+
+def _hmdb51(folder: Path, role: str, split: int) -> Iterator[Row]:
+    files = sorted(folder.glob(f"*_test_split{split}.txt"))
+    if not files:
+        raise ValueError(f"{folder}: no *_test_split{split}.txt: wanted HMDB51's folder of splits, data.split 1 to 3")
+    for file in files:
+        label = file.name.removesuffix(f"_test_split{split}.txt")
+        for number, line in enumerate(decoded(file.read_bytes(), str(file)).splitlines(), 1):
+            name, _, use = line.strip().rpartition(" ")
+            if use == _HMDB_USE[role]:
+                yield Row(f"{file} line {number}", name.strip(), label=label)

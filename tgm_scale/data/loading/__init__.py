@@ -1,0 +1,1 @@
+"""The order of the samples, their batches, and the processes that decode them."""

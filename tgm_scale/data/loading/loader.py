@@ -1,0 +1,103 @@
+"""Batches of the run's global order, for one rank: decoded by worker processes, handed over in order.
+
+Global batch t is the positions t*S ... t*S + S - 1 of the order, S = global_batch_size / repeated_augmentation. Its
+slots are numbered 0 ... global_batch_size - 1; slot g holds repeat g % R of sample g // R. Micro-step a of rank r has
+the slots a * (micro * world) + r * micro + [0, micro): so a step's clips are the same set at any world size, and the
+loader's whole state is the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+
+from tgm_scale.contracts import Batch, BatchLayout
+from tgm_scale.data.loading.combs import CombNotice
+from tgm_scale.data.loading.samples import Sample, Samples
+from tgm_scale.data.loading.workers import decode_ahead
+
+PREFETCH = 4  # samples that each worker is ahead: enough that a slow one does not hold up the others
+
+
+class ClipLoader:
+    """Iterates (step, [Batch, one for each accumulation micro-step]) for the steps of a range.
+
+    `workers` processes decode, each up to `prefetch` samples ahead, together a step at least; 0 decodes here, to the
+    same bits.
+
+    Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read,
+    `WorkerDied`, what `Sampling.relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
+
+    def __init__(self, samples: Samples, layout: BatchLayout, steps: range, *, workers: int, prefetch: int = PREFETCH):
+        repeats = samples.sampling.repeated_augmentation
+        if layout.micro_batch % repeats:
+            raise ValueError(
+                f"train.micro_batch_size={layout.micro_batch} is not a multiple of data.repeated_augmentation="
+                f"{repeats}: repeats of a sample share a micro batch, so choose a divisor"
+            )
+        self.samples, self.steps, self.workers, self.prefetch = samples, steps, workers, prefetch
+        self._combs = CombNotice()
+        self.accumulation = layout.accumulation
+        # All in samples, of which each gives `repeated_augmentation` clips:
+        self._micro = layout.micro_batch // repeats
+        self._rank_start = layout.rank * self._micro
+        self._micro_step = layout.world_size * self._micro
+        self._step = layout.global_batch // repeats
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        decoded = self._decoded()
+        for step in self.steps:
+            yield step, [self._batch(*next(decoded)) for _ in range(self.accumulation)]
+
+    def positions(self) -> Iterator[int]:
+        """The positions of the order that this rank decodes, one after another."""
+        for step in self.steps:
+            for micro_step in range(self.accumulation):
+                first = step * self._step + micro_step * self._micro_step + self._rank_start
+                yield from range(first, first + self._micro)
+
+    def _decoded(self) -> Iterator[tuple[list[Sample], torch.Tensor]]:
+        """The samples of each batch, and their pixels, uint8 [samples, N, T, H, W, 3]."""
+        positions, sampling = self.positions(), self.samples.sampling
+        if self.workers:
+            # A step is asked for as a whole, and nothing is handed out meanwhile: with less than a step ahead workers
+            # run dry while one is computed (8 workers, 128 clips: after 32), and the GPU waits for the rest.
+            ahead = max(self.workers * self.prefetch, self._micro * self.accumulation)
+            yield from decode_ahead(self.samples, positions, self._micro, self.workers, ahead)
+        shape = (self._micro, sampling.repeated_augmentation, sampling.frames, sampling.size, sampling.size, 3)
+        while part := list(islice(positions, self._micro)):
+            pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
+            yield [self.samples.read(*each) for each in zip(part, pixels)], pixels
+
+    def _batch(self, samples: list[Sample], pixels: torch.Tensor) -> Batch:
+        """The video is a [B, 3, T, H, W] view of pixels stored as they were decoded, colour last: they are put in the
+        model's order where that is cheap, on its device."""
+        self._combs.see(samples)
+        repeats = self.samples.sampling.repeated_augmentation
+        relevance = [torch.from_numpy(sample.relevance) for sample in samples if sample.relevance is not None]
+        flow = [torch.from_numpy(sample.flow) for sample in samples if sample.flow is not None]
+        motion = [torch.from_numpy(sample.motion) for sample in samples if sample.motion is not None]
+        caption_sets = [
+            sample.caption_set for sample in samples if sample.caption_set is not None for _ in range(repeats)
+        ]
+
+        def per_clip(values: list, dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype).repeat_interleave(repeats, dim=0)
+
+        return Batch(
+            video=pixels.flatten(0, 1).permute(0, 4, 1, 2, 3),
+            captions=[caption for sample in samples for caption in sample.captions],
+            keys=[sample.key for sample in samples for _ in range(repeats)],
+            seeds=torch.tensor([seed for sample in samples for seed in sample.seeds]),
+            weight=per_clip([float(sample.problem is None) for sample in samples], torch.float32),
+            clip_ids=per_clip([sample.clip_id for sample in samples], torch.int64),
+            crops=torch.tensor([row for sample in samples for row in sample.crops], dtype=torch.float32),
+            starts=per_clip([sample.start for sample in samples], torch.float32),
+            relevance=torch.cat(relevance) if relevance else None,
+            motion=torch.cat(motion) if motion else None,
+            flow=torch.cat(flow) if flow else None,
+            caption_sets=caption_sets or None,
+            problems=[sample.problem for sample in samples if sample.problem is not None],
+        )

@@ -1,0 +1,274 @@
+"""From a position of the run to its decoded clips: what one loader worker does, for one sample at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from tgm_scale.contracts import Grid, Problem
+from tgm_scale.data.access.addresses import is_url
+from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
+from tgm_scale.data.loading.order import Mixture, Order
+from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.video.decode import DecodeError, Video, segments, window
+from tgm_scale.data.video.motion import MotionRecorder
+from tgm_scale.data.video.torchcodec_frames import open_video
+from tgm_scale.data.video.transforms import CROPS, Crop, draw_crop
+from tgm_scale.runtime import seeding
+
+RELEVANCE_EXTENSION = "tgm.npy"
+
+# (the member's bytes, number of the caption, seconds [T]) -> that caption's relevance at these times of the clip,
+# float [T, y, x] over the whole frame. A ValueError stops the run; any other exception is the sample's problem.
+RelevanceReader = Callable[[bytes, int, np.ndarray], np.ndarray]
+
+# (clip, uint8 [T, H, W, 3], the token grid) -> its optical flow as `Batch.flow` has it, float32 [T, 2, h, w]
+FlowEstimator = Callable[[Tensor, Grid], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How clips are drawn from samples; the names are those of the `data` section of the configuration."""
+
+    frames: int
+    stride: int
+    size: int
+    grid: Grid  # of the maps
+    seed: int
+    repeated_augmentation: int = 1
+    crop: str = "multi_scale"
+    flip: bool = False
+    captions: bool = True  # False: none is read, and a sample without one is whole
+    # given: each sample brings its cached scores, and one without them is broken
+    relevance: RelevanceReader | None = None
+    motion: bool = False  # True: each sample brings its codec's motion, all 0 where the stream has none
+    caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
+    segments: bool = False  # True: one frame of each of equal segments of the whole source, not a window
+    flow: FlowEstimator | None = None  # given: each clip brings its optical flow
+    torchcodec: bool = False  # True: torchcodec decodes; else PyAV does, which alone reads the codec's motion
+
+    def __post_init__(self) -> None:
+        assert self.frames % self.grid.slots == 0 and self.crop in CROPS
+        assert not (self.torchcodec and self.motion)
+
+
+@dataclass
+class Sample:
+    """What is said of the N = repeated_augmentation clips of one sample."""
+
+    captions: list[str]  # N
+    key: str
+    seeds: list[int]  # N
+    clip_id: int
+    crops: list[tuple[float, float, float, float, float]]  # N rows of Batch.crops
+    start: float  # seconds
+    relevance: np.ndarray | None  # float32 [N, S, R, C]
+    problem: Problem | None
+    motion: np.ndarray | None = None  # float32 [N, S, R, C]
+    caption_set: list[str] | None = None
+    flow: np.ndarray | None = None  # float32 [N, T, 2, h, w]
+    interlaced: bool = False  # its video is marked so
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A sample's bytes, and what is drawn by."""
+
+    ref: SampleRef
+    members: dict[str, bytes]
+    seeds: list[int]  # N
+    clip_id: int
+
+
+class SampleError(Exception):
+    """A sample that cannot be used for another reason than its video: (reason, detail)."""
+
+
+def _without_caption(ref: SampleRef, members: dict[str, bytes]) -> SampleError:
+    if unfit := unfit_captions(members):
+        return SampleError("bad_caption", unfit[0])
+    if fault := json_fault(members):
+        return SampleError("broken_json", fault)
+    return SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
+
+
+class Samples:
+    """Samples by their position in the run; all that is random about one is keyed by what it is, not by where.
+
+    Seeds are of (run seed, epoch, corpus, sample, repeat): `corpus` is its fingerprint, so that a corpus that moves to
+    another folder stays the same run. Repeats of a sample share one window of frames, decoded once (as MAE-ST's and
+    VideoMAE V2's do), and each draws its own crop, caption and mask.
+
+    A broken sample keeps its place: black clips and its problem. A shard that cannot be read raises OSError."""
+
+    def __init__(self, corpora: Sequence[Corpus], mixture: Mixture, sampling: Sampling):
+        self.corpora = list(corpora)
+        self.mixture = mixture
+        self.sampling = sampling
+
+    @classmethod
+    def in_order(
+        cls,
+        corpora: Sequence[Corpus],
+        sampling: Sampling,
+        window_shards: int = 16,
+        weights: Sequence[float] | None = None,
+    ) -> Samples:
+        """Each corpus shuffled within `window_shards` shards. weights: share of each in the run's samples (default: by
+        size)."""
+        orders = [
+            Order(corpus.counts, seeding.key(sampling.seed, "order", corpus.fingerprint), window_shards)
+            for corpus in corpora
+        ]
+        return cls(corpora, Mixture(orders, weights), sampling)
+
+    @property
+    def remote(self) -> bool:
+        """Whether reading may wait for a network."""
+        return any(is_url(shard) for corpus in self.corpora for shard in corpus.shards)
+
+    def read(self, position: int, clips_NTHW3: Tensor) -> Sample:
+        """Read the sample at this position of the run, its pixels, uint8, into the memory given."""
+        return self.decode(self.fetch(position), clips_NTHW3)
+
+    def fetch(self, position: int) -> Fetched:
+        """The bytes of the sample at this position; threads may do so at once."""
+        place = self.mixture.locate(position)
+        corpus = self.corpora[place.corpus]
+        ref = corpus.sample(place.shard, place.row)
+        seeds = [
+            seeding.key(self.sampling.seed, "sample", place.epoch, corpus.fingerprint, ref.within, repeat)
+            for repeat in range(self.sampling.repeated_augmentation)
+        ]
+        clip_id = seeding.key("clip", corpus.fingerprint, ref.within)
+        return Fetched(ref, corpus.read(ref, self._wanted(ref)), seeds, clip_id)
+
+    def decode(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
+        """What `read` does after `fetch`."""
+        try:
+            return self._clips(fetched, clips_NTHW3)
+        except DecodeError as error:
+            problem = Problem(fetched.ref.name, error.reason, error.detail)
+        except SampleError as error:
+            problem = Problem(fetched.ref.name, *error.args)
+        clips_NTHW3.zero_()
+        return self._blank(fetched, problem, clips_NTHW3)
+
+    def _wanted(self, ref: SampleRef) -> list[str]:
+        extensions = [ref.video]
+        if self.sampling.captions:
+            extensions += CAPTION_EXTENSIONS
+        if self.sampling.relevance:
+            extensions.append(RELEVANCE_EXTENSION)
+        return extensions
+
+    def _clips(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
+        sampling = self.sampling
+        ref, members, seeds = fetched.ref, fetched.members, fetched.seeds
+        choices = captions_of(members) if sampling.captions else [""]
+        if not choices:
+            raise _without_caption(ref, members)
+        drawn = [int(seeding.draw(seed, "caption")[0] * len(choices)) for seed in seeds]
+        asked = [list(range(len(choices))) if sampling.caption_sets else [number] for number in drawn]
+        recorder = MotionRecorder() if sampling.motion else None
+        with open_video(members[ref.video], recorder, sampling.torchcodec) as video:
+            indices = self._indices(video.count, seeds[0])
+            seconds_T = np.array([video.time(index) for index in indices])
+            crops = self._cut(video, indices, seeds, clips_NTHW3)
+        return Sample(
+            captions=[choices[number] for number in drawn],
+            key=ref.name,
+            seeds=seeds,
+            clip_id=fetched.clip_id,
+            crops=[crop.row() for crop in crops],
+            start=seconds_T[0],
+            relevance=self._relevance(members, crops, asked, seconds_T) if sampling.relevance else None,
+            problem=None,
+            motion=None if recorder is None else self._motion(recorder, indices, crops),
+            caption_set=choices if sampling.caption_sets else None,
+            flow=self._flow(clips_NTHW3),
+            interlaced=video.interlaced,
+        )
+
+    def _indices(self, count: int, seed: int) -> np.ndarray:
+        """The frames of a clip out of `count`: a window, or one frame of each of equal segments."""
+        sampling = self.sampling
+        if sampling.segments:
+            return segments(count, seeding.draw(seed, "segments", sampling.frames))
+        return window(count, sampling.frames, sampling.stride, seeding.draw(seed, "offset")[0])
+
+    def _cut(self, video: Video, indices: np.ndarray, seeds: list[int], clips_NTHW3: Tensor) -> list[Crop]:
+        """The crop of each seed; its pixels of the frames `indices` go to its clip.
+
+        Frames are cropped as they come and the rest is forgotten: whole ones would cost a copy of each."""
+        sampling = self.sampling
+        distinct, places = np.unique(indices, return_inverse=True)
+        crops: list[Crop] = []
+        cuts: list[np.ndarray] = []
+        for k, (_, image) in enumerate(video.frames(distinct)):
+            if not crops:
+                height, width, _ = image.shape
+                crops = [draw_crop(sampling.crop, height, width, seed, sampling.flip) for seed in seeds]
+                cuts = [np.empty((len(distinct), crop.height, crop.width, 3), np.uint8) for crop in crops]
+            for crop, cut in zip(crops, cuts):
+                cut[k] = crop.cut(image)
+        for crop, cut, clip_THW3 in zip(crops, cuts, clips_NTHW3):
+            if len(distinct) == len(indices):
+                crop.resize_into(clip_THW3, cut)
+            else:
+                clip_THW3.copy_(crop.resize(cut, sampling.size)[places])
+        return crops
+
+    def _relevance(
+        self, members: dict[str, bytes], crops: list[Crop], asked: list[list[int]], seconds_T: np.ndarray
+    ) -> np.ndarray:
+        """The cached scores of the captions asked for, mean over each clip's, float32 [N, S, R, C]: a slot has the
+        mean of its frames."""
+        grid, read = self.sampling.grid, self.sampling.relevance
+        assert read is not None
+        if RELEVANCE_EXTENSION not in members:
+            raise SampleError("no_relevance", f"no member .{RELEVANCE_EXTENSION}")
+        maps = []
+        for crop, captions in zip(crops, asked):
+            try:
+                map_Tyx = np.mean([read(members[RELEVANCE_EXTENSION], k, seconds_T) for k in captions], axis=0)
+            except ValueError:
+                raise
+            except Exception as error:
+                raise SampleError("bad_relevance", str(error)) from None
+            map_Syx = map_Tyx.reshape(grid.slots, -1, *map_Tyx.shape[1:]).mean(axis=1)
+            maps.append(crop.resample(map_Syx, grid.rows, grid.columns).numpy())
+        return np.stack(maps)
+
+    def _motion(self, recorder: MotionRecorder, indices: np.ndarray, crops: list[Crop]) -> np.ndarray:
+        """The codec's motion through each crop, float32 [N, S, R, C]; all 0 where the stream has no vectors."""
+        grid = self.sampling.grid
+        map_Syx = recorder.slots(indices, grid.slots)
+        if map_Syx is None:
+            return np.zeros((len(crops), grid.slots, grid.rows, grid.columns), np.float32)
+        return np.stack([crop.resample(map_Syx, grid.rows, grid.columns).numpy() for crop in crops])
+
+    def _flow(self, clips_NTHW3: Tensor) -> np.ndarray | None:
+        flow, grid = self.sampling.flow, self.sampling.grid
+        return None if flow is None else np.stack([flow(clip_THW3, grid) for clip_THW3 in clips_NTHW3])
+
+    def _blank(self, fetched: Fetched, problem: Problem, clips_NTHW3: Tensor) -> Sample:
+        sampling, n = self.sampling, len(fetched.seeds)
+        grid = sampling.grid
+        shape = (n, grid.slots, grid.rows, grid.columns)
+        return Sample(
+            captions=[""] * n,
+            key=fetched.ref.name,
+            seeds=fetched.seeds,
+            clip_id=fetched.clip_id,
+            crops=[(0.0,) * 5] * n,
+            start=0.0,
+            relevance=np.zeros(shape, np.float32) if sampling.relevance else None,
+            problem=problem,
+            motion=np.zeros(shape, np.float32) if sampling.motion else None,
+            caption_set=[""] if sampling.caption_sets else None,
+            flow=self._flow(clips_NTHW3),
+        )

@@ -1,0 +1,256 @@
+"""Worker processes that decode samples ahead: any worker takes the next sample, and they are handed over in order.
+
+Pixels are decoded right into the batch's memory, which all processes share; what is said of them goes through a pipe.
+A clip of 16 frames at 224 is 2.4 MB, and each copy of it costs 2 % of its decoding. A pool of `concurrent.futures`
+has two threads in the training process that wake up for each sample: another 2 %."""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import multiprocessing
+import os
+import pickle
+import queue
+import select
+import signal
+import tempfile
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Lock
+from multiprocessing.util import Finalize
+from typing import Any, NamedTuple
+
+import torch
+
+from tgm_scale.data.access import waits
+from tgm_scale.data.loading.samples import Fetched, Sample, Samples
+from tgm_scale.data.loading.shared_memory import SharedBatches
+from tgm_scale.runtime.processes import end_with_parent
+
+_LONGEST_FOLDER = 70  # bytes; /pymp-xxxxxxxx/listener-xxxxxxxx has 32
+_SHORT = ("/dev/shm", "/var/tmp")
+READERS = 3  # threads of each worker that read remote samples ahead of its decoder
+_PIPE_BYTES = 1 << 20  # an unprivileged process's most; maps of 4 repeats take 25 kB a sample
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended by itself or was killed."""
+
+    exit_code = 87  # of the command: slurm/launch.sh starts again, but not twice without progress
+
+
+class _Task(NamedTuple):
+    number: int  # from 0 on
+    position: int
+    place: int  # of its batch in the shared memory
+    row: int
+
+
+def decode_ahead(
+    samples: Samples, positions: Iterable[int], batch: int, workers: int, ahead: int
+) -> Iterator[tuple[list[Sample], torch.Tensor]]:
+    """The samples at these positions, in their order, `batch` at a time, with their pixels, uint8 [batch, N, T, H, W,
+    3]; from `workers` processes that have up to `ahead` samples in work or ready. The positions make whole batches.
+
+    Raises what decoding raises, and WorkerDied."""
+    sampling = samples.sampling
+    clip = (sampling.frames, sampling.size, sampling.size, 3)
+    memory = SharedBatches((batch, sampling.repeated_augmentation, *clip))
+    crew = _Crew(samples, memory, workers)
+    begun: deque[tuple[int, torch.Tensor]] = deque()  # batches that are not handed over: place and pixels
+
+    def ordered() -> Iterator[Sample]:
+        number = -1
+        for number, position in enumerate(positions):
+            if number % batch == 0:
+                begun.append(memory.take())
+            first = crew.result(number - ahead) if number >= ahead else None
+            crew.ask(_Task(number, position, begun[-1][0], number % batch))
+            if first is not None:
+                yield first
+        yield from map(crew.result, range(max(number + 1 - ahead, 0), number + 1))
+
+    decoded = ordered()
+    try:
+        while done := list(islice(decoded, batch)):
+            yield done, begun.popleft()[1]
+    finally:
+        crew.end()
+
+
+class _Crew:
+    """The worker processes: any takes the next task, and what comes of it is kept until it is asked for."""
+
+    def __init__(self, samples: Samples, memory: SharedBatches, workers: int):
+        # A fork of this process would carry its GPU context and its threads' locks; a fork server is small and has
+        # the imports done, so a worker starts in milliseconds.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+        tasks, self._tasks = context.Pipe(duplex=False)
+        self._turn = turn = context.Lock()  # a worker that starts looks for it by name
+        self._arrived: dict[int, Sample | Exception] = {}
+        self._workers: dict[int, tuple[Connection, multiprocessing.process.BaseProcess]] = {}  # by the inbox's number
+        self._inboxes = select.poll()
+        with _shielded(), _short_paths():
+            for _ in range(workers):
+                inbox, outbox = context.Pipe(duplex=False)
+                _widen(inbox)
+                process = context.Process(target=_work, args=(samples, memory, tasks, turn, outbox), daemon=True)
+                process.start()
+                outbox.close()  # so that the inbox ends when the worker does
+                self._workers[inbox.fileno()] = inbox, process
+                self._inboxes.register(inbox.fileno(), select.POLLIN)
+        tasks.close()
+        Finalize(self, _kill, ([process for _, process in self._workers.values()],), exitpriority=1)  # see _shielded
+
+    def ask(self, task: _Task) -> None:
+        with suppress(BrokenPipeError):  # no worker is left: `result` says why
+            self._tasks.send(task)
+
+    def result(self, number: int) -> Sample:
+        """Of the task of that number. Raises what it raised, and WorkerDied."""
+        while number not in self._arrived:
+            for file, _ in self._inboxes.poll():
+                inbox, process = self._workers[file]
+                try:
+                    arrived, found = inbox.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    raise WorkerDied(_cause_of_death(process.exitcode)) from None
+                if arrived is None:
+                    waits.of_worker(process.pid or 0, found)
+                else:
+                    self._arrived[arrived] = found
+        found = self._arrived.pop(number)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def end(self) -> None:
+        _kill([process for _, process in self._workers.values()])
+        for inbox, process in self._workers.values():
+            process.join()
+            inbox.close()
+            waits.of_worker(process.pid or 0, [])
+        self._tasks.close()
+
+
+def _kill(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """One may be in a long decode, or wait for a server that is down. At the end of this process, too: multiprocessing
+    would send SIGTERM, which they do not see, and wait."""
+    for process in processes:
+        with suppress(ValueError):  # closed
+            process.kill()
+
+
+def _widen(inbox: Connection) -> None:
+    """Let results wait in the pipe while a step runs, so that the worker goes on."""
+    with suppress(OSError, AttributeError):  # more than the user may have; not Linux
+        fcntl.fcntl(inbox.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def _work(samples: Samples, memory: SharedBatches, tasks: Connection, turn: Lock, outbox: Connection) -> None:
+    """What a worker does until it is killed."""
+    end_with_parent()
+    torch.set_num_threads(1)
+    sending = threading.Lock()  # threads that read ahead tell what they wait for
+
+    def send(message: tuple[int | None, Any]) -> None:
+        with sending:
+            outbox.send(message)
+
+    waits.listen(lambda found: send((None, found)))
+    for task, fetched in _fetched(samples, tasks, turn):
+        found: Sample | Exception
+        try:
+            if isinstance(fetched, Exception):
+                raise fetched
+            found = samples.decode(fetched, memory.pixels(task.place)[task.row])
+        except Exception as error:
+            found = _portable(error)
+        send((task.number, found))
+
+
+def _fetched(samples: Samples, tasks: Connection, turn: Lock) -> Iterator[tuple[_Task, Fetched | Exception]]:
+    """Tasks with what was read for them. Remote ones are read by threads while others are decoded: READERS in work
+    and one ready."""
+
+    def fetch() -> Iterator[tuple[_Task, Fetched | Exception]]:
+        while True:
+            with turn:
+                task = tasks.recv()
+            try:
+                yield task, samples.fetch(task.position)
+            except Exception as error:
+                yield task, error
+
+    if not samples.remote:
+        yield from fetch()
+    ready: queue.Queue[tuple[_Task, Fetched | Exception] | Exception] = queue.Queue(maxsize=1)
+
+    def read_ahead() -> None:
+        try:
+            for one in fetch():
+                ready.put(one)
+        except EOFError:  # no more tasks: the training has ended
+            pass
+        except Exception as error:
+            ready.put(error)
+
+    for _ in range(READERS):
+        threading.Thread(target=read_ahead, daemon=True).start()
+    while True:
+        found = ready.get()
+        if isinstance(found, Exception):  # a thread is dead: so is the worker, which the training notices
+            raise found
+        yield found
+
+
+def _portable(error: Exception) -> Exception:
+    """The error as another process can have it, with where it came from."""
+    where = RuntimeError("".join(traceback.format_exception(error)))
+    try:
+        pickle.dumps(error)
+        copy.copy(error)  # made anew as the other side makes it
+    except Exception:
+        return where
+    error.add_note(f"in a data worker:\n{where}")
+    return error
+
+
+@contextmanager
+def _shielded() -> Iterator[None]:
+    """Processes started within never see the signals that schedulers and terminals send to a whole job or group so
+    that it saves itself: the trainer answers them. For this process they wait until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _short_paths() -> Iterator[None]:
+    """The fork server's socket lies in the folder for temporary files, and the path of a socket has at most 107 bytes:
+    where TMPDIR is too long it lies in the system's."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
+        tempfile.tempdir = next((folder for folder in _SHORT if os.access(folder, os.W_OK | os.X_OK)), before)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+def _cause_of_death(code: int | None) -> str:
+    causes = {
+        -signal.SIGKILL: "killed, as the kernel does when memory is full: lower data.workers",
+        -signal.SIGSEGV: "crashed in the video decoder",
+    }
+    return f"a data worker died (exit code {code}: {causes.get(code or 0, 'its own output says why')})"

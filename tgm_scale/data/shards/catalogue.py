@@ -1,0 +1,135 @@
+"""The catalogue of a folder of shards: the size and count of each, so that opening ten thousand shards reads one file.
+
+`shards.catalogue.json` lies beside the shards, or in the user's cache where they are remote or read-only, and can be
+derived from their indices at any time. Beside the shards' names it has "", the digest of all it says (older ones lack
+it); one that is damaged is derived anew. A local shard whose size or time of change is not the catalogue's is looked
+at anew; a remote catalogue is taken at its word."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from tgm_scale.data.access import addresses, storage
+from tgm_scale.data.access.patience import Lasting
+from tgm_scale.data.shards import shard_index
+from tgm_scale.data.shards.shard_index import ShardIndex, Summary
+from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.secrets import without_secrets
+
+CATALOGUE = "shards.catalogue.json"
+_LARGEST = 1 << 26  # bytes: of half a million shards
+
+Stamp = list[int]  # of a local shard: bytes and time of change, which cost one stat; a remote one has none
+Catalogue = dict[str, tuple[Stamp, Summary]]
+_ENTRIES = TypeAdapter(dict[str, tuple[Annotated[Stamp, Field(max_length=2)], Summary]])
+
+
+def summaries(shards: list[str], patience: float | None = None) -> list[Summary]:
+    """Each shard's summary, from its folder's catalogue or else from its index; catalogues are brought up to date."""
+    folders = defaultdict(list)
+    for shard in shards:
+        folders[addresses.folder(shard)].append(shard)
+    found: dict[str, Summary] = {}
+    for folder, members in folders.items():
+        known = _read(folder)
+        missing = [shard for shard in members if not _knows(known, shard)]
+        with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
+            for shard, entry in zip(missing, pool.map(partial(_examine, patience=patience), missing)):
+                known[addresses.base_name(shard)] = entry
+        if missing and any(summary.samples for _, summary in known.values()):
+            _write(folder, known)
+        found |= {shard: known[addresses.base_name(shard)][1] for shard in members}
+    return [found[shard] for shard in shards]
+
+
+def missing(folder: str, shards: list[str]) -> list[str]:
+    """Shards of a local folder that are not there, though the catalogue beside them or an index of their own says so:
+    as after a copy that was cut short."""
+    there, ending = set(map(addresses.base_name, shards)), shard_index.index_path(".tar")
+    indices = (name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith("."))
+    names = {name.removesuffix(ending) + ".tar" for name in indices}
+    names |= {name for name, (_, summary) in _catalogue(_paths(folder)[0], said=False).items() if summary.samples}
+    return [os.path.join(folder, name) for name in sorted(names - there)]
+
+
+def _knows(known: Catalogue, shard: str) -> bool:
+    entry = known.get(addresses.base_name(shard))
+    return entry is not None and (storage.is_url(shard) or entry[0] == _stamp(shard))
+
+
+def _stamp(shard: str) -> Stamp:
+    if storage.is_url(shard):
+        return []
+    stat = os.stat(shard)
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _examine(shard: str, patience: float | None) -> tuple[Stamp, Summary]:
+    stamp = _stamp(shard)  # taken first: a shard replaced meanwhile is examined again at the next opening
+    return stamp, shard_index.load(shard, patience).summary
+
+
+def _paths(folder: str) -> tuple[str, str]:
+    """Beside the shards, and in the user's cache."""
+    where = addresses.place(folder) if "://" in folder else os.path.abspath(folder)
+    name = hashlib.blake2b(where.encode(), digest_size=8).hexdigest()
+    return addresses.joined(folder, CATALOGUE), str(shard_index.cache_folder() / f"{name}-{CATALOGUE}")
+
+
+def _read(folder: str) -> Catalogue:
+    beside, cached = _paths(folder)
+    return _catalogue(beside) | _catalogue(cached)
+
+
+def _catalogue(path: str, said: bool = True) -> Catalogue:
+    try:
+        data = storage.read_small(path, limit=_LARGEST)
+        return {} if data is None else _parsed(data)
+    except (ValueError, Lasting) as error:  # half a file, or another version's: all of it can be derived
+        if said:
+            sys.stderr.write(f"{without_secrets(path)}: damaged ({_short(error)}): made anew from the shards\n")
+        return {}
+
+
+def _parsed(data: bytes) -> Catalogue:
+    """Raises ValueError where it is none, or not what was written."""
+    plain = json_of(data)
+    if not isinstance(plain, dict):
+        raise ValueError(f"wanted an object, found {type(plain).__name__}")
+    digest = plain.pop("", None)
+    if digest not in (None, _digest(plain)):
+        raise ValueError("its entries are not those that were written")
+    return _ENTRIES.validate_python(plain)
+
+
+def _digest(plain: dict) -> str:
+    return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def correct(shard: str, index: ShardIndex) -> None:
+    """Say of a shard what its index says, where the catalogue says otherwise: the next opening believes it."""
+    known = _read(folder := addresses.folder(shard))
+    known[addresses.base_name(shard)] = _stamp(shard), index.summary
+    with suppress(OSError):
+        _write(folder, known)
+
+
+def _write(folder: str, known: Catalogue) -> None:
+    plain: dict = {name: [stamp, asdict(summary)] for name, (stamp, summary) in sorted(known.items())}
+    plain = {"": _digest(plain), **plain}
+    shard_index.keep(json.dumps(plain, separators=(",", ":")).encode(), *_paths(folder))

@@ -1,0 +1,180 @@
+"""A corpus: shards in an order, how many usable samples each holds, and any sample by (shard, row).
+
+Opening is cheap at any size: a catalogue in each folder says how many samples each shard holds, and a shard's own
+index is read when a sample of its is first asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data.access import storage
+from tgm_scale.data.access.addresses import folder, place
+from tgm_scale.data.access.names import distinct_names
+from tgm_scale.data.access.storage import RangeCache
+from tgm_scale.data.shards import catalogue, shard_index
+from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, DamagedIndex, SampleRef, ShardIndex, Summary
+from tgm_scale.runtime.secrets import without_secrets
+
+__all__ = ["VIDEO_EXTENSIONS", "Corpus", "SampleRef", "ShardIndex"]
+
+_KEPT_INDICES = 64  # of about 130 kB for 1,000 samples; more than the shards that an order's window mixes
+_GAP = 1 << 16  # remote members nearer than this are read in one piece: 64 KiB cost less than a second request
+
+
+WHOLE_SHARD = ("shard_unreadable", "shard_cut", "shard_empty", "shard_missing")
+NOTICES = ("duplicate_member", "bad_caption", "bad_label")  # said of samples that are used all the same
+_EMPTY = {"shard_empty": 1}
+_SAID = {  # of shards that cannot be asked
+    "shard_empty": "holds no member",
+    "shard_missing": "is not there, but its index or the catalogue is: copy it again, or remove them",
+}
+
+
+def _lost(summaries: list[Summary], faults: list[dict[str, int]]) -> float:
+    """About how many samples were left out. Of a shard that is cut or cannot be read nobody knows what it held: it
+    counts as many as the others hold on average."""
+    whole = [s.samples for s, fault in zip(summaries, faults) if s.samples and not fault.keys() & set(WHOLE_SHARD)]
+    usual = sum(whole) / len(whole) if whole else 1.0
+    lost = 0.0
+    for summary, fault in zip(summaries, faults):
+        single = sum(count for reason, count in fault.items() if reason not in NOTICES)
+        lost += max(single, usual - summary.samples) if fault.keys() & set(WHOLE_SHARD) else single
+    return lost
+
+
+def _problems_of(shard: str) -> list[Problem]:
+    return shard_index.load(shard).problems
+
+
+class Corpus:
+    """Open with `opening.open_corpus`. Threads may share it; it pickles small (a worker reads its indices itself)."""
+
+    def __init__(
+        self,
+        name: str,
+        shards: list[str],
+        summaries: list[Summary],
+        cache: RangeCache | None = None,
+        patience: float | None = None,
+    ) -> None:
+        usable = [i for i, summary in enumerate(summaries) if summary.samples]
+        self.name, self.patience = name, patience
+        self.prefix = ""  # of its samples' names; see opening.tell_apart
+        self.origin = place(folder(shards[0])) if shards else name
+        names = distinct_names(shards)
+        self.first_names = [names[i] for i in usable]  # what the names of each shard's samples begin with
+        self.shards = [shards[i] for i in usable]
+        self.counts = np.array([summaries[i].samples for i in usable], dtype=np.int64)
+        self._marks = [summaries[i].mark for i in usable]
+        faults = [dict(summary.left_out) if summary.samples or summary.left_out else _EMPTY for summary in summaries]
+        self.left_out = sum(map(Counter, faults), Counter())
+        self._faulty = [(shards[i], names[i], faults[i]) for i in range(len(shards)) if faults[i]]
+        self.lost = _lost(summaries, faults)
+        digest = hashlib.blake2b(digest_size=8)
+        for i in usable:
+            digest.update(f"{names[i]} {summaries[i].mark} {summaries[i].samples}\n".encode())
+        self.fingerprint = digest.hexdigest()
+        self.marks = {names[i]: f"{summaries[i].mark} {summaries[i].samples}" for i in usable}  # what it is made of
+        self.content = ""  # stands for captions and labels where the marks of the tars do not
+        self._problems_of: dict[str, list[Problem]] | None = None  # of faulty shards, once they were asked for
+        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._lock = threading.Lock()
+        self._reader = storage.RangeReader(cache, self.fingerprint, patience)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def sample(self, shard: int, row: int) -> SampleRef:
+        """Where sample `row` of shard number `shard` lies."""
+        try:
+            return self._index(shard).sample(row, self.first_names[shard], self.prefix)
+        except DamagedIndex as error:
+            index = self._kept(shard, shard_index.rebuilt(self.shards[shard], error))
+            return index.sample(row, self.first_names[shard], self.prefix)
+
+    def problems(self, shard: int) -> list[Problem]:
+        """What was left out of this shard, by name and reason."""
+        return self._index(shard).problems
+
+    @property
+    def names(self) -> Iterator[str]:
+        """The name of every sample."""
+        for shard, count in enumerate(self.counts.tolist()):
+            for row in range(count):
+                yield self.sample(shard, row).name
+
+    def all_problems(self) -> Iterator[Problem]:
+        """What was left out of all shards, those without any usable sample too, by names as samples have them."""
+        if self._problems_of is None:
+            faulty = [shard for shard, _, faults in self._faulty if not faults.keys() & _SAID.keys()]
+            with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
+                self._problems_of = dict(zip(faulty, pool.map(_problems_of, faulty)))
+        for shard, name, faults in self._faulty:
+            if reason := next(iter(faults.keys() & _SAID.keys()), None):
+                yield Problem(self.prefix + name, reason, f"{without_secrets(shard)} {_SAID[reason]}")
+                continue
+            for problem in self._problems_of[shard]:
+                whole = problem.key == shard_index.shard_name(shard) and problem.reason in WHOLE_SHARD
+                key = name if whole else f"{name}/{problem.key}"
+                detail = f"{without_secrets(shard)}: {problem.detail}" if whole else problem.detail
+                yield Problem(self.prefix + key, problem.reason, detail)
+
+    def read(self, ref: SampleRef, extensions: list[str] | tuple[str, ...]) -> dict[str, bytes]:
+        """Those of the members named by `extensions` that the sample has.
+
+        Raises OSError where the shard cannot be read after several attempts: never a reason to skip the sample."""
+        wanted = {extension: ref.members[extension] for extension in extensions if extension in ref.members}
+        if not wanted:
+            return {}
+        start = min(offset for offset, _ in wanted.values())
+        end = max(offset + size for offset, size in wanted.values())
+        sparse = end - start > sum(size for _, size in wanted.values()) + _GAP * len(wanted)
+        if sparse or not storage.is_url(ref.shard):  # taken apart, a video would be copied
+            return {extension: self._read(ref.shard, *where, [where]) for extension, where in wanted.items()}
+        data = self._read(ref.shard, start, end - start, list(wanted.values()))
+        return {
+            extension: data[offset - start : offset - start + size] for extension, (offset, size) in wanted.items()
+        }
+
+    def _read(self, shard: str, offset: int, size: int, members: list[tuple[int, int]]) -> bytes:
+        if not storage.is_url(shard):
+            return self._reader.read(shard, offset, size)
+        return self._reader.read_members(shard, offset, size, members)
+
+    def _index(self, shard: int) -> ShardIndex:
+        with self._lock:
+            index = self._indices.pop(shard, None)
+            if index is None:
+                index = shard_index.load(self.shards[shard], self.patience)
+            return self._keep(shard, index)
+
+    def _kept(self, shard: int, index: ShardIndex) -> ShardIndex:
+        with self._lock:
+            return self._keep(shard, index)
+
+    def _keep(self, shard: int, index: ShardIndex) -> ShardIndex:
+        if len(index) != self.counts[shard] or index.mark != self._marks[shard]:
+            catalogue.correct(self.shards[shard], index)
+            raise OSError(
+                f"{without_secrets(self.shards[shard])} holds {len(index)} samples, {self.counts[shard]} when the "
+                "corpus was opened, or others: it was replaced under the run; start the run again"
+            )
+        self._reader.expect(self.shards[shard], index.size, index.tag)
+        self._indices[shard] = index
+        if len(self._indices) > _KEPT_INDICES:
+            self._indices.popitem(last=False)
+        return index
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_indices": OrderedDict(), "_lock": None, "_problems_of": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()

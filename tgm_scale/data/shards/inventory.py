@@ -1,0 +1,148 @@
+"""What was opened and what was left out, said in one way wherever data is opened.
+
+It is printed at the start, stands in the run's data.json or results.json, and in `tgm-scale status`."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data.access import storage
+from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.lists.text import shown
+from tgm_scale.data.shards.index import NOTICES, Corpus
+from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import escaped
+
+LEFT_OUT = "left_out.jsonl"
+LOOKED_AT = 24  # samples: a corpus with captions on a quarter of them is refused once in a thousand times
+NAMED = 3  # names of each reason, and examples, that are shown
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Of one part of the data. share: of its samples, left out; where a shard is gone, by what others hold."""
+
+    part: str
+    usable: int
+    left_out: dict[str, int]
+    first: dict[str, list[str]]  # by reason, the first that were left out
+    share: float
+    layout: str = ""  # how a list was understood
+    examples: list[str] = field(default_factory=list)
+    listed: str = ""  # the file that names all
+
+    @classmethod
+    def of(
+        cls, part: str, usable: int, problems: Iterable[Problem], lost: float | None = None, **more: Any
+    ) -> Inventory:
+        """lost: how many samples the problems stand for (default: one each, none where the sample is used)."""
+        count: defaultdict[str, int] = defaultdict(int)
+        first: defaultdict[str, list[str]] = defaultdict(list)
+        for problem in problems:
+            count[problem.reason] += 1
+            if len(first[problem.reason]) < NAMED:
+                first[problem.reason].append(": ".join(filter(None, (problem.key, problem.detail))))
+        if lost is None:
+            lost = sum(number for reason, number in count.items() if reason not in NOTICES)
+        share = lost / (usable + lost) if usable + lost else 0.0
+        return cls(part, usable, dict(sorted(count.items())), dict(first), round(share, 6), **more)
+
+    def facts(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        found = [f"{self.part}: {self.usable:,} usable" + (f" ({self.layout})" if self.layout else "")]
+        found += [f"  such as {example}" for example in self.examples]
+        if self.left_out:
+            found.append(
+                f"  left out, {self.share:.2%}"
+                + (f" (all named in {self.listed}{' of the run' * (self.listed == LEFT_OUT)})" if self.listed else "")
+                + ":"
+            )
+        for reason, count in self.left_out.items():
+            names = "; ".join(self.first[reason])
+            found.append(f"    {reason}: {count:,} ({names}{'; ...' if count > len(self.first[reason]) else ''})")
+        return [escaped(without_secrets(line), keep="") for line in found]
+
+
+def of_corpus(part: str, corpus: Corpus, listed: str = "", captions: bool = True) -> Inventory:
+    """Of an opened corpus, with a few samples and their captions."""
+    layout = getattr(getattr(corpus, "listing", None), "layout", "")
+    found = examples(corpus) if captions else []
+    return Inventory.of(
+        part, len(corpus), corpus.all_problems(), corpus.lost, layout=layout, examples=found, listed=listed
+    )
+
+
+def examples(corpus: Corpus) -> list[str]:
+    """Names and captions of a few samples from all over the corpus."""
+    spread = sorted({len(corpus.counts) * k // NAMED for k in range(NAMED)})
+    places = [(shard, 0) for shard in spread]
+    places += [(0, row) for row in range(1, int(corpus.counts[0])) if len(corpus.counts) < NAMED]
+    found = []
+    for shard, row in islice(places, NAMED):
+        ref = corpus.sample(shard, row)
+        captions = captions_of(corpus.read(ref, CAPTION_EXTENSIONS))
+        said = ", ".join(shown(caption) for caption in captions[:NAMED]) or "no caption"
+        found.append(f"{ref.name}: {said}")
+    return found
+
+
+def refuse_without_captions(opened: Sequence[Corpus], remedy: str) -> None:
+    """Raises ValueError where none of some samples from all over a corpus has a caption: such a run learns nothing
+    from them, and would find out after some steps. remedy: the keys that do without."""
+    for corpus in opened:
+        looked_at = captions_of_some(corpus)
+        if not any(looked_at.values()):
+            raise ValueError(
+                f"corpus {corpus.name!r}: none of {len(looked_at)} samples looked at has a caption "
+                f"({next(iter(looked_at))} is the first): captions are read from json (caption, captions) or txt "
+                f"members, files beside the videos, or a list; to train without them add {remedy}"
+            )
+
+
+def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
+    """The captions of some samples from all over a corpus, by their names."""
+    starts = corpus.counts.cumsum() - corpus.counts
+    chosen = sorted({len(corpus) * k // LOOKED_AT for k in range(LOOKED_AT)})
+    shards = starts.searchsorted(chosen, side="right") - 1
+    refs = [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
+    return {ref.name: captions_of(corpus.read(ref, CAPTION_EXTENSIONS)) for ref in refs}
+
+
+def introduce_to(folder: Path, corpus: Corpus, limit: float) -> None:
+    """For a tool that writes new shards there, and by --max-left-out no more than the share `limit` is to be lost:
+    print what was opened and left out; FOLDER/left_out.jsonl names all of it. Raises ValueError."""
+    found = of_corpus(corpus.name, corpus, str(folder / LEFT_OUT))
+    if corpus.left_out:
+        write_left_out(folder / LEFT_OUT, [(corpus.name, corpus.all_problems())])
+    refuse_above([found], limit, "--max-left-out")
+    print("\n".join(found.lines()), flush=True)
+
+
+def refuse_above(inventories: Sequence[Inventory], limit: float, key: str = "data.max_left_out_share") -> None:
+    """Raises ValueError where a part lost more than the share `limit` of its samples."""
+    for inventory in inventories:
+        if inventory.share > limit:
+            raise ValueError(
+                f"{inventory.share:.1%} of the samples were left out, more than {key}={limit}:\n"
+                + "\n".join(inventory.lines())
+                + "\nmend the data, or raise the limit"
+            )
+
+
+def write_left_out(path: Path, parts: Iterable[tuple[str, Iterable[Problem]]]) -> None:
+    """Name all that was left out, one a line."""
+    rows = (
+        json.dumps({"part": part, "key": problem.key, "reason": problem.reason, "detail": problem.detail})
+        for part, problems in parts
+        for problem in problems
+    )
+    storage.write_atomically(path, "".join(f"{row}\n" for row in rows).encode())

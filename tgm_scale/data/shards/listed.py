@@ -1,0 +1,115 @@
+"""Video files as a corpus: those that a list names, or those below a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data.access import storage
+from tgm_scale.data.building.annotations import captions_of
+from tgm_scale.data.lists.reading import Entry, Listing
+from tgm_scale.data.shards.index import NOTICES, Corpus
+from tgm_scale.data.shards.shard_index import SampleRef, split_extension
+from tgm_scale.data.shards.video_files import VideoFolder, video_extension, walk
+
+
+class ListedCorpus(Corpus):
+    """The files of a list, each in the place of a shard, so that all are shuffled with all: apart from one another as
+    they are, reads gain nothing from being near in time. Opening reads the list and the folders' listings.
+
+    root: where relative paths begin (default: the folder of the list). A file that is not there, or is not the only
+    one that is meant, is left out and named. Raises ValueError where none of the files is there."""
+
+    def __init__(
+        self,
+        listing: Listing,
+        name: str | None = None,
+        cache: storage.RangeCache | None = None,
+        root: str | None = None,
+    ) -> None:
+        super().__init__(name or os.path.basename(listing.path.rstrip("/")), [], [])
+        self.listing, self.origin = listing, listing.path
+        folder = VideoFolder(root if root is not None else os.path.dirname(listing.path))
+        found = folder.find([entry.path for entry in listing.entries])
+        self._problems = [*listing.problems, *found.problems]
+        count = len(listing.entries)
+        if not found.places:
+            first = found.problems[0]
+            raise ValueError(
+                f"{listing.path}: none of its {count} videos can be used ({first.key} is the first: {first.reason}, "
+                f"{first.detail}): paths are absolute, or relative to data.root (default: the folder of the list)"
+            )
+        self.left_out = Counter(problem.reason for problem in self._problems)
+        self.lost = sum(count for reason, count in self.left_out.items() if reason not in NOTICES)
+        self._entries = [entry for entry in listing.entries if entry.path in found.places]
+        self.shards = [found.places[entry.path] for entry in self._entries]
+        self.first_names = [entry.path for entry in self._entries]
+        self.counts = np.ones(len(self._entries), dtype=np.int64)
+        digest, content = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
+        for entry in self._entries:
+            digest.update(f"{entry.path}\n".encode())
+            content.update(json.dumps([entry.path, entry.captions, entry.label]).encode())
+        self.fingerprint, self.content = digest.hexdigest(), content.hexdigest()
+        self._reader = storage.RangeReader(cache, self.fingerprint)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The label of each file that has one, by the sample's name."""
+        return {self.prefix + entry.path: entry.label for entry in self._entries if entry.label is not None}
+
+    @property
+    def groups(self) -> set[str]:
+        return {entry.group for entry in self._entries if entry.group is not None}
+
+    def sample(self, shard: int, row: int) -> SampleRef:
+        entry, place = self._entries[shard], self.shards[shard]
+        members = {video_extension(place): (0, storage.size(place)), "json": (shard, 0)}
+        return SampleRef(entry.path, place, members, entry.path, self.prefix)
+
+    def all_problems(self) -> Iterator[Problem]:
+        return (Problem(self.prefix + problem.key, problem.reason, problem.detail) for problem in self._problems)
+
+    def problems(self, shard: int) -> list[Problem]:
+        """What was left out; all of it is said of the first file."""
+        return self._problems if shard == 0 else []
+
+    def read(self, ref: SampleRef, extensions: list[str] | tuple[str, ...]) -> dict[str, bytes]:
+        found = {}
+        for extension in extensions:
+            if extension == "json":
+                entry = self._entries[ref.members["json"][0]]
+                group = {} if entry.group is None else {"group": entry.group}
+                found["json"] = json.dumps({"captions": entry.captions, "label": entry.label, **group}).encode()
+            elif extension in ref.members:
+                found[extension] = self._reader.read(ref.shard, *ref.members[extension])
+        return found
+
+
+def folder_listing(root: str) -> Listing | None:
+    """The videos below a folder as a list: captions are those of NAME.txt or NAME.json beside NAME.mp4, labels the
+    folders that the videos are in. None where the folder holds no video."""
+    entries, unread = [], list[Problem]()
+    for folder, names in walk(root, unread):
+        stems = set(names)
+        label = os.path.relpath(folder, root).replace(os.sep, "/")
+        for name in names:
+            stem, extension = split_extension(name)
+            if extension:
+                beside = {end: _read(folder, f"{stem}.{end}") for end in ("json", "txt") if f"{stem}.{end}" in stems}
+                path = os.path.join(os.path.relpath(folder, root), name) if folder != root else name
+                entries.append(Entry(path, captions_of(beside), None if label == "." else label))
+    if not entries:
+        return None
+    return Listing(
+        os.path.join(root, ""), entries, "videos of a folder; captions: NAME.txt or NAME.json beside them", unread
+    )
+
+
+def _read(folder: str, name: str) -> bytes:
+    return storage.read_small(os.path.join(folder, name)) or b""

@@ -1,0 +1,100 @@
+"""From what a user names (folders, globs, URLs, lists of videos) to corpora whose samples' names are distinct."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import cast
+
+from tgm_scale.data.access import storage
+from tgm_scale.data.access.addresses import place
+from tgm_scale.data.access.names import distinct_names
+from tgm_scale.data.access.storage import RangeCache
+from tgm_scale.data.lists.reading import Role, is_list, read_list
+from tgm_scale.data.shards import catalogue
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.listed import ListedCorpus, folder_listing
+from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, Summary
+from tgm_scale.data.shards.video_files import video_extension
+
+_MISSING = {"shard_missing": 1}
+
+
+def open_corpus(
+    spec: str | os.PathLike | list[str],
+    name: str | None = None,
+    cache: RangeCache | None = None,
+    *,
+    root: str | None = None,
+    role: Role = "train",
+    patience: float | None = None,
+) -> Corpus:
+    """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs. Or the video files
+    that a list names (see `data.lists.reading`), relative to `root`, those of the split `role`; or the video files of
+    a folder.
+
+    `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
+    wherever it lies. What is read from URLs is kept in `cache`; `patience`: seconds of waiting for a storage that
+    does not answer, see `retrying`. Missing or stale indices are built: many ranks may do so at once, but it is
+    cheaper when one goes first. Shards without a usable sample are left out.
+    Raises ValueError where there is no shard, or none of them holds a usable sample."""
+    if is_list(spec):
+        listing = read_list(os.fspath(cast(str, spec)), role, wanted="caption")
+        return ListedCorpus(listing, name, cache, root)
+    try:
+        shards = storage.expand(spec)
+    except storage.NoShards:
+        files = folder_listing(os.fspath(spec)) if not isinstance(spec, list) and os.path.isdir(spec) else None
+        if files is None:
+            if not isinstance(spec, list) and os.path.isfile(spec) and video_extension(os.fspath(spec)):
+                raise ValueError(f"{spec}: one video; name the folder of it, or a list of videos") from None
+            raise
+        return ListedCorpus(files, name, cache)
+    if name is None:
+        name = os.path.basename(os.path.dirname(os.path.abspath(place(shards[0])))) or "corpus"
+    summaries = catalogue.summaries(shards, patience)
+    gone = catalogue.missing(os.fspath(spec), shards) if not isinstance(spec, list) and os.path.isdir(spec) else []
+    summaries += [Summary("", 0, _MISSING)] * len(gone)
+    corpus = Corpus(name, [*shards, *gone], summaries, cache, patience)
+    if not corpus.shards:
+        why = ", ".join(f"{count} {reason}" for reason, count in corpus.left_out.items())
+        first = next(corpus.all_problems())
+        raise ValueError(
+            f"corpus {name!r}: none of its {len(shards)} shards holds a usable sample ({why}; the first: "
+            f"{first.key}: {first.detail}); a sample needs a "
+            f"video member ({', '.join(VIDEO_EXTENSIONS)}): make shards with `tgm-scale shards make`"
+        )
+    return corpus
+
+
+def tell_apart(corpora: Sequence[Corpus]) -> None:
+    """Give corpora that are opened together names and fingerprints that no other of them has.
+
+    Names within a corpus are distinct already. Where two corpora share one, both get a prefix: the name of the
+    corpus, or as much of its path as is needed. Seeds go by a corpus's fingerprint and the name within it, so they do
+    not change by it; copies of the same corpus get fingerprints of their own."""
+    owners = Counter(name for corpus in corpora for name in corpus.first_names)
+    shared = [corpus for corpus in corpora if any(owners[name] > 1 for name in corpus.first_names)]
+    for number, (corpus, prefix) in enumerate(zip(shared, _prefixes([corpus.origin for corpus in shared]))):
+        corpus.prefix = f"{prefix or number}:"
+    seen: Counter[str] = Counter()
+    for corpus in corpora:
+        original = corpus.fingerprint
+        if seen[original]:
+            again = f"{original} {seen[original]}".encode()
+            corpus.fingerprint = hashlib.blake2b(again, digest_size=8).hexdigest()
+        seen[original] += 1
+
+
+def _prefixes(origins: Sequence[str]) -> list[str]:
+    """Distinct, also where the same folder or list was opened twice: then numbers tell."""
+    different = list(dict.fromkeys(origins))
+    of_origin = dict(zip(different, distinct_names(different)))
+    seen: Counter[str] = Counter()
+    found = []
+    for origin in origins:
+        found.append(of_origin[origin] + (f"#{seen[origin] + 1}" if seen[origin] else ""))
+        seen[origin] += 1
+    return found

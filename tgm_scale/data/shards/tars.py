@@ -1,0 +1,112 @@
+"""Writing of shards: WebDataset tars with their indices, the same bytes for the same samples.
+
+A shard appears whole: it is written as `NAME.tar.partial`, forced to disk, indexed, and renamed last."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from webdataset.writer import TarWriter
+
+from tgm_scale.data.access import storage
+from tgm_scale.data.access.names import printable
+from tgm_scale.data.shards.shard_index import ShardIndex, index_path, split_name
+
+CLIPS_PER_SHARD = 1000  # of about 430 kB at short side 256: half a gigabyte, which a parallel file system streams well
+
+
+def shard_path(folder: str | os.PathLike, number: int) -> Path:
+    """`FOLDER/00042.tar`."""
+    return Path(folder) / f"{number:05d}.tar"
+
+
+def encode_member(extension: str, value: Any) -> bytes:
+    """The bytes of a member: bytes as they are, str as UTF-8, arrays as .npy, dicts and lists as JSON."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, np.ndarray):
+        buffer = io.BytesIO()
+        np.save(buffer, value, allow_pickle=False)
+        return buffer.getvalue()
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True).encode()
+    raise ValueError(
+        f"member {extension!r}: a {type(value).__name__} cannot be written; give bytes, str, array or dict"
+    )
+
+
+class ShardWriter:
+    """Writes samples into numbered shards of `clips_per_shard`.
+
+        with ShardWriter(folder) as writer:
+            writer.write("clip_1", {"mp4": data, "json": {"captions": ["a red ball"]}})
+
+    Left by an error, it keeps the finished shards and no part of the one in work."""
+
+    def __init__(self, folder: str | os.PathLike, clips_per_shard: int = CLIPS_PER_SHARD, first: int = 0) -> None:
+        self._folder, self._clips_per_shard, self._number = Path(folder), clips_per_shard, first
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._keys: set[str] = set()
+        self._file: io.BufferedWriter | None = None
+        self._tar: TarWriter | None = None
+
+    def write(self, key: str, members: dict[str, Any]) -> None:
+        """Add one sample; members by extension, see `encode_member`. Raises ValueError for a key that is not read
+        back as it is (its last part has a dot, behind which all is extension), or that this shard holds already."""
+        if not key or printable(key) != key or split_name(f"{key}.mp4") != (key, "mp4"):
+            raise ValueError(
+                f"sample key {key!r}: its part behind the last '/' is not empty and has no dot, and nothing in it is "
+                "a control character"
+            )
+        if key in self._keys:
+            raise ValueError(f"sample key {key!r} is written twice")
+        encoded = {extension: encode_member(extension, value) for extension, value in members.items()}
+        if self._tar is None:
+            self._file = open(self._partial, "wb")  # noqa: SIM115 (closed by `finish` or `abandon`)
+            self._tar = TarWriter(self._file, encoder=False, mtime=0)
+        self._tar.write({"__key__": key, **encoded})
+        self._keys.add(key)
+        if len(self._keys) == self._clips_per_shard:
+            self.finish()
+
+    def finish(self) -> None:
+        """Finish the shard in work, if there is one; the next sample starts another."""
+        if self._tar is None or self._file is None:
+            return
+        self._tar.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        path = shard_path(self._folder, self._number)
+        storage.write_atomically(Path(index_path(str(path))), ShardIndex.scan(str(self._partial)).dump())
+        os.replace(self._partial, path)
+        self._tar, self._file, self._keys, self._number = None, None, set(), self._number + 1
+
+    def abandon(self) -> None:
+        """Drop the shard in work."""
+        if self._tar is not None and self._file is not None:
+            self._tar.close()
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+            self._tar = self._file = None
+
+    @property
+    def _partial(self) -> Path:
+        path = shard_path(self._folder, self._number)
+        return path.with_name(path.name + ".partial")
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.abandon()

@@ -1,0 +1,1 @@
+"""Frames of videos and pictures: by their times, cropped and scaled; and writing of videos."""

@@ -1,0 +1,277 @@
+"""Frames of a clip from its bytes, through PyAV.
+
+A frame's index counts frames of the stream's nominal rate from its first frame on. Where the rate is constant, that is
+the frame's place in the stream; where it varies, index i is the frame that a player shows at time i / rate
+(data/video/timeline.py). Pictures are as players show them: upright, with square pixels; not deinterlaced.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from tgm_scale.data.video.decode_error import DecodeError
+from tgm_scale.data.video.frame_times import frame_times, packets_of
+from tgm_scale.data.video.motion import MotionRecorder
+from tgm_scale.data.video.pictures import SCALING, Orientation, best_stream, orientation, pixel_aspect
+from tgm_scale.runtime.compat import any_metadata
+
+MAX_PIXELS = 8192 * 4320  # of a frame: 8K; a decoder may keep 16 of them for reference
+DECODE_BUDGET = 1 << 33  # pixels decoded for one clip: 4,096 frames of 1080p, about 20 s of one core
+
+# Containers that hold their own frames. Not playlists (HLS, concat, DASH), which make ffmpeg open the files and the
+# addresses that a sample's bytes name.
+_FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg,h264,hevc,m4v"
+_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
+_SKIPPING = {"h264", "hevc"}  # decoders that heed `skip_frame` packet by packet (dav1d reads it once, when it opens)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames sampled from a source."""
+
+    video: np.ndarray  # uint8 [T, H, W, 3], RGB
+    indices: np.ndarray  # int64 [T]: which frames of the source
+    start: float  # seconds from the source's first frame to the clip's first frame
+    frame_count: int  # of the source
+
+
+def decode_clip(data: bytes, frames: int, stride: int, offset_draw: float) -> Clip:
+    """`frames` whole frames, `stride` apart, from the start that `offset_draw` in [0, 1) picks. Raises DecodeError."""
+    with Video(data) as video:
+        indices = window(video.count, frames, stride, offset_draw)
+        images = dict(video.frames(np.unique(indices)))
+        stacked = np.stack([images[index] for index in indices.tolist()])
+        return Clip(stacked, indices, video.time(indices[0]), video.count)
+
+
+def window(count: int, frames: int, stride: int, offset_draw: float) -> np.ndarray:
+    """Indices, int64 [frames], `stride` apart in a source of `count` frames; a short source repeats its last frame."""
+    starts = max(count - (frames - 1) * stride, 1)
+    return np.minimum(int(offset_draw * starts) + stride * np.arange(frames), count - 1)
+
+
+def segments(count: int, draws: Sequence[float] | np.ndarray) -> np.ndarray:
+    """One index of each of equal segments that cover a source of `count` frames, int64 [frames]; `draws` in [0, 1)
+    say where in its segment (TSN, Wang et al. 2016, section 3.1). A short source repeats frames."""
+    draws = np.asarray(draws)
+    return np.minimum((np.arange(len(draws)) + draws) * count / len(draws), count - 1).astype(np.int64)
+
+
+class Video:
+    """A source's opened bytes, a context manager: `count` frames at the nominal `rate` a second.
+
+    Of several video streams it takes the one that ffmpeg ranks best (the default one, then the largest), but no
+    cover. `interlaced` is set once a frame that was handed over is marked so. Raises DecodeError for bytes that are no
+    video, or a video without frames; nothing that they say opens another file."""
+
+    def __init__(self, data: bytes, motion: MotionRecorder | None = None):
+        """motion: is told of every frame that is decoded, with its motion vectors."""
+        if not data:
+            raise DecodeError("empty", "0 bytes")
+        self._data = data
+        self._motion = motion
+        self._convert = VideoReformatter()  # one for all frames: each frame's own would be set up anew
+        self._size: tuple[int, int] | None = None  # width and height before the turn
+        self._orientation: Orientation | None = None
+        self._scaling: str | None = None
+        self._chosen: int | None = None
+        self.interlaced = False
+        self._open()
+        found = frame_times(self._container, self._stream, len(data))
+        self._times, self._timed, self._step = found.times_N, found.timed, found.step
+        self._first = found.timeline.first_N  # at which index each frame is first shown
+        self.rate, self.count = found.timeline.rate, found.timeline.count
+        if found.moved:
+            self._rewind()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._container.close()
+
+    def time(self, index: int) -> float:
+        """Seconds from the first frame to frame `index`."""
+        return float(int(index) / self.rate)
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, image) for ascending, distinct indices below `count`; images uint8 [H, W, 3], upright, of one size.
+
+        Decodes on one thread from the keyframe before the first index to the last index. Raises DecodeError."""
+        shown = self._times[np.searchsorted(self._first, indices, side="right") - 1]
+        places: dict[int, list[int]] = {}
+        for index, time in zip(indices, shown.tolist()):
+            places.setdefault(time, []).append(int(index))
+        if self._motion is not None and len(indices):
+            self._motion.first = int(indices[0])
+        for time, image in self._images(deque(places)):
+            for index in places[time]:
+                yield index, image
+
+    def _images(self, wanted: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """(time, image) for the ascending times in `wanted`, which it empties."""
+        for time, frame in chain(self._find_from_keyframe(wanted), self._find_from_start(wanted)):
+            yield time, self._rgb(frame)
+
+    def _opened(self) -> InputContainer:
+        try:
+            return av.open(
+                io.BytesIO(self._data), mode="r", options=_OPTIONS, **any_metadata(av.__version__), buffer_size=1 << 18
+            )
+        except av.FFmpegError as error:
+            if self._data[4:8] == b"ftyp":
+                raise DecodeError("truncated", f"an MP4 without its index ({error.strerror})") from None
+            raise DecodeError("not_a_video", str(error.strerror)) from None
+
+    def _open(self) -> None:
+        self._container = self._opened()
+        stream = self._choose()
+        if stream is None:
+            raise DecodeError("not_a_video", f"no video stream that can be decoded in {self._container.format.name}")
+        context = cast(VideoCodecContext, stream.codec_context)
+        if not context.width * context.height:  # ffmpeg forgets a size above the limit
+            raise DecodeError("damaged", f"it has no frame size, or one above {MAX_PIXELS:,} pixels")
+        context.thread_type = "NONE"  # processes decode in parallel, not threads
+        context.thread_count = 1
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+        if self._motion is not None:
+            context.options = self._motion.switch_on(context.options)
+        assert stream.time_base is not None
+        self._stream, self._context, self._time_base = stream, context, stream.time_base
+        self._begun = False
+
+    def _rewind(self) -> None:
+        self._container.close()
+        self._open()
+
+    def _choose(self) -> VideoStream | None:
+        """The stream to decode: the same one whenever the bytes are opened again."""
+        if self._chosen is not None:
+            return self._container.streams.video[self._chosen]
+        try:
+            stream = best_stream(self._container)
+        except av.FFmpegError as error:
+            raise DecodeError("damaged", f"its packets cannot be read: {error.strerror}") from None
+        if len(self._container.streams.video) > 1 and stream is not None:
+            self._chosen = self._container.streams.video.index(stream)
+            self._container.close()
+            self._container = self._opened()
+            stream = self._container.streams.video[self._chosen]
+        return stream
+
+    def _find_from_keyframe(self, wanted: deque[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """The fast way: seek, and skip what is neither wanted nor referred to (a fifth of the time with B-frames).
+        Takes from the ascending times in `wanted` what it finds intact and exact, and ends where it does not."""
+        if not self._timed:
+            return
+        try:
+            if wanted[0] > self._times[0]:
+                self._container.seek(wanted[0], stream=self._stream)
+            for frame, intact in self._decode(wanted=set(wanted)):
+                self._record(frame, frame.pts)
+                if frame.pts == wanted[0] and intact:
+                    yield wanted.popleft(), frame
+                elif frame.pts is None or frame.pts >= wanted[0]:
+                    return
+                if not wanted:
+                    return
+        except av.FFmpegError:
+            return
+
+    def _find_from_start(self, wanted: deque[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """The sure way: decode from the first frame. Where the decoder gives no frame for a packet (a hidden frame of
+        VP8, an empty one of a packed AVI), the frame before it is shown, as players do."""
+        held: tuple[int, VideoFrame] | None = None
+        if not wanted:
+            return
+        if self._timed or self._begun:
+            self._rewind()
+
+        def shown() -> tuple[int, VideoFrame]:
+            time = wanted.popleft()
+            if held is None or time - held[0] > self._step:
+                raise DecodeError("damaged", f"no intact frame {(time - int(self._times[0])) / self._step:.0f}")
+            return time, held[1]
+
+        try:
+            for place, (frame, intact) in enumerate(self._decode()):
+                time = frame.pts if self._timed and frame.pts is not None else place
+                self._record(frame, time)
+                while wanted and time > wanted[0]:
+                    yield shown()
+                held = (time, frame) if intact else None
+                if wanted and time == wanted[0]:
+                    yield shown()
+                if not wanted:
+                    return
+        except av.FFmpegError as error:
+            raise DecodeError("damaged", str(error.strerror)) from None
+        while wanted:
+            yield shown()
+
+    def _first_frame(self) -> VideoFrame | None:
+        """The first that can be decoded; the bytes are then opened again."""
+        try:
+            return next((frame for frame, _ in self._decode()), None)
+        except av.FFmpegError:
+            return None
+        finally:
+            self._rewind()
+
+    def _decode(self, wanted: set[int] | None = None) -> Iterator[tuple[VideoFrame, bool]]:
+        """Frames from where the container stands, and whether each is intact: neither patched up by the decoder nor,
+        perhaps, built on one that was. Given `wanted` times, frames that nothing refers to may be left out."""
+        context, pixels, intact, self._begun = self._stream.codec_context, 0, True, True
+        for packet in packets_of(self._container, self._stream):
+            if wanted is not None and context.name in _SKIPPING:
+                context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            if self._motion is not None:
+                self._motion.note(packet)
+            for frame in cast(list[VideoFrame], packet.decode()):
+                pixels += frame.width * frame.height
+                if pixels > DECODE_BUDGET:
+                    raise DecodeError("too_large", f"over {DECODE_BUDGET:,} pixels to decode up to the wanted frames")
+                intact = not frame.is_corrupt and (intact or frame.key_frame)
+                yield frame, intact
+
+    def _record(self, frame: VideoFrame, time: int | None) -> None:
+        if self._motion is not None and time is not None:
+            self._motion.add(int(self._first[np.searchsorted(self._times, time, side="right") - 1]), frame)
+
+    def _rgb(self, frame: VideoFrame) -> np.ndarray:
+        """uint8 [H, W, 3], as it is shown: a view of ffmpeg's memory, which lives as long as the view."""
+        if self._orientation is None or self._size is None:
+            self._look(frame)
+        assert self._size is not None and self._orientation is not None
+        self.interlaced = self.interlaced or frame.interlaced_frame
+        width, height = self._size
+        try:
+            # threads=1: swscale would start one for each core, for every frame
+            converted = self._convert.reformat(frame, width, height, "rgb24", interpolation=self._scaling, threads=1)
+        except av.FFmpegError as error:
+            raise DecodeError("damaged", f"cannot convert {frame.format.name}: {error.strerror}") from None
+        plane = converted.planes[0]
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
+        return self._orientation.turn(rows[:, : 3 * width].reshape(height, width, 3))
+
+    def _look(self, frame: VideoFrame) -> None:
+        """Take from the first frame how all are shown."""
+        self._orientation = orientation(frame)
+        if self._size is None:
+            self._size = max(1, round(frame.width * pixel_aspect(self._stream))), frame.height
+            self._scaling = SCALING if self._size[0] != frame.width else None
+            if self._size[0] * frame.height > MAX_PIXELS:
+                raise DecodeError("too_large", f"with square pixels, a frame of {self._size[0]}x{frame.height}")

@@ -1,0 +1,288 @@
+"""The stages of the demo, each from files to files: it can be stopped after any of them, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgm_scale import config as configuration
+from tgm_scale.config import Config
+from tgm_scale.conversion.convert import convert
+from tgm_scale.conversion.read import read
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.demo import story
+from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.demo.gallery import gallery
+from tgm_scale.demo.strips import strips
+from tgm_scale.demo.summary import Summary
+from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION
+from tgm_scale.evaluation.masks import relevance
+from tgm_scale.evaluation.variants import Accuracies, compare_variants
+from tgm_scale.guidance.image import SCORERS
+from tgm_scale.guidance.towers import load_image_tower, load_text_tower, tower_folder
+from tgm_scale.planning.run_plan import run_masker, shape_of
+from tgm_scale.report import html
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.run_folder import replace_file
+from tgm_scale.runtime.progress import Board, Task
+
+Figures = dict[str, Any]
+
+VARIANTS = {  # overrides of the configuration
+    "joint": [],
+    "mae": ["objective.contrastive_weight=0"],
+}
+LABELS = {"motion": SYNTHETIC_MOTION, "shape": "truth.objects.0.shape", "colour": "truth.objects.0.colour"}
+SIDE_BY_SIDE = 2  # runs at a time, one core each: faster on two cores than one run on both
+JUDGED_CLIPS = 60
+STRIPS = 4
+_TEST_SEED = 1000  # of held-out corpora; training corpora have seed 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How large the demo is and where it is written."""
+
+    folder: Path
+    config: str
+    clips: int = 1000
+    test_clips: int = 400
+    seeds: int = 3
+    steps: int | None = None
+
+    def corpus(self, name: str) -> Path:
+        return self.folder / "data" / name
+
+    def run(self, variant: str, seed: int) -> Path:
+        return self.folder / f"{variant}-{seed}"
+
+    def overrides(self, variant: str, seed: int) -> list[str]:
+        """What a run changes in the configuration file."""
+        shards = json.dumps([str(self.corpus(name)) for name in ("named", "mover")])
+        own = [f"run.dir={self.run(variant, seed)}", f"run.seed={seed}", f"data.shards={shards}"]
+        return own + ([f"train.steps={self.steps}"] if self.steps else []) + VARIANTS[variant]
+
+    def run_config(self, variant: str = "joint", seed: int = 0) -> Config:
+        return configuration.load(self.config, self.overrides(variant, seed))
+
+
+def timed(stage: Callable[[], Figures]) -> tuple[float, Figures]:
+    began = time.monotonic()
+    figures = stage()
+    return time.monotonic() - began, figures
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, json.dumps(value, indent=1) + "\n")
+
+
+def make_corpora(plan: Plan, board: Board) -> Figures:
+    """Two training corpora (objects with look-alikes; one mover) and two held-out ones of movers, as shards."""
+    wanted = {  # mode, clips, seed
+        "named": ("named", plan.clips, 0),
+        "mover": ("one_mover", plan.clips, 0),
+        "mover-probe": ("one_mover", plan.test_clips, _TEST_SEED),
+        "mover-test": ("one_mover", plan.test_clips, _TEST_SEED + 1),
+        "named-test": ("named", STRIPS, _TEST_SEED + 1),
+    }
+    task = board.task("clips made", sum(clips for _, clips, _ in wanted.values()))
+    for name, (mode, clips, seed) in wanted.items():
+        folder, before = plan.corpus(name), task.done
+        if not folder.exists():
+            unfinished = folder.with_name(f"{name}.making")
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was stopped
+            unfinished.parent.mkdir(parents=True, exist_ok=True)
+            workers = min(os.cpu_count() or 1, 8)
+            progress = partial(_count_from, task, before)
+            make_corpus(unfinished, clips, seed, mode, workers=workers, progress=progress)
+            unfinished.rename(folder)
+        task.to(before + clips)
+    return {}
+
+
+def _count_from(task: Task, before: int, done: int) -> None:
+    task.to(before + done)
+
+
+def pretrain(plan: Plan, board: Board) -> Figures:
+    """Every variant and seed by `tgm-scale pretrain`, some side by side. A run that stands unfinished goes on."""
+    waiting = [(variant, seed) for seed in range(plan.seeds) for variant in VARIANTS]
+    steps = plan.run_config().train.steps
+    assert steps is not None, "the demo's configuration gives train.steps"
+    running: dict[subprocess.Popen, tuple[Path, Task]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < SIDE_BY_SIDE:
+                variant, seed = waiting.pop(0)
+                folder = plan.run(variant, seed)
+                process = _start(plan, variant, seed)
+                running[process] = (folder, board.task(f"pretraining {folder.name}", steps))
+            time.sleep(0.5)
+            for process, (folder, task) in list(running.items()):
+                _follow(folder, task)
+                if process.poll() is not None:
+                    running.pop(process)
+                    if process.returncode:
+                        raise ValueError(_failure(folder))
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+    return {}
+
+
+def _start(plan: Plan, variant: str, seed: int) -> subprocess.Popen:
+    folder = plan.run(variant, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", plan.config, *plan.overrides(variant, seed)]
+    with (folder / "output.log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def _follow(folder: Path, task: Task) -> None:
+    rows = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
+    if rows:
+        task.to(rows[-1]["step"], f"loss {rows[-1]['loss']:.3f}, {rows[-1]['clips_per_second']:.0f} clips/s")
+
+
+def _failure(folder: Path) -> str:
+    tail = (folder / "output.log").read_text().splitlines()[-15:]
+    return f"pretraining in {folder} failed; the end of its output:\n  " + "\n  ".join(tail)
+
+
+def judge_masks(plan: Plan, board: Board) -> Figures:
+    """Does the relevance point at the named object? On clips of the held-out seed, for every scorer and control."""
+    config = plan.run_config()
+    assert config.guidance.towers is not None, "the demo's configuration names towers"
+    towers, grid = tower_folder(config.guidance.towers), shape_of(config).grid
+    text = load_text_tower(towers, torch.device("cpu"), torch.float32)
+    image = load_image_tower(towers, torch.device("cpu"), torch.float32)
+    scorers = {name: relevance.towers_scorer(text, image, name, grid) for name in SCORERS}
+    scorers["colour_control"] = relevance.colour_scorer(grid)
+    clips = min(JUDGED_CLIPS, plan.test_clips)
+    task = board.task("masks judged", len(scorers) + 1)
+    look = Look(frames=config.data.frames)
+    judged = {}
+    for name, scorer in scorers.items():
+        judged[name] = relevance.judge(scorer, clips, _TEST_SEED, grid, look)
+        task.advance()
+    chosen, masker = judged[config.guidance.scorer], run_masker(config)
+    hidden = chosen.hidden
+    own = relevance.judge(scorers[config.guidance.scorer], clips, _TEST_SEED, grid, look, masker)
+    task.advance()
+    return {
+        "mask": {
+            **{f"{role}_hidden": share for role, share in hidden.items()},
+            "distractor_hidden": (hidden["same_colour"] + hidden["same_shape"]) / 2,
+            "random_hidden": masker.hidden_count / grid.tokens,
+            "absent_caption_hidden": chosen.absent_hidden,
+            "of_the_runs": {f"{role}_hidden": share for role, share in own.hidden.items()},
+            "colour_control_same_colour_hidden": judged["colour_control"].hidden["same_colour"],
+        },
+        "relevance_auc": {**{name: one.auc for name, one in judged.items()}, "absent_caption": chosen.absent_auc},
+    }
+
+
+def probe_features(plan: Plan, board: Board) -> Figures:
+    """How the mover moves and what it is, from frozen features: joint, MAE alone, random initialisation."""
+    train, test = (open_corpus(str(plan.corpus(name))) for name in ("mover-probe", "mover-test"))
+    task = board.task("clips through 3 encoders a seed", len(train) + len(test))
+    seeds = list(range(plan.seeds))
+    variants = {name: [plan.run(name, seed) for seed in seeds] for name in VARIANTS}
+    found = compare_variants(variants, seeds, train, test, LABELS, progress=task.advance)
+    one = found["motion"]
+    return {
+        "labels": {label: _of_label(accuracies) for label, accuracies in found.items()},
+        "train_clips": one.train_clips,
+        "test_clips": one.test_clips,
+    }
+
+
+def _of_label(found: Accuracies) -> Figures:
+    return {
+        "probe": {name: {"mean": _mean(values), "std": _std(values)} for name, values in found.probe.items()},
+        "knn": {name: _mean(values) for name, values in found.knn.items()},
+        "gain": {name: interval._asdict() for name, interval in found.probe_gain.items()},
+        "knn_gain": {name: interval._asdict() for name, interval in found.knn_gain.items()},
+        "chance": found.chance,
+    }
+
+
+def _mean(values: list[float]) -> float:
+    return statistics.fmean(values)
+
+
+def _std(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def export(plan: Plan) -> Figures:
+    """The first joint run in the Hugging Face layout, loaded back with transformers."""
+    folder = plan.folder / "huggingface"
+    shutil.rmtree(folder, ignore_errors=True)
+    return {"max_difference": convert(read(plan.run("joint", 0)), folder, "huggingface").difference}
+
+
+def summarise(plan: Plan, figures: Figures, seconds: float) -> Summary:
+    """Gather the figures under the names that users rely on, and write summary.json."""
+    losses = [row["loss_reconstruction"] for row in read_metrics(plan.run("joint", 0))]
+    few = max(1, len(losses) // 50)
+    features = figures["features"]
+    summary = {
+        "loss": {"first": _mean(losses[:few]), "last": _mean(losses[-few:])},
+        **figures["masks"],
+        **{
+            figure: {label: found[figure] for label, found in features["labels"].items()}
+            for figure in ("probe", "knn", "gain", "knn_gain", "chance")
+        },
+        "export": figures["export"],
+        "seconds": seconds,
+    }
+    write_json(plan.folder / "summary.json", summary)
+    return summary
+
+
+def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
+    """report.html with its pictures in it."""
+    features = figures["features"]
+    config = plan.run_config()
+    machine = f"{os.cpu_count()} {platform.machine()} cores"
+    if torch.cuda.is_available():
+        machine = torch.cuda.get_device_name()
+    facts = {
+        "machine": machine,
+        "train_clips": features["train_clips"],
+        "test_clips": features["test_clips"],
+        "seeds": plan.seeds,
+        "steps": config.train.steps,
+        "batch": config.train.global_batch_size,
+        "clips": plan.clips,
+        "normalise_by": config.objective.normalise_by,
+        "commands": [
+            shlex.join(["tgm-scale", "pretrain", "--config", plan.config, *plan.overrides(name, 0)])
+            for name in VARIANTS
+        ],
+    }
+    runs = {f"{name} {seed}": plan.run(name, seed) for name in VARIANTS for seed in range(plan.seeds)}
+    shown = strips(config, plan.run("joint", 0), open_corpus(str(plan.corpus("named-test"))))
+    curves, bars = story.loss_curves(runs), story.probe_bars(summary)
+    recipes = gallery(towers=config.guidance.towers or "small", scorer=config.guidance.scorer)
+    page = html.render(story.compose(summary, shown, recipes, curves, bars, facts))
+    path = plan.folder / "report.html"
+    replace_file(path, page)
+    return path

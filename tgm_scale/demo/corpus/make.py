@@ -1,0 +1,123 @@
+"""A corpus that the project makes itself: H.264 clips of moving shapes, captions, and the truth of every pixel.
+
+Clip `index` of `seed` is a pure function of the two: any size of corpus begins with the same clips, whatever the
+number of workers. Scenes are described in synthetic_scenes, the json of a sample in synthetic_truth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.demo.corpus.captions import captions
+from tgm_scale.demo.corpus.scenes import MODES, MOTIONS, ROLES, draw_scenes, render
+from tgm_scale.demo.corpus.shapes import COLOURS, SHAPES
+from tgm_scale.demo.corpus.truth import ObjectTruth, Truth
+from tgm_scale.runtime import seeding
+
+
+@dataclass(frozen=True)
+class Look:
+    """How clips look: side in pixels, frames a clip, frames a second, and difficulty from 0 (plain) to 1 (hard)."""
+
+    size: int = 64
+    frames: int = 16
+    fps: float = 12.0
+    difficulty: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.size < 32 or self.size % 2:
+            raise ValueError(f"size={self.size} of synthetic clips: wanted an even number of at least 32 pixels")
+        if self.frames < 2:
+            raise ValueError(f"frames={self.frames} of synthetic clips: wanted at least 2, for anything to move")
+        if not 0 < self.fps <= 1000:
+            raise ValueError(f"fps={self.fps} of synthetic clips: wanted more than 0, and at most 1000")
+        if not 0 <= self.difficulty <= 1:
+            raise ValueError(f"difficulty={self.difficulty} of synthetic clips: wanted a number from 0 to 1")
+
+
+@dataclass(frozen=True)
+class SyntheticClip:
+    frames: np.ndarray  # uint8 [T, H, W, 3] RGB
+    captions: list[str]  # one fact in several phrasings
+    truth: Truth
+
+
+def render_clip(seed: int, index: int, mode: str = "named", look: Look = Look()) -> SyntheticClip:
+    """Clip `index` of the corpus of `seed`. mode: 'named' (object and distractors) or 'one_mover'."""
+    seeds_B = torch.tensor([seeding.key(seed, "synthetic", mode, index)])
+    scenes = draw_scenes(seeds_B, mode, torch.tensor([look.difficulty]))
+    frames_BT3HW, visible_BTKHW = render(scenes, torch.linspace(0, 1, look.frames)[None], look.size)
+    shapes, colours = list(SHAPES), list(COLOURS)
+    objects = [
+        ObjectTruth(
+            role=ROLES[k],
+            shape=shapes[int(scenes.shape[0, k])],
+            colour=colours[int(scenes.colour[0, k])],
+            motion=MOTIONS[int(scenes.motion[0, k])],
+            visible=visible_BTKHW[0, :, k].numpy(),
+        )
+        for k in range(visible_BTKHW.shape[2])
+    ]
+    named = objects[0]
+    frames_THW3 = np.ascontiguousarray(frames_BT3HW[0].permute(0, 2, 3, 1).numpy())
+    return SyntheticClip(frames_THW3, captions(named.colour, named.shape, named.motion), Truth(objects))
+
+
+def make_sample(index: int, seed: int, mode: str, look: Look) -> tuple[str, dict[str, Any]]:
+    """Key and members of one sample: `mp4` and `json` (captions, truth, and what made it)."""
+    clip = render_clip(seed, index, mode, look)
+    made_by = {"seed": seed, "index": index, "mode": mode, **asdict(look)}
+    fields = {"captions": clip.captions, "truth": clip.truth.to_json(), "made_by": made_by}
+    return f"{mode}_{index:06d}", {"mp4": encode_video(clip.frames, look.fps), "json": fields}
+
+
+def make_corpus(
+    folder: str | os.PathLike,
+    clips: int,
+    seed: int,
+    mode: str = "named",
+    look: Look = Look(),
+    workers: int = 1,
+    clips_per_shard: int = 250,
+    progress: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Write clips 0 to `clips` - 1 of the corpus of `seed` as shards into `folder`.
+
+    `progress` is called with the number of clips done after each. Raises ValueError for a mode or a count that makes
+    no corpus, and for a folder that holds shards already."""
+    if mode not in MODES:
+        raise ValueError(f"mode={mode} of a synthetic corpus: wanted one of {', '.join(MODES)}")
+    if min(clips, workers, clips_per_shard) < 1:
+        raise ValueError(
+            f"clips={clips}, workers={workers}, clips_per_shard={clips_per_shard} of a synthetic corpus: wanted at "
+            "least 1 of each"
+        )
+    if os.path.isdir(folder) and any(name.endswith(".tar") for name in os.listdir(folder)):
+        raise ValueError(f"{folder} holds shards already; name another folder or remove them")
+    with ShardWriter(folder, clips_per_shard) as writer:
+        for done, (key, members) in enumerate(_samples(clips, seed, mode, look, workers), 1):
+            writer.write(key, members)
+            progress(done)
+
+
+def _samples(clips: int, seed: int, mode: str, look: Look, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    make = partial(make_sample, seed=seed, mode=mode, look=look)
+    if workers == 1:
+        yield from map(make, range(clips))
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        indices = iter(range(clips))
+        for start in range(0, clips, 64 * workers):  # bounded: finished clips wait in memory for the writer
+            yield from pool.map(make, islice(indices, min(64 * workers, clips - start)), chunksize=8)

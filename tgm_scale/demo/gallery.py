@@ -1,0 +1,119 @@
+"""One synthetic clip's mask over time under every recipe: a film strip and an animation.
+
+Shapes: T frames, S slots, R rows, C columns of the token grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from tgm_scale.config import from_tree
+from tgm_scale.contracts import Grid
+from tgm_scale.data.video.decode import Video
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.data.video.motion import MotionRecorder
+from tgm_scale.data.video.transforms import draw_crop
+from tgm_scale.demo.corpus.make import Look, render_clip
+from tgm_scale.evaluation.masks.agreement import clip_maps
+from tgm_scale.guidance.flow import check_flow
+from tgm_scale.masking.recipes import RECIPES
+from tgm_scale.planning.run_plan import run_masker
+from tgm_scale.planning.towers import load_towers
+from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
+from tgm_scale.runtime import seeding
+
+SIDE, PATCH, TUBELET = 112, 8, 2
+_PER_ROW, _TITLE, _GAP, _COLOURS = 5, 18, 6, 64  # of the animation
+_INK, _PAPER = (40, 44, 52), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A clip under each recipe."""
+
+    caption: str
+    strip: bytes  # PNG
+    animation: bytes  # GIF
+    left_out: list[str]  # recipes that need what is not installed, with the reason
+
+
+def gallery(index: int = 0, mask_ratio: float = 0.75, towers: str = "small", scorer: str = "raw") -> Gallery:
+    """Masks of clip `index` of a synthetic corpus, encoded and decoded as in training."""
+    look = Look(size=SIDE)
+    clip = render_clip(seeding.key("gallery"), index, "named", look)
+    recorder = MotionRecorder()
+    with Video(encode_video(clip.frames, look.fps), recorder) as video:
+        indices = torch.arange(look.frames).numpy()
+        frames_THW3 = torch.stack([torch.from_numpy(image.copy()) for _, image in video.frames(indices)])
+    video_CTHW = frames_THW3.permute(3, 0, 1, 2)
+    grid = Grid.of(look.frames, SIDE, TUBELET, PATCH)
+    motion_Syx = recorder.slots(indices, grid.slots)
+    assert motion_Syx is not None, "clips for training are H.264 with P-frames"
+    motion_SRC = draw_crop("center", SIDE, SIDE, 0, flip=False).resample(motion_Syx, grid.rows, grid.columns)
+    outline_THW = torch.from_numpy(clip.truth.named.visible)
+    frames = slot_frames(video_CTHW, grid.slots)
+    rows: list[Row] = [("the clip", outlined(frames, outline_THW[::TUBELET]))]
+    films: list[Row] = [("the clip", outlined(video_CTHW.transpose(0, 1), outline_THW))]
+    left_out = []
+    for recipe in RECIPES:
+        hidden_SRC, reason = _hidden(recipe, mask_ratio, towers, scorer, video_CTHW, motion_SRC, clip.captions[0])
+        if hidden_SRC is None:
+            left_out.append(f"{recipe}: {reason}")
+            continue
+        rows.append((recipe, veiled(frames, ~hidden_SRC)))
+        films.append((recipe, veiled(video_CTHW.transpose(0, 1), ~hidden_SRC.repeat_interleave(TUBELET, 0))))
+    return Gallery(clip.captions[0], film_strip(rows, side=SIDE), _animation(films), left_out)
+
+
+def _hidden(
+    recipe: str, mask_ratio: float, towers: str, scorer: str, video_CTHW: Tensor, motion_SRC: Tensor, caption: str
+) -> tuple[Tensor | None, str]:
+    """The tokens that a recipe hides, bool [S, R, C], or why there are none."""
+    tree: dict[str, Any] = {
+        "run": {"dir": "-"},
+        "data": {"shards": "-", "frames": video_CTHW.shape[1], "size": SIDE},
+        "guidance": {"towers": towers, "scorer": scorer},
+        "masking": {"recipe": recipe, "mask_ratio": mask_ratio},
+        "model": {"patch": PATCH, "tubelet": TUBELET},
+        "objective": {"contrastive_weight": 0.0},
+        "train": {"steps": 1},
+    }
+    config = from_tree(tree)
+    masker = run_masker(config)
+    try:
+        if "flow" in masker.needs:
+            check_flow(config.guidance.flow)
+    except ValueError as missing:
+        return None, str(missing)
+    models = load_towers(config.guidance, masker.needs, contrastive=False, device=torch.device("cpu"))
+    maps = clip_maps(masker, models, video_CTHW, motion_SRC, caption)
+    assert maps is not None
+    return masker.hidden(torch.tensor([seeding.key("gallery", recipe)]), **maps)[0], ""
+
+
+def _animation(films: Sequence[Row], milliseconds: int = 160) -> bytes:
+    """A GIF of films side by side, each with its name above it."""
+    font = ImageFont.load_default(size=12)
+    across, down = min(len(films), _PER_ROW), -(-len(films) // _PER_ROW)
+    size = (across * (SIDE + _GAP) - _GAP, down * (SIDE + _TITLE + _GAP) - _GAP)
+    pictures = []
+    for t in range(len(films[0][1])):
+        sheet = Image.new("RGB", size, _PAPER)
+        draw = ImageDraw.Draw(sheet)
+        for number, (name, frames_TCHW) in enumerate(films):
+            left, top = (number % _PER_ROW) * (SIDE + _GAP), (number // _PER_ROW) * (SIDE + _TITLE + _GAP)
+            draw.text((left, top + _TITLE / 2), name, _INK, font, anchor="lm")
+            sheet.paste(Image.fromarray(frames_TCHW[t].permute(1, 2, 0).contiguous().numpy()), (left, top + _TITLE))
+        pictures.append(sheet)
+    palette = pictures[0].quantize(_COLOURS)
+    frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    stream = io.BytesIO()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:], duration=milliseconds, loop=0)
+    return stream.getvalue()

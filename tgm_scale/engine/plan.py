@@ -1,0 +1,151 @@
+"""What the run derives for DeepSpeed: the user's JSON, completed.
+
+The JSON says how to shard, offload and communicate. What the run derives (batch sizes, precision, clipping) is filled
+in; a value that contradicts it is an error that names both places.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tgm_scale.config import packaged
+from tgm_scale.contracts import BatchLayout
+from tgm_scale.engine import keys as engine_keys
+from tgm_scale.runtime.outside.json_text import json_without_doubles
+
+_OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that has it
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """What the run asks of the engine, in the run's own terms."""
+
+    stage: int | None
+    config_file: str | None
+    layout: BatchLayout
+    precision: str  # fp32, bf16 or fp16
+    clip_norm: float | None
+    weight_decay: float
+    betas: tuple[float, float]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The whole of DeepSpeed's configuration; not to be changed. Raises ValueError as `engine_config` does."""
+        return engine_config(self)
+
+    @property
+    def zero(self) -> dict[str, Any]:
+        return self.config["zero_optimization"]
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU and fp32 on a CPU. Raises ValueError for fp16 on a CPU."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("train.precision=fp16 needs a GPU: use fp32 or bf16 on a CPU")
+    return precision
+
+
+def engine_config(plan: EnginePlan) -> dict[str, Any]:
+    """The DeepSpeed configuration of the run: the user's JSON completed with what the run derives.
+
+    Raises ValueError where the two contradict each other."""
+    origin = plan.config_file or "DeepSpeed's defaults"
+    config = engine_keys.honoured(_read_json(plan.config_file), origin) if plan.config_file else {}
+    derived: dict[str, Any] = {
+        "train_batch_size": plan.layout.global_batch,
+        "train_micro_batch_size_per_gpu": plan.layout.micro_batch,
+        "gradient_accumulation_steps": plan.layout.accumulation,
+        "gradient_clipping": plan.clip_norm or 0.0,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    sources = {
+        "train_batch_size": "train.global_batch_size",
+        "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+        "gradient_accumulation_steps": "train.global_batch_size / (train.micro_batch_size x processes)",
+        "gradient_clipping": "optim.clip_norm",
+    }
+    for key, value in derived.items():
+        given = config.get(key, "auto")
+        if given != "auto" and given != value and key in sources:
+            raise ValueError(
+                f'{origin}: {key}={given} contradicts {sources[key]}={value}: remove it from the JSON, or write "auto"'
+            )
+        config[key] = value
+    _set_precision(config, plan, origin)
+    zero = config.setdefault("zero_optimization", {})
+    _set_stage(zero, plan, origin)
+    _sum_in_fp32(config, plan)
+    config["zero_allow_untested_optimizer"] = True
+    return config
+
+
+def _set_stage(zero: dict[str, Any], plan: EnginePlan, origin: str) -> None:
+    """Fill in the stage, and refuse what it cannot do."""
+    place = f"{origin}: zero_optimization"
+    if plan.stage is not None:
+        given = zero.get("stage", "auto")
+        if given not in ("auto", plan.stage):
+            raise ValueError(f"{place}.stage={given} contradicts deepspeed.stage={plan.stage}")
+        zero["stage"] = plan.stage
+    elif zero.get("stage", "auto") == "auto":
+        # in bf16 stage 0 sums gradients in bf16; stage 1 does so in fp32 and costs one process nothing else
+        zero["stage"] = 1 if plan.precision == "bf16" else 0
+    for key, lowest in _OFFLOADS.items():
+        section = zero.get(key) or {}
+        device = section.get("device", "none")
+        if device == "nvme":
+            raise ValueError(
+                f"{place}.{key}.device=nvme: DeepSpeed cannot set state that it swapped to disk, so the run could not "
+                f'go on from a checkpoint (its own comes back as fresh weights, without an error): use "cpu"'
+            )
+        if device == "none":
+            zero.pop(key, None)  # DeepSpeed takes the section's presence for a wish
+        elif zero["stage"] < lowest:
+            source = "zero_optimization.stage" if plan.stage is None else "deepspeed.stage"
+            raise ValueError(f"{place}.{key} needs stage {lowest} or higher, {source}={zero['stage']}")
+
+
+def _set_precision(config: dict[str, Any], plan: EnginePlan, origin: str) -> None:
+    for name in ("bf16", "fp16"):
+        section = config.setdefault(name, {})
+        wanted = plan.precision == name
+        if section.get("enabled", "auto") not in ("auto", wanted):
+            raise ValueError(
+                f"{origin}: {name}.enabled={section['enabled']} contradicts train.precision={plan.precision}"
+            )
+        section["enabled"] = wanted
+    if plan.precision == "bf16":
+        # said, since Adam's moments would be poisoned for good without: older DeepSpeeds had it off
+        config["bf16"]["check_grad_overflow"] = True
+
+
+def _sum_in_fp32(config: dict[str, Any], plan: EnginePlan) -> None:
+    """Gradients of bf16 runs are summed in fp32, over micro steps and over ranks, unless the JSON says otherwise:
+    else the loss depends on the accumulation. DeepSpeed's stage 0 can only sum in bf16."""
+    if plan.precision == "bf16" and config["zero_optimization"]["stage"] > 0:
+        config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
+        config.setdefault("communication_data_type", "fp32")
+        # of stage 1: the bf16 gradient goes once it is added, 2 bytes a parameter less
+        config["bf16"].setdefault("immediate_grad_update", True)
+
+
+def not_used(config_file: str | None) -> list[str]:
+    """A line for each key of the JSON that has no effect because the run does the same thing itself."""
+    return engine_keys.not_used(_read_json(config_file), config_file) if config_file else []
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    file = packaged(path, ".json")
+    if not file.is_file():
+        raise ValueError(f"deepspeed.config={path}: no such file")
+    tree = json_without_doubles(file, f"deepspeed.config={path}")
+    if not isinstance(tree, dict):
+        raise ValueError(f"deepspeed.config={path}: wanted an object, found {type(tree).__name__}")
+    return tree

@@ -1,0 +1,1 @@
+"""Agreement of masks with annotated objects."""

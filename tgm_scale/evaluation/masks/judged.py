@@ -1,0 +1,198 @@
+"""Do masks find the object? Every recipe judged on videos whose pixels people annotated."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgm_scale.config import Config, from_tree, lay_over, read_tree
+from tgm_scale.contracts import Grid
+from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
+from tgm_scale.data.video.decode import DecodeError
+from tgm_scale.evaluation.intervals import paired_interval
+from tgm_scale.evaluation.masks.agreement import (
+    SIZES,
+    ClipScore,
+    RecipeScore,
+    centre_score,
+    clip_maps,
+    most_possible,
+    score_clip,
+    summarise,
+)
+from tgm_scale.evaluation.masks.annotated import Annotated, AnnotatedClip, clips, find
+from tgm_scale.guidance.flow import check_flow
+from tgm_scale.guidance.image import SCORERS
+from tgm_scale.masking.recipes import RECIPES, Masker
+from tgm_scale.planning.run_plan import masker_of, shape_of
+from tgm_scale.planning.towers import IMAGE_MAPS, Towers, load_towers
+from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
+from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.terminal import escaped
+
+DEFAULTS: dict[str, Any] = {
+    "run": {"dir": "-"},
+    "data": {"shards": "-", "frames": 16, "stride": 2, "size": 224},
+    "masking": {"mask_ratio": 0.75},
+    "objective": {"contrastive_weight": 0.0},
+    "train": {"steps": 1},
+}
+
+
+@dataclass
+class Judged:
+    """One line of the table: a recipe with the models that its maps come from."""
+
+    label: str
+    masker: Masker
+    towers: Towers
+
+
+def judge(options: argparse.Namespace) -> int:
+    """The exit code. Raises ValueError for a mistake in the options, or where nothing can be judged."""
+    if options.clips < 1:
+        raise ValueError(f"--clips {options.clips}: wanted at least 1")
+    tree = lay_over(read_tree(options.config) if options.config else DEFAULTS, options.overrides)
+    config = from_tree(tree, options.config or "masks evaluate")
+    found = find(options.videos, options.masks or options.videos, options.captions)
+    opened = _introduced(found, config, options)
+    judged, left_out = _judged(config, options)
+    for line in left_out:
+        print(escaped(f"left out: {line}"), file=sys.stderr)
+    if not judged:
+        raise ValueError("no recipe can run: see what was left out")
+    scores: dict[str, list[ClipScore]] = {}
+    grid = shape_of(config).grid
+    plain = _masker(config, "tube")
+    with Board() as board:
+        task = board.task("videos", len(found.pairs))
+        for file, truth in list(found.pairs):
+            for number, clip in enumerate(_clips(config, found, file, truth, options.clips, grid)):
+                scores.setdefault("centre box", []).append(centre_score(plain, clip.name, clip.object_SRC))
+                scores.setdefault("most possible", []).append(most_possible(plain, clip.name, clip.object_SRC))
+                pictures = _score(judged, clip, found.captions.get(file.stem), scores)
+                if options.output and number == 0:
+                    options.output.mkdir(parents=True, exist_ok=True)
+                    (options.output / f"{file.stem}.png").write_bytes(film_strip(pictures))
+            task.advance()
+    if len(found.problems) > sum(opened.left_out.values()):
+        opened = _introduced(found, config, options)
+    if not scores:
+        raise ValueError("no video can be judged: see what was left out")
+    summaries = {label: summarise(of_label) for label, of_label in scores.items()}
+    print(escaped(_table(summaries)))
+    for label in (label for label in summaries if label.startswith("text_guided")):
+        print(escaped(_verdict(label, summaries[label])))
+    if options.output:
+        of_clips = {label: [asdict(score) for score in of_label] for label, of_label in scores.items()}
+        figures = {label: asdict(summary) for label, summary in summaries.items()}
+        data = {"data": [opened.facts()], "config": config.model_dump(mode="json")}
+        kept = {"recipes": figures, "clips": of_clips, **data}
+        (options.output / "figures.json").write_text(json.dumps(kept, indent=1) + "\n")
+    return 0
+
+
+def _introduced(found: Annotated, config: Config, options: argparse.Namespace) -> Inventory:
+    """Print what there is and what is left out; OUTPUT/left_out.jsonl names all of it. Raises ValueError where that is
+    more than data.max_left_out_share."""
+    opened = found.inventory(str(options.output / LEFT_OUT) if options.output else "")
+    if options.output and found.problems:
+        write_left_out(options.output / LEFT_OUT, [(opened.part, found.problems)])
+    refuse_above([opened], config.data.max_left_out_share)
+    print("\n".join(opened.lines()), flush=True)
+    return opened
+
+
+def _clips(config: Config, found: Annotated, file: Path, truth: Path, count: int, grid: Grid) -> list[AnnotatedClip]:
+    """Of one video; what has none is left out."""
+    data = config.data
+    try:
+        of_video = list(clips(file, truth, count, data.frames, data.stride, data.size, grid))
+    except DecodeError as error:
+        found.leave_out(file, error.reason, error.detail)
+        return []
+    if not of_video:
+        found.leave_out(file, "object_not_seen", f"in none of {count} clips")
+    return of_video
+
+
+def _masker(config: Config, recipe: str) -> Masker:
+    """A recipe at the configuration's ratio; its options only where it is the configuration's recipe."""
+    masking = config.masking
+    changes = {"recipe": recipe, "options": masking.options if recipe == masking.recipe else {}}
+    return masker_of(masking.model_copy(update=changes), shape_of(config).grid, config.model.decode_ratio)
+
+
+def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], list[str]]:
+    """The recipes that can run, and in words those that cannot."""
+    wanted = list(RECIPES) if options.recipes == ["all"] else options.recipes
+    scorers = SCORERS if options.scorers == ["all"] else options.scorers
+    judged, left_out = [], []
+    device = torch.device("cpu")
+    for recipe in wanted:
+        masker = _masker(config, recipe)
+        if masker.needs & IMAGE_MAPS and config.guidance.towers is None:
+            left_out.append(f"{recipe}: needs guidance.towers=DIR, a CLIP or SigLIP folder")
+            continue
+        if "flow" in masker.needs:
+            try:
+                check_flow(config.guidance.flow)
+            except ValueError as missing:
+                left_out.append(f"{recipe}: {missing}")
+                continue
+        for scorer in scorers if "relevance" in masker.needs else [None]:
+            guidance = config.guidance.model_copy(update={"scorer": scorer or config.guidance.scorer, "cached": False})
+            towers = load_towers(guidance, masker.needs, config.objective.contrastive_weight > 0, device)
+            judged.append(Judged(f"{recipe} ({scorer})" if scorer else recipe, masker, towers))
+    return judged, left_out
+
+
+def _score(
+    judged: Sequence[Judged], clip: AnnotatedClip, caption: str | None, scores: dict[str, list[ClipScore]]
+) -> list[Row]:
+    """Add each recipe's score of a clip; returns the rows of its picture sheet."""
+    frames = slot_frames(clip.video, clip.object_SRC.shape[0])
+    rows: list[Row] = [("the clip", outlined(frames, clip.object_THW[:: clip.object_THW.shape[0] // len(frames)]))]
+    for one in judged:
+        maps = clip_maps(one.masker, one.towers, clip.video, clip.motion_SRC, caption)
+        if maps is None:
+            continue
+        scores.setdefault(one.label, []).append(score_clip(one.masker, clip.name, clip.object_SRC, maps))
+        hidden = one.masker.hidden(torch.tensor([0]), **maps)[0]
+        rows.append((one.label.replace(" (", "\n("), veiled(frames, ~hidden)))
+    return rows
+
+
+def _table(summaries: Mapping[str, RecipeScore]) -> str:
+    """A Markdown table, ready for docs/EVALUATION.md."""
+    header = ["recipe", "object hidden", "lift", "less the centre box's [95 %]", *SIZES, "AUC", "pointing"]
+    lines = [header, ["---"] * len(header)]
+    centre = summaries["centre box"].lift_by_video
+    for label, summary in summaries.items():
+        gain = torch.tensor([[lift - centre[name] for name, lift in summary.lift_by_video.items()]])
+        lines.append(
+            [
+                label,
+                f"{summary.hidden:.3f}",
+                f"{summary.lift:.3f}",
+                "" if label == "centre box" else str(paired_interval(gain)),
+                *(f"{summary.lift_by_size[size]:.2f}" if size in summary.lift_by_size else "-" for size in SIZES),
+                *("-" if value is None else f"{value:.3f}" for value in (summary.auc, summary.pointing)),
+            ]
+        )
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _verdict(label: str, summary: RecipeScore) -> str:
+    if not summary.auc_by_video:
+        return f"{label}: no slot has both the object and others"
+    mean, low, high = paired_interval(torch.tensor([list(summary.auc_by_video.values())]))
+    where = "at the object" if low > 0.5 else "at the background" if high < 0.5 else "no way that these clips tell"
+    return f"{label}: the relevance points {where} (AUC {mean:.2f}, 95 % [{low:.2f}, {high:.2f}]; 0.5 is chance)"

@@ -1,0 +1,1 @@
+"""Training of a classifier, and its test on several views."""

@@ -1,0 +1,144 @@
+"""Augmentation for finetuning, by timm, with everything random keyed by the clip: RandAugment and random erasing in
+the loader's processes, mixup and cutmix on the batch.
+
+timm draws from the global generators of random, numpy and torch; they are seeded for each call and put back after it.
+
+Shapes: B clips, R repeats of a video, C classes, T frames.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tgm_scale.data.loading.samples import Fetched, Sample, Samples
+from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.compat import prepare_torchvision
+
+_ERASED_SHARE = (0.02, 1 / 3)  # of the frame's area: VideoMAE's
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """The global generators seeded by a key, and as they were afterwards."""
+    seed = seeding.key(*parts)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+class Augmenter:
+    """RandAugment (Cubuk et al. 2020) and random erasing (Zhong et al. 2020), the same in all frames of a clip.
+
+    rand_augment: in timm's words, None for none. Raises ValueError for words that timm does not know."""
+
+    def __init__(self, rand_augment: str | None, erasing: float, size: int) -> None:
+        self._words = (rand_augment, erasing, size)
+        prepare_torchvision()
+        from timm.data.auto_augment import rand_augment_transform
+        from timm.data.random_erasing import RandomErasing
+
+        mean = tuple(round(255 * x) for x in IMAGENET_MEAN)
+        try:
+            hints: dict[str, Any] = {"translate_const": int(0.45 * size), "img_mean": mean}
+            self._operations = rand_augment_transform(rand_augment, hints) if rand_augment else None
+        except (AssertionError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"finetune.rand_augment={rand_augment}: timm does not know it ({error}): try rand-m7-n4-mstd0.5-inc1"
+            ) from None
+        low, high = _ERASED_SHARE
+        self._erase = RandomErasing(erasing, low, high, mode="pixel", device="cpu") if erasing else None
+
+    def __call__(self, video_THW3: Tensor, seed: int) -> Tensor:
+        """uint8 [T, H, W, 3], a new one."""
+        if self._operations is not None:
+            frames = []
+            for frame in video_THW3.numpy():
+                with seeded(seed, "rand augment"):  # anew for each frame: the same operations
+                    frames.append(np.asarray(self._operations(Image.fromarray(frame))))
+            video_THW3 = torch.from_numpy(np.stack(frames))
+        return video_THW3 if self._erase is None else self._erased(video_THW3, seed)
+
+    def __reduce__(self) -> tuple[type[Augmenter], tuple[str | None, float, int]]:
+        """Made anew from its words in a worker: unpickling timm's objects would import timm before torchvision is
+        prepared."""
+        return Augmenter, self._words
+
+    def _erased(self, video_THW3: Tensor, seed: int) -> Tensor:
+        """Noise of the ImageNet statistics in one box of all frames."""
+        assert self._erase is not None
+        marked = torch.full((video_THW3.shape[0] * 3, *video_THW3.shape[1:3]), torch.nan)
+        with seeded(seed, "erasing"):
+            noise_T3HW = self._erase(marked).unflatten(0, (-1, 3))
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        pixels_THW3 = ((noise_T3HW * std + mean) * 255).clamp(0, 255).permute(0, 2, 3, 1)
+        return torch.where(pixels_THW3.isnan(), video_THW3, pixels_THW3.nan_to_num().to(torch.uint8))
+
+
+class AugmentedSamples(Samples):
+    """Samples whose clips are augmented, in the process that decodes them."""
+
+    def __init__(self, samples: Samples, augmenter: Augmenter) -> None:
+        super().__init__(samples.corpora, samples.mixture, samples.sampling)
+        self._augmenter = augmenter
+
+    def decode(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
+        sample = super().decode(fetched, clips_NTHW3)
+        if sample.problem is None:
+            for clip_THW3, seed in zip(clips_NTHW3, sample.seeds):
+                clip_THW3.copy_(self._augmenter(clip_THW3, seed))
+        return sample
+
+
+class PairMixer:
+    """mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of neighbours in the order of the run.
+
+    Two videos that follow one another are mixed, repeat by repeat, each with the other. They are always of one micro
+    batch, so the mixture is the same on any number of processes. Targets are smoothed in any case."""
+
+    def __init__(self, mixup: float, cutmix: float, smoothing: float, classes: int, repeats: int) -> None:
+        prepare_torchvision()
+        from timm.data.mixup import Mixup
+
+        self._smoothing, self._classes, self._repeats = smoothing, classes, repeats
+        self._mix: Any = None
+        if mixup or cutmix:
+            self._mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
+
+    def weights(self, weight_B: Tensor) -> Tensor:
+        """Weights of the mixed clips: a clip mixed with a broken one has weight 0."""
+        if self._mix is None:
+            return weight_B
+        pairs_P2R = weight_B.unflatten(0, (-1, 2, self._repeats))
+        return pairs_P2R.amin(1, keepdim=True).expand_as(pairs_P2R).flatten()
+
+    def __call__(self, video_BCTHW: Tensor, labels_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
+        """(video float 0..255, targets [B, C]). seeds: of the B clips."""
+        if self._mix is None:
+            off = self._smoothing / self._classes
+            targets_BC = torch.full((len(labels_B), self._classes), off, device=labels_B.device)
+            return video_BCTHW, targets_BC.scatter_(1, labels_B[:, None], 1 - self._smoothing + off)
+        folded = video_BCTHW.float().flatten(1, 2)  # timm's boxes are of the last two dimensions, in all frames
+        targets_BC = torch.empty(len(labels_B), self._classes, device=labels_B.device)
+        repeats = self._repeats
+        for start in range(0, len(labels_B), 2 * repeats):
+            for repeat in range(start, start + repeats):
+                pair = slice(repeat, repeat + repeats + 1, repeats)
+                with seeded(seeds[repeat], "mix"):
+                    folded[pair], targets_BC[pair] = self._mix(folded[pair], labels_B[pair])
+        return folded.unflatten(1, video_BCTHW.shape[1:3]), targets_BC

@@ -1,0 +1,86 @@
+"""The test of a finetuned classifier: the mean of its probabilities over several views of each video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgm_scale.checkpoints import checkpoint, ema
+from tgm_scale.evaluation import results
+from tgm_scale.evaluation.cache import cached_rows
+from tgm_scale.evaluation.classes import told
+from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
+from tgm_scale.evaluation.settings import FinetuneConfig
+from tgm_scale.evaluation.views import Views
+from tgm_scale.finetuning.setup import Parts, module_of, positions_of
+from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.progress import Board
+
+
+def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
+    """Test the newest checkpoint, or the average beside it, and write results.json. Collective.
+
+    Weights are read from the checkpoint, whole, so that it goes at any ZeRO stage."""
+    newest = checkpoint.latest(folder / "checkpoints")
+    assert newest is not None, "training ended without a checkpoint"
+    reader, settings, data, place = checkpoint.Reader(newest), config.finetune, config.data, parts.control.place
+    step = reader.progress.step
+    positions = positions_of(reader.manifest)
+    module = module_of(config, len(parts.classes), positions)
+    module.load_state_dict(ema.read(folder, step) if settings.ema else reader.weights())
+    module.to(place.device).eval()
+
+    @torch.no_grad()
+    def probabilities(video: Tensor) -> Tensor:
+        with inference(place.device):
+            scores_BC = module(video.to(place.device)).float()
+        finite_B1 = scores_BC.isfinite().all(1, keepdim=True)  # softmax makes a 0 of minus infinity
+        return scores_BC.softmax(dim=1).where(finite_B1, torch.nan)
+
+    views = Views(
+        data.frames, data.size, data.stride, data.sampling, settings.test_temporal_views, settings.test_spatial_views
+    )
+    made_by = ("finetuned", str(step), *(entry["blake2b"] for entry in reader.manifest["files"]), str(settings.ema))
+    control = Control(place, PATIENCE)
+    with Board() as board:
+        task = board.task("videos tested", own_samples(parts.test.refs, place.rank, place.world_size))
+        clips = cached_rows(
+            folder / "test",
+            made_by,
+            probabilities,
+            module,
+            parts.test,
+            views,
+            control,
+            workers=data.workers,
+            progress=task.advance,
+        )
+    found: dict[str, Any] = {}
+    if place.is_main:
+        scores_MC = clips.features[0]
+        truth_M = results.class_numbers(parts.classes, clips.labels)
+        found = {
+            "method": "finetuning",
+            "checkpoint": str(newest),
+            "init_from": config.train.init_from,
+            "figures": results.judged(scores_MC, truth_M, clips.labels),
+            "facts": {
+                "classes": len(parts.classes),
+                **results.told_positions(positions, data.frames, data.size),
+                **results.said(told(parts.lacking, len(clips.labels))),
+                "training videos": len(parts.train.refs),
+                "views": f"{views.temporal} windows x {views.spatial} squares",
+            },
+            **parts.opened,
+        }
+        rows = (
+            {"key": key, "label": label, "prediction": parts.classes[best]}
+            for key, label, best in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist())
+        )
+        found = results.write(folder, found, rows, {"train": parts.train.problems, "test": clips.problems})
+        print(results.summary(found, folder), flush=True)
+    control.barrier()
+    return found

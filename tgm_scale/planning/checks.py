@@ -1,0 +1,77 @@
+"""Checks of a configuration that need neither processes nor a GPU: before a run folder is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgm_scale.config.sections import Config, DataConfig, DeepSpeedConfig, GuidanceConfig
+from tgm_scale.data.video.torchcodec_frames import check_torchcodec
+from tgm_scale.guidance.flow import check_flow
+from tgm_scale.guidance.towers import check_folder, tower_folder
+from tgm_scale.masking.recipes import Masker
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.planning.towers import IMAGE_MAPS, online_maps
+
+_FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar", ".gz", ".tgz", ".zip", ".mp4", ".webm", ".mkv", ".avi"}
+_PATTERN = set("*?[]{},")
+
+
+def check(config: Config, plan: RunPlan) -> None:
+    """All of them. Raises ValueError."""
+    assert plan.masker is not None
+    check_shards(config.data)
+    check_compile(config.model.compile, config.deepspeed, plan.stage)
+    check_guidance(config.guidance, plan.masker)
+    if config.data.decoder != "pyav":
+        if "motion" in plan.masker.needs:
+            raise ValueError(
+                f"masking.recipe={config.masking.recipe} reads motion vectors, which data.decoder="
+                f"{config.data.decoder} does not give: set data.decoder=pyav"
+            )
+        check_torchcodec()
+
+
+def check_guidance(guidance: GuidanceConfig, masker: Masker) -> None:
+    """Raises ValueError where a frozen model that the recipe needs is not named, or is none."""
+    of_image = masker.needs & IMAGE_MAPS
+    if of_image and guidance.towers is None:
+        raise ValueError(
+            f"masking.recipe={masker.name} is guided by a frozen model ({', '.join(sorted(of_image))}): set "
+            "guidance.towers to the folder of a CLIP or SigLIP model, or to 'small'"
+        )
+    if guidance.towers is not None:
+        online = online_maps(guidance, masker.needs)
+        check_folder(tower_folder(guidance.towers), ("text", "image") if online else ("text",))
+    if "flow" in masker.needs:
+        check_flow(guidance.flow)
+
+
+def check_compile(compiled: bool, settings: DeepSpeedConfig, stage: int) -> None:
+    """Raise ValueError for `model.compile` at ZeRO stage 3, where DeepSpeed gathers each layer's weights in Python as
+    the layer is called: the compiler finds no two layers in one piece, and gives up after eight of its hooks."""
+    if compiled and stage == 3:
+        origin = f"deepspeed.stage={stage}"
+        if settings.stage is None:
+            origin = f"deepspeed.config={settings.config} (zero_optimization.stage={stage})"
+        raise ValueError(
+            f"model.compile=true does not go with {origin}, which gathers weights inside each block: set "
+            "model.compile=false, or stage 0, 1 or 2"
+        )
+
+
+def check_shards(data: DataConfig) -> None:
+    """Raises ValueError where a local file or folder is not there, before a run folder is made; and where a corpus
+    would be made at a name that was meant for a list, shards or a video."""
+    missing = [entry.path for entry in data.corpora() if "://" not in entry.path]
+    missing = [name for name in missing if not Path(name).exists()]
+    if data.synthetic is None:
+        if plain := [name for name in missing if not set(name) & _PATTERN]:
+            raise ValueError(
+                f"data.shards={plain[0]}: no such file or folder; wanted shards, videos or a list of them "
+                "(data.synthetic.clips=64 beside it makes a corpus there)"
+            )
+    elif missing and (Path(missing[0]).suffix.lower() in _FILES or set(missing[0]) & _PATTERN):
+        raise ValueError(
+            f"data.shards={missing[0]}: no such file, and no name for the folder of a corpus that data.synthetic "
+            "makes: correct data.shards, or set data.synthetic=null beside it"
+        )

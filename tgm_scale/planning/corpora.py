@@ -1,0 +1,88 @@
+"""The data of a run: opened, said, and noted in its folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.config import DataConfig
+from tgm_scale.data.access.disk_cache import DiskCache
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.inventory import (
+    LEFT_OUT,
+    Inventory,
+    of_corpus,
+    refuse_above,
+    refuse_without_captions,
+)
+from tgm_scale.data.shards.opening import open_corpus, tell_apart
+
+MADE_BY = "synthetic.json"  # in a corpus that was made: of which data.synthetic
+
+
+def make_synthetic(data: DataConfig) -> None:
+    """Make the synthetic corpus that the configuration describes, where it is not there yet."""
+    synthetic, folder = data.synthetic, Path(data.corpora()[0].path)
+    if synthetic is None or folder.exists():
+        return
+    from tgm_scale.demo.corpus.make import make_corpus
+
+    unfinished = folder.with_name(folder.name + ".making")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
+    print(
+        f"data.synthetic: there is no {folder}: making a corpus of {synthetic.clips} clips there (for clips of your "
+        "own correct data.shards)",
+        flush=True,
+    )
+    make_corpus(unfinished, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
+    (unfinished / MADE_BY).write_text(synthetic.model_dump_json())
+    unfinished.rename(folder)
+
+
+def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[str] = ()) -> list[Corpus]:
+    """captions: whether any are read; without_captions: the keys to set where there are none, for the message.
+
+    Raises ValueError where too much is left out, or a corpus has no captions."""
+    kept = data.cache
+    cache = DiskCache(kept.dir, round(kept.gigabytes * 1e9)) if kept else None
+    settings: dict[str, Any] = {"cache": cache, "root": data.root, "patience": data.patience}
+    opened = [open_corpus(entry.path, **settings) for entry in data.corpora()]
+    tell_apart(opened)
+    limit = data.max_left_out_share
+    if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):
+        refuse_above(inventories(opened), limit)
+    if captions and data.max_skipped_share < 1:
+        refuse_without_captions(opened, " ".join(without_captions))
+    return opened
+
+
+def refuse_one_clip(opened: list[Corpus], contrastive_weight: float) -> None:
+    """Raises ValueError where there is nothing to tell a clip from."""
+    if contrastive_weight and sum(map(len, opened)) < 2:
+        raise ValueError(
+            f"objective.contrastive_weight={contrastive_weight:g} tells clips from others, and {opened[0].origin} has "
+            "one clip: give more clips, or set objective.contrastive_weight=0"
+        )
+
+
+def storage_seconds(data: DataConfig) -> float:
+    """How long a rank may wait for its storage beyond what is called a hang: none is waited for on local disks."""
+    return data.patience if any("://" in corpus.path for corpus in data.corpora()) else 0.0
+
+
+def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
+    return [of_corpus(corpus.name, corpus, listed) for corpus in opened]
+
+
+def corpus_facts(opened: list[Corpus]) -> list[dict[str, Any]]:
+    """What RUN/data.json says of each corpus: what it is (name, samples, fingerprint, the mark and samples of
+    each of its shards, or `content` of a list's captions and labels), and what was left out."""
+    found = []
+    for corpus, inventory in zip(opened, inventories(opened, LEFT_OUT)):
+        facts = {"name": corpus.name, "samples": len(corpus), "fingerprint": corpus.fingerprint}
+        content = {"content": corpus.content} if corpus.content else {"shards": corpus.marks}
+        left_out = {"left_out": inventory.left_out, "left_out_share": inventory.share, "first": inventory.first}
+        found.append({**facts, **content, **(left_out if inventory.left_out else {})})
+    return found

@@ -1,0 +1,62 @@
+"""Whether a run can write its checkpoints, found out before the first step instead of at the first checkpoint."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from tgm_scale.checkpoints.checkpoint import Retention, steps_in
+from tgm_scale.config.sections import CheckpointConfig
+from tgm_scale.models.vit import ModelSize
+
+_BYTES = 12  # of a parameter: its fp32 weight and two moments
+
+
+def check_room(folder: Path, kept: CheckpointConfig, steps: int | None, size: ModelSize, decoder: bool = True) -> None:
+    """Try to write into the run's folder of checkpoints, where there is one, and see that those to come have room.
+    Raises ValueError.
+
+    steps: of the run, where they are known; decoder: whether the run's model has one."""
+    checkpoints = folder / "checkpoints"
+    if checkpoints.exists():
+        _try_writing(checkpoints)
+    wanted = _BYTES * _parameters(size, decoder) * _more(kept, steps, steps_in(checkpoints))
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise ValueError(
+            f"run.dir={folder}: {free / 1e9:.1f} GB free, its checkpoints take {wanted / 1e9:.1f} GB: make room, or "
+            "lower checkpoint.keep"
+        )
+
+
+def _more(kept: CheckpointConfig, steps: int | None, there: list[int]) -> int:
+    """Checkpoints at once beside those that are there: the newest that stay and one in writing, less those that they
+    take the place of; no more than the run has still to write."""
+    alone = Retention(1, kept.keep_every)  # beside the newest: multiples, which stay for good
+    replaced = len(alone.dropped(there)) + bool(there)
+    more = max(1, kept.keep + 1 - replaced)
+    if steps is None:
+        return more
+    left = steps - max(there, default=0)
+    return min(more, -(-left // kept.every))
+
+
+def _try_writing(folder: Path) -> None:
+    probe = folder / f".probe-{platform.node()}-{os.getpid()}"
+    try:
+        probe.write_bytes(b"\0")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: checkpoints cannot be written there ({error.strerror}): give write access, or choose another "
+            "run.dir"
+        ) from None
+
+
+def _parameters(size: ModelSize, decoder: bool) -> int:
+    """Those of the blocks: 98 % of all."""
+    blocks = [(size.width, size.mlp, size.depth)]
+    blocks += [(size.decoder_width, size.decoder_mlp, size.decoder_depth)] if decoder else []
+    return sum(depth * (4 * width**2 + 2 * width * hidden) for width, hidden, depth in blocks)

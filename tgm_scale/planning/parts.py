@@ -1,0 +1,132 @@
+"""The parts of a pretraining run, each built from its section of the configuration and the run's plan.
+
+The ways a run can start, in order: 1. the newest checkpoint in its own folder; 2. `train.init_from`; 3. fresh weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor
+
+from tgm_scale.config.sections import Config, DataConfig, GuidanceConfig, ModelConfig, RunSettings
+from tgm_scale.conversion.read import read_initial
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.guidance.cache import RelevanceCache, fingerprint
+from tgm_scale.guidance.flow import dis_to_base
+from tgm_scale.guidance.towers import tower_folder
+from tgm_scale.models.local_start import start_locally
+from tgm_scale.models.patches import IMAGENET, PixelStatistics
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.planning.module import JointModule
+from tgm_scale.planning.run_plan import RunPlan, Shape
+from tgm_scale.planning.towers import Towers
+from tgm_scale.runtime.secrets import tree_without_secrets
+
+# (train.init_from, the model's size) -> weights by the names of `JointModule`, and notes on what was left out:
+
+
+def clip_loader(
+    plan: RunPlan, data: DataConfig, guidance: GuidanceConfig, seed: int, opened: list[Corpus], steps: range
+) -> ClipLoader:
+    """This rank's batches of these steps."""
+    assert plan.masker is not None
+    needs, relevance = plan.masker.needs, None
+    if guidance.cached and guidance.towers and "relevance" in needs:
+        made_by = fingerprint(tower_folder(guidance.towers), guidance.scorer, guidance.resolution)
+        one_of = plan.shape.size.tubelet if guidance.frames_per_tubelet == "one" else 1
+        relevance = RelevanceCache(made_by, one_of).read
+    sampling = Sampling(
+        data.frames,
+        data.stride,
+        data.size,
+        plan.shape.grid,
+        seed,
+        repeated_augmentation=plan.repeats,
+        crop=data.crop,
+        flip=data.flip,
+        captions=plan.captions,
+        relevance=relevance,
+        motion="motion" in needs,
+        caption_sets=guidance.captions == "mean" and "relevance" in needs,
+        flow=dis_to_base if "flow" in needs and guidance.flow == "dis" else None,
+        torchcodec=data.decoder == "torchcodec",
+    )
+    weights = [entry.weight for entry in data.corpora() if entry.weight is not None]
+    samples = Samples.in_order(opened, sampling, data.window_shards, weights or None)
+    return ClipLoader(samples, plan.layout, steps, workers=data.workers)
+
+
+def pixel_statistics(data: DataConfig) -> PixelStatistics:
+    return PixelStatistics(data.mean, data.std)
+
+
+def autoencoder(
+    shape: Shape, settings: ModelConfig, seed: int, embedding_width: int | None, statistics: PixelStatistics
+) -> MaskedVideoAutoencoder:
+    """With fresh weights keyed by the run's seed, fp32, on the CPU. embedding_width: of the text tower; None without
+    the contrastive objective."""
+    built = MaskedVideoAutoencoder(
+        shape.size,
+        frames=shape.frames,
+        image_size=shape.image_size,
+        attention=settings.attention,
+        activation_checkpointing=settings.activation_checkpointing,
+        embedding_width=embedding_width,
+        statistics=statistics,
+        seed=seed,
+    )
+    if settings.initialisation == "local":
+        start_locally(built)
+    return built
+
+
+def joint_module(config: Config, shape: Shape, towers: Towers) -> JointModule:
+    """The autoencoder with the objectives of the configuration."""
+    contrastive = config.objective.contrastive_weight > 0
+    width = towers.text.width if contrastive and towers.text is not None else None
+    model = autoencoder(shape, config.model, config.run.seed, width, pixel_statistics(config.data))
+    return JointModule(model, contrastive, config.objective.normalise_by)
+
+
+def checkpoint_facts(config: RunSettings, shape: Shape) -> dict[str, Any]:
+    """What a reader of the checkpoint needs beside the tensors."""
+    return {
+        "model": dataclasses.asdict(shape.size) | {"name": shape.name},
+        "frames": shape.frames,
+        "image_size": shape.image_size,
+        "config": tree_without_secrets(config.model_dump(mode="json")),
+    }
+
+
+def initialise(module: JointModule, init_from: str, shape: Shape, statistics: PixelStatistics) -> list[str]:
+    """Set the weights that `train.init_from` gives; the rest stays fresh. Returns notes on what was left out.
+
+    Raises ValueError where the origin's model is another one."""
+    weights, notes, clip = read_initial(init_from, shape.size)
+    if clip != (shape.frames, shape.image_size):
+        notes = [
+            *notes,
+            f"trained on clips of {clip[0]} frames of {clip[1]} pixels: positions go by a token's number, so those of "
+            f"{shape.frames} frames of {shape.image_size} stand at others at first",
+        ]
+    weights = restated(weights, statistics)
+    own = module.state_dict()
+    usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    if not any(name.startswith("model.encoder.blocks") for name in usable):
+        raise ValueError(f"train.init_from={init_from}: gives no block of this model's encoder")
+    module.load_state_dict({**own, **usable})
+    fresh = sorted(own.keys() - usable.keys())
+    return [*notes, *([f"fresh weights: {', '.join(fresh)}"] if fresh else [])]
+
+
+def restated(weights: dict[str, Tensor], statistics: PixelStatistics) -> dict[str, Tensor]:
+    """Weights that were read, which are for ImageNet's statistics, for a run's own."""
+    kernel, bias = (f"model.encoder.patch_embed.proj.{part}" for part in ("weight", "bias"))
+    if statistics == IMAGENET or not {kernel, bias} <= weights.keys():
+        return weights
+    weight, added = statistics.restated(weights[kernel], weights[bias], IMAGENET)
+    return {**weights, kernel: weight, bias: added}

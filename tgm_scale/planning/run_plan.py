@@ -1,0 +1,190 @@
+"""What follows from a configuration on a number of processes: derived once, and passed to what builds the parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tgm_scale.config.sections import Config, DeepSpeedConfig, MaskingConfig, ModelConfig, OptimConfig, TrainConfig
+from tgm_scale.contracts import BatchLayout, Grid
+from tgm_scale.engine.optim import Schedule
+from tgm_scale.engine.plan import EnginePlan, resolve_precision
+from tgm_scale.masking.recipes import Masker, build_masker
+from tgm_scale.models.pretraining import macs_per_clip
+from tgm_scale.models.vit import SIZES, ModelSize
+from tgm_scale.runtime.distributed import Place
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The model and the clips that it sees."""
+
+    name: str  # of the size
+    size: ModelSize  # with the configuration's patch, tubelet and depths
+    frames: int
+    image_size: int
+    grid: Grid
+
+    @classmethod
+    def of(cls, model: ModelConfig, frames: int, image_size: int) -> Shape:
+        """Raises ValueError where the clip does not divide into tokens."""
+        names = ("patch", "tubelet", "depth", "decoder_depth")
+        changes = {name: value for name in names if (value := getattr(model, name)) is not None}
+        size = dataclasses.replace(SIZES[model.size], **changes)
+        return cls(model.size, size, frames, image_size, Grid.of(frames, image_size, size.tubelet, size.patch))
+
+    def macs(self, visible: int, targets: int) -> float:
+        """Multiply-accumulates of a clip's forward pass over so many tokens."""
+        return macs_per_clip(self.size, self.frames, self.image_size, visible, targets)
+
+
+def masker_of(masking: MaskingConfig, grid: Grid, decode_ratio: float = 1.0) -> Masker:
+    """Raises ValueError that names the configuration's key."""
+    return build_masker(
+        masking.recipe,
+        grid,
+        mask_ratio=masking.mask_ratio,
+        visible_ratio=masking.visible_ratio,
+        decode_ratio=decode_ratio,
+        **masking.options,
+    )
+
+
+def shape_of(config: Config) -> Shape:
+    return Shape.of(config.model, config.data.frames, config.data.size)
+
+
+def run_masker(config: Config) -> Masker:
+    return masker_of(config.masking, shape_of(config).grid, config.model.decode_ratio)
+
+
+def layout_of(train: TrainConfig, group: int, place: Place) -> BatchLayout:
+    """The layout with a micro batch no larger than a process's share of the global batch: `micro_batch_size` is what a
+    GPU can hold, and many GPUs leave each less. Nothing but speed depends on it.
+
+    group: clips that share a micro batch. Raises ValueError where the batch does not divide."""
+    share, rest = divmod(train.global_batch_size, place.world_size)
+    fits = not rest and share < train.micro_batch_size and not share % group
+    micro = share if fits else train.micro_batch_size
+    return BatchLayout(train.global_batch_size, micro, place.rank, place.world_size)
+
+
+def engine_of(settings: DeepSpeedConfig, layout: BatchLayout, precision: str, optim: OptimConfig) -> EnginePlan:
+    return EnginePlan(
+        stage=settings.stage,
+        config_file=settings.config,
+        layout=layout,
+        precision=precision,
+        clip_norm=optim.clip_norm,
+        weight_decay=optim.weight_decay,
+        betas=optim.betas,
+    )
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Of a training run on one of its processes."""
+
+    shape: Shape
+    layout: BatchLayout
+    repeats: int  # clips of a sample
+    engine: EnginePlan
+    optim: OptimConfig
+    device: torch.device
+    masker: Masker | None = None  # None: the model sees all tokens
+    targets: int = 0  # tokens that are reconstructed
+    captions: bool = False  # whether any are read
+    without_captions: tuple[str, ...] = ()  # keys that are left to set for a run that reads none
+    steps: int | None = None  # None: not known before the data is opened
+
+    @property
+    def stage(self) -> int:
+        return self.engine.zero["stage"]
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.layout.global_batch // self.repeats
+
+    @property
+    def schedule(self) -> Schedule:
+        assert self.steps is not None
+        optim = self.optim
+        return Schedule.of(optim.base_lr, optim.min_lr, optim.warmup_share, self.steps, self.layout.global_batch)
+
+    @property
+    def visible(self) -> int:
+        """Tokens that the encoder sees."""
+        return self.shape.grid.tokens if self.masker is None else self.masker.visible_count
+
+    @property
+    def macs_per_clip(self) -> float:
+        """Multiply-accumulates of one clip's forward pass."""
+        return self.shape.macs(self.visible, self.targets)
+
+    def for_samples(self, train: TrainConfig, samples: int) -> RunPlan:
+        """With the steps of a run over so many; an epoch is as many steps as it takes to see each once."""
+        steps = train.steps
+        if steps is None:
+            assert train.epochs is not None
+            steps = math.ceil(train.epochs * samples / self.samples_per_step)
+        return dataclasses.replace(self, steps=steps)
+
+    def facts(self) -> dict[str, Any]:
+        """What RUN/plan.json says."""
+        tokens = {} if self.masker is None else {"visible_tokens": self.visible}
+        tokens |= {} if self.masker is None else {"target_tokens": self.masker.target_count}
+        return {
+            "steps": self.steps,
+            "world_size": self.layout.world_size,
+            "accumulation": self.layout.accumulation,
+            "micro_batch_size": self.layout.micro_batch,
+            "precision": self.engine.precision,
+            "stage": self.stage,
+            **tokens,
+            "peak_learning_rate": self.schedule.peak,
+        }
+
+    def described(self) -> str:
+        """What the run will do, in a line."""
+        layout = self.layout
+        return (
+            f"{self.steps} steps of {layout.global_batch} clips ({layout.world_size} processes x "
+            f"{layout.accumulation} micro steps x {layout.micro_batch}), {self.engine.precision}, ZeRO {self.stage}, "
+            f"peak learning rate {self.schedule.peak:.3g}"
+        )
+
+
+def plan_pretraining(config: Config, place: Place) -> RunPlan:
+    """Raises ValueError for what does not go together."""
+    shape = shape_of(config)
+    masker = masker_of(config.masking, shape.grid, config.model.decode_ratio)
+    repeats = config.data.repeated_augmentation
+    layout = layout_of(config.train, repeats, place)
+    engine = engine_of(config.deepspeed, layout, resolve_precision(config.train.precision, place.device), config.optim)
+    return RunPlan(
+        shape,
+        layout,
+        repeats,
+        engine,
+        config.optim,
+        place.device,
+        masker,
+        targets=masker.target_count if config.objective.reconstruction_weight else 0,
+        captions=config.objective.contrastive_weight > 0 or "relevance" in masker.needs,
+        without_captions=_without_captions(config, masker),
+    )
+
+
+def _without_captions(config: Config, masker: Masker) -> tuple[str, ...]:
+    objective, keys = config.objective, []
+    if objective.contrastive_weight:
+        keys.append("objective.contrastive_weight=0")
+    if not objective.reconstruction_weight:
+        keys.append("objective.reconstruction_weight=1")
+    if "relevance" in masker.needs:
+        keys += ["masking.recipe=tube", *(["masking.options={}"] if config.masking.options else [])]
+    return tuple(keys)

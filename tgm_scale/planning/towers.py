@@ -1,0 +1,58 @@
+"""The frozen models of a run, loaded by what the objective and the masking recipe ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tgm_scale.config.sections import GuidanceConfig
+from tgm_scale.contracts import Grid
+from tgm_scale.guidance.attention import ClassAttention
+from tgm_scale.guidance.flow import FlowToBase
+from tgm_scale.guidance.parts import Parts
+from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.towers import TextTower, load_image_tower, load_text_tower, tower_folder
+
+IMAGE_MAPS = {"relevance", "attention", "parts"}  # what a masker may need that comes from the image tower
+
+
+def online_maps(guidance: GuidanceConfig, needs: set[str]) -> set[str]:
+    """What of the needs the image tower makes in the run."""
+    return needs & IMAGE_MAPS - ({"relevance"} if guidance.cached else set())
+
+
+@dataclass
+class Towers:
+    """Outside the engine: not sharded, not optimised, not saved."""
+
+    text: TextTower | None = None
+    relevance: Relevance | None = None
+    maps: dict[str, Callable[[Tensor, Grid], Tensor]] = field(default_factory=dict)  # of pixels alone
+
+
+def load_towers(guidance: GuidanceConfig, needs: set[str], contrastive: bool, device: torch.device) -> Towers:
+    """needs: of the masker; contrastive: whether captions are embedded for the objective."""
+    found = Towers()
+    if "flow" in needs:
+        found.maps["flow"] = FlowToBase(guidance.flow, device)
+    if guidance.towers is None or not (needs & IMAGE_MAPS or contrastive):
+        return found
+    folder = tower_folder(guidance.towers)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if "relevance" in needs or contrastive:
+        found.text = load_text_tower(folder, device=device, dtype=dtype)
+    online = online_maps(guidance, needs)
+    if not online:
+        return found
+    image = load_image_tower(folder, device=device, dtype=dtype, compiled=guidance.compile)
+    view = (guidance.frames_per_tubelet, guidance.resolution)
+    if "relevance" in online:
+        found.relevance = Relevance(image, guidance.scorer, *view)
+    if "attention" in online:
+        found.maps["attention"] = ClassAttention(image, *view)
+    if "parts" in online:
+        found.maps["parts"] = Parts(image, guidance.scorer, *view)
+    return found

@@ -1,0 +1,161 @@
+"""What one process sees of its node before a run: versions, GPU, disks, shards, and the folder all nodes share.
+
+Nothing here talks to another process: `preflight` compares the reports and names the node that differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tgm_scale.config import Config
+from tgm_scale.data.loading.loader import PREFETCH
+from tgm_scale.planning import disk
+from tgm_scale.planning.checks import check
+from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.planning.run_plan import plan_pretraining, shape_of
+from tgm_scale.runs import run_folder
+from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus
+
+_GB = 1e9
+_TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and says little
+_SIDE = 4096  # of the matrix product that a GPU is tried with: 2 * 4096^3 FLOP, 0.2 ms on an H100
+_ROUNDS = 50
+_SHARED_FOLDER_SECONDS = 10  # a network file system may show a new file only after its attribute cache expires
+
+
+@dataclass
+class Report:
+    """What one process found. `alike` must be the same on all nodes; `problems` are by kind, so that kinds compare."""
+
+    rank: int
+    node: str
+    alike: dict[str, str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    gpu: str | None = None  # its unique name
+    tried: list[str] = field(default_factory=list)  # of what the run will use, for a person to read
+
+    def attempt(self, kind: str, check: Callable[[], None]) -> None:
+        """Run a check; what it raises is a problem of this kind, and the other checks go on."""
+        try:
+            check()
+        except (ValueError, OSError, RuntimeError) as error:
+            self.problems[kind] = str(error).strip().split("\n")[0]
+
+
+def node_name() -> str:
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def look_at_node(config: Config, place: Place, no_gpu: str | None) -> Report:
+    """All that a process can find alone: configuration, versions, GPU (or why it has none), local disks."""
+    report = Report(place.rank, node_name())
+    report.alike = {name: str(version) for name, version in run_folder.versions().items()}
+    report.alike |= {"python": platform.python_version(), "the code": _source_digest()}
+    report.attempt("configuration", lambda: check(config, plan_pretraining(config, place)))
+    report.attempt("GPU", lambda: _try_gpu(report, place, no_gpu))
+    report.attempt("temporary folder", _check_temporary_folder)
+    if config.data.workers:
+        report.figures["shared memory needed"] = _loader_bytes(config)
+        report.figures["shared memory free"] = shutil.disk_usage("/dev/shm").free
+    return report
+
+
+def look_at_shared(config: Config, place: Place, token: str) -> Report:
+    """What all nodes share: the run folder with the token that rank 0 left in it, the disk behind it, the shards."""
+    report = Report(place.rank, node_name())
+    report.attempt("run folder", lambda: _check_run_folder(config, token))
+    report.attempt("disk", lambda: _check_room(config))
+    report.attempt("shards", lambda: _read_shards(report, config, place))
+    return report
+
+
+def _check_room(config: Config) -> None:
+    size = shape_of(config).size
+    disk.check_room(Path(config.run.dir), config.checkpoint, config.train.steps, size)
+
+
+def token_file(config: Config, token: str) -> Path:
+    return Path(config.run.dir) / f".preflight-{token}"
+
+
+def _source_digest() -> str:
+    digest = hashlib.blake2b(digest_size=6)
+    package = Path(__file__).parents[1]
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _try_gpu(report: Report, place: Place, no_gpu: str | None) -> None:
+    """A product whose every element is known, and its speed. Raises where the GPU is missing, in use or wrong."""
+    if no_gpu is not None:
+        raise ValueError(no_gpu)
+    if place.device.type == "cpu":
+        report.alike["device"] = "CPU"
+        refuse_hidden_gpus(place)
+        return
+    properties = torch.cuda.get_device_properties(place.device)
+    report.alike |= {"device": properties.name, "NCCL": str(torch.cuda.nccl.version())}
+    report.gpu = str(properties.uuid)
+    free, whole = torch.cuda.mem_get_info(place.device)
+    if free < 0.9 * whole:
+        raise ValueError(f"GPU {place.local_rank}: {(whole - free) / _GB:.0f} of {whole / _GB:.0f} GB are in use")
+    ones = torch.ones(_SIDE, _SIDE, device=place.device, dtype=torch.bfloat16)
+    product = ones @ ones
+    if not bool((product == _SIDE).all()):
+        raise ValueError(f"GPU {place.local_rank}: a matrix product came out wrong")
+    torch.cuda.synchronize(place.device)
+    began = time.perf_counter()
+    for _ in range(_ROUNDS):
+        torch.mm(ones, ones, out=product)
+    torch.cuda.synchronize(place.device)
+    report.figures["FLOP/s"] = 2 * _SIDE**3 * _ROUNDS / (time.perf_counter() - began)
+
+
+def _check_temporary_folder() -> None:
+    folder = tempfile.gettempdir()
+    with tempfile.NamedTemporaryFile():
+        free = shutil.disk_usage(folder).free
+    if free < _TEMPORARY_BYTES:
+        raise ValueError(f"{folder} has {free / _GB:.1f} GB free, {_TEMPORARY_BYTES / _GB:.0f} GB are wanted")
+
+
+def _loader_bytes(config: Config) -> float:
+    """Shared memory that the decoded clips of one rank's workers take while they wait."""
+    data = config.data
+    clip = data.frames * data.size**2 * 3
+    return float(data.workers * PREFETCH * data.repeated_augmentation * clip)
+
+
+def _check_run_folder(config: Config, token: str) -> None:
+    run_folder.claim(config)
+    deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
+    file = token_file(config, token)
+    while not file.is_file():
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"run.dir={config.run.dir}: what rank 0 wrote there is not seen: put it on a file system of all nodes"
+            )
+        time.sleep(0.2)
+
+
+def _read_shards(report: Report, config: Config, place: Place) -> None:
+    """Read one sample of each corpus; other ranks read other shards."""
+    if config.data.synthetic is not None and not Path(config.data.corpora()[0].path).exists():
+        return  # made when the run starts
+    plan = plan_pretraining(config, place)
+    for corpus in open_corpora(config.data, plan.captions, plan.without_captions):
+        ref = corpus.sample(place.rank % len(corpus.shards), 0)
+        corpus.read(ref, [ref.video])
+        report.alike[f"corpus {corpus.name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"

@@ -1,0 +1,1 @@
+"""The run folder: configuration, metrics, events, what was left out; which checkpoint a run resumes from."""

@@ -1,0 +1,144 @@
+"""`tgm-scale check RUN`: whether a run folder is whole, and what can be gone on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tgm_scale import config as configuration
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.runs import events, origins, run_data, run_folder
+from tgm_scale.runs.faults import FaultState
+from tgm_scale.runs.metrics import count_damaged, read_metrics
+from tgm_scale.runtime.outside.json_text import json_file
+
+
+class Findings:
+    """Lines for the report, and how bad they are: `code` is the exit code so far."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.code = 0
+
+    def good(self, name: str, text: str) -> None:
+        self.lines.append(f"ok       {name}: {text}")
+
+    def bad(self, name: str, text: str, stops: bool = False) -> None:
+        """Damage; `stops`: a start would refuse to go on."""
+        self.lines.append(f"DAMAGED  {name}: {text}")
+        self.code = max(self.code, 2 if stops else 1)
+
+
+def check(folder: str) -> tuple[str, int]:
+    """A report on every file of a run that a start or `tgm-scale status` reads, each checkpoint compared with its
+    hashes, and the exit code: 0 whole, 1 damaged but can be gone on with, 2 cannot be gone on with as it is.
+
+    Raises ValueError for a folder that is no run."""
+    root = Path(folder)
+    if not (root / "config.yaml").is_file() and not (root / "checkpoints").is_dir():
+        raise ValueError(f"{folder}: no config.yaml and no checkpoints: not a run folder")
+    found = Findings()
+    _read(found, root / "config.yaml", configuration.read_tree, "readable", needed=True, stops=True)
+    _read(found, root / "data.json", lambda _: run_data.read(root), "readable", stops=True)
+    _faults(found, root)
+    _read(found, root / origins.FILE, lambda _: origins.read(root), "readable", stops=True)
+    _read(found, root / "plan.json", json_file, "readable")
+    _read(found, root / "environment.jsonl", lambda _: run_folder.starts(root), "readable")
+    for file in sorted(root.glob("results*.json")):
+        _read(found, file, json_file, "readable")
+    for name in run_folder.misplaced(root):
+        found.bad(name, "something else has the name of a run's file or folder: move it away", stops=True)
+    for name in run_folder.changed(root):
+        found.bad(name, "not as the last start wrote it")
+    _metrics(found, root)
+    _ranks(found, root)
+    used = _checkpoints(found, root / "checkpoints")
+    for event in events.read(root):
+        found.lines.append(f"earlier  {event['event']}: {event.get('checkpoint') or event.get('file')}")
+    if found.code == 2:
+        end = "cannot be gone on with as it is: restore what is named above"
+    else:
+        end = f"goes on from {used}" if used else "goes on from the start: no checkpoint yet"
+    return "\n".join([*found.lines, f"{folder}: {end}"]), found.code
+
+
+def _faults(found: Findings, root: Path) -> None:
+    try:
+        _, damage = FaultState.found(root)
+    except (OSError, ValueError) as error:
+        found.bad("faults.json", str(error), stops=True)
+        return
+    if damage:
+        found.bad("faults.json", damage)
+    elif (root / "faults.json").is_file():
+        found.good("faults.json", "readable")
+
+
+def _read(
+    found: Findings,
+    file: Path,
+    read: Callable[[Path], Any],
+    what: str,
+    needed: bool = False,
+    stops: bool = False,
+) -> None:
+    if not file.is_file():
+        if needed:
+            found.bad(file.name, "missing", stops)
+        return
+    try:
+        read(file)
+        found.good(file.name, what)
+    except (OSError, ValueError) as error:
+        found.bad(file.name, str(error), stops)
+
+
+def _metrics(found: Findings, root: Path) -> None:
+    if not (root / "metrics.jsonl").is_file():
+        return
+    steps = [row["step"] for row in read_metrics(root)]
+    if lines := count_damaged(root):
+        found.bad("metrics.jsonl", f"{lines} lines are no rows, in it or in metrics.jsonl.damaged")
+    if steps != list(range(1, len(steps) + 1)) and steps:
+        lacking = sorted(set(range(1, steps[-1] + 1)) - set(steps))
+        found.bad("metrics.jsonl", f"steps lack, come twice or out of order; lacking: {lacking[:5]}")
+    elif not lines:
+        found.good("metrics.jsonl", f"{len(steps)} steps")
+
+
+def _ranks(found: Findings, root: Path) -> None:
+    files = sorted((root / "ranks").glob("[0-9]*"))
+    for file in files:
+        try:
+            json_file(file)
+        except (OSError, ValueError) as error:
+            found.bad(f"ranks/{file.name}", str(error))
+    try:
+        wanted = run_folder.read_plan(root)["world_size"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # said of plan.json
+    if files and len(files) < wanted:
+        found.bad("ranks", f"{len(files)} ranks left word, the plan has {wanted}")
+
+
+def _checkpoints(found: Findings, root: Path) -> str | None:
+    """The name of the newest whole one."""
+    used, whole, ours = None, 0, 0
+    for folder in sorted(root.glob("*")) if root.is_dir() else []:
+        if checkpoint.step_of(folder) is None:
+            found.lines.append(f"ignored  {folder.name}: not a checkpoint's name")
+            continue
+        ours += 1
+        try:
+            reader = checkpoint.Reader(folder)
+            reader.verify()
+        except (OSError, ValueError) as error:
+            found.bad(folder.name, str(error))
+            continue
+        size = sum(entry["bytes"] for entry in reader.manifest["files"])
+        found.good(folder.name, f"{len(reader.manifest['files'])} files, {size:,} bytes compared with their hashes")
+        used, whole = folder.name, whole + 1
+    if ours and not whole:
+        found.bad("checkpoints", "every one is damaged", stops=True)
+    return used

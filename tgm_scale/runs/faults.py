@@ -1,0 +1,137 @@
+"""What a run does when something goes wrong: refuse an update, roll back, name the samples and ranks, stop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tgm_scale.checkpoints import manifest
+from tgm_scale.contracts import Batch, Problem
+from tgm_scale.runs import events
+from tgm_scale.runs.run_folder import replace_file
+from tgm_scale.runtime.outside.json_text import json_object
+
+_MEMORY = 100  # losses that a spike is measured against
+_ENOUGH = 20
+_FILE, _EVENT = "faults.json", "rolled_back"
+
+
+class RunStopped(RuntimeError):
+    """The run cannot go on; the message says why and what to do. Not the user's mistake, and no traceback needed."""
+
+    exit_code = 1  # of the command: a new start may help
+
+
+class Diverged(RunStopped):
+    """The run would diverge again after a new start: its steps are a function of the checkpoint."""
+
+    exit_code = 4  # slurm/launch.sh does not start it again
+
+
+class Judge:
+    """Knows from the losses so far which loss is a spike, and counts refused updates. All ranks see the same losses,
+    so each has its own and they agree.
+
+    recent: the losses of the steps before, so that a run that goes on judges as if it had never stopped."""
+
+    def __init__(self, spike_factor: float | None, recent: Iterable[float]):
+        self.spike_factor = spike_factor
+        self.recent = deque(recent, maxlen=_MEMORY)
+        self.refused_in_a_row = 0
+
+    def limit(self) -> float:
+        """The largest loss that an update is made for; infinity where there is no limit (yet)."""
+        if self.spike_factor is None or len(self.recent) < _ENOUGH:
+            return math.inf
+        return self.spike_factor * median(self.recent)
+
+    def note(self, loss: float, refused: bool) -> None:
+        """A step's loss, and whether its update was refused, for whatever reason."""
+        self.refused_in_a_row = self.refused_in_a_row + 1 if refused else 0
+        if not refused:
+            self.recent.append(loss)
+
+
+class _Said(BaseModel):
+    """What faults.json may hold beside its digest."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    rollbacks: int = 0
+    skip_list: list[str] = []
+
+
+@dataclass
+class FaultState:
+    """What outlives a rollback, in RUN/faults.json: how often it happened, and the samples left out since. With the
+    digest of it; and a copy in RUN/events.jsonl, since nothing else of a run folder says it."""
+
+    rollbacks: int = 0
+    skip_list: list[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path) -> FaultState:
+        """As `found`."""
+        return cls.found(folder)[0]
+
+    @classmethod
+    def found(cls, folder: Path) -> tuple[FaultState, str]:
+        """What a run folder says, and why the copy was taken: "" where it was not. Raises ValueError where the file is
+        damaged and there is no copy."""
+        file = folder / _FILE
+        copies = [event for event in events.read(folder) if event["event"] == _EVENT]
+        damage = "missing"
+        if file.is_file():
+            try:
+                return cls._of(json_object(file)), ""
+            except ValueError as error:
+                damage = str(error).removeprefix(f"{file}: ").removeprefix("damaged: ")
+        for copy in reversed(copies):
+            with suppress(ValueError):
+                return cls._of(copy.get("state")), f"{file}: damaged ({damage}): taken from its copy in {events.FILE}"
+        if not file.exists() and not file.is_symlink() and not copies:
+            return cls(), ""
+        raise ValueError(
+            f"{file}: damaged ({damage}): restore it; without it the samples left out since a rollback are trained on "
+            'again. To go on so, write {"rollbacks": 0, "skip_list": []} there'
+        )
+
+    @classmethod
+    def _of(cls, tree: Any) -> FaultState:
+        """Raises ValueError for what is none, or not what was written."""
+        fields = dict(tree) if isinstance(tree, dict) else tree
+        if isinstance(fields, dict) and fields.pop("blake2b", None) not in (None, manifest.digest(fields)):
+            raise ValueError("its contents differ from its own hash")
+        try:
+            return cls(**_Said.model_validate(fields).model_dump())
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"]) from None
+
+    def write(self, folder: Path) -> None:
+        """Write the file and its copy. Raises OSError."""
+        tree = {**asdict(self), "blake2b": manifest.digest(asdict(self))}
+        events.note(folder, _EVENT, file=_FILE, state=tree)
+        replace_file(folder / _FILE, json.dumps(tree, indent=1))
+
+    def leave_out(self, batch: Batch) -> None:
+        """Give the clips on the skip list weight 0."""
+        for index, key in enumerate(batch.keys):
+            if key in self.skip_list and batch.weight[index] > 0:
+                batch.weight[index] = 0
+                batch.problems.append(Problem(key, "skip_list", "in the steps before a rollback"))
+
+
+def note_refusal(folder: Path, step: int, loss: float, reason: str, keys_of_ranks: list[list[str]]) -> None:
+    """Name a refused step's samples by rank in RUN/refused.jsonl."""
+    with (folder / "refused.jsonl").open("a") as stream:
+        for rank, keys in enumerate(keys_of_ranks):
+            entry = {"step": step, "loss": str(loss), "reason": reason, "rank": rank, "keys": keys}
+            stream.write(json.dumps(entry) + "\n")

@@ -1,0 +1,232 @@
+"""What a run says while it goes: metrics.jsonl (the truth), TensorBoard, and a line with the time left."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import NoneType
+from typing import Any, TextIO
+
+from tgm_scale.contracts import Problem
+from tgm_scale.runs import events
+from tgm_scale.runs.run_folder import replace_file
+from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.files import told
+from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.terminal import message
+
+_FIGURES = ("loss", "samples", "step_seconds", "data_seconds", "guidance_seconds", "skipped_samples")  # that are read
+_RECENT = 100  # losses; runs/faults.py measures a spike against no more
+
+
+class Metrics:
+    """Writes one JSON object a step and mirrors it to TensorBoard. A restart drops what came after the checkpoint.
+
+    Only the main rank has one."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool):
+        self.path = folder / "metrics.jsonl"
+        _cut_after(self.path, step)
+        _cut_after(folder / "skipped.jsonl", step)
+        self._stream: TextIO = self.path.open("a", buffering=1)
+        self._skipped: TextIO = (folder / "skipped.jsonl").open("a", buffering=1)
+        self._said = False  # whether a sample was broken
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def name(self, step: int, problems: list[Problem]) -> None:
+        """A step's broken samples of all ranks; the first of a start is said. Raises OSError that names the file."""
+        if problems and not self._said:
+            self._said = True
+            first = problems[0]
+            why = f"{first.reason} ({first.detail})" if first.detail else first.reason
+            print(
+                message(f"warning: {first.key}: {why}: its weight is 0; {self._skipped.name} names all such samples"),
+                file=sys.stderr,
+                flush=True,
+            )
+        for problem in problems:
+            _append(self._skipped, {"step": step, **asdict(problem)})
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A step's row. Raises OSError that names the file."""
+        row = finite(row)
+        _append(self._stream, row)
+        if self._board is not None:
+            for name, value in row.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._board.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        """Put all rows so far on the disk. Before a checkpoint: a run that goes on from it writes those after it."""
+        for stream in (self._stream, self._skipped):
+            stream.flush()
+            os.fsync(stream.fileno())
+        if self._board is not None:
+            self._board.flush()  # else a kill would lose the last two minutes
+
+    def close(self) -> None:
+        self._stream.close()
+        self._skipped.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _append(stream: TextIO, row: dict[str, Any]) -> None:
+    text = json.dumps(row) + "\n"
+    try:
+        stream.write(text)
+    except OSError as error:
+        raise OSError(f"{stream.name}: {told(error, Path(stream.name).parent, len(text))}") from error
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl; lines that are none are left out (`count_damaged`). A figure that was not
+    finite is None, and named in the row's `not_finite`."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no metrics.jsonl: not a run folder, or a run that made no step yet")
+    return read_rows(path)[0]
+
+
+def count_damaged(folder: Path) -> int:
+    """Lines of metrics.jsonl that are no rows: those in it, and those that a start has moved beside it."""
+    path = folder / "metrics.jsonl"
+    aside = _aside(path)
+    moved = aside.read_bytes().count(b"\n") if aside.is_file() else 0
+    return moved + (len(read_rows(path)[1]) if path.is_file() else 0)
+
+
+def recent_losses(folder: Path, step: int) -> list[float]:
+    """The losses of the updates made up to a step, oldest first; none where the run is new."""
+    path = folder / "metrics.jsonl"
+    rows = read_rows(path)[0] if path.is_file() else []
+    made = (row["loss"] for row in rows if row["step"] <= step and not row.get("update_refused"))
+    return [loss for loss in made if loss is not None]
+
+
+def recent_losses_for_all(folder: Path, step: int, control: Control) -> list[float]:
+    """The newest `recent_losses`, as many as a spike is measured against, read by rank 0 alone. Collective."""
+    return control.broadcast(recent_losses(folder, step)[-_RECENT:] if control.place.is_main else None)
+
+
+def finite(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without NaN and infinities, which JSON does not have: null in their place, their names in `not_finite`."""
+    lost = [name for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
+    return row | dict.fromkeys(lost) | {"not_finite": lost} if lost else row
+
+
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
+    """The rows of a file, and the lines that are none. A last line that was cut by a kill is neither."""
+    rows, damaged = [], []
+    *lines, cut = path.read_bytes().split(b"\n")
+    for line in [*lines, *([cut] if _row(cut, path) else [])]:
+        row = _row(line, path)
+        if row is None:
+            damaged.append(line)
+        else:
+            rows.append(row)
+    return rows, damaged
+
+
+def _row(line: bytes, path: Path) -> dict[str, Any] | None:
+    """A line's row; None where it is no JSON object with a step and, of metrics, with a loss."""
+    try:
+        row = json_of(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return None
+    if path.name == "metrics.jsonl" and "loss" not in row:
+        return None
+    if not all(isinstance(row.get(name), (int, float, NoneType)) for name in _FIGURES):
+        return None
+    return finite(row)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.damaged")
+
+
+def _cut_after(path: Path, step: int) -> None:
+    """Drop the rows after a step; lines that are no rows are moved beside the file, and said."""
+    if not path.is_file():
+        return
+    rows, damaged = read_rows(path)
+    if damaged:
+        aside = _aside(path)
+        with aside.open("ab") as stream:
+            stream.writelines(line + b"\n" for line in damaged)
+        events.note(path.parent, "lines_damaged", step=step, file=path.name, lines=len(damaged))
+        print(f"warning: {path}: {len(damaged)} damaged lines are moved to {aside.name}", file=sys.stderr, flush=True)
+    replace_file(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+
+
+_TERMS = (("rec", "loss_reconstruction"), ("con", "loss_contrastive"))
+
+
+class ProgressLine:
+    """A live line on a terminal, a plain line every n steps elsewhere."""
+
+    def __init__(self, total: int, every: int, stream: TextIO = sys.stderr):
+        self.total, self.every, self.stream = total, every, stream
+        self.live = stream.isatty()
+        self._recent: list[tuple[float, int]] = []
+
+    def show(self, row: dict[str, Any]) -> None:
+        step = row["step"]
+        self._recent = [*self._recent[-50:], (time.monotonic(), step)]
+        last = step == self.total
+        if not (self.live or last or step % self.every == 0 or len(self._recent) == 1):
+            return
+        text = self._text(row)
+        self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if self.live else text + "\n")
+        self.stream.flush()
+
+    def say(self, text: str) -> None:
+        """A line of its own, below the live one."""
+        self.stream.write(("\n" if self.live else "") + text + "\n")
+        self.stream.flush()
+
+    def _text(self, row: dict[str, Any]) -> str:
+        share = row["data_seconds"] / max(row["step_seconds"], 1e-9)
+        parts = [
+            f"step {row['step']}/{self.total}",
+            in_words(row),
+            f"lr {row['learning_rate']:.2e}",
+            f"{row['clips_per_second']:.1f} clips/s",
+            f"data {share:.0%}",
+            f"ETA {_clock(self._seconds_left(row['step']))}",
+        ]
+        return "  ".join(parts)
+
+    def _seconds_left(self, step: int) -> float | None:
+        (then, first), (now, last) = self._recent[0], self._recent[-1]
+        return (now - then) / (last - first) * (self.total - step) if last > first else None
+
+
+def in_words(row: dict[str, Any]) -> str:
+    """A step's loss and its terms."""
+    terms = [f"{name} {row[key]:.4f}" for name, key in _TERMS if row[key] is not None]
+    return "  ".join([f"loss {figure(row['loss'])}", *terms])
+
+
+def figure(value: float | None) -> str:
+    """A loss in words; null was not finite."""
+    return "not finite" if value is None else f"{value:.4f}"
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "--:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

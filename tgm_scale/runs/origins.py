@@ -1,0 +1,124 @@
+"""RUN/origins.json: what a run reads beside its data, by content: frozen towers, flow weights, its first weights.
+
+A path says where something lay. With what was in it a run goes on after a folder was moved, and is refused where other
+weights lie at the old place. An entry is {file: its blake2b, and the size, inode and time of change by which the next
+start knows it without reading it}. A run folder of before has no such file: there the path decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.guidance.towers import model_files, tower_folder
+from tgm_scale.runtime.outside.json_text import json_object
+
+KEYS = ("guidance.towers", "guidance.flow", "train.init_from")
+FILE = "origins.json"
+_WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
+
+Entry = dict[str, dict[str, Any]]
+Tree = Mapping[str, Mapping[str, Any]]  # of a configuration: section -> key -> value
+
+
+def read(folder: Path) -> dict[str, Entry]:
+    """The entries of a run folder by key; none where it has no such file. Raises ValueError for a damaged one."""
+    file = folder / FILE
+    if not file.is_file():
+        return {}
+    try:
+        found = json_object(file)
+        whole = all(isinstance(one["blake2b"], str) for entry in found.values() for one in entry.values())
+    except (ValueError, AttributeError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{file}: damaged: remove it, and the run goes on where its paths are the same")
+    return found
+
+
+def renewed(config: Tree, known: Mapping[str, Entry], step: int) -> dict[str, Entry]:
+    """The entries to write at a start from `step`. What the run began from is read at step 0 and never again."""
+    found = {
+        key: _entry(key, _value(config, key), known.get(key, {}))
+        for key in KEYS
+        if key != "train.init_from" or step == 0
+    }
+    return {**known, **{key: entry for key, entry in found.items() if entry}}
+
+
+def complaints(there: Tree, here: Tree, known: Mapping[str, Entry]) -> list[str]:
+    """In words, what is other in this start's configuration than in the run folder's."""
+    found = []
+    for key in KEYS:
+        old, new, recorded = _value(there, key), _value(here, key), known.get(key, {})
+        if old == new and (key == "train.init_from" or not recorded):
+            continue
+        entry = _entry(key, new, recorded)
+        other = _other(recorded, entry)
+        if old == new and entry and other:
+            found.append(f"{key}: {new!r} has another {other} than the run was started with, by {FILE}")
+        elif old != new and (not recorded or not entry or other):
+            found.append(f"{key}: {old!r} there, {new!r} here" + _why(old, new, recorded, entry, other))
+    return found
+
+
+def _why(old: Any, new: Any, recorded: Entry, entry: Entry, other: str) -> str:
+    if old is None or new is None:
+        return ""
+    if not recorded:
+        return f", and {FILE} does not say what was there"
+    return f", with another {other}" if entry else ", where no weights are found"
+
+
+def _other(recorded: Entry, entry: Entry) -> str:
+    """The file in which they differ, or '': of those that both have, among which there are weights."""
+    both = sorted(recorded.keys() & entry.keys())
+    for name in both:
+        if recorded[name]["blake2b"] != entry[name]["blake2b"]:
+            return name
+    return "" if any(Path(name).suffix in _WEIGHTS | {""} for name in both) else "file of weights"
+
+
+def _value(config: Tree, key: str) -> Any:
+    section, name = key.split(".")
+    return (config.get(section) or {}).get(name)
+
+
+def _entry(key: str, value: str | None, recorded: Entry) -> Entry:
+    """Of what lies at a path; empty where there are no weights."""
+    if value is None:
+        return {}
+    if key == "guidance.towers":
+        files = _tower(Path(tower_folder(value)))
+    else:
+        files = _weights(Path(value))
+    return {name: _known(file, recorded.get(name, {})) for name, file in files.items()}
+
+
+def _tower(folder: Path) -> dict[str, Path]:
+    try:
+        return {file.name: file for file in model_files(folder)}
+    except (OSError, ValueError, StopIteration):  # no whole model: that is said elsewhere
+        return {}
+
+
+def _weights(path: Path) -> dict[str, Path]:
+    """A file, whatever its name; of a run its newest checkpoint's manifest, which has digests; a folder's weights."""
+    if path.is_file():
+        return {"weights": path}
+    newest = path if (path / "manifest.json").is_file() else checkpoint.latest(path / "checkpoints")
+    if newest is not None:
+        return {"weights": newest / "manifest.json"}
+    return {file.name: file for file in sorted(path.glob("*")) if file.suffix in _WEIGHTS}
+
+
+def _known(file: Path, before: dict[str, Any]) -> dict[str, Any]:
+    state = file.stat()
+    stat = [state.st_size, state.st_ino, state.st_ctime_ns]
+    if before.get("stat") == stat:
+        return before
+    with file.open("rb") as stream:
+        return {"blake2b": hashlib.file_digest(stream, "blake2b").hexdigest()[:32], "stat": stat}

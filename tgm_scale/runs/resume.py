@@ -1,0 +1,88 @@
+"""Which checkpoint a run goes on from: the newest that is whole. What is damaged is set aside, and said."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints.checkpoint import Progress
+from tgm_scale.runs import events
+from tgm_scale.runtime.distributed import Control
+
+
+class Resume:
+    """The newest whole checkpoint of a run folder, `newest`, or None in a new run. Making one and `restore` are
+    collective.
+
+    Its files are compared with their hashes in the background while the engine is built, each rank its share of them:
+    a rank maps the rest and reads of it what it needs. Damaged checkpoints are renamed to `damaged-step-...` once a
+    whole one is found. Raises ValueError on every rank, and renames none, where all are damaged: else the next start
+    would begin anew. What cannot be read for now is not damaged: OSError on every rank."""
+
+    def __init__(self, folder: Path, control: Control):
+        self._folder, self._root, self._control = folder, folder / "checkpoints", control
+        self._damaged: dict[Path, str] = {}
+        self.newest = self._look()
+
+    def restore(self, engine: Any) -> Progress:
+        """Set the engine to the newest whole checkpoint. Raises OSError where a damaged one cannot be renamed."""
+        if self.newest is None:
+            return Progress()
+        while found := next(filter(None, self._control.gather(self._hashing.result())), None):
+            if not isinstance(found, ValueError):  # nobody knows whether it is damaged
+                raise found
+            self._damaged[self.newest] = str(found)
+            self.newest = self._look()
+            assert self.newest is not None
+        if error := self._control.broadcast(self._set_aside(self.newest) if self._control.place.is_main else None):
+            raise OSError(error)
+        return checkpoint.restore(engine, self.newest)
+
+    def _look(self) -> Path | None:
+        """The newest that looks whole to rank 0: on a network file system others may see an older listing. Starts to
+        compare its files with their hashes."""
+        found: tuple[Path | None, Exception | None] = None, None
+        if self._control.place.is_main:
+            try:
+                reader = checkpoint.newest_whole(self._root, self._damaged)
+                found = None if reader is None else reader.folder, None
+            except (OSError, ValueError) as error:
+                found = None, error
+        newest, refusal = self._control.broadcast(found)
+        if refusal is not None:
+            raise refusal
+        if newest is not None:
+            pool = ThreadPoolExecutor(1)
+            self._hashing: Future[Exception | None] = pool.submit(self._compared, newest)
+            pool.shutdown(wait=False)
+        return newest
+
+    def _compared(self, folder: Path) -> Exception | None:
+        """What is wrong with this rank's share of the files, if anything."""
+        place = self._control.place
+        try:
+            checkpoint.Reader(folder).verify(place.rank, place.world_size, quick=True)
+        except Exception as error:  # of this rank's thread: all ranks are told
+            return error
+        return None
+
+    def _set_aside(self, used: Path) -> str | None:
+        """Rename the damaged checkpoints; the error where that failed."""
+        for folder, why in self._damaged.items():
+            try:
+                aside = folder.rename(_free_name(folder.with_name(f"damaged-{folder.name}")))
+                step = checkpoint.step_of(used)
+                events.note(self._folder, "checkpoint_damaged", step=step, checkpoint=aside.name, why=why)
+            except OSError as error:
+                return f"{folder}: damaged ({why}), and cannot be renamed: {error}"
+            print(f"warning: {why}\n{folder.name} is now {aside}; going on from {used.name}", file=sys.stderr)
+        sys.stderr.flush()
+        return None
+
+
+def _free_name(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}-{number}") for number in range(2, 10_000))
+    return path if not path.exists() else next(name for name in names if not name.exists())

@@ -1,0 +1,98 @@
+"""RUN/data.json: the corpora that a run reads, by content: a start on others is refused, and says which shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from tgm_scale.checkpoints import manifest
+from tgm_scale.runtime.outside.json_text import json_file
+
+FILE = "data.json"
+_NAMED = 5  # of many shards
+_NOTHING_SAVED = "restore it; or, since the run has saved nothing yet, remove its folder or give another run.dir"
+
+
+class _Corpus(BaseModel):
+    """What data.json says of a corpus, as far as it is read."""
+
+    model_config = ConfigDict(strict=True)
+    name: str
+    part: str | None = None
+    samples: int | None = None
+    fingerprint: str | None = None
+    content: str | None = None
+    shards: dict[str, str] = {}
+    left_out: dict[str, int] = {}
+
+
+_CORPORA = TypeAdapter(list[_Corpus])
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The corpora of the run so far, from its data.json. Raises ValueError where that is damaged."""
+    file = folder / FILE
+    found = json_file(file)
+    try:
+        _CORPORA.validate_python(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{file}: damaged: {where + ': ' * bool(where)}{first['msg']}; restore it") from None
+    return found
+
+
+def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
+    """Raise ValueError where the corpora are not those of the run so far."""
+    file = folder / FILE
+    if file.is_file() and _other_data(before := read(folder), corpora):
+        saved = any(manifest.step_of(one) is not None for one in folder.glob("checkpoints/step-*"))
+        raise ValueError(
+            f"{file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}"
+            f"{_other_shards(before, corpora)}): "
+            + ("restore the shards, or start a new run folder with train.init_from" if saved else _NOTHING_SAVED)
+        )
+
+
+def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool:
+    """Whether samples, captions, labels or their order are others. What an earlier version did not note is not
+    compared: the content of lists, the test part."""
+    if not any(corpus.get("part") == "test" for corpus in before):
+        now = [corpus for corpus in now if corpus.get("part") != "test"]
+    if len(before) != len(now):
+        return True
+    return any(
+        one.get(key) != other.get(key)
+        for one, other in zip(before, now)
+        for key in ("name", "samples", "fingerprint", "content")
+        if key != "content" or key in one
+    )
+
+
+def _other_shards(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+    """In words, the shards that are lacking, others or new, a few of each."""
+    there, here = (
+        {name: mark for one in each for name, mark in one.get("shards", {}).items()} for each in (before, now)
+    )
+    if not there:
+        return ""  # of before
+    kinds = {
+        "lacking": there.keys() - here.keys(),
+        "changed": {name for name in there.keys() & here.keys() if there[name] != here[name]},
+        "new": here.keys() - there.keys(),
+    }
+    return "".join(
+        f"; {kind}: {', '.join(f'{name}.tar' for name in sorted(names)[:_NAMED])}{', ...' * (len(names) > _NAMED)}"
+        for kind, names in kinds.items()
+        if names
+    )
+
+
+def _summary(corpora: list[dict[str, Any]]) -> str:
+    return ", ".join(
+        f"{corpus['name']}: {corpus.get('samples')} samples, "
+        f"{' '.join(filter(None, (corpus.get('fingerprint'), corpus.get('content'))))}"
+        for corpus in corpora
+    )

@@ -1,0 +1,246 @@
+"""The run folder: what the run is, so that it can be gone on with, compared and understood.
+
+RUN/config.yaml       the configuration as resolved
+RUN/data.json         the corpora it reads: name, samples, fingerprint, what was left out
+RUN/origins.json      the frozen models and first weights that it reads, by content (runs/origins.py)
+RUN/plan.json         what followed from it: steps, batch layout, stage
+RUN/files.json         size and time of files of lists at the first start
+RUN/environment.jsonl versions, git state and host of each start
+RUN/metrics.jsonl     one line a step
+RUN/owner/            which start owns the folder (runtime/ownership.py)
+RUN/skipped.jsonl     every broken sample: step, key, reason
+RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved; rollbacks
+RUN/faults.json       what outlives a rollback (runs/faults.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tgm_scale import config as configuration
+from tgm_scale.checkpoints import manifest
+from tgm_scale.config import RunSettings
+from tgm_scale.runs import origins, run_data
+from tgm_scale.runtime import ownership, slurm
+from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.outside.json_text import json_object, json_of
+from tgm_scale.runtime.secrets import tree_without_secrets
+
+_FILES = (
+    *("config.yaml", "data.json", "origins.json", "plan.json", "files.json", "faults.json", "environment.jsonl"),
+    *("metrics.jsonl", "skipped.jsonl", "events.jsonl", "refused.jsonl", "left_out.jsonl"),
+)
+_FOLDERS = ("checkpoints", "owner", "ranks")
+
+
+def replace_file(path: Path, text: str, durable: bool = True) -> None:
+    """Write a file so that a reader, or the next start, sees the old text or the new one, never a part.
+
+    durable: also where the host loses its power."""
+    temporary = path.with_name(path.name + ".writing")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        if durable:
+            os.fsync(stream.fileno())
+    temporary.rename(path)
+
+
+def claim(config: RunSettings) -> Path:
+    """Make or recognise the run folder. Raises ValueError where it cannot be written or holds another run."""
+    folder = Path(config.run.dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{platform.node()}-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"run.dir={folder}: cannot be written ({error.strerror}): choose another folder") from None
+    if odd := misplaced(folder):
+        raise ValueError(f"{folder / odd[0]}: something else has the name of a run's file or folder: move it away")
+    file = folder / "config.yaml"
+    if file.is_file():
+        _refuse_other_run(config, file)
+    elif any(manifest.step_of(found) is not None for found in folder.glob("checkpoints/step-*")):
+        raise ValueError(f"run.dir={folder}: has checkpoints but no config.yaml: choose another folder")
+    return folder
+
+
+def misplaced(folder: Path) -> list[str]:
+    """Names of a run's files that are no files, and of its folders that are no folders: to write to a pipe is to wait
+    for its reader for ever, and a link that leads nowhere would make a file there."""
+    files = [name for name in _FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
+    return files + [name for name in _FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
+
+
+@contextmanager
+def owned(folder: Path, control: Control) -> Iterator[None]:
+    """Own the run folder for as long as the context lasts, by the main process. Collective.
+
+    Raises ValueError on every rank where another start has it."""
+    refused: Exception | None = None
+    with ExitStack() as stack:
+        if control.place.is_main:
+            try:
+                stack.enter_context(ownership.owned(folder))
+            except (ValueError, OSError) as error:
+                refused = error
+        if refused := control.broadcast(refused):
+            raise refused
+        yield
+
+
+def _refuse_other_run(config: RunSettings, file: Path) -> None:
+    before = configuration.checked(configuration.read_tree(file), str(file), type(config))
+    there, here = (tree_without_secrets(configuration.digest_tree(one)) for one in (before, config))
+    differing = [
+        f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
+        for section, values in here.items()
+        for key, value in values.items()
+        if there[section].get(key) != value and f"{section}.{key}" not in origins.KEYS
+    ]
+    differing += origins.complaints(there, here, origins.read(file.parent))
+    if differing:
+        raise ValueError(
+            f"run.dir={file.parent}: holds a run of another configuration by its config.yaml "
+            f"({'; '.join(differing)}): set run.dir to a new folder, or give the same values to go on with this one"
+        )
+
+
+def shown(config: configuration.Section) -> str:
+    """A configuration as YAML to print and keep: its addresses let nobody in."""
+    return configuration.written(tree_without_secrets(config.model_dump(mode="json")))
+
+
+def describe(
+    folder: Path, config: RunSettings, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int
+) -> None:
+    """Write what this start is. Raises ValueError where the data is not that of the run so far."""
+    run_data.refuse_other(folder, corpora)
+    read = origins.renewed(config.model_dump(mode="json"), origins.read(folder), step)
+    texts = {
+        "config.yaml": shown(config),
+        run_data.FILE: json.dumps(tree_without_secrets(corpora), indent=1),
+        origins.FILE: json.dumps(tree_without_secrets(read), indent=1),
+        "plan.json": json.dumps(plan, indent=1),
+    }
+    for name, text in texts.items():
+        replace_file(folder / name, text)
+    files = {name: _digest(text.encode()) for name, text in texts.items()}
+    with (folder / "environment.jsonl").open("a") as stream:
+        stream.write(json.dumps(environment() | {"step": step, "files": files}) + "\n")
+
+
+def changed(folder: Path) -> list[str]:
+    """The files that are not as the last start wrote them, as far as it is known: earlier versions did not note it."""
+    odd = misplaced(folder)  # a pipe would be waited for
+    try:
+        files = {} if "environment.jsonl" in odd else starts(folder)[-1]["files"]
+        return [name for name in sorted(files.keys() - odd) if files[name] != _digest((folder / name).read_bytes())]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []  # of a file that is missing or no file it is said elsewhere
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+class _Plan(BaseModel):
+    """What plan.json says, as far as it is read."""
+
+    model_config = ConfigDict(strict=True)
+    steps: int = Field(ge=1)
+    world_size: int = Field(ge=1)
+
+
+class _Start(BaseModel):
+    """What a line of environment.jsonl says, as far as it is read."""
+
+    model_config = ConfigDict(strict=True)
+    step: int = Field(ge=0)
+    slurm_job: str | None = None
+    slurm_nodes: str | None = None
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """RUN/plan.json. Raises ValueError where it is damaged."""
+    file = folder / "plan.json"
+    found = json_object(file)
+    try:
+        _Plan.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"{file}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}; the next start writes it anew"
+        ) from None
+    return found
+
+
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """The environment of each start of the run, oldest first. Raises ValueError that names a damaged line."""
+    file = folder / "environment.jsonl"
+    if not file.is_file():
+        raise ValueError(f"{file}: missing: restore it; the next start begins another")
+    found = []
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+        try:
+            start = json_of(line)
+            _Start.model_validate(start)
+        except ValueError:
+            raise ValueError(f"{file}: line {number} is damaged: remove that line") from None
+        found.append(start)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, host, git state and job of this start."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "packages": versions(),
+        **_git_state(),
+        **slurm.job(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of the packages that decide a run's numbers."""
+    packages = ("tgm_scale", "torch", "deepspeed", "transformers", "webdataset", "av", "torchcodec", "numpy")
+    return {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit of our own checkout and whether it was changed; None for an installed package, also where its virtual
+    environment lies in somebody else's repository."""
+    root = Path(__file__).resolve().parents[2]
+    own = (root / "setup.cfg").is_file() and Path(_git(root, "rev-parse", "--show-toplevel") or "/").samefile(root)
+    commit = _git(root, "rev-parse", "HEAD") if own else None
+    return {"git": commit, "git_dirty": None if commit is None else bool(_git(root, "status", "--porcelain"))}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,51 @@
+"""Whether a run is at work, how it ended where it is not, and what goes on with it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.runs.bottleneck import read_beat
+from tgm_scale.runs.waiting import duration
+from tgm_scale.runtime import ownership
+
+
+def lines(
+    root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]], finished: bool
+) -> dict[str, str]:
+    """For `tgm-scale status`. finished: all steps are made, and tested where that belongs to them."""
+    sign = ownership.sign_of_life(root)
+    if sign is not None and sign.living:
+        return {"state": f"at work, last heartbeat {sign.age:.0f} s ago"}
+    if finished:
+        return {"state": "finished"}
+    return {"state": f"nothing is at work: {_end(root, sign)}", "go on": _command(root, tree, world_size, starts)}
+
+
+def _end(root: Path, sign: ownership.Sign | None) -> str:
+    """How the last start ended, as far as it left word."""
+    if sign is None:
+        return "no start has left word"
+    ago = f"{duration(sign.age)} ago"
+    if not sign.ended:
+        if sign.gone and sign.owner is not None:
+            return f"its process (pid {sign.owner.pid}) was killed, last heartbeat {ago}"
+        return f"no heartbeat since {ago}"
+    state = read_beat(root / "ranks" / "00000").get("state")
+    return f"{'interrupted' if state in (None, 'running') else state} {ago}"
+
+
+def _command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
+    """The command that goes on. What the folder does not say (a job's script, secrets of addresses) is the user's."""
+    same = "the command that started it"
+    if starts and starts[-1].get("slurm_job"):
+        return f"{same} (sbatch, as for job {starts[-1]['slurm_job']})"
+    file = root / "config.yaml"
+    if "***" in file.read_text():
+        return same
+    launcher = "tgm-scale" if world_size == 1 else f"torchrun --nproc_per_node {world_size} -m tgm_scale"
+    own = Path(tree["run"]["dir"])
+    elsewhere = [] if own.resolve() == root.resolve() else [f"run.dir={root}"]
+    words = f"{'finetune' if 'finetune' in tree else 'pretrain'} --config"
+    return f"{same}, or: {launcher} {words} {shlex.join([str(file), *elsewhere])}"
