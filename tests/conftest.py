@@ -77,14 +77,3 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder
     )
     return folder
-
-
-@pytest.fixture(scope="session")
-def torchcodec() -> None:
-    """Tests that need torchcodec skip by name where it does not import."""
-    from tgm_scale.data.video.torchcodec_frames import check_torchcodec
-
-    try:
-        check_torchcodec()
-    except ValueError as error:
-        pytest.skip(str(error))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale import config
+from tgm_scale.config import renamed
 from tgm_scale.evaluation.settings import load_any
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 
@@ -81,6 +82,30 @@ def test_shards_of_ones_own_are_never_made(file: Path) -> None:
     assert asked_for is not None and (asked_for.clips, asked_for.seed) == (9, 3)
     with pytest.raises(ValueError, match="data"):
         config.load(file, ["data.shards=x", "data=3"])
+
+
+def test_a_removed_value_is_read_as_the_one_in_its_place(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A run folder of before has it in its config.yaml."""
+    renamed._say.cache_clear()
+    assert config.load(file, ["data.decoder=torchcodec"]).data.decoder == "pyav"
+    assert capfd.readouterr().err == "notice: data.decoder=torchcodec was removed; data.decoder=pyav is used\n"
+    assert config.load(file, ["data.decoder=torchcodec"]) == config.load(file)
+
+
+def test_a_key_of_before_is_read_as_the_one_of_now(
+    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(renamed, "KEYS", {"train.iterations": "train.steps"})
+    renamed._say.cache_clear()
+    assert config.load(file, ["train.iterations=7"]).train.steps == 7
+    file.write_text(MINIMAL.replace("steps: 10", "iterations: 12"))
+    assert config.load(file).train.steps == 12 and config.load(file, ["train.steps=3"]).train.steps == 3
+    assert capfd.readouterr().err == "notice: train.iterations is now called train.steps\n"
+    with pytest.raises(ValueError, match=r"command line:\n  train.steps: found 'x'"):
+        config.load(file, ["train.iterations=x"])
+    file.write_text(MINIMAL.replace("steps: 10", "steps: 10, iterations: 12"))
+    with pytest.raises(ValueError, match=r"is the former name of train\.steps"):
+        config.load(file)
 
 
 def test_an_override_of_epochs_replaces_steps(file: Path) -> None:

@@ -50,7 +50,6 @@ IMPORT_SITES = {
     "cv2": {"guidance/flow.py"},
     "torchvision": {"guidance/flow.py"},
     "av": {f"data/video/{name}.py" for name in ("decode", "encode", "frame_times", "motion", "pictures", "source")},
-    "torchcodec": {"data/video/torchcodec_frames.py"},
     "webdataset": {"data/shards/tars.py", "data/loading/loader.py", "benchmarks/pipelines.py"},
     "timm": {"finetuning/augment.py", "conversion/timm.py"},
     "flash_attn": {"models/attention.py"},

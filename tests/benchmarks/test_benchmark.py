@@ -36,18 +36,7 @@ def test_the_loader_is_measured_beside_the_others(tmp_path: Path) -> None:
     assert all(row["clips_per_second"] > 0 and row["cpu_ms"] > 0 for row in ways.values())
     assert ways["bare"]["of_bare_cpu"] == ways["bare"]["of_bare_wall"] == 1
     assert [row["repeats"] for row in figures["repeats"]] == ["1", "4"]
-    assert "| 64x48 | 12 | pyav | bare |" in done.stdout and figures["cores"] >= 1
-
-
-@pytest.mark.usefixtures("torchcodec")
-def test_decoders_are_measured_beside_one_another(tmp_path: Path) -> None:
-    few = "--sizes 64x48 --gops 12 --workers 1 --repeats 1 --clips 4 --turn 8 --turns 1".split()
-    done = run("loader", *few, "--decoders", "pyav,torchcodec", "--json", str(tmp_path / "figures.json"))
-    rows = json.loads((tmp_path / "figures.json").read_text())["loader"]
-    assert [row["decoder"] for row in rows] == ["pyav"] * 6 + ["torchcodec"] * 6
-    assert [row["way"] for row in rows[:6]] == [row["way"] for row in rows[6:]]
-    assert all(row["of_first_cpu"] == 1 for row in rows[:6]) and all(row["of_first_cpu"] > 0 for row in rows[6:])
-    assert "clips/CPU second of pyav's" in done.stdout and "| 64x48 | 12 | torchcodec | bare |" in done.stdout
+    assert "| 64x48 | 12 | bare |" in done.stdout and figures["cores"] >= 1
 
 
 def test_ranks_share_a_step_and_resuming_costs_the_same(tmp_path: Path) -> None:
@@ -73,7 +62,6 @@ def test_a_plan_of_shards_takes_no_more_memory_of_more_rows(tmp_path: Path) -> N
     [
         (["loader", "--sizes", "big"], "--sizes big: wanted WIDTHxHEIGHT"),
         (["loader", "--workers", "0"], "--workers 0"),
-        (["loader", "--decoders", "pyav,decord"], "--decoders decord: wanted pyav, torchcodec, or both"),
         (["order", "--clips", "10", "--shards", "3"], "whole number of clips a shard"),
         (["memory", "--every", "0"], "wanted at least 1"),
         (["plan", "--rows", "15"], "--rows 15: wanted a multiple of 10"),

@@ -1,4 +1,4 @@
-"""Clips a second of each decoder: the loader, with and without workers, the bare decoder, a WebDataset pipeline."""
+"""Clips a second: the loader, with and without workers, the bare decoder, a WebDataset pipeline."""
 
 from __future__ import annotations
 
@@ -22,14 +22,12 @@ from tgm_scale.benchmarks.clips import make_shards
 from tgm_scale.benchmarks.machine import cpu_seconds, headline, table
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.video.torchcodec_frames import check_torchcodec
 from tgm_scale.runtime.progress import Board
 
 
 class Way(NamedTuple):
     """One way to clips: its stream, and how many of its clips may be ready before they are asked for."""
 
-    decoder: str
     name: str
     clips: Iterator[int]
     ahead: int
@@ -44,7 +42,6 @@ class Turn(NamedTuple):
 def run(options: argparse.Namespace) -> dict[str, Any]:
     sizes = [_size(text) for text in options.sizes.split(",")]
     gops, workers, repeats = (_numbers(options, name) for name in ("gops", "workers", "repeats"))
-    decoders = _decoders(options.decoders.split(","))
     if options.turn % pipelines.BATCH:
         raise ValueError(f"--turn {options.turn}: wanted a multiple of the batch of {pipelines.BATCH} clips")
     torch.set_num_threads(1)
@@ -58,7 +55,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for size, gop in made:
             folder = (options.folder or Path(scratch)) / f"{size[0]}x{size[1]}_gop{gop}_{options.clips}"
             corpus = open_corpus(str(make_shards(folder, options.clips, *size, gop)))
-            rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers, decoders), options))
+            rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers), options))
             if not repeated:
                 repeated = [(way.name, turns) for way, turns in _compare(_repeats(corpus, repeats), options)]
             task.advance()
@@ -81,36 +78,22 @@ def _numbers(options: argparse.Namespace, name: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _decoders(names: list[str]) -> dict[str, bool]:
-    """Whether each decoder is torchcodec. Raises ValueError for one that cannot be had."""
-    for name in names:
-        if name not in ("pyav", "torchcodec"):
-            raise ValueError(f"--decoders {name}: wanted pyav, torchcodec, or both")
-        if name == "torchcodec":
-            check_torchcodec()
-    return {name: name == "torchcodec" for name in names}
-
-
-def _ways(corpus: Corpus, workers: list[int], decoders: dict[str, bool]) -> list[Callable[[], Way]]:
-    return [way for one in decoders.items() for way in _ways_of(corpus, workers, *one)]
-
-
-def _ways_of(corpus: Corpus, workers: list[int], decoder: str, torchcodec: bool) -> list[Callable[[], Way]]:
+def _ways(corpus: Corpus, workers: list[int]) -> list[Callable[[], Way]]:
     def ours(count: int) -> Way:
-        loading = pipelines.loader(corpus, count, torchcodec=torchcodec)
+        loading = pipelines.loader(corpus, count)
         clips, ahead = pipelines.clips_of(loading), count * loading.prefetch
-        return Way(decoder, f"loader, {count} workers", clips, ahead, max(count, 1))
+        return Way(f"loader, {count} workers", clips, ahead, max(count, 1))
 
     def theirs(count: int) -> Way:
-        clips = pipelines.with_webdataset(corpus, count, torchcodec)
-        return Way(decoder, f"webdataset, {count} workers", clips, count * 4, max(count, 1))
+        clips = pipelines.with_webdataset(corpus, count)
+        return Way(f"webdataset, {count} workers", clips, count * 4, max(count, 1))
 
     def loops(count: int) -> Way:
-        return Way(decoder, _bare(count), pipelines.loops(corpus, count, torchcodec), 0, count)
+        return Way(_bare(count), pipelines.loops(corpus, count), 0, count)
 
     ways: list[Callable[[], Way]] = [
-        lambda: Way(decoder, "frames", pipelines.frames(corpus, torchcodec), 0),
-        lambda: Way(decoder, _bare(1), pipelines.bare(corpus, torchcodec), 0),
+        lambda: Way("frames", pipelines.frames(corpus), 0),
+        lambda: Way(_bare(1), pipelines.bare(corpus), 0),
     ]
     for count in (0, *workers):
         ways += [partial(loops, count)] if count > 1 else []
@@ -124,7 +107,7 @@ def _bare(loops: int) -> str:
 
 def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Way]]:
     def one(count: int) -> Way:
-        return Way("pyav", str(count), pipelines.clips_of(pipelines.loader(corpus, 0, count)), 0)
+        return Way(str(count), pipelines.clips_of(pipelines.loader(corpus, 0, count)), 0)
 
     return [partial(one, count) for count in repeats]
 
@@ -162,27 +145,23 @@ def _figures(turns: list[Turn]) -> dict[str, float]:
 
 def _rows(size: str, gop: int, compared: list[tuple[Way, list[Turn]]]) -> list[dict[str, Any]]:
     """Figures of each way. Ratios are of turn by turn, and their median: `of_bare`, clips/s of the way by those of as
-    many bare loops of its decoder as it has workers, and the CPU time a clip of these loops by that of the way;
-    `of_first`, the same way's CPU time a clip with the first decoder by that with its own."""
-    seen = {(way.decoder, way.name): turns for way, turns in compared}
-    first = compared[0][0].decoder
+    many bare loops as it has workers, and the CPU time a clip of these loops by that of the way."""
+    seen = {way.name: turns for way, turns in compared}
     rows = []
     for way, turns in compared:
-        pairs = list(zip(seen[way.decoder, _bare(way.loops)], turns))
+        pairs = list(zip(seen[_bare(way.loops)], turns))
         figures = {
             **_figures(turns),
             "of_bare_wall": median(bare.wall / turn.wall for bare, turn in pairs),
             "of_bare_cpu": median(bare.cpu / turn.cpu for bare, turn in pairs),
-            "of_first_cpu": median(one.cpu / turn.cpu for one, turn in zip(seen[first, way.name], turns)),
         }
-        rows.append({"size": size, "gop": gop, "decoder": way.decoder, "way": way.name, **figures})
+        rows.append({"size": size, "gop": gop, "way": way.name, **figures})
     return rows
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    of_first = f"clips/CPU second of {rows[0]['decoder']}'s"
     of_bare = ("clips/s of bare", "clips/CPU second of bare")
-    header = ("clips", "GOP", "decoder", "way", "clips/s", "CPU ms a clip", *of_bare, of_first)
+    header = ("clips", "GOP", "way", "clips/s", "CPU ms a clip", *of_bare)
     print(
         table(
             header,
@@ -190,13 +169,11 @@ def _show(rows: list[dict[str, Any]]) -> None:
                 (
                     row["size"],
                     row["gop"],
-                    row["decoder"],
                     row["way"],
                     f"{row['clips_per_second']:.1f}",
                     f"{row['cpu_ms']:.1f}",
                     f"{row['of_bare_wall']:.2f}",
                     f"{row['of_bare_cpu']:.2f}",
-                    f"{row['of_first_cpu']:.2f}",
                 )
                 for row in rows
             ],

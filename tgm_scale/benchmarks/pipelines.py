@@ -2,7 +2,7 @@
 
 `frames`: the decoder alone, frames in RGB. `bare`: decoder, crop and resize in a loop, from bytes in memory; without
 reading, order, captions or batches; `loops`: several such loops at once, in processes of their own. `webdataset`: a
-plain WebDataset and WebLoader pipeline with that decode. `torchcodec`: whether it decodes, or PyAV does."""
+plain WebDataset and WebLoader pipeline with that decode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.samples import Samples, Sampling
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.video.decode import Video, window
-from tgm_scale.data.video.torchcodec_frames import open_video
 from tgm_scale.data.video.transforms import draw_crop
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
@@ -31,10 +30,10 @@ FRAMES, STRIDE, SIZE, BATCH = 16, 4, 224, 8
 _FOREVER = 10**6
 
 
-def loader(corpus: Corpus, workers: int, repeats: int = 1, size: int = SIZE, torchcodec: bool = False) -> ClipLoader:
+def loader(corpus: Corpus, workers: int, repeats: int = 1, size: int = SIZE) -> ClipLoader:
     """The loader as a run of one process has it."""
     grid = Grid.of(FRAMES, size, 2, 16)
-    sampling = Sampling(FRAMES, STRIDE, size, grid, seed=0, repeated_augmentation=repeats, torchcodec=torchcodec)
+    sampling = Sampling(FRAMES, STRIDE, size, grid, seed=0, repeated_augmentation=repeats)
     samples = Samples.in_order([corpus], sampling, window_shards=4)
     return ClipLoader(samples, BatchLayout(BATCH, BATCH), range(_FOREVER), workers=workers)
 
@@ -60,24 +59,24 @@ def _draws(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
         yield data, seeding.key(0, "sample", place.epoch, corpus.fingerprint, name, 0)
 
 
-def frames(corpus: Corpus, torchcodec: bool = False) -> Iterator[int]:
+def frames(corpus: Corpus) -> Iterator[int]:
     for data, seed in _draws(corpus):
-        with open_video(data, None, torchcodec) as video:
+        with Video(data) as video:
             for _ in video.frames(_indices(video, seed)):
                 pass
         yield 1
 
 
-def bare(corpus: Corpus, torchcodec: bool = False) -> Iterator[int]:
+def bare(corpus: Corpus) -> Iterator[int]:
     for data, seed in _draws(corpus):
-        clip(data, seed, torchcodec)
+        clip(data, seed)
         yield 1
 
 
-def loops(corpus: Corpus, count: int, torchcodec: bool = False) -> Iterator[int]:
+def loops(corpus: Corpus, count: int) -> Iterator[int]:
     """A batch counts when all loops have made their part of it."""
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(count, context, initializer=_begin_loop, initargs=(corpus, torchcodec)) as pool:
+    with ProcessPoolExecutor(count, context, initializer=_begin_loop, initargs=(corpus,)) as pool:
         while True:
             yield from itertools.repeat(1, sum(pool.map(_make, itertools.repeat(-(-BATCH // count), count))))
 
@@ -85,19 +84,19 @@ def loops(corpus: Corpus, count: int, torchcodec: bool = False) -> Iterator[int]
 _loop: Iterator[int]  # of a process of `loops`
 
 
-def _begin_loop(corpus: Corpus, torchcodec: bool) -> None:
+def _begin_loop(corpus: Corpus) -> None:
     global _loop
     torch.set_num_threads(1)
-    _loop = bare(corpus, torchcodec)
+    _loop = bare(corpus)
 
 
 def _make(count: int) -> int:
     return sum(itertools.islice(_loop, count))
 
 
-def clip(data: bytes, seed: int, torchcodec: bool = False) -> torch.Tensor:
+def clip(data: bytes, seed: int) -> torch.Tensor:
     """Decode, crop, resize: uint8 [T, size, size, 3]."""
-    with open_video(data, None, torchcodec) as video:
+    with Video(data) as video:
         cuts: list[np.ndarray] = []
         crop = None
         for _, image in video.frames(_indices(video, seed)):
@@ -114,8 +113,8 @@ def _indices(video: Video, seed: int) -> np.ndarray:
 class _Decode:
     """What a user of WebDataset would map over samples: the same clip as the loader's."""
 
-    def __init__(self, fingerprint: str, torchcodec: bool):
-        self.fingerprint, self.torchcodec, self.seen = fingerprint, torchcodec, Counter[str]()
+    def __init__(self, fingerprint: str):
+        self.fingerprint, self.seen = fingerprint, Counter[str]()
 
     def __call__(self, sample: dict[str, Any]) -> tuple[torch.Tensor, str, str]:
         name = f"{sample['__url__'].rpartition('/')[2].removesuffix('.tar')}/{sample['__key__']}"
@@ -123,18 +122,18 @@ class _Decode:
         seed = seeding.key(0, "sample", epoch, self.fingerprint, name, 0)
         captions = json_of(sample["json"])["captions"]
         return (
-            clip(sample["mp4"], seed, self.torchcodec),
+            clip(sample["mp4"], seed),
             captions[int(seeding.draw(seed, "caption")[0] * len(captions))],
             name,
         )
 
 
-def with_webdataset(corpus: Corpus, workers: int, torchcodec: bool = False, prefetch: int = 4) -> Iterator[int]:
+def with_webdataset(corpus: Corpus, workers: int, prefetch: int = 4) -> Iterator[int]:
     """Samples are decoded one at a time in the workers and batched in this process, as our loader's are."""
     dataset = webdataset.WebDataset(corpus.shards, shardshuffle=False, empty_check=False).repeat(_FOREVER)
     options = {"prefetch_factor": prefetch} if workers else {}
     loading = webdataset.WebLoader(
-        dataset.map(_Decode(corpus.fingerprint, torchcodec)), batch_size=None, num_workers=workers, **options
+        dataset.map(_Decode(corpus.fingerprint)), batch_size=None, num_workers=workers, **options
     )
     for video, _, _ in loading.batched(BATCH, partial=False):
         yield from itertools.repeat(1, len(video))

@@ -12,7 +12,7 @@ from tgm_scale.commands.command import Command, add_overrides
 EXAMPLES = """examples:
   tgm-scale benchmark loader
   taskset -c 1 tgm-scale benchmark loader --sizes 320x240 --gops 12 --workers 1 --repeats 1,4
-  tgm-scale benchmark loader --decoders pyav,torchcodec --sizes 320x240,640x360 --gops 12,250 --workers 1,2
+  tgm-scale benchmark loader --sizes 320x240,640x360 --gops 12,250 --workers 1,2
   tgm-scale benchmark order --clips 10650000 --shards 10650 --ranks 1024
   tgm-scale benchmark memory --clips 100000
   tgm-scale benchmark plan --rows 10000000
@@ -30,7 +30,6 @@ def _loader(parser: argparse.ArgumentParser) -> None:
     add("--gops", default="12,30,250", metavar="N,...", help="frames from keyframe to keyframe (default %(default)s)")
     add("--workers", default="1,2", metavar="N,...", help="decoding processes (default %(default)s)")
     add("--repeats", default="1,2,4", metavar="N,...", help="repeated augmentation (default %(default)s)")
-    add("--decoders", default="pyav", metavar="NAME,...", help="pyav, torchcodec (default %(default)s)")
     add("--clips", type=int, default=8, metavar="N", help="of each corpus, ten seconds each (default %(default)s)")
     add("--turn", type=int, default=24, metavar="N", help="clips of a turn (default %(default)s)")
     add("--turns", type=int, default=9, metavar="N", help="of each way; medians are shown (default %(default)s)")

@@ -9,6 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from tgm_scale.config.mistakes import told
+from tgm_scale.config.renamed import name_now, with_keys_of_now, with_values_of_now
 from tgm_scale.config.sections import Config, Section
 from tgm_scale.runtime.outside.yaml_text import yaml_of
 
@@ -63,7 +64,7 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     tree = _read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
-    return lay_over(tree, overrides)
+    return lay_over(with_keys_of_now(tree, str(path)), overrides)
 
 
 def read_for_a_start(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
@@ -91,7 +92,7 @@ def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
     Where `data.shards` is set and `data.synthetic` is not, nothing is made in the place of clips that are missing."""
     for override in overrides:
         _override(tree, override)
-    keys = [override.partition("=")[0] for override in overrides]
+    keys = [name_now(override.partition("=")[0]) for override in overrides]
     asked_for = any(key.startswith("data.synthetic") for key in keys)
     data = tree.get("data")
     if "data.shards" in keys and not asked_for and isinstance(data, dict) and data.get("synthetic"):
@@ -101,6 +102,7 @@ def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
 
 def _override(tree: dict, override: str) -> None:
     name, equals, value = override.partition("=")
+    name = name_now(name)
     parts = name.split(".")
     if not equals or not all(parts):
         raise ValueError(f"'{override}': wanted section.key=value, such as run.dir=runs/mine")
@@ -125,10 +127,11 @@ def from_tree(tree: dict, origin: str = "configuration") -> Config:
 def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tuple[str, ...] = ()) -> Kind:
     """`from_tree` for any kind of configuration; mistakes in the overrides are told as the command line's, and those
     that several keys make together as of both, where an override may be one of them."""
+    tree = with_values_of_now(with_keys_of_now(tree, origin))
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        given = [override.partition("=")[0] for override in overrides]
+        given = [name_now(override.partition("=")[0]) for override in overrides]
         raise ValueError(told(error, tree, given, origin, kind)) from None
 
 

@@ -50,9 +50,7 @@ class DataConfig(Section):
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
     size: int = Field(224, ge=8, description="side of the square clip, pixels")
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
-    decoder: Literal["pyav", "torchcodec"] = Field(
-        "pyav", description="what decodes videos; recipes guided by motion need 'pyav'"
-    )
+    decoder: Literal["pyav"] = Field("pyav", description="what decodes videos")
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
     crop: Literal["multi_scale", "random_resized", "center"] = Field(
         "multi_scale", description="how the square is cut from the frame; the same for all frames of a clip"

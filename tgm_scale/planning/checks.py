@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from tgm_scale.config.sections import Config, DataConfig, DeepSpeedConfig, GuidanceConfig
-from tgm_scale.data.video.torchcodec_frames import check_torchcodec
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.towers import check_folder, tower_folder
 from tgm_scale.masking.recipes import Masker
@@ -22,13 +21,6 @@ def check(config: Config, plan: RunPlan) -> None:
     check_shards(config.data)
     check_compile(config.model.compile, config.deepspeed, plan.stage)
     check_guidance(config.guidance, plan.masker)
-    if config.data.decoder != "pyav":
-        if "motion" in plan.masker.needs:
-            raise ValueError(
-                f"masking.recipe={config.masking.recipe} reads motion vectors, which data.decoder="
-                f"{config.data.decoder} does not give: set data.decoder=pyav"
-            )
-        check_torchcodec()
 
 
 def check_guidance(guidance: GuidanceConfig, masker: Masker) -> None:

@@ -53,7 +53,6 @@ def clip_loader(
         motion="motion" in needs,
         caption_sets=guidance.captions == "mean" and "relevance" in needs,
         flow=dis_to_base if "flow" in needs and guidance.flow == "dis" else None,
-        torchcodec=data.decoder == "torchcodec",
     )
     weights = [entry.weight for entry in data.corpora() if entry.weight is not None]
     samples = Samples.in_order(opened, sampling, data.window_shards, weights or None)

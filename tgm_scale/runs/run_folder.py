@@ -218,7 +218,7 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Installed versions of the packages that decide a run's numbers."""
-    packages = ("tgm_scale", "torch", "deepspeed", "transformers", "webdataset", "av", "torchcodec", "numpy")
+    packages = ("tgm_scale", "torch", "deepspeed", "transformers", "webdataset", "av", "numpy")
     return {name: _version(name) for name in packages}
 
 

@@ -15,7 +15,6 @@ from tgm_scale.data.loading.order import Mixture, Order
 from tgm_scale.data.shards.index import Corpus, SampleRef
 from tgm_scale.data.video.decode import DecodeError, Video, segments, window
 from tgm_scale.data.video.motion import MotionRecorder
-from tgm_scale.data.video.torchcodec_frames import open_video
 from tgm_scale.data.video.transforms import CROPS, Crop, draw_crop
 from tgm_scale.runtime import seeding
 
@@ -48,11 +47,9 @@ class Sampling:
     caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
     segments: bool = False  # True: one frame of each of equal segments of the whole source, not a window
     flow: FlowEstimator | None = None  # given: each clip brings its optical flow
-    torchcodec: bool = False  # True: torchcodec decodes; else PyAV does, which alone reads the codec's motion
 
     def __post_init__(self) -> None:
         assert self.frames % self.grid.slots == 0 and self.crop in CROPS
-        assert not (self.torchcodec and self.motion)
 
 
 @dataclass
@@ -174,7 +171,7 @@ class Samples:
         drawn = [int(seeding.draw(seed, "caption")[0] * len(choices)) for seed in seeds]
         asked = [list(range(len(choices))) if sampling.caption_sets else [number] for number in drawn]
         recorder = MotionRecorder() if sampling.motion else None
-        with open_video(members[ref.video], recorder, sampling.torchcodec) as video:
+        with Video(members[ref.video], recorder) as video:
             indices = self._indices(video.count, seeds[0])
             seconds_T = np.array([video.time(index) for index in indices])
             crops = self._cut(video, indices, seeds, clips_NTHW3)
