@@ -88,8 +88,10 @@ def test_a_removed_value_is_read_as_the_one_in_its_place(file: Path, capfd: pyte
     """A run folder of before has it in its config.yaml."""
     renamed._say.cache_clear()
     assert config.load(file, ["data.decoder=torchcodec"]).data.decoder == "pyav"
-    assert capfd.readouterr().err == "notice: data.decoder=torchcodec was removed; data.decoder=pyav is used\n"
+    assert capfd.readouterr().err == "notice: data.decoder=torchcodec is read as pyav\n"
     assert config.load(file, ["data.decoder=torchcodec"]) == config.load(file)
+    named = config.load(file, ["masking.options={rule: share_per_part, whole_parts: 1}"]).masking.options
+    assert named == {"rule": "stratified", "whole_parts": 1}
 
 
 def test_a_key_of_before_is_read_as_the_one_of_now(
@@ -100,7 +102,7 @@ def test_a_key_of_before_is_read_as_the_one_of_now(
     assert config.load(file, ["train.iterations=7"]).train.steps == 7
     file.write_text(MINIMAL.replace("steps: 10", "iterations: 12"))
     assert config.load(file).train.steps == 12 and config.load(file, ["train.steps=3"]).train.steps == 3
-    assert capfd.readouterr().err == "notice: train.iterations is now called train.steps\n"
+    assert capfd.readouterr().err == "notice: train.iterations is read as train.steps\n"
     with pytest.raises(ValueError, match=r"command line:\n  train.steps: found 'x'"):
         config.load(file, ["train.iterations=x"])
     file.write_text(MINIMAL.replace("steps: 10", "steps: 10, iterations: 12"))

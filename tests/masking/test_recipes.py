@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid
 from tgm_scale.masking.recipes import RECIPES, Masker, build_masker
-from tgm_scale.masking.saliency import SOURCES, Request, noise
+from tgm_scale.masking.saliency import SOURCES, SaliencyInputs, noise
 
 CLIP = Grid(8, 14, 14)  # 16 frames of 224 pixels, tubelets of 2 x 16 x 16
 
@@ -61,7 +61,7 @@ shares = st.floats(0.05, 0.95)
         {},
         optional={
             "scope": st.sampled_from(["clip", "slot", "tube"]),
-            "rule": st.sampled_from(["top_k", "bottom_k", "moving_box", "share_per_part"]),
+            "rule": st.sampled_from(["top_k", "bottom_k", "moving_box", "stratified"]),
             "whole_parts": st.sampled_from([0.0, 0.3, 1.0]),
             "targets": st.sampled_from(["random", "running_cell"]),
             "temperature": st.sampled_from([0.0, 0.1]),
@@ -202,7 +202,7 @@ def test_ties_fall_to_noise_and_not_to_the_first_in_memory() -> None:
     assert (hidden[:, :4].mean(0) - 0.5).abs().max() < 0.06
 
 
-@pytest.mark.parametrize(("rule", "counted_hidden"), [("gumbel_top_k", True), ("bottom_k", False)])
+@pytest.mark.parametrize(("rule", "counted_hidden"), [("top_k", True), ("bottom_k", False)])
 def test_a_temperature_draws_in_proportion_to_its_softmax(rule: str, counted_hidden: bool) -> None:
     """One token of four hidden (top k) or left visible (bottom k): its probability is softmax(score / temperature)."""
     count, temperature = 20_000, 0.7
@@ -225,8 +225,8 @@ def test_temperature_runs_from_the_rule_to_chance() -> None:
     plain = build_masker("text_guided", CLIP, 0.6).hidden(seeds(4), relevance=relevance)
     shares = []
     for temperature in (1e-6, 0.1, 1.0, 1e6):
-        heated = build_masker("text_guided", CLIP, 0.6, temperature=temperature)
-        shares.append((heated.hidden(seeds(4), relevance=relevance) & plain).sum() / plain.sum())
+        noised = build_masker("text_guided", CLIP, 0.6, temperature=temperature)
+        shares.append((noised.hidden(seeds(4), relevance=relevance) & plain).sum() / plain.sum())
     assert shares[0] == 1
     assert shares == sorted(set(shares), reverse=True)
     assert abs(shares[-1] - 0.6) < 0.03
@@ -273,7 +273,7 @@ def test_frames_are_hidden_whole() -> None:
 
 def test_cuboids_against_a_plain_loop() -> None:
     grid = Grid(4, 6, 7)
-    scores = noise.cuboids(Request(seeds(3), grid, {}, 0.4))
+    scores = noise.cuboids(SaliencyInputs(seeds(3), grid, {}, 0.4))
     draws = [noise._inside(seeds(3), axis, length) for axis, length in enumerate((4, 6, 7))]
     for clip in range(3):
         expected = torch.zeros(4, 6, 7)
@@ -340,7 +340,6 @@ def test_every_source_makes_masks_in_every_scope(scope: str) -> None:
         ({"rule": "top"}, r"masking.options.rule=top: unknown; did you mean top_k"),
         ({"rule": ["top_k"]}, r"masking.options.rule=\['top_k'\]: unknown"),
         ({"temperature": float("nan")}, r"masking.options.temperature=nan: wanted a number of at least 0"),
-        ({"rule": "gumbel_top_k"}, r"gumbel_top_k: set masking.options.temperature above 0"),
         ({"scope": "slots"}, r"masking.options.scope=slots: unknown; did you mean slot"),
         ({"scale": "minmax"}, r"masking.options.scale=minmax: unknown; known: rank, raw"),
         ({"sources": "text"}, r"masking.options.sources='text': wanted weights by source name"),

@@ -111,7 +111,7 @@ def test_between_the_two_the_counts_are_blended() -> None:
 
 def test_bands_of_ranks_can_be_the_parts() -> None:
     relevance = torch.rand(4, 8, 14, 14, generator=torch.Generator().manual_seed(0))
-    hidden = build_masker("text_guided", CLIP, 0.5, rule="share_per_part").hidden(seeds(4), relevance=relevance)
+    hidden = build_masker("text_guided", CLIP, 0.5, rule="stratified").hidden(seeds(4), relevance=relevance)
     ordered = hidden.flatten(2).gather(2, relevance.flatten(2).argsort(-1)).unflatten(2, (7, 28)).float()
     assert (ordered.mean(-1) - 0.5).abs().max() < 0.08  # 28 tokens a band, to a token or two
 

@@ -13,6 +13,8 @@ from typing import Any
 KEYS: dict[str, str] = {}  # section.key of before -> of now
 VALUES: dict[tuple[str, str], str] = {  # (section.key, value of before) -> of now
     ("data.decoder", "torchcodec"): "pyav",  # gave the same frames
+    ("masking.options.rule", "gumbel_top_k"): "top_k",  # was top_k, with a temperature
+    ("masking.options.rule", "share_per_part"): "stratified",
 }
 
 
@@ -20,7 +22,7 @@ def name_now(key: str) -> str:
     """What a `section.key` is called now; says so where that is another name."""
     now = KEYS.get(key, key)
     if now != key:
-        _say(f"{key} is now called {now}")
+        _say(f"{key} is read as {now}")
     return now
 
 
@@ -49,7 +51,7 @@ def with_values_of_now(tree: dict[str, Any]) -> dict[str, Any]:
             node = node.get(section) if isinstance(node, dict) else None
         if isinstance(node, dict) and node.get(last) == before:
             tree = _with_value(tree, [*sections, last], now)
-            _say(f"{key}={before} was removed; {key}={now} is used")
+            _say(f"{key}={before} is read as {now}")
     return tree
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid, Mask
 from tgm_scale.masking import selection
-from tgm_scale.masking.rules import RULES, Demand
-from tgm_scale.masking.saliency import SOURCES, Request
+from tgm_scale.masking.rules import RULES, SelectionSpec
+from tgm_scale.masking.saliency import SOURCES, SaliencyInputs
 
 SCALES = ("rank", "raw")
 TARGETS = ("random", "running_cell")
@@ -31,8 +31,8 @@ class Recipe:
     scope: str = "slot"
     rule: str = "top_k"
     temperature: float = 0.0  # of the Gumbel noise, in units of the scaled saliency; 0 = none
-    scale: str = "rank"  # sources are mixed and heated as ranks within their group (0..1), or as they come
-    whole_parts: float = 0.0  # of the rule share_per_part: 0 = a share of every part, 1 = whole parts
+    scale: str = "rank"  # sources are mixed as ranks within their group (0..1), or as they come
+    whole_parts: float = 0.0  # of the rule stratified: 0 = a share of every part, 1 = whole parts
     targets: str = "random"  # which of the hidden tokens model.decode_ratio keeps; running_cell: VideoMAE V2's
 
 
@@ -45,7 +45,7 @@ RECIPES: dict[str, Recipe] = {
     "motion_guided": Recipe({"motion": 1.0}, rule="moving_box", scale="raw"),  # MGM, arXiv 2308.12962
     "flow_guided": Recipe({"flow": 1.0}, rule="bottom_k", scale="raw"),  # MGMAE, arXiv 2308.10794: tracks the visible
     "attention": Recipe({"attention": 1.0}, rule="bottom_k", scale="raw", temperature=1.0),  # UMT, arXiv 2303.16058
-    "part_based": Recipe({"parts": 1.0}, rule="share_per_part", scale="raw"),  # SemMAE, arXiv 2206.10207
+    "part_based": Recipe({"parts": 1.0}, rule="stratified", scale="raw"),  # SemMAE, arXiv 2206.10207
 }
 
 
@@ -101,12 +101,12 @@ class Masker:
         grid, scope = self.grid, self.recipe.scope
         total = sum(self.recipe.sources.values())
         mixed = torch.zeros((), device=seeds_B.device)
-        request = Request(seeds_B, grid, given, 1 - self.hidden_count / grid.tokens)
+        inputs = SaliencyInputs(seeds_B, grid, given, 1 - self.hidden_count / grid.tokens)
         for name, weight in self.recipe.sources.items():
-            score_BSRC = SOURCES[name].score(request)
+            score_BSRC = SOURCES[name].score(inputs)
             assert score_BSRC.shape == (len(seeds_B), grid.slots, grid.rows, grid.columns), (name, score_BSRC.shape)
             pooled = selection.pool(score_BSRC, scope)
-            scaled = selection.mid_ranks(pooled, scope) if self.recipe.scale == "rank" else pooled
+            scaled = selection.rank_normalise(pooled, scope) if self.recipe.scale == "rank" else pooled
             mixed = mixed + scaled * (weight / total)
         return mixed
 
@@ -114,9 +114,9 @@ class Masker:
         recipe = self.recipe
         saliency = self.saliency(seeds_B, **aux)
         if recipe.temperature:
-            saliency = selection.heat(saliency, recipe.temperature, seeds_B)
-        demand = Demand(seeds_B, recipe.scope, recipe.scale, self.hidden_per_group, recipe.whole_parts)
-        priority = RULES[recipe.rule](saliency, demand)
+            saliency = selection.add_gumbel_noise(saliency, recipe.temperature, seeds_B)
+        spec = SelectionSpec(seeds_B, recipe.scope, recipe.scale, self.hidden_per_group, recipe.whole_parts)
+        priority = RULES[recipe.rule](saliency, spec)
         return selection.split(priority, recipe.scope, self.hidden_per_group, self.grid, seeds_B)
 
     def describe(self) -> str:
@@ -192,8 +192,6 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
         raise ValueError(f"masking.options.temperature={recipe.temperature!r}: wanted a number of at least 0")
     if not _is_number(recipe.whole_parts) or not 0 <= recipe.whole_parts <= 1:
         raise ValueError(f"masking.options.whole_parts={recipe.whole_parts!r}: wanted a number from 0 to 1")
-    if recipe.rule == "gumbel_top_k" and not recipe.temperature:
-        raise ValueError("masking.options.rule=gumbel_top_k: set masking.options.temperature above 0, such as 0.1")
     return recipe
 
 

@@ -37,11 +37,12 @@ def grouped(x_BSRC: Tensor, scope: str) -> Tensor:
     return x_BSRC.flatten(1)[:, None] if scope == "clip" else x_BSRC.flatten(2)
 
 
-def mid_ranks(saliency_BSRC: Tensor, scope: str) -> Tensor:
+def rank_normalise(saliency_BSRC: Tensor, scope: str) -> Tensor:
     """Each token's rank in its group, from 0 (lowest) to 1; equal values share the mean of their ranks.
 
-    So sources of any unit and any distribution are mixed and heated on one scale, a few outliers cannot flatten the
-    rest as they would under min-max scaling, and a map that is constant says nothing: all of it is at 0.5."""
+    So sources of any unit and any distribution are mixed on one scale, on which the Gumbel noise is added, too. A few
+    outliers cannot flatten the rest as they would under min-max scaling, and a map that is constant says nothing: all
+    of it is at 0.5."""
     x_BGn = grouped(saliency_BSRC, scope).contiguous()
     ordered_BGn = x_BGn.sort(dim=-1).values
     below = torch.searchsorted(ordered_BGn, x_BGn, right=False)
@@ -50,7 +51,7 @@ def mid_ranks(saliency_BSRC: Tensor, scope: str) -> Tensor:
     return ranks_BGn.view_as(saliency_BSRC)
 
 
-def heat(saliency_BSRC: Tensor, temperature: float, seeds_B: Tensor) -> Tensor:
+def add_gumbel_noise(saliency_BSRC: Tensor, temperature: float, seeds_B: Tensor) -> Tensor:
     """Saliency / temperature + Gumbel noise: its top k are a draw without replacement from softmax(saliency /
     temperature) (Kool et al. 2019, arXiv 1903.06059)."""
     noise = seeding.gumbel(seeds_B, saliency_BSRC[0].numel(), "mask.gumbel")

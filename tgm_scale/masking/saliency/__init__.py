@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tgm_scale.masking.saliency import guided, noise, tracked
-from tgm_scale.masking.saliency.request import Request
+from tgm_scale.masking.saliency.inputs import SaliencyInputs
 
-__all__ = ["SOURCES", "Request", "Source"]
+__all__ = ["SOURCES", "SaliencyInputs", "Source"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """`score(request)` -> float32 [B, S, R, C], higher = more salient, of any range.
+    """`score(inputs)` -> float32 [B, S, R, C], higher = more salient, of any range.
 
-    `needs` names the maps of the batch that must be in `request.maps`. What is random about a score is keyed by the
+    `needs` names the maps of the batch that must be in `inputs.maps`. What is random about a score is keyed by the
     sample's seed."""
 
-    score: Callable[[Request], Tensor]
+    score: Callable[[SaliencyInputs], Tensor]
     needs: frozenset[str] = frozenset()
 
 

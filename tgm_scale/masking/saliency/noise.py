@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tgm_scale.masking.saliency.request import Request
+from tgm_scale.masking.saliency.inputs import SaliencyInputs
 from tgm_scale.runtime import seeding
 
 CUBOIDS = 128  # together they cover 0.97 of a clip of 8 x 14 x 14 on average; what is left over counts as one more
@@ -16,28 +16,28 @@ CUBOID_SIDE = (0.25, 0.5)  # share of the frame's height and of its width
 CUBOID_LENGTH = (0.25, 1.0)  # share of the clip's slots
 
 
-def per_token(request: Request) -> Tensor:
+def per_token(inputs: SaliencyInputs) -> Tensor:
     """Uniform noise for each token: random masking (MAE-ST, arXiv 2205.09113); tubes under the scope `tube`
     (VideoMAE, arXiv 2203.12602)."""
-    grid = request.grid
-    noise_BN = seeding.uniform(request.seeds_B, grid.tokens, "saliency.random")
+    grid = inputs.grid
+    noise_BN = seeding.uniform(inputs.seeds_B, grid.tokens, "saliency.random")
     return noise_BN.view(-1, grid.slots, grid.rows, grid.columns)
 
 
-def per_slot(request: Request) -> Tensor:
+def per_slot(inputs: SaliencyInputs) -> Tensor:
     """One number for all tokens of a slot: frame masking (ablated in VideoMAE, arXiv 2203.12602)."""
-    grid = request.grid
-    noise_BS = seeding.uniform(request.seeds_B, grid.slots, "saliency.frame")
+    grid = inputs.grid
+    noise_BS = seeding.uniform(inputs.seeds_B, grid.slots, "saliency.frame")
     return noise_BS[:, :, None, None].expand(-1, -1, grid.rows, grid.columns)
 
 
-def cuboids(request: Request) -> Tensor:
+def cuboids(inputs: SaliencyInputs) -> Tensor:
     """Random cuboids in order, the first scoring highest: block masking in space-time (ablated in MAE-ST, arXiv
     2205.09113, after BEiT, arXiv 2106.08254).
 
     A cuboid may lie with any part of it in the clip, so that border and centre are covered alike. A token that
     lies in several has the score of the first, one in none has 0."""
-    grid, seeds_B = request.grid, request.seeds_B
+    grid, seeds_B = inputs.grid, inputs.seeds_B
     lengths = (grid.slots, grid.rows, grid.columns)
     inside = [_inside(seeds_B, axis, length) for axis, length in enumerate(lengths)]
     inside_BKSRC = inside[0][:, :, :, None, None] & inside[1][:, :, None, :, None] & inside[2][:, :, None, None, :]

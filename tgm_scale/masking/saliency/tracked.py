@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tgm_scale.masking.saliency.request import Request
+from tgm_scale.masking.saliency.inputs import SaliencyInputs
 from tgm_scale.runtime import seeding
 
 
-def mixture(request: Request) -> Tensor:
+def mixture(inputs: SaliencyInputs) -> Tensor:
     """The highest of Gaussians about tokens of the base frame, as many as tokens will be visible, of one token's
     standard deviation, seen from every frame along the flow; a slot has the mean over its frames and pixels.
 
@@ -22,9 +22,9 @@ def mixture(request: Request) -> Tensor:
     T // 2, and its own flow is not read. A place is traced back to the base frame step by step, and the Gaussians are
     read where it ends: so they stay sharp, however many steps. A trace that leaves the frame reads the base frame at
     its own place, as MGMAE fills holes."""
-    grid, flow_BT2hw = request.grid, request.maps["flow"].float()
+    grid, flow_BT2hw = inputs.grid, inputs.maps["flow"].float()
     frames = flow_BT2hw.shape[1]
-    centres_BK2 = _centres(request)
+    centres_BK2 = _centres(inputs)
     traced = trace(flow_BT2hw)
     home_hw2 = _places(flow_BT2hw.shape[-2], flow_BT2hw.shape[-1], flow_BT2hw.device)
     maps = []
@@ -65,10 +65,10 @@ def _places(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack(torch.broadcast_tensors(across_w, down_h[:, None]), dim=-1)
 
 
-def _centres(request: Request) -> Tensor:
+def _centres(inputs: SaliencyInputs) -> Tensor:
     """Middles of distinct tokens, drawn at random: float32 [B, K, 2]."""
-    grid = request.grid
-    count = max(round(request.visible_share * grid.per_slot), 1)
-    token_BK = seeding.bits(request.seeds_B, grid.per_slot, "saliency.flow").argsort(dim=-1)[:, :count]
+    grid = inputs.grid
+    count = max(round(inputs.visible_share * grid.per_slot), 1)
+    token_BK = seeding.bits(inputs.seeds_B, grid.per_slot, "saliency.flow").argsort(dim=-1)[:, :count]
     row_BK, column_BK = token_BK // grid.columns, token_BK % grid.columns
     return torch.stack([(column_BK + 0.5) / grid.columns, (row_BK + 0.5) / grid.rows], dim=-1)

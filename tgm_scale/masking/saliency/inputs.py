@@ -1,4 +1,4 @@
-"""What a saliency source is asked with."""
+"""What a saliency source computes its scores from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tgm_scale.contracts import Grid
 
 
 @dataclass(frozen=True)
-class Request:
+class SaliencyInputs:
     """The clips of a batch: their seeds, and the maps that came with them, by name."""
 
     seeds_B: Tensor  # int64
