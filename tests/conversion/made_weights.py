@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from tgm_scale.conversion.dimensions import Stated
-from tgm_scale.conversion.tables import Kind
+from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import ModelKind
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
@@ -37,7 +37,7 @@ def classifier(size: ModelSize = SMALL, classes: int = CLASSES) -> VideoClassifi
     return model
 
 
-def made(kind: Kind, size: ModelSize = SMALL, labels: tuple[str, ...] | None = None) -> Weights:
+def made(kind: ModelKind, size: ModelSize = SMALL, labels: tuple[str, ...] | None = None) -> Weights:
     """Weights of a kind; a pretraining model with all that a run has."""
     if kind == "pretraining":
         state: dict[str, Tensor] = autoencoder(size, embedding_width=8).state_dict() | {"log_scale": torch.ones(1)}
@@ -48,8 +48,8 @@ def made(kind: Kind, size: ModelSize = SMALL, labels: tuple[str, ...] | None = N
     return Weights.of(kind, state, stated(size, labels), [])
 
 
-def stated(size: ModelSize = SMALL, labels: tuple[str, ...] | None = None) -> Stated:
-    return Stated(size.heads, size.decoder_heads, FRAMES, SIDE, labels, {"run": {"seed": 3}})
+def stated(size: ModelSize = SMALL, labels: tuple[str, ...] | None = None) -> ModelMetadata:
+    return ModelMetadata(size.heads, size.decoder_heads, FRAMES, SIDE, labels, {"run": {"seed": 3}})
 
 
 def facts(size: ModelSize = SMALL) -> dict:

@@ -19,12 +19,12 @@ from tgm_scale import cli
 from tgm_scale.commands.convert import FORMATS
 from tgm_scale.conversion.convert import TARGETS, convert
 from tgm_scale.conversion.image_vit import to_video
+from tgm_scale.conversion.key_maps import EXTRAS, ModelKind
 from tgm_scale.conversion.read import read
-from tgm_scale.conversion.tables import EXTRAS, Kind
 from tgm_scale.conversion.weights import Weights, without_extras
 from tgm_scale.models.patches import sine_cosine_table
 
-KINDS: tuple[Kind, ...] = ("pretraining", "classifier", "encoder")
+KINDS: tuple[ModelKind, ...] = ("pretraining", "classifier", "encoder")
 ROUND_TRIPS = [(kind, target) for target, held in TARGETS.items() for kind in held.kinds if target != "timm"]
 Capture = pytest.CaptureFixture[str]
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @pytest.mark.parametrize(("kind", "target"), ROUND_TRIPS)
-def test_ours_to_format_to_ours_changes_no_bit(kind: Kind, target: str, tmp_path: Path) -> None:
+def test_ours_to_format_to_ours_changes_no_bit(kind: ModelKind, target: str, tmp_path: Path) -> None:
     weights = made(kind)
     done = convert(weights, tmp_path / "out", target)
     back = read(tmp_path / "out")
@@ -47,7 +47,7 @@ def test_ours_to_format_to_ours_changes_no_bit(kind: Kind, target: str, tmp_path
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_timms_own_blocks_give_our_outputs_and_no_bit_changes(kind: Kind, tmp_path: Path) -> None:
+def test_timms_own_blocks_give_our_outputs_and_no_bit_changes(kind: ModelKind, tmp_path: Path) -> None:
     weights = made(kind)
     done = convert(weights, tmp_path / "out", "timm")
     assert done.difference < 2e-5 * done.largest
@@ -87,7 +87,7 @@ def test_safetensors_holds_everything_and_what_to_know(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["pretraining", "encoder"])
 @pytest.mark.parametrize("target", ["videomae-finetune", "huggingface"])
-def test_a_fresh_head_on_an_encoder(kind: Kind, target: str, tmp_path: Path) -> None:
+def test_a_fresh_head_on_an_encoder(kind: ModelKind, target: str, tmp_path: Path) -> None:
     weights = made(kind)
     done = convert(weights, tmp_path / "out", target, classes=7)
     back = read(tmp_path / "out")
@@ -124,7 +124,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(
-    kind: Kind, target: str, classes: int | None, message: str, tmp_path: Path
+    kind: ModelKind, target: str, classes: int | None, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):
         convert(made(kind), tmp_path / "out", target, classes)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.read import read
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES
 
 TRAINING = Path(__file__).parents[1] / "training"
 SAVED = 2
-CLIP = Stated(frames=4, image_size=32)  # as the worker's model
+CLIP = ModelMetadata(frames=4, image_size=32)  # as the worker's model
 
 
 @pytest.fixture(scope="module")

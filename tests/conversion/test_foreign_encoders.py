@@ -11,7 +11,7 @@ from foreign_checkpoints import PlainEncoder, State, image_mae, mae_st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD, patchify, sine_cosine_table
@@ -38,7 +38,7 @@ def normalised(video: Tensor) -> Tensor:
 
 def load(state: State, folder: Path, **options: object) -> Weights:
     save_file({name: value.contiguous() for name, value in state.items()}, folder / "file")
-    return read(folder / "file", Stated(HEADS, frames=FRAMES, image_size=SIDE), **options)
+    return read(folder / "file", ModelMetadata(HEADS, frames=FRAMES, image_size=SIDE), **options)
 
 
 @pytest.mark.parametrize("style", ["code", "released", "finetuned"])
@@ -70,7 +70,7 @@ def test_an_image_vit_sees_in_a_still_clip_what_timms_model_sees_in_the_frame(tu
     state = dict(vit.state_dict())
     weights = load(state, tmp_path, lossy=True, tubelet=tubelet)
     video = clip(still=True)[:, :, :tubelet]  # one slot: as many tokens as the image has
-    weights = Weights.of("encoder", weights.state, Stated(HEADS, frames=tubelet, image_size=SIDE), [])
+    weights = Weights.of("encoder", weights.state, ModelMetadata(HEADS, frames=tubelet, image_size=SIDE), [])
     assert weights.size.tubelet == tubelet
     with torch.no_grad():
         vit.pos_embed.copy_(sine_cosine_table(PLACES, WIDTH))
@@ -82,8 +82,8 @@ def test_a_file_of_image_mae(tmp_path: Path) -> None:
     state = image_mae(WIDTH, DEPTH, PLACES, PATCH)
     torch.save({"model": state}, tmp_path / "mae.pth")
     with pytest.raises(ValueError, match=r"cls_token.*decoder_blocks.*--lossy"):
-        read(tmp_path / "mae.pth", Stated(HEADS))
-    weights = read(tmp_path / "mae.pth", Stated(HEADS), lossy=True)
+        read(tmp_path / "mae.pth", ModelMetadata(HEADS))
+    weights = read(tmp_path / "mae.pth", ModelMetadata(HEADS), lossy=True)
     assert "inflated the patch embedding over 2 frames" in weights.notes
     kernel = weights.state["encoder.patch_embed.proj.weight"]
     torch.testing.assert_close(kernel.sum(2), state["patch_embed.proj.weight"])

@@ -13,15 +13,15 @@ from made_weights import SMALL, equal, made, stated
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tgm_scale.conversion.dimensions import Stated, size_of
-from tgm_scale.conversion.kinds import detect
+from tgm_scale.conversion.dimensions import ModelMetadata, size_of
+from tgm_scale.conversion.formats import detect
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build, fixed_clip, outputs
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES
 
-HEADS = Stated(heads=4, decoder_heads=2)
+HEADS = ModelMetadata(heads=4, decoder_heads=2)
 
 
 def saved(state: dict[str, Tensor], folder: Path) -> Path:
@@ -47,8 +47,8 @@ def test_size_and_heads_of_the_published_family(name: str, size: object) -> None
     with torch.device("meta"):
         pretraining = MaskedVideoAutoencoder(size, 16, size.patch * 4).state_dict()
         classifier = VideoClassifier(size, 16, size.patch * 4, 7).state_dict()
-    assert size_of("pretraining", pretraining, Stated()) == (size, [])
-    found, _ = size_of("classifier", classifier, Stated())
+    assert size_of("pretraining", pretraining, ModelMetadata()) == (size, [])
+    found, _ = size_of("classifier", classifier, ModelMetadata())
     assert found == replace(size, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0)
 
 
@@ -57,21 +57,21 @@ def test_heads_are_never_guessed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"how many heads\?.*\(width 32\): give --heads N"):
         read(file)
     with pytest.raises(ValueError, match=r"\(width 16\): give --decoder-heads N"):
-        read(file, Stated(heads=4))
+        read(file, ModelMetadata(heads=4))
     with pytest.raises(ValueError, match="heads: 5 does not divide the width of 32"):
-        read(file, Stated(heads=5, decoder_heads=2))
+        read(file, ModelMetadata(heads=5, decoder_heads=2))
     assert read(file, HEADS).size.heads == 4
 
 
 def test_what_the_user_says_goes_before_what_the_file_says_and_is_noted() -> None:
     weights = made("pretraining")
-    agreed, notes = Stated(heads=6, frames=8).over(stated())
+    agreed, notes = ModelMetadata(heads=6, frames=8).over(stated())
     assert (agreed.heads, agreed.decoder_heads, agreed.frames) == (6, SMALL.decoder_heads, 8)
     assert notes == ["heads: 6 as asked for, the file says 3"]
     assert Weights.of("pretraining", weights.state, agreed, notes).size.heads == 6
     with torch.device("meta"):
         state = VideoClassifier(SIZES["S"], 4, 32, 7).state_dict()
-    _, remarks = size_of("classifier", state, Stated(heads=16))
+    _, remarks = size_of("classifier", state, ModelMetadata(heads=16))
     assert remarks == ["heads: 16 as stated; the published model of this shape has 6"]
 
 
@@ -126,9 +126,9 @@ def test_shapes_and_values_are_checked() -> None:
 def test_a_classifier_without_a_head_gives_its_features(tmp_path: Path) -> None:
     state = videomae_finetuned(32, 2, 5)
     headless = {name: value for name, value in state.items() if not name.startswith("head.")}
-    weights = read(saved(headless, tmp_path), Stated(4, frames=4, image_size=32))
+    weights = read(saved(headless, tmp_path), ModelMetadata(4, frames=4, image_size=32))
     assert weights.classes == 0 and outputs(weights).shape == (1, 32)
-    whole = Weights.of("classifier", state, Stated(4, frames=4, image_size=32), [])
+    whole = Weights.of("classifier", state, ModelMetadata(4, frames=4, image_size=32), [])
     with torch.no_grad():
         assert torch.equal(outputs(weights), build(whole).features(fixed_clip(weights)))
 

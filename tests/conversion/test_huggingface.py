@@ -17,9 +17,9 @@ from torch import Tensor
 from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.huggingface import configuration, names, to_huggingface, to_ours
+from tgm_scale.conversion.key_maps import ModelKind, own_names
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.statistics import into_patch_embedding
-from tgm_scale.conversion.tables import Kind, own_names
 from tgm_scale.conversion.weights import Weights, build, fixed_clip, fixed_mask, outputs, without_extras
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
@@ -28,7 +28,7 @@ from tgm_scale.models.vit import NORM_EPS, SIZES, ModelSize
 from tgm_scale.objectives.reconstruction import reconstruction_error
 from tgm_scale.runtime.compat import prepare_torchvision
 
-KINDS: tuple[Kind, ...] = ("pretraining", "classifier")
+KINDS: tuple[ModelKind, ...] = ("pretraining", "classifier")
 
 
 def theirs(weights: Weights) -> Any:
@@ -88,7 +88,7 @@ def test_the_configuration_says_whose_targets_are_normalised(normalise_by: str |
 
 @pytest.mark.parametrize("size", ["S", "B", "L"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_outputs_at_the_published_sizes(kind: Kind, size: str) -> None:
+def test_outputs_at_the_published_sizes(kind: ModelKind, size: str) -> None:
     weights = full_size(kind, SIZES[size])
     with torch.no_grad():
         expected = theirs(weights)(**inputs(weights)).logits
@@ -96,7 +96,7 @@ def test_outputs_at_the_published_sizes(kind: Kind, size: str) -> None:
     assert (outputs(weights) - expected).abs().max() < 1e-5
 
 
-def full_size(kind: Kind, size: ModelSize) -> Weights:
+def full_size(kind: ModelKind, size: ModelSize) -> Weights:
     """First values with every bias and norm moved a little; two blocks by turns, which is quick to make."""
     two = replace(size, depth=2, decoder_depth=2)
     model = (
@@ -126,7 +126,7 @@ def test_wrong_heads_load_and_shift_the_outputs() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_maps_cover_every_weight_of_every_size(size: str, kind: Kind) -> None:
+def test_the_maps_cover_every_weight_of_every_size(size: str, kind: ModelKind) -> None:
     dimensions = SIZES[size]
     side = dimensions.patch * 4
     with torch.device("meta"):
@@ -142,7 +142,7 @@ def test_the_maps_cover_every_weight_of_every_size(size: str, kind: Kind) -> Non
 
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_there_and_back_changes_no_bit(kind: Kind, version: int) -> None:
+def test_there_and_back_changes_no_bit(kind: ModelKind, version: int) -> None:
     weights = without_extras(made(kind))
     other = to_huggingface(weights)
     if version == 4:
@@ -163,7 +163,7 @@ def test_missing_and_unknown_keys_are_listed() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_exported_folder_is_read_by_both_sides(kind: Kind, tmp_path: Path) -> None:
+def test_an_exported_folder_is_read_by_both_sides(kind: ModelKind, tmp_path: Path) -> None:
     weights = made(kind, labels=("run", "walk", "wave", "jump", "bend"))
     folder = tmp_path / "out"
     done = convert(weights, folder, "huggingface")
@@ -312,7 +312,7 @@ def test_statistics_that_are_none_are_refused(said: dict, message: str, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "classifier"])
-def test_what_transformers_has_no_field_for_comes_back(kind: Kind, tmp_path: Path) -> None:
+def test_what_transformers_has_no_field_for_comes_back(kind: ModelKind, tmp_path: Path) -> None:
     """The targets' normalisation, the stride and the order of the classes, which is not that of the alphabet."""
     labels = ("wave", "bend", "jump", "a", "run") if kind == "classifier" else None
     run = {"objective": {"normalise_by": "clip"}, "data": {"stride": 3, "shards": "somewhere"}, "model": {}}

@@ -12,7 +12,7 @@ from made_weights import FRAMES, SIDE, SMALL, made, stated
 from safetensors.torch import save_file
 
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.read import Initial, read, read_initial
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
@@ -62,7 +62,7 @@ def test_a_classifier_gives_its_encoder(tmp_path: Path) -> None:
 
 def test_an_image_model_is_inflated_over_the_runs_tubelet(tmp_path: Path) -> None:
     save_file(image_mae(32, 2, 16, 8), tmp_path / "image")
-    weights = read(tmp_path / "image", Stated(4, frames=8, image_size=32), lossy=True, tubelet=4)
+    weights = read(tmp_path / "image", ModelMetadata(4, frames=8, image_size=32), lossy=True, tubelet=4)
     convert(weights, tmp_path / "in", "safetensors")
     size = replace(SMALL, width=32, depth=2, heads=4, mlp=128, tubelet=4)
     fresh = of_a_run(read_initial(str(tmp_path / "in"), size), size)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.demo.corpus.make import Look, make_corpus
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
@@ -30,7 +30,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of seed 7 with a projection to 24 numbers, as tests/conftest.py's towers have."""
     model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, attention="sdpa", embedding_width=24, seed=7)
-    stated = Stated(2, 2, 4, 32, None, {"data": {"stride": 2}})
+    stated = ModelMetadata(2, 2, 4, 32, None, {"data": {"stride": 2}})
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     convert(Weights.of("pretraining", model.state_dict(), stated, []), path, "safetensors")
     return path

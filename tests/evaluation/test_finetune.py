@@ -211,14 +211,14 @@ def a_test_that_overflows_is_none(run: Path, command: list[str], launch: ModuleT
 
 def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, shards: str, checkpoint: Path) -> None:
     from tgm_scale.conversion.convert import convert
-    from tgm_scale.conversion.dimensions import Stated
+    from tgm_scale.conversion.dimensions import ModelMetadata
     from tgm_scale.conversion.weights import Weights
     from tgm_scale.models.pretraining import MaskedVideoAutoencoder
     from tgm_scale.models.vit import SIZES
 
     source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, attention="sdpa", seed=5).state_dict()
     file = tmp_path / "tiny.safetensors"
-    convert(Weights.of("pretraining", source, Stated(4, 2, 4, 32), []), file, "safetensors")
+    convert(Weights.of("pretraining", source, ModelMetadata(4, 2, 4, 32), []), file, "safetensors")
     config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [f"train.init_from={file}"])
     module, positions, notes = start(config, ["a", "b"], None)
     assert positions is None
@@ -242,13 +242,13 @@ def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the
 ) -> None:
     """Four times the tokens in space, half in time; a start again, the test and a reader have the positions."""
     from tgm_scale.conversion.convert import convert
-    from tgm_scale.conversion.dimensions import Stated
+    from tgm_scale.conversion.dimensions import ModelMetadata
     from tgm_scale.conversion.weights import Weights, build
     from tgm_scale.models.pretraining import MaskedVideoAutoencoder
     from tgm_scale.models.vit import SIZES
 
     source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, attention="sdpa", seed=5).state_dict()
-    convert(Weights.of("pretraining", source, Stated(4, 2, 4, 32), []), tmp_path / "in", "safetensors")
+    convert(Weights.of("pretraining", source, ModelMetadata(4, 2, 4, 32), []), tmp_path / "in", "safetensors")
     file, run = str(configuration(tmp_path, shards, checkpoint)), tmp_path / "run"
     clips = ["data.frames=2", "data.size=64", "finetune.ema=null", "finetune.test_spatial_views=1"]
     command = ["-m", "tgm_scale", "finetune", "--config", file, f"train.init_from={tmp_path / 'in'}", *clips]

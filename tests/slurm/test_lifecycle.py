@@ -20,7 +20,7 @@ import pytest
 from simulated import ROOT, Cluster, log_of, overrides, steps_of, wait_for, write_facts
 
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.encode import encode_video
@@ -151,7 +151,9 @@ def _checkpoint(folder: Path) -> Path:
     size = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
     model = MaskedVideoAutoencoder(size, frames=4, image_size=32, attention="sdpa", seed=7)
     file = folder / "model.safetensors"
-    convert(Weights.of("pretraining", model.state_dict(), Stated(2, 2, 4, 32, None, {}), []), file, "safetensors")
+    convert(
+        Weights.of("pretraining", model.state_dict(), ModelMetadata(2, 2, 4, 32, None, {}), []), file, "safetensors"
+    )
     return file
 
 

@@ -65,10 +65,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> None:
     from tgm_scale.conversion.convert import convert
-    from tgm_scale.conversion.dimensions import Stated
+    from tgm_scale.conversion.dimensions import ModelMetadata
     from tgm_scale.conversion.read import read
 
-    said = Stated(options.heads, options.decoder_heads, options.frames, options.size)
+    said = ModelMetadata(options.heads, options.decoder_heads, options.frames, options.size)
     source = read(options.input, said, options.lossy, options.tubelet, options.raw)
     for note in source.notes:
         print(f"read     {note}")

@@ -12,8 +12,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tgm_scale.conversion import huggingface, timm, videomae
+from tgm_scale.conversion.key_maps import ModelKind
 from tgm_scale.conversion.read import read
-from tgm_scale.conversion.tables import Kind
 from tgm_scale.conversion.weights import (
     OWN_ENTRY,
     Weights,
@@ -31,7 +31,7 @@ TOLERANCE = 1e-3  # of the largest output; wrong heads are further off, two norm
 class Target(NamedTuple):
     """A format to write: the kinds it holds, how it is written and run, the layer of ours that it has no place for."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ModelKind, ...]
     write: Callable[[Weights, Path], None]
     outputs: Callable[[Path, Weights], Tensor]
     omits: str | None = None
@@ -114,7 +114,7 @@ def _left_out(source: Weights, written: Weights, target: Target) -> list[str]:
     return [name for name in source.state if name.removeprefix("encoder.") not in kept]
 
 
-def _subject(source: Weights, target: str, kinds: tuple[Kind, ...], classes: int | None) -> Weights:
+def _subject(source: Weights, target: str, kinds: tuple[ModelKind, ...], classes: int | None) -> Weights:
     """The part of `source` that the format holds. Raises ValueError where there is none, with the way out."""
     if classes is not None:
         if source.kind == "classifier" or "classifier" not in kinds:

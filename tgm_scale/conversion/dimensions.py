@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tgm_scale.conversion.tables import Kind, blocks_prefix, count_blocks
+from tgm_scale.conversion.key_maps import ModelKind, blocks_prefix, count_blocks
 from tgm_scale.models.vit import SIZES, ModelSize
 
 FRAMES, IMAGE_SIZE = 16, 224  # of every published VideoMAE model; positions are computed, so a file does not say
@@ -22,8 +22,8 @@ _DECODER_HEADS = {(size.decoder_width, size.decoder_mlp): size.decoder_heads for
 
 
 @dataclass(frozen=True)
-class Stated:
-    """What a file or a user says of a model beside its tensors; None where nothing is said."""
+class ModelMetadata:
+    """What a file or a user says of a model in addition to its tensors; None where nothing is said."""
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -34,7 +34,7 @@ class Stated:
     positions: tuple[int, int] | None = None  # frames and side of the clips whose positions are interpolated
 
     @classmethod
-    def of_facts(cls, facts: Mapping[str, Any]) -> Stated:
+    def from_metadata(cls, facts: Mapping[str, Any]) -> ModelMetadata:
         """From what this project writes beside its weights (a checkpoint's manifest, a file's `tgm_scale` entry)."""
         model = facts.get("model", {})
         labels, positions = facts.get("labels"), facts.get("positions")
@@ -48,7 +48,7 @@ class Stated:
             (int(positions[0]), int(positions[1])) if positions else None,
         )
 
-    def over(self, other: Stated) -> tuple[Stated, list[str]]:
+    def over(self, other: ModelMetadata) -> tuple[ModelMetadata, list[str]]:
         """This laid over `other`, and a line for each value that differs."""
         values, notes = {}, []
         for name in (field.name for field in fields(self)):
@@ -56,10 +56,10 @@ class Stated:
             values[name] = theirs if mine is None else mine
             if None not in (mine, theirs) and mine != theirs:
                 notes.append(f"{name}: {mine} as asked for, the file says {theirs}")
-        return Stated(**values), notes
+        return ModelMetadata(**values), notes
 
 
-def size_of(kind: Kind, state: Mapping[str, Tensor], stated: Stated) -> tuple[ModelSize, list[str]]:
+def size_of(kind: ModelKind, state: Mapping[str, Tensor], stated: ModelMetadata) -> tuple[ModelSize, list[str]]:
     """The size of a complete set of our weights, and remarks on its heads.
 
     Raises ValueError where heads are neither stated nor those of a published size, or do not divide the width."""

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tgm_scale.conversion.dimensions import Stated
-from tgm_scale.conversion.tables import Kind, Table, blocks_prefix, count_blocks, gather, own_names, scatter
+from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import (
+    KeyMap,
+    ModelKind,
+    blocks_prefix,
+    count_blocks,
+    from_own_keys,
+    own_names,
+    to_own_keys,
+)
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip, fixed_mask
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.vit import NORM_EPS, ModelSize
@@ -46,12 +54,12 @@ _VIDEOMAE_2 = "VideoMAEv2"  # begins the model_type of the folders that bring Vi
 _VERSION_4 = {"query.bias": "q_bias", "value.bias": "v_bias"}  # transformers 4 has these names, published files too
 
 
-def names(kind: Kind, depth: int, decoder_depth: int = 0, head: bool = True) -> Table:
+def names(kind: ModelKind, depth: int, decoder_depth: int = 0, head: bool = True) -> KeyMap:
     """Our name -> the names in transformers 5 whose tensors, one below the other, are ours."""
     return {name: _theirs(kind, name) for name in own_names(kind, depth, decoder_depth, head)}
 
 
-def _theirs(kind: Kind, name: str) -> tuple[str, ...]:
+def _theirs(kind: ModelKind, name: str) -> tuple[str, ...]:
     stacks = {blocks_prefix(kind): "videomae.encoder.layer", "decoder.blocks": "decoder.decoder_layers"}
     for ours, theirs in stacks.items():
         if name.startswith(f"{ours}."):
@@ -66,11 +74,11 @@ def to_huggingface(weights: Weights) -> dict[str, Tensor]:
     """A pretraining model's or classifier's weights under the names of transformers 5.
 
     Raises ValueError naming all missing and all unknown keys."""
-    table = names(weights.kind, weights.size.depth, weights.size.decoder_depth, head=weights.classes > 0)
-    return scatter(weights.state, table, "weights for transformers")
+    key_map = names(weights.kind, weights.size.depth, weights.size.decoder_depth, head=weights.classes > 0)
+    return from_own_keys(weights.state, key_map, "weights for transformers")
 
 
-def to_ours(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
+def to_ours(state: Mapping[str, Tensor], kind: ModelKind) -> dict[str, Tensor]:
     """The inverse of `to_huggingface`; takes the names of transformers 5 and those of 4 for query and value biases.
 
     Raises ValueError naming all missing and all unknown keys."""
@@ -81,7 +89,7 @@ def to_ours(state: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
         renamed[name] = value
     depths = count_blocks(renamed, "videomae.encoder.layer"), count_blocks(renamed, "decoder.decoder_layers")
     head = any(name.startswith("classifier.") for name in renamed)
-    return gather(renamed, names(kind, *depths, head=head), "transformers' VideoMAE")
+    return to_own_keys(renamed, names(kind, *depths, head=head), "transformers' VideoMAE")
 
 
 def shape_settings(size: ModelSize, frames: int, image_size: int) -> dict[str, Any]:
@@ -138,7 +146,7 @@ def _normalised_by_patch(weights: Weights) -> bool:
     return objective.get("normalise_by", "patch") == "patch"
 
 
-def stated(folder: Path) -> Stated:
+def stated(folder: Path) -> ModelMetadata:
     """What a transformers folder's config.json says. Raises ValueError where it is not a VideoMAE as ours."""
     prepare_torchvision()
     from transformers import VideoMAEConfig
@@ -158,7 +166,7 @@ def stated(folder: Path) -> Stated:
     if sorted(labels, key=str) != sorted(map(str, range(len(labels)))):
         raise ValueError(f"{folder}: config.json: id2label: wanted the numbers from 0, found {', '.join(labels)[:80]}")
     named = any(label != f"LABEL_{number}" for number, label in labels.items())
-    return Stated(
+    return ModelMetadata(
         config.num_attention_heads,
         config.decoder_num_attention_heads,
         config.num_frames,
@@ -168,13 +176,15 @@ def stated(folder: Path) -> Stated:
     )
 
 
-def _stated_of_videomae_2(folder: Path, said: dict[str, Any]) -> Stated:
+def _stated_of_videomae_2(folder: Path, said: dict[str, Any]) -> ModelMetadata:
     """What the configuration of a folder of VideoMAE V2's own code says. Raises ValueError for another attention."""
     if said.get("cos_attn"):
         raise ValueError(
             f"{folder}: config.json: cos_attn: attention here is the plain one, nothing exact comes of it"
         )
-    return Stated(said.get("num_heads"), None, said.get("all_frames", said.get("num_frames")), said.get("img_size"))
+    return ModelMetadata(
+        said.get("num_heads"), None, said.get("all_frames", said.get("num_frames")), said.get("img_size")
+    )
 
 
 def _own_facts(weights: Weights) -> dict[str, Any]:
@@ -223,7 +233,7 @@ def outputs(folder: Path, weights: Weights) -> Tensor:
     return theirs(pixels_BTCHW, bool_masked_pos=hidden_BN).logits
 
 
-def model_class(kind: Kind) -> Any:
+def model_class(kind: ModelKind) -> Any:
     prepare_torchvision()
     from transformers import VideoMAEForPreTraining, VideoMAEForVideoClassification
     from transformers.utils.logging import disable_progress_bar

@@ -3,7 +3,7 @@
 The Conv2d patch embedding is repeated over the tubelet's frames and divided by their number (Carreira and Zisserman
 2017, section 2.2): on a still clip it gives what the image model gives. `qkv.bias` is taken apart; its k part adds one
 number to all scores of a query, which softmax does not see, and is dropped: exact. Beside the k bias the names are
-those of mae_st with q, k and v in one layer, so the tensors are brought to that form and its table serves.
+those of mae_st with q, k and v in one layer, so the tensors are brought to that form and its key map serves.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tgm_scale.conversion.tables import Table, count_blocks, own_names
+from tgm_scale.conversion.key_maps import KeyMap, count_blocks, own_names
 
 LEARNED = ("cls_token", "pos_embed", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class")
 ELSEWHERE = ("decoder_", "dec_pos_embed", "pred_head.", "mask_token", "head.")  # decoders of both, and finetuned heads
@@ -23,7 +23,7 @@ _PARTS = {
 }
 
 
-def table(state: Mapping[str, Tensor]) -> Table:
+def key_map(state: Mapping[str, Tensor]) -> KeyMap:
     """Our encoder's names -> theirs."""
     names = {}
     for name in own_names("encoder", count_blocks(state, "blocks")):

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tgm_scale.conversion.containers import open_container
-from tgm_scale.conversion.dimensions import Stated
-from tgm_scale.conversion.kinds import detect
-from tgm_scale.conversion.tables import EXTRAS
+from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.formats import detect
+from tgm_scale.conversion.key_maps import EXTRAS
+from tgm_scale.conversion.readers import open_weights
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.vit import ModelSize
 
@@ -19,7 +19,7 @@ _DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_m
 
 
 def read(
-    path: str | Path, stated: Stated | None = None, lossy: bool = False, tubelet: int = 2, raw: bool = False
+    path: str | Path, stated: ModelMetadata | None = None, lossy: bool = False, tubelet: int = 2, raw: bool = False
 ) -> Weights:
     """The weights at `path`, of whatever format, checked name by name and shape by shape.
 
@@ -27,14 +27,14 @@ def read(
     class token, learned positions) has no place here. tubelet: frames to inflate an image ViT over. raw: the
     weights as trained where averaged ones (EMA), which are what was tested, lie beside them.
     Raises ValueError that names the path, what was found and what was wanted."""
-    container = open_container(path, raw)
+    opened = open_weights(path, raw)
     try:
-        found = detect(container.tensors)
-        kind, state, notes = found.translate(container.tensors, lossy, tubelet)
-        agreed, differing = (stated or Stated()).over(container.stated)
+        found = detect(opened.tensors)
+        kind, state, notes = found.translate(opened.tensors, lossy, tubelet)
+        agreed, differing = (stated or ModelMetadata()).over(opened.stated)
         if ((agreed.config or {}).get("objective") or {}).get("normalise_by") == "clip":
             notes = [*notes, "trained on targets normalised by the clip: others' code computes its loss on other ones"]
-        return Weights.of(kind, state, agreed, [*container.notes, f"format: {found.name}", *notes, *differing])
+        return Weights.of(kind, state, agreed, [*opened.notes, f"format: {found.name}", *notes, *differing])
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
 

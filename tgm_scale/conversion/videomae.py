@@ -1,4 +1,4 @@
-"""VideoMAE's files, V1 and V2, hence MGMAE's: our names are theirs, so there is no table.
+"""VideoMAE's files, V1 and V2, hence MGMAE's: our names are theirs, so there is no key map.
 
 Pretraining files hold `encoder.*`, `decoder.*`, `encoder_to_decoder.weight` and `mask_token`; finetuned ones
 `patch_embed.*`, `blocks.*`, `fc_norm.*` and `head.*`. V2's decoder is 512 wide for H; both are read from the shapes.

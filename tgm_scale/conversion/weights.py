@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Grid
-from tgm_scale.conversion.dimensions import FRAMES, IMAGE_SIZE, Stated, size_of
-from tgm_scale.conversion.tables import EXTRAS, Kind, blocks_prefix, check_names, count_blocks, own_names
+from tgm_scale.conversion.dimensions import FRAMES, IMAGE_SIZE, ModelMetadata, size_of
+from tgm_scale.conversion.key_maps import EXTRAS, ModelKind, blocks_prefix, check_names, count_blocks, own_names
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
@@ -26,7 +26,7 @@ VISIBLE_SHARE = 0.1
 class Weights:
     """A model in our own terms. `size` has zeros for the decoder where there is none."""
 
-    kind: Kind
+    kind: ModelKind
     state: dict[str, Tensor]  # float32 on the CPU, under our names
     size: ModelSize
     frames: int
@@ -38,7 +38,7 @@ class Weights:
     clip_stated: bool = True  # else frames and image_size are those of the published models, as nobody says any
 
     @classmethod
-    def of(cls, kind: Kind, state: Mapping[str, Tensor], stated: Stated, notes: list[str]) -> Weights:
+    def of(cls, kind: ModelKind, state: Mapping[str, Tensor], stated: ModelMetadata, notes: list[str]) -> Weights:
         """Checked weights: every name and every shape is that of our module.
 
         Raises ValueError that lists the missing, unknown, misshapen or not finite, or asks for the heads."""
@@ -74,7 +74,7 @@ class Weights:
         return self.state["head.weight"].shape[0] if "head.weight" in self.state else 0
 
     def facts(self) -> dict[str, Any]:
-        """What a reader needs beside the tensors; plain JSON. `Stated.of_facts` reads it."""
+        """What a reader needs beside the tensors; plain JSON. `ModelMetadata.from_metadata` reads it."""
         return {
             "kind": self.kind,
             "model": asdict(self.size),

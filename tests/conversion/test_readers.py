@@ -14,14 +14,14 @@ from made_weights import FRAMES, SIDE, SMALL, autoencoder, equal, facts
 from safetensors.torch import save_file
 
 from tgm_scale.checkpoints.checkpoint import digest
-from tgm_scale.conversion.containers import open_container, strip_prefixes
-from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.read import read, read_initial
+from tgm_scale.conversion.readers import open_weights, strip_prefixes
 from tgm_scale.models.patches import IMAGENET, PixelStatistics
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.parts import restated
 
-HEADS = Stated(heads=4, decoder_heads=2)
+HEADS = ModelMetadata(heads=4, decoder_heads=2)
 RUN_ARGUMENTS = argparse.Namespace(model="pretrain_videomae_base_patch16_224", num_frames=8, input_size=32, lr=1e-3)
 
 
@@ -145,7 +145,7 @@ def test_a_flipped_bit_of_a_checkpoint_is_not_converted(tmp_path: Path) -> None:
     content[-50] ^= 1
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"state-00001-of-00002\.safetensors: contents differ"):
-        open_container(tmp_path)
+        open_weights(tmp_path)
 
 
 def test_a_run_folder_is_its_newest_checkpoint(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_damaged_files_are_refused_in_words(tmp_path: Path) -> None:
             damaged[place] ^= 0x5A
         file.write_bytes(damaged[: len(damaged) - (i % 5) * 20])
         try:
-            assert open_container(file).tensors  # bytes of a value, or of padding, may be any
+            assert open_weights(file).tensors  # bytes of a value, or of padding, may be any
         except ValueError as refused:
             assert str(file) in str(refused)
 

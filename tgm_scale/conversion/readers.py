@@ -1,4 +1,4 @@
-"""From a path to named tensors: what a file is, is told by its contents, never by its name.
+"""Readers: from a path to a state dict. What a file is, is recognised by its contents, never by its name.
 
 Nothing is unpickled but tensors, plain containers and argparse's Namespace (VideoMAE stores its arguments in one).
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Reader, latest
 from tgm_scale.conversion import huggingface
-from tgm_scale.conversion.dimensions import Stated
+from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.runtime import launch
@@ -33,15 +33,15 @@ _DEEPSPEED_FILE = "mp_rank_*_model_states.pt"
 _HUGGINGFACE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-class Container(NamedTuple):
-    """What a path holds."""
+class OpenedWeights(NamedTuple):
+    """The state dict at a path, and what the file says of the model."""
 
     tensors: dict[str, Tensor]
-    stated: Stated
+    stated: ModelMetadata
     notes: list[str]
 
 
-def open_container(path: str | Path, raw: bool = False) -> Container:
+def open_weights(path: str | Path, raw: bool = False) -> OpenedWeights:
     """The tensors at a path, prefixes stripped.
 
     A path is a run folder or a checkpoint folder of this project, a transformers folder, a DeepSpeed checkpoint's
@@ -49,7 +49,7 @@ def open_container(path: str | Path, raw: bool = False) -> Container:
     trained ones. Raises ValueError for anything else."""
     found = _open_folder(Path(path), raw) if Path(path).is_dir() else _open_file(Path(path), raw)
     tensors, notes = strip_prefixes(found.tensors)
-    return Container(tensors, found.stated, [*found.notes, *notes])
+    return OpenedWeights(tensors, found.stated, [*found.notes, *notes])
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -74,7 +74,7 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], li
     return stripped, [f"stripped '{prefix}' from {count} names" for prefix, count in counts.items()]
 
 
-def _open_folder(folder: Path, raw: bool) -> Container:
+def _open_folder(folder: Path, raw: bool) -> OpenedWeights:
     own = folder if (folder / "manifest.json").is_file() else latest(folder / "checkpoints")
     if own is not None:
         return _open_own(Reader(own), raw)
@@ -89,7 +89,7 @@ def _open_folder(folder: Path, raw: bool) -> Container:
     )
 
 
-def _open_own(reader: Reader, raw: bool) -> Container:
+def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
     """The weights that the run's test is of: the averaged ones where it averages, or else, or if `raw`, the others."""
     notes, average = [f"this project's checkpoint {reader.folder}, step {reader.progress.step}"], ema.beside(reader)
     weights = None
@@ -108,12 +108,12 @@ def _open_own(reader: Reader, raw: bool) -> Container:
         if launch.read(os.environ).rank == 0:
             reader.verify()  # by one process: it reads every byte, moments too
         weights = reader.weights()
-    stated = Stated.of_facts(reader.manifest)
+    stated = ModelMetadata.from_metadata(reader.manifest)
     weights, more = of_own_run(weights, stated.config or {})
-    return Container(weights, stated, [*notes, *more])
+    return OpenedWeights(weights, stated, [*notes, *more])
 
 
-def _open_huggingface(folder: Path, raw: bool) -> Container:
+def _open_huggingface(folder: Path, raw: bool) -> OpenedWeights:
     files = [folder / name for name in _HUGGINGFACE_FILES if (folder / name).is_file()][:1]
     if not files:
         indices = sorted(folder.glob("*.index.json"))
@@ -125,10 +125,10 @@ def _open_huggingface(folder: Path, raw: bool) -> Container:
         tensors |= _open_file(file, raw).tensors
     stated = huggingface.stated(folder)
     tensors, notes = into_patch_embedding(tensors, folder)
-    return Container(tensors, stated, [f"transformers folder {folder}", *notes])
+    return OpenedWeights(tensors, stated, [f"transformers folder {folder}", *notes])
 
 
-def _open_file(file: Path, raw: bool) -> Container:
+def _open_file(file: Path, raw: bool) -> OpenedWeights:
     try:
         with file.open("rb") as stream:
             start = stream.read(9)
@@ -137,9 +137,9 @@ def _open_file(file: Path, raw: bool) -> Container:
     return _open_safetensors(file) if start[8:] == b"{" else _open_torch(file, raw)
 
 
-def _open_safetensors(file: Path) -> Container:
+def _open_safetensors(file: Path) -> OpenedWeights:
     tensors, metadata = load_with_metadata(file)
-    return Container(tensors, _said(file, metadata), [f"safetensors file {file}"])
+    return OpenedWeights(tensors, _said(file, metadata), [f"safetensors file {file}"])
 
 
 def _shares(index: Path) -> set[str]:
@@ -150,17 +150,17 @@ def _shares(index: Path) -> set[str]:
     return set(names.values())
 
 
-def _said(file: Path, metadata: dict[str, str]) -> Stated:
+def _said(file: Path, metadata: dict[str, str]) -> ModelMetadata:
     try:
         facts = json_of(metadata.get(OWN_ENTRY, "{}"))
         if not isinstance(facts, dict):
             raise ValueError(f"wanted an object, found {type(facts).__name__}")
     except ValueError as error:
         raise ValueError(f"{file}: its {OWN_ENTRY} entry is damaged: {error}") from None
-    return Stated.of_facts(facts)
+    return ModelMetadata.from_metadata(facts)
 
 
-def _open_torch(file: Path, raw: bool) -> Container:
+def _open_torch(file: Path, raw: bool) -> OpenedWeights:
     contents = _load(file)
     mappings, averages = (
         [key for key in keys if isinstance(contents.get(key), Mapping) and contents[key]]
@@ -178,9 +178,9 @@ def _open_torch(file: Path, raw: bool) -> Container:
             else f"{file}: '{key}' holds other things than tensors: {odd[:8] or 'nothing'}"
         )
     arguments = contents.get("args") if key else None
-    stated = _of_arguments(arguments) if isinstance(arguments, argparse.Namespace) else Stated()
+    stated = _of_arguments(arguments) if isinstance(arguments, argparse.Namespace) else ModelMetadata()
     if key and OWN_ENTRY in contents:
-        stated = Stated.of_facts(contents[OWN_ENTRY])
+        stated = ModelMetadata.from_metadata(contents[OWN_ENTRY])
     notes = [f"torch file {file}" + (f", state dict under '{key}'" if key else "")]
     if left := [other for other in (*averages, *there) if other != key]:
         way = "--raw takes the others" if key in averages else "without --raw the averaged ones"
@@ -190,7 +190,7 @@ def _open_torch(file: Path, raw: bool) -> Container:
             notes.append(
                 f"'{other}' holds other things than tensors ({_few(contents[other])}): no average is read there"
             )
-    return Container(dict(tensors), stated, notes)
+    return OpenedWeights(dict(tensors), stated, notes)
 
 
 def _few(mapping: Mapping[str, Any]) -> str:
@@ -208,9 +208,9 @@ def _load(file: Path) -> dict[str, Any]:
     return contents
 
 
-def _of_arguments(arguments: argparse.Namespace) -> Stated:
+def _of_arguments(arguments: argparse.Namespace) -> ModelMetadata:
     """What VideoMAE's own arguments say of the clip."""
     frames, side = getattr(arguments, "num_frames", None), getattr(arguments, "input_size", None)
-    return Stated(
+    return ModelMetadata(
         frames=frames if isinstance(frames, int) else None, image_size=side if isinstance(side, int) else None
     )

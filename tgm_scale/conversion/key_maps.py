@@ -1,6 +1,6 @@
-"""Tables of names: what a module of ours is made of, and how names of others are gathered into ours and back.
+"""Key maps: the keys of our modules' state dicts, and how keys of other formats are mapped to ours and back.
 
-A table says for each of our names the names of the other format whose tensors, one below the other, are ours.
+A key map says for each of our keys the keys of the other format whose tensors, one below the other, are ours.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["pretraining", "classifier", "encoder"]
-Table = dict[str, tuple[str, ...]]
+ModelKind = Literal["pretraining", "classifier", "encoder"]
+KeyMap = dict[str, tuple[str, ...]]
 
 EXTRAS = ("projection.weight", "log_scale")  # what a run has beside VideoMAE's weights
 BLOCK = (
@@ -27,18 +27,18 @@ _DECODER = (
     *("encoder_to_decoder.weight", "mask_token"),
     *("decoder.norm.weight", "decoder.norm.bias", "decoder.head.weight", "decoder.head.bias"),
 )
-_OUTSIDE_OF_BLOCKS: dict[Kind, tuple[str, ...]] = {
+_OUTSIDE_OF_BLOCKS: dict[ModelKind, tuple[str, ...]] = {
     "pretraining": _ENCODER + _DECODER,
     "encoder": _ENCODER,
     "classifier": (*_PATCH_EMBED, "fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"),
 }
 
 
-def blocks_prefix(kind: Kind) -> str:
+def blocks_prefix(kind: ModelKind) -> str:
     return "blocks" if kind == "classifier" else "encoder.blocks"
 
 
-def own_names(kind: Kind, depth: int, decoder_depth: int = 0, head: bool = True) -> list[str]:
+def own_names(kind: ModelKind, depth: int, decoder_depth: int = 0, head: bool = True) -> list[str]:
     """The weights of a module of ours, without the extras of a run; a classifier may lack its head."""
     outside = [name for name in _OUTSIDE_OF_BLOCKS[kind] if head or not name.startswith("head.")]
     stacks = [(blocks_prefix(kind), depth)] + ([("decoder.blocks", decoder_depth)] if kind == "pretraining" else [])
@@ -59,20 +59,20 @@ def check_names(found: Iterable[str], wanted: Iterable[str], what: str) -> None:
         raise ValueError(f"{what}: missing {missing or 'none'}, unknown {unknown or 'none'}; nothing was converted")
 
 
-def gather(state: Mapping[str, Tensor], table: Table, what: str) -> dict[str, Tensor]:
+def to_own_keys(state: Mapping[str, Tensor], key_map: KeyMap, what: str) -> dict[str, Tensor]:
     """Their tensors under our names. Raises ValueError as `check_names` does."""
-    check_names(state, [other for others in table.values() for other in others], what)
+    check_names(state, [other for others in key_map.values() for other in others], what)
     return {
         name: state[others[0]] if len(others) == 1 else torch.cat([state[other] for other in others])
-        for name, others in table.items()
+        for name, others in key_map.items()
     }
 
 
-def scatter(state: Mapping[str, Tensor], table: Table, what: str) -> dict[str, Tensor]:
-    """Our tensors under their names: the inverse of `gather`. Raises ValueError as `check_names` does."""
-    check_names(state, table, what)
+def from_own_keys(state: Mapping[str, Tensor], key_map: KeyMap, what: str) -> dict[str, Tensor]:
+    """Our tensors under their names: the inverse of `to_own_keys`. Raises ValueError as `check_names` does."""
+    check_names(state, key_map, what)
     return {
         other: part
         for name, value in state.items()
-        for other, part in zip(table[name], value.chunk(len(table[name])), strict=True)
+        for other, part in zip(key_map[name], value.chunk(len(key_map[name])), strict=True)
     }

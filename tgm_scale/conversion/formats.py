@@ -1,4 +1,4 @@
-"""Which format a set of names is, told by names that it must have; and the way from each format to ours."""
+"""The known formats: each is recognised by keys that it must have, and translated into our keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.conversion import huggingface, image_vit, mae_st
-from tgm_scale.conversion.tables import Kind, gather
+from tgm_scale.conversion.key_maps import ModelKind, to_own_keys
 
 State = dict[str, Tensor]
 
@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 class Translation(NamedTuple):
     """Tensors under our names, and what was left behind on the way."""
 
-    kind: Kind
+    kind: ModelKind
     state: State
     notes: list[str]
 
@@ -42,13 +42,13 @@ def detect(state: State) -> Format:
     raise ValueError(f"no known format: its {len(state)} names begin {sorted(state)[:5]}; {wants}")
 
 
-def _videomae(kind: Kind, state: State, lossy: bool, _: int) -> Translation:
+def _videomae(kind: ModelKind, state: State, lossy: bool, _: int) -> Translation:
     learned = [name for name in state if name in ("encoder.pos_embed", "pos_embed")]
     notes = _lose(learned, lossy)
     return Translation(kind, {name: value for name, value in state.items() if name not in learned}, notes)
 
 
-def _huggingface(kind: Kind, state: State, lossy: bool, _: int) -> Translation:
+def _huggingface(kind: ModelKind, state: State, lossy: bool, _: int) -> Translation:
     return Translation(kind, huggingface.to_ours(state, kind), [])
 
 
@@ -80,7 +80,7 @@ def _mae_st(state: State, lossy: bool, _: int) -> Translation:
     biases = [name for name in state if mae_st.is_key_bias(name)]
     kept = {name: value for name, value in state.items() if name not in {*lost, *biases}}
     notes = [*_lose(lost, lossy), f"left out {len(biases)} k biases: exact, softmax does not see them"]
-    return Translation("encoder", gather(kept, mae_st.table(kept), "the encoder"), notes)
+    return Translation("encoder", to_own_keys(kept, mae_st.key_map(kept), "the encoder"), notes)
 
 
 def _image_vit(state: State, lossy: bool, tubelet: int) -> Translation:
