@@ -7,6 +7,7 @@ import json
 import re
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler
@@ -20,7 +21,7 @@ from tgm_scale.data.access import patience, storage
 from tgm_scale.data.access.disk_cache import DiskCache, _digest
 from tgm_scale.data.shards import shard_index
 from tgm_scale.data.shards.catalogue import CATALOGUE
-from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.secrets import without_secrets
 
@@ -75,6 +76,8 @@ class Server(BaseHTTPRequestHandler):
         part, size = data[first : last + 1], len(data)
         if mood == "other bytes":
             part = bytes(len(part))
+        if mood == "a flipped bit":
+            part = part[:-9] + bytes([part[-9] ^ 1]) + part[-8:]
         if mood == "another range":
             first, last = first + 512, last + 512
         size += 512 if mood == "another size" else 0
@@ -207,6 +210,7 @@ def test_a_shard_that_was_replaced_between_two_starts_is_noticed(  # type: ignor
         write_tar(handler.folder / f"{shard:05d}.tar", members)
     local = open_corpus(handler.folder)
     everything(local)
+    capsys.readouterr()  # that these are others than those that were served before
     if not indexed:
         for file in handler.folder.glob("*.json*"):
             file.unlink()
@@ -242,6 +246,27 @@ def test_a_kept_index_of_before_the_tag_is_used(served) -> None:  # type: ignore
         file.write_bytes(b"\n".join([json.dumps(plain).encode(), *lines]) + b"\n")
     assert everything(opened(address)) == everything(local)
     assert all(b'"tag"' in file.read_bytes() for file in kept), "and has it from then on"
+
+
+def test_other_bytes_within_a_member_are_read_once_more_and_then_left_out(served, tmp_path: Path) -> None:  # type: ignore
+    """As from a proxy that has kept half of something else: the index has the sums."""
+    address, handler, local = served
+    for shard, count in zip(local.shards, local.counts):
+        members = [local.read(local.sample(local.shards.index(shard), row), ["mp4", "json"]) for row in range(count)]
+        sums = [{name: zlib.crc32(data) for name, data in each.items()} for each in members]
+        shard_index.add_sums(shard, dict(enumerate(sums)))
+    cache = DiskCache(tmp_path / "cache", 10**7)
+    corpus = opened(address, cache=cache)
+    ref, wanted = corpus.sample(0, 0), local.read(local.sample(0, 0), ["mp4"])
+    assert ref.sums
+    handler.moods = ["a flipped bit"]
+    assert corpus.read(ref, ["mp4"]) == wanted and not handler.moods
+    asked = len(handler.asked)
+    assert corpus.read(ref, ["mp4"]) == wanted and len(handler.asked) == asked, "the right bytes are kept"
+    handler.moods = ["a flipped bit", "a flipped bit"]
+    with pytest.raises(DamagedMember, match="00000/0_0001: damaged_member: the bytes of mp4"):
+        corpus.read(corpus.sample(0, 1), ["mp4"])
+    assert corpus.read(corpus.sample(0, 2), ["mp4"]) == local.read(local.sample(0, 2), ["mp4"])
 
 
 def test_a_catalogue_that_knows_another_shard_is_corrected(served) -> None:  # type: ignore

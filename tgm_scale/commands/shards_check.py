@@ -14,7 +14,8 @@ EXAMPLES = """examples:
 
 Shards from elsewhere (video2dataset, a tar of your own) get their indices here, so that the first run need not build
 them. A list of video files is checked the same way. Of each sample some frames are decoded; --samples draws a part of
-a large corpus. Doubles are videos with the same bytes. Exit code: 0 fit to train on; 1 a shard is cut, empty or cannot
+a large corpus. All members are read and compared with the sums in the index; without --samples, an index that has no
+sums gets them. Doubles are videos with the same bytes. Exit code: 0 fit to train on; 1 a shard is cut, empty or cannot
 be read, or more samples than --max-broken are broken, or were left out; 2 a mistake in the command or its input."""
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of, json_fault
-from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import CLIPS_PER_SHARD, ShardWriter
 from tgm_scale.data.video.decode import DecodeError, Video
@@ -63,7 +63,10 @@ def _files_in_shards(files: int) -> list[int]:
 
 def _copy(ref: SampleRef, corpus: Corpus, describe: Describe, writer: ShardWriter) -> str:
     """Copy a sample with its captions. What became of it, in a word to be counted."""
-    members: dict[str, Any] = corpus.read(ref, list(ref.members))
+    try:
+        members: dict[str, Any] = corpus.read(ref, list(ref.members))
+    except DamagedMember as error:
+        return rewriting.left_out(error)
     content, outcome = _json(members), "captioned"
     if json_fault(members):
         outcome = "captioned, without their broken json"

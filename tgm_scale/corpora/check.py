@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from tgm_scale.corpora.survey import THUMBNAIL, Finding, Surveyor
+from tgm_scale.data.shards import shard_index
 from tgm_scale.data.shards.index import WHOLE_SHARD, Corpus
 from tgm_scale.data.shards.inventory import Inventory, of_corpus
+from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.processes import Crashed, OrderedPool
@@ -37,6 +39,7 @@ def check(options: argparse.Namespace) -> int:
     spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int)
     pictured = {places[k] for k in spread} if options.sheet else set()
     findings, crashed = [], []
+    keeper = _Sums(corpus) if options.samples is None else None
     with OrderedPool(options.workers) as pool, Board() as board:
         task = board.task("samples", len(places))
         looks = pool.map(Surveyor(corpus, options.frames), ((*place, place in pictured) for place in places))
@@ -48,6 +51,10 @@ def check(options: argparse.Namespace) -> int:
                 raise found
             else:
                 findings.append(found)
+                if keeper is not None:
+                    keeper.add(*place, found.sums)
+    if keeper is not None:
+        keeper.finish()
     opened = of_corpus(corpus.name, corpus)
     report = _report(corpus, findings, crashed, opened)
     _print(report, opened)
@@ -57,6 +64,32 @@ def check(options: argparse.Namespace) -> int:
         _sheet([finding.thumbnail for finding in findings if finding.thumbnail is not None]).save(options.sheet)
         print(f"pictures in {options.sheet}")
     return _verdict(report, opened, options.max_broken)
+
+
+class _Sums:
+    """Adds sums of members to the indices that have none, shard by shard as they are read."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus, self.kept = corpus, 0
+        self._shard, self._rows = 0, dict[int, dict[str, int]]()
+
+    def add(self, shard: int, row: int, sums: dict[str, int]) -> None:
+        if shard != self._shard:
+            self._keep()
+            self._shard = shard
+        if sums:
+            self._rows[row] = sums
+
+    def _keep(self) -> None:
+        if self._rows and not isinstance(self.corpus, ListedCorpus):
+            shard_index.add_sums(self.corpus.shards[self._shard], self._rows)
+            self.kept += 1
+        self._rows = {}
+
+    def finish(self) -> None:
+        self._keep()
+        if self.kept:
+            print(f"sums of the members were added to the indices of {self.kept:,} shards, which had none")
 
 
 def _verdict(report: dict[str, Any], opened: Inventory, tolerated: float) -> int:
@@ -89,8 +122,9 @@ def _report(corpus: Corpus, findings: list[Finding], crashed: list[str], opened:
     if crashed:
         broken["decoder_crashed"] = [[name, "the decoding process died"] for name in crashed]
     whole = [finding for finding in findings if finding.problem is None]
-    captions = [caption for finding in findings for caption in finding.captions]
     looked_at = len(findings) + len(crashed)
+    findings = [finding for finding in findings if finding.digest]  # of others nothing is known
+    captions = [caption for finding in findings for caption in finding.captions]
     return {
         "corpus": corpus.name,
         "fingerprint": corpus.fingerprint,

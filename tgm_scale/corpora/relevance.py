@@ -10,7 +10,7 @@ import torch
 
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of
-from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter, shard_path
@@ -54,7 +54,10 @@ def cache(options: argparse.Namespace) -> int:
 
 def _score(ref: SampleRef, corpus: Corpus, scorer: _Scorer, writer: ShardWriter) -> str:
     """Copy a sample with its maps, and without those it had. What became of it, in a word to be counted."""
-    members: dict[str, Any] = corpus.read(ref, [extension for extension in ref.members if extension != EXTENSION])
+    try:
+        members: dict[str, Any] = corpus.read(ref, [extension for extension in ref.members if extension != EXTENSION])
+    except DamagedMember as error:
+        return rewriting.left_out(error)
     outcome, maps = scorer(members[ref.video], members)
     if maps is not None:
         members[EXTENSION] = maps

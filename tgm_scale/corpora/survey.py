@@ -5,15 +5,16 @@ Videos are the same where their bytes are; near-copies are not looked for."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch.nn.functional as F
 from torch import from_numpy
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
-from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.building.annotations import captions_of, json_fault, unfit_captions
+from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.video.decode import DecodeError, Video
 
 THUMBNAIL = 112  # pixels, the longer side
@@ -24,10 +25,11 @@ class Finding:
     """One sample. Without a problem: its length, its size, and a small picture of its middle frame if asked for."""
 
     name: str
-    digest: str  # of the video's bytes
-    captions: list[str]
-    json_broken: bool
-    unfit_captions: list[str]  # what is wrong with each, in words
+    digest: str = ""  # of the video's bytes; "" where they are not those that were indexed
+    captions: list[str] = field(default_factory=list)
+    json_broken: bool = False
+    unfit_captions: list[str] = field(default_factory=list)  # what is wrong with each, in words
+    sums: dict[str, int] = field(default_factory=dict)  # zlib.crc32 of each member, where the index has none
     seconds: float = 0.0
     frames: int = 0
     width: int = 0
@@ -44,14 +46,19 @@ class Surveyor:
         self.corpus, self.decode = corpus, decode
 
     def __call__(self, shard: int, row: int, thumbnail: bool) -> Finding:
-        """Raises OSError where the shard cannot be read."""
+        """All members are read, and compared with their sums. Raises OSError where the shard cannot be read."""
         ref = self.corpus.sample(shard, row)
-        members = self.corpus.read(ref, [ref.video, *CAPTION_EXTENSIONS])
+        try:
+            members = self.corpus.read(ref, list(ref.members))
+        except DamagedMember as error:
+            return Finding(ref.name, problem=error.problem)
         video = members[ref.video]
         digest = hashlib.blake2b(video, digest_size=16).hexdigest()
         finding = Finding(
             ref.name, digest, captions_of(members), json_fault(members) is not None, unfit_captions(members)
         )
+        if not ref.sums:
+            finding.sums = {extension: zlib.crc32(data) for extension, data in members.items()}
         try:
             self._look(video, finding, thumbnail)
         except DecodeError as error:

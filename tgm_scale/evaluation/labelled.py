@@ -12,7 +12,7 @@ from tgm_scale.data.access.names import real_place
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
 from tgm_scale.data.lists.reading import Role, is_list, read_list
 from tgm_scale.data.lists.text import cleaned, shown
-from tgm_scale.data.shards.index import NOTICES, Corpus, SampleRef
+from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.inventory import NAMED, Inventory
 from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
@@ -151,7 +151,11 @@ def _read_each(
     for shard, count in enumerate(corpus.counts.tolist()):
         for row in range(count):
             ref = corpus.sample(shard, row)
-            members = corpus.read(ref, extensions)
+            try:
+                members = corpus.read(ref, extensions)
+            except DamagedMember as error:
+                problems.append(error.problem)
+                continue
             try:
                 values[ref.name] = value_of(members)
             except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.video.decode import DecodeError, Video, segments, window
 from tgm_scale.data.video.transforms import Crop
 from tgm_scale.runtime.processes import Crashed, OrderedPool
@@ -85,11 +85,13 @@ class Decoder:
 
     def views(self, corpus: Corpus, refs: Sequence[SampleRef], views: Views) -> Iterator[Tensor | Problem]:
         """The views of each sample, or why there are none. Raises OSError where a shard cannot be read."""
-        inputs = ((corpus.read(ref, [ref.video])[ref.video], views) for ref in refs)
+        inputs = ((_read(corpus, ref), views) for ref in refs)
         results = self._pool.map(_decode, inputs) if self._pool else (_decode(*one) for one in inputs)
         for ref, found in zip(refs, results):
             if isinstance(found, Crashed):
                 yield Problem(ref.name, "crashed", str(found))
+            elif isinstance(found, Problem):
+                yield found
             elif isinstance(found, DecodeError):
                 yield Problem(ref.name, found.reason, found.detail)
             elif isinstance(found, Exception):
@@ -105,7 +107,16 @@ class Decoder:
             self._pool.__exit__(*exception)
 
 
-def _decode(data: bytes, views: Views) -> np.ndarray | DecodeError:
+def _read(corpus: Corpus, ref: SampleRef) -> bytes | Problem:
+    try:
+        return corpus.read(ref, [ref.video])[ref.video]
+    except DamagedMember as error:
+        return error.problem
+
+
+def _decode(data: bytes | Problem, views: Views) -> np.ndarray | DecodeError | Problem:
+    if isinstance(data, Problem):
+        return data
     try:
         return decode_views(data, views).numpy()  # an array: tensors would travel through shared memory
     except DecodeError as error:

@@ -297,14 +297,16 @@ class RangeReader:
         """Exactly `size` bytes from `offset`. Raises OSError after several attempts."""
         return self.read_members(path, offset, size, []) if is_url(path) else self._fetch(path, offset, size, [])
 
-    def read_members(self, path: str, offset: int, size: int, members: list[tuple[int, int]]) -> bytes:
+    def read_members(
+        self, path: str, offset: int, size: int, members: list[tuple[int, int]], anew: bool = False
+    ) -> bytes:
         """`read` of a URL, by `cache`. members: offset and size in the file of those of a tar that it holds; each has
-        its header before it, and bytes where it has not are neither given nor kept."""
+        its header before it, and bytes where it has not are neither given nor kept. anew: nothing kept is taken."""
         before = BLOCK if members else 0
         _, tag = self._expected.get(path, (0, ""))
         key = (f"{self._version} {tag}".strip(), place(path), offset - before, size + before)
         data = self._cache.get(*key) if self._cache else None
-        if data is not None and _foreign(data, offset - before, members):
+        if data is not None and (anew or _foreign(data, offset - before, members)):
             assert self._cache is not None
             self._cache.drop(*key)
             data = None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import introduce_to
 from tgm_scale.data.shards.tars import ShardWriter, shard_path
 from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.terminal import escaped
 
 
 def check(options: argparse.Namespace) -> None:
@@ -25,6 +27,13 @@ def introduce(options: argparse.Namespace, corpus: Corpus) -> None:
     if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")
     introduce_to(options.output, corpus, options.max_left_out)
+
+
+def left_out(damaged: DamagedMember) -> str:
+    """Name a sample that is not copied, since with a new sum its bytes would pass for what was meant; returns the word
+    that it is counted by."""
+    sys.stderr.write(escaped(f"left out: {damaged}", keep="") + "\n")
+    return f"left out ({damaged.problem.reason})"
 
 
 def rewrite(

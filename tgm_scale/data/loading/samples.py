@@ -12,7 +12,7 @@ from tgm_scale.contracts import Grid, Problem
 from tgm_scale.data.access.addresses import is_url
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
 from tgm_scale.data.loading.order import Mixture, Order
-from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.video.decode import DecodeError, Video, segments, window
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.data.video.transforms import CROPS, Crop, draw_crop
@@ -72,12 +72,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Fetched:
-    """A sample's bytes, and what is drawn by."""
+    """A sample's bytes, and what is drawn by; or why it has none."""
 
     ref: SampleRef
     members: dict[str, bytes]
     seeds: list[int]  # N
     clip_id: int
+    problem: Problem | None = None
 
 
 class SampleError(Exception):
@@ -141,10 +142,16 @@ class Samples:
             for repeat in range(self.sampling.repeated_augmentation)
         ]
         clip_id = seeding.key("clip", corpus.fingerprint, ref.within)
-        return Fetched(ref, corpus.read(ref, self._wanted(ref)), seeds, clip_id)
+        try:
+            return Fetched(ref, corpus.read(ref, self._wanted(ref)), seeds, clip_id)
+        except DamagedMember as error:
+            return Fetched(ref, {}, seeds, clip_id, error.problem)
 
     def decode(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
         """What `read` does after `fetch`."""
+        if fetched.problem is not None:
+            clips_NTHW3.zero_()
+            return self._blank(fetched, fetched.problem, clips_NTHW3)
         try:
             return self._clips(fetched, clips_NTHW3)
         except DecodeError as error:

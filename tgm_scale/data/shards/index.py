@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from tgm_scale.data.shards import catalogue, shard_index
 from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, DamagedIndex, SampleRef, ShardIndex, Summary
 from tgm_scale.runtime.secrets import without_secrets
 
-__all__ = ["VIDEO_EXTENSIONS", "Corpus", "SampleRef", "ShardIndex"]
+__all__ = ["VIDEO_EXTENSIONS", "Corpus", "DamagedMember", "SampleRef", "ShardIndex"]
 
 _KEPT_INDICES = 64  # of about 130 kB for 1,000 samples; more than the shards that an order's window mixes
 _GAP = 1 << 16  # remote members nearer than this are read in one piece: 64 KiB cost less than a second request
@@ -37,6 +38,17 @@ _SAID = {  # of shards that cannot be asked
 }
 
 
+class DamagedMember(ValueError):
+    """A member's bytes are others than those that its index has the sum of; `problem` names the sample."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.problem.key}: {self.problem.reason}: {self.problem.detail}"
+
+
 def _lost(summaries: list[Summary], faults: list[dict[str, int]]) -> float:
     """About how many samples were left out. Of a shard that is cut or cannot be read nobody knows what it held: it
     counts as many as the others hold on average."""
@@ -47,6 +59,11 @@ def _lost(summaries: list[Summary], faults: list[dict[str, int]]) -> float:
         single = sum(count for reason, count in fault.items() if reason not in NOTICES)
         lost += max(single, usual - summary.samples) if fault.keys() & set(WHOLE_SHARD) else single
     return lost
+
+
+def _damaged(ref: SampleRef, members: dict[str, bytes]) -> list[str]:
+    """The extensions of those that are not what the index has the sum of."""
+    return [name for name, data in members.items() if name in ref.sums and zlib.crc32(data) != ref.sums[name]]
 
 
 def _problems_of(shard: str) -> list[Problem]:
@@ -127,26 +144,42 @@ class Corpus:
                 yield Problem(self.prefix + key, problem.reason, detail)
 
     def read(self, ref: SampleRef, extensions: list[str] | tuple[str, ...]) -> dict[str, bytes]:
-        """Those of the members named by `extensions` that the sample has.
+        """Those of the members named by `extensions` that the sample has, each compared with its sum in the index.
 
-        Raises OSError where the shard cannot be read after several attempts: never a reason to skip the sample."""
+        Raises DamagedMember where one is another: a reason to leave the sample out. Raises OSError where the shard
+        cannot be read after several attempts: never a reason to skip the sample."""
         wanted = {extension: ref.members[extension] for extension in extensions if extension in ref.members}
         if not wanted:
             return {}
+        found = self._members(ref, wanted)
+        if _damaged(ref, found) and storage.is_url(ref.shard):  # on the way, or since it was kept on this disk
+            found = self._members(ref, wanted, anew=True)
+        if damaged := _damaged(ref, found):
+            raise DamagedMember(
+                Problem(
+                    ref.name,
+                    "damaged_member",
+                    f"the bytes of {', '.join(damaged)} are others than when {without_secrets(ref.shard)} was indexed "
+                    "(crc32); where that is meant, delete its .index.jsonl",
+                )
+            )
+        return found
+
+    def _members(self, ref: SampleRef, wanted: dict[str, tuple[int, int]], anew: bool = False) -> dict[str, bytes]:
         start = min(offset for offset, _ in wanted.values())
         end = max(offset + size for offset, size in wanted.values())
         sparse = end - start > sum(size for _, size in wanted.values()) + _GAP * len(wanted)
         if sparse or not storage.is_url(ref.shard):  # taken apart, a video would be copied
-            return {extension: self._read(ref.shard, *where, [where]) for extension, where in wanted.items()}
-        data = self._read(ref.shard, start, end - start, list(wanted.values()))
+            return {extension: self._read(ref.shard, *where, [where], anew) for extension, where in wanted.items()}
+        data = self._read(ref.shard, start, end - start, list(wanted.values()), anew)
         return {
             extension: data[offset - start : offset - start + size] for extension, (offset, size) in wanted.items()
         }
 
-    def _read(self, shard: str, offset: int, size: int, members: list[tuple[int, int]]) -> bytes:
+    def _read(self, shard: str, offset: int, size: int, members: list[tuple[int, int]], anew: bool) -> bytes:
         if not storage.is_url(shard):
             return self._reader.read(shard, offset, size)
-        return self._reader.read_members(shard, offset, size, members)
+        return self._reader.read_members(shard, offset, size, members, anew)
 
     def _index(self, shard: int) -> ShardIndex:
         with self._lock:

@@ -16,7 +16,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.lists.text import shown
-from tgm_scale.data.shards.index import NOTICES, Corpus
+from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember
 from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
@@ -89,8 +89,11 @@ def examples(corpus: Corpus) -> list[str]:
     found = []
     for shard, row in islice(places, NAMED):
         ref = corpus.sample(shard, row)
-        captions = captions_of(corpus.read(ref, CAPTION_EXTENSIONS))
-        said = ", ".join(shown(caption) for caption in captions[:NAMED]) or "no caption"
+        try:
+            captions = captions_of(corpus.read(ref, CAPTION_EXTENSIONS))
+            said = ", ".join(shown(caption) for caption in captions[:NAMED]) or "no caption"
+        except DamagedMember as error:
+            said = error.problem.reason
         found.append(f"{ref.name}: {said}")
     return found
 
@@ -109,12 +112,22 @@ def refuse_without_captions(opened: Sequence[Corpus], remedy: str) -> None:
 
 
 def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
-    """The captions of some samples from all over a corpus, by their names."""
+    """The captions of some samples from all over a corpus, by their names. Raises DamagedMember where none of them can
+    be read."""
     starts = corpus.counts.cumsum() - corpus.counts
     chosen = sorted({len(corpus) * k // LOOKED_AT for k in range(LOOKED_AT)})
     shards = starts.searchsorted(chosen, side="right") - 1
     refs = [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
-    return {ref.name: captions_of(corpus.read(ref, CAPTION_EXTENSIONS)) for ref in refs}
+    found: dict[str, list[str]] = {}
+    damaged: DamagedMember | None = None
+    for ref in refs:
+        try:
+            found[ref.name] = captions_of(corpus.read(ref, CAPTION_EXTENSIONS))
+        except DamagedMember as error:  # it is named when the run comes to it
+            damaged = error
+    if damaged and not found:
+        raise damaged
+    return found
 
 
 def introduce_to(folder: Path, corpus: Corpus, limit: float) -> None:

@@ -1,9 +1,13 @@
 """The index of one shard: where each sample's members lie in its tar, so that a sample is read by range.
 
 `NAME.index.jsonl` beside `NAME.tar`: a first line {"bytes", "mark", "samples", "problems", "blake2b"}, then one line a
-sample, {"key", "members": {extension: [offset, size]}}. Size and mark (a digest of both ends) tie it to its tar; times
-of files do not, because copies and downloads change them. "blake2b" is a digest of the lines that follow, which older
-indices lack; what is wrong in either is made anew from the tar.
+sample, {"key", "members": {extension: [offset, size]}, "crc32": {extension: sum}}. Size and mark (a digest of both
+ends) tie it to its tar; times of files do not, because copies and downloads change them. "blake2b" is a digest of the
+lines that follow, which older indices lack; what is wrong in either is made anew from the tar.
+
+"crc32" are the sums of the members' bytes (zlib.crc32), compared whenever a member is read. Who writes a shard has
+them of what it meant to write. An index that is made of a tar has none, since only the headers are read for it (of
+ten million clips the rest is terabytes); `tgm-scale shards check`, which reads all, adds them.
 
 A corpus from elsewhere gets its indices when it is first opened: beside the tars, or in the user's cache where they
 cannot be written. Of a remote shard the cache has the index with "tag", what the storage says of the file's content
@@ -16,8 +20,9 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tarfile import TarInfo
 from typing import Annotated, BinaryIO
@@ -53,13 +58,15 @@ class SampleRef:
     """Where one sample lies: its key, its shard (path or URL), and (offset, size) in bytes of each member.
 
     Members are named by extension: all after the first dot of the member's name, in lower case ("mp4", "tgm.npy").
-    `within` is its name in its corpus, "shard-name/sample-key", and `prefix` tells it from those of other corpora."""
+    `within` is its name in its corpus, "shard-name/sample-key", and `prefix` tells it from those of other corpora.
+    `sums`: zlib.crc32 of the members of which it is known."""
 
     key: str
     shard: str
     members: dict[str, tuple[int, int]]
     within: str
     prefix: str = ""
+    sums: dict[str, int] = field(default_factory=dict)
 
     @property
     def video(self) -> str:
@@ -114,13 +121,29 @@ class ShardIndex:
 
     def sample(self, row: int, name: str | None = None, prefix: str = "") -> SampleRef:
         """Sample `row` of the shard, which is called `name` in its corpus (default: as its file)."""
-        key, members = self._parsed(self._lines[row])
-        return SampleRef(key, self.shard, members, f"{name or shard_name(self.shard)}/{key}", prefix)
+        key, members, sums = self._parsed(self._lines[row])
+        return SampleRef(key, self.shard, members, f"{name or shard_name(self.shard)}/{key}", prefix, sums)
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether the sums of its members are known, of all samples or of those that could be read."""
+        return any(_SUMS in line for line in self._lines)  # within a string of JSON it would be escaped
+
+    def with_sums(self, sums: Mapping[int, Mapping[str, int]]) -> ShardIndex:
+        """The same index with the sums of these rows' members."""
+        lines = list(self._lines)
+        for row, of_members in sums.items():
+            key, members, _ = self._parsed(lines[row])
+            lines[row] = _sample_line(key, members, of_members)
+        return ShardIndex(self.shard, self.size, self.mark, lines, self.problems, self.tag)
 
     def has_lines_of(self, other: ShardIndex) -> bool:
-        return self._lines == other._lines
+        """Whether both are of the same samples at the same places, with the same sums where both have them."""
+        if self.has_sums == other.has_sums or len(self) != len(other):
+            return self._lines == other._lines
+        return all(self._parsed(a)[:2] == self._parsed(b)[:2] for a, b in zip(self._lines, other._lines))
 
-    def _parsed(self, line: bytes) -> tuple[str, dict[str, tuple[int, int]]]:
+    def _parsed(self, line: bytes) -> tuple[str, dict[str, tuple[int, int]], dict[str, int]]:
         try:
             fields = json_of(line)
             members = {extension: (offset, size) for extension, (offset, size) in fields["members"].items()}
@@ -129,7 +152,10 @@ class ShardIndex:
                     raise ValueError(f"bytes {offset} to {offset} + {size} of {self.size}")
             if not members.keys() & _VIDEOS:
                 raise ValueError("no video")
-            return printable(fields["key"]), members
+            sums = fields.get("crc32", {})
+            if not all(type(each) is int and 0 <= each < 1 << 32 for each in sums.values()):
+                raise ValueError("crc32: wanted whole numbers below 2^32")
+            return printable(fields["key"]), members, sums
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedIndex(f"{type(error).__name__}: {error}") from None
 
@@ -167,8 +193,9 @@ class ShardIndex:
         return cls(shard, head.bytes, head.mark, lines[1:], [Problem(*each) for each in head.problems], head.tag)
 
     @classmethod
-    def scan(cls, shard: str) -> ShardIndex:
-        """Read the headers of the tar. What cannot be used is a problem, never an error:
+    def scan(cls, shard: str, sums: Mapping[str, Mapping[str, int]] | None = None) -> ShardIndex:
+        """Read the headers of the tar. sums: of each sample's members, by its key, where they are known. What cannot
+        be used is a problem, never an error:
 
         `no_video` (a failed download leaves its captions), `key_with_dot`, `shard_cut` (the tar ends too early; what
         is complete before the cut is used), `shard_unreadable` (no tar at all, or a packed one), `duplicate_member`
@@ -186,7 +213,7 @@ class ShardIndex:
             if key in found.cut_keys:
                 problems.append(Problem(key, "shard_cut", "the shard ends inside this sample"))
             elif any(extension in members for extension in VIDEO_EXTENSIONS):
-                lines.append(_line({"key": key, "members": members}))
+                lines.append(_sample_line(key, members, (sums or {}).get(key, {})))
             else:
                 problems += _without_video(key, list(members))
         return cls(shard, size, mark, lines, problems)
@@ -241,6 +268,13 @@ def _digest(lines: list[bytes]) -> str:
     return hashlib.blake2b(b"\n".join(lines), digest_size=16).hexdigest()
 
 
+_SUMS = b',"crc32":{'
+
+
+def _sample_line(key: str, members: Mapping[str, tuple[int, int]], sums: Mapping[str, int]) -> bytes:
+    return _line({"key": key, "members": members, **({"crc32": sums} if sums else {})})
+
+
 def _line(value: dict) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode()
 
@@ -270,11 +304,24 @@ def load(shard: str, patience: float | None = None) -> ShardIndex:
     beside, cached = index_path(shard), _cache_path(shard)
     if storage.is_url(shard):
         return _of_remote(shard, beside, cached, patience)
-    size = storage.size(shard)
+    size, fresh, stale = storage.size(shard), list[ShardIndex](), False
     for path in (beside, cached):
-        index = _fresh(shard, path, size, patience)
-        if index is not None:
+        index = _whole(shard, path, size, patience)
+        if index is None:
+            continue
+        if not _is_of(index, shard, patience):
+            stale = True
+            continue
+        if index.has_sums:
             return index
+        fresh.append(index)
+    if fresh:
+        return fresh[0]
+    if stale:
+        sys.stderr.write(
+            f"{shard}: its size or its ends are not those of the file that was indexed: it was changed or replaced, "
+            "and is another shard to every run; its index is made anew, without sums of its members\n"
+        )
     return _made(shard, beside, cached, patience)
 
 
@@ -316,7 +363,9 @@ def _made(shard: str, beside: str, cached: str, patience: float | None = None, t
 
 def _say(path: str, why: Exception) -> None:
     said = printable(" ".join(str(why).split()))
-    sys.stderr.write(f"{without_secrets(path)}: damaged ({said[:200]}): made anew from the shard\n")
+    sys.stderr.write(
+        f"{without_secrets(path)}: damaged ({said[:200]}): made anew from the shard, without sums of its members\n"
+    )
 
 
 def keep(data: bytes, beside: str, cached: str) -> None:
@@ -354,17 +403,29 @@ def _cache_path(shard: str) -> str:
 
 def _fresh(shard: str, path: str, size: int, patience: float | None) -> ShardIndex | None:
     """The index at `path` if it is there, whole, and of this tar, which has `size` bytes."""
+    index = _whole(shard, path, size, patience)
+    return index if index is not None and _is_of(index, shard, patience) else None
 
+
+def _whole(shard: str, path: str, size: int, patience: float | None) -> ShardIndex | None:
+    """The index at `path`, of whichever tar, if it is there and not damaged."""
+    try:
+        data = storage.read_small(path, patience, size + _MORE_THAN_TAR)
+        return None if data is None else ShardIndex.parse(shard, data)
+    except (DamagedIndex, Lasting) as error:  # Lasting: it has no end, or is no answer
+        _say(path, error)
+        return None
+
+
+def _is_of(index: ShardIndex, shard: str, patience: float | None) -> bool:
     def identity() -> tuple[int, str]:
         with storage.open_seekable(shard) as file:
             return _identity(file)
 
-    try:
-        data = storage.read_small(path, patience, size + _MORE_THAN_TAR)
-        if data is None:
-            return None
-        index = ShardIndex.parse(shard, data)
-    except (DamagedIndex, Lasting) as error:  # Lasting: it has no end, or is no answer
-        _say(path, error)
-        return None
-    return index if (index.size, index.mark) == storage.retrying(identity, shard, patience) else None
+    return (index.size, index.mark) == storage.retrying(identity, shard, patience)
+
+
+def add_sums(shard: str, sums: Mapping[int, Mapping[str, int]]) -> None:
+    """Keep the sums of these rows' members, as they were read, in the shard's index."""
+    index = load(shard).with_sums(sums)
+    keep(index.dump(), index_path(shard), _cache_path(shard))

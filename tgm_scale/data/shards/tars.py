@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class ShardWriter:
     def __init__(self, folder: str | os.PathLike, clips_per_shard: int = CLIPS_PER_SHARD, first: int = 0) -> None:
         self._folder, self._clips_per_shard, self._number = Path(folder), clips_per_shard, first
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._keys: set[str] = set()
+        self._sums: dict[str, dict[str, int]] = {}  # by key and extension, of what is meant to be written
         self._file: io.BufferedWriter | None = None
         self._tar: TarWriter | None = None
 
@@ -65,15 +66,17 @@ class ShardWriter:
                 f"sample key {key!r}: its part behind the last '/' is not empty and has no dot, and nothing in it is "
                 "a control character"
             )
-        if key in self._keys:
+        if key in self._sums:
             raise ValueError(f"sample key {key!r} is written twice")
         encoded = {extension: encode_member(extension, value) for extension, value in members.items()}
         if self._tar is None:
             self._file = open(self._partial, "wb")  # noqa: SIM115 (closed by `finish` or `abandon`)
             self._tar = TarWriter(self._file, encoder=False, mtime=0)
         self._tar.write({"__key__": key, **encoded})
-        self._keys.add(key)
-        if len(self._keys) == self._clips_per_shard:
+        self._sums[key] = sums = dict[str, int]()
+        for extension in sorted(encoded):  # as they lie in the tar; of those that differ in case the first is read
+            sums.setdefault(extension.lower(), zlib.crc32(encoded[extension]))
+        if len(self._sums) == self._clips_per_shard:
             self.finish()
 
     def finish(self) -> None:
@@ -85,9 +88,10 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         path = shard_path(self._folder, self._number)
-        storage.write_atomically(Path(index_path(str(path))), ShardIndex.scan(str(self._partial)).dump())
+        index = ShardIndex.scan(str(self._partial), self._sums)
+        storage.write_atomically(Path(index_path(str(path))), index.dump())
         os.replace(self._partial, path)
-        self._tar, self._file, self._keys, self._number = None, None, set(), self._number + 1
+        self._tar, self._file, self._sums, self._number = None, None, {}, self._number + 1
 
     def abandon(self) -> None:
         """Drop the shard in work."""
