@@ -7,7 +7,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from tgm_scale.runs.check_run import check
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runs.status import status
+from tgm_scale.runtime.command import code_of
 from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.runtime.tensors import save_tensors
 
@@ -217,6 +220,41 @@ def test_an_old_checkpoint_that_cannot_be_dropped_is_a_warning(tmp_path: Path, c
     said = capsys.readouterr().err
     assert checkpoint.steps_in(root) == [10, 30]
     assert said.count("warning") == 1 and elsewhere.name in said and "the run goes on" in said
+
+
+def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:
+    """As where a worker dies after a step that was due: with checkpoint.keep=1 a kill meanwhile would leave none."""
+    folder = made(tmp_path, 30)
+    before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
+    saver = Saver(tmp_path, checkpoint.Retention(1), ALONE, Control(ALONE))
+    saver.begin(None, checkpoint.Reader(folder).progress, {})  # no engine: nothing is gathered
+    saver.finish()
+    assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+    others = replace(checkpoint.Reader(folder).progress, losses=[1.0])
+    with pytest.raises(AttributeError):  # another state of that step is gathered
+        saver.begin(None, others, {})
+    pending = _Pending(tmp_path, others, {}, ALONE)
+    assert pending.make_folder() is None
+    pending.start({"w.weight": torch.ones(2)})
+    assert pending.commit([pending.wait()]) is None
+    assert checkpoint.Reader(folder).progress == others
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name], "and nothing of the other is left"
+
+
+def test_a_state_file_that_is_forbidden_ends_a_start_as_what_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, opened = state_of(made(tmp_path / "checkpoints", 30)), Path.open
+
+    def refused(path: Path, *rest: Any, **more: Any) -> Any:
+        if path == state:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(PermissionError, match=state.name) as met:
+        Resume(tmp_path, Control(ALONE))
+    assert code_of(met.value) == 2
 
 
 def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(config: Path) -> None:

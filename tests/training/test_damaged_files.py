@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from tgm_scale.runs.check_run import check
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import Metrics, count_damaged, read_metrics, recent_losses
 from tgm_scale.runs.status import status
+from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.runtime.files import told
 from tgm_scale.runtime.tensors import save_tensors
 
@@ -133,12 +135,63 @@ def test_check_names_what_is_not_as_a_start_wrote_it(config: Path) -> None:
         (folder / name).write_text(whole)
 
 
+@pytest.mark.parametrize("name", [".", "owner", "ranks", "checkpoints", "environment.jsonl", "metrics.jsonl"])
+def test_check_tries_to_write_what_a_start_writes(config: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    folder = started(config, [])
+    for each in ("owner", "ranks", "checkpoints"):
+        (folder / each).mkdir()
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    before = sorted((str(path), path.stat().st_size) for path in folder.rglob("*"))
+    assert check(str(folder))[1] == 0
+    assert sorted((str(path), path.stat().st_size) for path in folder.rglob("*")) == before, "nothing is changed"
+    opened, touched = Path.open, Path.touch
+
+    def refused(path: Path) -> None:
+        if folder / name in ((path.parent, path) if path.name.startswith(".probe") else (path,)):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    def open_(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        if mode != "r" and "r" not in mode:
+            refused(path)
+        return opened(path, mode, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", open_)
+    monkeypatch.setattr(Path, "touch", lambda path: refused(path) or touched(path))  # type: ignore[func-returns-value]
+    report, code = check(str(folder))
+    assert code == 2 and f"DAMAGED  {name}: cannot be written by this user (Permission denied)" in report
+
+
+def test_check_of_an_evaluation_says_what_it_would_do(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("encoder: {checkpoint: x}\n")
+    assert "an evaluation: started again it judges anew (features are made); no results yet" in check(str(tmp_path))[0]
+    (tmp_path / "features").mkdir()
+    (tmp_path / "results.json").write_text("{}")
+    assert "are used again); results.json" in check(str(tmp_path))[0]
+
+
+def test_why_a_start_failed_is_kept_until_the_next(config: Path) -> None:
+    folder = started(config, [])
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    assert "work: failed" not in status(str(folder))
+    with (
+        pytest.raises(OSError, match="no room"),
+        run_folder.owned(folder, Control(Place(0, 1, 0, torch.device("cpu")))),
+    ):
+        raise OSError("no room\nfor https://me:secret@host/x")
+    said = status(str(folder))
+    assert re.search(r"nothing is at work: failed 0:00:0\d ago: no room for https://\*\*\*@host/x", said)
+    assert "earlier  failed: no room" in check(str(folder))[0]
+    run_folder.describe(folder, load(str(config)), [], {"steps": 1, "world_size": 1}, 0)
+    assert "no room" not in status(str(folder))
+
+
 def test_a_run_that_saved_nothing_may_be_removed(config: Path) -> None:
     corpora = [{"name": "a", "samples": 3, "fingerprint": "f"}]
     folder = started(config, corpora)
-    for saved, words in ((False, "has saved nothing yet, remove its folder"), (True, "with train.init_from")):
+    kept = [(name, "with train.init_from") for name in ("damaged-step-00000002", "step-00000002")]
+    for saved, words in [("", "has saved nothing yet, remove its folder"), *kept]:
         if saved:
-            (folder / "checkpoints/step-00000002").mkdir(parents=True)
+            (folder / f"checkpoints/{saved}").mkdir(parents=True)
         with pytest.raises(ValueError, match=words):
             run_data.refuse_other(folder, [{**corpora[0], "samples": 2}])
 

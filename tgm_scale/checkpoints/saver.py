@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.checkpoints import manifest
-from tgm_scale.checkpoints.checkpoint import Progress, Retention, digest, folder_of, steps_in
+from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, digest, folder_of, steps_in
 from tgm_scale.checkpoints.file_sums import sums
 from tgm_scale.checkpoints.tensor_file import TensorFile
 from tgm_scale.engine import state as engine_state
@@ -51,10 +51,13 @@ class Saver:
         self._pending: _Pending | None = None
 
     def begin(self, engine: Any, progress: Progress, facts: dict) -> None:
-        """Copy the state and write it in the background, after the save before is finished.
+        """Copy the state and write it in the background, after the save before is finished. A step that is saved stays
+        as it is: to write it again would leave none for a moment, where one is kept.
 
         facts: what a reader needs beside the tensors (the model's shape, the configuration)."""
         self.finish()
+        if self.control.any(self.place.is_main and self._has(progress)):
+            return
         pending = _Pending(self.root, progress, facts, self.place)
         self._agree(pending, pending.make_folder() if self.place.is_main else None)
         share = _Share(engine, self.place)
@@ -63,6 +66,13 @@ class Saver:
         else:
             pending.write_now(share)
         self._pending = pending
+
+    def _has(self, progress: Progress) -> bool:
+        """Whether this state is a whole checkpoint already, as after a stop at a step that was due."""
+        try:
+            return Reader(folder_of(self.root, progress.step)).progress == progress
+        except (OSError, ValueError):
+            return False
 
     def _would_fit(self, share: _Share) -> bool:
         """Whether every host has the memory for a copy of its ranks' shares. Collective."""
@@ -189,10 +199,11 @@ class _Pending:
             (self.work / manifest.NAME).write_text(text)
             sync(self.work / manifest.NAME)
             sync(self.work)
-            if self.final.exists():
-                shutil.rmtree(self.final)
+            if self.final.exists():  # of this step, and damaged or of other samples: away at once, not file by file
+                self.final.rename(self.root / f"{_TEMPORARY}{self.final.name}")
             self.work.rename(self.final)
             sync(self.root)
+            shutil.rmtree(self.root / f"{_TEMPORARY}{self.final.name}", ignore_errors=True)
         except OSError as error:
             return told(error, self.root, len(text))
         return None

@@ -51,16 +51,53 @@ def check(folder: str) -> tuple[str, int]:
         found.bad(name, "something else has the name of a run's file or folder: move it away", stops=True)
     for name in run_folder.changed(root):
         found.bad(name, "not as the last start wrote it")
+    for name, why in _unwritable(root).items():
+        found.bad(name, f"cannot be written by this user ({why}), and a start writes there", stops=True)
     _metrics(found, root)
     _ranks(found, root)
     used = _checkpoints(found, root / "checkpoints")
     for event in events.read(root):
-        found.lines.append(f"earlier  {event['event']}: {event.get('checkpoint') or event.get('file')}")
-    if found.code == 2:
-        end = "cannot be gone on with as it is: restore what is named above"
-    else:
-        end = f"goes on from {used}" if used else "goes on from the start: no checkpoint yet"
+        found.lines.append(
+            f"earlier  {event['event']}: {event.get('checkpoint') or event.get('file') or event.get('why')}"
+        )
+    end = "cannot be gone on with as it is: restore what is named above" if found.code == 2 else _next(root, used)
     return "\n".join([*found.lines, f"{folder}: {end}"]), found.code
+
+
+def _unwritable(folder: Path) -> dict[str, str]:
+    """Those of a run's folders and files that a start writes and this user cannot, with the reasons. Nothing in them
+    changes."""
+    found = {}
+    for path in (folder, *(folder / name for name in run_folder.FOLDERS)):
+        if path.is_dir():
+            probe = path / run_folder.probe()
+            try:
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                found["." if path == folder else path.name] = str(error.strerror)
+    for name in run_folder.FILES:
+        file = folder / name
+        if name.endswith(".jsonl") and file.is_file():  # others are replaced
+            try:
+                file.open("ab").close()
+            except OSError as error:
+                found[name] = str(error.strerror)
+    return found
+
+
+def _next(root: Path, used: str | None) -> str:
+    """What the next start would do."""
+    tree = configuration.read_tree(root / "config.yaml") if (root / "config.yaml").is_file() else {}
+    if "encoder" in tree:  # an evaluation, which has no checkpoints of its own
+        done = sorted(file.name for file in root.glob("results*.json"))
+        kept = "features that are kept in it are used again" if (root / "features").is_dir() else "features are made"
+        return f"an evaluation: started again it judges anew ({kept}); {', '.join(done) or 'no results yet'}"
+    if used:
+        return f"goes on from {used}"
+    if aside := sorted(folder.name for folder in (root / "checkpoints").glob("damaged-step-*")):
+        return f"begins anew: no whole checkpoint, {', '.join(aside)} set aside"
+    return "goes on from the start: no checkpoint yet"
 
 
 def _faults(found: Findings, root: Path) -> None:

@@ -49,6 +49,7 @@ def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
     file = folder / FILE
     if file.is_file() and _other_data(before := read(folder), corpora):
         saved = any(manifest.step_of(one) is not None for one in folder.glob("checkpoints/step-*"))
+        saved = saved or any(folder.glob("checkpoints/damaged-step-*"))  # what was trained may be in them
         raise ValueError(
             f"{file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}"
             f"{_other_shards(before, corpora)}): "

@@ -9,7 +9,8 @@ RUN/environment.jsonl versions, git state and host of each start
 RUN/metrics.jsonl     one line a step
 RUN/owner/            which start owns the folder (runtime/ownership.py)
 RUN/skipped.jsonl     every broken sample: step, key, reason
-RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved; rollbacks
+RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved; rollbacks; why
+                      a start failed
 RUN/faults.json       what outlives a rollback (runs/faults.py)
 """
 
@@ -22,7 +23,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tgm_scale import config as configuration
 from tgm_scale.checkpoints import manifest
 from tgm_scale.config import RunSettings
-from tgm_scale.runs import origins, run_data
+from tgm_scale.runs import events, origins, run_data
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import Control
 from tgm_scale.runtime.outside.json_text import json_object, json_of
-from tgm_scale.runtime.secrets import tree_without_secrets
+from tgm_scale.runtime.secrets import tree_without_secrets, without_secrets
 
-_FILES = (
+FILES = (
     *("config.yaml", "data.json", "origins.json", "plan.json", "files.json", "faults.json", "environment.jsonl"),
     *("metrics.jsonl", "skipped.jsonl", "events.jsonl", "refused.jsonl", "left_out.jsonl"),
 )
-_FOLDERS = ("checkpoints", "owner", "ranks")
+FOLDERS = ("checkpoints", "owner", "ranks")
+FAILED = "failed"  # an event
+_WHY = 500  # letters of a reason that is kept
 
 
 def replace_file(path: Path, text: str, durable: bool = True) -> None:
@@ -63,9 +66,9 @@ def claim(config: RunSettings) -> Path:
     folder = Path(config.run.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{platform.node()}-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        trial = folder / probe()
+        trial.touch()
+        trial.unlink()
     except OSError as error:
         raise ValueError(f"run.dir={folder}: cannot be written ({error.strerror}): choose another folder") from None
     if odd := misplaced(folder):
@@ -81,13 +84,19 @@ def claim(config: RunSettings) -> Path:
 def misplaced(folder: Path) -> list[str]:
     """Names of a run's files that are no files, and of its folders that are no folders: to write to a pipe is to wait
     for its reader for ever, and a link that leads nowhere would make a file there."""
-    files = [name for name in _FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
-    return files + [name for name in _FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
+    files = [name for name in FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
+    return files + [name for name in FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
+
+
+def probe() -> str:
+    """The name of a file that is made to see whether a folder can be written."""
+    return f".probe-{platform.node()}-{os.getpid()}"
 
 
 @contextmanager
 def owned(folder: Path, control: Control) -> Iterator[None]:
-    """Own the run folder for as long as the context lasts, by the main process. Collective.
+    """Own the run folder for as long as the context lasts, by the main process. Collective. Why the work in it failed
+    is left as an event.
 
     Raises ValueError on every rank where another start has it."""
     refused: Exception | None = None
@@ -99,7 +108,25 @@ def owned(folder: Path, control: Control) -> Iterator[None]:
                 refused = error
         if refused := control.broadcast(refused):
             raise refused
-        yield
+        try:
+            yield
+        except Exception as error:
+            if control.place.is_main:
+                with suppress(OSError):  # a full or lost disk: that is said on the terminal
+                    why = " ".join(without_secrets(f"{error}" or type(error).__name__).split())
+                    events.note(folder, FAILED, why=why[:_WHY], starts=_lines(folder / "environment.jsonl"))
+            raise
+
+
+def failure(folder: Path) -> str:
+    """Why the newest start failed, "" where it did not, or has left no word."""
+    starts = _lines(folder / "environment.jsonl")
+    failed = [event for event in events.read(folder) if event["event"] == FAILED and event.get("starts") == starts]
+    return str(failed[-1].get("why")) if failed else ""
+
+
+def _lines(file: Path) -> int:
+    return len(file.read_bytes().splitlines()) if file.is_file() else 0
 
 
 def _refuse_other_run(config: RunSettings, file: Path) -> None:

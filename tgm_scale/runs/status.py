@@ -36,7 +36,8 @@ def status(folder: str) -> str:
     if "encoder" in tree:
         return _aligned({"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **_results(root)})
     if not (root / "plan.json").is_file():
-        raise ValueError(f"{folder}: the run did not come to its first step; its output says why")
+        why = run_folder.failure(root) or "its output says why"
+        raise ValueError(f"{folder}: the run did not come to its first step: {why}")
     plan = run_folder.read_plan(root)
     starts = run_folder.starts(root)
     rows = read_metrics(root) if (root / "metrics.jsonl").is_file() else []

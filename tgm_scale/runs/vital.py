@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.runs import run_folder
 from tgm_scale.runs.bottleneck import read_beat
 from tgm_scale.runs.waiting import duration
 from tgm_scale.runtime import ownership
@@ -32,6 +33,8 @@ def _end(root: Path, sign: ownership.Sign | None) -> str:
         if sign.gone and sign.owner is not None:
             return f"its process (pid {sign.owner.pid}) was killed, last heartbeat {ago}"
         return f"no heartbeat since {ago}"
+    if why := run_folder.failure(root):
+        return f"failed {ago}: {why}"
     state = read_beat(root / "ranks" / "00000").get("state")
     return f"{'interrupted' if state in (None, 'running') else state} {ago}"
 
