@@ -12,7 +12,7 @@ from pathlib import Path
 
 from damage import ground
 from damage.cases import Case, run_case
-from damage.judge import FAILED, LEFT_OUT, REFUSED, SAME, UNSEEN
+from damage.judge import ANOTHER, FAILED, LEFT_OUT, REFUSED, SAME, UNSEEN
 from damage.start import SAID
 
 from tgm_scale.runtime import command
@@ -26,10 +26,11 @@ EXAMPLES = """examples:
 Each case damages one thing (a bit, a cut, a name, a mode, a value, a tar's header, ...) of a copy of a small run
 folder, its corpus or its tower, drawn by seed and number, and starts the same command: a whole start of `tgm-scale
 pretrain`, in a fork of one process that has imported everything. It must end with the weights of the undisturbed run
-to the bit; or with the same but for samples that are named; or with exit code 2 and the file named. Exit code: 0 all
-did, 1 one did not (its seed, number and files are named, and stay in --dir), 2 a mistake."""
+to the bit; or with the same but for samples that are named; or, where it begins, in another order since a shard is
+another, which is named; or with exit code 2 and the file named. Exit code: 0 all did, 1 one did not (its seed, number
+and files are named, and stay in --dir), 2 a mistake."""
 
-OUTCOMES = (SAME, LEFT_OUT, REFUSED, UNSEEN, FAILED)
+OUTCOMES = (SAME, LEFT_OUT, ANOTHER, REFUSED, UNSEEN, FAILED)
 
 
 def main(arguments: list[str] | None = None) -> int:

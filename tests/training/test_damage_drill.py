@@ -50,7 +50,7 @@ def test_the_judge_finds_fault(
 def test_the_judge_sees_other_weights_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     from damage import ground
-    from damage.judge import FAILED, LEFT_OUT, SAME, UNSEEN, judged
+    from damage.judge import ANOTHER, FAILED, LEFT_OUT, SAME, UNSEEN, judged
 
     last = tmp_path / "run" / "checkpoints" / f"step-{ground.STEPS:08d}"
     last.mkdir(parents=True)
@@ -72,7 +72,13 @@ def test_the_judge_sees_other_weights_and_samples(tmp_path: Path, monkeypatch: p
 
     assert outcome(truth.weights, truth.clips) == (SAME, "")
     assert outcome("others", truth.clips)[0] == FAILED
-    assert outcome("others", {"0/a": "digest", "0/b": "was"})[0] == UNSEEN
+    assert "0/b is another, and is not named" in outcome("others", {"0/a": "digest", "0/b": "was"})[1]
     assert "0/c is not used" in outcome("others", {**truth.clips, "0/c": "was"})[1]
     (tmp_path / "run" / "skipped.jsonl").write_text('{"step": 5, "key": "0/b", "reason": "damaged", "detail": ""}\n')
     assert outcome("others", {"0/a": "digest", "0/b": "was"}) == (LEFT_OUT, "")
+    (tmp_path / "run" / "skipped.jsonl").unlink()
+    said = "0.tar: its size or its ends are not those of the file that was indexed\nexit code of pretrain: 0\n"
+    (tmp_path / "said.txt").write_text(said)
+    assert outcome("others", truth.clips) == (ANOTHER, "")
+    assert outcome("others", {"0/a": "digest", "0/b": "was"}) == (UNSEEN, "")
+    assert "0/c is not used" in outcome("others", {**truth.clips, "0/c": "was"})[1]

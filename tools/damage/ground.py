@@ -59,9 +59,9 @@ def make(folder: Path) -> Truth:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG)
     shutil.copytree(SMALL_TOWERS, folder / "tower", copy_function=shutil.copy)
-    with ShardWriter(folder / "shards", A_SHARD) as writer:
+    with ShardWriter(folder / "shards", A_SHARD) as writer:  # clips of 10 kB: most of a shard is not of its ends
         for number in range(CLIPS):
-            clip = render_clip(0, number, look=Look(size=48, frames=4))
+            clip = render_clip(0, number, look=Look(size=160, frames=4))
             video = encode_video(clip.frames, 12)
             writer.write(
                 f"clip-{number}",

@@ -1,13 +1,16 @@
 """Whether a start on damaged files ended as it must, by the undisturbed run.
 
 `same`: the weights of the undisturbed run to the bit. `left out`: they are others, and every sample that is not what
-it was is named by the run; all the others, and the steps without the former, are what they were. `refused`: exit code
-2, with the damaged file or its folder named. `unseen`: bytes within a member of a shard are others, and it can still
-be decoded: shards have no digests of their members, so nobody can know. Whatever else comes is a failure."""
+it was is named by the run; all the others, and the steps without the former, are what they were. `another`: a run that
+begins, on a shard whose size or ends are others: to a run it is another shard, which is said by name, and so the order
+of the samples is another; each is what it was, or named. `unseen`: one of such a shard is not, and is not named: its
+index was made anew, without sums. `refused`: exit code 2, with the damaged file or its folder named. Whatever else
+comes is a failure."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from damage import ground
@@ -17,10 +20,20 @@ from damage.start import HANGS, SAID
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.outside.json_text import json_lines
 
-SAME, LEFT_OUT, REFUSED, UNSEEN, FAILED = "same", "left out", "refused", "unseen", "FAILED"
-_ANOTHER = "is another, and is not named"
+SAME, LEFT_OUT, ANOTHER, REFUSED, UNSEEN, FAILED = "same", "left out", "another", "refused", "unseen", "FAILED"
+_OTHER_SHARD = re.compile(r"(\w+)\.tar: its size or its ends are not those")
 _TRACEBACK = "Traceback (most recent call last)"
 _CODE = re.compile(r"^exit code of (\w+): (-?\d+)$", re.M)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Of a corpus: how which files were damaged, whether the run begins, and the shards that are others to it."""
+
+    kind: str
+    files: list[str]
+    anew: bool
+    others: set[str]
 
 
 def judged(part: str, kind: str, files: list[str], anew: bool, code: int, work: Path, truth: Truth) -> tuple[str, str]:
@@ -43,13 +56,17 @@ def judged(part: str, kind: str, files: list[str], anew: bool, code: int, work: 
         rows = {str(row["step"]): [row["loss"], row["data_digest"]] for row in read_metrics(work / "run")}
     except (OSError, ValueError) as error:
         return FAILED, f"exit code 0 without a whole run: {error}"
-    skipped = _skipped(work)
-    if part == "shards" and (wrong := _other_samples(work, kind, files, truth, skipped, said)):
-        return (UNSEEN, "") if wrong.endswith(_ANOTHER) else (FAILED, wrong)
+    others = set(_OTHER_SHARD.findall(said)) if anew else set()
+    if part == "shards":
+        wrong, unseen = _other_samples(work, Case(kind, files, anew, others), truth, said)
+        if wrong or unseen:
+            return (FAILED, wrong) if wrong else (UNSEEN, "")
     if found == truth.weights:
         steps = [step for step in truth.steps if int(step) > ground.STEPS - ground.EVERY]
-        others = [step for step in steps if rows.get(step) != truth.steps[step]]
-        return (FAILED, f"rows of steps {others} are others") if others else (SAME, "")
+        apart = [step for step in steps if rows.get(step) != truth.steps[step]]
+        return (FAILED, f"rows of steps {apart} are others") if apart else (SAME, "")
+    if others:
+        return ANOTHER, ""
     if part != "shards" or not _newly_named(work, truth):
         return FAILED, "another result, and nothing was said to be left out"
     if not anew and (wrong := _other_steps(rows, work, truth)):
@@ -90,24 +107,31 @@ def _newly_named(work: Path, truth: Truth) -> set[str]:
     return {key for key in _skipped(work) if truth.clips.get(key, "") is not None and key != ground.LEFT_OUT}
 
 
-def _other_samples(
-    work: Path, kind: str, files: list[str], truth: Truth, skipped: dict[str, set[int]], said: str
-) -> str:
-    """What is wrong with the samples that the corpus has now: each is what it was, or is named."""
-    clips = ground.clips_of(work)
-    gone = {Path(file).name for file in files if Path(file).name in said}
+def _other_samples(work: Path, case: Case, truth: Truth, said: str) -> tuple[str, bool]:
+    """What is wrong with the samples that the corpus has now: each is what it was, or is named; and whether one of
+    another shard is not."""
+    clips, skipped, unseen = ground.clips_of(work), _skipped(work), False
+    said = "".join(line for line in said.splitlines(keepends=True) if not _OTHER_SHARD.search(line))
+    gone = {Path(file).name for file in case.files if Path(file).name in said}
     for name, digest in truth.clips.items():
         shard, _, _ = name.partition("/")
-        named = name in skipped or shard in skipped or f"{shard}.tar" in gone
-        if digest is not None and clips.get(name) != digest and not named:
-            return f"{name} {_ANOTHER}" if clips.get(name) else f"{name} is not used, and is not named"
-    shards = {Path(file).name.removesuffix(".tar") for file in files}
+        if digest is None or clips.get(name) == digest:
+            continue
+        if name in skipped or shard in skipped or f"{shard}.tar" in gone:
+            continue
+        if clips.get(name) and shard in case.others:
+            unseen = True
+        elif clips.get(name):
+            return f"{name} is another, and is not named", False
+        elif name not in clips or case.anew:  # a run that goes on makes two steps, and need not come to it
+            return f"{name} is not used, and is not named", False
+    shards = {Path(file).name.removesuffix(".tar") for file in case.files}
     known = set(truth.clips.values())
     for name in clips.keys() - truth.clips.keys():
         added = name.partition("/")[0] in shards and clips[name] in known
-        if clips[name] is not None and not added and kind not in TARS:
-            return f"{name} is a sample that nobody made"
-    return ""
+        if clips[name] is not None and not added and case.kind not in TARS:
+            return f"{name} is a sample that nobody made", False
+    return "", unseen
 
 
 def _other_steps(rows: dict[str, list[float]], work: Path, truth: Truth) -> str:
