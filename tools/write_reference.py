@@ -64,8 +64,9 @@ def anchor(title: str) -> str:
 
 
 def tables(name: str, section: type[Section]) -> list[str]:
-    """A section's table, and those of the sections within it."""
-    rows = "".join(row(f"{name}.{key}", field) for key, field in section.model_fields.items())
+    """A section's table, what has to be given first; and those of the sections within it."""
+    fields = sorted(section.model_fields.items(), key=lambda one: not one[1].is_required())
+    rows = "".join(row(f"{name}.{key}", field) for key, field in fields)
     found = [f"| key | type | default | meaning |\n|---|---|---|---|\n{rows}"]
     for key, field in section.model_fields.items():
         for inner in within(field.annotation):

@@ -18,7 +18,7 @@ from tgm_scale.runs.metrics import read_metrics
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= options.warm < options.steps:
         raise ValueError(f"--warm {options.warm}: wanted fewer than the --steps {options.steps}")
-    from tgm_scale.training.loop import pretrain
+    from tgm_scale.training.pretraining import pretrain
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"

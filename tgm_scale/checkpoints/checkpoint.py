@@ -32,6 +32,7 @@ class Progress:
     updates: int = 0  # that were made: Adam's own count. Less than `step` where updates were refused
     skipped: dict[str, int] = field(default_factory=dict)  # broken samples so far, by reason
     losses: list[float] = field(default_factory=list)  # of the newest updates made, which a spike is measured against
+    refused: list[list[str]] = field(default_factory=list)  # samples of each of the last steps, whose updates were not
 
 
 def folder_of(root: Path, step: int) -> Path:

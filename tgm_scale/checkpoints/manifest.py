@@ -43,6 +43,7 @@ class _Progress(BaseModel):
     updates: int = Field(0, ge=0)
     skipped: dict[str, int]
     losses: list[float] = []
+    refused: list[list[str]] = []
 
 
 class _Manifest(BaseModel):

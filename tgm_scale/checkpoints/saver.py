@@ -194,7 +194,10 @@ class _Pending:
 
     def commit(self, files: list[dict[str, Any]]) -> str | None:
         """Write the manifest and give the folder its name; the error where that failed."""
-        text = manifest.written({"progress": asdict(self.progress), "files": files, **self.facts})
+        progress = asdict(self.progress)
+        if not progress["refused"]:  # of most: earlier versions do not know it
+            del progress["refused"]
+        text = manifest.written({"progress": progress, "files": files, **self.facts})
         try:
             (self.work / manifest.NAME).write_text(text)
             sync(self.work / manifest.NAME)

@@ -27,7 +27,7 @@ def _pretrain(options: argparse.Namespace) -> int:
     from tgm_scale import config
 
     resolved = config.load(options.config, options.overrides)
-    from tgm_scale.training.loop import pretrain
+    from tgm_scale.training.pretraining import pretrain
 
     return pretrain(resolved)
 
@@ -40,7 +40,7 @@ def _finetune(options: argparse.Namespace) -> int:
     from tgm_scale.evaluation import settings
 
     resolved = settings.load_finetune(options.config, options.overrides)
-    from tgm_scale.finetuning.run import finetune
+    from tgm_scale.finetuning.task import finetune
 
     return finetune(resolved)
 

@@ -40,17 +40,12 @@ class CacheConfig(Section):
     gigabytes: float = Field(100, gt=0, description="the folder's bound: what was not used for the longest goes first")
 
 
-class DataConfig(Section):
-    shards: str | list[str | CorpusConfig] = Field(description="folder or pattern of shards, or a list of them")
-    synthetic: SyntheticConfig | None = Field(
-        None, description="make a synthetic corpus where there is no data.shards"
-    )
-    cache: CacheConfig | None = Field(None, description="keep what was read from remote shards on the node's disk")
+class ClipsConfig(Section):
+    """How a training draws clips from its videos."""
+
     frames: int = Field(16, ge=1, description="frames of a clip")
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
     size: int = Field(224, ge=8, description="side of the square clip, pixels")
-    workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
-    decoder: Literal["pyav"] = Field("pyav", description="what decodes videos")
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
     crop: Literal["multi_scale", "random_resized", "center"] = Field(
         "multi_scale", description="how the square is cut from the frame; the same for all frames of a clip"
@@ -58,6 +53,16 @@ class DataConfig(Section):
     flip: bool = Field(False, description="mirror half of the clips, left to right")
     window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
     max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
+
+
+class DataConfig(ClipsConfig):
+    shards: str | list[str | CorpusConfig] = Field(description="folder or pattern of shards, or a list of them")
+    synthetic: SyntheticConfig | None = Field(
+        None, description="make a synthetic corpus where there is no data.shards"
+    )
+    cache: CacheConfig | None = Field(None, description="keep what was read from remote shards on the node's disk")
+    workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
+    decoder: Literal["pyav"] = Field("pyav", description="what decodes videos")
     max_left_out_share: float = Field(
         0.3, ge=0, le=1, description="no start above this share of samples that are not there"
     )
@@ -250,18 +255,24 @@ class RunSettings(Section):
     run: RunConfig
 
 
-class Config(RunSettings):
-    data: DataConfig
-    guidance: GuidanceConfig = GuidanceConfig()
-    masking: MaskingConfig = MaskingConfig()
+class TrainingConfig(RunSettings):
+    """What every training says, whatever its task."""
+
+    data: ClipsConfig
     model: ModelConfig = ModelConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     log: LogConfig = LogConfig()
+
+
+class Config(TrainingConfig):
+    data: DataConfig
+    guidance: GuidanceConfig = GuidanceConfig()
+    masking: MaskingConfig = MaskingConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     knn: KnnConfig = KnnConfig()
 
     @model_validator(mode="after")

@@ -7,18 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tgm_scale import config as configuration
-from tgm_scale.config.sections import (
-    CheckpointConfig,
-    Config,
-    DeepSpeedConfig,
-    FaultsConfig,
-    LogConfig,
-    ModelConfig,
-    OptimConfig,
-    RunSettings,
-    Section,
-    TrainConfig,
-)
+from tgm_scale.config.sections import ClipsConfig, Config, RunSettings, Section, TrainingConfig
 from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
 
 Sampling = Literal["dense", "segments"]
@@ -106,7 +95,7 @@ class JudgedConfig(FrozenConfig):
     data: TwoPartsConfig
 
 
-class FinetuneDataConfig(TwoPartsConfig):
+class FinetuneDataConfig(TwoPartsConfig, ClipsConfig):
     frames: int = Field(16, ge=1, description="frames of a clip; positions are interpolated to it")
     size: int = Field(224, ge=8, description="side of the square clip, pixels; positions are interpolated to it")
     stride: int = Field(4, ge=1, description="of dense windows: source frames from one sampled frame to the next")
@@ -115,8 +104,6 @@ class FinetuneDataConfig(TwoPartsConfig):
         "random_resized", description="how the square is cut from the frame in training"
     )
     flip: bool = Field(True, description="false where classes tell left from right (SSv2)")
-    window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
-    max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
 
 
 class FinetuneSection(Section):
@@ -134,18 +121,11 @@ class FinetuneSection(Section):
     test_spatial_views: Literal[1, 3] = Field(3, description="squares of each window whose scores are averaged")
 
 
-class FinetuneConfig(RunSettings):
+class FinetuneConfig(TrainingConfig):
     """Of `tgm-scale finetune`. The sections that it shares with a pretraining run mean what they mean there."""
 
     data: FinetuneDataConfig
     finetune: FinetuneSection = FinetuneSection()
-    model: ModelConfig = ModelConfig()
-    optim: OptimConfig = OptimConfig()
-    train: TrainConfig
-    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    faults: FaultsConfig = FaultsConfig()
-    log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
     def _combinations(self) -> FinetuneConfig:

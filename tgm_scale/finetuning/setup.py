@@ -227,9 +227,10 @@ def _take(module: VideoClassifier, weights: dict[str, Tensor]) -> list[str]:
     return sorted(own.keys() - usable.keys())
 
 
-def layer_groups(module: VideoClassifier, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def layer_groups(module: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Groups by depth and by whether they decay: the head learns at the full rate, each layer below at `layer_decay`
     times that of the one above (ELECTRA, Clark et al. 2020, appendix; BEiT; MAE)."""
+    assert isinstance(module, VideoClassifier)
     depth = len(module.blocks)
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():

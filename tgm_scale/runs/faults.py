@@ -38,15 +38,14 @@ class Diverged(RunStopped):
 
 
 class Judge:
-    """Knows from the losses so far which loss is a spike, and counts refused updates. All ranks see the same losses,
-    so each has its own and they agree.
+    """Knows from the losses so far which loss is a spike. All ranks see the same losses, so each has its own and they
+    agree.
 
     recent: the losses of the steps before, so that a run that goes on judges as if it had never stopped."""
 
     def __init__(self, spike_factor: float | None, recent: Iterable[float]):
         self.spike_factor = spike_factor
         self.recent = deque(recent, maxlen=_MEMORY)
-        self.refused_in_a_row = 0
 
     def limit(self) -> float:
         """The largest loss that an update is made for; infinity where there is no limit (yet)."""
@@ -54,11 +53,9 @@ class Judge:
             return math.inf
         return self.spike_factor * median(self.recent)
 
-    def note(self, loss: float, refused: bool) -> None:
-        """A step's loss, and whether its update was refused, for whatever reason."""
-        self.refused_in_a_row = self.refused_in_a_row + 1 if refused else 0
-        if not refused:
-            self.recent.append(loss)
+    def note(self, loss: float) -> None:
+        """The loss of a step whose update was not refused."""
+        self.recent.append(loss)
 
 
 class _Said(BaseModel):

@@ -1,9 +1,8 @@
-"""What a run says before its first step, of its data and of what it will do; and after its last."""
+"""What a pretraining run says before its first step, of its data and of what it will do."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from tgm_scale.config import DataConfig
 from tgm_scale.data.lists.text import shown
@@ -14,8 +13,6 @@ from tgm_scale.engine.plan import not_used
 from tgm_scale.guidance.cache import EXTENSION as MAPS
 from tgm_scale.planning.corpora import MADE_BY, inventories
 from tgm_scale.planning.run_plan import RunPlan
-from tgm_scale.runs.metrics import in_words
-from tgm_scale.runs.waiting import duration
 from tgm_scale.runtime.outside.json_text import json_object
 
 _LOOKED_AT = 8  # samples of a corpus: the first may have been none that could be scored
@@ -96,16 +93,3 @@ def announce(folder: Path, plan: RunPlan, samples: int, start: int) -> None:
         *([came_to] if start else []),
     ]
     print("\n".join(lines), flush=True)
-
-
-def conclude(folder: Path, steps: int, seconds: float, last: dict[str, Any] | None) -> None:
-    """Print how the run ended, and what comes then. steps, seconds: of this start; last: its last row of metrics."""
-    did = f"made {steps} steps in {duration(seconds)}" if last is not None else "no step was left to make"
-    losses = f", {in_words(last)}" if last is not None else ""
-    if last is not None and last["skipped_samples"]:
-        losses += f", {last['skipped_samples']} of {last['samples']} samples skipped"
-    print(
-        f"done: {did}{losses}. The run is in {folder}; its features are judged by: tgm-scale probe "
-        f"run.dir={folder}-probe encoder.checkpoint={folder} data.train=LABELLED data.test=LABELLED",
-        flush=True,
-    )

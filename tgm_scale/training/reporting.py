@@ -1,4 +1,4 @@
-"""What the loop tells of each step: the row of metrics, the digest of its data, the broken samples."""
+"""What the loop tells of each step: the row of metrics, the digest of its data, the broken samples; and its end."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.contracts import Problem
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.runs.metrics import in_words
+from tgm_scale.runs.waiting import duration
 from tgm_scale.training.data_digest import DIGEST_KIND
-from tgm_scale.training.step import StepResult
+from tgm_scale.training.task import StepResult
 from tgm_scale.training.throughput import Throughput
 
 _ENOUGH_TO_JUDGE = 64  # samples before the share of broken ones can stop a run
@@ -24,40 +28,48 @@ class Times:
     guidance: float
 
 
-def row(
-    step: int,
-    result: StepResult,
-    times: Times,
-    clips: int,
-    repeats: int,
-    learning_rate: float,
-    skipped: dict[str, int],
-    throughput: Throughput,
-    world_size: int,
-) -> dict[str, Any]:
-    """One line of metrics.jsonl. `clips` is the global batch, `repeats` the clips of one sample."""
-    speed = clips / times.whole
-    values: dict[str, Any] = {
-        "step": step,
-        "samples": step * clips // repeats,
-        "loss": result.loss,
-        "loss_reconstruction": result.reconstruction,
-        "loss_contrastive": result.contrastive,
-        "contrastive_accuracy": result.accuracy,
-        "temperature": result.temperature,
-        "learning_rate": learning_rate,
-        "grad_norm": result.grad_norm,
-        "update_refused": result.refusal is not None,
-        "refusal": result.refusal,
-        "step_seconds": times.whole,
-        "data_seconds": times.data,
-        "guidance_seconds": times.guidance,
-        "clips_per_second": speed,
-        "skipped_samples": sum(skipped.values()),
-        "data_digest": f"{DIGEST_KIND}{int(result.digest):014x}",
-    }
-    of_device = {"mfu": throughput.mfu(speed / world_size), "device_memory_gb": throughput.device_memory_gb()}
-    return values | {name: value for name, value in of_device.items() if value is not None}
+class Reporter:
+    """Words the steps of a run."""
+
+    def __init__(self, plan: RunPlan):
+        self._clips, self._repeats, self._ranks = plan.layout.global_batch, plan.repeats, plan.layout.world_size
+        self._throughput = Throughput(plan.macs_per_clip, plan.device)
+
+    def row(self, progress: Progress, result: StepResult, times: Times, learning_rate: float) -> dict[str, Any]:
+        """One line of metrics.jsonl, of the step that `progress` stands after."""
+        speed = self._clips / times.whole
+        values: dict[str, Any] = {
+            "step": progress.step,
+            "samples": progress.step * self._clips // self._repeats,
+            "loss": result.loss,
+            "loss_reconstruction": result.reconstruction,
+            "loss_contrastive": result.contrastive,
+            "contrastive_accuracy": result.accuracy,
+            "temperature": result.temperature,
+            "learning_rate": learning_rate,
+            "grad_norm": result.grad_norm,
+            "update_refused": result.refusal is not None,
+            "refusal": result.refusal,
+            "step_seconds": times.whole,
+            "data_seconds": times.data,
+            "guidance_seconds": times.guidance,
+            "clips_per_second": speed,
+            "skipped_samples": sum(progress.skipped.values()),
+            "data_digest": f"{DIGEST_KIND}{int(result.digest):014x}",
+        }
+        mfu, memory = self._throughput.mfu(speed / self._ranks), self._throughput.device_memory_gb()
+        of_device = {"mfu": mfu, "device_memory_gb": memory}
+        return values | {name: value for name, value in of_device.items() if value is not None}
+
+
+def concluded(steps: int, seconds: float, last: dict[str, Any] | None) -> str:
+    """How a training ended. steps, seconds: of this start; last: its last row of metrics."""
+    if last is None:
+        return "done: no step was left to make"
+    losses = in_words(last)
+    if last["skipped_samples"]:
+        losses += f", {last['skipped_samples']} of {last['samples']} samples skipped"
+    return f"done: made {steps} steps in {duration(seconds)}, {losses}"
 
 
 def count_problems(

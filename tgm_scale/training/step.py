@@ -24,6 +24,7 @@ from tgm_scale.contracts import Batch, Mask
 from tgm_scale.engine.update import make_update
 from tgm_scale.objectives.contrastive import bounded_log_scale, contrastive_gradients
 from tgm_scale.runtime.distributed import Place
+from tgm_scale.training.task import StepResult
 
 
 @dataclass
@@ -35,21 +36,6 @@ class Prepared:
     text_BE: Tensor | None
     caption_ids_B: Tensor
     digest: Tensor  # float64 scalar, a whole number below 2**53: stands for clips, captions, crops and masks
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Figures of one step over the global batch."""
-
-    loss: float
-    reconstruction: float | None
-    contrastive: float | None
-    accuracy: float | None  # share of clips whose own caption scores highest among its negatives
-    temperature: float | None  # as used: with its bounds
-    grad_norm: float | None  # before clipping; None where it is not finite
-    refusal: str | None  # as update.Outcome
-    updated: bool
-    digest: float = 0.0  # of the data of all ranks
 
 
 @dataclass
@@ -117,14 +103,14 @@ class JointStep:
         contrasted = self.contrastive_weight > 0
         return StepResult(
             outcome.loss,
-            reconstruction if self.reconstruction_weight else None,
-            contrastive if contrasted else None,
-            accuracy if contrasted else None,
-            temperature if contrasted else None,
             outcome.grad_norm,
             outcome.refusal,
             outcome.updated,
             digest,
+            reconstruction if self.reconstruction_weight else None,
+            contrastive if contrasted else None,
+            accuracy if contrasted else None,
+            temperature if contrasted else None,
         )
 
     def _first_pass(self, micro: list[Prepared], valid: float) -> list[_Replay]:

@@ -123,7 +123,7 @@ def warm() -> None:
     import tgm_scale.evaluation.online
     import tgm_scale.runs.check_run
     import tgm_scale.runs.status
-    import tgm_scale.training.loop  # noqa: F401
+    import tgm_scale.training.pretraining  # noqa: F401
 
     load_text_tower(SMALL_TOWERS)
     load_image_tower(SMALL_TOWERS)

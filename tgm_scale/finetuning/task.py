@@ -1,0 +1,142 @@
+"""`tgm-scale finetune`: a classifier trained from a checkpoint, as a task of the trainer, and tested on several views.
+
+The recipe is VideoMAE's (Tong et al. 2022, appendix): layer decay, mixup and cutmix, RandAugment, random erasing, drop
+path, repeated augmentation.
+
+Shapes: B clips of a micro batch, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tgm_scale.checkpoints.ema import Average
+from tgm_scale.contracts import Batch
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.engine import state as engine_state
+from tgm_scale.engine.update import make_update
+from tgm_scale.evaluation import results
+from tgm_scale.evaluation.settings import FinetuneConfig
+from tgm_scale.finetuning import multiview, setup
+from tgm_scale.finetuning.augment import PairMixer
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.distributed import find_place
+from tgm_scale.training.opening import run
+from tgm_scale.training.task import Ready, StepResult, Steps, Task
+from tgm_scale.training.trainer import Start
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """Train, or go on with the run in its folder; then test. Returns and raises as `opening.run`."""
+    place = find_place()
+    plan = setup.plan_finetuning(config, place)
+    setup.check(config, plan)
+    return run(config, plan, place, setup.storage_seconds(config), partial(Finetuning, config, plan))
+
+
+class Finetuning(Task):
+    """Labelled data and a classifier, with the average of its weights where the run keeps one."""
+
+    def __init__(self, config: FinetuneConfig, plan: RunPlan, start: Start):
+        self.config, self.folder = config, start.folder
+        self.parts = parts = setup.prepare(config, plan, start.control)
+        self.plan, self.place = parts.plan, start.control.place
+        settings, repeats = config.finetune, config.data.repeated_augmentation
+        self.mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
+        self.to_device = ToDevice(self.place.device)
+        self.average: Average | None = None
+        self.then = f"The run is in {self.folder}; it is tested now"
+
+    def module(self, newest: Path | None) -> nn.Module:
+        module, self.positions, self.notes = setup.start(self.config, self.parts.classes, newest)
+        return module
+
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        return setup.layer_groups(module, self.config.optim.weight_decay, self.config.finetune.layer_decay)
+
+    def begin(self, engine: Any) -> None:
+        self.engine = engine
+        if decay := self.config.finetune.ema:
+            self.average = Average(partial(engine_state.masters, engine), decay, self.folder)
+
+    def restored(self, step: int) -> None:
+        if self.average is not None:
+            self.average.read(step)
+
+    def loader(self, steps: range) -> ClipLoader:
+        return setup.loader(self.config, self.parts, steps)
+
+    def ready(self, steps: Steps) -> Iterator[Ready]:
+        for step, batches in steps:
+            for batch in batches:
+                self.parts.leave_out_unlabelled(batch)
+                batch.weight = self.mixer.weights(batch.weight)
+            yield Ready(step, batches, partial(list, batches))
+
+    def step(self, micro: list[Batch], valid: float, limit: float) -> StepResult:
+        device, accumulation = self.place.device, self.plan.layout.accumulation
+        total, digest = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+        digest += _digest(micro)
+        for index, batch in enumerate(micro):
+            video, targets_BC, seeds_B, weight_B = self._prepared(batch)
+            error_B = F.cross_entropy(self.engine(video, seeds_B).float(), targets_BC, reduction="none")
+            loss = torch.where(weight_B > 0, error_B, 0.0).sum() / max(valid, 1.0)
+            total += loss.detach()
+            # a sum over the global batch, where the engine takes means over ranks and micro steps
+            self.engine.backward(loss * self.place.world_size * accumulation)
+            if index < accumulation - 1:
+                self.engine.step()  # counts the micro step, updates nothing
+        figures_2 = torch.stack([total, digest])
+        if self.place.world_size > 1:
+            dist.all_reduce(figures_2)
+        outcome = make_update(self.engine, figures_2[1:], figures_2[0], limit)
+        if self.average is not None and outcome.updated:
+            self.average.update()
+        [digest_of_all] = outcome.figures
+        return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, outcome.updated, digest_of_all)
+
+    def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(video, targets, seeds, weights) of a micro batch on the device."""
+        labels_B, seeds = self.to_device.numbers(self.parts.numbers(batch)), batch.seeds.tolist()
+        batch = self.to_device(batch)
+        video, targets_BC = self.mixer(batch.video, labels_B, seeds)
+        return video, targets_BC, batch.seeds, batch.weight
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return setup.facts(self.config, self.plan.shape, self.parts.classes, self.positions)
+
+    def write_beside(self, step: int, kept: list[int]) -> None:
+        """The average."""
+        if self.average is not None:
+            self.average.write(step, kept)
+
+    def data_facts(self) -> list[dict[str, Any]]:
+        return setup.data_facts(self.parts)
+
+    def introduce(self, start: int) -> None:
+        told = results.told_positions(self.positions, self.config.data.frames, self.config.data.size)
+        notes = [*self.notes, *(f"positions: {text}" for text in told.values())]
+        setup.announce(self.config, self.parts, notes, start)
+
+    def finish(self) -> None:
+        """Test the newest checkpoint."""
+        multiview.judge(self.config, self.folder, self.parts)
+
+
+def _digest(batches: list[Batch]) -> int:
+    """Stands for the clips of this rank; the sum over ranks does not depend on which rank had which."""
+    return sum(
+        seeding.key("digest", key, seed) >> 23
+        for batch in batches
+        for key, seed in zip(batch.keys, batch.seeds.tolist())
+    )

@@ -1,0 +1,78 @@
+"""Updates that are not made: which loss is a spike, whose samples it was, when to go back, what is left out since."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tgm_scale.checkpoints.checkpoint import Progress
+from tgm_scale.config.sections import FaultsConfig
+from tgm_scale.contracts import Batch
+from tgm_scale.runs.faults import Diverged, FaultState, Judge, note_refusal
+from tgm_scale.runs.metrics import recent_losses_for_all
+from tgm_scale.runtime.distributed import Control
+from tgm_scale.training.task import StepResult, Steps
+
+
+class Guard:
+    """Judges each step's loss. Its memory is the run's Progress and faults.json, so a run that goes on, or that was
+    rolled back, judges as if it had never stopped. Raises ValueError for a damaged faults.json without a copy."""
+
+    def __init__(self, settings: FaultsConfig, folder: Path, control: Control):
+        self._settings, self._folder, self._control = settings, folder, control
+        self._state, damage = FaultState.found(folder)
+        self._judge = Judge(settings.spike_factor, [])
+        if damage and control.place.is_main:
+            print(f"warning: {damage}", file=sys.stderr, flush=True)
+
+    def begin(self, progress: Progress) -> None:
+        """Go on from a checkpoint, or from the beginning. Collective."""
+        # checkpoints of before have no losses: then those of metrics.jsonl
+        losses = progress.losses or recent_losses_for_all(self._folder, progress.step, self._control)
+        self._judge = Judge(self._settings.spike_factor, losses)
+        # of refusals before this checkpoint, those that a rollback has not dealt with
+        progress.refused = [keys for keys in progress.refused if not set(self._state.skip_list).issuperset(keys)]
+
+    def without_skipped(self, steps: Steps) -> Iterator[tuple[int, list[Batch]]]:
+        """The steps, in which the samples on the skip list have weight 0."""
+        for step, batches in steps:
+            for batch in batches:
+                self._state.leave_out(batch)
+            yield step, batches
+
+    def limit(self) -> float:
+        """The largest loss that an update is made for."""
+        return self._judge.limit()
+
+    def note(self, progress: Progress, result: StepResult, batches: list[Batch]) -> bool:
+        """Note the step just made, and name its samples where its update was refused. Returns whether there were too
+        many of these in a row. Collective."""
+        if result.refusal is None:
+            self._judge.note(result.loss)
+            progress.losses, progress.refused = list(self._judge.recent), []
+            return False
+        keys = self._control.gather([key for batch in batches for key in batch.keys])
+        if self._control.place.is_main:
+            note_refusal(self._folder, progress.step, result.loss, result.refusal, keys)
+        progress.refused = [*progress.refused, [key for rank in keys for key in rank]]
+        return len(progress.refused) >= self._settings.refused_before_rollback
+
+    def roll_back(self, progress: Progress, newest: Path | None) -> None:
+        """Note that the run goes back to a checkpoint, without the samples of the refused steps.
+
+        Raises Diverged where there is none, or after too many rollbacks."""
+        step, limit = progress.step, self._settings.rollbacks
+        if newest is None or self._state.rollbacks >= limit:
+            why = "before the first checkpoint" if newest is None else f"after faults.rollbacks={limit} rollbacks"
+            raise Diverged(
+                f"updates were refused up to step {step}, {why}; refused.jsonl in {self._folder} names steps, "
+                f"reasons and samples. Lower optim.base_lr, or look at those samples"
+            )
+        self._state.rollbacks += 1
+        suspects = {key for keys in progress.refused for key in keys}
+        self._state.skip_list = sorted({*self._state.skip_list, *suspects})
+        if self._control.place.is_main:
+            self._state.write(self._folder)
+            left_out = f"{len(self._state.skip_list)} samples left out"
+            print(f"rolling back from step {step} to {newest.name}; {left_out}", flush=True)

@@ -1,0 +1,53 @@
+"""The opening of a run, the same for every task: its folder, its processes, its watchdog, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tgm_scale.config.sections import TrainingConfig
+from tgm_scale.data.loading.workers import WorkerDied
+from tgm_scale.engine import build as engine
+from tgm_scale.planning import disk
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.runs import run_folder
+from tgm_scale.runs.faults import RunStopped
+from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.training.preemption import StopRequest
+from tgm_scale.training.task import Task
+from tgm_scale.training.trainer import Start, Trainer
+from tgm_scale.training.watchdog import Watchdog
+
+
+def run(
+    config: TrainingConfig, plan: RunPlan, place: Place, storage_seconds: float, task_of: Callable[[Start], Task]
+) -> int:
+    """Start a run, or go on with the one in its folder.
+
+    plan: before the data is opened; storage_seconds: how long a rank may wait for its storage; task_of: opens the
+    data, once the processes are there. Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a
+    signal or the time limit stopped it after a checkpoint. Raises ValueError for a user's mistake, RunStopped or
+    OSError where the run cannot go on."""
+    folder = run_folder.claim(config)
+    classifier = plan.masker is None
+    disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size, decoder=not classifier)
+    stop = StopRequest(config.train.max_minutes)
+    engine.start_processes(place, config.faults.start_seconds)
+    control = Control(place)
+    with run_folder.owned(folder, control):
+        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask, storage_seconds)
+        try:
+            task = task_of(start := Start(folder, control, stop, watchdog))
+            code = Trainer(config, task, start).train()
+            # what comes then has no steps that all ranks meet at
+            watchdog.end(f"stopped by {stop.reason}" if code else "done")
+            if code == 0:
+                task.finish()
+            engine.stop_processes()
+        except Exception as error:
+            watchdog.end("failed")
+            of_another_rank = isinstance(error, RuntimeError) and not isinstance(error, (RunStopped, WorkerDied))
+            if place.world_size == 1 or not of_another_rank:
+                raise
+            waited = watchdog.culprits()
+            raise RunStopped(f"{error}\nrank {place.rank} stops; it may have waited for {waited}") from error
+    return code

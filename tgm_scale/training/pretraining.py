@@ -1,0 +1,141 @@
+"""`tgm-scale pretrain`: masked video modelling and the contrast with captions, as a task of the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tgm_scale.config import Config
+from tgm_scale.data.loading.loader import ClipLoader
+from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.evaluation.online import Neighbours
+from tgm_scale.planning.checks import check
+from tgm_scale.planning.corpora import (
+    corpus_facts,
+    make_synthetic,
+    open_corpora,
+    refuse_one_clip,
+    storage_seconds,
+)
+from tgm_scale.planning.parts import checkpoint_facts, clip_loader, initialise, joint_module, pixel_statistics
+from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
+from tgm_scale.planning.towers import load_towers
+from tgm_scale.runtime.distributed import find_place
+from tgm_scale.training import ahead, introduction
+from tgm_scale.training.guide import Guide, Looked
+from tgm_scale.training.opening import run
+from tgm_scale.training.step import JointStep, Prepared
+from tgm_scale.training.task import Ready, StepResult, Steps, Task
+from tgm_scale.training.trainer import Start
+
+
+def pretrain(config: Config) -> int:
+    """Start a run, or go on with the one in its folder. Returns and raises as `opening.run`."""
+    place = find_place()
+    plan = plan_pretraining(config, place)
+    check(config, plan)
+    return run(config, plan, place, storage_seconds(config.data), partial(Pretraining, config, plan))
+
+
+class Pretraining(Task):
+    """The data, the frozen models and the model, and a step of them."""
+
+    def __init__(self, config: Config, plan: RunPlan, start: Start):
+        self.config, self.folder, self.control = config, start.folder, start.control
+        place = self.place = start.control.place
+        opened = None
+        if place.is_main:
+            make_synthetic(config.data)
+            # builds the indices of foreign shards, once
+            opened = open_corpora(config.data, plan.captions, plan.without_captions)
+        self.control.barrier()
+        self.corpora = opened or open_corpora(config.data, plan.captions, plan.without_captions)
+        self.contrastive = config.objective.contrastive_weight > 0
+        refuse_one_clip(self.corpora, config.objective.contrastive_weight)
+        self.samples = sum(len(corpus) for corpus in self.corpora)
+        self.plan = plan = plan.for_samples(config.train, self.samples)
+        assert plan.masker is not None
+        self.towers = load_towers(config.guidance, plan.masker.needs, self.contrastive, place.device)
+        self.guide = Guide(plan.masker, self.towers, ToDevice(place.device))
+        self.measured_every = config.knn.every
+        self.then = (
+            f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
+            f"encoder.checkpoint={self.folder} data.train=LABELLED data.test=LABELLED"
+        )
+
+    def module(self, newest: Path | None) -> nn.Module:
+        config = self.config
+        module = joint_module(config, self.plan.shape, self.towers)
+        if newest is None and (origin := config.train.init_from):
+            notes = initialise(module, origin, self.plan.shape, pixel_statistics(config.data))
+            if self.place.is_main:
+                print("\n".join([f"weights of {origin}", *notes]), flush=True)
+        return module
+
+    def begin(self, engine: Any) -> None:
+        objective, layout = self.config.objective, self.plan.layout
+        self.engine = engine
+        self.joint_step = JointStep(
+            engine,
+            self.place,
+            layout.accumulation,
+            layout.micro_batch,
+            objective.reconstruction_weight,
+            objective.contrastive_weight,
+            objective.contrastive_batch or layout.global_batch,
+        )
+        self.neighbours = Neighbours(self.config, self.control) if self.measured_every else None
+
+    def loader(self, steps: range) -> ClipLoader:
+        config = self.config
+        return clip_loader(self.plan, config.data, config.guidance, config.run.seed, self.corpora, steps)
+
+    def ready(self, steps: Steps) -> Iterator[Ready]:
+        """With what the frozen models say of the clips."""
+        steps = self.guide.to_device.ahead(steps)
+        if self.config.guidance.own_stream:
+            looked = ahead.step_ahead(steps, self.guide.look, self.place.device)
+        else:
+            looked = ahead.in_step(steps, self.guide.look)
+        for step, batches, looks in looked:
+            yield Ready(step, batches, partial(self._prepared, looks))
+
+    def _prepared(self, looks: list[Callable[[], Looked]]) -> list[Prepared]:
+        return [self.guide.prepare(look()) for look in looks]
+
+    def step(self, micro: list[Prepared], valid: float, limit: float) -> StepResult:
+        return self.joint_step(micro, valid, limit)
+
+    def checkpoint_facts(self) -> dict[str, Any]:
+        return checkpoint_facts(self.config, self.plan.shape)
+
+    def data_facts(self) -> list[dict[str, Any]]:
+        return corpus_facts(self.corpora)
+
+    def introduce(self, start: int) -> None:
+        assert self.plan.masker is not None
+        scored_anew = "relevance" in self.plan.masker.needs and not self.config.guidance.cached
+        introduction.introduce(self.folder, self.corpora, self.plan.samples_per_step, scored_anew)
+        if self.contrastive:
+            introduction.warn_of_one_caption(self.corpora)
+        for line in introduction.other_synthetic(self.config.data, self.corpora[0]):
+            print(line, flush=True)
+        introduction.announce(self.folder, self.plan, self.samples, start)
+
+    def guidance_seconds(self) -> float:
+        return self.guide.clock.seconds()
+
+    def figures(self) -> dict[str, float]:
+        """Of the guidance; with a warning, once a start, where it says nothing."""
+        found = self.guide.figures()
+        self.guide.warn_once()
+        return found
+
+    def measure(self) -> dict[str, float]:
+        """The accuracy of nearest neighbours, on a small labelled set."""
+        assert self.neighbours is not None
+        return self.neighbours(self.engine.module.model)

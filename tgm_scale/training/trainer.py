@@ -1,0 +1,215 @@
+"""The training loop: what keeps any task's run going. Everything in it is a function of the step.
+
+It knows processes, faults, checkpoints and metrics; what a step is, and of what, a `Task` says.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints.saver import Saver
+from tgm_scale.config.sections import TrainingConfig
+from tgm_scale.contracts import Problem
+from tgm_scale.data.loading.workers import WorkerDied
+from tgm_scale.engine import build as engine
+from tgm_scale.models.compiling import compile_blocks
+from tgm_scale.runs import run_folder
+from tgm_scale.runs.metrics import Metrics, ProgressLine
+from tgm_scale.runs.resume import Resume
+from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.files import told
+from tgm_scale.training.deaths import end, until_death
+from tgm_scale.training.guard import Guard
+from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
+from tgm_scale.training.reporting import Reporter, Times, concluded, count_problems
+from tgm_scale.training.task import Ready, StepResult, Task
+from tgm_scale.training.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run: its folder, its processes, and what may end it."""
+
+    folder: Path
+    control: Control
+    stop: StopRequest
+    watchdog: Watchdog
+
+
+class _Met(NamedTuple):
+    """What the ranks told each other before an update."""
+
+    valid: float  # clips with weight
+    broken: bool  # whether any is broken
+    stopping: bool
+
+
+class Trainer:
+    """Makes a task's steps: from the newest checkpoint on, or from the beginning. Making one is collective."""
+
+    def __init__(self, config: TrainingConfig, task: Task, start: Start):
+        self.config, self.task, self.start = config, task, start
+        self.folder, self.control, self.watchdog = start.folder, start.control, start.watchdog
+        place, plan = start.control.place, task.plan
+        assert plan.steps is not None
+        self.place, self.plan, self.steps, self.schedule = place, plan, plan.steps, plan.schedule
+        retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
+        self.checkpoints = self.folder / "checkpoints"
+        self.saver = Saver(self.checkpoints, retention, place, self.control)
+        resume = Resume(self.folder, self.control)
+        module = task.module(resume.newest)
+        if config.model.compile:
+            compile_blocks(module)
+        self.engine = engine.build_engine(module, plan.engine, place.device, task.groups(module))
+        self.progress = resume.restore(self.engine)
+        task.begin(self.engine)
+        self.guard = Guard(config.faults, self.folder, self.control)
+        self.reporter = Reporter(plan)
+        self.metrics: Metrics | None = None  # of the main process, while steps are made
+        self.last: dict[str, Any] | None = None  # row of metrics, of the last step that this start made
+        self._go_on()
+        if place.is_main:
+            run_folder.describe(self.folder, config, task.data_facts(), plan.facts(), self.progress.step)
+            task.introduce(self.progress.step)
+
+    def train(self) -> int:
+        """Make the steps that are left. Returns the exit code."""
+        began, first = time.monotonic(), self.progress.step
+        while (code := self._stretch()) is None:
+            self._roll_back()
+        if self.place.is_main and not code:
+            made, seconds = self.progress.step - first, time.monotonic() - began
+            print(f"{concluded(made, seconds, self.last)}. {self.task.then}", flush=True)
+        return code
+
+    def _stretch(self) -> int | None:
+        """Steps from where the run stands to its end or a stop: the exit code; or to a rollback: None."""
+        if self.place.is_main:
+            self.metrics = Metrics(self.folder, self.progress.step, self.config.log.tensorboard)
+        try:
+            return self._make_steps()
+        finally:
+            if self.metrics is not None:
+                self.metrics.close()
+
+    def _make_steps(self) -> int | None:
+        watchdog, progress, first = self.watchdog, self.progress, self.progress.step
+        line = ProgressLine(self.steps, self.config.log.every)
+        began = time.perf_counter()
+        watchdog.at(first, "data")
+        for ready, death in until_death(self._ready(), Ready(first, [], list)):
+            loaded = time.perf_counter()
+            watchdog.at(ready.step, "guidance")
+            micro = ready.prepare()
+            watchdog.at(ready.step, "meeting")
+            problems = [problem for batch in ready.batches for problem in batch.problems]
+            met = self._meet(ready, len(problems), death, first)
+            watchdog.at(ready.step, "update")
+            learning_rate = self.schedule(ready.step + 1)
+            engine.set_learning_rate(self.engine, learning_rate)
+            result = self.task.step(micro, met.valid, self.guard.limit())
+            progress.step = ready.step + 1
+            progress.updates += result.updated
+            if met.broken or progress.step == self.steps:
+                self._count(problems)
+            guiding = self.task.guidance_seconds()
+            watchdog.book(guiding if self.place.device.type == "cuda" else 0.0, "guidance", "update")
+            ended = time.perf_counter()
+            measured = self._measured()
+            self._tell(line, result, Times(ended - began, loaded - began, guiding), learning_rate, measured)
+            began = time.perf_counter() if measured else ended
+            if self.guard.note(progress, result, ready.batches):
+                return None
+            last = met.stopping or progress.step == self.steps
+            if last or progress.step % self.config.checkpoint.every == 0:
+                self._save(last)
+            if met.stopping:
+                if self.place.is_main:
+                    reason = self.start.stop.reason
+                    line.say(f"stopped at step {progress.step} by {reason}; the same command goes on")
+                return REQUEUE_EXIT_CODE
+            watchdog.at(progress.step, "data")
+        return 0
+
+    def _ready(self) -> Iterator[Ready]:
+        """The steps that are left, without the samples on the skip list."""
+        loader = self.task.loader(range(self.progress.step, self.steps))
+        return self.task.ready(self.guard.without_skipped(loader))
+
+    def _meet(self, ready: Ready, broken: int, death: WorkerDied | None, first: int) -> _Met:
+        """All ranks learn what each has met. Where a data worker died, all save and end alike. Collective."""
+        valid = sum(float(batch.weight.sum()) for batch in ready.batches)
+        own = [valid, broken, self.start.stop.asked(), self.saver.written(), death is not None]
+        valid, broken_of_all, stopping, written, died = self.control.sum(own)
+        if died:
+            end(death, lambda: self._save(last=True) if self.progress.step > first else None)
+        if written == self.place.world_size:
+            self.saver.finish()
+        return _Met(valid, broken_of_all > 0, stopping > 0)
+
+    def _measured(self) -> dict[str, float]:
+        """What the task measures after this step; nothing after most."""
+        every = self.task.measured_every
+        if every is None or self.progress.step % every:
+            return {}
+        self.watchdog.at(self.progress.step, "checkpoint")  # as patient
+        return self.task.measure()
+
+    def _tell(
+        self, line: ProgressLine, result: StepResult, times: Times, learning_rate: float, measured: dict[str, float]
+    ) -> None:
+        """The step's row of metrics, and the line of progress."""
+        if self.metrics is not None:
+            self.last = self.reporter.row(self.progress, result, times, learning_rate)
+            self.metrics.write(self.last | self.task.figures() | measured)
+            line.show(self.last)
+
+    def _count(self, own: list[Problem]) -> None:
+        """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""
+        named = [problem for rank in self.control.gather(own) for problem in rank]
+        if self.metrics is not None:
+            self.metrics.name(self.progress.step, named)
+        seen = self.progress.step * self.plan.samples_per_step
+        limit = self.config.data.max_skipped_share
+        last = self.progress.step == self.steps
+        self.progress.skipped = count_problems(self.progress.skipped, named, seen, limit, last)
+
+    def _save(self, last: bool) -> None:
+        """Begin to write a checkpoint, and wait for it where it is the last of this start. Collective."""
+        step = self.progress.step
+        self.watchdog.at(step, "checkpoint")
+        if self.metrics is not None:
+            self.metrics.flush()
+        self.saver.finish()  # the one before is a checkpoint from here on, and what lies beside it stays
+        if error := self.control.broadcast(self._write_beside(step) if self.place.is_main else None):
+            raise OSError(error)
+        self.saver.begin(self.engine, self.progress, self.task.checkpoint_facts())
+        if last:
+            self.saver.finish()
+
+    def _write_beside(self, step: int) -> str | None:
+        try:
+            self.task.write_beside(step, checkpoint.steps_in(self.checkpoints))
+        except OSError as error:
+            return f"beside the checkpoint of step {step}: {told(error, self.folder)}"
+        return None
+
+    def _go_on(self) -> None:
+        """From the checkpoint that the engine was set to, if any."""
+        if self.progress.step:
+            self.task.restored(self.progress.step)
+        self.guard.begin(self.progress)
+
+    def _roll_back(self) -> None:
+        """Back to the last checkpoint, without the samples of the refused steps. Raises Diverged after too many."""
+        self.watchdog.at(self.progress.step, "checkpoint")  # reads one, and may wait for one to be written
+        self.saver.finish()
+        resume = Resume(self.folder, self.control)
+        self.guard.roll_back(self.progress, resume.newest)
+        self.progress = resume.restore(self.engine)
+        self._go_on()
