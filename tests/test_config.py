@@ -53,7 +53,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_the_keys_are_frozen() -> None:
-    assert config.all_keys() == FROZEN_KEYS
+    assert sorted(config.all_keys()) == sorted(FROZEN_KEYS)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda p: p.name)
@@ -119,7 +119,7 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
     [
         ("train.step=5", ["train.step: unknown key", "did you mean train.steps?"]),
         ("guidance.mask_ratio=0.5", ["did you mean masking.mask_ratio?"]),
-        ("data.nonsense=1", ["known here: shards"]),
+        ("data.nonsense=1", ["known here: ", "shards"]),
         ("trian.steps=5", ["did you mean train?"]),
         ("model.size=XL", ["model.size", "'XL'", "'tiny'"]),
         ("train.steps=abc", ["train.steps", "'abc'", "integer"]),
