@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
+from tgm_scale.runs.compare import compare
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runs.status import compare
 from tgm_scale.runtime import command
 from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_lines, json_of

@@ -18,7 +18,7 @@ from tgm_scale.config import load, written
 from tgm_scale.runs import events, run_data, run_folder
 from tgm_scale.runs.check_run import check
 from tgm_scale.runs.faults import FaultState
-from tgm_scale.runs.metrics import Metrics, count_damaged, read_metrics, recent_losses
+from tgm_scale.runs.metrics import Metrics, read_metrics, recent_losses, rows_and_damaged
 from tgm_scale.runs.status import status
 from tgm_scale.runtime.distributed import Control, Place
 from tgm_scale.runtime.files import told
@@ -33,11 +33,11 @@ def test_a_damaged_line_costs_itself(tmp_path: Path, bad: bytes, capsys: pytest.
     rows = [json.dumps({"step": step, "loss": 1.0}).encode() for step in range(1, 9)]
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*rows[:3], bad, *rows[4:]]) + b"\n")
     kept = [1, 2, 3, 5, 6, 7, 8]
-    assert [row["step"] for row in read_metrics(tmp_path)] == kept and count_damaged(tmp_path) == 1
+    assert [row["step"] for row in read_metrics(tmp_path)] == kept and rows_and_damaged(tmp_path)[1] == 1
     assert recent_losses(tmp_path, 6) == [1.0] * 5
     Metrics(tmp_path, 7, tensorboard=False).close()
     assert [row["step"] for row in read_metrics(tmp_path)] == kept[:-1]
-    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == bad + b"\n" and count_damaged(tmp_path) == 1
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == bad + b"\n" and rows_and_damaged(tmp_path)[1] == 1
     assert "1 damaged line" in capsys.readouterr().err
     assert events.read(tmp_path)[0]["event"] == "lines_damaged"
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from tgm_scale import cli
-from tgm_scale.runs.status import compare, status
+from tgm_scale.runs.compare import compare
+from tgm_scale.runs.status import status
 
 
 def evaluation(folder: Path, top1: float, **sections: dict) -> str:

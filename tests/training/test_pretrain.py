@@ -20,8 +20,9 @@ from launch import ROOT, command, environment, run
 
 from tgm_scale import cli
 from tgm_scale.checkpoints import checkpoint
+from tgm_scale.runs.compare import compare
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runs.status import compare, status
+from tgm_scale.runs.status import status
 
 STEPS = 24
 

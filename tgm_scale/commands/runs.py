@@ -116,7 +116,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from tgm_scale.runs.status import compare
+    from tgm_scale.runs.compare import compare
 
     report, equal = compare(*options.runs)
     print(message(report))

@@ -10,7 +10,7 @@ from tgm_scale import config as configuration
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.runs import events, origins, run_data, run_folder
 from tgm_scale.runs.faults import FaultState
-from tgm_scale.runs.metrics import count_damaged, read_metrics
+from tgm_scale.runs.metrics import rows_and_damaged
 from tgm_scale.runtime.outside.json_text import json_file
 
 
@@ -134,8 +134,9 @@ def _read(
 def _metrics(found: Findings, root: Path) -> None:
     if not (root / "metrics.jsonl").is_file():
         return
-    steps = [row["step"] for row in read_metrics(root)]
-    if lines := count_damaged(root):
+    rows, lines = rows_and_damaged(root)
+    steps = [row["step"] for row in rows]
+    if lines:
         found.bad("metrics.jsonl", f"{lines} lines are no rows, in it or in metrics.jsonl.damaged")
     if steps != list(range(1, len(steps) + 1)) and steps:
         lacking = sorted(set(range(1, steps[-1] + 1)) - set(steps))

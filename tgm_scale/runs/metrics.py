@@ -89,20 +89,22 @@ def _append(stream: TextIO, row: dict[str, Any]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl; lines that are none are left out (`count_damaged`). A figure that was not
-    finite is None, and named in the row's `not_finite`."""
+    """The rows of a run's metrics.jsonl; lines that are none are left out, and counted by `rows_and_damaged`. A figure
+    that was not finite is None, and named in the row's `not_finite`."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{folder}: no metrics.jsonl: not a run folder, or a run that made no step yet")
     return read_rows(path)[0]
 
 
-def count_damaged(folder: Path) -> int:
-    """Lines of metrics.jsonl that are no rows: those in it, and those that a start has moved beside it."""
+def rows_and_damaged(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a run so far, and how many lines are no rows: those in metrics.jsonl, and those that a start has
+    moved beside it. None in a folder without the file."""
     path = folder / "metrics.jsonl"
     aside = _aside(path)
     moved = aside.read_bytes().count(b"\n") if aside.is_file() else 0
-    return moved + (len(read_rows(path)[1]) if path.is_file() else 0)
+    rows, damaged = read_rows(path) if path.is_file() else ([], [])
+    return rows, len(damaged) + moved
 
 
 def recent_losses(folder: Path, step: int) -> list[float]:

@@ -40,15 +40,21 @@ def _end(root: Path, sign: ownership.Sign | None) -> str:
 
 
 def _command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
-    """The command that goes on. What the folder does not say (a job's script, secrets of addresses) is the user's."""
+    """What goes on with the run, in words."""
     same = "the command that started it"
     if starts and starts[-1].get("slurm_job"):
         return f"{same} (sbatch, as for job {starts[-1]['slurm_job']})"
+    typed = command(root, tree, world_size, starts)
+    return f"{same}, or: {typed}" if typed else same
+
+
+def command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
+    """What one types to go on; "" where the folder does not say it: a job's script, secrets of addresses."""
     file = root / "config.yaml"
-    if "***" in file.read_text():
-        return same
+    if (starts and starts[-1].get("slurm_job")) or "***" in file.read_text():
+        return ""
     launcher = "tgm-scale" if world_size == 1 else f"torchrun --nproc_per_node {world_size} -m tgm_scale"
     own = Path(tree["run"]["dir"])
     elsewhere = [] if own.resolve() == root.resolve() else [f"run.dir={root}"]
     words = f"{'finetune' if 'finetune' in tree else 'pretrain'} --config"
-    return f"{same}, or: {launcher} {words} {shlex.join([str(file), *elsewhere])}"
+    return f"{launcher} {words} {shlex.join([str(file), *elsewhere])}"

@@ -14,8 +14,8 @@ from typing import Any
 from gpu_checks.bench import Bench, Failed, Found, Process, Skipped, failure
 from gpu_checks.pretraining import APART, GUIDED, apart, checked, overrides, pretrain_command
 from tgm_scale.runs import run_folder
+from tgm_scale.runs.compare import compare
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runs.status import compare
 
 STEPS, EVERY = 8, 3  # the run is killed after its first checkpoint and before its end
 # cuBLAS is deterministic with a workspace of its own (torch.use_deterministic_algorithms)
