@@ -58,9 +58,17 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """HTML made by our own code, which has escaped whatever text of others is in it."""
+
+    html: str
+    kind: ClassVar[str] = "drawn"
+
+
+@dataclass(frozen=True)
 class Section:
     title: str
-    blocks: Sequence[Text | Code | Table | Picture]
+    blocks: Sequence[Text | Code | Table | Picture | Drawn]
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class Report:
     sections: Sequence[Section]
     cards: Sequence[Card] = field(default_factory=tuple)
     footer: str = ""
+    style: str = ""  # CSS of its own
 
 
 def render(report: Report) -> str:

@@ -1,0 +1,34 @@
+"""`tgm-scale report`: a page of a run."""
+
+from __future__ import annotations
+
+import argparse
+
+from tgm_scale.commands.command import Command
+from tgm_scale.runtime.terminal import message
+
+DESCRIPTION = """One HTML page of a run, while it goes or after: its curves, speed, skipped samples, starts,
+configuration, and the command that goes on with it. Of several runs: the curves over one another, and what
+differs. The page needs nothing beside it and fetches nothing."""
+
+EXAMPLES = """examples:
+  tgm-scale report runs/debug                                    # writes runs/debug/report.html
+  tgm-scale report runs/joint runs/mae --output comparison.html
+"""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folders", nargs="+", metavar="RUN", help="a run folder, such as runs/debug")
+    parser.add_argument("--output", metavar="FILE", help="default: report.html in the folder of the one run")
+
+
+def _run(options: argparse.Namespace) -> int:
+    from tgm_scale.report.run_page import report
+
+    print(message(str(report(options.run_folders, options.output))))
+    return 0
+
+
+COMMAND = Command(
+    "report", "one page of a run, or of several laid over one another", _add_arguments, _run, EXAMPLES, DESCRIPTION
+)

@@ -1,0 +1,180 @@
+"""The figures of metrics.jsonl that a report draws: what each is, in words, and the panels of them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tgm_scale.masking.diagnostics import ALARM
+from tgm_scale.report.chart import Curve, Panel, classes, percent, short
+from tgm_scale.report.run_view import SHARES, RunView
+from tgm_scale.report.thinning import Series
+
+_RECENT = 100  # values that a mean at the end is taken over
+
+
+@dataclass(frozen=True)
+class Figure:
+    """name: the column. says: what it is. only: where a run has it. chance: whether chance has a line in its panel."""
+
+    name: str
+    title: str
+    says: str = ""
+    only: str = ""
+    share: bool = False
+    chance: bool = False
+    from_zero: bool = False
+
+
+GROUPS: dict[str, list[Figure]] = {
+    "Objective": [
+        Figure("loss", "Loss", "The weighted sum of its terms."),
+        Figure("loss_reconstruction", "Reconstruction", "Mean squared error of the hidden patches.",
+               "with objective.reconstruction_weight above 0"),
+        Figure("loss_contrastive", "Contrast", "InfoNCE between clips and captions.",
+               "with objective.contrastive_weight above 0"),
+        Figure("contrastive_accuracy", "Contrast: nearest is right",
+               "Share of the clips whose own caption is the nearest.", "with objective.contrastive_weight above 0",
+               share=True, from_zero=True),
+        Figure("temperature", "Temperature", "Of the contrast.", "with objective.contrastive_weight above 0"),
+    ],
+    "Optimisation": [
+        Figure("learning_rate", "Learning rate", from_zero=True),
+        Figure("grad_norm", "Gradient norm", "Before clipping."),
+    ],
+    "Speed": [
+        Figure("clips_per_second", "Throughput", "Clips a second, all processes together.", from_zero=True),
+        Figure("step_seconds", "Seconds a step", from_zero=True),
+        Figure("data_share", "Waiting for data", "Share of the step, main process.", share=True, from_zero=True),
+        Figure("guidance_share", "Guidance", "Share of the step that the frozen models take.",
+               share=True, from_zero=True),
+        Figure("mfu", "Model FLOP utilisation", "Share of the GPU's dense bf16 peak.",
+               "on a GPU whose peak is known", share=True, from_zero=True),
+        Figure("device_memory_gb", "GPU memory", "GB, the most so far, main process.", "on a GPU", from_zero=True),
+    ],
+    "Data": [Figure("skipped_samples", "Skipped samples", "Broken ones so far, of weight 0.", from_zero=True)],
+    "Guidance": [
+        Figure("mask_swapped_overlap", "Overlap with swapped captions",
+               "Share of the hidden tokens that another clip's caption hides, too. Dashed: chance.",
+               "where masks follow captions", share=True, chance=True),
+        Figure("mask_centre_overlap", "Overlap with a centre box",
+               "Share of the hidden tokens within a box of the same size. Dashed: chance.",
+               "where masks follow captions", share=True, chance=True),
+        Figure("mask_slot_repeat", "Slot repeat",
+               "Share of the hidden tokens that were hidden in the slot before. Dashed: chance.",
+               "where masks follow captions", share=True, chance=True),
+        Figure("mask_without_motion", "Clips without motion", "Their share; their boxes fall at random.",
+               "with masking.recipe=motion_guided", share=True, from_zero=True),
+    ],
+    "While it trains": [
+        Figure("knn_accuracy", "kNN accuracy", "Nearest neighbours on the labelled clips of knn.*.",
+               "with knn.every", share=True),
+    ],
+}  # fmt: skip
+_KNOWN = {one.name for group in GROUPS.values() for one in group} | {"samples", *SHARES}
+
+
+def others(views: Sequence[RunView]) -> list[Figure]:
+    """Numbers in the rows that this version does not know, such as those of a later one."""
+    return [Figure(name, name) for name in sorted({name for view in views for name in view.columns} - _KNOWN)]
+
+
+def hidden_share(view: RunView) -> float | None:
+    """The share of the tokens that the run's masks hide, which is what chance gives for their overlaps."""
+    visible, target = (view.plan.get(name) for name in ("visible_tokens", "target_tokens"))
+    whole = view.tree.get("model", {}).get("decode_ratio", 1.0) == 1.0
+    if whole and type(visible) is int and type(target) is int and visible + target > 0:
+        return target / (visible + target)
+    masking = view.tree.get("masking", {})
+    ratio, seen = (masking.get(name) for name in ("mask_ratio", "visible_ratio"))
+    share = 1 - seen if isinstance(seen, (int, float)) else ratio
+    return float(share) if isinstance(share, (int, float)) and 0 < share < 1 else None
+
+
+def panel(one: Figure, views: Sequence[RunView]) -> str:
+    """The HTML of a figure's panel, "" where no run has it."""
+    if not any(one.name in view.columns for view in views):
+        return ""
+    marked = one.name in ("loss", "grad_norm")
+    curves = [
+        Curve(
+            view.columns[one.name],
+            number,
+            [start["step"] + 0.5 for start in view.starts if start["step"]],
+            sorted(step for steps in view.refusals().values() for step in steps) if marked else (),
+        )
+        for number, view in enumerate(views)
+        if one.name in view.columns
+    ]
+    shares = sorted({share for view in views if (share := hidden_share(view))}) if one.chance else []
+    drawn = Panel(curves, shares, percent if one.share else short, one.from_zero)
+    axes = drawn.axes()
+    says = one.says + (" Logarithmic axis." if axes is not None and axes.log else "")
+    ends = "".join(
+        f"<p class='ends'>{_swatch(curve.colour) if len(views) > 1 else ''}{_ends(curve.series, drawn.words)}</p>"
+        for curve in curves
+    )
+    title = html.escape(one.title)
+    return f"<div class='panel'><h3>{title}</h3><p>{html.escape(says)}</p>{drawn.svg(title)}{ends}</div>"
+
+
+def lacking(views: Sequence[RunView], figures: Sequence[Figure]) -> list[str]:
+    """Sentences on the figures that no run has."""
+    gone = [one for one in figures if not any(one.name in view.columns for view in views)]
+    some = [f"{one.title} (only {one.only})" for one in gone if one.only]
+    always = [one.title for one in gone if not one.only]
+    said = [f"Not there: {'; '.join(some)}."] if some else []
+    if always:
+        said.append(f"Missing from metrics.jsonl: {'; '.join(always)}: another version wrote it, or it is damaged.")
+    return said
+
+
+def guidance_sentences(view: RunView) -> list[str]:
+    """What the overlaps of the newest steps mean, against chance."""
+    chance = hidden_share(view)
+    if chance is None:
+        return []
+    said = []
+    for name, low, high in (
+        ("mask_swapped_overlap", "the captions change the masks",
+         "the captions hardly change the masks: the run is not text-guided; look at the captions, guidance.towers and "
+         "guidance.scorer"),
+        ("mask_centre_overlap", "the masks are no box in the centre",
+         "the masks are little else than a box in the centre; look at guidance.towers and guidance.scorer"),
+    ):  # fmt: skip
+        if name in view.columns and len(values := view.columns[name].finite.values[-_RECENT:]):
+            mean = float(values.mean())
+            way = (mean - chance) / (1 - chance)
+            verdict = high if way > ALARM else low
+            title = next(one.title for one in GROUPS["Guidance"] if one.name == name)
+            said.append(
+                f"{title}, last {len(values)} steps: {percent(mean)}, chance {percent(chance)}, equal masks 100%: "
+                f"{verdict}."
+            )
+    return said
+
+
+def legend(views: Sequence[RunView]) -> str:
+    names = "".join(f"<span>{_swatch(number)}{html.escape(view.name)}</span>" for number, view in enumerate(views))
+    return f"<div class='legend'>{names}</div>"
+
+
+def _swatch(number: int) -> str:
+    return f"<i class='swatch {classes(number)}'></i> "
+
+
+def _ends(series: Series, words: Callable[[float], str]) -> str:
+    finite = series.finite
+    lost = len(series) - len(finite)
+    note = f"; {lost} not finite" if lost else ""
+    if not len(finite):
+        return note.removeprefix("; ")
+    low, high = int(np.argmin(finite.values)), int(np.argmax(finite.values))
+    last = f"{words(finite.values[-1])} at step {int(finite.steps[-1])}"
+    if low == high or finite.values[low] == finite.values[high]:
+        return last + note
+    least, most = (f"{words(finite.values[at])} (step {int(finite.steps[at])})" for at in (low, high))
+    return f"{last}; from {least} to {most}{note}"

@@ -1,0 +1,243 @@
+"""A run folder as a report shows it: whatever of it can be read, and in sentences what cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tgm_scale.report.thinning import Series
+from tgm_scale.runs import events, run_folder, status, vital
+from tgm_scale.runs.metrics import rows_and_damaged
+from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.secrets import tree_without_secrets
+
+_NAMED = 20  # samples of a reason
+_RUNS_NAMED = 5
+_LONGEST = 1e7  # seconds of a step: four months
+_NUMBERS = {int, float}
+SHARES = {"data_seconds": "data_share", "guidance_seconds": "guidance_share"}  # of the step, beside the columns
+Row = dict[str, Any]
+
+
+@dataclass
+class Named:
+    """Samples that one reason took: how many, the first of them, and where."""
+
+    count: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def note(self, name: str) -> None:
+        self.count += 1
+        if len(self.names) < _NAMED:
+            self.names.append(name)
+
+
+@dataclass(frozen=True)
+class RunView:
+    """name: as it was given. lines: what `tgm-scale status` says. rows: of metrics.jsonl, by ascending step. columns:
+    their figures by name.
+    skipped, left_out: by reason. command: what goes on with it, "" where that is not known. complaints: what cannot be
+    read or is not as it was written, a sentence each."""
+
+    name: str
+    root: Path
+    lines: dict[str, str]
+    tree: dict[str, dict[str, Any]]
+    plan: dict[str, Any]
+    starts: list[dict[str, Any]]
+    rows: list[Row]
+    columns: dict[str, Series]
+    skipped: dict[str, Named]
+    left_out: dict[str, Named]
+    refused: dict[int, list[str]]  # step -> keys of its samples
+    events: list[dict[str, Any]]
+    command: str
+    complaints: list[str]
+
+    def refusals(self) -> dict[str, list[int]]:
+        """Steps whose update was refused, by the reason."""
+        found: dict[str, list[int]] = {}
+        for row in self.rows:
+            if row.get("update_refused") is True:
+                found.setdefault(str(row.get("refusal") or "not told"), []).append(row["step"])
+        return found
+
+
+def _columns(rows: list[Row]) -> dict[str, Series]:
+    """Every figure of the rows, over those that have it; and data and guidance as shares of the step."""
+    steps = np.asarray([row["step"] for row in rows], dtype=np.float64)
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    found = {name: column for name in names if len(column := _column(rows, steps, name))}
+    seconds = found.get("step_seconds")
+    for part, share in SHARES.items():
+        if part in found and seconds is not None and np.array_equal(found[part].steps, seconds.steps):
+            whole = np.where(seconds.values > 0, seconds.values, np.nan)
+            found[share] = Series(seconds.steps, found[part].values / whole)
+    return found
+
+
+def _column(rows: list[Row], steps: np.ndarray, name: str) -> Series:
+    """NaN where a value was not finite; rows without a number are left out."""
+    values = [row.get(name) for row in rows]
+    if set(map(type, values)) <= _NUMBERS:
+        return Series(steps, np.asarray(values, dtype=np.float64))
+    values = [
+        value if type(value) in _NUMBERS else math.nan if value is None and _was_lost(row, name) else None
+        for row, value in zip(rows, values)
+    ]
+    kept = np.asarray([value is not None for value in values], dtype=bool)
+    return Series(steps[kept], np.asarray([value for value in values if value is not None], dtype=np.float64))
+
+
+def _was_lost(row: Row, name: str) -> bool:
+    lost = row.get("not_finite")
+    return isinstance(lost, list) and name in lost
+
+
+def look(folder: str) -> RunView:
+    """Raises ValueError for a folder that is no run."""
+    root = Path(folder)
+    _refuse_none(root, folder)
+    rows, damaged = rows_and_damaged(root)
+    complaints: list[str] = []
+    as_written, rows = rows, sorted(rows, key=lambda row: row["step"])
+
+    def told(read: Callable[[], Any], nothing: Any) -> Any:
+        try:
+            return read()
+        except (ValueError, OSError) as error:
+            if str(error) not in complaints:
+                complaints.append(str(error))
+            return nothing
+
+    lines = told(lambda: status.lines(folder, as_written, damaged), {})
+    tree = told(lambda: tree_without_secrets(status.read_tree(folder)), {})
+    if "encoder" not in tree:  # which has no steps
+        complaints += _of_rows(root, as_written, damaged)
+    plan = told(lambda: run_folder.read_plan(root), {}) if (root / "plan.json").exists() else {}
+    has_starts = rows or (root / "environment.jsonl").exists()
+    starts = told(lambda: run_folder.starts(root), []) if has_starts else []
+    command = ""
+    if lines.get("state") != "finished" and plan and isinstance(tree.get("run"), dict):
+        with suppress(KeyError, TypeError, OSError):
+            command = vital.command(root, tree, plan["world_size"], starts)
+    return RunView(
+        name=folder.rstrip("/") or folder,
+        root=root,
+        lines=lines,
+        tree={name: section for name, section in tree.items() if isinstance(section, dict)},
+        plan=plan,
+        starts=starts,
+        rows=rows,
+        columns=_columns(rows),
+        skipped=_by_reason(root / "skipped.jsonl"),
+        left_out=_by_reason(root / "left_out.jsonl"),
+        refused=_refused(root / "refused.jsonl"),
+        events=events.read(root),
+        command=command,
+        complaints=complaints,
+    )
+
+
+def _refuse_none(root: Path, folder: str) -> None:
+    if not root.exists():
+        raise ValueError(f"{folder}: no such folder; wanted a run folder, such as runs/debug")
+    if not root.is_dir():
+        raise ValueError(f"{folder}: a file; wanted a run folder, such as runs/debug; a page's name follows --output")
+    if any((root / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+        return
+    runs = sorted(file.parent.name for file in root.glob("*/metrics.jsonl"))
+    inside = f"; runs in it: {', '.join(runs[:_RUNS_NAMED])}{', ...' * (len(runs) > _RUNS_NAMED)}" if runs else ""
+    raise ValueError(f"{folder}: no config.yaml and no metrics.jsonl: not a run folder{inside}")
+
+
+def _of_rows(root: Path, rows: list[Row], damaged: int) -> Iterator[str]:
+    if not (root / "metrics.jsonl").is_file():
+        yield "There is no metrics.jsonl: the run has made no step yet, or its folder was copied without it."
+    elif not rows:
+        yield "metrics.jsonl has no row: the run has made no step yet."
+    if damaged:
+        yield f"{damaged} {'line' if damaged == 1 else 'lines'} of metrics.jsonl are damaged and not drawn."
+    steps = [row["step"] for row in rows]
+    if steps and steps != list(range(1, len(steps) + 1)):
+        lacking = steps[-1] - len(set(steps))
+        yield (
+            "The steps of metrics.jsonl are not one after another from 1"
+            + (f", {lacking} are lacking" if lacking > 0 else "")
+            + ": `tgm-scale check` says more."
+        )
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """The objects in the lines of a file; lines that are none are left out, and none where there is no file."""
+    if file.is_file():
+        with file.open("rb") as stream:
+            for line in stream:
+                with suppress(ValueError):
+                    if isinstance(found := json_of(line), dict):
+                        yield found
+
+
+def _by_reason(file: Path) -> dict[str, Named]:
+    found: dict[str, Named] = {}
+    for one in _json_lines(file):
+        step, detail = one.get("step"), one.get("detail")
+        words = [str(one.get("key")), f"step {step}" if type(step) is int else "", str(detail) if detail else ""]
+        found.setdefault(str(one.get("reason")), Named()).note(": ".join(filter(None, words)))
+    return dict(sorted(found.items(), key=lambda item: -item[1].count))
+
+
+def _refused(file: Path) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for one in _json_lines(file):
+        if type(step := one.get("step")) is int and isinstance(keys := one.get("keys"), list):
+            found.setdefault(step, []).extend(map(str, keys[:_NAMED]))
+    return found
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What one start did: seconds since 1970 at which it began, seconds in steps that count, and those steps."""
+
+    start: dict[str, Any]
+    began: float | None
+    seconds: float
+    first: int
+    last: int
+
+
+def stretches(view: RunView) -> list[Stretch]:
+    """Of every start. Steps that a later start made again are that one's."""
+    ends, lowest = [], float("inf")
+    for start in reversed(view.starts):
+        ends.append(lowest)
+        lowest = min(lowest, start["step"])
+    made, seconds = [0] * len(view.starts), [0.0] * len(view.starts)
+    bounds = list(zip((start["step"] for start in view.starts), reversed(ends)))
+    number = 0
+    for row in view.rows if bounds else ():
+        while number + 1 < len(bounds) and row["step"] > bounds[number][1]:
+            number += 1
+        made[number] += 1
+        taken = row.get("step_seconds")
+        if isinstance(taken, (int, float)) and 0 < taken < _LONGEST:
+            seconds[number] += taken
+    found = []
+    for number, start in enumerate(view.starts):
+        first = start["step"] + 1
+        found.append(Stretch(start, _time(start), seconds[number], first, first + made[number] - 1))
+    return found
+
+
+def _time(start: dict[str, Any]) -> float | None:
+    try:
+        return datetime.strptime(start["time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
