@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tgm_scale import __version__
 from tgm_scale import config as configuration
 from tgm_scale.report import chart, run_figures
 from tgm_scale.report.html import Card, Code, Drawn, Report, Section, Table, Text, render
 from tgm_scale.report.run_history import STYLE, Block, apart, surroundings
 from tgm_scale.report.run_view import RunView, look
 from tgm_scale.runs.compare import differing_keys
-from tgm_scale.runs.run_folder import replace_file
+from tgm_scale.runs.run_folder import replace_file, versions
 from tgm_scale.runtime.terminal import message
 
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -102,7 +101,7 @@ def _several(views: Sequence[RunView]) -> Report:
 
 def _footer() -> str:
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    return f"Made by tgm-scale {__version__} at {now}; the same command makes it anew."
+    return f"Made by tgm-scale {versions()['tgm_scale']} at {now}; the same command makes it anew."
 
 
 def _cards(view: RunView) -> list[Card]:
