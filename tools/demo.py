@@ -11,7 +11,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.demo import command as demo
-from tgm_scale.demo.summary import judge
+from tgm_scale.demo.summary import check_expectations
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.outside.json_text import json_object
@@ -56,7 +56,7 @@ def _run(options: argparse.Namespace) -> int:
         ledger.once("export", lambda: demo.export(plan))
     summary = demo.summarise(plan, ledger.figures, ledger.seconds)
     report = demo.write_report(plan, summary, ledger.figures)
-    print("\n".join(str(finding) for finding in judge(summary)))
+    print("\n".join(str(finding) for finding in check_expectations(summary)))
     print(f"\n{report}  (figures: {report.with_name('summary.json')}; {clock(summary['seconds'])} in all)")
     return 0
 

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    with command.told_as("guidance.", "--"):
+    with command.reported_as("guidance.", "--"):
         drawn = gallery(options.clip, options.mask_ratio, options.towers, options.scorer)
     for line in drawn.left_out:
         print(escaped(f"left out: {line}"), file=sys.stderr)

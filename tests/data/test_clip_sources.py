@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tgm_scale.data.building import packing
+from tgm_scale.data.building import shard_building
 from tgm_scale.data.building.annotations import ClipRow, Filters, Plan
 from tgm_scale.data.building.clip_sources import ClipSources
 from tgm_scale.data.video.source import CutError
@@ -91,6 +91,6 @@ def test_what_is_no_video_or_cannot_be_read_is_a_reason(videos: Path) -> None:
     [(Crashed("its process died twice"), "decoder_crashed"), (ZeroDivisionError("by zero"), "decoder_failed")],
 )
 def test_a_decoder_that_dies_or_fails_is_a_reason_and_the_disk_is_none(error: Exception, reason: str) -> None:
-    assert packing._problem(ClipRow("a", 0, 1000), error).reason == reason
+    assert shard_building._problem(ClipRow("a", 0, 1000), error).reason == reason
     with pytest.raises(OSError, match="full"):
-        packing._problem(ClipRow("a", 0, 1000), OSError("the disk is full"))
+        shard_building._problem(ClipRow("a", 0, 1000), OSError("the disk is full"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tgm_scale.data.building import annotations, grouped_lines, key_files, packing
+from tgm_scale.data.building import annotations, grouped_lines, key_files, shard_building
 from tgm_scale.data.building.annotation_rows import clock
 from tgm_scale.data.building.annotations import Filters, Plan
 from tgm_scale.data.building.key_files import KeyFile, SortedKeys, distinct
@@ -171,9 +171,9 @@ def test_the_report_names_all_and_holds_few(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / f"{shard:05d}.report.json").write_text(json.dumps({"made": 1, "skipped": skipped}))
         (tmp_path / f"{shard:05d}.tar").write_bytes(b"one sample")  # counted as made only where it is there
     # the bounded reader asks for 256 MiB and gives them back
-    monkeypatch.setattr(packing, "json_object", lambda path: json.loads(path.read_text()))
+    monkeypatch.setattr(shard_building, "json_object", lambda path: json.loads(path.read_text()))
     tracemalloc.start()
-    report = packing.write_report(tmp_path, plan)
+    report = shard_building.write_report(tmp_path, plan)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     written = (tmp_path / "report.json").read_text()

@@ -19,7 +19,7 @@ from loading import clip_loader
 from numbered import FORMATS, Format, cut, number_in, numbers, write
 
 from tgm_scale.contracts import Grid
-from tgm_scale.corpora.survey import Surveyor
+from tgm_scale.corpora.sample_stats import SampleInspector
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.data.video.encode import CutError, cut_clip
@@ -351,7 +351,7 @@ def test_interlaced_clips_are_told_once(folder: Path) -> None:
             list(loader)
         texts = [str(each.message) for each in told]
         assert len(texts) == 1 and re.search(r"[13]\.mp4 is interlaced.*1 of [1-3] samples", texts[0])
-    found = [Surveyor(corpus, decode=2)(number, 0, thumbnail=False) for number in range(4)]
+    found = [SampleInspector(corpus, decode=2)(number, 0, thumbnail=False) for number in range(4)]
     assert sorted(one.name for one in found if one.interlaced) == ["1.mp4", "3.mp4"]
 
 

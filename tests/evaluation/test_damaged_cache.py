@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tgm_scale.data.building.packing import _report
+from tgm_scale.data.building.shard_building import _read_report
 from tgm_scale.evaluation.cache import _read
 from tgm_scale.runtime.tensors import save_tensors
 
@@ -38,7 +38,7 @@ def test_rows_of_an_evaluation(tmp_path: Path, number: int) -> None:
 def test_the_report_of_a_shard(tmp_path: Path, text: str) -> None:
     file = tmp_path / "00000.report.json"
     file.write_text('{"made": 1, "skipped": [["key", "reason", "detail"]]}')
-    assert _report(file).made == 1
+    assert _read_report(file).made == 1
     file.write_text(text)
     with pytest.raises(ValueError, match=r"00000\.report\.json is damaged: delete it"):
-        _report(file)
+        _read_report(file)

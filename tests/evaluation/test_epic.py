@@ -63,10 +63,10 @@ def test_probes_of_actions_give_them(label: str, method: str, figures: int) -> N
     clips = Clips([torch.randn(16, 3)], labels, [str(n) for n in range(16)], [])
     config = load_frozen(None, ["run.dir=x", "encoder.checkpoint=x", "data.test=x", f"data.label={label}"])
 
-    def judge(train: Clips, labels_N: torch.Tensor, test: Clips) -> run.Scored:
+    def fit(train: Clips, labels_N: torch.Tensor, test: Clips) -> run.Scored:
         return run.Scored(probe.probe(train.features[0], labels_N, test.features[0]).scores_MC, {})
 
-    assert len(run._verb_and_noun(config, method, judge, clips, clips)) == figures
+    assert len(run._verb_and_noun(config, method, fit, clips, clips)) == figures
 
 
 def test_parts_that_cannot_be_judged_leave_the_main_figure(checkpoint: Path, tmp_path: Path) -> None:

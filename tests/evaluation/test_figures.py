@@ -50,7 +50,7 @@ def test_accuracies_by_their_formulas() -> None:
     """top-1, top-5, and the mean over classes, which is scikit-learn's balanced accuracy."""
     scores, classes = drawn(60, 7, seed=1), [str(n) for n in range(7)]
     truth = [min(6, int(abs(x) * 3)) for x in drawn(1, 60, seed=2)[0].tolist()]
-    found = results.judged(scores, torch.tensor(truth), [classes[n] for n in truth])
+    found = results.classification_metrics(scores, torch.tensor(truth), [classes[n] for n in truth])
     ranked = np.argsort(-scores.numpy(), axis=1)
     right = ranked[:, 0] == np.array(truth)
     assert found["top1"]["value"] == pytest.approx(right.mean())
@@ -62,5 +62,7 @@ def test_accuracies_by_their_formulas() -> None:
 
 
 def test_classes_that_training_lacks_count_each() -> None:
-    found = results.judged(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, -1, -1, 1]), ["a", "x", "y", "b"])
+    found = results.classification_metrics(
+        torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, -1, -1, 1]), ["a", "x", "y", "b"]
+    )
     assert found["mean class"]["value"] == 0.5

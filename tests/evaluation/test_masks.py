@@ -19,7 +19,7 @@ from tgm_scale import cli
 from tgm_scale.contracts import Grid
 from tgm_scale.data.video.decode import DecodeError
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.evaluation.masks import judged as judged_masks
+from tgm_scale.evaluation.masks import evaluate as evaluate_masks
 from tgm_scale.evaluation.masks.agreement import centre_score, most_possible, score_clip, summarise
 from tgm_scale.evaluation.masks.annotated import clips, find, token_share
 from tgm_scale.evaluation.masks.relevance import slot_aucs
@@ -161,7 +161,7 @@ FEW = ["--recipes", "tube", "--clips", "1", "data.size=64", "data.frames=4", "mo
 @pytest.mark.parametrize("written", ["tube random part_based", "tube,random,part_based", "tube, random ,part_based"])
 def test_names_with_blanks_or_commas_between(monkeypatch: pytest.MonkeyPatch, written: str) -> None:
     seen: list[argparse.Namespace] = []
-    monkeypatch.setattr(judged_masks, "judge", lambda options: seen.append(options) or 0)
+    monkeypatch.setattr(evaluate_masks, "evaluate", lambda options: seen.append(options) or 0)
     for words in (["--recipes", *written.split(), "data.size=64"], ["data.size=64", "--recipes", *written.split()]):
         assert main(["--videos", "x", *words]) == 0
         assert seen[-1].recipes == ["tube", "random", "part_based"] and seen[-1].overrides == ["data.size=64"]

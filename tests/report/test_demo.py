@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tgm_scale.demo.summary import at, judge
+from tgm_scale.demo.summary import at, check_expectations
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def summary(folder: Path) -> dict[str, Any]:
 
 
 def test_every_floor_is_met(summary: dict[str, Any]) -> None:
-    assert not [str(finding) for finding in judge(summary) if not finding.met]
+    assert not [str(finding) for finding in check_expectations(summary) if not finding.met]
 
 
 def test_names_that_scripts_rely_on(summary: dict[str, Any]) -> None:

@@ -40,11 +40,11 @@ def test_heat_is_brightest_where_relevance_is_highest() -> None:
     relevance = torch.zeros(2, 4, 4)
     relevance[1, 2, 1] = 1.0
     grey = torch.full((2, 3, 16, 16), 100, dtype=torch.uint8)
-    light = render.heat(grey, relevance).float().sum(1)
+    light = render.heatmap(grey, relevance).float().sum(1)
     slot, row, column = np.unravel_index(int(light.argmax()), light.shape)
     assert (slot, row // 4, column // 4) == (1, 2, 1)
-    assert torch.equal(render.heat(grey, relevance), render.heat(grey, relevance * 7 - 3)), "a scale of its own"
-    assert render.heat(grey, torch.zeros(2, 4, 4)).float().std(dim=(0, 2, 3)).max() == 0, "a flat map is one colour"
+    assert torch.equal(render.heatmap(grey, relevance), render.heatmap(grey, relevance * 7 - 3)), "a scale of its own"
+    assert render.heatmap(grey, torch.zeros(2, 4, 4)).float().std(dim=(0, 2, 3)).max() == 0, "a flat map is one colour"
 
 
 def test_an_outline_runs_inside_the_object() -> None:
@@ -116,7 +116,9 @@ def test_the_page_holds_everything_and_fetches_nothing() -> None:
     png = render.film_strip([("row", frames())])
     blocks = [
         html.Text("a < b & c"),
-        html.Table(["figure", "value"], [["hidden", html.Judged("0.95", True)], ["rest", html.Judged("0.80", False)]]),
+        html.Table(
+            ["figure", "value"], [["hidden", html.PassFail("0.95", True)], ["rest", html.PassFail("0.80", False)]]
+        ),
         html.Picture(png, "a strip", "how to read it"),
         html.Code("tgm-scale pretrain"),
     ]

@@ -21,7 +21,7 @@ from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import Metrics, read_metrics, recent_losses, rows_and_damaged
 from tgm_scale.runs.status import status
 from tgm_scale.runtime.distributed import Control, Place
-from tgm_scale.runtime.files import told
+from tgm_scale.runtime.files import describe_os_error
 from tgm_scale.runtime.tensors import save_tensors
 
 BAD_LINES = [b'{"step": 4, "lo', b"\0\0\0", b'{"step": 4}{"step": 5}', b"\xff\xfe", b"{}", b"5", b'{"step": "4"}']
@@ -226,7 +226,7 @@ def test_check_names_a_damaged_file(tmp_path: Path, name: str) -> None:
 def test_a_figure_names_the_room_on_a_full_disk(tmp_path: Path) -> None:
     full = OSError(errno.ENOSPC, "No space left on device")
     assert re.fullmatch(
-        rf"no space left in {tmp_path}: [\d,]+ bytes free, 5,000 bytes wanted", told(full, tmp_path, 5000)
+        rf"no space left in {tmp_path}: [\d,]+ bytes free, 5,000 bytes wanted", describe_os_error(full, tmp_path, 5000)
     )
     with pytest.raises(OSError, match="x"):
         save_tensors({"a": torch.ones(2)}, tmp_path / "nowhere" / "x")

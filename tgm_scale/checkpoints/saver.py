@@ -27,7 +27,7 @@ from tgm_scale.checkpoints.tensor_file import TensorFile
 from tgm_scale.engine import state as engine_state
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import Control, Place
-from tgm_scale.runtime.files import readable_as_its_folder, sync, told
+from tgm_scale.runtime.files import describe_os_error, readable_as_its_folder, sync
 from tgm_scale.runtime.tensors import save_tensors
 
 _KEEP_FREE = 0.1  # of a host's memory, which a copy of the state must leave
@@ -140,7 +140,7 @@ class _Pending:
                 shutil.rmtree(left_over)
             self.work.mkdir(parents=True)
         except OSError as error:
-            return told(error, self.root)
+            return describe_os_error(error, self.root)
         return None
 
     @property
@@ -162,7 +162,7 @@ class _Pending:
                     file.append(name, tensor)
             self._written()
         except OSError as error:
-            self._entry = {"error": told(error, self.root, share.bytes)}
+            self._entry = {"error": describe_os_error(error, self.root, share.bytes)}
             for _ in gathered:
                 pass
 
@@ -183,7 +183,7 @@ class _Pending:
             self._written()
         except OSError as error:
             wanted = sum(tensor.nbytes for tensor in copy.values())
-            self._entry = {"error": told(error, self.root, wanted)}
+            self._entry = {"error": describe_os_error(error, self.root, wanted)}
         except Exception as error:  # whatever it is, all ranks are told, and none waits for this one
             self._entry = {"error": f"the thread that writes it failed ({type(error).__name__}: {error})"}
 
@@ -208,7 +208,7 @@ class _Pending:
             sync(self.root)
             shutil.rmtree(self.root / f"{_TEMPORARY}{self.final.name}", ignore_errors=True)
         except OSError as error:
-            return told(error, self.root, len(text))
+            return describe_os_error(error, self.root, len(text))
         return None
 
 

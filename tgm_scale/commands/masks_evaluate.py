@@ -63,14 +63,14 @@ def arrange(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     arrange(options)
-    from tgm_scale.evaluation.masks.judged import judge
+    from tgm_scale.evaluation.masks.evaluate import evaluate
 
-    return judge(options)
+    return evaluate(options)
 
 
 COMMAND = Command(
     "masks evaluate",
-    "every recipe's masks judged on videos whose objects people annotated",
+    "every recipe's masks evaluated on videos whose objects people annotated",
     _add_arguments,
     _run,
     EXAMPLES,

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from tgm_scale.config.mistakes import told
+from tgm_scale.config.mistakes import describe_errors
 from tgm_scale.config.renamed import name_now, with_keys_of_now, with_values_of_now
 from tgm_scale.config.sections import Config, Section
 from tgm_scale.runtime.outside.yaml_text import yaml_of
@@ -125,14 +125,14 @@ def from_tree(tree: dict, origin: str = "configuration") -> Config:
 
 
 def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tuple[str, ...] = ()) -> Kind:
-    """`from_tree` for any kind of configuration; mistakes in the overrides are told as the command line's, and those
-    that several keys make together as of both, where an override may be one of them."""
+    """`from_tree` for any kind of configuration; mistakes in the overrides are reported as the command line's, and
+    those that several keys make together as of both, where an override may be one of them."""
     tree = with_values_of_now(with_keys_of_now(tree, origin))
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         given = [name_now(override.partition("=")[0]) for override in overrides]
-        raise ValueError(told(error, tree, given, origin, kind)) from None
+        raise ValueError(describe_errors(error, tree, given, origin, kind)) from None
 
 
 def dump(config: Section) -> str:

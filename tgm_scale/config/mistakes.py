@@ -26,7 +26,7 @@ _WANTED = {
 }
 
 
-def told(error: ValidationError, tree: dict, given: list[str], origin: str, kind: type[Section]) -> str:
+def describe_errors(error: ValidationError, tree: dict, given: list[str], origin: str, kind: type[Section]) -> str:
     """All mistakes of a tree, by where they were made: in the file `origin`, or in the keys given beside it."""
     if other := _of_another_kind(tree, given, kind):
         return f"{origin}: {other}"

@@ -1,6 +1,6 @@
 """Our weights as `transformers.VideoMAEForPreTraining` and `VideoMAEForVideoClassification` read them, and back.
 
-Maps are pure functions from dictionary to dictionary over tables of names. Heads cannot be told from weights (a wrong
+Maps are pure functions from dictionary to dictionary over key maps. Heads cannot be told from weights (a wrong
 count loads without complaint and shifts the outputs), so they go through the configuration.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tgm_scale.corpora.survey import THUMBNAIL, Finding, Surveyor
+from tgm_scale.corpora.sample_stats import THUMBNAIL, SampleInspector, SampleStats
 from tgm_scale.data.shards import shard_index
 from tgm_scale.data.shards.index import WHOLE_SHARD, Corpus
 from tgm_scale.data.shards.inventory import Inventory, of_corpus
@@ -42,7 +42,7 @@ def check(options: argparse.Namespace) -> int:
     keeper = _Sums(corpus) if options.samples is None else None
     with OrderedPool(options.workers) as pool, Board() as board:
         task = board.task("samples", len(places))
-        looks = pool.map(Surveyor(corpus, options.frames), ((*place, place in pictured) for place in places))
+        looks = pool.map(SampleInspector(corpus, options.frames), ((*place, place in pictured) for place in places))
         for place, found in zip(places, looks):
             task.advance()
             if isinstance(found, Crashed):
@@ -114,7 +114,7 @@ def _places(corpus: Corpus, samples: int | None) -> list[tuple[int, int]]:
     return [(int(shard), int(row)) for shard, row in zip(shards, chosen - starts[shards])]
 
 
-def _report(corpus: Corpus, findings: list[Finding], crashed: list[str], opened: Inventory) -> dict[str, Any]:
+def _report(corpus: Corpus, findings: list[SampleStats], crashed: list[str], opened: Inventory) -> dict[str, Any]:
     broken = defaultdict(list)
     for finding in findings:
         if finding.problem is not None:
@@ -154,7 +154,7 @@ def _quantiles(values: list[Any]) -> list[float]:
     return [round(float(value), 3) for value in np.quantile(values, QUANTILES)] if values else []
 
 
-def _doubles(findings: list[Finding]) -> list[list[str]]:
+def _doubles(findings: list[SampleStats]) -> list[list[str]]:
     same = defaultdict(list)
     for finding in findings:
         same[finding.digest].append(finding.name)

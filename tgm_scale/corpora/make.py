@@ -13,7 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tgm_scale.data.building.annotations import Filters, Plan
-from tgm_scale.data.building.packing import NAMES_SHOWN, Encoding, claim, pack, release, unfinished, write_report
+from tgm_scale.data.building.shard_building import (
+    NAMES_SHOWN,
+    EncodingOptions,
+    build_shards,
+    open_output,
+    remove_if_empty,
+    unfinished,
+    write_report,
+)
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.terminal import escaped
 
@@ -35,8 +43,8 @@ def make(options: argparse.Namespace) -> int:
         if plan.problems:
             why = f"the first: {plan.problems[0].key}: {plan.problems[0].detail}"
         raise ValueError(f"--annotations {options.annotations}: no clip in {plan.rows} rows ({why}); see --help")
-    encoding = Encoding(options.short_side, options.gop, options.crf)
-    claim(options.output, plan, encoding)
+    encoding = EncodingOptions(options.short_side, options.gop, options.crf)
+    open_output(options.output, plan, encoding)
     mine = range(options.task, plan.shards, options.tasks)
     todo = unfinished(options.output, mine)
     print(
@@ -45,9 +53,9 @@ def make(options: argparse.Namespace) -> int:
     )
     try:
         with _Progress(plan.clips_in(todo)) as progress:
-            pack(plan, options.videos, options.output, todo, encoding, options.workers, progress.clip_done)
+            build_shards(plan, options.videos, options.output, todo, encoding, options.workers, progress.clip_done)
     except ValueError:
-        release(options.output)
+        remove_if_empty(options.output)
         raise
     report = write_report(options.output, plan)
     _print_report(report, options.output)

@@ -35,7 +35,7 @@ def cache(options: argparse.Namespace) -> int:
             "`tgm-scale shards make` from spans, or `tgm-scale shards caption` from a list"
         )
     rewriting.introduce(options, corpus)
-    with command.told_as("guidance.", "--"):
+    with command.reported_as("guidance.", "--"):
         scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def copy(shard: int, row: int, writer: ShardWriter) -> str:

@@ -175,15 +175,15 @@ def judge_masks(plan: Plan, board: Board) -> Figures:
     scorers = {name: relevance.towers_scorer(text, image, name, grid) for name in SCORERS}
     scorers["colour_control"] = relevance.colour_scorer(grid)
     clips = min(JUDGED_CLIPS, plan.test_clips)
-    task = board.task("masks judged", len(scorers) + 1)
+    task = board.task("masks evaluated", len(scorers) + 1)
     look = Look(frames=config.data.frames)
     judged = {}
     for name, scorer in scorers.items():
-        judged[name] = relevance.judge(scorer, clips, _TEST_SEED, grid, look)
+        judged[name] = relevance.evaluate(scorer, clips, _TEST_SEED, grid, look)
         task.advance()
     chosen, masker = judged[config.guidance.scorer], run_masker(config)
     hidden = chosen.hidden
-    own = relevance.judge(scorers[config.guidance.scorer], clips, _TEST_SEED, grid, look, masker)
+    own = relevance.evaluate(scorers[config.guidance.scorer], clips, _TEST_SEED, grid, look, masker)
     task.advance()
     return {
         "mask": {

@@ -9,8 +9,8 @@ from typing import Any
 from tgm_scale.demo import plots
 from tgm_scale.demo.gallery import Gallery
 from tgm_scale.demo.strips import Strip
-from tgm_scale.demo.summary import Summary, at, judge
-from tgm_scale.report.html import Card, Code, Judged, Picture, Report, Section, Table, Text
+from tgm_scale.demo.summary import Summary, at, check_expectations
+from tgm_scale.report.html import Card, Code, PassFail, Picture, Report, Section, Table, Text
 from tgm_scale.runs.metrics import read_metrics
 
 _TERMS = {"loss_reconstruction": "reconstruction loss", "loss_contrastive": "contrastive loss"}
@@ -76,11 +76,11 @@ def compose(
 ) -> Report:
     """The whole report. facts: machine, seeds, steps, batch, clips, train_clips, test_clips, normalise_by,
     commands."""
-    findings = judge(summary)
+    findings = check_expectations(summary)
     met = sum(finding.met for finding in findings)
     floors = Table(
         ["wanted of this run", "found", "bound"],
-        [[f.text, Judged(f"{f.found:.3g}", f.met), f.wanted] for f in findings],
+        [[f.text, PassFail(f"{f.found:.3g}", f.met), f.wanted] for f in findings],
     )
     return Report(
         title="Text-guided masked video pretraining: a run from nothing",

@@ -21,7 +21,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.run_plan import run_masker, shape_of
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.report.reconstruct import reconstruct
-from tgm_scale.report.render import film_strip, heat, outlined, slot_frames, veiled
+from tgm_scale.report.render import film_strip, heatmap, outlined, slot_frames, veiled
 from tgm_scale.runtime import seeding
 
 
@@ -58,7 +58,7 @@ def strips(config: Config, checkpoint: str | Path, corpus: Corpus) -> list[Strip
             completed_1CTHW = reconstruct(model, video_1CTHW, mask, config.objective.normalise_by)
             rows = [
                 ("clip", outlined(frames, named_THW[:: config.data.frames // grid.slots])),
-                ("relevance", heat(frames, relevance_1SRC[0])),
+                ("relevance", heatmap(frames, relevance_1SRC[0])),
                 ("what the\nencoder sees", veiled(frames, shown_N.view(grid.slots, grid.rows, grid.columns))),
                 ("reconstruction", slot_frames(completed_1CTHW[0], grid.slots)),
             ]

@@ -94,7 +94,7 @@ FLOORS = (
 )
 
 
-def judge(summary: Summary) -> list[Finding]:
+def check_expectations(summary: Summary) -> list[Finding]:
     """Every floor with what was found. Raises KeyError for a summary that lacks a figure."""
     findings = []
     for floor in FLOORS:

@@ -31,7 +31,7 @@ def accuracy(right_M: Tensor, seed: int = 0) -> dict[str, Any]:
     return {"value": found.mean, "low": found.low, "high": found.high, "clips": len(right_M)}
 
 
-def judged(scores_MC: Tensor, truth_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
+def classification_metrics(scores_MC: Tensor, truth_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """top-1, its mean over the classes that the test clips have, and top-5, with intervals. labels: their own, M of
     them, by which classes are told apart that have no number. Raises ValueError for scores that are not finite."""
     refuse_not_finite(scores_MC)

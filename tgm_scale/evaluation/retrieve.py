@@ -24,12 +24,12 @@ from tgm_scale.evaluation.run import Session, features, introduce, open_split, s
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower, tower_folder
-from tgm_scale.runtime.command import told_as
+from tgm_scale.runtime.command import reported_as
 from tgm_scale.runtime.progress import Board
 
 
 def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
-    """Retrieval by captions, or zero-shot classification. Raises ValueError for what cannot be read or judged."""
+    """Retrieval by captions, or zero-shot classification. Raises ValueError for what cannot be read or evaluated."""
     with session(config) as at, Board() as board:
         if at.encoder.projection is None:
             raise ValueError(
@@ -72,7 +72,7 @@ def _text_tower(at: Session) -> TextTower:
         raise ValueError("retrieve.towers: missing, and the checkpoint does not say: give the pretraining's folder")
     folder = tower_folder(towers)
     dtype = torch.float32 if at.place.device.type == "cpu" else torch.bfloat16
-    with told_as("guidance.towers", "retrieve.towers"):
+    with reported_as("guidance.towers", "retrieve.towers"):
         check_folder(folder, ("text",))
         text = load_text_tower(folder, device=at.place.device, dtype=dtype)
     assert at.encoder.projection is not None
@@ -141,7 +141,7 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
     found = {
         "method": "zero-shot",
         "checkpoint": at.config.encoder.checkpoint,
-        "figures": results.judged(scores_MC, truth_M, clips.labels),
+        "figures": results.classification_metrics(scores_MC, truth_M, clips.labels),
         "facts": {"classes": len(classes), "templates": list(at.config.retrieve.templates)},
     }
     rows = (

@@ -1,4 +1,4 @@
-"""`tgm-scale knn`, `probe` and `retrieve`: a checkpoint's frozen features judged. One process or many, same digits.
+"""`tgm-scale knn`, `probe` and `retrieve`: a checkpoint's frozen features evaluated. One process or many, same digits.
 
 Shapes: N training clips, M test clips, C classes.
 """
@@ -45,7 +45,7 @@ class Scored(NamedTuple):
 
 
 PARTS: tuple[Role, ...] = ("train", "test")
-Judge = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class numbers, test clips
+Fit = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class numbers, test clips
 Check = Callable[[FrozenEncoder, list[str]], None]  # of the encoder and the labels, before features are made
 
 
@@ -135,10 +135,10 @@ def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: 
 
 
 def run_knn(config: FrozenConfig) -> dict[str, Any]:
-    """Nearest neighbours. Raises ValueError for what cannot be read or judged."""
+    """Nearest neighbours. Raises ValueError for what cannot be read or evaluated."""
     settings = config.neighbours
 
-    def judge(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
+    def fit(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
         votes = knn.votes(
             train.features[0], labels_N, test.features[0], settings.k, settings.temperature, find_place().device
         )
@@ -150,11 +150,11 @@ def run_knn(config: FrozenConfig) -> dict[str, Any]:
                 f"warning: neighbours.k={settings.k}: only {len(labels)} training clips: all of them vote", flush=True
             )
 
-    return _classify(config, "nearest neighbours", "mean", judge, check)
+    return _classify(config, "nearest neighbours", "mean", fit, check)
 
 
 def run_probe(config: FrozenConfig) -> dict[str, Any]:
-    """Linear or attentive probe. Raises ValueError for what cannot be read or judged."""
+    """Linear or attentive probe. Raises ValueError for what cannot be read or evaluated."""
     settings, seed = config.probe, config.run.seed
 
     def linear(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
@@ -196,7 +196,7 @@ _POOLINGS = {
 }
 
 
-def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge, check: Check) -> dict[str, Any]:
+def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, check: Check) -> dict[str, Any]:
     with session(config) as at, Board() as board:
         sources = {role: open_split(config.data, role) for role in PARTS}
         classes = ordered(sources["train"].labels.values(), config.data.classes)
@@ -207,7 +207,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge,
         found: dict[str, Any] = {}
         if at.place.is_main:
             truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
-            scored = judge(train, labels_N, test)
+            scored = fit(train, labels_N, test)
             facts = {
                 "classes": len(classes),
                 "training clips": len(train.labels),
@@ -215,9 +215,9 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge,
                 "features": _POOLINGS[pooling],
                 **scored.facts,
             }
-            figures = results.judged(scored.scores_MC, truth_M, test.labels)
+            figures = results.classification_metrics(scored.scores_MC, truth_M, test.labels)
             try:
-                figures |= _verb_and_noun(config, method, judge, train, test)
+                figures |= _verb_and_noun(config, method, fit, train, test)
             except ValueError as reason:
                 facts["verb and noun"] = f"not judged each for itself: {reason}"
             found = {
@@ -238,17 +238,19 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, judge: Judge,
     return found
 
 
-def _verb_and_noun(config: FrozenConfig, method: str, judge: Judge, train: Clips, test: Clips) -> dict[str, Any]:
+def _verb_and_noun(config: FrozenConfig, method: str, fit: Fit, train: Clips, test: Clips) -> dict[str, Any]:
     """EPIC's action by verb and noun, of probes, whose scores are logarithms of probabilities up to a constant.
 
     Raises ValueError where a probe of either cannot be fitted, such as of one verb."""
     if config.data.label != "action" or "probe" not in method or not epic.are_actions([*train.labels, *test.labels]):
         return {}
-    return epic.by_verb_and_noun(lambda numbers: judge(train, numbers, test).scores_MC, train.labels, test.labels)
+    return epic.by_verb_and_noun(lambda numbers: fit(train, numbers, test).scores_MC, train.labels, test.labels)
 
 
-def is_right(judge: Callable[[Tensor, Tensor, Tensor], Tensor], train: Clips, test: Clips, encoder: int = 0) -> Tensor:
+def is_right(
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor], train: Clips, test: Clips, encoder: int = 0
+) -> Tensor:
     """Which test clips get their own label, bool [M], from the features of one of the encoders."""
     classes = in_order(train.labels)
     truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
-    return judge(train.features[encoder], labels_N, test.features[encoder]) == truth_M
+    return predict(train.features[encoder], labels_N, test.features[encoder]) == truth_M

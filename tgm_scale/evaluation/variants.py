@@ -59,8 +59,8 @@ def compare_variants(
     clips = [extract(flat, corpus, paths[0], workers=workers, progress=progress) for corpus in corpora]
     found = {}
     for name, path in labels.items():
-        fitted, judged = (_relabelled(of, corpus, path) for of, corpus in zip(clips, corpora))
-        found[name] = _judge(fitted, judged, list(encoders), seeds)
+        fitted, tested = (_relabelled(of, corpus, path) for of, corpus in zip(clips, corpora))
+        found[name] = _evaluate(fitted, tested, list(encoders), seeds)
     return found
 
 
@@ -72,21 +72,21 @@ def _relabelled(clips: Clips, corpus: Corpus, path: str) -> Clips:
     return Clips([x_ND[kept] for x_ND in clips.features], [labels[key] for key in keys], keys, problems)
 
 
-def _judge(fitted: Clips, judged: Clips, names: list[str], seeds: Sequence[int]) -> Accuracies:
+def _evaluate(fitted: Clips, tested: Clips, names: list[str], seeds: Sequence[int]) -> Accuracies:
     """names: of the encoders, one for each of the seeds, the random initialisation among them."""
     right: dict[str, dict[str, Tensor]] = {"probe": {}, "knn": {}}
     for v, name in enumerate(names):
         places = range(v * len(seeds), (v + 1) * len(seeds))
-        right["probe"][name] = torch.stack([_probed(fitted, judged, i, seed) for i, seed in zip(places, seeds)])
-        right["knn"][name] = torch.stack([is_right(knn.predict, fitted, judged, i) for i in places])
+        right["probe"][name] = torch.stack([_probed(fitted, tested, i, seed) for i, seed in zip(places, seeds)])
+        right["knn"][name] = torch.stack([is_right(knn.predict, fitted, tested, i) for i in places])
     trained = [name for name in names if name != RANDOM]
     return Accuracies(
         **{method: {name: _shares(right_SM) for name, right_SM in of.items()} for method, of in right.items()},
         probe_gain={name: _gain(right["probe"], name) for name in trained},
         knn_gain={name: _gain(right["knn"], name) for name in trained},
         train_clips=len(fitted.labels),
-        test_clips=len(judged.labels),
-        chance=max(judged.labels.count(label) for label in set(judged.labels)) / len(judged.labels),
+        test_clips=len(tested.labels),
+        chance=max(tested.labels.count(label) for label in set(tested.labels)) / len(tested.labels),
     )
 
 

@@ -66,7 +66,7 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             "method": "finetuning",
             "checkpoint": str(newest),
             "init_from": config.train.init_from,
-            "figures": results.judged(scores_MC, truth_M, clips.labels),
+            "figures": results.classification_metrics(scores_MC, truth_M, clips.labels),
             "facts": {
                 "classes": len(parts.classes),
                 **results.told_positions(positions, data.frames, data.size),

@@ -24,7 +24,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Judged:
+class PassFail:
     """A table's cell that met what was wanted of it (`good`), or did not (`bad`)."""
 
     text: str
@@ -38,7 +38,7 @@ class Judged:
 @dataclass(frozen=True)
 class Table:
     header: Sequence[str]
-    rows: Sequence[Sequence[str | Judged]]
+    rows: Sequence[Sequence[str | PassFail]]
     words: bool = False  # columns of words begin on the left, those of figures end on the right
     kind: ClassVar[str] = "table"
 

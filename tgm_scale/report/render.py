@@ -30,7 +30,7 @@ def slot_frames(video_CTHW: Tensor, slots: int) -> Tensor:
     return video_CTHW[:, :: video_CTHW.shape[1] // slots].transpose(0, 1)
 
 
-def heat(frames_SCHW: Tensor, relevance_SRC: Tensor) -> Tensor:
+def heatmap(frames_SCHW: Tensor, relevance_SRC: Tensor) -> Tensor:
     """Relevance over the darkened frames, from its lowest (blue) to its highest value in the clip (yellow)."""
     low, high = relevance_SRC.min(), relevance_SRC.max()
     scaled_SRC = ((relevance_SRC - low) / (high - low).clamp(min=1e-12)).float()

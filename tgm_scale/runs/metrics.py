@@ -16,7 +16,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.runs import events
 from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime.distributed import Control
-from tgm_scale.runtime.files import told
+from tgm_scale.runtime.files import describe_os_error
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.terminal import message
 
@@ -85,7 +85,7 @@ def _append(stream: TextIO, row: dict[str, Any]) -> None:
     try:
         stream.write(text)
     except OSError as error:
-        raise OSError(f"{stream.name}: {told(error, Path(stream.name).parent, len(text))}") from error
+        raise OSError(f"{stream.name}: {describe_os_error(error, Path(stream.name).parent, len(text))}") from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

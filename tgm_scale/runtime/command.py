@@ -40,7 +40,7 @@ def parser(description: str | None, examples: str | None, program: str | None = 
 
 
 @contextmanager
-def told_as(key: str, given: str) -> Iterator[None]:
+def reported_as(key: str, given: str) -> Iterator[None]:
     """A mistake in the value of a configuration's key is told as one of what the user gave it by: `--towers` for
     `guidance.towers`."""
     try:

@@ -30,7 +30,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def told(error: OSError, folder: Path, wanted: int | None = None) -> str:
+def describe_os_error(error: OSError, folder: Path, wanted: int | None = None) -> str:
     """An error in writing to a folder, in words; where it has no room, with the bytes free and wanted."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return str(error)

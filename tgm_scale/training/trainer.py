@@ -22,7 +22,7 @@ from tgm_scale.runs import run_folder
 from tgm_scale.runs.metrics import Metrics, ProgressLine
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.distributed import Control
-from tgm_scale.runtime.files import told
+from tgm_scale.runtime.files import describe_os_error
 from tgm_scale.training.deaths import end, until_death
 from tgm_scale.training.guard import Guard
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
@@ -196,7 +196,7 @@ class Trainer:
         try:
             self.task.write_beside(step, checkpoint.steps_in(self.checkpoints))
         except OSError as error:
-            return f"beside the checkpoint of step {step}: {told(error, self.folder)}"
+            return f"beside the checkpoint of step {step}: {describe_os_error(error, self.folder)}"
         return None
 
     def _go_on(self) -> None:

@@ -45,7 +45,9 @@ def _verdicts(rows: list[dict[str, Any]]) -> html.Table:
             (
                 row["name"],
                 row["proves"],
-                html.Judged(row["verdict"], _WANTED[row["verdict"]]) if row["verdict"] in _WANTED else row["verdict"],
+                html.PassFail(row["verdict"], _WANTED[row["verdict"]])
+                if row["verdict"] in _WANTED
+                else row["verdict"],
                 row["figure"],
                 row["remedy"],
                 clock(row["seconds"]) if row["seconds"] else "",

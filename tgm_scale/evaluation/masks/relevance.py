@@ -33,7 +33,7 @@ Scorer = Callable[[SyntheticClip, Tensor, str], tuple[Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RelevanceMetrics:
     """Means over clips. `hidden`: share of each role's tokens that text-guided masking at 0.6 hides."""
 
     hidden: dict[str, float]
@@ -42,9 +42,9 @@ class Judgement:
     absent_auc: float | None
 
 
-def judge(
+def evaluate(
     score: Scorer, clips: int, seed: int, grid: Grid, look: Look = _LOOK, masker: Masker | None = None
-) -> Judgement:
+) -> RelevanceMetrics:
     """Judge a way to score tokens on clips 0 to `clips` - 1 of a seed, encoded and decoded as in a corpus.
 
     masker: of what it hides; default: the tokens of highest score, in each slot."""
@@ -67,7 +67,7 @@ def judge(
             absent_aucs += slot_aucs(absent, tokens["object"])
             blind = masker.hidden(torch.tensor([index]), relevance=absent[None])[0]
             absent_hidden.append(blind[tokens["object"]].float().mean().item())
-    return Judgement(
+    return RelevanceMetrics(
         {role: float(np.mean(values)) for role, values in hidden.items()},
         float(np.mean(aucs)),
         float(np.mean(absent_hidden)) if absent_hidden else None,

@@ -21,7 +21,7 @@ THUMBNAIL = 112  # pixels, the longer side
 
 
 @dataclass
-class Finding:
+class SampleStats:
     """One sample. Without a problem: its length, its size, and a small picture of its middle frame if asked for."""
 
     name: str
@@ -39,22 +39,22 @@ class Finding:
     thumbnail: np.ndarray | None = None  # uint8 [h, w, 3]
 
 
-class Surveyor:
+class SampleInspector:
     """Looks at samples of a corpus; it goes to worker processes. `decode`: how many frames of each, evenly spread."""
 
     def __init__(self, corpus: Corpus, decode: int):
         self.corpus, self.decode = corpus, decode
 
-    def __call__(self, shard: int, row: int, thumbnail: bool) -> Finding:
+    def __call__(self, shard: int, row: int, thumbnail: bool) -> SampleStats:
         """All members are read, and compared with their sums. Raises OSError where the shard cannot be read."""
         ref = self.corpus.sample(shard, row)
         try:
             members = self.corpus.read(ref, list(ref.members))
         except DamagedMember as error:
-            return Finding(ref.name, problem=error.problem)
+            return SampleStats(ref.name, problem=error.problem)
         video = members[ref.video]
         digest = hashlib.blake2b(video, digest_size=16).hexdigest()
-        finding = Finding(
+        finding = SampleStats(
             ref.name, digest, captions_of(members), json_fault(members) is not None, unfit_captions(members)
         )
         if not ref.sums:
@@ -65,7 +65,7 @@ class Surveyor:
             finding.problem = Problem(ref.name, error.reason, error.detail)
         return finding
 
-    def _look(self, data: bytes, finding: Finding, thumbnail: bool) -> None:
+    def _look(self, data: bytes, finding: SampleStats, thumbnail: bool) -> None:
         with Video(data) as video:
             finding.frames, finding.seconds = video.count, video.time(video.count)
             wanted = np.unique(np.linspace(0, video.count - 1, self.decode).round().astype(int))

@@ -1,4 +1,4 @@
-"""Do masks find the object? Every recipe judged on videos whose pixels people annotated."""
+"""Do masks find the object? Every recipe evaluated on videos whose pixels people annotated."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 @dataclass
-class Judged:
+class EvaluatedRecipe:
     """One line of the table: a recipe with the models that its maps come from."""
 
     label: str
@@ -55,18 +55,18 @@ class Judged:
     towers: Towers
 
 
-def judge(options: argparse.Namespace) -> int:
-    """The exit code. Raises ValueError for a mistake in the options, or where nothing can be judged."""
+def evaluate(options: argparse.Namespace) -> int:
+    """The exit code. Raises ValueError for a mistake in the options, or where nothing can be evaluated."""
     if options.clips < 1:
         raise ValueError(f"--clips {options.clips}: wanted at least 1")
     tree = lay_over(read_tree(options.config) if options.config else DEFAULTS, options.overrides)
     config = from_tree(tree, options.config or "masks evaluate")
     found = find(options.videos, options.masks or options.videos, options.captions)
     opened = _introduced(found, config, options)
-    judged, left_out = _judged(config, options)
+    recipes, left_out = _recipes(config, options)
     for line in left_out:
         print(escaped(f"left out: {line}"), file=sys.stderr)
-    if not judged:
+    if not recipes:
         raise ValueError("no recipe can run: see what was left out")
     scores: dict[str, list[ClipScore]] = {}
     grid = shape_of(config).grid
@@ -77,7 +77,7 @@ def judge(options: argparse.Namespace) -> int:
             for number, clip in enumerate(_clips(config, found, file, truth, options.clips, grid)):
                 scores.setdefault("centre box", []).append(centre_score(plain, clip.name, clip.object_SRC))
                 scores.setdefault("most possible", []).append(most_possible(plain, clip.name, clip.object_SRC))
-                pictures = _score(judged, clip, found.captions.get(file.stem), scores)
+                pictures = _score(recipes, clip, found.captions.get(file.stem), scores)
                 if options.output and number == 0:
                     options.output.mkdir(parents=True, exist_ok=True)
                     (options.output / f"{file.stem}.png").write_bytes(film_strip(pictures))
@@ -85,7 +85,7 @@ def judge(options: argparse.Namespace) -> int:
     if len(found.problems) > sum(opened.left_out.values()):
         opened = _introduced(found, config, options)
     if not scores:
-        raise ValueError("no video can be judged: see what was left out")
+        raise ValueError("no video can be evaluated: see what was left out")
     summaries = {label: summarise(of_label) for label, of_label in scores.items()}
     print(escaped(_table(summaries)))
     for label in (label for label in summaries if label.startswith("text_guided")):
@@ -130,11 +130,11 @@ def _masker(config: Config, recipe: str) -> Masker:
     return masker_of(masking.model_copy(update=changes), shape_of(config).grid, config.model.decode_ratio)
 
 
-def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], list[str]]:
+def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[EvaluatedRecipe], list[str]]:
     """The recipes that can run, and in words those that cannot."""
     wanted = list(RECIPES) if options.recipes == ["all"] else options.recipes
     scorers = SCORERS if options.scorers == ["all"] else options.scorers
-    judged, left_out = [], []
+    recipes, left_out = [], []
     device = torch.device("cpu")
     for recipe in wanted:
         masker = _masker(config, recipe)
@@ -150,17 +150,17 @@ def _judged(config: Config, options: argparse.Namespace) -> tuple[list[Judged], 
         for scorer in scorers if "relevance" in masker.needs else [None]:
             guidance = config.guidance.model_copy(update={"scorer": scorer or config.guidance.scorer, "cached": False})
             towers = load_towers(guidance, masker.needs, config.objective.contrastive_weight > 0, device)
-            judged.append(Judged(f"{recipe} ({scorer})" if scorer else recipe, masker, towers))
-    return judged, left_out
+            recipes.append(EvaluatedRecipe(f"{recipe} ({scorer})" if scorer else recipe, masker, towers))
+    return recipes, left_out
 
 
 def _score(
-    judged: Sequence[Judged], clip: AnnotatedClip, caption: str | None, scores: dict[str, list[ClipScore]]
+    recipes: Sequence[EvaluatedRecipe], clip: AnnotatedClip, caption: str | None, scores: dict[str, list[ClipScore]]
 ) -> list[Row]:
     """Add each recipe's score of a clip; returns the rows of its picture sheet."""
     frames = slot_frames(clip.video, clip.object_SRC.shape[0])
     rows: list[Row] = [("the clip", outlined(frames, clip.object_THW[:: clip.object_THW.shape[0] // len(frames)]))]
-    for one in judged:
+    for one in recipes:
         maps = clip_maps(one.masker, one.towers, clip.video, clip.motion_SRC, caption)
         if maps is None:
             continue

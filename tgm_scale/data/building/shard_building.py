@@ -37,13 +37,13 @@ OnClip = Callable[[ClipRow, Problem | None], None]
 
 
 @dataclass(frozen=True)
-class Encoding:
+class EncodingOptions:
     short_side: int = SHORT_SIDE
     gop: int = GOP
     crf: int = CRF
 
 
-def claim(folder: Path, plan: Plan, encoding: Encoding) -> None:
+def open_output(folder: Path, plan: Plan, encoding: EncodingOptions) -> None:
     """Tie the folder to what its shards are made from. Raises ValueError where it holds shards of other settings."""
     settings = {
         "annotations": plan.digest,
@@ -70,8 +70,8 @@ def claim(folder: Path, plan: Plan, encoding: Encoding) -> None:
         storage.write_atomically(path, _plain(settings))
 
 
-def release(folder: Path) -> None:
-    """Take the claim back where nothing came of it, so that other settings may follow."""
+def remove_if_empty(folder: Path) -> None:
+    """Take the open_output back where nothing came of it, so that other settings may follow."""
     if [path.name for path in folder.iterdir()] == [SETTINGS]:
         (folder / SETTINGS).unlink()
 
@@ -83,7 +83,7 @@ def unfinished(folder: Path, shards: range) -> list[int]:
 
 
 def _to_be_made_anew(folder: Path, shard: int) -> bool:
-    report = _report(_report_path(folder, shard))
+    report = _read_report(_report_path(folder, shard))
     if report.made:
         return not _is_whole(shard_path(folder, shard))
     return all(reason == "missing_video" for _, reason, _ in report.skipped)
@@ -100,12 +100,12 @@ def _is_whole(tar: Path) -> bool:
         return size > 0
 
 
-def pack(
+def build_shards(
     plan: Plan,
     videos: Path,
     folder: Path,
     shards: list[int],
-    encoding: Encoding,
+    encoding: EncodingOptions,
     workers: int,
     on_clip: OnClip,
 ) -> None:
@@ -151,7 +151,7 @@ def _make_shard(
                 skipped.append([problem.key, problem.reason, problem.detail])
                 on_clip(clip, problem)
             else:
-                writer.write(clip.key, {"mp4": result.data, "json": _facts(clip, result)})
+                writer.write(clip.key, {"mp4": result.data, "json": _metadata(clip, result)})
                 on_clip(clip, None)
     report = {"made": count - len(skipped), "skipped": skipped}
     storage.write_atomically(_report_path(folder, shard), _plain(report))
@@ -168,7 +168,7 @@ def _problem(clip: ClipRow, error: Exception) -> Problem:
     return Problem(clip.key, "decoder_failed", f"{type(error).__name__}: {error}")
 
 
-def _facts(clip: ClipRow, made: EncodedClip) -> dict:
+def _metadata(clip: ClipRow, made: EncodedClip) -> dict:
     """The sample's json."""
     return {
         "captions": clip.captions,
@@ -212,7 +212,7 @@ def _gather(plan: Plan, done: list[Path], names: GroupedLines) -> dict:
         names.add(reason, json.dumps([name, detail]).encode())
 
     for path in done:
-        of_shard = _report(path)
+        of_shard = _read_report(path)
         made += of_shard.made
         for key, reason, detail in of_shard.skipped:
             note(reason, key, detail)
@@ -246,7 +246,7 @@ class _Report(BaseModel):
     skipped: list[tuple[str, str, str]]
 
 
-def _report(path: Path) -> _Report:
+def _read_report(path: Path) -> _Report:
     try:
         return _Report.model_validate(json_object(path))
     except ValueError as error:
@@ -255,7 +255,7 @@ def _report(path: Path) -> _Report:
 
 def _finished(folder: Path, plan: Plan) -> list[Path]:
     paths = [(shard, path) for shard in range(plan.shards) if (path := _report_path(folder, shard)).exists()]
-    return [path for shard, path in paths if not _report(path).made or _is_whole(shard_path(folder, shard))]
+    return [path for shard, path in paths if not _read_report(path).made or _is_whole(shard_path(folder, shard))]
 
 
 def _report_path(folder: Path, shard: int) -> Path:
