@@ -14,7 +14,7 @@ from tars import make_corpus
 from tgm_scale.cli import main
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
-from tgm_scale.data.shards import shard_index
+from tgm_scale.data.shards import kept_indices
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.inventory import captions_of_some, examples
 from tgm_scale.data.shards.opening import open_corpus
@@ -135,7 +135,7 @@ def test_sums_of_shards_that_cannot_be_written_beside_are_kept_and_used(
         write(path, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(storage, "write_atomically", refused)
-    shard_index.add_sums(corpus.shards[0], {row: {"mp4": row} for row in range(3)})
+    kept_indices.add_sums(corpus.shards[0], {row: {"mp4": row} for row in range(3)})
     assert (folder / "00000.index.jsonl").read_bytes() == beside
     assert [ref.sums for ref in every(open_corpus(folder))] == [{"mp4": row} for row in range(3)]
 
@@ -171,18 +171,27 @@ def test_a_damaged_sample_is_not_copied_into_new_shards(tmp_path: Path, capsys: 
     assert [ref.key for ref in every(open_corpus(output))] == ["c00", "c02", "c03"]
 
 
-def test_a_shard_whose_ends_are_others_is_said_and_has_no_sums(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("changed", "sums"), [("padding", True), ("a member", True), ("all", False)])
+def test_a_shard_whose_ends_are_others_is_said_and_keeps_its_sums_where_it_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: str, sums: bool
 ) -> None:
-    folder = write_corpus(tmp_path / "c", 4)
-    before = open_corpus(folder).fingerprint
+    folder = write_corpus(tmp_path / "c", 5)
+    before = open_corpus(folder)
+    places = [place for ref in every(before) for name, place in ref.members.items() if name != "mp4"]
     capsys.readouterr()
     tar = folder / "00000.tar"
     data = bytearray(tar.read_bytes())
-    data[-600] ^= 1  # padding
+    at = {"padding": [len(data) - 600], "a member": [places[-1][0] + 5], "all": [at + 5 for at, _ in places]}
+    for each in at[changed]:
+        data[each] ^= 1
     tar.write_bytes(data)
     corpus = open_corpus(folder)
-    assert "00000.tar: its size or its ends are not those of the file that was indexed" in capsys.readouterr().err
-    assert corpus.fingerprint != before and not any(ref.sums for ref in every(corpus))
+    said = capsys.readouterr().err
+    assert "00000.tar: its size or its ends are not those of the file that was indexed" in said
+    assert ("made anew, with the sums" in said) == sums and corpus.fingerprint != before.fingerprint
+    assert all(bool(ref.sums) == sums for ref in every(corpus))
+    if changed == "a member":
+        with pytest.raises(DamagedMember):
+            corpus.read(every(corpus)[-1], list(every(corpus)[-1].members))
     open_corpus(folder)
     assert not capsys.readouterr().err, "once"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from tgm_scale.corpora.sample_stats import THUMBNAIL, SampleInspector, SampleStats
-from tgm_scale.data.shards import shard_index
+from tgm_scale.data.shards import kept_indices
 from tgm_scale.data.shards.index import WHOLE_SHARD, Corpus
 from tgm_scale.data.shards.inventory import Inventory, of_corpus
 from tgm_scale.data.shards.listed import ListedCorpus
@@ -82,7 +82,7 @@ class _Sums:
 
     def _keep(self) -> None:
         if self._rows and not isinstance(self.corpus, ListedCorpus):
-            shard_index.add_sums(self.corpus.shards[self._shard], self._rows)
+            kept_indices.add_sums(self.corpus.shards[self._shard], self._rows)
             self.kept += 1
         self._rows = {}
 

@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter
 
 from tgm_scale.data.access import addresses, storage
 from tgm_scale.data.access.patience import Lasting
-from tgm_scale.data.shards import shard_index
+from tgm_scale.data.shards import kept_indices, shard_index
 from tgm_scale.data.shards.shard_index import ShardIndex, Summary
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.secrets import without_secrets
@@ -77,14 +77,14 @@ def _stamp(shard: str) -> Stamp:
 
 def _examine(shard: str, patience: float | None) -> tuple[Stamp, Summary]:
     stamp = _stamp(shard)  # taken first: a shard replaced meanwhile is examined again at the next opening
-    return stamp, shard_index.load(shard, patience).summary
+    return stamp, kept_indices.load(shard, patience).summary
 
 
 def _paths(folder: str) -> tuple[str, str]:
     """Beside the shards, and in the user's cache."""
     where = addresses.place(folder) if "://" in folder else os.path.abspath(folder)
     name = hashlib.blake2b(where.encode(), digest_size=8).hexdigest()
-    return addresses.joined(folder, CATALOGUE), str(shard_index.cache_folder() / f"{name}-{CATALOGUE}")
+    return addresses.joined(folder, CATALOGUE), str(kept_indices.cache_folder() / f"{name}-{CATALOGUE}")
 
 
 def _read(folder: str) -> Catalogue:
@@ -132,4 +132,4 @@ def correct(shard: str, index: ShardIndex) -> None:
 def _write(folder: str, known: Catalogue) -> None:
     plain: dict = {name: [stamp, asdict(summary)] for name, (stamp, summary) in sorted(known.items())}
     plain = {"": _digest(plain), **plain}
-    shard_index.keep(json.dumps(plain, separators=(",", ":")).encode(), *_paths(folder))
+    kept_indices.keep(json.dumps(plain, separators=(",", ":")).encode(), *_paths(folder))

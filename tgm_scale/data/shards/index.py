@@ -19,7 +19,7 @@ from tgm_scale.data.access import storage
 from tgm_scale.data.access.addresses import folder, place
 from tgm_scale.data.access.names import distinct_names
 from tgm_scale.data.access.storage import RangeCache
-from tgm_scale.data.shards import catalogue, shard_index
+from tgm_scale.data.shards import catalogue, kept_indices, shard_index
 from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, DamagedIndex, SampleRef, ShardIndex, Summary
 from tgm_scale.runtime.secrets import without_secrets
 
@@ -67,7 +67,7 @@ def _damaged(ref: SampleRef, members: dict[str, bytes]) -> list[str]:
 
 
 def _problems_of(shard: str) -> list[Problem]:
-    return shard_index.load(shard).problems
+    return kept_indices.load(shard).problems
 
 
 class Corpus:
@@ -113,7 +113,7 @@ class Corpus:
         try:
             return self._index(shard).sample(row, self.first_names[shard], self.prefix)
         except DamagedIndex as error:
-            index = self._kept(shard, shard_index.rebuilt(self.shards[shard], error))
+            index = self._kept(shard, kept_indices.rebuilt(self.shards[shard], error))
             return index.sample(row, self.first_names[shard], self.prefix)
 
     def problems(self, shard: int) -> list[Problem]:
@@ -185,7 +185,7 @@ class Corpus:
         with self._lock:
             index = self._indices.pop(shard, None)
             if index is None:
-                index = shard_index.load(self.shards[shard], self.patience)
+                index = kept_indices.load(self.shards[shard], self.patience)
             return self._keep(shard, index)
 
     def _kept(self, shard: int, index: ShardIndex) -> ShardIndex:

@@ -1,0 +1,184 @@
+"""Indices as they are kept: beside their shards, or in the user's cache, made once and made anew where they are wrong.
+
+A corpus from elsewhere gets its indices when it is first opened: beside the tars, or in the user's cache where they
+cannot be written. Of a remote shard the cache has the index with "tag", what the storage says of the file's content
+(ETag, times): another tag at a later start is another file, and what is derived from the old one is dropped."""
+
+from __future__ import annotations
+
+import os
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from tgm_scale.data.access import storage
+from tgm_scale.data.access.addresses import place
+from tgm_scale.data.access.names import printable
+from tgm_scale.data.access.patience import Lasting
+from tgm_scale.data.shards.shard_index import DamagedIndex, ShardIndex, identity_of, index_path, shard_name
+from tgm_scale.runtime import seeding
+from tgm_scale.runtime.secrets import without_secrets
+
+# Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which is in a
+# header of 512 bytes of the tar; a tar of a few small files has the index's first line beside.
+_MORE_THAN_TAR = 1 << 16
+_FEW, _FEW_OF_MANY = 2, 0.01  # members of a shard that are others where it is damaged, not made anew
+
+
+def load(shard: str, patience: float | None = None) -> ShardIndex:
+    """The shard's index, built and kept where it is missing or stale.
+
+    Safe to call from many processes at once: the file appears whole."""
+    beside, cached = index_path(shard), _cache_path(shard)
+    if storage.is_url(shard):
+        return _of_remote(shard, beside, cached, patience)
+    size, fresh, stale = storage.size(shard), list[ShardIndex](), list[ShardIndex]()
+    for path in (beside, cached):
+        index = _whole(shard, path, size, patience)
+        if index is None:
+            continue
+        if not _is_of(index, shard, patience):
+            stale.append(index)
+            continue
+        if index.has_sums:
+            return index
+        fresh.append(index)
+    if fresh:
+        return fresh[0]
+    return _made(shard, beside, cached, patience, stale=stale)
+
+
+def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> ShardIndex:
+    """The kept index first: it knows the tag, and is near."""
+    tag, size = storage.tag(shard, patience), storage.size(shard, patience)
+    kept = _fresh(shard, cached, size, patience)
+    if kept is not None and kept.tag == tag:
+        return kept
+    replaced = kept is not None and bool(kept.tag) and bool(tag)
+    if replaced:
+        sys.stderr.write(
+            f"{without_secrets(shard)}: its ETag or time is another than when it was indexed: it was replaced; its "
+            "index is made anew, and bytes kept of it are not used\n"
+        )
+    index = _fresh(shard, beside, size, patience)
+    if index is None or (replaced and kept is not None and index.has_lines_of(kept)):  # beside it lies the old one
+        return _made(shard, beside, cached, patience, tag)
+    index.tag = tag
+    if tag:
+        with suppress(OSError):  # a copy: without it the next start does not see a replacement
+            storage.write_atomically(Path(cached), index.dump())
+    return index
+
+
+def rebuilt(shard: str, why: DamagedIndex) -> ShardIndex:
+    """An index whose file turned out damaged when it was used, made anew from the tar."""
+    _say(index_path(shard), why)
+    return _made(shard, index_path(shard), _cache_path(shard), tag=storage.tag(shard))
+
+
+def _made(
+    shard: str,
+    beside: str,
+    cached: str,
+    patience: float | None = None,
+    tag: str = "",
+    stale: Sequence[ShardIndex] = (),
+) -> ShardIndex:
+    index = storage.retrying(lambda: ShardIndex.scan(shard), shard, patience)
+    index.tag = tag  # asked for before: a shard that is replaced meanwhile has another one
+    if stale:
+        damaged = next((old for old in stale if _is_damaged(shard, index, old)), None)
+        if damaged is not None:
+            index = ShardIndex(shard, index.size, index.mark, damaged.lines, index.problems)
+        sums = "with the sums of its members, of which few are others" if damaged else "without sums of its members"
+        sys.stderr.write(
+            f"{shard}: its size or its ends are not those of the file that was indexed: it was changed or replaced, "
+            f"and is another shard to every run; its index is made anew, {sums}\n"
+        )
+    if len(index):  # beside what is no shard nothing is left
+        keep(index.dump(), beside, cached)
+    return index
+
+
+def _is_damaged(shard: str, index: ShardIndex, old: ShardIndex) -> bool:
+    """Whether a shard that is not that of an old index is the same one with a few other bytes: then the old sums tell
+    which samples those are in. A shard that was made anew has other members throughout. All of it is read."""
+    members, others = 0, 0
+    try:
+        if old.size != index.size or not old.has_sums or not old.has_lines_of(index):
+            return False
+        refs = [old.sample(row) for row in range(len(old))]
+    except DamagedIndex:
+        return False
+    reader = storage.RangeReader()
+    for ref in refs:
+        for name in ref.sums.keys() & ref.members.keys():
+            members += 1
+            others += zlib.crc32(reader.read(shard, *ref.members[name])) != ref.sums[name]
+    return others <= max(_FEW, _FEW_OF_MANY * members)
+
+
+def _say(path: str, why: Exception) -> None:
+    said = printable(" ".join(str(why).split()))
+    sys.stderr.write(
+        f"{without_secrets(path)}: damaged ({said[:200]}): made anew from the shard, without sums of its members\n"
+    )
+
+
+def keep(data: bytes, beside: str, cached: str) -> None:
+    """Write a derived file beside the shards, or in the user's cache where they are remote or read-only.
+
+    Raises OSError with the remedy where neither can be written."""
+    if not storage.is_url(beside):
+        try:
+            return storage.write_atomically(Path(beside), data)
+        except OSError:  # read-only, or another user's
+            pass
+    try:
+        return storage.write_atomically(Path(cached), data)
+    except OSError as error:
+        raise OSError(
+            f"neither {beside} nor {cached} can be written ({error}); set XDG_CACHE_HOME to a folder that can"
+        ) from error
+
+
+def cache_folder() -> Path:
+    """Where indices and catalogues of read-only and remote corpora are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgm_scale" / "index"
+
+
+def _cache_path(shard: str) -> str:
+    where = place(shard) if storage.is_url(shard) else os.path.abspath(shard)
+    return str(cache_folder() / f"{seeding.key(where):016x}-{shard_name(shard)}.index.jsonl")
+
+
+def _fresh(shard: str, path: str, size: int, patience: float | None) -> ShardIndex | None:
+    """The index at `path` if it is there, whole, and of this tar, which has `size` bytes."""
+    index = _whole(shard, path, size, patience)
+    return index if index is not None and _is_of(index, shard, patience) else None
+
+
+def _whole(shard: str, path: str, size: int, patience: float | None) -> ShardIndex | None:
+    """The index at `path`, of whichever tar, if it is there and not damaged."""
+    try:
+        data = storage.read_small(path, patience, size + _MORE_THAN_TAR)
+        return None if data is None else ShardIndex.parse(shard, data)
+    except (DamagedIndex, Lasting) as error:  # Lasting: it has no end, or is no answer
+        _say(path, error)
+        return None
+
+
+def _is_of(index: ShardIndex, shard: str, patience: float | None) -> bool:
+    def identity() -> tuple[int, str]:
+        with storage.open_seekable(shard) as file:
+            return identity_of(file)
+
+    return (index.size, index.mark) == storage.retrying(identity, shard, patience)
+
+
+def add_sums(shard: str, sums: Mapping[int, Mapping[str, int]]) -> None:
+    """Keep the sums of these rows' members, as they were read, in the shard's index."""
+    index = load(shard).with_sums(sums)
+    keep(index.dump(), index_path(shard), _cache_path(shard))
