@@ -63,7 +63,11 @@ def judged(part: str, kind: str, files: list[str], anew: bool, code: int, work: 
             return (FAILED, wrong) if wrong else (UNSEEN, "")
     if found == truth.weights:
         steps = [step for step in truth.steps if int(step) > ground.STEPS - ground.EVERY]
-        apart = [step for step in steps if rows.get(step) != truth.steps[step]]
+        without = _skipped(work).get(
+            ground.LEFT_OUT, set()
+        )  # of weight 0, and of other pixels where it is damaged, too
+        parts = {step: 1 if int(step) in without else 2 for step in steps}  # the loss, the digest of the data
+        apart = [step for step in steps if rows.get(step, [])[: parts[step]] != truth.steps[step][: parts[step]]]
         return (FAILED, f"rows of steps {apart} are others") if apart else (SAME, "")
     if others:
         return ANOTHER, ""
