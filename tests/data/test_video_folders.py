@@ -69,6 +69,38 @@ def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) ->
     assert open_labelled(str(tmp_path)).labels == {"run/b.mp4": "run", "run/c.mp4": "run", "walk/a.mp4": "walk"}
 
 
+def test_a_folder_may_have_its_captions_in_one_file(tmp_path: Path) -> None:
+    said = {
+        "a": "one",
+        "b.mp4": ["two", "three"],
+        "c": "not this",
+        "gone": "of no video",
+        "d": 3,
+        "e": "tab\tle\u0007",
+    }
+    for name in ("a", "b", "c", "d", "e", "deep/a"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "c.txt").write_text("its own")
+    (tmp_path / "captions.json").write_text(json.dumps(said))
+
+    def captions() -> dict[str, list[str]]:
+        corpus = open_corpus(tmp_path)
+        read = [json.loads(corpus.read(corpus.sample(n, 0), ["json"])["json"])["captions"] for n in range(len(corpus))]
+        return {name.removesuffix(".mp4"): of for name, of in zip(corpus.names, read) if of}
+
+    assert captions() == {"a": ["one"], "b": ["two", "three"], "c": ["its own"]}
+    for damaged in (b"", b"[1, 2]", b"{", b"\xff\xfe"):
+        (tmp_path / "captions.json").write_bytes(damaged)
+        assert captions() == {"c": ["its own"]}
+        corpus = open_corpus(tmp_path)
+        assert [(one.key, one.reason) for one in corpus.all_problems()] == [("captions.json", "bad_caption")]
+        assert corpus.lost == 0, "a notice"
+    (tmp_path / "captions.json").write_text(json.dumps({"caption": "of this video", "a": "no"}))
+    (tmp_path / "captions.mp4").touch()
+    assert captions() == {"c": ["its own"], "captions": ["of this video"]}
+
+
 def test_a_list_of_real_videos_stands_for_shards(real: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("bend_00000006.mp4 bend\ngone.mp4 bend\none_hand_wave_00000002.mp4 wave\n")
     found = open_labelled(str(tmp_path / "list.txt"), root=str(real / "weizmann"))

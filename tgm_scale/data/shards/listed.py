@@ -12,11 +12,14 @@ import numpy as np
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
-from tgm_scale.data.building.annotations import captions_of
+from tgm_scale.data.building.annotations import captions_of, json_fault
 from tgm_scale.data.lists.reading import Entry, Listing
 from tgm_scale.data.shards.index import NOTICES, Corpus
-from tgm_scale.data.shards.shard_index import SampleRef, split_extension
+from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, SampleRef, split_extension
 from tgm_scale.data.shards.video_files import VideoFolder, video_extension, walk
+from tgm_scale.runtime.outside.json_text import json_of
+
+CAPTIONS = "captions.json"  # {NAME: a caption, or a list of them} of the videos in its folder
 
 
 class ListedCorpus(Corpus):
@@ -92,23 +95,43 @@ class ListedCorpus(Corpus):
 
 
 def folder_listing(root: str) -> Listing | None:
-    """The videos below a folder as a list: captions are those of NAME.txt or NAME.json beside NAME.mp4, labels the
-    folders that the videos are in. None where the folder holds no video."""
-    entries, unread = [], list[Problem]()
-    for folder, names in walk(root, unread):
+    """The videos below a folder as a list: captions are those of NAME.txt or NAME.json beside NAME.mp4, else of NAME
+    in the folder's captions.json, labels the folders that the videos are in. None where it holds no video."""
+    entries, problems = [], list[Problem]()
+    for folder, names in walk(root, problems):
         stems = set(names)
+        of_folder = _captions_of_folder(root, folder, stems, problems)
         label = os.path.relpath(folder, root).replace(os.sep, "/")
         for name in names:
             stem, extension = split_extension(name)
             if extension:
                 beside = {end: _read(folder, f"{stem}.{end}") for end in ("json", "txt") if f"{stem}.{end}" in stems}
                 path = os.path.join(os.path.relpath(folder, root), name) if folder != root else name
-                entries.append(Entry(path, captions_of(beside), None if label == "." else label))
+                captions = captions_of(beside) or captions_of(of_folder.get(stem) or of_folder.get(name) or {})
+                entries.append(Entry(path, captions, None if label == "." else label))
     if not entries:
         return None
     return Listing(
-        os.path.join(root, ""), entries, "videos of a folder; captions: NAME.txt or NAME.json beside them", unread
+        os.path.join(root, ""),
+        entries,
+        f"videos of a folder; captions: NAME.txt or NAME.json beside them, or {CAPTIONS}",
+        problems,
     )
+
+
+def _captions_of_folder(
+    root: str, folder: str, names: set[str], problems: list[Problem]
+) -> dict[str, dict[str, bytes]]:
+    """By a video's name, with or without its extension, what `captions_of` reads: of a captions.json that is not that
+    of a video called captions. `problems` takes one that is no object of JSON."""
+    if CAPTIONS not in names or any(f"captions.{extension}" in names for extension in VIDEO_EXTENSIONS):
+        return {}
+    data = _read(folder, CAPTIONS)
+    fault = json_fault({"json": data})
+    if fault is not None:
+        problems.append(Problem(os.path.relpath(os.path.join(folder, CAPTIONS), root), "bad_caption", fault))
+        return {}
+    return {name: {"json": json.dumps({"captions": said}).encode()} for name, said in json_of(data).items()}
 
 
 def _read(folder: str, name: str) -> bytes:
