@@ -16,6 +16,7 @@ import pytest
 
 from tgm_scale import cli
 from tgm_scale.commands import masks_evaluate, table
+from tgm_scale.commands.command import part_names
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.runtime import command
 
@@ -204,7 +205,7 @@ def test_overrides_among_lists_of_names_stay_in_order(words: str, names: list[st
     masks_evaluate.COMMAND.add_arguments(parser)
     options = parser.parse_intermixed_args(given := ["--videos", "x", *words.split()])
     options.given = given
-    masks_evaluate.arrange(options)
+    part_names(options, {"recipes": ["all"], "scorers": ["all"]})
     assert options.recipes == names and options.overrides == overrides
 
 

@@ -103,7 +103,7 @@ def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:
         plan = plan_pretraining(from_tree(tree), ALONE)
         with pytest.raises(ValueError, match=r"none of 3 samples looked at has a caption \(0.mp4 is") as refused:
             open_corpora(settings.data, plan.captions, plan.without_captions)
-        assert str(refused.value).endswith(f"to train without them add {' '.join(missing)}")
+        assert str(refused.value).endswith(f"to do without them add {' '.join(missing)}")
         assert not plan_pretraining(from_tree(lay_over(tree, missing)), ALONE).captions
 
 

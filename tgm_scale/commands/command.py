@@ -56,6 +56,20 @@ def add_rewriting(parser: argparse.ArgumentParser) -> None:
     add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
 
 
+def part_names(options: argparse.Namespace, lists: dict[str, list[str]]) -> None:
+    """Part the names that options take as lists from the overrides behind them. lists: each option, and what it is
+    where it was not given. Raises ValueError where it was, and there is no name."""
+    overrides = {*options.overrides}
+    for name, default in lists.items():
+        given = getattr(options, name) or default
+        overrides |= {word for word in given if "=" in word}
+        names = [part for word in given if "=" not in word for part in word.split(",") if part]
+        if not names:
+            raise ValueError(f"--{name} {' '.join(given)}: wanted names, or all")
+        setattr(options, name, names)
+    options.overrides = [word for word in options.given if word in overrides]  # a later one wins
+
+
 def number(text: str) -> float:
     """The type of an argument that is a number, and not `nan`, which every comparison passes or fails alike."""
     with suppress(ValueError):

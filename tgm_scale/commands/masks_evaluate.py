@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tgm_scale.commands.command import Command, add_overrides
+from tgm_scale.commands.command import Command, add_overrides, part_names
 
 EXAMPLES = """examples:
   tgm-scale masks evaluate --videos DIR --masks DIR
@@ -48,21 +48,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
-def arrange(options: argparse.Namespace) -> None:
-    """Part the names from the overrides behind them. Raises ValueError where there is no name."""
-    overrides = {*options.overrides}
-    for name in ("recipes", "scorers"):  # overrides may come after a list of names
-        given = getattr(options, name) or ["all"]
-        overrides |= {word for word in given if "=" in word}
-        names = [part for word in given if "=" not in word for part in word.split(",") if part]
-        if not names:
-            raise ValueError(f"--{name} {' '.join(given)}: wanted names, or all")
-        setattr(options, name, names)
-    options.overrides = [word for word in options.given if word in overrides]  # a later one wins
-
-
 def _run(options: argparse.Namespace) -> int:
-    arrange(options)
+    part_names(options, {"recipes": ["all"], "scorers": ["all"]})
     from tgm_scale.evaluation.masks.evaluate import evaluate
 
     return evaluate(options)

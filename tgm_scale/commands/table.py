@@ -11,6 +11,7 @@ from tgm_scale.commands import (
     evaluations,
     masks_evaluate,
     plan,
+    preview,
     report,
     runs,
     shards_cache,
@@ -23,7 +24,7 @@ from tgm_scale.commands.command import Command
 
 GROUPS: dict[str, list[Command]] = {
     "data": [shards_make.COMMAND, shards_check.COMMAND, shards_caption.COMMAND, shards_cache.COMMAND],
-    "before a run": [runs.CONFIG, plan.COMMAND, runs.PREFLIGHT, tune.COMMAND],
+    "before a run": [preview.COMMAND, runs.CONFIG, plan.COMMAND, runs.PREFLIGHT, tune.COMMAND],
     "training": [runs.PRETRAIN, runs.FINETUNE],
     "runs": [runs.STATUS, report.COMMAND, runs.COMPARE, runs.CHECK],
     "evaluation": [*evaluations.COMMANDS, masks_evaluate.COMMAND],

@@ -62,6 +62,13 @@ def run_masker(config: Config) -> Masker:
     return masker_of(config.masking, shape_of(config).grid, config.model.decode_ratio)
 
 
+def recipe_masker(config: Config, recipe: str) -> Masker:
+    """A recipe at the configuration's ratio; its options only where it is the configuration's recipe."""
+    masking = config.masking
+    changes = {"recipe": recipe, "options": masking.options if recipe == masking.recipe else {}}
+    return masker_of(masking.model_copy(update=changes), shape_of(config).grid, config.model.decode_ratio)
+
+
 def layout_of(train: TrainConfig, group: int, place: Place) -> BatchLayout:
     """The layout with a micro batch no larger than a process's share of the global batch: `micro_batch_size` is what a
     GPU can hold, and many GPUs leave each less. Nothing but speed depends on it.

@@ -45,12 +45,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what it shows in words (`alt`) and how to read it (`caption`)."""
+    """A PNG or WebP with what it shows in words (`alt`) and how to read it (`caption`)."""
 
     png: bytes
     alt: str
     caption: str
     kind: ClassVar[str] = "figure"
+
+    @property
+    def mime(self) -> str:
+        return "image/webp" if self.png.startswith(b"RIFF") else "image/png"
 
     @property
     def data(self) -> str:
@@ -66,9 +70,17 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """Pictures side by side where the page is wide, each under its caption."""
+
+    pictures: Sequence[Picture]
+    kind: ClassVar[str] = "gallery"
+
+
+@dataclass(frozen=True)
 class Section:
     title: str
-    blocks: Sequence[Text | Code | Table | Picture | Drawn]
+    blocks: Sequence[Text | Code | Table | Picture | Gallery | Drawn]
 
 
 @dataclass(frozen=True)

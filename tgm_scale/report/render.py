@@ -83,3 +83,18 @@ def png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG", optimize=True)
     return stream.getvalue()
+
+
+def contact_sheet(rows: Sequence[Tensor], side: int = 160, quality: int = 80) -> bytes:
+    """A WebP of rows of pictures, uint8 [S, 3, H, W] each, at `side` pixels; transparent between them. Small ones are
+    enlarged to sharp pixels."""
+    width, height = (count * (side + _GAP) - _GAP for count in (max(map(len, rows)), len(rows)))
+    sheet = Image.new("RGBA", (width, height), (0, 0, 0, 0))
+    for r, pictures in enumerate(rows):
+        for s, picture in enumerate(pictures):
+            image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+            how = Image.Resampling.NEAREST if image.width < side else Image.Resampling.BICUBIC
+            sheet.paste(image.resize((side, side), how), (s * (side + _GAP), r * (side + _GAP)))
+    stream = io.BytesIO()
+    sheet.save(stream, "WEBP", quality=quality)
+    return stream.getvalue()

@@ -63,6 +63,15 @@ class Truth:
         return {"frames": frames, "height": height, "width": width, "objects": objects}
 
 
+def has_truth(data: bytes | None) -> bool:
+    """Whether a sample's json is that of a synthetic clip."""
+    try:
+        content = json_of(data or b"null")
+    except ValueError:
+        return False
+    return isinstance(content, dict) and "truth" in content
+
+
 def read_truth(sample: bytes | str | dict[str, Any]) -> Truth:
     """The truth in the json member of a synthetic sample. Raises ValueError where there is none."""
     fields = sample if isinstance(sample, dict) else json_of(sample)

@@ -31,7 +31,7 @@ from tgm_scale.evaluation.masks.annotated import Annotated, AnnotatedClip, clips
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.masking.recipes import RECIPES, Masker
-from tgm_scale.planning.run_plan import masker_of, shape_of
+from tgm_scale.planning.run_plan import recipe_masker, shape_of
 from tgm_scale.planning.towers import IMAGE_MAPS, Towers, load_towers
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
 from tgm_scale.runtime.progress import Board
@@ -70,7 +70,7 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError("no recipe can run: see what was left out")
     scores: dict[str, list[ClipScore]] = {}
     grid = shape_of(config).grid
-    plain = _masker(config, "tube")
+    plain = recipe_masker(config, "tube")
     with Board() as board:
         task = board.task("videos", len(found.pairs))
         for file, truth in list(found.pairs):
@@ -123,13 +123,6 @@ def _clips(config: Config, found: Annotated, file: Path, truth: Path, count: int
     return of_video
 
 
-def _masker(config: Config, recipe: str) -> Masker:
-    """A recipe at the configuration's ratio; its options only where it is the configuration's recipe."""
-    masking = config.masking
-    changes = {"recipe": recipe, "options": masking.options if recipe == masking.recipe else {}}
-    return masker_of(masking.model_copy(update=changes), shape_of(config).grid, config.model.decode_ratio)
-
-
 def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[EvaluatedRecipe], list[str]]:
     """The recipes that can run, and in words those that cannot."""
     wanted = list(RECIPES) if options.recipes == ["all"] else options.recipes
@@ -137,7 +130,7 @@ def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[Evaluate
     recipes, left_out = [], []
     device = torch.device("cpu")
     for recipe in wanted:
-        masker = _masker(config, recipe)
+        masker = recipe_masker(config, recipe)
         if masker.needs & IMAGE_MAPS and config.guidance.towers is None:
             left_out.append(f"{recipe}: needs guidance.towers=DIR, a CLIP or SigLIP folder")
             continue

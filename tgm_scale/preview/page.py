@@ -1,0 +1,170 @@
+"""The page of a preview: what the figures say first, then each clip in pictures.
+
+Shapes: S slots, R rows, C columns of the token grid, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tgm_scale.contracts import Problem
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.preview import words
+from tgm_scale.preview.clips import Clip
+from tgm_scale.preview.figures import Figures, Mean, Pairing
+from tgm_scale.preview.looks import Look, Way
+from tgm_scale.preview.settings import Settings
+from tgm_scale.report.html import Card, Code, Gallery, Picture, Report, Section, Table, Text
+from tgm_scale.report.reconstruct import reconstruct
+from tgm_scale.report.render import contact_sheet, heatmap, slot_frames, veiled
+from tgm_scale.runtime.terminal import escaped
+
+PICTURES = 4  # of a clip's slots, evenly spread
+_LONGEST = 400  # letters of a caption that are shown
+_HEADER = ["recipe", "hides", "of another caption", "in a centre box", "of the slot before", "pairings won", "p"]
+_HOW = (
+    "Hides is the share of the tokens that is hidden, and what the three shares right of it are by chance. Of another "
+    "caption: the share of a clip's mask that the captions of the other clips hide, too; 100% where captions have no "
+    "say. In a centre box: the share of the mask in a box of its size in the middle of the frame. Of the slot before: "
+    "the share that was hidden there, too. Pairings won: of two clips and their captions, how often the hidden tokens "
+    "answer to the captions more than the visible ones the right way round than with the captions exchanged; 50% is "
+    "chance, and p is how often a random assignment of all captions does as well (recipes that read no caption are "
+    "judged by the scorer that pairs best). Means over the clips shown, with their standard errors."
+)
+
+_READING = (
+    "Relevance is drawn from its lowest in the clip (blue) to its highest (yellow). Of each recipe the upper pictures "
+    "show what is hidden and the lower ones what the encoder sees."
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures of one clip, and its words."""
+
+    clip: Clip
+    gallery: Gallery
+
+
+def picture_clip(
+    clip: Clip, look: Look, ways: Sequence[Way], model: MaskedVideoAutoencoder | None, settings: Settings
+) -> Shown:
+    """model: reconstructs the clip under the first way, or its scorer's that the configuration names."""
+    grid = settings.maskers[0].grid
+    frames = slot_frames(clip.video, grid.slots)
+    chosen = np.unique(np.linspace(0, grid.slots - 1, min(PICTURES, grid.slots)).round().astype(int))
+    pictures = [_picture("frames", "the clip", [frames], chosen)]
+    for scorer, relevance in look.relevance.items():
+        said = f"relevance, scorer {scorer}"
+        pictures.append(_picture(said, said, [heatmap(frames, relevance)], chosen))
+    for way in ways:
+        rows = [veiled(frames, look.hidden[way.label]), veiled(frames, _visible(look, way))]
+        pictures.append(_picture(f"{way.label}: hidden and seen", way.label, rows, chosen))
+    if model is not None:
+        way = of_the_run(ways, settings)
+        completed = reconstruct(model, clip.video[None], look.masks[way.label], settings.normalise_by)
+        said = f"reconstruction under {way.label}, with brightness and contrast of visible patches alone"
+        pictures.append(_picture("reconstruction", said, [slot_frames(completed[0], grid.slots)], chosen))
+    return Shown(clip, Gallery(pictures))
+
+
+def of_the_run(ways: Sequence[Way], settings: Settings) -> Way:
+    """The first recipe named, with the configuration's scorer."""
+    first = [way for way in ways if way.masker is settings.maskers[0]]
+    return next((way for way in first if way.scorer == settings.config.guidance.scorer), first[0])
+
+
+def _visible(look: Look, way: Way) -> Tensor:
+    shape = look.hidden[way.label].shape
+    return torch.zeros(shape.numel(), dtype=torch.bool).scatter(0, look.masks[way.label].visible[0], True).view(shape)
+
+
+def _picture(alt: str, caption: str, rows: Sequence[Tensor], chosen: np.ndarray) -> Picture:
+    return Picture(contact_sheet([row[torch.from_numpy(chosen)] for row in rows]), alt, caption)
+
+
+def compose(
+    settings: Settings,
+    said: Sequence[str],
+    found: Sequence[Figures],
+    shown: Sequence[Shown],
+    problems: Sequence[Problem],
+    command: str,
+) -> Report:
+    """said: the verdict."""
+    sections = [Section("What the masks follow", [*map(Text, said), _table(found), Text(_HOW)])]
+    meant = [[one.way.label, words.meaning(one)] for one in found]
+    sections.append(Section("What that means for these clips", [Table(["recipe", "in words"], meant, words=True)]))
+    if problems:
+        rows = [[escaped(one.key, keep=""), one.reason, escaped(one.detail, keep="")] for one in problems]
+        told = Text("A run skips these, counts them by reason and names them.")
+        sections.append(Section("Left out", [told, Table(["clip", "reason", "what was found"], rows, words=True)]))
+    sections.append(Section("The clips", [Text(_READING)]))
+    sections += [Section(escaped(one.clip.name, keep=""), [Text(_caption(one.clip)), one.gallery]) for one in shown]
+    sections.append(Section("The page again", [Code(command)]))
+    config = settings.config
+    grid = settings.maskers[0].grid
+    return Report(
+        title="What masking hides in your clips",
+        lead=(
+            f"{len(shown)} clips of {config.data.frames} frames of {config.data.size} pixels, "
+            f"{grid.slots} x {grid.rows} x {grid.columns} tokens. Crops, captions and masks are those of a run with "
+            f"seed {config.run.seed}. Pictures are the first frames of {min(PICTURES, grid.slots)} of "
+            f"{grid.slots} slots."
+        ),
+        sections=sections,
+        cards=_cards(found),
+        footer=f"guidance.towers={config.guidance.towers or 'none'}",
+    )
+
+
+def _caption(clip: Clip) -> str:
+    if not clip.captions:
+        return "No caption."
+    said = escaped(" / ".join(clip.captions), keep="")
+    return f"“{said[:_LONGEST]}{'…' if len(said) > _LONGEST else ''}”"
+
+
+def _cards(found: Sequence[Figures]) -> list[Card]:
+    best = max((one for one in found if one.pairing and one.way.scorer), key=_rank, default=None)
+    if best is None or best.pairing is None:
+        return []
+    known = "" if best.pairing.known else ": at chance" if best.pairing.enough else ": too few to tell"
+    cards = [Card(f"{best.pairing.share:.0%}", f"of pairings won by the right captions, {best.way.label}{known}")]
+    if best.swapped is not None:
+        said = f"of the mask is the same under another caption ({best.ratio:.0%} is chance)"
+        cards.append(Card(f"{best.swapped.value:.0%}", said))
+    said = f"of the mask lies in a box in the centre ({best.ratio:.0%} is chance)"
+    return [*cards, Card(f"{best.centre.value:.0%}", said)]
+
+
+def _rank(one: Figures) -> tuple[float, float]:
+    return (one.pairing.share, -one.pairing.p) if one.pairing else (0.0, 0.0)
+
+
+def _table(found: Sequence[Figures]) -> Table:
+    return Table(_HEADER, [_row(one) for one in found])
+
+
+def _row(one: Figures) -> list[str]:
+    return [
+        one.way.label,
+        f"{one.ratio:.1%}",
+        "-" if one.swapped is None else _mean(one.swapped),
+        _mean(one.centre),
+        _mean(one.repeat),
+        *(("-", "-") if one.pairing is None else _paired(one.pairing)),
+    ]
+
+
+def _mean(one: Mean) -> str:
+    return f"{one.value:.1%}" + ("" if one.error != one.error else f" ± {one.error:.1%}")
+
+
+def _paired(one: Pairing) -> tuple[str, str]:
+    return f"{one.share:.1%}", f"{one.p:.4f}"

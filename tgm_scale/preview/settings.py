@@ -1,0 +1,131 @@
+"""What a preview is made with: the configuration, the recipes, the checkpoint that reconstructs."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from tgm_scale.config import COMMAND_LINE, Config, all_keys, checked, lay_over, read_tree
+from tgm_scale.conversion.read import read
+from tgm_scale.conversion.weights import Weights
+from tgm_scale.masking.recipes import RECIPES, Masker
+from tgm_scale.planning.checks import check_guidance, check_shards
+from tgm_scale.planning.module import NormaliseBy
+from tgm_scale.planning.run_plan import Shape, recipe_masker, shape_of
+
+DEFAULTS: dict[str, Any] = {  # ratio, frames and size as in configs/pretrain_vitb.yaml
+    "run": {"dir": "-"},
+    "data": {"frames": 16, "stride": 4, "size": 224},
+    "masking": {"recipe": "text_guided", "mask_ratio": 0.6},
+    "objective": {"contrastive_weight": 0.0},
+    "train": {"steps": 1},
+}
+_OF_A_RUN = (
+    "data",
+    "guidance",
+    "masking",
+    "model",
+    "objective",
+)  # what a checkpoint's configuration says to a preview
+_NOT_OF_A_PREVIEW = ("data.synthetic", "data.cache", "data.decoder")  # it makes no corpus and keeps no bytes
+MOST_CLIPS = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of one preview."""
+
+    config: Config
+    maskers: list[Masker]  # the recipes named, in order
+    weights: Weights | None
+
+    @property
+    def speaks(self) -> bool:
+        """Whether captions are looked at."""
+        return any("relevance" in masker.needs for masker in self.maskers)
+
+    @property
+    def needs(self) -> set[str]:
+        return set().union(*(masker.needs for masker in self.maskers))
+
+    @property
+    def normalise_by(self) -> NormaliseBy:
+        """Whose mean and deviation the checkpoint's targets are normalised by."""
+        of_run = (self.weights.config or {}) if self.weights else {}
+        return (of_run.get("objective") or {}).get("normalise_by", "patch")
+
+
+def resolve(options: argparse.Namespace) -> Settings:
+    """Raises ValueError for what does not go together, before any data is opened."""
+    if options.clips > MOST_CLIPS:
+        raise ValueError(f"--clips {options.clips}: wanted at most {MOST_CLIPS}: a page holds the pictures of each")
+    if options.output.is_dir() or not options.output.absolute().parent.is_dir():
+        what = "a folder" if options.output.is_dir() else "its folder is not there: make it first"
+        raise ValueError(f"--output {options.output}: {what}; wanted a file's name, such as page.html")
+    weights = _weights(options.checkpoint) if options.checkpoint else None
+    config = _config(options, weights)
+    check_shards(config.data)
+    names = list(RECIPES) if "all" in options.recipes else list(dict.fromkeys(options.recipes))
+    maskers = [recipe_masker(config, name) for name in names]
+    for masker in maskers:
+        check_guidance(config.guidance, masker)
+    if weights is not None:
+        _refuse_another_shape(options.checkpoint, weights, shape_of(config))
+    return Settings(config, maskers, weights)
+
+
+def _config(options: argparse.Namespace, weights: Weights | None) -> Config:
+    if options.config:
+        tree, origin = read_tree(options.config), options.config
+    else:
+        tree, origin = copy.deepcopy(DEFAULTS), COMMAND_LINE
+        if weights is not None:
+            _lay_under(tree, weights)
+    config = checked(lay_over(tree, options.overrides), origin, Config, options.overrides)
+    guidance = config.guidance.model_copy(update={"cached": False, "compile": False})
+    seed = config.run.seed if options.seed is None else options.seed
+    return config.model_copy(update={"guidance": guidance, "run": config.run.model_copy(update={"seed": seed})})
+
+
+def _lay_under(tree: dict[str, Any], weights: Weights) -> None:
+    """What the checkpoint says of its clips, and its run's configuration where it is one of ours and known today."""
+    size = weights.size
+    tree["data"] |= {"frames": weights.frames, "size": weights.image_size}
+    tree["model"] = {"patch": size.patch, "tubelet": size.tubelet}
+    known = {*all_keys(Config)} - {*_NOT_OF_A_PREVIEW}
+    for section in _OF_A_RUN:
+        of_run = (weights.config or {}).get(section) or {}
+        kept = {name: value for name, value in of_run.items() if f"{section}.{name}" in known}
+        tree[section] = {**tree.get(section, {}), **kept}
+
+
+def _weights(checkpoint: str) -> Weights:
+    try:
+        found = read(checkpoint)
+    except ValueError as mistake:
+        raise ValueError(f"--checkpoint {mistake}") from None
+    if found.kind != "pretraining":
+        raise ValueError(
+            f"--checkpoint {checkpoint}: {found.kind} weights, without a decoder to reconstruct by: give a "
+            "pretraining checkpoint"
+        )
+    return found
+
+
+def _refuse_another_shape(checkpoint: str, weights: Weights, wanted: Shape) -> None:
+    own = Shape("", weights.size, weights.frames, weights.image_size, wanted.grid)
+    if _said(own) != _said(wanted):
+        raise ValueError(
+            f"--checkpoint {checkpoint}: a model of {_said(own)}, and the preview is of {_said(wanted)}: leave out "
+            "data.frames, data.size, model.size, model.patch and model.tubelet (they are then the checkpoint's), or "
+            "give a checkpoint of that shape"
+        )
+
+
+def _said(shape: Shape) -> str:
+    size = shape.size
+    return (
+        f"{shape.frames} frames of {shape.image_size} pixels in tokens of {size.tubelet} x {size.patch} x {size.patch}"
+    )

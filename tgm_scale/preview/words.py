@@ -1,0 +1,113 @@
+"""What the figures mean for these clips, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tgm_scale.guidance.towers import SMALL_TOWERS, tower_folder
+from tgm_scale.masking.diagnostics import ALARM
+from tgm_scale.preview.figures import FEWEST, LEVEL, Figures
+from tgm_scale.preview.settings import Settings
+
+SMALL = (
+    "guidance.towers=small is the CLIP that comes with the package. It has seen synthetic shapes and nothing of real "
+    "video, so its relevance and its masks say nothing of these clips: give guidance.towers=FOLDER, a CLIP or SigLIP."
+)
+
+
+def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic: bool) -> list[str]:
+    """What comes first on the page and on the terminal. synthetic: whether all clips are of the project's own kind."""
+    towers = settings.config.guidance.towers
+    if not settings.speaks or towers is None:
+        return ["No caption has a say in these recipes: they hide the same whatever a caption says."]
+    small = tower_folder(towers) == str(SMALL_TOWERS)
+    said = [SMALL] if small and not synthetic else []
+    paired = [one for one in found if one.way.scorer is not None and one.pairing is not None]
+    if not paired:
+        return [*said, f"The {clips} clips shown have one caption between them: nothing tells whether it matters."]
+    best = max(paired, key=lambda one: (one.pairing.share, -one.pairing.p) if one.pairing else (0, 0))
+    assert best.pairing is not None
+    if not best.pairing.enough:
+        return [
+            *said,
+            f"{best.pairing.captions} different captions are too few to tell whether the tower knows these clips: "
+            f"look at {FEWEST} or more (--clips).",
+        ]
+    if said:
+        return [*said, f"({best.way.label} wins {best.pairing.share:.0%} of the pairings here; 50% is chance.)"]
+    if best.pairing.known:
+        return _knows(best, found)
+    return [
+        f"guidance.towers={towers} knows nothing of these {clips} clips, as far as they tell: under its best scorer "
+        f"({best.way.scorer}) the right captions win {best.pairing.share:.0%} of the pairings, and a random "
+        f"assignment of the captions does as well in {best.pairing.p:.0%} of the draws (above {LEVEL:.0%} is "
+        "chance). Masks that it guides do not follow what the captions say: give another tower, or look at more "
+        "clips (--clips).",
+    ]
+
+
+def _knows(best: Figures, found: Sequence[Figures]) -> list[str]:
+    """Which scorer, and whether a recipe that reads no caption does as well."""
+    assert best.pairing is not None
+    said = [
+        f"{best.way.label} tells these captions apart best: the right captions win {best.pairing.share:.0%} of the "
+        f"pairings of two clips and two captions (50% is chance); set masking.recipe={best.way.masker.name} "
+        f"guidance.scorer={best.way.scorer}."
+    ]
+    chance = [one.way.scorer for one in found if one.way.scorer and one.pairing and not one.pairing.known]
+    if chance:
+        said.append(f"At chance: {', '.join(map(str, chance))}.")
+    deaf = [one.way.label for one in found if one.way.scorer is None and one.pairing and one.pairing.known]
+    if deaf:
+        said.append(
+            f"Without reading them, {', '.join(deaf)} hides what the captions speak of more than the rest, too."
+        )
+    return said
+
+
+def meaning(one: Figures) -> str:
+    """One way's figures in words."""
+    said = "; ".join(part for part in (_swapped(one), _centre(one), _repeat(one)) if part)
+    return f"{said[0].upper()}{said[1:]}."
+
+
+def _share_of_the_way(value: float, chance: float) -> float:
+    """0 at chance, 1 at 1."""
+    return (value - chance) / (1 - chance)
+
+
+def _swapped(one: Figures) -> str:
+    if one.swapped is None:
+        return "no caption changes it" if one.way.scorer is None else ""
+    said = f"another clip's caption hides {one.swapped.value:.0%} of the same tokens ({one.ratio:.0%} is chance)"
+    way = _share_of_the_way(one.swapped.value, one.ratio)
+    if way > ALARM:
+        return f"{said}, so the captions hardly matter: this is not text-guided masking"
+    moved = "and are what decides" if way < 0.5 else "though most of the mask is the same under any"
+    if one.pairing is None or not one.pairing.enough:
+        return f"{said}: captions change the mask, {moved}"
+    if one.pairing.known:
+        return f"{said}: captions change the mask, {moved}, and towards what they say"
+    return f"{said}: captions change the mask, but not towards what they say, as far as these clips tell"
+
+
+def _centre(one: Figures) -> str:
+    way = _share_of_the_way(one.centre.value, one.ratio)
+    said = f"{one.centre.value:.0%} of it lies in a box of its size in the centre ({one.ratio:.0%} is chance)"
+    if way > ALARM:
+        return f"{said}, so a box would do"
+    if abs(way) < 0.1:
+        return f"{said}: no leaning to the centre"
+    return f"{said}: it leans to the {'centre' if way > 0 else 'rim'}"
+
+
+def _repeat(one: Figures) -> str:
+    if one.way.masker.recipe.scope == "tube":
+        return "every slot hides the same places, as it is made"
+    way = _share_of_the_way(one.repeat.value, one.ratio)
+    said = f"{one.repeat.value:.0%} was hidden in the slot before ({one.ratio:.0%} is chance)"
+    if way > ALARM:
+        return f"{said}: the mask hardly moves with the picture, and what it hides is hidden throughout"
+    if way < 0.1:
+        return f"{said}: the next slot shows what this one hides, which the model can copy from where little moves"
+    return said
