@@ -29,8 +29,9 @@ MAY_IMPORT["report"] = _WINGS | {"planning", "runs"}  # runs: the page of a run 
 MAY_IMPORT["evaluation"] = MAY_IMPORT["planning"] | {"runs", "planning", "report"}
 MAY_IMPORT["training"] = MAY_IMPORT["evaluation"] - {"report"} | {"evaluation"}
 _HIGH = MAY_IMPORT["training"] | {"training", "report"}
-for _floor in ("finetuning", "preflight", "corpora", "preview"):
+for _floor in ("finetuning", "corpora", "preview"):
     MAY_IMPORT[_floor] = _HIGH
+MAY_IMPORT["preflight"] = _HIGH | {"finetuning"}
 MAY_IMPORT["benchmarks"] = _HIGH | {"demo.clip"}
 MAY_IMPORT["tuning"] = _HIGH | {"benchmarks"}
 MAY_IMPORT["demo"] = _HIGH | {"demo.corpus", "demo.clip"}

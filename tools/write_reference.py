@@ -20,8 +20,8 @@ EXAMPLES = """examples:
 
 PAGE = Path(__file__).parents[1] / "docs" / "CONFIGURATION.md"
 KINDS: dict[str, tuple[type[Section], str]] = {
-    "Pretraining": (Config, "`tgm-scale pretrain`, `preflight`, and the tools that plan or tune a run."),
-    "Finetuning": (FinetuneConfig, "`tgm-scale finetune`."),
+    "Pretraining": (Config, "`tgm-scale pretrain`, `preflight`, and the commands that plan or tune a run."),
+    "Finetuning": (FinetuneConfig, "`tgm-scale finetune` and `preflight`."),
     "Frozen features": (FrozenConfig, "`tgm-scale knn`, `probe` and `retrieve`."),
 }
 HEAD = """# Configuration

@@ -22,6 +22,7 @@ from tgm_scale.engine.extensions import BUILD_SECONDS
 from tgm_scale.planning import disk
 from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.preflight import trial
+from tgm_scale.preflight.pretraining import PretrainingChecks
 from tgm_scale.preflight.tested import TESTED, untested
 from tgm_scale.runtime.distributed import Place
 
@@ -58,7 +59,7 @@ def test_what_another_package_refuses_is_named(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(decode, "any_metadata", lambda version: {"an_argument_of_tomorrow": True})
     with pytest.raises(RuntimeError, match=r"TypeError: .*an_argument_of_tomorrow"):
-        trial.try_run(config(tmp_path), ALONE)
+        PretrainingChecks(config(tmp_path)).try_run(ALONE)
 
 
 def test_a_corpus_of_which_nothing_can_be_decoded_is_named(tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_a_corpus_of_which_nothing_can_be_decoded_is_named(tmp_path: Path) -> No
         for k in range(4):
             writer.write(f"c{k}", {"mp4": b"<html>", "json": {"captions": ["a"]}})
     with pytest.raises(ValueError, match=r"none of the first 8 clips of rank 0 can be used \(\d+ not_a_video\)"):
-        trial.try_run(config(tmp_path, "data.synthetic=null"), ALONE)
+        PretrainingChecks(config(tmp_path, "data.synthetic=null")).try_run(ALONE)
 
 
 def test_a_broken_clip_among_good_ones_is_passed_over(tmp_path: Path) -> None:
@@ -74,12 +75,12 @@ def test_a_broken_clip_among_good_ones_is_passed_over(tmp_path: Path) -> None:
     with ShardWriter(tmp_path / "shards") as writer:
         for k in range(6):
             writer.write(f"c{k}", {"mp4": b"<html>" if k % 2 else video, "json": {"captions": ["a"]}})
-    assert trial.try_run(config(tmp_path, "data.synthetic=null"), ALONE)
+    assert PretrainingChecks(config(tmp_path, "data.synthetic=null")).try_run(ALONE)
 
 
 def test_a_step_that_takes_long_on_a_cpu_is_left_out_and_said(tmp_path: Path) -> None:
     large = config(tmp_path, "model.size=B", "data.size=224", "data.frames=16")
-    assert "no step of the model: it would take long on a CPU" in trial.try_run(large, ALONE)
+    assert "no step of the model: it would take long on a CPU" in PretrainingChecks(large).try_run(ALONE)
 
 
 def test_cards_that_nccl_cannot_use_are_named(tmp_path: Path) -> None:
@@ -143,11 +144,12 @@ def test_a_lock_is_cleared_where_it_was_left(tmp_path: Path, monkeypatch: pytest
     lock = tmp_path / "cpu_adam" / "lock"
     lock.parent.mkdir()
     lock.touch()
-    assert trial.try_extensions(config(tmp_path), ALONE, clear=True) == [] and lock.exists(), "it may be another's"
+    plan = PretrainingChecks(config(tmp_path)).plan(ALONE)
+    assert trial.try_extensions(plan, ALONE, clear=True) == [] and lock.exists(), "it may be another's"
     old = time.time() - BUILD_SECONDS - 1
     os.utime(lock, (old, old))
-    assert trial.try_extensions(config(tmp_path), ALONE, clear=False) == [] and lock.exists()
-    assert trial.try_extensions(config(tmp_path), ALONE, clear=True) == [f"{lock}: removed"]
+    assert trial.try_extensions(plan, ALONE, clear=False) == [] and lock.exists()
+    assert trial.try_extensions(plan, ALONE, clear=True) == [f"{lock}: removed"]
     assert not lock.exists()
 
 

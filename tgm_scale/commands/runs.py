@@ -56,12 +56,16 @@ def _add_preflight(parser: argparse.ArgumentParser) -> None:
 
 
 def _preflight(options: argparse.Namespace) -> int:
-    from tgm_scale import config
+    from tgm_scale.evaluation import settings
 
-    resolved = config.load(options.config, options.overrides)
+    resolved = settings.load_training(options.config, options.overrides)
     from tgm_scale.preflight.command import preflight
+    from tgm_scale.preflight.finetuning import FinetuningChecks
+    from tgm_scale.preflight.pretraining import PretrainingChecks
 
-    return preflight(resolved, options.patience, options.clear_locks)
+    if isinstance(resolved, settings.FinetuneConfig):
+        return preflight(FinetuningChecks(resolved), options.patience, options.clear_locks)
+    return preflight(PretrainingChecks(resolved), options.patience, options.clear_locks)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

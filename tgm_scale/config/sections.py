@@ -46,6 +46,7 @@ class ClipsConfig(Section):
     frames: int = Field(16, ge=1, description="frames of a clip")
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
     size: int = Field(224, ge=8, description="side of the square clip, pixels")
+    workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
     crop: Literal["multi_scale", "random_resized", "center"] = Field(
         "multi_scale", description="how the square is cut from the frame; the same for all frames of a clip"
@@ -61,7 +62,6 @@ class DataConfig(ClipsConfig):
         None, description="make a synthetic corpus where there is no data.shards"
     )
     cache: CacheConfig | None = Field(None, description="keep what was read from remote shards on the node's disk")
-    workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
     decoder: Literal["pyav"] = Field("pyav", description="what decodes videos")
     max_left_out_share: float = Field(
         0.3, ge=0, le=1, description="no start above this share of samples that are not there"

@@ -153,14 +153,23 @@ def load_finetune(path: str, overrides: list[str]) -> FinetuneConfig:
 
 
 def load_any(path: str, overrides: list[str]) -> RunSettings:
-    """A configuration of the kind that its sections say: `finetune`, `encoder`, or a pretraining run's."""
+    """A configuration of the kind that its keys say: of frozen features, of finetuning, or of a pretraining run."""
     tree = _tree(path, overrides)
+    data = tree.get("data")
     kind: type[RunSettings] = Config
-    if "finetune" in tree:
-        kind = FinetuneConfig
-    elif "encoder" in tree:
+    if "encoder" in tree:
         kind = FrozenConfig
+    elif "finetune" in tree or (isinstance(data, dict) and {"train", "test"} & data.keys()):
+        kind = FinetuneConfig
     return configuration.checked(tree, path, kind, overrides)
+
+
+def load_training(path: str, overrides: list[str]) -> Config | FinetuneConfig:
+    """A configuration of pretraining or of finetuning. Raises ValueError for one that trains nothing, too."""
+    found = load_any(path, overrides)
+    if not isinstance(found, (Config, FinetuneConfig)):
+        raise ValueError(f"{path}: of frozen features (it has encoder.checkpoint): wanted one of a training run")
+    return found
 
 
 def _tree(path: str | None, overrides: list[str]) -> dict[str, Any]:

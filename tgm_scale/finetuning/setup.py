@@ -16,7 +16,7 @@ from tgm_scale.data.access.patience import PATIENCE_SECONDS
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.samples import Samples, Sampling
-from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
+from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
 from tgm_scale.data.shards.replaced import replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
 from tgm_scale.evaluation import results
@@ -94,28 +94,40 @@ class Parts:
                 batch.problems.append(Problem(key, "no_label"))
 
 
-def prepare(config: FinetuneConfig, plan: RunPlan, control: Control) -> Parts:
-    """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
-    place = control.place
-    if place.is_main:
-        open_split(config.data, "train")
-    control.barrier()
+class Opened(NamedTuple):
+    parts: Parts
+    found: list[Inventory]  # of training and test part
+    notes: list[str]  # warnings
+
+
+def opened(config: FinetuneConfig, plan: RunPlan, control: Control, listed: str = "") -> Opened:
+    """Open both parts of the data. Raises ValueError. listed: the file that will name what is left out."""
     train, test = open_split(config.data, "train"), open_split(config.data, "test")
     classes = _classes(config, train)
     lacking = not_trained(train.given, test.given)
-    found = [of_labelled(part, source, LEFT_OUT) for part, source in (("train", train), ("test", test))]
-    if place.is_main:
-        write_left_out(Path(config.run.dir) / LEFT_OUT, (("train", train.problems), ("test", test.problems)))
-    refuse_above(found, config.data.max_left_out_share)
+    found = [of_labelled(part, source, listed) for part, source in (("train", train), ("test", test))]
     overlap = in_both(train, test)
-    opened = {"data": [inventory.facts() for inventory in found], **({"in both parts": overlap} if overlap else {})}
-    if place.is_main:
-        lines = [line for inventory in found for line in inventory.lines()]
-        lines += [f"warning: {note}" for note in (overlap, told(lacking, len(test.refs))) if note]
-        lines += [f"warning: {note}" for note in replaced(Path(config.run.dir), (train.corpus, test.corpus))]
-        print("\n".join(lines), flush=True)
+    facts = {"data": [inventory.facts() for inventory in found], **({"in both parts": overlap} if overlap else {})}
+    notes = [note for note in (overlap, told(lacking, len(test.refs))) if note]
     plan = plan.for_samples(config.train, len(train.corpus))
-    return Parts(control, train, test, classes, lacking, opened, plan)
+    return Opened(Parts(control, train, test, classes, lacking, facts, plan), found, notes)
+
+
+def prepare(config: FinetuneConfig, plan: RunPlan, control: Control) -> Parts:
+    """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
+    if control.place.is_main:
+        open_split(config.data, "train")
+    control.barrier()
+    parts, found, notes = opened(config, plan, control, LEFT_OUT)
+    folder, train, test = Path(config.run.dir), parts.train, parts.test
+    if control.place.is_main:
+        write_left_out(folder / LEFT_OUT, (("train", train.problems), ("test", test.problems)))
+    refuse_above(found, config.data.max_left_out_share)
+    if control.place.is_main:
+        lines = [line for inventory in found for line in inventory.lines()]
+        lines += [f"warning: {note}" for note in [*notes, *replaced(folder, (train.corpus, test.corpus))]]
+        print("\n".join(lines), flush=True)
+    return parts
 
 
 def _classes(config: FinetuneConfig, train: Labelled) -> list[str]:

@@ -31,15 +31,17 @@ def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
     """Of one of the plan's processes."""
     zero, precision = plan.engine.zero, plan.engine.precision
     offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
-    state, host = state_bytes(parameters(plan.shape), zero["stage"], offload, precision, plan.layout.world_size)
+    count = parameters(plan.shape, decoder=plan.masker is not None)
+    state, host = state_bytes(count, zero["stage"], offload, precision, plan.layout.world_size)
     value = 4 if precision == "fp32" else 2
     return Footprint(zero["stage"], offload, state, host, value * activation_values(plan, activation_checkpointing))
 
 
-def parameters(shape: Shape) -> int:
+def parameters(shape: Shape, decoder: bool = True) -> int:
+    """Of a pretraining run's model, or without its decoder, as a classifier has them but for its head."""
     with torch.device("meta"):
         model = MaskedVideoAutoencoder(shape.size, shape.frames, shape.image_size, embedding_width=512)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in (model if decoder else model.encoder).parameters())
 
 
 def state_bytes(count: int, stage: int, offload: str, precision: str, processes: int) -> tuple[float, float]:

@@ -17,12 +17,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from tgm_scale.config import Config
 from tgm_scale.engine.extensions import BUILD_SECONDS
-from tgm_scale.planning.corpora import open_corpora
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.preflight import trial
 from tgm_scale.preflight.node_checks import Report, look_at_node, look_at_shared, node_name, token_file
+from tgm_scale.preflight.task_checks import TaskChecks
 from tgm_scale.preflight.tested import untested
 from tgm_scale.preflight.verdict import judge, summary, tried_by
 from tgm_scale.runs import run_folder
@@ -37,7 +35,7 @@ _INDEXING_SECONDS = 3600  # rank 0 may index foreign shards, once
 _REDUCED_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
 
 
-def preflight(config: Config, patience: float, clear_locks: bool = False) -> int:
+def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> int:
     """Check all nodes of this job; every process of it calls this. Returns 0, SETUP_MISTAKE or BAD_NODE.
 
     patience: seconds within which every process must have answered a round; clear_locks: remove the lock of a killed
@@ -45,11 +43,11 @@ def preflight(config: Config, patience: float, clear_locks: bool = False) -> int
     began = time.perf_counter()
     place, no_gpu = _find_place()
     set_rendezvous(place)
-    report = look_at_node(config, place, no_gpu)
+    report = look_at_node(task, place, no_gpu)
     try:
         rounds = Rounds(place, patience)
-        code = rounds.end("alone", report) or _shared(config, place, rounds)
-        code = code or _try(config, place, rounds, clear_locks) or _reduce(place, rounds)
+        code = rounds.end("alone", report) or _shared(task, place, rounds)
+        code = code or _try(task, place, rounds, clear_locks) or _reduce(place, rounds)
     except (dist.DistError, TimeoutError):
         print(f"bad node {slurm.node_of(0, place.world_size)}: rank 0 did not answer rank {place.rank}", flush=True)
         return BAD_NODE
@@ -73,20 +71,18 @@ def _find_place() -> tuple[Place, str | None]:
         return place_of(found, 0), str(mistake)
 
 
-def _shared(config: Config, place: Place, rounds: Rounds) -> int:
+def _shared(task: TaskChecks, place: Place, rounds: Rounds) -> int:
     released = time.time()  # all wait for the first verdict and learn it within milliseconds
     token = f"{os.environ.get('SLURM_JOB_ID', os.getpid())}-{int(released)}"
     if place.is_main:
-        file = token_file(config, token)
+        file = token_file(task.config, token)
         with suppress(OSError, ValueError):  # every rank meets the same mistake, and reports it
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-            if config.data.synthetic is None:
-                plan = plan_pretraining(config, place)
-                open_corpora(config.data, plan.captions, plan.without_captions)
+            task.corpora(place)
         rounds.store.set("token", token)
     rounds.store.wait(["token"], timedelta(seconds=_INDEXING_SECONDS))
-    report = look_at_shared(config, place, rounds.store.get("token").decode())
+    report = look_at_shared(task, place, rounds.store.get("token").decode())
     report.figures["clock"] = released
     code = rounds.end("shared", report)
     if place.is_main:
@@ -94,15 +90,15 @@ def _shared(config: Config, place: Place, rounds: Rounds) -> int:
     return code
 
 
-def _try(config: Config, place: Place, rounds: Rounds, clear_locks: bool) -> int:
+def _try(task: TaskChecks, place: Place, rounds: Rounds, clear_locks: bool) -> int:
     """What the run will use; the first process of each node readies the extensions."""
-    report = Report(place.rank, node_name())
+    report, plan = Report(place.rank, node_name()), task.plan(place)
     if place.world_size > 1:
         report.attempt("InfiniBand", trial.check_infiniband)
     if place.local_rank == 0:
-        report.attempt("extensions", lambda: report.tried.extend(trial.try_extensions(config, place, clear_locks)))
-    report.attempt("trial run", lambda: report.tried.extend(trial.try_run(config, place)))
-    return rounds.end("trial", report, BUILD_SECONDS if trial.offloads(config, place) else 0)
+        report.attempt("extensions", lambda: report.tried.extend(trial.try_extensions(plan, place, clear_locks)))
+    report.attempt("trial run", lambda: report.tried.extend(task.try_run(place)))
+    return rounds.end("trial", report, BUILD_SECONDS if trial.offloads(plan) else 0)
 
 
 def _reduce(place: Place, rounds: Rounds) -> int:

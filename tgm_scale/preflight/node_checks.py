@@ -18,13 +18,12 @@ from pathlib import Path
 
 import torch
 
-from tgm_scale.config import Config
+from tgm_scale.config.sections import ClipsConfig, TrainingConfig
 from tgm_scale.data.loading.loader import PREFETCH
 from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.planning import disk
-from tgm_scale.planning.checks import check
-from tgm_scale.planning.corpora import open_corpora
-from tgm_scale.planning.run_plan import plan_pretraining, shape_of
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.preflight.task_checks import TaskChecks
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus
 
@@ -59,35 +58,35 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def look_at_node(config: Config, place: Place, no_gpu: str | None) -> Report:
+def look_at_node(task: TaskChecks, place: Place, no_gpu: str | None) -> Report:
     """All that a process can find alone: configuration, versions, GPU (or why it has none), local disks."""
     report = Report(place.rank, node_name())
     report.alike = {name: str(version) for name, version in run_folder.versions().items()}
     report.alike |= {"python": platform.python_version(), "the code": _source_digest()}
-    report.attempt("configuration", lambda: check(config, plan_pretraining(config, place)))
+    report.attempt("configuration", lambda: task.check(place))
     report.attempt("GPU", lambda: _try_gpu(report, place, no_gpu))
     report.attempt("temporary folder", _check_temporary_folder)
-    if config.data.workers:
-        report.figures["shared memory needed"] = _loader_bytes(config)
+    if task.config.data.workers:
+        report.figures["shared memory needed"] = _loader_bytes(task.config.data)
         report.figures["shared memory free"] = shutil.disk_usage("/dev/shm").free
     return report
 
 
-def look_at_shared(config: Config, place: Place, token: str) -> Report:
+def look_at_shared(task: TaskChecks, place: Place, token: str) -> Report:
     """What all nodes share: the run folder with the token that rank 0 left in it, the disk behind it, the shards."""
     report = Report(place.rank, node_name())
-    report.attempt("run folder", lambda: _check_run_folder(config, token))
-    report.attempt("disk", lambda: _check_room(config))
-    report.attempt("shards", lambda: _read_shards(report, config, place))
+    report.attempt("run folder", lambda: _check_run_folder(task.config, token))
+    report.attempt("disk", lambda: _check_room(task.config, task.plan(place)))
+    report.attempt("shards", lambda: _read_shards(report, task, place))
     return report
 
 
-def _check_room(config: Config) -> None:
-    size = shape_of(config).size
-    disk.check_room(Path(config.run.dir), config.checkpoint, config.train.steps, size)
+def _check_room(config: TrainingConfig, plan: RunPlan) -> None:
+    folder, classifier = Path(config.run.dir), plan.masker is None
+    disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size, decoder=not classifier)
 
 
-def token_file(config: Config, token: str) -> Path:
+def token_file(config: TrainingConfig, token: str) -> Path:
     return Path(config.run.dir) / f".preflight-{token}"
 
 
@@ -133,14 +132,13 @@ def _check_temporary_folder() -> None:
         raise ValueError(f"{folder} has {free / _GB:.1f} GB free, {_TEMPORARY_BYTES / _GB:.0f} GB are wanted")
 
 
-def _loader_bytes(config: Config) -> float:
+def _loader_bytes(data: ClipsConfig) -> float:
     """Shared memory that the decoded clips of one rank's workers take while they wait."""
-    data = config.data
     clip = data.frames * data.size**2 * 3
     return float(data.workers * PREFETCH * data.repeated_augmentation * clip)
 
 
-def _check_run_folder(config: Config, token: str) -> None:
+def _check_run_folder(config: TrainingConfig, token: str) -> None:
     run_folder.claim(config)
     deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
     file = token_file(config, token)
@@ -152,13 +150,10 @@ def _check_run_folder(config: Config, token: str) -> None:
         time.sleep(0.2)
 
 
-def _read_shards(report: Report, config: Config, place: Place) -> None:
+def _read_shards(report: Report, task: TaskChecks, place: Place) -> None:
     """Read one sample of each corpus; other ranks read other shards."""
-    if config.data.synthetic is not None and not Path(config.data.corpora()[0].path).exists():
-        return  # made when the run starts
-    plan = plan_pretraining(config, place)
-    for corpus in open_corpora(config.data, plan.captions, plan.without_captions):
+    for name, corpus in task.corpora(place).items():
         ref = corpus.sample(place.rank % len(corpus.shards), 0)
         with suppress(DamagedMember):  # a sample's, which the run leaves out and names: the storage answers
             corpus.read(ref, [ref.video])
-        report.alike[f"corpus {corpus.name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"
+        report.alike[f"corpus {name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"

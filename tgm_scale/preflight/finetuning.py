@@ -1,0 +1,87 @@
+"""A preflight of a finetuning run: labelled clips, the weights that it starts from, the classifier.
+
+The first clips of the run's own order are read and augmented as the loader does it, mixed, and go through one forward
+and backward pass where it is quick or there is a GPU. Nothing is kept; the test split is opened, and not tested on.
+
+Shapes: B clips, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.contracts import Batch
+from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.inventory import refuse_above
+from tgm_scale.engine.plan import not_used
+from tgm_scale.evaluation.run import open_split
+from tgm_scale.evaluation.settings import FinetuneConfig
+from tgm_scale.finetuning import setup
+from tgm_scale.finetuning.augment import PairMixer
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.preflight.task_checks import CLIPS, TaskChecks, first_usable, try_step
+from tgm_scale.runtime.distributed import Control, Place
+
+
+class FinetuningChecks(TaskChecks):
+    def __init__(self, config: FinetuneConfig):
+        self.config: FinetuneConfig = config
+
+    def plan(self, place: Place) -> RunPlan:
+        return setup.plan_finetuning(self.config, place)
+
+    def check(self, place: Place) -> None:
+        setup.check(self.config, self.plan(place))
+
+    def corpora(self, place: Place) -> dict[str, Corpus]:
+        data = self.config.data
+        return {"of data.train": open_split(data, "train").corpus, "of data.test": open_split(data, "test").corpus}
+
+    def _try(self, place: Place) -> list[str]:
+        few = self._few_clips(place)
+        plan = setup.plan_finetuning(few, place)
+        parts, found, _ = setup.opened(few, plan, Control(Place(0, 1, 0, place.device)))
+        refuse_above(found, few.data.max_left_out_share)
+        batch = first_usable(_labelled(few, parts), "data.train", plan.layout.rank)
+        newest = checkpoint.newest_whole(Path(few.run.dir) / "checkpoints", {})
+        module, _, notes = setup.start(self.config, parts.classes, None if newest is None else newest.folder)
+        key = next(key for key, weight in zip(batch.keys, batch.weight.tolist()) if weight > 0)
+        said = [
+            f"a clip, {key}: {'x'.join(map(str, batch.video.shape[2:]))} pixels",
+            f"its label {parts.train.labels[key]!r:.60}: one of {len(parts.classes)} classes",
+            *notes,
+        ]
+        settings, repeats = few.finetune, few.data.repeated_augmentation
+        mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
+        to_device = ToDevice(place.device)
+        labels_B, seeds = to_device.numbers(parts.numbers(batch)), batch.seeds.tolist()
+        batch = to_device(batch)
+        video, targets_BC = mixer(batch.video, labels_B, seeds)
+
+        def loss_of(index_B: Tensor) -> Tensor:
+            scores_BC = module(video[index_B], batch.seeds.to(index_B.device)[index_B])
+            return F.cross_entropy(scores_BC.float(), targets_BC[index_B])
+
+        tried = try_step(self.config, self.plan(place), module, loss_of, len(batch))
+        return [*said, tried, *not_used(self.config.deepspeed.config)]
+
+    def _few_clips(self, place: Place) -> FinetuneConfig:
+        """The configuration with the smallest batch, decoded here."""
+        config = self.config
+        together = config.clips_together
+        train = {"micro_batch_size": together, "global_batch_size": together * place.world_size}
+        data = config.data.model_copy(update={"workers": 0})
+        return config.model_copy(update={"data": data, "train": config.train.model_copy(update=train)})
+
+
+def _labelled(config: FinetuneConfig, parts: setup.Parts) -> Iterator[tuple[int, list[Batch]]]:
+    for step, batches in setup.loader(config, parts, range(CLIPS)):
+        for batch in batches:
+            parts.leave_out_unlabelled(batch)
+        yield step, batches
