@@ -251,7 +251,13 @@ def test_a_state_file_that_is_forbidden_ends_a_start_as_what_lasts(
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return opened(path, *rest, **more)
 
+    def missing(path: Path, framework: str) -> None:
+        raise FileNotFoundError(
+            f"No such file or directory: {path}"
+        )  # the library's words for either, without a number
+
     monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr("tgm_scale.runtime.tensors.safe_open", missing)
     with pytest.raises(PermissionError, match=state.name) as met:
         Resume(tmp_path, Control(ALONE))
     assert code_of(met.value) == 2

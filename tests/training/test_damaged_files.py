@@ -169,6 +169,15 @@ def test_check_of_an_evaluation_says_what_it_would_do(tmp_path: Path) -> None:
     assert "are used again); results.json" in check(str(tmp_path))[0]
 
 
+def test_why_an_evaluation_failed_is_said_until_it_has_results(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("encoder: {checkpoint: x}\n")
+    assert "state" not in status(str(tmp_path))
+    events.note(tmp_path, run_folder.FAILED, why="no room", starts=0)
+    assert "state  failed: no room" in status(str(tmp_path))
+    (tmp_path / "results.json").write_text('{"method": "knn", "figures": {"top-1": {"value": 0.5}}, "left_out": {}}')
+    assert "state" not in status(str(tmp_path)) and "top-1 0.5000" in status(str(tmp_path))
+
+
 def test_why_a_start_failed_is_kept_until_the_next(config: Path) -> None:
     folder = started(config, [])
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')

@@ -41,7 +41,9 @@ def lines(folder: str, rows: list[dict[str, Any]], damaged: int) -> dict[str, st
     tree = read_tree(folder)
     _refuse_damaged(root, tree)
     if "encoder" in tree:
-        return {"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **results(root)}
+        judged, why = results(root), run_folder.failure(root)
+        state = {"state": f"failed: {why}"} if why and "results" in judged else {}
+        return {"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **state, **judged}
     if not (root / "plan.json").is_file():
         why = run_folder.failure(root) or "its output says why"
         raise ValueError(f"{folder}: the run did not come to its first step: {why}")

@@ -13,10 +13,11 @@ from torch import Tensor
 def open_tensors(file: Path) -> Any:
     """The library's reader of a file, which maps it. Raises ValueError for what is no whole safetensors file, OSError
     where it cannot be read."""
-    with file.open("rb"):  # the library says of a file that is forbidden that it is missing
-        pass
     try:
         return safe_open(file, framework="pt")
+    except FileNotFoundError:  # the library says so of a file that is forbidden, too
+        file.open("rb").close()
+        raise
     except SafetensorError as error:
         raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
 
