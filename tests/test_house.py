@@ -27,6 +27,7 @@ MAY_IMPORT["runs"] = _BASE | {"config", "data", "guidance", "checkpoints"}
 MAY_IMPORT["planning"] = _WINGS | {"engine", "checkpoints", "conversion"}
 MAY_IMPORT["report"] = _WINGS | {"planning", "runs"}  # runs: the page of a run reads its folder
 MAY_IMPORT["evaluation"] = MAY_IMPORT["planning"] | {"runs", "planning", "report"}
+MAY_IMPORT["python"] = MAY_IMPORT["evaluation"] | {"evaluation"}  # what `import tgm_scale` gives
 MAY_IMPORT["training"] = MAY_IMPORT["evaluation"] - {"report"} | {"evaluation"}
 _HIGH = MAY_IMPORT["training"] | {"training", "report"}
 for _floor in ("finetuning", "corpora", "preview"):

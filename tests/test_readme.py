@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import tgm_scale
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.demo.corpus.make import render_clip
 
@@ -48,7 +50,19 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_example_of_readme_runs_on_the_run_of_readme(looked: Path) -> None:
-    code = README.partition("```python\n")[2].partition("```")[0]
-    told = "print(video.dtype, *video.shape, *features.shape, *tokens.shape)"
-    assert run(looked, "-c", f"{code}\n{told}") == "torch.uint8 1 3 8 64 64 1 128 1 256 128\n"
+def blocks(page: str) -> str:
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE))
+
+
+def test_the_examples_of_readme_and_of_its_page_run_on_the_run_of_readme(looked: Path) -> None:
+    told = "print(video.dtype, *video.shape, *features.shape, *tokens.shape, *relevance.shape, hidden.float().mean())"
+    page = (ROOT / "docs" / "PYTHON.md").read_text(encoding="utf-8")
+    said = run(looked, "-c", "\n".join([blocks(README), told, blocks(page)])).splitlines()
+    assert said[0] == "dog.mp4 ['a dog sniffing dry grass'] 1 3 8 64 64"
+    assert said[-2:] == ["torch.uint8 1 3 8 64 64 1 128 1 256 128 1 4 8 8 tensor(0.7500)", "{} []"]
+
+
+def test_every_name_is_on_the_page_on_python() -> None:
+    page = (ROOT / "docs" / "PYTHON.md").read_text(encoding="utf-8")
+    for name in tgm_scale.__all__:
+        assert name == "__version__" or f"`{name}" in page, name

@@ -1,0 +1,78 @@
+"""The samples of a corpus, one after another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.shards import opening
+from tgm_scale.data.shards.index import Corpus, DamagedMember
+from tgm_scale.python.video import read_video
+
+
+@dataclass(frozen=True)
+class Sample:
+    """name: as it stands in logs. captions: those that a run would use, none where there is none. video: the bytes of
+    its file."""
+
+    name: str
+    captions: list[str]
+    video: bytes = field(repr=False)
+
+    def read(self, frames: int = 16, size: int = 224, stride: int = 4, windows: int = 1, squares: int = 1) -> Tensor:
+        """Its clips, uint8 [windows * squares, 3, frames, size, size], as `read_video`. Raises ValueError that names
+        the sample where it cannot be decoded."""
+        try:
+            return read_video(self.video, frames, size, stride, windows, squares)
+        except ValueError as error:
+            raise ValueError(str(error).replace("the video", self.name, 1)) from None
+
+
+class Samples:
+    """Iterate over it for the samples, shard by shard, in the order in which they lie; as often as one likes.
+
+    left_out: how many have no usable video, by reason. problems: what is known of each sample that was left out, those
+    whose bytes were damaged among them, once they were met. Raises OSError where the storage does not answer."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self._corpus = corpus
+        self._damaged: dict[str, Problem] = {}
+
+    def __len__(self) -> int:
+        return len(self._corpus)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for shard, count in enumerate(self._corpus.counts.tolist()):
+            for row in range(count):
+                ref = self._corpus.sample(shard, row)
+                try:
+                    members = self._corpus.read(ref, [ref.video, *CAPTION_EXTENSIONS])
+                except DamagedMember as error:
+                    self._damaged[ref.name] = error.problem
+                    continue
+                yield Sample(ref.name, captions_of(members), members[ref.video])
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return dict(self._corpus.left_out)
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [*self._corpus.all_problems(), *self._damaged.values()]
+
+    def __repr__(self) -> str:
+        return f"Samples({self._corpus.name!r}, {len(self)} samples)"
+
+
+def open_corpus(spec: str | os.PathLike[str] | list[str], root: str | os.PathLike[str] | None = None) -> Samples:
+    """The samples of whatever `data.shards` of a run takes: a folder of shards or of videos, a glob or brace pattern,
+    URLs, or a list of videos (CSV, JSON lines, ...), whose paths are relative to `root` (default: its folder).
+
+    Raises ValueError where there is no usable sample."""
+    given = spec if isinstance(spec, list) else os.fspath(spec)
+    return Samples(opening.open_corpus(given, root=None if root is None else os.fspath(root)))

@@ -1,0 +1,84 @@
+"""A trained encoder for videos.
+
+Shapes: B clips, T frames, H W pixels, K tokens, D width of the encoder, V views of a file.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tgm_scale.evaluation.features import FrozenEncoder
+from tgm_scale.python.video import Source, checked, device_of, read_video, whole_number
+
+
+def load_encoder(
+    path: str | os.PathLike[str],
+    *,
+    frames: int | None = None,
+    size: int | None = None,
+    device: str | torch.device = "cpu",
+) -> VideoEncoder:
+    """The encoder of a run folder, a checkpoint, or any file that `tgm-scale convert` reads, frozen.
+
+    frames, size: of the clips that it will be given; default: as it was trained. For others its positions are
+    interpolated. Raises ValueError where there is no encoder, the shape is none of the model's, or the device is not
+    there."""
+    for name, value in {"frames": frames, "size": size}.items():
+        if value is not None:
+            whole_number(name, value)
+    return VideoEncoder(FrozenEncoder.load(Path(path), device_of(device), frames, size))
+
+
+class VideoEncoder:
+    """Videos to features, on the encoder's device; in bf16 on a GPU, in fp32 on a CPU. Nothing is hidden from it.
+
+    Where a method takes a video, that is uint8 RGB [B, 3, frames, size, size] on any device, or a file, of which the
+    middle window of frames and the centre square are taken (B = 1). Raises ValueError for another shape and for a file
+    that cannot be decoded."""
+
+    def __init__(self, frozen: FrozenEncoder) -> None:
+        self._frozen = frozen
+
+    @property
+    def frames(self) -> int:
+        """Of a clip."""
+        return self._frozen.frames
+
+    @property
+    def size(self) -> int:
+        """The side of a clip's frames, in pixels."""
+        return self._frozen.image_size
+
+    @property
+    def stride(self) -> int:
+        """How far apart a clip's frames are in a file, in frames: as it was trained, 4 where that is not known."""
+        return self._frozen.stride
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._frozen.size.width
+
+    def __call__(self, video: Tensor | Source) -> Tensor:
+        """The mean of all tokens after the last norm: float32 [B, D]."""
+        return self._frozen(self._clips(video))
+
+    def tokens(self, video: Tensor | Source) -> Tensor:
+        """All tokens after the last norm, slot by slot, row by row: float32 [B, K, D]."""
+        return self._frozen.tokens(self._clips(video))
+
+    def read(self, source: Source, windows: int = 1, squares: int = 1) -> Tensor:
+        """Clips of a video as this encoder takes them: uint8 [V, 3, frames, size, size], as `read_video`."""
+        return read_video(source, self.frames, self.size, self.stride, windows, squares)
+
+    def _clips(self, video: Tensor | Source) -> Tensor:
+        if isinstance(video, (str, os.PathLike, bytes)):
+            return self.read(video)
+        return checked(video, self.frames, self.size)
+
+    def __repr__(self) -> str:
+        return f"VideoEncoder(frames={self.frames}, size={self.size}, stride={self.stride}, width={self.width})"

@@ -1,0 +1,70 @@
+"""Videos as tensors, and whether a tensor is one.
+
+Shapes: B clips, V views of a video, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tgm_scale.data.video.decode_error import DecodeError
+from tgm_scale.evaluation.views import Views, decode_views
+
+Source = str | os.PathLike[str] | bytes  # a file, or what one holds
+
+
+def read_video(
+    source: Source, frames: int = 16, size: int = 224, stride: int = 4, windows: int = 1, squares: int = 1
+) -> Tensor:
+    """Clips of a video: uint8 RGB [V, 3, frames, size, size] with V = windows * squares, window by window.
+
+    source: a file, or the bytes of one. Each window has `frames` frames, `stride` apart, from the first to the last
+    that fits (one: the middle one); the squares of the short side lie from one end of the long side to the other (one:
+    the centre).
+
+    Raises ValueError for a video that cannot be decoded and for counts below 1, OSError for a file that cannot be
+    read."""
+    counts = {"frames": frames, "size": size, "stride": stride, "windows": windows, "squares": squares}
+    for name, value in counts.items():
+        whole_number(name, value)
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        return decode_views(data, Views(frames, size, stride, temporal=windows, spatial=squares))
+    except DecodeError as error:
+        name = "the video" if isinstance(source, bytes) else os.fspath(source)
+        raise ValueError(f"{name}: {error}") from None
+
+
+def whole_number(name: str, value: Any) -> None:
+    """Raises ValueError where a count is none."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name}={value!r}: wanted a whole number of at least 1")
+
+
+def checked(video: Any, frames: int | None = None, size: int | None = None) -> Tensor:
+    """The video, if it is uint8 [B, 3, T, H, H] of these frames and this size, where they are given. Raises ValueError
+    that says what it is."""
+    wanted = f"uint8 RGB [B, 3, {frames or 'T'}, {size or 'H'}, {size or 'H'}]"
+    if not isinstance(video, Tensor):
+        raise ValueError(f"video: wanted a tensor, {wanted}, found {type(video).__name__}")
+    shape = tuple(video.shape)
+    fits = len(shape) == 5 and shape[1] == 3 and shape[3] == shape[4] and min(shape) > 0
+    fits = fits and shape[2] == (frames or shape[2]) and shape[3] == (size or shape[3])
+    if video.dtype != torch.uint8 or not fits:
+        raise ValueError(f"video: wanted {wanted}, found {str(video.dtype).removeprefix('torch.')} {list(shape)}")
+    return video
+
+
+def device_of(device: str | torch.device) -> torch.device:
+    """Raises ValueError for a name that is none, and for a GPU that is not there."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # what torch raises hangs on how it was built
+        raise ValueError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from None
+    return found
