@@ -15,10 +15,10 @@ from tgm_scale.data.shards.inventory import Inventory, of_corpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.planning.corpora import corpus_facts, open_corpora
 from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.introduction import introduce, warn_of_one_caption
 
-ALONE = Place(0, 1, 0, torch.device("cpu"))
+ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 
 
 def config(folder: Path, **data: object):

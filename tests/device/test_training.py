@@ -22,7 +22,7 @@ from tgm_scale.models.vit import ModelSize
 from tgm_scale.objectives.contrastive import caption_ids, contrastive_gradients
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.towers import Towers
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.data_digest import with_masks
 from tgm_scale.training.guide import Guide
 from tgm_scale.training.step import JointStep, Prepared
@@ -187,7 +187,7 @@ def test_a_joint_step_waits_only_where_it_is_declared(
     module.register_forward_hook(lambda *_: calls.append(1))
     watch = Watch()
     engine = StandIn(module, watch)
-    step = JointStep(engine, Place(0, 1, 0, META), 2, CLIPS, 1.0, contrastive_weight, contrastive_batch)
+    step = JointStep(engine, ProcessInfo(0, 1, 0, META), 2, CLIPS, 1.0, contrastive_weight, contrastive_batch)
     with watch:
         micro = []
         for _ in range(2):

@@ -16,12 +16,12 @@ from tgm_scale.evaluation.classes import in_order, names_of, not_trained, ordere
 from tgm_scale.evaluation.settings import FinetuneConfig, load_finetune
 from tgm_scale.finetuning import setup
 from tgm_scale.runs import run_folder
-from tgm_scale.runtime.distributed import Control, find_place
+from tgm_scale.runtime.distributed import HostCollectives, find_process
 
 
 def prepared(config: FinetuneConfig) -> setup.Parts:
-    place = find_place()
-    return setup.prepare(config, setup.plan_finetuning(config, place), Control(place))
+    process = find_process()
+    return setup.prepare(config, setup.plan_finetuning(config, process), HostCollectives(process))
 
 
 def test_numbers_sort_as_numbers() -> None:

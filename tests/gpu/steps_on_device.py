@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import step_worker
 
-from tgm_scale.runtime.distributed import find_place
+from tgm_scale.runtime.distributed import find_process
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -27,6 +27,6 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 if __name__ == "__main__":
-    made, device = step_worker.prepared, find_place().device
+    made, device = step_worker.prepared, find_process().device
     step_worker.prepared = lambda ids, tokens: moved(made(ids, tokens), device)
     step_worker.main()

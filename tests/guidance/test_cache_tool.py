@@ -21,7 +21,7 @@ from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.planning.corpora import open_corpora
 from tgm_scale.planning.parts import clip_loader as run_loader
 from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.introduction import introduce
 
 GRID = Grid(2, 6, 6)
@@ -120,7 +120,7 @@ def test_the_packaged_towers_are_taken_and_the_way_on_is_said(
         "objective": {"contrastive_weight": 0},
     }
     made = from_tree(lay_over(tree, [*given, *way.split()]))
-    plan = plan_pretraining(made, Place(0, 1, 0, torch.device("cpu")))
+    plan = plan_pretraining(made, ProcessInfo(0, 1, 0, torch.device("cpu")))
     loader = run_loader(plan, made.data, made.guidance, made.run.seed, open_corpora(made.data, True), range(1))
     batches = [batch for _, step in loader for batch in step]
     assert {problem.reason for batch in batches for problem in batch.problems} == {"not_a_video"}

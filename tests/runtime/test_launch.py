@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tgm_scale.runtime import launch
-from tgm_scale.runtime.distributed import Place, choose_device, refuse_hidden_gpus, set_rendezvous
+from tgm_scale.runtime.distributed import ProcessInfo, choose_device, refuse_hidden_gpus, set_rendezvous
 from tgm_scale.runtime.slurm import tasks_of_this_node
 
 
@@ -90,13 +90,13 @@ def test_variables_that_make_no_sense_are_refused_by_name(text: str, names: str)
 def test_where_rank_0_is_must_be_told(text: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", {**variables(TORCHRUN), **variables(text)})
     with pytest.raises(ValueError, match=expected):
-        set_rendezvous(Place(3, 4, 1, torch.device("cpu")))
+        set_rendezvous(ProcessInfo(3, 4, 1, torch.device("cpu")))
 
 
 def test_a_run_of_one_process_takes_no_address_of_another_start(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = variables("MASTER_ADDR=far.example MASTER_PORT=1")
     monkeypatch.setattr(os, "environ", environment)
-    set_rendezvous(Place(0, 1, 0, torch.device("cpu")))
+    set_rendezvous(ProcessInfo(0, 1, 0, torch.device("cpu")))
     assert environment["MASTER_ADDR"] == "127.0.0.1" and environment["MASTER_PORT"] != "1"
 
 
@@ -104,7 +104,7 @@ def test_deepspeed_is_told_the_device_and_not_the_task(monkeypatch: pytest.Monke
     """Of a task that sees one GPU, its own."""
     environment = variables(f"{TORCHRUN} MASTER_ADDR=127.0.0.1 MASTER_PORT=29500")
     monkeypatch.setattr(os, "environ", environment)
-    set_rendezvous(Place(3, 4, 1, torch.device("cuda", 0)))
+    set_rendezvous(ProcessInfo(3, 4, 1, torch.device("cuda", 0)))
     assert environment["LOCAL_RANK"] == "0" and environment["GLOO_SOCKET_IFNAME"] == "lo"
 
 
@@ -129,11 +129,11 @@ def test_tasks_of_a_node(text: str, expected: int | None) -> None:
 
 
 def test_gpus_that_torch_does_not_see_are_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_cpu, job = Place(0, 1, 0, torch.device("cpu")), {"SLURM_JOB_ID": "7"}
+    on_cpu, job = ProcessInfo(0, 1, 0, torch.device("cpu")), {"SLURM_JOB_ID": "7"}
     monkeypatch.setattr(os, "environ", {**job, "SLURM_JOB_GPUS": "0,3"})
     with pytest.raises(ValueError, match=r"SLURM_JOB_GPUS=0,3.*sees no GPU.*--nv.*CUDA_VISIBLE_DEVICES to nothing"):
         refuse_hidden_gpus(on_cpu)
-    refuse_hidden_gpus(Place(0, 1, 0, torch.device("cuda", 0)))
+    refuse_hidden_gpus(ProcessInfo(0, 1, 0, torch.device("cuda", 0)))
     for chosen in (job, {"SLURM_JOB_GPUS": "0", "CUDA_VISIBLE_DEVICES": ""}):
         monkeypatch.setattr(os, "environ", chosen)
         refuse_hidden_gpus(on_cpu)

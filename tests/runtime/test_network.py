@@ -19,14 +19,14 @@ ADDRESSES = ("10.211.97.1", "10.211.97.2")
 
 WORKER = """
 import sys, torch.distributed as dist
-from tgm_scale.runtime.distributed import Control, find_place, set_rendezvous
+from tgm_scale.runtime.distributed import HostCollectives, find_process, set_rendezvous
 from tgm_scale.runtime.rendezvous import meet
 from datetime import timedelta
-place = find_place()
-set_rendezvous(place)
-store = meet(place, 30)
-dist.init_process_group("gloo", store=store, rank=place.rank, world_size=2, timeout=timedelta(seconds=10))
-print(Control(place).gather(place.rank), flush=True)
+process = find_process()
+set_rendezvous(process)
+store = meet(process, 30)
+dist.init_process_group("gloo", store=store, rank=process.rank, world_size=2, timeout=timedelta(seconds=10))
+print(HostCollectives(process).gather(process.rank), flush=True)
 """
 
 

@@ -59,13 +59,13 @@ PATIENT = """
 import os, sys, time
 from datetime import timedelta
 import torch, torch.distributed as dist
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 rank = int(os.fork() == 0)
 store = dist.FileStore(sys.argv[1], 2)
 dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=1))
-control = Control(Place(rank, 2, 0, torch.device("cpu")), 60.0)
+collectives = HostCollectives(ProcessInfo(rank, 2, 0, torch.device("cpu")), 60.0)
 time.sleep(0 if rank else 2.5)
-control.barrier()
+collectives.barrier()
 if not rank:
     assert os.wait()[1] == 0
 """

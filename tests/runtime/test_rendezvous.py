@@ -18,14 +18,14 @@ WORKER = """
 import os, sys
 from tgm_scale.runtime import rendezvous
 from tgm_scale.runtime.command import exit_code
-from tgm_scale.runtime.distributed import find_place, set_rendezvous
+from tgm_scale.runtime.distributed import find_process, set_rendezvous
 rendezvous.SAY_AFTER = 1.0
 def main():
-    place = find_place()
-    set_rendezvous(place)
-    store = rendezvous.meet(place, float(sys.argv[1]), os.environ.get("CARD"))
-    store.set(f"left/{place.rank}", "")
-    store.wait([f"left/{rank}" for rank in range(place.world_size)] if place.is_main else ["left/0"])
+    process = find_process()
+    set_rendezvous(process)
+    store = rendezvous.meet(process, float(sys.argv[1]), os.environ.get("CARD"))
+    store.set(f"left/{process.rank}", "")
+    store.wait([f"left/{rank}" for rank in range(process.world_size)] if process.is_main else ["left/0"])
     print("met", flush=True)
     return 0
 sys.exit(exit_code("worker", main))

@@ -14,7 +14,7 @@ from simulated import ROOT
 
 from tgm_scale import config
 from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 
 PRETRAINING = sorted((ROOT / "slurm").glob("pretrain_*.sh"))
 LAUNCHED = sorted(file for file in (ROOT / "slurm").glob("*.sh") if file.name != "launch.sh")
@@ -40,10 +40,10 @@ def test_the_batch_divides_over_the_nodes_that_a_script_asks_for(script: Path) -
     asked = [int(nodes) for nodes in re.findall(r"--nodes=(\d+)", text)]
     assert len(asked) == 2
     for nodes in asked:
-        place = Place(0, nodes * gpus, 0, torch.device("cuda"))
-        derived = plan_pretraining(loaded, place).engine.config
+        process = ProcessInfo(0, nodes * gpus, 0, torch.device("cuda"))
+        derived = plan_pretraining(loaded, process).engine.config
         assert derived["train_batch_size"] == loaded.train.global_batch_size
-        per_pass = derived["train_micro_batch_size_per_gpu"] * place.world_size
+        per_pass = derived["train_micro_batch_size_per_gpu"] * process.world_size
         assert per_pass * derived["gradient_accumulation_steps"] == loaded.train.global_batch_size
 
 

@@ -20,7 +20,7 @@ from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.distributed import Place, find_place
+from tgm_scale.runtime.distributed import ProcessInfo, find_process
 
 SIZE = ModelSize(36, 2, 2, 77, 0, 0, 0, 0, patch=8)  # sides that two processes do not divide
 CLIPS, STEPS = 4, 4
@@ -35,21 +35,21 @@ CASES = {
 }
 
 
-def curve(stage: int, precision: str, how: str, place: Place) -> list[float]:
+def curve(stage: int, precision: str, how: str, process: ProcessInfo) -> list[float]:
     model = VideoClassifier(
         SIZE, 4, 32, classes=5, drop_path=0.3, activation_checkpointing=how == "checkpointed", seed=0
     )
     if how == "compiled":
         compile_blocks(model, backend="aot_eager")
-    micro = CLIPS // place.world_size
+    micro = CLIPS // process.world_size
     plan = EnginePlan(
-        stage, None, BatchLayout(CLIPS, micro, place.rank, place.world_size), precision, 1.0, 0.05, (0.9, 0.95)
+        stage, None, BatchLayout(CLIPS, micro, process.rank, process.world_size), precision, 1.0, 0.05, (0.9, 0.95)
     )
-    ds_engine = engine.build_engine(model, plan, place.device)
+    ds_engine = engine.build_engine(model, plan, process.device)
     ds_engine.train()
     losses = []
     for step in range(STEPS):
-        numbers = torch.arange(micro) + place.rank * micro
+        numbers = torch.arange(micro) + process.rank * micro
         generators = [seeding.generator("clip", int(n)) for n in numbers]
         video = torch.stack(
             [torch.randint(0, 256, (3, 4, 32, 32), generator=g, dtype=torch.uint8) for g in generators]
@@ -58,20 +58,20 @@ def curve(stage: int, precision: str, how: str, place: Place) -> list[float]:
         loss = F.cross_entropy(ds_engine(video, numbers + CLIPS * step).float(), numbers)
         ds_engine.backward(loss)
         ds_engine.step()
-        whole = loss.detach() / place.world_size
+        whole = loss.detach() / process.world_size
         torch.distributed.all_reduce(whole)
         losses.append(whole.item())
     return losses
 
 
-def averaged(stage: int, precision: str, place: Place, folder: Path) -> float:
+def averaged(stage: int, precision: str, process: ProcessInfo, folder: Path) -> float:
     """How far the average of one update is from that of the fp32 weights before and after, at most."""
     model = VideoClassifier(SIZE, 4, 32, classes=5, seed=0)
-    micro = CLIPS // place.world_size
+    micro = CLIPS // process.world_size
     plan = EnginePlan(
-        stage, None, BatchLayout(CLIPS, micro, place.rank, place.world_size), precision, 1.0, 0.05, (0.9, 0.95)
+        stage, None, BatchLayout(CLIPS, micro, process.rank, process.world_size), precision, 1.0, 0.05, (0.9, 0.95)
     )
-    ds_engine = engine.build_engine(model, plan, place.device)
+    ds_engine = engine.build_engine(model, plan, process.device)
     ds_engine.train()
 
     def weights() -> dict[str, torch.Tensor]:
@@ -84,7 +84,7 @@ def averaged(stage: int, precision: str, place: Place, folder: Path) -> float:
     ds_engine.backward(F.cross_entropy(ds_engine(video, torch.arange(micro)).float(), torch.arange(micro)))
     ds_engine.step()
     average.update()
-    if place.is_main:
+    if process.is_main:
         average.write(1, [])
     torch.distributed.barrier()
     found, after = ema.read(folder, 1), weights()
@@ -94,14 +94,14 @@ def averaged(stage: int, precision: str, place: Place, folder: Path) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    place = find_place()
-    engine.start_processes(place)
+    process = find_process()
+    engine.start_processes(process)
     found: dict[str, list[float]] = {}
     for stage, precision in AVERAGED:
-        distance = averaged(stage, precision, place, Path(sys.argv[1]).parent)
+        distance = averaged(stage, precision, process, Path(sys.argv[1]).parent)
         found[f"average, stage {stage}, {precision}"] = [distance]
-    found |= {name: curve(*case, place) for name, case in CASES.items()}
-    if place.is_main:
+    found |= {name: curve(*case, process) for name, case in CASES.items()}
+    if process.is_main:
         Path(sys.argv[1]).write_text(json.dumps(found))
     engine.stop_processes()
     os._exit(0)  # as the console command does

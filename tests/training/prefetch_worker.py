@@ -16,20 +16,20 @@ from tgm_scale.engine import build as engine
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.module import JointModule
-from tgm_scale.runtime.distributed import Place, find_place
+from tgm_scale.runtime.distributed import ProcessInfo, find_process
 from tgm_scale.training.step import JointStep
 
 WARM_UP, STEPS = 2, 2
 CASES = [(2, GLOBAL // 2), (2, GLOBAL), (4, GLOBAL), (8, GLOBAL)]  # micro steps, clips among which negatives are
 
 
-def share(accumulation: int, contrastive_batch: int, place: Place) -> float:
+def share(accumulation: int, contrastive_batch: int, process: ProcessInfo) -> float:
     """Of the layers that STEPS steps fetch, forward and backward."""
     model = MaskedVideoAutoencoder(MODELS["less"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
     micro = GLOBAL // accumulation
     plan = EnginePlan(3, None, BatchLayout(GLOBAL, micro), "fp32", 1.0, 0.05, (0.9, 0.95))
-    ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
-    step = JointStep(ds_engine, place, plan.layout.accumulation, micro, 1.0, 1.0, contrastive_batch)
+    ds_engine = engine.build_engine(JointModule(model, True), plan, process.device)
+    step = JointStep(ds_engine, process, plan.layout.accumulation, micro, 1.0, 1.0, contrastive_batch)
     parts = [prepared([a * micro + i for i in range(micro)], model.grid.tokens) for a in range(accumulation)]
     seen: list[bool] = []
     coordinator: Any = ds_engine.optimizer.parameter_offload.get_param_coordinator()
@@ -50,12 +50,12 @@ def share(accumulation: int, contrastive_batch: int, place: Place) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    place = find_place()
-    engine.start_processes(place)
+    process = find_process()
+    engine.start_processes(process)
     found = {}
     for accumulation, batch in CASES:
         passes = "two passes" if batch == GLOBAL else "one pass"
-        found[f"{accumulation} micro steps, {passes}"] = share(accumulation, batch, place)
+        found[f"{accumulation} micro steps, {passes}"] = share(accumulation, batch, process)
     Path(sys.argv[1]).write_text(json.dumps(found))
     engine.stop_processes()
     os._exit(0)  # as the console command does

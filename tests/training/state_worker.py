@@ -19,16 +19,18 @@ from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.distributed import Place, find_place
+from tgm_scale.runtime.distributed import ProcessInfo, find_process
 
 STEP, UPDATES = 7, 5
 CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
 
 
-def build(stage: int, precision: str, place: Place) -> Any:
+def build(stage: int, precision: str, process: ProcessInfo) -> Any:
     model = MaskedVideoAutoencoder(MODELS["less"], frames=4, image_size=32, embedding_width=16, seed=0)
-    plan = EnginePlan(stage, None, BatchLayout(4, 2, place.rank, place.world_size), precision, 1.0, 0.05, (0.9, 0.95))
-    return engine.build_engine(JointModule(model, True), plan, place.device)
+    plan = EnginePlan(
+        stage, None, BatchLayout(4, 2, process.rank, process.world_size), precision, 1.0, 0.05, (0.9, 0.95)
+    )
+    return engine.build_engine(JointModule(model, True), plan, process.device)
 
 
 def made(name: str, part: str, shape: torch.Size) -> Tensor:
@@ -48,9 +50,9 @@ def adam_steps(ds_engine: Any) -> list[float]:
     return [float(state["step"]) for state in engine_state.adam(ds_engine).state.values() if "step" in state]
 
 
-def run_case(stage: int, precision: str, place: Place) -> dict[str, Any]:
+def run_case(stage: int, precision: str, process: ProcessInfo) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    ds_engine = build(stage, precision, place)
+    ds_engine = build(stage, precision, process)
     fresh = dict(engine_state.read(ds_engine))
     moments = [parts[part] for parts in fresh.values() for part in ("exp_avg", "exp_avg_sq")]
     found["moments are zero before the first step"] = not any(bool(moment.any()) for moment in moments)
@@ -81,11 +83,11 @@ def run_case(stage: int, precision: str, place: Place) -> dict[str, Any]:
     return found
 
 
-def left_alone(stage: int, place: Place) -> bool:
+def left_alone(stage: int, process: ProcessInfo) -> bool:
     """Whether DeepSpeed's own call for setting a weight still leaves the weight that the module computes with."""
     from deepspeed import utils
 
-    ds_engine = build(stage, "bf16", place)
+    ds_engine = build(stage, "bf16", process)
     for _, parameter in engine_state.named_parameters(ds_engine):
         if hasattr(parameter, "ds_tensor"):
             part = torch.full((parameter.ds_tensor.numel(),), 3.0)
@@ -97,13 +99,13 @@ def left_alone(stage: int, place: Place) -> bool:
 
 def main() -> None:
     torch.set_num_threads(1)
-    place = find_place()
-    engine.start_processes(place)
+    process = find_process()
+    engine.start_processes(process)
     results: dict[str, Any] = {}
     for stage, precision in CASES:
-        results[f"{stage} {precision}"] = run_case(stage, precision, place)
-    results["left alone"] = {str(stage): left_alone(stage, place) for stage in (1, 2, 3)}
-    if place.is_main:
+        results[f"{stage} {precision}"] = run_case(stage, precision, process)
+    results["left alone"] = {str(stage): left_alone(stage, process) for stage in (1, 2, 3)}
+    if process.is_main:
         Path(sys.argv[1]).write_text(json.dumps(results))
     engine.stop_processes()
     os._exit(0)

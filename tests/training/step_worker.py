@@ -28,7 +28,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
 from tgm_scale.training.data_digest import clip_hashes, with_masks
 from tgm_scale.training.step import JointStep, Prepared
 
@@ -57,7 +57,7 @@ def prepared(ids: list[int], tokens: int) -> Prepared:
     return Prepared(batch, mask, torch.stack(text), number % CAPTIONS, digest)
 
 
-def run_case(case: dict, place: Place, control: Control) -> dict:
+def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> dict:
     model = MaskedVideoAutoencoder(
         MODELS[case.get("model", "tiny")],
         frames=FRAMES,
@@ -69,12 +69,12 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
     if "compile" in case:
         compile_blocks(model, backend=case["compile"])
     tokens = model.grid.tokens
-    micro = case.get("micro", GLOBAL // place.world_size)
-    layout = BatchLayout(GLOBAL, micro, place.rank, place.world_size)
+    micro = case.get("micro", GLOBAL // process.world_size)
+    layout = BatchLayout(GLOBAL, micro, process.rank, process.world_size)
     plan = EnginePlan(case["stage"], case.get("json"), layout, case["precision"], 1.0, 0.05, (0.9, 0.95))
     engine.wants_fused = lambda device: bool(case.get("fused"))  # as on a GPU
-    ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
-    step = JointStep(ds_engine, place, layout.accumulation, micro, 1.0, 1.0, case.get("contrastive_batch", GLOBAL))
+    ds_engine = engine.build_engine(JointModule(model, True), plan, process.device)
+    step = JointStep(ds_engine, process, layout.accumulation, micro, 1.0, 1.0, case.get("contrastive_batch", GLOBAL))
     progress = checkpoint.Progress()
     if "load" in case:
         folder = checkpoint.latest(Path(case["load"]))
@@ -85,12 +85,12 @@ def run_case(case: dict, place: Place, control: Control) -> dict:
     for t in range(progress.step, case["steps"]):
         if t == case.get("save_at"):
             keep_free = 1.0 if case.get("streamed") else 0.0  # no host has all of its memory left
-            saver = Saver(Path(case["save"]), checkpoint.Retention(2), place, control, keep_free)
+            saver = Saver(Path(case["save"]), checkpoint.Retention(2), process, collectives, keep_free)
             saver.begin(ds_engine, progress, {})
             live = live_weights(ds_engine)
-        starts = [t * GLOBAL + (a * place.world_size + place.rank) * micro for a in range(layout.accumulation)]
+        starts = [t * GLOBAL + (a * process.world_size + process.rank) * micro for a in range(layout.accumulation)]
         parts = [prepared([(s + i) % CLIPS for i in range(micro)], tokens) for s in starts]
-        valid = control.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
+        valid = collectives.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
         engine.set_learning_rate(ds_engine, 1e-3)
         limit = math.inf
         if t == case.get("poison_at"):
@@ -147,11 +147,11 @@ def main() -> None:
     torch.set_num_threads(1)
     cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)  # a second, which each of DeepSpeed's Adams takes
     cases = json.loads(Path(sys.argv[1]).read_text())
-    place = find_place()
-    engine.start_processes(place)
-    control = Control(place)
-    results = {name: run_case(case, place, control) for name, case in cases.items()}
-    if place.is_main:
+    process = find_process()
+    engine.start_processes(process)
+    collectives = HostCollectives(process)
+    results = {name: run_case(case, process, collectives) for name, case in cases.items()}
+    if process.is_main:
         Path(sys.argv[2]).write_text(json.dumps(results))
     engine.stop_processes()
     os._exit(0)  # as the console command does

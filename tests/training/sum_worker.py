@@ -19,21 +19,21 @@ from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.module import JointModule
-from tgm_scale.runtime.distributed import Place, find_place
+from tgm_scale.runtime.distributed import ProcessInfo, find_process
 
 MICRO_STEPS = 64
 
 
-def difference(stage: int, place: Place) -> float:
+def difference(stage: int, process: ProcessInfo) -> float:
     """The largest over the parameters of |sum - fp32 sum| / |fp32 sum|, after MICRO_STEPS micro steps of a clip."""
     from deepspeed.utils import safe_get_full_grad
 
     model = MaskedVideoAutoencoder(MODELS["less"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
-    ranks = place.world_size
+    ranks = process.world_size
     plan = EnginePlan(
-        stage, None, BatchLayout(MICRO_STEPS * ranks, 1, place.rank, ranks), "bf16", 1.0, 0.05, (0.9, 0.95)
+        stage, None, BatchLayout(MICRO_STEPS * ranks, 1, process.rank, ranks), "bf16", 1.0, 0.05, (0.9, 0.95)
     )
-    ds_engine = engine.build_engine(JointModule(model, True), plan, place.device)
+    ds_engine = engine.build_engine(JointModule(model, True), plan, process.device)
     sums: dict[str, Tensor] = {}
 
     def add(name: str, gradient: Tensor) -> None:
@@ -42,7 +42,7 @@ def difference(stage: int, place: Place) -> float:
     for name, parameter in engine_state.named_parameters(ds_engine):
         parameter.register_hook(lambda gradient, name=name: add(name, gradient))
     for index in range(MICRO_STEPS):
-        part = prepared([index * ranks + place.rank], model.grid.tokens)
+        part = prepared([index * ranks + process.rank], model.grid.tokens)
         error, embedding, log_scale = ds_engine(part.batch.video, part.mask.visible, part.mask.target)
         ds_engine.backward(error.sum() + embedding.sum() + log_scale.sum())
         if index < MICRO_STEPS - 1:
@@ -59,10 +59,10 @@ def difference(stage: int, place: Place) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    place = find_place()
-    engine.start_processes(place)
-    found: dict[str, Any] = {str(stage): difference(stage, place) for stage in range(4)}
-    if place.is_main:
+    process = find_process()
+    engine.start_processes(process)
+    found: dict[str, Any] = {str(stage): difference(stage, process) for stage in range(4)}
+    if process.is_main:
         Path(sys.argv[1]).write_text(json.dumps(found))
     engine.stop_processes()
     os._exit(0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tgm_scale.runs.bottleneck import Rank, explain, from_metrics, read_ranks, workers_wanted
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.watchdog import Watchdog
 
 
@@ -52,7 +52,7 @@ def test_the_workers_wanted_cure_the_waiting(workers: int, clips: int) -> None:
 def test_ranks_tell_where_their_time_goes(tmp_path: Path) -> None:
     """The first step is left out, and old steps fade."""
     for rank, slow in enumerate(("data", "update")):
-        watchdog = Watchdog(tmp_path, Place(rank, 2, 0, torch.device("cpu")), 60)
+        watchdog = Watchdog(tmp_path, ProcessInfo(rank, 2, 0, torch.device("cpu")), 60)
         for step in range(5):
             for phase in ("data", "guidance", "meeting", "update"):
                 watchdog.at(step + 7, phase)

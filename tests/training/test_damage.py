@@ -25,10 +25,10 @@ from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runs.status import status
 from tgm_scale.runtime.command import code_of
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.runtime.tensors import save_tensors
 
-ALONE = Place(0, 1, 0, torch.device("cpu"))
+ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 
 
 def made(root: Path, step: int) -> Path:
@@ -87,7 +87,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path, kind: str) -
     root = tmp_path / "checkpoints"
     before, newest = made(root, 20), made(root, 30)
     DAMAGE[kind](newest)
-    assert Resume(tmp_path, Control(ALONE)).newest == before
+    assert Resume(tmp_path, HostCollectives(ALONE)).newest == before
     assert newest.is_dir(), "it is set aside when the one before is found whole, not earlier"
 
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_of_a_later_version_stops_and_stays(tmp_path: Path) -> None
     made(root, 20)
     edited(made(root, 30), lambda tree: tree.update(format=manifest.FORMAT + 1))
     with pytest.raises(ValueError, match=r"step-00000030/manifest\.json: format 2, this version reads 1: go on with"):
-        Resume(tmp_path, Control(ALONE))
+        Resume(tmp_path, HostCollectives(ALONE))
     assert sorted(path.name for path in root.iterdir()) == ["step-00000020", "step-00000030"]
 
 
@@ -107,7 +107,7 @@ def test_only_damaged_checkpoints_stop_the_run_and_stay(tmp_path: Path) -> None:
         state_of(folder).unlink()
     for _ in range(2):  # the second start must not begin anew
         with pytest.raises(ValueError, match="every checkpoint is damaged") as refused:
-            Resume(tmp_path, Control(ALONE))
+            Resume(tmp_path, HostCollectives(ALONE))
         assert all(str(folder) in str(refused.value) for folder in folders)
 
 
@@ -122,7 +122,7 @@ def test_what_cannot_be_read_for_now_is_not_damaged(tmp_path: Path, monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr(name, stale)
             with pytest.raises(OSError, match="Stale file handle"):
-                Resume(tmp_path, Control(ALONE)).restore(None)
+                Resume(tmp_path, HostCollectives(ALONE)).restore(None)
     assert [folder.name for folder in newest.parent.iterdir()] == [newest.name]
 
 
@@ -214,7 +214,7 @@ def test_an_old_checkpoint_that_cannot_be_dropped_is_a_warning(tmp_path: Path, c
     for step in (20, 30):
         made(root, step)
     (root / elsewhere.name).symlink_to(elsewhere)  # which rmtree refuses
-    saver = Saver(root, checkpoint.Retention(1), ALONE, Control(ALONE))
+    saver = Saver(root, checkpoint.Retention(1), ALONE, HostCollectives(ALONE))
     saver._drop()
     saver._drop()
     said = capsys.readouterr().err
@@ -226,7 +226,7 @@ def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:
     """As where a worker dies after a step that was due: with checkpoint.keep=1 a kill meanwhile would leave none."""
     folder = made(tmp_path, 30)
     before = {file.name: file.stat().st_mtime_ns for file in folder.iterdir()}
-    saver = Saver(tmp_path, checkpoint.Retention(1), ALONE, Control(ALONE))
+    saver = Saver(tmp_path, checkpoint.Retention(1), ALONE, HostCollectives(ALONE))
     saver.begin(None, checkpoint.Reader(folder).progress, {})  # no engine: nothing is gathered
     saver.finish()
     assert {file.name: file.stat().st_mtime_ns for file in folder.iterdir()} == before
@@ -259,7 +259,7 @@ def test_a_state_file_that_is_forbidden_ends_a_start_as_what_lasts(
     monkeypatch.setattr(Path, "open", refused)
     monkeypatch.setattr("tgm_scale.runtime.tensors.safe_open", missing)
     with pytest.raises(PermissionError, match=state.name) as met:
-        Resume(tmp_path, Control(ALONE))
+        Resume(tmp_path, HostCollectives(ALONE))
     assert code_of(met.value) == 2
 
 
@@ -316,5 +316,5 @@ def test_hashes_that_cannot_be_compared_set_nothing_aside(tmp_path: Path, monkey
 
     monkeypatch.setattr(checkpoint, "digest", fail)
     with pytest.raises(MemoryError):
-        Resume(tmp_path, Control(ALONE)).restore(None)
+        Resume(tmp_path, HostCollectives(ALONE)).restore(None)
     assert (root / "step-00000003").is_dir()

@@ -20,7 +20,7 @@ from tgm_scale.runs.check_run import check
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import Metrics, read_metrics, recent_losses, rows_and_damaged
 from tgm_scale.runs.status import status
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.runtime.files import describe_os_error
 from tgm_scale.runtime.tensors import save_tensors
 
@@ -184,7 +184,7 @@ def test_why_a_start_failed_is_kept_until_the_next(config: Path) -> None:
     assert "work: failed" not in status(str(folder))
     with (
         pytest.raises(OSError, match="no room"),
-        run_folder.owned(folder, Control(Place(0, 1, 0, torch.device("cpu")))),
+        run_folder.owned(folder, HostCollectives(ProcessInfo(0, 1, 0, torch.device("cpu")))),
     ):
         raise OSError("no room\nfor https://me:secret@host/x")
     said = status(str(folder))

@@ -16,7 +16,7 @@ from tgm_scale.engine.optim import Schedule, parameter_groups
 from tgm_scale.engine.plan import EnginePlan, engine_config, resolve_precision
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.runtime.distributed import find_place
+from tgm_scale.runtime.distributed import find_process
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 
@@ -176,8 +176,8 @@ def test_compiling_is_refused_at_stage_3_wherever_it_is_said(said_in: str, stage
     said = f"{said_in}={stage}" if said_in == "deepspeed.stage" else f"{said_in}={json_file}"
     config = load(CONFIGS.parent / "debug.yaml", ["model.compile=true", said])
     if stage < 3:
-        check(config, plan_pretraining(config, find_place()))
+        check(config, plan_pretraining(config, find_process()))
         return
     with pytest.raises(ValueError, match=r"model\.compile=true does not go with") as refusal:
-        check(config, plan_pretraining(config, find_place()))
+        check(config, plan_pretraining(config, find_process()))
     assert said in str(refusal.value)

@@ -19,7 +19,7 @@ from tgm_scale.contracts import Batch
 from tgm_scale.demo.corpus.make import Look, make_corpus
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.guard import Guard
 from tgm_scale.training.task import StepResult
 
@@ -109,7 +109,7 @@ def test_after_too_many_rollbacks_it_stops(tmp_path: Path, labelled: Path) -> No
 
 def test_refusals_before_a_checkpoint_count_for_a_start_after_it(tmp_path: Path) -> None:
     """A rollback comes at the same step, and takes the same samples, whether or not the run was killed before it."""
-    control = Control(Place(0, 1, 0, torch.device("cpu")))
+    collectives = HostCollectives(ProcessInfo(0, 1, 0, torch.device("cpu")))
     settings = FaultsConfig(refused_before_rollback=2)
     spike = StepResult(9.0, 1.0, "spike", False)
 
@@ -118,11 +118,11 @@ def test_refusals_before_a_checkpoint_count_for_a_start_after_it(tmp_path: Path)
         return [Batch(one, ["a"], [key], one, one, one, one, one)]
 
     progress = Progress(step=3, losses=[1.0])
-    killed = Guard(settings, tmp_path, control)
+    killed = Guard(settings, tmp_path, collectives)
     killed.begin(progress)
     assert not killed.note(progress, spike, batch("s/3")) and progress.refused == [["s/3"]]
 
-    guard = Guard(settings, tmp_path, control)
+    guard = Guard(settings, tmp_path, collectives)
     guard.begin(progress)  # as its checkpoint says
     progress.step = 4
     assert guard.note(progress, spike, batch("s/4"))

@@ -26,7 +26,7 @@ from tgm_scale.planning.parts import clip_loader
 from tgm_scale.planning.run_plan import plan_pretraining, run_masker
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runtime.distributed import Place, find_place
+from tgm_scale.runtime.distributed import ProcessInfo, find_process
 from tgm_scale.training.guide import Guide
 
 KEYFRAMES_ONLY = 3  # of 12 clips
@@ -70,19 +70,19 @@ def tree(corpus: Path, towers: Path, folder: Path, recipe: str) -> dict:
     }
 
 
-def loader_of(config: Config, opened: list[Corpus], place: Place, steps: range) -> ClipLoader:
-    return clip_loader(plan_pretraining(config, place), config.data, config.guidance, config.run.seed, opened, steps)
+def loader_of(config: Config, opened: list[Corpus], process: ProcessInfo, steps: range) -> ClipLoader:
+    return clip_loader(plan_pretraining(config, process), config.data, config.guidance, config.run.seed, opened, steps)
 
 
 def guided(settings: dict, micro: int, world: int) -> tuple[dict[int, list[int]], list[Batch], Guide]:
     """Visible tokens by sample seed of the first step, put together from all ranks."""
     config = from_tree(settings | {"train": settings["train"] | {"micro_batch_size": micro}})
-    place = find_place()
+    process = find_process()
     masker = run_masker(config)
-    guide = Guide(masker, load_towers(config.guidance, masker.needs, False, place.device), ToDevice(place.device))
+    guide = Guide(masker, load_towers(config.guidance, masker.needs, False, process.device), ToDevice(process.device))
     opened, masks, batches = [open_corpus(settings["data"]["shards"])], {}, []
     for rank in range(world):
-        loader = loader_of(config, opened, dataclasses.replace(place, rank=rank, world_size=world), range(1))
+        loader = loader_of(config, opened, dataclasses.replace(process, rank=rank, world_size=world), range(1))
         for batch in next(iter(loader))[1]:
             visible = guide(batch).mask.visible.tolist()
             masks |= dict(zip(batch.seeds.tolist(), visible))
@@ -156,11 +156,11 @@ def test_flow_of_the_data_workers_is_that_of_the_training_thread(
     settings = tree(shards, towers, tmp_path, "flow_guided")
     settings["data"] |= {"workers": workers, "repeated_augmentation": 2, "flip": True, "max_skipped_share": 1.0}
     settings["train"] = {"steps": 3, "global_batch_size": 32, "micro_batch_size": 32}
-    config, place = from_tree(settings), find_place()
+    config, process = from_tree(settings), find_process()
     masker = run_masker(config)
-    guide = Guide(masker, load_towers(config.guidance, masker.needs, False, place.device), ToDevice(place.device))
+    guide = Guide(masker, load_towers(config.guidance, masker.needs, False, process.device), ToDevice(process.device))
     problems = 0
-    for _, [batch] in loader_of(config, [open_corpus(str(shards))], place, range(3)):
+    for _, [batch] in loader_of(config, [open_corpus(str(shards))], process, range(3)):
         assert batch.flow is not None and batch.flow.shape == (32, 4, 2, 8, 8)
         there, here = guide(batch), guide.look(dataclasses.replace(batch, flow=None))
         flow = here.maps["flow"]

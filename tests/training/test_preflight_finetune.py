@@ -17,9 +17,9 @@ from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.preflight.command import SETUP_MISTAKE
 from tgm_scale.preflight.finetuning import FinetuningChecks
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 
-ALONE = Place(0, 1, 0, torch.device("cpu"))
+ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 CONFIG = """
 run: {{dir: {folder}/run}}
 data: {{train: {folder}/shards, test: {folder}/shards, frames: 4, stride: 2, size: 32, workers: 2}}

@@ -24,9 +24,9 @@ from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.preflight import trial
 from tgm_scale.preflight.pretraining import PretrainingChecks
 from tgm_scale.preflight.tested import TESTED, untested
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 
-ALONE = Place(0, 1, 0, torch.device("cpu"))
+ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 
 
 def config(folder: Path, *overrides: str) -> Config:

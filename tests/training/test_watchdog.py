@@ -15,7 +15,7 @@ from launch import run
 from short_run import arguments, rank_file, start, wait_for_steps
 
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training import watchdog as watchdog_module
 from tgm_scale.training.watchdog import PHASES, Patience, Watchdog
 
@@ -66,7 +66,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def ranks(folder: Path, *at: tuple[int, str]) -> list[Watchdog]:
-    found = [Watchdog(folder, Place(rank, len(at), 0, torch.device("cpu")), 60) for rank in range(len(at))]
+    found = [Watchdog(folder, ProcessInfo(rank, len(at), 0, torch.device("cpu")), 60) for rank in range(len(at))]
     for watchdog, (step, phase) in zip(found, at):
         watchdog.at(step, phase)
     time.sleep(0.5)
@@ -100,7 +100,7 @@ def test_a_silent_rank_is_named_whatever_its_clock_says(quick: None, tmp_path: P
 def test_a_heartbeat_that_dies_stops_the_run(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reasons: list[str] = []
     (tmp_path / "run").mkdir()
-    watchdog = Watchdog(tmp_path / "run", Place(0, 1, 0, torch.device("cpu")), 60, reasons.append)
+    watchdog = Watchdog(tmp_path / "run", ProcessInfo(0, 1, 0, torch.device("cpu")), 60, reasons.append)
     (tmp_path / "run" / "ranks").rename(tmp_path / "old")
     wait_until((tmp_path / "run" / "ranks" / "00000").is_file)
     assert not reasons
@@ -115,7 +115,7 @@ def test_a_heartbeat_that_fails_in_itself_stops_the_run(
     quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reasons: list[str] = []
-    Watchdog(tmp_path, Place(0, 1, 0, torch.device("cpu")), 60, reasons.append)
+    Watchdog(tmp_path, ProcessInfo(0, 1, 0, torch.device("cpu")), 60, reasons.append)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     monkeypatch.setattr(watchdog_module.waits, "all_waits", lambda: 1 / 0)
     wait_until(lambda: bool(reasons))

@@ -24,27 +24,27 @@ from tgm_scale.planning import parts
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.run_plan import plan_pretraining, shape_of
 from tgm_scale.runs.resume import Resume
-from tgm_scale.runtime.distributed import Control, Place, find_place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     config = configuration.load(options.config, options.overrides)
-    place = find_place()
-    if place.world_size > 1:
+    process = find_process()
+    if process.world_size > 1:
         raise ValueError("this benchmark is of one process: start it without torchrun")
-    engine.start_processes(place)
+    engine.start_processes(process)
     try:
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
-            return _measured(config, place, Path(scratch), options.turns)
+            return _measured(config, process, Path(scratch), options.turns)
     finally:
         engine.stop_processes()
 
 
-def _measured(config: Config, place: Place, folder: Path, turns: int) -> dict[str, Any]:
-    control = Control(place)
+def _measured(config: Config, process: ProcessInfo, folder: Path, turns: int) -> dict[str, Any]:
+    collectives = HostCollectives(process)
     hashed, plain = folder / "hashed", folder / "plain"
-    saver = Saver(hashed / "checkpoints", Retention(1), place, control)
-    made = _engine(config, place)
+    saver = Saver(hashed / "checkpoints", Retention(1), process, collectives)
+    made = _engine(config, process)
     saver.begin(made, Progress(step=1, updates=1), parts.checkpoint_facts(config, shape_of(config)))
     written = saver.finish()
     assert written is not None
@@ -56,13 +56,13 @@ def _measured(config: Config, place: Place, folder: Path, turns: int) -> dict[st
     for turn in range(turns + 1):  # the first warms the page cache up
         for name, root in (("without", plain), ("with", hashed)):
             with _timed(seconds[name], turn):
-                resume = Resume(root, control)
-                resumed = _engine(config, place)
+                resume = Resume(root, collectives)
+                resumed = _engine(config, process)
                 resume.restore(resumed)
             del resume, resumed
             gc.collect()
         with _timed(seconds["building the engine alone"], turn):
-            built = _engine(config, place)
+            built = _engine(config, process)
         del built
         gc.collect()
         for name, quick in (("hashes alone", True), ("blake2b alone", False)):
@@ -85,10 +85,10 @@ def _timed(into: list[float], turn: int) -> Iterator[None]:
         into.append(time.perf_counter() - began)
 
 
-def _engine(config: Config, place: Place) -> Any:
+def _engine(config: Config, process: ProcessInfo) -> Any:
     model = parts.autoencoder(shape_of(config), config.model, 0, None, parts.pixel_statistics(config.data))
     module = JointModule(model, False, config.objective.normalise_by)
-    return engine.build_engine(module, plan_pretraining(config, place).engine, place.device)
+    return engine.build_engine(module, plan_pretraining(config, process).engine, process.device)
 
 
 def _without_hashes(written: Path, root: Path) -> None:

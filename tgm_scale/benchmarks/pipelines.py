@@ -51,12 +51,12 @@ def _draws(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
     loading = loader(corpus, 0)
     kept: dict[tuple[int, int], tuple[str, bytes]] = {}
     for position in loading.positions():
-        place = loading.samples.mixture.locate(position)
-        if (place.shard, place.row) not in kept:
-            ref = corpus.sample(place.shard, place.row)
-            kept[place.shard, place.row] = ref.name, corpus.read(ref, ["mp4"])["mp4"]
-        name, data = kept[place.shard, place.row]
-        yield data, seeding.key(0, "sample", place.epoch, corpus.fingerprint, name, 0)
+        address = loading.samples.mixture.locate(position)
+        if (address.shard, address.row) not in kept:
+            ref = corpus.sample(address.shard, address.row)
+            kept[address.shard, address.row] = ref.name, corpus.read(ref, ["mp4"])["mp4"]
+        name, data = kept[address.shard, address.row]
+        yield data, seeding.key(0, "sample", address.epoch, corpus.fingerprint, name, 0)
 
 
 def frames(corpus: Corpus) -> Iterator[int]:

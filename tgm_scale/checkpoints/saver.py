@@ -26,7 +26,7 @@ from tgm_scale.checkpoints.file_sums import sums
 from tgm_scale.checkpoints.tensor_file import TensorFile
 from tgm_scale.engine import state as engine_state
 from tgm_scale.runtime import memory
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.runtime.files import describe_os_error, readable_as_its_folder, sync
 from tgm_scale.runtime.tensors import save_tensors
 
@@ -43,9 +43,14 @@ class Saver:
     keep_free: the share of a host's memory that must be left for a copy of the state to be made."""
 
     def __init__(
-        self, root: Path, retention: Retention, place: Place, control: Control, keep_free: float = _KEEP_FREE
+        self,
+        root: Path,
+        retention: Retention,
+        process: ProcessInfo,
+        collectives: HostCollectives,
+        keep_free: float = _KEEP_FREE,
     ):
-        self.root, self.retention, self.place, self.control = root, retention, place, control
+        self.root, self.retention, self.process, self.collectives = root, retention, process, collectives
         self.keep_free = keep_free
         self._undropped: set[Path] = set()
         self._pending: _Pending | None = None
@@ -56,11 +61,11 @@ class Saver:
 
         facts: what a reader needs beside the tensors (the model's shape, the configuration)."""
         self.finish()
-        if self.control.any(self.place.is_main and self._has(progress)):
+        if self.collectives.any(self.process.is_main and self._has(progress)):
             return
-        pending = _Pending(self.root, progress, facts, self.place)
-        self._agree(pending, pending.make_folder() if self.place.is_main else None)
-        share = _Share(engine, self.place)
+        pending = _Pending(self.root, progress, facts, self.process)
+        self._agree(pending, pending.make_folder() if self.process.is_main else None)
+        share = _Share(engine, self.process)
         if self._would_fit(share):
             pending.start({name: tensor.clone() for name, tensor in share})
         else:
@@ -77,9 +82,9 @@ class Saver:
     def _would_fit(self, share: _Share) -> bool:
         """Whether every host has the memory for a copy of its ranks' shares. Collective."""
         node = platform.node()
-        needed = sum(size for other, size in self.control.gather((node, share.bytes)) if other == node)
+        needed = sum(size for other, size in self.collectives.gather((node, share.bytes)) if other == node)
         left = memory.free_bytes() - needed
-        return not self.control.any(left < self.keep_free * memory.total_bytes())
+        return not self.collectives.any(left < self.keep_free * memory.total_bytes())
 
     def written(self) -> bool:
         """Whether this rank's file is written, or failed to be: the next `finish` does not wait for this rank."""
@@ -90,10 +95,10 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is None:
             return None
-        files = self.control.gather(pending.wait())
+        files = self.collectives.gather(pending.wait())
         self._refuse(pending, [entry.get("error") for entry in files])
-        self._agree(pending, pending.commit(files) if self.place.is_main else None)
-        if self.place.is_main:
+        self._agree(pending, pending.commit(files) if self.process.is_main else None)
+        if self.process.is_main:
             self._drop()
         return pending.final
 
@@ -111,13 +116,13 @@ class Saver:
                 self._undropped.add(folder)
 
     def _agree(self, pending: _Pending, error: str | None) -> None:
-        self._refuse(pending, self.control.gather(error))
+        self._refuse(pending, self.collectives.gather(error))
 
     def _refuse(self, pending: _Pending, errors: list[str | None]) -> None:
         failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
         if not failed:
             return
-        if self.place.is_main:
+        if self.process.is_main:
             shutil.rmtree(pending.work, ignore_errors=True)
         step = pending.progress.step
         raise OSError(f"checkpoint of step {step} in {self.root} not written ({'; '.join(failed)})")
@@ -126,8 +131,8 @@ class Saver:
 class _Pending:
     """One checkpoint on its way to the disk."""
 
-    def __init__(self, root: Path, progress: Progress, facts: dict, place: Place):
-        self.root, self.facts, self.place = root, facts, place
+    def __init__(self, root: Path, progress: Progress, facts: dict, process: ProcessInfo):
+        self.root, self.facts, self.process = root, facts, process
         self.progress = replace(progress, skipped=dict(progress.skipped))  # the run's own goes on counting
         self.final = folder_of(root, progress.step)
         self.work = root / f"{_TEMPORARY}{progress.step:08d}"
@@ -145,7 +150,7 @@ class _Pending:
 
     @property
     def _file(self) -> Path:
-        return self.work / f"state-{self.place.rank:05d}-of-{self.place.world_size:05d}.safetensors"
+        return self.work / f"state-{self.process.rank:05d}-of-{self.process.world_size:05d}.safetensors"
 
     def start(self, copy: dict[str, Tensor]) -> None:
         """Write a copy of this rank's share, in the background."""
@@ -218,10 +223,10 @@ class _Share:
     No rank holds the whole model: to go through it gathers each parameter alone, and gives what is this rank's, on the
     CPU. That is collective: every rank goes to the end."""
 
-    def __init__(self, engine: Any, place: Place):
+    def __init__(self, engine: Any, process: ProcessInfo):
         named = dict(engine_state.named_parameters(engine))
-        owner = _owners({name: _size(p) for name, p in named.items()}, place.world_size)
-        self._engine, self._own = engine, {name for name in named if owner[name] == place.rank}
+        owner = _owners({name: _size(p) for name, p in named.items()}, process.world_size)
+        self._engine, self._own = engine, {name for name in named if owner[name] == process.rank}
         self.bytes = sum(12 * _size(named[name]) for name in self._own)
         # under ZeRO-3 a parameter's own shape is that of nothing
         self.shapes = {

@@ -14,32 +14,32 @@ from tgm_scale.engine.extensions import load_cpu_adam, prepare_deepspeed
 from tgm_scale.engine.optim import parameter_groups
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.runtime import rendezvous
-from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus, set_rendezvous
+from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus, set_rendezvous
 
 
-def start_processes(place: Place, seconds: float = 600) -> None:
+def start_processes(process: ProcessInfo, seconds: float = 600) -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs.
 
     seconds: within which all processes must have come. Raises TimeoutError where they did not, and ValueError where
     the variables of the launcher or its GPUs are wrong."""
-    refuse_hidden_gpus(place)
-    set_rendezvous(place)
+    refuse_hidden_gpus(process)
+    set_rendezvous(process)
     gpu = None
-    if place.device.type == "cuda":
-        torch.cuda.set_device(place.device)
-        gpu = str(torch.cuda.get_device_properties(place.device).uuid)
-    prepare_deepspeed(place.device)
+    if process.device.type == "cuda":
+        torch.cuda.set_device(process.device)
+        gpu = str(torch.cuda.get_device_properties(process.device).uuid)
+    prepare_deepspeed(process.device)
     import deepspeed
     from deepspeed.constants import default_pg_timeout
 
-    store = rendezvous.meet(place, seconds, gpu)
+    store = rendezvous.meet(process, seconds, gpu)
     torch.distributed.init_process_group(
-        "nccl" if place.device.type == "cuda" else "gloo",
+        "nccl" if process.device.type == "cuda" else "gloo",
         store=store,
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=process.rank,
+        world_size=process.world_size,
         timeout=default_pg_timeout,
-        device_id=place.device if place.device.type == "cuda" and place.world_size > 1 else None,
+        device_id=process.device if process.device.type == "cuda" and process.world_size > 1 else None,
     )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes the group that is there
 

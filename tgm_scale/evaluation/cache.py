@@ -22,7 +22,7 @@ from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.clips import Progress, chunks, fitting, own_samples, run_models
 from tgm_scale.evaluation.labelled import Labelled
 from tgm_scale.evaluation.views import Decoder, Views
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import sync
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.tensors import load_with_metadata, save_tensors
@@ -44,7 +44,7 @@ def cached_rows(
     module: nn.Module,
     source: Labelled,
     views: Views,
-    control: Control,
+    collectives: HostCollectives,
     *,
     dtype: torch.dtype = torch.float32,
     workers: int = 0,
@@ -67,11 +67,11 @@ def cached_rows(
     folder = folder / digest.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     parts = chunks(refs)
-    own = own_samples(refs, control.place.rank, control.place.world_size)
+    own = own_samples(refs, collectives.process.rank, collectives.process.world_size)
     with Decoder(fitting(workers, own)) as decoder:
         for number, part in enumerate(parts):
             file = folder / f"{number:06d}.safetensors"
-            if number % control.place.world_size != control.place.rank or file.is_file():
+            if number % collectives.process.world_size != collectives.process.rank or file.is_file():
                 continue
             found = run_models(lambda video: [row_of(video)], source.corpus, part, views, decoder, progress, [module])
             rows = _over_views(found.rows[0]) if found.names else torch.zeros(0)
@@ -82,7 +82,7 @@ def cached_rows(
             save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(facts)})
             sync(work)
             work.rename(file)
-    control.barrier()
+    collectives.barrier()
     return _gather(folder, len(parts), source)
 
 

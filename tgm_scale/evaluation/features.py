@@ -24,7 +24,7 @@ from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, Encoder, ModelSize
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 
 __all__ = ["SYNTHETIC_MOTION", "Clips", "FrozenEncoder", "cached", "extract"]
 
@@ -169,7 +169,7 @@ def cached(
     source: Labelled,
     views: Views,
     pooling: Pooling,
-    control: Control,
+    collectives: HostCollectives,
     *,
     workers: int = 0,
     progress: Progress = lambda samples: None,
@@ -184,7 +184,7 @@ def cached(
         encoder.encoder,
         source,
         views,
-        control,
+        collectives,
         dtype=torch.float16 if pooling == "tokens" else torch.float32,
         workers=workers,
         progress=progress,

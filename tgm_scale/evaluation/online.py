@@ -21,7 +21,7 @@ from tgm_scale.evaluation.run import PARTS
 from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.models.patches import patchify
 from tgm_scale.planning.run_plan import shape_of
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 
 
 class Neighbours:
@@ -29,25 +29,25 @@ class Neighbours:
 
     Raises ValueError where a part has no usable clip."""
 
-    def __init__(self, config: Config, control: Control) -> None:
+    def __init__(self, config: Config, collectives: HostCollectives) -> None:
         settings, data = config.knn, config.data
         assert settings.train is not None and settings.test is not None
         self._size = shape_of(config).size
-        self._control, self._k = control, settings.k
+        self._collectives, self._k = collectives, settings.k
         views = Views(data.frames, data.size, data.stride)
         specs = {"train": settings.train, "test": settings.test}
         sources = {role: open_labelled(specs[role], settings.label, role=role, root=settings.root) for role in PARTS}
         found = [of_labelled(f"knn.{role}", source) for role, source in sources.items()]
         refuse_above(found, data.max_left_out_share)
-        if control.place.is_main:
+        if collectives.process.is_main:
             print("\n".join(line for inventory in found for line in inventory.lines()), flush=True)
             if settings.k > (clips := found[0].usable):
                 print(f"warning: knn.k={settings.k}: only {clips} training clips: all of them vote", flush=True)
         with Decoder(data.workers) as decoder:
-            self._parts = {role: _Part(source, views, decoder, control) for role, source in sources.items()}
+            self._parts = {role: _Part(source, views, decoder, collectives) for role, source in sources.items()}
         train, test = (self._parts[role].labels for role in PARTS)
         classes = in_order(train)
-        if (lacking := told(not_trained(classes, test), len(test))) and control.place.is_main:
+        if (lacking := told(not_trained(classes, test), len(test))) and collectives.process.is_main:
             print(f"knn.test: {lacking}", flush=True)
         self._truth_M, self._labels_N = (results.class_numbers(classes, labels) for labels in (test, train))
 
@@ -58,18 +58,18 @@ class Neighbours:
         model.eval()
         train, test = (self._features(model.encoder, part) for part in self._parts.values())
         model.train(was_training)
-        device = self._control.place.device
+        device = self._collectives.process.device
         right_M = knn.predict(train, self._labels_N, test, self._k, device=device) == self._truth_M
         return {"knn_accuracy": right_M.double().mean().item()}
 
     def _features(self, encoder: nn.Module, part: _Part) -> Tensor:
         """Mean tokens of all processes' clips, in the order of the labels. All make the same number of passes."""
-        device = self._control.place.device
+        device = self._collectives.process.device
         rows = []
         for clips in part.clips.split(PASS):
             patches = patchify(clips.to(device), self._size.tubelet, self._size.patch)
             rows.append(encoder(patches, None).float().mean(1).cpu())
-        gathered = self._control.gather(torch.cat(rows)[: part.own])
+        gathered = self._collectives.gather(torch.cat(rows)[: part.own])
         ranks = len(gathered)
         found = torch.empty(len(part.labels), rows[0].shape[1])
         for rank, features in enumerate(gathered):
@@ -80,11 +80,13 @@ class Neighbours:
 class _Part:
     """This process's share of the clips (every world-size-th), filled up to the longest share, and all labels."""
 
-    def __init__(self, source: Labelled, views: Views, decoder: Decoder, control: Control) -> None:
-        rank, ranks = control.place.rank, control.place.world_size
+    def __init__(self, source: Labelled, views: Views, decoder: Decoder, collectives: HostCollectives) -> None:
+        rank, ranks = collectives.process.rank, collectives.process.world_size
         refs = source.refs
         own = list(decoder.views(source.corpus, refs[rank::ranks], views))
-        broken = [name for share in control.gather([p.key for p in own if isinstance(p, Problem)]) for name in share]
+        broken = [
+            name for share in collectives.gather([p.key for p in own if isinstance(p, Problem)]) for name in share
+        ]
         if broken:
             raise ValueError(f"knn.train, knn.test: {len(broken)} clips cannot be decoded: {', '.join(broken[:3])}")
         if len(refs) < ranks:

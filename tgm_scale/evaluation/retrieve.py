@@ -43,8 +43,8 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
         text = _text_tower(at)
         clips = features(at, source, "mean", "test", board)
         found: dict[str, Any] = {}
-        if at.place.is_main:
-            video_ME = clips.features[0].to(at.place.device) @ at.encoder.projection.T
+        if at.process.is_main:
+            video_ME = clips.features[0].to(at.process.device) @ at.encoder.projection.T
             finite.refuse(video_ME.norm(dim=1), clips.keys, "its projected features")
             video_ME = F.normalize(video_ME, dim=1)
             found = (
@@ -53,7 +53,7 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
                 else _ranks(at, text, video_ME, clips, opened)
             )
             print(results.summary(found, at.folder), flush=True)
-        at.control.barrier()
+        at.collectives.barrier()
     return found
 
 
@@ -71,10 +71,10 @@ def _text_tower(at: Session) -> TextTower:
     if towers is None:
         raise ValueError("retrieve.towers: missing, and the checkpoint does not say: give the pretraining's folder")
     folder = tower_folder(towers)
-    dtype = torch.float32 if at.place.device.type == "cpu" else torch.bfloat16
+    dtype = torch.float32 if at.process.device.type == "cpu" else torch.bfloat16
     with reported_as("guidance.towers", "retrieve.towers"):
         check_folder(folder, ("text",))
-        text = load_text_tower(folder, device=at.place.device, dtype=dtype)
+        text = load_text_tower(folder, device=at.process.device, dtype=dtype)
     assert at.encoder.projection is not None
     if text.width != len(at.encoder.projection):
         raise ValueError(

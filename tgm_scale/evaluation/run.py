@@ -23,7 +23,7 @@ from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_l
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.models.vit import SIZES
 from tgm_scale.runs import run_folder
-from tgm_scale.runtime.distributed import Control, Place, find_place, refuse_hidden_gpus
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process, refuse_hidden_gpus
 from tgm_scale.runtime.progress import Board
 
 
@@ -32,8 +32,8 @@ class Session(NamedTuple):
 
     config: FrozenConfig
     folder: Path
-    place: Place
-    control: Control
+    process: ProcessInfo
+    collectives: HostCollectives
     encoder: FrozenEncoder
 
 
@@ -52,24 +52,26 @@ Check = Callable[[FrozenEncoder, list[str]], None]  # of the encoder and the lab
 @contextmanager
 def session(config: FrozenConfig) -> Iterator[Session]:
     """Claims the run folder, joins the processes, loads the encoder."""
-    place = find_place()
-    refuse_hidden_gpus(place)
+    process = find_process()
+    refuse_hidden_gpus(process)
     folder = run_folder.claim(config)
-    if place.world_size > 1:
-        engine.start_processes(place)
-    control = Control(place, PATIENCE)
-    with run_folder.owned(folder, control):
-        yield Session(config, folder, place, control, _encoder(config, place))
-        if place.world_size > 1:
+    if process.world_size > 1:
+        engine.start_processes(process)
+    collectives = HostCollectives(process, PATIENCE)
+    with run_folder.owned(folder, collectives):
+        yield Session(config, folder, process, collectives, _encoder(config, process))
+        if process.world_size > 1:
             engine.stop_processes()
 
 
-def _encoder(config: FrozenConfig, place: Place) -> FrozenEncoder:
+def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
     settings = config.encoder
     if settings.checkpoint == "random":
-        return FrozenEncoder.random(settings.size, settings.frames, settings.image_size, config.run.seed, place.device)
+        return FrozenEncoder.random(
+            settings.size, settings.frames, settings.image_size, config.run.seed, process.device
+        )
     given = {key: getattr(settings, key) for key in ("frames", "image_size") if key in settings.model_fields_set}
-    found = FrozenEncoder.load(settings.checkpoint, place.device, **given)
+    found = FrozenEncoder.load(settings.checkpoint, process.device, **given)
     width = SIZES[settings.size].width
     if "size" in settings.model_fields_set and width != found.size.width:
         raise ValueError(
@@ -92,17 +94,17 @@ def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
 
     Raises ValueError where more than data.max_left_out_share is left out."""
     found = [of_labelled(part, source, LEFT_OUT) for part, source in sources.items()]
-    if at.place.is_main and not (at.folder / "results.json").exists():  # which has one of its own
+    if at.process.is_main and not (at.folder / "results.json").exists():  # which has one of its own
         write_left_out(at.folder / LEFT_OUT, ((part, source.problems) for part, source in sources.items()))
     refuse_above(found, at.config.data.max_left_out_share)
     shared = in_both(*sources.values()) if len(sources) == 2 else ""
-    if at.place.is_main:
+    if at.process.is_main:
         for inventory in found:
             print("\n".join(inventory.lines()), flush=True)
         if shared:
             print(f"warning: {shared}", flush=True)
     positions = results.told_positions(at.encoder.positions, at.encoder.frames, at.encoder.image_size)
-    if at.place.is_main:
+    if at.process.is_main:
         print(
             "\n".join(f"positions: {text}" for text in positions.values()), end="\n" if positions else "", flush=True
         )
@@ -112,7 +114,7 @@ def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
 
 def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: Board) -> Clips:
     """Cached features of a part, below the run folder. Collective."""
-    if at.place.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
+    if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
         run_folder.replace_file(at.folder / "config.yaml", run_folder.shown(at.config))
     data, encoder = at.config.data, at.encoder
     views = encoder.views(
@@ -121,14 +123,14 @@ def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: 
         temporal=at.config.encoder.temporal_views,
         spatial=at.config.encoder.spatial_views,
     )
-    task = board.task(f"features of {name}", own_samples(source.refs, at.place.rank, at.place.world_size))
+    task = board.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
     return cached(
         at.folder / "features",
         encoder,
         source,
         views,
         pooling,
-        at.control,
+        at.collectives,
         workers=data.workers,
         progress=task.advance,
     )
@@ -140,12 +142,12 @@ def run_knn(config: FrozenConfig) -> dict[str, Any]:
 
     def fit(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
         votes = knn.votes(
-            train.features[0], labels_N, test.features[0], settings.k, settings.temperature, find_place().device
+            train.features[0], labels_N, test.features[0], settings.k, settings.temperature, find_process().device
         )
         return Scored(votes, {"k": settings.k, "temperature": settings.temperature})
 
     def check(encoder: FrozenEncoder, labels: list[str]) -> None:
-        if settings.k > len(labels) and find_place().is_main:
+        if settings.k > len(labels) and find_process().is_main:
             print(
                 f"warning: neighbours.k={settings.k}: only {len(labels)} training clips: all of them vote", flush=True
             )
@@ -158,7 +160,7 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
     settings, seed = config.probe, config.run.seed
 
     def linear(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
-        found = probe.probe(train.features[0], labels_N, test.features[0], seed, find_place().device)
+        found = probe.probe(train.features[0], labels_N, test.features[0], seed, find_process().device)
         facts: dict[str, Any] = {"penalty": found.penalty, "validation accuracy": found.validation_accuracy}
         if found.at_edge:
             facts["penalty at the edge"] = "the best of all that were tried is the last: a further one may be better"
@@ -175,7 +177,7 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
             batch_size=settings.batch_size,
             weight_decay=settings.weight_decay,
             seed=seed,
-            device=find_place().device,
+            device=find_process().device,
         )
         sweep = {f"{rate:g}": value for rate, value in found.validation_accuracies.items()}
         return Scored(found.scores_MC, {"learning rate": found.learning_rate, "validation accuracies": sweep})
@@ -205,7 +207,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
         train, test = (features(at, source, pooling, role, board) for role, source in sources.items())
         found: dict[str, Any] = {}
-        if at.place.is_main:
+        if at.process.is_main:
             truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
             scored = fit(train, labels_N, test)
             facts = {
@@ -234,7 +236,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
             problems = {"train": train.problems, "test": test.problems}
             found = results.write(at.folder, found | opened, rows, problems)
             print(results.summary(found, at.folder), flush=True)
-        at.control.barrier()
+        at.collectives.barrier()
     return found
 
 

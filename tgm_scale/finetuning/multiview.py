@@ -16,7 +16,7 @@ from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Views
 from tgm_scale.finetuning.setup import Parts, module_of, positions_of
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import Board
 
 
@@ -26,17 +26,22 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     Weights are read from the checkpoint, whole, so that it goes at any ZeRO stage."""
     newest = checkpoint.latest(folder / "checkpoints")
     assert newest is not None, "training ended without a checkpoint"
-    reader, settings, data, place = checkpoint.Reader(newest), config.finetune, config.data, parts.control.place
+    reader, settings, data, process = (
+        checkpoint.Reader(newest),
+        config.finetune,
+        config.data,
+        parts.collectives.process,
+    )
     step = reader.progress.step
     positions = positions_of(reader.manifest)
     module = module_of(config, len(parts.classes), positions)
     module.load_state_dict(ema.read(folder, step) if settings.ema else reader.weights())
-    module.to(place.device).eval()
+    module.to(process.device).eval()
 
     @torch.no_grad()
     def probabilities(video: Tensor) -> Tensor:
-        with inference(place.device):
-            scores_BC = module(video.to(place.device)).float()
+        with inference(process.device):
+            scores_BC = module(video.to(process.device)).float()
         finite_B1 = scores_BC.isfinite().all(1, keepdim=True)  # softmax makes a 0 of minus infinity
         return scores_BC.softmax(dim=1).where(finite_B1, torch.nan)
 
@@ -44,9 +49,9 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
         data.frames, data.size, data.stride, data.sampling, settings.test_temporal_views, settings.test_spatial_views
     )
     made_by = ("finetuned", str(step), *(entry["blake2b"] for entry in reader.manifest["files"]), str(settings.ema))
-    control = Control(place, PATIENCE)
+    collectives = HostCollectives(process, PATIENCE)
     with Board() as board:
-        task = board.task("videos tested", own_samples(parts.test.refs, place.rank, place.world_size))
+        task = board.task("videos tested", own_samples(parts.test.refs, process.rank, process.world_size))
         clips = cached_rows(
             folder / "test",
             made_by,
@@ -54,12 +59,12 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             module,
             parts.test,
             views,
-            control,
+            collectives,
             workers=data.workers,
             progress=task.advance,
         )
     found: dict[str, Any] = {}
-    if place.is_main:
+    if process.is_main:
         scores_MC = clips.features[0]
         truth_M = results.class_numbers(parts.classes, clips.labels)
         found = {
@@ -82,5 +87,5 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
         )
         found = results.write(folder, found, rows, {"train": parts.train.problems, "test": clips.problems})
         print(results.summary(found, folder), flush=True)
-    control.barrier()
+    collectives.barrier()
     return found

@@ -32,7 +32,7 @@ from tgm_scale.planning.checks import check_compile
 from tgm_scale.planning.corpora import corpus_facts
 from tgm_scale.planning.parts import autoencoder, checkpoint_facts
 from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.introduction import few_clips
 
 
@@ -40,13 +40,13 @@ def shape_of(config: FinetuneConfig) -> Shape:
     return Shape.of(config.model, config.data.frames, config.data.size)
 
 
-def plan_finetuning(config: FinetuneConfig, place: Place) -> RunPlan:
+def plan_finetuning(config: FinetuneConfig, process: ProcessInfo) -> RunPlan:
     """Raises ValueError for what does not go together."""
     shape = shape_of(config)
-    layout = layout_of(config.train, config.clips_together, place)
-    precision = resolve_precision(config.train.precision, place.device)
+    layout = layout_of(config.train, config.clips_together, process)
+    precision = resolve_precision(config.train.precision, process.device)
     engine = engine_of(config.deepspeed, layout, precision, config.optim)
-    return RunPlan(shape, layout, config.data.repeated_augmentation, engine, config.optim, place.device)
+    return RunPlan(shape, layout, config.data.repeated_augmentation, engine, config.optim, process.device)
 
 
 def storage_seconds(config: FinetuneConfig) -> float:
@@ -73,7 +73,7 @@ def check(config: FinetuneConfig, plan: RunPlan) -> None:
 class Parts:
     """What training and test read."""
 
-    control: Control
+    collectives: HostCollectives
     train: Labelled
     test: Labelled
     classes: list[str]
@@ -100,7 +100,7 @@ class Opened(NamedTuple):
     notes: list[str]  # warnings
 
 
-def opened(config: FinetuneConfig, plan: RunPlan, control: Control, listed: str = "") -> Opened:
+def opened(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, listed: str = "") -> Opened:
     """Open both parts of the data. Raises ValueError. listed: the file that will name what is left out."""
     train, test = open_split(config.data, "train"), open_split(config.data, "test")
     classes = _classes(config, train)
@@ -110,20 +110,20 @@ def opened(config: FinetuneConfig, plan: RunPlan, control: Control, listed: str 
     facts = {"data": [inventory.facts() for inventory in found], **({"in both parts": overlap} if overlap else {})}
     notes = [note for note in (overlap, told(lacking, len(test.refs))) if note]
     plan = plan.for_samples(config.train, len(train.corpus))
-    return Opened(Parts(control, train, test, classes, lacking, facts, plan), found, notes)
+    return Opened(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
 
 
-def prepare(config: FinetuneConfig, plan: RunPlan, control: Control) -> Parts:
+def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives) -> Parts:
     """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
-    if control.place.is_main:
+    if collectives.process.is_main:
         open_split(config.data, "train")
-    control.barrier()
-    parts, found, notes = opened(config, plan, control, LEFT_OUT)
+    collectives.barrier()
+    parts, found, notes = opened(config, plan, collectives, LEFT_OUT)
     folder, train, test = Path(config.run.dir), parts.train, parts.test
-    if control.place.is_main:
+    if collectives.process.is_main:
         write_left_out(folder / LEFT_OUT, (("train", train.problems), ("test", test.problems)))
     refuse_above(found, config.data.max_left_out_share)
-    if control.place.is_main:
+    if collectives.process.is_main:
         lines = [line for inventory in found for line in inventory.lines()]
         lines += [f"warning: {note}" for note in [*notes, *replaced(folder, (train.corpus, test.corpus))]]
         print("\n".join(lines), flush=True)

@@ -30,7 +30,7 @@ from tgm_scale.finetuning import multiview, setup
 from tgm_scale.finetuning.augment import PairMixer
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.distributed import find_place
+from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.opening import run
 from tgm_scale.training.task import Ready, StepResult, Steps, Task
 from tgm_scale.training.trainer import Start
@@ -38,10 +38,10 @@ from tgm_scale.training.trainer import Start
 
 def finetune(config: FinetuneConfig) -> int:
     """Train, or go on with the run in its folder; then test. Returns and raises as `opening.run`."""
-    place = find_place()
-    plan = setup.plan_finetuning(config, place)
+    process = find_process()
+    plan = setup.plan_finetuning(config, process)
     setup.check(config, plan)
-    return run(config, plan, place, setup.storage_seconds(config), partial(Finetuning, config, plan))
+    return run(config, plan, process, setup.storage_seconds(config), partial(Finetuning, config, plan))
 
 
 class Finetuning(Task):
@@ -49,11 +49,11 @@ class Finetuning(Task):
 
     def __init__(self, config: FinetuneConfig, plan: RunPlan, start: Start):
         self.config, self.folder = config, start.folder
-        self.parts = parts = setup.prepare(config, plan, start.control)
-        self.plan, self.place = parts.plan, start.control.place
+        self.parts = parts = setup.prepare(config, plan, start.collectives)
+        self.plan, self.process = parts.plan, start.collectives.process
         settings, repeats = config.finetune, config.data.repeated_augmentation
         self.mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
-        self.to_device = ToDevice(self.place.device)
+        self.to_device = ToDevice(self.process.device)
         self.average: Average | None = None
         self.then = f"The run is in {self.folder}; it is tested now"
 
@@ -84,7 +84,7 @@ class Finetuning(Task):
             yield Ready(step, batches, partial(list, batches))
 
     def step(self, micro: list[Batch], valid: float, limit: float) -> StepResult:
-        device, accumulation = self.place.device, self.plan.layout.accumulation
+        device, accumulation = self.process.device, self.plan.layout.accumulation
         total, digest = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         digest += _digest(micro)
         for index, batch in enumerate(micro):
@@ -93,11 +93,11 @@ class Finetuning(Task):
             loss = torch.where(weight_B > 0, error_B, 0.0).sum() / max(valid, 1.0)
             total += loss.detach()
             # a sum over the global batch, where the engine takes means over ranks and micro steps
-            self.engine.backward(loss * self.place.world_size * accumulation)
+            self.engine.backward(loss * self.process.world_size * accumulation)
             if index < accumulation - 1:
                 self.engine.step()  # counts the micro step, updates nothing
         figures_2 = torch.stack([total, digest])
-        if self.place.world_size > 1:
+        if self.process.world_size > 1:
             dist.all_reduce(figures_2)
         outcome = make_update(self.engine, figures_2[1:], figures_2[0], limit)
         if self.average is not None and outcome.updated:

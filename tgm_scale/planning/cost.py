@@ -7,7 +7,7 @@ import torch
 from tgm_scale.config import Config
 from tgm_scale.planning import footprint
 from tgm_scale.planning.run_plan import layout_of, plan_pretraining
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 
 GIB = 2**30
 
@@ -78,5 +78,5 @@ def _fits(config: Config, gpus: int) -> bool:
     return True
 
 
-def _first_of(gpus: int) -> Place:
-    return Place(0, gpus, 0, torch.device("cuda"))
+def _first_of(gpus: int) -> ProcessInfo:
+    return ProcessInfo(0, gpus, 0, torch.device("cuda"))

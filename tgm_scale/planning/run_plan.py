@@ -16,7 +16,7 @@ from tgm_scale.engine.plan import EnginePlan, resolve_precision
 from tgm_scale.masking.recipes import Masker, build_masker
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.models.vit import SIZES, ModelSize
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ def recipe_masker(config: Config, recipe: str) -> Masker:
     return masker_of(masking.model_copy(update=changes), shape_of(config).grid, config.model.decode_ratio)
 
 
-def layout_of(train: TrainConfig, group: int, place: Place) -> BatchLayout:
+def layout_of(train: TrainConfig, group: int, process: ProcessInfo) -> BatchLayout:
     """The layout with a micro batch no larger than a process's share of the global batch: `micro_batch_size` is what a
     GPU can hold, and many GPUs leave each less. Nothing but speed depends on it.
 
     group: clips that share a micro batch. Raises ValueError where the batch does not divide."""
-    share, rest = divmod(train.global_batch_size, place.world_size)
+    share, rest = divmod(train.global_batch_size, process.world_size)
     fits = not rest and share < train.micro_batch_size and not share % group
     micro = share if fits else train.micro_batch_size
-    return BatchLayout(train.global_batch_size, micro, place.rank, place.world_size)
+    return BatchLayout(train.global_batch_size, micro, process.rank, process.world_size)
 
 
 def engine_of(settings: DeepSpeedConfig, layout: BatchLayout, precision: str, optim: OptimConfig) -> EnginePlan:
@@ -165,20 +165,22 @@ class RunPlan:
         )
 
 
-def plan_pretraining(config: Config, place: Place) -> RunPlan:
+def plan_pretraining(config: Config, process: ProcessInfo) -> RunPlan:
     """Raises ValueError for what does not go together."""
     shape = shape_of(config)
     masker = masker_of(config.masking, shape.grid, config.model.decode_ratio)
     repeats = config.data.repeated_augmentation
-    layout = layout_of(config.train, repeats, place)
-    engine = engine_of(config.deepspeed, layout, resolve_precision(config.train.precision, place.device), config.optim)
+    layout = layout_of(config.train, repeats, process)
+    engine = engine_of(
+        config.deepspeed, layout, resolve_precision(config.train.precision, process.device), config.optim
+    )
     return RunPlan(
         shape,
         layout,
         repeats,
         engine,
         config.optim,
-        place.device,
+        process.device,
         masker,
         targets=masker.target_count if config.objective.reconstruction_weight else 0,
         captions=config.objective.contrastive_weight > 0 or "relevance" in masker.needs,

@@ -25,7 +25,7 @@ from tgm_scale.preflight.tested import untested
 from tgm_scale.preflight.verdict import judge, summary, tried_by
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime import launch, slurm
-from tgm_scale.runtime.distributed import Control, Place, choose_device, place_of, set_rendezvous
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, choose_device, process_of, set_rendezvous
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.rendezvous import connect
 
@@ -41,20 +41,22 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
     patience: seconds within which every process must have answered a round; clear_locks: remove the lock of a killed
     build of DeepSpeed's Adam."""
     began = time.perf_counter()
-    place, no_gpu = _find_place()
-    set_rendezvous(place)
-    report = look_at_node(task, place, no_gpu)
+    process, no_gpu = _find_process()
+    set_rendezvous(process)
+    report = look_at_node(task, process, no_gpu)
     try:
-        rounds = Rounds(place, patience)
-        code = rounds.end("alone", report) or _shared(task, place, rounds)
-        code = code or _try(task, place, rounds, clear_locks) or _reduce(place, rounds)
+        rounds = Rounds(process, patience)
+        code = rounds.end("alone", report) or _shared(task, process, rounds)
+        code = code or _try(task, process, rounds, clear_locks) or _reduce(process, rounds)
     except (dist.DistError, TimeoutError):
-        print(f"bad node {slurm.node_of(0, place.world_size)}: rank 0 did not answer rank {place.rank}", flush=True)
+        print(
+            f"bad node {slurm.node_of(0, process.world_size)}: rank 0 did not answer rank {process.rank}", flush=True
+        )
         return BAD_NODE
     except OSError as error:  # of MASTER_ADDR and MASTER_PORT: no node's fault
         print(error, flush=True)
         return SETUP_MISTAKE
-    if place.is_main and not code:
+    if process.is_main and not code:
         for line in (*tried_by(0, rounds.reports), *untested(run_folder.versions())):
             print(line, flush=True)
         print(f"preflight: {summary(rounds.reports)}, {time.perf_counter() - began:.1f} s", flush=True)
@@ -62,96 +64,96 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
     return code
 
 
-def _find_place() -> tuple[Place, str | None]:
+def _find_process() -> tuple[ProcessInfo, str | None]:
     """This process's place, and why it has no GPU on a node that has too few, which is to be named."""
     found = launch.read(os.environ)
     try:
-        return place_of(found, choose_device(found.local_rank, found.local_size, torch.cuda.device_count())), None
+        return process_of(found, choose_device(found.local_rank, found.local_size, torch.cuda.device_count())), None
     except ValueError as mistake:
-        return place_of(found, 0), str(mistake)
+        return process_of(found, 0), str(mistake)
 
 
-def _shared(task: TaskChecks, place: Place, rounds: Rounds) -> int:
+def _shared(task: TaskChecks, process: ProcessInfo, rounds: Rounds) -> int:
     released = time.time()  # all wait for the first verdict and learn it within milliseconds
     token = f"{os.environ.get('SLURM_JOB_ID', os.getpid())}-{int(released)}"
-    if place.is_main:
+    if process.is_main:
         file = token_file(task.config, token)
         with suppress(OSError, ValueError):  # every rank meets the same mistake, and reports it
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-            task.corpora(place)
+            task.corpora(process)
         rounds.store.set("token", token)
     rounds.store.wait(["token"], timedelta(seconds=_INDEXING_SECONDS))
-    report = look_at_shared(task, place, rounds.store.get("token").decode())
+    report = look_at_shared(task, process, rounds.store.get("token").decode())
     report.figures["clock"] = released
     code = rounds.end("shared", report)
-    if place.is_main:
+    if process.is_main:
         file.unlink(missing_ok=True)
     return code
 
 
-def _try(task: TaskChecks, place: Place, rounds: Rounds, clear_locks: bool) -> int:
+def _try(task: TaskChecks, process: ProcessInfo, rounds: Rounds, clear_locks: bool) -> int:
     """What the run will use; the first process of each node readies the extensions."""
-    report, plan = Report(place.rank, node_name()), task.plan(place)
-    if place.world_size > 1:
+    report, plan = Report(process.rank, node_name()), task.plan(process)
+    if process.world_size > 1:
         report.attempt("InfiniBand", trial.check_infiniband)
-    if place.local_rank == 0:
-        report.attempt("extensions", lambda: report.tried.extend(trial.try_extensions(plan, place, clear_locks)))
-    report.attempt("trial run", lambda: report.tried.extend(task.try_run(place)))
+    if process.local_rank == 0:
+        report.attempt("extensions", lambda: report.tried.extend(trial.try_extensions(plan, process, clear_locks)))
+    report.attempt("trial run", lambda: report.tried.extend(task.try_run(process)))
     return rounds.end("trial", report, BUILD_SECONDS if trial.offloads(plan) else 0)
 
 
-def _reduce(place: Place, rounds: Rounds) -> int:
-    if place.world_size == 1:
+def _reduce(process: ProcessInfo, rounds: Rounds) -> int:
+    if process.world_size == 1:
         return 0
-    report = Report(place.rank, node_name())
-    report.attempt("all-reduce", lambda: _all_reduce(report, place, rounds))
+    report = Report(process.rank, node_name())
+    report.attempt("all-reduce", lambda: _all_reduce(report, process, rounds))
     return rounds.end("reduce", report)
 
 
-def _all_reduce(report: Report, place: Place, rounds: Rounds) -> None:
+def _all_reduce(report: Report, process: ProcessInfo, rounds: Rounds) -> None:
     """Sum over the processes by the libraries that training uses; the bandwidth as NCCL's tests count it (bus)."""
-    on_gpu = place.device.type == "cuda"
+    on_gpu = process.device.type == "cuda"
     if on_gpu:
-        torch.cuda.set_device(place.device)
+        torch.cuda.set_device(process.device)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=dist.PrefixStore("reduce", rounds.store),
-        rank=place.rank,
-        world_size=place.world_size,
+        rank=process.rank,
+        world_size=process.world_size,
         timeout=timedelta(seconds=rounds.patience),
     )
-    size = _REDUCED_BYTES[place.device.type]
+    size = _REDUCED_BYTES[process.device.type]
     for repeat in range(3):  # the first opens the connections
-        values = torch.full((size // 4,), place.rank + 1.0, device=place.device)
+        values = torch.full((size // 4,), process.rank + 1.0, device=process.device)
         dist.barrier()
         began = time.perf_counter()
         dist.all_reduce(values)
         if on_gpu:
-            torch.cuda.synchronize(place.device)
+            torch.cuda.synchronize(process.device)
         seconds = time.perf_counter() - began
-        if values[repeat].item() != place.world_size * (place.world_size + 1) / 2:
+        if values[repeat].item() != process.world_size * (process.world_size + 1) / 2:
             raise ValueError("an all-reduce gave a wrong sum")
     # what steers a run goes from host to host by gloo, on an interface of its own choice
-    if Control(place, rounds.patience).sum([1.0]) != [place.world_size]:
+    if HostCollectives(process, rounds.patience).sum([1.0]) != [process.world_size]:
         raise ValueError("a sum over the hosts by gloo came out wrong")
     dist.destroy_process_group()
-    report.figures["bytes/s"] = 2 * (place.world_size - 1) / place.world_size * size / seconds
+    report.figures["bytes/s"] = 2 * (process.world_size - 1) / process.world_size * size / seconds
 
 
 class Rounds:
     """Rounds of reports to rank 0 and of its verdicts, over a store that rank 0 holds."""
 
-    def __init__(self, place: Place, patience: float):
-        self.place, self.patience = place, patience
-        self.store = dist.PrefixStore("preflight", connect(place, patience))
+    def __init__(self, process: ProcessInfo, patience: float):
+        self.process, self.patience = process, patience
+        self.store = dist.PrefixStore("preflight", connect(process, patience))
         self.reports: list[Report] = []  # of all rounds; on rank 0
 
     def end(self, name: str, own: Report, at_least: float = 0) -> int:
         """Hand in a report and wait for the verdict; rank 0 judges and prints. at_least: seconds for the round."""
         patience = max(self.patience, at_least)
         self.store.set(f"{name}/{own.rank}", json.dumps(asdict(own)))
-        if self.place.is_main:
+        if self.process.is_main:
             reports, silent = self._collect(name, patience)
             bad, common = judge(reports, silent)
             for line in (*common, *(f"bad node {node}: {'; '.join(problems)}" for node, problems in bad.items())):
@@ -165,18 +167,18 @@ class Rounds:
         """The reports that came, and the nodes of those that did not."""
         deadline = time.monotonic() + patience
         reports, silent = [], []
-        for rank in range(self.place.world_size):
+        for rank in range(self.process.world_size):
             try:
                 self.store.wait([f"{name}/{rank}"], timedelta(seconds=max(0.1, deadline - time.monotonic())))
                 reports.append(Report(**json_of(self.store.get(f"{name}/{rank}"))))
             except dist.DistError:
-                silent.append(slurm.node_of(rank, self.place.world_size))
+                silent.append(slurm.node_of(rank, self.process.world_size))
         return reports, silent
 
     def leave(self) -> None:
         """Rank 0 holds the store, so it leaves last; it does not wait for the silent."""
-        self.store.set(f"left/{self.place.rank}", "")
-        if self.place.is_main:
+        self.store.set(f"left/{self.process.rank}", "")
+        if self.process.is_main:
             others = [f"left/{report.rank}" for report in {r.rank: r for r in self.reports}.values()]
             try:
                 self.store.wait(others, timedelta(seconds=5))

@@ -26,27 +26,27 @@ from tgm_scale.finetuning import setup
 from tgm_scale.finetuning.augment import PairMixer
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.preflight.task_checks import CLIPS, TaskChecks, first_usable, try_step
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 
 
 class FinetuningChecks(TaskChecks):
     def __init__(self, config: FinetuneConfig):
         self.config: FinetuneConfig = config
 
-    def plan(self, place: Place) -> RunPlan:
-        return setup.plan_finetuning(self.config, place)
+    def plan(self, process: ProcessInfo) -> RunPlan:
+        return setup.plan_finetuning(self.config, process)
 
-    def check(self, place: Place) -> None:
-        setup.check(self.config, self.plan(place))
+    def check(self, process: ProcessInfo) -> None:
+        setup.check(self.config, self.plan(process))
 
-    def corpora(self, place: Place) -> dict[str, Corpus]:
+    def corpora(self, process: ProcessInfo) -> dict[str, Corpus]:
         data = self.config.data
         return {"of data.train": open_split(data, "train").corpus, "of data.test": open_split(data, "test").corpus}
 
-    def _try(self, place: Place) -> list[str]:
-        few = self._few_clips(place)
-        plan = setup.plan_finetuning(few, place)
-        parts, found, _ = setup.opened(few, plan, Control(Place(0, 1, 0, place.device)))
+    def _try(self, process: ProcessInfo) -> list[str]:
+        few = self._few_clips(process)
+        plan = setup.plan_finetuning(few, process)
+        parts, found, _ = setup.opened(few, plan, HostCollectives(ProcessInfo(0, 1, 0, process.device)))
         refuse_above(found, few.data.max_left_out_share)
         batch = first_usable(_labelled(few, parts), "data.train", plan.layout.rank)
         newest = checkpoint.newest_whole(Path(few.run.dir) / "checkpoints", {})
@@ -59,7 +59,7 @@ class FinetuningChecks(TaskChecks):
         ]
         settings, repeats = few.finetune, few.data.repeated_augmentation
         mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
-        to_device = ToDevice(place.device)
+        to_device = ToDevice(process.device)
         labels_B, seeds = to_device.numbers(parts.numbers(batch)), batch.seeds.tolist()
         batch = to_device(batch)
         video, targets_BC = mixer(batch.video, labels_B, seeds)
@@ -68,14 +68,14 @@ class FinetuningChecks(TaskChecks):
             scores_BC = module(video[index_B], batch.seeds.to(index_B.device)[index_B])
             return F.cross_entropy(scores_BC.float(), targets_BC[index_B])
 
-        tried = try_step(self.config, self.plan(place), module, loss_of, len(batch))
+        tried = try_step(self.config, self.plan(process), module, loss_of, len(batch))
         return [*said, tried, *not_used(self.config.deepspeed.config)]
 
-    def _few_clips(self, place: Place) -> FinetuneConfig:
+    def _few_clips(self, process: ProcessInfo) -> FinetuneConfig:
         """The configuration with the smallest batch, decoded here."""
         config = self.config
         together = config.clips_together
-        train = {"micro_batch_size": together, "global_batch_size": together * place.world_size}
+        train = {"micro_batch_size": together, "global_batch_size": together * process.world_size}
         data = config.data.model_copy(update={"workers": 0})
         return config.model_copy(update={"data": data, "train": config.train.model_copy(update=train)})
 

@@ -25,7 +25,7 @@ from tgm_scale.planning import disk
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.preflight.task_checks import TaskChecks
 from tgm_scale.runs import run_folder
-from tgm_scale.runtime.distributed import Place, refuse_hidden_gpus
+from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus
 
 _GB = 1e9
 _TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and says little
@@ -58,13 +58,13 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def look_at_node(task: TaskChecks, place: Place, no_gpu: str | None) -> Report:
+def look_at_node(task: TaskChecks, process: ProcessInfo, no_gpu: str | None) -> Report:
     """All that a process can find alone: configuration, versions, GPU (or why it has none), local disks."""
-    report = Report(place.rank, node_name())
+    report = Report(process.rank, node_name())
     report.alike = {name: str(version) for name, version in run_folder.versions().items()}
     report.alike |= {"python": platform.python_version(), "the code": _source_digest()}
-    report.attempt("configuration", lambda: task.check(place))
-    report.attempt("GPU", lambda: _try_gpu(report, place, no_gpu))
+    report.attempt("configuration", lambda: task.check(process))
+    report.attempt("GPU", lambda: _try_gpu(report, process, no_gpu))
     report.attempt("temporary folder", _check_temporary_folder)
     if task.config.data.workers:
         report.figures["shared memory needed"] = _loader_bytes(task.config.data)
@@ -72,12 +72,12 @@ def look_at_node(task: TaskChecks, place: Place, no_gpu: str | None) -> Report:
     return report
 
 
-def look_at_shared(task: TaskChecks, place: Place, token: str) -> Report:
+def look_at_shared(task: TaskChecks, process: ProcessInfo, token: str) -> Report:
     """What all nodes share: the run folder with the token that rank 0 left in it, the disk behind it, the shards."""
-    report = Report(place.rank, node_name())
+    report = Report(process.rank, node_name())
     report.attempt("run folder", lambda: _check_run_folder(task.config, token))
-    report.attempt("disk", lambda: _check_room(task.config, task.plan(place)))
-    report.attempt("shards", lambda: _read_shards(report, task, place))
+    report.attempt("disk", lambda: _check_room(task.config, task.plan(process)))
+    report.attempt("shards", lambda: _read_shards(report, task, process))
     return report
 
 
@@ -98,29 +98,29 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def _try_gpu(report: Report, place: Place, no_gpu: str | None) -> None:
+def _try_gpu(report: Report, process: ProcessInfo, no_gpu: str | None) -> None:
     """A product whose every element is known, and its speed. Raises where the GPU is missing, in use or wrong."""
     if no_gpu is not None:
         raise ValueError(no_gpu)
-    if place.device.type == "cpu":
+    if process.device.type == "cpu":
         report.alike["device"] = "CPU"
-        refuse_hidden_gpus(place)
+        refuse_hidden_gpus(process)
         return
-    properties = torch.cuda.get_device_properties(place.device)
+    properties = torch.cuda.get_device_properties(process.device)
     report.alike |= {"device": properties.name, "NCCL": str(torch.cuda.nccl.version())}
     report.gpu = str(properties.uuid)
-    free, whole = torch.cuda.mem_get_info(place.device)
+    free, whole = torch.cuda.mem_get_info(process.device)
     if free < 0.9 * whole:
-        raise ValueError(f"GPU {place.local_rank}: {(whole - free) / _GB:.0f} of {whole / _GB:.0f} GB are in use")
-    ones = torch.ones(_SIDE, _SIDE, device=place.device, dtype=torch.bfloat16)
+        raise ValueError(f"GPU {process.local_rank}: {(whole - free) / _GB:.0f} of {whole / _GB:.0f} GB are in use")
+    ones = torch.ones(_SIDE, _SIDE, device=process.device, dtype=torch.bfloat16)
     product = ones @ ones
     if not bool((product == _SIDE).all()):
-        raise ValueError(f"GPU {place.local_rank}: a matrix product came out wrong")
-    torch.cuda.synchronize(place.device)
+        raise ValueError(f"GPU {process.local_rank}: a matrix product came out wrong")
+    torch.cuda.synchronize(process.device)
     began = time.perf_counter()
     for _ in range(_ROUNDS):
         torch.mm(ones, ones, out=product)
-    torch.cuda.synchronize(place.device)
+    torch.cuda.synchronize(process.device)
     report.figures["FLOP/s"] = 2 * _SIDE**3 * _ROUNDS / (time.perf_counter() - began)
 
 
@@ -150,10 +150,10 @@ def _check_run_folder(config: TrainingConfig, token: str) -> None:
         time.sleep(0.2)
 
 
-def _read_shards(report: Report, task: TaskChecks, place: Place) -> None:
+def _read_shards(report: Report, task: TaskChecks, process: ProcessInfo) -> None:
     """Read one sample of each corpus; other ranks read other shards."""
-    for name, corpus in task.corpora(place).items():
-        ref = corpus.sample(place.rank % len(corpus.shards), 0)
+    for name, corpus in task.corpora(process).items():
+        ref = corpus.sample(process.rank % len(corpus.shards), 0)
         with suppress(DamagedMember):  # a sample's, which the run leaves out and names: the storage answers
             corpus.read(ref, [ref.video])
         report.alike[f"corpus {name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"

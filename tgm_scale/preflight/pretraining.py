@@ -28,7 +28,7 @@ from tgm_scale.planning.parts import clip_loader, joint_module
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.preflight.task_checks import CLIPS, TaskChecks, first_usable, try_step
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.guide import Guide
 
 
@@ -36,16 +36,16 @@ class PretrainingChecks(TaskChecks):
     def __init__(self, config: Config):
         self.config: Config = config
 
-    def plan(self, place: Place) -> RunPlan:
-        return plan_pretraining(self.config, place)
+    def plan(self, process: ProcessInfo) -> RunPlan:
+        return plan_pretraining(self.config, process)
 
-    def check(self, place: Place) -> None:
-        check(self.config, self.plan(place))
+    def check(self, process: ProcessInfo) -> None:
+        check(self.config, self.plan(process))
 
-    def corpora(self, place: Place) -> dict[str, Corpus]:
+    def corpora(self, process: ProcessInfo) -> dict[str, Corpus]:
         if self._is_made_later():
             return {}
-        plan = self.plan(place)
+        plan = self.plan(process)
         opened = open_corpora(self.config.data, plan.captions, plan.without_captions)
         return {corpus.name: corpus for corpus in opened}
 
@@ -54,10 +54,10 @@ class PretrainingChecks(TaskChecks):
         return data.synthetic is not None and not Path(data.corpora()[0].path).exists()
 
     @contextmanager
-    def _few_clips(self, place: Place) -> Iterator[Config]:
+    def _few_clips(self, process: ProcessInfo) -> Iterator[Config]:
         """The configuration with the smallest batch, decoded here; a corpus that a start makes has two clips."""
         config, repeats = self.config, self.config.data.repeated_augmentation
-        train = {"micro_batch_size": repeats, "global_batch_size": repeats * place.world_size}
+        train = {"micro_batch_size": repeats, "global_batch_size": repeats * process.world_size}
         data: dict[str, object] = {"workers": 0}
         with tempfile.TemporaryDirectory() as folder:
             synthetic = config.data.synthetic
@@ -68,16 +68,16 @@ class PretrainingChecks(TaskChecks):
                 update={"data": config.data.model_copy(update=data), "train": config.train.model_copy(update=train)}
             )
 
-    def _try(self, place: Place) -> list[str]:
-        with self._few_clips(place) as few:
-            plan = plan_pretraining(few, place)
+    def _try(self, process: ProcessInfo) -> list[str]:
+        with self._few_clips(process) as few:
+            plan = plan_pretraining(few, process)
             batch = _first_usable(few, plan)
         config = self.config
         assert plan.masker is not None
         contrastive = config.objective.contrastive_weight > 0
-        towers = load_towers(few.guidance, plan.masker.needs, contrastive, place.device)
+        towers = load_towers(few.guidance, plan.masker.needs, contrastive, process.device)
         with torch.no_grad():
-            prepared = Guide(plan.masker, towers, ToDevice(place.device))(batch)
+            prepared = Guide(plan.masker, towers, ToDevice(process.device))(batch)
         said = [f"a clip, {batch.keys[0]}: {'x'.join(map(str, batch.video.shape[2:]))} pixels"]
         if prepared.text_BE is not None:
             said.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")
@@ -92,7 +92,7 @@ class PretrainingChecks(TaskChecks):
             assert isinstance(loss, Tensor)
             return loss
 
-        tried = try_step(config, self.plan(place), module, loss_of, len(prepared.batch))
+        tried = try_step(config, self.plan(process), module, loss_of, len(prepared.batch))
         return [*said, tried, *not_used(config.deepspeed.config)]
 
 

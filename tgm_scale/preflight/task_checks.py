@@ -15,7 +15,7 @@ from tgm_scale.contracts import Batch, Problem
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.planning.footprint import footprint
 from tgm_scale.planning.run_plan import RunPlan
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 
 CLIPS = 8  # that are tried until one can be used: broken ones are left out in training, too
 _QUICK_FLOP = 1e11  # of a step on a CPU: some seconds
@@ -28,25 +28,25 @@ class TaskChecks(ABC):
     config: TrainingConfig
 
     @abstractmethod
-    def plan(self, place: Place) -> RunPlan:
+    def plan(self, process: ProcessInfo) -> RunPlan:
         """The run's plan."""
 
     @abstractmethod
-    def check(self, place: Place) -> None:
+    def check(self, process: ProcessInfo) -> None:
         """What needs neither processes nor data."""
 
     @abstractmethod
-    def corpora(self, place: Place) -> dict[str, Corpus]:
+    def corpora(self, process: ProcessInfo) -> dict[str, Corpus]:
         """What the run reads, by name; empty where it is made when the run starts. May build indices."""
 
     @abstractmethod
-    def _try(self, place: Place) -> list[str]:
+    def _try(self, process: ProcessInfo) -> list[str]:
         """What the run will use, tried by one process. Returns what was tried and what was left out, a line each."""
 
-    def try_run(self, place: Place) -> list[str]:
+    def try_run(self, process: ProcessInfo) -> list[str]:
         """As `_try`; what another package refuses is named, too."""
         try:
-            return self._try(place)
+            return self._try(process)
         except (ValueError, OSError, RuntimeError):
             raise
         except Exception as error:  # of another package, whose versions differ

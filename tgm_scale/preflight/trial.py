@@ -7,12 +7,12 @@ from pathlib import Path
 
 from tgm_scale.engine import extensions
 from tgm_scale.planning.run_plan import RunPlan
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 
 _VERBS = "libibverbs.so.1"
 
 
-def try_extensions(plan: RunPlan, place: Place, clear: bool) -> list[str]:
+def try_extensions(plan: RunPlan, process: ProcessInfo, clear: bool) -> list[str]:
     """Load DeepSpeed's Adam for CPUs where the plan offloads, building it where it is missing.
 
     clear: remove the lock of a build that was killed."""
@@ -24,8 +24,8 @@ def try_extensions(plan: RunPlan, place: Place, clear: bool) -> list[str]:
             extensions.clear_lock(left)
             said.append(f"{left}: removed")
     if offloads(plan):
-        extensions.prepare_deepspeed(place.device)
-        seconds = extensions.load_cpu_adam(say=place.is_main)
+        extensions.prepare_deepspeed(process.device)
+        seconds = extensions.load_cpu_adam(say=process.is_main)
         said.append(f"DeepSpeed's Adam for CPUs, ready in {seconds:.0f} s")
     return said
 

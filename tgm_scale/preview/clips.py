@@ -14,7 +14,7 @@ from torch import Tensor
 from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
-from tgm_scale.data.loading.order import Place
+from tgm_scale.data.loading.order import SampleAddress
 from tgm_scale.data.loading.samples import Samples, Sampling
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.demo.corpus.truth import has_truth
@@ -63,8 +63,8 @@ def read_clips(
     samples = Samples.in_order(opened, sampling, config.data.window_shards, weights or None)
     clips: list[Clip] = []
     problems: list[Problem] = []
-    for place in _named(opened, keys) if keys else _drawn(samples, count):
-        found = _read(samples, place)
+    for address in _named(opened, keys) if keys else _drawn(samples, count):
+        found = _read(samples, address)
         if isinstance(found, Problem):
             problems.append(found)
         else:
@@ -75,27 +75,27 @@ def read_clips(
     return clips, problems
 
 
-def _drawn(samples: Samples, count: int) -> Iterator[Place]:
+def _drawn(samples: Samples, count: int) -> Iterator[SampleAddress]:
     """Each sample once at most, in the order of the run."""
     seen = set()
     most = min(sum(map(len, samples.corpora)), count * _BROKEN_FOR_A_WHOLE)
     for position in range(sum(map(len, samples.corpora)) * 2):
-        place = samples.mixture.locate(position)
-        if (where := (place.corpus, place.shard, place.row)) not in seen:
+        address = samples.mixture.locate(position)
+        if (where := (address.corpus, address.shard, address.row)) not in seen:
             seen.add(where)
-            yield place
+            yield address
         if len(seen) == most:
             return
 
 
-def _read(samples: Samples, place: Place) -> Clip | Problem:
+def _read(samples: Samples, address: SampleAddress) -> Clip | Problem:
     sampling = samples.sampling
-    fetched = samples.fetch_at(place)
+    fetched = samples.fetch_at(address)
     pixels_1THW3 = torch.empty(1, sampling.frames, sampling.size, sampling.size, 3, dtype=torch.uint8)
     sample = samples.decode(fetched, pixels_1THW3)
     if sample.problem is not None:
         return sample.problem
-    members = fetched.members if sampling.captions else _texts(samples.corpora[place.corpus], fetched.ref)
+    members = fetched.members if sampling.captions else _texts(samples.corpora[address.corpus], fetched.ref)
     captions = sample.caption_set or (sample.captions if sampling.captions else captions_of(members)[:1])
     return Clip(
         sample.key,
@@ -115,22 +115,22 @@ def _texts(corpus: Corpus, ref: SampleRef) -> dict[str, bytes]:
         return {}
 
 
-def _named(opened: Sequence[Corpus], keys: Sequence[str]) -> list[Place]:
+def _named(opened: Sequence[Corpus], keys: Sequence[str]) -> list[SampleAddress]:
     """Where the samples lie whose name, or key within the shard, is one of `keys`. Raises ValueError."""
     wanted = dict.fromkeys(keys)
-    whole: dict[str, Place] = {}
-    bare: dict[str, dict[str, Place]] = {key: {} for key in wanted}
+    whole: dict[str, SampleAddress] = {}
+    bare: dict[str, dict[str, SampleAddress]] = {key: {} for key in wanted}
     first: list[str] = []
     for number, corpus in enumerate(opened):
         for shard, count in enumerate(corpus.counts.tolist()):
             for row in range(count):
                 ref = corpus.sample(shard, row)
-                place = Place(number, 0, shard, row)
+                address = SampleAddress(number, 0, shard, row)
                 first += [ref.name] * (len(first) < 3)
                 if ref.name in wanted:
-                    whole[ref.name] = place
+                    whole[ref.name] = address
                 for name in {ref.key, ref.name.rpartition("/")[2], ref.name.rpartition(".")[0]} & wanted.keys():
-                    bare[name][ref.name] = place
+                    bare[name][ref.name] = address
         if len(whole) == len(wanted):
             break
     for key in wanted:

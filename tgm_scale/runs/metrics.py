@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from tgm_scale.contracts import Problem
 from tgm_scale.runs import events
 from tgm_scale.runs.run_folder import replace_file
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import describe_os_error
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.terminal import message
@@ -115,9 +115,9 @@ def recent_losses(folder: Path, step: int) -> list[float]:
     return [loss for loss in made if loss is not None]
 
 
-def recent_losses_for_all(folder: Path, step: int, control: Control) -> list[float]:
+def recent_losses_for_all(folder: Path, step: int, collectives: HostCollectives) -> list[float]:
     """The newest `recent_losses`, as many as a spike is measured against, read by rank 0 alone. Collective."""
-    return control.broadcast(recent_losses(folder, step)[-_RECENT:] if control.place.is_main else None)
+    return collectives.broadcast(recent_losses(folder, step)[-_RECENT:] if collectives.process.is_main else None)
 
 
 def finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.runs import events
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 
 
 class Resume:
@@ -22,8 +22,8 @@ class Resume:
     whole one is found. Raises ValueError on every rank, and renames none, where all are damaged: else the next start
     would begin anew. What cannot be read for now is not damaged: OSError on every rank."""
 
-    def __init__(self, folder: Path, control: Control):
-        self._folder, self._root, self._control = folder, folder / "checkpoints", control
+    def __init__(self, folder: Path, collectives: HostCollectives):
+        self._folder, self._root, self._collectives = folder, folder / "checkpoints", collectives
         self._damaged: dict[Path, str] = {}
         self.newest = self._look()
 
@@ -31,13 +31,15 @@ class Resume:
         """Set the engine to the newest whole checkpoint. Raises OSError where a damaged one cannot be renamed."""
         if self.newest is None:
             return Progress()
-        while found := next(filter(None, self._control.gather(self._hashing.result())), None):
+        while found := next(filter(None, self._collectives.gather(self._hashing.result())), None):
             if not isinstance(found, ValueError):  # nobody knows whether it is damaged
                 raise found
             self._damaged[self.newest] = str(found)
             self.newest = self._look()
             assert self.newest is not None
-        if error := self._control.broadcast(self._set_aside(self.newest) if self._control.place.is_main else None):
+        if error := self._collectives.broadcast(
+            self._set_aside(self.newest) if self._collectives.process.is_main else None
+        ):
             raise OSError(error)
         return checkpoint.restore(engine, self.newest)
 
@@ -45,13 +47,13 @@ class Resume:
         """The newest that looks whole to rank 0: on a network file system others may see an older listing. Starts to
         compare its files with their hashes."""
         found: tuple[Path | None, Exception | None] = None, None
-        if self._control.place.is_main:
+        if self._collectives.process.is_main:
             try:
                 reader = checkpoint.newest_whole(self._root, self._damaged)
                 found = None if reader is None else reader.folder, None
             except (OSError, ValueError) as error:
                 found = None, error
-        newest, refusal = self._control.broadcast(found)
+        newest, refusal = self._collectives.broadcast(found)
         if refusal is not None:
             raise refusal
         if newest is not None:
@@ -62,9 +64,9 @@ class Resume:
 
     def _compared(self, folder: Path) -> Exception | None:
         """What is wrong with this rank's share of the files, if anything."""
-        place = self._control.place
+        process = self._collectives.process
         try:
-            checkpoint.Reader(folder).verify(place.rank, place.world_size, quick=True)
+            checkpoint.Reader(folder).verify(process.rank, process.world_size, quick=True)
         except Exception as error:  # of this rank's thread: all ranks are told
             return error
         return None

@@ -35,7 +35,7 @@ from tgm_scale.checkpoints import manifest
 from tgm_scale.config import RunSettings
 from tgm_scale.runs import events, origins, run_data
 from tgm_scale.runtime import ownership, slurm
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.secrets import tree_without_secrets, without_secrets
 
@@ -94,24 +94,24 @@ def probe() -> str:
 
 
 @contextmanager
-def owned(folder: Path, control: Control) -> Iterator[None]:
+def owned(folder: Path, collectives: HostCollectives) -> Iterator[None]:
     """Own the run folder for as long as the context lasts, by the main process. Collective. Why the work in it failed
     is left as an event.
 
     Raises ValueError on every rank where another start has it."""
     refused: Exception | None = None
     with ExitStack() as stack:
-        if control.place.is_main:
+        if collectives.process.is_main:
             try:
                 stack.enter_context(ownership.owned(folder))
             except (ValueError, OSError) as error:
                 refused = error
-        if refused := control.broadcast(refused):
+        if refused := collectives.broadcast(refused):
             raise refused
         try:
             yield
         except Exception as error:
-            if control.place.is_main:
+            if collectives.process.is_main:
                 with suppress(OSError):  # a full or lost disk: that is said on the terminal
                     why = " ".join(without_secrets(f"{error}" or type(error).__name__).split())
                     events.note(folder, FAILED, why=why[:_WHY], starts=_lines(folder / "environment.jsonl"))

@@ -23,7 +23,7 @@ _NO_DEVICE = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessInfo:
     """This process among those of the run."""
 
     rank: int
@@ -36,18 +36,18 @@ class Place:
         return self.rank == 0
 
 
-def find_place() -> Place:
-    """This process's place, read from the environment of torchrun or srun, or alone.
+def find_process() -> ProcessInfo:
+    """This process among those of the run, read from the environment of torchrun or srun, or alone.
 
     Raises ValueError for variables that make no sense, and for a process that has no GPU where others have."""
     found = launch.read(os.environ)
-    return place_of(found, choose_device(found.local_rank, found.local_size, torch.cuda.device_count()))
+    return process_of(found, choose_device(found.local_rank, found.local_size, torch.cuda.device_count()))
 
 
-def place_of(found: launch.Launch, index: int | None) -> Place:
-    """The place of a process that was given the GPU of this index, or None for the CPU."""
+def process_of(found: launch.Launch, index: int | None) -> ProcessInfo:
+    """A process that was given the GPU of this index, or None for the CPU."""
     device = torch.device("cpu") if index is None else torch.device("cuda", index)
-    return Place(found.rank, found.world_size, found.local_rank, device)
+    return ProcessInfo(found.rank, found.world_size, found.local_rank, device)
 
 
 def choose_device(local_rank: int, local_size: int | None, visible: int) -> int | None:
@@ -67,12 +67,12 @@ def choose_device(local_rank: int, local_size: int | None, visible: int) -> int 
     return local_rank
 
 
-def refuse_hidden_gpus(place: Place) -> None:
+def refuse_hidden_gpus(process: ProcessInfo) -> None:
     """Raises ValueError where this process was given GPUs and torch sees none: it would train on the CPU for days.
 
     CUDA_VISIBLE_DEVICES that names no device is a choice, and the CPU it is."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if place.device.type != "cpu" or (chosen is not None and chosen.strip() in _NO_DEVICE):
+    if process.device.type != "cpu" or (chosen is not None and chosen.strip() in _NO_DEVICE):
         return
     given = slurm.gpus_of_job(os.environ)
     if given is None and "SLURM_JOB_ID" not in os.environ:  # a node's devices are there for a job without them, too
@@ -86,15 +86,15 @@ def refuse_hidden_gpus(place: Place) -> None:
         )
 
 
-def set_rendezvous(place: Place) -> None:
+def set_rendezvous(process: ProcessInfo) -> None:
     """Fill in the variables that torch.distributed and DeepSpeed read, where the launcher did not: where rank 0 is,
     and by which interface the hosts meet. Raises ValueError where that cannot be told."""
     env = os.environ
-    several = place.world_size > (launch.read(env).local_size or 1)
+    several = process.world_size > (launch.read(env).local_size or 1)
     # DeepSpeed takes LOCAL_RANK for the number of the device
-    local = place.local_rank if place.device.index is None else place.device.index
-    env.update(RANK=str(place.rank), WORLD_SIZE=str(place.world_size), LOCAL_RANK=str(local))
-    if place.world_size == 1:  # whatever lies in the shell from another start
+    local = process.local_rank if process.device.index is None else process.device.index
+    env.update(RANK=str(process.rank), WORLD_SIZE=str(process.world_size), LOCAL_RANK=str(local))
+    if process.world_size == 1:  # whatever lies in the shell from another start
         env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
         return
     if "MASTER_ADDR" not in env:
@@ -102,8 +102,8 @@ def set_rendezvous(place: Place) -> None:
     if "MASTER_PORT" not in env:
         if "SLURM_JOB_ID" not in env:
             raise ValueError(
-                f"WORLD_SIZE={place.world_size} and MASTER_ADDR={env['MASTER_ADDR']} without MASTER_PORT: set it to a "
-                "free port of that host, the same for all processes, or start with torchrun or srun"
+                f"WORLD_SIZE={process.world_size} and MASTER_ADDR={env['MASTER_ADDR']} without MASTER_PORT: set it to "
+                "a free port of that host, the same for all processes, or start with torchrun or srun"
             )
         # one port for all ranks of a job, from its id, out of the way of the ephemeral range
         env["MASTER_PORT"] = str(20000 + launch.number(env, "SLURM_JOB_ID") % 10000)
@@ -134,7 +134,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-class Control:
+class HostCollectives:
     """Small collectives between hosts, over gloo, so that no decision waits for the device.
 
     Every method is collective: all ranks call it, in the same order. Alone it does nothing.
@@ -142,10 +142,10 @@ class Control:
     seconds: after which a collective fails that a living process does not come to; default: the 10 minutes of
     DeepSpeed's group where this one is gloo, too (on CPUs), else torch's 30. One that died fails it at once."""
 
-    def __init__(self, place: Place, seconds: float | None = None):
-        self.place = place
+    def __init__(self, process: ProcessInfo, seconds: float | None = None):
+        self.process = process
         self.group = None
-        if place.world_size > 1 and (place.device.type == "cuda" or seconds is not None):
+        if process.world_size > 1 and (process.device.type == "cuda" or seconds is not None):
             self.group = dist.new_group(
                 backend="gloo", timeout=None if seconds is None else timedelta(seconds=seconds)
             )
@@ -159,25 +159,25 @@ class Control:
 
     def _reduce(self, values: list[float], operation: Any) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64)
-        if self.place.world_size > 1:
+        if self.process.world_size > 1:
             dist.all_reduce(tensor, op=operation, group=self.group)
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of ranks, on every rank."""
-        if self.place.world_size == 1:
+        if self.process.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.place.world_size
+        values: list[Any] = [None] * self.process.world_size
         dist.all_gather_object(values, value, group=self.group)
         return values
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's value, on every rank; what the others give is not looked at."""
         values = [value]
-        if self.place.world_size > 1:
+        if self.process.world_size > 1:
             dist.broadcast_object_list(values, src=0, group=self.group, device=torch.device("cpu"))
         return values[0]
 
     def barrier(self) -> None:
-        if self.place.world_size > 1:
+        if self.process.world_size > 1:
             dist.barrier(group=self.group)

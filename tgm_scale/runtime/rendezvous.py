@@ -19,7 +19,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from tgm_scale.runtime import slurm
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 
 SAY_AFTER = 20.0  # seconds of waiting; a start of 64 processes on one host takes 5
 SHARED_GPU = "were given one GPU"  # what a start with too few GPUs is told
@@ -29,29 +29,29 @@ _LOOK = 0.2  # seconds from one try to reach rank 0 to the next
 _NAMED = 8  # of many ranks or hosts
 
 
-def meet(place: Place, seconds: float, gpu: str | None = None) -> dist.Store:
+def meet(process: ProcessInfo, seconds: float, gpu: str | None = None) -> dist.Store:
     """The store of all processes of the run, once all are there; `set_rendezvous` has set the variables.
 
     gpu: the unique name of this process's GPU. Raises TimeoutError where some did not come within `seconds`, and
     ValueError: on every rank where two of them have one GPU, on the later of two processes of one rank (the others
     then wait in vain for the rank that is missing, and name it)."""
-    if place.world_size == 1:
-        return connect(place, seconds)
-    waiting = _Waiting(place, seconds)
-    store = _connected(place, waiting)
-    if store.add(f"came/{place.rank}", 1) > 1:
-        raise ValueError(f"two processes are rank {place.rank} of {place.world_size}: {believed()}")
-    store.set(f"at/{place.rank}", f"{platform.node()} {gpu or ''}")
-    if place.is_main:
-        _wait_for_all(store, place, waiting)
-        store.set("verdict", _shared_gpus(store, place.world_size))
+    if process.world_size == 1:
+        return connect(process, seconds)
+    waiting = _Waiting(process, seconds)
+    store = _connected(process, waiting)
+    if store.add(f"came/{process.rank}", 1) > 1:
+        raise ValueError(f"two processes are rank {process.rank} of {process.world_size}: {believed()}")
+    store.set(f"at/{process.rank}", f"{platform.node()} {gpu or ''}")
+    if process.is_main:
+        _wait_for_all(store, process, waiting)
+        store.set("verdict", _shared_gpus(store, process.world_size))
     else:
         waiting.until(store, ["verdict"], lambda: "rank 0, which waits for other ranks: see what it says")
     if verdict := store.get("verdict").decode():
-        store.set(f"read/{place.rank}", "")
-        if place.is_main:  # its end would take the store from those that have not read yet
+        store.set(f"read/{process.rank}", "")
+        if process.is_main:  # its end would take the store from those that have not read yet
             with suppress(dist.DistError):
-                store.wait([f"read/{rank}" for rank in range(place.world_size)], timedelta(seconds=10))
+                store.wait([f"read/{rank}" for rank in range(process.world_size)], timedelta(seconds=10))
         raise ValueError(verdict)
     return dist.PrefixStore("run", store)
 
@@ -65,8 +65,8 @@ def believed() -> str:
 class _Waiting:
     """Waiting with a limit, which says for whom."""
 
-    def __init__(self, place: Place, seconds: float):
-        self.place, self.seconds = place, seconds
+    def __init__(self, process: ProcessInfo, seconds: float):
+        self.process, self.seconds = process, seconds
         self._began = time.monotonic()
         self._slice = min(SAY_AFTER, max(0.5, seconds / 2))
 
@@ -77,7 +77,7 @@ class _Waiting:
     def say(self, whom: str) -> None:
         """Say for whom this rank waits. Raises TimeoutError when the time is over."""
         waited = time.monotonic() - self._began
-        text = f"rank {self.place.rank} on {platform.node()} has waited {waited:.0f} s for {whom}"
+        text = f"rank {self.process.rank} on {platform.node()} has waited {waited:.0f} s for {whom}"
         if waited + 0.2 > self.seconds:
             raise TimeoutError(
                 f"{text}, more than faults.start_seconds={self.seconds:g} allows; it believed {believed()}. Unset "
@@ -104,20 +104,20 @@ class _Waiting:
                 self.say(whom())
 
 
-def connect(place: Place, seconds: float) -> dist.Store:
+def connect(process: ProcessInfo, seconds: float) -> dist.Store:
     """The store that rank 0 holds, without a meeting. Raises TimeoutError where it does not answer within `seconds`,
     OSError where it cannot be held or is another's."""
-    if place.world_size == 1:
+    if process.world_size == 1:
         return dist.HashStore()  # no port, which another process may take meanwhile
-    return _connected(place, _Waiting(place, seconds))
+    return _connected(process, _Waiting(process, seconds))
 
 
-def _connected(place: Place, waiting: _Waiting) -> dist.Store:
+def _connected(process: ProcessInfo, waiting: _Waiting) -> dist.Store:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if place.is_main and not agent:
+    if process.is_main and not agent:
         try:
-            return dist.TCPStore(address, port, place.world_size, True, waiting.next(), wait_for_workers=False)
+            return dist.TCPStore(address, port, process.world_size, True, waiting.next(), wait_for_workers=False)
         except dist.DistError as error:
             why = str(error).splitlines()[0]
             if "in use" in why.lower() or "EADDRINUSE" in why:
@@ -128,7 +128,7 @@ def _connected(place: Place, waiting: _Waiting) -> dist.Store:
     waiting.while_not(lambda: _answers(address, port), f"rank 0 at {address}:{port}")
     try:
         store = dist.TCPStore(
-            address, port, place.world_size, False, timedelta(seconds=waiting.seconds), wait_for_workers=False
+            address, port, process.world_size, False, timedelta(seconds=waiting.seconds), wait_for_workers=False
         )
     except dist.DistError as error:
         raise OSError(
@@ -147,12 +147,12 @@ def _answers(address: str, port: int) -> bool:
         return False
 
 
-def _wait_for_all(store: dist.Store, place: Place, waiting: _Waiting) -> None:
-    keys = [f"at/{rank}" for rank in range(place.world_size)]
+def _wait_for_all(store: dist.Store, process: ProcessInfo, waiting: _Waiting) -> None:
+    keys = [f"at/{rank}" for rank in range(process.world_size)]
 
     def missing() -> str:
         absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        nodes = dict.fromkeys(slurm.node_of(rank, place.world_size) for rank in absent)
+        nodes = dict.fromkeys(slurm.node_of(rank, process.world_size) for rank in absent)
         hosts = f" on {', '.join(list(nodes)[:_NAMED])}" if "SLURM_JOB_NODELIST" in os.environ else ""
         more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
         return f"ranks {', '.join(map(str, absent[:_NAMED]))}{more}{hosts}"

@@ -11,7 +11,7 @@ from tgm_scale.config.sections import FaultsConfig
 from tgm_scale.contracts import Batch
 from tgm_scale.runs.faults import Diverged, FaultState, Judge, note_refusal
 from tgm_scale.runs.metrics import recent_losses_for_all
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.training.task import StepResult, Steps
 
 
@@ -19,17 +19,17 @@ class Guard:
     """Judges each step's loss. Its memory is the run's Progress and faults.json, so a run that goes on, or that was
     rolled back, judges as if it had never stopped. Raises ValueError for a damaged faults.json without a copy."""
 
-    def __init__(self, settings: FaultsConfig, folder: Path, control: Control):
-        self._settings, self._folder, self._control = settings, folder, control
+    def __init__(self, settings: FaultsConfig, folder: Path, collectives: HostCollectives):
+        self._settings, self._folder, self._collectives = settings, folder, collectives
         self._state, damage = FaultState.found(folder)
         self._judge = Judge(settings.spike_factor, [])
-        if damage and control.place.is_main:
+        if damage and collectives.process.is_main:
             print(f"warning: {damage}", file=sys.stderr, flush=True)
 
     def begin(self, progress: Progress) -> None:
         """Go on from a checkpoint, or from the beginning. Collective."""
         # checkpoints of before have no losses: then those of metrics.jsonl
-        losses = progress.losses or recent_losses_for_all(self._folder, progress.step, self._control)
+        losses = progress.losses or recent_losses_for_all(self._folder, progress.step, self._collectives)
         self._judge = Judge(self._settings.spike_factor, losses)
         # of refusals before this checkpoint, those that a rollback has not dealt with
         progress.refused = [keys for keys in progress.refused if not set(self._state.skip_list).issuperset(keys)]
@@ -52,8 +52,8 @@ class Guard:
             self._judge.note(result.loss)
             progress.losses, progress.refused = list(self._judge.recent), []
             return False
-        keys = self._control.gather([key for batch in batches for key in batch.keys])
-        if self._control.place.is_main:
+        keys = self._collectives.gather([key for batch in batches for key in batch.keys])
+        if self._collectives.process.is_main:
             note_refusal(self._folder, progress.step, result.loss, result.refusal, keys)
         progress.refused = [*progress.refused, [key for rank in keys for key in rank]]
         return len(progress.refused) >= self._settings.refused_before_rollback
@@ -72,7 +72,7 @@ class Guard:
         self._state.rollbacks += 1
         suspects = {key for keys in progress.refused for key in keys}
         self._state.skip_list = sorted({*self._state.skip_list, *suspects})
-        if self._control.place.is_main:
+        if self._collectives.process.is_main:
             self._state.write(self._folder)
             left_out = f"{len(self._state.skip_list)} samples left out"
             print(f"rolling back from step {step} to {newest.name}; {left_out}", flush=True)

@@ -11,7 +11,7 @@ from tgm_scale.planning import disk
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs import run_folder
 from tgm_scale.runs.faults import RunStopped
-from tgm_scale.runtime.distributed import Control, Place
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.preemption import StopRequest
 from tgm_scale.training.task import Task
 from tgm_scale.training.trainer import Start, Trainer
@@ -19,7 +19,11 @@ from tgm_scale.training.watchdog import Watchdog
 
 
 def run(
-    config: TrainingConfig, plan: RunPlan, place: Place, storage_seconds: float, task_of: Callable[[Start], Task]
+    config: TrainingConfig,
+    plan: RunPlan,
+    process: ProcessInfo,
+    storage_seconds: float,
+    task_of: Callable[[Start], Task],
 ) -> int:
     """Start a run, or go on with the one in its folder.
 
@@ -31,12 +35,12 @@ def run(
     classifier = plan.masker is None
     disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size, decoder=not classifier)
     stop = StopRequest(config.train.max_minutes)
-    engine.start_processes(place, config.faults.start_seconds)
-    control = Control(place)
-    with run_folder.owned(folder, control):
-        watchdog = Watchdog(folder, place, config.faults.hang_seconds, stop.ask, storage_seconds)
+    engine.start_processes(process, config.faults.start_seconds)
+    collectives = HostCollectives(process)
+    with run_folder.owned(folder, collectives):
+        watchdog = Watchdog(folder, process, config.faults.hang_seconds, stop.ask, storage_seconds)
         try:
-            task = task_of(start := Start(folder, control, stop, watchdog))
+            task = task_of(start := Start(folder, collectives, stop, watchdog))
             code = Trainer(config, task, start).train()
             # what comes then has no steps that all ranks meet at
             watchdog.end(f"stopped by {stop.reason}" if code else "done")
@@ -46,8 +50,8 @@ def run(
         except Exception as error:
             watchdog.end("failed")
             of_another_rank = isinstance(error, RuntimeError) and not isinstance(error, (RunStopped, WorkerDied))
-            if place.world_size == 1 or not of_another_rank:
+            if process.world_size == 1 or not of_another_rank:
                 raise
             waited = watchdog.culprits()
-            raise RunStopped(f"{error}\nrank {place.rank} stops; it may have waited for {waited}") from error
+            raise RunStopped(f"{error}\nrank {process.rank} stops; it may have waited for {waited}") from error
     return code

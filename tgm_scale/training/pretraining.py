@@ -24,7 +24,7 @@ from tgm_scale.planning.corpora import (
 from tgm_scale.planning.parts import checkpoint_facts, clip_loader, initialise, joint_module, pixel_statistics
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
-from tgm_scale.runtime.distributed import find_place
+from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training import ahead, introduction
 from tgm_scale.training.guide import Guide, Looked
 from tgm_scale.training.opening import run
@@ -35,32 +35,32 @@ from tgm_scale.training.trainer import Start
 
 def pretrain(config: Config) -> int:
     """Start a run, or go on with the one in its folder. Returns and raises as `opening.run`."""
-    place = find_place()
-    plan = plan_pretraining(config, place)
+    process = find_process()
+    plan = plan_pretraining(config, process)
     check(config, plan)
-    return run(config, plan, place, storage_seconds(config.data), partial(Pretraining, config, plan))
+    return run(config, plan, process, storage_seconds(config.data), partial(Pretraining, config, plan))
 
 
 class Pretraining(Task):
     """The data, the frozen models and the model, and a step of them."""
 
     def __init__(self, config: Config, plan: RunPlan, start: Start):
-        self.config, self.folder, self.control = config, start.folder, start.control
-        place = self.place = start.control.place
+        self.config, self.folder, self.collectives = config, start.folder, start.collectives
+        process = self.process = start.collectives.process
         opened = None
-        if place.is_main:
+        if process.is_main:
             make_synthetic(config.data)
             # builds the indices of foreign shards, once
             opened = open_corpora(config.data, plan.captions, plan.without_captions)
-        self.control.barrier()
+        self.collectives.barrier()
         self.corpora = opened or open_corpora(config.data, plan.captions, plan.without_captions)
         self.contrastive = config.objective.contrastive_weight > 0
         refuse_one_clip(self.corpora, config.objective.contrastive_weight)
         self.samples = sum(len(corpus) for corpus in self.corpora)
         self.plan = plan = plan.for_samples(config.train, self.samples)
         assert plan.masker is not None
-        self.towers = load_towers(config.guidance, plan.masker.needs, self.contrastive, place.device)
-        self.guide = Guide(plan.masker, self.towers, ToDevice(place.device))
+        self.towers = load_towers(config.guidance, plan.masker.needs, self.contrastive, process.device)
+        self.guide = Guide(plan.masker, self.towers, ToDevice(process.device))
         self.measured_every = config.knn.every
         self.then = (
             f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
@@ -72,7 +72,7 @@ class Pretraining(Task):
         module = joint_module(config, self.plan.shape, self.towers)
         if newest is None and (origin := config.train.init_from):
             notes = initialise(module, origin, self.plan.shape, pixel_statistics(config.data))
-            if self.place.is_main:
+            if self.process.is_main:
                 print("\n".join([f"weights of {origin}", *notes]), flush=True)
         return module
 
@@ -81,14 +81,14 @@ class Pretraining(Task):
         self.engine = engine
         self.joint_step = JointStep(
             engine,
-            self.place,
+            self.process,
             layout.accumulation,
             layout.micro_batch,
             objective.reconstruction_weight,
             objective.contrastive_weight,
             objective.contrastive_batch or layout.global_batch,
         )
-        self.neighbours = Neighbours(self.config, self.control) if self.measured_every else None
+        self.neighbours = Neighbours(self.config, self.collectives) if self.measured_every else None
 
     def loader(self, steps: range) -> ClipLoader:
         config = self.config
@@ -98,7 +98,7 @@ class Pretraining(Task):
         """With what the frozen models say of the clips."""
         steps = self.guide.to_device.ahead(steps)
         if self.config.guidance.own_stream:
-            looked = ahead.step_ahead(steps, self.guide.look, self.place.device)
+            looked = ahead.step_ahead(steps, self.guide.look, self.process.device)
         else:
             looked = ahead.in_step(steps, self.guide.look)
         for step, batches, looks in looked:

@@ -23,7 +23,7 @@ from torch import Tensor
 from tgm_scale.contracts import Batch, Mask
 from tgm_scale.engine.update import make_update
 from tgm_scale.objectives.contrastive import bounded_log_scale, contrastive_gradients
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.task import StepResult
 
 
@@ -54,17 +54,17 @@ class JointStep:
     def __init__(
         self,
         engine: Any,
-        place: Place,
+        process: ProcessInfo,
         accumulation: int,
         micro_batch_size: int,
         reconstruction_weight: float,
         contrastive_weight: float,
         contrastive_batch: int,
     ):
-        self.engine, self.place, self.accumulation = engine, place, accumulation
+        self.engine, self.process, self.accumulation = engine, process, accumulation
         self.reconstruction_weight, self.contrastive_weight = reconstruction_weight, contrastive_weight
         self.contrastive_batch = contrastive_batch
-        self.one_pass = (micro_batch_size * place.world_size) % contrastive_batch == 0
+        self.one_pass = (micro_batch_size * process.world_size) % contrastive_batch == 0
 
     def __call__(self, micro: list[Prepared], valid: float, limit: float = math.inf) -> StepResult:
         """One update, or none where the loss is above `limit` or anything is not finite: then weights and moments
@@ -74,18 +74,18 @@ class JointStep:
         assert len(micro) == self.accumulation
         valid = max(valid, 1.0)
         replays = self._first_pass(micro, valid) if self.contrastive_weight and not self.one_pass else []
-        errors = torch.zeros((), dtype=torch.float64, device=self.place.device)
+        errors = torch.zeros((), dtype=torch.float64, device=self.process.device)
         log_scale = None
         for index, part in enumerate(micro):
             target = part.mask.target if self.reconstruction_weight else None
             error_B, embedding_BE, log_scale = self.engine(part.batch.video, part.mask.visible, target)
-            loss = torch.zeros((), device=self.place.device)
+            loss = torch.zeros((), device=self.process.device)
             if self.reconstruction_weight:
                 # not a product: a broken clip's error may be anything
                 error = torch.where(part.batch.weight > 0, error_B, 0.0).sum() / valid
                 errors += error.detach()
                 # a sum over the global batch, where the engine takes means over ranks and micro steps
-                loss = loss + self.reconstruction_weight * self.place.world_size * self.accumulation * error
+                loss = loss + self.reconstruction_weight * self.process.world_size * self.accumulation * error
             if self.contrastive_weight:
                 if self.one_pass:
                     replays += self._replays([embedding_BE.detach()], [part], log_scale.detach(), valid)
@@ -140,9 +140,9 @@ class JointStep:
             ids_G3[:, 1],
             self.contrastive_batch,
         )
-        count, ranks = len(parts), self.place.world_size
+        count, ranks = len(parts), self.process.world_size
         share = ids_G3[:, 2].sum() / valid  # of the global batch's valid clips, those gathered here
-        own_KBE = video_GE.reshape(count, ranks, -1, width)[:, self.place.rank] * (ranks * self.accumulation * share)
+        own_KBE = video_GE.reshape(count, ranks, -1, width)[:, self.process.rank] * (ranks * self.accumulation * share)
         return [
             _Replay(
                 own_BE,
@@ -155,7 +155,7 @@ class JointStep:
 
     def _gather(self, own_KBX: Tensor) -> Tensor:
         """[K, B, X] of every rank as [K * W * B, X], in the order of the global batch."""
-        ranks = self.place.world_size
+        ranks = self.process.world_size
         if ranks == 1:
             return own_KBX.flatten(0, 1)
         gathered = [torch.empty_like(own_KBX) for _ in range(ranks)]
@@ -168,13 +168,13 @@ class JointStep:
         """Float64 [5] on the device, the same on every rank: reconstruction error and digest, summed over the ranks,
         and contrastive loss, accuracy and temperature, which every rank has: rank 0's count."""
         own = [errors, torch.stack([part.digest for part in micro]).sum()]
-        if replays and log_scale is not None and self.place.is_main:
+        if replays and log_scale is not None and self.process.is_main:
             # one after another in fp32, as they came
             own.append(functools.reduce(torch.add, [replay.loss for replay in replays]))
             own.append(functools.reduce(torch.add, [replay.accuracy for replay in replays]))
             own.append(torch.exp(-bounded_log_scale(log_scale.detach())))
         figures_5 = errors.new_zeros(5)
         figures_5[: len(own)] = torch.stack([value.double() for value in own])
-        if self.place.world_size > 1:
+        if self.process.world_size > 1:
             dist.all_reduce(figures_5)
         return figures_5

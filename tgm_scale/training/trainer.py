@@ -21,7 +21,7 @@ from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.runs import run_folder
 from tgm_scale.runs.metrics import Metrics, ProgressLine
 from tgm_scale.runs.resume import Resume
-from tgm_scale.runtime.distributed import Control
+from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import describe_os_error
 from tgm_scale.training.deaths import end, until_death
 from tgm_scale.training.guard import Guard
@@ -36,7 +36,7 @@ class Start:
     """One start of a run: its folder, its processes, and what may end it."""
 
     folder: Path
-    control: Control
+    collectives: HostCollectives
     stop: StopRequest
     watchdog: Watchdog
 
@@ -54,26 +54,26 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig, task: Task, start: Start):
         self.config, self.task, self.start = config, task, start
-        self.folder, self.control, self.watchdog = start.folder, start.control, start.watchdog
-        place, plan = start.control.place, task.plan
+        self.folder, self.collectives, self.watchdog = start.folder, start.collectives, start.watchdog
+        process, plan = start.collectives.process, task.plan
         assert plan.steps is not None
-        self.place, self.plan, self.steps, self.schedule = place, plan, plan.steps, plan.schedule
+        self.process, self.plan, self.steps, self.schedule = process, plan, plan.steps, plan.schedule
         retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
         self.checkpoints = self.folder / "checkpoints"
-        self.saver = Saver(self.checkpoints, retention, place, self.control)
-        resume = Resume(self.folder, self.control)
+        self.saver = Saver(self.checkpoints, retention, process, self.collectives)
+        resume = Resume(self.folder, self.collectives)
         module = task.module(resume.newest)
         if config.model.compile:
             compile_blocks(module)
-        self.engine = engine.build_engine(module, plan.engine, place.device, task.groups(module))
+        self.engine = engine.build_engine(module, plan.engine, process.device, task.groups(module))
         self.progress = resume.restore(self.engine)
         task.begin(self.engine)
-        self.guard = Guard(config.faults, self.folder, self.control)
+        self.guard = Guard(config.faults, self.folder, self.collectives)
         self.reporter = Reporter(plan)
         self.metrics: Metrics | None = None  # of the main process, while steps are made
         self.last: dict[str, Any] | None = None  # row of metrics, of the last step that this start made
         self._go_on()
-        if place.is_main:
+        if process.is_main:
             run_folder.describe(self.folder, config, task.data_facts(), plan.facts(), self.progress.step)
             task.introduce(self.progress.step)
 
@@ -82,14 +82,14 @@ class Trainer:
         began, first = time.monotonic(), self.progress.step
         while (code := self._stretch()) is None:
             self._roll_back()
-        if self.place.is_main and not code:
+        if self.process.is_main and not code:
             made, seconds = self.progress.step - first, time.monotonic() - began
             print(f"{concluded(made, seconds, self.last)}. {self.task.then}", flush=True)
         return code
 
     def _stretch(self) -> int | None:
         """Steps from where the run stands to its end or a stop: the exit code; or to a rollback: None."""
-        if self.place.is_main:
+        if self.process.is_main:
             self.metrics = Metrics(self.folder, self.progress.step, self.config.log.tensorboard)
         try:
             return self._make_steps()
@@ -118,7 +118,7 @@ class Trainer:
             if met.broken or progress.step == self.steps:
                 self._count(problems)
             guiding = self.task.guidance_seconds()
-            watchdog.book(guiding if self.place.device.type == "cuda" else 0.0, "guidance", "update")
+            watchdog.book(guiding if self.process.device.type == "cuda" else 0.0, "guidance", "update")
             ended = time.perf_counter()
             measured = self._measured()
             self._tell(line, result, Times(ended - began, loaded - began, guiding), learning_rate, measured)
@@ -129,7 +129,7 @@ class Trainer:
             if last or progress.step % self.config.checkpoint.every == 0:
                 self._save(last)
             if met.stopping:
-                if self.place.is_main:
+                if self.process.is_main:
                     reason = self.start.stop.reason
                     line.say(f"stopped at step {progress.step} by {reason}; the same command goes on")
                 return REQUEUE_EXIT_CODE
@@ -145,10 +145,10 @@ class Trainer:
         """All ranks learn what each has met. Where a data worker died, all save and end alike. Collective."""
         valid = sum(float(batch.weight.sum()) for batch in ready.batches)
         own = [valid, broken, self.start.stop.asked(), self.saver.written(), death is not None]
-        valid, broken_of_all, stopping, written, died = self.control.sum(own)
+        valid, broken_of_all, stopping, written, died = self.collectives.sum(own)
         if died:
             end(death, lambda: self._save(last=True) if self.progress.step > first else None)
-        if written == self.place.world_size:
+        if written == self.process.world_size:
             self.saver.finish()
         return _Met(valid, broken_of_all > 0, stopping > 0)
 
@@ -171,7 +171,7 @@ class Trainer:
 
     def _count(self, own: list[Problem]) -> None:
         """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""
-        named = [problem for rank in self.control.gather(own) for problem in rank]
+        named = [problem for rank in self.collectives.gather(own) for problem in rank]
         if self.metrics is not None:
             self.metrics.name(self.progress.step, named)
         seen = self.progress.step * self.plan.samples_per_step
@@ -186,7 +186,7 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.flush()
         self.saver.finish()  # the one before is a checkpoint from here on, and what lies beside it stays
-        if error := self.control.broadcast(self._write_beside(step) if self.place.is_main else None):
+        if error := self.collectives.broadcast(self._write_beside(step) if self.process.is_main else None):
             raise OSError(error)
         self.saver.begin(self.engine, self.progress, self.task.checkpoint_facts())
         if last:
@@ -209,7 +209,7 @@ class Trainer:
         """Back to the last checkpoint, without the samples of the refused steps. Raises Diverged after too many."""
         self.watchdog.at(self.progress.step, "checkpoint")  # reads one, and may wait for one to be written
         self.saver.finish()
-        resume = Resume(self.folder, self.control)
+        resume = Resume(self.folder, self.collectives)
         self.guard.roll_back(self.progress, resume.newest)
         self.progress = resume.restore(self.engine)
         self._go_on()

@@ -21,7 +21,7 @@ from statistics import median
 
 from tgm_scale.data.access import waits
 from tgm_scale.runs.run_folder import replace_file
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.outside.json_text import json_object
 
 PHASES = ("data", "guidance", "meeting", "update", "checkpoint")
@@ -80,12 +80,12 @@ class Watchdog:
     def __init__(
         self,
         folder: Path,
-        place: Place,
+        process: ProcessInfo,
         hang_seconds: float,
         stop: Callable[[str], None] = lambda _: None,
         storage_seconds: float = 0.0,
     ):
-        self.folder, self.place, self._stop = folder / "ranks", place, stop
+        self.folder, self.process, self._stop = folder / "ranks", process, stop
         self.patience = Patience(hang_seconds, storage_seconds)
         self.folder.mkdir(exist_ok=True)
         self._run = _identity(folder)
@@ -137,7 +137,7 @@ class Watchdog:
             if beat["state"] == "running" and beat["beats"] == earlier.get(rank, {}).get("beats")
         ]
         behind = [rank for rank, beat in beats.items() if _order(beat) < self._order()]
-        absent = [rank for rank in range(self.place.world_size) if rank not in beats and rank != self.place.rank]
+        absent = [rank for rank in range(self.process.world_size) if rank not in beats and rank != self.process.rank]
         if not (named := silent or absent or behind):
             return f"no rank in particular: all others are at step {self._where[0]} in {self._where[1]}, or further"
         texts = [_told(rank, beats.get(rank)) for rank in sorted(named)[:_NAMED]]
@@ -154,7 +154,9 @@ class Watchdog:
                     self._tell("running")
                 self._look()
             except Exception as error:
-                self._stop(f"the failure of the watchdog of rank {self.place.rank} ({type(error).__name__}: {error})")
+                self._stop(
+                    f"the failure of the watchdog of rank {self.process.rank} ({type(error).__name__}: {error})"
+                )
                 raise
 
     def _tell(self, state: str) -> None:
@@ -167,21 +169,21 @@ class Watchdog:
             self._write(state)
         except OSError as error:
             if not self._complained:
-                sys.stderr.write(f"{self.folder}: rank {self.place.rank}'s heartbeat cannot be written: {error}\n")
+                sys.stderr.write(f"{self.folder}: rank {self.process.rank}'s heartbeat cannot be written: {error}\n")
             self._complained = True
 
     def _look(self) -> None:
         step, phase, since, (bound, reason) = self._where
         now = time.monotonic()
-        if self.place.world_size == 1 or now - since < bound - 2 * _BEAT:
+        if self.process.world_size == 1 or now - since < bound - 2 * _BEAT:
             return
         if self._seen[0] != since:
             self._seen = (since, now, self._others())
         elif now - since > bound and now - self._seen[1] > 1.5 * _BEAT:
             named = self.culprits(self._seen[2])
             sys.stderr.write(
-                f"\nrank {self.place.rank} waited {now - since:.0f} s at step {step} in {phase}, more than {reason}, "
-                f"for: {named}\n"
+                f"\nrank {self.process.rank} waited {now - since:.0f} s at step {step} in {phase}, more than {reason}"
+                f", for: {named}\n"
             )
             sys.stderr.flush()
             self._tell("failed")
@@ -190,9 +192,9 @@ class Watchdog:
     def _others(self) -> dict[int, dict]:
         """Where the other ranks of this start are, of those that left word."""
         beats = {}
-        for rank in range(self.place.world_size):
+        for rank in range(self.process.world_size):
             file = self.folder / f"{rank:05d}"
-            if rank != self.place.rank:
+            if rank != self.process.rank:
                 with suppress(OSError, ValueError):  # not there, or of an earlier start and damaged
                     beats[rank] = json_object(file)
         return beats
@@ -215,7 +217,7 @@ class Watchdog:
             "waiting": [wait._asdict() for wait in waits.all_waits()[:_NAMED]],  # for shards
         }
         # not synced: 500 ranks would sync 100 times a second, and after a reboot nobody wants to know
-        replace_file(self.folder / f"{self.place.rank:05d}", json.dumps(beat), durable=False)
+        replace_file(self.folder / f"{self.process.rank:05d}", json.dumps(beat), durable=False)
 
 
 def _told(rank: int, beat: dict | None) -> str:

@@ -18,7 +18,7 @@ from tgm_scale.planning.footprint import OFFLOADS, Footprint, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime import memory
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_object
 
@@ -74,8 +74,8 @@ def dividing(file: str, overrides: list[str], processes: int) -> Config:
     return configuration.load(file, overrides)
 
 
-def as_it_is(config: Config, place: Place) -> Candidate:
-    need = footprint(plan_pretraining(config, place), config.model.activation_checkpointing)
+def as_it_is(config: Config, process: ProcessInfo) -> Candidate:
+    need = footprint(plan_pretraining(config, process), config.model.activation_checkpointing)
     return Candidate(need.stage, need.offload, config.train.micro_batch_size, config.model.activation_checkpointing)
 
 

@@ -21,7 +21,7 @@ from tgm_scale.planning.footprint import OFFLOADS, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import memory
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import Board
 from tgm_scale.tuning import trials
@@ -42,15 +42,15 @@ class Tuner:
         if self.processes < 1 or 0 < gpus < self.processes:
             raise ValueError(f"--processes {self.processes}: wanted at least 1, and no more than the {gpus} GPUs here")
         self.config = trials.dividing(options.config, options.overrides, self.processes)
-        self.place = Place(0, self.processes, 0, torch.device("cuda" if gpus else "cpu"))
-        check(self.config, plan_pretraining(self.config, self.place))
+        self.process = ProcessInfo(0, self.processes, 0, torch.device("cuda" if gpus else "cpu"))
+        check(self.config, plan_pretraining(self.config, self.process))
         micros = _numbers("--micro-batches", options.micro_batches, range(1, self.config.train.global_batch_size + 1))
         micros = micros or trials.micro_batches(self.config, self.processes)
         offloads = options.offloads.split(",")
         if unknown := sorted(set(offloads) - set(OFFLOADS)):
             raise ValueError(f"--offloads {unknown[0]}: known are {', '.join(OFFLOADS)}")
         stages = _numbers("--stages", options.stages, range(4))
-        self.first = trials.as_it_is(self.config, self.place)
+        self.first = trials.as_it_is(self.config, self.process)
         grid = trials.grid(self.config, self.processes, stages, micros, offloads)
         self.candidates = [self.first, *(candidate for candidate in grid if candidate != self.first)]
         self.file = self.folder / "outcomes.jsonl"
@@ -101,9 +101,9 @@ class Tuner:
                 return {"outcome": "left out", "why": f"micro batch {other.micro} did not fit"}
         file = self._write_json(candidate)
         config = configuration.load(self.options.config, self._overrides(candidate, file))
-        need = footprint(plan_pretraining(config, self.place), config.model.activation_checkpointing)
+        need = footprint(plan_pretraining(config, self.process), config.model.activation_checkpointing)
         device = None
-        if self.place.device.type == "cuda":
+        if self.process.device.type == "cuda":
             device = ROOM * torch.cuda.get_device_properties(0).total_memory
         why = trials.obstacle(need, self.processes, device, memory.free_bytes())
         return {"outcome": "left out", "why": why} if why else None
@@ -128,10 +128,10 @@ class Tuner:
     def _tell(self, outcomes: dict[str, dict[str, Any]]) -> int:
         ran = [candidate for candidate in self.candidates if outcomes[candidate.name]["outcome"] == "ran"]
         reference = outcomes[ran[0].name]["losses"] if ran else []
-        limit = APART[resolve_precision(self.config.train.precision, self.place.device)]
+        limit = APART[resolve_precision(self.config.train.precision, self.process.device)]
         apart = {c.name: _apart(outcomes[c.name]["losses"], reference) for c in ran}
         print(f"{headline()}; {self.options.config} {' '.join(self.options.overrides)}; {self.processes} processes")
-        on_gpu = self.place.device.type == "cuda"
+        on_gpu = self.process.device.type == "cuda"
         memory = ["GB of a GPU"] * on_gpu + ["GB of host"]
         header = ["ZeRO", "offload", "micro batch", "checkpointing", "clips/s", *memory, "losses apart"]
         rows = [self._row(c, outcomes[c.name], apart.get(c.name, 0.0), limit, on_gpu) for c in self.candidates]

@@ -23,7 +23,7 @@ from tgm_scale.planning.parts import clip_loader
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runtime.distributed import Place
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.outside.json_text import json_object
 
 CLIPS, A_SHARD, BROKEN, LEFT_OUT = 12, 4, 5, "00002/clip-9"
@@ -100,7 +100,7 @@ def clips_of(folder: Path) -> dict[str, str | None]:
 def write_clips() -> None:
     """Write what a pass over the corpus here gives, by sample; None for one that cannot be used."""
     config = load("config.yaml", [])
-    plan = plan_pretraining(config, Place(0, 1, 0, torch.device("cpu")))
+    plan = plan_pretraining(config, ProcessInfo(0, 1, 0, torch.device("cpu")))
     opened = open_corpora(config.data, plan.captions)
     loader = clip_loader(plan, config.data, config.guidance, config.run.seed, opened, range(STEPS))
     samples = loader.samples

@@ -112,10 +112,10 @@ def macs_per_clip(bench: Bench, size: str, micro: int, *own: str) -> float:
 
     from tgm_scale import config as configuration
     from tgm_scale.planning.run_plan import plan_pretraining
-    from tgm_scale.runtime.distributed import Place
+    from tgm_scale.runtime.distributed import ProcessInfo
 
     config = configuration.load(config_of(size), overrides(bench, bench.folder / "none", micro, 1, *own))
-    return plan_pretraining(config, Place(0, 1, 0, torch.device("cuda"))).macs_per_clip
+    return plan_pretraining(config, ProcessInfo(0, 1, 0, torch.device("cuda"))).macs_per_clip
 
 
 def shown(figures: dict[str, Any]) -> str:

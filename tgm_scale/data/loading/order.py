@@ -19,7 +19,7 @@ from tgm_scale.runtime import seeding
 _REMEMBERED = 4  # epochs and windows kept: a batch may straddle two of each, and workers run ahead of it
 
 
-class Place(NamedTuple):
+class SampleAddress(NamedTuple):
     """Where a position of the run points."""
 
     corpus: int
@@ -114,10 +114,10 @@ class Mixture:
             whole = lcm(share.denominator, phase.denominator)
             self._lines.append((int(share * whole), int(phase * whole), whole))
 
-    def locate(self, position: int) -> Place:
+    def locate(self, position: int) -> SampleAddress:
         """The sample at `position` of the run."""
         corpus, position = self.turn(position)
-        return Place(corpus, *self.orders[corpus].locate(position))
+        return SampleAddress(corpus, *self.orders[corpus].locate(position))
 
     def turn(self, position: int) -> tuple[int, int]:
         """(corpus, its own position): whose turn `position` of the run is, and how many turns it had before.

@@ -11,7 +11,7 @@ from torch import Tensor
 from tgm_scale.contracts import Grid, Problem
 from tgm_scale.data.access.addresses import is_url
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
-from tgm_scale.data.loading.order import Mixture, Order, Place
+from tgm_scale.data.loading.order import Mixture, Order, SampleAddress
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.video.decode import DecodeError, Video, segments, window
 from tgm_scale.data.video.motion import MotionRecorder
@@ -136,12 +136,12 @@ class Samples:
         """The bytes of the sample at this position; threads may do so at once."""
         return self.fetch_at(self.mixture.locate(position))
 
-    def fetch_at(self, place: Place) -> Fetched:
+    def fetch_at(self, address: SampleAddress) -> Fetched:
         """The same of a sample that is known by its place."""
-        corpus = self.corpora[place.corpus]
-        ref = corpus.sample(place.shard, place.row)
+        corpus = self.corpora[address.corpus]
+        ref = corpus.sample(address.shard, address.row)
         seeds = [
-            seeding.key(self.sampling.seed, "sample", place.epoch, corpus.fingerprint, ref.within, repeat)
+            seeding.key(self.sampling.seed, "sample", address.epoch, corpus.fingerprint, ref.within, repeat)
             for repeat in range(self.sampling.repeated_augmentation)
         ]
         clip_id = seeding.key("clip", corpus.fingerprint, ref.within)
