@@ -67,6 +67,8 @@ def session(config: FrozenConfig) -> Iterator[Session]:
 def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
     settings = config.encoder
     if settings.checkpoint == "random":
+        if process.is_main and "size" not in settings.model_fields_set:
+            print(f"encoder.checkpoint=random: of size {settings.size}; encoder.size={{tiny,S,B,L,H,g}} sets another")
         return FrozenEncoder.random(
             settings.size, settings.frames, settings.image_size, config.run.seed, process.device
         )
