@@ -24,23 +24,23 @@ def noise(seed: int, n: int = N) -> torch.Tensor:
 
 def test_what_is_a_clips_own_or_a_captions_is_no_pairing() -> None:
     additive = noise(0)[:, :1] + 3 * noise(1)[:1]
-    found = pairing(additive, ALL_DIFFER, seed=0)
+    found = pairing(additive, ALL_DIFFER, seed=0, level=0.01)
     assert found.p > 0.9 and not found.known
 
 
 def test_right_captions_win_and_noise_does_not() -> None:
-    right = pairing(noise(0) + 4 * torch.eye(N), ALL_DIFFER, seed=0)
+    right = pairing(noise(0) + 4 * torch.eye(N), ALL_DIFFER, seed=0, level=0.01)
     assert right.share > 0.95 and right.known
-    ps = torch.tensor([pairing(noise(seed), ALL_DIFFER, seed=0).p for seed in range(200)])
+    ps = torch.tensor([pairing(noise(seed), ALL_DIFFER, seed=0, level=0.01).p for seed in range(200)])
     assert 0.42 < ps.mean() < 0.58 and (ps <= 0.01).float().mean() < 0.035, "p is uniform where there is nothing"
-    shares = torch.tensor([pairing(noise(seed), ALL_DIFFER, seed=0).share for seed in range(200)])
+    shares = torch.tensor([pairing(noise(seed), ALL_DIFFER, seed=0, level=0.01).share for seed in range(200)])
     assert 0.47 < shares.mean() < 0.53
 
 
 @pytest.mark.parametrize(("captions", "enough"), [(4, False), (5, True)])
 def test_few_captions_are_too_few_to_tell(captions: int, enough: bool) -> None:
     said = torch.arange(N) % captions
-    found = pairing(noise(0) + 9 * (said[:, None] == said), said[:, None] != said, seed=0)
+    found = pairing(noise(0) + 9 * (said[:, None] == said), said[:, None] != said, seed=0, level=0.01)
     assert found.captions == captions and found.share == 1.0
     assert found.known == found.enough == enough
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from tgm_scale import cli
 from tgm_scale.commands.command import part_names
-from tgm_scale.commands.preview import COMMAND, RECIPES
+from tgm_scale.commands.preview import COMMAND
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, BatchLayout
 from tgm_scale.conversion.convert import convert
@@ -31,6 +31,7 @@ from tgm_scale.data.video.encode import encode_video
 from tgm_scale.demo.corpus.make import make_corpus
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower, load_text_tower
+from tgm_scale.masking import recipes
 from tgm_scale.masking.diagnostics import GuidanceMonitor, overlap
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES
@@ -136,7 +137,7 @@ def parsed(words: Sequence[str | Path]) -> argparse.Namespace:
     COMMAND.add_arguments(parser)
     found = parser.parse_intermixed_args(given := [str(word) for word in words])
     found.given = given
-    part_names(found, {"recipes": RECIPES})
+    part_names(found, {"recipes": []} if found.recipes else {})
     return found
 
 
@@ -182,13 +183,13 @@ def test_the_figures_are_those_of_the_library(page: Page, options: list[str], co
         row = page.row(f"text_guided ({scorer})")
         assert row[1] == f"{masker.hidden_count / masker.grid.tokens:.1%}"
         means = [float(swapped.double().mean()), figures["mask_centre_overlap"], figures["mask_slot_repeat"]]
-        assert [cell.split(" ± ")[0] for cell in row[2:5]] == [f"{mean:.1%}" for mean in means]
+        assert [cell.split("\u00a0")[0] for cell in row[2:5]] == [f"{mean:.1%}" for mean in means]
         inside = (answers_BKSRC[0, 0].double() * hidden[0]).sum() / hidden[0].sum()
         assert inside > answers_BKSRC[0, 0].double().mean()
     tube = recipe_masker(config, "tube").hidden(batch.seeds)
     assert page.row("tube")[2] == "-" and page.row("tube")[4].startswith("100.0%")
     centre = overlap(tube, GuidanceMonitor(recipe_masker(config, "tube")).box.expand(tube.shape)).double().mean()
-    assert page.row("tube")[3].startswith(f"{float(centre):.1%} ")
+    assert page.row("tube")[3].startswith(f"{float(centre):.1%}\u00a0")
 
 
 def test_a_tower_that_knows_the_clips_is_told_from_one_that_does_not(
@@ -285,6 +286,23 @@ def test_a_checkpoint_brings_its_data_and_reconstructs(checkpoint: Path, corpus:
     completed = reconstruct(model, batch.video[:1].contiguous(), mask, "clip")[0]
     drawn = page.pictures[page.captions.index(last)]
     assert drawn == contact_sheet([slot_frames(completed, masker.grid.slots)])
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ("", ["text_guided", "motion_guided", "tube"]),
+        ("masking.recipe=block", ["block", "text_guided", "motion_guided", "tube"]),
+        ("masking.recipe=tube guidance.towers=null", ["tube", "motion_guided"]),
+        ("--recipes random,tube random", ["random", "tube"]),
+        ("--recipes all", list(recipes.RECIPES)),
+    ],
+)
+def test_a_run_brings_its_own_recipe(words: str, names: list[str], checkpoint: Path, tmp_path: Path) -> None:
+    given = [*words.split(), "--checkpoint", checkpoint / "model.safetensors", "--output", tmp_path / "page.html"]
+    settings = resolve(parsed(given))
+    assert [masker.name for masker in settings.maskers] == names
+    assert settings.config.data.synthetic is None and settings.normalise_by == "clip"
 
 
 @pytest.mark.parametrize(

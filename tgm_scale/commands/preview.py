@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 
 from tgm_scale.commands.command import Command, add_overrides, part_names, positive
-
-RECIPES = ["text_guided", "motion_guided", "tube"]  # where none is named
+from tgm_scale.preview import RECIPES
 
 EXAMPLES = """examples:
   tgm-scale preview data.shards=videos guidance.towers=CLIP --output page.html
@@ -35,14 +34,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action="extend",
         metavar="NAME",
-        help=f"blanks or commas between; or all (default: {' '.join(RECIPES)})",
+        help=f"blanks or commas between; or all (default: the configuration's, {' '.join(RECIPES)})",
     )
     add("--seed", type=int, metavar="N", help="run.seed: which clips, crops, captions and masks (default 0)")
     add_overrides(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
-    part_names(options, {"recipes": RECIPES})
+    part_names(options, {"recipes": RECIPES} if options.recipes else {})
     options.keys = [key for names in options.keys or [] for key in names.split(",") if key]
     from tgm_scale.preview.command import preview
 

@@ -72,9 +72,9 @@ def _read(settings: Settings, options: argparse.Namespace, board: Board) -> tupl
 def _look(
     settings: Settings, clips: list[Clip], model: MaskedVideoAutoencoder | None, board: Board
 ) -> tuple[list[Figures], list[Shown]]:
-    task = board.task("clips looked at", len(clips))
     looker = Looker(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     captions_nE = looker.embed(clips)
+    task = board.task("clips looked at", len(clips))  # now: the seconds that the towers' loading takes are no clip's
     looks, shown = [], []
     for number, clip in enumerate(clips):
         looks.append(looker.look(clip, number, captions_nE))

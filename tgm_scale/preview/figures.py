@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count as count_from
+from math import factorial
 
 import torch
 from torch import Tensor
@@ -16,10 +18,7 @@ from tgm_scale.preview.looks import Look, Way
 from tgm_scale.runtime import seeding
 
 DRAWS = 2000
-LEVEL = (
-    0.01  # below it a pairing is not chance; three scorers are tried, at 0.05 one in seven random towers would pass
-)
-FEWEST = 5  # captions: of four no order is rarer than 1 in 24
+LEVEL = 0.05  # of all ways together: each has its share (Bonferroni), or one random tower in seven would pass
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,26 @@ class Pairing:
     """How well captions find their clips among those shown.
 
     share: of the pairs of clips with different captions, those where the right way round answers more than the wrong
-    one; 0.5 is chance. p: share of random assignments of the captions that answer as much as the right one."""
+    one; 0.5 is chance. p: share of random assignments of the captions that answer as much as the right one. level: a
+    p above it is chance."""
 
     share: float
     p: float
     captions: int  # different ones
+    level: float
+
+    @property
+    def fewest(self) -> int:
+        """Captions of which one order is rare enough: of four none is rarer than 1 in 24."""
+        return next(count for count in count_from(2) if factorial(count) * self.level >= 1)
 
     @property
     def enough(self) -> bool:
-        return self.captions >= FEWEST
+        return self.captions >= self.fewest
 
     @property
     def known(self) -> bool:
-        return self.enough and self.p <= LEVEL
+        return self.enough and self.p <= self.level
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,17 @@ class Figures:
 def figures_of(ways: Sequence[Way], looks: Sequence[Look], differ_nn: Tensor, seed: int) -> list[Figures]:
     """differ_nn: bool, which clips have different captions. Recipes that no caption guides are paired by the scorer
     that pairs best."""
-    speaking = {way.scorer: _pairing(way.label, way.scorer, looks, differ_nn, seed) for way in ways if way.scorer}
-    paired = {scorer: found for scorer, found in speaking.items() if found is not None}
-    best = max(paired, key=lambda scorer: (paired[scorer].share, -paired[scorer].p), default=None)
+
+    def paired(label: str, scorer: str | None) -> Pairing | None:
+        if scorer is None or not differ_nn.any():
+            return None
+        lift_nn = torch.stack([look.lifts[label, scorer] for look in looks])
+        return pairing(lift_nn, differ_nn, seed, LEVEL / len(ways))
+
+    speaking = {way.scorer: one for way in ways if (one := paired(way.label, way.scorer)) is not None}
+    best = max(speaking, key=lambda scorer: (speaking[scorer].share, -speaking[scorer].p), default=None)
     found = []
     for way in ways:
-        scorer = way.scorer or best
         hidden_nSRC = torch.stack([look.hidden[way.label] for look in looks])
         found.append(
             Figures(
@@ -84,7 +95,7 @@ def figures_of(ways: Sequence[Way], looks: Sequence[Look], differ_nn: Tensor, se
                 Mean.of(overlap(hidden_nSRC, centre_box(way.masker).expand(hidden_nSRC.shape))),
                 Mean.of(torch.tensor([look.repeat[way.label] for look in looks])),
                 _swapped(way, looks, differ_nn),
-                None if scorer is None else _pairing(way.label, scorer, looks, differ_nn, seed),
+                paired(way.label, way.scorer or best),
             )
         )
     return found
@@ -99,13 +110,7 @@ def _swapped(way: Way, looks: Sequence[Look], differ_nn: Tensor) -> Mean | None:
     return Mean.of(((overlap_nn * differ_nn).sum(1) / counted_n.clamp(min=1))[counted_n > 0])
 
 
-def _pairing(label: str, scorer: str | None, looks: Sequence[Look], differ_nn: Tensor, seed: int) -> Pairing | None:
-    if scorer is None or not differ_nn.any():
-        return None
-    return pairing(torch.stack([look.lifts[label, scorer] for look in looks]), differ_nn, seed)
-
-
-def pairing(lift_nn: Tensor, differ_nn: Tensor, seed: int) -> Pairing:
+def pairing(lift_nn: Tensor, differ_nn: Tensor, seed: int, level: float) -> Pairing:
     """lift_nn: of clip i under the caption of clip j. What is a clip's own (its lifts are high under any caption) or a
     caption's (on any clip) cancels in a pair, and in the sum over a permutation."""
     own_n = lift_nn.diagonal()
@@ -117,4 +122,4 @@ def pairing(lift_nn: Tensor, differ_nn: Tensor, seed: int) -> Pairing:
     sum_D = lift_nn[torch.arange(n), order_Dn].sum(1)
     as_much = int((sum_D >= own_n.sum() - 1e-9 * lift_nn.abs().sum()).sum())
     different = len({tuple(row) for row in differ_nn.tolist()})
-    return Pairing(share, (1 + as_much) / (1 + DRAWS), different)
+    return Pairing(share, (1 + as_much) / (1 + DRAWS), different, level)

@@ -163,7 +163,7 @@ def _row(one: Figures) -> list[str]:
 
 
 def _mean(one: Mean) -> str:
-    return f"{one.value:.1%}" + ("" if one.error != one.error else f" ± {one.error:.1%}")
+    return f"{one.value:.1%}" + ("" if one.error != one.error else f"\u00a0±\u00a0{one.error:.1%}")
 
 
 def _paired(one: Pairing) -> tuple[str, str]:

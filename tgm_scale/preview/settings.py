@@ -7,6 +7,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+from tgm_scale import preview
 from tgm_scale.config import COMMAND_LINE, Config, all_keys, checked, lay_over, read_tree
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights
@@ -14,6 +15,7 @@ from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.planning.checks import check_guidance, check_shards
 from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.planning.run_plan import Shape, recipe_masker, shape_of
+from tgm_scale.planning.towers import IMAGE_MAPS
 
 DEFAULTS: dict[str, Any] = {  # ratio, frames and size as in configs/pretrain_vitb.yaml
     "run": {"dir": "-"},
@@ -67,13 +69,23 @@ def resolve(options: argparse.Namespace) -> Settings:
     weights = _weights(options.checkpoint) if options.checkpoint else None
     config = _config(options, weights)
     check_shards(config.data)
-    names = list(RECIPES) if "all" in options.recipes else list(dict.fromkeys(options.recipes))
-    maskers = [recipe_masker(config, name) for name in names]
+    maskers = _maskers(config, options)
     for masker in maskers:
         check_guidance(config.guidance, masker)
     if weights is not None:
         _refuse_another_shape(options.checkpoint, weights, shape_of(config))
     return Settings(config, maskers, weights)
+
+
+def _maskers(config: Config, options: argparse.Namespace) -> list[Masker]:
+    """Of the recipes named; where none is, of the configuration's own, and the usual ones that it has a tower for."""
+    own = [config.masking.recipe] if options.config or options.checkpoint else []
+    given = options.recipes or [*own, *preview.RECIPES]
+    names = list(RECIPES) if "all" in given else list(dict.fromkeys(given))
+    maskers = [recipe_masker(config, name) for name in names]
+    if own and not options.recipes and config.guidance.towers is None:
+        maskers = [masker for masker in maskers if masker.name in own or not masker.needs & IMAGE_MAPS]
+    return maskers
 
 
 def _config(options: argparse.Namespace, weights: Weights | None) -> Config:

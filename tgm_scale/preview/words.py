@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tgm_scale.guidance.towers import SMALL_TOWERS, tower_folder
 from tgm_scale.masking.diagnostics import ALARM
-from tgm_scale.preview.figures import FEWEST, LEVEL, Figures
+from tgm_scale.preview.figures import Figures
 from tgm_scale.preview.settings import Settings
 
 SMALL = (
@@ -24,14 +24,17 @@ def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic:
     said = [SMALL] if small and not synthetic else []
     paired = [one for one in found if one.way.scorer is not None and one.pairing is not None]
     if not paired:
-        return [*said, f"The {clips} clips shown have one caption between them: nothing tells whether it matters."]
+        return [
+            *said,
+            "There are no two clips with different captions here, so nothing tells whether captions matter.",
+        ]
     best = max(paired, key=lambda one: (one.pairing.share, -one.pairing.p) if one.pairing else (0, 0))
     assert best.pairing is not None
     if not best.pairing.enough:
         return [
             *said,
             f"{best.pairing.captions} different captions are too few to tell whether the tower knows these clips: "
-            f"look at {FEWEST} or more (--clips).",
+            f"look at {best.pairing.fewest} or more (--clips).",
         ]
     if said:
         return [*said, f"({best.way.label} wins {best.pairing.share:.0%} of the pairings here; 50% is chance.)"]
@@ -40,9 +43,9 @@ def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic:
     return [
         f"guidance.towers={towers} knows nothing of these {clips} clips, as far as they tell: under its best scorer "
         f"({best.way.scorer}) the right captions win {best.pairing.share:.0%} of the pairings, and a random "
-        f"assignment of the captions does as well in {best.pairing.p:.0%} of the draws (above {LEVEL:.0%} is "
-        "chance). Masks that it guides do not follow what the captions say: give another tower, or look at more "
-        "clips (--clips).",
+        f"assignment of the captions does as well in {best.pairing.p:.1%} of the draws (above "
+        f"{best.pairing.level:.1%} is chance). Masks that it guides do not follow what the captions say: give another "
+        "tower, or look at more clips (--clips).",
     ]
 
 
