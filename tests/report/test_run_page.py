@@ -88,6 +88,21 @@ def test_the_command_to_go_on_is_there_to_copy(tmp_path: Path) -> None:
     )
 
 
+def test_a_run_without_frozen_models_has_no_share_of_them(tmp_path: Path) -> None:
+    folder = made_run(tmp_path / "run", [row(step) | {"guidance_seconds": 0.0} for step in (1, 2)])
+    page = page_of(folder, output=tmp_path / "page.html")
+    assert "<h3>Guidance</h3>" not in page and "Guidance (only where masks or the contrast ask frozen models)" in page
+
+
+def test_a_checkpoint_is_looked_into_by_preview(run: Path, tmp_path: Path) -> None:
+    assert "preview --checkpoint" not in page_of(run, output=tmp_path / "none.html")
+    whole = changed(run, tmp_path / "run", lambda _: None)
+    (whole / "checkpoints" / "step-00000020").mkdir(parents=True)
+    (whole / "checkpoints" / "step-00000020" / "manifest.json").write_text("{}")
+    page = page_of(whole, output=tmp_path / "page.html")
+    assert f"<pre>tgm-scale preview --checkpoint {whole} --output preview.html</pre>" in page
+
+
 def test_the_page_is_one_file_that_fetches_nothing(run: Path, tmp_path: Path) -> None:
     page = page_of(run, output=tmp_path / "page.html")
     assert not re.findall(r"<script|<link|<iframe|<img|@import|url\(|srcset|\bsrc=|\bhref=", page)

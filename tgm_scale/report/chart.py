@@ -93,7 +93,7 @@ class Panel:
         values = np.concatenate([one.values for one in finite])
         steps = np.concatenate([curve.series.steps for curve in self.curves])
         first, last = float(steps.min()), float(steps.max())
-        first = 0.0 if first <= _FROM_ZERO * last else first
+        first = 0.0 if 0 <= first <= max(1.0, _FROM_ZERO * last) else first
         low, high = (float(end) for end in (min([values.min(), *self.chance]), max([values.max(), *self.chance])))
         log = low > 0 and high > _ONE_SIDED * float(np.median(values)) and not self.from_zero
         if self.from_zero:

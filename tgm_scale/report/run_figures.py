@@ -50,7 +50,7 @@ GROUPS: dict[str, list[Figure]] = {
         Figure("step_seconds", "Seconds a step", from_zero=True),
         Figure("data_share", "Waiting for data", "Share of the step, main process.", share=True, from_zero=True),
         Figure("guidance_share", "Guidance", "Share of the step that the frozen models take.",
-               share=True, from_zero=True),
+               "where masks or the contrast ask frozen models", share=True, from_zero=True),
         Figure("mfu", "Model FLOP utilisation", "Share of the GPU's dense bf16 peak.",
                "on a GPU whose peak is known", share=True, from_zero=True),
         Figure("device_memory_gb", "GPU memory", "GB, the most so far, main process.", "on a GPU", from_zero=True),

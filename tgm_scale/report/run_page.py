@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import html
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,6 +131,9 @@ def _standing(view: RunView) -> list[Block]:
         blocks += [Text("What goes on with it, from the folder in which it was started:"), Code(view.command)]
     elif "go on" in view.lines:
         blocks.append(Text(f"What goes on with it: {view.lines['go on']}."))
+    if "masking" in view.tree and view.lines.get("checkpoint", "none yet") != "none yet":
+        typed = shlex.join(["tgm-scale", "preview", "--checkpoint", str(view.root), "--output", "preview.html"])
+        blocks += [Text("What it reconstructs of clips, and what its masks hide:"), Code(typed)]
     return blocks
 
 

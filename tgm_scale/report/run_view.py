@@ -78,6 +78,8 @@ def _columns(rows: list[Row]) -> dict[str, Series]:
     seconds = found.get("step_seconds")
     for part, share in SHARES.items():
         if part in found and seconds is not None and np.array_equal(found[part].steps, seconds.steps):
+            if part == "guidance_seconds" and not found[part].values.any():  # the run has no frozen models
+                continue
             whole = np.where(seconds.values > 0, seconds.values, np.nan)
             found[share] = Series(seconds.steps, found[part].values / whole)
     return found
