@@ -16,7 +16,7 @@ from damage.judge import ANOTHER, FAILED, LEFT_OUT, REFUSED, SAME, UNSEEN
 from damage.start import SAID
 
 from tgm_scale.runtime import command
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 EXAMPLES = """examples:
   python tools/damage_drill.py --cases 200
@@ -58,8 +58,8 @@ def drill(options: argparse.Namespace, folder: Path) -> int:
     ground.warm()
     truth = ground.make(folder / "ground")
     cases = []
-    with Board() as board, ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool:
-        task = board.task("cases", len(numbers))
+    with ProgressBars() as bars, ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool:
+        task = bars.task("cases", len(numbers))
         waiting = [pool.submit(run_case, options.seed, number, folder, truth) for number in numbers]
         for future in waiting:
             case = future.result()

@@ -15,7 +15,7 @@ from tgm_scale.demo.summary import check_expectations
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.runtime.progress import Board, clock
+from tgm_scale.runtime.progress import ProgressBars, clock
 
 EXAMPLES = """examples:
   python tools/demo.py                                       8 to 13 minutes on 2 CPU cores
@@ -48,11 +48,11 @@ def _run(options: argparse.Namespace) -> int:
     plan = demo.Plan(options.dir, options.config, options.clips, options.test_clips, options.seeds, options.steps)
     config = plan.run_config()
     ledger = _Ledger(plan, configuration.dump(config))
-    with Board() as board:
-        ledger.once("corpora", lambda: demo.make_corpora(plan, board))
-        ledger.once("pretraining", lambda: demo.pretrain(plan, board))
-        ledger.once("masks", lambda: demo.judge_masks(plan, board))
-        ledger.once("features", lambda: demo.probe_features(plan, board))
+    with ProgressBars() as bars:
+        ledger.once("corpora", lambda: demo.make_corpora(plan, bars))
+        ledger.once("pretraining", lambda: demo.pretrain(plan, bars))
+        ledger.once("masks", lambda: demo.judge_masks(plan, bars))
+        ledger.once("features", lambda: demo.probe_features(plan, bars))
         ledger.once("export", lambda: demo.export(plan))
     summary = demo.summarise(plan, ledger.figures, ledger.seconds)
     report = demo.write_report(plan, summary, ledger.figures)

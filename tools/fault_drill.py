@@ -19,7 +19,7 @@ from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime import command
 from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_lines, json_of
-from tgm_scale.runtime.progress import Board, Task
+from tgm_scale.runtime.progress import ProgressBars, Task
 
 EXAMPLES = """examples:
   python tools/fault_drill.py --config configs/debug.yaml --dir runs/drill
@@ -95,15 +95,15 @@ class Drill:
 
     def run(self) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with Board() as board:
-            self._finish(self.reference_dir, board.task("the undisturbed run", 1))
-            kills = board.task("kills", self.kills)
+        with ProgressBars() as bars:
+            self._finish(self.reference_dir, bars.task("the undisturbed run", 1))
+            kills = bars.task("kills", self.kills)
             made = self._made()
             kills.to(len(made))
             for number in range(len(made), self.kills):
                 self._kill_once(number)
                 kills.advance()
-            self._finish(self.run_dir, board.task("the rest of the disturbed run", 1))
+            self._finish(self.run_dir, bars.task("the rest of the disturbed run", 1))
         return self._judge()
 
     def _made(self) -> list[dict]:

@@ -30,7 +30,7 @@ from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
 from tgm_scale.runtime.outside.json_text import json_lines
-from tgm_scale.runtime.progress import Board, Task
+from tgm_scale.runtime.progress import ProgressBars, Task
 
 EXAMPLES = """examples:
   python tools/study_weizmann.py --videos "$TGM_REAL_DATA/weizmann"
@@ -52,11 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     study = Study(options)
-    with Board() as board:
+    with ProgressBars() as bars:
         study.make_corpora()
-        study.pretrain(board)
-        frozen = study.judge_frozen(board)
-        finetuned = study.finetune(board)
+        study.pretrain(bars)
+        frozen = study.judge_frozen(bars)
+        finetuned = study.finetune(bars)
     summary = {"frozen": frozen, "finetuned": finetuned, "steps": options.steps, "seeds": options.seeds}
     replace_file(options.dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(tables(summary))
@@ -107,8 +107,8 @@ class Study:
     def run(self, variant: str, seed: int) -> Path:
         return self.folder / f"{variant}-{seed}"
 
-    def pretrain(self, board: Board) -> None:
-        task = board.task("pretraining runs", len(VARIANTS) * len(self.seeds))
+    def pretrain(self, bars: ProgressBars) -> None:
+        task = bars.task("pretraining runs", len(VARIANTS) * len(self.seeds))
         weights = (("train", 0.8), ("synthetic", 0.2))
         shards = json.dumps([{"path": str(self.data[name]), "weight": weight} for name, weight in weights])
         steps = [f"train.steps={self.options.steps}"] if self.options.steps else []
@@ -119,10 +119,10 @@ class Study:
                 _start("pretrain", PRETRAINING, folder, given)
                 task.advance()
 
-    def judge_frozen(self, board: Board) -> dict[str, Any]:
+    def judge_frozen(self, bars: ProgressBars) -> dict[str, Any]:
         """kNN and linear probe of every run, beside random initialisation of the same seeds."""
         train, test = (open_corpus(str(self.data[split])) for split in ("train", "test"))
-        task: Task = board.task("clips through all encoders", len(train) + len(test))
+        task: Task = bars.task("clips through all encoders", len(train) + len(test))
         variants = {variant: [self.run(variant, seed) for seed in self.seeds] for variant in VARIANTS}
         found = compare_variants(variants, list(self.seeds), train, test, {"label": "label"}, progress=task.advance)[
             "label"
@@ -138,10 +138,10 @@ class Study:
             "clips": {"train": found.train_clips, "test": found.test_clips},
         }
 
-    def finetune(self, board: Board) -> dict[str, Any]:
+    def finetune(self, bars: ProgressBars) -> dict[str, Any]:
         """Every run finetuned, and training from scratch with the same seeds and steps."""
         origins = [SCRATCH, LONGER, *VARIANTS]
-        task = board.task("finetuning runs", len(origins) * len(self.seeds))
+        task = bars.task("finetuning runs", len(origins) * len(self.seeds))
         steps = self.options.finetune_steps or load_finetune(FINETUNING, []).train.steps
         assert steps is not None, "the study's configuration gives train.steps"
         right: dict[str, list[list[bool]]] = {origin: [] for origin in origins}

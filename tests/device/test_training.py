@@ -23,8 +23,8 @@ from tgm_scale.objectives.contrastive import caption_ids, contrastive_gradients
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.training.clip_guidance import ClipGuidance
 from tgm_scale.training.data_digest import with_masks
-from tgm_scale.training.guide import Guide
 from tgm_scale.training.step import JointStep, Prepared
 
 # where a step reads the device, once, after the update's kernels are queued
@@ -101,10 +101,10 @@ class OnTheWay(ToDevice):
 
 @pytest.mark.parametrize("recipe", ["text_guided", "motion_guided", "tube"])
 def test_the_guide_brings_a_batch_to_the_device_and_prepares_it_without_waiting(recipe: str) -> None:
-    guide = Guide(build_masker(recipe, GRID, 0.75), Towers(), OnTheWay(META))
+    guidance = ClipGuidance(build_masker(recipe, GRID, 0.75), Towers(), OnTheWay(META))
     loaded = batch().map(lambda tensor: torch.ones(tensor.shape, dtype=tensor.dtype))
     with Watch() as watch:
-        prepared = guide(loaded)
+        prepared = guidance(loaded)
     assert not watch.waits
     assert {prepared.caption_ids_B.device, prepared.digest.device, prepared.batch.video.device} == {META}
 

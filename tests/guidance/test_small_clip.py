@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tgm_scale.contracts import Grid
-from tgm_scale.evaluation.masks.relevance import Judgement, colour_scorer, judge, towers_scorer
+from tgm_scale.evaluation.masks.relevance import RelevanceMetrics, colour_scorer, evaluate, towers_scorer
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,8 @@ CLIPS, SEED = 40, 2024  # neither trained nor tuned on
 
 
 @pytest.fixture(scope="module")
-def judged() -> Judgement:
-    return judge(towers_scorer(load_text_tower(FOLDER), load_image_tower(FOLDER), "raw", GRID), CLIPS, SEED, GRID)
+def judged() -> RelevanceMetrics:
+    return evaluate(towers_scorer(load_text_tower(FOLDER), load_image_tower(FOLDER), "raw", GRID), CLIPS, SEED, GRID)
 
 
 def test_the_folder_is_small_and_says_how_it_was_made() -> None:
@@ -29,7 +29,7 @@ def test_the_folder_is_small_and_says_how_it_was_made() -> None:
     assert "tools/train_small_clip.py" in (FOLDER / "TRAINING.md").read_text()
 
 
-def test_the_named_object_is_hidden_and_the_others_less(judged: Judgement) -> None:
+def test_the_named_object_is_hidden_and_the_others_less(judged: RelevanceMetrics) -> None:
     hidden = judged.hidden
     assert hidden["object"] >= 0.90
     assert hidden["same_colour"] <= hidden["object"] - 0.10, "shape counts, not only colour"
@@ -37,12 +37,12 @@ def test_the_named_object_is_hidden_and_the_others_less(judged: Judgement) -> No
     assert judged.auc >= 0.85
 
 
-def test_an_absent_object_points_nowhere(judged: Judgement) -> None:
+def test_an_absent_object_points_nowhere(judged: RelevanceMetrics) -> None:
     assert judged.absent_auc is not None and 0.45 <= judged.absent_auc <= 0.55
 
 
-def test_colour_alone_does_worse_on_the_look_alike(judged: Judgement) -> None:
-    colour = judge(colour_scorer(GRID), CLIPS, SEED, GRID)
+def test_colour_alone_does_worse_on_the_look_alike(judged: RelevanceMetrics) -> None:
+    colour = evaluate(colour_scorer(GRID), CLIPS, SEED, GRID)
     assert judged.hidden["same_colour"] < colour.hidden["same_colour"] - 0.10
 
 

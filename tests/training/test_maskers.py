@@ -27,7 +27,7 @@ from tgm_scale.planning.run_plan import plan_pretraining, run_masker
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo, find_process
-from tgm_scale.training.guide import Guide
+from tgm_scale.training.clip_guidance import ClipGuidance
 
 KEYFRAMES_ONLY = 3  # of 12 clips
 
@@ -74,20 +74,22 @@ def loader_of(config: Config, opened: list[Corpus], process: ProcessInfo, steps:
     return clip_loader(plan_pretraining(config, process), config.data, config.guidance, config.run.seed, opened, steps)
 
 
-def guided(settings: dict, micro: int, world: int) -> tuple[dict[int, list[int]], list[Batch], Guide]:
+def guided(settings: dict, micro: int, world: int) -> tuple[dict[int, list[int]], list[Batch], ClipGuidance]:
     """Visible tokens by sample seed of the first step, put together from all ranks."""
     config = from_tree(settings | {"train": settings["train"] | {"micro_batch_size": micro}})
     process = find_process()
     masker = run_masker(config)
-    guide = Guide(masker, load_towers(config.guidance, masker.needs, False, process.device), ToDevice(process.device))
+    guidance = ClipGuidance(
+        masker, load_towers(config.guidance, masker.needs, False, process.device), ToDevice(process.device)
+    )
     opened, masks, batches = [open_corpus(settings["data"]["shards"])], {}, []
     for rank in range(world):
         loader = loader_of(config, opened, dataclasses.replace(process, rank=rank, world_size=world), range(1))
         for batch in next(iter(loader))[1]:
-            visible = guide(batch).mask.visible.tolist()
+            visible = guidance(batch).mask.visible.tolist()
             masks |= dict(zip(batch.seeds.tolist(), visible))
             batches.append(batch)
-    return masks, batches, guide
+    return masks, batches, guidance
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES))
@@ -97,8 +99,8 @@ def test_a_sample_has_the_same_mask_on_any_rank_and_in_any_batch(
     if recipe == "flow_guided":
         pytest.importorskip("cv2", reason="OpenCV is not installed")
     settings = tree(corpus, towers, tmp_path, recipe)
-    masks, _, guide = guided(settings, micro=12, world=1)
-    assert len(masks) == 12 and {len(visible) for visible in masks.values()} == {guide.masker.visible_count}
+    masks, _, guidance = guided(settings, micro=12, world=1)
+    assert len(masks) == 12 and {len(visible) for visible in masks.values()} == {guidance.masker.visible_count}
     assert guided(settings, micro=3, world=2)[0] == masks
     assert guided(settings, micro=1, world=4)[0] == masks
 
@@ -120,10 +122,10 @@ def test_motion_guided_runs_from_end_to_end_and_counts_clips_without_motion(
 def test_the_moving_box_hides_what_moves(corpus: Path, towers: Path, tmp_path: Path) -> None:
     """The fastest tokens of a clip are hidden, but for those that the box cannot reach."""
     settings = tree(corpus, towers, tmp_path, "motion_guided")
-    _, batches, guide = guided(settings, micro=12, world=1)
+    _, batches, guidance = guided(settings, micro=12, world=1)
     motion = batches[0].motion
     assert motion is not None
-    hidden = guide.masker.hidden(batches[0].seeds, motion=motion)
+    hidden = guidance.masker.hidden(batches[0].seeds, motion=motion)
     fast = motion > 0.7 * motion.flatten(1).amax(1)[:, None, None, None].clamp(min=1e-6)
     assert hidden[fast].float().mean() > 0.93 > 0.75
 
@@ -132,18 +134,18 @@ def test_relevance_may_be_the_mean_over_a_clips_captions(corpus: Path, towers: P
     """Against one pass for each caption, and averaged."""
     settings = tree(corpus, towers, tmp_path, "text_guided")
     settings["guidance"]["captions"] = "mean"
-    _, [batch], guide = guided(settings, micro=12, world=1)
+    _, [batch], guidance = guided(settings, micro=12, world=1)
     assert batch.caption_sets is not None and all(len(captions) == 3 for captions in batch.caption_sets)
-    towers_ = guide.towers
+    towers_ = guidance.towers
     assert towers_.text is not None and towers_.relevance is not None
     embeddings = towers_.text.encode([caption for captions in batch.caption_sets for caption in captions])
-    each = towers_.relevance.of_captions(batch.video, embeddings.view(12, 3, -1), guide.masker.grid)
-    relevance, _ = guide._relevance(batch, towers_.text.encode(batch.captions))
+    each = towers_.relevance.of_captions(batch.video, embeddings.view(12, 3, -1), guidance.masker.grid)
+    relevance, _ = guidance._relevance(batch, towers_.text.encode(batch.captions))
     assert torch.allclose(relevance, each.mean(1), atol=1e-6)
     settings["guidance"]["captions"] = "drawn"
-    _, [batch], guide = guided(settings, micro=12, world=1)
+    _, [batch], guidance = guided(settings, micro=12, world=1)
     assert batch.caption_sets is None
-    drawn, _ = guide._relevance(batch, towers_.text.encode(batch.captions))
+    drawn, _ = guidance._relevance(batch, towers_.text.encode(batch.captions))
     assert not torch.allclose(drawn, relevance, atol=1e-3)
 
 
@@ -158,13 +160,15 @@ def test_flow_of_the_data_workers_is_that_of_the_training_thread(
     settings["train"] = {"steps": 3, "global_batch_size": 32, "micro_batch_size": 32}
     config, process = from_tree(settings), find_process()
     masker = run_masker(config)
-    guide = Guide(masker, load_towers(config.guidance, masker.needs, False, process.device), ToDevice(process.device))
+    guidance = ClipGuidance(
+        masker, load_towers(config.guidance, masker.needs, False, process.device), ToDevice(process.device)
+    )
     problems = 0
     for _, [batch] in loader_of(config, [open_corpus(str(shards))], process, range(3)):
         assert batch.flow is not None and batch.flow.shape == (32, 4, 2, 8, 8)
-        there, here = guide(batch), guide.look(dataclasses.replace(batch, flow=None))
+        there, here = guidance(batch), guidance.compute(dataclasses.replace(batch, flow=None))
         flow = here.maps["flow"]
         assert flow is not None and torch.equal(batch.flow, flow) and flow.any()
-        assert torch.equal(there.mask.visible, guide.prepare(here).mask.visible)
+        assert torch.equal(there.mask.visible, guidance.prepare(here).mask.visible)
         problems += len(batch.problems)
     assert problems, "the corpus has broken samples"

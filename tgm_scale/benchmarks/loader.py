@@ -22,7 +22,7 @@ from tgm_scale.benchmarks.clips import make_shards
 from tgm_scale.benchmarks.machine import cpu_seconds, headline, table
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 
 class Way(NamedTuple):
@@ -49,9 +49,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(f"{headline()}; 16 frames, stride 4, to 224 x 224; clips of 10 s at 30 frames/s")
     rows: list[dict[str, Any]] = []
     repeated: list[tuple[str, list[Turn]]] = []
-    with tempfile.TemporaryDirectory() as scratch, Board() as board:
+    with tempfile.TemporaryDirectory() as scratch, ProgressBars() as bars:
         made = [(size, gop) for size in sizes for gop in gops]
-        task = board.task("corpora", len(made))
+        task = bars.task("corpora", len(made))
         for size, gop in made:
             folder = (options.folder or Path(scratch)) / f"{size[0]}x{size[1]}_gop{gop}_{options.clips}"
             corpus = open_corpus(str(make_shards(folder, options.clips, *size, gop)))

@@ -175,7 +175,7 @@ def _savings(config: Config, video: Tensor, device: torch.device, step: Callable
 
 
 def _own_stream(look: Callable[[], Any], step: Callable[[], Any], device: torch.device) -> Timed:
-    """Relevance on a stream of its own while a step runs, as training.ahead does it: what it adds to the step."""
+    """Relevance on a stream of its own while a step runs, as training.prefetch does it: what it adds to the step."""
     name = "relevance: bf16, own stream"
     if device.type != "cuda":
         return Timed(name, None, unmeasured="not measured: needs CUDA")

@@ -14,7 +14,7 @@ from tgm_scale.benchmarks import pipelines
 from tgm_scale.benchmarks.clips import make_shards
 from tgm_scale.benchmarks.machine import headline, resident_mb, table
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 WIDTH, HEIGHT, SECONDS, SIZE = 64, 48, 1.0, 32  # small, so that 100,000 clips take some 6 minutes of a core
 
@@ -25,11 +25,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows = []
     print(f"{headline()}; clips of {SECONDS:g} s at {WIDTH} x {HEIGHT}, {options.workers} workers")
     print(table(("clips", "this process, MB", "largest worker, MB"), []), flush=True)
-    with tempfile.TemporaryDirectory() as scratch, Board() as board:
+    with tempfile.TemporaryDirectory() as scratch, ProgressBars() as bars:
         folder = make_shards(Path(scratch) / "shards", 64, WIDTH, HEIGHT, 12, seconds=SECONDS, per_shard=4)
         loading = pipelines.loader(open_corpus(str(folder)), options.workers, size=SIZE)
         clips = pipelines.clips_of(loading)
-        task = board.task("clips", options.clips)
+        task = bars.task("clips", options.clips)
         for done in range(options.every, options.clips + 1, options.every):
             task.advance(sum(islice(clips, options.every)))
             workers = [child.pid for child in multiprocessing.active_children() if child.pid]

@@ -25,7 +25,7 @@ from tgm_scale.data.loading.samples import Samples, Sampling
 from tgm_scale.data.shards import kept_indices
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 _MICRO = 8
 _STEPS = (10, 1_000_000)
@@ -35,9 +35,9 @@ _TIMES = 15
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.clips % options.shards or min(options.clips, options.shards, options.ranks) < 1:
         raise ValueError(f"--clips {options.clips} --shards {options.shards}: wanted a whole number of clips a shard")
-    with tempfile.TemporaryDirectory() as scratch, Board() as board:
+    with tempfile.TemporaryDirectory() as scratch, ProgressBars() as bars:
         folder = _make(Path(scratch), options.shards, options.clips // options.shards)
-        figures = _opening(folder) | _positions(folder, options.ranks, board) | _resuming(folder, options.ranks)
+        figures = _opening(folder) | _positions(folder, options.ranks, bars) | _resuming(folder, options.ranks)
     print(headline())
     print(f"{options.clips:,} clips in {options.shards:,} shards, {options.ranks:,} ranks of {_MICRO} clips a step")
     print(table(("what", "figure"), [(name.replace("_", " "), f"{value:,.4g}") for name, value in figures.items()]))
@@ -84,11 +84,11 @@ def _loader(corpus: Corpus, rank: int, ranks: int, step: int) -> ClipLoader:
     return ClipLoader(samples, BatchLayout(ranks * _MICRO, _MICRO, rank, ranks), range(step, step + 1), workers=0)
 
 
-def _positions(folder: Path, ranks: int, board: Board) -> dict[str, float]:
+def _positions(folder: Path, ranks: int, bars: ProgressBars) -> dict[str, float]:
     """One step of all ranks: where each of its clips lies. A rank has the windows of its own positions to permute."""
     corpus = open_corpus(str(folder))
     found, cold, warm = [], [], []
-    task = board.task("ranks", ranks)
+    task = bars.task("ranks", ranks)
     for rank in range(ranks):
         loader = _loader(corpus, rank, ranks, _STEPS[1])
         positions = list(loader.positions())

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.data.building.annotation_rows import clock
 from tgm_scale.data.building.annotations import Filters, Plan
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 _FILES, _SIZES = 10, (1, 10)  # of which so many are planned
 _OF_A_VIDEO = 30  # clips; InternVid's 10 million are of some 300 thousand videos
@@ -39,8 +39,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     found: list[Passed] = []
     print(headline())
     print(table(("pass", "rows", "clips", "CPU s", "peak MB"), []), flush=True)
-    with tempfile.TemporaryDirectory() as scratch, Board() as board:
-        task = board.task("passes", len(_SIZES))
+    with tempfile.TemporaryDirectory() as scratch, ProgressBars() as bars:
+        task = bars.task("passes", len(_SIZES))
         files = _make(Path(scratch), options.rows // _FILES)
         for count in _SIZES:
             folder = Path(scratch) / f"of_{count}"

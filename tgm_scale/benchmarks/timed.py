@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ def measure(step: Callable[[], Any], timed: list[Timed], turns: int, device: tor
         return time.perf_counter() - began
 
     measured = []
-    with Board() as board:
-        task = board.task("turns", turns + 1)
+    with ProgressBars() as bars:
+        task = bars.task("turns", turns + 1)
         for _ in range(turns + 1):
             turn = {"step": seconds(step)}
             for one in timed:

@@ -18,7 +18,7 @@ from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.processes import Crashed, OrderedPool
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
 NAMES_SHOWN = 5
@@ -40,8 +40,8 @@ def check(options: argparse.Namespace) -> int:
     pictured = {places[k] for k in spread} if options.sheet else set()
     findings, crashed = [], []
     keeper = _Sums(corpus) if options.samples is None else None
-    with OrderedPool(options.workers) as pool, Board() as board:
-        task = board.task("samples", len(places))
+    with OrderedPool(options.workers) as pool, ProgressBars() as bars:
+        task = bars.task("samples", len(places))
         looks = pool.map(SampleInspector(corpus, options.frames), ((*place, place in pictured) for place in places))
         for place, found in zip(places, looks):
             task.advance()

@@ -38,7 +38,7 @@ from tgm_scale.planning.run_plan import run_masker, shape_of
 from tgm_scale.report import html
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.run_folder import replace_file
-from tgm_scale.runtime.progress import Board, Task
+from tgm_scale.runtime.progress import ProgressBars, Task
 
 Figures = dict[str, Any]
 
@@ -91,7 +91,7 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, json.dumps(value, indent=1) + "\n")
 
 
-def make_corpora(plan: Plan, board: Board) -> Figures:
+def make_corpora(plan: Plan, bars: ProgressBars) -> Figures:
     """Two training corpora (objects with look-alikes; one mover) and two held-out ones of movers, as shards."""
     wanted = {  # mode, clips, seed
         "named": ("named", plan.clips, 0),
@@ -100,7 +100,7 @@ def make_corpora(plan: Plan, board: Board) -> Figures:
         "mover-test": ("one_mover", plan.test_clips, _TEST_SEED + 1),
         "named-test": ("named", STRIPS, _TEST_SEED + 1),
     }
-    task = board.task("clips made", sum(clips for _, clips, _ in wanted.values()))
+    task = bars.task("clips made", sum(clips for _, clips, _ in wanted.values()))
     for name, (mode, clips, seed) in wanted.items():
         folder, before = plan.corpus(name), task.done
         if not folder.exists():
@@ -119,7 +119,7 @@ def _count_from(task: Task, before: int, done: int) -> None:
     task.to(before + done)
 
 
-def pretrain(plan: Plan, board: Board) -> Figures:
+def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
     """Every variant and seed by `tgm-scale pretrain`, some side by side. A run that stands unfinished goes on."""
     waiting = [(variant, seed) for seed in range(plan.seeds) for variant in VARIANTS]
     steps = plan.run_config().train.steps
@@ -131,7 +131,7 @@ def pretrain(plan: Plan, board: Board) -> Figures:
                 variant, seed = waiting.pop(0)
                 folder = plan.run(variant, seed)
                 process = _start(plan, variant, seed)
-                running[process] = (folder, board.task(f"pretraining {folder.name}", steps))
+                running[process] = (folder, bars.task(f"pretraining {folder.name}", steps))
             time.sleep(0.5)
             for process, (folder, task) in list(running.items()):
                 _follow(folder, task)
@@ -165,7 +165,7 @@ def _failure(folder: Path) -> str:
     return f"pretraining in {folder} failed; the end of its output:\n  " + "\n  ".join(tail)
 
 
-def judge_masks(plan: Plan, board: Board) -> Figures:
+def judge_masks(plan: Plan, bars: ProgressBars) -> Figures:
     """Does the relevance point at the named object? On clips of the held-out seed, for every scorer and control."""
     config = plan.run_config()
     assert config.guidance.towers is not None, "the demo's configuration names towers"
@@ -175,7 +175,7 @@ def judge_masks(plan: Plan, board: Board) -> Figures:
     scorers = {name: relevance.towers_scorer(text, image, name, grid) for name in SCORERS}
     scorers["colour_control"] = relevance.colour_scorer(grid)
     clips = min(JUDGED_CLIPS, plan.test_clips)
-    task = board.task("masks evaluated", len(scorers) + 1)
+    task = bars.task("masks evaluated", len(scorers) + 1)
     look = Look(frames=config.data.frames)
     judged = {}
     for name, scorer in scorers.items():
@@ -198,10 +198,10 @@ def judge_masks(plan: Plan, board: Board) -> Figures:
     }
 
 
-def probe_features(plan: Plan, board: Board) -> Figures:
+def probe_features(plan: Plan, bars: ProgressBars) -> Figures:
     """How the mover moves and what it is, from frozen features: joint, MAE alone, random initialisation."""
     train, test = (open_corpus(str(plan.corpus(name))) for name in ("mover-probe", "mover-test"))
-    task = board.task("clips through 3 encoders a seed", len(train) + len(test))
+    task = bars.task("clips through 3 encoders a seed", len(train) + len(test))
     seeds = list(range(plan.seeds))
     variants = {name: [plan.run(name, seed) for seed in seeds] for name in VARIANTS}
     found = compare_variants(variants, seeds, train, test, LABELS, progress=task.advance)

@@ -25,12 +25,12 @@ from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower, tower_folder
 from tgm_scale.runtime.command import reported_as
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 
 def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
     """Retrieval by captions, or zero-shot classification. Raises ValueError for what cannot be read or evaluated."""
-    with session(config) as at, Board() as board:
+    with session(config) as at, ProgressBars() as bars:
         if at.encoder.projection is None:
             raise ValueError(
                 f"encoder.checkpoint={config.encoder.checkpoint}: has no projection to text: pretrain with "
@@ -41,7 +41,7 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
         if config.retrieve.zero_shot:
             class_texts(config, list(source.labels.values()))
         text = _text_tower(at)
-        clips = features(at, source, "mean", "test", board)
+        clips = features(at, source, "mean", "test", bars)
         found: dict[str, Any] = {}
         if at.process.is_main:
             video_ME = clips.features[0].to(at.process.device) @ at.encoder.projection.T

@@ -24,7 +24,7 @@ from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.models.vit import SIZES
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process, refuse_hidden_gpus
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 
 class Session(NamedTuple):
@@ -114,7 +114,7 @@ def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
     return {**data, **({"in both parts": shared} if shared else {})}
 
 
-def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: Board) -> Clips:
+def features(at: Session, source: Labelled, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:
     """Cached features of a part, below the run folder. Collective."""
     if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
         run_folder.replace_file(at.folder / "config.yaml", run_folder.shown(at.config))
@@ -125,7 +125,7 @@ def features(at: Session, source: Labelled, pooling: Pooling, name: str, board: 
         temporal=at.config.encoder.temporal_views,
         spatial=at.config.encoder.spatial_views,
     )
-    task = board.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
+    task = bars.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
     return cached(
         at.folder / "features",
         encoder,
@@ -201,13 +201,13 @@ _POOLINGS = {
 
 
 def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, check: Check) -> dict[str, Any]:
-    with session(config) as at, Board() as board:
+    with session(config) as at, ProgressBars() as bars:
         sources = {role: open_split(config.data, role) for role in PARTS}
         classes = ordered(sources["train"].labels.values(), config.data.classes)
         lacking = not_trained(sources["train"].given, sources["test"].given)
         opened = introduce(at, sources)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
-        train, test = (features(at, source, pooling, role, board) for role, source in sources.items())
+        train, test = (features(at, source, pooling, role, bars) for role, source in sources.items())
         found: dict[str, Any] = {}
         if at.process.is_main:
             truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))

@@ -17,7 +17,7 @@ from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Views
 from tgm_scale.finetuning.setup import Parts, module_of, positions_of
 from tgm_scale.runtime.distributed import HostCollectives
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 
 def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     )
     made_by = ("finetuned", str(step), *(entry["blake2b"] for entry in reader.manifest["files"]), str(settings.ema))
     collectives = HostCollectives(process, PATIENCE)
-    with Board() as board:
-        task = board.task("videos tested", own_samples(parts.test.refs, process.rank, process.world_size))
+    with ProgressBars() as bars:
+        task = bars.task("videos tested", own_samples(parts.test.refs, process.rank, process.world_size))
         clips = cached_rows(
             folder / "test",
             made_by,

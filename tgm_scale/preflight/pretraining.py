@@ -29,7 +29,7 @@ from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.preflight.task_checks import CLIPS, TaskChecks, first_usable, try_step
 from tgm_scale.runtime.distributed import ProcessInfo
-from tgm_scale.training.guide import Guide
+from tgm_scale.training.clip_guidance import ClipGuidance
 
 
 class PretrainingChecks(TaskChecks):
@@ -77,7 +77,7 @@ class PretrainingChecks(TaskChecks):
         contrastive = config.objective.contrastive_weight > 0
         towers = load_towers(few.guidance, plan.masker.needs, contrastive, process.device)
         with torch.no_grad():
-            prepared = Guide(plan.masker, towers, ToDevice(process.device))(batch)
+            prepared = ClipGuidance(plan.masker, towers, ToDevice(process.device))(batch)
         said = [f"a clip, {batch.keys[0]}: {'x'.join(map(str, batch.video.shape[2:]))} pixels"]
         if prepared.text_BE is not None:
             said.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")

@@ -23,7 +23,7 @@ from tgm_scale.preview.looks import Looker
 from tgm_scale.preview.page import Shown, compose, picture_clip
 from tgm_scale.preview.settings import Settings, resolve
 from tgm_scale.report import html
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped, message
 
 WITHOUT_CAPTIONS = "--recipes tube motion_guided"
@@ -35,9 +35,9 @@ def preview(options: argparse.Namespace) -> int:
     settings = resolve(options)
     model = None if settings.weights is None else build(settings.weights)
     assert model is None or isinstance(model, MaskedVideoAutoencoder)
-    with Board() as board:
-        clips, problems = _read(settings, options, board)
-        found, shown = _look(settings, clips, model, board)
+    with ProgressBars() as bars:
+        clips, problems = _read(settings, options, bars)
+        found, shown = _look(settings, clips, model, bars)
     said = words.verdict(settings, found, len(clips), all(clip.synthetic for clip in clips))
     page = html.render(compose(settings, said, found, shown, problems, _again(options)))
     write_atomically(options.output, page.encode())
@@ -47,7 +47,7 @@ def preview(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read(settings: Settings, options: argparse.Namespace, board: Board) -> tuple[list[Clip], list[Problem]]:
+def _read(settings: Settings, options: argparse.Namespace, bars: ProgressBars) -> tuple[list[Clip], list[Problem]]:
     data = settings.config.data
     make_synthetic(data)
     opened = open_corpora(data, captions=False)
@@ -58,7 +58,7 @@ def _read(settings: Settings, options: argparse.Namespace, board: Board) -> tupl
     count = len(options.keys) or min(options.clips, sum(map(len, opened)))
     sampling = sampling_of(settings.config, settings.needs, settings.speaks)
     clips, problems = read_clips(
-        settings.config, opened, sampling, count, options.keys, board.task("clips read", count)
+        settings.config, opened, sampling, count, options.keys, bars.task("clips read", count)
     )
     for problem in problems:
         print(escaped(f"left out: {problem.key}: {problem.reason}: {problem.detail}", keep=""), file=sys.stderr)
@@ -70,11 +70,11 @@ def _read(settings: Settings, options: argparse.Namespace, board: Board) -> tupl
 
 
 def _look(
-    settings: Settings, clips: list[Clip], model: MaskedVideoAutoencoder | None, board: Board
+    settings: Settings, clips: list[Clip], model: MaskedVideoAutoencoder | None, bars: ProgressBars
 ) -> tuple[list[Figures], list[Shown]]:
     looker = Looker(settings, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     captions_nE = looker.embed(clips)
-    task = board.task("clips looked at", len(clips))  # now: the seconds that the towers' loading takes are no clip's
+    task = bars.task("clips looked at", len(clips))  # now: the seconds that the towers' loading takes are no clip's
     looks, shown = [], []
     for number, clip in enumerate(clips):
         looks.append(looker.look(clip, number, captions_nE))

@@ -37,7 +37,7 @@ class Diverged(RunStopped):
     exit_code = 4  # slurm/launch.sh does not start it again
 
 
-class Judge:
+class SpikeDetector:
     """Knows from the losses so far which loss is a spike. All ranks see the same losses, so each has its own and they
     agree.
 

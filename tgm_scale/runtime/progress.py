@@ -12,9 +12,9 @@ LINE_EVERY_SECONDS = 15.0
 class Task:
     """One bar. `to` sets what is done, `advance` adds to it."""
 
-    def __init__(self, board: Board, name: str, total: int, bar: Any):
+    def __init__(self, bars: ProgressBars, name: str, total: int, bar: Any):
         self.name, self.total, self.done = name, total, 0
-        self._board, self._bar = board, bar
+        self._owner, self._bar = bars, bar
         self._began = self._line = time.monotonic()
 
     def advance(self, count: int = 1) -> None:
@@ -22,7 +22,7 @@ class Task:
 
     def to(self, done: int, note: str = "") -> None:
         self.done = done
-        self._board.show(self, self._bar, note)
+        self._owner.show(self, self._bar, note)
 
     def line(self, note: str) -> str | None:
         """What to print where there is no terminal; None while the last line is recent."""
@@ -36,7 +36,7 @@ class Task:
         return text
 
 
-class Board:
+class ProgressBars:
     """Bars for tasks that run side by side or one after another; a context manager."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Board:
         elif (line := task.line(note)) is not None:
             print(line, file=sys.stderr, flush=True)
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> ProgressBars:
         if self._bars is not None:
             self._bars.start()
         return self

@@ -9,7 +9,7 @@ from pathlib import Path
 from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.config.sections import FaultsConfig
 from tgm_scale.contracts import Batch
-from tgm_scale.runs.faults import Diverged, FaultState, Judge, note_refusal
+from tgm_scale.runs.faults import Diverged, FaultState, SpikeDetector, note_refusal
 from tgm_scale.runs.metrics import recent_losses_for_all
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.training.task import StepResult, Steps
@@ -22,7 +22,7 @@ class Guard:
     def __init__(self, settings: FaultsConfig, folder: Path, collectives: HostCollectives):
         self._settings, self._folder, self._collectives = settings, folder, collectives
         self._state, damage = FaultState.found(folder)
-        self._judge = Judge(settings.spike_factor, [])
+        self._spikes = SpikeDetector(settings.spike_factor, [])
         if damage and collectives.process.is_main:
             print(f"warning: {damage}", file=sys.stderr, flush=True)
 
@@ -30,7 +30,7 @@ class Guard:
         """Go on from a checkpoint, or from the beginning. Collective."""
         # checkpoints of before have no losses: then those of metrics.jsonl
         losses = progress.losses or recent_losses_for_all(self._folder, progress.step, self._collectives)
-        self._judge = Judge(self._settings.spike_factor, losses)
+        self._spikes = SpikeDetector(self._settings.spike_factor, losses)
         # of refusals before this checkpoint, those that a rollback has not dealt with
         progress.refused = [keys for keys in progress.refused if not set(self._state.skip_list).issuperset(keys)]
 
@@ -43,14 +43,14 @@ class Guard:
 
     def limit(self) -> float:
         """The largest loss that an update is made for."""
-        return self._judge.limit()
+        return self._spikes.limit()
 
     def note(self, progress: Progress, result: StepResult, batches: list[Batch]) -> bool:
         """Note the step just made, and name its samples where its update was refused. Returns whether there were too
         many of these in a row. Collective."""
         if result.refusal is None:
-            self._judge.note(result.loss)
-            progress.losses, progress.refused = list(self._judge.recent), []
+            self._spikes.note(result.loss)
+            progress.losses, progress.refused = list(self._spikes.recent), []
             return False
         keys = self._collectives.gather([key for batch in batches for key in batch.keys])
         if self._collectives.process.is_main:

@@ -25,8 +25,8 @@ from tgm_scale.planning.parts import checkpoint_facts, clip_loader, initialise, 
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.runtime.distributed import find_process
-from tgm_scale.training import ahead, introduction
-from tgm_scale.training.guide import Guide, Looked
+from tgm_scale.training import introduction, prefetch
+from tgm_scale.training.clip_guidance import ClipGuidance, GuidedBatch
 from tgm_scale.training.opening import run
 from tgm_scale.training.step import JointStep, Prepared
 from tgm_scale.training.task import Ready, StepResult, Steps, Task
@@ -60,7 +60,7 @@ class Pretraining(Task):
         self.plan = plan = plan.for_samples(config.train, self.samples)
         assert plan.masker is not None
         self.towers = load_towers(config.guidance, plan.masker.needs, self.contrastive, process.device)
-        self.guide = Guide(plan.masker, self.towers, ToDevice(process.device))
+        self.guidance = ClipGuidance(plan.masker, self.towers, ToDevice(process.device))
         self.measured_every = config.knn.every
         self.then = (
             f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
@@ -96,16 +96,16 @@ class Pretraining(Task):
 
     def ready(self, steps: Steps) -> Iterator[Ready]:
         """With what the frozen models say of the clips."""
-        steps = self.guide.to_device.ahead(steps)
+        steps = self.guidance.to_device.ahead(steps)
         if self.config.guidance.own_stream:
-            looked = ahead.step_ahead(steps, self.guide.look, self.process.device)
+            guided_batch = prefetch.prefetched(steps, self.guidance.compute, self.process.device)
         else:
-            looked = ahead.in_step(steps, self.guide.look)
-        for step, batches, looks in looked:
+            guided_batch = prefetch.without_prefetch(steps, self.guidance.compute)
+        for step, batches, looks in guided_batch:
             yield Ready(step, batches, partial(self._prepared, looks))
 
-    def _prepared(self, looks: list[Callable[[], Looked]]) -> list[Prepared]:
-        return [self.guide.prepare(look()) for look in looks]
+    def _prepared(self, looks: list[Callable[[], GuidedBatch]]) -> list[Prepared]:
+        return [self.guidance.prepare(look()) for look in looks]
 
     def step(self, micro: list[Prepared], valid: float, limit: float) -> StepResult:
         return self.joint_step(micro, valid, limit)
@@ -127,12 +127,12 @@ class Pretraining(Task):
         introduction.announce(self.folder, self.plan, self.samples, start)
 
     def guidance_seconds(self) -> float:
-        return self.guide.clock.seconds()
+        return self.guidance.clock.seconds()
 
     def figures(self) -> dict[str, float]:
         """Of the guidance; with a warning, once a start, where it says nothing."""
-        found = self.guide.figures()
-        self.guide.warn_once()
+        found = self.guidance.figures()
+        self.guidance.warn_once()
         return found
 
     def measure(self) -> dict[str, float]:

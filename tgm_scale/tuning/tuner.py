@@ -23,7 +23,7 @@ from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.outside.json_text import json_lines
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.tuning import trials
 from tgm_scale.tuning.trials import Candidate, Trial
 
@@ -58,8 +58,8 @@ class Tuner:
     def run(self) -> int:
         self._claim()
         outcomes = self._outcomes()
-        with Board() as board:
-            task = board.task("candidates", len(self.candidates))
+        with ProgressBars() as bars:
+            task = bars.task("candidates", len(self.candidates))
             for number, candidate in enumerate(self.candidates):
                 if outcomes.get(candidate.name, {"outcome": "failed"})["outcome"] == "failed":
                     note = candidate.name

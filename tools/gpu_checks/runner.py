@@ -19,7 +19,7 @@ from gpu_checks.rows import Row
 from gpu_checks.scale import Scale
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 
 OK, FAILED, SKIPPED = "ok", "failed", "skipped"
 LAST_LINES = 20  # of a row's log, in the summary
@@ -79,8 +79,8 @@ class Runner:
     def run(self) -> list[Result]:
         """All results, in the order of the table. What the same code found on the same machine before stays."""
         self._claim()
-        with Board() as board:
-            task = board.task("gpu, seconds as estimated", round(sum(map(self._estimate, self.plan.rows))))
+        with ProgressBars() as bars:
+            task = bars.task("gpu, seconds as estimated", round(sum(map(self._estimate, self.plan.rows))))
             for row in self.plan.rows:
                 if estimate := round(self._estimate(row)):
                     task.to(task.done, row.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import introduce_to
 from tgm_scale.data.shards.tars import ShardWriter, shard_path
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
 
@@ -47,8 +47,8 @@ def rewrite(
     todo = [number for number in mine if not shard_path(options.output, number).exists()]
     print(f"{sum(counts)} clips in {len(counts)} shards; {len(todo)} of this task's {len(mine)} are to be made")
     done: Counter[str] = Counter()
-    with Board() as board:
-        task = board.task("clips", sum(counts[number] for number in todo))
+    with ProgressBars() as bars:
+        task = bars.task("clips", sum(counts[number] for number in todo))
         for number in todo:
             with ShardWriter(options.output, clips_per_shard=counts[number], first=number) as writer:
                 for row in range(counts[number]):

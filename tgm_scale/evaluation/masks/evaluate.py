@@ -34,7 +34,7 @@ from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.planning.run_plan import recipe_masker, shape_of
 from tgm_scale.planning.towers import IMAGE_MAPS, Towers, load_towers
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
-from tgm_scale.runtime.progress import Board
+from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
 DEFAULTS: dict[str, Any] = {
@@ -71,8 +71,8 @@ def evaluate(options: argparse.Namespace) -> int:
     scores: dict[str, list[ClipScore]] = {}
     grid = shape_of(config).grid
     plain = recipe_masker(config, "tube")
-    with Board() as board:
-        task = board.task("videos", len(found.pairs))
+    with ProgressBars() as bars:
+        task = bars.task("videos", len(found.pairs))
         for file, truth in list(found.pairs):
             for number, clip in enumerate(_clips(config, found, file, truth, options.clips, grid)):
                 scores.setdefault("centre box", []).append(centre_score(plain, clip.name, clip.object_SRC))

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tgm_scale.contracts import Batch
-from tgm_scale.training.ahead import in_step, step_ahead
-from tgm_scale.training.guide import Looked
+from tgm_scale.training.clip_guidance import GuidedBatch
+from tgm_scale.training.prefetch import prefetched, without_prefetch
 
 
 def batch(number: int, side: int = 4) -> Batch:
@@ -30,15 +30,15 @@ def batch(number: int, side: int = 4) -> Batch:
 def test_the_next_step_is_looked_at_before_this_one_is_handed_over() -> None:
     done: list[str] = []
 
-    def look(one: Batch) -> Looked:
+    def look(one: Batch) -> GuidedBatch:
         done.append(f"look {one.keys[0]}")
-        return Looked(one, one.seeds, None, {})
+        return GuidedBatch(one, one.seeds, None, {})
 
     def loader() -> Iterator[tuple[int, list[Batch]]]:
         for step in range(5, 8):
             yield step, [batch(10 * step), batch(10 * step + 1)]
 
-    for step, batches, looks in step_ahead(loader(), look, torch.device("cpu")):
+    for step, batches, looks in prefetched(loader(), look, torch.device("cpu")):
         done.append(f"step {step}")
         assert [seen().batch.keys for seen in looks] == [one.keys for one in batches]
     assert done == [
@@ -46,11 +46,11 @@ def test_the_next_step_is_looked_at_before_this_one_is_handed_over() -> None:
         *("look 70", "look 71", "step 6", "step 7"),
     ]
     done.clear()
-    for step, _, looks in in_step(loader(), look):
+    for step, _, looks in without_prefetch(loader(), look):
         done.append(f"step {step}")
         assert len([seen() for seen in looks]) == 2
     assert done == [x for n in (5, 6, 7) for x in (f"step {n}", f"look {n}0", f"look {n}1")]
-    assert list(step_ahead([], look, torch.device("cpu"))) == []
+    assert list(prefetched([], look, torch.device("cpu"))) == []
 
 
 @pytest.mark.gpu
@@ -64,10 +64,10 @@ def test_a_stream_of_its_own_gives_the_same_bits_while_memory_is_used_again() ->
             x = x @ weight
         return x
 
-    def look(one: Batch) -> Looked:
+    def look(one: Batch) -> GuidedBatch:
         moved = one.to(device)
         seen = slow(moved.video.float().mean().expand(2048, 2048).contiguous())
-        return Looked(replace(moved), moved.seeds, None, {"map": seen})
+        return GuidedBatch(replace(moved), moved.seeds, None, {"map": seen})
 
     def stepped(steps: Iterator) -> list[float]:
         sums = []
@@ -77,4 +77,4 @@ def test_a_stream_of_its_own_gives_the_same_bits_while_memory_is_used_again() ->
         return torch.stack(sums).tolist()
 
     loader = [(step, [batch(step + 1, 512)]) for step in range(40)]
-    assert stepped(step_ahead(loader, look, device)) == stepped(in_step(loader, look))
+    assert stepped(prefetched(loader, look, device)) == stepped(without_prefetch(loader, look))

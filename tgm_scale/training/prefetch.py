@@ -8,19 +8,19 @@ from functools import partial
 import torch
 
 from tgm_scale.contracts import Batch
-from tgm_scale.training.guide import Looked
+from tgm_scale.training.clip_guidance import GuidedBatch
 
-Look = Callable[[Batch], Looked]
-Step = tuple[int, list[Batch], list[Callable[[], Looked]]]  # calling one gives what was seen
+Look = Callable[[Batch], GuidedBatch]
+Step = tuple[int, list[Batch], list[Callable[[], GuidedBatch]]]  # calling one gives what was seen
 
 
-def in_step(loader: Iterable[tuple[int, list[Batch]]], look: Look) -> Iterator[Step]:
+def without_prefetch(loader: Iterable[tuple[int, list[Batch]]], look: Look) -> Iterator[Step]:
     """The loader's steps, whose batches are looked at when that is asked for."""
     for step, batches in loader:
         yield step, batches, [partial(look, batch) for batch in batches]
 
 
-def step_ahead(loader: Iterable[tuple[int, list[Batch]]], look: Look, device: torch.device) -> Iterator[Step]:
+def prefetched(loader: Iterable[tuple[int, list[Batch]]], look: Look, device: torch.device) -> Iterator[Step]:
     """The same steps, each looked at before the one before it is handed over: on a GPU by a stream of its own, which
     works while that step runs; on a CPU at once. `look` must depend on nothing that a step changes.
 
@@ -36,13 +36,13 @@ def step_ahead(loader: Iterable[tuple[int, list[Batch]]], look: Look, device: to
             done = None if side is None else side.record_event()
         if held is not None:
             yield held
-        held = step, batches, [partial(_handed_over, looked, done) for looked in seen]
+        held = step, batches, [partial(_handed_over, guided_batch, done) for guided_batch in seen]
     if held is not None:
         yield held
 
 
-def _handed_over(looked: Looked, done: torch.cuda.Event | None) -> Looked:
+def _handed_over(guided_batch: GuidedBatch, done: torch.cuda.Event | None) -> GuidedBatch:
     """To the main stream, which waits for the look to be done."""
     if done is not None:
         torch.cuda.current_stream().wait_event(done)
-    return looked
+    return guided_batch

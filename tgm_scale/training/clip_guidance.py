@@ -24,7 +24,7 @@ from tgm_scale.training.step import Prepared
 
 
 @dataclass
-class Looked:
+class GuidedBatch:
     """A micro batch on the device, and what frozen models say of it."""
 
     batch: Batch
@@ -35,11 +35,11 @@ class Looked:
     swapped_BSRC: Tensor | None = None  # relevance to the captions before them in the batch
 
 
-class Guide:
+class ClipGuidance:
     """Prepares micro batches: caption embeddings, the maps that the recipe asks for, the mask.
 
-    `look` brings the batch to the device and is what costs time there; it depends on nothing but the batch. `prepare`
-    makes the mask and counts. Neither waits for the device."""
+    `compute` brings the batch to the device and is what costs time there; it depends on nothing but the batch.
+    `prepare` makes the mask and counts. Neither waits for the device."""
 
     def __init__(self, masker: Masker, towers: Towers, to_device: ToDevice):
         self.masker, self.towers, self.to_device = masker, towers, to_device
@@ -49,41 +49,43 @@ class Guide:
         self._warned: set[str] = set()
 
     def __call__(self, batch: Batch) -> Prepared:
-        return self.prepare(self.look(batch))
+        return self.prepare(self.compute(batch))
 
     @torch.no_grad()
-    def look(self, batch: Batch) -> Looked:
+    def compute(self, batch: Batch) -> GuidedBatch:
         same = caption_ids if self.towers.text is None else self.towers.text.caption_ids
         ids_B, hashes_B = same(batch.captions), torch.tensor(clip_hashes(batch))
         numbers_B2 = self.to_device.numbers(torch.stack([ids_B, hashes_B], dim=1))
         batch = self.to_device(batch)
         with self.clock:
-            return self._look(batch, numbers_B2)
+            return self._compute(batch, numbers_B2)
 
-    def _look(self, batch: Batch, numbers_B2: Tensor) -> Looked:
+    def _compute(self, batch: Batch, numbers_B2: Tensor) -> GuidedBatch:
         text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
         maps: dict[str, Tensor | None] = {"motion": batch.motion, "flow": batch.flow}
         for name, look in self.towers.maps.items():
             if maps.get(name) is None:  # the data workers may have been there first
                 maps[name] = look(batch.video, self.masker.grid)
         if "relevance" not in self.masker.needs:
-            return Looked(batch, numbers_B2, text_BE, maps)
-        return Looked(batch, numbers_B2, text_BE, maps, *self._relevance(batch, text_BE))
+            return GuidedBatch(batch, numbers_B2, text_BE, maps)
+        return GuidedBatch(batch, numbers_B2, text_BE, maps, *self._relevance(batch, text_BE))
 
     @torch.no_grad()
-    def prepare(self, looked: Looked) -> Prepared:
+    def prepare(self, guided_batch: GuidedBatch) -> Prepared:
         with self.clock:
-            return self._prepare(looked)
+            return self._prepare(guided_batch)
 
-    def _prepare(self, looked: Looked) -> Prepared:
-        batch, relevance_BSRC = looked.batch, looked.relevance_BSRC
-        ids_B, hashes_B = looked.numbers_B2.unbind(1)
-        mask = self.masker(batch.seeds, relevance=relevance_BSRC, **looked.maps)
+    def _prepare(self, guided_batch: GuidedBatch) -> Prepared:
+        batch, relevance_BSRC = guided_batch.batch, guided_batch.relevance_BSRC
+        ids_B, hashes_B = guided_batch.numbers_B2.unbind(1)
+        mask = self.masker(batch.seeds, relevance=relevance_BSRC, **guided_batch.maps)
         if self.motion is not None and batch.motion is not None:
             self.motion.observe(batch.motion, batch.weight)
         if self.monitor is not None and relevance_BSRC is not None:
-            self.monitor.observe(batch.seeds, batch.weight, ids_B, relevance_BSRC, looked.swapped_BSRC, **looked.maps)
-        return Prepared(batch, mask, looked.text_BE, ids_B, with_masks(hashes_B, mask))
+            self.monitor.observe(
+                batch.seeds, batch.weight, ids_B, relevance_BSRC, guided_batch.swapped_BSRC, **guided_batch.maps
+            )
+        return Prepared(batch, mask, guided_batch.text_BE, ids_B, with_masks(hashes_B, mask))
 
     def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Relevance of each clip to its own caption or captions, and to those before it in the batch."""
