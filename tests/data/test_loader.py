@@ -289,7 +289,7 @@ def test_the_run_s_own_random_numbers_are_left_alone(corpus: Corpus) -> None:
 ORPHANS = """
 import multiprocessing, os, signal, sys
 from loaded import load
-from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.opening import open_corpus
 
 if __name__ == "__main__":
     clips = iter(load([open_corpus(sys.argv[1])], workers=2, stop_step=10**6))
@@ -319,7 +319,8 @@ def test_workers_end_with_a_killed_trainer(folder: Path, tmp_path: Path) -> None
 
 UNFINISHED = """
 import sys
-from loaded import Corpus, load
+from loaded import load
+from tgm_scale.data.shards.opening import open_corpus
 
 if __name__ == "__main__":
     clips = iter(load([open_corpus(sys.argv[1])], workers=2, stop_step=10**6))
