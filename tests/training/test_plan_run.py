@@ -56,3 +56,16 @@ def test_the_first_pass_of_the_contrast_is_counted_where_the_run_makes_one(capsy
     for negatives, said in ((8, True), (24, True), (12, False), (4, False)):
         assert main([*given, f"objective.contrastive_batch={negatives}"]) == 0
         assert ("first pass of the cached contrast" in capsys.readouterr().out) == said
+
+
+def test_a_finetuning_has_a_plan_and_advice_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a classifier: all tokens, no decoder; and clips that are mixed share a micro batch."""
+    config = ["--config", "configs/finetune_k400.yaml"]
+    assert main(config) == 0
+    said = capsys.readouterr().out
+    assert "tokens  all 1568" in said and "B, 86 million parameters" in said
+    assert main([*config, "--gpus-per-node", "7"]) == 2
+    counts = re.search(r"(\d+) or (\d+) GPUs", capsys.readouterr().err)
+    assert counts
+    for count in counts.groups():
+        assert main([*config, "--gpus-per-node", count]) == 0

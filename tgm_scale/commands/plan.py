@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 
 from tgm_scale.commands.command import Command, add_overrides, number
 
 EXAMPLES = """examples:
   tgm-scale plan --config configs/pretrain_vitl.yaml --nodes 16 --gpus-per-node 8
   tgm-scale plan --config configs/pretrain_vitb.yaml --nodes 1 --gpus-per-node 8 train.micro_batch_size=64
+  tgm-scale plan --config configs/finetune_k400.yaml
 
 Arithmetic is counted exactly. Memory is an estimate from the sizes of what is kept; time assumes the utilisation that
 you give, so measure that on a few steps first: metrics.jsonl has it as mfu."""
@@ -28,12 +30,18 @@ def _run(options: argparse.Namespace) -> int:
     for name in ("nodes", "gpus_per_node", "tflops", "utilisation"):
         if (value := getattr(options, name)) <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {value}: wanted more than 0")
-    from tgm_scale import config as configuration
+    from tgm_scale.evaluation import settings
 
-    config = configuration.load(options.config, options.overrides)
-    from tgm_scale.planning.cost import plan
+    config = settings.load_training(options.config, options.overrides)
+    from tgm_scale.planning.cost import Asked, plan
 
-    print(plan(config, options.nodes * options.gpus_per_node, options.tflops * 1e12 * options.utilisation))
+    if isinstance(config, settings.FinetuneConfig):
+        from tgm_scale.finetuning.setup import plan_finetuning
+
+        asked = Asked(config, partial(plan_finetuning, config), config.clips_together)
+    else:
+        asked = Asked.pretraining(config)
+    print(plan(asked, options.nodes * options.gpus_per_node, options.tflops * 1e12 * options.utilisation))
     return 0
 
 

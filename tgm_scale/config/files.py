@@ -171,6 +171,6 @@ def digest_tree(config: Section) -> dict[str, Any]:
     }.items():
         for name in names:
             tree.get(section, {}).pop(name, None)
-    for section in ("deepspeed", "checkpoint", "log", "knn"):
+    for section in ("deepspeed", "checkpoint", "log", "profile", "knn"):
         tree.pop(section, None)
     return tree

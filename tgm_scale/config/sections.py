@@ -238,6 +238,37 @@ class LogConfig(Section):
     tensorboard: bool = Field(True, description="write TensorBoard files beside metrics.jsonl")
 
 
+class ProfileConfig(Section):
+    """A trace of a few steps, in RUN/profile/."""
+
+    steps: str | int | None = Field(
+        None,
+        description="steps of rank 0 to trace: 100, or 100-102; on a GPU with its memory; default: none",
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _of_steps(cls, value: str | int | None) -> str | int | None:
+        first, dash, last = str(value).partition("-")
+        ends = [first, last] if dash else [first]
+        if value is not None and (not all(end.isascii() and end.isdigit() for end in ends) or not _rises(ends)):
+            raise ValueError(
+                f"profile.steps={value}: wanted the number of a step, or first-last such as 100-102; the first is 1"
+            )
+        return value
+
+    def range(self) -> range:
+        """The steps, counted from 1."""
+        if self.steps is None:
+            return range(0)
+        first, _, last = str(self.steps).partition("-")
+        return range(int(first), int(last or first) + 1)
+
+
+def _rises(ends: list[str]) -> bool:
+    return 1 <= int(ends[0]) <= int(ends[-1])
+
+
 class KnnConfig(Section):
     """Nearest neighbours on a small labelled set while a run goes on; its figures go to metrics.jsonl."""
 
@@ -266,6 +297,7 @@ class TrainingConfig(RunSettings):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     log: LogConfig = LogConfig()
+    profile: ProfileConfig = ProfileConfig()
 
 
 class Config(TrainingConfig):

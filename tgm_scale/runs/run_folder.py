@@ -12,6 +12,7 @@ RUN/skipped.jsonl     every broken sample: step, key, reason
 RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved; rollbacks; why
                       a start failed
 RUN/faults.json       what outlives a rollback (runs/faults.py)
+RUN/profile/          traces of profile.steps (training/profiling.py)
 """
 
 from __future__ import annotations

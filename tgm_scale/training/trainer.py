@@ -23,9 +23,11 @@ from tgm_scale.runs.metrics import Metrics, ProgressLine
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import describe_os_error
+from tgm_scale.training import garbage
 from tgm_scale.training.deaths import end, until_death
 from tgm_scale.training.guard import Guard
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
+from tgm_scale.training.profiling import Profiler, refuse_beyond
 from tgm_scale.training.reporting import Reporter, Times, concluded, count_problems
 from tgm_scale.training.task import Ready, StepResult, Task
 from tgm_scale.training.watchdog import Watchdog
@@ -57,6 +59,7 @@ class Trainer:
         self.folder, self.collectives, self.watchdog = start.folder, start.collectives, start.watchdog
         process, plan = start.collectives.process, task.plan
         assert plan.steps is not None
+        refuse_beyond(config.profile, plan.steps)
         self.process, self.plan, self.steps, self.schedule = process, plan, plan.steps, plan.schedule
         retention = checkpoint.Retention(config.checkpoint.keep, config.checkpoint.keep_every)
         self.checkpoints = self.folder / "checkpoints"
@@ -70,6 +73,7 @@ class Trainer:
         task.begin(self.engine)
         self.guard = Guard(config.faults, self.folder, self.collectives)
         self.reporter = Reporter(plan)
+        self.profiler = Profiler(config.profile, self.folder, process)
         self.metrics: Metrics | None = None  # of the main process, while steps are made
         self.last: dict[str, Any] | None = None  # row of metrics, of the last step that this start made
         self._go_on()
@@ -80,8 +84,9 @@ class Trainer:
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
         began, first = time.monotonic(), self.progress.step
-        while (code := self._stretch()) is None:
-            self._roll_back()
+        with garbage.out_of_the_way():
+            while (code := self._stretch()) is None:
+                self._roll_back()
         if self.process.is_main and not code:
             made, seconds = self.progress.step - first, time.monotonic() - began
             print(f"{concluded(made, seconds, self.last)}. {self.task.then}", flush=True)
@@ -94,22 +99,23 @@ class Trainer:
         try:
             return self._make_steps()
         finally:
+            self.profiler.close(self.progress.step)
             if self.metrics is not None:
                 self.metrics.close()
 
     def _make_steps(self) -> int | None:
-        watchdog, progress, first = self.watchdog, self.progress, self.progress.step
+        progress, first = self.progress, self.progress.step
         line = ProgressLine(self.steps, self.config.log.every)
         began = time.perf_counter()
-        watchdog.at(first, "data")
+        self._at(first, "data")
         for ready, death in until_death(self._ready(), Ready(first, [], list)):
             loaded = time.perf_counter()
-            watchdog.at(ready.step, "guidance")
+            self._at(ready.step, "guidance")
             micro = ready.prepare()
-            watchdog.at(ready.step, "meeting")
+            self._at(ready.step, "meeting")
             problems = [problem for batch in ready.batches for problem in batch.problems]
             met = self._meet(ready, len(problems), death, first)
-            watchdog.at(ready.step, "update")
+            self._at(ready.step, "update")
             learning_rate = self.schedule(ready.step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
             result = self.task.step(micro, met.valid, self.guard.limit())
@@ -118,7 +124,7 @@ class Trainer:
             if met.broken or progress.step == self.steps:
                 self._count(problems)
             guiding = self.task.guidance_seconds()
-            watchdog.book(guiding if self.process.device.type == "cuda" else 0.0, "guidance", "update")
+            self.watchdog.book(guiding if self.process.device.type == "cuda" else 0.0, "guidance", "update")
             ended = time.perf_counter()
             measured = self._measured()
             self._tell(line, result, Times(ended - began, loaded - began, guiding), learning_rate, measured)
@@ -133,8 +139,14 @@ class Trainer:
                     reason = self.start.stop.reason
                     line.say(f"stopped at step {progress.step} by {reason}; the same command goes on")
                 return REQUEUE_EXIT_CODE
-            watchdog.at(progress.step, "data")
+            garbage.collect_at(progress.step)
+            self._at(progress.step, "data")
         return 0
+
+    def _at(self, made: int, phase: str) -> None:
+        """A phase of the step after so many begins."""
+        self.watchdog.at(made, phase)
+        self.profiler.at(made + 1, phase)
 
     def _ready(self) -> Iterator[Ready]:
         """The steps that are left, without the samples on the skip list."""

@@ -1,0 +1,84 @@
+"""profile.steps leaves a trace of those steps, of rank 0; and garbage is collected between steps, not in them."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import json
+import weakref
+from pathlib import Path
+
+import pytest
+from launch import run
+from short_run import arguments
+
+from tgm_scale import cli
+from tgm_scale import config as configuration
+from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.training import garbage
+
+FINETUNE = """
+run: {{dir: {folder}/run}}
+data: {{train: {folder}/shards, test: {folder}/shards, label: truth.objects.0.shape, frames: 4, stride: 2, size: 32,
+  workers: 0}}
+finetune: {{rand_augment: null, test_temporal_views: 1, test_spatial_views: 1}}
+model: {{size: tiny}}
+train: {{steps: 3, global_batch_size: 4, micro_batch_size: 4}}
+log: {{tensorboard: false}}
+"""
+
+
+def traced(run_folder: Path, name: str) -> set[str]:
+    """The phases of steps in the one trace of a run."""
+    [file] = (run_folder / "profile").iterdir()
+    assert file.name == name
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    assert any("aten::" in event.get("name", "") for event in events)
+    return {event["name"] for event in events if event.get("name", "").startswith("step ")}
+
+
+def test_two_steps_of_rank_0_are_traced_and_no_loss_is_other(config: Path) -> None:
+    folder = config.parent / "run"
+    plain = run(2, arguments(config, "train.steps=4", f"run.dir={folder}-plain"))
+    done = run(2, arguments(config, "train.steps=4", "profile.steps=2-3"))
+    assert done.stderr.count("profile.steps: ") == 1 and "profile" not in plain.stderr
+    phases = ("data", "guidance", "meeting", "update")
+    assert traced(folder, "steps-00000002-00000003.json.gz") == {f"step {n}: {p}" for n in (2, 3) for p in phases}
+    losses = [[row["loss"] for row in read_metrics(Path(f"{folder}{end}"))] for end in ("", "-plain")]
+    assert losses[0] == losses[1] and not Path(f"{folder}-plain/profile").exists()
+
+
+def test_a_run_that_ends_in_the_middle_of_them_leaves_what_there_is(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "shards", clips=12, seed=1, mode="one_mover", look=Look(size=32, frames=8))
+    file = tmp_path / "finetune.yaml"
+    file.write_text(FINETUNE.format(folder=tmp_path))
+    run(1, ["-m", "tgm_scale", "finetune", "--config", str(file), "profile.steps=1-3", "train.max_minutes=1e-9"], 85)
+    assert "step 1: update" in traced(tmp_path / "run", "steps-00000001-00000001.json.gz")
+
+
+@pytest.mark.parametrize("value", ["0", "3-2", "a-b", "-3", "1-2-3", "1.5", "'1 - 2'", "true", "[1, 2]", "١"])
+def test_what_is_no_range_of_steps_is_refused(config: Path, value: str) -> None:
+    with pytest.raises(ValueError, match=r"profile\.steps"):
+        configuration.load(config, [f"profile.steps={value}"])
+
+
+def test_steps_that_the_run_never_comes_to_are_refused(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*arguments(config)[2:], "train.steps=4", "profile.steps=4-5"]) == 2
+    assert "profile.steps=4-5: the run has 4 steps" in capsys.readouterr().err
+
+
+def test_garbage_is_collected_at_the_hundredth_step_alone() -> None:
+    class Circle:
+        pass
+
+    with garbage.out_of_the_way():
+        one = Circle()
+        one.itself = one  # type: ignore[attr-defined]
+        left, one = weakref.ref(one), None  # type: ignore[assignment]
+        assert not gc.isenabled() and gc.get_freeze_count() > 0
+        garbage.collect_at(99)
+        assert left() is not None
+        garbage.collect_at(100)
+        assert left() is None
+    assert gc.isenabled() and gc.get_freeze_count() == 0

@@ -1,0 +1,83 @@
+"""`profile.steps`: a trace of a few steps of rank 0, and on a GPU of what was allocated, in RUN/profile/."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgm_scale.config.sections import ProfileConfig
+from tgm_scale.runtime.distributed import ProcessInfo
+
+FOLDER = "profile"
+_ALLOCATIONS = 1_000_000  # that are remembered: torch's own record of more is hundreds of MB
+
+
+class Profiler:
+    """Traces the steps that the configuration names, on the main process; on the others, and where it names none,
+    nothing. A trace is a diagnosis: one that cannot be written is said, and the run goes on.
+
+    The record of the GPU's memory was never run."""
+
+    def __init__(self, settings: ProfileConfig, folder: Path, process: ProcessInfo):
+        self._steps = settings.range() if process.is_main else range(0)
+        self._folder, self._on_gpu = folder / FOLDER, process.device.type == "cuda"
+        self._trace: Any = None
+        self._phase: Any = None
+        self._first = 0  # of the trace under way
+
+    def at(self, step: int, phase: str) -> None:
+        """A phase of the step of this number begins, counted from 1 as in metrics.jsonl."""
+        if self._trace is None and step not in self._steps:
+            return
+        self._end_phase()
+        if step not in self._steps:
+            self.close(step - 1)
+            return
+        if self._trace is None:
+            self._begin(step)
+        self._phase = torch.profiler.record_function(f"step {step}: {phase}")
+        self._phase.__enter__()
+
+    def close(self, last: int) -> None:
+        """Write the trace under way, if any, whose last step this is."""
+        if self._trace is None:
+            return
+        self._end_phase()
+        trace, self._trace = self._trace, None
+        name = f"steps-{self._first:08d}-{last:08d}"
+        try:
+            trace.stop()
+            self._folder.mkdir(exist_ok=True)
+            file = self._folder / f"{name}.json.gz"
+            trace.export_chrome_trace(str(file))
+            if self._on_gpu:
+                torch.cuda.memory._dump_snapshot(str(self._folder / f"{name}-memory.pickle"))
+                torch.cuda.memory._record_memory_history(enabled=None)
+        except (OSError, RuntimeError) as error:
+            print(f"\nwarning: profile.steps: no trace was written: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"\nprofile.steps: {file}", file=sys.stderr, flush=True)
+
+    def _begin(self, step: int) -> None:
+        self._first = step
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self._on_gpu:
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+            torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
+        self._trace = torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=True)
+        self._trace.start()
+
+    def _end_phase(self) -> None:
+        phase, self._phase = self._phase, None
+        if phase is not None:
+            phase.__exit__(None, None, None)
+
+
+def refuse_beyond(settings: ProfileConfig, steps: int) -> None:
+    """Raises ValueError where a run of so many steps never comes to the last that is to be traced."""
+    wanted = settings.range()
+    if wanted and wanted[-1] > steps:
+        raise ValueError(f"profile.steps={settings.steps}: the run has {steps} steps: name some of these")
