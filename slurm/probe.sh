@@ -5,7 +5,7 @@
 # Any number of nodes and of GPUs a node: each makes its part of the features, the digits are the same.
 # Needs: the dataset's lists and videos, or labelled shards; a checkpoint; slurm/cluster.env.
 # Costs: not measured on a cluster; decoding the videos once. Features stay in RUN/features: before the time limit the job
-#   is requeued and goes on from them.
+#   is requeued and resumes from them.
 # Should reach: not measured here; the configuration's header has the published figure. RUN/results.json at the end.
 #SBATCH --job-name=probe
 #SBATCH --nodes=1

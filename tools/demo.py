@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   python tools/demo.py                                       8 to 13 minutes on 2 CPU cores
   python tools/demo.py --dir runs/short --clips 64 --test-clips 32 --steps 20 --seeds 1       a look at the whole way
 
-Stopped at any moment, the same command goes on where it was. Everything is written below --dir: report.html to look
+Stopped at any moment, the same command resumes where it was. Everything is written below --dir: report.html to look
 at, summary.json with the figures, the shards, the runs, the exported model."""
 
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     quiet_warnings()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs that it started are stopped, too
-    return command.exit_code("demo", lambda: _run(options), "the same command goes on from here")
+    return command.exit_code("demo", lambda: _run(options), "the same command resumes from here")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ EXAMPLES = """examples:
 SIGKILL meets rank 0, the last rank, or all at once (a lost node); while starting, between steps, or while a checkpoint
 is written. As srun --wait=30 does, survivors that do not end by themselves are killed after 30 seconds. In the end the
 drill's metrics must equal those of DIR/undisturbed to the last bit, every step once and with the same clips.
-DIR/kills.jsonl names each kill; stopped, the same command goes on. Exit code: 0 equal, 1 not, 2 a mistake."""
+DIR/kills.jsonl names each kill; stopped, the same command resumes. Exit code: 0 equal, 1 not, 2 a mistake."""
 
 EVERY = 3  # steps from checkpoint to checkpoint
 FIRST_STEPS, STEPS_A_KILL = 20, 6  # of the run, so that it does not end before its last kill

@@ -33,7 +33,7 @@ EXAMPLES = """examples:
   python tools/gpu.py --only 'vitb-*,zero*' --again
   python tools/gpu.py --device cpu                     the same rows at tiny size, without a GPU
 
-Rows that worked are kept: stopped, the same command goes on; so it does after --minutes. They are tried again with
+Rows that worked are kept: stopped, the same command resumes; so it does after --minutes. They are tried again with
 --again, on another card, and with other versions or another commit. OUTPUT/report.html is to look at, summary.json has
 the figures, logs/ROW.log all that a row said. Exit code: 0 where every row worked or was skipped by name, 1 where
 something that docs promise did not work, 2 for a mistake, such as no GPU."""
@@ -42,7 +42,7 @@ something that docs promise did not work, 2 for a mistake, such as no GPU."""
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started is stopped, too
-    return command.exit_code("gpu", lambda: _run(options), "the same command goes on from here")
+    return command.exit_code("gpu", lambda: _run(options), "the same command resumes from here")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ SCRATCH, LONGER = "scratch", "scratch, 4 times the steps"  # longer: more update
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     quiet_warnings()
-    return command.exit_code("study", lambda: _run(options), "the same command goes on from here")
+    return command.exit_code("study", lambda: _run(options), "the same command resumes from here")
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -99,7 +99,7 @@ submit_next() {
     --export=ALL,TGM_CHAIN="$TGM_CHAIN" "${options[@]}" "$0" "${SCRIPT_ARGUMENTS[@]}") ||
     stop "$USER_MISTAKE" "sbatch refused the next job of the chain: its message is above, its options were" \
       "${options[*]}. Where nodes may not submit, set TGM_REQUEUE=no and submit several jobs with" \
-      "--dependency=singleton, of which each goes on from the last"
+      "--dependency=singleton, of which each resumes from the last"
   next_job=$(sed -n 's/^\([0-9][0-9]*\)\(;.*\)\{0,1\}$/\1/p' <<<"$said" | tail -n 1)
   say "job $next_job goes on if this one ends before the run does; scancel both to end it"
 }

@@ -13,20 +13,20 @@ stop() {
   exit "$code"
 }
 
-# Ends this job so that the work goes on from where it is, without the nodes named
+# Ends this job so that the work resumes from where it is, without the nodes named
 start_again() {
   local code=$1 bad=$2
   stop_a_crash_loop "$code"
   case $TGM_REQUEUE in
     yes)
-      say "requeued: goes on from $(progress_in_words)"
+      say "requeued: resumes from $(progress_in_words)"
       trap '' TERM # the requeue ends this script too; the node must be excluded after it, when the job is pending
       scontrol requeue "$job" || exit "$code"
       exclude "$job" "$bad"
       ;;
     chain)
       exclude "$next_job" "$bad"
-      say "job $next_job goes on from $(progress_in_words)"
+      say "job $next_job resumes from $(progress_in_words)"
       ;;
     no)
       say "not requeued, by TGM_REQUEUE=no: submit again to go on from $(progress_in_words)"

@@ -263,7 +263,7 @@ def test_nothing_made_is_code_1(small, tmp_path, capsys):
 
 
 def test_a_wrong_folder_of_videos_is_followed_by_the_right_one(small, tmp_path, capsys):
-    """Nothing was found in any shard, then in some: these alone are made anew."""
+    """Nothing was found in any shard, then in some: these alone are rebuilt."""
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "other.mp4").write_bytes(b"")
     settings = ["--short-side", 64, "--clips-per-shard", 2]

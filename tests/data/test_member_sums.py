@@ -185,7 +185,7 @@ def test_a_shard_whose_ends_are_others_is_said_and_keeps_its_sums_where_it_is_th
     corpus = open_corpus(folder)
     said = capsys.readouterr().err
     assert "00000.tar: its size or its ends are not those of the file that was indexed" in said
-    assert ("made anew, with the sums" in said) == sums and corpus.fingerprint != before.fingerprint
+    assert ("rebuilt, with the sums" in said) == sums and corpus.fingerprint != before.fingerprint
     assert all(bool(ref.sums) == sums for ref in every(corpus))
     if changed == "a member":
         with pytest.raises(DamagedMember):

@@ -39,7 +39,7 @@ def test_replaced_files_are_said_at_the_next_start(videos: Path, capsys: pytest.
     assert len(told) == 2 and (run / FILE).read_bytes() == noted
     assert told[0] == (
         "warning: list.txt: 2 of 5 files that were looked at have another size or time than when the run began "
-        "(v/1.mp4, v/3.mp4): it goes on with them as they are now"
+        "(v/1.mp4, v/3.mp4): it continues with them as they are now"
     )
 
 

@@ -355,4 +355,4 @@ def test_an_index_that_stayed_beside_a_replaced_shard_is_not_taken(  # type: ign
     tar.write_bytes(other.read_bytes())
     handler.tag = '"2"'
     assert "00000/0_x" in keys(opened(address))
-    assert "it was replaced; its index is made anew" in capsys.readouterr().err
+    assert "it was replaced; its index is rebuilt" in capsys.readouterr().err

@@ -73,8 +73,8 @@ def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("http://***@host/00000.tar", "give the whole address anew"),
-        ("https://host/00000.tar?sig=***", "give the whole address anew"),
+        ("http://***@host/00000.tar", "give the whole address again"),
+        ("https://host/00000.tar?sig=***", "give the whole address again"),
         ("https://host/*.tar?sig=a", "name its shards, by braces"),
         ("https://host/folder/?sig=a", "name its shards, by braces"),
     ],

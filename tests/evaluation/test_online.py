@@ -1,4 +1,4 @@
-"""kNN while a pretraining goes on: the figures are those of the evaluation, on one process or two, at any stage; and a
+"""kNN during pretraining: the figures are those of the evaluation, on one process or two, at any stage; and a
 short unmasked tuning from a run's checkpoint."""
 
 from __future__ import annotations

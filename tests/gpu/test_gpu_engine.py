@@ -1,4 +1,4 @@
-"""Steps of the real engine on the device: every ZeRO stage in bf16, and AdamW that goes on from a checkpoint."""
+"""Steps of the real engine on the device: every ZeRO stage in bf16, and AdamW that resumes from a checkpoint."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_the_page_of_a_run_has_all_that_the_folder_tells(run: Path, tmp_path: Pa
     assert {"the loss is not finite", "12", "c/3, c/4", "decode", "2", "checkpoint damaged"} <= set(told)
     assert "c/\\u202e1 <b>: step 3: http://***@host/a?key=***" in told  # cannot turn the page's text, lets nobody in
     assert "secret" not in page and page.isascii()
-    assert "What goes on with it: the command that started it (sbatch, as for job 4711)." in said
+    assert "What resumes it: the command that started it (sbatch, as for job 4711)." in said
     assert "50% at step 20; from 25% (step 10) to 50% (step 20)" in page
 
 

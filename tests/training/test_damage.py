@@ -1,4 +1,4 @@
-"""Damaged run folders: what is damaged is set aside and said, and the run goes on from what is whole."""
+"""Damaged run folders: what is damaged is set aside and said, and the run resumes from what is whole."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_an_old_checkpoint_that_cannot_be_dropped_is_a_warning(tmp_path: Path, c
     saver._drop()
     said = capsys.readouterr().err
     assert checkpoint.steps_in(root) == [10, 30]
-    assert said.count("warning") == 1 and elsewhere.name in said and "the run goes on" in said
+    assert said.count("warning") == 1 and elsewhere.name in said and "the run continues" in said
 
 
 def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:
@@ -275,9 +275,9 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(config: Path)
     assert told == [whole[step] for step in range(1, 11)], "a spike is judged alike whatever becomes of metrics.jsonl"
     flip(checkpoint.folder_of(root, 12) / "state-00001-of-00002.safetensors")  # which rank 1 compares
     report, code = check(str(folder))
-    assert code == 1 and "DAMAGED  step-00000012" in report and report.endswith("goes on from step-00000010")
+    assert code == 1 and "DAMAGED  step-00000012" in report and report.endswith("resumes from step-00000010")
     done = run(2, arguments(config, "train.steps=12"))
-    assert "contents differ" in done.stderr and "going on from step-00000010" in done.stderr
+    assert "contents differ" in done.stderr and "resuming from step-00000010" in done.stderr
     assert (root / "damaged-step-00000012" / manifest.NAME).is_file(), "nothing is deleted"
     assert {row["step"]: row["loss"] for row in read_metrics(folder)} == whole
     again = checkpoint.Reader(checkpoint.folder_of(root, 12)).weights()

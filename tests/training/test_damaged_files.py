@@ -163,7 +163,10 @@ def test_check_tries_to_write_what_a_start_writes(config: Path, monkeypatch: pyt
 
 def test_check_of_an_evaluation_says_what_it_would_do(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("encoder: {checkpoint: x}\n")
-    assert "an evaluation: started again it judges anew (features are made); no results yet" in check(str(tmp_path))[0]
+    assert (
+        "an evaluation: started again it evaluates again (features are made); no results yet"
+        in check(str(tmp_path))[0]
+    )
     (tmp_path / "features").mkdir()
     (tmp_path / "results.json").write_text("{}")
     assert "are used again); results.json" in check(str(tmp_path))[0]

@@ -60,7 +60,7 @@ def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_tha
     wait_for_steps(folder, 12)
     again.send_signal(signal.SIGTERM)
     said, _ = again.communicate(timeout=60)
-    assert again.returncode == REQUEUE_EXIT_CODE and "going on from step 5" in said
+    assert again.returncode == REQUEUE_EXIT_CODE and "resuming from step 5" in said
     assert str(field(folder, "state")).startswith("nothing is at work: stopped by SIGTERM 0:00:")
 
 

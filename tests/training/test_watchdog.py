@@ -153,7 +153,7 @@ def test_one_start_at_a_time_and_a_killed_one_is_followed_to_the_bit(config: Pat
     second = start(config, 1, "train.max_minutes=0.1")
     output = ended(second, 85)
     after = {row["step"]: row["loss"] for row in read_metrics(folder)}
-    resumed = int(output.split("going on from step ")[1].split()[0])
+    resumed = int(output.split("resuming from step ")[1].split()[0])
     again = [step for step in before if step > resumed and step in after]
     assert again and all(before[step] == after[step] for step in again)
 

@@ -73,7 +73,7 @@ def _measured(config: Config, process: ProcessInfo, folder: Path, turns: int) ->
     figures |= {"bytes": size, "more": median(one / other - 1 for one, other in pairs)}
     print(f"{headline()}; model.size={config.model.size}, {size / 1e9:.2f} GB; medians of {turns} turns")
     rows = [(name, f"{figures[name]:.2f}") for name in seconds]
-    print(table(("going on, hashes", "seconds"), [*rows, ("more, median of turns", f"{figures['more']:.1%}")]))
+    print(table(("resuming, hashes", "seconds"), [*rows, ("more, median of turns", f"{figures['more']:.1%}")]))
     return figures
 
 

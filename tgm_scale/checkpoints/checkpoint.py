@@ -69,7 +69,7 @@ def newest_whole(root: Path, damaged: dict[Path, str]) -> Reader | None:
     if damaged:
         listed = "\n  ".join(damaged.values())
         raise ValueError(
-            f"{root}: every checkpoint is damaged:\n  {listed}\nRestore one of them, or move them away and start anew"
+            f"{root}: every checkpoint is damaged:\n  {listed}\nRestore one of them, or move them away and start over"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""Checkpoints written while the training goes on.
+"""Checkpoints written during training.
 
 A save stops the training only while the state is copied to the host's memory (12 bytes a parameter, divided over the
 ranks). A thread writes the copy; once all ranks' files are written, the ranks agree on that at a step and rank 0 gives
@@ -111,7 +111,9 @@ class Saver:
             except OSError as error:
                 if folder not in self._undropped:
                     print(
-                        f"warning: {folder}: cannot be dropped ({error}); the run goes on", file=sys.stderr, flush=True
+                        f"warning: {folder}: cannot be dropped ({error}); the run continues",
+                        file=sys.stderr,
+                        flush=True,
                     )
                 self._undropped.add(folder)
 

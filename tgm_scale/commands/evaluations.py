@@ -21,7 +21,7 @@ _EVALUATIONS = {
   tgm-scale probe --config configs/probe_k400.yaml encoder.checkpoint=runs/pretrain data.root=/data/k400
   tgm-scale probe run.dir=runs/p encoder.checkpoint=runs/x data.train=a.csv data.test=b.csv probe.head=attentive
   torchrun --nproc_per_node 8 -m tgm_scale probe --config configs/probe_ssv2.yaml encoder.checkpoint=runs/pretrain
-Features are kept in run.dir/features: a stopped or repeated evaluation goes on from them.
+Features are kept in run.dir/features: a stopped or repeated evaluation resumes from them.
 """,
     ),
     "retrieve": (

@@ -19,7 +19,7 @@ each at 14 x 14), with a fingerprint of the towers and settings. Training takes 
 the frame nearest in time; it stops where the fingerprint is not that of its own towers and settings. Online, the tower
 sees a clip after the crop, and so at a higher resolution: maps from here are a little coarser.
 
-Stopped at any moment, the same command goes on with the first unfinished shard, and a shard appears whole; --task I
+Stopped at any moment, the same command resumes with the first unfinished shard, and a shard appears whole; --task I
 --tasks N share the shards out, one process a GPU, and the bytes do not depend on N. A video that cannot be decoded is
 copied without maps and counted; what could not be opened is printed, and named in OUTPUT/left_out.jsonl. Exit code: 0
 done, 2 a mistake in the command or its input."""
@@ -48,6 +48,6 @@ COMMAND = Command(
     _add_arguments,
     _run,
     EXAMPLES,
-    kept="finished shards are kept, the same command goes on",
+    kept="finished shards are kept, the same command resumes",
     former="cache_relevance",
 )

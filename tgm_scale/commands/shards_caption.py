@@ -20,7 +20,7 @@ language model describes it once for each class. --templates FILE holds one temp
 The result is new shards: all that the old ones hold, the captions in the json, and what was there as old_captions. A
 list of video files becomes shards here. A video that cannot be decoded is copied as it is and counted; what could not
 be opened is printed, and named in OUTPUT/left_out.jsonl. Stopped at any
-moment, the same command goes on with the first unfinished shard; --task N --tasks M shares the shards out, one process
+moment, the same command resumes with the first unfinished shard; --task N --tasks M shares the shards out, one process
 a GPU. Exit code: 0 done, 2 a mistake in the command or its input."""
 
 
@@ -49,6 +49,6 @@ COMMAND = Command(
     _add_arguments,
     _run,
     EXAMPLES,
-    kept="finished shards are kept, the same command goes on",
+    kept="finished shards are kept, the same command resumes",
     former="caption_clips",
 )

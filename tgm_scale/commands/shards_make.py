@@ -23,7 +23,7 @@ A row is used where it passes all filters; a row that lacks the score a filter a
 same video and span become captions of one clip. A clip has exactly the frames whose times lie in [start, end), no
 sound, and square pixels; smaller videos are scaled up to the short side too. Clips are shuffled over the shards.
 
-Stopped at any moment, the same command goes on where it was and ends with the same bytes. What could not be made, and
+Stopped at any moment, the same command resumes where it was and ends with the same bytes. What could not be made, and
 why, is printed at the end and listed by name in OUTPUT/report.json; clips that were skipped are not tried again,
 but for shards of which no video was found.
 Exit code: 0 shards were made, 1 none could be made or the disk failed, 2 a mistake in the command or its input."""
@@ -78,6 +78,6 @@ COMMAND = Command(
     _add_arguments,
     _run,
     EXAMPLES,
-    kept="finished shards are kept, the same command goes on",
+    kept="finished shards are kept, the same command resumes",
     former="make_shards",
 )

@@ -180,7 +180,8 @@ def _features(summary: Summary, bars: bytes, facts: Mapping[str, Any]) -> list[T
             f"labels are how it moves, its shape and its colour. {facts['train_clips']} clips to fit, "
             f"{facts['test_clips']} to test, none of them seen in pretraining ({facts['steps']} steps of "
             f"{facts['batch']} clips, from two corpora of {facts['clips']}). {facts['seeds']} seeds of each kind, "
-            "each beside the weights that it started from; the intervals are a paired bootstrap over seeds and clips."
+            "each compared with the weights that it started from; the intervals are a paired bootstrap over seeds and "
+            "clips."
         ),
         Table(["label", "features", "linear probe", "gain over random, 95 %", "kNN"], rows),
         Picture(bars, "accuracy of the probe", "Bars: mean over seeds, with the standard deviation."),

@@ -118,7 +118,7 @@ def _read(file: Path) -> tuple[Tensor, _Facts]:
             raise ValueError(f"{len(rows)} rows of {len(facts.names)} names")
         return rows, facts
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{file} is damaged: delete it, it is made anew ({error})") from None
+        raise ValueError(f"{file} is damaged: delete it, it is rebuilt ({error})") from None
 
 
 def refuse_nothing(names: list[str], source: Labelled, problems: list[Problem]) -> None:

@@ -113,7 +113,7 @@ def not_trained(trained: Iterable[str], test: Sequence[str]) -> dict[str, int]:
     if test and lacking.total() == len(test):
         raise ValueError(
             f"no class of the test ({_listed(in_order(lacking))}) is one of the training "
-            f"({_listed(in_order(known))}): write labels alike in both"
+            f"({_listed(in_order(known))}): write labels the same way in both"
         )
     return {label: lacking[label] for label in in_order(lacking)}
 

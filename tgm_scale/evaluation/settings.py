@@ -111,7 +111,9 @@ class FinetuneSection(Section):
         0.75, gt=0, le=1, description="factor of the learning rate from each block to the one below"
     )
     drop_path: float = Field(0.1, ge=0, lt=1, description="drop path of the last block; grows linearly from 0")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target that all classes get alike")
+    label_smoothing: float = Field(
+        0.1, ge=0, lt=1, description="share of the target that is spread evenly over all classes"
+    )
     mixup: float = Field(0.8, ge=0, description="alpha of mixup; 0: none")
     cutmix: float = Field(1.0, ge=0, description="alpha of cutmix; 0: none")
     rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="RandAugment, in timm's words; null: none")

@@ -185,7 +185,7 @@ class Start(NamedTuple):
 
 
 def start(config: FinetuneConfig, classes: list[str], newest: Path | None) -> Start:
-    """The classifier: of a run that goes on from a checkpoint, with the weights of `train.init_from`, or fresh.
+    """The classifier: of a run that resumes from a checkpoint, with the weights of `train.init_from`, or fresh.
 
     Raises ValueError."""
     if newest is not None:
@@ -283,6 +283,6 @@ def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int)
         *few_clips(len(parts.train.refs), parts.plan.samples_per_step),
         *notes,
         *not_used(config.deepspeed.config),
-        *([f"going on from step {start}"] if start else []),
+        *([f"resuming from step {start}"] if start else []),
     ]
     print("\n".join(lines), flush=True)

@@ -69,7 +69,7 @@ class RelevanceCache:
         if made_by != self.wanted:
             raise ValueError(
                 f"data.shards: the relevance maps in {EXTENSION} were made with other towers or settings (fingerprint "
-                f"{made_by}, this run's is {self.wanted}): make them anew, set guidance.towers, "
+                f"{made_by}, this run's is {self.wanted}): make them again, set guidance.towers, "
                 "guidance.scorer and guidance.resolution to those they were made with, or leave the maps out"
             )
         if not finite:

@@ -75,7 +75,7 @@ class MotionMonitor:
             return None
         return (
             f"{still:.0f} of {clips:.0f} clips bring no motion, so their masks are boxes at random places: the videos "
-            "may be HEVC, AV1 or VP9, which export no motion vectors, or hold keyframes only. Make the shards anew "
+            "may be HEVC, AV1 or VP9, which export no motion vectors, or hold keyframes only. Rebuild the shards "
             "with `tgm-scale shards make`, which encodes H.264, or choose masking.recipe=flow_guided"
         )
 

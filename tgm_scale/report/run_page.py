@@ -87,7 +87,7 @@ def _several(views: Sequence[RunView]) -> Report:
     standing += [Text(f"{view.name}: {said}") for view in views for said in view.complaints]
     goes_on = [Code("\n".join(view.command for view in views if view.command))]
     if goes_on[0].text:
-        standing += [Text("What goes on with those that are not finished:"), *goes_on]
+        standing += [Text("Commands that resume those that are not finished:"), *goes_on]
     sections = [Section("How they stand", standing), Section("Differences", _differences(views)), *_curves(views)]
     for view in views:
         sections += [Section(f"{view.name}: {one.title.lower()}", one.blocks) for one in apart(view)]
@@ -102,7 +102,7 @@ def _several(views: Sequence[RunView]) -> Report:
 
 def _footer() -> str:
     now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    return f"Made by tgm-scale {versions()['tgm_scale']} at {now}; the same command makes it anew."
+    return f"Made by tgm-scale {versions()['tgm_scale']} at {now}; the same command makes it again."
 
 
 def _cards(view: RunView) -> list[Card]:
@@ -128,9 +128,9 @@ def _standing(view: RunView) -> list[Block]:
     rows = [[name, text] for name, text in view.lines.items() if name not in ("run", "go on")]
     blocks += [Table(["", ""], rows, words=True)] if rows else []
     if view.command:
-        blocks += [Text("What goes on with it, from the folder in which it was started:"), Code(view.command)]
+        blocks += [Text("The command that resumes it, from the folder in which it was started:"), Code(view.command)]
     elif "go on" in view.lines:
-        blocks.append(Text(f"What goes on with it: {view.lines['go on']}."))
+        blocks.append(Text(f"What resumes it: {view.lines['go on']}."))
     if "masking" in view.tree and view.lines.get("checkpoint", "none yet") != "none yet":
         typed = shlex.join(["tgm-scale", "preview", "--checkpoint", str(view.root), "--output", "preview.html"])
         blocks += [Text("What it reconstructs of clips, and what its masks hide:"), Code(typed)]

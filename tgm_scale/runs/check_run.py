@@ -92,12 +92,12 @@ def _next(root: Path, used: str | None) -> str:
     if "encoder" in tree:  # an evaluation, which has no checkpoints of its own
         done = sorted(file.name for file in root.glob("results*.json"))
         kept = "features that are kept in it are used again" if (root / "features").is_dir() else "features are made"
-        return f"an evaluation: started again it judges anew ({kept}); {', '.join(done) or 'no results yet'}"
+        return f"an evaluation: started again it evaluates again ({kept}); {', '.join(done) or 'no results yet'}"
     if used:
-        return f"goes on from {used}"
+        return f"resumes from {used}"
     if aside := sorted(folder.name for folder in (root / "checkpoints").glob("damaged-step-*")):
-        return f"begins anew: no whole checkpoint, {', '.join(aside)} set aside"
-    return "goes on from the start: no checkpoint yet"
+        return f"starts over: no whole checkpoint, {', '.join(aside)} set aside"
+    return "resumes from the start: no checkpoint yet"
 
 
 def _faults(found: Findings, root: Path) -> None:

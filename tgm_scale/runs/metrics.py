@@ -66,7 +66,7 @@ class Metrics:
                     self._board.add_scalar(name, value, row["step"])
 
     def flush(self) -> None:
-        """Put all rows so far on the disk. Before a checkpoint: a run that goes on from it writes those after it."""
+        """Put all rows so far on the disk. Before a checkpoint: a run that resumes from it writes those after it."""
         for stream in (self._stream, self._skipped):
             stream.flush()
             os.fsync(stream.fileno())

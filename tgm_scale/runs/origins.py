@@ -35,7 +35,7 @@ def read(folder: Path) -> dict[str, Entry]:
     except (ValueError, AttributeError, TypeError, KeyError):
         whole = False
     if not whole:
-        raise ValueError(f"{file}: damaged: remove it, and the run goes on where its paths are the same")
+        raise ValueError(f"{file}: damaged: remove it, and the run resumes where its paths are the same")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is whole. What is damaged is set aside, and said."""
+"""Which checkpoint a run resumes from: the newest that is whole. What is damaged is set aside, and said."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Resume:
                 events.note(self._folder, "checkpoint_damaged", step=step, checkpoint=aside.name, why=why)
             except OSError as error:
                 return f"{folder}: damaged ({why}), and cannot be renamed: {error}"
-            print(f"warning: {why}\n{folder.name} is now {aside}; going on from {used.name}", file=sys.stderr)
+            print(f"warning: {why}\n{folder.name} is now {aside}; resuming from {used.name}", file=sys.stderr)
         sys.stderr.flush()
         return None
 

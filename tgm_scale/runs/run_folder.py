@@ -143,7 +143,7 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
     if differing:
         raise ValueError(
             f"run.dir={file.parent}: holds a run of another configuration by its config.yaml "
-            f"({'; '.join(differing)}): set run.dir to a new folder, or give the same values to go on with this one"
+            f"({'; '.join(differing)}): set run.dir to a new folder, or give the same values to resume this one"
         )
 
 
@@ -211,7 +211,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(
-            f"{file}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}; the next start writes it anew"
+            f"{file}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}; the next start writes it again"
         ) from None
     return found
 

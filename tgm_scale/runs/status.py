@@ -23,7 +23,7 @@ _STARTS_SHOWN = 5
 
 
 def status(folder: str) -> str:
-    """One screen about a run: whether it is at work, or else the command that goes on; step, speed, time left, last
+    """One screen about a run: whether it is at work, or else the command that resumes it; step, speed, time left, last
     checkpoint, restarts, skipped samples, bottleneck, and who waits for a shard.
 
     Raises ValueError for a folder that is no run."""

@@ -85,7 +85,7 @@ def other_synthetic(data: DataConfig, made: Corpus) -> list[str]:
 def announce(folder: Path, plan: RunPlan, samples: int, start: int) -> None:
     """Print what the run will do, before its first step."""
     assert plan.masker is not None
-    came_to = f"all {start} steps were done before" if start == plan.steps else f"going on from step {start}"
+    came_to = f"all {start} steps were done before" if start == plan.steps else f"resuming from step {start}"
     lines = [
         f"run {folder}: {samples} samples, {plan.described()}",
         f"masking {plan.masker.describe()}",

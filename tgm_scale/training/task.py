@@ -56,7 +56,7 @@ class Task(ABC):
 
     @abstractmethod
     def begin(self, engine: Any) -> None:
-        """The engine is there, with the weights that this start goes on from."""
+        """The engine is there, with the weights that this start resumes from."""
 
     def restored(self, step: int) -> None:  # noqa: B027 - nothing by default
         """The engine was set to the checkpoint of a step, at a start or by a rollback: so is what lies beside it."""

@@ -137,7 +137,7 @@ class Trainer:
             if met.stopping:
                 if self.process.is_main:
                     reason = self.start.stop.reason
-                    line.say(f"stopped at step {progress.step} by {reason}; the same command goes on")
+                    line.say(f"stopped at step {progress.step} by {reason}; the same command resumes")
                 return REQUEUE_EXIT_CODE
             garbage.collect_at(progress.step)
             self._at(progress.step, "data")

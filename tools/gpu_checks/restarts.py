@@ -24,7 +24,7 @@ NO_SUCH_KERNEL = "does not have a deterministic implementation"
 
 
 def bf16(bench: Bench) -> Found:
-    """ViT-B as configured, killed after a checkpoint; the same command goes on."""
+    """ViT-B as configured, killed after a checkpoint; the same command resumes."""
     once, again = _pair(bench, ["-m", "tgm_scale"], bench.scale.few, GUIDED, {})
     losses = [[row["loss"] for row in checked(run, STEPS)] for run in (once, again)]
     clips = [[row["data_digest"] for row in checked(run, STEPS)] for run in (once, again)]

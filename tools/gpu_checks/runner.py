@@ -137,7 +137,7 @@ class Runner:
         needed = self._estimate(row) * max(taken / max(estimated, 1e-9), 0.2)
         if time.monotonic() - self._began + needed <= 60 * self.plan.minutes:
             return None
-        return f"does not fit in --minutes {self.plan.minutes:g}; the same command again goes on with it"
+        return f"does not fit in --minutes {self.plan.minutes:g}; the same command again resumes it"
 
     def _try(self, row: Row) -> Result:
         """One row: whatever happens in it costs this row alone."""

@@ -122,7 +122,7 @@ def _expand_path(item: str) -> list[str]:
 def _expand_url(item: str) -> list[str]:
     before, query = split_query(item)
     if "***@" in before or query.endswith("=***"):
-        raise ValueError(f"{item!r}: *** stands for what was not kept in a run's files: give the whole address anew")
+        raise ValueError(f"{item!r}: *** stands for what was not kept in a run's files: give the whole address again")
     pattern = glob.has_magic(before.partition("://")[2].partition("/")[2])  # a host may have brackets: [::1]
     if _is_shard(item) and not pattern:
         return [item]

@@ -250,7 +250,7 @@ def _read_report(path: Path) -> _Report:
     try:
         return _Report.model_validate(json_object(path))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: delete it and its shard, which is then made anew ({error})") from None
+        raise ValueError(f"{path} is damaged: delete it and its shard, which is then rebuilt ({error})") from None
 
 
 def _finished(folder: Path, plan: Plan) -> list[Path]:

@@ -98,7 +98,7 @@ def _catalogue(path: str, said: bool = True) -> Catalogue:
         return {} if data is None else _parsed(data)
     except (ValueError, Lasting) as error:  # half a file, or another version's: all of it can be derived
         if said:
-            sys.stderr.write(f"{without_secrets(path)}: damaged ({_short(error)}): made anew from the shards\n")
+            sys.stderr.write(f"{without_secrets(path)}: damaged ({_short(error)}): rebuilt from the shards\n")
         return {}
 
 

@@ -60,7 +60,7 @@ def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> 
     if replaced:
         sys.stderr.write(
             f"{without_secrets(shard)}: its ETag or time is another than when it was indexed: it was replaced; its "
-            "index is made anew, and bytes kept of it are not used\n"
+            "index is rebuilt, and bytes kept of it are not used\n"
         )
     index = _fresh(shard, beside, size, patience)
     if index is None or (replaced and kept is not None and index.has_lines_of(kept)):  # beside it lies the old one
@@ -73,7 +73,7 @@ def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> 
 
 
 def rebuilt(shard: str, why: DamagedIndex) -> ShardIndex:
-    """An index whose file turned out damaged when it was used, made anew from the tar."""
+    """An index whose file turned out damaged when it was used, rebuilt from the tar."""
     _say(index_path(shard), why)
     return _made(shard, index_path(shard), _cache_path(shard), tag=storage.tag(shard))
 
@@ -95,7 +95,7 @@ def _made(
         sums = "with the sums of its members, of which few are others" if damaged else "without sums of its members"
         sys.stderr.write(
             f"{shard}: its size or its ends are not those of the file that was indexed: it was changed or replaced, "
-            f"and is another shard to every run; its index is made anew, {sums}\n"
+            f"and is another shard to every run; its index is rebuilt, {sums}\n"
         )
     if len(index):  # beside what is no shard nothing is left
         keep(index.dump(), beside, cached)
@@ -123,7 +123,7 @@ def _is_damaged(shard: str, index: ShardIndex, old: ShardIndex) -> bool:
 def _say(path: str, why: Exception) -> None:
     said = printable(" ".join(str(why).split()))
     sys.stderr.write(
-        f"{without_secrets(path)}: damaged ({said[:200]}): made anew from the shard, without sums of its members\n"
+        f"{without_secrets(path)}: damaged ({said[:200]}): rebuilt from the shard, without sums of its members\n"
     )
 
 

@@ -58,5 +58,5 @@ def _compared(name: str, now: Marks, before: object) -> str:
     said = ", ".join(others[:NAMED]) + ", ..." * (len(others) > NAMED)
     return (
         f"{name.partition(' ')[2]}: {len(others):,} of {len(now):,} files that were looked at have another size or "
-        f"time than when the run began ({said}): it goes on with them as they are now"
+        f"time than when the run began ({said}): it continues with them as they are now"
     )

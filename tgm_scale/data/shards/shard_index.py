@@ -3,7 +3,7 @@
 `NAME.index.jsonl` beside `NAME.tar`: a first line {"bytes", "mark", "samples", "problems", "blake2b"}, then one line a
 sample, {"key", "members": {extension: [offset, size]}, "crc32": {extension: sum}}. Size and mark (a digest of both
 ends) tie it to its tar; times of files do not, because copies and downloads change them. "blake2b" is a digest of the
-lines that follow, which older indices lack; what is wrong in either is made anew from the tar.
+lines that follow, which older indices lack; what is wrong in either is rebuilt from the tar.
 
 "crc32" are the sums of the members' bytes (zlib.crc32), compared whenever a member is read. Who writes a shard has
 them of what it meant to write. An index that is made of a tar has none, since only the headers are read for it (of
@@ -246,7 +246,7 @@ def _without_video(key: str, extensions: list[str]) -> list[Problem]:
         Problem(
             f"{key}.{name}",
             "key_with_dot",
-            f"a key ends at the first dot of a name, here after {key!r}: rename the members, or make the shards anew",
+            f"a key ends at the first dot of a name, here after {key!r}: rename the members, or rebuild the shards",
         )
         for name in dotted
     ]
