@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,18 @@ def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) ->
         "run/b.mp4": ["a man runs"], "run/c.mp4": [], "walk/a.mp4": ["a man walks"]
     }  # fmt: skip
     assert open_labelled(str(tmp_path)).labels == {"run/b.mp4": "run", "run/c.mp4": "run", "walk/a.mp4": "walk"}
+
+
+def test_a_name_that_is_no_utf_8_is_left_out_and_named(tmp_path: Path) -> None:
+    for name in (b"a.mp4", b"\xff.mp4", b"deep\xff/b.mp4", "ä.mp4".encode()):
+        place = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(place), exist_ok=True)
+        Path(os.fsdecode(place)).touch()
+    corpus = open_corpus(tmp_path)
+    assert list(corpus.names) == ["a.mp4", "ä.mp4"] and corpus.lost == 2
+    assert [(one.key, one.reason) for one in corpus.all_problems()] == [
+        ("\udcff.mp4", "not_a_video"), ("deep\udcff/b.mp4", "not_a_video")
+    ]  # fmt: skip
 
 
 def test_a_folder_may_have_its_captions_in_one_file(tmp_path: Path) -> None:
