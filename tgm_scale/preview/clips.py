@@ -5,7 +5,7 @@ Shapes: T frames, H W pixels, S slots, R rows, C columns of the token grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,8 +122,8 @@ def _named(opened: Sequence[Corpus], keys: Sequence[str]) -> list[SampleAddress]
     bare: dict[str, dict[str, SampleAddress]] = {key: {} for key in wanted}
     first: list[str] = []
     for number, corpus in enumerate(opened):
-        for shard, count in enumerate(corpus.counts.tolist()):
-            for row in range(count):
+        for shard in _likely_first(corpus, wanted):
+            for row in range(int(corpus.counts[shard])):
                 ref = corpus.sample(shard, row)
                 address = SampleAddress(number, 0, shard, row)
                 first += [ref.name] * (len(first) < 3)
@@ -131,11 +131,18 @@ def _named(opened: Sequence[Corpus], keys: Sequence[str]) -> list[SampleAddress]
                     whole[ref.name] = address
                 for name in {ref.key, ref.name.rpartition("/")[2], ref.name.rpartition(".")[0]} & wanted.keys():
                     bare[name][ref.name] = address
-        if len(whole) == len(wanted):
-            break
+            if len(whole) == len(wanted):
+                return [whole[key] for key in wanted]
     for key in wanted:
         if key not in whole and len(bare[key]) != 1:
             some = list(bare[key])[:3] or first
             why = "is the name of several samples" if bare[key] else "is the name of no sample"
             raise ValueError(f"--keys {key}: {why}; names are such as {', '.join(some)}")
     return [whole[key] if key in whole else next(iter(bare[key].values())) for key in wanted]
+
+
+def _likely_first(corpus: Corpus, keys: Iterable[str]) -> list[int]:
+    """All shards, first those with whose names a key begins: of millions of samples few are then looked at."""
+    starts = [f"{corpus.prefix}{name}" for name in corpus.first_names]
+    likely = {shard for shard, start in enumerate(starts) if any(key.startswith(start) for key in keys)}
+    return sorted(range(len(starts)), key=lambda shard: shard not in likely)

@@ -24,7 +24,7 @@ from tgm_scale.preview.page import Shown, compose, picture_clip
 from tgm_scale.preview.settings import Settings, resolve
 from tgm_scale.report import html
 from tgm_scale.runtime.progress import ProgressBars
-from tgm_scale.runtime.terminal import escaped, message
+from tgm_scale.runtime.terminal import message
 
 WITHOUT_CAPTIONS = "--recipes tube motion_guided"
 
@@ -61,7 +61,7 @@ def _read(settings: Settings, options: argparse.Namespace, bars: ProgressBars) -
         settings.config, opened, sampling, count, options.keys, bars.task("clips read", count)
     )
     for problem in problems:
-        print(escaped(f"left out: {problem.key}: {problem.reason}: {problem.detail}", keep=""), file=sys.stderr)
+        print(message(f"left out: {problem.key}: {problem.reason}: {problem.detail}"), file=sys.stderr)
     if not clips:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(one.reason for one in problems).items())
         remedy = f"; recipes that read no caption: {WITHOUT_CAPTIONS}" if "no_caption" in reasons else ""

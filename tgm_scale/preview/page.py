@@ -22,7 +22,7 @@ from tgm_scale.preview.settings import Settings
 from tgm_scale.report.html import Card, Code, Gallery, Picture, Report, Section, Table, Text
 from tgm_scale.report.reconstruct import reconstruct
 from tgm_scale.report.render import contact_sheet, heatmap, slot_frames, veiled
-from tgm_scale.runtime.terminal import escaped
+from tgm_scale.runtime.terminal import escaped, message
 
 PICTURES = 4  # of a clip's slots, evenly spread
 _LONGEST = 400  # letters of a caption that are shown
@@ -97,11 +97,11 @@ def compose(
     command: str,
 ) -> Report:
     """said: the verdict."""
-    sections = [Section("What the masks follow", [*map(Text, said), _table(found), Text(_HOW)])]
+    sections = [Section("What the masks follow", [*(Text(message(one)) for one in said), _table(found), Text(_HOW)])]
     meant = [[one.way.label, words.meaning(one)] for one in found]
     sections.append(Section("What that means for these clips", [Table(["recipe", "in words"], meant, words=True)]))
     if problems:
-        rows = [[escaped(one.key, keep=""), one.reason, escaped(one.detail, keep="")] for one in problems]
+        rows = [[message(one.key), one.reason, message(one.detail)] for one in problems]
         told = Text("A run skips these, counts them by reason and names them.")
         sections.append(Section("Left out", [told, Table(["clip", "reason", "what was found"], rows, words=True)]))
     sections.append(Section("The clips", [Text(_READING)]))
@@ -119,7 +119,7 @@ def compose(
         ),
         sections=sections,
         cards=_cards(found),
-        footer=f"guidance.towers={config.guidance.towers or 'none'}",
+        footer=message(f"guidance.towers={config.guidance.towers or 'none'}"),
     )
 
 
