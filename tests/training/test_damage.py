@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -239,6 +240,22 @@ def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:
     assert pending.commit([pending.wait()]) is None
     assert checkpoint.Reader(folder).progress == others
     assert [path.name for path in tmp_path.iterdir()] == [folder.name], "and nothing of the other is left"
+
+
+@pytest.mark.parametrize(
+    "put", [os.mkfifo, lambda path: path.write_bytes(b"x"), lambda path: path.symlink_to(path.name)]
+)
+def test_what_has_the_name_of_a_checkpoint_gives_way_to_one(tmp_path: Path, put: Callable[[Path], object]) -> None:
+    put(folder := checkpoint.folder_of(tmp_path, 3))
+    for left_over in (False, True):
+        if left_over:
+            put(tmp_path / ".writing-step-00000009")
+        pending = _Pending(tmp_path, checkpoint.Progress(step=3), {}, ALONE)
+        assert pending.make_folder() is None
+        pending.start({"w.weight": torch.ones(2)})
+        assert pending.commit([pending.wait()]) is None
+        assert checkpoint.Reader(folder).progress.step == 3
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_a_state_file_that_is_forbidden_ends_a_start_as_what_lasts(

@@ -8,6 +8,7 @@ hold the copy, the training waits while each tensor is written as it is gathered
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import sys
@@ -144,7 +145,7 @@ class _Pending:
     def make_folder(self) -> str | None:
         try:
             for left_over in self.root.glob(f"{_TEMPORARY}*"):
-                shutil.rmtree(left_over)
+                _remove(left_over)
             self.work.mkdir(parents=True)
         except OSError as error:
             return describe_os_error(error, self.root)
@@ -209,11 +210,14 @@ class _Pending:
             (self.work / manifest.NAME).write_text(text)
             sync(self.work / manifest.NAME)
             sync(self.work)
-            if self.final.exists():  # of this step, and damaged or of other samples: away at once, not file by file
+            if os.path.lexists(
+                self.final
+            ):  # of this step, and damaged or of other samples: away at once, not file by file
                 self.final.rename(self.root / f"{_TEMPORARY}{self.final.name}")
             self.work.rename(self.final)
             sync(self.root)
-            shutil.rmtree(self.root / f"{_TEMPORARY}{self.final.name}", ignore_errors=True)
+            if os.path.lexists(aside := self.root / f"{_TEMPORARY}{self.final.name}"):
+                _remove(aside)
         except OSError as error:
             return describe_os_error(error, self.root, len(text))
         return None
@@ -243,6 +247,14 @@ class _Share:
             if name in self._own:
                 for part in engine_state.PARTS:
                     yield f"{name}.{part}", parts[part].to("cpu", torch.float32).contiguous()
+
+
+def _remove(path: Path) -> None:
+    """Also what is no folder, though it has the name of one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _size(parameter: torch.nn.Parameter) -> int:
