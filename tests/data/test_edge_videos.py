@@ -59,7 +59,7 @@ def load(path: Path, count: int, size: int = 32) -> Batch:
 
 @pytest.fixture(scope="module")
 def edge(real: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Batch]:
-    """Named relative to the list: a key with this machine's folders in it would draw each clip's start over on every
+    """Named relative to the list: a key with this machine's folders in it would draw each clip's start anew on every
     machine, and `corrupted.mp4` has intact stretches."""
     path = tmp_path_factory.mktemp("edge") / "edge.txt"
     (path.parent / "videos").symlink_to(real / "edge")
