@@ -245,6 +245,11 @@ def test_the_newest_interpreter_that_runs_is_taken(tmp_path: Path, monkeypatch: 
     assert try_versions._interpreter("3.12") is None
 
 
+def test_the_counts_of_a_cell_are_pytests_own_line() -> None:
+    said = "..s\n== 195 passed, 26 skipped in 9.07s ==\nsys:1: DeprecationWarning: builtin type swigvarlink\n"
+    assert try_versions._counts(said) == "195 passed, 26 skipped in 9.07s"
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
