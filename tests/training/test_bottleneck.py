@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -63,3 +64,9 @@ def test_ranks_tell_where_their_time_goes(tmp_path: Path) -> None:
     assert first.shares["guidance"] < 0.15 and sum(first.shares.values()) == pytest.approx(1)
     assert read_ranks(tmp_path, 1) == [first], "a rank of an earlier, larger start does not count"
     assert read_ranks(tmp_path / "nowhere", 2) == []
+
+
+def test_a_pipe_in_the_place_of_a_ranks_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "ranks").mkdir()
+    os.mkfifo(tmp_path / "ranks" / "00000")
+    assert read_ranks(tmp_path, 2) == []

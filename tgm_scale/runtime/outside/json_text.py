@@ -114,7 +114,10 @@ def json_without_doubles(file: Path, said: str) -> Any:
 
 
 def bounded(file: Path, largest: int = LARGEST) -> bytes:
-    """A file's bytes. Raises ValueError where they are more than `largest`."""
+    """A file's bytes. Raises ValueError where they are more than `largest`, or it is a pipe of the file system, which
+    would be waited for; those of a shell's <(...) are read."""
+    if file.is_fifo() and not str(file).startswith(("/dev/", "/proc/")):
+        raise ValueError("a pipe, and no file")
     with file.open("rb") as stream:
         data = stream.read(largest + 1)
     if len(data) > largest:
