@@ -40,10 +40,10 @@ quick: .venv/.installed
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" $(QUICK)
 
 test: .venv/.installed
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --durations 12
 
 drills: .venv/.installed
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist loadfile -m slow --durations 12
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
