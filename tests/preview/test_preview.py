@@ -321,6 +321,10 @@ def test_a_run_brings_its_own_recipe(words: str, names: list[str], checkpoint: P
         ("data.shards={0}/nowhere guidance.towers=small", r"data\.shards=.*nowhere: no such file or folder"),
         ("data.shards={0} --recipes tubes", r"masking\.recipe=tubes: unknown; did you mean tube"),
         ("data.shards={0} --recipes tube --output {0}", r"--output .*: a folder; wanted a file's name"),
+        (
+            "data.shards={0} --recipes tube --output {0}/model.safetensors",
+            r"no HTML page: name another",
+        ),
         ("data.shards={0} --recipes tube --output {0}/no/page.html", r"--output .*its folder is not there"),
         ("data.shards={0} --recipes tube data.frame=8", r"data\.frame"),
     ],

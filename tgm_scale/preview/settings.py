@@ -16,6 +16,7 @@ from tgm_scale.planning.checks import check_guidance, check_shards
 from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.planning.run_plan import Shape, recipe_masker, shape_of
 from tgm_scale.planning.towers import IMAGE_MAPS
+from tgm_scale.report.html import refuse_other_files
 
 DEFAULTS: dict[str, Any] = {  # ratio, frames and size as in configs/pretrain_vitb.yaml
     "run": {"dir": "-"},
@@ -66,6 +67,7 @@ def resolve(options: argparse.Namespace) -> Settings:
     if options.output.is_dir() or not options.output.absolute().parent.is_dir():
         what = "a folder" if options.output.is_dir() else "its folder is not there: make it first"
         raise ValueError(f"--output {options.output}: {what}; wanted a file's name, such as page.html")
+    refuse_other_files(options.output)
     weights = _weights(options.checkpoint) if options.checkpoint else None
     config = _config(options, weights)
     check_shards(config.data)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.report import chart, run_figures
-from tgm_scale.report.html import Card, Code, Drawn, Report, Section, Table, Text, render
+from tgm_scale.report.html import Card, Code, Drawn, Report, Section, Table, Text, refuse_other_files, render
 from tgm_scale.report.run_history import STYLE, Block, apart, surroundings
 from tgm_scale.report.run_view import RunView, look
 from tgm_scale.runs.compare import differing_keys
@@ -52,12 +52,7 @@ def _place(folders: Sequence[str], output: str | None) -> Path:
         raise ValueError(f"--output {output}: no folder {file.parent}")
     if file.is_dir():
         raise ValueError(f"--output {output or file}: a folder; wanted the name of a page, such as {file}/report.html")
-    if file.exists() and not file.is_file():
-        raise ValueError(f"--output {output or file}: no plain file: name another")
-    if file.exists():
-        with file.open("rb") as stream:
-            if not stream.read(64).lstrip().lower().startswith(b"<!doctype html"):
-                raise ValueError(f"--output {output or file}: there is a file that is no HTML page: name another")
+    refuse_other_files(file)
     return file
 
 
