@@ -138,6 +138,18 @@ def test_check_says_once_what_is_damaged(tmp_path: Path) -> None:
     assert all(f"DAMAGED  {name}" in report for name in ("metrics.jsonl", "environment.jsonl", "results-knn.json"))
 
 
+@pytest.mark.parametrize(("rows", "lacking"), [(0, "[1, 2, 3, 4, 5]"), (18, "[19, 20]"), (20, ""), (22, "")])
+def test_check_knows_which_rows_of_metrics_are_gone(tmp_path: Path, rows: int, lacking: str) -> None:
+    """A checkpoint of step 20 was written after its row."""
+    made(tmp_path / "checkpoints", 20)
+    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
+    lines = (f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, rows + 1))
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    report, code = check(str(tmp_path))
+    assert code == (1 if lacking else 0), report
+    assert (f"lacking: {lacking}" if lacking else f"ok       metrics.jsonl: {rows} steps") in report
+
+
 def test_sums_of_a_file_tell_any_damage(tmp_path: Path) -> None:
     """Of bits, words, blocks, lengths; also in what is no whole block. Each change is made alone."""
     rng = np.random.default_rng(0)

@@ -136,10 +136,12 @@ def _metrics(found: Findings, root: Path) -> None:
         return
     rows, lines = rows_and_damaged(root)
     steps = [row["step"] for row in rows]
+    # rows are on the disk before the checkpoint of their step is
+    last = max([*steps[-1:], *checkpoint.steps_in(root / "checkpoints")], default=0)
     if lines:
         found.bad("metrics.jsonl", f"{lines} lines are no rows, in it or in metrics.jsonl.damaged")
-    if steps != list(range(1, len(steps) + 1)) and steps:
-        lacking = sorted(set(range(1, steps[-1] + 1)) - set(steps))
+    if steps != list(range(1, last + 1)):
+        lacking = sorted(set(range(1, last + 1)) - set(steps))
         found.bad("metrics.jsonl", f"steps lack, come twice or out of order; lacking: {lacking[:5]}")
     elif not lines:
         found.good("metrics.jsonl", f"{len(steps)} steps")
