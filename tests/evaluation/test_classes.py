@@ -12,7 +12,7 @@ import pytest
 from tgm_scale import cli
 from tgm_scale.checkpoints.checkpoint import latest
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.evaluation.classes import in_order, names_of, not_trained, ordered, read_classes, told
+from tgm_scale.evaluation.classes import in_order, names_of, not_trained, one_class, ordered, read_classes, told
 from tgm_scale.evaluation.settings import FinetuneConfig, load_finetune
 from tgm_scale.finetuning import setup
 from tgm_scale.runs import run_folder
@@ -229,3 +229,7 @@ def test_a_finetuning_keeps_its_classes_and_refuses_others(
     (tmp_path / "names.txt").write_text("".join(f"name {n}\n" for n in range(11)))
     with pytest.raises(ValueError, match="its checkpoint has 12 classes, the data 11; one of them lacks '11'"):
         opened_again()
+
+
+def test_a_single_class_is_said() -> None:
+    assert "all labels are 'walk'" in one_class(["walk"]) and one_class(["run", "walk"]) == ""

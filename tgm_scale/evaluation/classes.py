@@ -127,6 +127,13 @@ def told(lacking: dict[str, int], clips: int) -> str:
     return f"{sum(lacking.values())} of {clips} test clips have a class that training lacks: {few}{more}"
 
 
+def one_class(classes: Sequence[str]) -> str:
+    """In words; "" where there are several."""
+    if len(classes) != 1:
+        return ""
+    return f"all labels are {shown(classes[0])}: any prediction is right, and the figures mean nothing"
+
+
 def _listed(labels: Sequence[str]) -> str:
     return ", ".join(map(shown, labels[:_SHOWN])) + (
         f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""

@@ -16,7 +16,7 @@ from tgm_scale.data.lists.reading import Role
 from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import attentive, epic, knn, probe, results
-from tgm_scale.evaluation.classes import in_order, not_trained, ordered, told
+from tgm_scale.evaluation.classes import in_order, not_trained, one_class, ordered, told
 from tgm_scale.evaluation.clips import PATIENCE, own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
@@ -206,6 +206,8 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
         classes = ordered(sources["train"].labels.values(), config.data.classes)
         lacking = not_trained(sources["train"].given, sources["test"].given)
         opened = introduce(at, sources)
+        if (note := one_class(classes)) and at.process.is_main:
+            print(f"warning: {note}", flush=True)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
         train, test = (features(at, source, pooling, role, bars) for role, source in sources.items())
         found: dict[str, Any] = {}

@@ -20,7 +20,7 @@ from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, w
 from tgm_scale.data.shards.replaced import replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
 from tgm_scale.evaluation import results
-from tgm_scale.evaluation.classes import names_of, not_trained, ordered, told
+from tgm_scale.evaluation.classes import names_of, not_trained, one_class, ordered, told
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled
 from tgm_scale.evaluation.results import Clip
 from tgm_scale.evaluation.run import open_split
@@ -108,7 +108,7 @@ def opened(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, 
     found = [of_labelled(part, source, listed) for part, source in (("train", train), ("test", test))]
     overlap = in_both(train, test)
     facts = {"data": [inventory.facts() for inventory in found], **({"in both parts": overlap} if overlap else {})}
-    notes = [note for note in (overlap, told(lacking, len(test.refs))) if note]
+    notes = [note for note in (overlap, told(lacking, len(test.refs)), one_class(classes)) if note]
     plan = plan.for_samples(config.train, len(train.corpus))
     return Opened(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
 
