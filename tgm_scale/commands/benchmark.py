@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tgm_scale.commands.command import Command, add_overrides
+from tgm_scale.runtime.files import check_output
 
 EXAMPLES = """examples:
   tgm-scale benchmark loader
@@ -100,6 +101,8 @@ def _command(name: str) -> Command:
         parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
 
     def run(options: argparse.Namespace) -> int:
+        if options.json is not None:
+            check_output("--json", options.json, "JSON file")
         figures = importlib.import_module(f"tgm_scale.benchmarks.{name}").run(options)
         if options.json is not None:
             from tgm_scale.benchmarks.machine import described, save

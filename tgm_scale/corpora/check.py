@@ -17,6 +17,7 @@ from tgm_scale.data.shards.inventory import Inventory, of_corpus
 from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime import seeding
+from tgm_scale.runtime.files import check_output
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
@@ -32,9 +33,10 @@ def check(options: argparse.Namespace) -> int:
         raise ValueError("--frames, --workers and --samples: wanted at least 1")
     if options.sheet is not None and options.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"--sheet {options.sheet}: wanted a name that ends with .png or .jpg")
+    for option, file, kind in (("--report", options.report, "JSON file"), ("--sheet", options.sheet, "picture")):
+        if file is not None:
+            check_output(option, file, kind)
     corpus = open_corpus(options.shards)
-    if options.report is not None and not options.report.parent.is_dir():
-        raise ValueError(f"--report {options.report}: the folder {options.report.parent} is not there; make it first")
     places = _places(corpus, options.samples)
     spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int)
     pictured = {places[k] for k in spread} if options.sheet else set()

@@ -16,7 +16,7 @@ from tgm_scale.planning.checks import check_guidance, check_shards
 from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.planning.run_plan import Shape, recipe_masker, shape_of
 from tgm_scale.planning.towers import IMAGE_MAPS
-from tgm_scale.report.html import refuse_other_files
+from tgm_scale.runtime.files import check_output
 
 DEFAULTS: dict[str, Any] = {  # ratio, frames and size as in configs/pretrain_vitb.yaml
     "run": {"dir": "-"},
@@ -64,10 +64,7 @@ def resolve(options: argparse.Namespace) -> Settings:
     """Raises ValueError for what does not go together, before any data is opened."""
     if options.clips > MOST_CLIPS:
         raise ValueError(f"--clips {options.clips}: wanted at most {MOST_CLIPS}: a page holds the pictures of each")
-    if options.output.is_dir() or not options.output.absolute().parent.is_dir():
-        what = "a folder" if options.output.is_dir() else "its folder is not there: make it first"
-        raise ValueError(f"--output {options.output}: {what}; wanted a file's name, such as page.html")
-    refuse_other_files(options.output)
+    check_output("--output", options.output, "HTML page")
     weights = _weights(options.checkpoint) if options.checkpoint else None
     config = _config(options, weights)
     check_shards(config.data)

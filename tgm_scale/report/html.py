@@ -6,20 +6,9 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jinja2
-
-
-def refuse_other_files(output: Path) -> None:
-    """A page may be written over, and nothing else. Raises ValueError where `output` is there and is no HTML page."""
-    if output.exists() and not output.is_file():
-        raise ValueError(f"--output {output}: no plain file: name another")
-    if output.exists():
-        with output.open("rb") as stream:
-            if not stream.read(64).lstrip().lower().startswith(b"<!doctype html"):
-                raise ValueError(f"--output {output}: there is a file that is no HTML page: name another")
 
 
 @dataclass(frozen=True)

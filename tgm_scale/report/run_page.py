@@ -12,11 +12,12 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.report import chart, run_figures
-from tgm_scale.report.html import Card, Code, Drawn, Report, Section, Table, Text, refuse_other_files, render
+from tgm_scale.report.html import Card, Code, Drawn, Report, Section, Table, Text, render
 from tgm_scale.report.run_history import STYLE, Block, apart, surroundings
 from tgm_scale.report.run_view import RunView, look
 from tgm_scale.runs.compare import differing_keys
 from tgm_scale.runs.run_folder import replace_file, versions
+from tgm_scale.runtime.files import check_output
 from tgm_scale.runtime.terminal import message
 
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -48,11 +49,8 @@ def _place(folders: Sequence[str], output: str | None) -> Path:
     if output is None and len(folders) > 1:
         raise ValueError("of several runs: --output wanted, such as --output comparison.html")
     file = Path(folders[0]) / "report.html" if output is None else Path(output)
-    if output is not None and not file.parent.is_dir():
-        raise ValueError(f"--output {output}: no folder {file.parent}")
-    if file.is_dir():
-        raise ValueError(f"--output {output or file}: a folder; wanted the name of a page, such as {file}/report.html")
-    refuse_other_files(file)
+    if output is not None or file.parent.is_dir():  # else it is no run folder, which is said next
+        check_output("--output", file, "HTML page")
     return file
 
 

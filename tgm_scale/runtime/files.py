@@ -7,6 +7,25 @@ import os
 import shutil
 from pathlib import Path
 
+BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "picture": (b"\x89png", b"\xff\xd8")}
+
+
+def check_output(option: str, file: Path, kind: str) -> None:
+    """Before the work whose result a file will be: it may be written over where it is of that kind (of BEGINNINGS) or
+    empty. Raises ValueError where it is something else, or cannot be there. /dev/stdout and its like may be."""
+    if file.is_dir():
+        raise ValueError(f"{option} {file}: a folder; wanted a file's name")
+    if not file.absolute().parent.is_dir():
+        raise ValueError(f"{option} {file}: no folder {file.parent}: its folder is not there; make it first")
+    if not file.exists() or (kind == "JSON file" and str(file).startswith("/dev/")):
+        return
+    if not file.is_file():
+        raise ValueError(f"{option} {file}: no plain file: name another")
+    with file.open("rb") as stream:
+        begins = stream.read(64).lstrip().lower()
+    if begins and not begins.startswith(BEGINNINGS[kind]):
+        raise ValueError(f"{option} {file}: there is a file that is no {kind}: name another")
+
 
 def readable_as_its_folder(file: Path, folder: Path) -> None:
     """Let those read and write a file who may do so with its folder and with new files in it (the umask, a default
