@@ -150,6 +150,13 @@ def test_check_knows_which_rows_of_metrics_are_gone(tmp_path: Path, rows: int, l
     assert (f"lacking: {lacking}" if lacking else f"ok       metrics.jsonl: {rows} steps") in report
 
 
+def test_check_says_that_metrics_are_missing(tmp_path: Path) -> None:
+    made(tmp_path / "checkpoints", 20)
+    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
+    report, code = check(str(tmp_path))
+    assert code == 0 and "missing  metrics.jsonl: the rows up to step 20" in report
+
+
 def test_sums_of_a_file_tell_any_damage(tmp_path: Path) -> None:
     """Of bits, words, blocks, lengths; also in what is no whole block. Each change is made alone."""
     rng = np.random.default_rng(0)

@@ -133,6 +133,8 @@ def _read(
 
 def _metrics(found: Findings, root: Path) -> None:
     if not (root / "metrics.jsonl").is_file():
+        if made := checkpoint.steps_in(root / "checkpoints"):  # nothing that a start needs
+            found.lines.append(f"missing  metrics.jsonl: the rows up to step {made[-1]}")
         return
     rows, lines = rows_and_damaged(root)
     steps = [row["step"] for row in rows]
