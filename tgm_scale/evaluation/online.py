@@ -14,7 +14,7 @@ from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
 from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import knn, results
-from tgm_scale.evaluation.classes import in_order, not_trained, told
+from tgm_scale.evaluation.classes import in_order, not_trained, one_class, told
 from tgm_scale.evaluation.clips import PASS
 from tgm_scale.evaluation.labelled import Labelled, of_labelled, open_labelled
 from tgm_scale.evaluation.run import PARTS
@@ -47,8 +47,9 @@ class Neighbours:
             self._parts = {role: _Part(source, views, decoder, collectives) for role, source in sources.items()}
         train, test = (self._parts[role].labels for role in PARTS)
         classes = in_order(train)
-        if (lacking := told(not_trained(classes, test), len(test))) and collectives.process.is_main:
-            print(f"knn.test: {lacking}", flush=True)
+        for note in (told(not_trained(classes, test), len(test)), one_class(classes)):
+            if note and collectives.process.is_main:
+                print(f"knn.test: {note}", flush=True)
         self._truth_M, self._labels_N = (results.class_numbers(classes, labels) for labels in (test, train))
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import finite, results
-from tgm_scale.evaluation.classes import ordered, texts_of
+from tgm_scale.evaluation.classes import one_class, ordered, texts_of
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import Labelled, read_captions
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
@@ -135,6 +135,8 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
     """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
     descriptions = class_texts(at.config, clips.labels)
     classes = list(descriptions)
+    if note := one_class(classes):
+        print(f"warning: {note}", flush=True)
     class_CE = torch.stack([F.normalize(_encoded(text, texts).mean(0), dim=0) for texts in descriptions.values()])
     scores_MC = (video_ME @ class_CE.T).cpu()
     truth_M = torch.tensor([classes.index(label) for label in clips.labels])
