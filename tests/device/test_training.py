@@ -220,6 +220,6 @@ def test_pairs_are_mixed_without_waiting(mixup: float, cutmix: float) -> None:
 
     mixer = PairMixer(mixup, cutmix, 0.1, classes=5, repeats=2)
     with Watch() as watch:
-        mixed, targets = mixer(video(8), whole(8), list(range(8)))
+        mixed, targets = mixer(video(8), whole(8), list(range(8)), [1.0] * 8)
     assert not watch.waits
     assert mixed.shape == (8, 3, 4, 32, 32) and targets.shape == (8, 5)

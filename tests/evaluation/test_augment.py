@@ -87,7 +87,7 @@ def batch(seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
 
 
 def mix(mixer: PairMixer, seeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return mixer(*batch(seeds))
+    return mixer(*batch(seeds), [1.0] * len(seeds))
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
@@ -111,11 +111,22 @@ def test_a_mixture_does_not_depend_on_the_batch_it_is_in() -> None:
     assert set((whole[0][0] / 10).unique().tolist()) <= {0.0, 2.0} or 0 < whole[0][0].unique().item() < 20
 
 
-def test_a_clip_mixed_with_a_broken_one_has_no_weight() -> None:
-    weight = torch.tensor([1, 1, 0, 1, 1, 0, 1, 1])
-    assert PairMixer(0.8, 1.0, 0.1, CLASSES, 1).weights(weight).tolist() == [1, 1, 0, 0, 0, 0, 1, 1]
-    assert PairMixer(0.8, 1.0, 0.1, CLASSES, 2).weights(weight).tolist() == [0, 1, 0, 1, 1, 0, 1, 0]
-    assert PairMixer(0, 0, 0.1, CLASSES, 2).weights(weight).tolist() == weight.tolist()
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_broken_clip_gives_its_partner_neither_pixels_nor_label(repeats: int) -> None:
+    """The partner stays as it is; the other pairs are mixed as ever."""
+    mixer, seeds = PairMixer(0.8, 1.0, 0.1, CLASSES, repeats), torch.arange(1, 9)
+    video, labels, keys = batch(seeds)
+    weights = [1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    whole, broken = mixer(video, labels, keys, [1.0] * 8), mixer(video, labels, keys, weights)
+    partner = [clip ^ repeats for clip in range(8)]
+    for clip in range(8):
+        if weights[clip] and weights[partner[clip]]:
+            assert all(torch.equal(one[clip], other[clip]) for one, other in zip(whole, broken))
+        else:
+            assert torch.equal(broken[0][clip], video[clip].float())
+            alone = torch.full((CLASSES,), 0.1 / CLASSES)
+            alone[labels[clip]] += 0.9
+            torch.testing.assert_close(broken[1][clip], alone)
 
 
 def test_without_mixing_targets_are_smoothed_and_clips_stay() -> None:

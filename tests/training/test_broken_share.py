@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from launch import run
 from short_run import arguments, moving_texture
 
+from tgm_scale.checkpoints.checkpoint import Reader
 from tgm_scale.contracts import Problem
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
+from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.status import status
 from tgm_scale.training.reporting import count_problems
 
@@ -60,3 +63,43 @@ def test_a_small_corpus_of_broken_clips_ends_the_run_and_names_them(config: Path
     assert "warning: a batch of 8 clips (train.global_batch_size) from 4" in done.stdout
     assert "nothing is at work: failed" in status(str(tmp_path / "run"))
     assert named[-1]["step"] == step and all(row["reason"] == "not_a_video" for row in named)
+
+
+FINETUNE = """
+run: {{dir: {folder}/run}}
+data: {{train: {folder}/own, test: {folder}/whole, label: kind, frames: 4, stride: 2, size: 32, workers: 0,
+  max_skipped_share: 1}}
+finetune: {{rand_augment: null, ema: 0.5, test_temporal_views: 1, test_spatial_views: 1}}
+model: {{size: tiny}}
+train: {{steps: 4, global_batch_size: 4, micro_batch_size: 4}}
+checkpoint: {{every: 1, keep: 9}}
+log: {{tensorboard: false, every: 1}}
+"""
+
+
+@pytest.mark.parametrize("task", ["pretrain", "finetune"])
+def test_a_step_without_a_usable_clip_makes_no_update_and_has_no_loss(config: Path, tmp_path: Path, task: str) -> None:
+    """Two of 16 clips are whole, two clips make a step; weight decay and momentum move nothing either."""
+    for name, count in (("own", 16), ("whole", 2)):
+        with ShardWriter(tmp_path / name, clips_per_shard=8) as writer:
+            for i in range(count):
+                video = encode_video(moving_texture(i), 12) if i % 8 == 0 or name == "whole" else b"no video\n" * 20
+                writer.write(f"clip{i}", {"mp4": video, "json": {"kind": f"kind {i % 2}"}})
+    (tmp_path / "finetune.yaml").write_text(FINETUNE.format(folder=tmp_path))
+    small = ["train.steps=8", "train.global_batch_size=2", "train.micro_batch_size=2", "checkpoint.every=1"]
+    given = arguments(config, f"data.shards={tmp_path}/own", "data.max_skipped_share=1", *small, "checkpoint.keep=9")
+    if task == "finetune":
+        given = ["-m", "tgm_scale", "finetune", "--config", str(tmp_path / "finetune.yaml"), "train.steps=8"]
+    done = run(1, given)
+    rows = read_metrics(tmp_path / "run")
+    empty = [row["step"] for row in rows if row["loss"] is None]
+    assert 6 <= len(empty) < 8 and not any("not_finite" in row or row["update_refused"] for row in rows)
+    assert all(row["loss"] > 0 for row in rows if row["step"] not in empty)
+
+    def weights(step: int) -> dict[str, torch.Tensor]:
+        return Reader(tmp_path / f"run/checkpoints/step-{step:08d}").weights()
+
+    for step in range(2, 9):
+        same = all(torch.equal(value, weights(step - 1)[name]) for name, value in weights(step).items())
+        assert same == (step in empty), step
+        assert (f"warning: step {step}: none of its clips can be used" in done.stderr) == (step in empty)

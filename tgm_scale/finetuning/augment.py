@@ -109,7 +109,8 @@ class PairMixer:
     """mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of neighbours in the order of the run.
 
     Two videos that follow one another are mixed, repeat by repeat, each with the other. They are always of one micro
-    batch, so the mixture is the same on any number of processes. Targets are smoothed in any case."""
+    batch, so the mixture is the same on any number of processes. Where one of the two has weight 0 the other stays as
+    it is, pixels and label, with its own weight. Targets are smoothed in any case."""
 
     def __init__(self, mixup: float, cutmix: float, smoothing: float, classes: int, repeats: int) -> None:
         prepare_torchvision()
@@ -120,25 +121,22 @@ class PairMixer:
         if mixup or cutmix:
             self._mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
-    def weights(self, weight_B: Tensor) -> Tensor:
-        """Weights of the mixed clips: a clip mixed with a broken one has weight 0."""
+    def __call__(
+        self, video_BCTHW: Tensor, labels_B: Tensor, seeds: list[int], weights: list[float]
+    ) -> tuple[Tensor, Tensor]:
+        """(video float 0..255, targets [B, C]). seeds, weights: of the B clips."""
+        off = self._smoothing / self._classes
+        targets_BC = torch.full((len(labels_B), self._classes), off, device=labels_B.device)
+        targets_BC.scatter_(1, labels_B[:, None], 1 - self._smoothing + off)
         if self._mix is None:
-            return weight_B
-        pairs_P2R = weight_B.unflatten(0, (-1, 2, self._repeats))
-        return pairs_P2R.amin(1, keepdim=True).expand_as(pairs_P2R).flatten()
-
-    def __call__(self, video_BCTHW: Tensor, labels_B: Tensor, seeds: list[int]) -> tuple[Tensor, Tensor]:
-        """(video float 0..255, targets [B, C]). seeds: of the B clips."""
-        if self._mix is None:
-            off = self._smoothing / self._classes
-            targets_BC = torch.full((len(labels_B), self._classes), off, device=labels_B.device)
-            return video_BCTHW, targets_BC.scatter_(1, labels_B[:, None], 1 - self._smoothing + off)
+            return video_BCTHW, targets_BC
         folded = video_BCTHW.float().flatten(1, 2)  # timm's boxes are of the last two dimensions, in all frames
-        targets_BC = torch.empty(len(labels_B), self._classes, device=labels_B.device)
         repeats = self._repeats
         for start in range(0, len(labels_B), 2 * repeats):
             for repeat in range(start, start + repeats):
                 pair = slice(repeat, repeat + repeats + 1, repeats)
+                if not all(weights[pair]):
+                    continue
                 with seeded(seeds[repeat], "mix"):
                     folded[pair], targets_BC[pair] = self._mix(folded[pair], labels_B[pair])
         return folded.unflatten(1, video_BCTHW.shape[1:3]), targets_BC

@@ -80,7 +80,6 @@ class Finetuning(Task):
         for step, batches in steps:
             for batch in batches:
                 self.parts.leave_out_unlabelled(batch)
-                batch.weight = self.mixer.weights(batch.weight)
             yield Ready(step, batches, partial(list, batches))
 
     def step(self, micro: list[Batch], valid: float, limit: float) -> StepResult:
@@ -107,9 +106,10 @@ class Finetuning(Task):
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(video, targets, seeds, weights) of a micro batch on the device."""
-        labels_B, seeds = self.to_device.numbers(self.parts.numbers(batch)), batch.seeds.tolist()
+        labels_B = self.to_device.numbers(self.parts.numbers(batch))
+        seeds, weights = batch.seeds.tolist(), batch.weight.tolist()
         batch = self.to_device(batch)
-        video, targets_BC = self.mixer(batch.video, labels_B, seeds)
+        video, targets_BC = self.mixer(batch.video, labels_B, seeds, weights)
         return video, targets_BC, batch.seeds, batch.weight
 
     def checkpoint_facts(self) -> dict[str, Any]:

@@ -60,9 +60,9 @@ class FinetuningChecks(TaskChecks):
         settings, repeats = few.finetune, few.data.repeated_augmentation
         mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
         to_device = ToDevice(process.device)
-        labels_B, seeds = to_device.numbers(parts.numbers(batch)), batch.seeds.tolist()
+        labels_B, seeds, weights = parts.numbers(batch), batch.seeds.tolist(), batch.weight.tolist()
         batch = to_device(batch)
-        video, targets_BC = mixer(batch.video, labels_B, seeds)
+        video, targets_BC = mixer(batch.video, to_device.numbers(labels_B), seeds, weights)
 
         def loss_of(index_B: Tensor) -> Tensor:
             scores_BC = module(video[index_B], batch.seeds.to(index_B.device)[index_B])

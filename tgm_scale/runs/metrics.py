@@ -218,12 +218,14 @@ class ProgressLine:
 def in_words(row: dict[str, Any]) -> str:
     """A step's loss and its terms."""
     terms = [f"{name} {row[key]:.4f}" for name, key in _TERMS if row[key] is not None]
-    return "  ".join([f"loss {figure(row['loss'])}", *terms])
+    return "  ".join([f"loss {loss_in_words(row)}", *terms])
 
 
-def figure(value: float | None) -> str:
-    """A loss in words; null was not finite."""
-    return "not finite" if value is None else f"{value:.4f}"
+def loss_in_words(row: dict[str, Any]) -> str:
+    """A step's loss; null was not finite, or no clip of the step could be used."""
+    if row["loss"] is not None:
+        return f"{row['loss']:.4f}"
+    return "not finite" if "loss" in row.get("not_finite", ()) else "none (no usable clip)"
 
 
 def _clock(seconds: float | None) -> str:

@@ -14,7 +14,7 @@ from tgm_scale import config as configuration
 from tgm_scale.checkpoints import checkpoint, manifest
 from tgm_scale.runs import events, run_data, run_folder, vital
 from tgm_scale.runs.bottleneck import explain, from_metrics, read_ranks
-from tgm_scale.runs.metrics import figure, rows_and_damaged
+from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
 from tgm_scale.runs.waiting import duration, waiting
 from tgm_scale.runtime.outside.json_text import json_object
 
@@ -84,7 +84,7 @@ def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list
         "speed": f"{tree['train']['global_batch_size'] / seconds:.1f} clips/s, {seconds:.2f} s a step",
         "left": "done" if last["step"] == plan["steps"] else duration(left),
         "last step": f"{duration(age)} ago",
-        "loss": f"{figure(last['loss'])} (first {figure(rows[0]['loss'])})",
+        "loss": f"{loss_in_words(last)} (first {loss_in_words(rows[0])})",
         "bottleneck": explain(ranks or from_metrics(recent), tree["data"]["workers"]),
     }
 

@@ -48,6 +48,8 @@ class Guard:
     def note(self, progress: Progress, result: StepResult, batches: list[Batch]) -> bool:
         """Note the step just made, and name its samples where its update was refused. Returns whether there were too
         many of these in a row. Collective."""
+        if result.loss is None:
+            return False
         if result.refusal is None:
             self._spikes.note(result.loss)
             progress.losses, progress.refused = list(self._spikes.recent), []

@@ -20,7 +20,7 @@ Steps = Iterable[tuple[int, list[Batch]]]  # the number of steps made before, an
 class StepResult:
     """Figures of one step over the global batch. None: the task has no such figure."""
 
-    loss: float
+    loss: float | None  # None: no clip of the step had weight
     grad_norm: float | None  # before clipping; None where it is not finite
     refusal: str | None  # as update.Outcome
     updated: bool
@@ -29,6 +29,11 @@ class StepResult:
     contrastive: float | None = None
     accuracy: float | None = None  # share of clips whose own caption scores highest among its negatives
     temperature: float | None = None  # as used: with its bounds
+
+    @classmethod
+    def without_clips(cls, digest: float) -> StepResult:
+        """Of a step in which no clip had weight: no loss, and no update."""
+        return cls(None, None, None, False, digest)
 
 
 class Ready(NamedTuple):
@@ -72,7 +77,7 @@ class Task(ABC):
 
     @abstractmethod
     def step(self, micro: list[Any], valid: float, limit: float) -> StepResult:
-        """One update, or none where the loss is above `limit` or anything is not finite.
+        """One update, or none where the loss is above `limit` (-inf: none in any case) or anything is not finite.
 
         valid: clips of the global batch with weight, of all ranks."""
 

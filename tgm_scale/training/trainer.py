@@ -5,6 +5,7 @@ It knows processes, faults, checkpoints and metrics; what a step is, and of what
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -118,7 +119,7 @@ class Trainer:
             self._at(ready.step, "update")
             learning_rate = self.schedule(ready.step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
-            result = self.task.step(micro, met.valid, self.guard.limit())
+            result = self._step(micro, met.valid)
             progress.step = ready.step + 1
             progress.updates += result.updated
             if met.broken or progress.step == self.steps:
@@ -164,6 +165,12 @@ class Trainer:
             self.saver.finish()
         return _Met(valid, broken_of_all > 0, stopping > 0)
 
+    def _step(self, micro: list[Any], valid: float) -> StepResult:
+        """The update; where no clip has weight none is made: weight decay and momentum would move the weights."""
+        if valid:
+            return self.task.step(micro, valid, self.guard.limit())
+        return StepResult.without_clips(self.task.step(micro, valid, limit=-math.inf).digest)
+
     def _measured(self) -> dict[str, float]:
         """What the task measures after this step; nothing after most."""
         every = self.task.measured_every
@@ -180,6 +187,8 @@ class Trainer:
             self.last = self.reporter.row(self.progress, result, times, learning_rate)
             self.metrics.write(self.last | self.task.figures() | measured)
             line.show(self.last)
+            if result.loss is None:
+                line.say(f"warning: step {self.progress.step}: none of its clips can be used: no update was made")
 
     def _count(self, own: list[Problem]) -> None:
         """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""
