@@ -101,6 +101,18 @@ begin() {
   trap on_usr1 USR1
 }
 
+# The preflight of a pretraining or finetuning run; a node that it names ends the job, or is left out of the next
+check_nodes() {
+  local code=0
+  in_tasks --wait=0 -- -m tgm_scale preflight --config "$config" "$@" >"$logs/preflight.log" 2>&1 || code=$?
+  cat "$logs/preflight.log"
+  case $outside$code in
+    0) ;;
+    "$BAD_NODE") leave_out "$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$logs/preflight.log" | sort -u | paste -sd,)" ;;
+    *) decide preflight "$code" ;;
+  esac
+}
+
 launch() {
   local command=$1 config=${2:-} code=0
   if [ -z "$config" ]; then
@@ -121,14 +133,8 @@ launch() {
   esac
   begin
 
-  if [ "$command" = pretrain ]; then # it checks what a pretraining run needs
-    in_tasks --wait=0 -- -m tgm_scale preflight --config "$config" "$@" >"$logs/preflight.log" 2>&1 || code=$?
-    cat "$logs/preflight.log"
-    case $outside$code in
-      0) ;;
-      "$BAD_NODE") leave_out "$(sed -n 's/^bad node \([^:]*\):.*/\1/p' "$logs/preflight.log" | sort -u | paste -sd,)" ;;
-      *) decide preflight "$code" ;;
-    esac
+  if [ -z "$ends_by_itself" ]; then
+    check_nodes "$@"
   fi
 
   say "$command begins at $(progress_in_words); one log a rank: $logs"

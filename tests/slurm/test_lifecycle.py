@@ -36,7 +36,7 @@ SCRIPTS = [
     *("finetune", "probe", "make_shards", "caption", "cache_relevance", "tune"),
 ]
 # Preflight would find that torch does not see it; and two nodes have eight
-NO_GPU_OF_NAME = ["make_shards", *(script for script in SCRIPTS if script.startswith("pretrain"))]
+NO_GPU_OF_NAME = ["make_shards", "finetune", *(script for script in SCRIPTS if script.startswith("pretrain"))]
 OPTIONS = [
     *("--gpus-per-node=0", "--exclude=node3", "--constraint=simulated", "--reservation=tests"),
     *("--mem=150", "--licenses=videos:2", "--nice=3", "--time=50", "--comment=two words", "--account=vision"),
@@ -248,6 +248,8 @@ def _assert_made(life: Life) -> None:
         assert steps_of(run) == STEPS[life.script]
     elif life.script in ("finetune", "probe"):
         assert json.loads((run / "results.json").read_text())["figures"]
+        checked = [file.read_text() for file in run.glob("logs/*/preflight.log")]
+        assert any("tried its label" in text for text in checked) == (life.script == "finetune"), checked
     elif life.script == "tune":
         assert "fastest that fits: " in log_of(life.folder) and (output / "best.overrides").is_file()
     else:
