@@ -171,9 +171,6 @@ class StandIn:
     def was_step_applied(self) -> bool:
         return True
 
-    def fp16_enabled(self) -> bool:
-        return False
-
 
 @pytest.mark.parametrize(
     ("contrastive_weight", "contrastive_batch", "passes"), [(0.0, 8, 2), (1.0, 4, 2), (1.0, 8, 4)],

@@ -75,7 +75,6 @@ def test_the_stage_that_nobody_chose_sums_in_fp32() -> None:
         ({"train_batch_size": 64}, {}, ["train_batch_size=64", "train.global_batch_size=32"]),
         ({"gradient_clipping": 5.0}, {}, ["gradient_clipping=5.0", "optim.clip_norm=1.0"]),
         ({"bf16": {"enabled": False}}, {}, ["bf16.enabled", "train.precision=bf16"]),
-        ({"fp16": {"enabled": True}}, {}, ["fp16.enabled", "train.precision=bf16"]),
         ({"zero_optimization": {"stage": 3}}, {"stage": 1}, ["stage=3", "deepspeed.stage=1"]),
         ({"optimizer": {"type": "Adam"}}, {}, ["optimizer", "section optim"]),
         ({"activation_checkpointing": {}}, {}, ["activation_checkpointing", "model.activation_checkpointing"]),
@@ -127,10 +126,14 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path, json_file: Path) -> N
         engine_config(plan(json_file))
 
 
-def test_fp16_on_a_cpu_is_refused_and_auto_is_fp32_there() -> None:
+def test_auto_is_fp32_on_a_cpu_and_bf16_on_a_gpu() -> None:
     assert resolve_precision("auto", torch.device("cpu")) == "fp32"
-    with pytest.raises(ValueError, match="needs a GPU"):
-        resolve_precision("fp16", torch.device("cpu"))
+    assert resolve_precision("auto", torch.device("cuda")) == "bf16"
+
+
+def test_fp16_is_refused_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match=r"train.precision=fp16 is not supported.*bf16.*fp32"):
+        load("debug", ["train.precision=fp16"])
 
 
 def test_the_schedule_is_linear_then_half_a_cosine() -> None:

@@ -75,7 +75,6 @@ def sections() -> dict[str, type]:
 
     return {
         "bf16": precision_config.DeepSpeedBF16Config,
-        "fp16": precision_config.DeepSpeedFP16Config,
         "zero_optimization": config.DeepSpeedZeroConfig,
         "zero_optimization.offload_param": offload_config.DeepSpeedZeroOffloadParamConfig,
         "zero_optimization.offload_optimizer": offload_config.DeepSpeedZeroOffloadOptimizerConfig,
@@ -160,7 +159,9 @@ def test_kinds_and_values_that_mean_off_are_those_of_deepspeeds_fields() -> None
         ({"amp": {"enabled": True}}, ["train.precision"]),
         ({"flops_profiler": {"enabled": True}}, ["`tgm-scale plan`"]),
         ({"wandb": {"enabled": True}}, ["section log"]),
-        ({"communication_data_type": "float32"}, ["'fp32' or 'bf16' or 'fp16'"]),
+        ({"communication_data_type": "float32"}, ["wanted 'fp32' or 'bf16'"]),
+        ({"communication_data_type": "fp16"}, ["wanted 'fp32' or 'bf16'"]),
+        ({"fp16": {"enabled": True}}, ["'fp16' is not supported", "train.precision=bf16 or fp32"]),
         ({"data_types": {"param_dtype": "bf16"}}, ["train.precision"]),
         ({"bf16": {"bf16_master_weights_and_grads": True}}, ["no fp32 weights"]),
         ({"train_batch_size": "64"}, ["train_batch_size='64'"]),

@@ -111,7 +111,7 @@ def test_refusals_before_a_checkpoint_count_for_a_start_after_it(tmp_path: Path)
     """A rollback comes at the same step, and takes the same samples, whether or not the run was killed before it."""
     collectives = HostCollectives(ProcessInfo(0, 1, 0, torch.device("cpu")))
     settings = FaultsConfig(refused_before_rollback=2)
-    spike = StepResult(9.0, 1.0, "spike", False)
+    spike = StepResult(9.0, 1.0, "spike")
 
     def batch(key: str) -> list[Batch]:
         one = torch.ones(1)

@@ -191,11 +191,21 @@ class TrainConfig(Section):
     micro_batch_size: int = Field(
         8, ge=1, description="clips of one forward pass on one rank, at most: many ranks leave each fewer"
     )
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="'auto': bf16 on a GPU, else fp32")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="'auto': bf16 on a GPU, else fp32")
     init_from: str | None = Field(
         None, description="first weights: run folder, checkpoint, any file that conversion reads"
     )
     max_minutes: float | None = Field(None, gt=0, description="checkpoint and leave for requeueing after this time")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if value == "fp16":
+            raise ValueError(
+                "train.precision=fp16 is not supported, since no checkpoint has its loss scale: use bf16, which needs "
+                "none, or fp32"
+            )
+        return value
 
     @model_validator(mode="after")
     def _combinations(self) -> TrainConfig:

@@ -64,7 +64,7 @@ def build_engine(
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(plan.config))
     except ValidationError as error:  # a key that DeepSpeed does not know
         raise ValueError(f"deepspeed.config={plan.config_file}: {error}") from None
-    if plan.precision != "fp32" and plan.zero["stage"] == 0:
+    if plan.precision == "bf16" and plan.zero["stage"] == 0:
         # DeepSpeed 0.19's wrapper makes one Adam step on zero gradients to allocate the moments, so the first real
         # update would be bias-corrected as the second: 0.73 of its size (seen as a loss 0.1 off after one step)
         optimizer.state.clear()

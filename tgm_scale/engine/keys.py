@@ -49,7 +49,7 @@ def _one_of(*choices: Any) -> Kind:
 SWITCH = Kind("true or false", _switch)
 WHOLE = Kind("a whole number from 0", lambda value: _number(value, whole=True))
 NUMBER = Kind("a number from 0", _number)
-DTYPE = _one_of("fp32", "bf16", "fp16")
+DTYPE = _one_of("fp32", "bf16")
 
 HONOURED: dict[str, Any] = {
     "train_batch_size": WHOLE,  # these four must agree with the run's own keys: engine_plan
@@ -59,15 +59,6 @@ HONOURED: dict[str, Any] = {
     "communication_data_type": DTYPE,
     "data_types": {"grad_accum_dtype": DTYPE},
     "bf16": {"enabled": SWITCH},
-    "fp16": {
-        "enabled": SWITCH,
-        "loss_scale": NUMBER,
-        "initial_scale_power": WHOLE,
-        "loss_scale_window": WHOLE,
-        "hysteresis": WHOLE,
-        "consecutive_hysteresis": SWITCH,
-        "min_loss_scale": WHOLE,
-    },
     "zero_optimization": {
         "stage": _one_of(0, 1, 2, 3),
         "contiguous_gradients": SWITCH,
@@ -128,6 +119,7 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "compile": ("belongs to the run's own key model.compile", None),
     "amp": (_PRECISION, None),
     "torch_autocast": (_PRECISION, None),
+    "fp16": ("is not supported: no checkpoint has its loss scale (use train.precision=bf16 or fp32)", None),
     "bfloat16": ('is the old name of "bf16"', None),
     "elasticity": (_BATCH, None),
     "managed_gradient_accumulation": (_BATCH, True),
@@ -172,8 +164,6 @@ REFUSED: dict[str, tuple[str, Any]] = {
     "bf16.immediate_grad_update": ("is what every run in bf16 does at stage 1", None),
     "bf16.bf16_master_weights_and_grads": ("would leave no fp32 weights for the checkpoint", None),
     "bf16.bf16_optimizer_states": ("would leave no fp32 moments for the checkpoint", None),
-    "fp16.auto_cast": (_PRECISION, None),
-    "fp16.fp16_master_weights_and_grads": ("would leave no fp32 weights for the checkpoint", None),
     "zero_optimization.compute_grad_norm": ("the run's gradient norm is read there", True),
     "zero_optimization.load_from_fp32_weights": (_CHECKPOINT, True),
     "zero_optimization.elastic_checkpoint": (_CHECKPOINT, None),

@@ -29,8 +29,7 @@ class Outcome:
     figures: list[float]  # what was handed in
     loss: float
     grad_norm: float | None  # before clipping; None where it is not finite
-    refusal: str | None  # why none was made, where something is wrong
-    updated: bool  # False, too, where fp16 was not finite: DeepSpeed lowers its loss scale, and goes on
+    refusal: str | None  # why the update was not made; None where it was
 
 
 def make_update(engine: Any, figures_F: Tensor, loss: Tensor, limit: float) -> Outcome:
@@ -52,10 +51,8 @@ def make_update(engine: Any, figures_F: Tensor, loss: Tensor, limit: float) -> O
     norm = norm_after(engine, before).to(figures_F).reshape(())
     # the step's one wait for the device
     *figures, whole, grad_norm = torch.cat([figures_F, torch.stack([loss, norm])]).tolist()
-    applied = bool(engine.was_step_applied())
-    refusal = _refusal(whole, limit, grad_norm, applied, engine.fp16_enabled())
-    norm_told = grad_norm if math.isfinite(grad_norm) else None
-    return Outcome(figures, whole, norm_told, refusal, applied and refusal is None)
+    refusal = _refusal(whole, limit, grad_norm, bool(engine.was_step_applied()))
+    return Outcome(figures, whole, grad_norm if math.isfinite(grad_norm) else None, refusal)
 
 
 def _device_decides(engine: Any) -> bool:
@@ -64,11 +61,9 @@ def _device_decides(engine: Any) -> bool:
     return isinstance(adam, torch.optim.AdamW) and bool(adam.defaults["fused"])
 
 
-def _refusal(loss: float, limit: float, grad_norm: float, applied: bool, scaled: bool) -> str | None:
+def _refusal(loss: float, limit: float, grad_norm: float, applied: bool) -> str | None:
     if not math.isfinite(loss):
         return "loss not finite"
     if loss > limit:
         return "spike"
-    if scaled or (applied and math.isfinite(grad_norm)):
-        return None
-    return "gradient not finite"
+    return None if applied and math.isfinite(grad_norm) else "gradient not finite"

@@ -99,10 +99,10 @@ class Finetuning(Task):
         if self.process.world_size > 1:
             dist.all_reduce(figures_2)
         outcome = make_update(self.engine, figures_2[1:], figures_2[0], limit)
-        if self.average is not None and outcome.updated:
+        if self.average is not None and outcome.refusal is None:
             self.average.update()
         [digest_of_all] = outcome.figures
-        return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, outcome.updated, digest_of_all)
+        return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, digest_of_all)
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(video, targets, seeds, weights) of a micro batch on the device."""

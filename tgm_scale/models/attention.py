@@ -28,8 +28,8 @@ def flash_obstacle(device: torch.device, dtype: torch.dtype, head_width: int) ->
         return f"flash-attn needs a CUDA device, the model is on {device.type}"
     if torch.cuda.get_device_capability(device)[0] < 8:
         return f"flash-attn needs compute capability 8.0 or newer, {torch.cuda.get_device_name(device)} is older"
-    if dtype not in (torch.bfloat16, torch.float16):
-        return f"flash-attn needs bf16 or fp16, the model computes in {str(dtype).removeprefix('torch.')}"
+    if dtype != torch.bfloat16:
+        return f"flash-attn needs bf16, the model computes in {str(dtype).removeprefix('torch.')}"
     if head_width > 256 or head_width % 8:
         return f"flash-attn needs a head width of at most 256 that is a multiple of 8, not {head_width}"
     return None

@@ -83,7 +83,7 @@ def try_step(
             return f"no step of the model: {needed.device / 1e9:.0f} GB expected, {free / 1e9:.0f} GB free"
     elif 6 * plan.macs_per_clip * clips > _QUICK_FLOP:
         return "no step of the model: it would take long on a CPU"
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     began = time.perf_counter()
     module.to(device, dtype)
     try:

@@ -105,7 +105,6 @@ class JointStep:
             outcome.loss,
             outcome.grad_norm,
             outcome.refusal,
-            outcome.updated,
             digest,
             reconstruction if self.reconstruction_weight else None,
             contrastive if contrasted else None,

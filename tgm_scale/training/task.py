@@ -23,7 +23,6 @@ class StepResult:
     loss: float | None  # None: no clip of the step had weight
     grad_norm: float | None  # before clipping; None where it is not finite
     refusal: str | None  # as update.Outcome
-    updated: bool
     digest: float = 0.0  # of the data of all ranks
     reconstruction: float | None = None
     contrastive: float | None = None

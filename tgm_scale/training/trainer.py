@@ -121,7 +121,7 @@ class Trainer:
             engine.set_learning_rate(self.engine, learning_rate)
             result = self._step(micro, met.valid)
             progress.step = ready.step + 1
-            progress.updates += result.updated
+            progress.updates += result.refusal is None
             if met.broken or progress.step == self.steps:
                 self._count(problems)
             guiding = self.task.guidance_seconds()

@@ -28,7 +28,7 @@ from tgm_scale.tuning import trials
 from tgm_scale.tuning.trials import Candidate, Trial
 
 NOTHING_FITS = 4  # as the same command would find again: slurm/launch.sh does not start it again
-APART = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}  # of losses, relative: what layouts of one run may differ by
+APART = {"fp32": 1e-4, "bf16": 2e-2}  # of losses, relative: what layouts of one run may differ by
 ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
 
 
