@@ -19,6 +19,7 @@ from tgm_scale.conversion.read import read, read_initial
 from tgm_scale.conversion.readers import open_weights, strip_prefixes
 from tgm_scale.models.patches import IMAGENET, PixelStatistics
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.vit import ModelOptions
 from tgm_scale.planning.parts import restated
 
 HEADS = ModelMetadata(heads=4, decoder_heads=2)
@@ -165,7 +166,8 @@ def test_a_run_of_other_means_gives_its_own_outputs_and_starts_another(tmp_path:
     weights = read(tmp_path)
     assert any("mean [0.3, 0.4, 0.5]" in note and "taken into the patch embedding" in note for note in weights.notes)
     models = [
-        MaskedVideoAutoencoder(SMALL, FRAMES, SIDE, embedding_width=8, statistics=s) for s in (statistics, IMAGENET)
+        MaskedVideoAutoencoder(SMALL, FRAMES, SIDE, embedding_width=8, options=ModelOptions(statistics=s))
+        for s in (statistics, IMAGENET)
     ]
     models[0].load_state_dict({name.removeprefix("model."): value for name, value in own.items() if "." in name})
     models[1].load_state_dict({name: value for name, value in weights.state.items() if name != "log_scale"})

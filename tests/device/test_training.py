@@ -18,7 +18,7 @@ from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
 from tgm_scale.masking.recipes import RECIPES, build_masker
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelOptions, ModelSize
 from tgm_scale.objectives.contrastive import caption_ids, contrastive_gradients
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.towers import Towers
@@ -129,7 +129,7 @@ def test_model_loss_backward_and_update_wait_for_nothing(checkpointing: bool, no
 def joint(checkpointing: bool = False, normalise_by: Any = "patch") -> JointModule:
     with META:
         model = MaskedVideoAutoencoder(
-            SIZE, FRAMES, SIDE, embedding_width=WIDTH, activation_checkpointing=checkpointing
+            SIZE, FRAMES, SIDE, embedding_width=WIDTH, options=ModelOptions(activation_checkpointing=checkpointing)
         )
         return JointModule(model, True, normalise_by)
 
@@ -201,7 +201,7 @@ def test_a_joint_step_waits_only_where_it_is_declared(
 def test_the_classifier_drops_paths_without_waiting(checkpointing: bool) -> None:
     with META:
         model = VideoClassifier(
-            SIZE, FRAMES, SIDE, classes=5, drop_path=0.5, activation_checkpointing=checkpointing
+            SIZE, FRAMES, SIDE, classes=5, options=ModelOptions(drop_path=0.5, activation_checkpointing=checkpointing)
         ).train()
     with Watch() as watch:
         scores = model(video(CLIPS), whole(CLIPS))

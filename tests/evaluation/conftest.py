@@ -11,7 +11,7 @@ from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.demo.corpus.make import Look, make_corpus
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelOptions, ModelSize
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
 LOOK = Look(size=32, frames=8)
@@ -29,7 +29,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of seed 7 with a projection to 24 numbers, as tests/conftest.py's towers have."""
-    model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, attention="sdpa", embedding_width=24, seed=7)
+    model = MaskedVideoAutoencoder(
+        SIZE, frames=4, image_size=32, options=ModelOptions("sdpa"), embedding_width=24, seed=7
+    )
     stated = ModelMetadata(2, 2, 4, 32, None, {"data": {"stride": 2}})
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     convert(Weights.of("pretraining", model.state_dict(), stated, []), path, "safetensors")

@@ -20,7 +20,7 @@ from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.clips import fitting
 from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelOptions, ModelSize
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)  # as in conftest.py
 LOOK = Look(size=32, frames=8)
@@ -37,7 +37,7 @@ def test_features_are_the_mean_token_of_the_decoded_clip(shards: str, checkpoint
     encoder = FrozenEncoder.load(checkpoint)
     assert encoder.stride == 2
     found = extract([encoder], corpus, SYNTHETIC_MOTION)
-    model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, attention="sdpa", seed=7)
+    model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, options=ModelOptions("sdpa"), seed=7)
     for shard, row in ((0, 0), (3, 6)):
         ref = corpus.sample(shard, row)
         members = corpus.read(ref, ["mp4", "json"])

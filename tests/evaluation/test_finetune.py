@@ -23,7 +23,7 @@ from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.finetuning.setup import layer_groups, start
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import interpolated_table, sine_cosine_table
-from tgm_scale.models.vit import ModelSize, run_blocks
+from tgm_scale.models.vit import ModelOptions, ModelSize, run_blocks
 
 SIZE = ModelSize(24, 3, 2, 48, 0, 0, 0, 0, patch=8)
 CLIP = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -60,18 +60,20 @@ def test_the_rate_falls_from_the_head_down_and_one_dimensional_values_do_not_dec
 
 
 def test_drop_path_is_keyed_by_the_clip_and_right_in_the_mean() -> None:
-    model = VideoClassifier(SIZE, 4, 32, classes=5, drop_path=0.5)
+    model = VideoClassifier(SIZE, 4, 32, classes=5, options=ModelOptions(drop_path=0.5))
     seeds = torch.arange(6)
     assert torch.equal(model.eval()(CLIP, seeds), model(CLIP)), "none in a test"
     model.train()
     whole = model(CLIP, seeds)
     assert not torch.allclose(whole, model(CLIP))
     torch.testing.assert_close(model(CLIP[2:4], seeds[2:4]), whole[2:4])  # whatever the batch
-    checkpointed = VideoClassifier(SIZE, 4, 32, classes=5, drop_path=0.5, activation_checkpointing=True).train()
+    checkpointed = VideoClassifier(
+        SIZE, 4, 32, classes=5, options=ModelOptions(drop_path=0.5, activation_checkpointing=True)
+    ).train()
     torch.testing.assert_close(checkpointed(CLIP, seeds), whole)
 
     one = ModelSize(24, 1, 2, 48, 0, 0, 0, 0, patch=8)
-    first = VideoClassifier(one, 4, 32, classes=5, drop_path=0.9).train()
+    first = VideoClassifier(one, 4, 32, classes=5, options=ModelOptions(drop_path=0.9)).train()
     assert torch.equal(first(CLIP, seeds), first(CLIP)), "the first block is never left out"
     scales = model._drawn_scales(torch.arange(4000), torch.float32)
     dropped = run_blocks(model.blocks, torch.ones(4000, 1, 24), False, scales)
@@ -216,7 +218,7 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
     from tgm_scale.models.pretraining import MaskedVideoAutoencoder
     from tgm_scale.models.vit import SIZES
 
-    source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, attention="sdpa", seed=5).state_dict()
+    source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, options=ModelOptions("sdpa"), seed=5).state_dict()
     file = tmp_path / "tiny.safetensors"
     convert(Weights.of("pretraining", source, ModelMetadata(4, 2, 4, 32), []), file, "safetensors")
     config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [f"train.init_from={file}"])
@@ -247,7 +249,7 @@ def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the
     from tgm_scale.models.pretraining import MaskedVideoAutoencoder
     from tgm_scale.models.vit import SIZES
 
-    source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, attention="sdpa", seed=5).state_dict()
+    source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, options=ModelOptions("sdpa"), seed=5).state_dict()
     convert(Weights.of("pretraining", source, ModelMetadata(4, 2, 4, 32), []), tmp_path / "in", "safetensors")
     file, run = str(configuration(tmp_path, shards, checkpoint)), tmp_path / "run"
     clips = ["data.frames=2", "data.size=64", "finetune.ema=null", "finetune.test_spatial_views=1"]

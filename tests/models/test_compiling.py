@@ -15,7 +15,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelOptions, ModelSize
 
 SIZE = ModelSize(24, 6, 2, 48, 16, 3, 2, 32, patch=8)
 FRAMES, SIDE, TOKENS = 4, 32, 32
@@ -46,7 +46,9 @@ def pretraining_pass(model: Any) -> tuple[Tensor, ...]:
 
 
 def autoencoder(checkpointing: bool) -> MaskedVideoAutoencoder:
-    return MaskedVideoAutoencoder(SIZE, FRAMES, SIDE, embedding_width=8, activation_checkpointing=checkpointing)
+    return MaskedVideoAutoencoder(
+        SIZE, FRAMES, SIDE, embedding_width=8, options=ModelOptions(activation_checkpointing=checkpointing)
+    )
 
 
 def same(one: nn.Module, other: nn.Module, results: tuple[Any, Any]) -> None:
@@ -73,7 +75,7 @@ def test_the_classifier_compiles_its_blocks_with_drop_path(checkpointing: bool) 
 
     def classifier() -> VideoClassifier:
         return VideoClassifier(
-            SIZE, FRAMES, SIDE, classes=5, drop_path=0.3, activation_checkpointing=checkpointing
+            SIZE, FRAMES, SIDE, classes=5, options=ModelOptions(drop_path=0.3, activation_checkpointing=checkpointing)
         ).train()
 
     eager, compiled = classifier(), classifier()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +11,15 @@ from torch import Tensor
 
 from tgm_scale.models.patches import gather_tokens, patchify, sine_cosine_table, unpatchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder, Output
-from tgm_scale.models.vit import SIZES
+from tgm_scale.models.vit import SIZES, ModelOptions
 from tgm_scale.objectives.reconstruction import reconstruction_error
 
 SMALL = replace(SIZES["tiny"], width=48, depth=2, heads=3, mlp=96, decoder_width=24, decoder_mlp=48)
 FRAMES, SIDE, TOKENS = 4, 24, 2 * 3 * 3
 
 
-def build(**options: object) -> MaskedVideoAutoencoder:
-    model = MaskedVideoAutoencoder(SMALL, FRAMES, SIDE, embedding_width=10, attention="sdpa", **options)
+def build(**options: Any) -> MaskedVideoAutoencoder:
+    model = MaskedVideoAutoencoder(SMALL, FRAMES, SIDE, embedding_width=10, options=ModelOptions("sdpa", **options))
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():  # biases and norms away from 0 and 1, so that a test can see them
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)

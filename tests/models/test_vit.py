@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder, macs_per_clip
-from tgm_scale.models.vit import SIZES, initial_value, initialise
+from tgm_scale.models.vit import SIZES, ModelOptions, initial_value, initialise
 from tgm_scale.runtime import seeding
 
 KEYS = Path(__file__).parent / "keys"
@@ -74,7 +74,7 @@ def test_macs_are_the_published_ones_less_the_embedding_of_hidden_patches(
 
 def test_macs_are_what_torch_counts() -> None:
     size, visible, targets = SIZES["tiny"], 40, 60
-    model = MaskedVideoAutoencoder(size, 8, 64, attention="sdpa")
+    model = MaskedVideoAutoencoder(size, 8, 64, options=ModelOptions("sdpa"))
     index = torch.arange(visible + targets)[None]
     plain_products = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the CPU's fused kernel
     with FlopCounterMode(display=False) as counter, plain_products, torch.no_grad():

@@ -34,7 +34,7 @@ from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower, load_text_
 from tgm_scale.masking import recipes
 from tgm_scale.masking.diagnostics import GuidanceMonitor, overlap
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import SIZES
+from tgm_scale.models.vit import SIZES, ModelOptions
 from tgm_scale.planning.run_plan import recipe_masker
 from tgm_scale.preview.clips import sampling_of
 from tgm_scale.preview.settings import resolve
@@ -262,7 +262,7 @@ def checkpoint(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "objective": {"normalise_by": "clip"},
         "section_of_another_version": {},
     }
-    state = MaskedVideoAutoencoder(size, 8, 64, attention="sdpa", seed=1).state_dict()
+    state = MaskedVideoAutoencoder(size, 8, 64, options=ModelOptions("sdpa"), seed=1).state_dict()
     stated = ModelMetadata(size.heads, size.decoder_heads, 8, 64, None, config)
     weights = Weights.of("pretraining", state, stated, [])
     convert(weights, folder / "model.safetensors", "safetensors")
@@ -282,7 +282,7 @@ def test_a_checkpoint_brings_its_data_and_reconstructs(checkpoint: Path, corpus:
     text = load_text_tower(SMALL_TOWERS).encode(batch.captions[:1])
     relevance = Relevance(load_image_tower(SMALL_TOWERS), "raw")(batch.video[:1], text, masker.grid)
     mask = masker(batch.seeds[:1], relevance=relevance)
-    model = MaskedVideoAutoencoder(SIZES["tiny"], 8, 64, attention="sdpa", seed=1).eval()
+    model = MaskedVideoAutoencoder(SIZES["tiny"], 8, 64, options=ModelOptions("sdpa"), seed=1).eval()
     completed = reconstruct(model, batch.video[:1].contiguous(), mask, "clip")[0]
     drawn = page.pictures[page.captions.index(last)]
     assert drawn == contact_sheet([slot_frames(completed, masker.grid.slots)])

@@ -11,7 +11,7 @@ from tgm_scale.contracts import Grid, Mask
 from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.patches import gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelOptions, ModelSize
 from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.report.reconstruct import DROPPED, nearby_statistics, reconstruct, seen_statistics
 
@@ -29,7 +29,7 @@ def mask(decode_ratio: float = 1.0) -> Mask:
 
 @pytest.fixture(scope="module")
 def model() -> MaskedVideoAutoencoder:
-    return MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, attention="sdpa", seed=1)
+    return MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, options=ModelOptions("sdpa"), seed=1)
 
 
 def hidden_pixels(mask: Mask) -> torch.Tensor:

@@ -25,7 +25,7 @@ from tgm_scale.conversion.weights import Weights
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelOptions, ModelSize
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -149,7 +149,7 @@ def _life(script: str, folder: Path, shards: Path, towers: Path) -> Life:
 
 def _checkpoint(folder: Path) -> Path:
     size = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
-    model = MaskedVideoAutoencoder(size, frames=4, image_size=32, attention="sdpa", seed=7)
+    model = MaskedVideoAutoencoder(size, frames=4, image_size=32, options=ModelOptions("sdpa"), seed=7)
     file = folder / "model.safetensors"
     convert(
         Weights.of("pretraining", model.state_dict(), ModelMetadata(2, 2, 4, 32, None, {}), []), file, "safetensors"

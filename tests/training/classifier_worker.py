@@ -18,7 +18,7 @@ from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.compiling import compile_blocks
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelOptions, ModelSize
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import ProcessInfo, find_process
 
@@ -37,7 +37,12 @@ CASES = {
 
 def curve(stage: int, precision: str, how: str, process: ProcessInfo) -> list[float]:
     model = VideoClassifier(
-        SIZE, 4, 32, classes=5, drop_path=0.3, activation_checkpointing=how == "checkpointed", seed=0
+        SIZE,
+        4,
+        32,
+        classes=5,
+        options=ModelOptions(drop_path=0.3, activation_checkpointing=how == "checkpointed"),
+        seed=0,
     )
     if how == "compiled":
         compile_blocks(model, backend="aot_eager")

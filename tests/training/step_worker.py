@@ -25,7 +25,7 @@ from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import SIZES, ModelSize
+from tgm_scale.models.vit import SIZES, ModelOptions, ModelSize
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
@@ -63,7 +63,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
         frames=FRAMES,
         image_size=SIZE,
         embedding_width=WIDTH,
-        activation_checkpointing=case.get("activation_checkpointing", False),
+        options=ModelOptions(activation_checkpointing=case.get("activation_checkpointing", False)),
         seed=0,
     )
     if "compile" in case:

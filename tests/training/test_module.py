@@ -6,7 +6,7 @@ import torch
 
 from tgm_scale.models.patches import channel_last, gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import ModelOptions, ModelSize
 from tgm_scale.planning.module import JointModule
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
@@ -14,7 +14,7 @@ SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
 
 def test_targets_of_the_clip_keep_each_patch_s_brightness() -> None:
     """The error by its definition; a patch brighter than the clip's mean is a target above 0."""
-    model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=16, attention="sdpa", seed=1)
+    model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=16, options=ModelOptions("sdpa"), seed=1)
     video = torch.randint(256, (2, 3, 4, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     visible, target = torch.tensor([[0, 3, 5]] * 2), torch.tensor([[1, 2, 4, 6, 7]] * 2)
     error_B, *_ = JointModule(model, contrastive=False, normalise_by="clip")(video, visible, target)

@@ -15,7 +15,7 @@ from tgm_scale.conversion.key_maps import EXTRAS, ModelKind, blocks_prefix, chec
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import Encoder, ModelSize
+from tgm_scale.models.vit import Encoder, ModelOptions, ModelSize
 from tgm_scale.runtime import seeding
 
 OWN_ENTRY = "tgm_scale"  # where files of ours hold the facts beside the tensors
@@ -100,16 +100,16 @@ class Weights:
 def _module(weights: Weights) -> nn.Module:
     size, frames, side = weights.size, weights.frames, weights.image_size
     if weights.kind == "classifier":
-        return VideoClassifier(size, frames, side, weights.classes, attention="sdpa", origin=weights.origin)
+        return VideoClassifier(
+            size, frames, side, weights.classes, options=ModelOptions("sdpa", origin=weights.origin)
+        )
     if weights.kind == "encoder":
         grid = Grid.of(frames, side, size.tubelet, size.patch)
-        moved = (weights.origin, grid) if weights.origin else None
-        encoder = Encoder(size, grid.tokens, "sdpa", activation_checkpointing=False, moved=moved)
-        return nn.ModuleDict({"encoder": encoder})
+        return nn.ModuleDict({"encoder": Encoder(size, grid, ModelOptions("sdpa", origin=weights.origin))})
     assert weights.positions is None, "a decoder has positions of its own"
     projection = weights.state.get("projection.weight")
     width = None if projection is None else projection.shape[0]
-    return MaskedVideoAutoencoder(size, frames, side, attention="sdpa", embedding_width=width)
+    return MaskedVideoAutoencoder(size, frames, side, options=ModelOptions("sdpa"), embedding_width=width)
 
 
 def build(weights: Weights) -> nn.Module:
@@ -164,7 +164,9 @@ def with_new_head(weights: Weights, classes: int) -> Weights:
 
     The encoder's last norm stays behind: a classifier normalises after the mean, with a fresh `fc_norm`."""
     size = _without_decoder(weights.size)
-    fresh = VideoClassifier(size, weights.frames, weights.image_size, classes, attention="sdpa").state_dict()
+    fresh = VideoClassifier(
+        size, weights.frames, weights.image_size, classes, options=ModelOptions("sdpa")
+    ).state_dict()
     state = {name: weights.state.get(f"encoder.{name}", value) for name, value in fresh.items()}
     return replace(weights, kind="classifier", state=state, size=size, labels=None)
 

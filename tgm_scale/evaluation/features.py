@@ -23,7 +23,7 @@ from tgm_scale.evaluation.views import Decoder, Views
 from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import SIZES, Encoder, ModelSize
+from tgm_scale.models.vit import SIZES, Encoder, ModelOptions, ModelSize
 from tgm_scale.runtime.distributed import HostCollectives
 
 __all__ = ["SYNTHETIC_MOTION", "Clips", "FrozenEncoder", "cached", "extract"]
@@ -75,7 +75,7 @@ class FrozenEncoder:
     def random(cls, size: str, frames: int, image_size: int, seed: int, device: torch.device = _CPU) -> FrozenEncoder:
         """As a run of this seed starts it: what training is to be compared with."""
         dimensions = SIZES[size]
-        model = MaskedVideoAutoencoder(dimensions, frames, image_size, attention="sdpa", seed=seed)
+        model = MaskedVideoAutoencoder(dimensions, frames, image_size, options=ModelOptions("sdpa"), seed=seed)
         return cls(model.encoder.to(device), dimensions, frames, image_size, _DEFAULT_STRIDE, None, device)
 
     @classmethod
@@ -102,7 +102,9 @@ class FrozenEncoder:
 
     def fresh(self, seed: int) -> FrozenEncoder:
         """The same architecture as a run of this seed starts it."""
-        model = MaskedVideoAutoencoder(self.size, self.frames, self.image_size, attention="sdpa", seed=seed)
+        model = MaskedVideoAutoencoder(
+            self.size, self.frames, self.image_size, options=ModelOptions("sdpa"), seed=seed
+        )
         if self.initialisation == "local":
             start_locally(model)
         return replace(self, encoder=model.encoder.to(self.device), projection=None)

@@ -28,6 +28,7 @@ from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning.augment import AugmentedSamples, Augmenter
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET
+from tgm_scale.models.vit import ModelOptions
 from tgm_scale.planning.checks import check_compile
 from tgm_scale.planning.corpora import corpus_facts
 from tgm_scale.planning.parts import autoencoder, checkpoint_facts
@@ -217,11 +218,13 @@ def module_of(config: FinetuneConfig, classes: int, positions: Clip | None) -> V
         config.data.frames,
         config.data.size,
         classes,
-        attention=config.model.attention,
-        activation_checkpointing=config.model.activation_checkpointing,
-        drop_path=config.finetune.drop_path,
+        options=ModelOptions(
+            attention=config.model.attention,
+            activation_checkpointing=config.model.activation_checkpointing,
+            drop_path=config.finetune.drop_path,
+            origin=Grid.of(*positions, size.tubelet, size.patch) if positions else None,
+        ),
         seed=config.run.seed,
-        origin=Grid.of(*positions, size.tubelet, size.patch) if positions else None,
     )
 
 

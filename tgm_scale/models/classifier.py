@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Grid
-from tgm_scale.models.attention import Backend
 from tgm_scale.models.patches import PatchEmbed, Positions, patchify
-from tgm_scale.models.vit import NORM_EPS, Block, ModelSize, initial_value, run_blocks
+from tgm_scale.models.vit import DEFAULT_OPTIONS, NORM_EPS, Block, ModelOptions, ModelSize, initial_value, run_blocks
 from tgm_scale.runtime import seeding
 
 _HEAD_STD = 0.02
@@ -23,9 +22,7 @@ class VideoClassifier(nn.Module):
     The encoder's own last norm is not in it: VideoMAE normalises after the mean (`fc_norm`). First values are keyed by
     name and `seed`, the encoder's equal to those of a `MaskedVideoAutoencoder` of this seed; head normal, std 0.02.
 
-    classes: 0 leaves the head out, and forward gives the pooled features. drop_path: share of clips for which the
-    last block's branches are left out in training (stochastic depth, Huang et al. 2016), growing linearly from 0.
-    origin: the grid that the encoder was trained on, where it is another (see `patches.interpolated_table`).
+    classes: 0 leaves the head out, and forward gives the pooled features.
     Raises ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
 
     def __init__(
@@ -35,20 +32,20 @@ class VideoClassifier(nn.Module):
         image_size: int,
         classes: int,
         *,
-        attention: Backend = "auto",
-        activation_checkpointing: bool = False,
-        drop_path: float = 0.0,
+        options: ModelOptions = DEFAULT_OPTIONS,
         seed: int = 0,
-        origin: Grid | None = None,
     ) -> None:
         super().__init__()
         self.size = size
-        self.drop_path = drop_path
+        self.drop_path = options.drop_path
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
-        self.activation_checkpointing = activation_checkpointing
-        self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch)
-        self.positions = Positions(self.grid.tokens, size.width, (origin, self.grid) if origin else None)
-        self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth))
+        self.activation_checkpointing = options.activation_checkpointing
+        self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch, options.statistics)
+        moved = (options.origin, self.grid) if options.origin else None
+        self.positions = Positions(self.grid.tokens, size.width, moved)
+        self.blocks = nn.ModuleList(
+            Block(size.width, size.heads, size.mlp, options.attention) for _ in range(size.depth)
+        )
         self.fc_norm = nn.LayerNorm(size.width, eps=NORM_EPS)
         self.head = nn.Linear(size.width, classes) if classes else nn.Identity()
         initialise(self, seed)

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Grid
-from tgm_scale.models.attention import Backend
-from tgm_scale.models.patches import IMAGENET, PixelStatistics, Positions, gather_tokens, patchify
-from tgm_scale.models.vit import Decoder, Encoder, ModelSize, initialise
+from tgm_scale.models.patches import Positions, gather_tokens, patchify
+from tgm_scale.models.vit import DEFAULT_OPTIONS, Decoder, Encoder, ModelOptions, ModelSize, initialise
 from tgm_scale.runtime.precision import without_autocast
 
 
@@ -47,8 +46,7 @@ class MaskedVideoAutoencoder(nn.Module):
     with `vit.initialise(model, seed)`. Cast to bf16 it keeps float32 for pixel statistics, position sums,
     predictions and embeddings.
 
-    embedding_width: width of the text embeddings to meet; None leaves the projection out. statistics: by which the
-    encoder normalises what it is given.
+    embedding_width: width of the text embeddings that the projection meets; None leaves it out.
     Raises ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
 
     def __init__(
@@ -57,21 +55,20 @@ class MaskedVideoAutoencoder(nn.Module):
         frames: int,
         image_size: int,
         *,
-        attention: Backend = "auto",
-        activation_checkpointing: bool = False,
+        options: ModelOptions = DEFAULT_OPTIONS,
         embedding_width: int | None = None,
-        statistics: PixelStatistics = IMAGENET,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        assert options.origin is None and not options.drop_path, "of an encoder or a classifier alone"
         self.size = size
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
         self.clip_shape = (3, frames, image_size, image_size)
-        self.encoder = Encoder(size, self.grid.tokens, attention, activation_checkpointing, statistics)
+        self.encoder = Encoder(size, self.grid, options)
         self.encoder_to_decoder = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.decoder_width))
         self.decoder_positions = Positions(self.grid.tokens, size.decoder_width)
-        self.decoder = Decoder(size, attention, activation_checkpointing)
+        self.decoder = Decoder(size, options)
         self.projection = None if embedding_width is None else Projection(size.width, embedding_width)
         initialise(self, seed)
 

@@ -43,6 +43,25 @@ class ModelSize:
         return CHANNELS * self.tubelet * self.patch**2
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the shapes of a model's weights do not tell: no name, shape or first value of a weight depends on it.
+
+    activation_checkpointing: keep each block's input alone and recompute the rest in the backward pass.
+    statistics: by which the encoder normalises pixels. origin: the grid that the encoder was trained on, where it is
+    another than its clips' (see `patches.interpolated_table`); not with a decoder. drop_path: share of clips for which
+    the last block's branches are left out while a classifier is trained (stochastic depth, Huang et al. 2016), growing
+    linearly from 0 over the blocks."""
+
+    attention: Backend = "auto"
+    activation_checkpointing: bool = False
+    statistics: PixelStatistics = IMAGENET
+    origin: Grid | None = None
+    drop_path: float = 0.0
+
+
+DEFAULT_OPTIONS = ModelOptions()
+
 SIZES = {
     "tiny": ModelSize(128, 4, 4, 512, 64, 2, 2, 256, patch=8),  # ours: one million parameters, for CPUs and the demo
     "S": ModelSize(384, 12, 6, 1536, 192, 4, 3, 768),
@@ -101,22 +120,16 @@ def run_blocks(
 
 
 class Encoder(nn.Module):
-    """Patches -> tokens, for any subset of the grid's tokens. moved: see `Positions`."""
+    """Patches -> tokens, for any subset of the grid's tokens."""
 
-    def __init__(
-        self,
-        size: ModelSize,
-        tokens: int,
-        attention: Backend,
-        activation_checkpointing: bool,
-        statistics: PixelStatistics = IMAGENET,
-        moved: tuple[Grid, Grid] | None = None,
-    ) -> None:
+    def __init__(self, size: ModelSize, grid: Grid, options: ModelOptions) -> None:
         super().__init__()
-        self.activation_checkpointing = activation_checkpointing
-        self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch, statistics)
-        self.positions = Positions(tokens, size.width, moved)
-        self.blocks = nn.ModuleList(Block(size.width, size.heads, size.mlp, attention) for _ in range(size.depth))
+        self.activation_checkpointing = options.activation_checkpointing
+        self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch, options.statistics)
+        self.positions = Positions(grid.tokens, size.width, (options.origin, grid) if options.origin else None)
+        self.blocks = nn.ModuleList(
+            Block(size.width, size.heads, size.mlp, options.attention) for _ in range(size.depth)
+        )
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
 
     def forward(self, patches_BVP: Tensor, index_BV: Tensor | None) -> Tensor:
@@ -131,11 +144,11 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Tokens of the decoder's width -> pixels of the last `targets` of them."""
 
-    def __init__(self, size: ModelSize, attention: Backend, activation_checkpointing: bool) -> None:
+    def __init__(self, size: ModelSize, options: ModelOptions) -> None:
         super().__init__()
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing = options.activation_checkpointing
         self.blocks = nn.ModuleList(
-            Block(size.decoder_width, size.decoder_heads, size.decoder_mlp, attention)
+            Block(size.decoder_width, size.decoder_heads, size.decoder_mlp, options.attention)
             for _ in range(size.decoder_depth)
         )
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)

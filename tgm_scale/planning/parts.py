@@ -21,6 +21,7 @@ from tgm_scale.guidance.towers import tower_folder
 from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import IMAGENET, PixelStatistics
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.vit import ModelOptions
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.run_plan import RunPlan, Shape
 from tgm_scale.planning.towers import Towers
@@ -72,10 +73,12 @@ def autoencoder(
         shape.size,
         frames=shape.frames,
         image_size=shape.image_size,
-        attention=settings.attention,
-        activation_checkpointing=settings.activation_checkpointing,
+        options=ModelOptions(
+            attention=settings.attention,
+            activation_checkpointing=settings.activation_checkpointing,
+            statistics=statistics,
+        ),
         embedding_width=embedding_width,
-        statistics=statistics,
         seed=seed,
     )
     if settings.initialisation == "local":

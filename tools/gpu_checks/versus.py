@@ -24,7 +24,7 @@ from tgm_scale.conversion.huggingface import decoder_settings, shape_settings
 from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder, macs_per_clip
-from tgm_scale.models.vit import SIZES, ModelSize
+from tgm_scale.models.vit import SIZES, ModelOptions, ModelSize
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime.compat import prepare_torchvision
 
@@ -111,7 +111,7 @@ def our_step(
 
 def our_model(size: ModelSize, frames: int, side: int, compiled: bool) -> MaskedVideoAutoencoder:
     """Compiled as `model.compile` does it in training: block by block."""
-    model = MaskedVideoAutoencoder(size, frames, side, attention="sdpa")
+    model = MaskedVideoAutoencoder(size, frames, side, options=ModelOptions("sdpa"))
     if compiled:
         compile_blocks(model)
     return model
