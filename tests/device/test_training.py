@@ -19,7 +19,7 @@ from tgm_scale.masking.recipes import RECIPES, build_masker
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
-from tgm_scale.objectives.contrastive import caption_ids, contrastive_gradients
+from tgm_scale.objectives.contrastive import Negatives, caption_ids, contrastive_gradients
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -138,7 +138,10 @@ def test_the_contrast_and_its_gradients_wait_for_nothing() -> None:
     clips = 8
     with Watch() as watch:
         contrast, gradient, scale_gradient = contrastive_gradients(
-            empty((clips, WIDTH)), empty((clips, WIDTH)), empty((1,)), empty((clips,)), whole(clips), whole(clips), 4
+            empty((clips, WIDTH)),
+            empty((clips, WIDTH)),
+            empty((1,)),
+            Negatives(empty((clips,)), whole(clips), whole(clips), 4),
         )
         caption_ids(["a", "b"]).to(META, non_blocking=True)
     assert not watch.waits

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tgm_scale.objectives.contrastive import (
     MAX_SCALE,
     MIN_SCALE,
+    Negatives,
     caption_ids,
     contrastive_gradients,
     info_nce,
@@ -61,7 +62,7 @@ def test_loss_and_accuracy_by_their_definition(data: st.DataObject, groups: int,
         torch.tensor(data.draw(st.lists(st.integers(0, 6), min_size=count, max_size=count))) for _ in range(2)
     )
     video, text = embeddings(count, seed=data.draw(st.integers(0, 99)))
-    got = info_nce(video, text, torch.tensor(log_scale), weight, captions, clips, group)
+    got = info_nce(video, text, torch.tensor(log_scale), Negatives(weight, captions, clips, group))
     loss, accuracy = by_definition(video, text, math.exp(log_scale), weight, captions, clips, group)
     assert got.loss.item() == pytest.approx(loss, rel=1e-4, abs=1e-5)
     assert got.accuracy.item() == pytest.approx(accuracy, abs=1e-6)
@@ -74,7 +75,7 @@ def test_without_exclusions_it_is_two_way_cross_entropy() -> None:
     label = torch.arange(8)
     expected = (F.cross_entropy(logits, label) + F.cross_entropy(logits.T, label)) / 2
     torch.testing.assert_close(
-        info_nce(video, text, initial_log_scale(), torch.ones(8), label, label, 8).loss, expected
+        info_nce(video, text, initial_log_scale(), Negatives(torch.ones(8), label, label, 8)).loss, expected
     )
     assert initial_log_scale().exp().item() == pytest.approx(1 / 0.07)
 
@@ -86,7 +87,9 @@ def test_a_group_of_broken_clips_is_finite_and_moves_nothing(alive: int) -> None
     weight = torch.zeros(4)
     weight[:alive] = 1.0
     ids = torch.arange(4)
-    contrast, by_video, by_scale = contrastive_gradients(video, text, initial_log_scale(), weight, ids, ids, 4)
+    contrast, by_video, by_scale = contrastive_gradients(
+        video, text, initial_log_scale(), Negatives(weight, ids, ids, 4)
+    )
     assert contrast.loss == 0 and contrast.accuracy == alive
     assert (by_video == 0).all() and by_scale == 0
 
@@ -95,10 +98,10 @@ def test_a_broken_clip_is_as_if_absent() -> None:
     video, text = embeddings(5, seed=1)
     ids = torch.arange(5)
     weight = torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
-    with_it = contrastive_gradients(video, text, initial_log_scale(), weight, ids, ids, 5)
+    with_it = contrastive_gradients(video, text, initial_log_scale(), Negatives(weight, ids, ids, 5))
     kept = ids[weight > 0]
     without = contrastive_gradients(
-        video[kept], text[kept], initial_log_scale(), torch.ones(4), ids[kept], ids[kept], 4
+        video[kept], text[kept], initial_log_scale(), Negatives(torch.ones(4), ids[kept], ids[kept], 4)
     )
     torch.testing.assert_close(with_it[0], without[0])
     torch.testing.assert_close(with_it[1][kept], without[1])
@@ -109,9 +112,9 @@ def test_a_broken_clip_is_as_if_absent() -> None:
 def test_whatever_a_broken_clip_embeds_to_it_is_as_if_absent(value: float) -> None:
     video, text = embeddings(5, seed=1)
     ids, weight = torch.arange(5), torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0])
-    wanted = contrastive_gradients(video, text, initial_log_scale(), weight, ids, ids, 5)
+    wanted = contrastive_gradients(video, text, initial_log_scale(), Negatives(weight, ids, ids, 5))
     video[2, 1] = text[2, 0] = value
-    found = contrastive_gradients(video, text, initial_log_scale(), weight, ids, ids, 5)
+    found = contrastive_gradients(video, text, initial_log_scale(), Negatives(weight, ids, ids, 5))
     assert all(torch.equal(a, b) for a, b in zip((*found[0], *found[1:]), (*wanted[0], *wanted[1:]), strict=True))
 
 
@@ -120,7 +123,7 @@ def test_a_collapsed_batch_is_right_by_chance(videos_differ: bool) -> None:
     """All captions at one point, and the clips too or not: each clip picks one of eight alike."""
     video, text = (x[:1].expand(8, -1).clone() for x in embeddings(8, seed=4))
     video = embeddings(8, seed=4)[0] if videos_differ else video
-    found = info_nce(video, text, initial_log_scale(), torch.ones(8), torch.arange(8), torch.arange(8), 8)
+    found = info_nce(video, text, initial_log_scale(), Negatives(torch.ones(8), torch.arange(8), torch.arange(8), 8))
     assert found.accuracy.item() == pytest.approx(1 / 8)
     assert found.loss.item() >= math.log(8) - 1e-5
 
@@ -128,9 +131,9 @@ def test_a_collapsed_batch_is_right_by_chance(videos_differ: bool) -> None:
 def test_groups_do_not_see_one_another() -> None:
     video, text = embeddings(6, seed=2)
     ids = torch.arange(6)
-    _, gradient, _ = contrastive_gradients(video, text, initial_log_scale(), torch.ones(6), ids, ids, 3)
+    _, gradient, _ = contrastive_gradients(video, text, initial_log_scale(), Negatives(torch.ones(6), ids, ids, 3))
     text[3:] = torch.randn(3, WIDTH)
-    _, changed, _ = contrastive_gradients(video, text, initial_log_scale(), torch.ones(6), ids, ids, 3)
+    _, changed, _ = contrastive_gradients(video, text, initial_log_scale(), Negatives(torch.ones(6), ids, ids, 3))
     assert torch.equal(gradient[:3], changed[:3]) and not torch.equal(gradient[3:], changed[3:])
 
 
@@ -146,12 +149,14 @@ def test_cached_gradients_are_the_direct_ones(micro: int, group: int) -> None:
     captions, ids = torch.arange(12) // 2 % 5, torch.arange(12) % 7
     parameters = (*encoder.parameters(), log_scale)
 
-    loss = info_nce(encoder(clips), text, log_scale, weight, captions, ids, group).loss
+    loss = info_nce(encoder(clips), text, log_scale, Negatives(weight, captions, ids, group)).loss
     direct = torch.autograd.grad(loss, parameters)
 
     with torch.no_grad():
         embedded = torch.cat([encoder(part) for part in clips.split(micro)])
-        contrast, by_video, by_scale = contrastive_gradients(embedded, text, log_scale, weight, captions, ids, group)
+        contrast, by_video, by_scale = contrastive_gradients(
+            embedded, text, log_scale, Negatives(weight, captions, ids, group)
+        )
     assert not contrast.loss.requires_grad and by_scale.shape == log_scale.shape
     total = (log_scale * by_scale).sum()
     for part, gradient in zip(clips.split(micro), by_video.split(micro), strict=True):
@@ -163,12 +168,16 @@ def test_cached_gradients_are_the_direct_ones(micro: int, group: int) -> None:
 def test_autocast_and_bf16_embeddings_keep_float32_logits() -> None:
     video, text = embeddings(8, seed=3)
     ids = torch.arange(8)
-    plain = info_nce(video, text, initial_log_scale(), torch.ones(8), ids, ids, 8)
+    plain = info_nce(video, text, initial_log_scale(), Negatives(torch.ones(8), ids, ids, 8))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(info_nce(video, text, initial_log_scale(), torch.ones(8), ids, ids, 8).loss, plain.loss)
+        assert torch.equal(
+            info_nce(video, text, initial_log_scale(), Negatives(torch.ones(8), ids, ids, 8)).loss, plain.loss
+        )
     rounded = video.bfloat16()
-    expected = info_nce(rounded.float(), text, initial_log_scale(), torch.ones(8), ids, ids, 8)
-    assert torch.equal(info_nce(rounded, text, initial_log_scale(), torch.ones(8), ids, ids, 8).loss, expected.loss)
+    expected = info_nce(rounded.float(), text, initial_log_scale(), Negatives(torch.ones(8), ids, ids, 8))
+    assert torch.equal(
+        info_nce(rounded, text, initial_log_scale(), Negatives(torch.ones(8), ids, ids, 8)).loss, expected.loss
+    )
 
 
 def test_the_scale_is_bounded_and_comes_back_from_beyond() -> None:
@@ -177,7 +186,7 @@ def test_the_scale_is_bounded_and_comes_back_from_beyond() -> None:
     beyond = torch.tensor(math.log(MAX_SCALE) + 0.5)
 
     def gradient(video: Tensor, log_scale: Tensor) -> Tensor:
-        contrast, _, by_scale = contrastive_gradients(video, text, log_scale, torch.ones(4), ids, ids, 4)
+        contrast, _, by_scale = contrastive_gradients(video, text, log_scale, Negatives(torch.ones(4), ids, ids, 4))
         assert contrast.scale.item() == pytest.approx(min(max(log_scale.exp().item(), MIN_SCALE), MAX_SCALE))
         return by_scale
 

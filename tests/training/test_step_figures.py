@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tgm_scale.objectives.contrastive import MAX_SCALE, MIN_SCALE, info_nce
+from tgm_scale.objectives.contrastive import MAX_SCALE, MIN_SCALE, Negatives, info_nce
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.step import JointStep, Prepared, _Replay
 
@@ -15,7 +15,7 @@ from tgm_scale.training.step import JointStep, Prepared, _Replay
 @pytest.mark.parametrize("log_scale", [-1.0, math.log(1 / 0.07), math.log(MAX_SCALE) + 0.5])
 def test_the_temperature_reported_is_the_one_of_the_loss(log_scale: float) -> None:
     learnt, ids = torch.tensor([log_scale]), torch.arange(4)
-    contrast = info_nce(torch.eye(4), torch.eye(4), learnt, torch.ones(4), ids, ids, 4)
+    contrast = info_nce(torch.eye(4), torch.eye(4), learnt, Negatives(torch.ones(4), ids, ids, 4))
     step = JointStep(None, find_process(), 1, 4, 1.0, 1.0, 4)
     part = Prepared(
         batch=None, mask=None, text_BE=None, caption_ids_B=ids, digest=torch.zeros((), dtype=torch.float64)

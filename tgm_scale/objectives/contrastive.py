@@ -6,6 +6,7 @@ Shapes: G clips of the global batch, E width of the embeddings, C = contrastive_
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,37 @@ class Contrast(NamedTuple):
     loss: Tensor  # float32, mean over the clips of weight > 0
     accuracy: Tensor  # share of them whose own caption scores highest among its negatives; of n equal ones, 1 / n
     scale: Tensor  # the logit scale used: 1 / temperature, MIN_SCALE to MAX_SCALE
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Which clips of a global batch are each other's negatives.
+
+    A clip's negatives are the others of its group of consecutive clips, except those of equal caption or equal clip
+    id (repeats of one clip) and those of weight 0."""
+
+    weight_G: Tensor  # 0: a broken clip, in no row, no column and not in the mean
+    caption_ids_G: Tensor  # int64, see `caption_ids`
+    clip_ids_G: Tensor  # int64
+    contrastive_batch: int  # clips of a group; divides G
+
+    def __post_init__(self) -> None:
+        assert len(self.weight_G) % self.contrastive_batch == 0, (len(self.weight_G), self.contrastive_batch)
+
+    def grouped(self, x_GX: Tensor) -> Tensor:
+        """[G, ...] as [K, C, ...]."""
+        return x_GX.unflatten(0, (-1, self.contrastive_batch))
+
+    def excluded(self) -> Tensor:
+        """bool [K, C, C]: pairs off the diagonal that are no negatives."""
+        absent_KC = self.grouped(self.weight_G == 0)
+        same = _equal_pairs(self.grouped(self.caption_ids_G)) | _equal_pairs(self.grouped(self.clip_ids_G))
+        same = same | absent_KC[:, :, None] | absent_KC[:, None, :]
+        return same & ~torch.eye(self.contrastive_batch, dtype=torch.bool, device=self.weight_G.device)
+
+
+def _equal_pairs(x_KC: Tensor) -> Tensor:
+    return x_KC[:, :, None] == x_KC[:, None, :]
 
 
 class _Bounded(torch.autograd.Function):
@@ -58,68 +90,39 @@ def caption_ids(captions: list[str]) -> Tensor:
     return torch.tensor([seeding.key("caption", *caption.lower().split()) for caption in captions], dtype=torch.int64)
 
 
-def info_nce(
-    video_GE: Tensor,
-    text_GE: Tensor,
-    log_scale: Tensor,
-    weight_G: Tensor,
-    caption_ids_G: Tensor,
-    clip_ids_G: Tensor,
-    contrastive_batch: int,
-) -> Contrast:
+def info_nce(video_GE: Tensor, text_GE: Tensor, log_scale: Tensor, negatives: Negatives) -> Contrast:
     """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021) within groups of consecutive clips.
 
-    video, text: not necessarily normalised; log_scale: one element, see `bounded_log_scale`. A clip's
-    negatives are the others of its group, except those of equal caption or equal clip id (repeats of one clip) and
-    those of weight 0. A clip of weight 0 is in no row, no column and not in the mean, whatever its embeddings hold;
-    where all weights are 0 the loss is 0. Computed in float32 whatever autocast. `contrastive_batch` divides G."""
-    assert len(video_GE) % contrastive_batch == 0, (len(video_GE), contrastive_batch)
+    video, text: not necessarily normalised; log_scale: one element, see `bounded_log_scale`. A clip of weight 0
+    is left out, whatever its embeddings hold; where all weights are 0 the loss is 0. Computed in float32 whatever
+    autocast."""
+    weight_G = negatives.weight_G
     with without_autocast(video_GE.device):
         scale = bounded_log_scale(log_scale).exp()
         present_G1 = weight_G[:, None] > 0
         video_KCE, text_KCE = (  # not a product: an absent clip's embedding may be anything
-            F.normalize(torch.where(present_G1, x.float(), 0.0), dim=-1).unflatten(0, (-1, contrastive_batch))
+            negatives.grouped(F.normalize(torch.where(present_G1, x.float(), 0.0), dim=-1))
             for x in (video_GE, text_GE)
         )
         logits_KCC = scale * video_KCE @ text_KCE.transpose(1, 2)
-        logits_KCC = logits_KCC.masked_fill(
-            _never_negative(weight_G, caption_ids_G, clip_ids_G, contrastive_batch), -math.inf
-        )
+        logits_KCC = logits_KCC.masked_fill(negatives.excluded(), -math.inf)
         positive_G = logits_KCC.diagonal(dim1=1, dim2=2).flatten()
         to_text_G, to_video_G = (logits_KCC.logsumexp(dim).flatten() - positive_G for dim in (2, 1))
         share_G = weight_G.float() / weight_G.float().sum().clamp(min=torch.finfo(torch.float32).tiny)
         loss = (share_G * (to_text_G + to_video_G) / 2).sum()
-        right_G = _right(logits_KCC.detach(), positive_G.detach())
-    return Contrast(loss, (share_G * right_G).sum(), scale.detach())
+        top1_G = _top1(logits_KCC.detach(), positive_G.detach())
+    return Contrast(loss, (share_G * top1_G).sum(), scale.detach())
 
 
-def _right(logits_KCC: Tensor, positive_G: Tensor) -> Tensor:
+def _top1(logits_KCC: Tensor, positive_G: Tensor) -> Tensor:
     """float32 [G]: 1 where a clip's own caption alone scores highest, 1 / n where n captions do so alike, else 0."""
     best_KC1 = logits_KCC.amax(2, keepdim=True)
     alike_G = (logits_KCC == best_KC1).sum(2).flatten()
     return torch.where(positive_G == best_KC1.flatten(), 1 / alike_G.float(), 0.0)
 
 
-def _never_negative(weight_G: Tensor, caption_ids_G: Tensor, clip_ids_G: Tensor, contrastive_batch: int) -> Tensor:
-    """bool [K, C, C]: pairs off the diagonal that are no negatives."""
-
-    def equal(x_G: Tensor) -> Tensor:
-        x_KC = x_G.unflatten(0, (-1, contrastive_batch))
-        return x_KC[:, :, None] == x_KC[:, None, :]
-
-    absent_KC = (weight_G == 0).unflatten(0, (-1, contrastive_batch))
-    same = equal(caption_ids_G) | equal(clip_ids_G) | absent_KC[:, :, None] | absent_KC[:, None, :]
-    return same & ~torch.eye(contrastive_batch, dtype=torch.bool, device=weight_G.device)
-
-
 def contrastive_gradients(
-    video_GE: Tensor,
-    text_GE: Tensor,
-    log_scale: Tensor,
-    weight_G: Tensor,
-    caption_ids_G: Tensor,
-    clip_ids_G: Tensor,
-    contrastive_batch: int,
+    video_GE: Tensor, text_GE: Tensor, log_scale: Tensor, negatives: Negatives
 ) -> tuple[Contrast, Tensor, Tensor]:
     """`info_nce` and the loss's gradients by video embeddings, float32 [G, E], and by log_scale, of its shape.
 
@@ -129,6 +132,6 @@ def contrastive_gradients(
     with torch.enable_grad():
         video = video_GE.detach().float().requires_grad_()
         scale = log_scale.detach().float().requires_grad_()
-        contrast = info_nce(video, text_GE.detach(), scale, weight_G, caption_ids_G, clip_ids_G, contrastive_batch)
+        contrast = info_nce(video, text_GE.detach(), scale, negatives)
         video_gradient, scale_gradient = torch.autograd.grad(contrast.loss, (video, scale))
     return contrast._replace(loss=contrast.loss.detach()), video_gradient, scale_gradient

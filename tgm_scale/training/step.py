@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Batch, Mask
 from tgm_scale.engine.update import make_update
-from tgm_scale.objectives.contrastive import bounded_log_scale, contrastive_gradients
+from tgm_scale.objectives.contrastive import Negatives, bounded_log_scale, contrastive_gradients
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.task import StepResult
 
@@ -134,10 +134,7 @@ class JointStep:
             vectors_GE2[:, :width],
             vectors_GE2[:, width:],
             log_scale,
-            ids_G3[:, 2].float(),
-            ids_G3[:, 0],
-            ids_G3[:, 1],
-            self.contrastive_batch,
+            Negatives(ids_G3[:, 2].float(), ids_G3[:, 0], ids_G3[:, 1], self.contrastive_batch),
         )
         count, ranks = len(parts), self.process.world_size
         share = ids_G3[:, 2].sum() / valid  # of the global batch's valid clips, those gathered here
