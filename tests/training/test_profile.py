@@ -15,6 +15,7 @@ from short_run import arguments
 from tgm_scale import cli
 from tgm_scale import config as configuration
 from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.runs.bottleneck import read_beat
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.training import garbage
 
@@ -43,10 +44,38 @@ def test_two_steps_of_rank_0_are_traced_and_no_loss_is_other(config: Path) -> No
     plain = run(2, arguments(config, "train.steps=4", f"run.dir={folder}-plain"))
     done = run(2, arguments(config, "train.steps=4", "profile.steps=2-3"))
     assert done.stderr.count("profile.steps: ") == 1 and "profile" not in plain.stderr
+    assert "USDT" not in done.stderr + done.stdout and "Memory block" not in done.stderr, "torch's own words"
     phases = ("data", "guidance", "meeting", "update")
     assert traced(folder, "steps-00000002-00000003.json.gz") == {f"step {n}: {p}" for n in (2, 3) for p in phases}
     losses = [[row["loss"] for row in read_metrics(Path(f"{folder}{end}"))] for end in ("", "-plain")]
     assert losses[0] == losses[1] and not Path(f"{folder}-plain/profile").exists()
+
+
+SLOW = """
+import sys, time, torch
+from tgm_scale import cli
+from tgm_scale.checkpoints.saver import Saver
+
+def late(of, name):
+    real = getattr(of, name)
+    setattr(of, name, lambda *given: (time.sleep(3), real(*given))[1])
+
+late(torch.profiler.profile, "export_chrome_trace")
+late(Saver, "begin")
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_trace_and_a_checkpoint_are_not_booked_as_waiting_for_clips(config: Path) -> None:
+    """Each takes 3 s: the trace after step 3, the checkpoints after steps 5 and 6."""
+    folder, script = config.parent / "run", config.parent / "slow.py"
+    script.write_text(SLOW)
+    run(1, [str(script), *arguments(config, "train.steps=6", "profile.steps=3")[2:]])
+    rows = read_metrics(folder)
+    assert max(row["data_seconds"] for row in rows[2:]) < 1
+    assert rows[3]["step_seconds"] < 2 and rows[5]["step_seconds"] > 3
+    told = read_beat(folder / "ranks/00000")["seconds"]
+    assert told["data"] < 1 and told["checkpoint"] > 5 and told["aside"] == 0
 
 
 def test_a_run_that_ends_in_the_middle_of_them_leaves_what_there_is(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,24 @@ class Profiler:
         self._phase: Any = None
         self._first = 0  # of the trace under way
 
-    def at(self, step: int, phase: str) -> None:
-        """A phase of the step of this number begins, counted from 1 as in metrics.jsonl."""
-        if self._trace is None and step not in self._steps:
-            return
-        self._end_phase()
-        if step not in self._steps:
-            self.close(step - 1)
-            return
+    def turns(self, step: int) -> bool:
+        """Whether a trace begins or ends before the step of this number, counted from 1 as in metrics.jsonl."""
+        return (step in self._steps) != (self._trace is not None)
+
+    def turn(self, step: int) -> float:
+        """Begin the trace before this step, or write it. Returns the seconds that it took, which are no step's."""
+        began = time.perf_counter()
         if self._trace is None:
             self._begin(step)
+        else:
+            self.close(step - 1)
+        return time.perf_counter() - began
+
+    def at(self, step: int, phase: str) -> None:
+        """A phase of a step begins."""
+        if self._trace is None:
+            return
+        self._end_phase()
         self._phase = torch.profiler.record_function(f"step {step}: {phase}")
         self._phase.__enter__()
 
@@ -63,11 +73,13 @@ class Profiler:
 
     def _begin(self, step: int) -> None:
         self._first = step
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # below it torch 2.13 tells stderr that a trace begins
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
-        self._trace = torch.profiler.profile(activities=activities, record_shapes=True, profile_memory=True)
+        # without profile_memory, which warns on a CPU of all that was allocated before
+        self._trace = torch.profiler.profile(activities=activities, record_shapes=True)
         self._trace.start()
 
     def _end_phase(self) -> None:

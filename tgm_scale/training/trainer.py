@@ -31,7 +31,7 @@ from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.profiling import Profiler, refuse_beyond
 from tgm_scale.training.reporting import Reporter, Times, concluded, count_problems
 from tgm_scale.training.task import Ready, StepResult, Task
-from tgm_scale.training.watchdog import Watchdog
+from tgm_scale.training.watchdog import ASIDE, Watchdog
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ class Trainer:
     def _make_steps(self) -> int | None:
         progress, first = self.progress, self.progress.step
         line = ProgressLine(self.steps, self.config.log.every)
-        began = time.perf_counter()
+        self._turn_trace()
         self._at(first, "data")
+        began = asked = time.perf_counter()
         for ready, death in until_death(self._ready(), Ready(first, [], list)):
             loaded = time.perf_counter()
             self._at(ready.step, "guidance")
@@ -128,7 +129,7 @@ class Trainer:
             self.watchdog.book(guiding if self.process.device.type == "cuda" else 0.0, "guidance", "update")
             ended = time.perf_counter()
             measured = self._measured()
-            self._tell(line, result, Times(ended - began, loaded - began, guiding), learning_rate, measured)
+            self._tell(line, result, Times(ended - began, loaded - asked, guiding), learning_rate, measured)
             began = time.perf_counter() if measured else ended
             if self.guard.note(progress, result, ready.batches):
                 return None
@@ -141,13 +142,23 @@ class Trainer:
                     line.say(f"stopped at step {progress.step} by {reason}; the same command resumes")
                 return REQUEUE_EXIT_CODE
             garbage.collect_at(progress.step)
+            began += self._turn_trace()
             self._at(progress.step, "data")
+            asked = time.perf_counter()
         return 0
 
     def _at(self, made: int, phase: str) -> None:
         """A phase of the step after so many begins."""
         self.watchdog.at(made, phase)
         self.profiler.at(made + 1, phase)
+
+    def _turn_trace(self) -> float:
+        """Begin or write a trace where the next step asks for it. Returns the seconds that it took."""
+        made = self.progress.step
+        if not self.profiler.turns(made + 1):
+            return 0.0
+        self.watchdog.at(made, ASIDE)
+        return self.profiler.turn(made + 1)
 
     def _ready(self) -> Iterator[Ready]:
         """The steps that are left, without the samples on the skip list."""
@@ -176,7 +187,7 @@ class Trainer:
         every = self.task.measured_every
         if every is None or self.progress.step % every:
             return {}
-        self.watchdog.at(self.progress.step, "checkpoint")  # as patient
+        self.watchdog.at(self.progress.step, ASIDE)
         return self.task.measure()
 
     def _tell(

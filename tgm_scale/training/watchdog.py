@@ -24,9 +24,13 @@ from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.outside.json_text import json_object
 
-PHASES = ("data", "guidance", "meeting", "update", "checkpoint")
+PHASES = ("data", "guidance", "meeting", "update", "checkpoint", "aside")
+ASIDE = PHASES[-1]  # what no step needs: a measurement, a trace; its time is not told
+_UNHURRIED = PHASES[-2:]
 _BEAT = 5.0  # seconds from one look to the next
-_PATIENT = 1800.0  # seconds for a checkpoint, and for the first steps of a start with their compilation
+_PATIENT = (
+    1800.0  # seconds for a checkpoint or what is done aside, and for the first steps of a start with their compilation
+)
 _FADING = 0.98  # of the seconds that are told, by step: they are of the last 50 steps or so
 _USUAL = 10  # times what a step usually takes: no hang
 _STEPS = 20  # that tell what a step usually takes
@@ -54,14 +58,14 @@ class Patience:
         before, last, since = self._at
         self._first = step if self._first is None else self._first
         self._at = (step, phase, now)
-        if last != PHASES[-1]:
+        if last not in _UNHURRIED:
             self._spent += now - since
         if phase == PHASES[0]:
             if before > self._first:
                 self._steps.append(self._spent)
             self._spent = 0.0
         # after a rollback nothing is compiled again
-        if phase == PHASES[-1] or (step <= self._first + 1 and not self._steps):
+        if phase in _UNHURRIED or (step <= self._first + 1 and not self._steps):
             return _PATIENT, f"{_PATIENT:g} s for a checkpoint or the first two steps of a start"
         usual = median(self._steps) if self._steps else 0.0
         if _USUAL * usual > self.hang_seconds:
@@ -107,7 +111,8 @@ class Watchdog:
         self._first = step if self._first is None else self._first
         if step > self._first + 1:  # the first one compiles, and starts the workers
             fading = _FADING if phase == PHASES[0] else 1.0
-            self._seconds[self._where[1]] += now - self._where[2]
+            if self._where[1] != ASIDE:
+                self._seconds[self._where[1]] += now - self._where[2]
             self._seconds = {name: fading * seconds for name, seconds in self._seconds.items()}
         self._where = (step, phase, now, self.patience.began(step, phase, now))
 
