@@ -56,7 +56,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write_text(edited(file.read_text(), text) if kind == "diff" else text)
     rows = ["match,play,commentary,kind"]
     for index in range(3):
-        clip = render_clip(0, index)
+        clip = render_clip(index)
         video = site / "clips" / "final" / f"play{index}.mp4"
         video.parent.mkdir(parents=True, exist_ok=True)
         video.write_bytes(encode_video(clip.frames, 12))

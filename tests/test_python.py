@@ -31,7 +31,7 @@ def encoder() -> tgm_scale.VideoEncoder:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("videos") / "a.mp4"
-    path.write_bytes(encode_video(render_clip(0, 0).frames, 12))
+    path.write_bytes(encode_video(render_clip(0).frames, 12))
     return path
 
 
@@ -127,7 +127,7 @@ def test_a_mistake_says_what_is_wanted(encoder: tgm_scale.VideoEncoder, clips: t
 
 
 def test_a_corpus_is_iterated_and_what_is_damaged_is_named(tmp_path: Path) -> None:
-    make_corpus(tmp_path / "data", clips=3, seed=0, mode="named")
+    make_corpus(tmp_path / "data", clips=3)
     corpus = tgm_scale.open_corpus(tmp_path / "data")
     names = [sample.name for sample in corpus]
     assert len(corpus) == 3 and len(set(names)) == 3 and corpus.left_out == {} and corpus.problems == []

@@ -43,7 +43,7 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "clips.csv").write_text("\n".join(rows) + "\n")
     (folder / "videos").mkdir()
     for index, row in enumerate(rows[1:]):
-        (folder / "videos" / row.partition(",")[0]).write_bytes(encode_video(render_clip(0, index).frames, 12))
+        (folder / "videos" / row.partition(",")[0]).write_bytes(encode_video(render_clip(index).frames, 12))
     [command] = [line for line in lines if line.startswith("tgm-scale pretrain --config debug run.dir=runs/look ")]
     said = run(folder, "-m", "tgm_scale", *shlex.split(command)[1:], "train.steps=1")
     assert f"clips.csv: {len(rows) - 1} usable (columns file, caption)" in said

@@ -31,18 +31,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tgm_scale.demo.corpus.make import Look, make_corpus  # late: torch takes seconds that --help need not
+    from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus  # late: torch takes seconds that --help need not
 
     began = time.monotonic()
-    look = Look(**{field.name: getattr(options, field.name) for field in fields(Look)})
+    spec = SyntheticSpec(**{field.name: getattr(options, field.name) for field in fields(SyntheticSpec)})
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("clips", total=options.clips)
         make_corpus(
             options.output,
             options.clips,
-            options.seed,
-            options.mode,
-            look,
+            spec,
             options.workers,
             options.clips_per_shard,
             progress=lambda done: bar.update(task, completed=done),

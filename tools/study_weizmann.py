@@ -21,7 +21,7 @@ import torch
 
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
-from tgm_scale.demo.corpus.make import make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.evaluation.intervals import paired_interval
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.evaluation.variants import compare_variants
@@ -101,7 +101,7 @@ class Study:
                 unfinished.rename(self.data[split])
         if not self.data["synthetic"].exists():
             unfinished = _fresh(self.data["synthetic"])
-            make_corpus(unfinished, self.options.clips, seed=0, mode="one_mover")
+            make_corpus(unfinished, self.options.clips, SyntheticSpec(mode="one_mover"))
             unfinished.rename(self.data["synthetic"])
 
     def run(self, variant: str, seed: int) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tgm_scale.demo.clip.training import LabelledImages, Recipe, train
+from tgm_scale.demo.clip.training import LabelledImages, Recipe, TrainingData, train
 from tgm_scale.demo.corpus.captions import every_caption
 from tgm_scale.demo.corpus.patches import attributes, labelled_images, wording
 from tgm_scale.runtime import command, seeding
@@ -54,21 +54,19 @@ def _run(options: argparse.Namespace) -> int:
                 left = (time.monotonic() - began) / step * (recipe.steps - step)
                 print(f"step {step}/{recipe.steps}  loss {loss:.3f}  ETA {left / 60:.0f} min", flush=True)
 
-        train(
-            recipe,
+        data = TrainingData(
             batches(recipe),
             lambda step: wording(seeding.key(recipe.seed, "wording", step)),
             [*every_caption(), *wording(0)],
             attributes(),
-            options.output,
-            show,
         )
+        train(recipe, data, options.output, show)
     print(f"{options.output}: {recipe.steps} steps in {(time.monotonic() - began) / 60:.0f} minutes")
     return 0
 
 
 def batches(recipe: Recipe) -> Iterator[LabelledImages]:
-    """Fresh images for every step, harder as it goes on."""
+    """Fresh images for every step, harder with each step."""
     seed = seeding.key(recipe.seed, "training images")
     for step in range(recipe.steps):
         difficulty = EASY + (HARD - EASY) * min(1.0, 2 * step / recipe.steps)

@@ -9,7 +9,7 @@ import pytest
 
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.decode import decode_clip
-from tgm_scale.demo.corpus.make import Look, render_clip
+from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
 from tgm_scale.demo.corpus.truth import read_truth
 
 main = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "make_synthetic.py"))["main"]
@@ -23,7 +23,7 @@ def test_the_corpus_is_the_one_that_was_asked_for(tmp_path: Path, capsys: pytest
     corpus = open_corpus(str(folder))
     assert corpus.counts.tolist() == [3, 2]
     read = corpus.read(corpus.sample(1, 1), ["mp4", "json"])
-    clip = render_clip(3, 4, "one_mover", Look(size=32, frames=4))
+    clip = render_clip(4, SyntheticSpec(size=32, frames=4, seed=3, mode="one_mover"))
     assert (read_truth(read["json"]).named.visible == clip.truth.named.visible).all()
     decoded = decode_clip(read["mp4"], 4, 1, 0.0).video
     assert abs(decoded.astype(float) - clip.frames).mean() < 20, "the same picture, but for H.264"

@@ -20,7 +20,7 @@ from tgm_scale.data.shards.inventory import captions_of_some, examples
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.evaluation.labelled import read_captions
-from tgm_scale.evaluation.views import Decoder, Views
+from tgm_scale.evaluation.views import Decoder, Decoding, Views
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -149,8 +149,8 @@ def test_whoever_reads_a_damaged_sample_leaves_it_out_by_name(made: Path, tmp_pa
     assert name not in values and [p.reason for p in problems if p.key == name] == ["damaged_member"]
     assert name not in captions_of_some(corpus) and f"{name}: damaged_member" in examples(corpus)
     other = damage(corpus, "c01", "mp4")
-    with Decoder(0) as decoder:
-        found = list(decoder.views(corpus, every(corpus)[:3], Views(2, 8, 1)))
+    with Decoder(Decoding(Views(2, 8, 1))) as decoder:
+        found = list(decoder.decode(corpus, every(corpus)[:3]))
     assert isinstance(found[1], Problem) and (found[1].key, found[1].reason) == (other, "damaged_member")
     assert not isinstance(found[0], Problem) and not isinstance(found[2], Problem)
 

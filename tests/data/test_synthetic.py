@@ -6,6 +6,7 @@ import base64
 import json
 import tracemalloc
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,16 @@ from tgm_scale.contracts import Grid
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.decode import decode_clip
 from tgm_scale.demo.corpus.captions import absent_caption, every_caption
-from tgm_scale.demo.corpus.make import Look, make_corpus, render_clip
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus, render_clip
 from tgm_scale.demo.corpus.patches import attributes, labelled_images, wording
 from tgm_scale.demo.corpus.shapes import COLOURS, SHAPES
 from tgm_scale.demo.corpus.truth import object_tokens, read_truth
 
-SMALL = Look(frames=8)
+SMALL = SyntheticSpec(frames=8)
 
 
 def test_a_clip_is_a_function_of_seed_and_index() -> None:
-    one, again, other = render_clip(3, 5), render_clip(3, 5), render_clip(3, 6)
+    one, again, other = (render_clip(index, SyntheticSpec(seed=3)) for index in (5, 5, 6))
     assert np.array_equal(one.frames, again.frames) and one.captions == again.captions
     assert not np.array_equal(one.frames, other.frames)
     assert one.frames.shape == (16, 64, 64, 3) and one.frames.dtype == np.uint8
@@ -33,7 +34,7 @@ def test_a_clip_is_a_function_of_seed_and_index() -> None:
 
 def test_colour_does_not_carry_the_caption() -> None:
     for index in range(20):
-        clip = render_clip(0, index, "named", SMALL)
+        clip = render_clip(index, SMALL)
         named, same_colour, same_shape = clip.truth.objects
         assert (named.role, same_colour.role, same_shape.role) == ("object", "same_colour", "same_shape")
         assert same_colour.colour == named.colour and same_colour.shape != named.shape
@@ -47,7 +48,7 @@ def test_colour_does_not_carry_the_caption() -> None:
 
 def test_the_truth_is_what_the_pixels_show() -> None:
     """Where two renderings differ in the named object's colour alone, the pixels that change are its visible ones."""
-    clip = render_clip(1, 2, "named", Look(frames=4, difficulty=0.0))
+    clip = render_clip(2, SyntheticSpec(frames=4, difficulty=0.0, seed=1))
     named = clip.truth.named
     inside = clip.frames[named.visible].astype(float)
     outside = clip.frames[~np.any([one.visible for one in clip.truth.objects], axis=0)].astype(float)
@@ -64,7 +65,7 @@ def test_motions_do_what_they_are_called() -> None:
     """The centre of the one mover goes left or right, and its area grows or shrinks, as its label says."""
     seen = set()
     for index in range(60):
-        truth = render_clip(4, index, "one_mover", Look(frames=8, difficulty=0.0)).truth
+        truth = render_clip(index, SyntheticSpec(frames=8, difficulty=0.0, seed=4, mode="one_mover")).truth
         mover = truth.named
         assert len(truth.objects) == 1
         first, last = mover.visible[0], mover.visible[-1]
@@ -89,15 +90,16 @@ def test_tokens_of_an_object_are_those_it_half_fills() -> None:
 
 
 def test_a_corpus_is_repeatable_and_begins_alike_at_any_size(tmp_path: Path) -> None:
-    make_corpus(tmp_path / "a", 6, seed=7, look=SMALL, workers=2)
-    make_corpus(tmp_path / "b", 4, seed=7, look=SMALL)
+    spec = replace(SMALL, seed=7)
+    make_corpus(tmp_path / "a", 6, spec, workers=2)
+    make_corpus(tmp_path / "b", 4, spec)
     members = []
     for name in ("a", "b"):
         corpus = open_corpus(tmp_path / name)
         members.append([corpus.read(corpus.sample(0, row), ["mp4", "json"]) for row in range(4)])
     assert members[0] == members[1]
     sample = members[0][0]
-    truth, clip = read_truth(sample["json"]), render_clip(7, 0, "named", SMALL)
+    truth, clip = read_truth(sample["json"]), render_clip(0, spec)
     assert np.array_equal(truth.named.visible, clip.truth.named.visible)
     assert json.loads(sample["json"])["captions"] == clip.captions
     decoded = decode_clip(sample["mp4"], 8, 1, 0.0).video.astype(float)
@@ -106,18 +108,18 @@ def test_a_corpus_is_repeatable_and_begins_alike_at_any_size(tmp_path: Path) -> 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="named, one_mover"):
-        make_corpus(tmp_path / "x", 4, seed=0, mode="nonsense")
+        SyntheticSpec(mode="nonsense")
     with pytest.raises(ValueError, match="difficulty=2"):
-        Look(difficulty=2)
+        SyntheticSpec(difficulty=2)
     with pytest.raises(ValueError, match="no key 'truth'"):
         read_truth('{"captions": []}')
-    make_corpus(tmp_path / "x", 1, seed=0, look=SMALL)
+    make_corpus(tmp_path / "x", 1, SMALL)
     with pytest.raises(ValueError, match="holds shards already"):
-        make_corpus(tmp_path / "x", 1, seed=0, look=SMALL)
+        make_corpus(tmp_path / "x", 1, SMALL)
 
 
 def test_a_damaged_truth_is_told_and_no_more_is_unpacked_than_its_size() -> None:
-    whole = render_clip(0, 0, look=SMALL).truth.to_json()
+    whole = render_clip(0, SMALL).truth.to_json()
     assert read_truth({"truth": whole}).named.visible.shape[0] == 8
     bomb = base64.b64encode(zlib.compress(bytes(100 << 20))).decode()
     changes = [{"frames": -1}, {"frames": "8"}, {"width": 10**9}, {"objects": 7}, {"objects": [{}]}, {"height": None}]

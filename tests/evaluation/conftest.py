@@ -9,12 +9,12 @@ import pytest
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.weights import Weights
-from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
-LOOK = Look(size=32, frames=8)
+SPEC = SyntheticSpec(size=32, frames=8, seed=1, mode="one_mover")
 CLIPS = 37  # no multiple of the batch
 SHAPE = "truth.objects.0.shape"
 
@@ -22,7 +22,7 @@ SHAPE = "truth.objects.0.shape"
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("mover")
-    make_corpus(folder, clips=CLIPS, seed=1, mode="one_mover", look=LOOK, clips_per_shard=10)
+    make_corpus(folder, CLIPS, SPEC, clips_per_shard=10)
     return str(folder)
 
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from tgm_scale.evaluation import attentive, probe
+from tgm_scale.evaluation.settings import ProbeConfig
 
-SETTINGS = {"heads": 2, "learning_rates": (1e-4, 1e-2), "epochs": 30, "batch_size": 32, "weight_decay": 0.01}
+SETTINGS = ProbeConfig(heads=2, learning_rates=(1e-4, 1e-2), epochs=30, batch_size=32, weight_decay=0.01)
 
 
 def one_telling_token(clips: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,9 +25,9 @@ def one_telling_token(clips: int, seed: int) -> tuple[torch.Tensor, torch.Tensor
 
 def test_it_finds_what_the_mean_token_has_lost() -> None:
     (train, labels), (test, truth) = one_telling_token(300, 0), one_telling_token(150, 1)
-    found = attentive.probe(train, labels, test, **SETTINGS)
+    found = attentive.probe(train, labels, test, SETTINGS)
     accuracy = (found.scores_MC.argmax(1) == truth).double().mean()
-    mean = probe.probe(train.float().mean(1), labels, test.float().mean(1)).predictions_M
+    mean = probe.probe(train.float().mean(1), labels, test.float().mean(1)).scores_MC.argmax(1)
     assert accuracy > 0.9 > (mean == truth).double().mean() + 0.1
     assert found.learning_rate == 1e-2
     assert found.validation_accuracies[1e-2] > found.validation_accuracies[1e-4]
@@ -34,16 +35,17 @@ def test_it_finds_what_the_mean_token_has_lost() -> None:
 
 def test_the_same_seed_gives_the_same_digits_and_another_seed_others() -> None:
     (train, labels), (test, _) = one_telling_token(60, 0), one_telling_token(20, 1)
-    settings = {**SETTINGS, "epochs": 2}
-    one, other = (attentive.probe(train, labels, test, **settings, seed=3) for _ in range(2))
+    settings = SETTINGS.model_copy(update={"epochs": 2})
+    one, other = (attentive.probe(train, labels, test, settings, seed=3) for _ in range(2))
     assert torch.equal(one.scores_MC, other.scores_MC) and one[1:] == other[1:]
-    assert not torch.equal(one.scores_MC, attentive.probe(train, labels, test, **settings, seed=4).scores_MC)
+    assert not torch.equal(one.scores_MC, attentive.probe(train, labels, test, settings, seed=4).scores_MC)
 
 
 def test_heads_swept_together_learn_as_one_alone() -> None:
     (train, labels), (test, _) = one_telling_token(60, 0), one_telling_token(20, 1)
-    together = attentive.probe(train, labels, test, **SETTINGS)
-    alone = attentive.probe(train, labels, test, **{**SETTINGS, "learning_rates": (together.learning_rate,)})
+    together = attentive.probe(train, labels, test, SETTINGS)
+    only = SETTINGS.model_copy(update={"learning_rates": (together.learning_rate,)})
+    alone = attentive.probe(train, labels, test, only)
     assert together.validation_accuracies[together.learning_rate] == alone.validation_accuracies[alone.learning_rate]
     torch.testing.assert_close(together.scores_MC, alone.scores_MC)
 
@@ -64,4 +66,4 @@ def test_attention_is_that_of_the_definition() -> None:
 def test_heads_that_do_not_divide_the_width_are_a_mistake() -> None:
     train, labels = one_telling_token(30, 0)
     with pytest.raises(ValueError, match=r"probe.heads=3 does not divide the encoder's width of 8"):
-        attentive.probe(train, labels, train, **{**SETTINGS, "heads": 3})
+        attentive.probe(train, labels, train, SETTINGS.model_copy(update={"heads": 3}))

@@ -15,7 +15,7 @@ from tgm_scale.conversion.weights import encoder_of
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.decode import decode_clip
-from tgm_scale.demo.corpus.make import Look, make_sample
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_sample
 from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.clips import fitting
 from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
@@ -23,7 +23,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)  # as in conftest.py
-LOOK = Look(size=32, frames=8)
+SPEC = SyntheticSpec(size=32, frames=8, mode="one_mover")
 CLIPS = 37
 
 
@@ -83,7 +83,7 @@ def test_several_encoders_share_one_pass(shards: str, checkpoint: Path) -> None:
 def test_broken_clips_and_missing_labels_are_named_and_left_out(tmp_path: Path, checkpoint: Path) -> None:
     with ShardWriter(tmp_path, clips_per_shard=100) as writer:
         for index in range(6):
-            key, members = make_sample(index, 0, "one_mover", LOOK)
+            key, members = make_sample(index, SPEC)
             if index == 1:
                 members["mp4"] = members["mp4"][:200]
             if index == 2:

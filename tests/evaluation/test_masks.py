@@ -17,6 +17,7 @@ from PIL import Image
 
 from tgm_scale import cli
 from tgm_scale.contracts import Grid
+from tgm_scale.data.loading.samples import Sampling
 from tgm_scale.data.video.decode import DecodeError
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.masks import evaluate as evaluate_masks
@@ -27,6 +28,8 @@ from tgm_scale.masking.recipes import build_masker
 
 ROOT = Path(__file__).parents[2]
 GRID = Grid(2, 4, 4)
+
+SAMPLING = Sampling(4, 2, 64, Grid(2, 4, 4), seed=0)
 
 
 def test_the_figures_by_hand() -> None:
@@ -107,7 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_form_of_truth_says_the_same(folder: Path) -> None:
     pairs = find(folder, folder).pairs
     assert [file.stem for file, _ in pairs] == ["boxes", "packed", "pictures"]
-    read = [list(clips(file, truth, 2, 4, 2, 64, Grid(2, 4, 4))) for file, truth in pairs]
+    read = [list(clips(file, truth, 2, SAMPLING)) for file, truth in pairs]
     assert [len(of_video) for of_video in read] == [2, 2, 2]
     for a, b in ((read[0], read[1]), (read[1], read[2])):
         for one, other in zip(a, b):
@@ -212,7 +215,7 @@ def test_a_truth_that_cannot_be_read_is_a_reason(folder: Path, tmp_path: Path, c
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DecodeError, match="bad_truth"):
-            list(clips(folder / "boxes.mp4", tmp_path / name.removesuffix("/0.png"), 1, 4, 2, 64, Grid(2, 4, 4)))
+            list(clips(folder / "boxes.mp4", tmp_path / name.removesuffix("/0.png"), 1, SAMPLING))
 
 
 @pytest.mark.parametrize(

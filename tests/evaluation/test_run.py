@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tgm_scale import cli
 from tgm_scale.contracts import Grid
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.evaluation import ranking, retrieve
 from tgm_scale.evaluation.features import FrozenEncoder
 from tgm_scale.evaluation.settings import load_frozen
@@ -80,7 +80,7 @@ def test_two_processes_give_the_digits_of_one(
 
 
 def few_clips(folder: Path) -> Path:
-    make_corpus(folder, clips=4, seed=1, mode="one_mover", look=Look(size=32, frames=8))
+    make_corpus(folder, 4, SyntheticSpec(size=32, frames=8, seed=1, mode="one_mover"))
     return folder
 
 

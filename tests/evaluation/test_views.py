@@ -9,7 +9,7 @@ import torch
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.decode import decode_clip, segments
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.evaluation.views import Decoder, Views, decode_views
+from tgm_scale.evaluation.views import Decoder, Decoding, Views, decode_views
 
 
 def ramp(frames: int, height: int, width: int) -> bytes:
@@ -67,6 +67,6 @@ def test_processes_decode_to_the_same_bits_and_name_what_is_broken(shards: str) 
     corpus = open_corpus(shards)
     refs = [corpus.sample(0, row) for row in range(3)]
     views = Views(4, 32, 2, temporal=2)
-    with Decoder(0) as here, Decoder(1) as there:
-        for one, other in zip(here.views(corpus, refs, views), there.views(corpus, refs, views)):
+    with Decoder(Decoding(views)) as here, Decoder(Decoding(views, workers=1)) as there:
+        for one, other in zip(here.decode(corpus, refs), there.decode(corpus, refs)):
             assert torch.equal(one, other)

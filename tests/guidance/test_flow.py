@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.demo.corpus.make import Look, render_clip
+from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
 from tgm_scale.guidance.flow import FlowToBase, check_flow
 from tgm_scale.masking.recipes import build_masker
 from tgm_scale.masking.saliency.tracked import trace
@@ -52,7 +52,7 @@ def test_things_are_tracked_within_one_token_of_the_truth() -> None:
     flow, grid = FlowToBase("dis", CPU), Grid(8, 14, 14)
     traced, still = [], []
     for index in range(16):
-        clip = render_clip(5, index, "one_mover", Look(size=224))
+        clip = render_clip(index, SyntheticSpec(size=224, seed=5, mode="one_mover"))
         if clip.truth.named.motion not in ("left", "right", "bounce"):
             continue  # the middle of what turns or grows is its own, too, but does not go far
         video = torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None]

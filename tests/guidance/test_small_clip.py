@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from tgm_scale.contracts import Grid
+from tgm_scale.demo.corpus.make import SyntheticSpec
 from tgm_scale.evaluation.masks.relevance import RelevanceMetrics, colour_scorer, evaluate, towers_scorer
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "tgm_scale" / "assets" / "small_clip"
 GRID = Grid(8, 8, 8)
-CLIPS, SEED = 40, 2024  # neither trained nor tuned on
+CLIPS, SPEC = 40, SyntheticSpec(seed=2024)  # neither trained nor tuned on
 
 
 @pytest.fixture(scope="module")
 def judged() -> RelevanceMetrics:
-    return evaluate(towers_scorer(load_text_tower(FOLDER), load_image_tower(FOLDER), "raw", GRID), CLIPS, SEED, GRID)
+    return evaluate(towers_scorer(load_text_tower(FOLDER), load_image_tower(FOLDER), "raw", GRID), CLIPS, GRID, SPEC)
 
 
 def test_the_folder_is_small_and_says_how_it_was_made() -> None:
@@ -42,7 +43,7 @@ def test_an_absent_object_points_nowhere(judged: RelevanceMetrics) -> None:
 
 
 def test_colour_alone_does_worse_on_the_look_alike(judged: RelevanceMetrics) -> None:
-    colour = evaluate(colour_scorer(GRID), CLIPS, SEED, GRID)
+    colour = evaluate(colour_scorer(GRID), CLIPS, GRID, SPEC)
     assert judged.hidden["same_colour"] < colour.hidden["same_colour"] - 0.10
 
 

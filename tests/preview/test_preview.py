@@ -28,7 +28,7 @@ from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.demo.corpus.make import make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower, load_text_tower
 from tgm_scale.masking import recipes
@@ -100,7 +100,7 @@ def run(*words: str | Path) -> int:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "synthetic"
-    make_corpus(folder, CLIPS, seed=5)
+    make_corpus(folder, CLIPS, SyntheticSpec(seed=5))
     return folder
 
 

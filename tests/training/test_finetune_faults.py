@@ -16,7 +16,7 @@ from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Progress, Reader, latest
 from tgm_scale.config.sections import FaultsConfig
 from tgm_scale.contracts import Batch
-from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
@@ -42,7 +42,7 @@ log: {{tensorboard: false}}
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labelled") / "shards"
-    make_corpus(folder, clips=40, seed=1, mode="one_mover", look=Look(size=32, frames=8), clips_per_shard=10)
+    make_corpus(folder, 40, SyntheticSpec(size=32, frames=8, seed=1, mode="one_mover"), clips_per_shard=10)
     return folder
 
 

@@ -14,7 +14,7 @@ from short_run import arguments
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
-from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.runs.bottleneck import read_beat
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.training import garbage
@@ -79,7 +79,7 @@ def test_a_trace_and_a_checkpoint_are_not_booked_as_waiting_for_clips(config: Pa
 
 
 def test_a_run_that_ends_in_the_middle_of_them_leaves_what_there_is(tmp_path: Path) -> None:
-    make_corpus(tmp_path / "shards", clips=12, seed=1, mode="one_mover", look=Look(size=32, frames=8))
+    make_corpus(tmp_path / "shards", 12, SyntheticSpec(size=32, frames=8, seed=1, mode="one_mover"))
     file = tmp_path / "finetune.yaml"
     file.write_text(FINETUNE.format(folder=tmp_path))
     run(1, ["-m", "tgm_scale", "finetune", "--config", str(file), "profile.steps=1-3", "train.max_minutes=1e-9"], 85)

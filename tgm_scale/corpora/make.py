@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
-import time
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tgm_scale.data.building.annotations import Filters, Plan
 from tgm_scale.data.building.shard_building import (
@@ -23,9 +17,8 @@ from tgm_scale.data.building.shard_building import (
     write_report,
 )
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
-
-LINE_EVERY_SECONDS = 30.0
 
 
 def make(options: argparse.Namespace) -> int:
@@ -52,8 +45,11 @@ def make(options: argparse.Namespace) -> int:
         flush=True,
     )
     try:
-        with _Progress(plan.clips_in(todo)) as progress:
-            build_shards(plan, options.videos, options.output, todo, encoding, options.workers, progress.clip_done)
+        with ProgressBars() as bars:
+            task, skipped = bars.task("clips", plan.clips_in(todo)), 0
+            for problem in build_shards(plan, options.videos, options.output, todo, encoding, options.workers):
+                skipped += problem is not None
+                task.to(task.done + 1, f"{skipped} skipped")
     except ValueError:
         remove_if_empty(options.output)
         raise
@@ -76,39 +72,3 @@ def _print_report(report: dict[str, Any], output: Path) -> None:
             print(escaped(f"    {name}: {detail}", keep=""))
         if skipped["count"] > NAMES_SHOWN:
             print(f"    ... all in {output / 'report.json'}")
-
-
-class _Progress:
-    """A bar with the time left where there is a terminal, a line every half minute where there is none."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._done, self._skipped = total, 0, 0
-        self._start = self._line = time.monotonic()
-        console = Console(stderr=True)
-        columns = (MofNCompleteColumn(), TextColumn("clips"), BarColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, TimeRemainingColumn(), console=console) if console.is_terminal else None
-        self._task = self._bar.add_task("", total=total) if self._bar else None
-
-    def clip_done(self, _clip: object, problem: object) -> None:
-        self._done += 1
-        self._skipped += problem is not None
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self._done, description=f"{self._skipped} skipped")
-        elif time.monotonic() - self._line > LINE_EVERY_SECONDS:
-            self._line = time.monotonic()
-            rate = self._done / (self._line - self._start)
-            left = timedelta(seconds=round((self._total - self._done) / rate))
-            print(
-                f"{self._done}/{self._total} clips, {self._skipped} skipped, {rate:.1f} clips/s, {left} left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -25,7 +25,7 @@ from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.read import read
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.demo import story
-from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.demo.gallery import gallery
 from tgm_scale.demo.strips import strips
 from tgm_scale.demo.summary import Summary
@@ -109,7 +109,7 @@ def make_corpora(plan: Plan, bars: ProgressBars) -> Figures:
             unfinished.parent.mkdir(parents=True, exist_ok=True)
             workers = min(os.cpu_count() or 1, 8)
             progress = partial(_count_from, task, before)
-            make_corpus(unfinished, clips, seed, mode, workers=workers, progress=progress)
+            make_corpus(unfinished, clips, SyntheticSpec(seed=seed, mode=mode), workers, progress=progress)
             unfinished.rename(folder)
         task.to(before + clips)
     return {}
@@ -176,14 +176,14 @@ def judge_masks(plan: Plan, bars: ProgressBars) -> Figures:
     scorers["colour_control"] = relevance.colour_scorer(grid)
     clips = min(JUDGED_CLIPS, plan.test_clips)
     task = bars.task("masks evaluated", len(scorers) + 1)
-    look = Look(frames=config.data.frames)
+    spec = SyntheticSpec(frames=config.data.frames, seed=_TEST_SEED)
     judged = {}
     for name, scorer in scorers.items():
-        judged[name] = relevance.evaluate(scorer, clips, _TEST_SEED, grid, look)
+        judged[name] = relevance.evaluate(scorer, clips, grid, spec)
         task.advance()
     chosen, masker = judged[config.guidance.scorer], run_masker(config)
     hidden = chosen.hidden
-    own = relevance.evaluate(scorers[config.guidance.scorer], clips, _TEST_SEED, grid, look, masker)
+    own = relevance.evaluate(scorers[config.guidance.scorer], clips, grid, spec, masker)
     task.advance()
     return {
         "mask": {

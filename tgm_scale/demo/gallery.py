@@ -14,17 +14,17 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from tgm_scale.config import from_tree
+from tgm_scale.config import Config, from_tree
 from tgm_scale.contracts import Grid
 from tgm_scale.data.video.decode import Video
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.data.video.transforms import draw_crop
-from tgm_scale.demo.corpus.make import Look, render_clip
+from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
 from tgm_scale.evaluation.masks.agreement import clip_maps
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.masking.recipes import RECIPES
-from tgm_scale.planning.run_plan import run_masker
+from tgm_scale.planning.run_plan import recipe_masker
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
 from tgm_scale.runtime import seeding
@@ -46,14 +46,24 @@ class Gallery:
 
 def gallery(index: int = 0, mask_ratio: float = 0.75, towers: str = "small", scorer: str = "raw") -> Gallery:
     """Masks of clip `index` of a synthetic corpus, encoded and decoded as in training."""
-    look = Look(size=SIDE)
-    clip = render_clip(seeding.key("gallery"), index, "named", look)
+    spec = SyntheticSpec(size=SIDE, seed=seeding.key("gallery"))
+    tree: dict[str, Any] = {
+        "run": {"dir": "-"},
+        "data": {"shards": "-", "frames": spec.frames, "size": SIDE},
+        "guidance": {"towers": towers, "scorer": scorer},
+        "masking": {"mask_ratio": mask_ratio},
+        "model": {"patch": PATCH, "tubelet": TUBELET},
+        "objective": {"contrastive_weight": 0.0},
+        "train": {"steps": 1},
+    }
+    config = from_tree(tree)
+    clip = render_clip(index, spec)
     recorder = MotionRecorder()
-    with Video(encode_video(clip.frames, look.fps), recorder) as video:
-        indices = torch.arange(look.frames).numpy()
+    with Video(encode_video(clip.frames, spec.fps), recorder) as video:
+        indices = torch.arange(spec.frames).numpy()
         frames_THW3 = torch.stack([torch.from_numpy(image.copy()) for _, image in video.frames(indices)])
     video_CTHW = frames_THW3.permute(3, 0, 1, 2)
-    grid = Grid.of(look.frames, SIDE, TUBELET, PATCH)
+    grid = Grid.of(spec.frames, SIDE, TUBELET, PATCH)
     motion_Syx = recorder.slots(indices, grid.slots)
     assert motion_Syx is not None, "clips for training are H.264 with P-frames"
     motion_SRC = draw_crop("center", SIDE, SIDE, 0, flip=False).resample(motion_Syx, grid.rows, grid.columns)
@@ -63,7 +73,7 @@ def gallery(index: int = 0, mask_ratio: float = 0.75, towers: str = "small", sco
     films: list[Row] = [("the clip", outlined(video_CTHW.transpose(0, 1), outline_THW))]
     left_out = []
     for recipe in RECIPES:
-        hidden_SRC, reason = _hidden(recipe, mask_ratio, towers, scorer, video_CTHW, motion_SRC, clip.captions[0])
+        hidden_SRC, reason = _hidden(config, recipe, video_CTHW, motion_SRC, clip.captions[0])
         if hidden_SRC is None:
             left_out.append(f"{recipe}: {reason}")
             continue
@@ -73,20 +83,10 @@ def gallery(index: int = 0, mask_ratio: float = 0.75, towers: str = "small", sco
 
 
 def _hidden(
-    recipe: str, mask_ratio: float, towers: str, scorer: str, video_CTHW: Tensor, motion_SRC: Tensor, caption: str
+    config: Config, recipe: str, video_CTHW: Tensor, motion_SRC: Tensor, caption: str
 ) -> tuple[Tensor | None, str]:
     """The tokens that a recipe hides, bool [S, R, C], or why there are none."""
-    tree: dict[str, Any] = {
-        "run": {"dir": "-"},
-        "data": {"shards": "-", "frames": video_CTHW.shape[1], "size": SIDE},
-        "guidance": {"towers": towers, "scorer": scorer},
-        "masking": {"recipe": recipe, "mask_ratio": mask_ratio},
-        "model": {"patch": PATCH, "tubelet": TUBELET},
-        "objective": {"contrastive_weight": 0.0},
-        "train": {"steps": 1},
-    }
-    config = from_tree(tree)
-    masker = run_masker(config)
+    masker = recipe_masker(config, recipe)
     try:
         if "flow" in masker.needs:
             check_flow(config.guidance.flow)

@@ -10,7 +10,7 @@ Shapes: N training clips, M test clips, K tokens, D width of the encoder, B clip
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tgm_scale.evaluation.probe import VALIDATION_SHARE, refuse_too_few
+from tgm_scale.evaluation.settings import ProbeConfig
 from tgm_scale.runtime import seeding
 
 _STD = 0.02  # of the query's and the last layer's first values
@@ -69,35 +70,30 @@ def probe(
     train_NKD: Tensor,
     labels_N: Tensor,
     test_MKD: Tensor,
-    *,
-    heads: int,
-    learning_rates: Sequence[float],
-    epochs: int,
-    batch_size: int,
-    weight_decay: float,
+    settings: ProbeConfig,
     seed: int = 0,
     device: torch.device | None = None,
 ) -> AttentiveResult:
-    """Fit on the training clips, judge the test clips. labels: int64 from 0.
+    """Fit on the training clips, score the test clips. labels: int64 from 0.
 
     Raises ValueError for fewer than two classes or ten clips, or heads that do not divide the width."""
     classes, width, clips = int(labels_N.max()) + 1, train_NKD.shape[2], len(train_NKD)
     refuse_too_few(classes, clips)
-    refuse_heads(heads, width)
+    refuse_heads(settings.heads, width)
     order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe validation"), clips))
     held_out, kept = order[: round(VALIDATION_SHARE * clips)], order[round(VALIDATION_SHARE * clips) :]
 
-    def fitted(rows: Tensor, rates: Sequence[float]) -> list[AttentiveHead]:
-        made = [AttentiveHead(width, heads, classes, seed).to(device) for _ in rates]
-        _fit(made, rates, train_NKD, labels_N, rows, epochs, batch_size, weight_decay, seed)
-        return made
+    def fitted(rows: Tensor, *rates: float) -> dict[float, AttentiveHead]:
+        heads = {rate: AttentiveHead(width, settings.heads, classes, seed).to(device) for rate in rates}
+        _fit(heads, train_NKD, labels_N, rows, settings, seed)
+        return heads
 
     accuracies = {}
-    for rate, head in zip(learning_rates, fitted(kept, learning_rates)):
+    for rate, head in fitted(kept, *settings.learning_rates).items():
         right = _scores(head, train_NKD, held_out).argmax(1) == labels_N[held_out]
         accuracies[rate] = right.double().mean().item()
     best = max(sorted(accuracies), key=accuracies.__getitem__)  # of equals the lowest
-    (chosen,) = fitted(order, [best])
+    chosen = fitted(order, best)[best]
     return AttentiveResult(_scores(chosen, test_MKD, torch.arange(len(test_MKD))), best, accuracies)
 
 
@@ -107,31 +103,28 @@ def refuse_heads(heads: int, width: int) -> None:
 
 
 def _fit(
-    heads: Sequence[nn.Module],
-    rates: Sequence[float],
+    heads: Mapping[float, nn.Module],
     train_NKD: Tensor,
     labels_N: Tensor,
     rows: Tensor,
-    epochs: int,
-    batch_size: int,
-    weight_decay: float,
+    settings: ProbeConfig,
     seed: int,
 ) -> None:
-    """AdamW with warm-up and cosine for each head; every batch is read once for all of them."""
-    groups = [{"params": list(head.parameters()), "lr": rate, "peak": rate} for head, rate in zip(heads, rates)]
-    optimiser = torch.optim.AdamW(groups, weight_decay=weight_decay)
-    steps, step = epochs * math.ceil(len(rows) / batch_size), 0
-    for epoch in range(epochs):
+    """AdamW with warm-up and cosine for each head (by its learning rate); every batch is read once for all of them."""
+    groups = [{"params": list(head.parameters()), "lr": rate, "peak": rate} for rate, head in heads.items()]
+    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    device = next(next(iter(heads.values())).parameters()).device
+    steps, step = settings.epochs * math.ceil(len(rows) / settings.batch_size), 0
+    for epoch in range(settings.epochs):
         order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe order", epoch), len(rows)))
-        for part in rows[order].split(batch_size):
+        for part in rows[order].split(settings.batch_size):
             step += 1
             warm = min(1.0, step / max(1, round(_WARMUP * steps)))
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
-            device = next(heads[0].parameters()).device
             tokens, labels = train_NKD[part].to(device), labels_N[part].to(device)
             optimiser.zero_grad()
-            torch.stack([F.cross_entropy(head(tokens), labels) for head in heads]).sum().backward()
+            torch.stack([F.cross_entropy(head(tokens), labels) for head in heads.values()]).sum().backward()
             optimiser.step()
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from tgm_scale.contracts import Problem
 from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.evaluation import finite
-from tgm_scale.evaluation.clips import Progress, chunks, fitting, own_samples, run_models
+from tgm_scale.evaluation.clips import chunks, fitting, own_samples, run_models
 from tgm_scale.evaluation.labelled import Labelled
-from tgm_scale.evaluation.views import Decoder, Views
+from tgm_scale.evaluation.views import Decoder, Decoding
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import sync
 from tgm_scale.runtime.outside.json_text import json_of
@@ -37,29 +37,28 @@ class Clips(NamedTuple):
     problems: list[Problem]  # of those left out
 
 
-def cached_rows(
-    folder: Path,
-    made_by: Sequence[str],
-    row_of: Callable[[Tensor], Tensor],
-    module: nn.Module,
-    source: Labelled,
-    views: Views,
-    collectives: HostCollectives,
-    *,
-    dtype: torch.dtype = torch.float32,
-    workers: int = 0,
-    progress: Progress = lambda samples: None,
-) -> Clips:
-    """For every labelled sample the mean over its views of `row_of(clips uint8 [B, 3, T, H, W])`, or the tokens of all
-    its views where `row_of` gives tokens [B, K, D]; from below `folder` where it is there already. Collective: each
-    process makes every world-size-th chunk.
+@dataclass(frozen=True)
+class RowModel:
+    """What makes a row of each clip."""
 
-    made_by: what the rows depend on beside samples and views, such as a digest of the weights. module: what `row_of`
-    runs. A chunk is one file, written whole, so that a stopped pass goes on where it was. Raises ValueError where no
+    rows_of: Callable[[Tensor], Tensor]  # clips uint8 [B, 3, T, H, W] -> [B, D], or tokens [B, K, D]
+    module: nn.Module  # what it runs
+    identity: tuple[str, ...]  # what the rows depend on beside the clips, such as a digest of the weights
+    dtype: torch.dtype = torch.float32  # as which rows are kept
+
+
+def cached_rows(
+    folder: Path, model: RowModel, source: Labelled, decoding: Decoding, collectives: HostCollectives
+) -> Clips:
+    """For every labelled sample the mean over its views of the model's rows, or the tokens of all its views; read from
+    `folder` where they were kept already. Collective: each process makes every world-size-th chunk.
+
+    A chunk is one file, written whole, so that a stopped pass continues where it was. Raises ValueError where no
     sample can be used, and where a row is not finite."""
     refs = source.refs
     digest = hashlib.blake2b(digest_size=8)
-    for fact in (*made_by, source.corpus.fingerprint, str(len(refs)), str(views), str(dtype)):
+    facts = (*model.identity, source.corpus.fingerprint, str(len(refs)), str(decoding.views), str(model.dtype))
+    for fact in facts:
         digest.update(fact.encode() + b"\n")
     if isinstance(source.corpus, ListedCorpus):  # lists may name other files of the same paths
         for ref in refs:
@@ -68,18 +67,18 @@ def cached_rows(
     folder.mkdir(parents=True, exist_ok=True)
     parts = chunks(refs)
     own = own_samples(refs, collectives.process.rank, collectives.process.world_size)
-    with Decoder(fitting(workers, own)) as decoder:
+    with Decoder(replace(decoding, workers=fitting(decoding.workers, own))) as decoder:
         for number, part in enumerate(parts):
             file = folder / f"{number:06d}.safetensors"
             if number % collectives.process.world_size != collectives.process.rank or file.is_file():
                 continue
-            found = run_models(lambda video: [row_of(video)], source.corpus, part, views, decoder, progress, [module])
+            found = run_models(lambda video: [model.rows_of(video)], source.corpus, part, decoder, [model.module])
             rows = _over_views(found.rows[0]) if found.names else torch.zeros(0)
-            rows = rows.to(dtype)
-            finite.refuse(rows, found.names, f"its features, as {dtype},")
-            facts = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
+            rows = rows.to(model.dtype)
+            finite.refuse(rows, found.names, f"its features, as {model.dtype},")
+            metadata = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
             work = file.with_suffix(".writing")
-            save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(facts)})
+            save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(metadata)})
             sync(work)
             work.rename(file)
     collectives.barrier()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tgm_scale.contracts import Problem
 from tgm_scale.data.shards.index import Corpus, SampleRef
 from tgm_scale.evaluation import finite
-from tgm_scale.evaluation.views import Decoder, Views
+from tgm_scale.evaluation.views import Decoder
 
 CHUNK = 256  # samples of one file of features
 _WORTH_A_PROCESS = 64
@@ -25,7 +25,6 @@ PASS = 32  # clips of one forward pass; samples of different chunks never share 
 
 # uint8 [B, 3, T, H, W] -> one row for each clip, from each of several models
 Models = Callable[[Tensor], list[Tensor]]
-Progress = Callable[[int], None]  # samples done
 
 
 class Rows(NamedTuple):
@@ -56,14 +55,13 @@ def run_models(
     models: Models,
     corpus: Corpus,
     refs: Sequence[SampleRef],
-    views: Views,
     decoder: Decoder,
-    progress: Progress = lambda samples: None,
     modules: Sequence[nn.Module] = (),
 ) -> Rows:
     """Every view of these samples through the models, PASS clips at a time.
 
     modules: what the models run. Raises ValueError where they give what is not finite: the clip, the first layer."""
+    views = len(decoder.views)
     names: list[str] = []
     problems: list[Problem] = []
     given: list[list[Tensor]] = []
@@ -75,12 +73,11 @@ def run_models(
         for bad in (finite.first_bad(of_model) for of_model in rows):
             if bad is not None:
                 done = sum(len(before[0]) for before in given)
-                finite.refuse_clip(names[(done + bad) // len(views)], models, clips[bad : bad + 1], modules)
+                finite.refuse_clip(names[(done + bad) // views], models, clips[bad : bad + 1], modules)
         given.append(rows)
         waiting[:] = [clips[count:]]
 
-    for ref, found in zip(refs, decoder.views(corpus, refs, views)):
-        progress(1)
+    for ref, found in zip(refs, decoder.decode(corpus, refs)):
         if isinstance(found, Problem):
             problems.append(found)
             continue
@@ -90,7 +87,7 @@ def run_models(
             run(PASS)
     if left := sum(map(len, waiting)):
         run(left)
-    return Rows([torch.cat(rows).unflatten(0, (-1, len(views))) for rows in zip(*given)], names, problems)
+    return Rows([torch.cat(rows).unflatten(0, (-1, views)) for rows in zip(*given)], names, problems)
 
 
 def inference(device: torch.device) -> AbstractContextManager:

@@ -6,6 +6,7 @@ Shapes: N samples, K tokens, D width of the encoder; B, T, H, W of a batch's vid
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,10 @@ from torch import Tensor
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build, encoder_of
 from tgm_scale.data.shards.index import Corpus
-from tgm_scale.evaluation.cache import Clips, cached_rows, refuse_nothing
-from tgm_scale.evaluation.clips import Progress, chunks, inference, run_models
+from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows, refuse_nothing
+from tgm_scale.evaluation.clips import chunks, inference, run_models
 from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, Labelled, read_labels
-from tgm_scale.evaluation.views import Decoder, Views
+from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
@@ -134,7 +135,12 @@ class FrozenEncoder:
 
 
 def extract(
-    encoders: list[FrozenEncoder], corpus: Corpus, label: str, *, workers: int = 0, progress: Progress = lambda n: None
+    encoders: list[FrozenEncoder],
+    corpus: Corpus,
+    label: str,
+    *,
+    workers: int = 0,
+    progress: Callable[[int], None] = lambda samples: None,
 ) -> Clips:
     """Mean features of every clip of a corpus by several encoders of one clip shape, each clip decoded once.
 
@@ -144,17 +150,10 @@ def extract(
     assert all(encoder.views() == views for encoder in encoders)
     labels, problems = read_labels(corpus, label)
     source = Labelled(corpus, labels, problems)
-    with Decoder(workers) as decoder:
+    modules = [encoder.encoder for encoder in encoders]
+    with Decoder(Decoding(views, workers, progress)) as decoder:
         found = [
-            run_models(
-                lambda video: [encoder(video) for encoder in encoders],
-                corpus,
-                refs,
-                views,
-                decoder,
-                progress,
-                [encoder.encoder for encoder in encoders],
-            )
+            run_models(lambda video: [encoder(video) for encoder in encoders], corpus, refs, decoder, modules)
             for refs in chunks(source.refs)
         ]
     parts = [part for part in found if part.names]
@@ -169,25 +168,14 @@ def cached(
     folder: Path,
     encoder: FrozenEncoder,
     source: Labelled,
-    views: Views,
+    decoding: Decoding,
     pooling: Pooling,
     collectives: HostCollectives,
-    *,
-    workers: int = 0,
-    progress: Progress = lambda samples: None,
 ) -> Clips:
     """Features of every labelled sample, the mean over its views, kept below `folder`; collective (`cached_rows`).
 
     Pooling `tokens` keeps every token of every view, in float16."""
-    return cached_rows(
-        folder,
-        (encoder.digest, "tokens of all views" if pooling == "tokens" else pooling),
-        encoder.tokens if pooling == "tokens" else encoder,
-        encoder.encoder,
-        source,
-        views,
-        collectives,
-        dtype=torch.float16 if pooling == "tokens" else torch.float32,
-        workers=workers,
-        progress=progress,
-    )
+    model = RowModel(encoder, encoder.encoder, (encoder.digest, pooling))
+    if pooling == "tokens":
+        model = RowModel(encoder.tokens, encoder.encoder, (encoder.digest, "tokens of all views"), torch.float16)
+    return cached_rows(folder, model, source, decoding, collectives)

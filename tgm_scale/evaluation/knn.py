@@ -37,15 +37,3 @@ def votes(
         votes_RC = torch.zeros(len(rows_RD), classes, dtype=torch.float64)
         found.append(votes_RC.scatter_add_(1, labels_N[neighbour_RK], (cosine_RK.double() / temperature).exp()))
     return torch.cat(found)
-
-
-def predict(
-    train_ND: Tensor,
-    labels_N: Tensor,
-    test_MD: Tensor,
-    k: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Class of each test clip, int64 [M]. Of classes with equal votes the lowest number wins."""
-    return votes(train_ND, labels_N, test_MD, k, temperature, device).argmax(dim=1)

@@ -18,7 +18,7 @@ from tgm_scale.evaluation.classes import in_order, not_trained, one_class, told
 from tgm_scale.evaluation.clips import PASS
 from tgm_scale.evaluation.labelled import Labelled, of_labelled, open_labelled
 from tgm_scale.evaluation.run import PARTS
-from tgm_scale.evaluation.views import Decoder, Views
+from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.patches import patchify
 from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runtime.distributed import HostCollectives
@@ -43,8 +43,8 @@ class Neighbours:
             print("\n".join(line for inventory in found for line in inventory.lines()), flush=True)
             if settings.k > (clips := found[0].usable):
                 print(f"warning: knn.k={settings.k}: only {clips} training clips: all of them vote", flush=True)
-        with Decoder(data.workers) as decoder:
-            self._parts = {role: _Part(source, views, decoder, collectives) for role, source in sources.items()}
+        with Decoder(Decoding(views, data.workers)) as decoder:
+            self._parts = {role: _Part(source, decoder, collectives) for role, source in sources.items()}
         train, test = (self._parts[role].labels for role in PARTS)
         classes = in_order(train)
         for note in (told(not_trained(classes, test), len(test)), one_class(classes)):
@@ -60,7 +60,7 @@ class Neighbours:
         train, test = (self._features(model.encoder, part) for part in self._parts.values())
         model.train(was_training)
         device = self._collectives.process.device
-        right_M = knn.predict(train, self._labels_N, test, self._k, device=device) == self._truth_M
+        right_M = knn.votes(train, self._labels_N, test, self._k, device=device).argmax(1) == self._truth_M
         return {"knn_accuracy": right_M.double().mean().item()}
 
     def _features(self, encoder: nn.Module, part: _Part) -> Tensor:
@@ -81,10 +81,10 @@ class Neighbours:
 class _Part:
     """This process's share of the clips (every world-size-th), filled up to the longest share, and all labels."""
 
-    def __init__(self, source: Labelled, views: Views, decoder: Decoder, collectives: HostCollectives) -> None:
+    def __init__(self, source: Labelled, decoder: Decoder, collectives: HostCollectives) -> None:
         rank, ranks = collectives.process.rank, collectives.process.world_size
         refs = source.refs
-        own = list(decoder.views(source.corpus, refs[rank::ranks], views))
+        own = list(decoder.decode(source.corpus, refs[rank::ranks]))
         broken = [
             name for share in collectives.gather([p.key for p in own if isinstance(p, Problem)]) for name in share
         ]

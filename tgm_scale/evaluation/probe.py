@@ -34,10 +34,6 @@ class ProbeResult(NamedTuple):
     validation_accuracy: float
     at_edge: bool  # the best penalty is the last of all that may be tried
 
-    @property
-    def predictions_M(self) -> Tensor:
-        return self.scores_MC.argmax(dim=1)
-
 
 class _Linear(NamedTuple):
     """Weights in float64: [D, C] and [C]."""

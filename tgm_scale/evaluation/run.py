@@ -21,6 +21,7 @@ from tgm_scale.evaluation.clips import PATIENCE, own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
+from tgm_scale.evaluation.views import Decoding
 from tgm_scale.models.vit import SIZES
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process, refuse_hidden_gpus
@@ -126,16 +127,8 @@ def features(at: Session, source: Labelled, pooling: Pooling, name: str, bars: P
         spatial=at.config.encoder.spatial_views,
     )
     task = bars.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
-    return cached(
-        at.folder / "features",
-        encoder,
-        source,
-        views,
-        pooling,
-        at.collectives,
-        workers=data.workers,
-        progress=task.advance,
-    )
+    decoding = Decoding(views, data.workers, task.advance)
+    return cached(at.folder / "features", encoder, source, decoding, pooling, at.collectives)
 
 
 def run_knn(config: FrozenConfig) -> dict[str, Any]:
@@ -169,18 +162,7 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
         return Scored(found.scores_MC, facts)
 
     def attend(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
-        found = attentive.probe(
-            train.features[0],
-            labels_N,
-            test.features[0],
-            heads=settings.heads,
-            learning_rates=settings.learning_rates,
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            weight_decay=settings.weight_decay,
-            seed=seed,
-            device=find_process().device,
-        )
+        found = attentive.probe(train.features[0], labels_N, test.features[0], settings, seed, find_process().device)
         sweep = {f"{rate:g}": value for rate, value in found.validation_accuracies.items()}
         return Scored(found.scores_MC, {"learning rate": found.learning_rate, "validation accuracies": sweep})
 
@@ -254,9 +236,10 @@ def _verb_and_noun(config: FrozenConfig, method: str, fit: Fit, train: Clips, te
 
 
 def is_right(
-    predict: Callable[[Tensor, Tensor, Tensor], Tensor], train: Clips, test: Clips, encoder: int = 0
+    scores: Callable[[Tensor, Tensor, Tensor], Tensor], train: Clips, test: Clips, encoder: int = 0
 ) -> Tensor:
-    """Which test clips get their own label, bool [M], from the features of one of the encoders."""
+    """Which test clips get their own label, bool [M], from the features of one of the encoders. Of classes with equal
+    scores the lowest number wins."""
     classes = in_order(train.labels)
     truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
-    return predict(train.features[encoder], labels_N, test.features[encoder]) == truth_M
+    return scores(train.features[encoder], labels_N, test.features[encoder]).argmax(1) == truth_M

@@ -41,8 +41,6 @@ def compare_variants(
     train: Corpus,
     test: Corpus,
     labels: Mapping[str, str],
-    *,
-    workers: int = 0,
     progress: Callable[[int], None] = lambda clips: None,
 ) -> dict[str, Accuracies]:
     """kNN and linear probe of every variant and seed, for every label.
@@ -56,7 +54,7 @@ def compare_variants(
     encoders[RANDOM] = [first.fresh(seed) for seed in seeds]
     flat = [encoder for group in encoders.values() for encoder in group]
     corpora, paths = (train, test), list(labels.values())
-    clips = [extract(flat, corpus, paths[0], workers=workers, progress=progress) for corpus in corpora]
+    clips = [extract(flat, corpus, paths[0], progress=progress) for corpus in corpora]
     found = {}
     for name, path in labels.items():
         fitted, tested = (_relabelled(of, corpus, path) for of, corpus in zip(clips, corpora))
@@ -78,7 +76,7 @@ def _evaluate(fitted: Clips, tested: Clips, names: list[str], seeds: Sequence[in
     for v, name in enumerate(names):
         places = range(v * len(seeds), (v + 1) * len(seeds))
         right["probe"][name] = torch.stack([_probed(fitted, tested, i, seed) for i, seed in zip(places, seeds)])
-        right["knn"][name] = torch.stack([is_right(knn.predict, fitted, tested, i) for i in places])
+        right["knn"][name] = torch.stack([is_right(knn.votes, fitted, tested, i) for i in places])
     trained = [name for name in names if name != RANDOM]
     return Accuracies(
         **{method: {name: _shares(right_SM) for name, right_SM in of.items()} for method, of in right.items()},
@@ -91,7 +89,7 @@ def _evaluate(fitted: Clips, tested: Clips, names: list[str], seeds: Sequence[in
 
 
 def _probed(train: Clips, test: Clips, encoder: int, seed: int) -> Tensor:
-    return is_right(lambda x, y, z: probe.probe(x, y, z, seed).predictions_M, train, test, encoder)
+    return is_right(lambda x, y, z: probe.probe(x, y, z, seed).scores_MC, train, test, encoder)
 
 
 def _shares(right_SM: Tensor) -> list[float]:

@@ -5,7 +5,7 @@ Shapes: V windows, S squares, T frames; H W pixels of the source.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,17 +77,29 @@ def decode_views(data: bytes, views: Views) -> Tensor:
     return resized_SKhw3[:, places_VT].transpose(0, 1).flatten(0, 1).permute(0, 4, 1, 2, 3).contiguous()
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How samples are decoded: their views, by how many processes (0: here), what is called with each one that is
+    done."""
+
+    views: Views
+    workers: int = 0
+    progress: Callable[[int], None] = lambda samples: None
+
+
 class Decoder:
-    """Decodes the views of samples in order, in `workers` processes (0: here); a context manager."""
+    """Decodes the views of samples in order; a context manager."""
 
-    def __init__(self, workers: int) -> None:
-        self._pool = OrderedPool(workers) if workers else None
+    def __init__(self, decoding: Decoding) -> None:
+        self.views, self._progress = decoding.views, decoding.progress
+        self._pool = OrderedPool(decoding.workers) if decoding.workers else None
 
-    def views(self, corpus: Corpus, refs: Sequence[SampleRef], views: Views) -> Iterator[Tensor | Problem]:
+    def decode(self, corpus: Corpus, refs: Sequence[SampleRef]) -> Iterator[Tensor | Problem]:
         """The views of each sample, or why there are none. Raises OSError where a shard cannot be read."""
-        inputs = ((_read(corpus, ref), views) for ref in refs)
+        inputs = ((_read(corpus, ref), self.views) for ref in refs)
         results = self._pool.map(_decode, inputs) if self._pool else (_decode(*one) for one in inputs)
         for ref, found in zip(refs, results):
+            self._progress(1)
             if isinstance(found, Crashed):
                 yield Problem(ref.name, "crashed", str(found))
             elif isinstance(found, Problem):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tgm_scale.checkpoints import checkpoint, ema
 from tgm_scale.evaluation import results
-from tgm_scale.evaluation.cache import cached_rows
+from tgm_scale.evaluation.cache import RowModel, cached_rows
 from tgm_scale.evaluation.classes import told
 from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
 from tgm_scale.evaluation.settings import FinetuneConfig
-from tgm_scale.evaluation.views import Views
+from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.finetuning.setup import Parts, module_of, positions_of
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import ProgressBars
@@ -52,17 +52,9 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     collectives = HostCollectives(process, PATIENCE)
     with ProgressBars() as bars:
         task = bars.task("videos tested", own_samples(parts.test.refs, process.rank, process.world_size))
-        clips = cached_rows(
-            folder / "test",
-            made_by,
-            probabilities,
-            module,
-            parts.test,
-            views,
-            collectives,
-            workers=data.workers,
-            progress=task.advance,
-        )
+        decoding = Decoding(views, data.workers, task.advance)
+        model = RowModel(probabilities, module, made_by)
+        clips = cached_rows(folder / "test", model, parts.test, decoding, collectives)
     found: dict[str, Any] = {}
     if process.is_main:
         scores_MC = clips.features[0]

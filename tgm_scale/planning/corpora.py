@@ -27,7 +27,7 @@ def make_synthetic(data: DataConfig) -> None:
     synthetic, folder = data.synthetic, Path(data.corpora()[0].path)
     if synthetic is None or folder.exists():
         return
-    from tgm_scale.demo.corpus.make import make_corpus
+    from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 
     unfinished = folder.with_name(folder.name + ".making")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
@@ -36,7 +36,7 @@ def make_synthetic(data: DataConfig) -> None:
         "own correct data.shards)",
         flush=True,
     )
-    make_corpus(unfinished, clips=synthetic.clips, seed=synthetic.seed, mode=synthetic.mode)
+    make_corpus(unfinished, synthetic.clips, SyntheticSpec(seed=synthetic.seed, mode=synthetic.mode))
     (unfinished / MADE_BY).write_text(synthetic.model_dump_json())
     unfinished.rename(folder)
 

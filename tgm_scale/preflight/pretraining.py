@@ -20,7 +20,7 @@ from tgm_scale.config import Config
 from tgm_scale.contracts import Batch
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
-from tgm_scale.demo.corpus.make import make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.engine.plan import not_used
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import open_corpora
@@ -62,7 +62,7 @@ class PretrainingChecks(TaskChecks):
         with tempfile.TemporaryDirectory() as folder:
             synthetic = config.data.synthetic
             if synthetic is not None and self._is_made_later():
-                make_corpus(Path(folder) / "corpus", clips=2, seed=synthetic.seed, mode=synthetic.mode)
+                make_corpus(Path(folder) / "corpus", 2, SyntheticSpec(seed=synthetic.seed, mode=synthetic.mode))
                 data |= {"shards": str(Path(folder) / "corpus"), "synthetic": None}
             yield config.model_copy(
                 update={"data": config.data.model_copy(update=data), "train": config.train.model_copy(update=train)}

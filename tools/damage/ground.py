@@ -15,7 +15,7 @@ from tgm_scale.checkpoints import checkpoint
 from tgm_scale.config import load
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.demo.corpus.make import Look, render_clip
+from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
 from tgm_scale.engine import state as engine_state
 from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower, load_text_tower
 from tgm_scale.planning.corpora import open_corpora
@@ -61,7 +61,7 @@ def make(folder: Path) -> Truth:
     shutil.copytree(SMALL_TOWERS, folder / "tower", copy_function=shutil.copy)
     with ShardWriter(folder / "shards", A_SHARD) as writer:  # clips of 10 kB: most of a shard is not of its ends
         for number in range(CLIPS):
-            clip = render_clip(0, number, look=Look(size=160, frames=4))
+            clip = render_clip(number, SyntheticSpec(size=160, frames=4))
             video = encode_video(clip.frames, 12)
             writer.write(
                 f"clip-{number}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import tee
@@ -32,8 +32,6 @@ from tgm_scale.runtime.processes import Crashed, OrderedPool
 SETTINGS = "make_shards.json"
 REPORT = "report.json"
 NAMES_SHOWN = 5  # of each reason, when a task ends
-
-OnClip = Callable[[ClipRow, Problem | None], None]
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,8 @@ def build_shards(
     shards: list[int],
     encoding: EncodingOptions,
     workers: int,
-    on_clip: OnClip,
-) -> None:
-    """Make these shards; `on_clip` hears of each clip as it is done. A clip that cannot be made is reported and left
-    out."""
+) -> Iterator[Problem | None]:
+    """Make these shards while it is iterated: for each clip None, or why it could not be made and is left out."""
     cut = partial(cut_clip, **asdict(encoding))
     sources = ClipSources(videos, plan.has_path)
     planned = ((shard, clips, sources.spans(clips)) for shard, clips in zip(shards, plan.clips_of(shards, folder)))
@@ -122,7 +118,7 @@ def build_shards(
                 (clip, span if isinstance(span, CutError) else _fitting(plan.filters, clip, next(results)))
                 for clip, span in zip(clips, spans)
             )
-            _make_shard(folder, shard, len(clips), pairs, on_clip)
+            yield from _make_shard(folder, shard, len(clips), pairs)
 
 
 def _fitting(filters: Filters, clip: ClipRow, made: EncodedClip | Exception) -> EncodedClip | Exception:
@@ -139,8 +135,7 @@ def _make_shard(
     shard: int,
     count: int,
     clips: Iterator[tuple[ClipRow, EncodedClip | Exception]],
-    on_clip: OnClip,
-) -> None:
+) -> Iterator[Problem | None]:
     for left_over in folder.glob(f"{shard:05d}.*.partial"):  # of a run that was killed
         left_over.unlink()
     skipped = []
@@ -149,10 +144,10 @@ def _make_shard(
             if isinstance(result, Exception):
                 problem = _problem(clip, result)
                 skipped.append([problem.key, problem.reason, problem.detail])
-                on_clip(clip, problem)
+                yield problem
             else:
                 writer.write(clip.key, {"mp4": result.data, "json": _metadata(clip, result)})
-                on_clip(clip, None)
+                yield None
     report = {"made": count - len(skipped), "skipped": skipped}
     storage.write_atomically(_report_path(folder, shard), _plain(report))
 

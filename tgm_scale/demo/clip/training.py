@@ -4,7 +4,7 @@ A CLIP learns from images and captions alone, on hundreds of millions of pairs. 
 minutes on a CPU, so it also learns from the truth that a synthetic corpus knows: which concept each patch shows. A
 concept is a combination of attributes (a colour and a shape); captions name concepts, or one attribute alone.
 
-What is minimised stands in clip_objective.
+What is minimised is in demo/clip/objective.py.
 
 Shapes: N images, P patches, E embedding.
 """
@@ -115,36 +115,35 @@ def embed_captions(model: Any, tokenizer: Any, captions: list[str], context: int
     return F.normalize(model.text_projection(output.pooler_output).float(), dim=-1)
 
 
-def train(
-    recipe: Recipe,
-    batches: Iterator[LabelledImages],
-    captions: Callable[[int], list[str]],
-    vocabulary: list[str],
-    attributes: list[Tensor],
-    folder: Path,
-    progress: Callable[[int, float], None],
-) -> None:
-    """Train and write a folder that `guidance.towers` loads.
+@dataclass(frozen=True)
+class TrainingData:
+    """What the small CLIP learns from."""
 
-    captions(step): a caption of each concept, then of each value of each attribute, worded anew. vocabulary: texts
-    that the tokenizer learns its words from. progress is called with the step and its loss."""
+    batches: Iterator[LabelledImages]  # one a step
+    captions: Callable[[int], list[str]]  # of a step: one of each concept, then of each value of each attribute
+    vocabulary: list[str]  # texts that the tokenizer learns its words from
+    attributes: list[Tensor]  # as `Objective` takes them
+
+
+def train(recipe: Recipe, data: TrainingData, folder: Path, progress: Callable[[int, float], None]) -> None:
+    """Train and write a folder that `guidance.towers` loads. progress is called with the step and its loss."""
     prepare_torchvision()
     from transformers import CLIPImageProcessor, CLIPTokenizer
 
-    model = build(recipe, write_tokenizer(vocabulary, folder, recipe.context))
+    model = build(recipe, write_tokenizer(data.vocabulary, folder, recipe.context))
     model.set_attn_implementation("eager")  # on a CPU the backward pass of fused attention in bf16 takes twice as long
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    objective = Objective(attributes, recipe.half_match)
+    objective = Objective(data.attributes, recipe.half_match)
     optimisers = _optimisers(model, objective, recipe)
     parameters = [*model.parameters(), *objective.parameters()]
     for step in range(recipe.steps):
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * _schedule(recipe, step)
-        batch = next(batches)
+        batch = next(data.batches)
         with torch.autocast("cpu", torch.bfloat16):
             image_NE, patch_NPE = embed_images(model, batch.images)
-            caption_XE = embed_captions(model, tokenizer, captions(step), recipe.context)
+            caption_XE = embed_captions(model, tokenizer, data.captions(step), recipe.context)
         pattern_weight = min(1.0, step / (recipe.naming_share * recipe.steps))
         loss = objective(image_NE, patch_NPE, caption_XE, model.logit_scale, batch, pattern_weight)
         objective.zero_grad()

@@ -1,7 +1,7 @@
 """A corpus that the project makes itself: H.264 clips of moving shapes, captions, and the truth of every pixel.
 
-Clip `index` of `seed` is a pure function of the two: any size of corpus begins with the same clips, whatever the
-number of workers. Scenes are described in synthetic_scenes, the json of a sample in synthetic_truth.
+A clip is a pure function of its index and the corpus' specification: any size of corpus begins with the same clips,
+whatever the number of workers. Scenes are drawn in scenes.py, the json of a sample is written in truth.py.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ from tgm_scale.runtime import seeding
 
 
 @dataclass(frozen=True)
-class Look:
-    """How clips look: side in pixels, frames a clip, frames a second, and difficulty from 0 (plain) to 1 (hard)."""
+class SyntheticSpec:
+    """Which clips a synthetic corpus holds, and how they look."""
 
-    size: int = 64
+    size: int = 64  # side in pixels
     frames: int = 16
     fps: float = 12.0
-    difficulty: float = 0.5
+    difficulty: float = 0.5  # 0 (plain) to 1 (hard)
+    seed: int = 0
+    mode: str = "named"  # an object and distractors, or `one_mover`
 
     def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode} of a synthetic corpus: wanted one of {', '.join(MODES)}")
         if self.size < 32 or self.size % 2:
             raise ValueError(f"size={self.size} of synthetic clips: wanted an even number of at least 32 pixels")
         if self.frames < 2:
@@ -54,11 +58,11 @@ class SyntheticClip:
     truth: Truth
 
 
-def render_clip(seed: int, index: int, mode: str = "named", look: Look = Look()) -> SyntheticClip:
-    """Clip `index` of the corpus of `seed`. mode: 'named' (object and distractors) or 'one_mover'."""
-    seeds_B = torch.tensor([seeding.key(seed, "synthetic", mode, index)])
-    scenes = draw_scenes(seeds_B, mode, torch.tensor([look.difficulty]))
-    frames_BT3HW, visible_BTKHW = render(scenes, torch.linspace(0, 1, look.frames)[None], look.size)
+def render_clip(index: int, spec: SyntheticSpec = SyntheticSpec()) -> SyntheticClip:
+    """Clip `index` of a corpus."""
+    seeds_B = torch.tensor([seeding.key(spec.seed, "synthetic", spec.mode, index)])
+    scenes = draw_scenes(seeds_B, spec.mode, torch.tensor([spec.difficulty]))
+    frames_BT3HW, visible_BTKHW = render(scenes, torch.linspace(0, 1, spec.frames)[None], spec.size)
     shapes, colours = list(SHAPES), list(COLOURS)
     objects = [
         ObjectTruth(
@@ -75,30 +79,26 @@ def render_clip(seed: int, index: int, mode: str = "named", look: Look = Look())
     return SyntheticClip(frames_THW3, captions(named.colour, named.shape, named.motion), Truth(objects))
 
 
-def make_sample(index: int, seed: int, mode: str, look: Look) -> tuple[str, dict[str, Any]]:
+def make_sample(index: int, spec: SyntheticSpec) -> tuple[str, dict[str, Any]]:
     """Key and members of one sample: `mp4` and `json` (captions, truth, and what made it)."""
-    clip = render_clip(seed, index, mode, look)
-    made_by = {"seed": seed, "index": index, "mode": mode, **asdict(look)}
+    clip = render_clip(index, spec)
+    made_by = {"index": index, **asdict(spec)}
     fields = {"captions": clip.captions, "truth": clip.truth.to_json(), "made_by": made_by}
-    return f"{mode}_{index:06d}", {"mp4": encode_video(clip.frames, look.fps), "json": fields}
+    return f"{spec.mode}_{index:06d}", {"mp4": encode_video(clip.frames, spec.fps), "json": fields}
 
 
 def make_corpus(
     folder: str | os.PathLike,
     clips: int,
-    seed: int,
-    mode: str = "named",
-    look: Look = Look(),
+    spec: SyntheticSpec = SyntheticSpec(),
     workers: int = 1,
     clips_per_shard: int = 250,
     progress: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write clips 0 to `clips` - 1 of the corpus of `seed` as shards into `folder`.
+    """Write clips 0 to `clips` - 1 of a corpus as shards into `folder`.
 
-    `progress` is called with the number of clips done after each. Raises ValueError for a mode or a count that makes
-    no corpus, and for a folder that holds shards already."""
-    if mode not in MODES:
-        raise ValueError(f"mode={mode} of a synthetic corpus: wanted one of {', '.join(MODES)}")
+    `progress` is called with the number of clips done after each. Raises ValueError for a count that makes no corpus,
+    and for a folder that holds shards already."""
     if min(clips, workers, clips_per_shard) < 1:
         raise ValueError(
             f"clips={clips}, workers={workers}, clips_per_shard={clips_per_shard} of a synthetic corpus: wanted at "
@@ -107,13 +107,13 @@ def make_corpus(
     if os.path.isdir(folder) and any(name.endswith(".tar") for name in os.listdir(folder)):
         raise ValueError(f"{folder} holds shards already; name another folder or remove them")
     with ShardWriter(folder, clips_per_shard) as writer:
-        for done, (key, members) in enumerate(_samples(clips, seed, mode, look, workers), 1):
+        for done, (key, members) in enumerate(_samples(clips, spec, workers), 1):
             writer.write(key, members)
             progress(done)
 
 
-def _samples(clips: int, seed: int, mode: str, look: Look, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    make = partial(make_sample, seed=seed, mode=mode, look=look)
+def _samples(clips: int, spec: SyntheticSpec, workers: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    make = partial(make_sample, spec=spec)
     if workers == 1:
         yield from map(make, range(clips))
         return

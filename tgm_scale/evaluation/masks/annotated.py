@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
 from tgm_scale.data.building.annotations import captions_of
+from tgm_scale.data.loading.samples import Sampling
 from tgm_scale.data.shards.inventory import Inventory
 from tgm_scale.data.shards.shard_index import split_extension
 from tgm_scale.data.video.decode import DecodeError, Video, window
@@ -118,17 +119,15 @@ def _captions(given: Path | None, default: Path) -> dict[str, str]:
     return {name: texts[0] for name, of_one in members.items() if (texts := captions_of(of_one))}
 
 
-def clips(
-    file: Path, truth: Path, count: int, frames: int, stride: int, size: int, grid: Grid
-) -> Iterator[AnnotatedClip]:
-    """`count` clips from even places of a video; those in which the object is never seen are left out.
+def clips(file: Path, truth: Path, count: int, sampling: Sampling) -> Iterator[AnnotatedClip]:
+    """`count` clips from evenly spaced places of a video; those in which the object is never seen are left out.
 
     Raises DecodeError for the video, and of reason `bad_truth` for a truth that cannot be read or does not fit it."""
-    data = file.read_bytes()
+    data, grid = file.read_bytes(), sampling.grid
     for number in range(count):
         recorder = MotionRecorder()
         with Video(data, recorder) as video:
-            indices = window(video.count, frames, stride, (number + 0.5) / count)
+            indices = window(video.count, sampling.frames, sampling.stride, (number + 0.5) / count)
             images = dict(video.frames(np.unique(indices)))
             length = video.count
         height, width, _ = next(iter(images.values())).shape
@@ -144,11 +143,12 @@ def clips(
             continue
         motion = recorder.slots(indices, grid.slots)
         blank = torch.zeros(grid.slots, grid.rows, grid.columns)
+        square = (sampling.size, sampling.size)
         yield AnnotatedClip(
             file.stem,
-            crop.resize(cut_Thw3, size).permute(3, 0, 1, 2),
+            crop.resize(cut_Thw3, sampling.size).permute(3, 0, 1, 2),
             object_SRC,
-            F.interpolate(torch.from_numpy(cut_Thw)[None].float(), (size, size), mode="nearest")[0] > 0.5,
+            F.interpolate(torch.from_numpy(cut_Thw)[None].float(), square, mode="nearest")[0] > 0.5,
             blank if motion is None else crop.resample(motion, grid.rows, grid.columns),
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tgm_scale.config import Config, from_tree, lay_over, read_tree
-from tgm_scale.contracts import Grid
+from tgm_scale.data.loading.samples import Sampling
 from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
 from tgm_scale.data.video.decode import DecodeError
 from tgm_scale.evaluation.intervals import paired_interval
@@ -69,12 +69,13 @@ def evaluate(options: argparse.Namespace) -> int:
     if not recipes:
         raise ValueError("no recipe can run: see what was left out")
     scores: dict[str, list[ClipScore]] = {}
-    grid = shape_of(config).grid
+    data = config.data
+    sampling = Sampling(data.frames, data.stride, data.size, shape_of(config).grid, seed=0)
     plain = recipe_masker(config, "tube")
     with ProgressBars() as bars:
         task = bars.task("videos", len(found.pairs))
         for file, truth in list(found.pairs):
-            for number, clip in enumerate(_clips(config, found, file, truth, options.clips, grid)):
+            for number, clip in enumerate(_clips(found, file, truth, options.clips, sampling)):
                 scores.setdefault("centre box", []).append(centre_score(plain, clip.name, clip.object_SRC))
                 scores.setdefault("most possible", []).append(most_possible(plain, clip.name, clip.object_SRC))
                 pictures = _score(recipes, clip, found.captions.get(file.stem), scores)
@@ -93,8 +94,12 @@ def evaluate(options: argparse.Namespace) -> int:
     if options.output:
         of_clips = {label: [asdict(score) for score in of_label] for label, of_label in scores.items()}
         figures = {label: asdict(summary) for label, summary in summaries.items()}
-        data = {"data": [opened.facts()], "config": config.model_dump(mode="json")}
-        kept = {"recipes": figures, "clips": of_clips, **data}
+        kept = {
+            "recipes": figures,
+            "clips": of_clips,
+            "data": [opened.facts()],
+            "config": config.model_dump(mode="json"),
+        }
         (options.output / "figures.json").write_text(json.dumps(kept, indent=1) + "\n")
     return 0
 
@@ -110,11 +115,10 @@ def _introduced(found: Annotated, config: Config, options: argparse.Namespace) -
     return opened
 
 
-def _clips(config: Config, found: Annotated, file: Path, truth: Path, count: int, grid: Grid) -> list[AnnotatedClip]:
-    """Of one video; what has none is left out."""
-    data = config.data
+def _clips(found: Annotated, file: Path, truth: Path, count: int, sampling: Sampling) -> list[AnnotatedClip]:
+    """Of one video; a video without any is left out."""
     try:
-        of_video = list(clips(file, truth, count, data.frames, data.stride, data.size, grid))
+        of_video = list(clips(file, truth, count, sampling))
     except DecodeError as error:
         found.leave_out(file, error.reason, error.detail)
         return []

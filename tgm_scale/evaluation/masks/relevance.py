@@ -16,7 +16,7 @@ from tgm_scale.contracts import Grid
 from tgm_scale.data.video.decode import decode_clip
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.demo.corpus.captions import absent_caption
-from tgm_scale.demo.corpus.make import Look, SyntheticClip, render_clip
+from tgm_scale.demo.corpus.make import SyntheticClip, SyntheticSpec, render_clip
 from tgm_scale.demo.corpus.scenes import ROLES
 from tgm_scale.demo.corpus.shapes import COLOURS, rgb
 from tgm_scale.demo.corpus.truth import object_tokens
@@ -26,7 +26,7 @@ from tgm_scale.guidance.text import TextTower
 from tgm_scale.masking.recipes import Masker, build_masker
 
 MASK_RATIO = 0.6
-_LOOK = Look()
+_SPEC = SyntheticSpec()
 
 # scores of a clip's tokens for its own caption and, where there is one, for that of an absent object: [S, R, C] each
 Scorer = Callable[[SyntheticClip, Tensor, str], tuple[Tensor, Tensor | None]]
@@ -43,9 +43,9 @@ class RelevanceMetrics:
 
 
 def evaluate(
-    score: Scorer, clips: int, seed: int, grid: Grid, look: Look = _LOOK, masker: Masker | None = None
+    score: Scorer, clips: int, grid: Grid, spec: SyntheticSpec = _SPEC, masker: Masker | None = None
 ) -> RelevanceMetrics:
-    """Judge a way to score tokens on clips 0 to `clips` - 1 of a seed, encoded and decoded as in a corpus.
+    """Measure a way to score tokens on clips 0 to `clips` - 1 of a corpus, encoded and decoded as in a corpus.
 
     masker: of what it hides; default: the tokens of highest score, in each slot."""
     masker = masker or build_masker("text_guided", grid, MASK_RATIO)
@@ -54,8 +54,8 @@ def evaluate(
     absent_aucs: list[float] = []
     absent_hidden: list[float] = []
     for index in range(clips):
-        clip = render_clip(seed, index, "named", look)
-        video = _as_decoded(clip, look)
+        clip = render_clip(index, spec)
+        video = _as_decoded(clip, spec)
         own, absent = score(clip, video, absent_caption(clip.truth, index))
         tokens = {one.role: torch.from_numpy(object_tokens(one.visible, grid)) for one in clip.truth.objects}
         mask = masker.hidden(torch.tensor([index]), relevance=own[None])[0]
@@ -112,7 +112,7 @@ def slot_aucs(score_SRC: Tensor, positive_SRC: Tensor) -> list[float]:
     return aucs
 
 
-def _as_decoded(clip: SyntheticClip, look: Look) -> Tensor:
+def _as_decoded(clip: SyntheticClip, spec: SyntheticSpec) -> Tensor:
     """uint8 [3, T, H, W] of the clip after H.264, as a loader would see it."""
-    decoded = decode_clip(encode_video(clip.frames, look.fps), look.frames, 1, 0.0).video
+    decoded = decode_clip(encode_video(clip.frames, spec.fps), spec.frames, 1, 0.0).video
     return torch.from_numpy(np.ascontiguousarray(decoded)).permute(3, 0, 1, 2)
