@@ -88,6 +88,37 @@ def test_the_command_to_go_on_is_there_to_copy(tmp_path: Path) -> None:
     )
 
 
+def test_shares_and_the_bottleneck_are_of_the_same_steps(tmp_path: Path) -> None:
+    rows = [row(step) | {"data_seconds": 0.4 if step <= 100 else 0.1} for step in range(1, 151)]
+    rows[-1] |= {"step_seconds": 25.5, "data_seconds": 25.1}  # counts as long as it took
+    page = page_of(made_run(tmp_path / "run", rows), output=tmp_path / "page.html")
+    cards = dict(re.findall(r"<b>(.*?)</b><span>(.*?)</span>", page))
+    assert cards["60%"] == "waiting for data, main process, last 50 steps"
+    assert re.search(r"waits for clips 60% of its time;.* over about the last 50 steps", page)
+
+
+@pytest.mark.parametrize("of_features", [False, True])
+def test_results_that_are_broken_are_said_and_the_others_shown(run: Path, tmp_path: Path, of_features: bool) -> None:
+    folder = changed(run, tmp_path / "run", lambda folder: (folder / "results.json").write_text("{"))
+    if of_features:
+        (folder / "config.yaml").write_text("encoder: {checkpoint: x}\n")
+        (folder / "metrics.jsonl").unlink()
+    (folder / "results-knn.json").write_text('{"method": "kNN", "figures": {"top-1": {"value": 0.5}}, "left_out": {}}')
+    (folder / "results-x.json").write_text("[]")
+    page = page_of(folder, output=tmp_path / "page.html")
+    said = "\n".join(paragraphs(page))
+    assert f"{folder}/results.json: " in said and f"{folder}/results-x.json: " in said
+    assert "top-1 0.5000" in cells(page) and "How it stands" in page
+
+
+def test_a_picture_that_is_broken_is_said(run: Path, tmp_path: Path) -> None:
+    folder = changed(run, tmp_path / "run", lambda _: None)
+    (folder / "pictures").mkdir()
+    (folder / "pictures/step-00000004.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    said = "\n".join(paragraphs(page_of(folder, output=tmp_path / "page.html")))
+    assert f"{folder}/pictures/step-00000004.png: not a whole picture (PNG)" in said
+
+
 def test_a_run_without_frozen_models_has_no_share_of_them(tmp_path: Path) -> None:
     folder = made_run(tmp_path / "run", [row(step) | {"guidance_seconds": 0.0} for step in (1, 2)])
     page = page_of(folder, output=tmp_path / "page.html")

@@ -248,6 +248,15 @@ class LogConfig(Section):
     tensorboard: bool = Field(True, description="write TensorBoard files beside metrics.jsonl")
 
 
+class PretrainingLogConfig(LogConfig):
+    pictures_every: int | None = Field(
+        None,
+        ge=1,
+        description="steps from one picture of masks and reconstructions of a fixed few clips (of knn.test, else of "
+        "the data) to the next, in RUN/pictures and TensorBoard; default: never",
+    )
+
+
 class ProfileConfig(Section):
     """A trace of a few steps, in RUN/profile/."""
 
@@ -315,6 +324,7 @@ class Config(TrainingConfig):
     guidance: GuidanceConfig = GuidanceConfig()
     masking: MaskingConfig = MaskingConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
+    log: PretrainingLogConfig = PretrainingLogConfig()
     knn: KnnConfig = KnnConfig()
 
     @model_validator(mode="after")
@@ -351,6 +361,11 @@ class Config(TrainingConfig):
         given = [corpus.weight is not None for corpus in data.corpora()]
         if any(given) and not all(given):
             raise ValueError("data.shards: give every corpus a weight, or none (their shares then go by size)")
+        if self.log.pictures_every is not None and objective.reconstruction_weight == 0:
+            raise ValueError(
+                f"log.pictures_every={self.log.pictures_every} draws reconstructions, and "
+                "objective.reconstruction_weight=0 learns none: leave it out, or set a weight above 0"
+            )
         if self.knn.every is not None and not (self.knn.train and self.knn.test):
             raise ValueError("knn.every needs a labelled set: give knn.train and knn.test")
         if data.synthetic is not None and not isinstance(data.shards, str):

@@ -21,7 +21,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.run_plan import run_masker, shape_of
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.report.reconstruct import reconstruct
-from tgm_scale.report.render import film_strip, heatmap, outlined, slot_frames, veiled
+from tgm_scale.report.render import film_strip, heatmap, outlined, seen_tokens, slot_frames, veiled
 from tgm_scale.runtime import seeding
 
 
@@ -53,13 +53,12 @@ def strips(config: Config, checkpoint: str | Path, corpus: Corpus) -> list[Strip
             relevance_1SRC = towers.relevance(video_1CTHW, towers.text.encode([caption]), grid)
             seed = torch.tensor([seeding.key("film strip", ref.name)])
             mask = masker(seed, relevance=relevance_1SRC)
-            shown_N = torch.zeros(grid.tokens, dtype=torch.bool).scatter(0, mask.visible[0], True)
             frames = slot_frames(video_1CTHW[0], grid.slots)
             completed_1CTHW = reconstruct(model, video_1CTHW, mask, config.objective.normalise_by)
             rows = [
                 ("clip", outlined(frames, named_THW[:: config.data.frames // grid.slots])),
                 ("relevance", heatmap(frames, relevance_1SRC[0])),
-                ("what the\nencoder sees", veiled(frames, shown_N.view(grid.slots, grid.rows, grid.columns))),
+                ("what the\nencoder sees", veiled(frames, seen_tokens(mask.visible[0], grid))),
                 ("reconstruction", slot_frames(completed_1CTHW[0], grid.slots)),
             ]
             made.append(Strip(film_strip(rows), caption))

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
@@ -21,7 +19,7 @@ from tgm_scale.preview.looks import Look, Way
 from tgm_scale.preview.settings import Settings
 from tgm_scale.report.html import Card, Code, Gallery, Picture, Report, Section, Table, Text
 from tgm_scale.report.reconstruct import reconstruct
-from tgm_scale.report.render import contact_sheet, heatmap, slot_frames, veiled
+from tgm_scale.report.render import contact_sheet, heatmap, seen_tokens, slot_frames, some_slots, veiled
 from tgm_scale.runtime.terminal import escaped, message
 
 PICTURES = 4  # of a clip's slots, evenly spread
@@ -57,13 +55,14 @@ def picture_clip(
     """model: reconstructs the clip under the first way, or its scorer's that the configuration names."""
     grid = settings.maskers[0].grid
     frames = slot_frames(clip.video, grid.slots)
-    chosen = np.unique(np.linspace(0, grid.slots - 1, min(PICTURES, grid.slots)).round().astype(int))
+    chosen = some_slots(grid.slots, PICTURES)
     pictures = [_picture("frames", "the clip", [frames], chosen)]
     for scorer, relevance in look.relevance.items():
         said = f"relevance, scorer {scorer}"
         pictures.append(_picture(said, said, [heatmap(frames, relevance)], chosen))
     for way in ways:
-        rows = [veiled(frames, look.hidden[way.label]), veiled(frames, _visible(look, way))]
+        seen = seen_tokens(look.masks[way.label].visible[0], grid)
+        rows = [veiled(frames, look.hidden[way.label]), veiled(frames, seen)]
         pictures.append(_picture(f"{way.label}: hidden and seen", way.label, rows, chosen))
     if model is not None:
         way = of_the_run(ways, settings)
@@ -79,13 +78,8 @@ def of_the_run(ways: Sequence[Way], settings: Settings) -> Way:
     return next((way for way in first if way.scorer == settings.config.guidance.scorer), first[0])
 
 
-def _visible(look: Look, way: Way) -> Tensor:
-    shape = look.hidden[way.label].shape
-    return torch.zeros(shape.numel(), dtype=torch.bool).scatter(0, look.masks[way.label].visible[0], True).view(shape)
-
-
-def _picture(alt: str, caption: str, rows: Sequence[Tensor], chosen: np.ndarray) -> Picture:
-    return Picture(contact_sheet([row[torch.from_numpy(chosen)] for row in rows]), alt, caption)
+def _picture(alt: str, caption: str, rows: Sequence[Tensor], chosen: Tensor) -> Picture:
+    return Picture(contact_sheet([row[chosen] for row in rows]), alt, caption)
 
 
 def compose(

@@ -49,10 +49,11 @@ def reconstruct(
 ) -> Tensor:
     """The clips as the model completes them: visible patches as they are, targets as predicted, the rest grey.
 
-    Returns uint8 [B, 3, T, H, W]."""
+    Clips and mask lie on the model's device. Returns uint8 [B, 3, T, H, W] on the CPU."""
     size, grid = model.size, model.grid
-    patches_BNP = patchify(video_BCTHW, size.tubelet, size.patch)
-    prediction_BMP = model(video_BCTHW, mask.visible, mask.target).prediction_BMP
+    prediction_BMP = model(video_BCTHW, mask.visible, mask.target).prediction_BMP.cpu()
+    patches_BNP = patchify(video_BCTHW.cpu(), size.tubelet, size.patch)
+    mask = Mask(mask.visible.cpu(), mask.target.cpu())
     if normalise_by == "clip":
         statistics = seen_statistics(patches_BNP, mask.visible)
     else:

@@ -15,6 +15,8 @@ from matplotlib import colormaps
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from tgm_scale.contracts import Grid
+
 _PAPER = (255, 255, 255)
 _INK = (40, 44, 52)
 _VEIL = torch.tensor([236.0, 238.0, 241.0])  # of hidden tokens
@@ -62,8 +64,24 @@ def _as_pixels(x: Tensor) -> Tensor:
     return x.round().clamp(0, 255).to(torch.uint8)
 
 
+def some_slots(slots: int, count: int) -> Tensor:
+    """The numbers of at most `count` of them, evenly spread, int64."""
+    return torch.linspace(0, slots - 1, min(count, slots), dtype=torch.float64).round().long().unique()
+
+
+def seen_tokens(visible_V: Tensor, grid: Grid) -> Tensor:
+    """Which tokens a mask leaves visible, bool [S, R, C]. visible: their numbers."""
+    seen = torch.zeros(grid.tokens, dtype=torch.bool)
+    return seen.scatter(0, visible_V, True).view(grid.slots, grid.rows, grid.columns)
+
+
 def film_strip(rows: Sequence[Row], side: int = 112) -> bytes:
-    """A PNG of rows of pictures, each enlarged to `side` pixels (nearest neighbour), their labels to the left."""
+    """A PNG of `strip`."""
+    return png(strip(rows, side))
+
+
+def strip(rows: Sequence[Row], side: int = 112) -> Image.Image:
+    """Rows of pictures, each enlarged to `side` pixels (nearest neighbour), their labels to the left."""
     font = ImageFont.load_default(size=_FONT_SIZE)
     columns = max(len(pictures) for _, pictures in rows)
     width = _LABEL_WIDTH + columns * (side + _GAP)
@@ -76,7 +94,7 @@ def film_strip(rows: Sequence[Row], side: int = 112) -> bytes:
             image = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
             enlarged = image.resize((side, side), Image.Resampling.NEAREST)
             sheet.paste(enlarged, (_LABEL_WIDTH + s * (side + _GAP), top))
-    return png(sheet)
+    return sheet
 
 
 def png(image: Image.Image) -> bytes:

@@ -7,14 +7,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from tgm_scale.report.html import Code, Drawn, Section, Table, Text
+from tgm_scale.report.html import Code, Drawn, Picture, Section, Table, Text
 from tgm_scale.report.run_view import Named, RunView, stretches
 from tgm_scale.runs.waiting import duration
 
 _STARTS = 50  # in the table
 _STEPS = 10  # of refused updates that are listed
 _EVENTS = 50
-Block = Text | Code | Table | Drawn
+Block = Text | Code | Table | Drawn | Picture
 STYLE = """
   .lane { position: relative; height: 20px; background: var(--wash); border-radius: 4px; margin: 6px 0; }
   .lane span { position: absolute; top: 3px; height: 14px; min-width: 3px; border-radius: 3px;
@@ -25,14 +25,26 @@ STYLE = """
 
 
 def apart(view: RunView) -> list[Section]:
-    """What is of one run alone: starts, refused updates, samples, events."""
+    """What is of one run alone: a picture, starts, refused updates, samples, events."""
     return [
+        Section("Reconstructions", _reconstructions(view)),
         Section("Starts and jobs", _starts(view)),
         Section("Refused updates", _refusals(view)),
         Section("Skipped samples", _named(view.skipped, "skipped.jsonl")),
         Section("Left out before the first step", _named(view.left_out, "left_out.jsonl")),
         Section("What happened to its files", _events(view)),
     ]
+
+
+def _reconstructions(view: RunView) -> list[Block]:
+    if view.picture is None:
+        return []
+    step, png = view.picture
+    said = (
+        f"Step {step}: of each clip some frames, what the encoder sees of them, and what the model makes of the rest, "
+        "with brightness and contrast of visible patches alone. Earlier ones are in RUN/pictures and TensorBoard."
+    )
+    return [Picture(png, f"reconstructions at step {step}", said)]
 
 
 def _starts(view: RunView) -> list[Block]:

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tgm_scale import config as configuration
 from tgm_scale.report import chart, run_figures
 from tgm_scale.report.html import Card, Code, Drawn, Report, Section, Table, Text, render
 from tgm_scale.report.run_history import STYLE, Block, apart, surroundings
-from tgm_scale.report.run_view import RunView, look
+from tgm_scale.report.run_view import SHARES, RunView, look
+from tgm_scale.runs import status
 from tgm_scale.runs.compare import differing_keys
 from tgm_scale.runs.run_folder import replace_file, versions
 from tgm_scale.runtime.files import check_output
@@ -105,15 +108,20 @@ def _cards(view: RunView) -> list[Card]:
         for name, text in (("step", "steps"), ("left", "left"), ("speed", "speed"), ("loss", "loss of the last step"))
         if name in lines
     ]
-    for name, text in (
-        ("data_share", "waiting for data, last 100 steps"),
-        ("guidance_share", "guidance, last 100 steps"),
-        ("knn_accuracy", "kNN accuracy, newest"),
-    ):
-        if name in view.columns and len(values := view.columns[name].finite.values):
-            newest = values[-1] if name == "knn_accuracy" else values[-100:].mean()
-            found.append(Card(chart.percent(float(newest)), text))
+    for part, text in (("data_seconds", "waiting for data"), ("guidance_seconds", "guidance")):
+        if SHARES[part] in view.columns and (share := _recent_share(view, part)) is not None:
+            # as the line of the bottleneck, which is of the rank that is worst off
+            found.append(Card(chart.percent(share), f"{text}, main process, last {status.RECENT} steps"))
+    if "knn_accuracy" in view.columns and len(values := view.columns["knn_accuracy"].finite.values):
+        found.append(Card(chart.percent(float(values[-1])), "kNN accuracy, newest"))
     return found
+
+
+def _recent_share(view: RunView, part: str) -> float | None:
+    """Of the time of the newest steps, that which a part of each takes."""
+    seconds, whole = (view.columns[name].values[-status.RECENT :] for name in (part, "step_seconds"))
+    known = np.isfinite(seconds) & np.isfinite(whole) & (whole > 0)
+    return float(seconds[known].sum() / whole[known].sum()) if known.any() else None
 
 
 def _standing(view: RunView) -> list[Block]:

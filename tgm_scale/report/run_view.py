@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tgm_scale.report.thinning import Series
-from tgm_scale.runs import events, run_folder, status, vital
+from tgm_scale.runs import events, pictures, run_folder, status, vital
 from tgm_scale.runs.metrics import rows_and_damaged
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.secrets import tree_without_secrets
@@ -58,6 +59,7 @@ class RunView:
     left_out: dict[str, Named]
     refused: dict[int, list[str]]  # step -> keys of its samples
     events: list[dict[str, Any]]
+    picture: tuple[int, bytes] | None  # the newest, and its step
     command: str
     complaints: list[str]
 
@@ -119,7 +121,11 @@ def look(folder: str) -> RunView:
                 complaints.append(str(error))
             return nothing
 
-    lines = told(lambda: status.lines(folder, as_written, damaged), {})
+    judged: dict[str, str] = {}
+    for file in status.result_files(root):
+        judged |= told(partial(status.result, file), {})
+    lines = told(lambda: status.lines(folder, as_written, damaged, judged), {})
+    lines |= {name: said for name, said in judged.items() if name not in lines}
     tree = told(lambda: tree_without_secrets(status.read_tree(folder)), {})
     if "encoder" not in tree:  # which has no steps
         complaints += _of_rows(root, as_written, damaged)
@@ -143,6 +149,7 @@ def look(folder: str) -> RunView:
         left_out=_by_reason(root / "left_out.jsonl"),
         refused=_refused(root / "refused.jsonl"),
         events=events.read(root),
+        picture=told(lambda: pictures.newest(root), None),
         command=command,
         complaints=complaints,
     )

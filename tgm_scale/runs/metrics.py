@@ -7,13 +7,17 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
 from typing import Any, TextIO
 
+from PIL import Image
+
 from tgm_scale.contracts import Problem
-from tgm_scale.runs import events
+from tgm_scale.runs import events, pictures
+from tgm_scale.runs.boards import Board, TensorBoard, figures_of
 from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import describe_os_error
@@ -27,20 +31,19 @@ _RECENT = 100  # losses; runs/faults.py measures a spike against no more
 class Metrics:
     """Writes one JSON object a step and mirrors it to TensorBoard. A restart drops what came after the checkpoint.
 
-    Only the main rank has one."""
+    Only the main rank has one. others: boards that show the rows, too, and outlive it."""
 
-    def __init__(self, folder: Path, step: int, tensorboard: bool):
+    def __init__(self, folder: Path, step: int, tensorboard: bool, others: Sequence[Board] = ()):
+        self._folder = folder
         self.path = folder / "metrics.jsonl"
         _cut_after(self.path, step)
         _cut_after(folder / "skipped.jsonl", step)
         self._stream: TextIO = self.path.open("a", buffering=1)
         self._skipped: TextIO = (folder / "skipped.jsonl").open("a", buffering=1)
         self._said = False  # whether a sample was broken
-        self._board = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        pictures.cut_after(folder, step)
+        self._own: list[Board] = [TensorBoard(folder, step)] if tensorboard else []
+        self._boards = [*self._own, *others]
 
     def name(self, step: int, problems: list[Problem]) -> None:
         """A step's broken samples of all ranks; the first of a start is said. Raises OSError that names the file."""
@@ -60,24 +63,28 @@ class Metrics:
         """A step's row. Raises OSError that names the file."""
         row = finite(row)
         _append(self._stream, row)
-        if self._board is not None:
-            for name, value in row.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._board.add_scalar(name, value, row["step"])
+        for board in self._boards:
+            board.row(row["step"], figures_of(row))
+
+    def picture(self, step: int, picture: Image.Image) -> None:
+        """What was drawn after a step. Raises OSError that names the file."""
+        pictures.keep(self._folder, step, picture)
+        for board in self._boards:
+            board.picture(step, picture)
 
     def flush(self) -> None:
         """Put all rows so far on the disk. Before a checkpoint: a run that resumes from it writes those after it."""
         for stream in (self._stream, self._skipped):
             stream.flush()
             os.fsync(stream.fileno())
-        if self._board is not None:
-            self._board.flush()  # else a kill would lose the last two minutes
+        for board in self._boards:
+            board.flush()
 
     def close(self) -> None:
         self._stream.close()
         self._skipped.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._own:
+            board.close()
 
 
 def _append(stream: TextIO, row: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ RUN/skipped.jsonl     every broken sample: step, key, reason
 RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved; rollbacks; why
                       a start failed
 RUN/faults.json       what outlives a rollback (runs/faults.py)
+RUN/pictures/         masks and reconstructions of log.pictures_every (runs/pictures.py)
 RUN/profile/          traces of profile.steps (training/profiling.py)
 """
 
@@ -44,7 +45,7 @@ FILES = (
     *("config.yaml", "data.json", "origins.json", "plan.json", "files.json", "faults.json", "environment.jsonl"),
     *("metrics.jsonl", "skipped.jsonl", "events.jsonl", "refused.jsonl", "left_out.jsonl"),
 )
-FOLDERS = ("checkpoints", "owner", "ranks")
+FOLDERS = ("checkpoints", "owner", "ranks", "pictures")
 FAILED = "failed"  # an event
 _WHY = 500  # letters of a reason that is kept
 

@@ -18,7 +18,7 @@ from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
 from tgm_scale.runs.waiting import duration, waiting
 from tgm_scale.runtime.outside.json_text import json_object
 
-_RECENT = 50  # steps that the speed is the median of
+RECENT = 50  # steps that the speed is the median of, and about those that the ranks' shares of time are of
 _STARTS_SHOWN = 5
 
 
@@ -30,8 +30,11 @@ def status(folder: str) -> str:
     return _aligned(lines(folder, *rows_and_damaged(Path(folder))))
 
 
-def lines(folder: str, rows: list[dict[str, Any]], damaged: int) -> dict[str, str]:
-    """What `status` says, by the word that stands before it. rows, damaged: as `rows_and_damaged` finds them.
+def lines(
+    folder: str, rows: list[dict[str, Any]], damaged: int, judged: dict[str, str] | None = None
+) -> dict[str, str]:
+    """What `status` says, by the word that stands before it. rows, damaged: as `rows_and_damaged` finds them; judged:
+    as `results` does.
 
     Raises ValueError for a folder that is no run."""
     root = Path(folder)
@@ -41,8 +44,8 @@ def lines(folder: str, rows: list[dict[str, Any]], damaged: int) -> dict[str, st
     tree = read_tree(folder)
     _refuse_damaged(root, tree)
     if "encoder" in tree:
-        judged, why = results(root), run_folder.failure(root)
-        state = {"state": f"failed: {why}"} if why and "results" in judged else {}
+        judged, why = results(root) if judged is None else judged, run_folder.failure(root)
+        state = {"state": f"failed: {why}"} if why and judged.keys() <= {"results"} else {}
         return {"run": f"{folder}, frozen features of {tree['encoder']['checkpoint']}", **state, **judged}
     if not (root / "plan.json").is_file():
         why = run_folder.failure(root) or "its output says why"
@@ -52,7 +55,7 @@ def lines(folder: str, rows: list[dict[str, Any]], damaged: int) -> dict[str, st
     newest = checkpoint.latest(root / "checkpoints")
     kind = "finetuning" if "finetune" in tree else (tree.get("masking") or {}).get("recipe", "pretraining")
     made = rows[-1]["step"] if rows else 0
-    judged = results(root)
+    judged = results(root) if judged is None else judged
     saved = newest is not None and manifest.step_of(newest) == made
     finished = made == plan["steps"] and saved and (kind != "finetuning" or bool(judged))
     return {
@@ -71,11 +74,12 @@ def lines(folder: str, rows: list[dict[str, Any]], damaged: int) -> dict[str, st
 
 def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
     """What the steps so far tell; of rows that are not as they were written, nothing."""
-    last, recent = rows[-1], [row for row in rows[-_RECENT:] if _is_whole(row)]
+    last, recent = rows[-1], [row for row in rows[-RECENT:] if _is_whole(row)]
     if not recent:
         return {}
     seconds = median(row["step_seconds"] for row in recent)
     ranks = read_ranks(root, plan["world_size"])
+    held_up = explain(ranks or from_metrics(recent), tree["data"]["workers"])
     left = (plan["steps"] - last["step"]) * seconds
     age = time.time() - (root / "metrics.jsonl").stat().st_mtime
     return {
@@ -85,7 +89,7 @@ def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list
         "left": "done" if last["step"] == plan["steps"] else duration(left),
         "last step": f"{duration(age)} ago",
         "loss": f"{loss_in_words(last)} (first {loss_in_words(rows[0])})",
-        "bottleneck": explain(ranks or from_metrics(recent), tree["data"]["workers"]),
+        "bottleneck": f"{held_up}; over about the last {RECENT} steps",
     }
 
 
@@ -174,17 +178,24 @@ def _left_out(root: Path) -> dict[str, str]:
     return {"left out": "; ".join(said) + ", see left_out.jsonl"} if said else {}
 
 
+def result_files(root: Path) -> list[Path]:
+    return sorted(root.glob("results*.json"))
+
+
+def result(file: Path) -> dict[str, str]:
+    """The figures in one of them by its method. Raises ValueError where it is damaged."""
+    found = json_object(file)
+    try:
+        figures = ", ".join(f"{name} {value['value']:.4f}" for name, value in found["figures"].items())
+        left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
+        return {str(found["method"]): figures + (f"; left out: {left_out}" if left_out else "")}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise ValueError(f"{file}: damaged: wanted method, figures, left_out; restore it, or remove it") from None
+
+
 def results(root: Path) -> dict[str, str]:
     """The figures of each method that was judged in this folder."""
-    lines = {}
-    for file in sorted(root.glob("results*.json")):
-        found = json_object(file)
-        try:
-            figures = ", ".join(f"{name} {value['value']:.4f}" for name, value in found["figures"].items())
-            left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
-            lines[str(found["method"])] = figures + (f"; left out: {left_out}" if left_out else "")
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError(f"{file}: damaged: wanted method, figures, left_out; restore it, or remove it") from None
+    lines = {name: said for file in result_files(root) for name, said in result(file).items()}
     return lines or {"results": "none yet"} if not (root / "metrics.jsonl").is_file() else lines
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import nn
 
 from tgm_scale.config import Config
@@ -28,6 +29,7 @@ from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training import introduction, prefetch
 from tgm_scale.training.clip_guidance import ClipGuidance, GuidedBatch
 from tgm_scale.training.opening import run
+from tgm_scale.training.pictures import Pictures
 from tgm_scale.training.step import JointStep, Prepared
 from tgm_scale.training.task import Ready, StepResult, Steps, Task
 from tgm_scale.training.trainer import Start
@@ -62,6 +64,7 @@ class Pretraining(Task):
         self.towers = load_towers(config.guidance, plan.masker.needs, self.contrastive, process.device)
         self.guidance = ClipGuidance(plan.masker, self.towers, ToDevice(process.device))
         self.measured_every = config.knn.every
+        self.pictured_every = config.log.pictures_every
         self.then = (
             f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
             f"encoder.checkpoint={self.folder} data.train=LABELLED data.test=LABELLED"
@@ -89,6 +92,8 @@ class Pretraining(Task):
             objective.contrastive_batch or layout.global_batch,
         )
         self.neighbours = Neighbours(self.config, self.collectives) if self.measured_every else None
+        seen = (self.config, self.plan, self.corpora, self.towers, self.collectives)
+        self.pictures = Pictures(*seen) if self.pictured_every else None
 
     def loader(self, steps: range) -> ClipLoader:
         config = self.config
@@ -139,3 +144,8 @@ class Pretraining(Task):
         """The accuracy of nearest neighbours, on a small labelled set."""
         assert self.neighbours is not None
         return self.neighbours(self.engine.module.model)
+
+    def picture(self) -> Image.Image:
+        """Masks and reconstructions of a fixed few clips."""
+        assert self.pictures is not None
+        return self.pictures(self.engine.module.model)

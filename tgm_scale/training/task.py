@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
 from torch import nn
 
 from tgm_scale.contracts import Batch
@@ -48,6 +49,7 @@ class Task(ABC):
 
     plan: RunPlan  # with its steps
     measured_every: int | None = None  # steps from one `measure` to the next
+    pictured_every: int | None = None  # steps from one `picture` to the next
     then = ""  # what comes after the training, in words
 
     @abstractmethod
@@ -107,6 +109,10 @@ class Task(ABC):
     def measure(self) -> dict[str, float]:
         """What is measured every `measured_every` steps, for metrics.jsonl."""
         return {}
+
+    def picture(self) -> Image.Image | None:
+        """What is drawn every `pictured_every` steps; the main process's is kept."""
+        return None
 
     def finish(self) -> None:  # noqa: B027 - nothing by default
         """After the last step and its checkpoint, once the watchdog is gone."""

@@ -130,7 +130,8 @@ class Trainer:
             ended = time.perf_counter()
             measured = self._measured()
             self._tell(line, result, Times(ended - began, loaded - asked, guiding), learning_rate, measured)
-            began = time.perf_counter() if measured else ended
+            pictured = self._pictured()
+            began = time.perf_counter() if measured or pictured else ended
             if self.guard.note(progress, result, ready.batches):
                 return None
             last = met.stopping or progress.step == self.steps
@@ -189,6 +190,17 @@ class Trainer:
             return {}
         self.watchdog.at(self.progress.step, ASIDE)
         return self.task.measure()
+
+    def _pictured(self) -> bool:
+        """Draw what the task draws after this step, and keep it; nothing after most."""
+        every = self.task.pictured_every
+        if every is None or self.progress.step % every:
+            return False
+        self.watchdog.at(self.progress.step, ASIDE)
+        picture = self.task.picture()
+        if self.metrics is not None and picture is not None:
+            self.metrics.picture(self.progress.step, picture)
+        return True
 
     def _tell(
         self, line: ProgressLine, result: StepResult, times: Times, learning_rate: float, measured: dict[str, float]

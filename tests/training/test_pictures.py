@@ -1,0 +1,121 @@
+"""log.pictures_every draws a fixed few clips, and moves no bit of the training."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launch import run
+from PIL import Image
+from short_run import arguments, moving_texture
+
+from tgm_scale import cli
+from tgm_scale import config as configuration
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.evaluation.watched import watched_clips
+from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.report.run_page import report
+from tgm_scale.runs.metrics import Metrics, read_metrics
+from tgm_scale.runtime.distributed import ProcessInfo
+
+GUIDED = ("masking.recipe=text_guided", "guidance.towers=small", "objective.contrastive_weight=1")
+
+
+def numbers(folder: Path) -> list[list[object]]:
+    return [[row[name] for name in ("step", "loss", "grad_norm", "data_digest")] for row in read_metrics(folder)]
+
+
+def board(folder: Path) -> dict[int, np.ndarray]:
+    """The pictures in TensorBoard by step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0}).Reload()
+    return {one.step: pixels(io.BytesIO(one.encoded_image_string)) for one in events.Images("reconstructions")}
+
+
+def pixels(source: Path | io.BytesIO) -> np.ndarray:
+    return np.asarray(Image.open(source))
+
+
+@pytest.mark.parametrize("ranks, settings", [(1, GUIDED), (2, ("deepspeed.stage=3",))], ids=["guided", "stage 3"])
+def test_no_bit_of_a_run_is_moved_and_all_places_have_the_picture(
+    config: Path, ranks: int, settings: tuple[str, ...]
+) -> None:
+    given = arguments(config, "train.steps=4", "log.tensorboard=true", *settings)
+    folder, plain = config.parent / "run", config.parent / "plain"
+    done = run(ranks, [*given, "log.pictures_every=2"])
+    run(ranks, [*given, f"run.dir={plain}"])
+    assert numbers(folder) == numbers(plain) and not (plain / "pictures").exists()
+    assert done.stdout.count("log.pictures_every: 4 clips of the data: ") == 1
+    kept = {step: folder / f"pictures/step-{step:08d}.png" for step in (2, 4)}
+    assert sorted((folder / "pictures").iterdir()) == list(kept.values())
+    shown = board(folder)
+    assert shown.keys() == kept.keys()
+    for step, file in kept.items():
+        assert (pixels(file) == shown[step]).all()
+    first, last = map(pixels, kept.values())
+    row = (first.shape[0] + 6) // 12  # four clips: frames, what is seen, the reconstruction
+    same = [bool((first[row * n : row * n + row] == last[row * n : row * n + row]).all()) for n in range(12)]
+    assert same == [True, True, False] * 4, "the same clips and masks, and a model that learns"
+    page = report([str(folder)], None).read_text()
+    assert base64.b64encode(kept[4].read_bytes()).decode() in page and "<h2>Reconstructions</h2>" in page
+
+
+def chosen(config: Path, *overrides: str) -> tuple[list[str], str]:
+    """The names of the clips that are watched, and of what they are."""
+    resolved = configuration.load(str(config), ["log.pictures_every=1", *overrides])
+    plan = plan_pretraining(resolved, ProcessInfo(0, 1, 0, torch.device("cpu")))
+    clips, of_what = watched_clips(resolved, plan, open_corpora(resolved.data, captions=False))
+    assert bool((clips.weight == 1).all()) and len(clips.captions) == len(clips.keys) == len(clips.video)
+    return clips.keys, of_what
+
+
+def test_clips_are_held_out_where_there_are_any_and_whole(config: Path, tmp_path: Path) -> None:
+    names, of_what = chosen(config)
+    assert len(set(names)) == 4 and of_what == "the data" and names != chosen(config, "run.seed=1")[0]
+    make_corpus(tmp_path / "held", clips=3, seed=5, mode="one_mover", look=Look(size=32, frames=8))
+    held_out = ("knn.every=5", f"knn.train={tmp_path}/held", f"knn.test={tmp_path}/held",
+                "knn.label=truth.objects.0.shape", "data.stride=1")  # fmt: skip
+    names, of_what = chosen(config, *held_out)
+    assert len(names) == 3 and of_what == "knn.test" and all("one_mover" in name for name in names)
+    with ShardWriter(tmp_path / "silent") as writer:
+        writer.write("a", {"mp4": encode_video(moving_texture(1), 12), "json": {"label": "x"}})
+    silent = ("knn.every=5", f"knn.train={tmp_path}/silent", f"knn.test={tmp_path}/silent")
+    assert chosen(config, *silent) == (["00000/a"], "knn.test")
+    names, of_what = chosen(config, *silent, *GUIDED)  # which wants captions
+    assert len(names) == 4 and of_what == "the data"
+
+
+def test_pictures_of_steps_that_are_made_again_go(tmp_path: Path) -> None:
+    begun = Metrics(tmp_path, 0, tensorboard=False)
+    for step in (2, 4):
+        begun.picture(step, Image.new("RGB", (4, 4)))
+    begun.close()
+    (tmp_path / "pictures/mine.png").write_bytes(b"x")
+    Metrics(tmp_path, 3, tensorboard=False).close()
+    assert sorted(file.name for file in (tmp_path / "pictures").iterdir()) == ["mine.png", "step-00000002.png"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("log.pictures_every=0", "log.pictures_every"),
+        (
+            "objective.reconstruction_weight=0",
+            "draws reconstructions, and objective.reconstruction_weight=0 learns none",
+        ),
+    ],
+)
+def test_a_mistake_is_said_before_a_run_folder_is_made(
+    config: Path, override: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guided = [*GUIDED, "log.pictures_every=1"]
+    assert cli.main(["pretrain", "--config", str(config), *guided, override]) == 2
+    assert said in capsys.readouterr().err and not (config.parent / "run").exists()

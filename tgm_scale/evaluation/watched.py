@@ -1,0 +1,97 @@
+"""A fixed few clips whose reconstruction is looked at while a pretraining goes on.
+
+Shapes: B clips, S slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tgm_scale.config import Config
+from tgm_scale.contracts import Batch, BatchLayout, Mask
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.evaluation.labelled import open_labelled
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.planning.module import NormaliseBy
+from tgm_scale.planning.parts import clip_loader
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.report.reconstruct import reconstruct
+from tgm_scale.report.render import Row, seen_tokens, slot_frames, some_slots, strip, veiled
+
+CLIPS = 4
+_LOOKED_AT = 16  # samples, of which these are the first whole ones
+_SLOTS = 4  # of a clip that are drawn
+_LETTERS = 17  # of a clip's name that fit beside its pictures
+
+
+def watched_clips(config: Config, plan: RunPlan, corpora: list[Corpus]) -> tuple[Batch, str]:
+    """The first CLIPS whole ones of knn.test in the order of a run with this seed; where none is configured or none of
+    it can be used, of the data. Their middle square, on the host; and of what they are, in words.
+
+    Raises ValueError where none of the first samples can be used."""
+    if config.knn.test is not None and not config.guidance.cached:  # held out, and it has no cached relevance
+        held_out = open_labelled(config.knn.test, config.knn.label, role="test", root=config.knn.root).corpus
+        if len(clips := _first_whole(config, plan, [held_out])):
+            return clips, "knn.test"
+    if len(clips := _first_whole(config, plan, corpora)):
+        return clips, "the data"
+    raise ValueError(
+        f"log.pictures_every: none of the first {_LOOKED_AT} samples can be used: leave it out, or mend the data "
+        "(`tgm-scale shards check`)"
+    )
+
+
+def _first_whole(config: Config, plan: RunPlan, corpora: list[Corpus]) -> Batch:
+    assert plan.masker is not None
+    alone = dataclasses.replace(
+        plan,
+        layout=BatchLayout(_LOOKED_AT, _LOOKED_AT),
+        repeats=1,
+        captions="relevance" in plan.masker.needs,
+    )
+    shown = {"workers": 0, "crop": "center", "flip": False, "repeated_augmentation": 1}
+    if len(corpora) != len(config.data.corpora()):  # of another place, without the weights of the data
+        shown["shards"] = corpora[0].origin
+    data = config.data.model_copy(update=shown)
+    [(_, [batch])] = clip_loader(alone, data, config.guidance, config.run.seed, corpora, range(1))
+    whole = [number for number, weight in enumerate(batch.weight.tolist()) if weight]
+    once = {batch.keys[number]: number for number in reversed(whole)}  # a small corpus comes round again
+    return _some(batch, sorted(once.values())[:CLIPS])
+
+
+def _some(batch: Batch, numbers: Sequence[int]) -> Batch:
+    """The clips of these numbers."""
+    chosen = torch.tensor(numbers, dtype=torch.int64)
+    lists: dict[str, Any] = {
+        name: [values[number] for number in numbers]
+        for name in ("captions", "keys", "caption_sets")
+        if (values := getattr(batch, name)) is not None
+    }
+    return dataclasses.replace(batch.map(lambda tensor: tensor[chosen]), problems=[], **lists)
+
+
+def drawn(
+    model: MaskedVideoAutoencoder, names: Sequence[str], video_BCTHW: torch.Tensor, mask: Mask, by: NormaliseBy
+) -> Image.Image:
+    """Of each clip some frames, what the encoder sees of them, and what the model makes of the rest."""
+    completed_BCTHW = reconstruct(model, video_BCTHW, mask, by)
+    grid = model.grid
+    some_S = some_slots(grid.slots, _SLOTS)
+    rows: list[Row] = []
+    for name, video, completed, visible_V in zip(names, video_BCTHW.cpu(), completed_BCTHW, mask.visible.cpu()):
+        frames = slot_frames(video, grid.slots)
+        seen = veiled(frames, seen_tokens(visible_V, grid))
+        of_model = slot_frames(completed, grid.slots)
+        short = name if len(name) <= _LETTERS else "..." + name[3 - _LETTERS :]
+        plain = short.encode("ascii", "replace").decode()
+        rows += [
+            (f"{plain}\nframes", frames[some_S]),
+            ("what the\nencoder sees", seen[some_S]),
+            ("reconstruction", of_model[some_S]),
+        ]
+    return strip(rows)

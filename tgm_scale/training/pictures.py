@@ -1,0 +1,57 @@
+"""Pictures of a fixed few clips, their masks and their reconstructions, every `log.pictures_every` steps.
+
+Nothing random is drawn, so no number of the run is another with them: the clips are the first of an order by the run's
+seed, and their masks have the seeds that the run would give them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from PIL import Image
+
+from tgm_scale.config import Config
+from tgm_scale.contracts import Mask
+from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.evaluation.watched import drawn, watched_clips
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.planning.towers import Towers
+from tgm_scale.runtime.distributed import HostCollectives
+from tgm_scale.training.clip_guidance import ClipGuidance
+
+
+class Pictures:
+    """The clips, read and masked once by the main process. Making one is collective.
+
+    Raises ValueError on the main process where no clip can be used."""
+
+    def __init__(
+        self, config: Config, plan: RunPlan, corpora: list[Corpus], towers: Towers, collectives: HostCollectives
+    ):
+        device = collectives.process.device
+        found = _masked(config, plan, corpora, towers, device) if collectives.process.is_main else None
+        self.names, video, visible, target = collectives.broadcast(found)
+        # every rank has all clips: at ZeRO stage 3 weights are gathered layer by layer, by all of them together
+        self.video, self.mask = video.to(device), Mask(visible.to(device), target.to(device))
+        self.normalise_by = config.objective.normalise_by
+
+    def __call__(self, model: Any) -> Image.Image:
+        """Of a `MaskedVideoAutoencoder`, in evaluation mode meanwhile. Collective."""
+        was_training = model.training
+        model.eval()
+        picture = drawn(model, self.names, self.video, self.mask, self.normalise_by)
+        model.train(was_training)
+        return picture
+
+
+def _masked(
+    config: Config, plan: RunPlan, corpora: list[Corpus], towers: Towers, device: torch.device
+) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Names, clips, visible and target tokens, on the CPU."""
+    assert plan.masker is not None
+    clips, of_what = watched_clips(config, plan, corpora)
+    print(f"log.pictures_every: {len(clips)} clips of {of_what}: {', '.join(clips.keys)}", flush=True)
+    mask = ClipGuidance(plan.masker, towers, ToDevice(device))(clips).mask
+    return clips.keys, clips.video.contiguous(), mask.visible.cpu(), mask.target.cpu()
