@@ -128,9 +128,10 @@ class Trainer:
             guiding = self.task.guidance_seconds()
             self.watchdog.book(guiding if self.process.device.type == "cuda" else 0.0, "guidance", "update")
             ended = time.perf_counter()
-            measured = self._measured()
+            measured = self.task.measure() if self._due(self.task.measured_every) else {}
             self._tell(line, result, Times(ended - began, loaded - asked, guiding), learning_rate, measured)
-            pictured = self._pictured()
+            if pictured := self._due(self.task.pictured_every):
+                self._draw()
             began = time.perf_counter() if measured or pictured else ended
             if self.guard.note(progress, result, ready.batches):
                 return None
@@ -183,24 +184,17 @@ class Trainer:
             return self.task.step(micro, valid, self.guard.limit())
         return StepResult.without_clips(self.task.step(micro, valid, limit=-math.inf).digest)
 
-    def _measured(self) -> dict[str, float]:
-        """What the task measures after this step; nothing after most."""
-        every = self.task.measured_every
-        if every is None or self.progress.step % every:
-            return {}
-        self.watchdog.at(self.progress.step, ASIDE)
-        return self.task.measure()
-
-    def _pictured(self) -> bool:
-        """Draw what the task draws after this step, and keep it; nothing after most."""
-        every = self.task.pictured_every
+    def _due(self, every: int | None) -> bool:
+        """Whether what the task does aside every so many steps comes after this one; it does so next."""
         if every is None or self.progress.step % every:
             return False
         self.watchdog.at(self.progress.step, ASIDE)
+        return True
+
+    def _draw(self) -> None:
         picture = self.task.picture()
         if self.metrics is not None and picture is not None:
             self.metrics.picture(self.progress.step, picture)
-        return True
 
     def _tell(
         self, line: ProgressLine, result: StepResult, times: Times, learning_rate: float, measured: dict[str, float]
