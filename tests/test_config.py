@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tgm_scale.evaluation.settings import load_any
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 
 ROOT = Path(__file__).parents[1]
+OVERLAID = json.loads((ROOT / "tests/overlaid_configs.json").read_text())
 
 MINIMAL = """
 run: {dir: runs/x}
@@ -57,7 +59,7 @@ def test_the_keys_are_frozen() -> None:
     assert sorted(config.all_keys()) == sorted(FROZEN_KEYS)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_configuration_loads_and_says_its_command(path: Path) -> None:
     assert load_any(str(path), []).run.dir.startswith("runs/")
     assert path.read_text().startswith("#"), "a configuration is a lab note: its header says command, hardware, time"
@@ -87,7 +89,7 @@ def test_shards_of_ones_own_are_never_made(file: Path) -> None:
 
 def test_a_removed_value_is_read_as_the_one_in_its_place(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A run folder of before has it in its config.yaml."""
-    renamed._say.cache_clear()
+    renamed._notify.cache_clear()
     assert config.load(file, ["data.decoder=torchcodec"]).data.decoder == "pyav"
     assert capfd.readouterr().err == "notice: data.decoder=torchcodec is read as pyav\n"
     assert config.load(file, ["data.decoder=torchcodec"]) == config.load(file)
@@ -95,20 +97,28 @@ def test_a_removed_value_is_read_as_the_one_in_its_place(file: Path, capfd: pyte
     assert named == {"rule": "stratified", "whole_parts": 1}
 
 
-def test_a_key_of_before_is_read_as_the_one_of_now(
-    file: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(renamed, "KEYS", {"train.iterations": "train.steps"})
-    renamed._say.cache_clear()
-    assert config.load(file, ["train.iterations=7"]).train.steps == 7
-    file.write_text(MINIMAL.replace("steps: 10", "iterations: 12"))
-    assert config.load(file).train.steps == 12 and config.load(file, ["train.steps=3"]).train.steps == 3
-    assert capfd.readouterr().err == "notice: train.iterations is read as train.steps\n"
-    with pytest.raises(ValueError, match=r"command line:\n  train.steps: found 'x'"):
-        config.load(file, ["train.iterations=x"])
-    file.write_text(MINIMAL.replace("steps: 10", "steps: 10, iterations: 12"))
-    with pytest.raises(ValueError, match=r"is the former name of train\.steps"):
-        config.load(file)
+@pytest.mark.parametrize("name", OVERLAID)
+def test_a_file_over_its_base_says_what_the_whole_one_said(name: str) -> None:
+    """The values are those that the twelve files had when each held all of them."""
+    path = f"configs/{name}.yaml"
+    assert "base: base/" in (ROOT / path).read_text()
+    assert config.read_tree(path) == OVERLAID[name]
+    assert load_any(path, []).model_dump()["run"]["dir"] == f"runs/{name}"
+
+
+def test_a_base_is_found_from_the_folder_of_its_file_and_has_none_itself(file: Path) -> None:
+    (file.parent / "below.yaml").write_text(MINIMAL)
+    file.write_text("base: below.yaml\ntrain: {micro_batch_size: 4}\noptim: {clip_norm: null}\ndata: {size: 32}")
+    found = config.load(file, ["train.steps=5"])
+    assert (found.train.steps, found.train.micro_batch_size, found.optim.base_lr) == (5, 4, 1e-4)
+    assert found.optim.clip_norm is None and found.data.shards == "data/x"
+    for name, said in (("run.yaml", "has a base of its own"), ("nowhere.yaml", "base=nowhere.yaml: no such file")):
+        file.write_text(f"base: {name}\n")
+        with pytest.raises(ValueError, match=said):
+            config.load(file)
+    mine = file.parent / "mine.yaml"  # a copy elsewhere
+    mine.write_text((ROOT / "configs/finetune_k400.yaml").read_text())
+    assert config.read_tree(mine) == OVERLAID["finetune_k400"]
 
 
 def test_an_override_of_epochs_replaces_steps(file: Path) -> None:

@@ -29,8 +29,9 @@ HEAD = """# Configuration
 Every key of a configuration file. The page is written by `python tools/write_reference.py` from the classes that check
 a configuration (`tgm_scale/config/sections.py`, `tgm_scale/evaluation/settings.py`); a test holds it up to date.
 
-A configuration is a YAML file of sections (`configs/*.yaml` are examples). Any key can be set on the command line as
-`section.key=value`, which is laid over the file: `tgm-scale pretrain --config debug train.steps=40 data.size=32`. A
+A configuration is a YAML file of sections (`configs/*.yaml` are examples). It may begin with `base: FILE`, a path
+relative to its own folder: that file's values apply where this one sets none. Any key can be set on the command line
+as `section.key=value`, which is laid over the file: `tgm-scale pretrain --config debug train.steps=40 data.size=32`. A
 value is read as YAML, so `null`, lists and `{...}` are possible. An unknown key, a wrong type or a value out of bounds
 is refused with exit code 2 before anything starts. `tgm-scale config --config FILE` prints a configuration with all
 defaults.

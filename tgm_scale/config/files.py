@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from tgm_scale.config.mistakes import describe_errors
-from tgm_scale.config.renamed import name_now, with_keys_of_now, with_values_of_now
+from tgm_scale.config.renamed import with_current_values
 from tgm_scale.config.sections import Config, Section
 from tgm_scale.runtime.outside.yaml_text import yaml_of
 
@@ -52,8 +52,23 @@ def _packaged_names() -> str:
 
 
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
-    """Nested dictionaries from a YAML file with overrides laid over it, not checked yet. Raises ValueError."""
+    """Nested dictionaries from a YAML file with overrides laid over it, not checked yet. Raises ValueError.
+
+    A file may name another one as its `base`, from its own folder on: its values go over those of the base."""
     file = packaged(path, ".yaml")
+    tree = _sections(path, file)
+    base = tree.pop("base", None)
+    if base is not None:
+        below = file.parent / str(base)
+        below = below if below.is_file() else packaged(str(base), ".yaml")
+        tree = _merged(_sections(f"{path}: base={base}", below), tree)
+        if "base" in tree:
+            raise ValueError(f"{path}: base={base} has a base of its own: wanted one of sections alone")
+    return lay_over(tree, overrides)
+
+
+def _sections(path: str | Path, file: Path) -> dict:
+    """What a file holds, which the user has named as `path`."""
     if not file.is_file():
         what = "a folder: name a YAML file in it" if file.is_dir() else f"no such file; packaged: {_packaged_names()}"
         raise ValueError(f"--config {path}: {what}")
@@ -64,7 +79,14 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     tree = _read_yaml(text, str(path))
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
-    return lay_over(with_keys_of_now(tree, str(path)), overrides)
+    return tree
+
+
+def _merged(base: Any, over: Any) -> Any:
+    """`over` laid over `base`, section by section."""
+    if not (isinstance(base, dict) and isinstance(over, dict)):
+        return over
+    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
 def read_for_a_start(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
@@ -92,7 +114,7 @@ def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
     Where `data.shards` is set and `data.synthetic` is not, nothing is made in the place of clips that are missing."""
     for override in overrides:
         _override(tree, override)
-    keys = [name_now(override.partition("=")[0]) for override in overrides]
+    keys = [override.partition("=")[0] for override in overrides]
     asked_for = any(key.startswith("data.synthetic") for key in keys)
     data = tree.get("data")
     if "data.shards" in keys and not asked_for and isinstance(data, dict) and data.get("synthetic"):
@@ -102,7 +124,6 @@ def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
 
 def _override(tree: dict, override: str) -> None:
     name, equals, value = override.partition("=")
-    name = name_now(name)
     parts = name.split(".")
     if not equals or not all(parts):
         raise ValueError(f"'{override}': wanted section.key=value, such as run.dir=runs/mine")
@@ -127,11 +148,11 @@ def from_tree(tree: dict, origin: str = "configuration") -> Config:
 def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tuple[str, ...] = ()) -> Kind:
     """`from_tree` for any kind of configuration; mistakes in the overrides are reported as the command line's, and
     those that several keys make together as of both, where an override may be one of them."""
-    tree = with_values_of_now(with_keys_of_now(tree, origin))
+    tree = with_current_values(tree)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        given = [name_now(override.partition("=")[0]) for override in overrides]
+        given = [override.partition("=")[0] for override in overrides]
         raise ValueError(describe_errors(error, tree, given, origin, kind)) from None
 
 
