@@ -17,7 +17,7 @@ from tgm_scale import cli
 from tgm_scale import config as configuration
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.demo.corpus.make import Look, make_corpus
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.evaluation.watched import watched_clips
 from tgm_scale.planning.corpora import open_corpora
 from tgm_scale.planning.run_plan import plan_pretraining
@@ -80,7 +80,7 @@ def chosen(config: Path, *overrides: str) -> tuple[list[str], str]:
 def test_clips_are_held_out_where_there_are_any_and_whole(config: Path, tmp_path: Path) -> None:
     names, of_what = chosen(config)
     assert len(set(names)) == 4 and of_what == "the data" and names != chosen(config, "run.seed=1")[0]
-    make_corpus(tmp_path / "held", clips=3, seed=5, mode="one_mover", look=Look(size=32, frames=8))
+    make_corpus(tmp_path / "held", 3, SyntheticSpec(size=32, frames=8, seed=5, mode="one_mover"))
     held_out = ("knn.every=5", f"knn.train={tmp_path}/held", f"knn.test={tmp_path}/held",
                 "knn.label=truth.objects.0.shape", "data.stride=1")  # fmt: skip
     names, of_what = chosen(config, *held_out)
