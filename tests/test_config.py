@@ -32,7 +32,7 @@ data.patience data.root data.mean data.std
 guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.captions guidance.flow
 guidance.cached guidance.compile guidance.own_stream
 masking.recipe masking.mask_ratio masking.visible_ratio masking.options
-model.size model.patch model.tubelet model.depth model.decoder_depth model.decode_ratio
+model.size model.patch model.tubelet model.depth model.decoder_depth model.decoder_attention model.decode_ratio
 model.attention model.activation_checkpointing model.compile model.initialisation
 objective.reconstruction_weight objective.contrastive_weight objective.contrastive_batch
 objective.normalise_by

@@ -5,6 +5,7 @@ The compiler's front runs in full; its kernels ("inductor") only in tests/traini
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,9 +46,9 @@ def pretraining_pass(model: Any) -> tuple[Tensor, ...]:
     return first.embedding_BE, output.prediction_BMP, output.embedding_BE
 
 
-def autoencoder(checkpointing: bool) -> MaskedVideoAutoencoder:
+def autoencoder(checkpointing: bool, size: ModelSize = SIZE) -> MaskedVideoAutoencoder:
     return MaskedVideoAutoencoder(
-        SIZE, FRAMES, SIDE, embedding_width=8, options=ModelOptions(activation_checkpointing=checkpointing)
+        size, FRAMES, SIDE, embedding_width=8, options=ModelOptions(activation_checkpointing=checkpointing)
     )
 
 
@@ -58,11 +59,12 @@ def same(one: nn.Module, other: nn.Module, results: tuple[Any, Any]) -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("size", [SIZE, replace(SIZE, decoder_attention="cross")], ids=["self", "cross"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_all_blocks_share_three_compilations_and_keep_the_numbers(checkpointing: bool) -> None:
+def test_all_blocks_share_three_compilations_and_keep_the_numbers(checkpointing: bool, size: ModelSize) -> None:
     """Six blocks without gradient, six and three with: not 15 compilations but 3, and none on the second step."""
     counter = CompileCounterWithBackend("aot_eager")
-    eager, compiled = autoencoder(checkpointing), autoencoder(checkpointing)
+    eager, compiled = autoencoder(checkpointing, size), autoencoder(checkpointing, size)
     compile_blocks(compiled, backend=counter, fullgraph=True)
     for _ in range(2):
         same(compiled, eager, (pretraining_pass(compiled), pretraining_pass(eager)))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,8 +74,9 @@ def test_macs_are_the_published_ones_less_the_embedding_of_hidden_patches(
     assert (macs + embedding_hidden) / 1e9 == pytest.approx(published, abs=0.01)
 
 
-def test_macs_are_what_torch_counts() -> None:
-    size, visible, targets = SIZES["tiny"], 40, 60
+@pytest.mark.parametrize("decoder_attention", ["self", "cross"])
+def test_macs_are_what_torch_counts(decoder_attention: Any) -> None:
+    size, visible, targets = replace(SIZES["tiny"], decoder_attention=decoder_attention), 40, 60
     model = MaskedVideoAutoencoder(size, 8, 64, options=ModelOptions("sdpa"))
     index = torch.arange(visible + targets)[None]
     plain_products = sdpa_kernel(SDPBackend.MATH)  # the counter does not know the CPU's fused kernel

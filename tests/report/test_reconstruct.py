@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,9 +28,10 @@ def mask(decode_ratio: float = 1.0) -> Mask:
     return build_masker("random", GRID, 0.6, decode_ratio=decode_ratio)(torch.tensor([3, 4]))
 
 
-@pytest.fixture(scope="module")
-def model() -> MaskedVideoAutoencoder:
-    return MaskedVideoAutoencoder(SIZE, frames=4, image_size=32, options=ModelOptions("sdpa"), seed=1)
+@pytest.fixture(scope="module", params=["self", "cross"])
+def model(request: pytest.FixtureRequest) -> MaskedVideoAutoencoder:
+    size = replace(SIZE, decoder_attention=request.param)
+    return MaskedVideoAutoencoder(size, frames=4, image_size=32, options=ModelOptions("sdpa"), seed=1)
 
 
 def hidden_pixels(mask: Mask) -> torch.Tensor:

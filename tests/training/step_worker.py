@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ FRAMES, SIZE, WIDTH, GLOBAL = 4, 32, 16, 8
 CLIPS, CAPTIONS = 40, 13  # few captions: equal ones meet in a batch
 # for many cases: the fixed costs of an engine are most of its time. Sides that two processes do not divide are wanted
 MODELS = {"tiny": SIZES["tiny"], "less": ModelSize(36, 2, 2, 77, 20, 1, 2, 33, patch=8)}
+MODELS["cross"] = replace(MODELS["less"], decoder_depth=2, decoder_attention="cross")
 
 
 def prepared(ids: list[int], tokens: int) -> Prepared:

@@ -74,6 +74,7 @@ def _convert(options: argparse.Namespace) -> None:
         print(f"read     {note}")
     size = source.size
     decoder = f", decoder {size.decoder_width} wide, {size.decoder_depth} deep, {size.decoder_heads} heads"
+    decoder += ", cross-attention" if size.decoder_attention == "cross" else ""
     print(
         f"model    {source.kind}, {size.width} wide, {size.depth} deep, {size.heads} heads, "
         f"tubelets of {size.tubelet}x{size.patch}x{size.patch}{decoder if size.decoder_depth else ''}"

@@ -141,6 +141,10 @@ class ModelConfig(Section):
     tubelet: int | None = Field(None, ge=1, description="frames of a token; default: that of the size")
     depth: int | None = Field(None, ge=1, description="blocks of the encoder; default: those of the size")
     decoder_depth: int | None = Field(None, ge=1, description="blocks of the decoder; default: those of the size")
+    decoder_attention: Literal["self", "cross"] = Field(
+        "self",
+        description="'cross': a token to reconstruct attends to the visible ones alone (CrossMAE), not to others",
+    )
     decode_ratio: float = Field(1.0, gt=0, le=1, description="share of the hidden tokens that is reconstructed")
     attention: Literal["auto", "sdpa", "flash"] = Field(
         "auto", description="torch's fused attention or flash-attn's kernel; 'auto' takes the latter where it can"

@@ -35,7 +35,7 @@ class Target(NamedTuple):
     write: Callable[[Weights, Path], None]
     outputs: Callable[[Path, Weights], Tensor]
     omits: str | None = None
-    positions: bool = False  # whether it says from which grid positions are interpolated
+    own: bool = False  # ours, which alone knows interpolated positions and decoders with cross-attention
 
 
 class Conversion(NamedTuple):
@@ -61,7 +61,7 @@ TARGETS = {
     "videomae-finetune": Target(("classifier",), videomae.write, _read_outputs),
     "huggingface": Target(("pretraining", "classifier"), huggingface.write, huggingface.outputs),
     "timm": Target(("encoder", "classifier"), timm.write, timm.outputs, omits="patch_embed"),
-    "safetensors": Target(("pretraining", "classifier", "encoder"), _write_safetensors, _read_outputs, positions=True),
+    "safetensors": Target(("pretraining", "classifier", "encoder"), _write_safetensors, _read_outputs, own=True),
 }
 
 
@@ -81,7 +81,13 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
     weights = _subject(source, target, chosen.kinds, classes)
-    if weights.positions and not chosen.positions:
+    if weights.size.decoder_attention == "cross" and not chosen.own:
+        raise ValueError(
+            f"--to {target}: this model's decoder has cross-attention (model.decoder_attention=cross), which the "
+            "format has no place for: use --to safetensors; or leave the decoder out, with --to timm or a fresh head "
+            "(--classes N)"
+        )
+    if weights.positions and not chosen.own:
         raise ValueError(
             f"--to {target}: these weights stand at positions interpolated from clips of {weights.positions[0]} "
             f"frames of {weights.positions[1]} pixels to {weights.frames} of {weights.image_size}; the format has no "

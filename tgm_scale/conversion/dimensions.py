@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from tgm_scale.conversion.key_maps import ModelKind, blocks_prefix, count_blocks
+from tgm_scale.conversion.key_maps import ModelKind, blocks_prefix, count_blocks, is_cross
 from tgm_scale.models.vit import SIZES, ModelSize
 
 FRAMES, IMAGE_SIZE = 16, 224  # of every published VideoMAE model; positions are computed, so a file does not say
@@ -81,7 +81,9 @@ def size_of(kind: ModelKind, state: Mapping[str, Tensor], stated: ModelMetadata)
         decoder_heads, more = _heads("decoder-heads", decoder_width, stated.decoder_heads, published)
         decoder = (decoder_width, count_blocks(state, "decoder.blocks"), decoder_heads, decoder_mlp)
         notes += more
-    return ModelSize(width, depth, heads, mlp, *decoder, patch=patch, tubelet=tubelet), notes
+    attention: Literal["self", "cross"] = "cross" if kind == "pretraining" and is_cross(state) else "self"
+    size = ModelSize(width, depth, heads, mlp, *decoder, patch=patch, tubelet=tubelet, decoder_attention=attention)
+    return size, notes
 
 
 def _heads(name: str, width: int, stated: int | None, published: int | None) -> tuple[int, list[str]]:

@@ -21,6 +21,12 @@ BLOCK = (
     *("attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight"),
     "mlp.fc2.bias",
 )
+_CROSS = ("attn.q.weight", "attn.q.bias", "attn.k.weight", "attn.v.weight", "attn.v.bias")
+CROSS_BLOCK = (  # of a decoder with cross-attention
+    *(name for name in BLOCK if name not in ("attn.qkv.weight", "attn.q_bias", "attn.v_bias")),
+    *_CROSS,
+)
+_CONTEXT_NORM = ("decoder.context_norm.weight", "decoder.context_norm.bias")
 _PATCH_EMBED = ("patch_embed.proj.weight", "patch_embed.proj.bias")
 _ENCODER = tuple(f"encoder.{name}" for name in (*_PATCH_EMBED, "norm.weight", "norm.bias"))
 _DECODER = (
@@ -38,12 +44,25 @@ def blocks_prefix(kind: ModelKind) -> str:
     return "blocks" if kind == "classifier" else "encoder.blocks"
 
 
-def own_names(kind: ModelKind, depth: int, decoder_depth: int = 0, head: bool = True) -> list[str]:
-    """The weights of a module of ours, without the extras of a run; a classifier may lack its head."""
+def own_names(
+    kind: ModelKind, depth: int, decoder_depth: int = 0, head: bool = True, cross: bool = False
+) -> list[str]:
+    """The weights of a module of ours, without the extras of a run; a classifier may lack its head, and a decoder may
+    be one with cross-attention."""
     outside = [name for name in _OUTSIDE_OF_BLOCKS[kind] if head or not name.startswith("head.")]
-    stacks = [(blocks_prefix(kind), depth)] + ([("decoder.blocks", decoder_depth)] if kind == "pretraining" else [])
-    inside = [f"{prefix}.{i}.{name}" for prefix, count in stacks for i in range(count) for name in BLOCK]
+    stacks: list[tuple[str, int, tuple[str, ...]]] = [(blocks_prefix(kind), depth, BLOCK)]
+    if kind == "pretraining":
+        stacks.append(("decoder.blocks", decoder_depth, CROSS_BLOCK if cross else BLOCK))
+        outside += _CONTEXT_NORM if cross else ()
+    inside = [f"{prefix}.{i}.{name}" for prefix, count, names in stacks for i in range(count) for name in names]
     return [*outside, *inside]
+
+
+def is_cross(names: Iterable[str]) -> bool:
+    """Whether the decoder is one with cross-attention: told by the names that only such a one has."""
+    return any(
+        name in _CONTEXT_NORM or (name.startswith("decoder.blocks.") and name.endswith(_CROSS)) for name in names
+    )
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:

@@ -15,7 +15,7 @@ from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.vit import ModelSize
 
 _ENCODER_FIELDS = ("width", "depth", "heads", "mlp", "patch", "tubelet")
-_DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_mlp")
+_DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_mlp", "decoder_attention")
 
 
 def read(
@@ -69,7 +69,7 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
         report.append("a classifier: its fc_norm and head are left out")
     elif found.kind == "pretraining" and (differing := _differences(found.size, size, _DECODER_FIELDS)):
         state = {name: value for name, value in state.items() if name.startswith("encoder.") or name in EXTRAS}
-        report.append(f"the decoder is of another size than the run's and is left out: {', '.join(differing)}")
+        report.append(f"the decoder is another than the run's and is left out: {', '.join(differing)}")
     weights = {name if name == "log_scale" else f"model.{name}": value for name, value in state.items()}
     if not found.clip_stated:
         report.append(

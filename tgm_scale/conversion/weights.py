@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.dimensions import FRAMES, IMAGE_SIZE, ModelMetadata, size_of
-from tgm_scale.conversion.key_maps import EXTRAS, ModelKind, blocks_prefix, check_names, count_blocks, own_names
+from tgm_scale.conversion.key_maps import (
+    EXTRAS,
+    ModelKind,
+    blocks_prefix,
+    check_names,
+    count_blocks,
+    is_cross,
+    own_names,
+)
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
@@ -43,7 +51,8 @@ class Weights:
 
         Raises ValueError that lists the missing, unknown, misshapen or not finite, or asks for the heads."""
         depths = count_blocks(state, blocks_prefix(kind)), count_blocks(state, "decoder.blocks")
-        names = own_names(kind, *depths, head="head.weight" in state or "head.bias" in state)
+        has_head = "head.weight" in state or "head.bias" in state
+        names = own_names(kind, *depths, head=has_head, cross=is_cross(state))
         names += [name for name in EXTRAS if kind == "pretraining" and name in state]
         check_names(state, names, f"weights of kind '{kind}'")
         size, remarks = size_of(kind, state, stated)
@@ -156,20 +165,16 @@ def without_extras(weights: Weights) -> Weights:
 def encoder_of(weights: Weights) -> Weights:
     """The encoder of a pretraining model."""
     state = {name: value for name, value in weights.state.items() if name.startswith("encoder.")}
-    return replace(weights, kind="encoder", state=state, size=_without_decoder(weights.size))
+    return replace(weights, kind="encoder", state=state, size=weights.size.without_decoder())
 
 
 def with_new_head(weights: Weights, classes: int) -> Weights:
     """A classifier to finetune: this encoder with a fresh head, as VideoMAE's finetuning builds it.
 
     The encoder's last norm stays behind: a classifier normalises after the mean, with a fresh `fc_norm`."""
-    size = _without_decoder(weights.size)
+    size = weights.size.without_decoder()
     fresh = VideoClassifier(
         size, weights.frames, weights.image_size, classes, options=ModelOptions("sdpa")
     ).state_dict()
     state = {name: weights.state.get(f"encoder.{name}", value) for name, value in fresh.items()}
     return replace(weights, kind="classifier", state=state, size=size, labels=None)
-
-
-def _without_decoder(size: ModelSize) -> ModelSize:
-    return replace(size, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0)

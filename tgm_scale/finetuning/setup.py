@@ -269,9 +269,8 @@ def layer_groups(module: nn.Module, weight_decay: float, layer_decay: float) -> 
 
 def facts(config: FinetuneConfig, shape: Shape, classes: list[str], positions: Clip | None) -> dict[str, Any]:
     """What a reader of the checkpoint needs beside the tensors."""
-    size = dataclasses.replace(shape.size, decoder_width=0, decoder_depth=0, decoder_heads=0, decoder_mlp=0)
     return {
-        **checkpoint_facts(config, dataclasses.replace(shape, size=size)),
+        **checkpoint_facts(config, dataclasses.replace(shape, size=shape.size.without_decoder())),
         "labels": names_of(classes, config.data.classes),
         "class_labels": classes,
         **({"positions": list(positions)} if positions else {}),

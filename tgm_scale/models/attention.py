@@ -1,6 +1,7 @@
-"""Self-attention: one function over two kernels, torch's own and the flash-attn package's.
+"""Self- and cross-attention: one function over two kernels, torch's own and the flash-attn package's.
 
-Shapes: B clips, N tokens, H heads, K width of a head, D = H * K.
+Shapes: B clips, N tokens that ask, V tokens that are looked at (the same in self-attention), H heads, K width of a
+head, D = H * K.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def flash_obstacle(device: torch.device, dtype: torch.dtype, head_width: int) ->
     return None
 
 
-def attend(q_BNHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor, backend: Backend) -> Tensor:
+def attend(q_BNHK: Tensor, k_BVHK: Tensor, v_BVHK: Tensor, backend: Backend) -> Tensor:
     """softmax(q k' / sqrt(K)) v for every head, [B, N, H, K].
 
     `auto` takes flash-attn where it can serve, else torch's scaled_dot_product_attention.
@@ -43,10 +44,10 @@ def attend(q_BNHK: Tensor, k_BNHK: Tensor, v_BNHK: Tensor, backend: Backend) -> 
     if backend != "sdpa":
         obstacle = flash_obstacle(q_BNHK.device, q_BNHK.dtype, q_BNHK.shape[-1])
         if obstacle is None:
-            return flash_attn_func(q_BNHK, k_BNHK, v_BNHK)
+            return flash_attn_func(q_BNHK, k_BVHK, v_BVHK)
         if backend == "flash":
             raise ValueError(f"model.attention=flash: {obstacle}. Set model.attention to auto or sdpa.")
-    q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BNHK, v_BNHK))
+    q, k, v = (x.transpose(1, 2) for x in (q_BNHK, k_BVHK, v_BVHK))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
@@ -74,4 +75,26 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         q, k, v = self.qkv(x_BND, bias).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        return self.proj(attend(q, k, v, self.backend).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to others of the same width, without any among themselves.
+
+    As in `Attention` keys have no bias. Weights of queries, keys and values are three, since they see two inputs; a
+    self-attention's weights have other names, so one is never taken for the other."""
+
+    def __init__(self, width: int, heads: int, backend: Backend) -> None:
+        super().__init__()
+        self.heads = heads
+        self.backend = backend
+        self.q = nn.Linear(width, width)
+        self.k = nn.Linear(width, width, bias=False)
+        self.v = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x_BND: Tensor, context_BVD: Tensor) -> Tensor:
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)) for x in (self.q(x_BND), self.k(context_BVD), self.v(context_BVD))
+        )
         return self.proj(attend(q, k, v, self.backend).flatten(2))

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.models.attention import Attention
+from tgm_scale.models.attention import Attention, CrossAttention
 from tgm_scale.models.patches import channel_last
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import Block
+from tgm_scale.models.vit import Block, CrossBlock
 
 # measured on the demo's corpus, 300 steps of 16 clips: loss 0.78 of its start, 0.99 with the usual initialisation;
 # 800 steps of 8 clips, two seeds: 0.72 and 0.72; without the rotations 0.73 and 0.82, without both 0.83 and 0.84
@@ -42,7 +42,7 @@ def start_locally(model: MaskedVideoAutoencoder) -> None:
     for blocks in (model.encoder.blocks, model.decoder.blocks):
         turn = 0
         for block in blocks:
-            assert isinstance(block, Block)
+            assert isinstance(block, Block | CrossBlock)
             turn = _shift_heads(block.attn, model.grid, turn)
             _carry_values(block.attn)
     model.encoder.patch_embed.proj.weight.mul_(_CONTENT)
@@ -77,12 +77,20 @@ def neighbours(grid: Grid) -> tuple[int, ...]:
     return row, -row, 1, -1, slot, -slot
 
 
-def _shift_heads(attention: Attention, grid: Grid, turn: int) -> int:
+def _weights(attention: Attention | CrossAttention) -> tuple[Tensor, Tensor, Tensor]:
+    """Those of queries, keys and values, [D, D] each, to be changed in place."""
+    if isinstance(attention, CrossAttention):
+        return attention.q.weight, attention.k.weight, attention.v.weight
+    queries, keys, values = attention.qkv.weight.chunk(3)
+    return queries, keys, values
+
+
+def _shift_heads(attention: Attention | CrossAttention, grid: Grid, turn: int) -> int:
     """Give the heads their neighbours in turn; returns the turn of the next block's first head."""
-    weight = attention.qkv.weight
-    width, offsets = weight.shape[1], neighbours(grid)
-    queries, keys = weight[:width], weight[width : 2 * width]
-    weight[: 2 * width].mul_(_NOISE)
+    queries, keys, _ = _weights(attention)
+    width, offsets = len(queries), neighbours(grid)
+    for weight in (queries, keys):
+        weight.mul_(_NOISE)
     for rows in torch.arange(width).chunk(attention.heads):
         query_KD, key_KD = _shift(width, len(rows), offsets[turn % len(offsets)])
         queries[rows] += _GAIN * query_KD
@@ -91,9 +99,9 @@ def _shift_heads(attention: Attention, grid: Grid, turn: int) -> int:
     return turn
 
 
-def _carry_values(attention: Attention) -> None:
+def _carry_values(attention: Attention | CrossAttention) -> None:
     """Let values and projection lean to an orthogonal matrix, that of the random values, and its inverse."""
-    values = attention.qkv.weight[2 * attention.qkv.weight.shape[1] :]
+    _, _, values = _weights(attention)
     rotation_DD, _ = torch.linalg.qr(values)
     values.lerp_(rotation_DD, _CARRY)
     attention.proj.weight.lerp_(rotation_DD.T, _CARRY)

@@ -40,7 +40,8 @@ class Projection(nn.Linear):
 
 class MaskedVideoAutoencoder(nn.Module):
     """VideoMAE (Tong et al. 2022) with a projection of its mean visible token, as in the joint framework of
-    "Text-Guided Video Masked Autoencoder" (Fan et al. 2024). Weight names are VideoMAE's, and `projection.weight`.
+    "Text-Guided Video Masked Autoencoder" (Fan et al. 2024). Weight names are VideoMAE's, and `projection.weight`; the
+    decoder with cross-attention (see `vit.Decoder`) is not in VideoMAE and has names of its own.
 
     Weights are initialised in float32, keyed by name and `seed`. Built under torch.device("meta"), follow `to_empty`
     with `vit.initialise(model, seed)`. Cast to bf16 it keeps float32 for pixel statistics, position sums,
@@ -97,12 +98,13 @@ class MaskedVideoAutoencoder(nn.Module):
     def decode(self, tokens_BVD: Tensor, visible_BV: Tensor, target_BM: Tensor) -> Tensor:
         """Pixels of the target tokens as the decoder sees them from the visible ones: float32 [B, M, P].
 
-        The decoder attends over visible and target tokens only, so a smaller target is cheaper, and changes the
-        predictions somewhat: it is not a selection from the decode of a larger one."""
+        Tokens that are neither visible nor targets are not decoded, so a smaller target is cheaper. With
+        self-attention it changes the predictions somewhat: they are not a selection from those of a larger target.
+        With cross-attention (`ModelSize.decoder_attention`) they are."""
         dtype = self.mask_token.dtype
-        seen = self.decoder_positions(self.encoder_to_decoder(tokens_BVD), visible_BV, dtype)
-        wanted = self.decoder_positions(self.mask_token, target_BM, dtype)
-        return self.decoder(torch.cat([seen, wanted], dim=1), target_BM.shape[1]).float()
+        visible = self.decoder_positions(self.encoder_to_decoder(tokens_BVD), visible_BV, dtype)
+        target = self.decoder_positions(self.mask_token, target_BM, dtype)
+        return self.decoder(visible, target).float()
 
     def _patchify(self, video_BCTHW: Tensor) -> Tensor:
         if video_BCTHW.shape[1:] != self.clip_shape:
@@ -121,12 +123,17 @@ def macs_per_clip(size: ModelSize, frames: int, image_size: int, visible: int, t
     forward passes, four with activation checkpointing; one multiply-accumulate is two FLOPs."""
     Grid.of(frames, image_size, size.tubelet, size.patch)
 
-    def block(tokens: int, width: int, mlp: int) -> int:
-        return tokens * (4 * width**2 + 2 * width * mlp) + 2 * tokens**2 * width
+    def block(tokens: int, width: int, mlp: int, context: int | None = None) -> int:
+        """context: tokens that are attended to, where they are others: keys and values are made of those."""
+        read = tokens if context is None else context
+        return 2 * (tokens + read) * width**2 + 2 * tokens * width * mlp + 2 * tokens * read * width
 
     encoder = visible * size.patch_values * size.width + size.depth * block(visible, size.width, size.mlp)
     if not targets:
         return encoder
-    decoder = visible * size.width * size.decoder_width
-    decoder += size.decoder_depth * block(visible + targets, size.decoder_width, size.decoder_mlp)
-    return encoder + decoder + targets * size.decoder_width * size.patch_values
+    decoder = visible * size.width * size.decoder_width + targets * size.decoder_width * size.patch_values
+    if size.decoder_attention == "cross":
+        of_block = block(targets, size.decoder_width, size.decoder_mlp, context=visible)
+    else:
+        of_block = block(visible + targets, size.decoder_width, size.decoder_mlp)
+    return encoder + decoder + size.decoder_depth * of_block

@@ -1,6 +1,6 @@
 """The vision transformer of masked video pretraining: sizes, blocks, encoder, decoder, initialisation.
 
-Shapes: B clips, V visible tokens, M target tokens, D width, P values of a patch (see patches.py).
+Shapes: B clips, N tokens, V visible tokens, M target tokens, D width, P values of a patch (see patches.py).
 Layout, names and dimensions are those of VideoMAE (Tong et al. 2022) and VideoMAE V2 (Wang et al. 2023): pre-norm
 blocks, LayerNorm eps 1e-6, fixed positions, no class token, no dropout and no drop path in pretraining.
 """
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tgm_scale.contracts import Grid
-from tgm_scale.models.attention import Attention, Backend
+from tgm_scale.models.attention import Attention, Backend, CrossAttention
 from tgm_scale.models.patches import CHANNELS, IMAGENET, PatchEmbed, PixelStatistics, Positions
 from tgm_scale.runtime import seeding
 
@@ -25,7 +26,9 @@ NORM_EPS = 1e-6
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The dimensions of a model; widths in features, `patch` in pixels, `tubelet` in frames."""
+    """The dimensions of a model; widths in features, `patch` in pixels, `tubelet` in frames.
+
+    decoder_attention: what the decoder's blocks attend to, see `Decoder`."""
 
     width: int
     depth: int
@@ -37,10 +40,16 @@ class ModelSize:
     decoder_mlp: int
     patch: int = 16
     tubelet: int = 2
+    decoder_attention: Literal["self", "cross"] = "self"
 
     @property
     def patch_values(self) -> int:
         return CHANNELS * self.tubelet * self.patch**2
+
+    def without_decoder(self) -> ModelSize:
+        """The encoder's dimensions, and zeros."""
+        none = {"decoder_width": 0, "decoder_depth": 0, "decoder_heads": 0, "decoder_mlp": 0}
+        return replace(self, **none, decoder_attention="self")
 
 
 @dataclass(frozen=True)
@@ -104,14 +113,31 @@ class Block(nn.Module):
         return x + mlp_B11 * self.mlp(self.norm2(x))
 
 
-def run_blocks(
-    blocks: nn.ModuleList, x: Tensor, activation_checkpointing: bool, scales: Sequence[Tensor] | None = None
-) -> Tensor:
-    """The blocks in turn; with `activation_checkpointing` only each block's input is kept for the backward pass.
+class CrossBlock(nn.Module):
+    """x + attention(norm(x), context), then x + mlp(norm(x)): a token sees the context, and no other token of x.
 
-    scales: for each block the factors of its branches (see `Block`)."""
+    x: [B, M, D], context: [B, V, D], normalised; returns [B, M, D]."""
+
+    def __init__(self, width: int, heads: int, hidden: int, attention: Backend) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = CrossAttention(width, heads, attention)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, hidden)
+
+    def forward(self, x_BMD: Tensor, context_BVD: Tensor) -> Tensor:
+        x_BMD = x_BMD + self.attn(self.norm1(x_BMD), context_BVD)
+        return x_BMD + self.mlp(self.norm2(x_BMD))
+
+
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, activation_checkpointing: bool, second: Sequence[Tensor] | None = None
+) -> Tensor:
+    """The blocks in turn; with `activation_checkpointing` only each block's inputs are kept for the backward pass.
+
+    second: for each block what it takes beside x: the factors of a `Block`'s branches, a `CrossBlock`'s context."""
     for i, block in enumerate(blocks):
-        inputs = (x,) if scales is None else (x, scales[i])
+        inputs = (x,) if second is None else (x, second[i])
         if activation_checkpointing and torch.is_grad_enabled():
             x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # nothing random in a block
         else:
@@ -142,22 +168,35 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Tokens of the decoder's width -> pixels of the last `targets` of them."""
+    """Visible and target tokens of the decoder's width -> pixels of the targets.
+
+    "self": blocks over visible and target tokens together, as in VideoMAE. "cross": the targets alone go through the
+    blocks, and each attends to the visible tokens and to no target, itself included (CrossMAE, Fu et al. 2024, arXiv
+    2401.14391). All blocks read one output, the encoder's last, through one norm: the paper's simple form. Its other
+    form, in which each block reads a learned sum of several encoder layers' outputs, is not here."""
 
     def __init__(self, size: ModelSize, options: ModelOptions) -> None:
         super().__init__()
         self.activation_checkpointing = options.activation_checkpointing
+        cross = size.decoder_attention == "cross"
+        self.context_norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS) if cross else None
+        kind = CrossBlock if cross else Block
         self.blocks = nn.ModuleList(
-            Block(size.decoder_width, size.decoder_heads, size.decoder_mlp, options.attention)
+            kind(size.decoder_width, size.decoder_heads, size.decoder_mlp, options.attention)
             for _ in range(size.decoder_depth)
         )
         self.norm = nn.LayerNorm(size.decoder_width, eps=NORM_EPS)
         self.head = nn.Linear(size.decoder_width, size.patch_values)
 
-    def forward(self, x_BND: Tensor, targets: int) -> Tensor:
-        """Returns [B, targets, P]."""
-        x = run_blocks(self.blocks, x_BND, self.activation_checkpointing)
-        return self.head(self.norm(x[:, -targets:]))
+    def forward(self, visible_BVD: Tensor, target_BMD: Tensor) -> Tensor:
+        """Both with their positions. Returns [B, M, P]."""
+        if self.context_norm is None:
+            x_BND = torch.cat([visible_BVD, target_BMD], dim=1)
+            x_BMD = run_blocks(self.blocks, x_BND, self.activation_checkpointing)[:, -target_BMD.shape[1] :]
+        else:
+            context = [self.context_norm(visible_BVD)] * len(self.blocks)
+            x_BMD = run_blocks(self.blocks, target_BMD, self.activation_checkpointing, context)
+        return self.head(self.norm(x_BMD))
 
 
 def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

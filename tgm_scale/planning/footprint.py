@@ -63,10 +63,15 @@ def state_bytes(count: int, stage: int, offload: str, precision: str, processes:
 
 def activation_values(plan: RunPlan, activation_checkpointing: bool) -> float:
     """Values that the blocks keep for their backward: about 17 of width D a token with fused attention (inputs of two
-    norms, q, k, v, attention output, three of the MLP at four times the width); with checkpointing one."""
+    norms, q, k, v, attention output, three of the MLP at four times the width); with checkpointing one. Of those two
+    are of the visible tokens in a decoder with cross-attention, k and v, and 15 of the targets."""
     size = plan.shape.size
     kept = 1 if activation_checkpointing else 17
     encoder = plan.visible * size.width * (size.depth * kept + 17)
-    tokens = plan.visible + plan.targets if plan.targets else 0
-    decoder = tokens * size.decoder_width * (size.decoder_depth * kept + 17)
-    return plan.layout.micro_batch * (encoder + decoder)
+    of_visible = of_target = kept
+    if size.decoder_attention == "cross":
+        of_visible, of_target = (0, 1) if activation_checkpointing else (2, 15)
+    decoder = plan.visible * (size.decoder_depth * of_visible + 17) + plan.targets * (
+        size.decoder_depth * of_target + 17
+    )
+    return plan.layout.micro_batch * (encoder + decoder * size.decoder_width * bool(plan.targets))

@@ -24,7 +24,7 @@ class Shape:
     """The model and the clips that it sees."""
 
     name: str  # of the size
-    size: ModelSize  # with the configuration's patch, tubelet and depths
+    size: ModelSize  # with the configuration's patch, tubelet, depths and decoder_attention
     frames: int
     image_size: int
     grid: Grid
@@ -32,7 +32,7 @@ class Shape:
     @classmethod
     def of(cls, model: ModelConfig, frames: int, image_size: int) -> Shape:
         """Raises ValueError where the clip does not divide into tokens."""
-        names = ("patch", "tubelet", "depth", "decoder_depth")
+        names = ("patch", "tubelet", "depth", "decoder_depth", "decoder_attention")
         changes = {name: value for name in names if (value := getattr(model, name)) is not None}
         size = dataclasses.replace(SIZES[model.size], **changes)
         return cls(model.size, size, frames, image_size, Grid.of(frames, image_size, size.tubelet, size.patch))
