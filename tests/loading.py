@@ -7,7 +7,8 @@ from typing import Any
 
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.data.loading.loader import ClipLoader
-from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.index import Corpus
 
 _LAYOUT = {"global_batch_size": "global_batch", "micro_batch_size": "micro_batch", "rank": "rank"} | {

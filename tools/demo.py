@@ -11,6 +11,8 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.demo import command as demo
+from tgm_scale.demo.plan import Plan
+from tgm_scale.demo.pretraining import pretrain
 from tgm_scale.demo.summary import check_expectations
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
@@ -37,20 +39,20 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dir", type=Path, default=Path("runs/demo"), metavar="DIR", help="default %(default)s")
     add("--config", default="configs/demo.yaml", metavar="FILE", help="of the pretraining runs; default %(default)s")
-    add("--clips", type=int, default=demo.Plan.clips, metavar="N", help="of each training corpus; default %(default)s")
-    add("--test-clips", type=int, default=demo.Plan.test_clips, metavar="N", help="held out; default %(default)s")
-    add("--seeds", type=int, default=demo.Plan.seeds, metavar="N", help="runs of each kind; default %(default)s")
+    add("--clips", type=int, default=Plan.clips, metavar="N", help="of each training corpus; default %(default)s")
+    add("--test-clips", type=int, default=Plan.test_clips, metavar="N", help="held out; default %(default)s")
+    add("--seeds", type=int, default=Plan.seeds, metavar="N", help="runs of each kind; default %(default)s")
     add("--steps", type=int, default=None, metavar="N", help="of each run; default: the configuration's")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    plan = demo.Plan(options.dir, options.config, options.clips, options.test_clips, options.seeds, options.steps)
+    plan = Plan(options.dir, options.config, options.clips, options.test_clips, options.seeds, options.steps)
     config = plan.run_config()
     ledger = _Ledger(plan, configuration.dump(config))
     with ProgressBars() as bars:
         ledger.once("corpora", lambda: demo.make_corpora(plan, bars))
-        ledger.once("pretraining", lambda: demo.pretrain(plan, bars))
+        ledger.once("pretraining", lambda: pretrain(plan, bars))
         ledger.once("masks", lambda: demo.judge_masks(plan, bars))
         ledger.once("features", lambda: demo.probe_features(plan, bars))
         ledger.once("export", lambda: demo.export(plan))
@@ -64,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
 class _Ledger:
     """What is done: the figures and seconds of each stage, kept in the demo's folder."""
 
-    def __init__(self, plan: demo.Plan, config: str):
+    def __init__(self, plan: Plan, config: str):
         self.file = plan.folder / "stages.json"
         settings = {"clips": plan.clips, "test_clips": plan.test_clips, "seeds": plan.seeds, "config": config}
         self._state: dict[str, Any] = {"settings": settings, "stages": {}}

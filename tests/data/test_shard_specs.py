@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from tars import make_corpus, write_tar
 
-from tgm_scale.data.access import storage
+from tgm_scale.data.access import shard_specs
 from tgm_scale.data.shards.opening import open_corpus
 
 
@@ -81,8 +81,8 @@ def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):
 )
 def test_addresses_that_cannot_be_listed_say_so(address, words):
     with pytest.raises(ValueError, match=words):
-        storage.expand(address)
+        shard_specs.expand(address)
 
 
 def test_brackets_of_a_host_are_no_pattern():
-    assert storage.expand("http://[::1]:9/{00000..00001}.tar") == [f"http://[::1]:9/0000{n}.tar" for n in (0, 1)]
+    assert shard_specs.expand("http://[::1]:9/{00000..00001}.tar") == [f"http://[::1]:9/0000{n}.tar" for n in (0, 1)]

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.contracts import Problem
+from tgm_scale.data.access.video_names import video_extension
 from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.shards.video_files import VideoFolder, video_extension, walk
+from tgm_scale.data.shards.video_files import VideoFolder, walk
 from tgm_scale.evaluation.labelled import open_labelled
 
 

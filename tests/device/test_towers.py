@@ -24,8 +24,9 @@ from watch import META, Watch, empty, video
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.flow import FlowToBase
-from tgm_scale.guidance.image import SCORERS, ImageTower, Preprocessing, clip_trunk, siglip_trunk
+from tgm_scale.guidance.image import SCORERS, ImageTower, clip_trunk, siglip_trunk
 from tgm_scale.guidance.parts import Parts
+from tgm_scale.guidance.preprocessing import Preprocessing
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.text import CAPTIONS_PER_PASS, TextTower
 

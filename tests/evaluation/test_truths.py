@@ -12,7 +12,7 @@ from PIL import Image
 
 from tgm_scale import cli
 from tgm_scale.contracts import Grid
-from tgm_scale.data.loading.samples import Sampling
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.video.decode import DecodeError
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.masks.annotated import clips

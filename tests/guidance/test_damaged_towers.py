@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from small_towers import PREPROCESSING
 
 from tgm_scale.demo.clip.tokenizer import write_tokenizer
-from tgm_scale.guidance.image import Preprocessing
+from tgm_scale.guidance.preprocessing import Preprocessing
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 
 Spoil = Callable[[Path], object]

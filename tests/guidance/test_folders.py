@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from tgm_scale.guidance.image import Preprocessing
+from tgm_scale.guidance.preprocessing import Preprocessing
 from tgm_scale.guidance.towers import check_folder, load_image_tower, load_text_tower, model_files
 
 

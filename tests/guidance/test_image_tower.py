@@ -14,7 +14,8 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from tgm_scale.guidance.image import SCORERS, Preprocessing
+from tgm_scale.guidance.image import SCORERS
+from tgm_scale.guidance.preprocessing import Preprocessing
 from tgm_scale.guidance.towers import load_image_tower
 
 GREY_LEVEL = 1 / 255 / 0.26  # one grey level after normalisation with the smallest deviation

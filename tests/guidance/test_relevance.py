@@ -13,7 +13,8 @@ import transformers
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.image import SCORERS, ImageTower, Preprocessing, clip_trunk
+from tgm_scale.guidance.image import SCORERS, ImageTower, clip_trunk
+from tgm_scale.guidance.preprocessing import Preprocessing
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower
 

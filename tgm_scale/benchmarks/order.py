@@ -21,7 +21,8 @@ from typing import Any
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.contracts import BatchLayout, Grid
 from tgm_scale.data.loading.loader import ClipLoader
-from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards import kept_indices
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus

@@ -19,7 +19,8 @@ import webdataset
 
 from tgm_scale.contracts import BatchLayout, Grid
 from tgm_scale.data.loading.loader import ClipLoader
-from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.video.decode import Video, window
 from tgm_scale.data.video.transforms import draw_crop

@@ -4,6 +4,7 @@
 the key, what was found, what was wanted, the nearest key that exists.
 """
 
+from tgm_scale.config.data_sections import DataConfig, Section
 from tgm_scale.config.files import (
     CONFIGS,
     checked,
@@ -18,7 +19,7 @@ from tgm_scale.config.files import (
     written,
 )
 from tgm_scale.config.mistakes import COMMAND_LINE, all_keys
-from tgm_scale.config.sections import Config, DataConfig, OptimConfig, RunSettings, Section
+from tgm_scale.config.sections import Config, OptimConfig, RunSettings
 
 __all__ = [
     "COMMAND_LINE",

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
+from tgm_scale.config.data_sections import Section
 from tgm_scale.config.mistakes import describe_errors
 from tgm_scale.config.renamed import with_current_values
-from tgm_scale.config.sections import Config, Section
+from tgm_scale.config.sections import Config
 from tgm_scale.runtime.outside.yaml_text import yaml_of
 
 # in a wheel within the package, in a checkout beside it

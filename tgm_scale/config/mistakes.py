@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tgm_scale.config.sections import Config, Section
+from tgm_scale.config.data_sections import Section
+from tgm_scale.config.sections import Config
 
 COMMAND_LINE = "command line"  # as the origin of a configuration without a file
 

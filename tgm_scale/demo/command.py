@@ -8,25 +8,21 @@ import platform
 import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tgm_scale import config as configuration
-from tgm_scale.config import Config
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.read import read
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.demo import story
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.demo.gallery import gallery
+from tgm_scale.demo.plan import VARIANTS, Figures, Plan
 from tgm_scale.demo.strips import strips
 from tgm_scale.demo.summary import Summary
 from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION
@@ -40,44 +36,10 @@ from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime.progress import ProgressBars, Task
 
-Figures = dict[str, Any]
-
-VARIANTS = {  # overrides of the configuration
-    "joint": [],
-    "mae": ["objective.contrastive_weight=0"],
-}
 LABELS = {"motion": SYNTHETIC_MOTION, "shape": "truth.objects.0.shape", "colour": "truth.objects.0.colour"}
-SIDE_BY_SIDE = 2  # runs at a time, one core each: faster on two cores than one run on both
 JUDGED_CLIPS = 60
 STRIPS = 4
 _TEST_SEED = 1000  # of held-out corpora; training corpora have seed 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How large the demo is and where it is written."""
-
-    folder: Path
-    config: str
-    clips: int = 1000
-    test_clips: int = 400
-    seeds: int = 3
-    steps: int | None = None
-
-    def corpus(self, name: str) -> Path:
-        return self.folder / "data" / name
-
-    def run(self, variant: str, seed: int) -> Path:
-        return self.folder / f"{variant}-{seed}"
-
-    def overrides(self, variant: str, seed: int) -> list[str]:
-        """What a run changes in the configuration file."""
-        shards = json.dumps([str(self.corpus(name)) for name in ("named", "mover")])
-        own = [f"run.dir={self.run(variant, seed)}", f"run.seed={seed}", f"data.shards={shards}"]
-        return own + ([f"train.steps={self.steps}"] if self.steps else []) + VARIANTS[variant]
-
-    def run_config(self, variant: str = "joint", seed: int = 0) -> Config:
-        return configuration.load(self.config, self.overrides(variant, seed))
 
 
 def timed(stage: Callable[[], Figures]) -> tuple[float, Figures]:
@@ -117,52 +79,6 @@ def make_corpora(plan: Plan, bars: ProgressBars) -> Figures:
 
 def _count_from(task: Task, before: int, done: int) -> None:
     task.to(before + done)
-
-
-def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
-    """Every variant and seed by `tgm-scale pretrain`, some side by side. A run that stands unfinished goes on."""
-    waiting = [(variant, seed) for seed in range(plan.seeds) for variant in VARIANTS]
-    steps = plan.run_config().train.steps
-    assert steps is not None, "the demo's configuration gives train.steps"
-    running: dict[subprocess.Popen, tuple[Path, Task]] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < SIDE_BY_SIDE:
-                variant, seed = waiting.pop(0)
-                folder = plan.run(variant, seed)
-                process = _start(plan, variant, seed)
-                running[process] = (folder, bars.task(f"pretraining {folder.name}", steps))
-            time.sleep(0.5)
-            for process, (folder, task) in list(running.items()):
-                _follow(folder, task)
-                if process.poll() is not None:
-                    running.pop(process)
-                    if process.returncode:
-                        raise ValueError(_failure(folder))
-    finally:
-        for process in running:
-            process.terminate()
-            process.wait()
-    return {}
-
-
-def _start(plan: Plan, variant: str, seed: int) -> subprocess.Popen:
-    folder = plan.run(variant, seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", plan.config, *plan.overrides(variant, seed)]
-    with (folder / "output.log").open("a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def _follow(folder: Path, task: Task) -> None:
-    rows = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
-    if rows:
-        task.to(rows[-1]["step"], f"loss {rows[-1]['loss']:.3f}, {rows[-1]['clips_per_second']:.0f} clips/s")
-
-
-def _failure(folder: Path) -> str:
-    tail = (folder / "output.log").read_text().splitlines()[-15:]
-    return f"pretraining in {folder} failed; the end of its output:\n  " + "\n  ".join(tail)
 
 
 def judge_masks(plan: Plan, bars: ProgressBars) -> Figures:

@@ -17,7 +17,7 @@ from tgm_scale.evaluation import knn, results
 from tgm_scale.evaluation.classes import in_order, not_trained, one_class, told
 from tgm_scale.evaluation.clips import PASS
 from tgm_scale.evaluation.labelled import Labelled, of_labelled, open_labelled
-from tgm_scale.evaluation.run import PARTS
+from tgm_scale.evaluation.session import PARTS
 from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.patches import patchify
 from tgm_scale.planning.run_plan import shape_of

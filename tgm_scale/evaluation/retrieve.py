@@ -20,7 +20,7 @@ from tgm_scale.evaluation.classes import one_class, ordered, texts_of
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import Labelled, read_captions
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
-from tgm_scale.evaluation.run import Session, features, introduce, open_split, session
+from tgm_scale.evaluation.session import Session, features, introduce, open_split, session
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower, tower_folder

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tgm_scale import config as configuration
-from tgm_scale.config.sections import ClipsConfig, Config, RunSettings, Section, TrainingConfig
+from tgm_scale.config.data_sections import ClipsConfig, Section
+from tgm_scale.config.sections import Config, RunSettings, TrainingConfig
 from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
 
 Sampling = Literal["dense", "segments"]

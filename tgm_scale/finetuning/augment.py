@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tgm_scale.data.loading.samples import Fetched, Sample, Samples
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Fetched, Sample
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.compat import prepare_torchvision

@@ -15,7 +15,8 @@ from tgm_scale.conversion.read import read_initial
 from tgm_scale.data.access.patience import PATIENCE_SECONDS
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.loading.loader import ClipLoader
-from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
 from tgm_scale.data.shards.replaced import replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
@@ -23,7 +24,7 @@ from tgm_scale.evaluation import results
 from tgm_scale.evaluation.classes import names_of, not_trained, one_class, ordered, told
 from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled
 from tgm_scale.evaluation.results import Clip
-from tgm_scale.evaluation.run import open_split
+from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning.augment import AugmentedSamples, Augmenter
 from tgm_scale.models.classifier import VideoClassifier

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgm_scale.guidance.image import ImageTower, Preprocessing, clip_trunk, siglip_trunk
+from tgm_scale.guidance.image import ImageTower, clip_trunk, siglip_trunk
+from tgm_scale.guidance.preprocessing import Preprocessing
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.tower_folder import (
     check_folder,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tgm_scale.config.sections import Config, DataConfig, DeepSpeedConfig, GuidanceConfig
+from tgm_scale.config.data_sections import DataConfig
+from tgm_scale.config.sections import Config, DeepSpeedConfig, GuidanceConfig
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.towers import check_folder, tower_folder
 from tgm_scale.masking.recipes import Masker

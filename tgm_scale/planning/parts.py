@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from tgm_scale.config.sections import Config, DataConfig, GuidanceConfig, ModelConfig, RunSettings
+from tgm_scale.config.data_sections import DataConfig
+from tgm_scale.config.sections import Config, GuidanceConfig, ModelConfig, RunSettings
 from tgm_scale.conversion.read import read_initial
 from tgm_scale.data.loading.loader import ClipLoader
-from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
 from tgm_scale.guidance.flow import dis_to_base

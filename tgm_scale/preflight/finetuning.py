@@ -20,7 +20,7 @@ from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.engine.plan import not_used
-from tgm_scale.evaluation.run import open_split
+from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning import setup
 from tgm_scale.finetuning.augment import PairMixer

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from tgm_scale.config.sections import ClipsConfig, TrainingConfig
+from tgm_scale.config.data_sections import ClipsConfig
+from tgm_scale.config.sections import TrainingConfig
 from tgm_scale.data.loading.loader import PREFETCH
 from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.planning import disk

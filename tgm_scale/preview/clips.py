@@ -15,7 +15,8 @@ from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.loading.order import SampleAddress
-from tgm_scale.data.loading.samples import Samples, Sampling
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.demo.corpus.truth import has_truth
 from tgm_scale.planning.run_plan import shape_of

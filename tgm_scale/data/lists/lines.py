@@ -15,8 +15,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
 from tgm_scale.data.lists.row import COLUMNS, Row, Rows
-from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS
 
 _LINE = re.compile(
     rf"""(?P<quote>["']?)(?P<path>.+?\.(?:{"|".join(VIDEO_EXTENSIONS)}))(?P=quote)(?:(?P<gap>[\s,]+)(?P<rest>.*))?""",

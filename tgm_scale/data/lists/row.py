@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
 from tgm_scale.data.lists.text import shown
-from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS
 
 LINES_IN_A_FIELD = 50  # more are a quote that was never closed
 FAULT = "\0fault"  # the key of why a row cannot be used; no column is called so

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
-from tgm_scale.data.loading.samples import Sample
+from tgm_scale.data.loading.sampling import Sample
 
 
 class CombNotice:

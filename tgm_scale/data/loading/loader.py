@@ -15,7 +15,8 @@ import torch
 
 from tgm_scale.contracts import Batch, BatchLayout
 from tgm_scale.data.loading.combs import CombNotice
-from tgm_scale.data.loading.samples import Sample, Samples
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Sample
 from tgm_scale.data.loading.workers import decode_ahead
 
 PREFETCH = 4  # samples that each worker is ahead: enough that a slow one does not hold up the others

@@ -29,7 +29,8 @@ from typing import Any, NamedTuple
 import torch
 
 from tgm_scale.data.access import waits
-from tgm_scale.data.loading.samples import Fetched, Sample, Samples
+from tgm_scale.data.loading.samples import Samples
+from tgm_scale.data.loading.sampling import Fetched, Sample
 from tgm_scale.data.loading.shared_memory import SharedBatches
 from tgm_scale.runtime.processes import end_with_parent
 

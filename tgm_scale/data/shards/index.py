@@ -15,12 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.access import storage
+from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import folder, place
 from tgm_scale.data.access.names import distinct_names
-from tgm_scale.data.access.storage import RangeCache
+from tgm_scale.data.access.ranges import RangeCache
+from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
 from tgm_scale.data.shards import catalogue, kept_indices, shard_index
-from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, DamagedIndex, SampleRef, ShardIndex, Summary
+from tgm_scale.data.shards.shard_index import DamagedIndex, SampleRef, ShardIndex, Summary
 from tgm_scale.runtime.secrets import without_secrets
 
 __all__ = ["VIDEO_EXTENSIONS", "Corpus", "DamagedMember", "SampleRef", "ShardIndex"]
@@ -103,7 +104,7 @@ class Corpus:
         self._problems_of: dict[str, list[Problem]] | None = None  # of faulty shards, once they were asked for
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
-        self._reader = storage.RangeReader(cache, self.fingerprint, patience)
+        self._reader = ranges.RangeReader(cache, self.fingerprint, patience)
 
     def __len__(self) -> int:
         return int(self.counts.sum())

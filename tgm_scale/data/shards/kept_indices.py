@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tgm_scale.data.access import storage
+from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import place
 from tgm_scale.data.access.names import printable
 from tgm_scale.data.access.patience import Lasting
@@ -112,7 +112,7 @@ def _is_damaged(shard: str, index: ShardIndex, old: ShardIndex) -> bool:
         refs = [old.sample(row) for row in range(len(old))]
     except DamagedIndex:
         return False
-    reader = storage.RangeReader()
+    reader = ranges.RangeReader()
     for ref in refs:
         for name in ref.sums.keys() & ref.members.keys():
             members += 1

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.access import storage
+from tgm_scale.data.access import ranges, storage
+from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS, split_extension, video_extension
 from tgm_scale.data.building.annotations import captions_of, json_fault
 from tgm_scale.data.lists.reading import Entry, Listing
 from tgm_scale.data.shards.index import NOTICES, Corpus
-from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, SampleRef, split_extension
-from tgm_scale.data.shards.video_files import VideoFolder, video_extension, walk
+from tgm_scale.data.shards.shard_index import SampleRef
+from tgm_scale.data.shards.video_files import VideoFolder, walk
 from tgm_scale.runtime.outside.json_text import json_of
 
 CAPTIONS = "captions.json"  # {NAME: a caption, or a list of them} of the videos in its folder
@@ -33,7 +34,7 @@ class ListedCorpus(Corpus):
         self,
         listing: Listing,
         name: str | None = None,
-        cache: storage.RangeCache | None = None,
+        cache: ranges.RangeCache | None = None,
         root: str | None = None,
     ) -> None:
         super().__init__(name or os.path.basename(listing.path.rstrip("/")), [], [])
@@ -59,7 +60,7 @@ class ListedCorpus(Corpus):
             digest.update(f"{entry.path}\n".encode())
             content.update(json.dumps([entry.path, entry.captions, entry.label]).encode())
         self.fingerprint, self.content = digest.hexdigest(), content.hexdigest()
-        self._reader = storage.RangeReader(cache, self.fingerprint)
+        self._reader = ranges.RangeReader(cache, self.fingerprint)
 
     @property
     def labels(self) -> dict[str, str]:

@@ -8,16 +8,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import cast
 
-from tgm_scale.data.access import storage
+from tgm_scale.data.access import shard_specs
 from tgm_scale.data.access.addresses import place
 from tgm_scale.data.access.names import distinct_names
-from tgm_scale.data.access.storage import RangeCache
+from tgm_scale.data.access.ranges import RangeCache
+from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS, video_extension
 from tgm_scale.data.lists.reading import Role, is_list, read_list
 from tgm_scale.data.shards import catalogue
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.listed import ListedCorpus, folder_listing
-from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, Summary
-from tgm_scale.data.shards.video_files import video_extension
+from tgm_scale.data.shards.shard_index import Summary
 
 _MISSING = {"shard_missing": 1}
 
@@ -44,8 +44,8 @@ def open_corpus(
         listing = read_list(os.fspath(cast(str, spec)), role, wanted="caption")
         return ListedCorpus(listing, name, cache, root)
     try:
-        shards = storage.expand(spec)
-    except storage.NoShards:
+        shards = shard_specs.expand(spec)
+    except shard_specs.NoShards:
         files = folder_listing(os.fspath(spec)) if not isinstance(spec, list) and os.path.isdir(spec) else None
         if files is None:
             if not isinstance(spec, list) and os.path.isfile(spec) and video_extension(os.fspath(spec)):

@@ -27,18 +27,12 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
 from tgm_scale.data.access.addresses import base_name, split_query
 from tgm_scale.data.access.names import printable
+from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.outside.tars import BLOCK, BrokenTar, members_of
 
-VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
 _VIDEOS = frozenset(VIDEO_EXTENSIONS)
 _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, so some of the last sample is in it
-
-
-def split_extension(path: str) -> tuple[str, str]:
-    """Path and extension in lower case; "" where it does not end as a video does."""
-    stem, dot, extension = path.rpartition(".")
-    return (stem, extension.lower()) if dot and extension.lower() in VIDEO_EXTENSIONS else (path, "")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
-from tgm_scale.data.shards.shard_index import VIDEO_EXTENSIONS, split_extension
+from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS, split_extension, video_extension
 
 UNREADABLE = "folder_unreadable"
 _ENDINGS = ", ".join(VIDEO_EXTENSIONS)
@@ -36,11 +36,6 @@ def walk(root: str, unread: list[Problem] | None = None) -> Iterator[tuple[str, 
         seen.add((place.st_dev, place.st_ino))
         yield folder, [entry.name for entry in entries if _holds(entry.is_file)]
         waiting += [entry.path for entry in reversed(entries) if _holds(entry.is_dir)]
-
-
-def video_extension(place: str) -> str:
-    """The extension of a file or a URL, which a query may follow; "" where it does not end as a video does."""
-    return split_extension(place.partition("?")[0] if storage.is_url(place) else place)[1]
 
 
 def _holds(test: Callable[[], bool]) -> bool:

@@ -24,10 +24,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
+from tgm_scale.data.access.video_names import split_extension
 from tgm_scale.data.building.annotations import captions_of
-from tgm_scale.data.loading.samples import Sampling
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import Inventory
-from tgm_scale.data.shards.shard_index import split_extension
 from tgm_scale.data.video.decode import DecodeError, Video, window
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.data.video.transforms import draw_crop

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tgm_scale.config import Config, from_tree, lay_over, read_tree
-from tgm_scale.data.loading.samples import Sampling
+from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
 from tgm_scale.data.video.decode import DecodeError
 from tgm_scale.evaluation.intervals import paired_interval

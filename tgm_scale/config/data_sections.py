@@ -1,0 +1,101 @@
+"""The sections on data: corpora, and how clips are drawn from them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and wrong types are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class CorpusConfig(Section):
+    path: str = Field(description="folder or pattern of shards, or a list of videos")
+    weight: float | None = Field(None, gt=0, description="share of the samples; default: by size")
+
+
+class SyntheticConfig(Section):
+    """A corpus that is made on first use in the folder `data.shards`."""
+
+    clips: int = Field(256, ge=1, description="clips of the corpus")
+    mode: Literal["named", "one_mover"] = Field(
+        "named", description="several objects of which the caption names one, or one object that moves"
+    )
+    seed: int = Field(0, description="seed of the clips' contents")
+
+
+class CacheConfig(Section):
+    """A folder on a node's own disk for what is read from remote shards."""
+
+    dir: str = Field(description="the folder, on each node's own disk")
+    gigabytes: float = Field(100, gt=0, description="the folder's bound: what was not used for the longest goes first")
+
+
+class ClipsConfig(Section):
+    """How a training draws clips from its videos."""
+
+    frames: int = Field(16, ge=1, description="frames of a clip")
+    stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
+    size: int = Field(224, ge=8, description="side of the square clip, pixels")
+    workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
+    repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
+    crop: Literal["multi_scale", "random_resized", "center"] = Field(
+        "multi_scale", description="how the square is cut from the frame; the same for all frames of a clip"
+    )
+    flip: bool = Field(False, description="mirror half of the clips, left to right")
+    window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
+    max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
+
+
+class DataConfig(ClipsConfig):
+    shards: str | list[str | CorpusConfig] = Field(description="folder or pattern of shards, or a list of them")
+    synthetic: SyntheticConfig | None = Field(
+        None, description="make a synthetic corpus where there is no data.shards"
+    )
+    cache: CacheConfig | None = Field(None, description="keep what was read from remote shards on the node's disk")
+    decoder: Literal["pyav"] = Field("pyav", description="what decodes videos")
+    max_left_out_share: float = Field(
+        0.3, ge=0, le=1, description="no start above this share of samples that are not there"
+    )
+    patience: float = Field(300, ge=0, description="seconds of waiting for a storage or server that does not answer")
+    root: str | None = Field(None, description="folder of the videos that a list names; default: the list's own")
+    mean: tuple[float, ...] = Field(
+        (0.485, 0.456, 0.406),
+        description="means of red, green, blue in 0..1, by which pixels are normalised; ImageNet's",
+    )
+    std: tuple[float, ...] = Field((0.229, 0.224, 0.225), description="their standard deviations")
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _three(cls, value: Any) -> Any:
+        if isinstance(value, int | float):
+            return (value,) * 3
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _in_range(cls, value: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        least = 0 if info.field_name == "mean" else 1e-3
+        if len(value) not in (1, 3) or not all(least <= number <= 1 for number in value):
+            raise ValueError(
+                f"data.{info.field_name}={list(value)}: wanted one or three numbers from {least} to 1 (255 is 1)"
+            )
+        return value * 3 if len(value) == 1 else value
+
+    @field_validator("decoder", mode="before")
+    @classmethod
+    def _removed(cls, value: Any) -> Any:
+        if value == "nvdec":
+            raise ValueError(
+                "data.decoder=nvdec was removed: it brought every frame from the GPU back to the host, and never ran. "
+                "Set data.decoder=pyav"
+            )
+        return value
+
+    def corpora(self) -> list[CorpusConfig]:
+        entries = [self.shards] if isinstance(self.shards, str) else self.shards
+        return [CorpusConfig(path=entry) if isinstance(entry, str) else entry for entry in entries]

@@ -1,0 +1,147 @@
+"""Byte ranges of local files and of URLs, checked against the tar that they are from."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from typing import Protocol
+
+from tgm_scale.data.access import http
+from tgm_scale.data.access.addresses import is_http, is_url, place
+from tgm_scale.data.access.patience import Lasting, retrying
+from tgm_scale.data.access.storage import file_system
+from tgm_scale.runtime.outside.tars import BLOCK, size_by_header
+from tgm_scale.runtime.secrets import without_secrets
+
+_DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
+
+
+class RangeCache(Protocol):
+    """Keeps byte ranges (see disk_cache)."""
+
+    def get(self, *key: str | int) -> bytes | None: ...
+    def put(self, data: bytes, *key: str | int) -> None: ...
+    def drop(self, *key: str | int) -> None: ...
+
+
+class _Descriptor:
+    """An open file, closed when its last user lets go of it (a thread may still read what another evicts)."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+class RangeReader:
+    """Reads byte ranges of many files; the last few local ones stay open. Threads may share it; it pickles empty.
+
+    Ranges of URLs are kept in `cache` if there is one, under `version`, a word that changes with their content.
+    patience: seconds of waiting for a storage; see `retrying`."""
+
+    def __init__(self, cache: RangeCache | None = None, version: str = "", patience: float | None = None) -> None:
+        self._cache, self._version, self._patience = cache, version, patience
+        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._expected: dict[str, tuple[int, str]] = {}  # size and tag of whole files, where an index says so
+        self._tags: dict[str, str] = {}  # of HTTP files, as they were first seen
+
+    def expect(self, path: str, size: int, tag: str = "") -> None:
+        """A file is of this size and, where it is known, has this tag (see `tag`); an answer about another is refused,
+        and what was kept of another is not taken."""
+        self._expected[path] = size, tag
+        if tag and is_http(path):
+            self._tags[path] = tag
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """Exactly `size` bytes from `offset`. Raises OSError after several attempts."""
+        return self.read_members(path, offset, size, []) if is_url(path) else self._fetch(path, offset, size, [])
+
+    def read_members(
+        self, path: str, offset: int, size: int, members: list[tuple[int, int]], anew: bool = False
+    ) -> bytes:
+        """`read` of a URL, by `cache`. members: offset and size in the file of those of a tar that it holds; each has
+        its header before it, and bytes where it has not are neither given nor kept. anew: nothing kept is taken."""
+        before = BLOCK if members else 0
+        _, tag = self._expected.get(path, (0, ""))
+        key = (f"{self._version} {tag}".strip(), place(path), offset - before, size + before)
+        data = self._cache.get(*key) if self._cache else None
+        if data is not None and (anew or _foreign(data, offset - before, members)):
+            assert self._cache is not None
+            self._cache.drop(*key)
+            data = None
+        if data is None:
+            data = self._fetch(path, offset - before, size + before, members)
+            if self._cache:
+                self._cache.put(data, *key)
+        return data[before:]
+
+    def _fetch(self, path: str, offset: int, size: int, members: list[tuple[int, int]]) -> bytes:
+        def attempt() -> bytes:
+            data = self._read_url(path, offset, size) if is_url(path) else self._read_path(path, offset, size)
+            if len(data) != size:
+                raise OSError(
+                    f"{len(data)} bytes came where {size} were asked for at {offset}: the shard was replaced while in "
+                    "use, or its server does not honour range requests"
+                )
+            if why := _foreign(data, offset, members):
+                raise OSError(why)
+            return data
+
+        return retrying(attempt, path, self._patience)
+
+    def _read_url(self, path: str, offset: int, size: int) -> bytes:
+        system, name = file_system(path)
+        if not is_http(path):
+            return system.cat_file(name, start=offset, end=offset + size)
+        answer = http.read_range(system, name, offset, size)
+        total, _ = self._expected.get(path, (None, ""))
+        if total is not None and answer.total not in (None, total):
+            raise Lasting(
+                f"{without_secrets(path)}: {answer.total} bytes, {total} by its index: it was replaced; start again"
+            )
+        if answer.tag != self._tags.setdefault(path, answer.tag):
+            raise Lasting(
+                f"{without_secrets(path)}: its ETag and time changed: it was replaced under the run; start again"
+            )
+        return answer.data
+
+    def _read_path(self, path: str, offset: int, size: int) -> bytes:
+        descriptor = self._descriptor(path)
+        try:
+            data = os.pread(descriptor.number, size, offset)
+        except OSError:
+            with self._lock:  # a stale handle of a network file system is cured by opening the file anew
+                self._open.pop(path, None)
+            raise
+        while 0 < len(data) < size:
+            more = os.pread(descriptor.number, size - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def _descriptor(self, path: str) -> _Descriptor:
+        with self._lock:
+            descriptor = self._open.pop(path, None) or _Descriptor(path)
+            self._open[path] = descriptor
+            if len(self._open) > _DESCRIPTORS:
+                self._open.popitem(last=False)
+            return descriptor
+
+    def __reduce__(self) -> tuple:
+        return RangeReader, (self._cache, self._version, self._patience)
+
+
+def _foreign(data: bytes, offset: int, members: list[tuple[int, int]]) -> str:
+    """Why these bytes from `offset` on are not of the tar that holds the members there, "" where they are."""
+    for at, size in members:
+        said = size_by_header(data[at - BLOCK - offset : at - offset])
+        if said is None:
+            return f"other bytes came than those of the shard: no header of a tar before the member at {at}"
+        if said not in (size, 0):  # 0: a pax record before it has the size
+            return f"other bytes came than those of the shard: the header before the member at {at} is another's"
+    return ""

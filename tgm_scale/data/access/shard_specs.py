@@ -1,0 +1,123 @@
+"""Which shards a folder, a glob, a brace pattern, a file or a list of these names."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+
+from braceexpand import braceexpand
+
+from tgm_scale.data.access.addresses import base_name, is_url, split_query
+from tgm_scale.data.access.names import real_place
+from tgm_scale.data.access.patience import retrying
+from tgm_scale.data.access.storage import file_system
+from tgm_scale.data.lists.foreign_tables import foreign_folder, foreign_table
+from tgm_scale.runtime.secrets import without_secrets
+
+
+class NoShards(ValueError):
+    """There is no shard where one was named."""
+
+
+def expand(spec: str | os.PathLike | list[str]) -> list[str]:
+    """Shards named by a folder, a glob, a brace pattern (`{000..099}.tar`), a .tar, or a list of these.
+
+    A folder or a glob gives its .tar files in the order of their names. Raises ValueError naming the part of `spec`
+    that holds no shard."""
+    parts = [os.fspath(spec)] if isinstance(spec, (str, os.PathLike)) else [os.fspath(part) for part in spec]
+    shards: list[str] = []
+    for part in parts:
+        whole = [part] if not is_url(part) and os.path.exists(part) else list(braceexpand(part))
+        for item in whole:
+            found = _expand_url(item) if is_url(item) else _expand_path(item)
+            if not found:
+                raise _no_shards(item)
+            shards += found
+    if not shards:
+        raise ValueError("the list of shards is empty; name a folder, a pattern or .tar files")
+    places = Counter(map(real_place, shards))
+    if len(places) != len(shards):
+        twice = next(shard for shard in shards if places[real_place(shard)] > 1)
+        raise ValueError(
+            f"shard {without_secrets(twice)!r} is named twice; its samples would count double: name it once"
+        )
+    return shards
+
+
+def _no_shards(item: str) -> NoShards:
+    """What is there instead, where it is something that is known."""
+    item = without_secrets(item)
+    there = [] if is_url(item) or not os.path.isdir(item) else sorted(os.listdir(item))
+    if not there and os.path.isfile(item):
+        there = [os.path.basename(item)]
+    if packed := [name for name in there if _unpacked(name)]:
+        return NoShards(_unpack_first(item, packed))
+    refusal = foreign_folder(item, there, below=True) if os.path.isdir(item) else foreign_table(item)
+    if refusal and not is_url(item):
+        return NoShards(refusal)
+    if not is_url(item) and os.path.isdir(item) and not there:
+        return NoShards(f"{item!r} is an empty folder: name one that holds shards (*.tar) or videos")
+    return NoShards(f"no shards (*.tar) at {item!r}; make some with `tgm-scale shards make` or name another")
+
+
+_UNPACKERS = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.zst": "unzstd", ".tar.bz2": "bunzip2", ".tar.xz": "unxz"}
+
+
+def _unpacked(name: str) -> str:
+    """What a compressed tar is called once it is unpacked; "" for other files."""
+    return next((f"{name.removesuffix(end)}.tar" for end in _UNPACKERS if name.endswith(end)), "")
+
+
+def _unpack_first(item: str, packed: list[str]) -> str:
+    tool = next(tool for end, tool in _UNPACKERS.items() if packed[0].endswith(end))
+    return (
+        f"{item!r} holds compressed tars ({base_name(packed[0])}): samples are read by range, so unpack them first, "
+        f"such as with {tool}"
+    )
+
+
+def _shards_among(names: list[str], item: str) -> list[str]:
+    """In order of names. Raises ValueError where some are compressed: these would be left out without a word."""
+    found = sorted(name for name in names if _is_shard(name))
+    packed = sorted(name for name in names if _unpacked(name) and _unpacked(name) not in found)
+    if packed and not base_name(packed[0]).startswith("."):
+        kind = ValueError if found else NoShards
+        raise kind(_unpack_first(without_secrets(item), packed))
+    return found
+
+
+def _expand_path(item: str) -> list[str]:
+    if os.path.isdir(item):
+        return _shards_among([entry.path for entry in os.scandir(item)], item)
+    if os.path.isfile(item):
+        return [item] if _is_shard(item) else []
+    return _shards_among(glob.glob(item), item)
+
+
+def _expand_url(item: str) -> list[str]:
+    before, query = split_query(item)
+    if "***@" in before or query.endswith("=***"):
+        raise ValueError(f"{item!r}: *** stands for what was not kept in a run's files: give the whole address again")
+    pattern = glob.has_magic(before.partition("://")[2].partition("/")[2])  # a host may have brackets: [::1]
+    if _is_shard(item) and not pattern:
+        return [item]
+    if query:
+        raise ValueError(
+            f"{without_secrets(item)!r}: a folder or a pattern with a query behind it cannot be listed: name its "
+            "shards, by braces such as {00000..00099}.tar"
+        )
+    system, path = file_system(item)
+
+    def look() -> list[str]:
+        return system.glob(path) if pattern else system.ls(path, detail=False)
+
+    try:
+        found = retrying(look, item)
+    except FileNotFoundError:
+        return []
+    return _shards_among([system.unstrip_protocol(name) for name in found], item)
+
+
+def _is_shard(name: str) -> bool:
+    return base_name(name).endswith(".tar") and not base_name(name).startswith(".")

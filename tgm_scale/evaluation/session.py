@@ -1,0 +1,116 @@
+"""An evaluation of frozen features under way: its processes, its data, its encoder, its features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tgm_scale.data.lists.reading import Role
+from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
+from tgm_scale.engine import build as engine
+from tgm_scale.evaluation import results
+from tgm_scale.evaluation.clips import PATIENCE, own_samples
+from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
+from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
+from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
+from tgm_scale.evaluation.views import Decoding
+from tgm_scale.models.vit import SIZES
+from tgm_scale.runs import run_folder
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process, refuse_hidden_gpus
+from tgm_scale.runtime.progress import ProgressBars
+
+
+class Session(NamedTuple):
+    """An evaluation under way: its folder, this process among its processes."""
+
+    config: FrozenConfig
+    folder: Path
+    process: ProcessInfo
+    collectives: HostCollectives
+    encoder: FrozenEncoder
+
+
+PARTS: tuple[Role, ...] = ("train", "test")
+
+
+@contextmanager
+def session(config: FrozenConfig) -> Iterator[Session]:
+    """Claims the run folder, joins the processes, loads the encoder."""
+    process = find_process()
+    refuse_hidden_gpus(process)
+    folder = run_folder.claim(config)
+    if process.world_size > 1:
+        engine.start_processes(process)
+    collectives = HostCollectives(process, PATIENCE)
+    with run_folder.owned(folder, collectives):
+        yield Session(config, folder, process, collectives, _encoder(config, process))
+        if process.world_size > 1:
+            engine.stop_processes()
+
+
+def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
+    settings = config.encoder
+    if settings.checkpoint == "random":
+        if process.is_main and "size" not in settings.model_fields_set:
+            print(f"encoder.checkpoint=random: of size {settings.size}; encoder.size={{tiny,S,B,L,H,g}} sets another")
+        return FrozenEncoder.random(
+            settings.size, settings.frames, settings.image_size, config.run.seed, process.device
+        )
+    given = {key: getattr(settings, key) for key in ("frames", "image_size") if key in settings.model_fields_set}
+    found = FrozenEncoder.load(settings.checkpoint, process.device, **given)
+    width = SIZES[settings.size].width
+    if "size" in settings.model_fields_set and width != found.size.width:
+        raise ValueError(
+            f"encoder.size={settings.size}: {settings.checkpoint} is of an encoder of width {found.size.width}; leave "
+            "the key out: it is of encoder.checkpoint=random alone"
+        )
+    return found
+
+
+def open_split(data: LabelledConfig, role: Role) -> Labelled:
+    """The training or test part. Raises ValueError."""
+    spec = data.train if role == "train" else data.test
+    if spec is None:
+        raise ValueError("data.train: missing; give labelled shards or a list file")
+    return open_labelled(spec, data.label, role=role, root=data.root, split=data.split)
+
+
+def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
+    """Print what was opened and left out; RUN/left_out.jsonl names all of it. Returns it for results.json.
+
+    Raises ValueError where more than data.max_left_out_share is left out."""
+    found = [of_labelled(part, source, LEFT_OUT) for part, source in sources.items()]
+    if at.process.is_main and not (at.folder / "results.json").exists():  # which has one of its own
+        write_left_out(at.folder / LEFT_OUT, ((part, source.problems) for part, source in sources.items()))
+    refuse_above(found, at.config.data.max_left_out_share)
+    shared = in_both(*sources.values()) if len(sources) == 2 else ""
+    if at.process.is_main:
+        for inventory in found:
+            print("\n".join(inventory.lines()), flush=True)
+        if shared:
+            print(f"warning: {shared}", flush=True)
+    positions = results.told_positions(at.encoder.positions, at.encoder.frames, at.encoder.image_size)
+    if at.process.is_main:
+        print(
+            "\n".join(f"positions: {text}" for text in positions.values()), end="\n" if positions else "", flush=True
+        )
+    data = {"data": [inventory.facts() for inventory in found], **positions}
+    return {**data, **({"in both parts": shared} if shared else {})}
+
+
+def features(at: Session, source: Labelled, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:
+    """Cached features of a part, below the run folder. Collective."""
+    if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
+        run_folder.replace_file(at.folder / "config.yaml", run_folder.shown(at.config))
+    data, encoder = at.config.data, at.encoder
+    views = encoder.views(
+        stride=data.stride or encoder.stride,
+        sampling=data.sampling,
+        temporal=at.config.encoder.temporal_views,
+        spatial=at.config.encoder.spatial_views,
+    )
+    task = bars.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
+    decoding = Decoding(views, data.workers, task.advance)
+    return cached(at.folder / "features", encoder, source, decoding, pooling, at.collectives)
