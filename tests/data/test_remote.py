@@ -203,7 +203,7 @@ def test_workers_that_wait_for_a_server_end_with_the_loader(served: tuple[str, t
 
 def test_the_waits_between_attempts_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(time, "sleep", waits.append)
+    monkeypatch.setattr(patience, "pause_for", lambda seconds, _: waits.append(seconds))
 
     def fail() -> None:
         raise ConnectionResetError("again")

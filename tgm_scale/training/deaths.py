@@ -1,21 +1,23 @@
-"""A data worker that died, on one rank or on several: all ranks learn of it where they meet, save, and end alike."""
+"""A data worker that died, or a wait for clips that was stopped, on one rank or on several: all ranks learn of it
+where they meet, save, and end alike."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn, TypeVar
 
+from tgm_scale.data.access.patience import StoppedWaiting
 from tgm_scale.data.loading.workers import WorkerDied
 
 T = TypeVar("T")
 
 
-def until_death(steps: Iterable[T], instead: T) -> Iterator[tuple[T, WorkerDied | None]]:
-    """The steps, and `instead` of the one that a data worker did not live to make."""
+def until_death(steps: Iterable[T], instead: T) -> Iterator[tuple[T, WorkerDied | StoppedWaiting | None]]:
+    """The steps, and `instead` of the one that a data worker did not live to make, or that was not waited for."""
     try:
         for one in steps:
             yield one, None
-    except WorkerDied as death:
+    except (WorkerDied, StoppedWaiting) as death:
         yield instead, death
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from tgm_scale.config.sections import TrainingConfig
+from tgm_scale.data.access.patience import StoppedWaiting, waits_end_when
 from tgm_scale.data.loading.workers import WorkerDied
 from tgm_scale.engine import build as engine
 from tgm_scale.planning import disk
@@ -12,7 +14,7 @@ from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs import run_folder
 from tgm_scale.runs.faults import RunStopped
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
-from tgm_scale.training.preemption import StopRequest
+from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.task import Task
 from tgm_scale.training.trainer import Start, Trainer
 from tgm_scale.training.watchdog import Watchdog
@@ -40,13 +42,18 @@ def run(
     with run_folder.owned(folder, collectives):
         watchdog = Watchdog(folder, process, config.faults.hang_seconds, stop.ask, storage_seconds)
         try:
-            task = task_of(start := Start(folder, collectives, stop, watchdog))
-            code = Trainer(config, task, start).train()
-            # what comes then has no steps that all ranks meet at
-            watchdog.end(f"stopped by {stop.reason}" if code else "done")
-            if code == 0:
-                task.finish()
+            with waits_end_when(stop.asked):
+                task = task_of(start := Start(folder, collectives, stop, watchdog))
+                code = Trainer(config, task, start).train()
+                # what comes then has no steps that all ranks meet at
+                watchdog.end(f"stopped by {stop.reason}" if code else "done")
+                if code == 0:
+                    task.finish()
             engine.stop_processes()
+        except StoppedWaiting as stopped:  # before the first step, or after the last
+            watchdog.end(f"stopped by {stop.reason}")
+            print(f"{stopped}, by {stop.reason}; the same command goes on", file=sys.stderr, flush=True)
+            return REQUEUE_EXIT_CODE
         except Exception as error:
             watchdog.end("failed")
             of_another_rank = isinstance(error, RuntimeError) and not isinstance(error, (RunStopped, WorkerDied))

@@ -16,6 +16,7 @@ from tgm_scale.checkpoints import checkpoint
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.config.sections import TrainingConfig
 from tgm_scale.contracts import Problem
+from tgm_scale.data.access.patience import StoppedWaiting
 from tgm_scale.data.loading.workers import WorkerDied
 from tgm_scale.engine import build as engine
 from tgm_scale.models.compiling import compile_blocks
@@ -50,6 +51,7 @@ class _Met(NamedTuple):
     valid: float  # clips with weight
     broken: bool  # whether any is broken
     stopping: bool
+    given_up: bool  # whether some rank stopped while it waited for its clips
 
 
 class Trainer:
@@ -117,6 +119,8 @@ class Trainer:
             self._at(ready.step, "meeting")
             problems = [problem for batch in ready.batches for problem in batch.problems]
             met = self._meet(ready, len(problems), death, first)
+            if met.given_up:
+                return self._stopped(line, first)
             self._at(ready.step, "update")
             learning_rate = self.schedule(ready.step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
@@ -167,16 +171,31 @@ class Trainer:
         loader = self.task.loader(range(self.progress.step, self.steps))
         return self.task.ready(self.guard.without_skipped(loader))
 
-    def _meet(self, ready: Ready, broken: int, death: WorkerDied | None, first: int) -> _Met:
+    def _meet(self, ready: Ready, broken: int, death: WorkerDied | StoppedWaiting | None, first: int) -> _Met:
         """All ranks learn what each has met. Where a data worker died, all save and end alike. Collective."""
         valid = sum(float(batch.weight.sum()) for batch in ready.batches)
-        own = [valid, broken, self.start.stop.asked(), self.saver.written(), death is not None]
-        valid, broken_of_all, stopping, written, died = self.collectives.sum(own)
+        dead, stopped = isinstance(death, WorkerDied), isinstance(death, StoppedWaiting)
+        own = [valid, broken, self.start.stop.asked(), self.saver.written(), dead, stopped]
+        valid, broken_of_all, stopping, written, died, given_up = self.collectives.sum(own)
         if died:
-            end(death, lambda: self._save(last=True) if self.progress.step > first else None)
+            end(
+                death if isinstance(death, WorkerDied) else None,
+                lambda: self._save(last=True) if self.progress.step > first else None,
+            )
         if written == self.process.world_size:
             self.saver.finish()
-        return _Met(valid, broken_of_all > 0, stopping > 0)
+        return _Met(valid, broken_of_all > 0, stopping > 0, given_up > 0)
+
+    def _stopped(self, line: ProgressLine, first: int) -> int:
+        """End between two steps, since clips did not come: what was made is saved. Collective."""
+        if self.progress.step > first:
+            self._save(last=True)
+        if self.process.is_main:
+            line.say(
+                f"stopped at step {self.progress.step} by {self.start.stop.reason}, while clips were waited for; the "
+                "same command resumes"
+            )
+        return REQUEUE_EXIT_CODE
 
     def _step(self, micro: list[Any], valid: float) -> StepResult:
         """The update; where no clip has weight none is made: weight decay and momentum would move the weights."""

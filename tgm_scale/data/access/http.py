@@ -8,13 +8,13 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from tgm_scale.data.access.patience import Lasting, TryLater, retry_after
+from tgm_scale.data.access.patience import TryLater, retry_after
+from tgm_scale.runtime.outside.refusals import PASSING, Lasting
 from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
 _WHOLE_SECONDS, _SLOWEST = 60.0, 1e5  # an answer's bound in seconds, and bytes a second beyond what it holds
-_PASSING = (408, 425, 429)  # of the 4xx; and all 5xx
 _WORDS = 200  # bytes of an answer that are told
 _PIECE = 1 << 20
 
@@ -109,6 +109,6 @@ def _refusal(answer: Any, body: bytes) -> OSError:
         return FileNotFoundError(said)
     if answer.status in (401, 403):
         return PermissionError(said)
-    if answer.status in _PASSING or answer.status >= 500:
+    if answer.status in PASSING or answer.status >= 500:
         return TryLater(said, retry_after(answer.headers))
     return Lasting(said)

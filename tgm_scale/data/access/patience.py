@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from tgm_scale.data.access import waits
+from tgm_scale.runtime.outside.refusals import Lasting, Refused, refusal, remedy
 from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
@@ -19,13 +23,16 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause i
 SAY_AFTER = 10.0  # seconds of waiting
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _OUR_OWN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, MemoryError)
-_REFUSED = (401, 403)  # HTTP
+_LOOK = 0.2  # seconds from one look to the next, while waiting, whether to stop
 
 T = TypeVar("T")
+_asked_to_stop: Callable[[], bool] = lambda: False  # noqa: E731
+_of_thread = threading.local()  # `ended`: the event that ends this thread's waits
+_answered: set[str] = set()  # storages, by protocol and host, that were read by this process
 
 
-class Lasting(OSError):
-    """An error of the storage that another attempt would not change."""
+class StoppedWaiting(OSError):
+    """The wait for a storage ended because whoever waits was asked to stop."""
 
 
 class TryLater(OSError):
@@ -53,7 +60,8 @@ def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -
     """`action()`, again after a passing error for up to `seconds` of waiting (default: PATIENCE_SECONDS).
 
     Raises OSError naming `what` after the last attempt; what is missing, forbidden or no error of the storage is not
-    tried again. A wait of more than SAY_AFTER is told, with who waits; `waits` has all that are under way."""
+    tried again: see `refusals`. Raises StoppedWaiting where it is to stop (`waits_end_when`, `ends_waits`).
+    A wait of more than SAY_AFTER is told, with who waits; `waits` has all that are under way."""
     try:
         return _retried(action, without_secrets(what), PATIENCE_SECONDS if seconds is None else seconds)
     finally:
@@ -66,12 +74,17 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
         attempts += 1
         try:
             result = action()
-        except (*_LASTING, *_OUR_OWN, Lasting, RecursionError, NotImplementedError):
+        except _LASTING as error:
+            if "://" not in what or "://" in str(error):
+                raise
+            more = f": {remedy(what)}" if isinstance(error, PermissionError) else ""
+            raise type(error)(f"{what}: {without_secrets(str(error))}{more}") from error
+        except (*_OUR_OWN, Lasting, Refused, StoppedWaiting, RecursionError, NotImplementedError):
             raise
         except Exception as error:  # remote file systems raise classes of their own (aiohttp, botocore)
             why = without_secrets(f"{type(error).__name__}: {error}")
-            if getattr(error, "status", None) in _REFUSED:
-                raise PermissionError(f"{what}: {why}") from error
+            if refused := refusal(error, what, _is_open(what)):
+                raise refused from error
             passed = max(waited, time.monotonic() - began)
             wait = max(pause * _own_share(), getattr(error, "retry_after", 0.0))
             if passed + wait > limit:
@@ -82,12 +95,53 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
                 told = passed + wait
                 _say(f"waits for {what}, {passed:.0f} s by now, up to {limit:.0f}: {why}")
             waits.under_way(what, escaped(why, keep=""), time.time() - passed)
-            time.sleep(wait)
+            pause_for(wait, what)
             waited, pause = waited + wait, min(2 * pause, LONGEST_PAUSE)
         else:
             if told:
                 _say(f"has {what} after {time.monotonic() - began:.0f} s")
+            _answered.add(_server(what))
             return result
+
+
+@contextmanager
+def waits_end_when(asked: Callable[[], bool]) -> Iterator[None]:
+    """Within, every wait of this process for a storage ends with StoppedWaiting as soon as `asked()`."""
+    global _asked_to_stop
+    before, _asked_to_stop = _asked_to_stop, asked
+    try:
+        yield
+    finally:
+        _asked_to_stop = before
+
+
+def ends_waits(event: threading.Event) -> None:
+    """This thread's waits end with StoppedWaiting once the event is set."""
+    _of_thread.ended = event
+
+
+def stop_where_waited() -> None:
+    """Raises StoppedWaiting where this process was asked to stop while it, or a data worker of it, waits."""
+    if _asked_to_stop() and (found := waits.all_waits()):
+        raise StoppedWaiting(f"stopped while it waited for {found[0].what}: {found[0].why}")
+
+
+def pause_for(seconds: float, what: str) -> None:
+    """Raises StoppedWaiting."""
+    end, ended = time.monotonic() + seconds, getattr(_of_thread, "ended", None)
+    while (left := end - time.monotonic()) > 0:
+        if _asked_to_stop() or (ended is not None and ended.is_set()):
+            raise StoppedWaiting(f"stopped while it waited for {what}")
+        time.sleep(min(left, _LOOK))
+
+
+def _is_open(what: str) -> bool:
+    """Whether the storage was read before: a data worker starts once its parent has opened the data."""
+    return multiprocessing.parent_process() is not None or _server(what) in _answered
+
+
+def _server(what: str) -> str:
+    return "/".join(what.split("/")[:3])
 
 
 def _own_share() -> float:

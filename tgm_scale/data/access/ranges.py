@@ -9,8 +9,9 @@ from typing import Protocol
 
 from tgm_scale.data.access import http
 from tgm_scale.data.access.addresses import is_http, is_url, place
-from tgm_scale.data.access.patience import Lasting, retrying
+from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
+from tgm_scale.runtime.outside.refusals import Lasting
 from tgm_scale.runtime.outside.tars import BLOCK, size_by_header
 from tgm_scale.runtime.secrets import without_secrets
 

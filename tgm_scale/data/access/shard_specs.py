@@ -13,6 +13,7 @@ from tgm_scale.data.access.names import real_place
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
 from tgm_scale.data.lists.foreign_tables import foreign_folder, foreign_table
+from tgm_scale.runtime.outside.refusals import Refused
 from tgm_scale.runtime.secrets import without_secrets
 
 
@@ -20,17 +21,17 @@ class NoShards(ValueError):
     """There is no shard where one was named."""
 
 
-def expand(spec: str | os.PathLike | list[str]) -> list[str]:
+def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -> list[str]:
     """Shards named by a folder, a glob, a brace pattern (`{000..099}.tar`), a .tar, or a list of these.
 
-    A folder or a glob gives its .tar files in the order of their names. Raises ValueError naming the part of `spec`
-    that holds no shard."""
+    A folder or a glob gives its .tar files in the order of their names. patience: see `retrying`. Raises ValueError
+    naming the part of `spec` that holds no shard, and OSError for a storage that cannot be listed."""
     parts = [os.fspath(spec)] if isinstance(spec, (str, os.PathLike)) else [os.fspath(part) for part in spec]
     shards: list[str] = []
     for part in parts:
         whole = [part] if not is_url(part) and os.path.exists(part) else list(braceexpand(part))
         for item in whole:
-            found = _expand_url(item) if is_url(item) else _expand_path(item)
+            found = _expand_url(item, patience) if is_url(item) else _expand_path(item)
             if not found:
                 raise _no_shards(item)
             shards += found
@@ -95,7 +96,7 @@ def _expand_path(item: str) -> list[str]:
     return _shards_among(glob.glob(item), item)
 
 
-def _expand_url(item: str) -> list[str]:
+def _expand_url(item: str, patience: float | None) -> list[str]:
     before, query = split_query(item)
     if "***@" in before or query.endswith("=***"):
         raise ValueError(f"{item!r}: *** stands for what was not kept in a run's files: give the whole address again")
@@ -113,9 +114,13 @@ def _expand_url(item: str) -> list[str]:
         return system.glob(path) if pattern else system.ls(path, detail=False)
 
     try:
-        found = retrying(look, item)
-    except FileNotFoundError:
+        found = retrying(look, item, patience)
+    except FileNotFoundError as error:
+        if "NoSuchBucket" in str(error.__cause__) + str(getattr(error.__cause__, "__cause__", "")):
+            raise NoShards(f"{item}: there is no such bucket: correct its name") from None
         return []
+    except PermissionError as error:  # of a folder: nothing there will ever be read
+        raise Refused(str(error)) from error
     return _shards_among([system.unstrip_protocol(name) for name in found], item)
 
 

@@ -17,19 +17,30 @@ import fsspec
 
 from tgm_scale.data.access import http
 from tgm_scale.data.access.addresses import is_http, is_url
-from tgm_scale.data.access.patience import Lasting, retrying
+from tgm_scale.data.access.patience import retrying
+from tgm_scale.runtime.outside.refusals import Lasting
 from tgm_scale.runtime.secrets import without_secrets
 
 GZIP_MARK = b"\x1f\x8b"
 SMALL = 1 << 29  # bytes; an index of a million samples has 150 MB
 _TAGS = ("ETag", "etag", "generation", "LastModified", "updated", "last_modified", "mtime", "created")  # S3, GCS, ...
+_S3_ONCE = {
+    "retries": {"total_max_attempts": 1},
+    "connect_timeout": http.CONNECT_SECONDS,
+    "read_timeout": http.READ_SECONDS,
+}
 
 
 def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the name it has there. Raises ValueError where its package is missing."""
-    options = {"client_kwargs": http.client_settings()} if is_http(url) else {}
+    options: dict[str, Any] = {"client_kwargs": http.client_settings()} if is_http(url) else {}
+    if in_s3 := url.startswith("s3://"):  # one attempt, whose waits are told and bounded by `retrying`
+        options = {"config_kwargs": _S3_ONCE}
     try:
-        return fsspec.url_to_fs(url, **options)
+        system, name = fsspec.url_to_fs(url, **options)
+        if in_s3:
+            system.retries = 1
+        return system, name
     except ImportError as error:
         protocol = url.partition("://")[0]
         raise ValueError(
@@ -92,7 +103,22 @@ def size(path: str, patience: float | None = None) -> int:
     if not is_url(path):
         return os.stat(path).st_size
     system, name = file_system(path)
-    return retrying(lambda: int(system.size(name)), path, patience)
+
+    def ask() -> int:
+        try:
+            return int(system.size(name))
+        except FileNotFoundError as error:
+            raise _meant(error) from None
+
+    return retrying(ask, path, patience)
+
+
+def _meant(error: FileNotFoundError) -> Exception:
+    """What was met: fsspec says that a file of a server is not there where any answer did not come."""
+    cause = error.__cause__
+    if not isinstance(cause, Exception) or getattr(cause, "status", None) in (404, 410):
+        return error
+    return cause
 
 
 class NotAFile(ValueError):
@@ -117,11 +143,8 @@ def open_seekable(path: str) -> BinaryIO:
     system, name = file_system(path)
     try:
         return system.open(name, "rb", block_size=1 << 16)
-    except FileNotFoundError as error:  # fsspec says so of any answer that it did not get
-        cause = error.__cause__
-        if isinstance(cause, Exception) and not isinstance(cause, FileNotFoundError):
-            raise cause from None
-        raise
+    except FileNotFoundError as error:
+        raise _meant(error) from None
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes], lasting: bool = True) -> None:

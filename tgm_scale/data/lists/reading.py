@@ -66,17 +66,24 @@ def is_list(spec: object) -> bool:
 
 
 def read_list(
-    path: str | Path, role: Role = "train", *, wanted: Wanted = "label", label: str = "label", split: int = 1
+    path: str | Path,
+    role: Role = "train",
+    *,
+    wanted: Wanted = "label",
+    label: str = "label",
+    split: int = 1,
+    patience: float | None = None,
 ) -> Listing:
     """The videos of a list, detected by what it holds.
 
     role: which rows of a `split` column, or of HMDB51's folder (its split number `split`), are used. wanted: what the
     text after a path is where no column says so. label: the column of labels; for EPIC-Kitchens-100 verb, noun or
-    action. Raises ValueError that names the file, the line, what was found and what was wanted."""
+    action. patience: of a list at a URL, see `retrying`.
+    Raises ValueError that names the file, the line, what was found and what was wanted."""
     path = os.fspath(path)
     if refusal := foreign_table(path):
         raise ValueError(refusal)
-    text = "" if os.path.isdir(path) else _text(path)
+    text = "" if os.path.isdir(path) else _text(path, patience)
     layout, rows = rows_of(path, text, role, wanted, label, split)
     used, chosen = _of_role(list(rows), role, path)
     listing = Listing(path, [], "; ".join(part for part in (layout, chosen) if part))
@@ -88,8 +95,8 @@ def read_list(
     return listing
 
 
-def _text(path: str) -> str:
-    data = storage.read_small(path)
+def _text(path: str, patience: float | None) -> str:
+    data = storage.read_small(path, patience)
     if data is None:
         raise ValueError(f"{path}: no such list of videos")
     data = storage.unpacked(data, path)

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tgm_scale.data.access import waits
+from tgm_scale.data.access.patience import stop_where_waited
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Fetched, Sample
 from tgm_scale.data.loading.shared_memory import SharedBatches
@@ -37,6 +38,7 @@ from tgm_scale.runtime.processes import end_with_parent
 _LONGEST_FOLDER = 70  # bytes; /pymp-xxxxxxxx/listener-xxxxxxxx has 32
 _SHORT = ("/dev/shm", "/var/tmp")
 READERS = 3  # threads of each worker that read remote samples ahead of its decoder
+_LOOK_MS = 200  # from one look to the next whether to stop waiting
 _PIPE_BYTES = 1 << 20  # an unprivileged process's most; maps of 4 repeats take 25 kB a sample
 
 
@@ -115,9 +117,10 @@ class _Crew:
             self._tasks.send(task)
 
     def result(self, number: int) -> Sample:
-        """Of the task of that number. Raises what it raised, and WorkerDied."""
+        """Of the task of that number. Raises what it raised, WorkerDied, and StoppedWaiting."""
         while number not in self._arrived:
-            for file, _ in self._inboxes.poll():
+            stop_where_waited()
+            for file, _ in self._inboxes.poll(_LOOK_MS):
                 inbox, process = self._workers[file]
                 try:
                     arrived, found = inbox.recv()

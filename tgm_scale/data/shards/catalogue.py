@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,10 +22,11 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from tgm_scale.data.access import addresses, storage
-from tgm_scale.data.access.patience import Lasting
+from tgm_scale.data.access.patience import ends_waits
 from tgm_scale.data.shards import kept_indices, shard_index
 from tgm_scale.data.shards.shard_index import ShardIndex, Summary
 from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.outside.refusals import Lasting
 from tgm_scale.runtime.secrets import without_secrets
 
 CATALOGUE = "shards.catalogue.json"
@@ -42,11 +44,18 @@ def summaries(shards: list[str], patience: float | None = None) -> list[Summary]
         folders[addresses.folder(shard)].append(shard)
     found: dict[str, Summary] = {}
     for folder, members in folders.items():
-        known = _read(folder)
+        known = _read(folder, patience)
         missing = [shard for shard in members if not _knows(known, shard)]
-        with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
-            for shard, entry in zip(missing, pool.map(partial(_examine, patience=patience), missing)):
-                known[addresses.base_name(shard)] = entry
+        # threads: they wait for disks and servers, not for the processor
+        ended = threading.Event()
+        with ThreadPoolExecutor(8, initializer=ends_waits, initargs=(ended,)) as pool:
+            try:
+                for shard, entry in zip(missing, pool.map(partial(_examine, patience=patience), missing)):
+                    known[addresses.base_name(shard)] = entry
+            except BaseException:
+                ended.set()  # one error is enough, and so is Ctrl-C: the others wait for nothing
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         if missing and any(summary.samples for _, summary in known.values()):
             _write(folder, known)
         found |= {shard: known[addresses.base_name(shard)][1] for shard in members}
@@ -87,14 +96,14 @@ def _paths(folder: str) -> tuple[str, str]:
     return addresses.joined(folder, CATALOGUE), str(kept_indices.cache_folder() / f"{name}-{CATALOGUE}")
 
 
-def _read(folder: str) -> Catalogue:
+def _read(folder: str, patience: float | None = None) -> Catalogue:
     beside, cached = _paths(folder)
-    return _catalogue(beside) | _catalogue(cached)
+    return _catalogue(beside, patience=patience) | _catalogue(cached)
 
 
-def _catalogue(path: str, said: bool = True) -> Catalogue:
+def _catalogue(path: str, said: bool = True, patience: float | None = None) -> Catalogue:
     try:
-        data = storage.read_small(path, limit=_LARGEST)
+        data = storage.read_small(path, patience, _LARGEST)
         return {} if data is None else _parsed(data)
     except (ValueError, Lasting) as error:  # half a file, or another version's: all of it can be derived
         if said:

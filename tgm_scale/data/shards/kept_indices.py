@@ -16,9 +16,9 @@ from pathlib import Path
 from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import place
 from tgm_scale.data.access.names import printable
-from tgm_scale.data.access.patience import Lasting
 from tgm_scale.data.shards.shard_index import DamagedIndex, ShardIndex, identity_of, index_path, shard_name
 from tgm_scale.runtime import seeding
+from tgm_scale.runtime.outside.refusals import Lasting
 from tgm_scale.runtime.secrets import without_secrets
 
 # Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which is in a

@@ -36,8 +36,9 @@ class ListedCorpus(Corpus):
         name: str | None = None,
         cache: ranges.RangeCache | None = None,
         root: str | None = None,
+        patience: float | None = None,
     ) -> None:
-        super().__init__(name or os.path.basename(listing.path.rstrip("/")), [], [])
+        super().__init__(name or os.path.basename(listing.path.rstrip("/")), [], [], patience=patience)
         self.listing, self.origin = listing, listing.path
         folder = VideoFolder(root if root is not None else os.path.dirname(listing.path))
         found = folder.find([entry.path for entry in listing.entries])
@@ -60,7 +61,7 @@ class ListedCorpus(Corpus):
             digest.update(f"{entry.path}\n".encode())
             content.update(json.dumps([entry.path, entry.captions, entry.label]).encode())
         self.fingerprint, self.content = digest.hexdigest(), content.hexdigest()
-        self._reader = ranges.RangeReader(cache, self.fingerprint)
+        self._reader = ranges.RangeReader(cache, self.fingerprint, patience)
 
     @property
     def labels(self) -> dict[str, str]:
@@ -73,7 +74,7 @@ class ListedCorpus(Corpus):
 
     def sample(self, shard: int, row: int) -> SampleRef:
         entry, place = self._entries[shard], self.shards[shard]
-        members = {video_extension(place): (0, storage.size(place)), "json": (shard, 0)}
+        members = {video_extension(place): (0, storage.size(place, self.patience)), "json": (shard, 0)}
         return SampleRef(entry.path, place, members, entry.path, self.prefix)
 
     def all_problems(self) -> Iterator[Problem]:

@@ -41,10 +41,10 @@ def open_corpus(
     cheaper when one goes first. Shards without a usable sample are left out.
     Raises ValueError where there is no shard, or none of them holds a usable sample."""
     if is_list(spec):
-        listing = read_list(os.fspath(cast(str, spec)), role, wanted="caption")
-        return ListedCorpus(listing, name, cache, root)
+        listing = read_list(os.fspath(cast(str, spec)), role, wanted="caption", patience=patience)
+        return ListedCorpus(listing, name, cache, root, patience)
     try:
-        shards = shard_specs.expand(spec)
+        shards = shard_specs.expand(spec, patience)
     except shard_specs.NoShards:
         files = folder_listing(os.fspath(spec)) if not isinstance(spec, list) and os.path.isdir(spec) else None
         if files is None:

@@ -1,0 +1,84 @@
+"""Answers of a storage that no waiting changes: credentials that are not there, hosts that nobody knows, a refusal.
+
+Remote file systems raise classes of their own (botocore, google.auth, aiohttp), some with the cause behind them."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+
+from tgm_scale.runtime.command import USER_MISTAKE
+
+PASSING = (408, 425, 429)  # of HTTP's 4xx
+_DEPTH = 8  # causes of an error that are looked at
+# by name: these packages are extras
+_NO_CREDENTIALS = {
+    "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "ConfigNotFound", "ConfigParseError",
+    "InvalidConfigError", "NoAuthTokenError", "SSOTokenLoadError", "UnauthorizedSSOTokenError", "LoginTokenLoadError",
+    "UnknownCredentialError", "DefaultCredentialsError",
+}  # fmt: skip
+_REMEDIES = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of ~/.aws/credentials; for a "
+    "public bucket FSSPEC_S3_ANON=true",
+    "gs": "set GOOGLE_APPLICATION_CREDENTIALS to the file of a service account, or log in with gcloud auth "
+    "application-default login; for a public bucket FSSPEC_GS_TOKEN=anon",
+    "http": "the address wants a login (http://user:password@host/...) or a signature",
+}
+
+
+class Lasting(OSError):
+    """An error of the storage that another attempt would not change."""
+
+
+class Refused(OSError):
+    """Nothing can be read there, now or later: another start would meet it again."""
+
+    exit_code = USER_MISTAKE  # of the command
+
+
+def remedy(url: str) -> str:
+    """Where a storage takes its credentials from."""
+    protocol = url.partition("://")[0]
+    protocol = {"gcs": "gs", "https": "http"}.get(protocol, protocol)
+    return _REMEDIES.get(protocol, f"see what fsspec wants for {protocol}")
+
+
+def refusal(error: BaseException, url: str, opened: bool) -> OSError | None:
+    """What is raised in place of an error that lasts; None for one that may pass.
+
+    opened: whether the storage was read before. Then names of hosts and credentials were found once, and their own
+    servers (DNS, those of roles) may be the ones that fail for now."""
+    words = f"{url}: {type(error).__name__}: {error}"
+    for cause in _causes(error):
+        status = _of_botocore(cause)
+        if status in (401, 403) or getattr(cause, "status", None) in (401, 403):  # aiohttp's: any other may be garbled
+            return PermissionError(f"{words}: {remedy(url)}")
+        if isinstance(cause, ssl.SSLCertVerificationError) or type(cause).__name__ == "SSLError":
+            return Refused(f"{words}: the server's certificate is not trusted: SSL_CERT_FILE names those that are")
+        if status is not None and 400 <= status < 500 and status not in PASSING:
+            return Lasting(words)
+        if not opened and type(cause).__name__ in _NO_CREDENTIALS:
+            return Refused(f"{words}: {remedy(url)}")
+        if not opened and isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
+            return Refused(f"{words}: no such host: correct the address, or AWS_ENDPOINT_URL where that is its host")
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    for _ in range(_DEPTH):
+        if error is None:
+            return
+        yield error
+        inner = getattr(error, "os_error", None)  # aiohttp keeps the system's own here
+        if isinstance(inner, OSError) and inner is not error:
+            yield inner
+        error = error.__cause__ or error.__context__
+
+
+def _of_botocore(error: BaseException) -> int | None:
+    """HTTP's status in an answer of S3."""
+    said = getattr(error, "response", None)
+    said = said.get("ResponseMetadata") if isinstance(said, dict) else None
+    said = said.get("HTTPStatusCode") if isinstance(said, dict) else None
+    return said if isinstance(said, int) else None
