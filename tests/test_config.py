@@ -42,7 +42,7 @@ train.max_minutes
 deepspeed.config deepspeed.stage
 checkpoint.every checkpoint.keep checkpoint.keep_every
 faults.spike_factor faults.refused_before_rollback faults.rollbacks faults.hang_seconds faults.start_seconds
-log.every log.tensorboard log.pictures_every
+log.every log.tensorboard log.wandb log.pictures_every
 profile.steps
 knn.every knn.train knn.test knn.label knn.root knn.k
 """.split()

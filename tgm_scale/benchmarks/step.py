@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        given = [f"run.dir={folder}", f"train.steps={options.steps}", "log.tensorboard=false"]
+        given = [f"run.dir={folder}", f"train.steps={options.steps}", "log.tensorboard=false", "log.wandb=null"]
         config = configuration.load(options.config, [*options.overrides, *given])
         code = pretrain(config)
         assert code == 0, f"the run ended with exit code {code}"

@@ -155,9 +155,26 @@ class FaultsConfig(Section):
     start_seconds: float = Field(600, gt=0, description="how long the processes of a start wait for one another")
 
 
+class WandbConfig(Section):
+    """Weights & Biases: the rows of TensorBoard once more, where the package wandb is installed."""
+
+    project: str = Field(description="the project's name there")
+    mode: Literal["online", "offline"] | None = Field(
+        None, description="'offline' writes to RUN/wandb, for `wandb sync`; default: WANDB_MODE, else online"
+    )
+
+    @field_validator("project")
+    @classmethod
+    def _a_name(cls, value: str) -> str:
+        if not 0 < len(value.strip()) <= len(value) <= 128 or set(value) & set("/\\#?%:"):
+            raise ValueError(f"log.wandb.project={value}: wanted a name of 1 to 128 letters, none of / \\ # ? % :")
+        return value
+
+
 class LogConfig(Section):
     every: int = Field(20, ge=1, description="steps from one printed line to the next")
     tensorboard: bool = Field(True, description="write TensorBoard files beside metrics.jsonl")
+    wandb: WandbConfig | None = Field(None, description="show the rows in Weights & Biases, too; default: not")
 
 
 class PretrainingLogConfig(LogConfig):

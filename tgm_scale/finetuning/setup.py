@@ -30,7 +30,7 @@ from tgm_scale.finetuning.augment import AugmentedSamples, Augmenter
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET
 from tgm_scale.models.vit import ModelOptions
-from tgm_scale.planning.checks import check_compile
+from tgm_scale.planning.checks import check_boards, check_compile
 from tgm_scale.planning.corpora import corpus_facts
 from tgm_scale.planning.parts import autoencoder, checkpoint_facts
 from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
@@ -60,6 +60,7 @@ def check(config: FinetuneConfig, plan: RunPlan) -> None:
     """Every check that needs neither processes nor data. Raises ValueError."""
     stage = plan.stage
     check_compile(config.model.compile, config.deepspeed, stage)
+    check_boards(config.log)
     if config.finetune.ema and stage not in (0, 1, 2):
         source = "deepspeed.stage"
         if config.deepspeed.stage is None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from tgm_scale.config.data_sections import DataConfig
-from tgm_scale.config.sections import Config, DeepSpeedConfig, GuidanceConfig
+from tgm_scale.config.sections import Config, DeepSpeedConfig, GuidanceConfig, LogConfig
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.towers import check_folder, tower_folder
 from tgm_scale.masking.recipes import Masker
@@ -22,6 +23,7 @@ def check(config: Config, plan: RunPlan) -> None:
     check_shards(config.data)
     check_compile(config.model.compile, config.deepspeed, plan.stage)
     check_guidance(config.guidance, plan.masker)
+    check_boards(config.log)
 
 
 def check_guidance(guidance: GuidanceConfig, masker: Masker) -> None:
@@ -49,6 +51,18 @@ def check_compile(compiled: bool, settings: DeepSpeedConfig, stage: int) -> None
         raise ValueError(
             f"model.compile=true does not go with {origin}, which gathers weights inside each block: set "
             "model.compile=false, or stage 0, 1 or 2"
+        )
+
+
+def check_boards(log: LogConfig) -> None:
+    """Raise ValueError where the package that a board needs is not installed."""
+    if log.wandb is None:
+        return
+    found = find_spec("wandb")
+    if found is None or found.origin is None:  # a folder of this name, such as wandb itself makes
+        raise ValueError(
+            f"log.wandb.project={log.wandb.project}: the package wandb is not installed: pip install wandb, or set "
+            "log.wandb=null"
         )
 
 

@@ -20,7 +20,7 @@ from tgm_scale.data.access.patience import StoppedWaiting
 from tgm_scale.data.loading.workers import WorkerDied
 from tgm_scale.engine import build as engine
 from tgm_scale.models.compiling import compile_blocks
-from tgm_scale.runs import run_folder
+from tgm_scale.runs import run_folder, wandb_board
 from tgm_scale.runs.metrics import Metrics, ProgressLine
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.distributed import HostCollectives
@@ -87,9 +87,11 @@ class Trainer:
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
         began, first = time.monotonic(), self.progress.step
-        with garbage.out_of_the_way():
+        settings = self.config.log.wandb if self.process.is_main else None
+        with garbage.out_of_the_way(), wandb_board.others(self.folder, self.config, settings) as self.boards:
             while (code := self._stretch()) is None:
                 self._roll_back()
+            self.watchdog.at(self.progress.step, ASIDE)  # what waits to be sent may take a while
         if self.process.is_main and not code:
             made, seconds = self.progress.step - first, time.monotonic() - began
             print(f"{concluded(made, seconds, self.last)}. {self.task.then}", flush=True)
@@ -98,7 +100,7 @@ class Trainer:
     def _stretch(self) -> int | None:
         """Steps from where the run stands to its end or a stop: the exit code; or to a rollback: None."""
         if self.process.is_main:
-            self.metrics = Metrics(self.folder, self.progress.step, self.config.log.tensorboard)
+            self.metrics = Metrics(self.folder, self.progress.step, self.config.log.tensorboard, self.boards)
         try:
             return self._make_steps()
         finally:

@@ -118,7 +118,8 @@ class Tuner:
 
     def _try(self, candidate: Candidate, tell: Any) -> dict[str, Any]:
         folder, options = self.folder / candidate.name, self.options
-        own = [f"run.dir={folder / 'run'}", f"train.steps={options.steps}", "log.tensorboard=false", "knn.every=null"]
+        quiet = ["log.tensorboard=false", "log.wandb=null", "log.pictures_every=null", "knn.every=null"]
+        own = [f"run.dir={folder / 'run'}", f"train.steps={options.steps}", *quiet]
         words = [*self._overrides(candidate, folder / "deepspeed.json"), *own]
         started, keep = trials.command(options.config, words), options.keep_free * trials.GIB
         outcome = Trial(started, folder, self.processes, options.steps, options.warm, keep).run(tell)
