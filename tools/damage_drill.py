@@ -1,4 +1,5 @@
-"""Damage a run folder, a corpus or a tower in every way that is known, start the same command, and judge the end."""
+"""Damage a run folder, a corpus or a tower in every way that is known, start the same command, and evaluate how it
+ends."""
 
 from __future__ import annotations
 
@@ -10,10 +11,10 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from damage import ground
-from damage.cases import Case, run_case
-from damage.judge import ANOTHER, FAILED, LEFT_OUT, REFUSED, SAME, UNSEEN
-from damage.start import SAID
+from damage import reference
+from damage.cases import run_case
+from damage.outcome import ANOTHER, FAILED, LEFT_OUT, REFUSED, SAME, UNSEEN, Case
+from damage.start import OUTPUT
 
 from tgm_scale.runtime import command
 from tgm_scale.runtime.progress import ProgressBars
@@ -55,27 +56,23 @@ def _run(options: argparse.Namespace) -> int:
 
 def drill(options: argparse.Namespace, folder: Path) -> int:
     numbers = range(options.first, options.first + options.cases) if options.only is None else [options.only]
-    ground.warm()
-    truth = ground.make(folder / "ground")
+    reference.warm()
+    expected = reference.make(folder / "reference")
     cases = []
     with ProgressBars() as bars, ProcessPoolExecutor(options.processes, multiprocessing.get_context("fork")) as pool:
         task = bars.task("cases", len(numbers))
-        waiting = [pool.submit(run_case, options.seed, number, folder, truth) for number in numbers]
+        waiting = [pool.submit(run_case, options.seed, number, folder, expected) for number in numbers]
         for future in waiting:
             case = future.result()
             cases.append(case)
             if case.wrong:
-                print(f"FAILED: --seed {options.seed} --only {case.number}: {_told(case)}", flush=True)
+                print(f"FAILED: --seed {options.seed} --only {case.number}: {case.line()}: {case.wrong}", flush=True)
             task.advance()
     if options.only is not None:
-        said = folder / f"case-{options.only:05d}" / SAID
-        print((said.read_text() if said.is_file() else "") + f"{cases[0].line()}: {cases[0].outcome}")
+        output = folder / f"case-{options.only:05d}" / OUTPUT
+        print((output.read_text() if output.is_file() else "") + f"{cases[0].line()}: {cases[0].outcome}")
     print(table(cases))
     return command.FAILED if any(case.wrong for case in cases) else 0
-
-
-def _told(case: Case) -> str:
-    return f"{case.line()}: {case.wrong}"
 
 
 def table(cases: list[Case]) -> str:

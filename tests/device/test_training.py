@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from watch import META, Watch, empty, video, whole
 
-from tgm_scale.contracts import Batch, Grid, Mask
+from tgm_scale.config.sections import ObjectiveConfig
+from tgm_scale.contracts import Batch, BatchLayout, Grid, Mask
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.engine.optim import parameter_groups
 from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
@@ -187,7 +188,8 @@ def test_a_joint_step_waits_only_where_it_is_declared(
     module.register_forward_hook(lambda *_: calls.append(1))
     watch = Watch()
     engine = StandIn(module, watch)
-    step = JointStep(engine, ProcessInfo(0, 1, 0, META), 2, CLIPS, 1.0, contrastive_weight, contrastive_batch)
+    objective = ObjectiveConfig(contrastive_weight=contrastive_weight, contrastive_batch=contrastive_batch)
+    step = JointStep(engine, ProcessInfo(0, 1, 0, META), BatchLayout(2 * CLIPS, CLIPS), objective)
     with watch:
         micro = []
         for _ in range(2):

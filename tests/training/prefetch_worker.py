@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from step_worker import FRAMES, GLOBAL, MODELS, SIZE, WIDTH, prepared
 
+from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
 from tgm_scale.engine.plan import EnginePlan
@@ -29,7 +30,7 @@ def share(accumulation: int, contrastive_batch: int, process: ProcessInfo) -> fl
     micro = GLOBAL // accumulation
     plan = EnginePlan(3, None, BatchLayout(GLOBAL, micro), "fp32", 1.0, 0.05, (0.9, 0.95))
     ds_engine = engine.build_engine(JointModule(model, True), plan, process.device)
-    step = JointStep(ds_engine, process, plan.layout.accumulation, micro, 1.0, 1.0, contrastive_batch)
+    step = JointStep(ds_engine, process, plan.layout, ObjectiveConfig(contrastive_batch=contrastive_batch))
     parts = [prepared([a * micro + i for i in range(micro)], model.grid.tokens) for a in range(accumulation)]
     seen: list[bool] = []
     coordinator: Any = ds_engine.optimizer.parameter_offload.get_param_coordinator()

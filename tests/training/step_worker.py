@@ -20,6 +20,7 @@ import torch
 
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.checkpoints.saver import Saver
+from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
@@ -76,7 +77,8 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
     plan = EnginePlan(case["stage"], case.get("json"), layout, case["precision"], 1.0, 0.05, (0.9, 0.95))
     engine.wants_fused = lambda device: bool(case.get("fused"))  # as on a GPU
     ds_engine = engine.build_engine(JointModule(model, True), plan, process.device)
-    step = JointStep(ds_engine, process, layout.accumulation, micro, 1.0, 1.0, case.get("contrastive_batch", GLOBAL))
+    objective = ObjectiveConfig(contrastive_batch=case.get("contrastive_batch"))
+    step = JointStep(ds_engine, process, layout, objective)
     progress = checkpoint.Progress()
     if "load" in case:
         folder = checkpoint.latest(Path(case["load"]))

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from tgm_scale.config.sections import ObjectiveConfig
+from tgm_scale.contracts import BatchLayout
 from tgm_scale.objectives.contrastive import MAX_SCALE, MIN_SCALE, Negatives, info_nce
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.step import JointStep, Prepared, _Replay
@@ -16,7 +18,7 @@ from tgm_scale.training.step import JointStep, Prepared, _Replay
 def test_the_temperature_reported_is_the_one_of_the_loss(log_scale: float) -> None:
     learnt, ids = torch.tensor([log_scale]), torch.arange(4)
     contrast = info_nce(torch.eye(4), torch.eye(4), learnt, Negatives(torch.ones(4), ids, ids, 4))
-    step = JointStep(None, find_process(), 1, 4, 1.0, 1.0, 4)
+    step = JointStep(None, find_process(), BatchLayout(4, 4), ObjectiveConfig())
     part = Prepared(
         batch=None, mask=None, text_BE=None, caption_ids_B=ids, digest=torch.zeros((), dtype=torch.float64)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,27 @@ from tgm_scale.data.video.encode import encode_video
 FPS = 30.0
 
 
-def make_shards(
-    folder: Path, clips: int, width: int, height: int, gop: int, seconds: float = 10.0, per_shard: int = 2
-) -> Path:
+@dataclass(frozen=True)
+class VideoFormat:
+    """Width and height in pixels, frames from keyframe to keyframe, length in seconds."""
+
+    width: int
+    height: int
+    gop: int = 12
+    seconds: float = 10.0
+
+
+def make_shards(folder: Path, clips: int, form: VideoFormat, per_shard: int = 2) -> Path:
     """A corpus of `clips` clips; the same arguments give the same bytes, and a corpus that is there is left alone."""
     if folder.exists():
         return folder
     with ShardWriter(folder.with_name(folder.name + ".making"), clips_per_shard=per_shard) as writer:
         for number in range(clips):
-            frames = moving_texture(number, width, height, round(seconds * FPS))
+            frames = moving_texture(number, form.width, form.height, round(form.seconds * FPS))
             captions = [f"texture {number} moves", f"a moving texture, number {number}", "noise"]
-            writer.write(f"c{number:05d}", {"mp4": encode_video(frames, FPS, gop=gop), "json": {"captions": captions}})
+            writer.write(
+                f"c{number:05d}", {"mp4": encode_video(frames, FPS, gop=form.gop), "json": {"captions": captions}}
+            )
     folder.with_name(folder.name + ".making").rename(folder)
     return folder
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tgm_scale.benchmarks import pipelines
-from tgm_scale.benchmarks.clips import make_shards
+from tgm_scale.benchmarks.clips import VideoFormat, make_shards
 from tgm_scale.benchmarks.machine import cpu_seconds, headline, table
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         task = bars.task("corpora", len(made))
         for size, gop in made:
             folder = (options.folder or Path(scratch)) / f"{size[0]}x{size[1]}_gop{gop}_{options.clips}"
-            corpus = open_corpus(str(make_shards(folder, options.clips, *size, gop)))
+            corpus = open_corpus(str(make_shards(folder, options.clips, VideoFormat(*size, gop))))
             rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers), options))
             if not repeated:
                 repeated = [(way.name, turns) for way, turns in _compare(_repeats(corpus, repeats), options)]

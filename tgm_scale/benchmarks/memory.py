@@ -11,22 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.benchmarks import pipelines
-from tgm_scale.benchmarks.clips import make_shards
+from tgm_scale.benchmarks.clips import VideoFormat, make_shards
 from tgm_scale.benchmarks.machine import headline, resident_mb, table
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.progress import ProgressBars
 
-WIDTH, HEIGHT, SECONDS, SIZE = 64, 48, 1.0, 32  # small, so that 100,000 clips take some 6 minutes of a core
+FORMAT, SIZE = VideoFormat(64, 48, seconds=1.0), 32  # small, so that 100,000 clips take some 6 minutes of a core
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if min(options.clips, options.every) < 1 or options.workers < 1:
         raise ValueError("--clips, --every and --workers: wanted at least 1")
     rows = []
-    print(f"{headline()}; clips of {SECONDS:g} s at {WIDTH} x {HEIGHT}, {options.workers} workers")
+    print(
+        f"{headline()}; clips of {FORMAT.seconds:g} s at {FORMAT.width} x {FORMAT.height}, {options.workers} workers"
+    )
     print(table(("clips", "this process, MB", "largest worker, MB"), []), flush=True)
     with tempfile.TemporaryDirectory() as scratch, ProgressBars() as bars:
-        folder = make_shards(Path(scratch) / "shards", 64, WIDTH, HEIGHT, 12, seconds=SECONDS, per_shard=4)
+        folder = make_shards(Path(scratch) / "shards", 64, FORMAT, per_shard=4)
         loading = pipelines.loader(open_corpus(str(folder)), options.workers, size=SIZE)
         clips = pipelines.clips_of(loading)
         task = bars.task("clips", options.clips)

@@ -80,17 +80,8 @@ class Pretraining(Task):
         return module
 
     def begin(self, engine: Any) -> None:
-        objective, layout = self.config.objective, self.plan.layout
         self.engine = engine
-        self.joint_step = JointStep(
-            engine,
-            self.process,
-            layout.accumulation,
-            layout.micro_batch,
-            objective.reconstruction_weight,
-            objective.contrastive_weight,
-            objective.contrastive_batch or layout.global_batch,
-        )
+        self.joint_step = JointStep(engine, self.process, self.plan.layout, self.config.objective)
         self.neighbours = Neighbours(self.config, self.collectives) if self.measured_every else None
         seen = (self.config, self.plan, self.corpora, self.towers, self.collectives)
         self.pictures = Pictures(*seen) if self.pictured_every else None

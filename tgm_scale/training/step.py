@@ -20,7 +20,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tgm_scale.contracts import Batch, Mask
+from tgm_scale.config.sections import ObjectiveConfig
+from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.engine.update import make_update
 from tgm_scale.objectives.contrastive import Negatives, bounded_log_scale, contrastive_gradients
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -51,20 +52,12 @@ class _Replay:
 class JointStep:
     """Runs global steps on an engine. Every call is collective."""
 
-    def __init__(
-        self,
-        engine: Any,
-        process: ProcessInfo,
-        accumulation: int,
-        micro_batch_size: int,
-        reconstruction_weight: float,
-        contrastive_weight: float,
-        contrastive_batch: int,
-    ):
-        self.engine, self.process, self.accumulation = engine, process, accumulation
-        self.reconstruction_weight, self.contrastive_weight = reconstruction_weight, contrastive_weight
-        self.contrastive_batch = contrastive_batch
-        self.one_pass = (micro_batch_size * process.world_size) % contrastive_batch == 0
+    def __init__(self, engine: Any, process: ProcessInfo, layout: BatchLayout, objective: ObjectiveConfig):
+        self.engine, self.process, self.accumulation = engine, process, layout.accumulation
+        self.reconstruction_weight = objective.reconstruction_weight
+        self.contrastive_weight = objective.contrastive_weight
+        self.contrastive_batch = objective.contrastive_batch or layout.global_batch
+        self.one_pass = (layout.micro_batch * process.world_size) % self.contrastive_batch == 0
 
     def __call__(self, micro: list[Prepared], valid: float, limit: float = math.inf) -> StepResult:
         """One update, or none where the loss is above `limit` or anything is not finite: then weights and moments

@@ -1,19 +1,18 @@
-"""One case of the drill: what is damaged and how, which is drawn by (seed, number), the start, and its outcome."""
+"""One case of the drill: what is damaged and how, drawn by (seed, number), then a start and its outcome."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from damage import ground
+from damage import reference
 from damage.contents import CONTENTS, TARS
-from damage.ground import COMMAND, Truth
-from damage.judge import judged
 from damage.kinds import GENERAL, Kind
+from damage.outcome import Case, evaluate
+from damage.reference import COMMAND, Reference
 from damage.start import start
 
 PARTS = {"run": 0.5, "shards": 0.3, "tower": 0.2}
@@ -22,31 +21,15 @@ KINDS: dict[str, dict[str, Kind]] = {
     "shards": GENERAL | CONTENTS | TARS,
     "tower": GENERAL | CONTENTS,
 }
-_ANEW = 0.4  # of the cases of a corpus: the run begins, for a corpus that is not what it was ends the one before
+_ANEW = 0.4  # of the cases of a corpus: a new run, since a changed corpus ends the run before
 
 
-@dataclass
-class Case:
-    """What was damaged (`part`, and the files in it) and how; what came of it, and why that is wrong, if it is."""
-
-    number: int
-    part: str
-    kind: str
-    files: list[str] = field(default_factory=list)
-    anew: bool = False
-    outcome: str = ""
-    wrong: str = ""
-
-    def line(self) -> str:
-        return f"case {self.number}: {self.part}: {self.kind}: {', '.join(self.files)}{' (anew)' * self.anew}"
-
-
-def run_case(seed: int, number: int, folder: Path, truth: Truth) -> Case:
-    """Copy FOLDER/ground, damage it, start the command again and judge; a failed case's files are kept."""
+def run_case(seed: int, number: int, folder: Path, expected: Reference) -> Case:
+    """Copy FOLDER/reference, damage it, start the command again and evaluate; a failed case's files are kept."""
     case, work = _made(seed, number, folder)
     commands = [COMMAND, ["status", "run"]] if case.anew else [["check", "run"], COMMAND]
-    code = start(work, commands, then=ground.write_clips if case.part == "shards" else None)
-    case.outcome, case.wrong = judged(case.part, case.kind, case.files, case.anew, code, work, truth)
+    code = start(work, commands, then=reference.write_clips if case.part == "shards" else None)
+    case.outcome, case.wrong = evaluate(case, code, work, expected)
     if case.wrong:
         (work / "case.json").write_text(json.dumps(vars(case), indent=1))
     else:
@@ -61,7 +44,7 @@ def _made(seed: int, number: int, folder: Path) -> tuple[Case, Path]:
     kinds = KINDS[part]
     while True:  # a draw that can do nothing is drawn again
         _removed(work)
-        shutil.copytree(folder / "ground", work)
+        shutil.copytree(folder / "reference", work)
         case = Case(number, part, str(random.choice(list(kinds))), anew=part == "shards" and random.random() < _ANEW)
         before = _state(work / part)
         named = kinds[case.kind](random, work / part)
@@ -70,7 +53,7 @@ def _made(seed: int, number: int, folder: Path) -> tuple[Case, Path]:
         if not (case.anew and case.kind == "files swapped" and all(name.endswith(".tar") for name in named)):
             break  # shards that have exchanged their names are a whole corpus, another one
     case.files = named
-    if case.anew:  # the list of what to leave out is the run's, too
+    if case.anew:  # the skip list is the run's
         for path in (work / "run").iterdir():
             if path.name != "faults.json":
                 _removed(path)

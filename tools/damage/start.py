@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-SAID = "said.txt"
+OUTPUT = "output.txt"
 LIMIT = 90.0  # seconds; a whole start takes 0.3. Whoever finds a damaged file in owner/ watches it for 15
 HANGS = -999
 _READ_ANYTHING = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: by which root is refused nothing
@@ -19,7 +19,7 @@ _READ_ANYTHING = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: by which root 
 
 def start(folder: Path, commands: Sequence[Sequence[str]], then: Callable[[], None] | None = None) -> int:
     """The exit code of the last of the commands, which run one after another in `folder`; HANGS where they took too
-    long. `then` runs in the same process if that code is 0. What they say is in FOLDER/said.txt, with the codes."""
+    long. `then` runs in the same process if that code is 0. What they say is in FOLDER/output.txt, with the codes."""
     child = os.fork()
     if child == 0:
         _run(folder, commands, then)
@@ -38,7 +38,7 @@ def _run(folder: Path, commands: Sequence[Sequence[str]], then: Callable[[], Non
     try:
         os.chdir(folder)
         os.environ.update(HOME=str(folder / "home"), XDG_CACHE_HOME=str(folder / "home"))
-        sink = os.open(SAID, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        sink = os.open(OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(sink, 1)
         os.dup2(sink, 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))

@@ -20,7 +20,7 @@ def make(scale: Scale, folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
         random_clip(scale.towers, unfinished).rename(folder / "towers")
     shutil.rmtree(folder / "shards.making", ignore_errors=True)
-    make_shards(folder / "shards", scale.clips, scale.width, scale.height, 12, scale.seconds, per_shard=8)
+    make_shards(folder / "shards", scale.clips, scale.videos, per_shard=8)
 
 
 if __name__ == "__main__":

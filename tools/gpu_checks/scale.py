@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from tgm_scale.benchmarks.clips import VideoFormat
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -17,10 +19,8 @@ class Scale:
     steps: int  # of a run whose speed is measured
     warm: int  # first of these that are not counted
     towers: str  # a shape of tgm_scale.benchmarks.towers
-    clips: int  # of the corpus, each `width` x `height` pixels and `seconds` long
-    width: int
-    height: int
-    seconds: float
+    clips: int  # of the corpus
+    videos: VideoFormat
     exact_stages: tuple[int, ...]  # ZeRO stages of the restart that must be exact
     turns: int  # of the comparison with transformers
     matrix: int  # side of the square matrices whose product gives the device's own rate
@@ -42,9 +42,7 @@ SCALES = {
         warm=4,
         towers="B/32",
         clips=64,
-        width=320,
-        height=240,
-        seconds=2.5,
+        videos=VideoFormat(320, 240, seconds=2.5),
         exact_stages=(0, 1, 2),
         turns=5,
         matrix=8192,
@@ -67,9 +65,7 @@ SCALES = {
         warm=1,
         towers="tiny",
         clips=16,
-        width=64,
-        height=48,
-        seconds=0.5,
+        videos=VideoFormat(64, 48, seconds=0.5),
         exact_stages=(1,),
         turns=2,
         matrix=256,

@@ -1,4 +1,4 @@
-"""What the drill damages: a small corpus, a tower, and a run of them; and what the run comes to if left alone."""
+"""What the drill damages: a small corpus, a tower, and a run of them; and what an undisturbed run gives."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COMMAND = ["pretrain", "--config", "config.yaml"]
 
 
 @dataclass(frozen=True)
-class Truth:
+class Reference:
     """Of the undisturbed run: the digest of the last checkpoint's tensors, by step (loss, digest of the data), by
     sample the digest of its members (None where it cannot be used)."""
 
@@ -52,9 +52,9 @@ class Truth:
     clips: dict[str, str | None]
 
 
-def make(folder: Path) -> Truth:
-    """Make FOLDER/{config.yaml, shards, tower, run}: the run as a kill left it that came before the last checkpoint
-    was whole."""
+def make(folder: Path) -> Reference:
+    """Make FOLDER/{config.yaml, shards, tower, run}: the run as a kill leaves it before its last checkpoint is
+    whole."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG)
@@ -71,17 +71,17 @@ def make(folder: Path) -> Truth:
     FaultState(1, [LEFT_OUT]).write(folder / "run")  # as after a rollback
     code = start(folder, [COMMAND], then=write_clips)
     if code != 0:
-        raise RuntimeError(f"the undisturbed run ended with exit code {code}: {folder / 'said.txt'}")
-    truth = read_truth(folder)
+        raise RuntimeError(f"the undisturbed run ended with exit code {code}: {folder / 'output.txt'}")
+    expected = read_reference(folder)
     shutil.rmtree(checkpoint.folder_of(folder / "run" / "checkpoints", STEPS))
-    (folder.parent / "truth.json").write_text(json.dumps(asdict(truth), indent=1))
-    return truth
+    (folder.parent / "expected.json").write_text(json.dumps(asdict(expected), indent=1))
+    return expected
 
 
-def read_truth(folder: Path) -> Truth:
+def read_reference(folder: Path) -> Reference:
     """Of a run that ended well in FOLDER/run. Raises ValueError or OSError where it left no whole last checkpoint."""
     rows = {str(row["step"]): [row["loss"], row["data_digest"]] for row in read_metrics(folder / "run")}
-    return Truth(weights_of(folder), rows, clips_of(folder))
+    return Reference(weights_of(folder), rows, clips_of(folder))
 
 
 def weights_of(folder: Path) -> str:
