@@ -130,7 +130,7 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
     [
         ("train.step=5", ["train.step: unknown key", "did you mean train.steps?"]),
         ("guidance.mask_ratio=0.5", ["did you mean masking.mask_ratio?"]),
-        ("data.nonsense=1", ["known here: ", "shards"]),
+        ("data.nonsense=1", ["known: ", "shards"]),
         ("trian.steps=5", ["did you mean train?"]),
         ("model.size=XL", ["model.size", "'XL'", "'tiny'"]),
         ("train.steps=abc", ["train.steps", "'abc'", "integer"]),

@@ -21,8 +21,8 @@ from gpu_checks.runner import FAILED, OK, SKIPPED, Plan, Result, Runner
 from gpu_checks.scale import SCALES
 
 from tgm_scale.benchmarks.machine import table
-from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import command
+from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.progress import clock
 

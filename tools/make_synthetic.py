@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from dataclasses import fields
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from tgm_scale.runtime import command
+from tgm_scale.runtime.progress import ProgressBars
 
 EXAMPLES = """examples:
   python tools/make_synthetic.py --output runs/shapes --clips 1000
@@ -35,16 +32,9 @@ def _run(options: argparse.Namespace) -> int:
 
     began = time.monotonic()
     spec = SyntheticSpec(**{field.name: getattr(options, field.name) for field in fields(SyntheticSpec)})
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("clips", total=options.clips)
-        make_corpus(
-            options.output,
-            options.clips,
-            spec,
-            options.workers,
-            options.clips_per_shard,
-            progress=lambda done: bar.update(task, completed=done),
-        )
+    with ProgressBars() as bars:
+        task = bars.task("clips", options.clips)
+        make_corpus(options.output, options.clips, spec, options.workers, options.clips_per_shard, progress=task.to)
     seconds = time.monotonic() - began
     size = sum(shard.stat().st_size for shard in options.output.glob("*.tar"))
     print(f"{options.output}: {options.clips} clips, {size / 1e6:.1f} MB, {seconds:.0f} s, {options.workers} workers")

@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -26,9 +25,9 @@ from tgm_scale.evaluation.intervals import paired_interval
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.evaluation.variants import compare_variants
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings
+from tgm_scale.runtime.files import making, replace_file
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import ProgressBars, Task
 
@@ -92,17 +91,14 @@ class Study:
             rows = list(csv.DictReader(stream))
         for split in ("train", "test"):
             if not self.data[split].exists():
-                unfinished = _fresh(self.data[split])
-                with ShardWriter(unfinished) as writer:
+                with making(self.data[split]) as unfinished, ShardWriter(unfinished) as writer:
                     for row in (row for row in rows if row["split"] == split):
                         said = {"label": row["label"], "captions": [row["caption"]]}
                         video = (self.options.videos / row["file"]).read_bytes()
                         writer.write(Path(row["file"]).stem, {"mp4": video, "json": said})
-                unfinished.rename(self.data[split])
         if not self.data["synthetic"].exists():
-            unfinished = _fresh(self.data["synthetic"])
-            make_corpus(unfinished, self.options.clips, SyntheticSpec(mode="one_mover"))
-            unfinished.rename(self.data["synthetic"])
+            with making(self.data["synthetic"]) as unfinished:
+                make_corpus(unfinished, self.options.clips, SyntheticSpec(mode="one_mover"))
 
     def run(self, variant: str, seed: int) -> Path:
         return self.folder / f"{variant}-{seed}"
@@ -169,13 +165,6 @@ class Study:
     def _last_losses(self, variant: str) -> list[float]:
         rows = [read_metrics(self.run(variant, seed)) for seed in self.seeds]
         return [statistics.fmean(row["loss_reconstruction"] for row in run[-50:]) for run in rows]
-
-
-def _fresh(folder: Path) -> Path:
-    unfinished = folder.with_name(folder.name + ".making")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was stopped
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    return unfinished
 
 
 def _of_run(folder: Path, seed: int) -> list[str]:

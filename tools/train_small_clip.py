@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tgm_scale.demo.clip.training import LabelledImages, Recipe, TrainingData, train
 from tgm_scale.demo.corpus.captions import every_caption
 from tgm_scale.demo.corpus.patches import attributes, labelled_images, wording
 from tgm_scale.runtime import command, seeding
+from tgm_scale.runtime.progress import ProgressBars
 
 EXAMPLES = """examples:
   python tools/train_small_clip.py --output runs/small_clip                 about 20 minutes on one CPU core
@@ -44,23 +43,15 @@ def _run(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     recipe = replace(Recipe(), steps=options.steps, seed=options.seed)
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("small CLIP", total=recipe.steps)
-
-        def show(step: int, loss: float) -> None:
-            bar.update(task, completed=step, description=f"small CLIP, loss {loss:.3f}")
-            if step % 250 == 0 and not sys.stderr.isatty():
-                left = (time.monotonic() - began) / step * (recipe.steps - step)
-                print(f"step {step}/{recipe.steps}  loss {loss:.3f}  ETA {left / 60:.0f} min", flush=True)
-
+    with ProgressBars() as bars:
+        task = bars.task("steps of the small CLIP", recipe.steps)
         data = TrainingData(
             batches(recipe),
             lambda step: wording(seeding.key(recipe.seed, "wording", step)),
             [*every_caption(), *wording(0)],
             attributes(),
         )
-        train(recipe, data, options.output, show)
+        train(recipe, data, options.output, lambda step, loss: task.to(step, f"loss {loss:.3f}"))
     print(f"{options.output}: {recipe.steps} steps in {(time.monotonic() - began) / 60:.0f} minutes")
     return 0
 

@@ -62,10 +62,10 @@ def test_a_figure_that_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
 def test_a_damaged_list_of_faults_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "faults.json").write_text(content)
     with pytest.raises(ValueError, match=r"faults\.json: damaged"):
-        FaultState.read(tmp_path)
+        FaultState.load(tmp_path)[0]
 
 
-LIST = FaultState(2, ["0/a", "0/b"])
+LIST = FaultState(rollbacks=2, skip_list=["0/a", "0/b"])
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ LIST = FaultState(2, ["0/a", "0/b"])
 )
 def test_the_list_of_faults_has_a_copy(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     """Nothing else says which samples a rollback left out: without it the run would come to other weights."""
-    FaultState(1, ["0/a"]).write(tmp_path)
+    FaultState(rollbacks=1, skip_list=["0/a"]).write(tmp_path)
     LIST.write(tmp_path)
-    assert FaultState.found(tmp_path) == (LIST, "")
+    assert FaultState.load(tmp_path) == (LIST, "")
     damage(tmp_path / "faults.json")
-    found, said = FaultState.found(tmp_path)
+    found, said = FaultState.load(tmp_path)
     assert found == LIST and "faults.json: damaged" in said and "events.jsonl" in said
     (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
     report, code = check(str(tmp_path))
@@ -94,10 +94,10 @@ def test_a_list_of_faults_without_a_copy_is_taken_as_it_is(tmp_path: Path) -> No
     """As earlier versions and people write it; the copy alone may be damaged, too."""
     (tmp_path / "faults.json").write_text('{"rollbacks": 2, "skip_list": ["0/a", "0/b"]}')
     (tmp_path / "events.jsonl").write_text('{"event": "rolled_back", "state": {"rollbacks": "x"}}\n[\n')
-    assert FaultState.found(tmp_path) == (LIST, "")
+    assert FaultState.load(tmp_path) == (LIST, "")
     (tmp_path / "faults.json").unlink()
     with pytest.raises(ValueError, match=r"faults\.json: damaged \(missing\)"):
-        FaultState.found(tmp_path)
+        FaultState.load(tmp_path)
 
 
 def started(config: Path, corpora: list[dict]) -> Path:

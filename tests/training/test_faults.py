@@ -31,7 +31,7 @@ def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:
     assert "rolling back from step" in done.stdout
     assert "stopped: updates were refused up to step" in done.stderr and "optim.base_lr" in done.stderr
     assert "Traceback" not in done.stderr
-    state = FaultState.read(folder)
+    state = FaultState.load(folder)[0]
     refused = [json.loads(line) for line in (folder / "refused.jsonl").read_text().splitlines()]
     assert state.rollbacks == 1 and len(refused[0]["keys"]) == 8 and refused[0]["reason"] == "spike"
     steps = [row["step"] for row in refused]
@@ -48,7 +48,7 @@ def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:
 def test_the_skip_list_takes_the_weight_and_says_so() -> None:
     one = torch.ones(2)
     batch = Batch(one, ["a", "b"], ["s/1", "s/2"], one, one.clone(), one, one, one)
-    FaultState(1, ["s/2"]).leave_out(batch)
+    FaultState(rollbacks=1, skip_list=["s/2"]).leave_out(batch)
     assert batch.weight.tolist() == [1, 0]
     assert [(p.key, p.reason) for p in batch.problems] == [("s/2", "skip_list")]
 

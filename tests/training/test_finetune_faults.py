@@ -63,7 +63,7 @@ def test_spikes_are_refused_and_the_run_goes_on_without_their_samples(undisturbe
     said = (undisturbed.parent / "said").read_text()
     refused = [json.loads(line) for line in (undisturbed / "refused.jsonl").read_text().splitlines()]
     skipped = [json.loads(line) for line in (undisturbed / "skipped.jsonl").read_text().splitlines()]
-    state, rows = FaultState.read(undisturbed), read_metrics(undisturbed)
+    state, rows = FaultState.load(undisturbed)[0], read_metrics(undisturbed)
     assert said.count("rolling back from step") == state.rollbacks > 0
     assert {row["reason"] for row in refused} == {"spike"} and len(refused[0]["keys"]) == 4
     assert set(state.skip_list) <= {key for row in refused for key in row["keys"]}
@@ -94,7 +94,7 @@ def test_kills_during_and_after_a_rollback_leave_no_trace(tmp_path: Path, labell
         [(row["step"], row["loss"], row["data_digest"]) for row in read_metrics(of)] for of in (folder, undisturbed)
     ]
     assert curves[0] == curves[1]
-    assert FaultState.read(folder) == FaultState.read(undisturbed)
+    assert FaultState.load(folder)[0] == FaultState.load(undisturbed)[0]
     averages = [ema.read(of, STEPS) for of in (folder, undisturbed)]
     newest = [latest(of / "checkpoints") for of in (folder, undisturbed)]
     weights = [Reader(of).weights() for of in newest if of is not None]
@@ -127,7 +127,7 @@ def test_refusals_before_a_checkpoint_count_for_a_start_after_it(tmp_path: Path)
     progress.step = 4
     assert guard.note(progress, spike, batch("s/4"))
     guard.roll_back(progress, tmp_path / "step-00000003")
-    assert FaultState.read(tmp_path).skip_list == ["s/3", "s/4"]
+    assert FaultState.load(tmp_path)[0].skip_list == ["s/3", "s/4"]
     progress = Progress(step=3, losses=[1.0], refused=[["s/3"]])
     guard.begin(progress)
     assert progress.refused == [], "dealt with"

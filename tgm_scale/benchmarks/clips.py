@@ -10,6 +10,7 @@ import numpy as np
 
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
+from tgm_scale.runtime.files import making
 
 FPS = 30.0
 
@@ -28,14 +29,13 @@ def make_shards(folder: Path, clips: int, form: VideoFormat, per_shard: int = 2)
     """A corpus of `clips` clips; the same arguments give the same bytes, and a corpus that is there is left alone."""
     if folder.exists():
         return folder
-    with ShardWriter(folder.with_name(folder.name + ".making"), clips_per_shard=per_shard) as writer:
+    with making(folder) as unfinished, ShardWriter(unfinished, clips_per_shard=per_shard) as writer:
         for number in range(clips):
             frames = moving_texture(number, form.width, form.height, round(form.seconds * FPS))
             captions = [f"texture {number} moves", f"a moving texture, number {number}", "noise"]
             writer.write(
                 f"c{number:05d}", {"mp4": encode_video(frames, FPS, gop=form.gop), "json": {"captions": captions}}
             )
-    folder.with_name(folder.name + ".making").rename(folder)
     return folder
 
 

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.data.building.annotation_rows import clock
 from tgm_scale.data.building.annotations import Filters, Plan
+from tgm_scale.runtime.memory import peak_resident_bytes
 from tgm_scale.runtime.progress import ProgressBars
 
 _FILES, _SIZES = 10, (1, 10)  # of which so many are planned
 _OF_A_VIDEO = 30  # clips; InternVid's 10 million are of some 300 thousand videos
 
 
-class Passed(NamedTuple):
+class Pass(NamedTuple):
     """CPU seconds of a pass over the rows, and megabytes that its process had held at the most after it."""
 
     name: str
@@ -36,7 +37,7 @@ class Passed(NamedTuple):
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.rows < _FILES or options.rows % _FILES or options.clips_per_shard < 1:
         raise ValueError(f"--rows {options.rows}: wanted a multiple of {_FILES}; --clips-per-shard: at least 1")
-    found: list[Passed] = []
+    found: list[Pass] = []
     print(headline())
     print(table(("pass", "rows", "clips", "CPU s", "peak MB"), []), flush=True)
     with tempfile.TemporaryDirectory() as scratch, ProgressBars() as bars:
@@ -70,23 +71,18 @@ def _line(number: int) -> str:
     return f'{{"YoutubeID": "v{video:010d}", {times}, "Caption": "{caption}", {scores}}}\n'
 
 
-def _passes(folder: Path, clips_per_shard: int) -> list[Passed]:
-    found = [_told(Passed("none", 0, 0, 0.0, _peak_mb()))]
+def _passes(folder: Path, clips_per_shard: int) -> list[Pass]:
+    found = [_printed("none", 0, 0, 0.0)]
     began = time.process_time()
     plan = Plan(folder, Filters(), clips_per_shard)
-    found.append(_told(Passed("plan", plan.rows, plan.clips, time.process_time() - began, _peak_mb())))
+    found.append(_printed("plan", plan.rows, plan.clips, time.process_time() - began))
     began = time.process_time()
     clips = sum(map(len, plan.clips_of(range(plan.shards))))
-    found.append(_told(Passed("clips", plan.rows, clips, time.process_time() - began, _peak_mb())))
+    found.append(_printed("clips", plan.rows, clips, time.process_time() - began))
     return found
 
 
-def _told(one: Passed) -> Passed:
-    print(f"| {one.name} | {one.rows:,} | {one.clips:,} | {one.seconds:.1f} | {one.peak_mb:.0f} |", flush=True)
+def _printed(name: str, rows: int, clips: int, seconds: float) -> Pass:
+    one = Pass(name, rows, clips, seconds, peak_resident_bytes() / 1e6)
+    print(f"| {name} | {rows:,} | {clips:,} | {seconds:.1f} | {one.peak_mb:.0f} |", flush=True)
     return one
-
-
-def _peak_mb() -> float:
-    """The most that this process has held, shared libraries included."""
-    status = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in status if line.startswith("VmHWM"))

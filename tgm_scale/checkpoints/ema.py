@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.checkpoints.checkpoint import Reader
-from tgm_scale.runtime.files import sync
+from tgm_scale.runtime.files import replacing, sync
 from tgm_scale.runtime.tensors import load_tensors, save_tensors
 
 
@@ -37,10 +37,8 @@ class Average:
 
         kept: the steps of all checkpoints. None may be on its way to the disk: its average would be dropped."""
         file = file_of(self._folder, step)
-        work = file.with_suffix(".writing")
-        save_tensors({name: value.cpu().contiguous() for name, value in self._values.items()}, work)
-        sync(work)
-        work.rename(file)
+        with replacing(file) as work:
+            save_tensors({name: value.cpu().contiguous() for name, value in self._values.items()}, work)
         sync(self._folder)
         for old in self._folder.glob("ema-*.safetensors"):
             if old not in {file, *(file_of(self._folder, other) for other in kept)}:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tgm_scale.runtime.mistakes import first_error
 from tgm_scale.runtime.outside.json_text import bounded, json_of
 
 FORMAT = 1
@@ -88,9 +89,7 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         found = _Manifest.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{file}: damaged: {where + ': ' if where else ''}{first['msg']}") from None
+        raise ValueError(f"{file}: damaged: {first_error(error)}") from None
     if found.blake2b is not None and found.blake2b != digest(tree):
         raise ValueError(f"{file}: damaged: its contents differ from its own hash")
     if step_of(folder) not in (None, found.progress.step):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from tgm_scale.config.data_sections import Section
 from tgm_scale.config.sections import Config
+from tgm_scale.runtime.mistakes import nearest
 
 COMMAND_LINE = "command line"  # as the origin of a configuration without a file
 
@@ -83,15 +83,8 @@ def _explain(item: Any, kind: type[Section]) -> str:
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
         known = _keys_beside(location, kind)
-        close = difflib.get_close_matches(location[-1], known, n=1)
-        elsewhere = [key for key in all_keys(kind) if key.rsplit(".", 1)[-1] == location[-1]]
-        if close:
-            hint = f"did you mean {'.'.join([*location[:-1], close[0]])}?"
-        elif elsewhere:
-            hint = f"did you mean {elsewhere[0]}?"
-        else:
-            hint = f"known here: {', '.join(known)}"
-        return f"{name}: unknown key; {hint}"
+        prefix = "".join(f"{part}." for part in location[:-1])
+        return f"{name}: unknown key; {nearest(location[-1], known, prefix, all_keys(kind))}"
     if item["type"] == "missing":
         field = section.model_fields.get(location[-1]) if (section := _section(location[:-1], kind)) else None
         said = f" ({field.description})" if field and field.description else ""

@@ -33,7 +33,7 @@ from tgm_scale.guidance.towers import load_image_tower, load_text_tower, tower_f
 from tgm_scale.planning.run_plan import run_masker, shape_of
 from tgm_scale.report import html
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runs.run_folder import replace_file
+from tgm_scale.runtime.files import making, replace_file
 from tgm_scale.runtime.progress import ProgressBars, Task
 
 LABELS = {"motion": SYNTHETIC_MOTION, "shape": "truth.objects.0.shape", "colour": "truth.objects.0.colour"}
@@ -66,13 +66,10 @@ def make_corpora(plan: Plan, bars: ProgressBars) -> Figures:
     for name, (mode, clips, seed) in wanted.items():
         folder, before = plan.corpus(name), task.done
         if not folder.exists():
-            unfinished = folder.with_name(f"{name}.making")
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was stopped
-            unfinished.parent.mkdir(parents=True, exist_ok=True)
             workers = min(os.cpu_count() or 1, 8)
             progress = partial(_count_from, task, before)
-            make_corpus(unfinished, clips, SyntheticSpec(seed=seed, mode=mode), workers, progress=progress)
-            unfinished.rename(folder)
+            with making(folder) as unfinished:
+                make_corpus(unfinished, clips, SyntheticSpec(seed=seed, mode=mode), workers, progress=progress)
         task.to(before + clips)
     return {}
 

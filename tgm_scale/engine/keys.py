@@ -7,10 +7,11 @@ something else than the run says. So the table is complete for DeepSpeed 0.19.8,
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from tgm_scale.runtime.mistakes import nearest
 
 Node = dict[str, Any]
 
@@ -249,10 +250,7 @@ def _without_effect(name: str, value: Any, known: dict[str, Any], place: str) ->
     if name in REFUSED:
         why, off = REFUSED[name]
         return [] if _is_off(value, off) else [f"'{name}' {why}: remove it from the JSON"]
-    close = difflib.get_close_matches(name.removeprefix(place), known, n=1)
-    elsewhere = [path for path in _paths(HONOURED) if path.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    hint = f"did you mean {place}{close[0]}?" if close else f"did you mean {elsewhere[0]}?" if elsewhere else ""
-    return [f"'{name}' is unknown; {hint or 'known here: ' + ', '.join(sorted(known))}"]
+    return [f"'{name}' is unknown; {nearest(name.removeprefix(place), sorted(known), place, _paths(HONOURED))}"]
 
 
 def _is_off(value: Any, off: Any) -> bool:

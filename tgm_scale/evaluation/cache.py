@@ -23,7 +23,7 @@ from tgm_scale.evaluation.clips import chunks, fitting, own_samples, run_models
 from tgm_scale.evaluation.labelled import Labelled
 from tgm_scale.evaluation.views import Decoder, Decoding
 from tgm_scale.runtime.distributed import HostCollectives
-from tgm_scale.runtime.files import sync
+from tgm_scale.runtime.files import replacing
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.tensors import load_with_metadata, save_tensors
 
@@ -77,10 +77,8 @@ def cached_rows(
             rows = rows.to(model.dtype)
             finite.refuse(rows, found.names, f"its features, as {model.dtype},")
             metadata = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
-            work = file.with_suffix(".writing")
-            save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(metadata)})
-            sync(work)
-            work.rename(file)
+            with replacing(file) as work:
+                save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(metadata)})
     collectives.barrier()
     return _gather(folder, len(parts), source)
 

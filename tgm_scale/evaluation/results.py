@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tgm_scale.contracts import Problem
 from tgm_scale.evaluation.intervals import class_interval, paired_interval
-from tgm_scale.runs.run_folder import replace_file, versions
+from tgm_scale.runs.run_folder import versions
+from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 
 Clip = tuple[int, int]  # frames and side

@@ -19,6 +19,7 @@ from tgm_scale.evaluation.views import Decoding
 from tgm_scale.models.vit import SIZES
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process, refuse_hidden_gpus
+from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.progress import ProgressBars
 
 
@@ -103,7 +104,7 @@ def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
 def features(at: Session, source: Labelled, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:
     """Cached features of a part, below the run folder. Collective."""
     if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
-        run_folder.replace_file(at.folder / "config.yaml", run_folder.shown(at.config))
+        replace_file(at.folder / "config.yaml", run_folder.shown(at.config))
     data, encoder = at.config.data, at.encoder
     views = encoder.views(
         stride=data.stride or encoder.stride,

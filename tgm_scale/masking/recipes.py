@@ -6,8 +6,7 @@ that do not divide a group of tokens are rounded down: 0.6 of a slot of 196 hide
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from tgm_scale.contracts import Grid, Mask
 from tgm_scale.masking import selection
 from tgm_scale.masking.rules import RULES, SelectionSpec
 from tgm_scale.masking.saliency import SOURCES, SaliencyInputs
+from tgm_scale.runtime.mistakes import nearest
 
 SCALES = ("rank", "raw")
 TARGETS = ("random", "running_cell")
@@ -176,18 +176,18 @@ def _count(ratio: float, tokens: int, key: str, failure: str, top: bool = True) 
 
 def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
     if name not in RECIPES:
-        raise ValueError(f"masking.recipe={name}: unknown; {_nearest(name, RECIPES)}")
+        raise ValueError(f"masking.recipe={name}: unknown; {nearest(name, RECIPES)}")
     known = [f.name for f in fields(Recipe)]
     for option in options:
         if option not in known:
-            raise ValueError(f"masking.options.{option}: unknown; {_nearest(option, known)}")
+            raise ValueError(f"masking.options.{option}: unknown; {nearest(option, known)}")
     recipe = replace(RECIPES[name], **options)
     _check_sources(recipe.sources)
     choices = {"scope": selection.SCOPES, "rule": RULES, "scale": SCALES, "targets": TARGETS}
     for option, allowed in choices.items():
         value = getattr(recipe, option)
         if not isinstance(value, str) or value not in allowed:
-            raise ValueError(f"masking.options.{option}={value}: unknown; {_nearest(str(value), allowed)}")
+            raise ValueError(f"masking.options.{option}={value}: unknown; {nearest(str(value), allowed)}")
     if not _is_number(recipe.temperature) or not recipe.temperature >= 0:
         raise ValueError(f"masking.options.temperature={recipe.temperature!r}: wanted a number of at least 0")
     if not _is_number(recipe.whole_parts) or not 0 <= recipe.whole_parts <= 1:
@@ -202,16 +202,10 @@ def _check_sources(sources: Any) -> None:
         )
     for name, weight in sources.items():
         if name not in SOURCES:
-            raise ValueError(f"masking.options.sources.{name}: unknown; {_nearest(str(name), SOURCES)}")
+            raise ValueError(f"masking.options.sources.{name}: unknown; {nearest(str(name), SOURCES)}")
         if not _is_number(weight) or weight <= 0:
             raise ValueError(f"masking.options.sources.{name}={weight!r}: wanted a weight above 0")
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"

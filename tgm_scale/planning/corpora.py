@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tgm_scale.data.shards.inventory import (
     refuse_without_captions,
 )
 from tgm_scale.data.shards.opening import open_corpus, tell_apart
+from tgm_scale.runtime.files import making
 
 MADE_BY = "synthetic.json"  # in a corpus that was made: of which data.synthetic
 
@@ -29,16 +29,14 @@ def make_synthetic(data: DataConfig) -> None:
         return
     from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 
-    unfinished = folder.with_name(folder.name + ".making")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
     print(
         f"data.synthetic: there is no {folder}: making a corpus of {synthetic.clips} clips there (for clips of your "
         "own correct data.shards)",
         flush=True,
     )
-    make_corpus(unfinished, synthetic.clips, SyntheticSpec(seed=synthetic.seed, mode=synthetic.mode))
-    (unfinished / MADE_BY).write_text(synthetic.model_dump_json())
-    unfinished.rename(folder)
+    with making(folder) as unfinished:
+        make_corpus(unfinished, synthetic.clips, SyntheticSpec(seed=synthetic.seed, mode=synthetic.mode))
+        (unfinished / MADE_BY).write_text(synthetic.model_dump_json())
 
 
 def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[str] = ()) -> list[Corpus]:

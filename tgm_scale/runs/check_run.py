@@ -102,7 +102,7 @@ def _next(root: Path, used: str | None) -> str:
 
 def _faults(found: Findings, root: Path) -> None:
     try:
-        _, damage = FaultState.found(root)
+        _, damage = FaultState.load(root)
     except (OSError, ValueError) as error:
         found.bad("faults.json", str(error), stops=True)
         return

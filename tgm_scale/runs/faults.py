@@ -7,7 +7,6 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tgm_scale.checkpoints import manifest
 from tgm_scale.contracts import Batch, Problem
 from tgm_scale.runs import events
-from tgm_scale.runs.run_folder import replace_file
+from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 
 _MEMORY = 100  # losses that a spike is measured against
@@ -58,29 +57,16 @@ class SpikeDetector:
         self.recent.append(loss)
 
 
-class _Said(BaseModel):
-    """What faults.json may hold beside its digest."""
+class FaultState(BaseModel):
+    """What outlives a rollback, in RUN/faults.json: the number of rollbacks, and the samples left out since. The file
+    has its digest, and a copy is in RUN/events.jsonl, since no other file of the run folder has these."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     rollbacks: int = 0
     skip_list: list[str] = []
 
-
-@dataclass
-class FaultState:
-    """What outlives a rollback, in RUN/faults.json: how often it happened, and the samples left out since. With the
-    digest of it; and a copy in RUN/events.jsonl, since nothing else of a run folder says it."""
-
-    rollbacks: int = 0
-    skip_list: list[str] = field(default_factory=list)
-
     @classmethod
-    def read(cls, folder: Path) -> FaultState:
-        """As `found`."""
-        return cls.found(folder)[0]
-
-    @classmethod
-    def found(cls, folder: Path) -> tuple[FaultState, str]:
+    def load(cls, folder: Path) -> tuple[FaultState, str]:
         """What a run folder says, and why the copy was taken: "" where it was not. Raises ValueError where the file is
         damaged and there is no copy."""
         file = folder / _FILE
@@ -108,13 +94,13 @@ class FaultState:
         if isinstance(fields, dict) and fields.pop("blake2b", None) not in (None, manifest.digest(fields)):
             raise ValueError("its contents differ from its own hash")
         try:
-            return cls(**_Said.model_validate(fields).model_dump())
+            return cls.model_validate(fields)
         except ValidationError as error:
             raise ValueError(error.errors()[0]["msg"]) from None
 
     def write(self, folder: Path) -> None:
         """Write the file and its copy. Raises OSError."""
-        tree = {**asdict(self), "blake2b": manifest.digest(asdict(self))}
+        tree = {**self.model_dump(), "blake2b": manifest.digest(self.model_dump())}
         events.note(folder, _EVENT, file=_FILE, state=tree)
         replace_file(folder / _FILE, json.dumps(tree, indent=1))
 

@@ -18,10 +18,10 @@ from PIL import Image
 from tgm_scale.contracts import Problem
 from tgm_scale.runs import events, pictures
 from tgm_scale.runs.boards import Board, TensorBoard, figures_of
-from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime.distributed import HostCollectives
-from tgm_scale.runtime.files import describe_os_error
+from tgm_scale.runtime.files import describe_os_error, replace_file
 from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import message
 
 _FIGURES = ("loss", "samples", "step_seconds", "data_seconds", "guidance_seconds", "skipped_samples")  # that are read
@@ -213,13 +213,13 @@ class ProgressLine:
             f"lr {row['learning_rate']:.2e}",
             f"{row['clips_per_second']:.1f} clips/s",
             f"data {share:.0%}",
-            f"ETA {_clock(self._seconds_left(row['step']))}",
+            f"ETA {self._time_left(row['step'])}",
         ]
         return "  ".join(parts)
 
-    def _seconds_left(self, step: int) -> float | None:
+    def _time_left(self, step: int) -> str:
         (then, first), (now, last) = self._recent[0], self._recent[-1]
-        return (now - then) / (last - first) * (self.total - step) if last > first else None
+        return clock((now - then) / (last - first) * (self.total - step)) if last > first else "--:--"
 
 
 def in_words(row: dict[str, Any]) -> str:
@@ -233,11 +233,3 @@ def loss_in_words(row: dict[str, Any]) -> str:
     if row["loss"] is not None:
         return f"{row['loss']:.4f}"
     return "not finite" if "loss" in row.get("not_finite", ()) else "none (no usable clip)"
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "--:--"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from tgm_scale.checkpoints import manifest
+from tgm_scale.runtime.mistakes import first_error
 from tgm_scale.runtime.outside.json_text import json_file
 
 FILE = "data.json"
@@ -38,9 +39,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     try:
         _CORPORA.validate_python(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{file}: damaged: {where + ': ' * bool(where)}{first['msg']}; restore it") from None
+        raise ValueError(f"{file}: damaged: {first_error(error)}; restore it") from None
     return found
 
 

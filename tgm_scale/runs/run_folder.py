@@ -38,6 +38,8 @@ from tgm_scale.config import RunSettings
 from tgm_scale.runs import events, origins, run_data
 from tgm_scale.runtime import ownership, slurm
 from tgm_scale.runtime.distributed import HostCollectives
+from tgm_scale.runtime.files import replace_file
+from tgm_scale.runtime.mistakes import first_error
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.secrets import tree_without_secrets, without_secrets
 
@@ -48,19 +50,6 @@ FILES = (
 FOLDERS = ("checkpoints", "owner", "ranks", "pictures")
 FAILED = "failed"  # an event
 _WHY = 500  # letters of a reason that is kept
-
-
-def replace_file(path: Path, text: str, durable: bool = True) -> None:
-    """Write a file so that a reader, or the next start, sees the old text or the new one, never a part.
-
-    durable: also where the host loses its power."""
-    temporary = path.with_name(path.name + ".writing")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        if durable:
-            os.fsync(stream.fileno())
-    temporary.rename(path)
 
 
 def claim(config: RunSettings) -> Path:
@@ -210,10 +199,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     try:
         _Plan.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(
-            f"{file}: damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}; the next start writes it again"
-        ) from None
+        raise ValueError(f"{file}: damaged: {first_error(error)}; the next start writes it again") from None
     return found
 
 

@@ -7,7 +7,6 @@ run of one process. No launcher of another kind, no ssh and no hostfile is neede
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 from dataclasses import dataclass
 from datetime import timedelta
@@ -95,7 +94,7 @@ def set_rendezvous(process: ProcessInfo) -> None:
     local = process.local_rank if process.device.index is None else process.device.index
     env.update(RANK=str(process.rank), WORLD_SIZE=str(process.world_size), LOCAL_RANK=str(local))
     if process.world_size == 1:  # whatever lies in the shell from another start
-        env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        env.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(network.free_port()))
         return
     if "MASTER_ADDR" not in env:
         env["MASTER_ADDR"] = _slurm_address()
@@ -126,12 +125,6 @@ def _slurm_address() -> str:
 
 def _run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class HostCollectives:

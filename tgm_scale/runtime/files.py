@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "picture": (b"\x89png", b"\xff\xd8")}
@@ -38,6 +40,36 @@ def readable_as_its_folder(file: Path, folder: Path) -> None:
         os.close(descriptor)
         probe.unlink(missing_ok=True)
     file.chmod(usual & folder.stat().st_mode & 0o666)
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path that takes the place of `path` at the end: a reader, or the next start, sees the old file or
+    the new one, never a part.
+
+    durable: also where the host loses its power."""
+    temporary = path.with_name(path.name + ".writing")
+    yield temporary
+    if durable:
+        sync(temporary)
+    temporary.rename(path)
+
+
+def replace_file(path: Path, text: str, durable: bool = True) -> None:
+    """Write a text file as `replacing` does."""
+    with replacing(path, durable) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """A new folder next to `folder`, to be filled, that gets its name at the end. What a killed start left is
+    removed."""
+    unfinished = folder.with_name(folder.name + ".making")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    yield unfinished
+    unfinished.rename(folder)
 
 
 def sync(path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
+
+from tgm_scale.runtime.network import free_port
 
 
 class LocalRun:
@@ -16,10 +17,7 @@ class LocalRun:
     command: what each process is; log: the file to which all write."""
 
     def __init__(self, command: list[str], processes: int, log: Path):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         self.began = time.time()
         self.ranks: list[subprocess.Popen] = []
         for rank in range(processes):

@@ -25,6 +25,15 @@ def free_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
     return free
 
 
+def peak_resident_bytes(pid: int | str = "self") -> int:
+    """The most memory that a process has had so far, shared libraries included; 0 for one that has ended."""
+    try:
+        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith("VmHWM")), 0)
+
+
 def _taken(group: Path) -> int:
     """Bytes of a control group that could not be had back: file pages that nobody uses are its own to drop."""
     rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

@@ -45,6 +45,13 @@ def interface_to(address: str, several_hosts: bool) -> str | None:
     return None
 
 
+def free_port() -> int:
+    """A port of the loopback that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def _own_address_towards(address: str) -> str | None:
     """This host's own address on the way to another: a datagram socket is routed when it is connected, and sends
     nothing."""

@@ -21,7 +21,7 @@ class Guard:
 
     def __init__(self, settings: FaultsConfig, folder: Path, collectives: HostCollectives):
         self._settings, self._folder, self._collectives = settings, folder, collectives
-        self._state, damage = FaultState.found(folder)
+        self._state, damage = FaultState.load(folder)
         self._spikes = SpikeDetector(settings.spike_factor, [])
         if damage and collectives.process.is_main:
             print(f"warning: {damage}", file=sys.stderr, flush=True)

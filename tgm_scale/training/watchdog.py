@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 
 from tgm_scale.data.access import waits
-from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 
 PHASES = ("data", "guidance", "meeting", "update", "checkpoint", "aside")

@@ -23,6 +23,7 @@ from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_object
 
 GIB = 2**30
+LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative: what layouts of one run may differ by
 _LOWEST_STAGE = {"none": 0, "optimizer": 1, "all": 3}
 _SECTIONS = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
 _LOOK = 0.2  # seconds from one look at a trial to the next
@@ -138,7 +139,7 @@ class Trial:
         with LocalRun(self.command, self.processes, log) as life:
             for made in self._steps_made(life):
                 tell(f"step {made}/{self.steps}")
-                peak = max([peak, *(_peak_resident(process.pid) for process in life.ranks)])
+                peak = max([peak, *(memory.peak_resident_bytes(process.pid) for process in life.ranks)])
                 if starved := memory.free_bytes() < self.keep_free:
                     break
             if self._rows() < self.steps and not starved:
@@ -172,15 +173,6 @@ class Trial:
             time.sleep(_LOOK)
 
 
-def _peak_resident(pid: int) -> int:
-    """Bytes; 0 for a process that has ended."""
-    try:
-        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(row.split()[1]) * 1024 for row in rows if row.startswith("VmHWM")), 0)
-
-
 def failure(codes: list[int | None], log: str) -> dict[str, Any]:
     """Out of memory by torch's word or the kernel's hand, or another failure with the last thing that was said."""
     if -signal.SIGKILL in codes:
@@ -190,6 +182,11 @@ def failure(codes: list[int | None], log: str) -> dict[str, Any]:
         if "out of memory" in line.lower() or "can't allocate memory" in line:
             return {"outcome": "out of memory", "why": line.strip()[:200]}
     return {"outcome": "failed", "why": f"exit codes {codes}: {said[-1].strip()[:200] if said else 'nothing said'}"}
+
+
+def loss_difference(losses: list[float], reference: list[float]) -> float:
+    """The largest relative difference of two runs' losses."""
+    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(losses, reference, strict=True))
 
 
 def json_of(config: Config) -> dict[str, Any]:

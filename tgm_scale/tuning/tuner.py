@@ -19,16 +19,15 @@ from tgm_scale.engine.plan import resolve_precision
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.footprint import OFFLOADS, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.runs.run_folder import replace_file
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.tuning import trials
 from tgm_scale.tuning.trials import Candidate, Trial
 
 NOTHING_FITS = 4  # as the same command would find again: slurm/launch.sh does not start it again
-APART = {"fp32": 1e-4, "bf16": 2e-2}  # of losses, relative: what layouts of one run may differ by
 ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
 
 
@@ -129,8 +128,8 @@ class Tuner:
     def _tell(self, outcomes: dict[str, dict[str, Any]]) -> int:
         ran = [candidate for candidate in self.candidates if outcomes[candidate.name]["outcome"] == "ran"]
         reference = outcomes[ran[0].name]["losses"] if ran else []
-        limit = APART[resolve_precision(self.config.train.precision, self.process.device)]
-        apart = {c.name: _apart(outcomes[c.name]["losses"], reference) for c in ran}
+        limit = trials.LOSS_TOLERANCE[resolve_precision(self.config.train.precision, self.process.device)]
+        apart = {c.name: trials.loss_difference(outcomes[c.name]["losses"], reference) for c in ran}
         print(f"{headline()}; {self.options.config} {' '.join(self.options.overrides)}; {self.processes} processes")
         on_gpu = self.process.device.type == "cuda"
         memory = ["GB of a GPU"] * on_gpu + ["GB of host"]
@@ -171,8 +170,3 @@ def _numbers(option: str, text: str | None, known: range) -> list[int]:
         if not word.isdecimal() or int(word) not in known:
             raise ValueError(f"{option} {text}: found {word!r}, wanted numbers from {known[0]} to {known[-1]}")
     return [int(word) for word in words]
-
-
-def _apart(losses: list[float], reference: list[float]) -> float:
-    """The largest relative difference of two runs' losses."""
-    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(losses, reference, strict=True))

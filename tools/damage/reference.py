@@ -68,7 +68,7 @@ def make(folder: Path) -> Reference:
                 {"mp4": b"no video" * 9 if number == BROKEN else video, "json": {"captions": clip.captions}},
             )
     (folder / "run").mkdir()
-    FaultState(1, [LEFT_OUT]).write(folder / "run")  # as after a rollback
+    FaultState(rollbacks=1, skip_list=[LEFT_OUT]).write(folder / "run")  # as after a rollback
     code = start(folder, [COMMAND], then=write_clips)
     if code != 0:
         raise RuntimeError(f"the undisturbed run ended with exit code {code}: {folder / 'output.txt'}")

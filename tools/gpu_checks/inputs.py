@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 from gpu_checks.scale import SCALES, Scale
+from tgm_scale.runtime.files import making
 
 
 def make(scale: Scale, folder: Path) -> None:
@@ -14,12 +14,9 @@ def make(scale: Scale, folder: Path) -> None:
     from tgm_scale.benchmarks.clips import make_shards
     from tgm_scale.benchmarks.towers import random_clip
 
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / "towers.making"
     if not (folder / "towers").is_dir():
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a start that was killed
-        random_clip(scale.towers, unfinished).rename(folder / "towers")
-    shutil.rmtree(folder / "shards.making", ignore_errors=True)
+        with making(folder / "towers") as unfinished:
+            random_clip(scale.towers, unfinished)
     make_shards(folder / "shards", scale.clips, scale.videos, per_shard=8)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from gpu_checks.bench import Bench, Failed, Found, OutOfMemory, Skipped, failure
 from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.tuning.trials import LOSS_TOLERANCE, loss_difference
 
-APART = 2e-2  # of losses, relative: what layouts of one bf16 run may differ by; as `tgm-scale tune` has it
 PROMISED_GB = 79  # a card of the size that configs/pretrain_vit*.yaml name (80 GB) holds their micro batch
 GUIDED = ("masking.recipe=text_guided", "masking.mask_ratio=0.6")
 TUBE = ("masking.recipe=tube", "masking.mask_ratio=0.9", "objective.contrastive_weight=0")
@@ -158,16 +158,15 @@ def variant(bench: Bench, beside: str, *own: str, same_masks: bool = True) -> Fo
 
 def compare(figures: dict[str, Any], base: dict[str, Any], beside: str, same_masks: bool = True) -> None:
     """Raises Failed where two runs of the same clips part by more than bf16 allows."""
-    figures["losses_apart"] = apart(figures["losses"], base["losses"])
+    figures["losses_apart"] = loss_difference(figures["losses"], base["losses"])
     if same_masks and figures["data_digests"] != base["data_digests"]:
         raise Failed(f"other clips or masks than row {beside}", "tgm-scale compare of the two runs", figures)
-    if figures["losses_apart"] > APART:
-        raise Failed(f"losses {figures['losses_apart']:.1e} apart from row {beside}, wanted {APART:g}", "", figures)
-
-
-def apart(losses: list[float], reference: list[float]) -> float:
-    """The largest relative difference of two runs' losses."""
-    return max(abs(a - b) / max(abs(b), 1e-12) for a, b in zip(losses, reference, strict=True))
+    if figures["losses_apart"] > LOSS_TOLERANCE["bf16"]:
+        raise Failed(
+            f"losses {figures['losses_apart']:.1e} apart from row {beside}, wanted {LOSS_TOLERANCE['bf16']:g}",
+            "",
+            figures,
+        )
 
 
 def flash(bench: Bench) -> Found:

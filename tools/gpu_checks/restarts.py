@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gpu_checks.bench import Bench, Failed, Found, Process, Skipped, failure
-from gpu_checks.pretraining import APART, GUIDED, apart, checked, overrides, pretrain_command
+from gpu_checks.pretraining import GUIDED, checked, overrides, pretrain_command
 from tgm_scale.runs import run_folder
 from tgm_scale.runs.compare import compare
 from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.tuning.trials import LOSS_TOLERANCE, loss_difference
 
 STEPS, EVERY = 8, 3  # the run is killed after its first checkpoint and before its end
 # cuBLAS is deterministic with a workspace of its own (torch.use_deterministic_algorithms)
@@ -28,12 +29,16 @@ def bf16(bench: Bench) -> Found:
     once, again = _pair(bench, ["-m", "tgm_scale"], bench.scale.few, GUIDED, {})
     losses = [[row["loss"] for row in checked(run, STEPS)] for run in (once, again)]
     clips = [[row["data_digest"] for row in checked(run, STEPS)] for run in (once, again)]
-    figures: dict[str, Any] = {"losses_apart": apart(*losses), "undisturbed": losses[0], "killed": losses[1]}
+    figures: dict[str, Any] = {"losses_apart": loss_difference(*losses), "undisturbed": losses[0], "killed": losses[1]}
     figures["starts"] = [start["step"] for start in run_folder.starts(again)]
     if clips[0] != clips[1]:
         raise Failed("other clips or masks after the restart", "tgm-scale compare of the two runs", figures)
-    if figures["losses_apart"] > APART:
-        raise Failed(f"losses {figures['losses_apart']:.1e} apart after the restart, wanted {APART:g}", "", figures)
+    if figures["losses_apart"] > LOSS_TOLERANCE["bf16"]:
+        raise Failed(
+            f"losses {figures['losses_apart']:.1e} apart after the restart, wanted {LOSS_TOLERANCE['bf16']:g}",
+            "",
+            figures,
+        )
     return Found(
         f"went on from step {figures['starts'][-1]}, losses {figures['losses_apart']:.1e} apart, clips equal", figures
     )

@@ -18,6 +18,7 @@ from gpu_checks.bench import ROOT, Bench, Failed, Skipped
 from gpu_checks.rows import Row
 from gpu_checks.scale import Scale
 from tgm_scale.runs import run_folder
+from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.progress import ProgressBars
 
@@ -111,7 +112,7 @@ class Runner:
         result = self._try(row)
         self._pace.append((row.seconds[self.plan.scale.device], result.seconds))
         kept = {"made_by": self.made_by, "result": asdict(result)}
-        run_folder.replace_file(self._kept / f"{row.name}.json", json.dumps(kept, indent=1))
+        replace_file(self._kept / f"{row.name}.json", json.dumps(kept, indent=1))
         return result
 
     def _before(self, row: Row) -> Result | None:

@@ -1,0 +1,27 @@
+"""Mistakes in words: the nearest known name, and what pydantic found first."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from pydantic import ValidationError
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "", elsewhere: Iterable[str] = ()) -> str:
+    """A hint for an unknown name: `did you mean ...?`, or else the known ones.
+
+    prefix: stands before the known names; elsewhere: dotted paths, of which one that ends in the name is a hint,
+    too."""
+    known = list(known)
+    if close := difflib.get_close_matches(name, known, n=1):
+        return f"did you mean {prefix}{close[0]}?"
+    if path := next((path for path in elsewhere if path.rpartition(".")[2] == name), None):
+        return f"did you mean {path}?"
+    return f"known: {', '.join(known)}"
+
+
+def first_error(error: ValidationError) -> str:
+    """Place and message of the first of pydantic's findings, such as `0.samples: Field required`."""
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
