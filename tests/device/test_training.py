@@ -4,6 +4,7 @@ What waits for the device is DECLARED, and nothing else."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,8 +114,11 @@ def test_the_guide_brings_a_batch_to_the_device_and_prepares_it_without_waiting(
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("normalise_by", ["patch", "clip"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_model_loss_backward_and_update_wait_for_nothing(checkpointing: bool, normalise_by: Any, dtype: Any) -> None:
-    module = joint(checkpointing, normalise_by).to(dtype)
+@pytest.mark.parametrize("decoder_attention", ["self", "cross"])
+def test_model_loss_backward_and_update_wait_for_nothing(
+    checkpointing: bool, normalise_by: Any, dtype: Any, decoder_attention: Any
+) -> None:
+    module = joint(checkpointing, normalise_by, replace(SIZE, decoder_attention=decoder_attention)).to(dtype)
     adam = torch.optim.AdamW(parameter_groups(module, 0.05), lr=1e-3, betas=(0.9, 0.95))
     mask = masks()
     with Watch() as watch:
@@ -127,10 +131,10 @@ def test_model_loss_backward_and_update_wait_for_nothing(checkpointing: bool, no
     assert not watch.waits
 
 
-def joint(checkpointing: bool = False, normalise_by: Any = "patch") -> JointModule:
+def joint(checkpointing: bool = False, normalise_by: Any = "patch", size: ModelSize = SIZE) -> JointModule:
     with META:
         model = MaskedVideoAutoencoder(
-            SIZE, FRAMES, SIDE, embedding_width=WIDTH, options=ModelOptions(activation_checkpointing=checkpointing)
+            size, FRAMES, SIDE, embedding_width=WIDTH, options=ModelOptions(activation_checkpointing=checkpointing)
         )
         return JointModule(model, True, normalise_by)
 

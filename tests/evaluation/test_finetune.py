@@ -75,7 +75,7 @@ def test_drop_path_is_keyed_by_the_clip_and_right_in_the_mean() -> None:
     one = ModelSize(24, 1, 2, 48, 0, 0, 0, 0, patch=8)
     first = VideoClassifier(one, 4, 32, classes=5, options=ModelOptions(drop_path=0.9)).train()
     assert torch.equal(first(CLIP, seeds), first(CLIP)), "the first block is never left out"
-    scales = model._drawn_scales(torch.arange(4000), torch.float32)
+    scales = model._drop_path_scales(torch.arange(4000), torch.float32)
     dropped = run_blocks(model.blocks, torch.ones(4000, 1, 24), False, scales)
     kept_all = run_blocks(model.blocks, torch.ones(1, 1, 24), False)
     assert (dropped.mean(0) - kept_all[0]).abs().max() < 0.15 * kept_all.abs().max()

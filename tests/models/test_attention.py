@@ -18,9 +18,10 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_sdpa_is_plain_attention(backend: str, dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("context", [7, 4, 11])  # tokens that are looked at: the same, or others
+def test_sdpa_is_plain_attention(backend: str, dtype: torch.dtype, tolerance: float, context: int) -> None:
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 7, 3, 8).to(dtype) for _ in range(3))
+    q, k, v = (torch.randn(2, tokens, 3, 8).to(dtype) for tokens in (7, context, context))
     out = attend(q, k, v, backend)
     assert out.shape == q.shape and out.dtype == dtype
     torch.testing.assert_close(out.double(), plain(q, k, v), rtol=tolerance, atol=tolerance)
@@ -37,8 +38,9 @@ def test_flash_where_it_cannot_serve_names_reason_and_remedy() -> None:
     not torch.cuda.is_available() or flash_obstacle(torch.device("cuda"), torch.bfloat16, 64) is not None,
     reason="needs a GPU and the flash-attn package",
 )
-def test_flash_is_plain_attention_on_a_gpu() -> None:
-    q, k, v = (torch.randn(2, 33, 3, 64, device="cuda").bfloat16() for _ in range(3))
+@pytest.mark.parametrize("context", [33, 20, 50])
+def test_flash_is_plain_attention_on_a_gpu(context: int) -> None:
+    q, k, v = (torch.randn(2, tokens, 3, 64, device="cuda").bfloat16() for tokens in (33, context, context))
     torch.testing.assert_close(attend(q, k, v, "flash").double(), plain(q, k, v), rtol=2e-2, atol=2e-2)
     with pytest.raises(ValueError, match="needs bf16"):
         attend(q.float(), k.float(), v.float(), "flash")

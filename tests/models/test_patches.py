@@ -102,17 +102,17 @@ def test_embedding_is_the_strided_convolution_of_the_normalised_clip() -> None:
 
 def test_fixed_tensors_survive_casts_copies_and_allocation_from_meta() -> None:
     exact = sine_cosine_table(20, 6)
-    positions = Positions(20, 6)
+    positions = Positions(Grid(5, 2, 2), 6)
     for changed in (positions.bfloat16(), positions.half().float(), copy.deepcopy(positions)):
         assert torch.equal(changed.value, exact)
     with torch.device("meta"):
-        later = Positions(20, 6)
+        later = Positions(Grid(5, 2, 2), 6)
     assert torch.equal(later.to_empty(device="cpu").value, exact)
     assert not positions.state_dict()
 
 
 def test_positions_are_added_in_float32() -> None:
-    positions = Positions(20, 6).bfloat16()
+    positions = Positions(Grid(5, 2, 2), 6).bfloat16()
     x = torch.randn(1, 20, 6).bfloat16()
     index = torch.arange(20)[None]
     exact = (x.float() + sine_cosine_table(20, 6)).bfloat16()

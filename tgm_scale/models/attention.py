@@ -51,7 +51,7 @@ def attend(q_BNHK: Tensor, k_BVHK: Tensor, v_BVHK: Tensor, backend: Backend) -> 
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
-class _Weight(nn.Linear):
+class _LinearGivenBias(nn.Linear):
     """A linear layer whose bias is handed in: it owns only its weight (so ZeRO-3 gathers it around this forward)."""
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.backend = backend
-        self.qkv = _Weight(width, 3 * width, bias=False)
+        self.qkv = _LinearGivenBias(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)

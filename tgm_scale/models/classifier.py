@@ -41,8 +41,7 @@ class VideoClassifier(nn.Module):
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
         self.activation_checkpointing = options.activation_checkpointing
         self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch, options.statistics)
-        moved = (options.origin, self.grid) if options.origin else None
-        self.positions = Positions(self.grid.tokens, size.width, moved)
+        self.positions = Positions(self.grid, size.width, options.origin)
         self.blocks = nn.ModuleList(
             Block(size.width, size.heads, size.mlp, options.attention) for _ in range(size.depth)
         )
@@ -57,14 +56,14 @@ class VideoClassifier(nn.Module):
         x = self.positions(x, None, dtype=x.dtype)  # not a weight's: see vit.Encoder
         scales = None
         if self.training and self.drop_path and seeds_B is not None:
-            scales = self._drawn_scales(seeds_B, x.dtype)
+            scales = self._drop_path_scales(seeds_B, x.dtype)
         return self.fc_norm(run_blocks(self.blocks, x, self.activation_checkpointing, scales).mean(1))
 
     def forward(self, video_BCTHW: Tensor, seeds_B: Tensor | None = None) -> Tensor:
         """Scores before softmax, [B, K]; without a head the features, [B, D]."""
         return self.head(self.features(video_BCTHW, seeds_B))
 
-    def _drawn_scales(self, seeds_B: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    def _drop_path_scales(self, seeds_B: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """By what each block's branches are multiplied, clip by clip: L of [B, 2], 0 or 1 / the share that stays."""
         depth = len(self.blocks)
         drawn_BL2 = seeding.uniform(seeds_B, 2 * depth, "drop path").unflatten(1, (depth, 2))

@@ -56,7 +56,7 @@ def _invert_embedding(model: MaskedVideoAutoencoder) -> None:
     of the patch's own deviation, so only the direction is meant."""
     head, projection = model.decoder.head.weight, model.encoder.patch_embed.proj.weight
     sides = zip(projection.shape[1:], (_OF_CHANNELS, _OF_FRAMES, _OF_PIXELS, _OF_PIXELS), strict=True)
-    covariance_PP = reduce(torch.kron, [_alike(side, length) for side, length in sides])
+    covariance_PP = reduce(torch.kron, [_correlation(side, length) for side, length in sides])
     embed_DP = model.encoder_to_decoder.weight @ projection.flatten(1)
     both_DP = embed_DP @ covariance_PP
     seen_DD = both_DP @ embed_DP.T
@@ -65,8 +65,8 @@ def _invert_embedding(model: MaskedVideoAutoencoder) -> None:
     head.copy_(guess_DP.T * (_HEAD * head.std() / guess_DP.std()))
 
 
-def _alike(count: int, length: float) -> Tensor:
-    """How much values `n` places apart are alike, exp(-n / length): float32 [count, count]."""
+def _correlation(count: int, length: float) -> Tensor:
+    """Of values `n` places apart, taken as exp(-n / length): float32 [count, count]."""
     place = torch.arange(count)
     return torch.exp(-(place[:, None] - place).abs() / length)
 

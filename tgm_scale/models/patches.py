@@ -106,8 +106,8 @@ def interpolated_table(origin: Grid, grid: Grid, width: int) -> Tensor:
     return x_SE.reshape(grid.tokens, width).float()
 
 
-class Fixed(nn.Module):
-    """A float32 tensor that is computed, never saved, and computed anew after every move or cast of the module.
+class ComputedBuffer(nn.Module):
+    """A float32 buffer that is computed and never saved, and computed anew after every move or cast of the module.
 
     So `module.bfloat16()`, which DeepSpeed calls, does not round it, and `to_empty()` does not leave it empty."""
 
@@ -118,23 +118,23 @@ class Fixed(nn.Module):
         self.compute = compute
         self.register_buffer("value", compute(), persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fixed:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ComputedBuffer:
         super()._apply(fn, recurse)
         if not self.value.is_meta:
             self.value = self.compute().to(self.value.device)
         return self
 
 
-class Positions(Fixed):
-    """The position table of a grid: adds each token its place.
+class Positions(ComputedBuffer):
+    """The position embedding of a grid, fixed: adds to each token that of its place.
 
-    moved: the grid that the model was trained on and the one of its clips, where they are two."""
+    origin: the grid that the model was trained on, where it is another: positions are interpolated from it."""
 
-    def __init__(self, tokens: int, width: int, moved: tuple[Grid, Grid] | None = None) -> None:
-        if moved is None:
-            super().__init__(partial(sine_cosine_table, tokens, width))
+    def __init__(self, grid: Grid, width: int, origin: Grid | None = None) -> None:
+        if origin is None:
+            super().__init__(partial(sine_cosine_table, grid.tokens, width))
         else:
-            super().__init__(partial(interpolated_table, *moved, width))
+            super().__init__(partial(interpolated_table, origin, grid, width))
 
     def forward(self, x_BVD: Tensor, index_BV: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Tokens with the positions of `index_BV` (None: all, in order), summed in float32, as `dtype`."""
@@ -162,7 +162,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, width: int, tubelet: int, patch: int, statistics: PixelStatistics = IMAGENET) -> None:
         super().__init__()
-        self.statistics = Fixed(statistics.in_grey_levels)
+        self.statistics = ComputedBuffer(statistics.in_grey_levels)
         self.proj = PatchProjection(width, tubelet, patch)
 
     def forward(self, patches_BVP: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class MaskedVideoAutoencoder(nn.Module):
         self.encoder = Encoder(size, self.grid, options)
         self.encoder_to_decoder = nn.Linear(size.width, size.decoder_width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size.decoder_width))
-        self.decoder_positions = Positions(self.grid.tokens, size.decoder_width)
+        self.decoder_positions = Positions(self.grid, size.decoder_width)
         self.decoder = Decoder(size, options)
         self.projection = None if embedding_width is None else Projection(size.width, embedding_width)
         initialise(self, seed)

@@ -152,7 +152,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.activation_checkpointing = options.activation_checkpointing
         self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch, options.statistics)
-        self.positions = Positions(grid.tokens, size.width, (options.origin, grid) if options.origin else None)
+        self.positions = Positions(grid, size.width, options.origin)
         self.blocks = nn.ModuleList(
             Block(size.width, size.heads, size.mlp, options.attention) for _ in range(size.depth)
         )

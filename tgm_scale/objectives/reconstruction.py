@@ -26,17 +26,17 @@ def patch_statistics(patches_BMP: Tensor) -> Statistics:
     """Of each channel of each patch: VideoMAE's (Tong et al. 2022; per channel, as their code does).
 
     patches: 0..255 of any dtype, order (channel, frame, row, column)."""
-    return _of_last(patches_BMP.float().unflatten(-1, (CHANNELS, -1)))
+    return _last_axis_statistics(patches_BMP.float().unflatten(-1, (CHANNELS, -1)))
 
 
 def clip_statistics(video_BCTHW: Tensor) -> Statistics:
     """Of each channel of the whole clip, 0..255. Where most patches are flat, the normalised ones are compression
     noise; these keep a patch's brightness and contrast, and what stands out weighs most
     (docs/lab-notes/demo_recipe.md)."""
-    return _of_last(video_BCTHW.float().flatten(2)[:, None])
+    return _last_axis_statistics(video_BCTHW.float().flatten(2)[:, None])
 
 
-def _of_last(x: Tensor) -> Statistics:
+def _last_axis_statistics(x: Tensor) -> Statistics:
     return Statistics(x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=True).sqrt())
 
 
