@@ -1,4 +1,4 @@
-"""The import law of docs/ARCHITECTURE.md, held by reading every import in the source."""
+"""The import rules of docs/ARCHITECTURE.md, held by reading every import in the source."""
 
 from __future__ import annotations
 
