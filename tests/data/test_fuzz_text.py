@@ -53,7 +53,7 @@ def test_samples_of_any_names_and_texts_keep_their_place_under_one_name_each(tmp
         name = data.decode("utf-8", "surrogateescape").replace("\0", "").replace("/", "_").replace(".", "_")[:60]
         members += [(f"{number} {name}.mp4", b"no video"), (f"{number} {name}.json", data)]
     corpus = open_corpus(write_tar(tmp_path / "0.tar", members))
-    assert len(corpus) == CASES == len(set(corpus.names))
+    assert len(corpus) == CASES == len({ref.name for ref in corpus.refs})
     loader = clip_loader(
         [corpus], frames=2, stride=1, size=8, grid=Grid.of(2, 8, 2, 4), seed=0, global_batch_size=CASES,
         micro_batch_size=CASES, rank=0, world_size=1, workers=0, stop_step=1,

@@ -100,7 +100,7 @@ def test_tars_one_behind_the_other_are_read_on(tmp_path):
 def test_keys_with_dots_are_named_with_the_first_and_what_to_do(tmp_path):
     members = [(f"id_00:00:0{n}.250.mp4", b"video") for n in range(3)] + [("whole.mp4", b"video")]
     corpus = open_corpus(write_tar(tmp_path / "0.tar", members))
-    assert list(corpus.names) == ["0/whole"] and corpus.left_out == {"key_with_dot": 3}
+    assert [ref.name for ref in corpus.refs] == ["0/whole"] and corpus.left_out == {"key_with_dot": 3}
     first = next(corpus.all_problems())
     assert first.key == "0/id_00:00:00.250.mp4" and "a key ends at the first dot" in first.detail
 

@@ -303,7 +303,7 @@ def test_presigned_addresses_are_shards_and_their_names_have_no_signature(served
     shards = [f"http://user:secret@{address}/{number:05d}.tar{SIGNED}" for number in range(2)]
     corpus = open_corpus(shards)
     assert everything(corpus) == everything(local) and corpus.fingerprint == local.fingerprint
-    assert list(corpus.names) == list(local.names)
+    assert [ref.name for ref in corpus.refs] == [ref.name for ref in local.refs]
     asked = len(handler.asked)
     again = open_corpus([shard.replace("5ec2e7", "0ther") for shard in shards])  # of tomorrow: by the kept indices
     assert len(again) == len(local) and len(handler.asked) <= asked + 4

@@ -65,7 +65,7 @@ def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) ->
     corpus = open_corpus(tmp_path)
     assert isinstance(corpus, ListedCorpus)
     captions = [json.loads(corpus.read(corpus.sample(n, 0), ["json"])["json"])["captions"] for n in range(3)]
-    assert dict(zip(corpus.names, captions)) == {
+    assert dict(zip((ref.name for ref in corpus.refs), captions)) == {
         "run/b.mp4": ["a man runs"], "run/c.mp4": [], "walk/a.mp4": ["a man walks"]
     }  # fmt: skip
     assert open_labelled(str(tmp_path)).labels == {"run/b.mp4": "run", "run/c.mp4": "run", "walk/a.mp4": "walk"}
@@ -77,7 +77,7 @@ def test_a_name_that_is_no_utf_8_is_left_out_and_named(tmp_path: Path) -> None:
         os.makedirs(os.path.dirname(place), exist_ok=True)
         Path(os.fsdecode(place)).touch()
     corpus = open_corpus(tmp_path)
-    assert list(corpus.names) == ["a.mp4", "ä.mp4"] and corpus.lost == 2
+    assert [ref.name for ref in corpus.refs] == ["a.mp4", "ä.mp4"] and corpus.lost == 2
     assert [(one.key, one.reason) for one in corpus.all_problems()] == [
         ("\udcff.mp4", "not_a_video"), ("deep\udcff/b.mp4", "not_a_video")
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def test_a_folder_may_have_its_captions_in_one_file(tmp_path: Path) -> None:
     def captions() -> dict[str, list[str]]:
         corpus = open_corpus(tmp_path)
         read = [json.loads(corpus.read(corpus.sample(n, 0), ["json"])["json"])["captions"] for n in range(len(corpus))]
-        return {name.removesuffix(".mp4"): of for name, of in zip(corpus.names, read) if of}
+        return {name.removesuffix(".mp4"): of for name, of in zip((ref.name for ref in corpus.refs), read) if of}
 
     assert captions() == {"a": ["one"], "b": ["two", "three"], "c": ["its own"]}
     for damaged in (b"", b"[1, 2]", b"{", b"\xff\xfe"):

@@ -82,7 +82,7 @@ def _explain(item: Any, kind: type[Section]) -> str:
     location = [str(part) for part in item["loc"]]
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
-        known = _keys_beside(location, kind)
+        known = list(section.model_fields) if (section := _section(location[:-1], kind)) else []
         prefix = "".join(f"{part}." for part in location[:-1])
         return f"{name}: unknown key; {nearest(location[-1], known, prefix, all_keys(kind))}"
     if item["type"] == "missing":
@@ -92,11 +92,6 @@ def _explain(item: Any, kind: type[Section]) -> str:
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     return f"{name}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
-
-
-def _keys_beside(location: list[str], kind: type[Section]) -> list[str]:
-    section = _section(location[:-1], kind)
-    return list(section.model_fields) if section else []
 
 
 def _section(location: Sequence[Any], kind: type[Section]) -> type[Section] | None:

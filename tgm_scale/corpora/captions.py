@@ -127,15 +127,13 @@ def load_blip2(folder: Path, device: str, beams: int) -> Pictures:
     prepare_torchvision()
     from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    with _Local(folder, "--blip2", "a BLIP-2 model"):
-        processor = Blip2Processor.from_pretrained(folder, local_files_only=True)
-        model = Blip2ForConditionalGeneration.from_pretrained(folder, local_files_only=True, dtype=dtype)
-    model = model.eval().to(device)
+    processor, model = _loaded(
+        f"--blip2 {folder}", folder, "a BLIP-2 model", (Blip2Processor, Blip2ForConditionalGeneration), device
+    )
 
     @torch.inference_mode()
     def describe(images: list[np.ndarray]) -> list[str]:
-        inputs = processor(images=images, return_tensors="pt").to(device, dtype)
+        inputs = processor(images=images, return_tensors="pt").to(device, model.dtype)
         tokens = model.generate(**inputs, max_new_tokens=_WORDS, num_beams=beams, do_sample=False)
         return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
 
@@ -147,11 +145,9 @@ def load_writer(folder: Path, device: str) -> Callable[[str], list[str]]:
     prepare_torchvision()
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    with _Local(folder, "--language-model", "a causal language model"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
-    model = model.eval().to(device)
+    tokenizer, model = _loaded(
+        f"--language-model {folder}", folder, "a causal language model", (AutoTokenizer, AutoModelForCausalLM), device
+    )
 
     @torch.inference_mode()
     def write(name: str) -> list[str]:
@@ -169,19 +165,19 @@ def load_writer(folder: Path, device: str) -> Callable[[str], list[str]]:
     return write
 
 
-class _Local:
-    """Errors of loading a folder as the user's mistake, with the option's name."""
-
-    def __init__(self, folder: Path, option: str, wanted: str):
-        self.folder, self.option, self.wanted = folder, option, wanted
-
-    def __enter__(self) -> None:
-        if not (self.folder / "config.json").is_file():
-            raise ValueError(f"{self.option} {self.folder}: no config.json: wanted the local folder of {self.wanted}")
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if isinstance(error, (OSError, ValueError, KeyError, TypeError)):
-            raise ValueError(f"{self.option} {self.folder}: cannot be read as {self.wanted}: {error}") from error
+def _loaded(option: str, folder: Path, wanted: str, kinds: tuple[Any, Any], device: str) -> tuple[Any, Any]:
+    """Reader and model of a local folder. Raises ValueError that names the option."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{option}: no config.json: wanted the local folder of {wanted}")
+    reader, model = kinds
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    try:
+        return (
+            reader.from_pretrained(folder, local_files_only=True),
+            model.from_pretrained(folder, local_files_only=True, dtype=dtype).eval().to(device),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{option}: cannot be read as {wanted}: {error}") from error
 
 
 def _from_templates(file: Path | None) -> Callable[[str], list[str]]:

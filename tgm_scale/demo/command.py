@@ -7,11 +7,10 @@ import os
 import platform
 import shlex
 import shutil
-import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from tgm_scale.planning.run_plan import run_masker, shape_of
 from tgm_scale.report import html
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.files import making, replace_file
-from tgm_scale.runtime.progress import ProgressBars, Task
+from tgm_scale.runtime.progress import ProgressBars
 
 LABELS = {"motion": SYNTHETIC_MOTION, "shape": "truth.objects.0.shape", "colour": "truth.objects.0.colour"}
 JUDGED_CLIPS = 60
@@ -67,15 +66,15 @@ def make_corpora(plan: Plan, bars: ProgressBars) -> Figures:
         folder, before = plan.corpus(name), task.done
         if not folder.exists():
             workers = min(os.cpu_count() or 1, 8)
-            progress = partial(_count_from, task, before)
+            spec = SyntheticSpec(seed=seed, mode=mode)
+
+            def count(done: int, before: int = before) -> None:
+                task.to(before + done)
+
             with making(folder) as unfinished:
-                make_corpus(unfinished, clips, SyntheticSpec(seed=seed, mode=mode), workers, progress=progress)
+                make_corpus(unfinished, clips, spec, workers, progress=count)
         task.to(before + clips)
     return {}
-
-
-def _count_from(task: Task, before: int, done: int) -> None:
-    task.to(before + done)
 
 
 def judge_masks(plan: Plan, bars: ProgressBars) -> Figures:
@@ -128,20 +127,15 @@ def probe_features(plan: Plan, bars: ProgressBars) -> Figures:
 
 def _of_label(found: Accuracies) -> Figures:
     return {
-        "probe": {name: {"mean": _mean(values), "std": _std(values)} for name, values in found.probe.items()},
-        "knn": {name: _mean(values) for name, values in found.knn.items()},
+        "probe": {
+            name: {"mean": fmean(values), "std": stdev(values) if len(values) > 1 else 0.0}
+            for name, values in found.probe.items()
+        },
+        "knn": {name: fmean(values) for name, values in found.knn.items()},
         "gain": {name: interval._asdict() for name, interval in found.probe_gain.items()},
         "knn_gain": {name: interval._asdict() for name, interval in found.knn_gain.items()},
         "chance": found.chance,
     }
-
-
-def _mean(values: list[float]) -> float:
-    return statistics.fmean(values)
-
-
-def _std(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def export(plan: Plan) -> Figures:
@@ -157,7 +151,7 @@ def summarise(plan: Plan, figures: Figures, seconds: float) -> Summary:
     few = max(1, len(losses) // 50)
     features = figures["features"]
     summary = {
-        "loss": {"first": _mean(losses[:few]), "last": _mean(losses[-few:])},
+        "loss": {"first": fmean(losses[:few]), "last": fmean(losses[-few:])},
         **figures["masks"],
         **{
             figure: {label: found[figure] for label, found in features["labels"].items()}

@@ -42,24 +42,22 @@ def strips(config: Config, checkpoint: str | Path, corpus: Corpus) -> list[Strip
     towers = load_towers(config.guidance, masker.needs | {"relevance"}, contrastive=True, device=cpu)
     assert towers.text is not None and towers.relevance is not None
     made = []
-    for shard, count in enumerate(corpus.counts.tolist()):
-        for row in range(count):
-            ref = corpus.sample(shard, row)
-            members = corpus.read(ref, [ref.video, "json"])
-            caption = captions_of(members)[0]
-            clip = decode_clip(members[ref.video], config.data.frames, config.data.stride, 0.0)
-            video_1CTHW = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].contiguous()
-            named_THW = torch.from_numpy(read_truth(members["json"]).named.visible[clip.indices])
-            relevance_1SRC = towers.relevance(video_1CTHW, towers.text.encode([caption]), grid)
-            seed = torch.tensor([seeding.key("film strip", ref.name)])
-            mask = masker(seed, relevance=relevance_1SRC)
-            frames = slot_frames(video_1CTHW[0], grid.slots)
-            completed_1CTHW = reconstruct(model, video_1CTHW, mask, config.objective.normalise_by)
-            rows = [
-                ("clip", outlined(frames, named_THW[:: config.data.frames // grid.slots])),
-                ("relevance", heatmap(frames, relevance_1SRC[0])),
-                ("what the\nencoder sees", veiled(frames, seen_tokens(mask.visible[0], grid))),
-                ("reconstruction", slot_frames(completed_1CTHW[0], grid.slots)),
-            ]
-            made.append(Strip(film_strip(rows), caption))
+    for ref in corpus.refs:
+        members = corpus.read(ref, [ref.video, "json"])
+        caption = captions_of(members)[0]
+        clip = decode_clip(members[ref.video], config.data.frames, config.data.stride, 0.0)
+        video_1CTHW = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].contiguous()
+        named_THW = torch.from_numpy(read_truth(members["json"]).named.visible[clip.indices])
+        relevance_1SRC = towers.relevance(video_1CTHW, towers.text.encode([caption]), grid)
+        seed = torch.tensor([seeding.key("film strip", ref.name)])
+        mask = masker(seed, relevance=relevance_1SRC)
+        frames = slot_frames(video_1CTHW[0], grid.slots)
+        completed_1CTHW = reconstruct(model, video_1CTHW, mask, config.objective.normalise_by)
+        rows = [
+            ("clip", outlined(frames, named_THW[:: config.data.frames // grid.slots])),
+            ("relevance", heatmap(frames, relevance_1SRC[0])),
+            ("what the\nencoder sees", veiled(frames, seen_tokens(mask.visible[0], grid))),
+            ("reconstruction", slot_frames(completed_1CTHW[0], grid.slots)),
+        ]
+        made.append(Strip(film_strip(rows), caption))
     return made

@@ -17,13 +17,27 @@ Summary = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Floor:
-    """One thing that is wanted of the figures."""
+class Expectation:
+    """One thing that is wanted of the metrics: a value within bounds."""
 
     text: str
-    figure: Callable[[Summary], float]
-    wanted: str
-    met_by: Callable[[Summary, float], bool]
+    metric: str | Callable[[Summary], float]  # a dotted path, or what computes it
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+
+    @property
+    def wanted(self) -> str:
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} to {self.at_most:g}"
+        bounds = {"at least": self.at_least, "at most": self.at_most, "above": self.above}
+        return " and ".join(f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None)
+
+    def measured(self, summary: Summary) -> Finding:
+        value = at(summary, self.metric) if isinstance(self.metric, str) else self.metric(summary)
+        met = self.at_least is None or value >= self.at_least
+        met = met and (self.at_most is None or value <= self.at_most) and (self.above is None or value > self.above)
+        return Finding(self.text, value, self.wanted, met)
 
 
 @dataclass(frozen=True)
@@ -47,57 +61,45 @@ def at(summary: Summary, path: str) -> float:
     return float(value)
 
 
-def _at_least(text: str, path: str, bound: float) -> Floor:
-    return Floor(text, lambda s: at(s, path), f"at least {bound:g}", lambda s, x: x >= bound)
-
-
-def _at_most(text: str, path: str, bound: float) -> Floor:
-    return Floor(text, lambda s: at(s, path), f"at most {bound:g}", lambda s, x: x <= bound)
-
-
-def _gain(text: str, path: str) -> Floor:
-    return Floor(text, lambda s: at(s, f"{path}.low"), "above 0", lambda s, x: x > 0)
-
-
-FLOORS = (
-    _at_least("share of the named object's tokens that is hidden", "mask.object_hidden", 0.90),
-    _at_least("the same in the runs' own masks, which are partly noise", "mask.of_the_runs.object_hidden", 0.90),
-    _at_most("share of the distractors' tokens that is hidden", "mask.distractor_hidden", 0.75),
-    Floor(
+EXPECTATIONS = (
+    Expectation("share of the named object's tokens that is hidden", "mask.object_hidden", at_least=0.90),
+    Expectation(
+        "the same in the runs' own masks, which are partly noise", "mask.of_the_runs.object_hidden", at_least=0.90
+    ),
+    Expectation("share of the distractors' tokens that is hidden", "mask.distractor_hidden", at_most=0.75),
+    Expectation(
         "object hidden more often than the distractor of its colour, by",
         lambda s: at(s, "mask.object_hidden") - at(s, "mask.same_colour_hidden"),
-        "at least 0.1",
-        lambda s, x: x >= 0.10,
+        at_least=0.1,
     ),
-    _at_least("AUC of relevance for the named object's tokens", "relevance_auc.raw", 0.85),
-    Floor(
-        "the same under a caption of an absent object",
-        lambda s: at(s, "relevance_auc.absent_caption"),
-        "0.45 to 0.55",
-        lambda s, x: 0.45 <= x <= 0.55,
+    Expectation("AUC of relevance for the named object's tokens", "relevance_auc.raw", at_least=0.85),
+    Expectation(
+        "the same under a caption of an absent object", "relevance_auc.absent_caption", at_least=0.45, at_most=0.55
     ),
-    Floor(
+    Expectation(
         "same-colour distractor hidden less often than by colour distance, by",
         lambda s: at(s, "mask.colour_control_same_colour_hidden") - at(s, "mask.same_colour_hidden"),
-        "above 0",
-        lambda s, x: x > 0,
+        above=0,
     ),
-    Floor(
+    Expectation(
         "reconstruction loss, its last by its first value",
         lambda s: at(s, "loss.last") / at(s, "loss.first"),
-        "at most 0.8",
-        lambda s, x: x <= 0.8,
+        at_most=0.8,
     ),
-    _gain("motion probe, joint less random initialisation, lower end of the 95 % interval", "gain.motion.joint"),
-    _gain("motion probe, MAE alone less random initialisation, lower end of the 95 % interval", "gain.motion.mae"),
-    _at_most("export: largest difference of predictions in transformers", "export.max_difference", 1e-4),
+    Expectation(
+        "motion probe, joint less random initialisation, lower end of the 95 % interval",
+        "gain.motion.joint.low",
+        above=0,
+    ),
+    Expectation(
+        "motion probe, MAE alone less random initialisation, lower end of the 95 % interval",
+        "gain.motion.mae.low",
+        above=0,
+    ),
+    Expectation("export: largest difference of predictions in transformers", "export.max_difference", at_most=1e-4),
 )
 
 
 def check_expectations(summary: Summary) -> list[Finding]:
-    """Every floor with what was found. Raises KeyError for a summary that lacks a figure."""
-    findings = []
-    for floor in FLOORS:
-        found = floor.figure(summary)
-        findings.append(Finding(floor.text, found, floor.wanted, floor.met_by(summary, found)))
-    return findings
+    """Every expectation with what was found. Raises KeyError for a summary that lacks a metric."""
+    return [expectation.measured(summary) for expectation in EXPECTATIONS]

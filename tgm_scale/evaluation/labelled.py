@@ -32,9 +32,7 @@ class Labelled:
     @cached_property
     def refs(self) -> list[SampleRef]:
         """The labelled samples in the order of their names."""
-        counts = self.corpus.counts.tolist()
-        every = (self.corpus.sample(shard, row) for shard, count in enumerate(counts) for row in range(count))
-        return sorted((ref for ref in every if ref.name in self.labels), key=lambda ref: ref.name)
+        return sorted((ref for ref in self.corpus.refs if ref.name in self.labels), key=lambda ref: ref.name)
 
     @property
     def given(self) -> list[str]:
@@ -62,7 +60,7 @@ def open_labelled(
 def _of_files(corpus: ListedCorpus) -> Labelled:
     labels, problems = corpus.labels, list(corpus.all_problems())
     named = {problem.key for problem in problems}
-    without = [name for name in corpus.names if name not in labels and name not in named]
+    without = [ref.name for ref in corpus.refs if ref.name not in labels and ref.name not in named]
     if not labels:
         raise ValueError(f"{corpus.origin}: none of its {len(corpus)} videos has a label ({corpus.listing.layout})")
     return Labelled(corpus, labels, [*problems, *(Problem(name, "no_label") for name in without)])
@@ -148,20 +146,18 @@ def _read_each(
 ) -> tuple[dict[str, str], list[Problem]]:
     values: dict[str, str] = {}
     problems: list[Problem] = []
-    for shard, count in enumerate(corpus.counts.tolist()):
-        for row in range(count):
-            ref = corpus.sample(shard, row)
-            try:
-                members = corpus.read(ref, extensions)
-            except DamagedMember as error:
-                problems.append(error.problem)
-                continue
-            try:
-                values[ref.name] = value_of(members)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-                fault = json_fault(members)
-                problems.append(Problem(ref.name, "broken_json", fault) if fault else Problem(ref.name, reason, why))
+    for ref in corpus.refs:
+        try:
+            members = corpus.read(ref, extensions)
+        except DamagedMember as error:
+            problems.append(error.problem)
+            continue
+        try:
+            values[ref.name] = value_of(members)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            fault = json_fault(members)
+            problems.append(Problem(ref.name, "broken_json", fault) if fault else Problem(ref.name, reason, why))
     if not values:
         raise ValueError(f"corpus {corpus.name!r}: {none} ({problems[0].key}: {problems[0].detail}); {hint}")
     return values, problems

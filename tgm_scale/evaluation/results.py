@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
-from tgm_scale.evaluation.intervals import class_interval, paired_interval
+from tgm_scale.evaluation.intervals import Interval, class_interval, paired_interval
 from tgm_scale.runs.run_folder import versions
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
+
+if TYPE_CHECKING:
+    from tgm_scale.evaluation.cache import Clips
 
 Clip = tuple[int, int]  # frames and side
 
@@ -26,9 +29,12 @@ def class_numbers(classes: Sequence[str], labels: Sequence[str]) -> Tensor:
     return torch.tensor([number.get(label, -1) for label in labels])
 
 
-def accuracy(right_M: Tensor, seed: int = 0) -> dict[str, Any]:
+def accuracy(right_M: Tensor) -> dict[str, Any]:
     """Share of right answers with its bootstrap interval over the test clips."""
-    found = paired_interval(right_M.double()[None], seed=seed)
+    return _with_interval(paired_interval(right_M.double()[None]), right_M)
+
+
+def _with_interval(found: Interval, right_M: Tensor) -> dict[str, Any]:
     return {"value": found.mean, "low": found.low, "high": found.high, "clips": len(right_M)}
 
 
@@ -44,6 +50,12 @@ def classification_metrics(scores_MC: Tensor, truth_M: Tensor, labels: Sequence[
     return found
 
 
+def predictions(clips: Clips, classes: Sequence[str], scores_MC: Tensor) -> Iterator[dict[str, str]]:
+    """A row for each test clip: what it is, and the class of the highest score."""
+    for key, label, best in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist()):
+        yield {"key": key, "label": label, "prediction": classes[best]}
+
+
 def refuse_not_finite(scores_MC: Tensor) -> None:
     """Raises ValueError for scores that are not finite."""
     if not scores_MC.isfinite().all():
@@ -55,8 +67,7 @@ def refuse_not_finite(scores_MC: Tensor) -> None:
 def _class_accuracy(right_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
     """The share of right answers in each class, mean over classes: each counts alike, however many clips it has."""
     class_M = class_numbers(sorted(set(labels)), labels)
-    found = class_interval(right_M, class_M)
-    return {"value": found.mean, "low": found.low, "high": found.high, "clips": len(right_M)}
+    return _with_interval(class_interval(right_M, class_M), right_M)
 
 
 def by_reason(problems: Iterable[Problem]) -> dict[str, int]:

@@ -89,7 +89,9 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened:
     it; captions of equal tokens are one, as in training."""
     every = sorted(set(clips.labels))
     first: dict[int, str] = {}
-    same = {caption: first.setdefault(number, caption) for caption, number in zip(every, ids_of(text, every))}
+    same = {
+        caption: first.setdefault(number, caption) for caption, number in zip(every, text.caption_ids(every).tolist())
+    }
     texts = list(first.values())
     number = {caption: i for i, caption in enumerate(texts)}
     own_M = torch.tensor([number[same[caption]] for caption in clips.labels])
@@ -120,10 +122,6 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened:
     return results.write(at.folder, found | opened, rows, {"test": clips.problems})
 
 
-def ids_of(text: TextTower, captions: list[str]) -> list[int]:
-    return text.caption_ids(captions).tolist()
-
-
 def _encoded(text: TextTower, texts: list[str]) -> Tensor:
     """Float32 [U, E]. Raises ValueError where the tower gives what is not finite."""
     text_UE = text.encode(texts).float()
@@ -146,10 +144,7 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
         "figures": results.classification_metrics(scores_MC, truth_M, clips.labels),
         "facts": {"classes": len(classes), "templates": list(at.config.retrieve.templates)},
     }
-    rows = (
-        {"key": key, "label": label, "prediction": classes[number]}
-        for key, label, number in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist())
-    )
+    rows = results.predictions(clips, classes, scores_MC)
     return results.write(at.folder, found | opened, rows, {"test": clips.problems})
 
 

@@ -113,11 +113,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
                 "figures": figures,
                 "facts": facts,
             }
-            predicted = scored.scores_MC.argmax(1).tolist()
-            rows = (
-                {"key": key, "label": label, "prediction": classes[number]}
-                for key, label, number in zip(test.keys, test.labels, predicted)
-            )
+            rows = results.predictions(test, classes, scored.scores_MC)
             problems = {"train": train.problems, "test": test.problems}
             found = results.write(at.folder, found | opened, rows, problems)
             print(results.summary(found, at.folder), flush=True)

@@ -73,10 +73,7 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             },
             **parts.opened,
         }
-        rows = (
-            {"key": key, "label": label, "prediction": parts.classes[best]}
-            for key, label, best in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist())
-        )
+        rows = results.predictions(clips, parts.classes, scores_MC)
         found = results.write(folder, found, rows, {"train": parts.train.problems, "test": clips.problems})
         print(results.summary(found, folder), flush=True)
     collectives.barrier()

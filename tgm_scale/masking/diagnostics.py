@@ -42,29 +42,44 @@ def centre_box(masker: Masker) -> Tensor:
     return box.view(1, grid.slots, grid.rows, grid.columns)
 
 
-class MotionMonitor:
+class _Monitor:
+    """Adds up numbers on the device, which are brought to the host when its metrics are asked for."""
+
+    def __init__(self, *shape: int) -> None:
+        self._since_read: Tensor | None = None
+        self._total = torch.zeros(shape, dtype=torch.float64)
+
+    def _add(self, counted: Tensor) -> None:
+        self._since_read = counted.double() if self._since_read is None else self._since_read + counted.double()
+
+    def _latest(self) -> Tensor | None:
+        """What was added since the last call; None where nothing was."""
+        if self._since_read is None:
+            return None
+        latest, self._since_read = self._since_read.cpu(), None
+        self._total += latest
+        return latest
+
+
+class MotionMonitor(_Monitor):
     """Counts clips without any motion: a stream of keyframes, a codec that exports no vectors, or a still picture.
 
     mask_without_motion   their share; their boxes fall at random"""
 
     def __init__(self) -> None:
-        self._since_read: Tensor | None = None  # float64 [2]: without motion, clips
-        self._total = torch.zeros(2, dtype=torch.float64)
+        super().__init__(2)  # without motion, clips
 
     @torch.no_grad()
     def observe(self, motion_BSRC: Tensor, weight_B: Tensor) -> None:
         """Count a micro batch, without waiting for the device. weight_B: 0 for broken samples."""
         whole_B = weight_B > 0
         still_B = (motion_BSRC == 0).flatten(1).all(dim=1)
-        counted = torch.stack([(still_B & whole_B).sum(), whole_B.sum()]).double()
-        self._since_read = counted if self._since_read is None else self._since_read + counted
+        self._add(torch.stack([(still_B & whole_B).sum(), whole_B.sum()]))
 
     def figures(self) -> dict[str, float]:
         """The share since the last call; nothing where no clip was counted."""
-        if self._since_read is None:
+        if (latest := self._latest()) is None:
             return {}
-        latest, self._since_read = self._since_read.cpu(), None
-        self._total += latest
         still, clips = latest.tolist()
         return {"mask_without_motion": still / clips} if clips else {}
 
@@ -80,7 +95,7 @@ class MotionMonitor:
         )
 
 
-class GuidanceMonitor:
+class GuidanceMonitor(_Monitor):
     """Collects the figures of a process's own clips and words the alarm.
 
     mask_swapped_overlap   overlap of a clip's mask with the one that another clip's caption gives it
@@ -88,10 +103,9 @@ class GuidanceMonitor:
     mask_slot_repeat       share of the mask that was hidden in the slot before"""
 
     def __init__(self, masker: Masker):
+        super().__init__(2, len(FIGURES))  # sums and counts
         self.masker = masker
         self.box = centre_box(masker)
-        self._since_read: Tensor | None = None  # float64 [2, figures]: sums and counts, on the device
-        self._total = torch.zeros(2, len(FIGURES), dtype=torch.float64)
 
     @torch.no_grad()
     def observe(
@@ -117,17 +131,11 @@ class GuidanceMonitor:
             another_B = whole_B & whole_B.roll(1) & (caption_ids_B != caption_ids_B.roll(1))
             figures = [(overlap(hidden, swapped), another_B)]
         figures += [(overlap(hidden, self.box), whole_B), (slot_repeat(hidden), whole_B)]
-        counted = torch.stack([torch.stack([(value * rows).sum(), rows.sum()]) for value, rows in figures], dim=1)
-        counted = counted.double()
-        self._since_read = counted if self._since_read is None else self._since_read + counted
+        self._add(torch.stack([torch.stack([(value * rows).sum(), rows.sum()]) for value, rows in figures], dim=1))
 
     def figures(self) -> dict[str, float]:
         """Means over the clips since the last call; a figure that no clip gave is left out."""
-        if self._since_read is None:
-            return {}
-        latest, self._since_read = self._since_read.cpu(), None
-        self._total += latest
-        return _means(latest)
+        return {} if (latest := self._latest()) is None else _means(latest)
 
     def warning(self) -> str | None:
         """In plain words, what the figures read so far say against the guidance; None where they say nothing."""

@@ -47,15 +47,13 @@ class Samples:
         return len(self._corpus)
 
     def __iter__(self) -> Iterator[Sample]:
-        for shard, count in enumerate(self._corpus.counts.tolist()):
-            for row in range(count):
-                ref = self._corpus.sample(shard, row)
-                try:
-                    members = self._corpus.read(ref, [ref.video, *CAPTION_EXTENSIONS])
-                except DamagedMember as error:
-                    self._damaged[ref.name] = error.problem
-                    continue
-                yield Sample(ref.name, captions_of(members), members[ref.video])
+        for ref in self._corpus.refs:
+            try:
+                members = self._corpus.read(ref, [ref.video, *CAPTION_EXTENSIONS])
+            except DamagedMember as error:
+                self._damaged[ref.name] = error.problem
+                continue
+            yield Sample(ref.name, captions_of(members), members[ref.video])
 
     @property
     def left_out(self) -> dict[str, int]:

@@ -42,10 +42,6 @@ def place(path: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) + kept
 
 
-def ends_with(path: str, ending: str) -> bool:
-    return split_query(path)[0].endswith(ending)
-
-
 def base_name(path: str) -> str:
     """The last part of a path, or of a URL's."""
     return os.path.basename(split_query(path)[0])

@@ -13,6 +13,7 @@ from typing import Any
 from tgm_scale.data.access.video_names import split_extension
 from tgm_scale.data.lists.row import COLUMNS, FAULT, absent, caption_fault, label_text, of_list
 from tgm_scale.data.lists.text import cleaned
+from tgm_scale.data.video.timeline import clock
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
 
@@ -58,11 +59,6 @@ def parse_time(text: object) -> int:
         raise ValueError(f"time {text!r} is not HH:MM:SS.mmm")
     hours, minutes, seconds = match.groups()
     return (int(hours) * 60 + int(minutes)) * 60_000 + round(float(seconds) * 1000)
-
-
-def clock(milliseconds: int) -> str:
-    minutes, rest = divmod(milliseconds, 60_000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
 
 
 def parse_row(line: str | bytes) -> Row:

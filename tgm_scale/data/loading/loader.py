@@ -8,13 +8,13 @@ loader's whole state is the step.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 
 import torch
 
 from tgm_scale.contracts import Batch, BatchLayout
-from tgm_scale.data.loading.combs import CombNotice
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Sample
 from tgm_scale.data.loading.workers import decode_ahead
@@ -39,7 +39,8 @@ class ClipLoader:
                 f"{repeats}: repeats of a sample share a micro batch, so choose a divisor"
             )
         self.samples, self.steps, self.workers, self.prefetch = samples, steps, workers, prefetch
-        self._combs = CombNotice()
+        self._read = self._interlaced = 0
+        self._warn_at = 1
         self.accumulation = layout.accumulation
         # All in samples, of which each gives `repeated_augmentation` clips:
         self._micro = layout.micro_batch // repeats
@@ -72,10 +73,25 @@ class ClipLoader:
             pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=torch.cuda.is_initialized())
             yield [self.samples.read(*each) for each in zip(part, pixels)], pixels
 
+    def _warn_of_interlaced(self, samples: list[Sample]) -> None:
+        """The first interlaced sample by name, and again with their count whenever that is ten times as many: their
+        frames show two moments at once, in combs, and are not deinterlaced here."""
+        for sample in samples:
+            self._read += 1
+            self._interlaced += sample.interlaced
+            if sample.interlaced and self._interlaced == self._warn_at:
+                self._warn_at *= 10
+                warnings.warn(
+                    f"{sample.key} is interlaced: its frames show two moments in combs ({self._interlaced} of "
+                    f"{self._read} samples so far); `tgm-scale shards check` names them all, "
+                    "`tgm-scale shards make` deinterlaces",
+                    stacklevel=2,
+                )
+
     def _batch(self, samples: list[Sample], pixels: torch.Tensor) -> Batch:
         """The video is a [B, 3, T, H, W] view of pixels stored as they were decoded, colour last: they are put in the
         model's order where that is cheap, on its device."""
-        self._combs.see(samples)
+        self._warn_of_interlaced(samples)
         repeats = self.samples.sampling.repeated_augmentation
         relevance = [torch.from_numpy(sample.relevance) for sample in samples if sample.relevance is not None]
         flow = [torch.from_numpy(sample.flow) for sample in samples if sample.flow is not None]

@@ -122,11 +122,9 @@ class Corpus:
         return self._index(shard).problems
 
     @property
-    def names(self) -> Iterator[str]:
-        """The name of every sample."""
-        for shard, count in enumerate(self.counts.tolist()):
-            for row in range(count):
-                yield self.sample(shard, row).name
+    def refs(self) -> Iterator[SampleRef]:
+        """Where each sample lies, shard by shard."""
+        return (self.sample(shard, row) for shard, count in enumerate(self.counts.tolist()) for row in range(count))
 
     def all_problems(self) -> Iterator[Problem]:
         """What was left out of all shards, those without any usable sample too, by names as samples have them."""

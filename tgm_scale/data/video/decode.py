@@ -45,7 +45,6 @@ class Clip:
     video: np.ndarray  # uint8 [T, H, W, 3], RGB
     indices: np.ndarray  # int64 [T]: which frames of the source
     start: float  # seconds from the source's first frame to the clip's first frame
-    frame_count: int  # of the source
 
 
 def decode_clip(data: bytes, frames: int, stride: int, offset_draw: float) -> Clip:
@@ -54,7 +53,7 @@ def decode_clip(data: bytes, frames: int, stride: int, offset_draw: float) -> Cl
         indices = window(video.count, frames, stride, offset_draw)
         images = dict(video.frames(np.unique(indices)))
         stacked = np.stack([images[index] for index in indices.tolist()])
-        return Clip(stacked, indices, video.time(indices[0]), video.count)
+        return Clip(stacked, indices, video.time(indices[0]))
 
 
 def window(count: int, frames: int, stride: int, offset_draw: float) -> np.ndarray:
@@ -221,15 +220,6 @@ class Video:
             raise DecodeError("damaged", str(error.strerror)) from None
         while wanted:
             yield shown()
-
-    def _first_frame(self) -> VideoFrame | None:
-        """The first that can be decoded; the bytes are then opened again."""
-        try:
-            return next((frame for frame, _ in self._decode()), None)
-        except av.FFmpegError:
-            return None
-        finally:
-            self._rewind()
 
     def _decode(self, wanted: set[int] | None = None) -> Iterator[tuple[VideoFrame, bool]]:
         """Frames from where the container stands, and whether each is intact: neither patched up by the decoder nor,

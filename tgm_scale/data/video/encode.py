@@ -17,7 +17,8 @@ import numpy as np
 
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 from tgm_scale.data.video.pictures import SCALING, orientation
-from tgm_scale.data.video.source import CutError, Source, clock
+from tgm_scale.data.video.source import CutError, Source
+from tgm_scale.data.video.timeline import clock_of
 
 _PRESET = "veryfast"  # half the time of "fast" at the same size and 0.5 dB less; its single reference decodes faster
 # x264's macroblock tree reads memory that it did not write: with it, one clip in some hundreds differs between two
@@ -74,7 +75,7 @@ def cut_clip(
                 encoder.add(image, time - origin)
             length = (source.duration if end is None else end) - start
             if encoder is not None and encoder.frames == 1 and length > _STILL:
-                span = f"{clock(start)} to {clock(start + length)}"
+                span = f"{clock_of(start)} to {clock_of(start + length)}"
                 raise CutError("still", f"one frame from {span}: a cover, a slide, or a file that was cut off")
             if end is None:
                 source.check_whole()
@@ -83,7 +84,7 @@ def cut_clip(
     except av.FFmpegError as error:
         raise CutError("not_decodable", f"{type(error).__name__}: {error.strerror}") from error
     if encoder is None:
-        raise CutError("too_short", f"no frame between {clock(start)} and {clock(until)}")
+        raise CutError("too_short", f"no frame between {clock_of(start)} and {clock_of(until)}")
     return EncodedClip(encoder.finish(), encoder.frames, encoder.width, encoder.height, float(source.rate))
 
 

@@ -16,7 +16,7 @@ from av.packet import Packet
 
 from tgm_scale.data.video.frame_times import packets_of
 from tgm_scale.data.video.pictures import best_stream, deinterlaced, pixel_aspect
-from tgm_scale.data.video.timeline import FASTEST
+from tgm_scale.data.video.timeline import FASTEST, clock_of
 from tgm_scale.runtime.compat import any_metadata
 
 # A playlist or a concat script named .mp4 must not make the demuxer open what it names.
@@ -99,7 +99,7 @@ class Source:
         """Frame and time of all that lie in the span."""
         if 0 < self.duration <= start:
             raise CutError(
-                "span_outside", f"the span starts at {clock(start)}, the video ends at {clock(self.duration)}"
+                "span_outside", f"the span starts at {clock_of(start)}, the video ends at {clock_of(self.duration)}"
             )
         for frame, time in deinterlaced(self._from(start)):
             if time >= end - _ROUNDED:
@@ -107,7 +107,7 @@ class Source:
                 return
             if time >= start - _ROUNDED:
                 if frame.is_corrupt:
-                    raise CutError("not_decodable", f"the frame at {clock(time)} is damaged")
+                    raise CutError("not_decodable", f"the frame at {clock_of(time)} is damaged")
                 yield frame, time
 
     def _from(self, start: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
@@ -175,7 +175,7 @@ class Source:
             return
         stated = self._stated()
         if stated - self._end > _TOLERANCE:
-            raise CutError("not_decodable", f"decoding stops at {clock(self._end)} of {clock(stated)}")
+            raise CutError("not_decodable", f"decoding stops at {clock_of(self._end)} of {clock_of(stated)}")
 
     def _stated(self) -> Fraction:
         """The length of the video stream: MP4, AVI and MPEG say it, Matroska does in a tag. Else that of the file,
@@ -195,10 +195,5 @@ class Source:
             return
         if min(end, self.duration) - self._end > _TOLERANCE:
             self.check_whole()
-        span = f"{clock(start)} to {clock(end)}"
-        raise CutError("span_outside", f"the span is {span}, the video ends at {clock(self._end)}")
-
-
-def clock(seconds: Fraction) -> str:
-    minutes, rest = divmod(float(seconds), 60)
-    return f"{int(minutes // 60):02d}:{int(minutes % 60):02d}:{rest:06.3f}"
+        span = f"{clock_of(start)} to {clock_of(end)}"
+        raise CutError("span_outside", f"the span is {span}, the video ends at {clock_of(self._end)}")

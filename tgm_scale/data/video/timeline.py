@@ -68,3 +68,13 @@ def _lie_at(offset_N: np.ndarray, places_N: np.ndarray, rounding: float) -> bool
         return False
     step = offset_N[-1] / places_N[-1]
     return bool(np.abs(offset_N - places_N * step).max() <= min(rounding, step / 4))
+
+
+def clock(milliseconds: int) -> str:
+    """HH:MM:SS.mmm"""
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
+
+
+def clock_of(seconds: Fraction) -> str:
+    return clock(round(seconds * 1000))

@@ -19,7 +19,6 @@ _DOES = {
     "bounce": ("bouncing", "bounces up and down", "on the bounce"),
 }
 _FORMS = ("a {colour} {shape} {does}", "the {colour} {shape} {does}", "a {shape} that is {colour}, {does}")
-PHRASINGS = len(_FORMS)
 
 
 def captions(colour: str, shape: str, motion: str) -> list[str]:
