@@ -32,7 +32,7 @@ def loaded(command: str, path: str | None, overrides: list[str]) -> config.RunSe
         return config.load(str(path), overrides)
     if command == "finetune":
         return settings.load_finetune(str(path), overrides)
-    kind = settings.FrozenConfig if command == "retrieve" else settings.JudgedConfig
+    kind = settings.FrozenConfig if command == "retrieve" else settings.SupervisedConfig
     return settings.load_frozen(path, overrides, kind)
 
 

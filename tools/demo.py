@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     with ProgressBars() as bars:
         ledger.once("corpora", lambda: demo.make_corpora(plan, bars))
         ledger.once("pretraining", lambda: pretrain(plan, bars))
-        ledger.once("masks", lambda: demo.judge_masks(plan, bars))
+        ledger.once("masks", lambda: demo.evaluate_masks(plan, bars))
         ledger.once("features", lambda: demo.probe_features(plan, bars))
         ledger.once("export", lambda: demo.export(plan))
     summary = demo.summarise(plan, ledger.figures, ledger.seconds)

@@ -111,7 +111,7 @@ def test_an_unfit_caption_is_named_as_anything_can_write_it():
 def test_what_is_no_number_is_no_score(score):
     line = json.dumps({**LINE, "UMT_Score": 7}).replace("7}", f"{score}}}")
     row = parse_row(line)
-    assert row.umt is None and Filters(min_umt=0.0).reason_against(row) == "no_umt_score"
+    assert row.umt is None and Filters(min_umt=0.0).rejection_reason(row) == "no_umt_score"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_what_is_no_number_is_no_score(score):
 )
 def test_filters(filters, umt, aesthetic, reason):
     row = parse_row(json.dumps({**LINE, "UMT_Score": umt, "Aesthetic_Score": aesthetic}))
-    assert filters.reason_against(row) == reason
+    assert filters.rejection_reason(row) == reason
 
 
 @pytest.mark.parametrize(
@@ -252,4 +252,4 @@ def test_the_real_file(real):
     chosen = {clip.key for shard in plan.clips_of(range(plan.shards)) for clip in shard}
     for line in lines:
         row = parse_row(json.dumps(line))
-        assert (ClipRow(row.video, row.start, row.end).key in chosen) == (plan.filters.reason_against(row) is None)
+        assert (ClipRow(row.video, row.start, row.end).key in chosen) == (plan.filters.rejection_reason(row) is None)

@@ -14,8 +14,8 @@ from tgm_scale.contracts import Grid
 from tgm_scale.data.building.annotations import captions_of, parse_row
 from tgm_scale.data.lists.reading import read_list
 from tgm_scale.data.lists.text import fault_of
-from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.video_list import VideoListCorpus
 
 CASES = 1000
 SPAN = {"YoutubeID": "v", "Start_timestamp": "00:00:00.000", "End_timestamp": "00:00:01.000"}
@@ -78,7 +78,7 @@ def test_lists_of_any_labels_are_read_or_refused(tmp_path: Path) -> None:
             if name != ("l.txt", "l.csv", "l.json")[number % 3]:
                 continue
             try:
-                corpus = ListedCorpus(read_list(tmp_path / name))
+                corpus = VideoListCorpus(read_list(tmp_path / name))
             except ValueError as error:
                 assert str(error).encode()
             else:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.access import storage
-from tgm_scale.data.shards.catalogue import CATALOGUE
 from tgm_scale.data.shards.index import ShardIndex
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.shard_manifest import CATALOGUE
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

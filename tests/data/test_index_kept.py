@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tars import clips, make_corpus, write_tar
 
-from tgm_scale.data.shards.catalogue import CATALOGUE
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.shard_manifest import CATALOGUE
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -13,8 +13,8 @@ from loopback import LoopbackServer
 from tars import make_corpus
 
 from tgm_scale.data.access import patience
-from tgm_scale.data.shards.catalogue import CATALOGUE
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.shard_manifest import CATALOGUE
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tars import make_corpus
 
-from tgm_scale.config import from_tree, lay_over
+from tgm_scale.config import apply_overrides, from_tree
 from tgm_scale.contracts import Problem
-from tgm_scale.data.shards.inventory import Inventory, of_corpus
+from tgm_scale.data.shards.inventory import Inventory, corpus_inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.planning.corpora import corpus_facts, open_corpora
 from tgm_scale.planning.run_plan import plan_pretraining
@@ -35,7 +35,7 @@ def test_a_lost_shard_counts_as_what_the_others_hold(tmp_path: Path, capsys: pyt
     folder = make_corpus(tmp_path / "c", [10, 10, 10, 10])
     (folder / "00001.tar").write_bytes(b"<html>")
     corpus = open_corpus(folder)
-    inventory = of_corpus("data", corpus)
+    inventory = corpus_inventory("data", corpus)
     assert (inventory.usable, inventory.left_out, inventory.share) == (30, {"shard_unreadable": 1}, 0.25)
     assert inventory.examples[0] == "00000/0_0000: 'caption 0 0'"
     introduce(tmp_path, open_corpora(config(folder).data, captions=False))
@@ -62,7 +62,7 @@ def test_what_was_left_out_is_read_once(tmp_path: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
     assert list(corpus.all_problems()) == first and [problem.reason for problem in first] == ["shard_unreadable"]
-    assert of_corpus("data", corpus, captions=False).left_out == {"shard_unreadable": 1}
+    assert corpus_inventory("data", corpus, captions=False).left_out == {"shard_unreadable": 1}
 
 
 def test_notices_are_no_losses() -> None:
@@ -99,12 +99,12 @@ def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:
             [contrast, "objective.reconstruction_weight=1"],
         ),
     ):
-        tree = lay_over(settings.model_dump(), ["guidance.towers=small", *given])
+        tree = apply_overrides(settings.model_dump(), ["guidance.towers=small", *given])
         plan = plan_pretraining(from_tree(tree), ALONE)
         with pytest.raises(ValueError, match=r"none of 3 samples looked at has a caption \(0.mp4 is") as refused:
             open_corpora(settings.data, plan.captions, plan.without_captions)
         assert str(refused.value).endswith(f"to do without them add {' '.join(missing)}")
-        assert not plan_pretraining(from_tree(lay_over(tree, missing)), ALONE).captions
+        assert not plan_pretraining(from_tree(apply_overrides(tree, missing)), ALONE).captions
 
 
 @pytest.mark.parametrize("captions", [["a"], ["a", "b"], ["a", "a"]])

@@ -12,8 +12,8 @@ from loading import clip_loader
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.shards.index import Corpus
-from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.data.video.encode import cut_clip, encode_video
 
 
@@ -60,7 +60,7 @@ def test_lines_of_all_the_usual_kinds(videos: Path) -> None:
         "nowhere/at/all.webm 1",
     )
     corpus = open_corpus(path)
-    assert isinstance(corpus, ListedCorpus) and len(corpus) == 7 and corpus.name == "kinds.txt"
+    assert isinstance(corpus, VideoListCorpus) and len(corpus) == 7 and corpus.name == "kinds.txt"
     assert said(corpus) == {
         "class 0/-v_0.mp4": (["a red ball rolls", "it rolls 2 times"], None),
         "class 1/-v_1.mp4": ([], "7"),

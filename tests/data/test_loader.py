@@ -30,7 +30,7 @@ from PIL import Image
 from tgm_scale.data.loading.loader import PREFETCH
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.shared_memory import SharedBatches
-from tgm_scale.data.loading.workers import _Crew, _fetched
+from tgm_scale.data.loading.workers import _fetched, _WorkerPool
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime import seeding
@@ -360,8 +360,8 @@ def test_workers_have_a_whole_step_to_do_while_one_is_computed(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch, micro: int, workers: int
 ) -> None:
     asked = []
-    ask = _Crew.ask
-    monkeypatch.setattr(_Crew, "ask", lambda crew, task: asked.append(task.number) or ask(crew, task))
+    ask = _WorkerPool.ask
+    monkeypatch.setattr(_WorkerPool, "ask", lambda crew, task: asked.append(task.number) or ask(crew, task))
     steps = iter(load([corpus], micro_batch_size=micro, workers=workers, stop_step=10))
     next(steps)
     assert len(asked) == 16 + max(16, workers * PREFETCH)

@@ -14,7 +14,7 @@ from tars import make_corpus
 from tgm_scale.cli import main
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
-from tgm_scale.data.shards import kept_indices
+from tgm_scale.data.shards import index_cache
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.inventory import captions_of_some, examples
 from tgm_scale.data.shards.opening import open_corpus
@@ -132,7 +132,7 @@ def test_sums_of_shards_that_cannot_be_written_beside_are_kept_and_used(
         write(path, *rest, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(storage, "write_atomically", refused)
-    kept_indices.add_sums(corpus.shards[0], {row: {"mp4": row} for row in range(3)})
+    index_cache.add_sums(corpus.shards[0], {row: {"mp4": row} for row in range(3)})
     assert (folder / "00000.index.jsonl").read_bytes() == beside
     assert [ref.sums for ref in every(open_corpus(folder))] == [{"mp4": row} for row in range(3)]
 

@@ -16,7 +16,7 @@ from tgm_scale.config import from_tree
 from tgm_scale.contracts import Grid
 from tgm_scale.data.access.names import distinct_names
 from tgm_scale.data.shards.index import Corpus
-from tgm_scale.data.shards.opening import open_corpus, tell_apart
+from tgm_scale.data.shards.opening import make_names_distinct, open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.labelled import open_labelled
@@ -99,7 +99,7 @@ def test_a_corpus_keeps_seeds_and_clip_ids_when_another_joins_it(parts: Path) ->
     """So that runs go on whose corpora have shards, but no samples, of the same names."""
     alone = {caption: (ids, seed) for _, ids, seed, caption in clips([open_corpus(f"{parts}/part0")])}
     both = [open_corpus(f"{parts}/part{part}") for part in range(2)]
-    tell_apart(both)
+    make_names_distinct(both)
     joined = {caption: (name, ids, seed) for name, ids, seed, caption in clips(both)}
     assert {caption: joined[caption][1:] for caption in alone} == alone
     assert joined["part 1 shard 0 row 1"][0] == "part1:00000/001"

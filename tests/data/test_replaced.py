@@ -9,7 +9,7 @@ import pytest
 from tars import make_corpus
 
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.shards.replaced import FILE, LOOKED_AT
+from tgm_scale.data.shards.replaced import FILE, SAMPLED
 from tgm_scale.training.introduction import introduce
 
 
@@ -61,9 +61,9 @@ def test_shards_need_no_note_and_of_a_long_list_a_part_is_looked_at(
     run = tmp_path / "run"
     assert start(run, make_corpus(tmp_path / "c", [2]), capsys=capsys) == [] and not (run / FILE).exists()
     (tmp_path / "v").mkdir()
-    for number in range(LOOKED_AT + 500):
+    for number in range(SAMPLED + 500):
         (tmp_path / "v" / f"{number:04d}.mp4").touch()
     corpus = open_corpus(str(tmp_path / "v"))
     introduce(run, [corpus])
     looked_at = (run / FILE).read_text().count(".mp4")
-    assert looked_at == LOOKED_AT and f"{0:04d}.mp4" in (run / FILE).read_text()
+    assert looked_at == SAMPLED and f"{0:04d}.mp4" in (run / FILE).read_text()

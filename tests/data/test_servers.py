@@ -19,10 +19,10 @@ from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.access import patience, storage
 from tgm_scale.data.access.disk_cache import DiskCache, _digest
-from tgm_scale.data.shards import kept_indices
-from tgm_scale.data.shards.catalogue import CATALOGUE
+from tgm_scale.data.shards import index_cache
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.shard_manifest import CATALOGUE
 from tgm_scale.runtime.secrets import without_secrets
 
 SIGNED = "?X-Amz-Credential=A/2026/s3&X-Amz-Signature=5ec2e7"
@@ -238,7 +238,7 @@ def test_a_shard_that_was_replaced_between_two_starts_is_noticed(  # type: ignor
 def test_a_kept_index_of_before_the_tag_is_used(served) -> None:  # type: ignore
     address, _, local = served
     opened(address)
-    kept = sorted(kept_indices.cache_folder().glob("*.index.jsonl"))
+    kept = sorted(index_cache.cache_folder().glob("*.index.jsonl"))
     assert len(kept) == 2 and all(json.loads(file.read_bytes().splitlines()[0])["tag"] == '"1"' for file in kept)
     for file in kept:
         head, *lines = file.read_bytes().splitlines()
@@ -254,7 +254,7 @@ def test_other_bytes_within_a_member_are_read_once_more_and_then_left_out(served
     for shard, count in zip(local.shards, local.counts):
         members = [local.read(local.sample(local.shards.index(shard), row), ["mp4", "json"]) for row in range(count)]
         sums = [{name: zlib.crc32(data) for name, data in each.items()} for each in members]
-        kept_indices.add_sums(shard, dict(enumerate(sums)))
+        index_cache.add_sums(shard, dict(enumerate(sums)))
     cache = DiskCache(tmp_path / "cache", 10**7)
     corpus = opened(address, cache=cache)
     ref, wanted = corpus.sample(0, 0), local.read(local.sample(0, 0), ["mp4"])

@@ -13,7 +13,7 @@ from loaded import by_step, load, rows, write_corpus
 
 from tgm_scale.contracts import Batch
 from tgm_scale.data.loading.shared_memory import SharedBatches
-from tgm_scale.data.loading.to_device import MOST_UNDER_WAY, ToDevice, UnderWay
+from tgm_scale.data.loading.to_device import MAX_PENDING, PendingCopies, ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
 
@@ -45,7 +45,7 @@ def batch_of(pixels: torch.Tensor) -> Batch:
 
 
 def test_a_place_is_not_handed_out_while_a_copy_reads_from_it() -> None:
-    memory, under_way, copies = SharedBatches((2, 3)), UnderWay(), []
+    memory, under_way, copies = SharedBatches((2, 3)), PendingCopies(), []
     for expected in range(3):
         place, pixels = memory.take()
         assert place == expected, "the copies from the places before are under way"
@@ -61,15 +61,15 @@ def test_a_place_is_not_handed_out_while_a_copy_reads_from_it() -> None:
 
 
 def test_places_are_bounded_however_late_copies_end() -> None:
-    memory, under_way, copies, places = SharedBatches((2, 3)), UnderWay(), [], set()
+    memory, under_way, copies, places = SharedBatches((2, 3)), PendingCopies(), [], set()
     for _ in range(50):
         place, pixels = memory.take()
         places.add(place)
         copies.append(Copy())
         under_way.hold(copies[-1], batch_of(pixels))
         del pixels
-    assert len(places) == MOST_UNDER_WAY + 1
-    assert [copy.waited for copy in copies] == [True] * (50 - MOST_UNDER_WAY) + [False] * MOST_UNDER_WAY
+    assert len(places) == MAX_PENDING + 1
+    assert [copy.waited for copy in copies] == [True] * (50 - MAX_PENDING) + [False] * MAX_PENDING
 
 
 @pytest.mark.parametrize("workers", [0, 2])

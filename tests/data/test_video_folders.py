@@ -10,9 +10,9 @@ import pytest
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access.video_names import video_extension
-from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_files import VideoFolder, walk
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.evaluation.labelled import open_labelled
 
 
@@ -63,7 +63,7 @@ def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) ->
         if text:
             (tmp_path / f"{name}.txt").write_text(text)
     corpus = open_corpus(tmp_path)
-    assert isinstance(corpus, ListedCorpus)
+    assert isinstance(corpus, VideoListCorpus)
     captions = [json.loads(corpus.read(corpus.sample(n, 0), ["json"])["json"])["captions"] for n in range(3)]
     assert dict(zip((ref.name for ref in corpus.refs), captions)) == {
         "run/b.mp4": ["a man runs"], "run/c.mp4": [], "walk/a.mp4": ["a man walks"]

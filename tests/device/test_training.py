@@ -78,8 +78,8 @@ def test_the_monitors_count_without_waiting_and_read_when_asked() -> None:
             guidance.observe(whole(CLIPS), weight, whole(CLIPS), relevance, relevance)
             motion.observe(relevance, weight)
         assert not watch.waits
-        guidance.figures()
-        motion.figures()
+        guidance.metrics()
+        motion.metrics()
     assert set(watch.waits.values()) == {2} and all("diagnostics.py:figures" in site for site in watch.waits)
 
 

@@ -84,5 +84,5 @@ def test_a_wait_is_named_by_its_place_in_the_package() -> None:
     with Watch() as watch:
         monitor.observe(empty((2, 2, 4, 4)), empty((2,)))
         assert not watch.waits
-        monitor.figures()
+        monitor.metrics()
     assert watch.waits == {"masking/diagnostics.py:figures: a tensor copied to the host": 1}

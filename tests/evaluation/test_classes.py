@@ -12,7 +12,15 @@ import pytest
 from tgm_scale import cli
 from tgm_scale.checkpoints.checkpoint import latest
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.evaluation.classes import in_order, names_of, not_trained, one_class, ordered, read_classes, told
+from tgm_scale.evaluation.classes import (
+    in_order,
+    names_of,
+    ordered,
+    read_classes,
+    single_class_note,
+    untrained_classes,
+    untrained_note,
+)
 from tgm_scale.evaluation.settings import FinetuneConfig, load_finetune
 from tgm_scale.finetuning import setup
 from tgm_scale.runs import run_folder
@@ -69,14 +77,14 @@ def test_a_mistaken_file_of_classes_is_refused(tmp_path: Path, text: str, messag
 
 
 def test_classes_that_training_lacks_are_named_and_none_at_all_stops() -> None:
-    lacking = not_trained(["0", "1"], ["0", "00", "2", "00"])
+    lacking = untrained_classes(["0", "1"], ["0", "00", "2", "00"])
     assert lacking == {"00": 2, "2": 1}
-    assert told(lacking, 4) == "3 of 4 test clips have a class that training lacks: '00' (2), '2' (1)"
-    assert told({}, 4) == "" == told(not_trained(["0"], ["0"]), 1)
+    assert untrained_note(lacking, 4) == "3 of 4 test clips have a class that training lacks: '00' (2), '2' (1)"
+    assert untrained_note({}, 4) == "" == untrained_note(untrained_classes(["0"], ["0"]), 1)
     with pytest.raises(
         ValueError, match=r"no class of the test \('1', '2'\) is one of the training \('bend', 'run'\)"
     ):
-        not_trained(["run", "bend"], ["2", "1"])
+        untrained_classes(["run", "bend"], ["2", "1"])
 
 
 @pytest.fixture(scope="module")
@@ -232,4 +240,4 @@ def test_a_finetuning_keeps_its_classes_and_refuses_others(
 
 
 def test_a_single_class_is_said() -> None:
-    assert "all labels are 'walk'" in one_class(["walk"]) and one_class(["run", "walk"]) == ""
+    assert "all labels are 'walk'" in single_class_note(["walk"]) and single_class_note(["run", "walk"]) == ""

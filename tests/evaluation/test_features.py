@@ -29,7 +29,7 @@ CLIPS = 37
 
 @pytest.mark.parametrize("shape", [(0,), (0, 24), (0, 4, 24)])
 def test_a_chunk_of_which_no_clip_can_be_decoded_has_no_bad_row(shape: tuple[int, ...]) -> None:
-    assert finite.first_bad(torch.zeros(shape)) is None
+    assert finite.first_not_finite(torch.zeros(shape)) is None
 
 
 def test_features_are_the_mean_token_of_the_decoded_clip(shards: str, checkpoint: Path) -> None:

@@ -21,7 +21,7 @@ from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.video.decode import DecodeError
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.masks import evaluate as evaluate_masks
-from tgm_scale.evaluation.masks.agreement import centre_score, most_possible, score_clip, summarise
+from tgm_scale.evaluation.masks.agreement import centre_score, score_clip, summarise, upper_bound
 from tgm_scale.evaluation.masks.annotated import clips, find, token_share
 from tgm_scale.evaluation.masks.relevance import slot_aucs
 from tgm_scale.masking.recipes import build_masker
@@ -45,7 +45,7 @@ def test_the_figures_by_hand() -> None:
     assert score.pointing == 1.0  # (0, 1) counts: half of it shows the object
     # slot 2: of 14 other tokens 4 score above 0.5, none above 2
     assert score.auc == pytest.approx((1.0 + (14 + 10) / 28) / 2)
-    assert most_possible(build_masker("tube", GRID, 0.25), "a", shown).hidden == 1.0
+    assert upper_bound(build_masker("tube", GRID, 0.25), "a", shown).hidden == 1.0
     assert centre_score(build_masker("tube", GRID, 0.25), "a", shown).hidden == 0.0
 
 

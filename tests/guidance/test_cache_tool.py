@@ -10,7 +10,7 @@ from loading import clip_loader
 from torch import Tensor
 
 from tgm_scale import cli
-from tgm_scale.config import from_tree, lay_over
+from tgm_scale.config import apply_overrides, from_tree
 from tgm_scale.contracts import Grid
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
@@ -119,7 +119,7 @@ def test_the_packaged_towers_are_taken_and_the_way_on_is_said(
         "masking": {"recipe": "text_guided"},
         "objective": {"contrastive_weight": 0},
     }
-    made = from_tree(lay_over(tree, [*given, *way.split()]))
+    made = from_tree(apply_overrides(tree, [*given, *way.split()]))
     plan = plan_pretraining(made, ProcessInfo(0, 1, 0, torch.device("cpu")))
     loader = run_loader(plan, made.data, made.guidance, made.run.seed, open_corpora(made.data, True), range(1))
     batches = [batch for _, step in loader for batch in step]
@@ -127,7 +127,7 @@ def test_the_packaged_towers_are_taken_and_the_way_on_is_said(
     assert all(batch.relevance is not None for batch in batches)
     introduce(tmp_path, open_corpora(made.data, True), scored_anew=False)
     assert "maps of relevance" not in capsys.readouterr().out
-    anew = from_tree(lay_over(made.model_dump(), ["guidance.cached=false"]))
+    anew = from_tree(apply_overrides(made.model_dump(), ["guidance.cached=false"]))
     introduce(tmp_path, open_corpora(anew.data, True), scored_anew=True)
     assert "scored: has maps of relevance that are not used: guidance.cached=true reads" in capsys.readouterr().out
     introduce(tmp_path, [open_corpus(shards)], scored_anew=True)

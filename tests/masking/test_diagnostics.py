@@ -57,7 +57,7 @@ def test_figures_against_masks_made_apart() -> None:
     relevance, swapped = maps(5, 0), maps(5, 1)
     masker = build_masker("text_guided", GRID, 0.5)
     mine, other = (masker.hidden(torch.arange(5), relevance=m).float().flatten(1) for m in (relevance, swapped))
-    figures = monitor(relevance, swapped).figures()
+    figures = monitor(relevance, swapped).metrics()
     assert figures["mask_swapped_overlap"] == pytest.approx(float((mine * other).sum() / mine.sum()))
     assert set(figures) == {"mask_swapped_overlap", "mask_centre_overlap", "mask_slot_repeat"}
 
@@ -70,27 +70,27 @@ def test_equal_captions_and_broken_clips_are_not_counted() -> None:
     masker = build_masker("text_guided", GRID, 0.5)
     mine, other = (masker.hidden(torch.arange(4), relevance=m) for m in (relevance, swapped))
     # row 0 is compared with the caption of the broken row 3, rows 1 and 3 as above: row 2 is left
-    assert apart.figures()["mask_swapped_overlap"] == pytest.approx(float(overlap(mine, other)[2]))
+    assert apart.metrics()["mask_swapped_overlap"] == pytest.approx(float(overlap(mine, other)[2]))
 
 
 def test_without_another_caption_there_is_no_figure_of_it() -> None:
-    assert "mask_swapped_overlap" not in monitor(maps(1, 0), maps(1, 0), ids=torch.tensor([7])).figures()
-    assert set(monitor(maps(3, 0), None).figures()) == {"mask_centre_overlap", "mask_slot_repeat"}
+    assert "mask_swapped_overlap" not in monitor(maps(1, 0), maps(1, 0), ids=torch.tensor([7])).metrics()
+    assert set(monitor(maps(3, 0), None).metrics()) == {"mask_centre_overlap", "mask_slot_repeat"}
 
 
 def test_figures_are_of_the_clips_since_the_last_call() -> None:
     watch = monitor(maps(8, 0), maps(8, 1))
-    first = watch.figures()
-    assert watch.figures() == {}
+    first = watch.metrics()
+    assert watch.metrics() == {}
     watch.observe(torch.arange(8), torch.ones(8), torch.arange(8), maps(8, 2), maps(8, 2))
-    assert watch.figures()["mask_swapped_overlap"] == 1.0 > first["mask_swapped_overlap"]
+    assert watch.metrics()["mask_swapped_overlap"] == 1.0 > first["mask_swapped_overlap"]
 
 
 def test_captions_without_a_say_are_called_out() -> None:
     deaf = maps(80, 0)
     watch = monitor(deaf, deaf.clone())
     assert watch.warning() is None  # nothing read yet
-    watch.figures()
+    watch.metrics()
     warning = watch.warning()
     assert warning is not None and "captions hardly change the masks" in warning and "100%" in warning
 
@@ -98,16 +98,16 @@ def test_captions_without_a_say_are_called_out() -> None:
 def test_masks_that_are_a_centre_box_are_called_out() -> None:
     nearness = centre_box(build_masker("text_guided", GRID, 0.5)).float().expand(80, -1, -1, -1)
     watch = monitor(nearness, maps(80, 1))
-    watch.figures()
+    watch.metrics()
     assert "box in the centre" in str(watch.warning())
 
 
 def test_guidance_that_works_and_few_clips_raise_no_alarm() -> None:
     working = monitor(maps(80, 0), maps(80, 1))
-    working.figures()
+    working.metrics()
     assert working.warning() is None
     few = monitor(maps(10, 0), maps(10, 0))
-    few.figures()
+    few.metrics()
     assert few.warning() is None
 
 
@@ -116,13 +116,13 @@ def test_clips_without_motion_are_counted_and_called_out() -> None:
     moving[1] = 0
     watch = MotionMonitor()
     watch.observe(moving, torch.tensor([1.0, 1.0, 1.0, 0.0]))
-    assert watch.figures() == {"mask_without_motion": pytest.approx(1 / 3)} and watch.figures() == {}
+    assert watch.metrics() == {"mask_without_motion": pytest.approx(1 / 3)} and watch.metrics() == {}
     assert watch.warning() is None  # few clips
     watch.observe(torch.zeros(97, 2, 3, 3), torch.ones(97))
-    watch.figures()
+    watch.metrics()
     warning = watch.warning()
     assert warning is not None and "98 of 100 clips bring no motion" in warning and "shards make" in warning
     lively = MotionMonitor()
     lively.observe(torch.ones(100, 2, 3, 3), torch.ones(100))
-    lively.figures()
+    lively.metrics()
     assert lively.warning() is None

@@ -146,7 +146,7 @@ def test_a_sample_has_one_mask_in_any_batch(
 def test_counts_of_the_published_settings(recipe: str, mask_ratio: float, visible: int, target: int) -> None:
     masker = build_masker(recipe, CLIP, mask_ratio)
     assert (masker.visible_count, masker.target_count) == (visible, target)
-    assert f"{visible} visible" in masker.describe()
+    assert f"{visible} visible" in masker.summary()
 
 
 def test_a_binary_fraction_does_not_lose_a_token() -> None:

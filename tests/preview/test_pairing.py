@@ -8,7 +8,7 @@ import torch
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.image import SCORERS
-from tgm_scale.guidance.once import remembering
+from tgm_scale.guidance.memoised import memoised
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower
 from tgm_scale.preview.figures import pairing
@@ -53,7 +53,7 @@ def test_lift_is_of_the_hidden_over_the_visible() -> None:
 
 def test_a_tower_that_remembers_makes_the_same_and_works_once() -> None:
     image = load_image_tower(SMALL_TOWERS)
-    once = remembering(image)
+    once = memoised(image)
     calls = []
     last = image.trunk.blocks[0]
     last.register_forward_hook(lambda *_: calls.append(1))

@@ -173,7 +173,7 @@ def test_the_figures_are_those_of_the_library(page: Page, options: list[str], co
         own_BSRC = answers_BKSRC[torch.arange(CLIPS), torch.arange(CLIPS)]
         monitor = GuidanceMonitor(masker)
         monitor.observe(batch.seeds, batch.weight, torch.arange(CLIPS), own_BSRC)
-        figures = monitor.figures()
+        figures = monitor.metrics()
         hidden = masker.hidden(batch.seeds, relevance=own_BSRC)
         swapped = torch.zeros(CLIPS)
         for k in range(CLIPS):

@@ -96,7 +96,7 @@ def test_status_tells_who_waits_for_which_shard(
         assert re.search(
             r"waiting  rank 0, process \d+ on \S+ for http://\*\*\*@127\.0\.0\.1:\d+/0000\d\.tar\?token=\*\*\*, "
             r"0:00:\d\d by now: "
-            r"TryLater: http\S+: 503 Service Unavailable: the \\x1b\[31mdisks are away, see https://x/y\?token=\*\*\*",
+            r"RetryLater: http\S+: 503 Service Unavailable: the \\x1b\[31mdisks are away, see https://x/y\?token=\*\*\*",
             said,
         ), said
         assert f"process {process.pid} on " not in said, "a data worker waits"

@@ -19,7 +19,7 @@ from tgm_scale.benchmarks.clips import FPS, moving_texture
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.benchmarks.timed import Timed, measure, milliseconds, rows_of
 from tgm_scale.benchmarks.towers import SHAPES, random_clip
-from tgm_scale.config import Config, from_tree, lay_over, read_tree
+from tgm_scale.config import Config, apply_overrides, from_tree, read_tree
 from tgm_scale.contracts import Mask
 from tgm_scale.data.video.decode import Video
 from tgm_scale.data.video.encode import encode_video
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as scratch:
         towers = random_clip(options.towers, Path(scratch)) if options.towers in SHAPES else options.towers
-        tree = lay_over(read_tree(options.config), [f"guidance.towers={towers}", *options.overrides])
+        tree = apply_overrides(read_tree(options.config), [f"guidance.towers={towers}", *options.overrides])
         config = from_tree(tree, options.config)
         data = config.data
         print(

@@ -23,7 +23,7 @@ from tgm_scale.contracts import BatchLayout, Grid
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Sampling
-from tgm_scale.data.shards import kept_indices
+from tgm_scale.data.shards import index_cache
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.progress import ProgressBars
@@ -52,7 +52,7 @@ def _make(folder: Path, shards: int, samples: int) -> Path:
             info = tarfile.TarInfo(f"c{number:06d}.mp4")
             info.size = 512
             tar.addfile(info, io.BytesIO(bytes(512)))
-    kept_indices.load(str(first))
+    index_cache.load(str(first))
     for number in range(1, shards):
         os.link(first, folder / f"{number:05d}.tar")
         os.link(folder / "00000.index.jsonl", folder / f"{number:05d}.index.jsonl")
@@ -104,7 +104,7 @@ def _positions(folder: Path, ranks: int, bars: ProgressBars) -> dict[str, float]
         "first_position_of_a_rank_us": 1e6 * median(cold),
         "position_us": 1e6 * median(warm),
         "sample_lookup_us": 1e6 * median(lookups),
-        "index_load_us": 1e6 * median(_timed(lambda k=k: kept_indices.load(corpus.shards[k])) for k in range(20)),
+        "index_load_us": 1e6 * median(_timed(lambda k=k: index_cache.load(corpus.shards[k])) for k in range(20)),
     }
 
 

@@ -37,7 +37,7 @@ Features are kept in run.dir/features: a stopped or repeated evaluation resumes 
 def _evaluate(options: argparse.Namespace) -> int:
     from tgm_scale.evaluation import settings
 
-    kind = settings.FrozenConfig if options.command == "retrieve" else settings.JudgedConfig
+    kind = settings.FrozenConfig if options.command == "retrieve" else settings.SupervisedConfig
     resolved = settings.load_frozen(options.config, options.overrides, kind)
     from tgm_scale.evaluation import retrieve, run
 

@@ -83,7 +83,7 @@ def _config(options: argparse.Namespace) -> int:
     resolved = settings.load_any(options.config, options.overrides)
     known = config.all_keys(type(resolved))
     if options.key is None:
-        print(config.written(tree_without_secrets(resolved.model_dump(mode="json"))), end="")
+        print(config.to_yaml(tree_without_secrets(resolved.model_dump(mode="json"))), end="")
     elif options.key in known:
         value = message(str(attrgetter(options.key)(resolved)))
         print((f"tgm-scale: {options.key}=" if options.marked else "") + value)

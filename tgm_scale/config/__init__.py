@@ -7,16 +7,16 @@ the key, what was found, what was wanted, the nearest key that exists.
 from tgm_scale.config.data_sections import DataConfig, Section
 from tgm_scale.config.files import (
     CONFIGS,
+    apply_overrides,
     checked,
     digest_tree,
     dump,
     from_tree,
-    lay_over,
     load,
     packaged,
-    read_for_a_start,
+    read_for_run,
     read_tree,
-    written,
+    to_yaml,
 )
 from tgm_scale.config.mistakes import COMMAND_LINE, all_keys
 from tgm_scale.config.sections import Config, OptimConfig, RunSettings
@@ -30,14 +30,14 @@ __all__ = [
     "RunSettings",
     "Section",
     "all_keys",
+    "apply_overrides",
     "checked",
     "digest_tree",
     "dump",
     "from_tree",
-    "lay_over",
     "load",
     "packaged",
-    "read_for_a_start",
+    "read_for_run",
     "read_tree",
-    "written",
+    "to_yaml",
 ]

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from tgm_scale.config.data_sections import Section
-from tgm_scale.config.mistakes import describe_errors
+from tgm_scale.config.mistakes import format_errors
 from tgm_scale.config.renamed import with_current_values
 from tgm_scale.config.sections import Config
 from tgm_scale.runtime.outside.yaml_text import yaml_of
@@ -32,7 +32,7 @@ def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Confi
     """The configuration of a pretraining run in a YAML file, with `section.key=value` overrides laid over it.
 
     Raises ValueError that lists every mistake."""
-    return checked(read_for_a_start(path, overrides), str(path), Config, overrides)
+    return checked(read_for_run(path, overrides), str(path), Config, overrides)
 
 
 def packaged(path: str | Path, ending: str) -> Path:
@@ -65,7 +65,7 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
         tree = _merged(_sections(f"{path}: base={base}", below), tree)
         if "base" in tree:
             raise ValueError(f"{path}: base={base} has a base of its own: wanted one of sections alone")
-    return lay_over(tree, overrides)
+    return apply_overrides(tree, overrides)
 
 
 def _sections(path: str | Path, file: Path) -> dict:
@@ -90,7 +90,7 @@ def _merged(base: Any, over: Any) -> Any:
     return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
-def read_for_a_start(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
+def read_for_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
     """`read_tree`, and the DeepSpeed JSON that it names is found: in the working folder, in that of the configuration
     or the one above, or among those that come with the project. Raises ValueError where it is nowhere."""
     tree, file = read_tree(path, overrides), packaged(path, ".yaml")
@@ -109,7 +109,7 @@ def read_for_a_start(path: str | Path, overrides: list[str] | tuple[str, ...] = 
     return tree
 
 
-def lay_over(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
+def apply_overrides(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
     """Set each `section.key=value` in nested dictionaries. Raises ValueError for what is no such thing.
 
     Where `data.shards` is set and `data.synthetic` is not, nothing is made in the place of clips that are missing."""
@@ -154,15 +154,15 @@ def checked(tree: dict, origin: str, kind: type[Kind], overrides: list[str] | tu
         return kind.model_validate(tree)
     except ValidationError as error:
         given = [override.partition("=")[0] for override in overrides]
-        raise ValueError(describe_errors(error, tree, given, origin, kind)) from None
+        raise ValueError(format_errors(error, tree, given, origin, kind)) from None
 
 
 def dump(config: Section) -> str:
     """The configuration as YAML that `load` reads back to an equal one."""
-    return written(config.model_dump(mode="json"))
+    return to_yaml(config.model_dump(mode="json"))
 
 
-def written(tree: dict[str, Any]) -> str:
+def to_yaml(tree: dict[str, Any]) -> str:
     """A configuration's tree as YAML."""
     return yaml.safe_dump(tree, sort_keys=False)
 

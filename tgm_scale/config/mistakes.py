@@ -27,18 +27,18 @@ _WANTED = {
 }
 
 
-def describe_errors(error: ValidationError, tree: dict, given: list[str], origin: str, kind: type[Section]) -> str:
+def format_errors(error: ValidationError, tree: dict, given: list[str], origin: str, kind: type[Section]) -> str:
     """All mistakes of a tree, by where they were made: in the file `origin`, or in the keys given beside it."""
-    if other := _of_another_kind(tree, given, kind):
+    if other := _other_kind(tree, given, kind):
         return f"{origin}: {other}"
     of: dict[str, list[str]] = {}
     for item in _items(error, kind):
         name = ".".join(map(str, item["loc"]))
-        of.setdefault(_whose(name, given, origin), []).append(_explain(item, kind))
+        of.setdefault(_origin_of(name, given, origin), []).append(_explain(item, kind))
     return "\n".join(f"{where}:\n  " + "\n  ".join(lines) for where, lines in of.items())
 
 
-def _whose(name: str, given: list[str], origin: str) -> str:
+def _origin_of(name: str, given: list[str], origin: str) -> str:
     """Where the value of a key was given, or the values of a section (of all: '') that do not go together."""
     if origin == COMMAND_LINE or any(f"{name}.".startswith(f"{one}.") for one in given):
         return COMMAND_LINE
@@ -46,7 +46,7 @@ def _whose(name: str, given: list[str], origin: str) -> str:
     return f"{origin} and the {COMMAND_LINE}" if together else origin
 
 
-def _of_another_kind(tree: dict, given: list[str], kind: type[Section]) -> str:
+def _other_kind(tree: dict, given: list[str], kind: type[Section]) -> str:
     """Says so where a file, by its own sections, was made for other commands than those of `kind`."""
     own = {_COMMANDS[name] for name in kind.model_fields if name in _COMMANDS}
     of_file = [name for name in tree if not any(f"{one}.".startswith(f"{name}.") for one in given)]

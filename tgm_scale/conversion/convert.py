@@ -49,7 +49,7 @@ class Conversion(NamedTuple):
 
 def _write_safetensors(weights: Weights, file: Path) -> None:
     """Everything: all tensors, with our facts in the metadata (one entry: safetensors shuffles several)."""
-    save_tensors(weights.state, file, {OWN_ENTRY: json.dumps(weights.facts())})
+    save_tensors(weights.state, file, {OWN_ENTRY: json.dumps(weights.metadata())})
 
 
 def _read_outputs(path: Path, _: Weights) -> Tensor:

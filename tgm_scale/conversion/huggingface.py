@@ -146,14 +146,14 @@ def _normalised_by_patch(weights: Weights) -> bool:
     return objective.get("normalise_by", "patch") == "patch"
 
 
-def stated(folder: Path) -> ModelMetadata:
+def read_metadata(folder: Path) -> ModelMetadata:
     """What a transformers folder's config.json says. Raises ValueError where it is not a VideoMAE as ours."""
     prepare_torchvision()
     from transformers import VideoMAEConfig
 
     plain = json_object(folder / "config.json")
     if str(plain.get("model_type")).startswith(_VIDEOMAE_2):
-        return _stated_of_videomae_2(folder, plain.get("model_config") or {})
+        return _metadata_of_videomae_2(folder, plain.get("model_config") or {})
     if plain.get("model_type") != "videomae":
         raise ValueError(f"{folder}: config.json is of a '{plain.get('model_type')}', wanted a 'videomae'")
     config = VideoMAEConfig.from_dict(plain)
@@ -176,7 +176,7 @@ def stated(folder: Path) -> ModelMetadata:
     )
 
 
-def _stated_of_videomae_2(folder: Path, said: dict[str, Any]) -> ModelMetadata:
+def _metadata_of_videomae_2(folder: Path, said: dict[str, Any]) -> ModelMetadata:
     """What the configuration of a folder of VideoMAE V2's own code says. Raises ValueError for another attention."""
     if said.get("cos_attn"):
         raise ValueError(

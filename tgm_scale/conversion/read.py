@@ -31,7 +31,7 @@ def read(
     try:
         found = detect(opened.tensors)
         kind, state, notes = found.translate(opened.tensors, lossy, tubelet)
-        agreed, differing = (stated or ModelMetadata()).over(opened.stated)
+        agreed, differing = (stated or ModelMetadata()).over(opened.metadata)
         if ((agreed.config or {}).get("objective") or {}).get("normalise_by") == "clip":
             notes = [*notes, "trained on targets normalised by the clip: others' code computes its loss on other ones"]
         return Weights.of(kind, state, agreed, [*opened.notes, f"format: {found.name}", *notes, *differing])
@@ -71,7 +71,7 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
         state = {name: value for name, value in state.items() if name.startswith("encoder.") or name in EXTRAS}
         report.append(f"the decoder is another than the run's and is left out: {', '.join(differing)}")
     weights = {name if name == "log_scale" else f"model.{name}": value for name, value in state.items()}
-    if not found.clip_stated:
+    if not found.clip_known:
         report.append(
             f"it does not say its clips: taken for {found.frames} frames of {found.image_size} pixels, as published "
             "(`tgm-scale convert` can be told others)"

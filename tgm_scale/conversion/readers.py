@@ -37,7 +37,7 @@ class OpenedWeights(NamedTuple):
     """The state dict at a path, and what the file says of the model."""
 
     tensors: dict[str, Tensor]
-    stated: ModelMetadata
+    metadata: ModelMetadata
     notes: list[str]
 
 
@@ -49,7 +49,7 @@ def open_weights(path: str | Path, raw: bool = False) -> OpenedWeights:
     trained ones. Raises ValueError for anything else."""
     found = _open_folder(Path(path), raw) if Path(path).is_dir() else _open_file(Path(path), raw)
     tensors, notes = strip_prefixes(found.tensors)
-    return OpenedWeights(tensors, found.stated, [*found.notes, *notes])
+    return OpenedWeights(tensors, found.metadata, [*found.notes, *notes])
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -123,7 +123,7 @@ def _open_huggingface(folder: Path, raw: bool) -> OpenedWeights:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _open_file(file, raw).tensors
-    stated = huggingface.stated(folder)
+    stated = huggingface.read_metadata(folder)
     tensors, notes = into_patch_embedding(tensors, folder)
     return OpenedWeights(tensors, stated, [f"transformers folder {folder}", *notes])
 

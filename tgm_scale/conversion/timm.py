@@ -45,7 +45,7 @@ def _own(weights: Weights, name: str) -> str:
 
 def write(weights: Weights, file: Path) -> None:
     """A safetensors file of `to_timm` with the note and our facts in its metadata."""
-    save_tensors(to_timm(weights), file, {OWN_ENTRY: json.dumps({"note": NOTE, **weights.facts()})})
+    save_tensors(to_timm(weights), file, {OWN_ENTRY: json.dumps({"note": NOTE, **weights.metadata()})})
 
 
 @torch.no_grad()

@@ -43,7 +43,7 @@ class Weights:
     config: dict[str, Any] | None = None  # configuration of the run they come from
     notes: tuple[str, ...] = ()  # what reading them did
     positions: tuple[int, int] | None = None  # frames and side of other clips, from which positions are interpolated
-    clip_stated: bool = True  # else frames and image_size are those of the published models, as nobody says any
+    clip_known: bool = True  # else frames and image_size are those of the published models, as nobody says any
 
     @classmethod
     def of(cls, kind: ModelKind, state: Mapping[str, Tensor], stated: ModelMetadata, notes: list[str]) -> Weights:
@@ -82,7 +82,7 @@ class Weights:
     def classes(self) -> int:
         return self.state["head.weight"].shape[0] if "head.weight" in self.state else 0
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """What a reader needs beside the tensors; plain JSON. `ModelMetadata.from_metadata` reads it."""
         return {
             "kind": self.kind,

@@ -41,11 +41,11 @@ class Pictures(Protocol):
 
 def caption(options: argparse.Namespace) -> int:
     """The exit code. Raises ValueError for a mistake in the options or their files."""
-    rewriting.check(options)
+    rewriting.check_task(options)
     if options.classes is None and (options.language_model or options.templates):
         raise ValueError("--language-model and --templates describe classes: give --classes, too")
     corpus = open_corpus(options.shards)
-    rewriting.introduce(options, corpus)
+    rewriting.report_input(options, corpus)
     describe = _describer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def copy(shard: int, row: int, writer: ShardWriter) -> str:

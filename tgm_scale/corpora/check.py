@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from tgm_scale.corpora.sample_stats import THUMBNAIL, SampleInspector, SampleStats
-from tgm_scale.data.shards import kept_indices
+from tgm_scale.data.shards import index_cache
 from tgm_scale.data.shards.index import WHOLE_SHARD, Corpus
-from tgm_scale.data.shards.inventory import Inventory, of_corpus
-from tgm_scale.data.shards.listed import ListedCorpus
+from tgm_scale.data.shards.inventory import Inventory, corpus_inventory
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.files import check_output
 from tgm_scale.runtime.processes import Crashed, OrderedPool
@@ -57,7 +57,7 @@ def check(options: argparse.Namespace) -> int:
                     keeper.add(*place, found.sums)
     if keeper is not None:
         keeper.finish()
-    opened = of_corpus(corpus.name, corpus)
+    opened = corpus_inventory(corpus.name, corpus)
     report = _report(corpus, findings, crashed, opened)
     _print(report, opened)
     if options.report is not None:
@@ -83,8 +83,8 @@ class _Sums:
             self._rows[row] = sums
 
     def _keep(self) -> None:
-        if self._rows and not isinstance(self.corpus, ListedCorpus):
-            kept_indices.add_sums(self.corpus.shards[self._shard], self._rows)
+        if self._rows and not isinstance(self.corpus, VideoListCorpus):
+            index_cache.add_sums(self.corpus.shards[self._shard], self._rows)
             self.kept += 1
         self._rows = {}
 
@@ -133,7 +133,7 @@ def _report(corpus: Corpus, findings: list[SampleStats], crashed: list[str], ope
         "shards": len(corpus.shards),
         "samples": len(corpus),
         "left_out": dict(corpus.left_out),
-        "opened": opened.facts(),
+        "opened": opened.as_dict(),
         "looked_at": looked_at,
         "broken": dict(broken),
         "broken_share": sum(map(len, broken.values())) / looked_at,

@@ -11,9 +11,9 @@ import torch
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
-from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter, shard_path
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.relevance import Relevance
@@ -25,16 +25,16 @@ FRAMES_PER_PASS = 16
 
 def cache(options: argparse.Namespace) -> int:
     """The exit code. Raises ValueError for a mistake in the options or their files."""
-    rewriting.check(options)
+    rewriting.check_task(options)
     if options.every <= 0:
         raise ValueError(f"--every {options.every}: wanted seconds above 0")
     corpus = open_corpus(options.shards)
-    if isinstance(corpus, ListedCorpus):
+    if isinstance(corpus, VideoListCorpus):
         raise ValueError(
             f"--shards {options.shards}: video files, and a map needs a shard to lie in: make shards of them, with "
             "`tgm-scale shards make` from spans, or `tgm-scale shards caption` from a list"
         )
-    rewriting.introduce(options, corpus)
+    rewriting.report_input(options, corpus)
     with command.reported_as("guidance.", "--"):
         scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

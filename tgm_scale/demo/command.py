@@ -36,7 +36,7 @@ from tgm_scale.runtime.files import making, replace_file
 from tgm_scale.runtime.progress import ProgressBars
 
 LABELS = {"motion": SYNTHETIC_MOTION, "shape": "truth.objects.0.shape", "colour": "truth.objects.0.colour"}
-JUDGED_CLIPS = 60
+EVALUATED_CLIPS = 60
 STRIPS = 4
 _TEST_SEED = 1000  # of held-out corpora; training corpora have seed 0
 
@@ -77,7 +77,7 @@ def make_corpora(plan: Plan, bars: ProgressBars) -> Figures:
     return {}
 
 
-def judge_masks(plan: Plan, bars: ProgressBars) -> Figures:
+def evaluate_masks(plan: Plan, bars: ProgressBars) -> Figures:
     """Does the relevance point at the named object? On clips of the held-out seed, for every scorer and control."""
     config = plan.run_config()
     assert config.guidance.towers is not None, "the demo's configuration names towers"
@@ -86,7 +86,7 @@ def judge_masks(plan: Plan, bars: ProgressBars) -> Figures:
     image = load_image_tower(towers, torch.device("cpu"), torch.float32)
     scorers = {name: relevance.towers_scorer(text, image, name, grid) for name in SCORERS}
     scorers["colour_control"] = relevance.colour_scorer(grid)
-    clips = min(JUDGED_CLIPS, plan.test_clips)
+    clips = min(EVALUATED_CLIPS, plan.test_clips)
     task = bars.task("masks evaluated", len(scorers) + 1)
     spec = SyntheticSpec(frames=config.data.frames, seed=_TEST_SEED)
     judged = {}

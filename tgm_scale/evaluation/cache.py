@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.shards.listed import ListedCorpus
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.clips import chunks, fitting, own_samples, run_models
-from tgm_scale.evaluation.labelled import Labelled
+from tgm_scale.evaluation.labelled import LabelledCorpus
 from tgm_scale.evaluation.views import Decoder, Decoding
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import replacing
@@ -48,7 +48,7 @@ class RowModel:
 
 
 def cached_rows(
-    folder: Path, model: RowModel, source: Labelled, decoding: Decoding, collectives: HostCollectives
+    folder: Path, model: RowModel, source: LabelledCorpus, decoding: Decoding, collectives: HostCollectives
 ) -> Clips:
     """For every labelled sample the mean over its views of the model's rows, or the tokens of all its views; read from
     `folder` where they were kept already. Collective: each process makes every world-size-th chunk.
@@ -60,7 +60,7 @@ def cached_rows(
     facts = (*model.identity, source.corpus.fingerprint, str(len(refs)), str(decoding.views), str(model.dtype))
     for fact in facts:
         digest.update(fact.encode() + b"\n")
-    if isinstance(source.corpus, ListedCorpus):  # lists may name other files of the same paths
+    if isinstance(source.corpus, VideoListCorpus):  # lists may name other files of the same paths
         for ref in refs:
             digest.update(f"{os.path.abspath(ref.shard)} {ref.members[ref.video][1]}\n".encode())
     folder = folder / digest.hexdigest()
@@ -88,7 +88,7 @@ def _over_views(rows_NV: Tensor) -> Tensor:
     return rows_NV.flatten(1, 2) if rows_NV.ndim == 4 else rows_NV.mean(dim=1)
 
 
-def _gather(folder: Path, count: int, source: Labelled) -> Clips:
+def _gather(folder: Path, count: int, source: LabelledCorpus) -> Clips:
     rows, names, problems = [], [], list(source.problems)
     for number in range(count):
         found, facts = _read(folder / f"{number:06d}.safetensors")
@@ -97,7 +97,7 @@ def _gather(folder: Path, count: int, source: Labelled) -> Clips:
             finite.refuse(found, facts.names, f"its features in {folder}")
         names += facts.names
         problems += facts.problems
-    refuse_nothing(names, source, problems)
+    refuse_empty(names, source, problems)
     return Clips([torch.cat(rows)], [source.labels[name] for name in names], names, problems)
 
 
@@ -118,7 +118,7 @@ def _read(file: Path) -> tuple[Tensor, _Facts]:
         raise ValueError(f"{file} is damaged: delete it, it is rebuilt ({error})") from None
 
 
-def refuse_nothing(names: list[str], source: Labelled, problems: list[Problem]) -> None:
+def refuse_empty(names: list[str], source: LabelledCorpus, problems: list[Problem]) -> None:
     """Raises ValueError where no sample could be used."""
     if not names:
         corpus = source.corpus

@@ -105,7 +105,7 @@ def texts_of(classes: Sequence[str], path: str) -> dict[str, list[str]]:
     return {label: listed[label] for label in classes if label in listed}
 
 
-def not_trained(trained: Iterable[str], test: Sequence[str]) -> dict[str, int]:
+def untrained_classes(trained: Iterable[str], test: Sequence[str]) -> dict[str, int]:
     """How many test clips have each class that training lacks: they cannot be got right. Raises ValueError where all
     are such."""
     known = set(trained)
@@ -118,7 +118,7 @@ def not_trained(trained: Iterable[str], test: Sequence[str]) -> dict[str, int]:
     return {label: lacking[label] for label in in_order(lacking)}
 
 
-def told(lacking: dict[str, int], clips: int) -> str:
+def untrained_note(lacking: dict[str, int], clips: int) -> str:
     """In words; "" where every test class was trained."""
     if not lacking:
         return ""
@@ -127,7 +127,7 @@ def told(lacking: dict[str, int], clips: int) -> str:
     return f"{sum(lacking.values())} of {clips} test clips have a class that training lacks: {few}{more}"
 
 
-def one_class(classes: Sequence[str]) -> str:
+def single_class_note(classes: Sequence[str]) -> str:
     """In words; "" where there are several."""
     if len(classes) != 1:
         return ""

@@ -70,7 +70,7 @@ def run_models(
     def run(count: int) -> None:
         clips = torch.cat(waiting)
         rows = [rows.cpu() for rows in models(clips[:count])]
-        for bad in (finite.first_bad(of_model) for of_model in rows):
+        for bad in (finite.first_not_finite(of_model) for of_model in rows):
             if bad is not None:
                 done = sum(len(before[0]) for before in given)
                 finite.refuse_clip(names[(done + bad) // views], models, clips[bad : bad + 1], modules)

@@ -17,9 +17,9 @@ from torch import Tensor
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build, encoder_of
 from tgm_scale.data.shards.index import Corpus
-from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows, refuse_nothing
+from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows, refuse_empty
 from tgm_scale.evaluation.clips import chunks, inference, run_models
-from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, Labelled, read_labels
+from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, LabelledCorpus, read_labels
 from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import patchify
@@ -149,7 +149,7 @@ def extract(
     views = encoders[0].views()
     assert all(encoder.views() == views for encoder in encoders)
     labels, problems = read_labels(corpus, label)
-    source = Labelled(corpus, labels, problems)
+    source = LabelledCorpus(corpus, labels, problems)
     modules = [encoder.encoder for encoder in encoders]
     with Decoder(Decoding(views, workers, progress)) as decoder:
         found = [
@@ -159,7 +159,7 @@ def extract(
     parts = [part for part in found if part.names]
     names = [name for part in parts for name in part.names]
     broken = [problem for part in found for problem in part.problems]
-    refuse_nothing(names, source, broken)
+    refuse_empty(names, source, broken)
     features = [torch.cat([part.rows[i] for part in parts])[:, 0] for i in range(len(encoders))]
     return Clips(features, [labels[name] for name in names], names, [*problems, *broken])
 
@@ -167,7 +167,7 @@ def extract(
 def cached(
     folder: Path,
     encoder: FrozenEncoder,
-    source: Labelled,
+    source: LabelledCorpus,
     decoding: Decoding,
     pooling: Pooling,
     collectives: HostCollectives,

@@ -17,7 +17,7 @@ _REMEDY = (
 )
 
 
-def first_bad(rows: Tensor) -> int | None:
+def first_not_finite(rows: Tensor) -> int | None:
     """The first row with a value that is not finite; None also of no rows."""
     if not rows.numel():  # no clip of a chunk can be decoded
         return None
@@ -27,7 +27,7 @@ def first_bad(rows: Tensor) -> int | None:
 
 def refuse(rows: Tensor, names: Sequence[str], what: str) -> None:
     """Raises ValueError that names the first of N rows with a value that is not finite; `names`: of the rows."""
-    if (row := first_bad(rows)) is not None:
+    if (row := first_not_finite(rows)) is not None:
         raise ValueError(f"{names[row]}: {what} are not finite: {_REMEDY}")
 
 

@@ -8,21 +8,21 @@ from functools import cached_property
 from typing import Any
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.access.names import real_place
+from tgm_scale.data.access.names import resolved
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
 from tgm_scale.data.lists.reading import Role, is_list, read_list
 from tgm_scale.data.lists.text import cleaned, shown
 from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.inventory import NAMED, Inventory
-from tgm_scale.data.shards.listed import ListedCorpus
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.runtime.outside.json_text import json_of
 
 SYNTHETIC_MOTION = "truth.objects.0.motion"
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledCorpus:
     """A corpus, the label of each sample by its name, and what has none or is not there."""
 
     corpus: Corpus
@@ -35,58 +35,56 @@ class Labelled:
         return sorted((ref for ref in self.corpus.refs if ref.name in self.labels), key=lambda ref: ref.name)
 
     @property
-    def given(self) -> list[str]:
+    def sample_labels(self) -> list[str]:
         """The label of each of them."""
         return [self.labels[ref.name] for ref in self.refs]
 
 
 def open_labelled(
     spec: str | list[str], label: str = "label", *, role: Role = "train", root: str | None = None, split: int = 1
-) -> Labelled:
+) -> LabelledCorpus:
     """What `spec` names: shards (anything that `open_corpus` takes), or a list (see lists.py) of videos below `root`.
 
     label: where a sample's json has its label, such as `label` or `truth.objects.0.motion`; for EPIC-Kitchens' lists
     verb, noun or action. role, split: the part of HMDB51's lists. Raises ValueError where nothing is labelled."""
     if is_list(spec):
         assert isinstance(spec, str)
-        return _of_files(ListedCorpus(read_list(spec, role, label=label, split=split), root=root))
+        return _of_files(VideoListCorpus(read_list(spec, role, label=label, split=split), root=root))
     corpus = open_corpus(spec)
-    if isinstance(corpus, ListedCorpus):  # a folder of files: in folders by class, or with NAME.json beside them
+    if isinstance(corpus, VideoListCorpus):  # a folder of files: in folders by class, or with NAME.json beside them
         return _of_files(corpus)
     labels, problems = read_labels(corpus, label)
-    return Labelled(corpus, labels, [*corpus.all_problems(), *problems])
+    return LabelledCorpus(corpus, labels, [*corpus.all_problems(), *problems])
 
 
-def _of_files(corpus: ListedCorpus) -> Labelled:
+def _of_files(corpus: VideoListCorpus) -> LabelledCorpus:
     labels, problems = corpus.labels, list(corpus.all_problems())
     named = {problem.key for problem in problems}
     without = [ref.name for ref in corpus.refs if ref.name not in labels and ref.name not in named]
     if not labels:
         raise ValueError(f"{corpus.origin}: none of its {len(corpus)} videos has a label ({corpus.listing.layout})")
-    return Labelled(corpus, labels, [*problems, *(Problem(name, "no_label") for name in without)])
+    return LabelledCorpus(corpus, labels, [*problems, *(Problem(name, "no_label") for name in without)])
 
 
-def of_labelled(part: str, source: Labelled, listed: str = "") -> Inventory:
+def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> Inventory:
     """What of a part is usable and what is left out, with a few samples and what is said of them."""
     refs = source.refs
     chosen = [refs[len(refs) * k // NAMED] for k in range(min(NAMED, len(refs)))]
     said = [f"{ref.name}: {shown(source.labels[ref.name])}" for ref in chosen]
-    layout = source.corpus.listing.layout if isinstance(source.corpus, ListedCorpus) else ""
+    layout = source.corpus.listing.layout if isinstance(source.corpus, VideoListCorpus) else ""
     lost = max(source.corpus.lost, sum(problem.reason not in NOTICES for problem in source.problems))
     return Inventory.of(part, len(refs), source.problems, lost, layout=layout, examples=said, listed=listed)
 
 
-def in_both(train: Labelled, test: Labelled) -> str:
+def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:
     """What training and test share, in words: the same files, or bytes of the same shard; groups of lists."""
-    places = [
-        {(real_place(ref.shard), ref.members[ref.video][0]): ref.name for ref in of.refs} for of in (train, test)
-    ]
+    places = [{(resolved(ref.shard), ref.members[ref.video][0]): ref.name for ref in of.refs} for of in (train, test)]
     said = []
     if shared := [name for place, name in places[1].items() if place in places[0]]:
         said.append(
             f"{len(shared)} of {len(places[1])} test clips are training clips, too: {', '.join(shared[:NAMED])}"
         )
-    groups = [of.corpus.groups if isinstance(of.corpus, ListedCorpus) else set() for of in (train, test)]
+    groups = [of.corpus.groups if isinstance(of.corpus, VideoListCorpus) else set() for of in (train, test)]
     if both := sorted(groups[0] & groups[1]):
         said.append(f"{len(both)} groups are in training and test: {', '.join(both[:NAMED])}")
     return "; ".join(said)

@@ -14,9 +14,9 @@ from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
 from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import knn, results
-from tgm_scale.evaluation.classes import in_order, not_trained, one_class, told
+from tgm_scale.evaluation.classes import in_order, single_class_note, untrained_classes, untrained_note
 from tgm_scale.evaluation.clips import PASS
-from tgm_scale.evaluation.labelled import Labelled, of_labelled, open_labelled
+from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, open_labelled
 from tgm_scale.evaluation.session import PARTS
 from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.patches import patchify
@@ -37,7 +37,7 @@ class Neighbours:
         views = Views(data.frames, data.size, data.stride)
         specs = {"train": settings.train, "test": settings.test}
         sources = {role: open_labelled(specs[role], settings.label, role=role, root=settings.root) for role in PARTS}
-        found = [of_labelled(f"knn.{role}", source) for role, source in sources.items()]
+        found = [labelled_inventory(f"knn.{role}", source) for role, source in sources.items()]
         refuse_above(found, data.max_left_out_share)
         if collectives.process.is_main:
             print("\n".join(line for inventory in found for line in inventory.lines()), flush=True)
@@ -47,7 +47,7 @@ class Neighbours:
             self._parts = {role: _Part(source, decoder, collectives) for role, source in sources.items()}
         train, test = (self._parts[role].labels for role in PARTS)
         classes = in_order(train)
-        for note in (told(not_trained(classes, test), len(test)), one_class(classes)):
+        for note in (untrained_note(untrained_classes(classes, test), len(test)), single_class_note(classes)):
             if note and collectives.process.is_main:
                 print(f"knn.test: {note}", flush=True)
         self._truth_M, self._labels_N = (results.class_numbers(classes, labels) for labels in (test, train))
@@ -81,7 +81,7 @@ class Neighbours:
 class _Part:
     """This process's share of the clips (every world-size-th), filled up to the longest share, and all labels."""
 
-    def __init__(self, source: Labelled, decoder: Decoder, collectives: HostCollectives) -> None:
+    def __init__(self, source: LabelledCorpus, decoder: Decoder, collectives: HostCollectives) -> None:
         rank, ranks = collectives.process.rank, collectives.process.world_size
         refs = source.refs
         own = list(decoder.decode(source.corpus, refs[rank::ranks]))

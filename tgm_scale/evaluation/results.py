@@ -74,12 +74,12 @@ def by_reason(problems: Iterable[Problem]) -> dict[str, int]:
     return dict(sorted(Counter(problem.reason for problem in problems).items()))
 
 
-def said(text: str) -> dict[str, str]:
+def optional_note(text: str) -> dict[str, str]:
     """A note for the facts, or none."""
     return {"note": text} if text else {}
 
 
-def told_positions(positions: Clip | None, frames: int, side: int) -> dict[str, str]:
+def interpolation_note(positions: Clip | None, frames: int, side: int) -> dict[str, str]:
     """A line for the log and for results.json where positions are interpolated."""
     if positions is None:
         return {}

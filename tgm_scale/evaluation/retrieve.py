@@ -16,11 +16,11 @@ from torch import Tensor
 
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import finite, results
-from tgm_scale.evaluation.classes import one_class, ordered, texts_of
+from tgm_scale.evaluation.classes import ordered, single_class_note, texts_of
 from tgm_scale.evaluation.features import Clips
-from tgm_scale.evaluation.labelled import Labelled, read_captions
+from tgm_scale.evaluation.labelled import LabelledCorpus, read_captions
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
-from tgm_scale.evaluation.session import Session, features, introduce, open_split, session
+from tgm_scale.evaluation.session import Session, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower, tower_folder
@@ -37,7 +37,7 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
                 "objective.contrastive_weight above 0, and give the run itself, not a file of another project's format"
             )
         source = _captioned(config) if not config.retrieve.zero_shot else open_split(config.data, "test")
-        opened = introduce(at, {"test": source})
+        opened = report_data(at, {"test": source})
         if config.retrieve.zero_shot:
             class_texts(config, list(source.labels.values()))
         text = _text_tower(at)
@@ -57,11 +57,11 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
     return found
 
 
-def _captioned(config: FrozenConfig) -> Labelled:
+def _captioned(config: FrozenConfig) -> LabelledCorpus:
     """The test part with captions in place of labels."""
     corpus = open_corpus(config.data.test, root=config.data.root, role="test")
     captions, problems = read_captions(corpus)
-    return Labelled(corpus, captions, [*corpus.all_problems(), *problems])
+    return LabelledCorpus(corpus, captions, [*corpus.all_problems(), *problems])
 
 
 def _text_tower(at: Session) -> TextTower:
@@ -133,7 +133,7 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
     """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
     descriptions = class_texts(at.config, clips.labels)
     classes = list(descriptions)
-    if note := one_class(classes):
+    if note := single_class_note(classes):
         print(f"warning: {note}", flush=True)
     class_CE = torch.stack([F.normalize(_encoded(text, texts).mean(0), dim=0) for texts in descriptions.values()])
     scores_MC = (video_ME @ class_CE.T).cpu()

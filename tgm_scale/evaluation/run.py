@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tgm_scale.evaluation import attentive, epic, knn, probe, results
-from tgm_scale.evaluation.classes import in_order, not_trained, one_class, ordered, told
+from tgm_scale.evaluation.classes import in_order, ordered, single_class_note, untrained_classes, untrained_note
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling
-from tgm_scale.evaluation.session import PARTS, features, introduce, open_split, session
+from tgm_scale.evaluation.session import PARTS, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.runtime.progress import ProgressBars
@@ -85,9 +85,9 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
     with session(config) as at, ProgressBars() as bars:
         sources = {role: open_split(config.data, role) for role in PARTS}
         classes = ordered(sources["train"].labels.values(), config.data.classes)
-        lacking = not_trained(sources["train"].given, sources["test"].given)
-        opened = introduce(at, sources)
-        if (note := one_class(classes)) and at.process.is_main:
+        lacking = untrained_classes(sources["train"].sample_labels, sources["test"].sample_labels)
+        opened = report_data(at, sources)
+        if (note := single_class_note(classes)) and at.process.is_main:
             print(f"warning: {note}", flush=True)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
         train, test = (features(at, source, pooling, role, bars) for role, source in sources.items())
@@ -98,7 +98,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
             facts = {
                 "classes": len(classes),
                 "training clips": len(train.labels),
-                **results.said(told(lacking, len(test.labels))),
+                **results.optional_note(untrained_note(lacking, len(test.labels))),
                 "features": _POOLINGS[pooling],
                 **scored.facts,
             }

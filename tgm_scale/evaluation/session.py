@@ -13,7 +13,7 @@ from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.clips import PATIENCE, own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
-from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled, open_labelled
+from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, open_labelled, overlap_note
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.evaluation.views import Decoding
 from tgm_scale.models.vit import SIZES
@@ -70,7 +70,7 @@ def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
     return found
 
 
-def open_split(data: LabelledConfig, role: Role) -> Labelled:
+def open_split(data: LabelledConfig, role: Role) -> LabelledCorpus:
     """The training or test part. Raises ValueError."""
     spec = data.train if role == "train" else data.test
     if spec is None:
@@ -78,30 +78,30 @@ def open_split(data: LabelledConfig, role: Role) -> Labelled:
     return open_labelled(spec, data.label, role=role, root=data.root, split=data.split)
 
 
-def introduce(at: Session, sources: Mapping[Any, Labelled]) -> dict[str, Any]:
+def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str, Any]:
     """Print what was opened and left out; RUN/left_out.jsonl names all of it. Returns it for results.json.
 
     Raises ValueError where more than data.max_left_out_share is left out."""
-    found = [of_labelled(part, source, LEFT_OUT) for part, source in sources.items()]
+    found = [labelled_inventory(part, source, LEFT_OUT) for part, source in sources.items()]
     if at.process.is_main and not (at.folder / "results.json").exists():  # which has one of its own
         write_left_out(at.folder / LEFT_OUT, ((part, source.problems) for part, source in sources.items()))
     refuse_above(found, at.config.data.max_left_out_share)
-    shared = in_both(*sources.values()) if len(sources) == 2 else ""
+    shared = overlap_note(*sources.values()) if len(sources) == 2 else ""
     if at.process.is_main:
         for inventory in found:
             print("\n".join(inventory.lines()), flush=True)
         if shared:
             print(f"warning: {shared}", flush=True)
-    positions = results.told_positions(at.encoder.positions, at.encoder.frames, at.encoder.image_size)
+    positions = results.interpolation_note(at.encoder.positions, at.encoder.frames, at.encoder.image_size)
     if at.process.is_main:
         print(
             "\n".join(f"positions: {text}" for text in positions.values()), end="\n" if positions else "", flush=True
         )
-    data = {"data": [inventory.facts() for inventory in found], **positions}
+    data = {"data": [inventory.as_dict() for inventory in found], **positions}
     return {**data, **({"in both parts": shared} if shared else {})}
 
 
-def features(at: Session, source: Labelled, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:
+def features(at: Session, source: LabelledCorpus, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:
     """Cached features of a part, below the run folder. Collective."""
     if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
         replace_file(at.folder / "config.yaml", run_folder.shown(at.config))

@@ -86,17 +86,17 @@ class FrozenConfig(RunSettings):
     retrieve: RetrieveConfig = RetrieveConfig()
 
 
-class TwoPartsConfig(LabelledConfig):
+class TrainTestConfig(LabelledConfig):
     train: str | list[str] = Field(description=f"{_PART} to train on")
 
 
-class JudgedConfig(FrozenConfig):
+class SupervisedConfig(FrozenConfig):
     """Of `tgm-scale knn` and `probe`, which learn from labels."""
 
-    data: TwoPartsConfig
+    data: TrainTestConfig
 
 
-class FinetuneDataConfig(TwoPartsConfig, ClipsConfig):
+class FinetuneDataConfig(TrainTestConfig, ClipsConfig):
     frames: int = Field(16, ge=1, description="frames of a clip; positions are interpolated to it")
     size: int = Field(224, ge=8, description="side of the square clip, pixels; positions are interpolated to it")
     stride: int = Field(4, ge=1, description="of dense windows: source frames from one sampled frame to the next")
@@ -177,5 +177,5 @@ def load_training(path: str, overrides: list[str]) -> Config | FinetuneConfig:
 
 def _tree(path: str | None, overrides: list[str]) -> dict[str, Any]:
     if path is None:
-        return configuration.lay_over({}, overrides)
-    return configuration.read_for_a_start(path, overrides)
+        return configuration.apply_overrides({}, overrides)
+    return configuration.read_for_run(path, overrides)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tgm_scale.checkpoints import checkpoint, ema
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.cache import RowModel, cached_rows
-from tgm_scale.evaluation.classes import told
+from tgm_scale.evaluation.classes import untrained_note
 from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Decoding, Views
@@ -66,8 +66,8 @@ def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
             "figures": results.classification_metrics(scores_MC, truth_M, clips.labels),
             "facts": {
                 "classes": len(parts.classes),
-                **results.told_positions(positions, data.frames, data.size),
-                **results.said(told(parts.lacking, len(clips.labels))),
+                **results.interpolation_note(positions, data.frames, data.size),
+                **results.optional_note(untrained_note(parts.lacking, len(clips.labels))),
                 "training videos": len(parts.train.refs),
                 "views": f"{views.temporal} windows x {views.spatial} squares",
             },

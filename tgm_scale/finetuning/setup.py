@@ -21,8 +21,8 @@ from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, w
 from tgm_scale.data.shards.replaced import replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
 from tgm_scale.evaluation import results
-from tgm_scale.evaluation.classes import names_of, not_trained, one_class, ordered, told
-from tgm_scale.evaluation.labelled import Labelled, in_both, of_labelled
+from tgm_scale.evaluation.classes import names_of, ordered, single_class_note, untrained_classes, untrained_note
+from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, overlap_note
 from tgm_scale.evaluation.results import Clip
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
@@ -77,8 +77,8 @@ class Parts:
     """What training and test read."""
 
     collectives: HostCollectives
-    train: Labelled
-    test: Labelled
+    train: LabelledCorpus
+    test: LabelledCorpus
     classes: list[str]
     lacking: dict[str, int]  # test clips by class that training lacks
     opened: dict[str, Any]  # what of the data is usable and left out
@@ -107,11 +107,11 @@ def opened(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, 
     """Open both parts of the data. Raises ValueError. listed: the file that will name what is left out."""
     train, test = open_split(config.data, "train"), open_split(config.data, "test")
     classes = _classes(config, train)
-    lacking = not_trained(train.given, test.given)
-    found = [of_labelled(part, source, listed) for part, source in (("train", train), ("test", test))]
-    overlap = in_both(train, test)
-    facts = {"data": [inventory.facts() for inventory in found], **({"in both parts": overlap} if overlap else {})}
-    notes = [note for note in (overlap, told(lacking, len(test.refs)), one_class(classes)) if note]
+    lacking = untrained_classes(train.sample_labels, test.sample_labels)
+    found = [labelled_inventory(part, source, listed) for part, source in (("train", train), ("test", test))]
+    overlap = overlap_note(train, test)
+    facts = {"data": [inventory.as_dict() for inventory in found], **({"in both parts": overlap} if overlap else {})}
+    notes = [note for note in (overlap, untrained_note(lacking, len(test.refs)), single_class_note(classes)) if note]
     plan = plan.for_samples(config.train, len(train.corpus))
     return Opened(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
 
@@ -133,7 +133,7 @@ def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives)
     return parts
 
 
-def _classes(config: FinetuneConfig, train: Labelled) -> list[str]:
+def _classes(config: FinetuneConfig, train: LabelledCorpus) -> list[str]:
     """The classes in the order of the run's checkpoint where there is one. Raises ValueError where they are others."""
     classes = ordered((train.labels[ref.name] for ref in train.refs), config.data.classes)
     newest = checkpoint.newest_whole(Path(config.run.dir) / "checkpoints", {})

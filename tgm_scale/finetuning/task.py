@@ -45,7 +45,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 
 class Finetuning(Task):
-    """Labelled data and a classifier, with the average of its weights where the run keeps one."""
+    """LabelledCorpus data and a classifier, with the average of its weights where the run keeps one."""
 
     def __init__(self, config: FinetuneConfig, plan: RunPlan, start: Start):
         self.config, self.folder = config, start.folder
@@ -124,7 +124,7 @@ class Finetuning(Task):
         return setup.data_facts(self.parts)
 
     def introduce(self, start: int) -> None:
-        told = results.told_positions(self.positions, self.config.data.frames, self.config.data.size)
+        told = results.interpolation_note(self.positions, self.config.data.frames, self.config.data.size)
         notes = [*self.notes, *(f"positions: {text}" for text in told.values())]
         setup.announce(self.config, self.parts, notes, start)
 

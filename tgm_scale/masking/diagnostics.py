@@ -11,7 +11,7 @@ from torch import Tensor
 from tgm_scale.masking import selection
 from tgm_scale.masking.recipes import Masker
 
-FIGURES = ("mask_swapped_overlap", "mask_centre_overlap", "mask_slot_repeat")
+METRICS = ("mask_swapped_overlap", "mask_centre_overlap", "mask_slot_repeat")
 ALARM = 0.9  # of the way from the overlap of independent masks to that of equal ones
 CLIPS_BEFORE_ALARM = 64
 
@@ -76,7 +76,7 @@ class MotionMonitor(_Monitor):
         still_B = (motion_BSRC == 0).flatten(1).all(dim=1)
         self._add(torch.stack([(still_B & whole_B).sum(), whole_B.sum()]))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The share since the last call; nothing where no clip was counted."""
         if (latest := self._latest()) is None:
             return {}
@@ -103,7 +103,7 @@ class GuidanceMonitor(_Monitor):
     mask_slot_repeat       share of the mask that was hidden in the slot before"""
 
     def __init__(self, masker: Masker):
-        super().__init__(2, len(FIGURES))  # sums and counts
+        super().__init__(2, len(METRICS))  # sums and counts
         self.masker = masker
         self.box = centre_box(masker)
 
@@ -133,7 +133,7 @@ class GuidanceMonitor(_Monitor):
         figures += [(overlap(hidden, self.box), whole_B), (slot_repeat(hidden), whole_B)]
         self._add(torch.stack([torch.stack([(value * rows).sum(), rows.sum()]) for value, rows in figures], dim=1))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Means over the clips since the last call; a figure that no clip gave is left out."""
         return {} if (latest := self._latest()) is None else _means(latest)
 
@@ -146,13 +146,13 @@ class GuidanceMonitor(_Monitor):
             return None
         if means.get("mask_swapped_overlap", 0.0) > bar:
             return (
-                f"the captions hardly change the masks: another clip's caption hides {_share(means, FIGURES[0])} of "
+                f"the captions hardly change the masks: another clip's caption hides {_share(means, METRICS[0])} of "
                 f"the same tokens ({independent:.0%} would be chance). The run is not text-guided. Look at the "
                 "captions, at guidance.towers, and try another guidance.scorer or masking.recipe"
             )
         if means.get("mask_centre_overlap", 0.0) > bar:
             return (
-                f"the masks are little else than a box in the centre of the frame: {_share(means, FIGURES[1])} of "
+                f"the masks are little else than a box in the centre of the frame: {_share(means, METRICS[1])} of "
                 f"the hidden tokens lie in it ({independent:.0%} would be chance). Look at guidance.towers and try "
                 "another guidance.scorer"
             )
@@ -161,7 +161,7 @@ class GuidanceMonitor(_Monitor):
 
 def _means(sums_and_counts: Tensor) -> dict[str, float]:
     sums, counts = sums_and_counts.tolist()
-    return {name: total / count for name, total, count in zip(FIGURES, sums, counts) if count}
+    return {name: total / count for name, total, count in zip(METRICS, sums, counts) if count}
 
 
 def _share(means: dict[str, float], name: str) -> str:

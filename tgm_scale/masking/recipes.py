@@ -119,7 +119,7 @@ class Masker:
         priority = RULES[recipe.rule](saliency, spec)
         return selection.split(priority, recipe.scope, self.hidden_per_group, self.grid, seeds_B)
 
-    def describe(self) -> str:
+    def summary(self) -> str:
         """One line: what is hidden, seen and reconstructed, with the rounding."""
         grid, size = self.grid, selection.group_size(self.recipe.scope, self.grid)
         group = {"clip": "the clip", "slot": "each slot", "tube": "each slot, the same in all"}[self.recipe.scope]

@@ -12,11 +12,11 @@ from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import (
     LEFT_OUT,
     Inventory,
-    of_corpus,
+    corpus_inventory,
     refuse_above,
     refuse_without_captions,
 )
-from tgm_scale.data.shards.opening import open_corpus, tell_apart
+from tgm_scale.data.shards.opening import make_names_distinct, open_corpus
 from tgm_scale.runtime.files import making
 
 MADE_BY = "synthetic.json"  # in a corpus that was made: of which data.synthetic
@@ -47,7 +47,7 @@ def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[st
     cache = DiskCache(kept.dir, round(kept.gigabytes * 1e9)) if kept else None
     settings: dict[str, Any] = {"cache": cache, "root": data.root, "patience": data.patience}
     opened = [open_corpus(entry.path, **settings) for entry in data.corpora()]
-    tell_apart(opened)
+    make_names_distinct(opened)
     limit = data.max_left_out_share
     if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):
         refuse_above(inventories(opened), limit)
@@ -71,7 +71,7 @@ def storage_seconds(data: DataConfig) -> float:
 
 
 def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
-    return [of_corpus(corpus.name, corpus, listed) for corpus in opened]
+    return [corpus_inventory(corpus.name, corpus, listed) for corpus in opened]
 
 
 def corpus_facts(opened: list[Corpus]) -> list[dict[str, Any]]:

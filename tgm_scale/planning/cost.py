@@ -53,7 +53,7 @@ def plan(asked: Asked, gpus: int, flops: float) -> str:
     seconds = step_flops / gpus / flops
     lines = {
         "model": f"{config.model.size}, {parameters / 1e6:.0f} million parameters",
-        "tokens": f"all {run.visible}" if masks is None else masks.describe(),
+        "tokens": f"all {run.visible}" if masks is None else masks.summary(),
         "batch": f"{layout.global_batch} = {gpus} GPUs x {layout.accumulation} micro steps x {layout.micro_batch}",
         "a clip": f"{forward / 1e9:.1f} G multiply-accumulates forward"
         + (f", and {extra / 1e9:.1f} G for the first pass of the cached contrast" if extra else ""),

@@ -13,7 +13,7 @@ import torch
 from tgm_scale.contracts import Problem
 from tgm_scale.conversion.weights import build
 from tgm_scale.data.access.storage import write_atomically
-from tgm_scale.data.shards.inventory import of_corpus, refuse_without_captions
+from tgm_scale.data.shards.inventory import corpus_inventory, refuse_without_captions
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.corpora import make_synthetic, open_corpora
 from tgm_scale.preview import words
@@ -52,7 +52,7 @@ def _read(settings: Settings, options: argparse.Namespace, bars: ProgressBars) -
     make_synthetic(data)
     opened = open_corpora(data, captions=False)
     for corpus in opened:
-        print("\n".join(of_corpus(corpus.name, corpus).lines()), flush=True)
+        print("\n".join(corpus_inventory(corpus.name, corpus).lines()), flush=True)
     if settings.speaks:
         refuse_without_captions(opened, WITHOUT_CAPTIONS)
     count = len(options.keys) or min(options.clips, sum(map(len, opened)))

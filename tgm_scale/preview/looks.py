@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Mask
 from tgm_scale.guidance.image import SCORERS
-from tgm_scale.guidance.once import remembering
+from tgm_scale.guidance.memoised import memoised
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.masking.diagnostics import overlap, slot_repeat
 from tgm_scale.masking.recipes import Masker
@@ -73,7 +73,7 @@ class Looker:
         self.device = device
         self.scorers: dict[str, Relevance] = {}
         if self.towers.relevance is not None:
-            image = remembering(self.towers.relevance.image)
+            image = memoised(self.towers.relevance.image)
             view = (guidance.frames_per_tubelet, guidance.resolution)
             self.scorers = {name: Relevance(image, name, *view) for name in SCORERS}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tgm_scale import preview
-from tgm_scale.config import COMMAND_LINE, Config, all_keys, checked, lay_over, read_tree
+from tgm_scale.config import COMMAND_LINE, Config, all_keys, apply_overrides, checked, read_tree
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.masking.recipes import RECIPES, Masker
@@ -94,7 +94,7 @@ def _config(options: argparse.Namespace, weights: Weights | None) -> Config:
         tree, origin = copy.deepcopy(DEFAULTS), COMMAND_LINE
         if weights is not None:
             _lay_under(tree, weights)
-    config = checked(lay_over(tree, options.overrides), origin, Config, options.overrides)
+    config = checked(apply_overrides(tree, options.overrides), origin, Config, options.overrides)
     guidance = config.guidance.model_copy(update={"cached": False, "compile": False})
     seed = config.run.seed if options.seed is None else options.seed
     return config.model_copy(update={"guidance": guidance, "run": config.run.model_copy(update={"seed": seed})})

@@ -174,7 +174,7 @@ _HOW_TO_READ = (
 
 
 def _configuration(view: RunView) -> list[Block]:
-    text = html.escape(configuration.written(view.tree))
+    text = html.escape(configuration.to_yaml(view.tree))
     return [Drawn(f"<details><summary>all keys, as resolved</summary><pre>{text}</pre></details>")]
 
 

@@ -139,7 +139,7 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
 
 def shown(config: configuration.Section) -> str:
     """A configuration as YAML to print and keep: its addresses let nobody in."""
-    return configuration.written(tree_without_secrets(config.model_dump(mode="json")))
+    return configuration.to_yaml(tree_without_secrets(config.model_dump(mode="json")))
 
 
 def describe(

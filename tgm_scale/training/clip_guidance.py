@@ -110,7 +110,7 @@ class ClipGuidance:
             name: value
             for monitor in (self.monitor, self.motion)
             if monitor is not None
-            for name, value in monitor.figures().items()
+            for name, value in monitor.metrics().items()
         }
 
     def warn_once(self) -> None:

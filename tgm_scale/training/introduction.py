@@ -88,7 +88,7 @@ def announce(folder: Path, plan: RunPlan, samples: int, start: int) -> None:
     came_to = f"all {start} steps were done before" if start == plan.steps else f"resuming from step {start}"
     lines = [
         f"run {folder}: {samples} samples, {plan.described()}",
-        f"masking {plan.masker.describe()}",
+        f"masking {plan.masker.summary()}",
         *not_used(plan.engine.config_file),
         *([came_to] if start else []),
     ]

@@ -8,8 +8,8 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from tgm_scale.data.access.patience import TryLater, retry_after
-from tgm_scale.runtime.outside.refusals import PASSING, Lasting
+from tgm_scale.data.access.patience import RetryLater, retry_after
+from tgm_scale.runtime.outside.refusals import PASSING, PermanentError
 from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
@@ -37,7 +37,7 @@ def client_settings() -> dict[str, Any]:
 
 
 def read_range(system: Any, url: str, start: int, size: int) -> Answer:
-    """Exactly `size` bytes from `start`. Raises OSError: TryLater and network errors pass, Lasting do not."""
+    """Exactly `size` bytes from `start`. Raises OSError: RetryLater and network errors pass, PermanentError do not."""
     return sync(system.loop, _get, system, url, size, start)
 
 
@@ -81,11 +81,13 @@ async def _get(system: Any, url: str, size: int, start: int | None) -> Answer:
 
 
 def _total(answer: Any, start: int, size: int) -> int | None:
-    """What the answer says of the whole file. Raises Lasting where it is no answer to a range request."""
+    """What the answer says of the whole file. Raises PermanentError where it is no answer to a range request."""
     said = answer.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said.strip())
     if answer.status != 206 or found is None:
-        raise Lasting(f"its server does not honour range requests (status {answer.status}, Content-Range {said!r})")
+        raise PermanentError(
+            f"its server does not honour range requests (status {answer.status}, Content-Range {said!r})"
+        )
     if (int(found[1]), int(found[2])) != (start, start + size - 1):
         raise OSError(f"{said!r} came where bytes {start}-{start + size - 1} were asked for")
     return None if found[3] == "*" else int(found[3])
@@ -97,7 +99,7 @@ async def _body(answer: Any, limit: int) -> bytes:
         pieces.append(piece)
         length += len(piece)
         if length > limit:
-            raise Lasting(f"an answer of more than {limit:,} bytes")
+            raise PermanentError(f"an answer of more than {limit:,} bytes")
     return b"".join(pieces)
 
 
@@ -110,5 +112,5 @@ def _refusal(answer: Any, body: bytes) -> OSError:
     if answer.status in (401, 403):
         return PermissionError(said)
     if answer.status in PASSING or answer.status >= 500:
-        return TryLater(said, retry_after(answer.headers))
-    return Lasting(said)
+        return RetryLater(said, retry_after(answer.headers))
+    return PermanentError(said)

@@ -41,6 +41,6 @@ def printable(name: str) -> str:
     return escaped(name, keep="")
 
 
-def real_place(path: str) -> str:
+def resolved(path: str) -> str:
     """What a local path leads to; what names the file of a URL."""
     return place(path) if "://" in path else os.path.realpath(path)

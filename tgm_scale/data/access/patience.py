@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 from tgm_scale.data.access import waits
-from tgm_scale.runtime.outside.refusals import Lasting, Refused, refusal, remedy
+from tgm_scale.runtime.outside.refusals import PermanentError, Refused, refusal, remedy
 from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
@@ -35,7 +35,7 @@ class StoppedWaiting(OSError):
     """The wait for a storage ended because whoever waits was asked to stop."""
 
 
-class TryLater(OSError):
+class RetryLater(OSError):
     """The server's answer, and in how many seconds it wants to be asked again."""
 
     def __init__(self, words: str, retry_after: float = 0.0) -> None:
@@ -65,7 +65,7 @@ def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -
     try:
         return _retried(action, without_secrets(what), PATIENCE_SECONDS if seconds is None else seconds)
     finally:
-        waits.over()
+        waits.ended()
 
 
 def _retried(action: Callable[[], T], what: str, limit: float) -> T:
@@ -79,7 +79,7 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
                 raise
             more = f": {remedy(what)}" if isinstance(error, PermissionError) else ""
             raise type(error)(f"{what}: {without_secrets(str(error))}{more}") from error
-        except (*_OUR_OWN, Lasting, Refused, StoppedWaiting, RecursionError, NotImplementedError):
+        except (*_OUR_OWN, PermanentError, Refused, StoppedWaiting, RecursionError, NotImplementedError):
             raise
         except Exception as error:  # remote file systems raise classes of their own (aiohttp, botocore)
             why = without_secrets(f"{type(error).__name__}: {error}")
@@ -94,7 +94,7 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
             if passed + wait > max(SAY_AFTER, 2 * told):
                 told = passed + wait
                 _say(f"waits for {what}, {passed:.0f} s by now, up to {limit:.0f}: {why}")
-            waits.under_way(what, escaped(why, keep=""), time.time() - passed)
+            waits.started(what, escaped(why, keep=""), time.time() - passed)
             pause_for(wait, what)
             waited, pause = waited + wait, min(2 * pause, LONGEST_PAUSE)
         else:
@@ -150,4 +150,4 @@ def _own_share() -> float:
 
 
 def _say(words: str) -> None:
-    sys.stderr.write(escaped(f"{waits.me()} {words}\n"))
+    sys.stderr.write(escaped(f"{waits.process_name()} {words}\n"))

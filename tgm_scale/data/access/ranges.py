@@ -11,7 +11,7 @@ from tgm_scale.data.access import http
 from tgm_scale.data.access.addresses import is_http, is_url, place
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
-from tgm_scale.runtime.outside.refusals import Lasting
+from tgm_scale.runtime.outside.refusals import PermanentError
 from tgm_scale.runtime.outside.tars import BLOCK, size_by_header
 from tgm_scale.runtime.secrets import without_secrets
 
@@ -101,11 +101,11 @@ class RangeReader:
         answer = http.read_range(system, name, offset, size)
         total, _ = self._expected.get(path, (None, ""))
         if total is not None and answer.total not in (None, total):
-            raise Lasting(
+            raise PermanentError(
                 f"{without_secrets(path)}: {answer.total} bytes, {total} by its index: it was replaced; start again"
             )
         if answer.tag != self._tags.setdefault(path, answer.tag):
-            raise Lasting(
+            raise PermanentError(
                 f"{without_secrets(path)}: its ETag and time changed: it was replaced under the run; start again"
             )
         return answer.data

@@ -9,7 +9,7 @@ from collections import Counter
 from braceexpand import braceexpand
 
 from tgm_scale.data.access.addresses import base_name, is_url, split_query
-from tgm_scale.data.access.names import real_place
+from tgm_scale.data.access.names import resolved
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
 from tgm_scale.data.lists.foreign_tables import foreign_folder, foreign_table
@@ -37,9 +37,9 @@ def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -
             shards += found
     if not shards:
         raise ValueError("the list of shards is empty; name a folder, a pattern or .tar files")
-    places = Counter(map(real_place, shards))
+    places = Counter(map(resolved, shards))
     if len(places) != len(shards):
-        twice = next(shard for shard in shards if places[real_place(shard)] > 1)
+        twice = next(shard for shard in shards if places[resolved(shard)] > 1)
         raise ValueError(
             f"shard {without_secrets(twice)!r} is named twice; its samples would count double: name it once"
         )

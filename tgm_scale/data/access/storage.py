@@ -18,7 +18,7 @@ import fsspec
 from tgm_scale.data.access import http
 from tgm_scale.data.access.addresses import is_http, is_url
 from tgm_scale.data.access.patience import retrying
-from tgm_scale.runtime.outside.refusals import Lasting
+from tgm_scale.runtime.outside.refusals import PermanentError
 from tgm_scale.runtime.secrets import without_secrets
 
 GZIP_MARK = b"\x1f\x8b"
@@ -51,7 +51,7 @@ def file_system(url: str) -> tuple[Any, str]:
 def read_small(path: str, patience: float | None = None, limit: int | None = None) -> bytes | None:
     """A whole file, None where there is none (a public bucket forbids what it does not have).
 
-    limit: bytes, SMALL at most. Raises Lasting where the file has more."""
+    limit: bytes, SMALL at most. Raises PermanentError where the file has more."""
     limit = SMALL if limit is None else min(limit, SMALL)
 
     def read() -> bytes:
@@ -64,7 +64,7 @@ def read_small(path: str, patience: float | None = None, limit: int | None = Non
                 return http.read_whole(system, name, limit)
             data = bytes(limit + 1) if system.size(name) > limit else system.cat_file(name)
         if len(data) > limit:
-            raise Lasting(f"more than {limit:,} bytes")
+            raise PermanentError(f"more than {limit:,} bytes")
         return data
 
     try:

@@ -25,19 +25,19 @@ _of_workers: dict[int, list[Wait]] = {}  # by process
 _listener: Callable[[list[Wait]], None] | None = None
 
 
-def me() -> str:
+def process_name() -> str:
     """This process, in words."""
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
     return f"{f'rank {rank}, ' if rank else ''}process {os.getpid()} on {platform.node()}"
 
 
-def under_way(what: str, why: str, since: float) -> None:
+def started(what: str, why: str, since: float) -> None:
     """This thread waits."""
-    _own[threading.get_ident()] = Wait(me(), what, why, since)
+    _own[threading.get_ident()] = Wait(process_name(), what, why, since)
     _hand_over()
 
 
-def over() -> None:
+def ended() -> None:
     """This thread waits no more, if it did."""
     if _own.pop(threading.get_ident(), None) is not None:
         _hand_over()

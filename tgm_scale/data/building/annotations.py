@@ -79,7 +79,7 @@ class Filters:
     min_seconds: float | None = None
     max_seconds: float | None = None
 
-    def reason_against(self, row: Row) -> str | None:
+    def rejection_reason(self, row: Row) -> str | None:
         """Why `row` is not used, a fixed word; None where it is."""
         for name, score, bound in (
             ("umt", row.umt, self.min_umt),
@@ -89,9 +89,9 @@ class Filters:
                 return f"no_{name}_score"
             if bound is not None and score is not None and score < bound:
                 return f"below_min_{name}"
-        return None if row.whole else self.against_seconds((row.end - row.start) / 1000)
+        return None if row.whole else self.length_rejection((row.end - row.start) / 1000)
 
-    def against_seconds(self, seconds: float) -> str | None:
+    def length_rejection(self, seconds: float) -> str | None:
         """Why a clip of this length is not used. That of a whole file is known when it was read."""
         if self.min_seconds is not None and seconds < self.min_seconds:
             return "below_min_seconds"
@@ -175,7 +175,7 @@ class Plan:
                 self.problems.append(Problem(where, "broken_row", str(error)))
                 self._places.append(_UNUSED)
                 continue
-            reason = filters.reason_against(row)
+            reason = filters.rejection_reason(row)
             if reason is None and "/" in row.video:
                 paths.append(seeding.key("path", row.video))
             elif reason is not None:

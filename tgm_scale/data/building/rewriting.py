@@ -9,24 +9,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tgm_scale.data.shards.index import Corpus, DamagedMember
-from tgm_scale.data.shards.inventory import introduce_to
+from tgm_scale.data.shards.inventory import report_opened
 from tgm_scale.data.shards.tars import ShardWriter, shard_path
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
 
-def check(options: argparse.Namespace) -> None:
+def check_task(options: argparse.Namespace) -> None:
     """Raises ValueError for a task that is not among --tasks."""
     if not 0 <= options.task < options.tasks:
         raise ValueError(f"--task {options.task} of --tasks {options.tasks}: wanted 0 to {options.tasks - 1}")
 
 
-def introduce(options: argparse.Namespace, corpus: Corpus) -> None:
+def report_input(options: argparse.Namespace, corpus: Corpus) -> None:
     """Say what was opened and what was left out. Raises ValueError where that is too much, or the output would be
     written into the corpus itself."""
     if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")
-    introduce_to(options.output, corpus, options.max_left_out)
+    report_opened(options.output, corpus, options.max_left_out)
 
 
 def left_out(damaged: DamagedMember) -> str:

@@ -126,7 +126,7 @@ def _fitting(filters: Filters, clip: ClipRow, made: EncodedClip | Exception) -> 
     if isinstance(made, Exception) or not clip.whole:
         return made
     seconds = made.frames / made.fps
-    reason = filters.against_seconds(seconds)
+    reason = filters.length_rejection(seconds)
     return made if reason is None else CutError(reason, f"the file has {seconds:.3f} seconds")
 
 

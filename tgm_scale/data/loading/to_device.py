@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Batch
 
-MOST_UNDER_WAY = 4  # copies of micro batches: 1.2 GB of the GPU's memory at 128 clips each
+MAX_PENDING = 4  # copies of micro batches: 1.2 GB of the GPU's memory at 128 clips each
 
 
 class Event(Protocol):
@@ -30,8 +30,8 @@ class Event(Protocol):
     def synchronize(self) -> None: ...
 
 
-class UnderWay:
-    """Batches that copies still read from, MOST_UNDER_WAY at most."""
+class PendingCopies:
+    """Batches that copies still read from, MAX_PENDING at most."""
 
     def __init__(self) -> None:
         self._copies: deque[tuple[Event, Batch]] = deque()
@@ -41,7 +41,7 @@ class UnderWay:
 
         Where too many are under way the host waits for the first: for the bus, never for what the GPU computes."""
         self._copies.append((done, source))
-        if len(self._copies) > MOST_UNDER_WAY:
+        if len(self._copies) > MAX_PENDING:
             self._copies[0][0].synchronize()
         while self._copies and self._copies[0][0].query():
             self._copies.popleft()
@@ -56,7 +56,7 @@ class ToDevice:
     def __init__(self, device: torch.device):
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._under_way = UnderWay()
+        self._pending = PendingCopies()
         self._begun: dict[int, tuple[Batch, Callable[[], Batch]]] = {}  # by the batch's id: it is kept, so that is its
 
     def __call__(self, batch: Batch) -> Batch:
@@ -78,7 +78,7 @@ class ToDevice:
         self._begun.clear()
         held: tuple[int, list[Batch]] | None = None
         for step, batches in steps:
-            for batch in batches[:MOST_UNDER_WAY]:
+            for batch in batches[:MAX_PENDING]:
                 self._begun[id(batch)] = self._begin(batch)
             if held is not None:
                 yield held
@@ -92,7 +92,7 @@ class ToDevice:
         with torch.cuda.stream(self._stream):
             moved = pinned.map(lambda tensor: tensor.to(self.device, non_blocking=True))
             done = self._stream.record_event()
-        self._under_way.hold(done, pinned)
+        self._pending.hold(done, pinned)
         return batch, partial(self._hand_over, moved, done)
 
     def _hand_over(self, moved: Batch, done: torch.cuda.Event) -> Batch:

@@ -65,7 +65,7 @@ def decode_ahead(
     sampling = samples.sampling
     clip = (sampling.frames, sampling.size, sampling.size, 3)
     memory = SharedBatches((batch, sampling.repeated_augmentation, *clip))
-    crew = _Crew(samples, memory, workers)
+    pool = _WorkerPool(samples, memory, workers)
     begun: deque[tuple[int, torch.Tensor]] = deque()  # batches that are not handed over: place and pixels
 
     def ordered() -> Iterator[Sample]:
@@ -73,21 +73,21 @@ def decode_ahead(
         for number, position in enumerate(positions):
             if number % batch == 0:
                 begun.append(memory.take())
-            first = crew.result(number - ahead) if number >= ahead else None
-            crew.ask(_Task(number, position, begun[-1][0], number % batch))
+            first = pool.result(number - ahead) if number >= ahead else None
+            pool.ask(_Task(number, position, begun[-1][0], number % batch))
             if first is not None:
                 yield first
-        yield from map(crew.result, range(max(number + 1 - ahead, 0), number + 1))
+        yield from map(pool.result, range(max(number + 1 - ahead, 0), number + 1))
 
     decoded = ordered()
     try:
         while done := list(islice(decoded, batch)):
             yield done, begun.popleft()[1]
     finally:
-        crew.end()
+        pool.end()
 
 
-class _Crew:
+class _WorkerPool:
     """The worker processes: any takes the next task, and what comes of it is kept until it is asked for."""
 
     def __init__(self, samples: Samples, memory: SharedBatches, workers: int):

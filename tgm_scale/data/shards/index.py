@@ -20,7 +20,7 @@ from tgm_scale.data.access.addresses import folder, place
 from tgm_scale.data.access.names import distinct_names
 from tgm_scale.data.access.ranges import RangeCache
 from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
-from tgm_scale.data.shards import catalogue, kept_indices, shard_index
+from tgm_scale.data.shards import index_cache, shard_index, shard_manifest
 from tgm_scale.data.shards.shard_index import DamagedIndex, SampleRef, ShardIndex, Summary
 from tgm_scale.runtime.secrets import without_secrets
 
@@ -68,7 +68,7 @@ def _damaged(ref: SampleRef, members: dict[str, bytes]) -> list[str]:
 
 
 def _problems_of(shard: str) -> list[Problem]:
-    return kept_indices.load(shard).problems
+    return index_cache.load(shard).problems
 
 
 class Corpus:
@@ -84,7 +84,7 @@ class Corpus:
     ) -> None:
         usable = [i for i, summary in enumerate(summaries) if summary.samples]
         self.name, self.patience = name, patience
-        self.prefix = ""  # of its samples' names; see opening.tell_apart
+        self.prefix = ""  # of its samples' names; see opening.make_names_distinct
         self.origin = place(folder(shards[0])) if shards else name
         names = distinct_names(shards)
         self.first_names = [names[i] for i in usable]  # what the names of each shard's samples begin with
@@ -114,7 +114,7 @@ class Corpus:
         try:
             return self._index(shard).sample(row, self.first_names[shard], self.prefix)
         except DamagedIndex as error:
-            index = self._kept(shard, kept_indices.rebuilt(self.shards[shard], error))
+            index = self._kept(shard, index_cache.rebuilt(self.shards[shard], error))
             return index.sample(row, self.first_names[shard], self.prefix)
 
     def problems(self, shard: int) -> list[Problem]:
@@ -184,7 +184,7 @@ class Corpus:
         with self._lock:
             index = self._indices.pop(shard, None)
             if index is None:
-                index = kept_indices.load(self.shards[shard], self.patience)
+                index = index_cache.load(self.shards[shard], self.patience)
             return self._keep(shard, index)
 
     def _kept(self, shard: int, index: ShardIndex) -> ShardIndex:
@@ -193,7 +193,7 @@ class Corpus:
 
     def _keep(self, shard: int, index: ShardIndex) -> ShardIndex:
         if len(index) != self.counts[shard] or index.mark != self._marks[shard]:
-            catalogue.correct(self.shards[shard], index)
+            shard_manifest.correct(self.shards[shard], index)
             raise OSError(
                 f"{without_secrets(self.shards[shard])} holds {len(index)} samples, {self.counts[shard]} when the "
                 "corpus was opened, or others: it was replaced under the run; start the run again"

@@ -21,7 +21,7 @@ from tgm_scale.runtime.secrets import without_secrets
 from tgm_scale.runtime.terminal import escaped
 
 LEFT_OUT = "left_out.jsonl"
-LOOKED_AT = 24  # samples: a corpus with captions on a quarter of them is refused once in a thousand times
+SAMPLED = 24  # samples: a corpus with captions on a quarter of them is refused once in a thousand times
 NAMED = 3  # names of each reason, and examples, that are shown
 
 
@@ -54,7 +54,7 @@ class Inventory:
         share = lost / (usable + lost) if usable + lost else 0.0
         return cls(part, usable, dict(sorted(count.items())), dict(first), round(share, 6), **more)
 
-    def facts(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def lines(self) -> list[str]:
@@ -72,7 +72,7 @@ class Inventory:
         return [escaped(without_secrets(line), keep="") for line in found]
 
 
-def of_corpus(part: str, corpus: Corpus, listed: str = "", captions: bool = True) -> Inventory:
+def corpus_inventory(part: str, corpus: Corpus, listed: str = "", captions: bool = True) -> Inventory:
     """Of an opened corpus, with a few samples and their captions."""
     layout = getattr(getattr(corpus, "listing", None), "layout", "")
     found = examples(corpus) if captions else []
@@ -115,7 +115,7 @@ def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
     """The captions of some samples from all over a corpus, by their names. Raises DamagedMember where none of them can
     be read."""
     starts = corpus.counts.cumsum() - corpus.counts
-    chosen = sorted({len(corpus) * k // LOOKED_AT for k in range(LOOKED_AT)})
+    chosen = sorted({len(corpus) * k // SAMPLED for k in range(SAMPLED)})
     shards = starts.searchsorted(chosen, side="right") - 1
     refs = [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
     found: dict[str, list[str]] = {}
@@ -130,10 +130,10 @@ def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
     return found
 
 
-def introduce_to(folder: Path, corpus: Corpus, limit: float) -> None:
+def report_opened(folder: Path, corpus: Corpus, limit: float) -> None:
     """For a tool that writes new shards there, and by --max-left-out no more than the share `limit` is to be lost:
     print what was opened and left out; FOLDER/left_out.jsonl names all of it. Raises ValueError."""
-    found = of_corpus(corpus.name, corpus, str(folder / LEFT_OUT))
+    found = corpus_inventory(corpus.name, corpus, str(folder / LEFT_OUT))
     if corpus.left_out:
         write_left_out(folder / LEFT_OUT, [(corpus.name, corpus.all_problems())])
     refuse_above([found], limit, "--max-left-out")

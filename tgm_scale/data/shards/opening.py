@@ -14,10 +14,10 @@ from tgm_scale.data.access.names import distinct_names
 from tgm_scale.data.access.ranges import RangeCache
 from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS, video_extension
 from tgm_scale.data.lists.reading import Role, is_list, read_list
-from tgm_scale.data.shards import catalogue
+from tgm_scale.data.shards import shard_manifest
 from tgm_scale.data.shards.index import Corpus
-from tgm_scale.data.shards.listed import ListedCorpus, folder_listing
 from tgm_scale.data.shards.shard_index import Summary
+from tgm_scale.data.shards.video_list import VideoListCorpus, folder_listing
 
 _MISSING = {"shard_missing": 1}
 
@@ -42,7 +42,7 @@ def open_corpus(
     Raises ValueError where there is no shard, or none of them holds a usable sample."""
     if is_list(spec):
         listing = read_list(os.fspath(cast(str, spec)), role, wanted="caption", patience=patience)
-        return ListedCorpus(listing, name, cache, root, patience)
+        return VideoListCorpus(listing, name, cache, root, patience)
     try:
         shards = shard_specs.expand(spec, patience)
     except shard_specs.NoShards:
@@ -51,11 +51,13 @@ def open_corpus(
             if not isinstance(spec, list) and os.path.isfile(spec) and video_extension(os.fspath(spec)):
                 raise ValueError(f"{spec}: one video; name the folder of it, or a list of videos") from None
             raise
-        return ListedCorpus(files, name, cache)
+        return VideoListCorpus(files, name, cache)
     if name is None:
         name = os.path.basename(os.path.dirname(os.path.abspath(place(shards[0])))) or "corpus"
-    summaries = catalogue.summaries(shards, patience)
-    gone = catalogue.missing(os.fspath(spec), shards) if not isinstance(spec, list) and os.path.isdir(spec) else []
+    summaries = shard_manifest.summaries(shards, patience)
+    gone: list[str] = []
+    if not isinstance(spec, list) and os.path.isdir(spec):
+        gone = shard_manifest.missing(os.fspath(spec), shards)
     summaries += [Summary("", 0, _MISSING)] * len(gone)
     corpus = Corpus(name, [*shards, *gone], summaries, cache, patience)
     if not corpus.shards:
@@ -69,7 +71,7 @@ def open_corpus(
     return corpus
 
 
-def tell_apart(corpora: Sequence[Corpus]) -> None:
+def make_names_distinct(corpora: Sequence[Corpus]) -> None:
     """Give corpora that are opened together names and fingerprints that no other of them has.
 
     Names within a corpus are distinct already. Where two corpora share one, both get a prefix: the name of the

@@ -14,11 +14,11 @@ from pathlib import Path
 from tgm_scale.data.access import storage
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import NAMED
-from tgm_scale.data.shards.listed import ListedCorpus
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.runtime.outside.json_text import json_object
 
 FILE = "files.json"  # in the run folder
-LOOKED_AT = 1000  # files of a list: where a hundredth was replaced, none of these was once in 20,000 times
+SAMPLED = 1000  # files of a list: where a hundredth was replaced, none of these was once in 20,000 times
 Marks = dict[str, list[int]]  # of each file by its name: bytes, nanoseconds of the last change
 
 
@@ -30,15 +30,16 @@ def replaced(folder: Path, opened: Sequence[Corpus]) -> list[str]:
         known = json_object(file) if file.is_file() else {}
     except ValueError:  # it is written anew
         known = {}
-    now = {f"{n} {corpus.name}": _marks(corpus) for n, corpus in enumerate(opened) if isinstance(corpus, ListedCorpus)}
+    lists = [(n, corpus) for n, corpus in enumerate(opened) if isinstance(corpus, VideoListCorpus)]
+    now = {f"{n} {corpus.name}": _marks(corpus) for n, corpus in lists}
     if now and not known:
         storage.write_atomically(file, json.dumps(now).encode())
     return [line for name, marks in now.items() if (line := _compared(name, marks, known.get(name)))]
 
 
-def _marks(corpus: ListedCorpus) -> Marks:
+def _marks(corpus: VideoListCorpus) -> Marks:
     found = {}
-    for place in sorted({len(corpus) * k // LOOKED_AT for k in range(LOOKED_AT)}):
+    for place in sorted({len(corpus) * k // SAMPLED for k in range(SAMPLED)}):
         if storage.is_url(corpus.shards[place]):
             continue
         try:

@@ -8,7 +8,7 @@ lines that follow, which older indices lack; what is wrong in either is rebuilt 
 "crc32" are the sums of the members' bytes (zlib.crc32), compared whenever a member is read. Who writes a shard has
 them of what it meant to write. An index that is made of a tar has none, since only the headers are read for it (of
 ten million clips the rest is terabytes); `tgm-scale shards check`, which reads all, adds them. Where indices lie, and
-when they are made: kept_indices.py."""
+when they are made: index_cache.py."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def centre_score(masker: Masker, name: str, object_SRC: Tensor) -> ClipScore:
     return ClipScore(name, float(object_SRC.mean()), _covered(box, object_SRC), float(box.float().mean()), None, None)
 
 
-def most_possible(masker: Masker, name: str, object_SRC: Tensor) -> ClipScore:
+def upper_bound(masker: Masker, name: str, object_SRC: Tensor) -> ClipScore:
     """The tokens that show most of the object, as many as the mask hides in each slot."""
     best = centre_box(masker)  # for its counts
     order = object_SRC.flatten(1).argsort(dim=1, descending=True)

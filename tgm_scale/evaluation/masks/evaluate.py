@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tgm_scale.config import Config, from_tree, lay_over, read_tree
+from tgm_scale.config import Config, apply_overrides, from_tree, read_tree
 from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
 from tgm_scale.data.video.decode import DecodeError
@@ -23,9 +23,9 @@ from tgm_scale.evaluation.masks.agreement import (
     RecipeScore,
     centre_score,
     clip_maps,
-    most_possible,
     score_clip,
     summarise,
+    upper_bound,
 )
 from tgm_scale.evaluation.masks.annotated import Annotated, AnnotatedClip, clips, find
 from tgm_scale.guidance.flow import check_flow
@@ -59,10 +59,10 @@ def evaluate(options: argparse.Namespace) -> int:
     """The exit code. Raises ValueError for a mistake in the options, or where nothing can be evaluated."""
     if options.clips < 1:
         raise ValueError(f"--clips {options.clips}: wanted at least 1")
-    tree = lay_over(read_tree(options.config) if options.config else DEFAULTS, options.overrides)
+    tree = apply_overrides(read_tree(options.config) if options.config else DEFAULTS, options.overrides)
     config = from_tree(tree, options.config or "masks evaluate")
     found = find(options.videos, options.masks or options.videos, options.captions)
-    opened = _introduced(found, config, options)
+    opened = _report_data(found, config, options)
     recipes, left_out = _recipes(config, options)
     for line in left_out:
         print(escaped(f"left out: {line}"), file=sys.stderr)
@@ -77,14 +77,14 @@ def evaluate(options: argparse.Namespace) -> int:
         for file, truth in list(found.pairs):
             for number, clip in enumerate(_clips(found, file, truth, options.clips, sampling)):
                 scores.setdefault("centre box", []).append(centre_score(plain, clip.name, clip.object_SRC))
-                scores.setdefault("most possible", []).append(most_possible(plain, clip.name, clip.object_SRC))
+                scores.setdefault("most possible", []).append(upper_bound(plain, clip.name, clip.object_SRC))
                 pictures = _score(recipes, clip, found.captions.get(file.stem), scores)
                 if options.output and number == 0:
                     options.output.mkdir(parents=True, exist_ok=True)
                     (options.output / f"{file.stem}.png").write_bytes(film_strip(pictures))
             task.advance()
     if len(found.problems) > sum(opened.left_out.values()):
-        opened = _introduced(found, config, options)
+        opened = _report_data(found, config, options)
     if not scores:
         raise ValueError("no video can be evaluated: see what was left out")
     summaries = {label: summarise(of_label) for label, of_label in scores.items()}
@@ -97,14 +97,14 @@ def evaluate(options: argparse.Namespace) -> int:
         kept = {
             "recipes": figures,
             "clips": of_clips,
-            "data": [opened.facts()],
+            "data": [opened.as_dict()],
             "config": config.model_dump(mode="json"),
         }
         (options.output / "figures.json").write_text(json.dumps(kept, indent=1) + "\n")
     return 0
 
 
-def _introduced(found: Annotated, config: Config, options: argparse.Namespace) -> Inventory:
+def _report_data(found: Annotated, config: Config, options: argparse.Namespace) -> Inventory:
     """Print what there is and what is left out; OUTPUT/left_out.jsonl names all of it. Raises ValueError where that is
     more than data.max_left_out_share."""
     opened = found.inventory(str(options.output / LEFT_OUT) if options.output else "")

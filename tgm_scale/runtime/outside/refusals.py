@@ -27,7 +27,7 @@ _REMEDIES = {
 }
 
 
-class Lasting(OSError):
+class PermanentError(OSError):
     """An error of the storage that another attempt would not change."""
 
 
@@ -57,7 +57,7 @@ def refusal(error: BaseException, url: str, opened: bool) -> OSError | None:
         if isinstance(cause, ssl.SSLCertVerificationError) or type(cause).__name__ == "SSLError":
             return Refused(f"{words}: the server's certificate is not trusted: SSL_CERT_FILE names those that are")
         if status is not None and 400 <= status < 500 and status not in PASSING:
-            return Lasting(words)
+            return PermanentError(words)
         if not opened and type(cause).__name__ in _NO_CREDENTIALS:
             return Refused(f"{words}: {remedy(url)}")
         if not opened and isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, socket.EAI_NODATA):

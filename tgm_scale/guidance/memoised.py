@@ -12,7 +12,7 @@ from torch import Tensor
 from tgm_scale.guidance.image import ImageTower
 
 
-class _Remembered:
+class _Memoised:
     """A function of a tensor, or a block of a tower: it remembers its last input and output. What else is asked of a
     block is the block's own."""
 
@@ -29,9 +29,9 @@ class _Remembered:
         return getattr(self._function, name)
 
 
-def remembering(image: ImageTower) -> ImageTower:
+def memoised(image: ImageTower) -> ImageTower:
     """The same tower, whose blocks run once for frames that it is given again in the next look. It holds what each
     block made of the last ones: 29 MB of a pass of 16 frames by CLIP's ViT-B/32."""
     trunk = image.trunk
-    once = replace(trunk, embed=_Remembered(trunk.embed), blocks=[_Remembered(block) for block in trunk.blocks])
+    once = replace(trunk, embed=_Memoised(trunk.embed), blocks=[_Memoised(block) for block in trunk.blocks])
     return ImageTower(once, image.preprocessing, image.device)

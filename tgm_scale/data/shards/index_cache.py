@@ -18,7 +18,7 @@ from tgm_scale.data.access.addresses import place
 from tgm_scale.data.access.names import printable
 from tgm_scale.data.shards.shard_index import DamagedIndex, ShardIndex, identity_of, index_path, shard_name
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.outside.refusals import Lasting
+from tgm_scale.runtime.outside.refusals import PermanentError
 from tgm_scale.runtime.secrets import without_secrets
 
 # Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which is in a
@@ -165,7 +165,7 @@ def _whole(shard: str, path: str, size: int, patience: float | None) -> ShardInd
     try:
         data = storage.read_small(path, patience, size + _MORE_THAN_TAR)
         return None if data is None else ShardIndex.parse(shard, data)
-    except (DamagedIndex, Lasting) as error:  # Lasting: it has no end, or is no answer
+    except (DamagedIndex, PermanentError) as error:  # PermanentError: it has no end, or is no answer
         _say(path, error)
         return None
 

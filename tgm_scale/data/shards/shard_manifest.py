@@ -23,17 +23,17 @@ from pydantic import Field, TypeAdapter
 
 from tgm_scale.data.access import addresses, storage
 from tgm_scale.data.access.patience import ends_waits
-from tgm_scale.data.shards import kept_indices, shard_index
+from tgm_scale.data.shards import index_cache, shard_index
 from tgm_scale.data.shards.shard_index import ShardIndex, Summary
 from tgm_scale.runtime.outside.json_text import json_of
-from tgm_scale.runtime.outside.refusals import Lasting
+from tgm_scale.runtime.outside.refusals import PermanentError
 from tgm_scale.runtime.secrets import without_secrets
 
-CATALOGUE = "shards.catalogue.json"
+MANIFEST = "shards.catalogue.json"
 _LARGEST = 1 << 26  # bytes: of half a million shards
 
 Stamp = list[int]  # of a local shard: bytes and time of change, which cost one stat; a remote one has none
-Catalogue = dict[str, tuple[Stamp, Summary]]
+Manifest = dict[str, tuple[Stamp, Summary]]
 _ENTRIES = TypeAdapter(dict[str, tuple[Annotated[Stamp, Field(max_length=2)], Summary]])
 
 
@@ -68,11 +68,11 @@ def missing(folder: str, shards: list[str]) -> list[str]:
     there, ending = set(map(addresses.base_name, shards)), shard_index.index_path(".tar")
     indices = (name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith("."))
     names = {name.removesuffix(ending) + ".tar" for name in indices}
-    names |= {name for name, (_, summary) in _catalogue(_paths(folder)[0], said=False).items() if summary.samples}
+    names |= {name for name, (_, summary) in _manifest(_paths(folder)[0], said=False).items() if summary.samples}
     return [os.path.join(folder, name) for name in sorted(names - there)]
 
 
-def _knows(known: Catalogue, shard: str) -> bool:
+def _knows(known: Manifest, shard: str) -> bool:
     entry = known.get(addresses.base_name(shard))
     return entry is not None and (storage.is_url(shard) or entry[0] == _stamp(shard))
 
@@ -86,32 +86,32 @@ def _stamp(shard: str) -> Stamp:
 
 def _examine(shard: str, patience: float | None) -> tuple[Stamp, Summary]:
     stamp = _stamp(shard)  # taken first: a shard replaced meanwhile is examined again at the next opening
-    return stamp, kept_indices.load(shard, patience).summary
+    return stamp, index_cache.load(shard, patience).summary
 
 
 def _paths(folder: str) -> tuple[str, str]:
     """Beside the shards, and in the user's cache."""
     where = addresses.place(folder) if "://" in folder else os.path.abspath(folder)
     name = hashlib.blake2b(where.encode(), digest_size=8).hexdigest()
-    return addresses.joined(folder, CATALOGUE), str(kept_indices.cache_folder() / f"{name}-{CATALOGUE}")
+    return addresses.joined(folder, MANIFEST), str(index_cache.cache_folder() / f"{name}-{MANIFEST}")
 
 
-def _read(folder: str, patience: float | None = None) -> Catalogue:
+def _read(folder: str, patience: float | None = None) -> Manifest:
     beside, cached = _paths(folder)
-    return _catalogue(beside, patience=patience) | _catalogue(cached)
+    return _manifest(beside, patience=patience) | _manifest(cached)
 
 
-def _catalogue(path: str, said: bool = True, patience: float | None = None) -> Catalogue:
+def _manifest(path: str, said: bool = True, patience: float | None = None) -> Manifest:
     try:
         data = storage.read_small(path, patience, _LARGEST)
         return {} if data is None else _parsed(data)
-    except (ValueError, Lasting) as error:  # half a file, or another version's: all of it can be derived
+    except (ValueError, PermanentError) as error:  # half a file, or another version's: all of it can be derived
         if said:
             sys.stderr.write(f"{without_secrets(path)}: damaged ({_short(error)}): rebuilt from the shards\n")
         return {}
 
 
-def _parsed(data: bytes) -> Catalogue:
+def _parsed(data: bytes) -> Manifest:
     """Raises ValueError where it is none, or not what was written."""
     plain = json_of(data)
     if not isinstance(plain, dict):
@@ -138,7 +138,7 @@ def correct(shard: str, index: ShardIndex) -> None:
         _write(folder, known)
 
 
-def _write(folder: str, known: Catalogue) -> None:
+def _write(folder: str, known: Manifest) -> None:
     plain: dict = {name: [stamp, asdict(summary)] for name, (stamp, summary) in sorted(known.items())}
     plain = {"": _digest(plain), **plain}
-    kept_indices.keep(json.dumps(plain, separators=(",", ":")).encode(), *_paths(folder))
+    index_cache.keep(json.dumps(plain, separators=(",", ":")).encode(), *_paths(folder))

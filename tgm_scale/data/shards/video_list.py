@@ -23,7 +23,7 @@ from tgm_scale.runtime.outside.json_text import json_of
 CAPTIONS = "captions.json"  # {NAME: a caption, or a list of them} of the videos in its folder
 
 
-class ListedCorpus(Corpus):
+class VideoListCorpus(Corpus):
     """The files of a list, each in the place of a shard, so that all are shuffled with all: apart from one another as
     they are, reads gain nothing from being near in time. Opening reads the list and the folders' listings.
 
