@@ -119,7 +119,7 @@ assert found[:, 1, 1, 3].all() and found[:, 1].sum() == 2
 
 
 def test_the_places_where_what_is_fixed_would_be_changed_are_there() -> None:
-    table = (ROOT / "docs" / "EXTENDING.md").read_text().partition("| what | how it is | where |")[2].splitlines()[2:]
+    table = (ROOT / "docs" / "EXTENDING.md").read_text().partition("| part | choice | file |")[2].splitlines()[2:]
     named = [name for row in table for name in re.findall(r"`(\w+/\w+\.py)`", row.rsplit("|", 2)[1])]
     assert len(named) > 15
     assert not [name for name in named if not (ROOT / "tgm_scale" / name).is_file()]
