@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +43,11 @@ def clips(encoder: tgm_scale.VideoEncoder, file: Path) -> torch.Tensor:
     return encoder.read(file, windows=2)
 
 
+@pytest.fixture(scope="module")
+def guidance() -> tgm_scale.Guidance:
+    return tgm_scale.load_guidance(patch=8)
+
+
 def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, tgm_scale; print({'torch', 'numpy', 'transformers'} & {*sys.modules}); tgm_scale.read_video"
     code += "; print('torch' in sys.modules, 'deepspeed' in sys.modules)"
@@ -57,7 +64,7 @@ def test_its_names_are_those_that_it_has() -> None:
 
 
 def test_its_functions_are_typed() -> None:
-    for name in ("load_encoder", "read_video", "relevance", "masks", "open_corpus"):
+    for name in ("load_encoder", "read_video", "load_guidance", "open_corpus"):
         signature = inspect.signature(getattr(tgm_scale, name))
         untyped = [one.name for one in signature.parameters.values() if one.annotation is inspect.Parameter.empty]
         assert not untyped and signature.return_annotation is not inspect.Signature.empty, name
@@ -71,59 +78,125 @@ def test_features_are_those_that_are_probed(encoder: tgm_scale.VideoEncoder, fil
     assert torch.equal(encoder.tokens(str(file)), frozen.tokens(video))
 
 
-def test_each_clip_has_what_it_has_alone(clips: torch.Tensor) -> None:
+def test_each_clip_has_what_it_has_alone(clips: torch.Tensor, guidance: tgm_scale.Guidance) -> None:
     captions = ["a red ring", "a blue square"]
-    together = tgm_scale.relevance(clips, captions, patch=8)
-    alone = torch.cat([tgm_scale.relevance(clips[i : i + 1], captions[i], patch=8) for i in range(2)])
+    together = guidance.relevance(clips, captions)
+    alone = torch.cat([guidance.relevance(clips[i : i + 1], captions[i]) for i in range(2)])
     assert torch.equal(together, alone) and not torch.equal(together[0], together[1])
-    one = tgm_scale.masks(clips[:1], captions[0], recipe="random", patch=8, seed=3)
-    assert torch.equal(one, tgm_scale.masks(clips, captions, recipe="random", patch=8, seed=3)[:1])
-    assert not torch.equal(one, tgm_scale.masks(clips[:1], recipe="random", patch=8, seed=4))
+    one = guidance.masks(clips[:1], captions[0], recipe="random", seed=3)
+    assert torch.equal(one, guidance.masks(clips, captions, recipe="random", seed=3)[:1])
+    assert not torch.equal(one, guidance.masks(clips[:1], recipe="random", seed=4))
 
 
 @pytest.mark.parametrize("recipe", ["text_guided", "tube", "random", "frame", "block", "attention", "part_based"])
-def test_every_recipe_that_frames_can_have_hides_its_share(clips: torch.Tensor, recipe: str) -> None:
-    hidden = tgm_scale.masks(clips, "a red ring", recipe=recipe, mask_ratio=0.5, patch=8)
+def test_every_recipe_that_frames_can_have_hides_its_share(
+    clips: torch.Tensor, guidance: tgm_scale.Guidance, recipe: str
+) -> None:
+    hidden = guidance.masks(clips, "a red ring", recipe=recipe, mask_ratio=0.5)
     assert hidden.dtype == torch.bool and hidden.shape == (2, 4, 8, 8)
     assert (hidden.float().mean((1, 2, 3)) == 0.5).all()
 
 
-Use = Callable[[tgm_scale.VideoEncoder, torch.Tensor], Any]
-MISTAKES: dict[str, Use] = {
-    "nowhere: cannot be read": lambda encoder, clips: tgm_scale.load_encoder("nowhere"),
-    "frames=0: wanted a whole number": lambda encoder, clips: tgm_scale.load_encoder("nowhere", frames=0),
-    "device='gpu': ": lambda encoder, clips: tgm_scale.load_encoder("nowhere", device="gpu"),
-    "device='cuda': ": lambda encoder, clips: tgm_scale.load_encoder("nowhere", device="cuda"),
-    r"found float32 \[2, 3, 8, 64, 64\]": lambda encoder, clips: encoder(clips.float()),
-    r"wanted uint8 RGB \[B, 3, 8, 64, 64\], found uint8 \[3, 8, 64, 64\]": lambda encoder, clips: encoder(clips[0]),
-    r"found uint8 \[2, 3, 4, 64, 64\]": lambda encoder, clips: encoder.tokens(clips[:, :, :4]),
-    r"found uint8 \[0, 3, 8, 64, 64\]": lambda encoder, clips: encoder(clips[:0]),
-    "video: wanted a tensor, .*found ndarray": lambda encoder, clips: encoder(clips.numpy()),
-    "the video: empty: 0 bytes": lambda encoder, clips: encoder(b""),
-    "test_python.py: not_a_video": lambda encoder, clips: encoder.read(__file__),
-    "windows=True: wanted a whole number": lambda encoder, clips: encoder.read(__file__, windows=True),
-    "caption: wanted text, found ' '": lambda encoder, clips: tgm_scale.relevance(clips, " "),
-    "caption: 3 for 2 clips": lambda encoder, clips: tgm_scale.relevance(clips, ["a"] * 3),
-    "caption: wanted text, or a list of texts, found 3": lambda encoder, clips: tgm_scale.relevance(clips, 3),
-    "^towers=nowhere: no such folder": lambda encoder, clips: tgm_scale.relevance(clips, "a", towers="nowhere"),
-    "scorer='vvv': wanted one of raw, value, vv": lambda encoder, clips: tgm_scale.masks(clips, "a", scorer="vvv"),
-    "^size=64 is not a multiple": lambda encoder, clips: tgm_scale.relevance(clips, "a", patch=7),
-    "tubelet=0: wanted a whole number": lambda encoder, clips: tgm_scale.relevance(clips, "a", tubelet=0),
-    "^recipe=tubes: unknown; did you mean tube?": lambda encoder, clips: tgm_scale.masks(clips, recipe="tubes"),
-    "^recipe=text_guided: follows a caption": lambda encoder, clips: tgm_scale.masks(clips),
-    "^recipe=motion_guided: needs the codec's motion": lambda e, clips: tgm_scale.masks(clips, recipe="motion_guided"),
-    "^mask_ratio=1.5: wanted a share": lambda encoder, clips: tgm_scale.masks(clips, recipe="tube", mask_ratio=1.5),
-    "^mask_ratio='x': wanted a share": lambda encoder, clips: tgm_scale.masks(clips, recipe="tube", mask_ratio="x"),
-    "^options.grid: unknown; known: sources": lambda e, clips: tgm_scale.masks(clips, "a", options={"grid": 1}),
-    "^options=3: wanted values by name": lambda encoder, clips: tgm_scale.masks(clips, "a", options=3),
-    "no shards .* at 'nowhere'": lambda encoder, clips: tgm_scale.open_corpus("nowhere"),
+@dataclass
+class Given:
+    encoder: tgm_scale.VideoEncoder
+    guidance: tgm_scale.Guidance
+    clips: torch.Tensor
+
+    def masks(self, *caption: Any, **arguments: Any) -> torch.Tensor:
+        return self.guidance.masks(self.clips, *caption, **arguments)
+
+
+MISTAKES: dict[str, Callable[[Given], Any]] = {
+    "frames=0: wanted a whole number": lambda at: tgm_scale.load_encoder("nowhere", frames=0),
+    "device='gpu': ": lambda at: tgm_scale.load_encoder("nowhere", device="gpu"),
+    "device='cuda': ": lambda at: tgm_scale.load_encoder("nowhere", device="cuda"),
+    r"device='\[\]': wanted a name": lambda at: tgm_scale.load_guidance(device=[]),
+    "^path=None: wanted a path": lambda at: tgm_scale.load_encoder(None),
+    "^path='': wanted a path": lambda at: tgm_scale.load_encoder(""),
+    "^source=None: wanted a path": lambda at: tgm_scale.read_video(None),
+    "^source=3: wanted a path": lambda at: tgm_scale.read_video(3),
+    "^spec=None: wanted a path": lambda at: tgm_scale.open_corpus(None),
+    "^spec=3: wanted a path": lambda at: tgm_scale.open_corpus([3]),
+    "^root=3: wanted a path": lambda at: tgm_scale.open_corpus("clips.csv", root=3),
+    r"found float32 \[2, 3, 8, 64, 64\]": lambda at: at.encoder(at.clips.float()),
+    r"wanted uint8 RGB \[B, 3, 8, 64, 64\], found uint8 \[3, 8, 64, 64\]": lambda at: at.encoder(at.clips[0]),
+    r"found uint8 \[2, 3, 4, 64, 64\]": lambda at: at.encoder.tokens(at.clips[:, :, :4]),
+    r"found uint8 \[0, 3, 8, 64, 64\]": lambda at: at.encoder(at.clips[:0]),
+    "video: wanted a tensor, .*found ndarray": lambda at: at.encoder(at.clips.numpy()),
+    "the video: empty: 0 bytes": lambda at: at.encoder(b""),
+    "test_python.py: not_a_video": lambda at: at.encoder.read(__file__),
+    "windows=True: wanted a whole number": lambda at: at.encoder.read(__file__, windows=True),
+    "stride=1.0: wanted a whole number": lambda at: tgm_scale.read_video(__file__, stride=1.0),
+    "caption: wanted text, found ' '": lambda at: at.guidance.relevance(at.clips, " "),
+    "caption: 3 for 2 clips": lambda at: at.guidance.relevance(at.clips, ["a"] * 3),
+    "caption: wanted text, or a list of texts, found 3": lambda at: at.guidance.relevance(at.clips, 3),
+    "caption: wanted text, or a list of texts, found None": lambda at: at.guidance.relevance(at.clips, None),
+    "video: wanted a tensor, .*found NoneType": lambda at: at.guidance.relevance(None, "a"),
+    "^towers=None: wanted a path": lambda at: tgm_scale.load_guidance(None),
+    "^towers=.*tests: missing config.json": lambda at: tgm_scale.load_guidance(ROOT / "tests"),
+    "^scorer='vvv': wanted one of raw, value, vv": lambda at: tgm_scale.load_guidance(scorer="vvv"),
+    "^scorer=None: wanted one of raw, value, vv": lambda at: tgm_scale.load_guidance(scorer=None),
+    "^size=64 is not a multiple": lambda at: tgm_scale.load_guidance(patch=7).relevance(at.clips, "a"),
+    "^tubelet=0: wanted a whole number": lambda at: tgm_scale.load_guidance(tubelet=0),
+    "^recipe=tubes: unknown; did you mean tube?": lambda at: at.masks(recipe="tubes"),
+    "^recipe=None: wanted the name of one": lambda at: at.masks(recipe=None),
+    "^recipe=text_guided: follows a caption": lambda at: at.masks(),
+    "^recipe=motion_guided: needs the codec's motion": lambda at: at.masks(recipe="motion_guided"),
+    "^mask_ratio=1.5: wanted a share": lambda at: at.masks(recipe="tube", mask_ratio=1.5),
+    "^mask_ratio='x': wanted a share": lambda at: at.masks(recipe="tube", mask_ratio="x"),
+    "^mask_ratio=nan: wanted a share": lambda at: at.masks(recipe="tube", mask_ratio=float("nan")),
+    "^mask_ratio=True: wanted a share": lambda at: at.masks(recipe="tube", mask_ratio=True),
+    "^seed='1': wanted a whole number": lambda at: at.masks(recipe="tube", seed="1"),
+    "^seed=1.0: wanted a whole number": lambda at: at.masks(recipe="tube", seed=1.0),
+    "^options.grid: unknown; known: sources": lambda at: at.masks("a", options={"grid": 1}),
+    "^options=3: wanted values by name": lambda at: at.masks("a", options=3),
+    r"^options=\[\]: wanted values by name": lambda at: at.masks("a", options=[]),
+    "^options.temperature='hot': wanted a number": lambda at: at.masks("a", options={"temperature": "hot"}),
+    "^options.rule=None: unknown": lambda at: at.masks("a", options={"rule": None}),
+    "a video or a pattern of videos: give the folder, or a list": lambda at: tgm_scale.open_corpus("videos/*.mp4"),
+    "videos: give the folder, or a list": lambda at: tgm_scale.open_corpus(["a.mp4", "b.mp4"]),
 }
 
 
 @pytest.mark.parametrize("said", MISTAKES)
-def test_a_mistake_says_what_is_wanted(encoder: tgm_scale.VideoEncoder, clips: torch.Tensor, said: str) -> None:
+def test_a_mistake_says_what_is_wanted(
+    encoder: tgm_scale.VideoEncoder, guidance: tgm_scale.Guidance, clips: torch.Tensor, said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
-        MISTAKES[said](encoder, clips)
+        MISTAKES[said](Given(encoder, guidance, clips))
+
+
+NOWHERE: list[Callable[[], Any]] = [
+    lambda: tgm_scale.load_encoder("nowhere"),
+    lambda: tgm_scale.load_guidance("nowhere"),
+    lambda: tgm_scale.read_video("nowhere"),
+    lambda: tgm_scale.open_corpus("nowhere"),
+    lambda: tgm_scale.open_corpus("nowhere.csv"),
+]
+
+
+@pytest.mark.parametrize("use", NOWHERE, ids=range(len(NOWHERE)))
+def test_what_is_not_there_is_a_file_that_was_not_found(use: Callable[[], Any]) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        use()
+
+
+def test_former_names_of_values_are_read_as_in_a_configuration(
+    clips: torch.Tensor, guidance: tgm_scale.Guidance
+) -> None:
+    former, current = (guidance.masks(clips, "a", options={"rule": rule}) for rule in ("gumbel_top_k", "top_k"))
+    assert torch.equal(former, current)
+    assert torch.equal(
+        guidance.masks(clips, recipe="tube", seed=np.int64(3)), guidance.masks(clips, recipe="tube", seed=3)
+    )
+
+
+def test_what_of_a_list_is_not_found_is_told_with_the_arguments_name(tmp_path: Path) -> None:
+    (tmp_path / "clips.csv").write_text("file,caption\na.mp4,a ring\n")
+    with pytest.raises(ValueError, match=r"relative to root \(default") as caught:
+        tgm_scale.open_corpus(tmp_path / "clips.csv")
+    assert "data." not in str(caught.value)
 
 
 def test_a_corpus_is_iterated_and_what_is_damaged_is_named(tmp_path: Path) -> None:
@@ -141,8 +214,10 @@ def test_a_corpus_is_iterated_and_what_is_damaged_is_named(tmp_path: Path) -> No
     tar.write_bytes(data)
     os.utime(tar, ns=(times.st_atime_ns, times.st_mtime_ns))
     again = tgm_scale.open_corpus(tmp_path / "data")
+    assert len(again) == 3, "by the index: nothing is read yet"
     assert [sample.name for sample in again] == names[1:]
     assert [(problem.key, problem.reason) for problem in again.problems] == [(names[0], "damaged_member")]
+    assert again.left_out == {"damaged_member": 1} and len(again) == 2 == sum(1 for _ in again)
 
 
 def test_a_sample_that_does_not_decode_is_named(tmp_path: Path, file: Path) -> None:

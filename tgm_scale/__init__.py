@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tgm_scale.python.corpus import open_corpus as open_corpus
     from tgm_scale.python.encoder import VideoEncoder as VideoEncoder
     from tgm_scale.python.encoder import load_encoder as load_encoder
-    from tgm_scale.python.guidance import masks as masks
-    from tgm_scale.python.guidance import relevance as relevance
+    from tgm_scale.python.guidance import Guidance as Guidance
+    from tgm_scale.python.guidance import load_guidance as load_guidance
     from tgm_scale.python.video import read_video as read_video
 
 __version__ = "0.1.0"
@@ -25,22 +25,22 @@ _HOMES = {
     "load_encoder": "encoder",
     "VideoEncoder": "encoder",
     "read_video": "video",
-    "relevance": "guidance",
-    "masks": "guidance",
+    "load_guidance": "guidance",
+    "Guidance": "guidance",
     "open_corpus": "corpus",
     "Samples": "corpus",
     "Sample": "corpus",
 }
 __all__ = [
+    "Guidance",
     "Sample",
     "Samples",
     "VideoEncoder",
     "__version__",
     "load_encoder",
-    "masks",
+    "load_guidance",
     "open_corpus",
     "read_video",
-    "relevance",
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -12,7 +13,10 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.shards import opening
 from tgm_scale.data.shards.index import Corpus, DamagedMember
+from tgm_scale.python.arguments import existing, path_of, told
 from tgm_scale.python.video import read_video
+
+_PATTERN = set("*?[{")
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,16 @@ class Sample:
 class Samples:
     """Iterate over it for the samples, shard by shard, in the order in which they lie; as often as one likes.
 
-    left_out: how many have no usable video, by reason. problems: what is known of each sample that was left out, those
-    whose bytes were damaged among them, once they were met. Raises OSError where the storage does not answer."""
+    left_out: how many have no usable video, by reason. problems: what is known of each sample that was left out.
+    Samples whose bytes are damaged are met on the way: from then on they are in both, and not in the length. Raises
+    OSError where the storage does not answer."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
         self._damaged: dict[str, Problem] = {}
 
     def __len__(self) -> int:
-        return len(self._corpus)
+        return len(self._corpus) - len(self._damaged)
 
     def __iter__(self) -> Iterator[Sample]:
         for ref in self._corpus.refs:
@@ -53,11 +58,12 @@ class Samples:
             except DamagedMember as error:
                 self._damaged[ref.name] = error.problem
                 continue
+            self._damaged.pop(ref.name, None)  # the bytes of another time
             yield Sample(ref.name, captions_of(members), members[ref.video])
 
     @property
     def left_out(self) -> dict[str, int]:
-        return dict(self._corpus.left_out)
+        return dict(Counter(self._corpus.left_out) + Counter(problem.reason for problem in self._damaged.values()))
 
     @property
     def problems(self) -> list[Problem]:
@@ -71,6 +77,10 @@ def open_corpus(spec: str | os.PathLike[str] | list[str], root: str | os.PathLik
     """The samples of whatever `data.shards` of a run takes: a folder of shards or of videos, a glob or brace pattern,
     URLs, or a list of videos (CSV, JSON lines, ...), whose paths are relative to `root` (default: its folder).
 
-    Raises ValueError where there is no usable sample."""
-    given = spec if isinstance(spec, list) else os.fspath(spec)
-    return Samples(opening.open_corpus(given, root=None if root is None else os.fspath(root)))
+    Raises ValueError where there is no usable sample, and FileNotFoundError where nothing has this name."""
+    given = [path_of("spec", one) for one in spec] if isinstance(spec, list) else path_of("spec", spec)
+    folder = None if root is None else path_of("root", root)
+    if isinstance(given, str) and "://" not in given and not _PATTERN.intersection(given):
+        existing("spec", given)
+    with told():
+        return Samples(opening.open_corpus(given, root=folder))

@@ -6,13 +6,13 @@ Shapes: B clips, T frames, H W pixels, K tokens, D width of the encoder, V views
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tgm_scale.evaluation.features import FrozenEncoder
-from tgm_scale.python.video import Source, checked, device_of, read_video, whole_number
+from tgm_scale.python.arguments import device_of, existing, told, whole_number
+from tgm_scale.python.video import Source, checked, read_video
 
 
 def load_encoder(
@@ -26,11 +26,13 @@ def load_encoder(
 
     frames, size: of the clips that it will be given; default: as it was trained. For others its positions are
     interpolated. Raises ValueError where there is no encoder, the shape is none of the model's, or the device is not
-    there."""
-    for name, value in {"frames": frames, "size": size}.items():
-        if value is not None:
-            whole_number(name, value)
-    return VideoEncoder(FrozenEncoder.load(Path(path), device_of(device), frames, size))
+    there, and FileNotFoundError where nothing has this name."""
+    shape = [
+        None if value is None else whole_number(name, value) for name, value in (("frames", frames), ("size", size))
+    ]
+    place, found = device_of(device), existing("path", path)
+    with told():
+        return VideoEncoder(FrozenEncoder.load(found, place, *shape))
 
 
 class VideoEncoder:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tgm_scale.data.video.decode_error import DecodeError
 from tgm_scale.evaluation.views import Views, decode_views
+from tgm_scale.python.arguments import path_of, whole_number
 
 Source = str | os.PathLike[str] | bytes  # a file, or what one holds
 
@@ -30,20 +31,13 @@ def read_video(
     Raises ValueError for a video that cannot be decoded and for counts below 1, OSError for a file that cannot be
     read."""
     counts = {"frames": frames, "size": size, "stride": stride, "windows": windows, "squares": squares}
-    for name, value in counts.items():
-        whole_number(name, value)
-    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    frames, size, stride, windows, squares = (whole_number(name, value) for name, value in counts.items())
+    data = source if isinstance(source, bytes) else Path(path_of("source", source)).read_bytes()
     try:
         return decode_views(data, Views(frames, size, stride, temporal=windows, spatial=squares))
     except DecodeError as error:
         name = "the video" if isinstance(source, bytes) else os.fspath(source)
         raise ValueError(f"{name}: {error}") from None
-
-
-def whole_number(name: str, value: Any) -> None:
-    """Raises ValueError where a count is none."""
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name}={value!r}: wanted a whole number of at least 1")
 
 
 def checked(video: Any, frames: int | None = None, size: int | None = None) -> Tensor:
@@ -58,13 +52,3 @@ def checked(video: Any, frames: int | None = None, size: int | None = None) -> T
     if video.dtype != torch.uint8 or not fits:
         raise ValueError(f"video: wanted {wanted}, found {str(video.dtype).removeprefix('torch.')} {list(shape)}")
     return video
-
-
-def device_of(device: str | torch.device) -> torch.device:
-    """Raises ValueError for a name that is none, and for a GPU that is not there."""
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:  # what torch raises hangs on how it was built
-        raise ValueError(f"device={str(device)!r}: {str(error).splitlines()[0]}") from None
-    return found

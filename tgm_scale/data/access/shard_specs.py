@@ -12,6 +12,7 @@ from tgm_scale.data.access.addresses import base_name, is_url, split_query
 from tgm_scale.data.access.names import resolved
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
+from tgm_scale.data.access.video_names import video_extension
 from tgm_scale.data.lists.foreign_tables import foreign_folder, foreign_table
 from tgm_scale.runtime.outside.refusals import Refused
 from tgm_scale.runtime.secrets import without_secrets
@@ -59,6 +60,11 @@ def _no_shards(item: str) -> NoShards:
         return NoShards(refusal)
     if not is_url(item) and os.path.isdir(item) and not there:
         return NoShards(f"{item!r} is an empty folder: name one that holds shards (*.tar) or videos")
+    if video_extension(item):
+        return NoShards(
+            f"no shards (*.tar) at {item!r}, which is a video or a pattern of videos: give the folder, or a list"
+            " of them (a CSV with a path a row)"
+        )
     return NoShards(f"no shards (*.tar) at {item!r}; make some with `tgm-scale shards make` or name another")
 
 
