@@ -19,7 +19,7 @@ class CorpusConfig(Section):
 
 
 class SyntheticConfig(Section):
-    """A corpus that is made on first use in the folder `data.shards`."""
+    """A synthetic corpus, generated on first use in the folder `data.shards`."""
 
     clips: int = Field(256, ge=1, description="clips of the corpus")
     mode: Literal["named", "one_mover"] = Field(
@@ -36,7 +36,7 @@ class CacheConfig(Section):
 
 
 class ClipsConfig(Section):
-    """How a training draws clips from its videos."""
+    """How training draws clips from videos."""
 
     frames: int = Field(16, ge=1, description="frames of a clip")
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")

@@ -14,7 +14,7 @@ from tgm_scale.config.renamed import with_current_values
 from tgm_scale.config.sections import Config
 from tgm_scale.runtime.outside.yaml_text import yaml_of
 
-# in a wheel within the package, in a checkout beside it
+# in a wheel inside the package, in a checkout next to it
 _IN_WHEEL = Path(__file__).parents[1] / "configs"
 CONFIGS = _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).parents[2] / "configs"
 
@@ -110,7 +110,7 @@ def read_for_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) 
 
 
 def apply_overrides(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
-    """Set each `section.key=value` in nested dictionaries. Raises ValueError for what is no such thing.
+    """Set each `section.key=value` in nested dictionaries. Raises ValueError for anything else.
 
     Where `data.shards` is set and `data.synthetic` is not, nothing is made in the place of clips that are missing."""
     for override in overrides:
@@ -168,9 +168,9 @@ def to_yaml(tree: dict[str, Any]) -> str:
 
 
 def digest_tree(config: Section) -> dict[str, Any]:
-    """The keys that decide the numbers of a run; a run folder goes on only where these are equal.
+    """The keys that decide the numbers of a run; a run resumes only where these are equal.
 
-    What is left out changes speed, place or output alone: workers, micro batch, engine settings, logs; and how shards
+    What is left out changes only speed, paths or output: workers, micro batch, engine settings, logs; and how shards
     are found or made, since the run's data.json says what they are."""
     tree = config.model_dump(mode="json")
     for section, names in {

@@ -1,4 +1,4 @@
-"""A configuration's mistakes in words: of which key, where it was given, what was wanted."""
+"""Error messages for a configuration: which key, where it was set, what was expected."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WANTED = {
 
 
 def format_errors(error: ValidationError, tree: dict, given: list[str], origin: str, kind: type[Section]) -> str:
-    """All mistakes of a tree, by where they were made: in the file `origin`, or in the keys given beside it."""
+    """All mistakes of a tree, by where they were made: in the file `origin`, or on the command line."""
     if other := _other_kind(tree, given, kind):
         return f"{origin}: {other}"
     of: dict[str, list[str]] = {}
@@ -39,7 +39,7 @@ def format_errors(error: ValidationError, tree: dict, given: list[str], origin: 
 
 
 def _origin_of(name: str, given: list[str], origin: str) -> str:
-    """Where the value of a key was given, or the values of a section (of all: '') that do not go together."""
+    """Where a key was set, or the keys of a section (of all: '') that are inconsistent."""
     if origin == COMMAND_LINE or any(f"{name}.".startswith(f"{one}.") for one in given):
         return COMMAND_LINE
     together = any(not name or one.startswith(f"{name}.") for one in given)
@@ -47,7 +47,7 @@ def _origin_of(name: str, given: list[str], origin: str) -> str:
 
 
 def _other_kind(tree: dict, given: list[str], kind: type[Section]) -> str:
-    """Says so where a file, by its own sections, was made for other commands than those of `kind`."""
+    """A message where a file's sections are those of other commands than `kind` is for, else ""."""
     own = {_COMMANDS[name] for name in kind.model_fields if name in _COMMANDS}
     of_file = [name for name in tree if not any(f"{one}.".startswith(f"{name}.") for one in given)]
     marks = [name for name in of_file if name in _COMMANDS]
@@ -65,7 +65,7 @@ def _other_kind(tree: dict, given: list[str], kind: type[Section]) -> str:
 
 
 def _items(error: ValidationError, kind: type[Section]) -> list[Any]:
-    """The mistakes, and in place of a section that is missing those of its keys that have to be given."""
+    """The mistakes; for a missing section, one for each of its required keys."""
     found: list[Any] = []
     for item in error.errors():
         section = _section(item["loc"], kind) if item["type"] == "missing" else None
@@ -95,7 +95,7 @@ def _explain(item: Any, kind: type[Section]) -> str:
 
 
 def _section(location: Sequence[Any], kind: type[Section]) -> type[Section] | None:
-    """The section at a place of a kind of configuration; None where there is none."""
+    """The section at a path of a kind of configuration; None if there is none."""
     model = kind
     for part in location:
         field = model.model_fields.get(part)

@@ -173,7 +173,7 @@ class WandbConfig(Section):
 
 class LogConfig(Section):
     every: int = Field(20, ge=1, description="steps from one printed line to the next")
-    tensorboard: bool = Field(True, description="write TensorBoard files beside metrics.jsonl")
+    tensorboard: bool = Field(True, description="write TensorBoard files next to metrics.jsonl")
     wandb: WandbConfig | None = Field(None, description="show the rows in Weights & Biases, too; default: not")
 
 
@@ -218,7 +218,7 @@ def _rises(ends: list[str]) -> bool:
 
 
 class KnnConfig(Section):
-    """Nearest neighbours on a small labelled set while a run goes on; its figures go to metrics.jsonl."""
+    """Nearest neighbours on a small labelled set during training; its metrics go to metrics.jsonl."""
 
     every: int | None = Field(None, ge=1, description="steps from one look to the next; default: never")
     train: str | list[str] | None = Field(None, description="labelled shards, or a list file")
@@ -279,7 +279,7 @@ class Config(TrainingConfig):
             name = "train.global_batch_size" if negatives is None else "objective.contrastive_batch"
             raise ValueError(
                 f"{name}={negatives or train.global_batch_size} is one clip (data.repeated_augmentation="
-                f"{data.repeated_augmentation} times), and a clip is told from others: make it larger, or set "
+                f"{data.repeated_augmentation} times), and the contrast needs other clips: make it larger, or set "
                 "objective.contrastive_weight=0"
             )
         if train.micro_batch_size % data.repeated_augmentation:

@@ -48,7 +48,7 @@ class Conversion(NamedTuple):
 
 
 def _write_safetensors(weights: Weights, file: Path) -> None:
-    """Everything: all tensors, with our facts in the metadata (one entry: safetensors shuffles several)."""
+    """Everything: all tensors, with our metadata as one entry (safetensors reorders several)."""
     save_tensors(weights.state, file, {OWN_ENTRY: json.dumps(weights.metadata())})
 
 

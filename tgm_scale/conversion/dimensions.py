@@ -1,4 +1,4 @@
-"""The size of a model from its weights' shapes, and its heads from what is stated: never from the weights.
+"""The size of a model from its weights' shapes, and its heads from metadata: never from the weights.
 
 A wrong count of heads loads without complaint and shifts the outputs, so it comes from a configuration, from the user,
 or from the published family, and is refused where none of them knows.
@@ -23,7 +23,7 @@ _DECODER_HEADS = {(size.decoder_width, size.decoder_mlp): size.decoder_heads for
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a file or a user says of a model in addition to its tensors; None where nothing is said."""
+    """What a file or a user states about a model in addition to its tensors; None where unknown."""
 
     heads: int | None = None
     decoder_heads: int | None = None
@@ -35,7 +35,7 @@ class ModelMetadata:
 
     @classmethod
     def from_metadata(cls, facts: Mapping[str, Any]) -> ModelMetadata:
-        """From what this project writes beside its weights (a checkpoint's manifest, a file's `tgm_scale` entry)."""
+        """From what this project writes with its weights (a checkpoint's manifest, a file's `tgm_scale` entry)."""
         model = facts.get("model", {})
         labels, positions = facts.get("labels"), facts.get("positions")
         return cls(

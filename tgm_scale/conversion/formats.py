@@ -64,7 +64,7 @@ def _huggingface_model(state: State, lossy: bool, _: int) -> Translation:
 
 
 def _first_token(state: State, lossy: bool, _: int) -> Translation:
-    """A VideoMAEForVideoClassification of `use_mean_pooling` false: it judges by the first token alone."""
+    """A VideoMAEForVideoClassification of `use_mean_pooling` false: it classifies by the first token alone."""
     head = [name for name in state if name.startswith("classifier.")]
     if not lossy:
         raise ValueError(

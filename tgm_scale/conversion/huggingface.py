@@ -49,13 +49,13 @@ _OUTSIDE = {
     "encoder.norm": "videomae.layernorm",
     "patch_embed.proj": "videomae.embeddings.patch_embeddings.projection",
     "head": "classifier",
-}  # encoder_to_decoder, mask_token, decoder.norm, decoder.head and fc_norm are named alike
+}  # encoder_to_decoder, mask_token, decoder.norm, decoder.head and fc_norm have the same names
 _VIDEOMAE_2 = "VideoMAEv2"  # begins the model_type of the folders that bring VideoMAE V2's own code
 _VERSION_4 = {"query.bias": "q_bias", "value.bias": "v_bias"}  # transformers 4 has these names, published files too
 
 
 def names(kind: ModelKind, depth: int, decoder_depth: int = 0, head: bool = True) -> KeyMap:
-    """Our name -> the names in transformers 5 whose tensors, one below the other, are ours."""
+    """Our name -> the names in transformers 5 whose tensors, concatenated along the first axis, are ours."""
     return {name: _theirs(kind, name) for name in own_names(kind, depth, decoder_depth, head)}
 
 
@@ -188,7 +188,7 @@ def _metadata_of_videomae_2(folder: Path, said: dict[str, Any]) -> ModelMetadata
 
 
 def _own_facts(weights: Weights) -> dict[str, Any]:
-    """What readers of ours want to know and transformers has no field for; no path of the run's."""
+    """What our readers need and transformers has no field for; no paths of the run."""
     config = weights.config or {}
     fields = {"objective": ("normalise_by",), "data": ("stride",), "model": ("initialisation",)}
     kept = {
@@ -219,7 +219,7 @@ def write(weights: Weights, folder: Path) -> None:
 
 @torch.no_grad()
 def outputs(folder: Path, weights: Weights) -> Tensor:
-    """What transformers makes of the fixed clip with the folder's model: `weights.outputs` in their hands.
+    """What transformers computes for the fixed clip with the folder's model: their counterpart of `weights.outputs`.
 
     transformers fixes eps 1e-5 in two norms (the decoder's last, the classifier's) where VideoMAE has 1e-6, so
     differences of 1e-6 to 1e-5 are to be expected."""

@@ -1,6 +1,7 @@
 """Key maps: the keys of our modules' state dicts, and how keys of other formats are mapped to ours and back.
 
-A key map says for each of our keys the keys of the other format whose tensors, one below the other, are ours.
+A key map gives for each of our keys the keys of the other format whose tensors, concatenated along the first axis, are
+ours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 ModelKind = Literal["pretraining", "classifier", "encoder"]
 KeyMap = dict[str, tuple[str, ...]]
 
-EXTRAS = ("projection.weight", "log_scale")  # what a run has beside VideoMAE's weights
+EXTRAS = ("projection.weight", "log_scale")  # what a run has in addition to VideoMAE's weights
 BLOCK = (
     *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.q_bias", "attn.v_bias", "attn.proj.weight"),
     *("attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight"),

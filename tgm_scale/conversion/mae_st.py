@@ -1,8 +1,8 @@
 """mae_st (Feichtenhofer et al. 2022) and its released files, which PySlowFast wrote: the encoder.
 
-Both name the encoder alike, with q, k and v as layers of their own. A k bias adds one number to all scores of a query,
-which softmax does not see: leaving it out is exact. What has no place here is left out and named: the class token, the
-learned positions, and the decoder (its output is one frame of two, its `decoder_embed` has a bias).
+Both name the encoder the same way, with q, k and v as separate layers. A k bias adds one number to all scores of a
+query, to which softmax is invariant: leaving it out is exact. What has no place here is left out and named: the class
+token, the learned positions, and the decoder (its output is one frame of two, its `decoder_embed` has a bias).
 """
 
 from __future__ import annotations

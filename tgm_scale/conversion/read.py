@@ -25,7 +25,7 @@ def read(
 
     stated: what the user says of the model; goes before what the file says. lossy: convert even where something (a
     class token, learned positions) has no place here. tubelet: frames to inflate an image ViT over. raw: the
-    weights as trained where averaged ones (EMA), which are what was tested, lie beside them.
+    weights as trained where the averaged ones (EMA), which are those that were tested, are there, too.
     Raises ValueError that names the path, what was found and what was wanted."""
     opened = open_weights(path, raw)
     try:
@@ -51,8 +51,8 @@ class Initial(NamedTuple):
 def read_initial(origin: str, size: ModelSize) -> Initial:
     """What `train.init_from` names, for a run of this size: any path that `read` takes.
 
-    A foreign encoder without a decoder, or with one of another shape, gives the encoder alone; what the run has beside
-    `weights` starts fresh. Raises ValueError where the encoder is of another size, heads included."""
+    A foreign encoder without a decoder, or with one of another shape, gives the encoder alone; what the run has in
+    addition to `weights` is initialised. Raises ValueError where the encoder is of another size, heads included."""
     try:
         found = read(origin, lossy=True, tubelet=size.tubelet)
     except ValueError as mistake:

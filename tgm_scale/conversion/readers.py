@@ -96,7 +96,7 @@ def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
     if average is not None and not raw:
         if not average.is_file():
             raise ValueError(
-                f"{average}: missing: the run's results are of averaged weights (finetune.ema), which lie beside its "
+                f"{average}: missing: the run's results are of averaged weights (finetune.ema), which lie next to its "
                 "checkpoints: bring that file too, or take the weights that were not averaged (tgm-scale convert "
                 "--raw)"
             )
@@ -184,7 +184,7 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
     notes = [f"torch file {file}" + (f", state dict under '{key}'" if key else "")]
     if left := [other for other in (*averages, *there) if other != key]:
         way = "--raw takes the others" if key in averages else "without --raw the averaged ones"
-        notes.append(f"took '{key}' and not {', '.join(map(repr, left))}, which lies beside it ({way})")
+        notes.append(f"took '{key}' and not {', '.join(map(repr, left))}, which is there, too ({way})")
     for other in _AVERAGE_KEYS:
         if key and isinstance(contents.get(other), Mapping) and not _of_tensors(contents[other]):
             notes.append(

@@ -31,7 +31,7 @@ def into_patch_embedding(tensors: Mapping[str, Tensor], folder: Path) -> tuple[d
     said = _said(folder)
     kernel = next((name for name in tensors if name.endswith(_KERNELS)), None)
     if said is None or kernel is None or kernel.removesuffix("weight") + "bias" not in tensors:
-        return dict(tensors), []  # a name that lacks is told where all are checked
+        return dict(tensors), []  # a missing name is reported where all are checked
     factor, mean_C, std_C = _linear(said, folder)
     old = PixelStatistics(*(tuple((x / (255 * factor)).tolist()) for x in (mean_C, std_C)))
     return _for_imagenet(tensors, kernel, old)
@@ -60,7 +60,7 @@ def _for_imagenet(
 
 
 def _linear(said: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tensor]:
-    """Factor, means and deviations of a preprocessing, with what transformers takes where nothing is said."""
+    """Factor, means and deviations of a preprocessing, with transformers' defaults where they are not given."""
     kind = next((said[key] for key in _TYPES if said.get(key)), "VideoMAE")
     factor, mean, std = (said.get(name) for name in ("rescale_factor", "image_mean", "image_std"))
     normal = said.get("do_normalize", True)

@@ -44,13 +44,13 @@ def _own(weights: Weights, name: str) -> str:
 
 
 def write(weights: Weights, file: Path) -> None:
-    """A safetensors file of `to_timm` with the note and our facts in its metadata."""
+    """A safetensors file of `to_timm` with the note and our own metadata."""
     save_tensors(to_timm(weights), file, {OWN_ENTRY: json.dumps({"note": NOTE, **weights.metadata()})})
 
 
 @torch.no_grad()
 def outputs(file: Path, weights: Weights) -> Tensor:
-    """What timm's own blocks, with the file's weights, make of the fixed clip: `weights.outputs` in their hands."""
+    """What timm's blocks, with the file's weights, compute for the fixed clip: as `weights.outputs`."""
     prepare_torchvision()
     from timm.models.vision_transformer import Block
 

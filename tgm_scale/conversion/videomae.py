@@ -14,6 +14,6 @@ from tgm_scale.conversion.weights import OWN_ENTRY, Weights
 
 
 def write(weights: Weights, file: Path) -> None:
-    """A torch file with the state dict under `model`, as VideoMAE's scripts look for it, and our facts beside it."""
+    """A torch file with the state dict under `model`, as VideoMAE's scripts expect it, and our metadata next to it."""
     with file.open("wb") as stream:  # given a stream, torch writes the same bytes whatever the file's name
         torch.save({"model": weights.state, OWN_ENTRY: weights.metadata()}, stream)

@@ -26,13 +26,13 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import Encoder, ModelOptions, ModelSize
 from tgm_scale.runtime import seeding
 
-OWN_ENTRY = "tgm_scale"  # where files of ours hold the facts beside the tensors
+OWN_ENTRY = "tgm_scale"  # where our files keep metadata next to the tensors
 VISIBLE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model in our own terms. `size` has zeros for the decoder where there is none."""
+    """A model under our own names. `size` has zeros for the decoder if there is none."""
 
     kind: ModelKind
     state: dict[str, Tensor]  # float32 on the CPU, under our names
@@ -83,7 +83,7 @@ class Weights:
         return self.state["head.weight"].shape[0] if "head.weight" in self.state else 0
 
     def metadata(self) -> dict[str, Any]:
-        """What a reader needs beside the tensors; plain JSON. `ModelMetadata.from_metadata` reads it."""
+        """What a reader needs in addition to the tensors; plain JSON. `ModelMetadata.from_metadata` reads it."""
         return {
             "kind": self.kind,
             "model": asdict(self.size),
@@ -132,7 +132,7 @@ def build(weights: Weights) -> nn.Module:
 
 @torch.no_grad()
 def outputs(weights: Weights) -> Tensor:
-    """What the model makes of the fixed clip: pixels of the hidden tokens, scores of classes, or tokens."""
+    """What the model computes for the fixed clip: pixels of the hidden tokens, scores of classes, or tokens."""
     module, video = build(weights), fixed_clip(weights)
     if weights.kind == "classifier":
         return module(video)

@@ -1,1 +1,1 @@
-"""Whole corpora: made, looked through, captioned, given maps of relevance. Data meets frozen models here."""
+"""Commands on whole corpora: build, check, caption, cache relevance maps."""

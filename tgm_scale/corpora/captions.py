@@ -62,7 +62,7 @@ def _files_in_shards(files: int) -> list[int]:
 
 
 def _copy(ref: SampleRef, corpus: Corpus, describe: Describe, writer: ShardWriter) -> str:
-    """Copy a sample with its captions. What became of it, in a word to be counted."""
+    """Copy a sample with its captions. Returns the outcome, a fixed phrase that is counted."""
     try:
         members: dict[str, Any] = corpus.read(ref, list(ref.members))
     except DamagedMember as error:
@@ -91,7 +91,7 @@ def _key(ref: SampleRef) -> str:
 
 
 def _json(members: dict[str, bytes]) -> dict[str, Any]:
-    """A sample's json, empty where it is none."""
+    """A sample's json, empty where it is missing or invalid."""
     return {} if json_fault(members) else json_of(members.get("json", b"{}"))
 
 
@@ -123,7 +123,7 @@ def three_frames(data: bytes) -> list[np.ndarray]:
 
 
 def load_blip2(folder: Path, device: str, beams: int) -> Pictures:
-    """BLIP-2 (Li et al. 2023) from a local folder. Raises ValueError where it is none."""
+    """BLIP-2 (Li et al. 2023) from a local folder. Raises ValueError if the folder holds something else."""
     prepare_torchvision()
     from transformers import Blip2ForConditionalGeneration, Blip2Processor
 

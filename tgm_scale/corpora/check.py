@@ -1,4 +1,4 @@
-"""Look through shards: counts, durations, captions, broken and double videos, and a sheet of pictures."""
+"""Check shards: counts, durations, captions, broken and duplicate videos, and a contact sheet."""
 
 from __future__ import annotations
 

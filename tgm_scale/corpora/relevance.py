@@ -53,7 +53,7 @@ def cache(options: argparse.Namespace) -> int:
 
 
 def _score(ref: SampleRef, corpus: Corpus, scorer: _Scorer, writer: ShardWriter) -> str:
-    """Copy a sample with its maps, and without those it had. What became of it, in a word to be counted."""
+    """Copy a sample with its maps, replacing earlier ones. Returns the outcome, a fixed phrase that is counted."""
     try:
         members: dict[str, Any] = corpus.read(ref, [extension for extension in ref.members if extension != EXTENSION])
     except DamagedMember as error:
@@ -78,7 +78,7 @@ class _Scorer:
         self.every = options.every
 
     def __call__(self, video: bytes, members: dict[str, bytes]) -> tuple[str, bytes | None]:
-        """What became of the clip, in a word to be counted, and its maps."""
+        """The outcome, a fixed phrase that is counted, and the maps."""
         captions = captions_of(members)
         if not captions:
             return "without a caption", None

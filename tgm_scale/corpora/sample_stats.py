@@ -1,4 +1,4 @@
-"""What a corpus holds, sample by sample: what `tgm-scale shards check` adds up.
+"""Statistics of each sample, which `tgm-scale shards check` adds up.
 
 Videos are the same where their bytes are; near-copies are not looked for."""
 
@@ -40,7 +40,7 @@ class SampleStats:
 
 
 class SampleInspector:
-    """Looks at samples of a corpus; it goes to worker processes. `decode`: how many frames of each, evenly spread."""
+    """Inspects samples of a corpus, in worker processes. `decode`: number of frames of each, evenly spaced."""
 
     def __init__(self, corpus: Corpus, decode: int):
         self.corpus, self.decode = corpus, decode

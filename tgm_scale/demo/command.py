@@ -1,4 +1,4 @@
-"""The stages of the demo, each from files to files: it can be stopped after any of them, and gone on with."""
+"""The stages of the demo, each from files to files, so that it can be stopped after any of them and resumed."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SIDE_BY_SIDE = 2  # runs at a time, one core each: faster on two cores than one 
 
 
 def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
-    """Every variant and seed by `tgm-scale pretrain`, some side by side. A run that stands unfinished goes on."""
+    """Every variant and seed by `tgm-scale pretrain`, several in parallel. An unfinished run is resumed."""
     waiting = [(variant, seed) for seed in range(plan.seeds) for variant in VARIANTS]
     steps = plan.run_config().train.steps
     assert steps is not None, "the demo's configuration gives train.steps"

@@ -1,4 +1,4 @@
-"""The demo's report: what was asked of the run, what came out, and pictures to see it by."""
+"""The demo's report: expectations, results, and pictures."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def compose(
             Section("Export", [_export(summary)]),
             Section("The runs again", [Code("\n".join(facts["commands"]))]),
         ],
-        footer="The figures are in summary.json beside this file.",
+        footer="The figures are in summary.json next to this file.",
     )
 
 

@@ -34,7 +34,7 @@ class Strip:
 
 
 def strips(config: Config, checkpoint: str | Path, corpus: Corpus) -> list[Strip]:
-    """One strip of each clip of a synthetic corpus, masked and reconstructed as the run of this configuration does."""
+    """One strip of each clip of a synthetic corpus, masked and reconstructed as in the run of this configuration."""
     cpu = torch.device("cpu")
     model = build_module(read(checkpoint))
     assert isinstance(model, MaskedVideoAutoencoder), checkpoint

@@ -1,4 +1,4 @@
-"""The demo's figures against what is wanted of them.
+"""The demo's metrics compared with what is expected of them.
 
 The summary is plain JSON; its names are kept, since scripts and tests read them:
 loss.{first,last}; mask.{object,distractor,same_colour,same_shape,random,absent_caption}_hidden, mask.of_the_runs;
@@ -42,7 +42,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure, what was wanted of it, and whether it is so."""
+    """A metric, what was expected, and whether it is met."""
 
     text: str
     found: float

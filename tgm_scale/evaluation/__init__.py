@@ -1,1 +1,1 @@
-"""What a pretrained encoder is worth: features, kNN, probes."""
+"""Evaluation of a pretrained encoder: features, kNN, probes, retrieval, masks."""

@@ -43,7 +43,7 @@ class RowModel:
 
     rows_of: Callable[[Tensor], Tensor]  # clips uint8 [B, 3, T, H, W] -> [B, D], or tokens [B, K, D]
     module: nn.Module  # what it runs
-    identity: tuple[str, ...]  # what the rows depend on beside the clips, such as a digest of the weights
+    identity: tuple[str, ...]  # what the rows depend on besides the clips, such as a digest of the weights
     dtype: torch.dtype = torch.float32  # as which rows are kept
 
 

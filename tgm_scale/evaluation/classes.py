@@ -106,8 +106,8 @@ def texts_of(classes: Sequence[str], path: str) -> dict[str, list[str]]:
 
 
 def untrained_classes(trained: Iterable[str], test: Sequence[str]) -> dict[str, int]:
-    """How many test clips have each class that training lacks: they cannot be got right. Raises ValueError where all
-    are such."""
+    """How many test clips have each class that training lacks: no prediction of theirs can be right. Raises ValueError
+    if all are such."""
     known = set(trained)
     lacking = Counter(label for label in test if label not in known)
     if test and lacking.total() == len(test):
@@ -119,7 +119,7 @@ def untrained_classes(trained: Iterable[str], test: Sequence[str]) -> dict[str, 
 
 
 def untrained_note(lacking: dict[str, int], clips: int) -> str:
-    """In words; "" where every test class was trained."""
+    """A sentence on them; "" if every test class was trained."""
     if not lacking:
         return ""
     few = ", ".join(f"{shown(label)} ({count})" for label, count in list(lacking.items())[:_SHOWN])
@@ -128,7 +128,7 @@ def untrained_note(lacking: dict[str, int], clips: int) -> str:
 
 
 def single_class_note(classes: Sequence[str]) -> str:
-    """In words; "" where there are several."""
+    """A sentence on it; "" if there are several."""
     if len(classes) != 1:
         return ""
     return f"all labels are {shown(classes[0])}: any prediction is right, and the figures mean nothing"

@@ -1,5 +1,5 @@
 """The samples of a labelled corpus through models: in fixed chunks, so that the numbers do not depend on the number of
-processes, and a stopped pass goes on at the chunk that it had reached."""
+processes, and a stopped pass resumes at the chunk that it had reached."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class FrozenEncoder:
         """From a run folder, a checkpoint or any file that holds a pretraining encoder with its last norm; for clips
         of the shape that it was trained on, or of another, with positions interpolated.
 
-        Raises ValueError where there is none, or the shape is not one of the model's."""
+        Raises ValueError if there is none, or the shape does not divide into the model's tokens."""
         found = read(path)
         shape = frames or found.frames, image_size or found.image_size
         if shape == (found.frames, found.image_size):
@@ -74,7 +74,7 @@ class FrozenEncoder:
 
     @classmethod
     def random(cls, size: str, frames: int, image_size: int, seed: int, device: torch.device = _CPU) -> FrozenEncoder:
-        """As a run of this seed starts it: what training is to be compared with."""
+        """The initialisation of a run with this seed: the baseline that training is compared with."""
         dimensions = SIZES[size]
         model = MaskedVideoAutoencoder(dimensions, frames, image_size, options=ModelOptions("sdpa"), seed=seed)
         return cls(model.encoder.to(device), dimensions, frames, image_size, _DEFAULT_STRIDE, None, device)
@@ -127,7 +127,7 @@ class FrozenEncoder:
 
     @property
     def digest(self) -> str:
-        """Stands for what makes the features: the weights, and what of the model is none (heads, positions)."""
+        """Identifies what computes the features: the weights, and what is not in them (heads, positions)."""
         digest = hashlib.blake2b(repr((self.size.heads, self.positions)).encode(), digest_size=8)
         for name, value in sorted(self.encoder.state_dict().items()):
             digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())

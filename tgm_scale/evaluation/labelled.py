@@ -23,7 +23,7 @@ SYNTHETIC_MOTION = "truth.objects.0.motion"
 
 @dataclass(frozen=True)
 class LabelledCorpus:
-    """A corpus, the label of each sample by its name, and what has none or is not there."""
+    """A corpus, the label of each sample by its name, and the samples without one or missing."""
 
     corpus: Corpus
     labels: dict[str, str]
@@ -51,7 +51,7 @@ def open_labelled(
         assert isinstance(spec, str)
         return _of_files(VideoListCorpus(read_list(spec, role, label=label, split=split), root=root))
     corpus = open_corpus(spec)
-    if isinstance(corpus, VideoListCorpus):  # a folder of files: in folders by class, or with NAME.json beside them
+    if isinstance(corpus, VideoListCorpus):  # a folder of files: in folders by class, or with NAME.json next to them
         return _of_files(corpus)
     labels, problems = read_labels(corpus, label)
     return LabelledCorpus(corpus, labels, [*corpus.all_problems(), *problems])
@@ -67,7 +67,7 @@ def _of_files(corpus: VideoListCorpus) -> LabelledCorpus:
 
 
 def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> Inventory:
-    """What of a part is usable and what is left out, with a few samples and what is said of them."""
+    """What of a part is usable and what is left out, with a few samples and their labels."""
     refs = source.refs
     chosen = [refs[len(refs) * k // NAMED] for k in range(min(NAMED, len(refs)))]
     said = [f"{ref.name}: {shown(source.labels[ref.name])}" for ref in chosen]
@@ -77,7 +77,7 @@ def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> I
 
 
 def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:
-    """What training and test share, in words: the same files, or bytes of the same shard; groups of lists."""
+    """A sentence on what training and test share: the same files, or bytes of the same shard; groups of lists."""
     places = [{(resolved(ref.shard), ref.members[ref.video][0]): ref.name for ref in of.refs} for of in (train, test)]
     said = []
     if shared := [name for place, name in places[1].items() if place in places[0]]:

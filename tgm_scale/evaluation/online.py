@@ -1,4 +1,4 @@
-"""Nearest neighbours on a small labelled set while a pretraining goes on: what the curve of the loss does not show.
+"""Nearest neighbours on a small labelled set during pretraining: what the loss curve does not show.
 
 Shapes: B clips, D width of the encoder.
 """
@@ -54,7 +54,7 @@ class Neighbours:
 
     @torch.no_grad()
     def __call__(self, model: Any) -> dict[str, float]:
-        """Accuracy for the encoder of a `MaskedVideoAutoencoder`, in evaluation mode meanwhile. Collective."""
+        """Accuracy for the encoder of a `MaskedVideoAutoencoder`, computed in evaluation mode. Collective."""
         was_training = model.training
         model.eval()
         train, test = (self._features(model.encoder, part) for part in self._parts.values())

@@ -107,7 +107,7 @@ def fit(x_ND: Tensor, labels_N: Tensor, classes: int, penalty: float, start: _Li
     """The minimum of mean cross entropy + penalty / 2 * sum of squared weights (the bias is free).
 
     Newton's method, truncated (Nocedal and Wright, Numerical Optimization, 2nd edition, section 7.1): about 6 steps,
-    whatever the penalty. L-BFGS did not get there in 3,000 steps where features are many and alike."""
+    whatever the penalty. L-BFGS did not get there in 3,000 steps where features are many and correlated."""
     objective = _Objective(x_ND, labels_N, classes, penalty)
     weight, bias = start or _Linear(x_ND.new_zeros(x_ND.shape[1], classes), x_ND.new_zeros(classes))
     at_EC = torch.cat([weight, bias[None]])

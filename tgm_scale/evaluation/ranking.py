@@ -1,4 +1,4 @@
-"""Where the right answers of a retrieval stand.
+"""Ranks of the right answers of a retrieval.
 
 Shapes: Q queries, G answers to choose from.
 """

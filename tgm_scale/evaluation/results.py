@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: RUN/results.json, RUN/predictions.jsonl, a line to read."""
+"""The output of an evaluation: RUN/results.json, RUN/predictions.jsonl, a summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Clip = tuple[int, int]  # frames and side
 
 
 def class_numbers(classes: Sequence[str], labels: Sequence[str]) -> Tensor:
-    """Each label's number among the classes, int64 [M]; -1 for one that is none, which cannot be got right."""
+    """Each label's number among the classes, int64 [M]; -1 for an unknown one, which no prediction matches."""
     number = {label: i for i, label in enumerate(classes)}
     return torch.tensor([number.get(label, -1) for label in labels])
 
@@ -65,7 +65,7 @@ def refuse_not_finite(scores_MC: Tensor) -> None:
 
 
 def _class_accuracy(right_M: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-    """The share of right answers in each class, mean over classes: each counts alike, however many clips it has."""
+    """The share of right answers in each class, mean over classes: each has the same weight."""
     class_M = class_numbers(sorted(set(labels)), labels)
     return _with_interval(class_interval(right_M, class_M), right_M)
 
@@ -75,7 +75,7 @@ def by_reason(problems: Iterable[Problem]) -> dict[str, int]:
 
 
 def optional_note(text: str) -> dict[str, str]:
-    """A note for the facts, or none."""
+    """A note for the metadata, if there is one."""
     return {"note": text} if text else {}
 
 

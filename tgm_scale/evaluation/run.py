@@ -106,7 +106,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
             try:
                 figures |= _verb_and_noun(config, method, fit, train, test)
             except ValueError as reason:
-                facts["verb and noun"] = f"not judged each for itself: {reason}"
+                facts["verb and noun"] = f"not evaluated separately: {reason}"
             found = {
                 "method": method,
                 "checkpoint": config.encoder.checkpoint,

@@ -156,7 +156,7 @@ def load_finetune(path: str, overrides: list[str]) -> FinetuneConfig:
 
 
 def load_any(path: str, overrides: list[str]) -> RunSettings:
-    """A configuration of the kind that its keys say: of frozen features, of finetuning, or of a pretraining run."""
+    """A configuration of the kind that its keys belong to: frozen features, finetuning, or pretraining."""
     tree = _tree(path, overrides)
     data = tree.get("data")
     kind: type[RunSettings] = Config

@@ -1,4 +1,4 @@
-"""Several ways of pretraining, several seeds of each, beside random initialisation: what the differences are worth.
+"""Several variants of pretraining, several seeds of each, compared with random initialisation, with intervals.
 
 Shapes: S seeds, M test clips.
 """

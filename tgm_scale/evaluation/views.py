@@ -24,7 +24,7 @@ _LAST = 1 - 2**-20  # a draw that picks the last start of a window
 
 @dataclass(frozen=True)
 class Views:
-    """Which clips of a video are looked at: `temporal` x `spatial` of them.
+    """Which clips of a video are evaluated: `temporal` x `spatial` of them.
 
     dense: windows of frames `stride` apart, from the first to the last that fits (one: the middle one).
     segments: one frame of each of `frames` equal parts, window v at the share (v + 0.5) / temporal of its part (TSN).
@@ -95,7 +95,7 @@ class Decoder:
         self._pool = OrderedPool(decoding.workers) if decoding.workers else None
 
     def decode(self, corpus: Corpus, refs: Sequence[SampleRef]) -> Iterator[Tensor | Problem]:
-        """The views of each sample, or why there are none. Raises OSError where a shard cannot be read."""
+        """The views of each sample, or the reason why it has none. Raises OSError where a shard cannot be read."""
         inputs = ((_read(corpus, ref), self.views) for ref in refs)
         results = self._pool.map(_decode, inputs) if self._pool else (_decode(*one) for one in inputs)
         for ref, found in zip(refs, results):

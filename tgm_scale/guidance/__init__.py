@@ -1,1 +1,1 @@
-"""Frozen towers and what they say about a clip: caption embeddings and patch-caption relevance."""
+"""Frozen towers and what they compute for a clip: caption embeddings, relevance, attention, parts, flow."""

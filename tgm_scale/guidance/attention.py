@@ -1,4 +1,4 @@
-"""Where a frozen tower looks: attention of its pooling token to the patches, for attention-guided masking.
+"""Attention of a frozen tower's pooling token to the patches, for attention-guided masking.
 
 CLIP: the class token in the last block. SigLIP: the probe of its attention pooling. Mean over the heads, as Unmasked
 Teacher takes it (arXiv 2303.16058, section 3.1).

@@ -1,7 +1,7 @@
-"""Relevance maps kept in a shard beside their clip, as the member `tgm.npy`.
+"""Relevance maps stored in a shard with their clip, as the member `tgm.npy`.
 
 A member holds the maps of a sample's captions, on the tower's grid over whole frames, with the times of the frames and
-a fingerprint of all that made them. It is one .npy record of plain numbers: nothing in it is unpickled.
+a fingerprint of the towers and settings that made them. It is one .npy record of plain numbers: nothing is unpickled.
 
 Shapes: K captions, F frames that were scored, T frames asked for, h x w patches.
 """

@@ -5,10 +5,10 @@ space, h x w patches.
 
 Neither CLIP nor SigLIP was trained to place its patch tokens in the joint space; a scorer is a way to put them there.
 
-raw    the last block's tokens, as they are. Known to answer to the background (CLIP Surgery, arXiv 2304.05653).
+raw    the last block's tokens, as they are. Known to respond to the background (CLIP Surgery, arXiv 2304.05653).
 value  the last block with each token attending to itself alone, so that its value is not mixed with others'
        (MaskCLIP, arXiv 2112.01071: attention dropped, residual and MLP kept).
-vv     a second path beside the last blocks: attention among values (v v^T in place of q k^T), residual kept, MLP left
+vv     a second path next to the last blocks: attention among values (v v^T in place of q k^T), residual kept, MLP left
        out (CLIP Surgery: "architecture surgery"), over the last 6 blocks, or half of a shallower tower.
 
 Tokens then go one by one through what makes the picture's embedding of its class token (CLIP: norm and projection) or

@@ -1,4 +1,4 @@
-"""A tower that works once where several looks (scorers, attention) are taken at the same frames, to the same bits."""
+"""A tower that computes once where several maps (scorers, attention) are made of the same frames, to the same bits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Memoised:
 
 
 def memoised(image: ImageTower) -> ImageTower:
-    """The same tower, whose blocks run once for frames that it is given again in the next look. It holds what each
+    """The same tower, whose blocks run once for frames that it is given again for the next map. It keeps what each
     block made of the last ones: 29 MB of a pass of 16 frames by CLIP's ViT-B/32."""
     trunk = image.trunk
     once = replace(trunk, embed=_Memoised(trunk.embed), blocks=[_Memoised(block) for block in trunk.blocks])

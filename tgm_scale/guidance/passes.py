@@ -1,4 +1,4 @@
-"""What the ways to look at a clip with a frozen tower share: which frames, how many clips at once, and the token grid.
+"""What all uses of a frozen tower share: which frames of a clip, how many clips in a pass, and the token grid.
 
 Shapes: B clips, T frames of H x W pixels, S slots x R rows x C columns of tokens, F frames that the tower sees, h x w
 its patches, X any channels.
@@ -25,7 +25,7 @@ def clips_per_pass(device: torch.device, tokens: int) -> int:
     """How many clips of `tokens` tokens go through a tower at once: one on a CPU, where a row of a product may depend
     on its place; elsewhere the largest power of two whose tokens are at most TOKENS_PER_PASS, at least one.
 
-    The number hangs on tower and frames alone, not on the micro batch or the card: what a clip gets is the same in
+    The number depends on tower and frames alone, not on the micro batch or the card: what a clip gets is the same in
     any layout of a run. A last pass that is not full costs as much as one that is."""
     if device.type == "cpu":
         return 1

@@ -21,7 +21,7 @@ MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as in preprocessor_confi
 
 
 def _check_numbers(mean: tuple, std: tuple, levels: float, sides: list) -> None:
-    """Raises ValueError where a tower's pixels could not be made by these."""
+    """Raises ValueError for values that no tower was trained with."""
     plain = all(isinstance(x, (int, float)) and isfinite(x) for x in (*mean, *std, levels))
     if not plain or len(mean) != 3 or len(std) != 3 or min(*std, levels) <= 0:
         raise ValueError(
@@ -124,5 +124,5 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def _planes(x_N3HW: Tensor) -> Tensor:
-    """Float32, one channel after another in memory: how they lie there has a say in a product's last bit."""
+    """Float32, one channel after another in memory: the memory layout may change a product's last bit."""
     return x_N3HW.to(torch.float32, memory_format=torch.contiguous_format)

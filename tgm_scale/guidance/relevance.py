@@ -1,4 +1,4 @@
-"""Relevance: how well each token of a clip answers to a caption.
+"""Relevance: how similar each token of a clip is to a caption.
 
 Shapes: B clips, K captions a clip, T frames of H x W pixels, S slots x R rows x C columns of tokens, F frames that the
 tower sees, h x w its patches, E width of the joint space.

@@ -91,14 +91,14 @@ def vocabulary(folder: Path, kind: str) -> tuple[tuple[str, ...], ...]:
 
 
 def has_gemma_tokenizer(folder: Path) -> bool:
-    """Whether a SigLIP is of the second kind: their models are built alike, their tokenizers are not."""
+    """Whether a SigLIP is of the second kind: their models have the same architecture, their tokenizers differ."""
     file = folder / "tokenizer_config.json"
     name = str(read_json(file).get("tokenizer_class", "")) if file.is_file() else ""
     return name.startswith(("Gemma", "Siglip2"))
 
 
 def image_settings(folder: Path) -> dict[str, Any] | None:
-    """What a folder says of the preparation of pictures; None where it says nothing."""
+    """A folder's settings of image preprocessing; None if it has none."""
     nested, plain = (folder / name for name in PREPROCESSING)
     inner = read_json(nested).get("image_processor") if nested.is_file() else None
     if isinstance(inner, dict):

@@ -171,7 +171,7 @@ def load_image_tower(
 
 @contextmanager
 def _named(folder: str | Path, files: str) -> Iterator[None]:
-    """Whatever others' code says of a folder's files, in one line that names them."""
+    """Errors that transformers and tokenizers raise about a folder's files, in one line that names them."""
     try:
         yield
     except Exception as error:  # transformers and tokenizers raise what they come upon

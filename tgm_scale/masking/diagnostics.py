@@ -1,4 +1,4 @@
-"""The guidance alarm: cheap figures that tell whether the captions have a say in the masks.
+"""The guidance alarm: cheap metrics that show whether the captions influence the masks.
 
 Shapes: B clips, S slots, R rows, C columns.
 """
@@ -84,7 +84,7 @@ class MotionMonitor(_Monitor):
         return {"mask_without_motion": still / clips} if clips else {}
 
     def warning(self) -> str | None:
-        """In plain words, where hardly a clip has motion."""
+        """A warning if hardly a clip has motion; else None."""
         still, clips = self._total.tolist()
         if clips < CLIPS_BEFORE_ALARM or still < ALARM * clips:
             return None
@@ -96,7 +96,7 @@ class MotionMonitor(_Monitor):
 
 
 class GuidanceMonitor(_Monitor):
-    """Collects the figures of a process's own clips and words the alarm.
+    """Collects the metrics of a process's own clips, and the warning.
 
     mask_swapped_overlap   overlap of a clip's mask with the one that another clip's caption gives it
     mask_centre_overlap    overlap with a fixed box in the centre of the frame, of the same count
@@ -134,11 +134,11 @@ class GuidanceMonitor(_Monitor):
         self._add(torch.stack([torch.stack([(value * rows).sum(), rows.sum()]) for value, rows in figures], dim=1))
 
     def metrics(self) -> dict[str, float]:
-        """Means over the clips since the last call; a figure that no clip gave is left out."""
+        """Means over the clips since the last call; a metric that no clip gave is left out."""
         return {} if (latest := self._latest()) is None else _means(latest)
 
     def warning(self) -> str | None:
-        """In plain words, what the figures read so far say against the guidance; None where they say nothing."""
+        """A warning if the metrics read so far show that the guidance does not work; else None."""
         means, clips = _means(self._total), int(self._total[1].max())
         independent = self.masker.hidden_count / self.masker.grid.tokens
         bar = independent + ALARM * (1 - independent)

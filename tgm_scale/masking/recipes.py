@@ -25,7 +25,7 @@ TARGETS = ("random", "running_cell")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to score and how to choose. The fields are the keys of `masking.options`."""
+    """Saliency sources and the selection rule. The fields are the keys of `masking.options`."""
 
     sources: Mapping[str, float]  # source name -> weight
     scope: str = "slot"

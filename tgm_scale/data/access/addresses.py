@@ -1,4 +1,4 @@
-"""What is local and what a URL, and what of a URL names the file: a presigned one has its signature behind it."""
+"""Local paths and URLs, and the part of a URL that names the file: a presigned one has a signature in its query."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def split_query(path: str) -> tuple[str, str]:
 
 
 def place(path: str) -> str:
-    """What names a file, whoever reads it and until when: a URL without login and signature; a path as it is."""
+    """What identifies a file: a URL without login and signature; a path unchanged."""
     if "://" not in path:
         return path
     before, query = split_query(path)
@@ -48,7 +48,7 @@ def base_name(path: str) -> str:
 
 
 def folder(path: str) -> str:
-    """The folder of a path or URL, with the URL's query, which may let in to all of the folder."""
+    """The folder of a path or URL, with the URL's query, which may grant access to the whole folder."""
     before, query = split_query(path)
     return os.path.dirname(before) + query
 

@@ -16,7 +16,7 @@ _LOOKS = 64  # the folder is measured again when a process has added this part o
 
 class DiskCache:
     """`get` and `put` by a key of strings and numbers. Where the folder is full the entries that were not used for the
-    longest time go. Processes look on their own, so together they may overshoot by 1/64 of the limit each."""
+    longest time go. Each process measures on its own, so each may overshoot by 1/64 of the limit."""
 
     def __init__(self, folder: str | os.PathLike, limit: int):
         """Raises ValueError where the folder cannot be made."""
@@ -39,7 +39,7 @@ class DiskCache:
         return data if digest == _digest(data) else None
 
     def put(self, data: bytes, *key: str | int) -> None:
-        """Keep `data`. A disk that cannot take it costs the entry and no more."""
+        """Store `data`. If the disk is full or fails, the entry is lost and nothing else."""
         path = self._path(key)
         with suppress(OSError):
             storage.write_atomically(path, _digest(data) + data, lasting=False)

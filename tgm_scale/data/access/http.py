@@ -1,4 +1,4 @@
-"""Files of HTTP servers, by fsspec's session: every answer is held against what was asked, and has a bound."""
+"""Files of HTTP servers, by fsspec's session: every response is compared with the request, and bounded in size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tgm_scale.runtime.terminal import escaped
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
 _WHOLE_SECONDS, _SLOWEST = 60.0, 1e5  # an answer's bound in seconds, and bytes a second beyond what it holds
-_WORDS = 200  # bytes of an answer that are told
+_WORDS = 200  # bytes of a response that are quoted in an error
 _PIECE = 1 << 20
 
 

@@ -27,7 +27,7 @@ class RangeCache(Protocol):
 
 
 class _Descriptor:
-    """An open file, closed when its last user lets go of it (a thread may still read what another evicts)."""
+    """An open file, closed with its last reference (a thread may still read what another evicts)."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -65,7 +65,7 @@ class RangeReader:
         self, path: str, offset: int, size: int, members: list[tuple[int, int]], anew: bool = False
     ) -> bytes:
         """`read` of a URL, by `cache`. members: offset and size in the file of those of a tar that it holds; each has
-        its header before it, and bytes where it has not are neither given nor kept. anew: nothing kept is taken."""
+        its header before it, else the bytes are neither returned nor cached. anew: the cache is not read."""
         before = BLOCK if members else 0
         _, tag = self._expected.get(path, (0, ""))
         key = (f"{self._version} {tag}".strip(), place(path), offset - before, size + before)
@@ -115,7 +115,7 @@ class RangeReader:
         try:
             data = os.pread(descriptor.number, size, offset)
         except OSError:
-            with self._lock:  # a stale handle of a network file system is cured by opening the file anew
+            with self._lock:  # reopening the file fixes a stale handle of a network file system
                 self._open.pop(path, None)
             raise
         while 0 < len(data) < size:

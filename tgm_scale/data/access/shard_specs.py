@@ -48,7 +48,7 @@ def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -
 
 
 def _no_shards(item: str) -> NoShards:
-    """What is there instead, where it is something that is known."""
+    """The error, with what is there instead if it is a known format."""
     item = without_secrets(item)
     there = [] if is_url(item) or not os.path.isdir(item) else sorted(os.listdir(item))
     if not there and os.path.isfile(item):
@@ -85,7 +85,7 @@ def _unpack_first(item: str, packed: list[str]) -> str:
 
 
 def _shards_among(names: list[str], item: str) -> list[str]:
-    """In order of names. Raises ValueError where some are compressed: these would be left out without a word."""
+    """Sorted by name. Raises ValueError if some are compressed: they would be skipped silently."""
     found = sorted(name for name in names if _is_shard(name))
     packed = sorted(name for name in names if _unpacked(name) and _unpacked(name) not in found)
     if packed and not base_name(packed[0]).startswith("."):

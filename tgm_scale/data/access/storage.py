@@ -88,7 +88,7 @@ def unpacked(data: bytes, path: str) -> bytes:
 
 
 def tag(path: str, patience: float | None = None) -> str:
-    """What changes with the content of a URL's file, by its storage's word (ETag, times); "" where there is none."""
+    """What changes with the content of a URL's file, as its storage reports it (ETag, times); "" if it does not."""
     if not is_url(path):
         return ""
     system, name = file_system(path)
@@ -126,7 +126,7 @@ class NotAFile(ValueError):
 
 
 def open_file(path: str) -> BinaryIO:
-    """A local file. Raises NotAFile for what is none: to open a pipe is to wait for its writer."""
+    """A local file. Raises NotAFile for anything else: opening a pipe would wait for its writer."""
     try:
         if stat.S_ISREG(os.stat(path).st_mode):
             return open(path, "rb")

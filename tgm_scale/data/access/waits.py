@@ -1,6 +1,6 @@
-"""Who waits for which shard at this moment, here and in the data workers: a run's heartbeat tells of it.
+"""Which processes wait for which shard now, here and in the data workers; a run's heartbeat reports it.
 
-A worker hands its waits over by the pipe of its samples: `listen` there, `of_worker` in the process that trains."""
+A worker sends its waits through the pipe of its samples: `listen` there, `of_worker` in the training process."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def started(what: str, why: str, since: float) -> None:
 
 
 def ended() -> None:
-    """This thread waits no more, if it did."""
+    """This thread has stopped waiting, if it did wait."""
     if _own.pop(threading.get_ident(), None) is not None:
         _hand_over()
 
@@ -49,13 +49,13 @@ def _hand_over() -> None:
 
 
 def listen(listener: Callable[[list[Wait]], None]) -> None:
-    """Have each change of this process's waits handed over, from the thread that waits."""
+    """Call `listener` at each change of this process's waits, from the waiting thread."""
     global _listener
     _listener = listener
 
 
 def of_worker(process: int, waits: list[Wait]) -> None:
-    """What a worker has handed over; nothing once it has ended."""
+    """Set what a worker has sent; an empty list once it has ended."""
     _of_workers[process] = waits
 
 

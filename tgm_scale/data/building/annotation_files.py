@@ -36,7 +36,7 @@ def files_of(spec: str | Path) -> list[Path]:
     else:
         found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(spec)))]
     refusal = foreign_table(str(spec))
-    if refusal is None and path.is_dir():  # one table among others would be left out without a word
+    if refusal is None and path.is_dir():  # one table among others would be skipped silently
         refusal = foreign_folder(str(path), os.listdir(path), below=not found)
     if refusal:
         raise ValueError(f"--annotations {refusal}")
@@ -47,7 +47,7 @@ def files_of(spec: str | Path) -> list[Path]:
 
 
 def lines_of(files: list[Path]) -> Iterator[tuple[str, bytes]]:
-    """Where each row stands, and the row as JSON. Raises ValueError for a file that is none of these."""
+    """Where each row stands, and the row as JSON. Raises ValueError for a file of another format."""
     for file in files:
         before = f"{file.name} " if len(files) > 1 else ""
         with _opened(file) as stream:

@@ -26,7 +26,7 @@ _LONGEST = 1e7  # seconds that a column may say: four months, and no video
 
 @dataclass(frozen=True)
 class Row:
-    """What is said of one span; times in milliseconds. A span of 0 to 0 is the whole file."""
+    """The annotation of one span; times in milliseconds. A span of 0 to 0 is the whole file."""
 
     video: str
     start: int
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def caption(self) -> str:
-        """The first of its captions, "" where there is none."""
+        """The first of its captions, "" if there is none."""
         return self.captions[0] if self.captions else ""
 
     @property
@@ -124,14 +124,14 @@ def _by_columns(row: dict) -> str:
             value = 0
         try:
             seconds = float(value)
-        except (TypeError, ValueError, OverflowError):  # a clock time, or a mistake that is told with it
+        except (TypeError, ValueError, OverflowError):  # a clock time, or a mistake that is reported when it is parsed
             continue
         row[key] = clock(round(seconds * 1000)) if 0 <= seconds < _LONGEST else f"{seconds} s"
     return file
 
 
 def _score(value: object) -> float | None:
-    """A finite number; what Python's JSON reads NaN and Infinity as is none."""
+    """A finite number; None for anything else, NaN and Infinity included."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     try:
         return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]

@@ -37,17 +37,17 @@ _UNUSED = (1 << 64) - 1  # for the place of a row that is broken or left out; pl
 def captions_of(members: dict[str, bytes]) -> list[str]:
     """The captions of a sample, from its `json` ("captions", "caption" or "Caption": a text or a list) or its `txt`.
 
-    Empty where there is none: blank texts, texts that are unfit (see `text`) and a json that is none do not count."""
+    Empty if there is none: blank texts, unfit texts (see `text`) and an invalid json do not count."""
     return [text for text in _texts(members) if fault_of(text) is None]
 
 
 def unfit_captions(members: dict[str, bytes]) -> list[str]:
-    """What is wrong with those captions of a sample that are unfit, in words."""
+    """What is wrong with each unfit caption of a sample."""
     return [f"{shown(text)} has {fault}" for text in _texts(members) if (fault := fault_of(text))]
 
 
 def json_fault(members: dict[str, bytes]) -> str | None:
-    """What is wrong with a sample's json, in words; None where it is an object, or there is none."""
+    """What is wrong with a sample's json; None if it is an object, or there is no json."""
     try:
         content = json_of(members.get("json", b"{}"))
     except ValueError as error:
@@ -80,7 +80,7 @@ class Filters:
     max_seconds: float | None = None
 
     def rejection_reason(self, row: Row) -> str | None:
-        """Why `row` is not used, a fixed word; None where it is."""
+        """Why `row` is not used, a fixed word; None if it is used."""
         for name, score, bound in (
             ("umt", row.umt, self.min_umt),
             ("aesthetic", row.aesthetic, self.min_aesthetic),

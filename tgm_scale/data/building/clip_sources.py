@@ -1,4 +1,4 @@
-"""Where the clips of annotations come from: their video, or a file of the clip alone that somebody has cut before.
+"""Where the clips of annotations come from: their video, or a file of the clip alone that was cut before.
 
 What a name means depends on the folder and on the annotations as a whole, never on which shards a task makes."""
 

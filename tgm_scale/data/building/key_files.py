@@ -69,7 +69,7 @@ class SortedKeys:
 
 
 def distinct(runs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """All keys of these runs in order, each once, a part at a time; the runs lie sorted on the disk meanwhile."""
+    """All keys of these runs in order, each once, a part at a time; the runs are sorted on disk."""
     bounds = np.arange(1, _PARTS, dtype=np.uint64) << np.uint64(55)
     cuts: list[np.ndarray] = []  # of each run, where its parts begin and end in the file
     written = 0

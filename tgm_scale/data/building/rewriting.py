@@ -1,4 +1,4 @@
-"""New shards from old ones, sample by sample: what commands share that add to a corpus (relevance, captions)."""
+"""New shards from old ones, sample by sample: shared by the commands that add relevance or captions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_task(options: argparse.Namespace) -> None:
 
 
 def report_input(options: argparse.Namespace, corpus: Corpus) -> None:
-    """Say what was opened and what was left out. Raises ValueError where that is too much, or the output would be
+    """Print what was opened and what was left out. Raises ValueError if that is too much, or the output would be
     written into the corpus itself."""
     if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")

@@ -1,4 +1,4 @@
-"""From a plan of clips and a folder of videos to a folder of shards; goes on where an earlier run was stopped.
+"""From a plan of clips and a folder of videos to a folder of shards; resumes where an earlier run was stopped.
 
 In the folder: `NNNNN.tar` with its index, `NNNNN.report.json` (written last: the mark of a finished shard), and
 `make_shards.json` (what the shards were made from). Which clip goes into which shard depends on the annotations alone,
@@ -42,7 +42,7 @@ class EncodingOptions:
 
 
 def open_output(folder: Path, plan: Plan, encoding: EncodingOptions) -> None:
-    """Tie the folder to what its shards are made from. Raises ValueError where it holds shards of other settings."""
+    """Record in the folder what its shards are made from. Raises ValueError if it holds shards of other settings."""
     settings = {
         "annotations": plan.digest,
         "filters": asdict(plan.filters),
@@ -69,7 +69,7 @@ def open_output(folder: Path, plan: Plan, encoding: EncodingOptions) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Take the open_output back where nothing came of it, so that other settings may follow."""
+    """Undo `open_output` if no shard was made, so that other settings may follow."""
     if [path.name for path in folder.iterdir()] == [SETTINGS]:
         (folder / SETTINGS).unlink()
 

@@ -5,10 +5,10 @@
 | columns | CSV (`,`, tab, `;`, `|`), JSON, JSON Lines: `file` and any of `caption, label, group, split, start, end` |
 | lines | a path that ends as a video does, then a caption or a label |
 | published | Kinetics, Something-Something V2, UCF101, HMDB51, Diving48, EPIC-Kitchens-100, MSR-VTT, WebVid |
-| folder | video files, NAME.txt or NAME.json beside those that have a caption; a folder of folders gives labels |
+| folder | video files, NAME.txt or NAME.json next to those that have a caption; a folder of folders gives labels |
 
 `list_rows` says what a row of each means. What is not clear is refused by the line, never guessed at: a guess trains
-on wrong captions without a word."""
+on wrong captions silently."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SEVERAL = re.compile(r"-?\d+(?:\s*[,;|/\s]\s*-?\d+)+")
 
 @dataclass
 class Entry:
-    """A video of a list: its path as written, with or without an extension, and what is said of it."""
+    """A video of a list: its path as written, with or without an extension, and its captions, label and group."""
 
     path: str
     captions: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Entry:
 
 @dataclass
 class Listing:
-    """A list as it was understood."""
+    """A list as it was parsed."""
 
     path: str
     entries: list[Entry]
@@ -166,7 +166,7 @@ _ONE_LABEL = "a video has one label here; give one a video, or leave such videos
 
 
 def _label(listing: Listing, row: Row, wanted: Wanted) -> str | None:
-    """The label of a row. What is none is refused where labels are wanted, and named else."""
+    """The label of a row. An invalid one is an error where labels are wanted, and a problem otherwise."""
     try:
         return label_text(row.label)
     except ValueError as error:
@@ -177,7 +177,7 @@ def _label(listing: Listing, row: Row, wanted: Wanted) -> str | None:
 
 
 def _checked(listing: Listing, row: Row, text: str | None, reason: str) -> str:
-    """The text, "" where it is none or unfit; then the row is named."""
+    """The text; "" if it is missing or unfit, which is then a problem."""
     try:
         return " ".join(cleaned(text).split()) if isinstance(text, str) else ""
     except ValueError as error:

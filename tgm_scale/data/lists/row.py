@@ -1,4 +1,4 @@
-"""What a row of a list says, whatever its layout."""
+"""A row of a list, whatever its layout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SEPARATOR_LINE = re.compile(r"\s*\"?sep=[^\w\n]?\"?[,;|\t]*\r?\n", re.I)
 @dataclass
 class Row:
     """A row of a list. `single`: its label may not be several in one field. `fault`: why it cannot be used. Captions
-    and the label are as they stand there: `caption_fault` and `label_text` say what is none."""
+    and the label are as they stand there: `caption_fault` and `label_text` check them."""
 
     where: str
     path: str
@@ -75,17 +75,17 @@ def of_list(value: Any) -> list[Any]:
 
 
 def absent(value: Any) -> bool:
-    """Whether nothing is said: null, and the NaN that pandas writes for it."""
+    """Whether a value is missing: null, and the NaN that pandas writes for it."""
     return value is None or value != value
 
 
 def caption_fault(value: Any) -> str:
-    """Why what JSON says is no caption; "" where it is one, or nothing is said."""
+    """Why a JSON value is not a caption; "" if it is one, or missing."""
     return "" if absent(value) or isinstance(value, str) else f"{_written(value)}: wanted text"
 
 
 def label_text(value: Any) -> str | None:
-    """A label: a text or a number, also alone in a list; None where nothing is said. Raises ValueError for several,
+    """A label: a text or a number, also alone in a list; None if it is missing. Raises ValueError for several,
     and for what is neither."""
     if isinstance(value, list):
         said = [one for one in value if not absent(one)]

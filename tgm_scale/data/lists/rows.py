@@ -1,4 +1,4 @@
-"""What a row of a list says: columns by their names, lines of a path and a text, and the published formats.
+"""Rows of lists: columns by their names, lines of a path and a text, and the published formats.
 
 | dataset | file | path of the video | label or caption |
 |---|---|---|---|

@@ -12,7 +12,7 @@ _BLANK_CONTROLS = "\t\n\v\f\r\x85"  # white space to every tokenizer
 
 
 def fault_of(text: str) -> str | None:
-    """What makes `text` unfit, in words; None where nothing does."""
+    """What makes `text` unfit; None if it is fit."""
     if text.isascii() and text.isprintable():  # nearly all
         return None
     for place, letter in enumerate(text):

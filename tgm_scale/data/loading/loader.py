@@ -1,4 +1,4 @@
-"""Batches of the run's global order, for one rank: decoded by worker processes, handed over in order.
+"""Batches of the run's global order, for one rank: decoded by worker processes, delivered in order.
 
 Global batch t is the positions t*S ... t*S + S - 1 of the order, S = global_batch_size / repeated_augmentation. Its
 slots are numbered 0 ... global_batch_size - 1; slot g holds repeat g % R of sample g // R. Micro-step a of rank r has
@@ -64,8 +64,8 @@ class ClipLoader:
         """The samples of each batch, and their pixels, uint8 [samples, N, T, H, W, 3]."""
         positions, sampling = self.positions(), self.samples.sampling
         if self.workers:
-            # A step is asked for as a whole, and nothing is handed out meanwhile: with less than a step ahead workers
-            # run dry while one is computed (8 workers, 128 clips: after 32), and the GPU waits for the rest.
+            # A step is requested as a whole, and no samples are requested during it: with less than a step ahead
+            # workers run dry while one is computed (8 workers, 128 clips: after 32), and the GPU waits for the rest.
             ahead = max(self.workers * self.prefetch, self._micro * self.accumulation)
             yield from decode_ahead(self.samples, positions, self._micro, self.workers, ahead)
         shape = (self._micro, sampling.repeated_augmentation, sampling.frames, sampling.size, sampling.size, 3)

@@ -1,4 +1,4 @@
-"""How clips are drawn from samples, and what comes of one."""
+"""How clips are drawn from samples, and the resulting sample."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Sampling:
 
 @dataclass
 class Sample:
-    """What is said of the N = repeated_augmentation clips of one sample."""
+    """The N = repeated_augmentation clips of one sample, without their pixels."""
 
     captions: list[str]  # N
     key: str

@@ -19,8 +19,8 @@ import torch
 class SharedBatches:
     """Memory for batches of pixels, uint8 of one shape, shared by all processes that it is sent to when they start.
 
-    An anonymous file that grows when it has to: it leaves nothing behind, whoever is killed, and the size of /dev/shm
-    (64 MB in a container unless told otherwise) does not bound it.
+    An anonymous file that grows when it has to: it leaves nothing behind when a process is killed, and the size of
+    /dev/shm (64 MB in a container by default) does not bound it.
 
     In a process that works on a GPU each batch's memory is pinned once, when it is first taken: the GPU reads it by
     itself. Who lets it read without waiting keeps the tensor until the copy is done (`data.to_device`)."""
@@ -35,7 +35,7 @@ class SharedBatches:
         self._may_pin = True
 
     def take(self) -> tuple[int, torch.Tensor]:
-        """The number and the pixels of a batch that is nobody's; when no tensor of it is left, it is used again."""
+        """The number and the pixels of a free batch; when no tensor of it is left, it is reused."""
         if not self._free:
             os.ftruncate(self._file, (len(self._maps) + 1) * self._size)
             place = len(self._maps)

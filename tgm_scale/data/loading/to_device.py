@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU: from pinned memory, on a stream of their own, without a wait of the host.
+"""Copies of batches to a GPU: from pinned memory, on a separate stream, without blocking the host.
 
 A copy from pinned memory runs on after the call has returned, and torch looks after no memory but what it pinned
 itself. So what a copy reads from is held here until an event says that the copy is done: else `SharedBatches` would
@@ -31,7 +31,7 @@ class Event(Protocol):
 
 
 class PendingCopies:
-    """Batches that copies still read from, MAX_PENDING at most."""
+    """Batches that are still being copied, MAX_PENDING at most."""
 
     def __init__(self) -> None:
         self._copies: deque[tuple[Event, Batch]] = deque()

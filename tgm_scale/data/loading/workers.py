@@ -1,6 +1,6 @@
-"""Worker processes that decode samples ahead: any worker takes the next sample, and they are handed over in order.
+"""Worker processes that decode samples ahead: any worker takes the next sample, and they are delivered in order.
 
-Pixels are decoded right into the batch's memory, which all processes share; what is said of them goes through a pipe.
+Pixels are decoded right into the batch's memory, which all processes share; their metadata goes through a pipe.
 A clip of 16 frames at 224 is 2.4 MB, and each copy of it costs 2 % of its decoding. A pool of `concurrent.futures`
 has two threads in the training process that wake up for each sample: another 2 %."""
 
@@ -154,7 +154,7 @@ def _kill(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
 
 
 def _widen(inbox: Connection) -> None:
-    """Let results wait in the pipe while a step runs, so that the worker goes on."""
+    """Let results wait in the pipe while a step runs, so that the worker can continue."""
     with suppress(OSError, AttributeError):  # more than the user may have; not Linux
         fcntl.fcntl(inbox.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
@@ -217,11 +217,11 @@ def _fetched(samples: Samples, tasks: Connection, turn: Lock) -> Iterator[tuple[
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as another process can have it, with where it came from."""
+    """The error in a form that can be pickled, with its traceback."""
     where = RuntimeError("".join(traceback.format_exception(error)))
     try:
         pickle.dumps(error)
-        copy.copy(error)  # made anew as the other side makes it
+        copy.copy(error)  # rebuilt as the receiver rebuilds it
     except Exception:
         return where
     error.add_note(f"in a data worker:\n{where}")

@@ -1,6 +1,6 @@
-"""Indices as they are kept: beside their shards, or in the user's cache, made once and made anew where they are wrong.
+"""Indices on disk: next to their shards, or in the user's cache; built once, and rebuilt where they are wrong.
 
-A corpus from elsewhere gets its indices when it is first opened: beside the tars, or in the user's cache where they
+A corpus from elsewhere gets its indices when it is first opened: next to the tars, or in the user's cache where they
 cannot be written. Of a remote shard the cache has the index with "tag", what the storage says of the file's content
 (ETag, times): another tag at a later start is another file, and what is derived from the old one is dropped."""
 
@@ -22,9 +22,9 @@ from tgm_scale.runtime.outside.refusals import PermanentError
 from tgm_scale.runtime.secrets import without_secrets
 
 # Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which is in a
-# header of 512 bytes of the tar; a tar of a few small files has the index's first line beside.
+# header of 512 bytes of the tar; a tar of a few small files is smaller than the index's first line.
 _MORE_THAN_TAR = 1 << 16
-_FEW, _FEW_OF_MANY = 2, 0.01  # members of a shard that are others where it is damaged, not made anew
+_FEW, _FEW_OF_MANY = 2, 0.01  # members that differ where a shard is damaged, not rebuilt
 
 
 def load(shard: str, patience: float | None = None) -> ShardIndex:
@@ -63,7 +63,7 @@ def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> 
             "index is rebuilt, and bytes kept of it are not used\n"
         )
     index = _fresh(shard, beside, size, patience)
-    if index is None or (replaced and kept is not None and index.has_lines_of(kept)):  # beside it lies the old one
+    if index is None or (replaced and kept is not None and index.has_lines_of(kept)):  # next to it is the old one
         return _made(shard, beside, cached, patience, tag)
     index.tag = tag
     if tag:
@@ -87,7 +87,7 @@ def _made(
     stale: Sequence[ShardIndex] = (),
 ) -> ShardIndex:
     index = storage.retrying(lambda: ShardIndex.scan(shard), shard, patience)
-    index.tag = tag  # asked for before: a shard that is replaced meanwhile has another one
+    index.tag = tag  # read before: a shard that is replaced during the scan has another one
     if stale:
         damaged = next((old for old in stale if _is_damaged(shard, index, old)), None)
         if damaged is not None:
@@ -97,14 +97,14 @@ def _made(
             f"{shard}: its size or its ends are not those of the file that was indexed: it was changed or replaced, "
             f"and is another shard to every run; its index is rebuilt, {sums}\n"
         )
-    if len(index):  # beside what is no shard nothing is left
+    if len(index):  # no index is written for what is not a shard
         keep(index.dump(), beside, cached)
     return index
 
 
 def _is_damaged(shard: str, index: ShardIndex, old: ShardIndex) -> bool:
     """Whether a shard that is not that of an old index is the same one with a few other bytes: then the old sums tell
-    which samples those are in. A shard that was made anew has other members throughout. All of it is read."""
+    which samples those are in. A shard that was rebuilt has other members throughout. All of it is read."""
     members, others = 0, 0
     try:
         if old.size != index.size or not old.has_sums or not old.has_lines_of(index):
@@ -128,7 +128,7 @@ def _say(path: str, why: Exception) -> None:
 
 
 def keep(data: bytes, beside: str, cached: str) -> None:
-    """Write a derived file beside the shards, or in the user's cache where they are remote or read-only.
+    """Write a derived file next to the shards, or in the user's cache where they are remote or read-only.
 
     Raises OSError with the remedy where neither can be written."""
     if not storage.is_url(beside):

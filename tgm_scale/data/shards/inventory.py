@@ -1,4 +1,4 @@
-"""What was opened and what was left out, said in one way wherever data is opened.
+"""What was opened and what was left out, reported in the same form wherever data is opened.
 
 It is printed at the start, stands in the run's data.json or results.json, and in `tgm-scale status`."""
 

@@ -1,6 +1,6 @@
-"""Video files that were replaced under their names since a run began: a start says so, and goes on.
+"""Video files that were replaced under their names since a run began: a start reports it and continues.
 
-Shards have indices that tell; of a loose file only the name is in the list. The first start notes bytes and time of
+The index of a shard shows it; of a loose file only the name is in the list. The first start notes bytes and time of
 change of files from all over a list, a stat of each, and later ones compare: what was replaced as a whole is seen,
 a single file among millions is not."""
 
@@ -28,7 +28,7 @@ def replaced(folder: Path, opened: Sequence[Corpus]) -> list[str]:
     file = folder / FILE
     try:
         known = json_object(file) if file.is_file() else {}
-    except ValueError:  # it is written anew
+    except ValueError:  # it is rewritten
         known = {}
     lists = [(n, corpus) for n, corpus in enumerate(opened) if isinstance(corpus, VideoListCorpus)]
     now = {f"{n} {corpus.name}": _marks(corpus) for n, corpus in lists}

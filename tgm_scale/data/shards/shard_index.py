@@ -1,11 +1,11 @@
 """The index of one shard: where each sample's members lie in its tar, so that a sample is read by range.
 
-`NAME.index.jsonl` beside `NAME.tar`: a first line {"bytes", "mark", "samples", "problems", "blake2b"}, then one line a
-sample, {"key", "members": {extension: [offset, size]}, "crc32": {extension: sum}}. Size and mark (a digest of both
-ends) tie it to its tar; times of files do not, because copies and downloads change them. "blake2b" is a digest of the
-lines that follow, which older indices lack; what is wrong in either is rebuilt from the tar.
+`NAME.index.jsonl` next to `NAME.tar`: a first line {"bytes", "mark", "samples", "problems", "blake2b"}, then one line
+for each sample, {"key", "members": {extension: [offset, size]}, "crc32": {extension: sum}}. Size and mark (a digest of
+both ends) tie it to its tar; times of files do not, because copies and downloads change them. "blake2b" is a digest of
+the lines that follow, which older indices lack; a damaged one is rebuilt from the tar.
 
-"crc32" are the sums of the members' bytes (zlib.crc32), compared whenever a member is read. Who writes a shard has
+"crc32" are the sums of the members' bytes (zlib.crc32), compared whenever a member is read. The writer of a shard has
 them of what it meant to write. An index that is made of a tar has none, since only the headers are read for it (of
 ten million clips the rest is terabytes); `tgm-scale shards check`, which reads all, adds them. Where indices lie, and
 when they are made: index_cache.py."""
@@ -76,7 +76,7 @@ class Summary:
 
 
 class DamagedIndex(ValueError):
-    """What an index file says cannot be so. It is a cache: `rebuilt` makes it anew."""
+    """An index file with impossible values. It is a cache: `rebuilt` builds it again."""
 
 
 class _Head(BaseModel):
@@ -280,6 +280,6 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def index_path(shard: str) -> str:
-    """Where the index lies beside its shard."""
+    """The path of the index next to its shard."""
     path, query = split_query(shard)
     return path.removesuffix(".tar") + ".index.jsonl" + query

@@ -1,9 +1,9 @@
-"""The catalogue of a folder of shards: the size and count of each, so that opening ten thousand shards reads one file.
+"""The manifest of a folder of shards: size and count of each, so that opening ten thousand shards reads one file.
 
-`shards.catalogue.json` lies beside the shards, or in the user's cache where they are remote or read-only, and can be
-derived from their indices at any time. Beside the shards' names it has "", the digest of all it says (older ones lack
-it); one that is damaged is derived anew. A local shard whose size or time of change is not the catalogue's is looked
-at anew; a remote catalogue is taken at its word."""
+`shards.catalogue.json` lies next to the shards, or in the user's cache where they are remote or read-only, and can be
+derived from their indices at any time. Its key "" has the digest of the other entries (older files lack
+it); a damaged one is rebuilt. A local shard whose size or modification time is not the manifest's is examined
+again; a remote manifest is trusted."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _stamp(shard: str) -> Stamp:
 
 
 def _examine(shard: str, patience: float | None) -> tuple[Stamp, Summary]:
-    stamp = _stamp(shard)  # taken first: a shard replaced meanwhile is examined again at the next opening
+    stamp = _stamp(shard)  # read first: a shard replaced during this is examined again at the next opening
     return stamp, index_cache.load(shard, patience).summary
 
 
@@ -112,7 +112,7 @@ def _manifest(path: str, said: bool = True, patience: float | None = None) -> Ma
 
 
 def _parsed(data: bytes) -> Manifest:
-    """Raises ValueError where it is none, or not what was written."""
+    """Raises ValueError if it is invalid, or not what was written."""
     plain = json_of(data)
     if not isinstance(plain, dict):
         raise ValueError(f"wanted an object, found {type(plain).__name__}")
@@ -131,7 +131,7 @@ def _short(error: Exception) -> str:
 
 
 def correct(shard: str, index: ShardIndex) -> None:
-    """Say of a shard what its index says, where the catalogue says otherwise: the next opening believes it."""
+    """Set a shard's entry to its index, where the manifest differs: the next opening reads it."""
     known = _read(folder := addresses.folder(shard))
     known[addresses.base_name(shard)] = _stamp(shard), index.summary
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Files of videos below a folder: found as a list names them, and never another video in their place."""
+"""Files of videos below a folder: found as a list names them, and never another video instead."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class VideoFolder:
         if storage.is_url(place):
             if not video_extension(place):
                 raise _Unclear("not_a_video", f"a URL that does not end as a video does: {_ENDINGS}")
-            return place  # taken at its word: a server is not asked for each
+            return place  # not checked: that would be a request for each
         folder, base = os.path.split(place)
         stem, extension = split_extension(base)
         return place if extension and base in self._listing(folder).get(stem, []) else None

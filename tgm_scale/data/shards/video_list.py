@@ -81,7 +81,7 @@ class VideoListCorpus(Corpus):
         return (Problem(self.prefix + problem.key, problem.reason, problem.detail) for problem in self._problems)
 
     def problems(self, shard: int) -> list[Problem]:
-        """What was left out; all of it is said of the first file."""
+        """What was left out; all of it is reported with the first file."""
         return self._problems if shard == 0 else []
 
     def read(self, ref: SampleRef, extensions: list[str] | tuple[str, ...]) -> dict[str, bytes]:
@@ -97,7 +97,7 @@ class VideoListCorpus(Corpus):
 
 
 def folder_listing(root: str) -> Listing | None:
-    """The videos below a folder as a list: captions are those of NAME.txt or NAME.json beside NAME.mp4, else of NAME
+    """The videos below a folder as a list: captions are those of NAME.txt or NAME.json next to NAME.mp4, else of NAME
     in the folder's captions.json, labels the folders that the videos are in. None where it holds no video."""
     entries, problems = [], list[Problem]()
     for folder, names in walk(root, problems):

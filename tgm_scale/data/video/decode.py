@@ -77,12 +77,12 @@ class Video:
     video, or a video without frames; nothing that they say opens another file."""
 
     def __init__(self, data: bytes, motion: MotionRecorder | None = None):
-        """motion: is told of every frame that is decoded, with its motion vectors."""
+        """motion: records the motion vectors of every decoded frame."""
         if not data:
             raise DecodeError("empty", "0 bytes")
         self._data = data
         self._motion = motion
-        self._convert = VideoReformatter()  # one for all frames: each frame's own would be set up anew
+        self._convert = VideoReformatter()  # one for all frames: a new one for each would be set up again
         self._size: tuple[int, int] | None = None  # width and height before the turn
         self._orientation: Orientation | None = None
         self._scaling: str | None = None
@@ -258,7 +258,7 @@ class Video:
         return self._orientation.turn(rows[:, : 3 * width].reshape(height, width, 3))
 
     def _look(self, frame: VideoFrame) -> None:
-        """Take from the first frame how all are shown."""
+        """Set orientation and size of all frames from the first."""
         self._orientation = orientation(frame)
         if self._size is None:
             self._size = max(1, round(frame.width * pixel_aspect(self._stream))), frame.height

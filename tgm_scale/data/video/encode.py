@@ -1,4 +1,4 @@
-"""Encoding of clips for shards: H.264 in MP4, yuv420p, a keyframe every few frames, no B-frames, no sound.
+"""Encoding of clips for shards: H.264 in MP4, yuv420p, a keyframe every few frames, no B-frames, no audio.
 
 A training read decodes a few frames from a random place, so the distance between keyframes sets its cost: a group of
 12 to 30 frames decodes about twice as fast as the usual 250. Without B-frames the order of packets is the order of

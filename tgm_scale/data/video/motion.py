@@ -1,7 +1,7 @@
 """Motion from the codec: the vectors that an encoder spent on a clip, read while its frames are decoded.
 
 A vector says where a block of a frame was copied from. Divided by the distance to the frame it was copied from, it is
-the block's velocity. Summed over the frames between two sampled ones, less the camera's motion, it tells what moves.
+the block's velocity. Summed over the frames between two sampled ones, less the camera's motion, it shows what moves.
 
 ffmpeg gives the direction of a reference (past or future), not which frame it is. It is taken to be the nearest frame
 in that direction that other frames may refer to, or, for all vectors of a frame, a further one where that agrees much
@@ -112,7 +112,7 @@ class MotionRecorder:
         return np.ascontiguousarray(speed_Tyx.reshape(slots, -1, *speed_Tyx.shape[1:]).mean(axis=1))
 
     def _velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Of each frame with vectors: velocity [2, y, x], pixels a frame, and how many vectors told of it [y, x]."""
+        """Of each frame with vectors: velocity [2, y, x], pixels a frame, and the number of its vectors [y, x]."""
         if not self._fields:
             return {}
         known = sorted(self._fields)

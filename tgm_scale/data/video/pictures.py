@@ -21,9 +21,9 @@ _ENOUGH = 100  # packets of other streams, within which a video's second picture
 
 
 def best_stream(container: InputContainer) -> VideoStream | None:
-    """The stream that ffmpeg ranks best (the default one, then the largest), unless it holds a picture beside a video:
-    a cover is marked as such, or has one packet where another stream has many. Where several streams may be meant,
-    packets are read, and the container then stands somewhere else."""
+    """The stream that ffmpeg ranks best (the default one, then the largest), unless it is a picture in a file with a
+    video: a cover is marked as such, or has one packet where another stream has many. With several candidates packets
+    are read, and the container's position changes."""
     streams = [s for s in container.streams.video if s.codec_context and Disposition.attached_pic not in s.disposition]
     best = cast("VideoStream | None", container.streams.best("video"))
     if len(streams) < 2:
@@ -70,7 +70,7 @@ def orientation(frame: VideoFrame) -> Orientation:
     counts as the nearest that does."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # beside it lies a kind of data that PyAV has no name for: the angle can be had, no mirror
+    except ValueError:  # with side data that PyAV has no name for: the angle is known, a mirror is not
         return _TURNED[round(frame.rotation / 90) % 4]
     if data is None:
         return UPRIGHT

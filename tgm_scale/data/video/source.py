@@ -19,7 +19,7 @@ from tgm_scale.data.video.pictures import best_stream, deinterlaced, pixel_aspec
 from tgm_scale.data.video.timeline import FASTEST, clock_of
 from tgm_scale.runtime.compat import any_metadata
 
-# A playlist or a concat script named .mp4 must not make the demuxer open what it names.
+# A playlist or a concat script named .mp4 must not make the demuxer open other files.
 _TRUST_NOTHING = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"}
 _TOLERANCE = Fraction(1, 2)  # seconds that a span may reach past the last frame: containers round their durations up
 _REWINDS = (0, 2, 16, None)  # seconds before the start to seek to, until a frame at or before it comes; None: no seek

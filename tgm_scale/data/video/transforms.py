@@ -1,4 +1,4 @@
-"""Where a clip is cut out of its frames, and the cut itself, alike for pixels and for maps.
+"""Crops of clips: where they are cut, and the cut itself, in the same way for pixels and maps.
 
 T frames, H W pixels of the source; h w pixels of the cut. A map [S, y, x] of any resolution covers the whole frame;
 R, C are the rows and columns of the clip's token grid.
@@ -47,13 +47,13 @@ class Crop:
         return clip_Thw3
 
     def resize_into(self, clip_Thw3: Tensor, cut_Thw3: np.ndarray) -> None:
-        """The same, where the clip is to lie.
+        """The same, written into `clip_Thw3`.
 
         Bilinear, widened where it shrinks so that nothing aliases. All frames in one call: torch sets its weights up
-        anew for each, which for single frames costs four times the resize itself."""
+        again for each call, which for single frames costs four times the resize itself."""
         pixels_T3hw = torch.from_numpy(np.ascontiguousarray(cut_Thw3)).permute(0, 3, 1, 2)  # in memory as the clip is
         size = clip_Thw3.shape[1:3]
-        # what F.interpolate(mode="bilinear", antialias=True) calls, which cannot be told where to write
+        # what F.interpolate(mode="bilinear", antialias=True) calls, which has no `out` argument
         torch.ops.aten._upsample_bilinear2d_aa.out(
             pixels_T3hw, size, False, None, None, out=clip_Thw3.permute(0, 3, 1, 2)
         )

@@ -97,7 +97,7 @@ class Objective(nn.Module):
         shown_NP1, mixed_NP1 = ((batch.label_NP >= 0)[..., None], (batch.label_NP == MIXED)[..., None])
         wanted_NPC = self.pattern_CC[batch.label_NP.clamp(min=0)]
         target_NPC = torch.where(shown_NP1, wanted_NPC, self.level)
-        # a mixed patch is told of absent concepts only: what it shows of the present ones is not clear
+        # a mixed patch is trained on absent concepts only: which of the present ones it shows is ambiguous
         absent_N1C = 2.0 * self._absent(batch)[:, None].float()
         weight_NPC = torch.where(mixed_NP1, absent_N1C, torch.where(shown_NP1, 3.0, 1.0))
         error = (predicted_NPC - target_NPC).square() * torch.where(target_NPC == 1, 8.0, 1.0)

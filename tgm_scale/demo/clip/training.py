@@ -162,7 +162,7 @@ def train(recipe: Recipe, data: TrainingData, folder: Path, progress: Callable[[
 
 def _optimisers(model: Any, objective: Objective, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest. AdamW alone needs two to three times the images before
-    shapes are told (docs/lab-notes/small_clip.md)."""
+    shapes are recognised (docs/lab-notes/small_clip.md)."""
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(
             f"training the small CLIP needs torch 2.9 or later, for its Muon; this is {torch.__version__}"

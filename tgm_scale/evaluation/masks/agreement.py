@@ -57,7 +57,7 @@ def clip_maps(
 
 
 def score_clip(masker: Masker, name: str, object_SRC: Tensor, maps: Mapping[str, Tensor], seed: int = 0) -> ClipScore:
-    """Judge DRAWS masks of one clip. maps: what the masker needs, one clip each, [1, ...]."""
+    """Score DRAWS masks of one clip. maps: what the masker needs, one clip each, [1, ...]."""
     seeds = torch.tensor([seeding.key(seed, "judged mask", name, draw) for draw in range(DRAWS)])
     aux = {key: value.expand(DRAWS, *value.shape[1:]) for key, value in maps.items()}
     hidden_BSRC = masker.hidden(seeds, **aux)

@@ -67,7 +67,7 @@ class Annotated:
         return Inventory.of("videos", len(self.pairs), self.problems, layout=layout, listed=listed)
 
     def leave_out(self, file: Path, reason: str, detail: str) -> None:
-        """A video that turned out to be of no use."""
+        """Record a video that turned out to be unusable."""
         self.pairs = [pair for pair in self.pairs if pair[0] != file]
         self.problems.append(Problem(file.name, reason, detail))
 
@@ -76,7 +76,7 @@ def find(videos: Path, masks: Path, captions: Path | None = None) -> Annotated:
     """The videos that have a truth. captions: a file (default: captions.json in the folder of videos, if it is there).
 
     Left out: `no_truth`, `ambiguous` (two videos of one name), `missing_video` (a truth of none). Raises ValueError
-    where nothing is left, and for captions that are none."""
+    if nothing is left, and for an invalid file of captions."""
     if not videos.is_dir() or not masks.is_dir():
         missing = videos if not videos.is_dir() else masks
         raise ValueError(f"{missing}: no such folder")
@@ -101,7 +101,7 @@ def find(videos: Path, masks: Path, captions: Path | None = None) -> Annotated:
 
 
 def _truth_of(place: Path) -> str | None:
-    """The name of the video whose truth this is; None where it is none."""
+    """The name of the video whose truth this is; None if it is not one."""
     for end in (".masks.npz", ".boxes.json"):
         if place.name.endswith(end):
             return place.name.removesuffix(end)

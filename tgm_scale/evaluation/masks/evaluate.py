@@ -1,4 +1,4 @@
-"""Do masks find the object? Every recipe evaluated on videos whose pixels people annotated."""
+"""Do masks find the object? Every recipe evaluated on videos with annotated pixels."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def _clips(found: Annotated, file: Path, truth: Path, count: int, sampling: Samp
 
 
 def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[EvaluatedRecipe], list[str]]:
-    """The recipes that can run, and in words those that cannot."""
+    """The recipes that can run, and why the others cannot."""
     wanted = list(RECIPES) if options.recipes == ["all"] else options.recipes
     scorers = SCORERS if options.scorers == ["all"] else options.scorers
     recipes, left_out = [], []

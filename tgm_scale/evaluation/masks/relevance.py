@@ -1,4 +1,4 @@
-"""Does the relevance point at the named object? Judged on synthetic clips, whose every pixel is known.
+"""Does the relevance point at the named object? Measured on synthetic clips, whose every pixel is known.
 
 A token is an object's when at least half of its tubelet's pixels show it. Shapes: S slots, R rows, C columns.
 """

@@ -1,4 +1,4 @@
-"""Saliency that looks at nothing: keyed noise of several shapes.
+"""Saliency that is independent of the clip: keyed noise of several shapes.
 
 Shapes: B clips, S slots, R rows, C columns, K cuboids, L positions along one axis.
 """
@@ -35,7 +35,7 @@ def cuboids(inputs: SaliencyInputs) -> Tensor:
     """Random cuboids in order, the first scoring highest: block masking in space-time (ablated in MAE-ST, arXiv
     2205.09113, after BEiT, arXiv 2106.08254).
 
-    A cuboid may lie with any part of it in the clip, so that border and centre are covered alike. A token that
+    A cuboid may lie with any part of it in the clip, so that border and centre are covered equally. A token that
     lies in several has the score of the first, one in none has 0."""
     grid, seeds_B = inputs.grid, inputs.seeds_B
     lengths = (grid.slots, grid.rows, grid.columns)

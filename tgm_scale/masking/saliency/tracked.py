@@ -1,4 +1,4 @@
-"""Saliency that follows the picture: a pattern laid on one frame and carried along the flow (MGMAE, arXiv 2308.10794).
+"""Saliency that follows the picture: a pattern on one frame, warped along the flow (MGMAE, arXiv 2308.10794).
 
 Shapes: B clips, T frames, h x w places of the flow, S slots, R rows, C columns, K centres.
 """
