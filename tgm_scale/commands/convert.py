@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from tgm_scale.commands.command import Command, positive
 
@@ -52,6 +53,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tubelet", type=positive, default=2, metavar="N", help="frames to inflate an image model over (default: 2)"
     )
 
+    parser.add_argument(
+        "--evaluation",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="an evaluation of the input, whose figures the model card has; of huggingface, may be repeated",
+    )
+
 
 def _run(options: argparse.Namespace) -> int:
     from tgm_scale.conversion.convert import ConversionFailed
@@ -67,6 +76,8 @@ def _convert(options: argparse.Namespace) -> None:
     from tgm_scale.conversion.convert import convert
     from tgm_scale.conversion.dimensions import ModelMetadata
     from tgm_scale.conversion.read import read
+    from tgm_scale.data.access.storage import write_atomically
+    from tgm_scale.report.model_card import Origin, card, evaluations_of
 
     said = ModelMetadata(options.heads, options.decoder_heads, options.frames, options.size)
     source = read(options.input, said, options.lossy, options.tubelet, options.raw)
@@ -79,7 +90,16 @@ def _convert(options: argparse.Namespace) -> None:
         f"model    {source.kind}, {size.width} wide, {size.depth} deep, {size.heads} heads, "
         f"tubelets of {size.tubelet}x{size.patch}x{size.patch}{decoder if size.decoder_depth else ''}"
     )
+    carded = options.to == "huggingface"
+    if options.evaluation and not carded:
+        raise ValueError(f"--evaluation: for the model card of --to huggingface, not of --to {options.to}")
+    if carded:  # before the work: --evaluation may be mistaken
+        evaluations_of(Origin.of(options.input), options.evaluation)
     done = convert(source, options.output, options.to, options.classes)
+    if carded:
+        name, fresh = Path(options.output).resolve().name, options.classes or 0
+        text = card(name, options.input, done.written, options.evaluation, fresh)
+        write_atomically(Path(options.output) / "README.md", text.encode())
     if done.left_out:
         print(f"left out {_grouped(done.left_out)}")
     print(f"wrote    {options.output} ({options.to}, {done.written.kind})")

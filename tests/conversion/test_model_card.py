@@ -1,0 +1,120 @@
+"""The README.md of an export: figures of the run's files alone, and code that loads the folder as it stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_weights import made
+
+from tgm_scale import cli
+from tgm_scale.conversion.convert import convert
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runtime.compat import prepare_torchvision
+
+ROOT = Path(__file__).parents[2]
+
+
+def tgm_scale(*arguments: str) -> None:
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tgm_scale", *arguments], env=variables, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a run of two steps, `run`, and an evaluation of it, `knn`."""
+    path = tmp_path_factory.mktemp("card")
+    make_corpus(path / "clips | one", 8, SyntheticSpec(size=32, frames=8, mode="one_mover"))
+    tgm_scale(
+        "pretrain", "--config", "debug", f"run.dir={path}/run", f"data.shards={path}/clips | one", "train.steps=2",
+        "train.global_batch_size=4", "train.micro_batch_size=4", "log.tensorboard=false",
+    )  # fmt: skip
+    tgm_scale(
+        "knn", f"run.dir={path}/knn", f"encoder.checkpoint={path}/run", f"data.train={path}/clips | one",
+        f"data.test={path}/clips | one", "data.label=truth.objects.0.motion", "data.workers=0",
+    )  # fmt: skip
+    return path
+
+
+def card(source: Path, output: Path, *options: str) -> str:
+    assert cli.main(["convert", str(source), str(output), "--to", "huggingface", *options]) == 0
+    return (output / "README.md").read_text()
+
+
+def test_the_card_has_the_figures_of_the_run_and_their_files(folder: Path, tmp_path: Path) -> None:
+    text = card(folder / "run", tmp_path / "model", "--evaluation", str(folder / "knn"))
+    row = read_metrics(folder / "run")[-1]
+    judged = json.loads((folder / "knn/results.json").read_text())
+    method, figures = judged["method"], judged["figures"]
+    for line in (
+        "# model",
+        "| clips \\| one | 8 |",
+        f"| loss | {row['loss']:.4f} | metrics.jsonl, step 2 |",
+        f"| loss_contrastive | {row['loss_contrastive']:.4f} | metrics.jsonl, step 2 |",
+        "| steps made | 2 |",
+        "| samples seen | 8 |",
+        "| epochs | 1.00 |",
+        "| masking.recipe | text_guided |",
+        *(f"| {method} | {name} | {value['value']:.4f} | knn/results.json |" for name, value in figures.items()),
+    ):
+        assert line in text.splitlines(), line
+    assert "## Licence\n\nNone is stated here." in text and "\nlicense:" not in text
+    assert str(folder) not in text and "knn_accuracy" not in text and "data.shards" not in text
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "classifier"])
+def test_the_code_on_the_card_loads_the_folder_without_a_network(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--classes", "3"] if kind == "classifier" else []
+    text = card(folder / "run", tmp_path / "model", *options)
+    assert ("The head of 3 classes has not been trained." in text) is bool(options)
+    [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path / "model")
+    monkeypatch.setattr("socket.socket.connect", None)  # no network
+    prepare_torchvision()
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert found["label"] in ("LABEL_0", "LABEL_1", "LABEL_2") if options else found["feature"].shape == (1, 128)
+
+
+def test_what_is_not_known_is_left_out(folder: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(folder / "run", tmp_path / "run")
+    for name in ("metrics.jsonl", "data.json", "plan.json", "environment.jsonl", "results.json"):
+        (run / name).write_text("{")
+    text = card(run, tmp_path / "damaged")
+    assert "| steps made | 2 |" in text and "Versions of the conversion" in text
+    assert "metrics.jsonl" not in text and "## Data" not in text and "epochs" not in text
+    convert(made("pretraining"), tmp_path / "others.pth", "videomae")
+    sides = ("--frames", "8", "--size", "32", "--heads", "3", "--decoder-heads", "2")
+    text = card(tmp_path / "others.pth", tmp_path / "foreign", *sides)
+    assert "Converted by tgm_scale from `others.pth`." in text
+    assert not re.search("## (Data|Recipe|Training|Evaluation)", text)
+
+
+@pytest.mark.parametrize("case", ["empty", "other", "format"])
+def test_an_evaluation_that_is_none_of_it_is_refused_before_the_work(
+    case: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = tmp_path / "knn"
+    judged.mkdir()
+    if case == "other":
+        (judged / "results.json").write_text('{"method": "kNN", "checkpoint": "runs/another", "figures": {}}')
+    said = {"empty": "no results.json in it", "other": "judges runs/another", "format": "not of --to safetensors"}[
+        case
+    ]
+    target = "safetensors" if case == "format" else "huggingface"
+    given = ["convert", str(folder / "run"), str(tmp_path / "out"), "--to", target, "--evaluation", str(judged)]
+    assert cli.main(given) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "out").exists()

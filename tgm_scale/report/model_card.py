@@ -1,0 +1,202 @@
+"""The model card (README.md) of an exported folder: what the model is, and of its run what the run's files say.
+
+No figure is computed here. What is not known is left out; paths are told by their last part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.checkpoints import checkpoint, manifest
+from tgm_scale.config.sections import Config, Section
+from tgm_scale.conversion.weights import Weights
+from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE
+from tgm_scale.runs import run_data, run_folder, status
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.runtime.terminal import message
+
+_RECIPE = ("data", "guidance", "masking", "model", "objective", "optim", "train", "finetune")
+_NOT_A_RECIPE = {"workers", "shards", "root", "cache", "patience", "decoder", "train", "test", "micro_batch_size"}
+_FIGURES = ("loss", "loss_reconstruction", "loss_contrastive", "contrastive_accuracy")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """root: of the run; step: of the checkpoint that is exported."""
+
+    root: Path
+    step: int | None
+
+    @classmethod
+    def of(cls, given: str | Path) -> Origin | None:
+        """None for what is no run of this project and no checkpoint in one."""
+        path = Path(given)
+        root = path.parent.parent if (path / "manifest.json").is_file() else path
+        if not (root / "config.yaml").is_file():
+            return None
+        found = path if path != root else checkpoint.latest(root / "checkpoints")
+        return cls(root, None if found is None else manifest.step_of(found))
+
+
+def evaluations_of(origin: Origin | None, folders: Iterable[str]) -> list[Path]:
+    """The results in the run's own folder and in those of evaluations. Raises ValueError for a folder without any,
+    and for one of another model."""
+    found = [] if origin is None else status.result_files(origin.root)
+    for folder in folders:
+        files = status.result_files(Path(folder))
+        if not files:
+            raise ValueError(f"--evaluation {folder}: no results.json in it: wanted the run folder of an evaluation")
+        for file in files:
+            judged = json_object(file).get("checkpoint")
+            there = Origin.of(judged) if isinstance(judged, str) else None
+            if origin is None or there is None or there.root.resolve() != origin.root.resolve():
+                raise ValueError(f"--evaluation {folder}: {file.name} judges {judged}, not what is converted")
+        found += files
+    return found
+
+
+def card(name: str, given: str | Path, weights: Weights, evaluations: Iterable[str] = (), fresh: int = 0) -> str:
+    """The Markdown of an export. name: of the folder; given: what is converted; weights: what of it is written; fresh:
+    classes of a head without training. Raises ValueError as `evaluations_of`."""
+    origin = Origin.of(given)
+    results = evaluations_of(origin, evaluations)
+    parts = [_front(weights), f"# {message(name)}\n", *_what(given, origin, weights, fresh), _loading(weights)]
+    if origin is not None:
+        parts += [*_data(origin), *_recipe(weights.config or {}), *_training(origin), *_results(results)]
+    parts += ["## Licence\n", f"{LICENCE}\n", *_software(origin)]
+    return "\n".join(parts)
+
+
+def _front(weights: Weights) -> str:
+    task = "pipeline_tag: video-classification\n" if weights.kind == "classifier" else ""
+    return f"---\nlibrary_name: transformers\n{task}tags: [video, videomae, masked-autoencoder]\n---\n"
+
+
+def _what(given: str | Path, origin: Origin | None, weights: Weights, fresh: int) -> Iterator[str]:
+    size = weights.size
+    what = "A video classifier" if weights.kind == "classifier" else "A masked video autoencoder"
+    count = sum(value.numel() for value in weights.state.values())
+    yield (
+        f"{what} in the form of transformers' VideoMAE: {count:,} parameters; an encoder of {size.depth} blocks, "
+        f"{size.width} wide with {size.heads} heads; clips of {weights.frames} frames of {weights.image_size} x "
+        f"{weights.image_size} pixels in tokens of {size.tubelet} x {size.patch} x {size.patch}.\n"
+    )
+    if fresh:
+        yield f"The head of {fresh} classes has not been trained.\n"
+    if origin is not None and origin.step is not None:
+        run = message(origin.root.resolve().name)
+        yield f"Trained with tgm_scale: the checkpoint of step {origin.step} of the run `{run}`.\n"
+    elif origin is None:
+        yield f"Converted by tgm_scale from `{message(Path(given).name)}`.\n"
+
+
+def _loading(weights: Weights) -> str:
+    code = CLASSIFY if weights.kind == "classifier" else ENCODE
+    filled = code.replace("FRAMES", str(weights.frames)).replace("SIDE", str(weights.image_size))
+    return f"## How to load it\n\nIn this folder, without a network:\n\n```python\n{filled}```\n"
+
+
+def _data(origin: Origin) -> Iterator[str]:
+    corpora = _known(lambda: run_data.read(origin.root), [])
+    if not corpora:
+        return
+    yield "## Data\n"
+    yield from _table(
+        ("corpus", "samples"), ((one["name"], f"{one['samples']:,}" if one.get("samples") else "") for one in corpora)
+    )
+
+
+def _recipe(tree: dict[str, Any]) -> Iterator[str]:
+    rows = [(key, _shown(value)) for key, value in _differences(tree)]
+    if rows:
+        yield "## Recipe\n"
+        yield "Keys of the configuration that are not at their default:\n"
+        yield from _table(("key", "value"), rows)
+
+
+def _differences(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in _RECIPE:
+        section = tree.get(name)
+        fields = Config.model_fields[name].annotation if name in Config.model_fields else None
+        known = fields.model_fields if isinstance(fields, type) and issubclass(fields, Section) else {}
+        for key, value in section.items() if isinstance(section, dict) else ():
+            if key in _NOT_A_RECIPE or (name, key) == ("data", "synthetic"):
+                continue
+            default = known[key].get_default(call_default_factory=True) if key in known else None
+            if value != (list(default) if isinstance(default, tuple) else default):
+                yield f"{name}.{key}", value
+
+
+def _shown(value: Any) -> str:
+    return Path(value).name if isinstance(value, str) and "/" in value else str(value)
+
+
+def _training(origin: Origin) -> Iterator[str]:
+    plan = _known(lambda: run_folder.read_plan(origin.root), {})
+    rows = [row for row in _known(lambda: read_metrics(origin.root), []) if row["step"] <= (origin.step or 0)]
+    last = rows[-1] if rows and rows[-1]["step"] == origin.step else {}
+    facts = {"steps made": origin.step, "steps of the run": plan.get("steps"), "precision": plan.get("precision")}
+    if isinstance(seen := last.get("samples"), int):
+        facts |= {"samples seen": f"{seen:,}", "epochs": _epochs(origin, seen)}
+    if known := [one for one in facts.items() if one[1] is not None]:
+        yield "## Training\n"
+        yield from _table(("what", "figure"), known)
+    measured = [(name, last, last.get(name)) for name in _FIGURES]
+    looked = [row for row in rows if isinstance(row.get("knn_accuracy"), float)]
+    measured += [("knn_accuracy", row, row["knn_accuracy"]) for row in looked[-1:]]
+    told = [(name, f"{x:.4f}", f"metrics.jsonl, step {row['step']}") for name, row, x in measured if type(x) is float]
+    if told:
+        yield from _table(("figure of the training", "value", "from"), told)
+
+
+def _epochs(origin: Origin, seen: int) -> str | None:
+    """Passes over the data; None where it has several parts, or their sizes are not told."""
+    corpora = _known(lambda: run_data.read(origin.root), [])
+    counts = [one.get("samples") for one in corpora if "part" not in one]
+    return f"{seen / sum(counts):.2f}" if counts and all(counts) and len(counts) == len(corpora) else None
+
+
+def _results(files: list[Path]) -> Iterator[str]:
+    rows = []
+    for file in files:
+        found = _known(partial(json_object, file), {})
+        figures = found.get("figures")
+        for name, value in figures.items() if isinstance(figures, dict) else ():
+            if isinstance(value, dict) and isinstance(value.get("value"), (int, float)):
+                rows.append(
+                    (found.get("method"), name, f"{value['value']:.4f}", f"{file.resolve().parent.name}/{file.name}")
+                )
+    if rows:
+        yield "## Evaluation\n"
+        yield from _table(("method", "figure", "value", "from"), rows)
+
+
+def _software(origin: Origin | None) -> Iterator[str]:
+    starts = _known(lambda: run_folder.starts(origin.root), []) if origin is not None else []
+    packages = starts[-1].get("packages") if starts else None
+    of_run = isinstance(packages, dict)
+    versions: Any = packages if of_run else run_folder.versions()
+    yield "## Software\n"
+    yield f"Versions of the {'last start of the run' if of_run else 'conversion'}:\n"
+    yield from _table(("package", "version"), ((name, value) for name, value in versions.items() if value))
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    yield "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in (header, ["---"] * len(header), *rows)) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return " ".join(message(str(value)).replace("|", "\\|").split())
+
+
+def _known(read: Callable[[], Any], nothing: Any) -> Any:
+    """What a file says; nothing where it is lacking or damaged."""
+    try:
+        return read()
+    except (ValueError, OSError):
+        return nothing
