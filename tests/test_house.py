@@ -222,3 +222,18 @@ def test_nothing_is_unpickled_and_no_shell_is_started() -> None:
                 assert keywords.get("weights_only") == "True", where
             if name in ("np.load", "numpy.load"):
                 assert keywords.get("allow_pickle", "False") == "False", where
+
+
+MOST_ARGUMENTS = 6  # self and cls not counted
+MOST_LINES = 310  # of a file, which is read in one sitting
+
+
+def test_a_function_takes_few_arguments_and_a_file_fits_in_one_sitting() -> None:
+    for file in [*SOURCES, *sorted((ROOT / "tools").rglob("*.py"))]:
+        text, where = file.read_text(), file.relative_to(ROOT)
+        assert text.count("\n") <= MOST_LINES, where
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                names = [argument.arg for argument in given if argument.arg not in ("self", "cls")]
+                assert len(names) <= MOST_ARGUMENTS, f"{where}:{node.lineno}: {node.name}({', '.join(names)})"
