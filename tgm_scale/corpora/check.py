@@ -41,11 +41,13 @@ def check(options: argparse.Namespace) -> int:
     spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int)
     pictured = {places[k] for k in spread} if options.sheet else set()
     findings, crashed = [], []
-    keeper = _Sums(corpus) if options.samples is None else None
+    sums = _Sums(corpus) if options.samples is None else None
     with OrderedPool(options.workers) as pool, ProgressBars() as bars:
         task = bars.task("samples", len(places))
-        looks = pool.map(SampleInspector(corpus, options.frames), ((*place, place in pictured) for place in places))
-        for place, found in zip(places, looks):
+        inspected = pool.map(
+            SampleInspector(corpus, options.frames), ((*place, place in pictured) for place in places)
+        )
+        for place, found in zip(places, inspected):
             task.advance()
             if isinstance(found, Crashed):
                 crashed.append(corpus.sample(*place).name)
@@ -53,10 +55,10 @@ def check(options: argparse.Namespace) -> int:
                 raise found
             else:
                 findings.append(found)
-                if keeper is not None:
-                    keeper.add(*place, found.sums)
-    if keeper is not None:
-        keeper.finish()
+                if sums is not None:
+                    sums.add(*place, found.sums)
+    if sums is not None:
+        sums.finish()
     opened = corpus_inventory(corpus.name, corpus)
     report = _report(corpus, findings, crashed, opened)
     _print(report, opened)
@@ -65,7 +67,7 @@ def check(options: argparse.Namespace) -> int:
     if options.sheet is not None:
         _sheet([finding.thumbnail for finding in findings if finding.thumbnail is not None]).save(options.sheet)
         print(f"pictures in {options.sheet}")
-    return _verdict(report, opened, options.max_broken)
+    return _exit_code(report, opened, options.max_broken)
 
 
 class _Sums:
@@ -94,7 +96,7 @@ class _Sums:
             print(f"sums of the members were added to the indices of {self.kept:,} shards, which had none")
 
 
-def _verdict(report: dict[str, Any], opened: Inventory, tolerated: float) -> int:
+def _exit_code(report: dict[str, Any], opened: Inventory, tolerated: float) -> int:
     """The exit code, with a line that says why it is not 0."""
     faults = [f"{reason}: {count}, see above" for reason, count in opened.left_out.items() if reason in WHOLE_SHARD]
     if opened.share > tolerated:
@@ -148,7 +150,7 @@ def _report(corpus: Corpus, findings: list[SampleStats], crashed: list[str], ope
         "unfit_captions": [[finding.name, fault] for finding in findings for fault in finding.unfit_captions],
         "broken_json": [finding.name for finding in findings if finding.json_broken],
         "interlaced": [finding.name for finding in findings if finding.interlaced],
-        "doubles": _doubles(findings),
+        "doubles": _duplicates(findings),
     }
 
 
@@ -156,7 +158,7 @@ def _quantiles(values: list[Any]) -> list[float]:
     return [round(float(value), 3) for value in np.quantile(values, QUANTILES)] if values else []
 
 
-def _doubles(findings: list[SampleStats]) -> list[list[str]]:
+def _duplicates(findings: list[SampleStats]) -> list[list[str]]:
     same = defaultdict(list)
     for finding in findings:
         same[finding.digest].append(finding.name)

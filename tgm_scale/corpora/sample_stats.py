@@ -54,27 +54,27 @@ class SampleInspector:
             return SampleStats(ref.name, problem=error.problem)
         video = members[ref.video]
         digest = hashlib.blake2b(video, digest_size=16).hexdigest()
-        finding = SampleStats(
+        stats = SampleStats(
             ref.name, digest, captions_of(members), json_fault(members) is not None, unfit_captions(members)
         )
         if not ref.sums:
-            finding.sums = {extension: zlib.crc32(data) for extension, data in members.items()}
+            stats.sums = {extension: zlib.crc32(data) for extension, data in members.items()}
         try:
-            self._look(video, finding, thumbnail)
+            self._decode(video, stats, thumbnail)
         except DecodeError as error:
-            finding.problem = Problem(ref.name, error.reason, error.detail)
-        return finding
+            stats.problem = Problem(ref.name, error.reason, error.detail)
+        return stats
 
-    def _look(self, data: bytes, finding: SampleStats, thumbnail: bool) -> None:
+    def _decode(self, data: bytes, stats: SampleStats, thumbnail: bool) -> None:
         with Video(data) as video:
-            finding.frames, finding.seconds = video.count, video.time(video.count)
+            stats.frames, stats.seconds = video.count, video.time(video.count)
             wanted = np.unique(np.linspace(0, video.count - 1, self.decode).round().astype(int))
             middle = wanted[len(wanted) // 2]
             for index, image in video.frames(wanted):
-                finding.height, finding.width, _ = image.shape
+                stats.height, stats.width, _ = image.shape
                 if thumbnail and index == middle:
-                    finding.thumbnail = _small(image)
-            finding.interlaced = video.interlaced
+                    stats.thumbnail = _small(image)
+            stats.interlaced = video.interlaced
 
 
 def _small(image_HW3: np.ndarray) -> np.ndarray:

@@ -89,11 +89,11 @@ def evaluate_masks(plan: Plan, bars: ProgressBars) -> Figures:
     clips = min(EVALUATED_CLIPS, plan.test_clips)
     task = bars.task("masks evaluated", len(scorers) + 1)
     spec = SyntheticSpec(frames=config.data.frames, seed=_TEST_SEED)
-    judged = {}
+    measured = {}
     for name, scorer in scorers.items():
-        judged[name] = relevance.evaluate(scorer, clips, grid, spec)
+        measured[name] = relevance.evaluate(scorer, clips, grid, spec)
         task.advance()
-    chosen, masker = judged[config.guidance.scorer], run_masker(config)
+    chosen, masker = measured[config.guidance.scorer], run_masker(config)
     hidden = chosen.hidden
     own = relevance.evaluate(scorers[config.guidance.scorer], clips, grid, spec, masker)
     task.advance()
@@ -104,9 +104,9 @@ def evaluate_masks(plan: Plan, bars: ProgressBars) -> Figures:
             "random_hidden": masker.hidden_count / grid.tokens,
             "absent_caption_hidden": chosen.absent_hidden,
             "of_the_runs": {f"{role}_hidden": share for role, share in own.hidden.items()},
-            "colour_control_same_colour_hidden": judged["colour_control"].hidden["same_colour"],
+            "colour_control_same_colour_hidden": measured["colour_control"].hidden["same_colour"],
         },
-        "relevance_auc": {**{name: one.auc for name, one in judged.items()}, "absent_caption": chosen.absent_auc},
+        "relevance_auc": {**{name: one.auc for name, one in measured.items()}, "absent_caption": chosen.absent_auc},
     }
 
 

@@ -45,11 +45,11 @@ def first_layer(run: Callable[[], object], modules: Sequence[nn.Module]) -> str 
     found: list[str] = []
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
-        def look(module: nn.Module, inputs: object, output: object) -> None:
+        def record(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 found.append(name)
 
-        return look
+        return record
 
     handles = [
         layer.register_forward_hook(hook(name)) for module in modules for name, layer in module.named_modules() if name

@@ -133,10 +133,10 @@ def value(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
 
 
 def vv(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
-    beside = max(min(SURGERY_BLOCKS, len(blocks) // 2), 1)
-    x_NLD = _forward(blocks[:-beside], x_NLD)
+    last = max(min(SURGERY_BLOCKS, len(blocks) // 2), 1)
+    x_NLD = _forward(blocks[:-last], x_NLD)
     path_NLD = x_NLD
-    for block in blocks[-beside:]:
+    for block in blocks[-last:]:
         path_NLD = path_NLD + _value_value_attention(block, x_NLD)
         x_NLD = block(x_NLD, None)
     return path_NLD

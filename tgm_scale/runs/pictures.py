@@ -22,7 +22,7 @@ def keep(folder: Path, step: int, picture: Image.Image) -> None:
     picture.save(stream, "PNG", optimize=True)
     file = folder / FOLDER / f"step-{step:08d}.png"
     try:
-        write_atomically(file, stream.getvalue(), lasting=False)
+        write_atomically(file, stream.getvalue(), durable=False)
     except OSError as error:
         raise OSError(f"{file}: {describe_os_error(error, folder, len(stream.getvalue()))}") from error
 

@@ -42,7 +42,7 @@ class DiskCache:
         """Store `data`. If the disk is full or fails, the entry is lost and nothing else."""
         path = self._path(key)
         with suppress(OSError):
-            storage.write_atomically(path, _digest(data) + data, lasting=False)
+            storage.write_atomically(path, _digest(data) + data, durable=False)
         with self._lock:
             self._added += len(data)
             full = self._added * _LOOKS >= self._limit

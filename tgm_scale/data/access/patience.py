@@ -69,7 +69,7 @@ def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -
 
 
 def _retried(action: Callable[[], T], what: str, limit: float) -> T:
-    began, waited, pause, attempts, told = time.monotonic(), 0.0, FIRST_PAUSE, 0, 0.0
+    began, waited, pause, attempts, reported = time.monotonic(), 0.0, FIRST_PAUSE, 0, 0.0
     while True:
         attempts += 1
         try:
@@ -91,15 +91,15 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
                 asked = f", and {wait:.0f} s more were asked for" if wait > 2 * pause else ""
                 spent = f"{attempts} attempts in {passed:.0f} s{asked}; data.patience"
                 raise OSError(f"{what}: {why} ({spent})") from error
-            if passed + wait > max(SAY_AFTER, 2 * told):
-                told = passed + wait
-                _say(f"waits for {what}, {passed:.0f} s by now, up to {limit:.0f}: {why}")
+            if passed + wait > max(SAY_AFTER, 2 * reported):
+                reported = passed + wait
+                _report(f"waits for {what}, {passed:.0f} s by now, up to {limit:.0f}: {why}")
             waits.started(what, escaped(why, keep=""), time.time() - passed)
             pause_for(wait, what)
             waited, pause = waited + wait, min(2 * pause, LONGEST_PAUSE)
         else:
-            if told:
-                _say(f"has {what} after {time.monotonic() - began:.0f} s")
+            if reported:
+                _report(f"has {what} after {time.monotonic() - began:.0f} s")
             _answered.add(_server(what))
             return result
 
@@ -149,5 +149,5 @@ def _own_share() -> float:
     return 0.75 + 0.5 * (os.getpid() * 0.6180339887 % 1.0)
 
 
-def _say(words: str) -> None:
+def _report(words: str) -> None:
     sys.stderr.write(escaped(f"{waits.process_name()} {words}\n"))

@@ -62,15 +62,15 @@ class RangeReader:
         return self.read_members(path, offset, size, []) if is_url(path) else self._fetch(path, offset, size, [])
 
     def read_members(
-        self, path: str, offset: int, size: int, members: list[tuple[int, int]], anew: bool = False
+        self, path: str, offset: int, size: int, members: list[tuple[int, int]], refresh: bool = False
     ) -> bytes:
         """`read` of a URL, by `cache`. members: offset and size in the file of those of a tar that it holds; each has
-        its header before it, else the bytes are neither returned nor cached. anew: the cache is not read."""
+        its header before it, else the bytes are neither returned nor cached. refresh: the cache is not read."""
         before = BLOCK if members else 0
         _, tag = self._expected.get(path, (0, ""))
         key = (f"{self._version} {tag}".strip(), place(path), offset - before, size + before)
         data = self._cache.get(*key) if self._cache else None
-        if data is not None and (anew or _foreign(data, offset - before, members)):
+        if data is not None and (refresh or _foreign(data, offset - before, members)):
             assert self._cache is not None
             self._cache.drop(*key)
             data = None

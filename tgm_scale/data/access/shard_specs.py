@@ -116,11 +116,11 @@ def _expand_url(item: str, patience: float | None) -> list[str]:
         )
     system, path = file_system(item)
 
-    def look() -> list[str]:
+    def listing() -> list[str]:
         return system.glob(path) if pattern else system.ls(path, detail=False)
 
     try:
-        found = retrying(look, item, patience)
+        found = retrying(listing, item, patience)
     except FileNotFoundError as error:
         if "NoSuchBucket" in str(error.__cause__) + str(getattr(error.__cause__, "__cause__", "")):
             raise NoShards(f"{item}: there is no such bucket: correct its name") from None

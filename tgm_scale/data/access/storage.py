@@ -147,15 +147,15 @@ def open_seekable(path: str) -> BinaryIO:
         raise _meant(error) from None
 
 
-def write_atomically(path: Path, data: bytes | Iterable[bytes], lasting: bool = True) -> None:
-    """Write beside, force to disk, rename: a reader sees the old file or the whole new one. Without `lasting` the disk
+def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
+    """Write beside, force to disk, rename: a reader sees the old file or the whole new one. Without `durable` the disk
     takes its time, and a machine that fails may leave part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.partial")
     try:
         with open(partial, "wb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
-            if lasting:
+            if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(partial, path)

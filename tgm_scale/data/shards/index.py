@@ -152,7 +152,7 @@ class Corpus:
             return {}
         found = self._members(ref, wanted)
         if _damaged(ref, found) and storage.is_url(ref.shard):  # on the way, or since it was kept on this disk
-            found = self._members(ref, wanted, anew=True)
+            found = self._members(ref, wanted, refresh=True)
         if damaged := _damaged(ref, found):
             raise DamagedMember(
                 Problem(
@@ -164,21 +164,21 @@ class Corpus:
             )
         return found
 
-    def _members(self, ref: SampleRef, wanted: dict[str, tuple[int, int]], anew: bool = False) -> dict[str, bytes]:
+    def _members(self, ref: SampleRef, wanted: dict[str, tuple[int, int]], refresh: bool = False) -> dict[str, bytes]:
         start = min(offset for offset, _ in wanted.values())
         end = max(offset + size for offset, size in wanted.values())
         sparse = end - start > sum(size for _, size in wanted.values()) + _GAP * len(wanted)
         if sparse or not storage.is_url(ref.shard):  # taken apart, a video would be copied
-            return {extension: self._read(ref.shard, *where, [where], anew) for extension, where in wanted.items()}
-        data = self._read(ref.shard, start, end - start, list(wanted.values()), anew)
+            return {extension: self._read(ref.shard, *where, [where], refresh) for extension, where in wanted.items()}
+        data = self._read(ref.shard, start, end - start, list(wanted.values()), refresh)
         return {
             extension: data[offset - start : offset - start + size] for extension, (offset, size) in wanted.items()
         }
 
-    def _read(self, shard: str, offset: int, size: int, members: list[tuple[int, int]], anew: bool) -> bytes:
+    def _read(self, shard: str, offset: int, size: int, members: list[tuple[int, int]], refresh: bool) -> bytes:
         if not storage.is_url(shard):
             return self._reader.read(shard, offset, size)
-        return self._reader.read_members(shard, offset, size, members, anew)
+        return self._reader.read_members(shard, offset, size, members, refresh)
 
     def _index(self, shard: int) -> ShardIndex:
         with self._lock:

@@ -31,11 +31,11 @@ def load(shard: str, patience: float | None = None) -> ShardIndex:
     """The shard's index, built and kept where it is missing or stale.
 
     Safe to call from many processes at once: the file appears whole."""
-    beside, cached = index_path(shard), _cache_path(shard)
+    adjacent, cached = index_path(shard), _cache_path(shard)
     if storage.is_url(shard):
-        return _of_remote(shard, beside, cached, patience)
+        return _of_remote(shard, adjacent, cached, patience)
     size, fresh, stale = storage.size(shard), list[ShardIndex](), list[ShardIndex]()
-    for path in (beside, cached):
+    for path in (adjacent, cached):
         index = _whole(shard, path, size, patience)
         if index is None:
             continue
@@ -47,10 +47,10 @@ def load(shard: str, patience: float | None = None) -> ShardIndex:
         fresh.append(index)
     if fresh:
         return fresh[0]
-    return _made(shard, beside, cached, patience, stale=stale)
+    return _made(shard, adjacent, cached, patience, stale=stale)
 
 
-def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> ShardIndex:
+def _of_remote(shard: str, adjacent: str, cached: str, patience: float | None) -> ShardIndex:
     """The kept index first: it knows the tag, and is near."""
     tag, size = storage.tag(shard, patience), storage.size(shard, patience)
     kept = _fresh(shard, cached, size, patience)
@@ -62,9 +62,9 @@ def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> 
             f"{without_secrets(shard)}: its ETag or time is another than when it was indexed: it was replaced; its "
             "index is rebuilt, and bytes kept of it are not used\n"
         )
-    index = _fresh(shard, beside, size, patience)
+    index = _fresh(shard, adjacent, size, patience)
     if index is None or (replaced and kept is not None and index.has_lines_of(kept)):  # next to it is the old one
-        return _made(shard, beside, cached, patience, tag)
+        return _made(shard, adjacent, cached, patience, tag)
     index.tag = tag
     if tag:
         with suppress(OSError):  # a copy: without it the next start does not see a replacement
@@ -74,13 +74,13 @@ def _of_remote(shard: str, beside: str, cached: str, patience: float | None) -> 
 
 def rebuilt(shard: str, why: DamagedIndex) -> ShardIndex:
     """An index whose file turned out damaged when it was used, rebuilt from the tar."""
-    _say(index_path(shard), why)
+    _report_damage(index_path(shard), why)
     return _made(shard, index_path(shard), _cache_path(shard), tag=storage.tag(shard))
 
 
 def _made(
     shard: str,
-    beside: str,
+    adjacent: str,
     cached: str,
     patience: float | None = None,
     tag: str = "",
@@ -98,7 +98,7 @@ def _made(
             f"and is another shard to every run; its index is rebuilt, {sums}\n"
         )
     if len(index):  # no index is written for what is not a shard
-        keep(index.dump(), beside, cached)
+        keep(index.dump(), adjacent, cached)
     return index
 
 
@@ -120,27 +120,27 @@ def _is_damaged(shard: str, index: ShardIndex, old: ShardIndex) -> bool:
     return others <= max(_FEW, _FEW_OF_MANY * members)
 
 
-def _say(path: str, why: Exception) -> None:
-    said = printable(" ".join(str(why).split()))
+def _report_damage(path: str, why: Exception) -> None:
+    reason = printable(" ".join(str(why).split()))
     sys.stderr.write(
-        f"{without_secrets(path)}: damaged ({said[:200]}): rebuilt from the shard, without sums of its members\n"
+        f"{without_secrets(path)}: damaged ({reason[:200]}): rebuilt from the shard, without sums of its members\n"
     )
 
 
-def keep(data: bytes, beside: str, cached: str) -> None:
+def keep(data: bytes, adjacent: str, cached: str) -> None:
     """Write a derived file next to the shards, or in the user's cache where they are remote or read-only.
 
     Raises OSError with the remedy where neither can be written."""
-    if not storage.is_url(beside):
+    if not storage.is_url(adjacent):
         try:
-            return storage.write_atomically(Path(beside), data)
+            return storage.write_atomically(Path(adjacent), data)
         except OSError:  # read-only, or another user's
             pass
     try:
         return storage.write_atomically(Path(cached), data)
     except OSError as error:
         raise OSError(
-            f"neither {beside} nor {cached} can be written ({error}); set XDG_CACHE_HOME to a folder that can"
+            f"neither {adjacent} nor {cached} can be written ({error}); set XDG_CACHE_HOME to a folder that can"
         ) from error
 
 
@@ -166,7 +166,7 @@ def _whole(shard: str, path: str, size: int, patience: float | None) -> ShardInd
         data = storage.read_small(path, patience, size + _MORE_THAN_TAR)
         return None if data is None else ShardIndex.parse(shard, data)
     except (DamagedIndex, PermanentError) as error:  # PermanentError: it has no end, or is no answer
-        _say(path, error)
+        _report_damage(path, error)
         return None
 
 

@@ -97,8 +97,8 @@ def _paths(folder: str) -> tuple[str, str]:
 
 
 def _read(folder: str, patience: float | None = None) -> Manifest:
-    beside, cached = _paths(folder)
-    return _manifest(beside, patience=patience) | _manifest(cached)
+    adjacent, cached = _paths(folder)
+    return _manifest(adjacent, patience=patience) | _manifest(cached)
 
 
 def _manifest(path: str, said: bool = True, patience: float | None = None) -> Manifest:

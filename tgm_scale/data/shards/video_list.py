@@ -107,12 +107,12 @@ def folder_listing(root: str) -> Listing | None:
         for name in names:
             stem, extension = split_extension(name)
             if extension:
-                beside = {end: _read(folder, f"{stem}.{end}") for end in ("json", "txt") if f"{stem}.{end}" in stems}
+                sidecars = {end: _read(folder, f"{stem}.{end}") for end in ("json", "txt") if f"{stem}.{end}" in stems}
                 path = os.path.join(os.path.relpath(folder, root), name) if folder != root else name
                 if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
                     problems.append(Problem(path, "not_a_video", "its name is no UTF-8: rename it"))
                     continue
-                captions = captions_of(beside) or captions_of(of_folder.get(stem) or of_folder.get(name) or {})
+                captions = captions_of(sidecars) or captions_of(of_folder.get(stem) or of_folder.get(name) or {})
                 entries.append(Entry(path, captions, None if label == "." else label))
     if not entries:
         return None

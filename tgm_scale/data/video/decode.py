@@ -244,7 +244,7 @@ class Video:
     def _rgb(self, frame: VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], as it is shown: a view of ffmpeg's memory, which lives as long as the view."""
         if self._orientation is None or self._size is None:
-            self._look(frame)
+            self._set_display(frame)
         assert self._size is not None and self._orientation is not None
         self.interlaced = self.interlaced or frame.interlaced_frame
         width, height = self._size
@@ -257,7 +257,7 @@ class Video:
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         return self._orientation.turn(rows[:, : 3 * width].reshape(height, width, 3))
 
-    def _look(self, frame: VideoFrame) -> None:
+    def _set_display(self, frame: VideoFrame) -> None:
         """Set orientation and size of all frames from the first."""
         self._orientation = orientation(frame)
         if self._size is None:

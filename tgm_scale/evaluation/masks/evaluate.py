@@ -90,7 +90,7 @@ def evaluate(options: argparse.Namespace) -> int:
     summaries = {label: summarise(of_label) for label, of_label in scores.items()}
     print(escaped(_table(summaries)))
     for label in (label for label in summaries if label.startswith("text_guided")):
-        print(escaped(_verdict(label, summaries[label])))
+        print(escaped(_conclusion(label, summaries[label])))
     if options.output:
         of_clips = {label: [asdict(score) for score in of_label] for label, of_label in scores.items()}
         figures = {label: asdict(summary) for label, summary in summaries.items()}
@@ -187,7 +187,7 @@ def _table(summaries: Mapping[str, RecipeScore]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _verdict(label: str, summary: RecipeScore) -> str:
+def _conclusion(label: str, summary: RecipeScore) -> str:
     if not summary.auc_by_video:
         return f"{label}: no slot has both the object and others"
     mean, low, high = paired_interval(torch.tensor([list(summary.auc_by_video.values())]))
