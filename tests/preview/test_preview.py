@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import THEMES, browsed
 from PIL import Image
 
 from tgm_scale import cli
@@ -146,6 +147,17 @@ def first_batch(config: Config, corpus: Path) -> Batch:
     samples = Samples.in_order([open_corpus(corpus)], sampling_of(config, {"relevance", "motion"}, True))
     [(_, [batch])] = ClipLoader(samples, BatchLayout(CLIPS, CLIPS), range(1), workers=0)
     return batch
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_browser_shows_it_wide_and_narrow_without_an_error(
+    page: Page, options: list[str], tmp_path: Path, theme: int
+) -> None:
+    looks, console = browsed(tmp_path, Path(options[-1]).read_text(), theme)
+    assert [one["width"] for one in looks] == [1280, 400] and console == ""
+    for one in looks:
+        assert one["wide"] == one["width"] and one["fetched"] == [] and one["paper"] == THEMES[theme]
+        assert len(one["pictures"]) == len(page.pictures) and min(one["pictures"]) >= 160, "all of them are drawn"
 
 
 def test_the_page_asks_for_nothing_and_shows_every_clip(page: Page, options: list[str], corpus: Path) -> None:
