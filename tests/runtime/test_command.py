@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale import cli
-from tgm_scale.config import load, written
+from tgm_scale.config import load, to_yaml
 from tgm_scale.runtime.command import FAILED, USER_MISTAKE, code_of, exit_code
 
 
@@ -32,7 +32,7 @@ def test_what_lasts_is_a_users_mistake(trouble: OSError, code: int) -> None:
 
 
 def test_the_command_names_a_file_that_lasts(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "config.yaml").write_text(written(load("debug", []).model_dump(mode="json")))
+    (tmp_path / "config.yaml").write_text(to_yaml(load("debug", []).model_dump(mode="json")))
     (tmp_path / "plan.json").write_text('{"steps": 1, "world_size": 1}')
     (tmp_path / "environment.jsonl").mkdir()
     assert cli.main(["status", str(tmp_path)]) == USER_MISTAKE

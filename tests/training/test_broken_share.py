@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.status import status
+from tgm_scale.training.introduction import few_clips
 from tgm_scale.training.reporting import count_problems
 
 
@@ -61,8 +63,16 @@ def test_a_small_corpus_of_broken_clips_ends_the_run_and_names_them(config: Path
     assert "clip3: not_a_video:" in done.stderr or not whole
     named = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert "warning: a batch of 8 clips (train.global_batch_size) from 4" in done.stdout
-    assert "nothing is at work: failed" in status(str(tmp_path / "run"))
+    said = status(str(tmp_path / "run"))
+    assert "nothing is at work: failed" in said
+    assert not whole or re.search(r"samples  \d+ videos read, \d of them skipped", said)
     assert named[-1]["step"] == step and all(row["reason"] == "not_a_video" for row in named)
+
+
+def test_a_batch_of_repeats_is_told_in_clips_and_videos() -> None:
+    assert few_clips(4, 8, 2) == [] and few_clips(8, 8, 1) == []
+    [said] = few_clips(3, 8, 2)
+    assert "a batch of 8 clips (train.global_batch_size), 2 of each video (data.repeated_augmentation), from 3" in said
 
 
 FINETUNE = """

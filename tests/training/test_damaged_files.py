@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_damage import made
 
-from tgm_scale.config import load, written
+from tgm_scale.config import load, to_yaml
 from tgm_scale.runs import events, run_data, run_folder
 from tgm_scale.runs.check_run import check
 from tgm_scale.runs.faults import FaultState
@@ -132,6 +132,7 @@ def test_check_names_what_is_not_as_a_start_wrote_it(config: Path) -> None:
         (folder / name).write_text(whole + " ")
         report, code = check(str(folder))
         assert f"DAMAGED  {name}: not as the last start wrote it" in report and code == 1
+        assert f"ok       {name}:" not in report, "one file is one or the other"
         (folder / name).write_text(whole)
 
 
@@ -194,7 +195,7 @@ def test_why_a_start_failed_is_kept_until_the_next(config: Path) -> None:
     assert re.search(r"nothing is at work: failed 0:00:0\d ago: no room for https://\*\*\*@host/x", said)
     assert "earlier  failed: no room" in check(str(folder))[0]
     run_folder.describe(folder, load(str(config)), [], {"steps": 1, "world_size": 1}, 0)
-    assert "no room" not in status(str(folder))
+    assert "no room" not in status(str(folder)) + check(str(folder))[0]
 
 
 def test_a_run_that_saved_nothing_may_be_removed(config: Path) -> None:
@@ -246,7 +247,7 @@ def test_a_figure_names_the_room_on_a_full_disk(tmp_path: Path) -> None:
 
 def noted(folder: Path) -> Path:
     """A run folder before its first step, as far as status reads it."""
-    (folder / "config.yaml").write_text(written(load("debug", [f"run.dir={folder}"]).model_dump(mode="json")))
+    (folder / "config.yaml").write_text(to_yaml(load("debug", [f"run.dir={folder}"]).model_dump(mode="json")))
     (folder / "plan.json").write_text('{"steps": 4, "world_size": 1}')
     (folder / "environment.jsonl").write_text('{"step": 0, "slurm_job": null}\n')
     return folder

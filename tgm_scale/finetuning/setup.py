@@ -284,7 +284,7 @@ def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int)
     lines = [
         f"run {config.run.dir}: {len(parts.train.refs)} training and {len(parts.test.refs)} test videos of "
         f"{len(parts.classes)} classes, {parts.plan.described()}",
-        *few_clips(len(parts.train.refs), parts.plan.samples_per_step),
+        *few_clips(len(parts.train.refs), parts.plan.layout.global_batch, parts.plan.repeats),
         *notes,
         *not_used(config.deepspeed.config),
         *([f"resuming from step {start}"] if start else []),

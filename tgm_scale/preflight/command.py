@@ -78,6 +78,7 @@ def _shared(task: TaskChecks, process: ProcessInfo, rounds: Rounds) -> int:
     token = f"{os.environ.get('SLURM_JOB_ID', os.getpid())}-{int(released)}"
     if process.is_main:
         file = token_file(task.config, token)
+        made = [folder for folder in file.parents if not folder.exists()]  # the run's, and what it is to lie in
         with suppress(OSError, ValueError):  # every rank meets the same mistake, and reports it
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
@@ -89,6 +90,9 @@ def _shared(task: TaskChecks, process: ProcessInfo, rounds: Rounds) -> int:
     code = rounds.end("shared", report)
     if process.is_main:
         file.unlink(missing_ok=True)
+        with suppress(OSError):  # of another process by now
+            for folder in made:
+                folder.rmdir()
     return code
 
 

@@ -20,12 +20,16 @@ class Findings:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.code = 0
+        self._good: dict[str, str] = {}  # by file
 
     def good(self, name: str, text: str) -> None:
-        self.lines.append(f"ok       {name}: {text}")
+        self._good[name] = f"ok       {name}: {text}"
+        self.lines.append(self._good[name])
 
     def bad(self, name: str, text: str, stops: bool = False) -> None:
-        """Damage; `stops`: a start would refuse to go on."""
+        """Damage; `stops`: a start would refuse to go on. What is damaged is not ok in another respect."""
+        if (said := self._good.pop(name, None)) is not None:
+            self.lines.remove(said)
         self.lines.append(f"DAMAGED  {name}: {text}")
         self.code = max(self.code, 2 if stops else 1)
 
@@ -56,7 +60,10 @@ def check(folder: str) -> tuple[str, int]:
     _metrics(found, root)
     _ranks(found, root)
     used = _checkpoints(found, root / "checkpoints")
+    why = run_folder.failure(root)
     for event in events.read(root):
+        if event["event"] == run_folder.FAILED and event.get("why") != why:
+            continue  # a later start did not
         found.lines.append(
             f"earlier  {event['event']}: {event.get('checkpoint') or event.get('file') or event.get('why')}"
         )

@@ -83,7 +83,7 @@ def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list
     left = (plan["steps"] - last["step"]) * seconds
     age = time.time() - (root / "metrics.jsonl").stat().st_mtime
     return {
-        "samples": f"{recent[-1]['samples']}, skipped {recent[-1]['skipped_samples']}"
+        "samples": f"{recent[-1]['samples']} videos read, {recent[-1]['skipped_samples']} of them skipped"
         + (", see skipped.jsonl" if recent[-1]["skipped_samples"] else ""),
         "speed": f"{tree['train']['global_batch_size'] / seconds:.1f} clips/s, {seconds:.2f} s a step",
         "left": "done" if last["step"] == plan["steps"] else duration(left),

@@ -18,11 +18,11 @@ from tgm_scale.runtime.outside.json_text import json_object
 _LOOKED_AT = 8  # samples of a corpus: the first may have been none that could be scored
 
 
-def introduce(folder: Path, opened: list[Corpus], batch: int = 1, scored_anew: bool = False) -> None:
+def introduce(folder: Path, opened: list[Corpus], plan: RunPlan | None = None, scored_anew: bool = False) -> None:
     """Print what was opened, understood and left out, before the first step; RUN/left_out.jsonl names all of it.
     And which files of lists were replaced since the run began, what is there and not used, and what is too little.
 
-    batch: samples of a step; scored_anew: whether the run makes maps of relevance itself."""
+    plan: of the steps; scored_anew: whether the run makes maps of relevance itself."""
     if any(corpus.left_out for corpus in opened):
         write_left_out(folder / LEFT_OUT, ((corpus.name, corpus.all_problems()) for corpus in opened))
     for inventory in inventories(opened, LEFT_OUT):
@@ -31,7 +31,7 @@ def introduce(folder: Path, opened: list[Corpus], batch: int = 1, scored_anew: b
         print(f"warning: {line}", flush=True)
     for name in _scored(opened) if scored_anew else []:
         print(f"{name}: has maps of relevance that are not used: guidance.cached=true reads them", flush=True)
-    for line in few_clips(sum(map(len, opened)), batch):
+    for line in few_clips(sum(map(len, opened)), plan.layout.global_batch, plan.repeats) if plan else []:
         print(line, flush=True)
 
 
@@ -56,13 +56,14 @@ def warn_of_one_caption(opened: list[Corpus]) -> None:
         )
 
 
-def few_clips(samples: int, batch: int) -> list[str]:
-    """A warning where a batch is more than all samples of the training."""
-    if batch <= samples:
+def few_clips(samples: int, batch: int, repeats: int) -> list[str]:
+    """A warning where a batch has more samples than the training. batch: clips, `repeats` of each sample."""
+    if batch // repeats <= samples:
         return []
+    each = f", {repeats} of each video (data.repeated_augmentation)," if repeats > 1 else ""
     return [
-        f"warning: a batch of {batch} clips (train.global_batch_size) from {samples}: each step has some of them more "
-        "than once"
+        f"warning: a batch of {batch} clips (train.global_batch_size){each} from {samples}: each step has some of "
+        "them more than once"
     ]
 
 

@@ -115,7 +115,7 @@ class Pretraining(Task):
     def introduce(self, start: int) -> None:
         assert self.plan.masker is not None
         scored_anew = "relevance" in self.plan.masker.needs and not self.config.guidance.cached
-        introduction.introduce(self.folder, self.corpora, self.plan.samples_per_step, scored_anew)
+        introduction.introduce(self.folder, self.corpora, self.plan, scored_anew)
         if self.contrastive:
             introduction.warn_of_one_caption(self.corpora)
         for line in introduction.other_synthetic(self.config.data, self.corpora[0]):
