@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tgm_scale import __version__
 from tgm_scale.commands import table
 from tgm_scale.runtime import command as conduct
-from tgm_scale.runtime.terminal import message, outlive_the_terminal
+from tgm_scale.runtime.terminal import ignore_output_errors, message
 
 _USAGE = "usage: tgm-scale COMMAND ...        (tgm-scale COMMAND --help explains one, with examples)"
 _HELP = ("-h", "--help", "help")
@@ -21,7 +21,7 @@ def entry(words: str = "", program: str = "") -> None:
     words, program: the command and the name of a file that calls it. Threads of torch's backward pass and of gloo may
     still ask for the interpreter while it ends, which Python 3.11 answers by aborting the process: seen in 1 of 20
     runs under ZeRO-3, after all work was done."""
-    outlive_the_terminal()
+    ignore_output_errors()
     code = main([*words.split(), *sys.argv[1:]], program)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "") -> int:
     found.add_arguments(parser)
     options = parser.parse_intermixed_args(rest)
     options.command, options.given = found.words, rest
-    return conduct.exit_code(name, lambda: found.run(options), found.kept)
+    return conduct.exit_code(name, lambda: found.run(options), found.when_stopped)
 
 
 def _tell(given: Sequence[str]) -> int:

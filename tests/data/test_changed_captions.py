@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.config import from_tree
-from tgm_scale.planning.corpora import corpus_facts, open_corpora
+from tgm_scale.planning.corpora import corpus_metadata, open_corpora
 from tgm_scale.runs import run_folder
 
 LINES = ["a.mp4 a man walks", "b.mp4 a dog runs", "c.mp4 a ball rolls"]
@@ -37,8 +37,8 @@ def test_captions_of_a_list_are_part_of_what_a_run_was_started_on(tmp_path: Path
 
     def start(lines: list[str]) -> None:
         (tmp_path / "list.txt").write_text("".join(f"{line}\n" for line in lines))
-        run_folder.describe(
-            tmp_path / "run", settings, corpus_facts(open_corpora(settings.data, captions=False)), {}, 0
+        run_folder.write_start(
+            tmp_path / "run", settings, corpus_metadata(open_corpora(settings.data, captions=False)), {}, 0
         )
 
     (tmp_path / "run").mkdir()

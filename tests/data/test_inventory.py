@@ -13,7 +13,7 @@ from tgm_scale.config import apply_overrides, from_tree
 from tgm_scale.contracts import Problem
 from tgm_scale.data.shards.inventory import Inventory, corpus_inventory
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.planning.corpora import corpus_facts, open_corpora
+from tgm_scale.planning.corpora import corpus_metadata, open_corpora
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.introduction import introduce, warn_of_one_caption
@@ -43,7 +43,7 @@ def test_a_lost_shard_counts_as_what_the_others_hold(tmp_path: Path, capsys: pyt
     assert "c: 30 usable" in said and "left out, 25.00% (all named in left_out.jsonl of the run):" in said
     (line,) = (tmp_path / "left_out.jsonl").read_text().splitlines()
     assert json.loads(line)["key"] == "00001" and "00001.tar" in json.loads(line)["detail"]
-    (facts,) = corpus_facts([corpus])
+    (facts,) = corpus_metadata([corpus])
     assert facts["left_out"] == {"shard_unreadable": 1} and facts["left_out_share"] == 0.25
 
     cut = folder / "00002.tar"

@@ -220,7 +220,7 @@ def test_a_finetuning_keeps_its_classes_and_refuses_others(
     def opened_again(*overrides: str) -> list[str]:
         again = load_finetune(config, [*command[3:], *overrides])
         parts = prepared(again)
-        run_folder.describe(tmp_path / "run", again, setup.data_facts(parts), {}, 1)
+        run_folder.write_start(tmp_path / "run", again, setup.data_metadata(parts), {}, 1)
         return parts.classes
 
     assert opened_again() == facts["class_labels"] and "another size or time" not in capsys.readouterr().out

@@ -19,7 +19,7 @@ import os, sys
 from tgm_scale.runtime import rendezvous
 from tgm_scale.runtime.command import exit_code
 from tgm_scale.runtime.distributed import find_process, set_rendezvous
-rendezvous.SAY_AFTER = 1.0
+rendezvous.REPORT_AFTER = 1.0
 def main():
     process = find_process()
     set_rendezvous(process)

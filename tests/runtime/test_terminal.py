@@ -15,8 +15,8 @@ from tgm_scale.runtime.terminal import escaped
 ROOT = Path(__file__).parents[2]
 PRINTS = """
 import sys
-from tgm_scale.runtime.terminal import outlive_the_terminal
-outlive_the_terminal()
+from tgm_scale.runtime.terminal import ignore_output_errors
+ignore_output_errors()
 for _ in range(3):
     print("x" * 100_000, flush=True)
     print("warning", file=sys.stderr)
@@ -69,7 +69,7 @@ def test_a_stream_that_was_closed_before_the_start_is_nowhere(tmp_path: Path, cl
 
 
 def test_a_letter_that_a_stream_cannot_have_is_its_escape() -> None:
-    prints = "from tgm_scale.runtime.terminal import outlive_the_terminal as go; go(); print('caf\u00e9')"
+    prints = "from tgm_scale.runtime.terminal import ignore_output_errors as go; go(); print('caf\u00e9')"
     environment = {**os.environ, "PYTHONPATH": ".", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", prints], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "caf\\xe9\n")

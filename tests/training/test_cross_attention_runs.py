@@ -11,7 +11,7 @@ from test_step import SAVED, STEPS, apart, run_cases
 
 from tgm_scale.config.files import from_tree
 from tgm_scale.planning.cost import Asked, plan
-from tgm_scale.planning.parts import checkpoint_facts
+from tgm_scale.planning.parts import checkpoint_metadata
 from tgm_scale.planning.run_plan import plan_pretraining, shape_of
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -76,10 +76,10 @@ def tree(folder: Path, **model: object) -> dict:
 def test_a_run_does_not_resume_with_the_other_decoder(first: str, tmp_path: Path) -> None:
     other = {"self": "cross", "cross": "self"}[first]
     config = from_tree(tree(tmp_path / "run", decoder_attention=first))
-    run_folder.describe(run_folder.claim(config), config, [], {}, 0)
-    assert run_folder.claim(config).is_dir()
+    run_folder.write_start(run_folder.open_folder(config), config, [], {}, 0)
+    assert run_folder.open_folder(config).is_dir()
     with pytest.raises(ValueError, match=f"model.decoder_attention: '{first}' there, '{other}' here.*new folder"):
-        run_folder.claim(from_tree(tree(tmp_path / "run", decoder_attention=other)))
+        run_folder.open_folder(from_tree(tree(tmp_path / "run", decoder_attention=other)))
 
 
 def test_the_plan_counts_the_decoder_by_hand(tmp_path: Path) -> None:
@@ -94,4 +94,4 @@ def test_the_plan_counts_the_decoder_by_hand(tmp_path: Path) -> None:
         assert found.macs_per_clip == encoder + decoder
         said = plan(Asked.pretraining(config), 1, 1e15)
         assert f"{(encoder + decoder) / 1e9:.1f} G multiply-accumulates" in said
-        assert checkpoint_facts(config, shape_of(config))["model"] == asdict(found.shape.size) | {"name": "B"}
+        assert checkpoint_metadata(config, shape_of(config))["model"] == asdict(found.shape.size) | {"name": "B"}

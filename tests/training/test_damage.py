@@ -40,7 +40,7 @@ def made(root: Path, step: int) -> Path:
     save_tensors({"a.weight": torch.full((1000,), float(step)), "a.exp_avg": torch.ones(8)}, file)
     entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": checkpoint.digest(file)}
     told = {"progress": {"step": step, "updates": step, "skipped": {}}, "files": [entry]}
-    (folder / manifest.NAME).write_text(manifest.written(told))
+    (folder / manifest.NAME).write_text(manifest.to_json(told))
     return folder
 
 
@@ -59,7 +59,7 @@ def edited(folder: Path, change: Callable[[dict], object]) -> None:
     """A manifest changed by one who makes its own hash again."""
     tree = json.loads((folder / manifest.NAME).read_text())
     change(tree)
-    (folder / manifest.NAME).write_text(manifest.written(tree))
+    (folder / manifest.NAME).write_text(manifest.to_json(tree))
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

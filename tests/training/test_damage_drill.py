@@ -60,7 +60,7 @@ def test_the_evaluation_sees_other_weights_and_samples(tmp_path: Path, monkeypat
         "progress": {"step": reference.STEPS, "skipped": {}},
         "files": [{"name": file.name, "bytes": file.stat().st_size}],
     }
-    (last / "manifest.json").write_text(manifest.written(facts))
+    (last / "manifest.json").write_text(manifest.to_json(facts))
     rows = [{"step": step, "loss": 1.0, "data_digest": f"2-{step}"} for step in range(1, reference.STEPS + 1)]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "clips.json").write_text('{"0/a": "digest", "0/b": "other"}')

@@ -103,8 +103,8 @@ def test_a_list_of_faults_without_a_copy_is_taken_as_it_is(tmp_path: Path) -> No
 def started(config: Path, corpora: list[dict]) -> Path:
     """A run folder as a start leaves it."""
     settings = load(str(config))
-    folder = run_folder.claim(settings)
-    run_folder.describe(folder, settings, corpora, {"steps": 1, "world_size": 1}, 0)
+    folder = run_folder.open_folder(settings)
+    run_folder.write_start(folder, settings, corpora, {"steps": 1, "world_size": 1}, 0)
     return folder
 
 
@@ -113,13 +113,13 @@ def started(config: Path, corpora: list[dict]) -> Path:
 def test_what_has_the_name_of_a_runs_file_is_refused(config: Path, name: str, put: Callable[[Path], object]) -> None:
     """Nothing waits at a pipe, and nothing is written where a link leads."""
     settings = load(str(config))
-    folder = run_folder.claim(settings)
+    folder = run_folder.open_folder(settings)
     if name == "owner" and put is os.mkdir:
         return
     (folder / "checkpoints").mkdir()
     put(folder / name)
     with pytest.raises(ValueError, match=f"{name}: something else has the name"):
-        run_folder.claim(settings)
+        run_folder.open_folder(settings)
     report, code = check(str(folder))
     assert f"DAMAGED  {name}: something else" in report and code == 2
 
@@ -176,7 +176,7 @@ def test_check_of_an_evaluation_says_what_it_would_do(tmp_path: Path) -> None:
 def test_why_an_evaluation_failed_is_said_until_it_has_results(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("encoder: {checkpoint: x}\n")
     assert "state" not in status(str(tmp_path))
-    events.note(tmp_path, run_folder.FAILED, why="no room", starts=0)
+    events.append(tmp_path, run_folder.FAILED, why="no room", starts=0)
     assert "state  failed: no room" in status(str(tmp_path))
     (tmp_path / "results.json").write_text('{"method": "knn", "figures": {"top-1": {"value": 0.5}}, "left_out": {}}')
     assert "state" not in status(str(tmp_path)) and "top-1 0.5000" in status(str(tmp_path))
@@ -194,7 +194,7 @@ def test_why_a_start_failed_is_kept_until_the_next(config: Path) -> None:
     said = status(str(folder))
     assert re.search(r"nothing is at work: failed 0:00:0\d ago: no room for https://\*\*\*@host/x", said)
     assert "earlier  failed: no room" in check(str(folder))[0]
-    run_folder.describe(folder, load(str(config)), [], {"steps": 1, "world_size": 1}, 0)
+    run_folder.write_start(folder, load(str(config)), [], {"steps": 1, "world_size": 1}, 0)
     assert "no room" not in status(str(folder)) + check(str(folder))[0]
 
 

@@ -1,4 +1,4 @@
-"""Each key of a DeepSpeed JSON is honoured, said to be unused, or refused; DeepSpeed's own classes are walked."""
+"""Each key of a DeepSpeed JSON is supported, said to be unused, or refused; DeepSpeed's own classes are walked."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from launch import ROOT, environment, run
 
 from tgm_scale.engine.keys import (
     DTYPE,
-    HONOURED,
     NOT_USED,
     NUMBER,
-    REFUSED,
+    SUPPORTED,
     SWITCH,
+    UNSUPPORTED,
     WHOLE,
-    honoured,
     not_used,
+    supported_keys,
 )
 from tgm_scale.engine.plan import not_used as not_used_in
 
@@ -39,7 +39,7 @@ def known_paths(known: dict[str, Any], place: str = "") -> Iterator[tuple[str, A
             yield place + key, kind
 
 
-OURS = dict(known_paths(HONOURED))
+OURS = dict(known_paths(SUPPORTED))
 
 
 class Recorder(dict):
@@ -69,7 +69,7 @@ class Recorder(dict):
 
 
 def sections() -> dict[str, type]:
-    """DeepSpeed's class of each section of the JSON that the run honours, in part at least."""
+    """DeepSpeed's class of each section of the JSON that the run supports, in part at least."""
     from deepspeed.runtime import precision_config
     from deepspeed.runtime.zero import config, offload_config
 
@@ -105,10 +105,10 @@ def test_every_key_that_deepspeed_reads_has_its_row() -> None:
         | {f"data_types.{getattr(constants, name)}" for name in data_types}
         | set(fields())
     )
-    here = OURS.keys() | NOT_USED.keys() | REFUSED.keys()
+    here = OURS.keys() | NOT_USED.keys() | UNSUPPORTED.keys()
     assert there - here == set(), "DeepSpeed has keys that engine_keys.py does not decide on"
     assert here - there == NO_DEEPSPEED_KEY, "engine_keys.py has rows that DeepSpeed has no key for"
-    assert len(OURS) + len(NOT_USED) + len(REFUSED) == len(here), "a key has one row"
+    assert len(OURS) + len(NOT_USED) + len(UNSUPPORTED) == len(here), "a key has one row"
 
 
 def test_kinds_and_values_that_mean_off_are_those_of_deepspeeds_fields() -> None:
@@ -123,9 +123,9 @@ def test_kinds_and_values_that_mean_off_are_those_of_deepspeeds_fields() -> None
                     assert OURS[path].read(member.value) == member.value
             else:
                 assert OURS[path] is kinds[kind], path
-        elif path in REFUSED and REFUSED[path][1] is not None:
-            assert REFUSED[path][1] == field.default, path
-        elif path in REFUSED and field.default_factory is None:
+        elif path in UNSUPPORTED and UNSUPPORTED[path][1] is not None:
+            assert UNSUPPORTED[path][1] == field.default, path
+        elif path in UNSUPPORTED and field.default_factory is None:
             assert field.default in (None, False) or "cpu_offload" in path, path
 
 
@@ -169,23 +169,27 @@ def test_kinds_and_values_that_mean_off_are_those_of_deepspeeds_fields() -> None
     ],
     ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else "",
 )
-def test_what_is_not_honoured_is_named_with_the_file(given: dict, words: list[str]) -> None:
+def test_what_is_not_supported_is_named_with_the_file(given: dict, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:
-        honoured(given, "ds.json")
+        supported_keys(given, "ds.json")
     for word in ["ds.json:", *words]:
         assert word in str(caught.value)
 
 
 def test_what_is_off_auto_or_null_is_as_if_it_were_not_there() -> None:
     off = {"amp": {"enabled": "auto"}, "flops_profiler": {"enabled": False}, "sparse_gradients": False}
-    kept = honoured({**off, "communication_data_type": "auto", "bf16": None, "gradient_predivide_factor": 1.0}, "x")
+    kept = supported_keys(
+        {**off, "communication_data_type": "auto", "bf16": None, "gradient_predivide_factor": 1.0}, "x"
+    )
     assert kept == {}
     zero = {"reduce_bucket_size": 5e8, "zero_hpz_partition_size": 1, "overlap_comm": None}
-    assert honoured({"zero_optimization": zero}, "x") == {"zero_optimization": {"reduce_bucket_size": 500_000_000}}
+    assert supported_keys({"zero_optimization": zero}, "x") == {
+        "zero_optimization": {"reduce_bucket_size": 500_000_000}
+    }
 
 
 def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
-    assert honoured({"steps_per_print": 2000, "wall_clock_breakdown": False}, "x") == {}
+    assert supported_keys({"steps_per_print": 2000, "wall_clock_breakdown": False}, "x") == {}
     assert not_used({"steps_per_print": 2000, "wall_clock_breakdown": False}, "x") == [
         "x: steps_per_print=2000 is not used: log.every says how often a line is printed"
     ]
@@ -249,10 +253,10 @@ OTHERS = {
 }
 
 
-def test_the_losses_are_the_same_with_every_honoured_key_changed(tmp_path: Path) -> None:
+def test_the_losses_are_the_same_with_every_supported_key_changed(tmp_path: Path) -> None:
     """At each stage on two processes, and over a restart."""
     untried = {"stage", "offload_param", "offload_optimizer"}  # of test_matrix.py
-    assert OTHERS.keys() == HONOURED["zero_optimization"].keys() - untried
+    assert OTHERS.keys() == SUPPORTED["zero_optimization"].keys() - untried
     file, listing, out = tmp_path / "ds.json", tmp_path / "cases.json", tmp_path / "results.json"
     file.write_text(json.dumps({"zero_optimization": OTHERS, "communication_data_type": "fp32"}))
     common = {"model": "less", "precision": "fp32", "steps": 4, "micro": 2}

@@ -20,7 +20,7 @@ BUILD = """
 import torch
 from tgm_scale.engine.extensions import load_cpu_adam, prepare_deepspeed
 prepare_deepspeed(torch.device("cpu"))
-load_cpu_adam(say=True)
+load_cpu_adam(verbose=True)
 """
 Start = Callable[[], subprocess.Popen[str]]
 

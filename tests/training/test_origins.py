@@ -78,7 +78,7 @@ def configured(folder: Path, **origin: str | None) -> Config:
 
 
 def start(config: Config, step: int = 0) -> None:
-    run_folder.describe(run_folder.claim(config), config, [], {}, step)
+    run_folder.write_start(run_folder.open_folder(config), config, [], {}, step)
 
 
 def refused(config: Config, *words: str) -> None:

@@ -15,7 +15,7 @@ from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.preflight.command import BAD_NODE, SETUP_MISTAKE
 from tgm_scale.preflight.node_checks import Report
-from tgm_scale.preflight.verdict import judge, summary
+from tgm_scale.preflight.verdict import diagnose, summary
 
 
 def reports(nodes: int = 4, ranks_a_node: int = 2) -> list[Report]:
@@ -24,8 +24,8 @@ def reports(nodes: int = 4, ranks_a_node: int = 2) -> list[Report]:
         Report(
             rank,
             f"node{rank // ranks_a_node}",
-            alike={"torch": "2.13.0", "device": "H100"},
-            figures={"clock": 1000.0 + rank / 100, "FLOP/s": (700 + rank) * 1e12, "shared memory free": 64e9},
+            must_match={"torch": "2.13.0", "device": "H100"},
+            measurements={"clock": 1000.0 + rank / 100, "FLOP/s": (700 + rank) * 1e12, "shared memory free": 64e9},
             gpu=f"GPU-{rank}",
         )
         for rank in range(nodes * ranks_a_node)
@@ -33,7 +33,7 @@ def reports(nodes: int = 4, ranks_a_node: int = 2) -> list[Report]:
 
 
 def test_a_healthy_cluster_passes() -> None:
-    assert judge(reports(), []) == ({}, [])
+    assert diagnose(reports(), []) == ({}, [])
     assert summary(reports()).startswith(
         "processes: 8 on H100, nodes: 4, 700 to 707 TFLOP/s a GPU, clocks within 0.07"
     )
@@ -41,11 +41,11 @@ def test_a_healthy_cluster_passes() -> None:
 
 def test_the_node_that_differs_is_named() -> None:
     found = reports()
-    found[5].alike["torch"] = "2.12.0"
+    found[5].must_match["torch"] = "2.12.0"
     found[0].figures["clock"] += 60
     found[3].figures["FLOP/s"] = 300e12
     found[6].gpu = found[7].gpu
-    bad, common = judge(found, ["node9"])
+    bad, common = diagnose(found, ["node9"])
     assert bad == {
         "node0": ["its clock is +60 s off"],
         "node1": ["rank 3's GPU makes 300 TFLOP/s, the usual is 703"],
@@ -58,8 +58,8 @@ def test_the_node_that_differs_is_named() -> None:
 
 def test_of_two_nodes_that_differ_the_first_is_right() -> None:
     found = reports(nodes=2, ranks_a_node=1)
-    found[1].alike["torch"] = "2.12.0"
-    assert judge(found, [])[0] == {"node1": ["torch is 2.12.0, elsewhere 2.13.0"]}
+    found[1].must_match["torch"] = "2.12.0"
+    assert diagnose(found, [])[0] == {"node1": ["torch is 2.12.0, elsewhere 2.13.0"]}
 
 
 def test_what_is_wrong_on_every_node_is_no_nodes_fault() -> None:
@@ -67,7 +67,7 @@ def test_what_is_wrong_on_every_node_is_no_nodes_fault() -> None:
     for report in found:
         report.problems = {"shards": f"no shards, says rank {report.rank}"}
     found[2].problems["GPU"] = "GPU 0: a matrix product came out wrong"
-    bad, common = judge(found, [])
+    bad, common = diagnose(found, [])
     assert bad == {"node1": ["GPU 0: a matrix product came out wrong"]}
     assert len(common) == 1 and common[0].startswith("no shards")
 
@@ -75,17 +75,17 @@ def test_what_is_wrong_on_every_node_is_no_nodes_fault() -> None:
 def test_on_a_single_node_a_missing_gpu_is_its_fault_and_missing_shards_are_not() -> None:
     [report] = reports(nodes=1, ranks_a_node=1)
     report.problems = {"GPU": "no GPU", "shards": "no shards"}
-    assert judge([report], []) == ({"node0": ["no GPU"]}, ["no shards"])
+    assert diagnose([report], []) == ({"node0": ["no GPU"]}, ["no shards"])
 
 
 def test_shared_memory_is_counted_for_all_ranks_of_a_node() -> None:
     found = reports()
     for report in found:
-        report.figures["shared memory needed"] = 20e9
-    assert judge(found, [])[0] == {}
+        report.measurements["shared memory needed"] = 20e9
+    assert diagnose(found, [])[0] == {}
     for report in found[:2]:
-        report.figures["shared memory free"] = 30e9
-    [(node, [problem])] = judge(found, [])[0].items()
+        report.measurements["shared memory free"] = 30e9
+    [(node, [problem])] = diagnose(found, [])[0].items()
     assert node == "node0" and "/dev/shm has 30.0 GB free, waiting clips take 40.0" in problem
 
 

@@ -15,7 +15,7 @@ from short_run import arguments
 from tgm_scale import cli
 from tgm_scale import config as configuration
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
-from tgm_scale.runs.bottleneck import read_beat
+from tgm_scale.runs.bottleneck import read_heartbeat
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.training import garbage
 
@@ -74,7 +74,7 @@ def test_a_trace_and_a_checkpoint_are_not_booked_as_waiting_for_clips(config: Pa
     rows = read_metrics(folder)
     assert max(row["data_seconds"] for row in rows[2:]) < 1
     assert rows[3]["step_seconds"] < 2 and rows[5]["step_seconds"] > 3
-    told = read_beat(folder / "ranks/00000")["seconds"]
+    told = read_heartbeat(folder / "ranks/00000")["seconds"]
     assert told["data"] < 1 and told["checkpoint"] > 5 and told["aside"] == 0
 
 
@@ -101,7 +101,7 @@ def test_garbage_is_collected_at_the_hundredth_step_alone() -> None:
     class Circle:
         pass
 
-    with garbage.out_of_the_way():
+    with garbage.paused():
         one = Circle()
         one.itself = one  # type: ignore[attr-defined]
         left, one = weakref.ref(one), None  # type: ignore[assignment]

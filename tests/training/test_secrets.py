@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale import cli, config
-from tgm_scale.planning.parts import checkpoint_facts
+from tgm_scale.planning.parts import checkpoint_metadata
 from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runs import run_data, run_folder
 
@@ -21,9 +21,9 @@ def settings(folder: Path, address: str) -> list[str]:
 def test_no_file_of_a_run_has_them_and_a_new_signature_goes_on(tmp_path: Path) -> None:
     for address in (ADDRESS, ADDRESS.replace("5ec2e7", "0ther")):
         found = config.load("debug", settings(tmp_path / "run", address))
-        folder = run_folder.claim(found)
-        run_folder.describe(folder, found, [{"name": "a", "first": [address]}], {}, 0)
-        (folder / "facts").write_text(str(checkpoint_facts(found, shape_of(found))))
+        folder = run_folder.open_folder(found)
+        run_folder.write_start(folder, found, [{"name": "a", "first": [address]}], {}, 0)
+        (folder / "facts").write_text(str(checkpoint_metadata(found, shape_of(found))))
         (folder / "checkpoints" / "step-00000001").mkdir(parents=True, exist_ok=True)
         written = "".join(file.read_text() for file in folder.rglob("*") if file.is_file())
         assert "https://***@host/a/00000.tar?X-Amz-Expires=***&X-Amz-Signature=***" in written
@@ -47,13 +47,13 @@ def test_no_address_hides_them_and_the_run_goes_on(tmp_path: Path, path: str, qu
         }
     )
     for _ in range(2):
-        folder = run_folder.claim(found)
-        run_folder.describe(folder, found, [{"name": "a", "first": [address]}], {}, 0)
+        folder = run_folder.open_folder(found)
+        run_folder.write_start(folder, found, [{"name": "a", "first": [address]}], {}, 0)
         assert "SECRET" not in "".join(file.read_text() for file in folder.rglob("*") if file.is_file())
         assert run_data.read(folder)[0]["name"] == "a"
         assert config.read_tree(folder / "config.yaml")["data"]["shards"].startswith(f"https://host/{path}?")
     (folder / "config.yaml").write_text(config.dump(found))
-    run_folder.claim(found)
+    run_folder.open_folder(found)
 
 
 def test_the_printed_configuration_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,6 @@ def test_the_temperature_reported_is_the_one_of_the_loss(log_scale: float) -> No
         batch=None, mask=None, text_BE=None, caption_ids_B=ids, digest=torch.zeros((), dtype=torch.float64)
     )
     replay = _Replay(torch.zeros(4, 4), torch.zeros(1), contrast.loss, contrast.accuracy)
-    temperature = step._figures(torch.zeros((), dtype=torch.float64), [part], [replay], learnt)[4].item()
+    temperature = step._metrics(torch.zeros((), dtype=torch.float64), [part], [replay], learnt)[4].item()
     assert temperature == pytest.approx(1 / contrast.scale.item())
     assert 0.99 / MAX_SCALE < temperature <= 1 / MIN_SCALE

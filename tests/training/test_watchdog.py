@@ -17,15 +17,15 @@ from short_run import arguments, rank_file, start, wait_for_steps
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training import watchdog as watchdog_module
-from tgm_scale.training.watchdog import PHASES, Patience, Watchdog
+from tgm_scale.training.watchdog import PHASES, PhaseTimeout, Watchdog
 
 
-def bounds(patience: Patience, first: int, seconds: list[float]) -> list[float]:
+def bounds(timeout: PhaseTimeout, first: int, seconds: list[float]) -> list[float]:
     """The bound of each step's update, for steps of so many seconds."""
     now, found = 0.0, []
     for step, taken in enumerate(seconds, first):
-        patience.began(step, "data", now)
-        found.append(patience.began(step, "update", now + 0.01)[0])
+        timeout.limit(step, "data", now)
+        found.append(timeout.limit(step, "update", now + 0.01)[0])
         now += taken
     return found
 
@@ -33,24 +33,24 @@ def bounds(patience: Patience, first: int, seconds: list[float]) -> list[float]:
 @pytest.mark.parametrize("first", [0, 1000])
 def test_every_start_is_given_time_to_compile(first: int) -> None:
     """Not the step numbered 0 alone: a requeued run compiles anew."""
-    assert bounds(Patience(50), first, [200, 100, 1, 1, 1]) == [1800, 1800, 1000, pytest.approx(505), 50]
+    assert bounds(PhaseTimeout(50), first, [200, 100, 1, 1, 1]) == [1800, 1800, 1000, pytest.approx(505), 50]
 
 
 def test_a_slow_step_is_no_hang_where_steps_are_slow() -> None:
-    assert bounds(Patience(50), 0, [90, 60, 60, 60])[2:] == [600, 600]
-    patience = Patience(50)
-    bounds(patience, 0, [9, 9, 9])
-    bound, reason = patience.began(3, "data", 27)
+    assert bounds(PhaseTimeout(50), 0, [90, 60, 60, 60])[2:] == [600, 600]
+    timeout = PhaseTimeout(50)
+    bounds(timeout, 0, [9, 9, 9])
+    bound, reason = timeout.limit(3, "data", 27)
     assert bound == 90 and reason == "10 times the 9.0 s that a step usually takes"
-    assert bounds(patience, 1, [9])[0] == 90, "after a rollback nothing is compiled again"
+    assert bounds(timeout, 1, [9])[0] == 90, "after a rollback nothing is compiled again"
 
 
 def test_a_checkpoint_is_given_time_and_counts_in_no_step() -> None:
-    patience = Patience(50)
-    bounds(patience, 0, [1, 1, 1, 1])
-    assert patience.began(3, "checkpoint", 4.0)[0] == 1800
-    patience.began(4, "data", 900.0)
-    assert patience.began(5, "data", 901.0) == (50, "faults.hang_seconds=50")
+    timeout = PhaseTimeout(50)
+    bounds(timeout, 0, [1, 1, 1, 1])
+    assert timeout.limit(3, "checkpoint", 4.0)[0] == 1800
+    timeout.limit(4, "data", 900.0)
+    assert timeout.limit(5, "data", 901.0) == (50, "faults.hang_seconds=50")
 
 
 @pytest.fixture
@@ -75,15 +75,15 @@ def ranks(folder: Path, *at: tuple[int, str]) -> list[Watchdog]:
 
 def test_a_rank_waits_for_those_behind_it_and_never_for_itself(quick: None, tmp_path: Path) -> None:
     waiting, working, ahead = ranks(tmp_path, (7, "meeting"), (7, "data"), (7, "update"))
-    assert waiting.culprits().startswith("rank 1 on ") and "rank 2" not in waiting.culprits()
+    assert waiting.stalled_ranks().startswith("rank 1 on ") and "rank 2" not in waiting.stalled_ranks()
     working.at(7, "meeting")
-    assert waiting.culprits().startswith("no rank in particular")
+    assert waiting.stalled_ranks().startswith("no rank in particular")
     (tmp_path / "ranks" / "00001").unlink()
     working.end("done")
     (tmp_path / "ranks" / "00001").unlink()
-    assert waiting.culprits() == "rank 1, which left no word"
+    assert waiting.stalled_ranks() == "rank 1, which left no word"
     (tmp_path / "ranks" / "00001").write_text('{"state": "runn')
-    assert waiting.culprits() == "rank 1, which left no word"
+    assert waiting.stalled_ranks() == "rank 1, which left no word"
     for watchdog in (waiting, ahead):
         watchdog.end("done")
 
@@ -93,7 +93,7 @@ def test_a_silent_rank_is_named_whatever_its_clock_says(quick: None, tmp_path: P
     silent.end("done")
     file = tmp_path / "ranks" / "00001"
     file.write_text(json.dumps({**json.loads(file.read_text()), "state": "running", "time": time.time() + 3600}))
-    assert waiting.culprits().startswith("rank 1 on ")
+    assert waiting.stalled_ranks().startswith("rank 1 on ")
     waiting.end("done")
 
 
@@ -170,9 +170,9 @@ def test_a_run_whose_folder_is_moved_saves_and_stops(config: Path) -> None:
 
 
 def test_a_server_that_is_waited_for_is_no_hang() -> None:
-    patience = Patience(50, storage_seconds=300)
+    timeout = PhaseTimeout(50, storage_seconds=300)
     for step in range(4):
         for phase in ("data", "meeting", "update"):
-            bound, why = patience.began(step, phase, float(step))
+            bound, why = timeout.limit(step, phase, float(step))
             if step == 3:
                 assert bound == (50 if phase == "update" else 350), why

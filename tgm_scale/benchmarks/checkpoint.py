@@ -45,7 +45,7 @@ def _measured(config: Config, process: ProcessInfo, folder: Path, turns: int) ->
     hashed, plain = folder / "hashed", folder / "plain"
     saver = Saver(hashed / "checkpoints", Retention(1), process, collectives)
     made = _engine(config, process)
-    saver.begin(made, Progress(step=1, updates=1), parts.checkpoint_facts(config, shape_of(config)))
+    saver.begin(made, Progress(step=1, updates=1), parts.checkpoint_metadata(config, shape_of(config)))
     written = saver.finish()
     assert written is not None
     del made
@@ -100,5 +100,5 @@ def _without_hashes(written: Path, root: Path) -> None:
         del entry["blake2b"], entry["sums"]
         os.link(written / entry["name"], folder / entry["name"])
     rest = {key: value for key, value in tree.items() if key not in ("blake2b", "format")}
-    (folder / manifest.NAME).write_text(manifest.written(rest))
+    (folder / manifest.NAME).write_text(manifest.to_json(rest))
     assert checkpoint.latest(root) == folder

@@ -25,12 +25,12 @@ from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.progress import ProgressBars
 
 
-class Way(NamedTuple):
-    """One way to clips: its stream, and how many of its clips may be ready before they are asked for."""
+class Pipeline(NamedTuple):
+    """One pipeline of clips: its stream, and how many of its clips may be ready before they are asked for."""
 
     name: str
     clips: Iterator[int]
-    ahead: int
+    prefetched: int
     loops: int = 1  # how many bare loops it is compared with
 
 
@@ -55,9 +55,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for size, gop in made:
             folder = (options.folder or Path(scratch)) / f"{size[0]}x{size[1]}_gop{gop}_{options.clips}"
             corpus = open_corpus(str(make_shards(folder, options.clips, VideoFormat(*size, gop))))
-            rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_ways(corpus, workers), options))
+            rows += _rows(f"{size[0]}x{size[1]}", gop, _compare(_candidates(corpus, workers), options))
             if not repeated:
-                repeated = [(way.name, turns) for way, turns in _compare(_repeats(corpus, repeats), options)]
+                repeated = [(pipeline.name, turns) for pipeline, turns in _compare(_repeats(corpus, repeats), options)]
             task.advance()
     _show(rows)
     _show_repeats(repeated)
@@ -78,53 +78,55 @@ def _numbers(options: argparse.Namespace, name: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
-def _ways(corpus: Corpus, workers: list[int]) -> list[Callable[[], Way]]:
-    def ours(count: int) -> Way:
+def _candidates(corpus: Corpus, workers: list[int]) -> list[Callable[[], Pipeline]]:
+    def ours(count: int) -> Pipeline:
         loading = pipelines.loader(corpus, count)
-        clips, ahead = pipelines.clips_of(loading), count * loading.prefetch
-        return Way(f"loader, {count} workers", clips, ahead, max(count, 1))
+        clips, prefetched = pipelines.clips_of(loading), count * loading.prefetch
+        return Pipeline(f"loader, {count} workers", clips, prefetched, max(count, 1))
 
-    def theirs(count: int) -> Way:
+    def theirs(count: int) -> Pipeline:
         clips = pipelines.with_webdataset(corpus, count)
-        return Way(f"webdataset, {count} workers", clips, count * 4, max(count, 1))
+        return Pipeline(f"webdataset, {count} workers", clips, count * 4, max(count, 1))
 
-    def loops(count: int) -> Way:
-        return Way(_bare(count), pipelines.loops(corpus, count), 0, count)
+    def loops(count: int) -> Pipeline:
+        return Pipeline(_bare(count), pipelines.loops(corpus, count), 0, count)
 
-    ways: list[Callable[[], Way]] = [
-        lambda: Way("frames", pipelines.frames(corpus), 0),
-        lambda: Way(_bare(1), pipelines.bare(corpus), 0),
+    candidates: list[Callable[[], Pipeline]] = [
+        lambda: Pipeline("frames", pipelines.frames(corpus), 0),
+        lambda: Pipeline(_bare(1), pipelines.bare(corpus), 0),
     ]
     for count in (0, *workers):
-        ways += [partial(loops, count)] if count > 1 else []
-        ways += [partial(ours, count), partial(theirs, count)]
-    return ways
+        candidates += [partial(loops, count)] if count > 1 else []
+        candidates += [partial(ours, count), partial(theirs, count)]
+    return candidates
 
 
 def _bare(loops: int) -> str:
     return "bare" if loops == 1 else f"bare, {loops} loops"
 
 
-def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Way]]:
-    def one(count: int) -> Way:
-        return Way(str(count), pipelines.clips_of(pipelines.loader(corpus, 0, count)), 0)
+def _repeats(corpus: Corpus, repeats: list[int]) -> list[Callable[[], Pipeline]]:
+    def one(count: int) -> Pipeline:
+        return Pipeline(str(count), pipelines.clips_of(pipelines.loader(corpus, 0, count)), 0)
 
     return [partial(one, count) for count in repeats]
 
 
-def _compare(ways: list[Callable[[], Way]], options: argparse.Namespace) -> list[tuple[Way, list[Turn]]]:
-    """Turns of each way. All ways take turns, so that a neighbour's load falls on all of them alike."""
-    started = [way() for way in ways]
+def _compare(
+    candidates: list[Callable[[], Pipeline]], options: argparse.Namespace
+) -> list[tuple[Pipeline, list[Turn]]]:
+    """Turns of each pipeline. They take turns, so that other load on the machine slows all of them equally."""
+    started = [pipeline() for pipeline in candidates]
     turns: list[list[Turn]] = [[] for _ in started]
     for _ in range(options.turns):
-        for way, seen in zip(started, turns):
-            _take(way.clips, way.ahead + pipelines.BATCH)  # what was ready, and what a cold cache costs
+        for pipeline, seen in zip(started, turns):
+            _take(pipeline.clips, pipeline.prefetched + pipelines.BATCH)  # what was ready, and what a cold cache costs
             before, began = _cpu(), time.perf_counter()
-            _take(way.clips, options.turn)
+            _take(pipeline.clips, options.turn)
             wall = time.perf_counter() - began
             seen.append(Turn(wall / options.turn, (_cpu() - before) / options.turn))
-    for way in started:
-        way.clips.close()  # type: ignore[attr-defined]
+    for pipeline in started:
+        pipeline.clips.close()  # type: ignore[attr-defined]
     return list(zip(started, turns))
 
 
@@ -135,7 +137,7 @@ def _take(clips: Iterator[int], count: int) -> None:
 
 
 def _cpu() -> float:
-    """CPU seconds so far of this process and all its workers; those of other ways are idle in a way's turn."""
+    """CPU seconds so far of this process and all its workers; those of the other pipelines are idle meanwhile."""
     return cpu_seconds([os.getpid(), *(child.pid for child in multiprocessing.active_children() if child.pid)])
 
 
@@ -143,19 +145,19 @@ def _figures(turns: list[Turn]) -> dict[str, float]:
     return {"clips_per_second": 1 / median(t.wall for t in turns), "cpu_ms": 1000 * median(t.cpu for t in turns)}
 
 
-def _rows(size: str, gop: int, compared: list[tuple[Way, list[Turn]]]) -> list[dict[str, Any]]:
-    """Figures of each way. Ratios are of turn by turn, and their median: `of_bare`, clips/s of the way by those of as
-    many bare loops as it has workers, and the CPU time a clip of these loops by that of the way."""
-    seen = {way.name: turns for way, turns in compared}
+def _rows(size: str, gop: int, compared: list[tuple[Pipeline, list[Turn]]]) -> list[dict[str, Any]]:
+    """Figures of each pipeline. Ratios are of turn by turn, and their median: `of_bare`, clips/s of the pipeline by
+    those of as many bare loops as it has workers, and the CPU time a clip of these loops by that of the pipeline."""
+    seen = {pipeline.name: turns for pipeline, turns in compared}
     rows = []
-    for way, turns in compared:
-        pairs = list(zip(seen[_bare(way.loops)], turns))
+    for pipeline, turns in compared:
+        pairs = list(zip(seen[_bare(pipeline.loops)], turns))
         figures = {
             **_figures(turns),
             "of_bare_wall": median(bare.wall / turn.wall for bare, turn in pairs),
             "of_bare_cpu": median(bare.cpu / turn.cpu for bare, turn in pairs),
         }
-        rows.append({"size": size, "gop": gop, "way": way.name, **figures})
+        rows.append({"size": size, "gop": gop, "way": pipeline.name, **figures})
     return rows
 
 

@@ -119,31 +119,31 @@ def _recipes(config: Config, video: Tensor, device: torch.device) -> list[Timed]
                 continue
         needs, grid = masker.needs, masker.grid
         towers = load_towers(config.guidance, needs, config.objective.contrastive_weight > 0, device)
-        look = _look(towers, video, masker)
+        compute = _maps_of(towers, video, masker)
         shape = (len(video), grid.slots, grid.rows, grid.columns)
-        maps = {key: torch.rand(shape, device=device) for key in needs} | (look() if look else {})
+        maps = {key: torch.rand(shape, device=device) for key in needs} | (compute() if compute else {})
         seeds = torch.arange(len(video), device=device)
 
         def mask(masker: Masker = masker, seeds: Tensor = seeds, maps: dict[str, Tensor] = maps) -> Mask:
             return masker(seeds, **maps)
 
-        found.append(Timed(name, look, mask))
+        found.append(Timed(name, compute, mask))
     return found
 
 
-def _look(towers: Towers, video: Tensor, masker: Masker) -> Callable[[], dict[str, Tensor]] | None:
+def _maps_of(towers: Towers, video: Tensor, masker: Masker) -> Callable[[], dict[str, Tensor]] | None:
     """The part of frozen models and flow; None where there is none."""
     if towers.relevance is None and not towers.maps:
         return None
 
-    def look() -> dict[str, Tensor]:
+    def compute() -> dict[str, Tensor]:
         maps = {name: way(video, masker.grid) for name, way in towers.maps.items()}
         if towers.relevance is not None and towers.text is not None:
             captions = torch.ones(len(video), towers.text.width, device=video.device)
             maps["relevance"] = towers.relevance(video, captions, masker.grid)
         return maps
 
-    return look
+    return compute
 
 
 def _savings(config: Config, video: Tensor, device: torch.device, step: Callable[[], Any]) -> list[Timed]:
@@ -174,7 +174,7 @@ def _savings(config: Config, video: Tensor, device: torch.device, step: Callable
     ]
 
 
-def _own_stream(look: Callable[[], Any], step: Callable[[], Any], device: torch.device) -> Timed:
+def _own_stream(compute: Callable[[], Any], step: Callable[[], Any], device: torch.device) -> Timed:
     """Relevance on a stream of its own while a step runs, as training.prefetch does it: what it adds to the step."""
     name = "relevance: bf16, own stream"
     if device.type != "cuda":
@@ -184,7 +184,7 @@ def _own_stream(look: Callable[[], Any], step: Callable[[], Any], device: torch.
     def both() -> None:
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            look()
+            compute()
         step()
 
-    return Timed(name, both, beside=True)
+    return Timed(name, both, overlapped=True)

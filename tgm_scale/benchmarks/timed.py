@@ -20,7 +20,7 @@ class Timed:
     name: str
     maps: Callable[[], Any] | None  # the frozen model's or the flow's part
     mask: Callable[[], Any] | None = None
-    beside: bool = False  # `maps` is made while a step runs: what counts is how much longer that step takes
+    overlapped: bool = False  # `maps` is made while a step runs: what counts is how much longer that step takes
     unmeasured: str = ""  # why there is no figure
 
 
@@ -46,7 +46,7 @@ def measure(step: Callable[[], Any], timed: list[Timed], turns: int, device: tor
             for one in timed:
                 for part, work in (("maps", one.maps), ("mask", one.mask)):
                     if work is not None:
-                        turn[f"{one.name} {part}"] = seconds(work) - (turn["step"] if one.beside else 0.0)
+                        turn[f"{one.name} {part}"] = seconds(work) - (turn["step"] if one.overlapped else 0.0)
             measured.append(turn)
             task.advance()
     return measured[1:]

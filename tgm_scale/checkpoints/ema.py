@@ -1,4 +1,4 @@
-"""An exponential average of a classifier's weights, kept beside its checkpoints."""
+"""An exponential average of a classifier's weights, stored next to its checkpoints."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Average:
         for name, value in self._weights():
             self._values[name].lerp_(value.detach().float(), 1 - self._decay)
 
-    def write(self, step: int, kept: list[int]) -> None:
+    def write(self, step: int, retained: list[int]) -> None:
         """Write the average of a step that is checkpointed next, and drop those of checkpoints that are gone.
 
-        kept: the steps of all checkpoints. None may be on its way to the disk: its average would be dropped."""
+        retained: the steps of all checkpoints. None may be on its way to the disk: its average would be dropped."""
         file = file_of(self._folder, step)
         with replacing(file) as work:
             save_tensors({name: value.cpu().contiguous() for name, value in self._values.items()}, work)
         sync(self._folder)
         for old in self._folder.glob("ema-*.safetensors"):
-            if old not in {file, *(file_of(self._folder, other) for other in kept)}:
+            if old not in {file, *(file_of(self._folder, other) for other in retained)}:
                 old.unlink()
 
     def read(self, step: int) -> None:
@@ -57,7 +57,7 @@ def read(folder: Path, step: int) -> dict[str, Tensor]:
     return load_tensors(file)
 
 
-def beside(checkpoint: Reader) -> Path | None:
+def averaged_file(checkpoint: Reader) -> Path | None:
     """The file of the averaged weights, of a checkpoint whose run tests them; None where it tests the others."""
     decay = ((checkpoint.manifest.get("config") or {}).get("finetune") or {}).get("ema")
     return file_of(checkpoint.folder.absolute().parents[1], checkpoint.progress.step) if decay else None

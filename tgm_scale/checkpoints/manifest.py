@@ -68,9 +68,11 @@ class _Manifest(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError("a file is named twice")
         shares = [_SHARE.fullmatch(name) for name in names]
-        told = {int(share[2]) for share in shares if share}
-        if told and (told != {len(names)} or {int(share[1]) for share in shares if share} != set(range(len(names)))):
-            raise ValueError(f"{len(names)} files are named, not all of {max(told)}")
+        counts = {int(share[2]) for share in shares if share}
+        if counts and (
+            counts != {len(names)} or {int(share[1]) for share in shares if share} != set(range(len(names)))
+        ):
+            raise ValueError(f"{len(names)} files are named, not all of {max(counts)}")
         return self
 
 
@@ -97,7 +99,7 @@ def read(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def written(tree: dict[str, Any]) -> str:
+def to_json(tree: dict[str, Any]) -> str:
     """The text of a manifest, with a hash of its own contents."""
     plain = json_of(json.dumps({"format": FORMAT, **tree}))
     return json.dumps({**plain, "blake2b": digest(plain)}, indent=1)

@@ -205,7 +205,7 @@ class _Pending:
         progress = asdict(self.progress)
         if not progress["refused"]:  # of most: earlier versions do not know it
             del progress["refused"]
-        text = manifest.written({"progress": progress, "files": files, **self.facts})
+        text = manifest.to_json({"progress": progress, "files": files, **self.facts})
         try:
             (self.work / manifest.NAME).write_text(text)
             sync(self.work / manifest.NAME)

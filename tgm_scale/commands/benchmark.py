@@ -110,8 +110,10 @@ def _command(name: str) -> Command:
             save(options.json, described() | figures)
         return 0
 
-    kept = "nothing is lost that was written"
-    return Command(f"benchmark {name}", summary, add_arguments, run, EXAMPLES, kept=kept, former="benchmark")
+    when_stopped = "nothing is lost that was written"
+    return Command(
+        f"benchmark {name}", summary, add_arguments, run, EXAMPLES, when_stopped=when_stopped, former="benchmark"
+    )
 
 
 COMMANDS = [_command(name) for name in _MEASURED]

@@ -14,8 +14,8 @@ from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
 @dataclass(frozen=True)
 class Command:
     """words: as one types it, such as `shards make`; summary: its line in the list of commands; examples: the end of
-    its help; description: the beginning of it, the summary where there is none; kept: what becomes of the work where
-    it is stopped; former: the name of the file in tools/ that calls it, without .py."""
+    its help; description: the beginning of it, the summary where there is none; when_stopped: what becomes of the work
+    where it is stopped; former: the name of the file in tools/ that calls it, without .py."""
 
     words: str
     summary: str
@@ -23,7 +23,7 @@ class Command:
     run: Callable[[argparse.Namespace], int]
     examples: str | None = None
     description: str = ""
-    kept: str = ""
+    when_stopped: str = ""
     former: str = ""
 
 

@@ -79,8 +79,8 @@ def _convert(options: argparse.Namespace) -> None:
     from tgm_scale.data.access.storage import write_atomically
     from tgm_scale.report.model_card import Origin, card, evaluations_of
 
-    said = ModelMetadata(options.heads, options.decoder_heads, options.frames, options.size)
-    source = read(options.input, said, options.lossy, options.tubelet, options.raw)
+    metadata = ModelMetadata(options.heads, options.decoder_heads, options.frames, options.size)
+    source = read(options.input, metadata, options.lossy, options.tubelet, options.raw)
     for note in source.notes:
         print(f"read     {note}")
     size = source.size

@@ -61,6 +61,6 @@ COMMAND = Command(
     _add_arguments,
     _run,
     EXAMPLES,
-    kept="nothing is lost that was written",
+    when_stopped="nothing is lost that was written",
     former="evaluate_masks",
 )

@@ -54,5 +54,5 @@ COMMAND = Command(
     _add_arguments,
     _run,
     EXAMPLES,
-    kept="no page was written",
+    when_stopped="no page was written",
 )

@@ -78,6 +78,6 @@ COMMAND = Command(
     _add_arguments,
     _run,
     EXAMPLES,
-    kept="finished shards are kept, the same command resumes",
+    when_stopped="finished shards are kept, the same command resumes",
     former="make_shards",
 )

@@ -46,6 +46,6 @@ COMMAND = Command(
     _add_arguments,
     _run,
     EXAMPLES,
-    kept="finished trials are kept",
+    when_stopped="finished trials are kept",
     former="tune_deepspeed",
 )

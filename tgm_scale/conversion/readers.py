@@ -91,7 +91,10 @@ def _open_folder(folder: Path, raw: bool) -> OpenedWeights:
 
 def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
     """The weights that the run's test is of: the averaged ones where it averages, or else, or if `raw`, the others."""
-    notes, average = [f"this project's checkpoint {reader.folder}, step {reader.progress.step}"], ema.beside(reader)
+    notes, average = (
+        [f"this project's checkpoint {reader.folder}, step {reader.progress.step}"],
+        ema.averaged_file(reader),
+    )
     weights = None
     if average is not None and not raw:
         if not average.is_file():

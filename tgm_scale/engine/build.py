@@ -77,7 +77,7 @@ def _optimizer(groups: list[dict], plan: EnginePlan, device: torch.device) -> An
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         try:
-            load_cpu_adam(say=torch.distributed.get_rank() == 0)
+            load_cpu_adam(verbose=torch.distributed.get_rank() == 0)
             adam = DeepSpeedCPUAdam(groups, lr=0.0, betas=plan.betas, adamw_mode=True)
         except RuntimeError as error:
             raise ValueError(

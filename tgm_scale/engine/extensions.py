@@ -48,29 +48,29 @@ def prepare_deepspeed(device: torch.device) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def load_cpu_adam(say: bool) -> float:
+def load_cpu_adam(verbose: bool) -> float:
     """Make DeepSpeed's Adam for CPUs ready in this process; builds it where it is missing. Returns the seconds.
 
-    say: print what is waited for and built. Raises RuntimeError where it cannot be built, ValueError for a lock that a
-    killed build left."""
+    verbose: print what is waited for and built. Raises RuntimeError where it cannot be built, ValueError for a lock
+    that a killed build left."""
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
     began, builder = time.perf_counter(), CPUAdamBuilder()
     folder = build_folder(CPU_ADAM)
     if (folder / _LOCK).exists():
-        _wait_for_lock(folder, say)
+        _wait_for_lock(folder, verbose)
     if (folder / f"{CPU_ADAM}.so").is_file():
         builder.load(verbose=False)
         return time.perf_counter() - began
     record = folder / _own_record()
-    if say:
+    if verbose:
         print(f"building DeepSpeed's Adam for CPUs in {folder}, once: some 80 s on one core", flush=True)
     record.touch()
     try:
         builder.load(verbose=False)
     finally:
         record.unlink(missing_ok=True)
-    if say:
+    if verbose:
         print(f"built in {time.perf_counter() - began:.0f} s", flush=True)
     return time.perf_counter() - began
 
@@ -116,8 +116,8 @@ def _begun_here_alone(folder: Path) -> bool:
     return _SEES_PROCESSES and [file.name for file in folder.glob(_RECORD + "*")] == [_own_record()]
 
 
-def _wait_for_lock(folder: Path, say: bool) -> None:
-    lock, began, said = folder / _LOCK, time.monotonic(), False
+def _wait_for_lock(folder: Path, verbose: bool) -> None:
+    lock, began, announced = folder / _LOCK, time.monotonic(), False
     while lock.exists():
         with _alone_on_this_host(folder):  # else one process could remove the lock that another has just made
             left = left_lock(folder)
@@ -131,8 +131,8 @@ def _wait_for_lock(folder: Path, say: bool) -> None:
                 "host holds it: a build was killed. Remove it (`tgm-scale preflight --clear-locks` does), or set "
                 "TORCH_EXTENSIONS_DIR to another folder"
             )
-        if say and not said and time.monotonic() - began > _QUIET_SECONDS:
-            said = True
+        if verbose and not announced and time.monotonic() - began > _QUIET_SECONDS:
+            announced = True
             print(f"waiting for another process that builds in {folder} (its lock: {lock})", flush=True)
         time.sleep(0.2)
 

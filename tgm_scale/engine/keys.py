@@ -1,4 +1,4 @@
-"""Every key of a DeepSpeed JSON: honoured, not used (and by what instead), or refused with the reason.
+"""Every key of a DeepSpeed JSON: supported, not used (and by what instead), or refused with the reason.
 
 DeepSpeed takes a key that it does not know, at the top level, without a word, and many that it knows would compute
 something else than the run says. So the table is complete for DeepSpeed 0.19.8, and what is not in it is refused;
@@ -52,7 +52,7 @@ WHOLE = Kind("a whole number from 0", lambda value: _number(value, whole=True))
 NUMBER = Kind("a number from 0", _number)
 DTYPE = _one_of("fp32", "bf16")
 
-HONOURED: dict[str, Any] = {
+SUPPORTED: dict[str, Any] = {
     "train_batch_size": WHOLE,  # these four must agree with the run's own keys: engine_plan
     "train_micro_batch_size_per_gpu": WHOLE,
     "gradient_accumulation_steps": WHOLE,
@@ -113,7 +113,7 @@ _RESTORE = "was never tried with this project's checkpoints"
 _SCALING = "changes how gradients are averaged, on which the losses of this project count"
 
 # key -> (why, the value that means "off", which is taken as if the key were not there)
-REFUSED: dict[str, tuple[str, Any]] = {
+UNSUPPORTED: dict[str, tuple[str, Any]] = {
     "optimizer": (_OPTIM, None),
     "scheduler": (_OPTIM, None),
     "activation_checkpointing": ("belongs to the run's own key model.activation_checkpointing", None),
@@ -202,14 +202,14 @@ REFUSED: dict[str, tuple[str, Any]] = {
 }
 
 
-def honoured(given: Node, origin: str) -> Node:
+def supported_keys(given: Node, origin: str) -> Node:
     """The keys of a DeepSpeed JSON that have an effect, their values as DeepSpeed wants them; "auto" and null are left
     out. Raises ValueError that lists every key that is unknown, refused, or of a value that cannot be."""
     mistakes: list[str] = []
-    kept = _section(given, HONOURED, "", mistakes)
+    accepted = _section(given, SUPPORTED, "", mistakes)
     if mistakes:
         raise ValueError("\n  ".join([f"{origin}:", *mistakes]) if len(mistakes) > 1 else f"{origin}: {mistakes[0]}")
-    return kept
+    return accepted
 
 
 def not_used(given: Node, origin: str) -> list[str]:
@@ -222,7 +222,7 @@ def not_used(given: Node, origin: str) -> list[str]:
 
 
 def _section(given: Node, known: dict[str, Any], place: str, mistakes: list[str]) -> Node:
-    kept: Node = {}
+    accepted: Node = {}
     for key, value in given.items():
         name = place + key
         kind = known.get(key)
@@ -232,25 +232,25 @@ def _section(given: Node, known: dict[str, Any], place: str, mistakes: list[str]
             continue
         elif isinstance(kind, Kind):
             try:
-                kept[key] = kind.read(value)
+                accepted[key] = kind.read(value)
             except (TypeError, ValueError):
                 mistakes.append(f"{name}={value!r}: wanted {kind.wanted}")
         elif isinstance(value, dict):
-            kept[key] = _section(value, kind, name + ".", mistakes)
+            accepted[key] = _section(value, kind, name + ".", mistakes)
         else:
             example = ', such as {"device": "cpu"}' if "device" in kind else ""
             mistakes.append(f"{name}={value!r}: wanted an object{example}")
-    return kept
+    return accepted
 
 
 def _without_effect(name: str, value: Any, known: dict[str, Any], place: str) -> list[str]:
-    """The mistake in a key that is not honoured, if it is one."""
+    """The mistake in a key that is not supported, if it is one."""
     if name in NOT_USED:
         return []
-    if name in REFUSED:
-        why, off = REFUSED[name]
+    if name in UNSUPPORTED:
+        why, off = UNSUPPORTED[name]
         return [] if _is_off(value, off) else [f"'{name}' {why}: remove it from the JSON"]
-    return [f"'{name}' is unknown; {nearest(name.removeprefix(place), sorted(known), place, _paths(HONOURED))}"]
+    return [f"'{name}' is unknown; {nearest(name.removeprefix(place), sorted(known), place, _paths(SUPPORTED))}"]
 
 
 def _is_off(value: Any, off: Any) -> bool:

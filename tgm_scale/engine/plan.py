@@ -54,7 +54,7 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
 
     Raises ValueError where the two contradict each other."""
     origin = plan.config_file or "DeepSpeed's defaults"
-    config = engine_keys.honoured(_read_json(plan.config_file), origin) if plan.config_file else {}
+    config = engine_keys.supported_keys(_read_json(plan.config_file), origin) if plan.config_file else {}
     derived: dict[str, Any] = {
         "train_batch_size": plan.layout.global_batch,
         "train_micro_batch_size_per_gpu": plan.layout.micro_batch,

@@ -1,4 +1,4 @@
-"""The end of a step: decide whether its update is fit to be made, make it, and learn its figures.
+"""The end of a step: decide whether its update is fit to be made, make it, and learn its metrics.
 
 The host waits for the device once a step, here, after the update's work is queued: a step's loss and what was decided
 arrive together. So the decision is the device's own where the optimizer can take it: torch's fused Adam leaves out an
@@ -26,17 +26,17 @@ from tgm_scale.engine.build import discard_update, norm_after, norm_before
 class Outcome:
     """What became of a step."""
 
-    figures: list[float]  # what was handed in
+    metrics: list[float]  # what was handed in
     loss: float
     grad_norm: float | None  # before clipping; None where it is not finite
     refusal: str | None  # why the update was not made; None where it was
 
 
-def make_update(engine: Any, figures_F: Tensor, loss: Tensor, limit: float) -> Outcome:
+def make_update(engine: Any, metrics_F: Tensor, loss: Tensor, limit: float) -> Outcome:
     """Make the update that the gradients stand for, or none where the loss is not finite or above `limit`, or a
     gradient is not finite: then weights, moments and Adam's count stay as they were, and DeepSpeed's counters advance.
 
-    figures_F: float64 [F] on the device, handed through. loss: float64 scalar, the same on every rank. Collective."""
+    metrics_F: float64 [F] on the device, handed through. loss: float64 scalar, the same on every rank. Collective."""
     before = norm_before(engine)
     fit = torch.isfinite(loss) & (loss <= limit)
     if before is not None:
@@ -48,11 +48,11 @@ def make_update(engine: Any, figures_F: Tensor, loss: Tensor, limit: float) -> O
         engine.step()
     else:
         discard_update(engine)
-    norm = norm_after(engine, before).to(figures_F).reshape(())
+    norm = norm_after(engine, before).to(metrics_F).reshape(())
     # the step's one wait for the device
-    *figures, whole, grad_norm = torch.cat([figures_F, torch.stack([loss, norm])]).tolist()
+    *metrics, whole, grad_norm = torch.cat([metrics_F, torch.stack([loss, norm])]).tolist()
     refusal = _refusal(whole, limit, grad_norm, bool(engine.was_step_applied()))
-    return Outcome(figures, whole, grad_norm if math.isfinite(grad_norm) else None, refusal)
+    return Outcome(metrics, whole, grad_norm if math.isfinite(grad_norm) else None, refusal)
 
 
 def _device_decides(engine: Any) -> bool:

@@ -41,7 +41,7 @@ def session(config: FrozenConfig) -> Iterator[Session]:
     """Claims the run folder, joins the processes, loads the encoder."""
     process = find_process()
     refuse_hidden_gpus(process)
-    folder = run_folder.claim(config)
+    folder = run_folder.open_folder(config)
     if process.world_size > 1:
         engine.start_processes(process)
     collectives = HostCollectives(process, PATIENCE)
@@ -104,7 +104,7 @@ def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str,
 def features(at: Session, source: LabelledCorpus, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:
     """Cached features of a part, below the run folder. Collective."""
     if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
-        replace_file(at.folder / "config.yaml", run_folder.shown(at.config))
+        replace_file(at.folder / "config.yaml", run_folder.to_yaml(at.config))
     data, encoder = at.config.data, at.encoder
     views = encoder.views(
         stride=data.stride or encoder.stride,

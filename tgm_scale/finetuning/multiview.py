@@ -20,7 +20,7 @@ from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import ProgressBars
 
 
-def judge(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
+def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
     """Test the newest checkpoint, or the average beside it, and write results.json. Collective.
 
     Weights are read from the checkpoint, whole, so that it goes at any ZeRO stage."""

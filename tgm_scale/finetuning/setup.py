@@ -31,8 +31,8 @@ from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET
 from tgm_scale.models.vit import ModelOptions
 from tgm_scale.planning.checks import check_boards, check_compile
-from tgm_scale.planning.corpora import corpus_facts
-from tgm_scale.planning.parts import autoencoder, checkpoint_facts
+from tgm_scale.planning.corpora import corpus_metadata
+from tgm_scale.planning.parts import autoencoder, checkpoint_metadata
 from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.introduction import few_clips
@@ -97,13 +97,13 @@ class Parts:
                 batch.problems.append(Problem(key, "no_label"))
 
 
-class Opened(NamedTuple):
+class OpenedData(NamedTuple):
     parts: Parts
     found: list[Inventory]  # of training and test part
     notes: list[str]  # warnings
 
 
-def opened(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, listed: str = "") -> Opened:
+def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, listed: str = "") -> OpenedData:
     """Open both parts of the data. Raises ValueError. listed: the file that will name what is left out."""
     train, test = open_split(config.data, "train"), open_split(config.data, "test")
     classes = _classes(config, train)
@@ -113,7 +113,7 @@ def opened(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, 
     facts = {"data": [inventory.as_dict() for inventory in found], **({"in both parts": overlap} if overlap else {})}
     notes = [note for note in (overlap, untrained_note(lacking, len(test.refs)), single_class_note(classes)) if note]
     plan = plan.for_samples(config.train, len(train.corpus))
-    return Opened(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
+    return OpenedData(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
 
 
 def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives) -> Parts:
@@ -121,7 +121,7 @@ def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives)
     if collectives.process.is_main:
         open_split(config.data, "train")
     collectives.barrier()
-    parts, found, notes = opened(config, plan, collectives, LEFT_OUT)
+    parts, found, notes = open_data(config, plan, collectives, LEFT_OUT)
     folder, train, test = Path(config.run.dir), parts.train, parts.test
     if collectives.process.is_main:
         write_left_out(folder / LEFT_OUT, (("train", train.problems), ("test", test.problems)))
@@ -150,12 +150,12 @@ def _classes(config: FinetuneConfig, train: LabelledCorpus) -> list[str]:
     )
 
 
-def data_facts(parts: Parts) -> list[dict[str, Any]]:
+def data_metadata(parts: Parts) -> list[dict[str, Any]]:
     """What RUN/data.json says: the corpora of both parts, train first."""
     return [
         {"part": part, **facts}
         for part, of in (("train", parts.train), ("test", parts.test))
-        for facts in corpus_facts([of.corpus])
+        for facts in corpus_metadata([of.corpus])
     ]
 
 
@@ -197,7 +197,7 @@ def start(config: FinetuneConfig, classes: list[str], newest: Path | None) -> St
     if config.train.init_from is None:  # as a pretraining run of this configuration would start
         module = module_of(config, len(classes), None)
         begun = autoencoder(shape_of(config), config.model, config.run.seed, None, IMAGENET)
-        _take(module, begun.encoder.state_dict())
+        _load_matching(module, begun.encoder.state_dict())
         return Start(module, None, ["fresh weights: nothing pretrained"])
     found = read_initial(config.train.init_from, shape_of(config).size)
     positions = None if found.clip == (config.data.frames, config.data.size) else found.clip
@@ -207,7 +207,7 @@ def start(config: FinetuneConfig, classes: list[str], newest: Path | None) -> St
         raise ValueError(
             f"train.init_from={config.train.init_from}: trained on clips that do not fit: {error}"
         ) from None
-    fresh = _take(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
+    fresh = _load_matching(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
     notes = [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
     return Start(module, positions, notes)
 
@@ -232,11 +232,11 @@ def module_of(config: FinetuneConfig, classes: int, positions: Clip | None) -> V
 
 def positions_of(manifest: dict[str, Any]) -> Clip | None:
     """What a checkpoint says of the clips that its positions come from."""
-    said = manifest.get("positions")
-    return (said[0], said[1]) if said else None
+    found = manifest.get("positions")
+    return (found[0], found[1]) if found else None
 
 
-def _take(module: VideoClassifier, weights: dict[str, Tensor]) -> list[str]:
+def _load_matching(module: VideoClassifier, weights: dict[str, Tensor]) -> list[str]:
     """Set those of the weights that the classifier has; returns the names of the others of its own."""
     own = module.state_dict()
     usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
@@ -269,10 +269,12 @@ def layer_groups(module: nn.Module, weight_decay: float, layer_decay: float) -> 
     ]
 
 
-def facts(config: FinetuneConfig, shape: Shape, classes: list[str], positions: Clip | None) -> dict[str, Any]:
+def classifier_metadata(
+    config: FinetuneConfig, shape: Shape, classes: list[str], positions: Clip | None
+) -> dict[str, Any]:
     """What a reader of the checkpoint needs beside the tensors."""
     return {
-        **checkpoint_facts(config, dataclasses.replace(shape, size=shape.size.without_decoder())),
+        **checkpoint_metadata(config, dataclasses.replace(shape, size=shape.size.without_decoder())),
         "labels": names_of(classes, config.data.classes),
         "class_labels": classes,
         **({"positions": list(positions)} if positions else {}),

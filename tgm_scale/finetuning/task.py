@@ -95,13 +95,13 @@ class Finetuning(Task):
             self.engine.backward(loss * self.process.world_size * accumulation)
             if index < accumulation - 1:
                 self.engine.step()  # counts the micro step, updates nothing
-        figures_2 = torch.stack([total, digest])
+        metrics_2 = torch.stack([total, digest])
         if self.process.world_size > 1:
-            dist.all_reduce(figures_2)
-        outcome = make_update(self.engine, figures_2[1:], figures_2[0], limit)
+            dist.all_reduce(metrics_2)
+        outcome = make_update(self.engine, metrics_2[1:], metrics_2[0], limit)
         if self.average is not None and outcome.refusal is None:
             self.average.update()
-        [digest_of_all] = outcome.figures
+        [digest_of_all] = outcome.metrics
         return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, digest_of_all)
 
     def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -112,16 +112,16 @@ class Finetuning(Task):
         video, targets_BC = self.mixer(batch.video, labels_B, seeds, weights)
         return video, targets_BC, batch.seeds, batch.weight
 
-    def checkpoint_facts(self) -> dict[str, Any]:
-        return setup.facts(self.config, self.plan.shape, self.parts.classes, self.positions)
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        return setup.classifier_metadata(self.config, self.plan.shape, self.parts.classes, self.positions)
 
-    def write_beside(self, step: int, kept: list[int]) -> None:
+    def write_extra_state(self, step: int, retained: list[int]) -> None:
         """The average."""
         if self.average is not None:
-            self.average.write(step, kept)
+            self.average.write(step, retained)
 
-    def data_facts(self) -> list[dict[str, Any]]:
-        return setup.data_facts(self.parts)
+    def data_metadata(self) -> list[dict[str, Any]]:
+        return setup.data_metadata(self.parts)
 
     def introduce(self, start: int) -> None:
         told = results.interpolation_note(self.positions, self.config.data.frames, self.config.data.size)
@@ -130,7 +130,7 @@ class Finetuning(Task):
 
     def finish(self) -> None:
         """Test the newest checkpoint."""
-        multiview.judge(self.config, self.folder, self.parts)
+        multiview.evaluate(self.config, self.folder, self.parts)
 
 
 def _digest(batches: list[Batch]) -> int:

@@ -74,7 +74,7 @@ def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
     return [corpus_inventory(corpus.name, corpus, listed) for corpus in opened]
 
 
-def corpus_facts(opened: list[Corpus]) -> list[dict[str, Any]]:
+def corpus_metadata(opened: list[Corpus]) -> list[dict[str, Any]]:
     """What RUN/data.json says of each corpus: what it is (name, samples, fingerprint, the mark and samples of
     each of its shards, or `content` of a list's captions and labels), and what was left out."""
     found = []

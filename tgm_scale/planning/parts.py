@@ -96,7 +96,7 @@ def joint_module(config: Config, shape: Shape, towers: Towers) -> JointModule:
     return JointModule(model, contrastive, config.objective.normalise_by)
 
 
-def checkpoint_facts(config: RunSettings, shape: Shape) -> dict[str, Any]:
+def checkpoint_metadata(config: RunSettings, shape: Shape) -> dict[str, Any]:
     """What a reader of the checkpoint needs beside the tensors."""
     return {
         "model": dataclasses.asdict(shape.size) | {"name": shape.name},

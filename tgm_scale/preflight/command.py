@@ -19,10 +19,10 @@ import torch.distributed as dist
 
 from tgm_scale.engine.extensions import BUILD_SECONDS
 from tgm_scale.preflight import trial
-from tgm_scale.preflight.node_checks import Report, look_at_node, look_at_shared, node_name, token_file
+from tgm_scale.preflight.node_checks import Report, inspect_node, inspect_shared, node_name, token_file
 from tgm_scale.preflight.task_checks import TaskChecks
 from tgm_scale.preflight.tested import untested
-from tgm_scale.preflight.verdict import judge, summary, tried_by
+from tgm_scale.preflight.verdict import diagnose, summary, trial_lines
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime import launch, slurm
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, choose_device, process_of, set_rendezvous
@@ -43,7 +43,7 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
     began = time.perf_counter()
     process, no_gpu = _find_process()
     set_rendezvous(process)
-    report = look_at_node(task, process, no_gpu)
+    report = inspect_node(task, process, no_gpu)
     try:
         rounds = Rounds(process, patience)
         code = rounds.end("alone", report) or _shared(task, process, rounds)
@@ -57,7 +57,7 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
         print(error, flush=True)
         return SETUP_MISTAKE
     if process.is_main and not code:
-        for line in (*tried_by(0, rounds.reports), *untested(run_folder.versions())):
+        for line in (*trial_lines(0, rounds.reports), *untested(run_folder.versions())):
             print(line, flush=True)
         print(f"preflight: {summary(rounds.reports)}, {time.perf_counter() - began:.1f} s", flush=True)
     rounds.leave()
@@ -85,8 +85,8 @@ def _shared(task: TaskChecks, process: ProcessInfo, rounds: Rounds) -> int:
             task.corpora(process)
         rounds.store.set("token", token)
     rounds.store.wait(["token"], timedelta(seconds=_INDEXING_SECONDS))
-    report = look_at_shared(task, process, rounds.store.get("token").decode())
-    report.figures["clock"] = released
+    report = inspect_shared(task, process, rounds.store.get("token").decode())
+    report.measurements["clock"] = released
     code = rounds.end("shared", report)
     if process.is_main:
         file.unlink(missing_ok=True)
@@ -142,7 +142,7 @@ def _all_reduce(report: Report, process: ProcessInfo, rounds: Rounds) -> None:
     if HostCollectives(process, rounds.patience).sum([1.0]) != [process.world_size]:
         raise ValueError("a sum over the hosts by gloo came out wrong")
     dist.destroy_process_group()
-    report.figures["bytes/s"] = 2 * (process.world_size - 1) / process.world_size * size / seconds
+    report.measurements["bytes/s"] = 2 * (process.world_size - 1) / process.world_size * size / seconds
 
 
 class Rounds:
@@ -159,7 +159,7 @@ class Rounds:
         self.store.set(f"{name}/{own.rank}", json.dumps(asdict(own)))
         if self.process.is_main:
             reports, silent = self._collect(name, patience)
-            bad, common = judge(reports, silent)
+            bad, common = diagnose(reports, silent)
             for line in (*common, *(f"bad node {node}: {'; '.join(problems)}" for node, problems in bad.items())):
                 print(line, flush=True)
             self.reports += reports

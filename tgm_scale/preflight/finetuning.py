@@ -46,13 +46,13 @@ class FinetuningChecks(TaskChecks):
     def _try(self, process: ProcessInfo) -> list[str]:
         few = self._few_clips(process)
         plan = setup.plan_finetuning(few, process)
-        parts, found, _ = setup.opened(few, plan, HostCollectives(ProcessInfo(0, 1, 0, process.device)))
+        parts, found, _ = setup.open_data(few, plan, HostCollectives(ProcessInfo(0, 1, 0, process.device)))
         refuse_above(found, few.data.max_left_out_share)
         batch = first_usable(_labelled(few, parts), "data.train", plan.layout.rank)
         newest = checkpoint.newest_whole(Path(few.run.dir) / "checkpoints", {})
         module, _, notes = setup.start(self.config, parts.classes, None if newest is None else newest.folder)
         key = next(key for key, weight in zip(batch.keys, batch.weight.tolist()) if weight > 0)
-        said = [
+        lines = [
             f"a clip, {key}: {'x'.join(map(str, batch.video.shape[2:]))} pixels",
             f"its label {parts.train.labels[key]!r:.60}: one of {len(parts.classes)} classes",
             *notes,
@@ -69,7 +69,7 @@ class FinetuningChecks(TaskChecks):
             return F.cross_entropy(scores_BC.float(), targets_BC[index_B])
 
         tried = try_step(self.config, self.plan(process), module, loss_of, len(batch))
-        return [*said, tried, *not_used(self.config.deepspeed.config)]
+        return [*lines, tried, *not_used(self.config.deepspeed.config)]
 
     def _few_clips(self, process: ProcessInfo) -> FinetuneConfig:
         """The configuration with the smallest batch, decoded here."""

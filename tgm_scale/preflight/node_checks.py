@@ -37,13 +37,14 @@ _SHARED_FOLDER_SECONDS = 10  # a network file system may show a new file only af
 
 @dataclass
 class Report:
-    """What one process found. `alike` must be the same on all nodes; `problems` are by kind, so that kinds compare."""
+    """What one process found. `must_match` must be the same on all nodes; `problems` are by kind, so that kinds
+    compare."""
 
     rank: int
     node: str
-    alike: dict[str, str] = field(default_factory=dict)
+    must_match: dict[str, str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    figures: dict[str, float] = field(default_factory=dict)
+    measurements: dict[str, float] = field(default_factory=dict)
     gpu: str | None = None  # its unique name
     tried: list[str] = field(default_factory=list)  # of what the run will use, for a person to read
 
@@ -59,21 +60,21 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or platform.node()
 
 
-def look_at_node(task: TaskChecks, process: ProcessInfo, no_gpu: str | None) -> Report:
+def inspect_node(task: TaskChecks, process: ProcessInfo, no_gpu: str | None) -> Report:
     """All that a process can find alone: configuration, versions, GPU (or why it has none), local disks."""
     report = Report(process.rank, node_name())
-    report.alike = {name: str(version) for name, version in run_folder.versions().items()}
-    report.alike |= {"python": platform.python_version(), "the code": _source_digest()}
+    report.must_match = {name: str(version) for name, version in run_folder.versions().items()}
+    report.must_match |= {"python": platform.python_version(), "the code": _source_digest()}
     report.attempt("configuration", lambda: task.check(process))
     report.attempt("GPU", lambda: _try_gpu(report, process, no_gpu))
     report.attempt("temporary folder", _check_temporary_folder)
     if task.config.data.workers:
-        report.figures["shared memory needed"] = _loader_bytes(task.config.data)
-        report.figures["shared memory free"] = shutil.disk_usage("/dev/shm").free
+        report.measurements["shared memory needed"] = _loader_bytes(task.config.data)
+        report.measurements["shared memory free"] = shutil.disk_usage("/dev/shm").free
     return report
 
 
-def look_at_shared(task: TaskChecks, process: ProcessInfo, token: str) -> Report:
+def inspect_shared(task: TaskChecks, process: ProcessInfo, token: str) -> Report:
     """What all nodes share: the run folder with the token that rank 0 left in it, the disk behind it, the shards."""
     report = Report(process.rank, node_name())
     report.attempt("run folder", lambda: _check_run_folder(task.config, token))
@@ -104,11 +105,11 @@ def _try_gpu(report: Report, process: ProcessInfo, no_gpu: str | None) -> None:
     if no_gpu is not None:
         raise ValueError(no_gpu)
     if process.device.type == "cpu":
-        report.alike["device"] = "CPU"
+        report.must_match["device"] = "CPU"
         refuse_hidden_gpus(process)
         return
     properties = torch.cuda.get_device_properties(process.device)
-    report.alike |= {"device": properties.name, "NCCL": str(torch.cuda.nccl.version())}
+    report.must_match |= {"device": properties.name, "NCCL": str(torch.cuda.nccl.version())}
     report.gpu = str(properties.uuid)
     free, whole = torch.cuda.mem_get_info(process.device)
     if free < 0.9 * whole:
@@ -122,7 +123,7 @@ def _try_gpu(report: Report, process: ProcessInfo, no_gpu: str | None) -> None:
     for _ in range(_ROUNDS):
         torch.mm(ones, ones, out=product)
     torch.cuda.synchronize(process.device)
-    report.figures["FLOP/s"] = 2 * _SIDE**3 * _ROUNDS / (time.perf_counter() - began)
+    report.measurements["FLOP/s"] = 2 * _SIDE**3 * _ROUNDS / (time.perf_counter() - began)
 
 
 def _check_temporary_folder() -> None:
@@ -140,7 +141,7 @@ def _loader_bytes(data: ClipsConfig) -> float:
 
 
 def _check_run_folder(config: TrainingConfig, token: str) -> None:
-    run_folder.claim(config)
+    run_folder.open_folder(config)
     deadline = time.monotonic() + _SHARED_FOLDER_SECONDS
     file = token_file(config, token)
     while not file.is_file():
@@ -157,4 +158,4 @@ def _read_shards(report: Report, task: TaskChecks, process: ProcessInfo) -> None
         ref = corpus.sample(process.rank % len(corpus.shards), 0)
         with suppress(DamagedMember):  # a sample's, which the run leaves out and names: the storage answers
             corpus.read(ref, [ref.video])
-        report.alike[f"corpus {name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"
+        report.must_match[f"corpus {name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"

@@ -78,11 +78,11 @@ class PretrainingChecks(TaskChecks):
         towers = load_towers(few.guidance, plan.masker.needs, contrastive, process.device)
         with torch.no_grad():
             prepared = ClipGuidance(plan.masker, towers, ToDevice(process.device))(batch)
-        said = [f"a clip, {batch.keys[0]}: {'x'.join(map(str, batch.video.shape[2:]))} pixels"]
+        lines = [f"a clip, {batch.keys[0]}: {'x'.join(map(str, batch.video.shape[2:]))} pixels"]
         if prepared.text_BE is not None:
-            said.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")
+            lines.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")
         mask = prepared.mask
-        said.append(f"its mask: {mask.visible.shape[1]} tokens seen, {mask.target.shape[1]} painted")
+        lines.append(f"its mask: {mask.visible.shape[1]} tokens seen, {mask.target.shape[1]} painted")
         module = joint_module(config, plan.shape, towers)
 
         def loss_of(index_B: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class PretrainingChecks(TaskChecks):
             return loss
 
         tried = try_step(config, self.plan(process), module, loss_of, len(prepared.batch))
-        return [*said, tried, *not_used(config.deepspeed.config)]
+        return [*lines, tried, *not_used(config.deepspeed.config)]
 
 
 def _first_usable(few: Config, plan: RunPlan) -> Batch:

@@ -16,18 +16,18 @@ def try_extensions(plan: RunPlan, process: ProcessInfo, clear: bool) -> list[str
     """Load DeepSpeed's Adam for CPUs where the plan offloads, building it where it is missing.
 
     clear: remove the lock of a build that was killed."""
-    said = []
+    lines = []
     if clear:
         folder = extensions.build_folder(extensions.CPU_ADAM)
         left = extensions.left_lock(folder)
         if left is not None:
             extensions.clear_lock(left)
-            said.append(f"{left}: removed")
+            lines.append(f"{left}: removed")
     if offloads(plan):
         extensions.prepare_deepspeed(process.device)
-        seconds = extensions.load_cpu_adam(say=process.is_main)
-        said.append(f"DeepSpeed's Adam for CPUs, ready in {seconds:.0f} s")
-    return said
+        seconds = extensions.load_cpu_adam(verbose=process.is_main)
+        lines.append(f"DeepSpeed's Adam for CPUs, ready in {seconds:.0f} s")
+    return lines
 
 
 def offloads(plan: RunPlan) -> bool:

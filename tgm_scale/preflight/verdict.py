@@ -13,14 +13,14 @@ _SLOW_GPU = 0.7  # of the median speed; healthy GPUs of one kind are within 5 %
 _CLOCK_SECONDS = 5.0  # make and rsync start to err at 1 s, authentication at 300 s
 
 
-def judge(reports: list[Report], silent: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+def diagnose(reports: list[Report], silent: list[str]) -> tuple[dict[str, list[str]], list[str]]:
     """What is wrong by node, and what is wrong with the setup: a kind of problem that every node has is no node's."""
     nodes: dict[str, dict[str, str]] = defaultdict(dict)
     for report in reports:
         nodes[report.node] |= report.problems
     for node in silent:
         nodes[node]["silence"] = "a process there did not answer"
-    for report, kind, problem in (*_unlike(reports), *_unlike_others_in_figures(reports)):
+    for report, kind, problem in (*_mismatches(reports), *_outliers(reports)):
         nodes[report.node].setdefault(kind, problem)
     shared = set.intersection(*(set(problems) for problems in nodes.values()))
     common = shared if len(nodes) > 1 else shared & _OF_THE_SETUP
@@ -29,11 +29,11 @@ def judge(reports: list[Report], silent: list[str]) -> tuple[dict[str, list[str]
     return {node: texts for node, texts in bad.items() if texts}, [first[kind] for kind in first if kind in common]
 
 
-def _unlike(reports: list[Report]) -> list[tuple[Report, str, str]]:
+def _mismatches(reports: list[Report]) -> list[tuple[Report, str, str]]:
     """Reports that differ from most in what must be alike; where half differ, rank 0's half is right."""
     found = []
-    for name in dict.fromkeys(name for report in reports for name in report.alike):
-        values = [report.alike.get(name, "none") for report in reports]
+    for name in dict.fromkeys(name for report in reports for name in report.must_match):
+        values = [report.must_match.get(name, "none") for report in reports]
         usual = Counter(values).most_common(1)[0][0]
         found += [
             (report, name, f"{name} is {value}, elsewhere {usual}")
@@ -43,7 +43,7 @@ def _unlike(reports: list[Report]) -> list[tuple[Report, str, str]]:
     return found
 
 
-def _unlike_others_in_figures(reports: list[Report]) -> list[tuple[Report, str, str]]:
+def _outliers(reports: list[Report]) -> list[tuple[Report, str, str]]:
     found = []
     for report, clock, usual in _with_median(reports, "clock"):
         if abs(clock - usual) > _CLOCK_SECONDS:
@@ -60,8 +60,8 @@ def _unlike_others_in_figures(reports: list[Report]) -> list[tuple[Report, str, 
     ]
     ranks = Counter(report.node for report in reports)
     for report in reports:
-        needed = ranks[report.node] * report.figures.get("shared memory needed", 0)
-        free = report.figures.get("shared memory free", needed)
+        needed = ranks[report.node] * report.measurements.get("shared memory needed", 0)
+        free = report.measurements.get("shared memory free", needed)
         if needed > free:
             problem = f"/dev/shm has {free / 1e9:.1f} GB free, waiting clips take {needed / 1e9:.1f}: enlarge it"
             found.append((report, "shared memory", f"{problem} (container: --shm-size), or lower data.workers"))
@@ -69,9 +69,9 @@ def _unlike_others_in_figures(reports: list[Report]) -> list[tuple[Report, str, 
 
 
 def _with_median(reports: list[Report], figure: str) -> list[tuple[Report, float, float]]:
-    having = [report for report in reports if figure in report.figures]
-    usual = median(report.figures[figure] for report in having) if having else 0.0
-    return [(report, report.figures[figure], usual) for report in having]
+    having = [report for report in reports if figure in report.measurements]
+    usual = median(report.measurements[figure] for report in having) if having else 0.0
+    return [(report, report.measurements[figure], usual) for report in having]
 
 
 def summary(reports: list[Report]) -> str:
@@ -80,13 +80,13 @@ def summary(reports: list[Report]) -> str:
     speeds = [speed / 1e12 for _, speed, _ in _with_median(reports, "FLOP/s")]
     reduced = [speed / 1e9 for _, speed, _ in _with_median(reports, "bytes/s")]
     ranks, nodes = {report.rank for report in reports}, {report.node for report in reports}
-    parts = [f"processes: {len(ranks)} on {reports[0].alike['device']}, nodes: {len(nodes)}"]
+    parts = [f"processes: {len(ranks)} on {reports[0].must_match['device']}, nodes: {len(nodes)}"]
     parts += [f"{min(speeds):.0f} to {max(speeds):.0f} TFLOP/s a GPU"] if speeds else []
     parts += [f"clocks within {max(clocks) - min(clocks):.2f} s"]
     parts += [f"all-reduce {min(reduced):.2f} GB/s"] if reduced else []
     return ", ".join(parts)
 
 
-def tried_by(rank: int, reports: list[Report]) -> list[str]:
+def trial_lines(rank: int, reports: list[Report]) -> list[str]:
     """What a process tried of what the run will use, a line each."""
     return [f"tried {line}" for report in reports if report.rank == rank for line in report.tried]

@@ -27,7 +27,7 @@ def read_ranks(folder: Path, world_size: int) -> list[Rank]:
     """The ranks of the run in this folder; none where it has not told of its time yet."""
     ranks = []
     for number in range(world_size):
-        beat = read_beat(folder / "ranks" / f"{number:05d}")
+        beat = read_heartbeat(folder / "ranks" / f"{number:05d}")
         whole = sum(beat.get("seconds", {}).values())
         if whole:
             shares = {phase: seconds / whole for phase, seconds in beat["seconds"].items()}
@@ -35,7 +35,7 @@ def read_ranks(folder: Path, world_size: int) -> list[Rank]:
     return ranks
 
 
-def read_beat(file: Path) -> dict[str, Any]:
+def read_heartbeat(file: Path) -> dict[str, Any]:
     """What a rank told; nothing where its file is not there, or damaged."""
     try:
         beat = json_file(file)

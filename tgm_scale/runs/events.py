@@ -12,7 +12,7 @@ from tgm_scale.runtime.outside.json_text import json_of
 FILE = "events.jsonl"
 
 
-def note(folder: Path, kind: str, **facts: Any) -> None:
+def append(folder: Path, kind: str, **facts: Any) -> None:
     """Add an event. Raises OSError."""
     with (folder / FILE).open("a") as stream:
         stream.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}) + "\n")

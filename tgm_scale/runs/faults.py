@@ -101,7 +101,7 @@ class FaultState(BaseModel):
     def write(self, folder: Path) -> None:
         """Write the file and its copy. Raises OSError."""
         tree = {**self.model_dump(), "blake2b": manifest.digest(self.model_dump())}
-        events.note(folder, _EVENT, file=_FILE, state=tree)
+        events.append(folder, _EVENT, file=_FILE, state=tree)
         replace_file(folder / _FILE, json.dumps(tree, indent=1))
 
     def leave_out(self, batch: Batch) -> None:
@@ -112,7 +112,7 @@ class FaultState(BaseModel):
                 batch.problems.append(Problem(key, "skip_list", "in the steps before a rollback"))
 
 
-def note_refusal(folder: Path, step: int, loss: float, reason: str, keys_of_ranks: list[list[str]]) -> None:
+def log_refused_update(folder: Path, step: int, loss: float, reason: str, keys_of_ranks: list[list[str]]) -> None:
     """Name a refused step's samples by rank in RUN/refused.jsonl."""
     with (folder / "refused.jsonl").open("a") as stream:
         for rank, keys in enumerate(keys_of_ranks):

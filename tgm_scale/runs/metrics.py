@@ -40,15 +40,15 @@ class Metrics:
         _cut_after(folder / "skipped.jsonl", step)
         self._stream: TextIO = self.path.open("a", buffering=1)
         self._skipped: TextIO = (folder / "skipped.jsonl").open("a", buffering=1)
-        self._said = False  # whether a sample was broken
+        self._warned = False  # whether a sample was broken
         pictures.cut_after(folder, step)
         self._own: list[Board] = [TensorBoard(folder, step)] if tensorboard else []
         self._boards = [*self._own, *others]
 
-    def name(self, step: int, problems: list[Problem]) -> None:
+    def log_problems(self, step: int, problems: list[Problem]) -> None:
         """A step's broken samples of all ranks; the first of a start is said. Raises OSError that names the file."""
-        if problems and not self._said:
-            self._said = True
+        if problems and not self._warned:
+            self._warned = True
             first = problems[0]
             why = f"{first.reason} ({first.detail})" if first.detail else first.reason
             print(
@@ -174,7 +174,7 @@ def _cut_after(path: Path, step: int) -> None:
         aside = _aside(path)
         with aside.open("ab") as stream:
             stream.writelines(line + b"\n" for line in damaged)
-        events.note(path.parent, "lines_damaged", step=step, file=path.name, lines=len(damaged))
+        events.append(path.parent, "lines_damaged", step=step, file=path.name, lines=len(damaged))
         print(f"warning: {path}: {len(damaged)} damaged lines are moved to {aside.name}", file=sys.stderr, flush=True)
     replace_file(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
 

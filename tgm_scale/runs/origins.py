@@ -39,7 +39,7 @@ def read(folder: Path) -> dict[str, Entry]:
     return found
 
 
-def renewed(config: Tree, known: Mapping[str, Entry], step: int) -> dict[str, Entry]:
+def updated(config: Tree, known: Mapping[str, Entry], step: int) -> dict[str, Entry]:
     """The entries to write at a start from `step`. What the run began from is read at step 0 and never again."""
     found = {
         key: _entry(key, _value(config, key), known.get(key, {}))
@@ -49,7 +49,7 @@ def renewed(config: Tree, known: Mapping[str, Entry], step: int) -> dict[str, En
     return {**known, **{key: entry for key, entry in found.items() if entry}}
 
 
-def complaints(there: Tree, here: Tree, known: Mapping[str, Entry]) -> list[str]:
+def differences(there: Tree, here: Tree, known: Mapping[str, Entry]) -> list[str]:
     """In words, what is other in this start's configuration than in the run folder's."""
     found = []
     for key in KEYS:

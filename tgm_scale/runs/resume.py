@@ -25,7 +25,7 @@ class Resume:
     def __init__(self, folder: Path, collectives: HostCollectives):
         self._folder, self._root, self._collectives = folder, folder / "checkpoints", collectives
         self._damaged: dict[Path, str] = {}
-        self.newest = self._look()
+        self.newest = self._find_newest()
 
     def restore(self, engine: Any) -> Progress:
         """Set the engine to the newest whole checkpoint. Raises OSError where a damaged one cannot be renamed."""
@@ -35,7 +35,7 @@ class Resume:
             if not isinstance(found, ValueError):  # nobody knows whether it is damaged
                 raise found
             self._damaged[self.newest] = str(found)
-            self.newest = self._look()
+            self.newest = self._find_newest()
             assert self.newest is not None
         if error := self._collectives.broadcast(
             self._set_aside(self.newest) if self._collectives.process.is_main else None
@@ -43,7 +43,7 @@ class Resume:
             raise OSError(error)
         return checkpoint.restore(engine, self.newest)
 
-    def _look(self) -> Path | None:
+    def _find_newest(self) -> Path | None:
         """The newest that looks whole to rank 0: on a network file system others may see an older listing. Starts to
         compare its files with their hashes."""
         found: tuple[Path | None, Exception | None] = None, None
@@ -77,7 +77,7 @@ class Resume:
             try:
                 aside = folder.rename(_free_name(folder.with_name(f"damaged-{folder.name}")))
                 step = checkpoint.step_of(used)
-                events.note(self._folder, "checkpoint_damaged", step=step, checkpoint=aside.name, why=why)
+                events.append(self._folder, "checkpoint_damaged", step=step, checkpoint=aside.name, why=why)
             except OSError as error:
                 return f"{folder}: damaged ({why}), and cannot be renamed: {error}"
             print(f"warning: {why}\n{folder.name} is now {aside}; resuming from {used.name}", file=sys.stderr)

@@ -52,7 +52,7 @@ FAILED = "failed"  # an event
 _WHY = 500  # letters of a reason that is kept
 
 
-def claim(config: RunSettings) -> Path:
+def open_folder(config: RunSettings) -> Path:
     """Make or recognise the run folder. Raises ValueError where it cannot be written or holds another run."""
     folder = Path(config.run.dir)
     try:
@@ -90,22 +90,22 @@ def owned(folder: Path, collectives: HostCollectives) -> Iterator[None]:
     is left as an event.
 
     Raises ValueError on every rank where another start has it."""
-    refused: Exception | None = None
+    refusal: Exception | None = None
     with ExitStack() as stack:
         if collectives.process.is_main:
             try:
                 stack.enter_context(ownership.owned(folder))
             except (ValueError, OSError) as error:
-                refused = error
-        if refused := collectives.broadcast(refused):
-            raise refused
+                refusal = error
+        if refusal := collectives.broadcast(refusal):
+            raise refusal
         try:
             yield
         except Exception as error:
             if collectives.process.is_main:
                 with suppress(OSError):  # a full or lost disk: that is said on the terminal
                     why = " ".join(without_secrets(f"{error}" or type(error).__name__).split())
-                    events.note(folder, FAILED, why=why[:_WHY], starts=_lines(folder / "environment.jsonl"))
+                    events.append(folder, FAILED, why=why[:_WHY], starts=_lines(folder / "environment.jsonl"))
             raise
 
 
@@ -129,7 +129,7 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
         for key, value in values.items()
         if there[section].get(key) != value and f"{section}.{key}" not in origins.KEYS
     ]
-    differing += origins.complaints(there, here, origins.read(file.parent))
+    differing += origins.differences(there, here, origins.read(file.parent))
     if differing:
         raise ValueError(
             f"run.dir={file.parent}: holds a run of another configuration by its config.yaml "
@@ -137,19 +137,19 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
         )
 
 
-def shown(config: configuration.Section) -> str:
+def to_yaml(config: configuration.Section) -> str:
     """A configuration as YAML to print and keep: its addresses let nobody in."""
     return configuration.to_yaml(tree_without_secrets(config.model_dump(mode="json")))
 
 
-def describe(
+def write_start(
     folder: Path, config: RunSettings, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int
 ) -> None:
     """Write what this start is. Raises ValueError where the data is not that of the run so far."""
     run_data.refuse_other(folder, corpora)
-    read = origins.renewed(config.model_dump(mode="json"), origins.read(folder), step)
+    read = origins.updated(config.model_dump(mode="json"), origins.read(folder), step)
     texts = {
-        "config.yaml": shown(config),
+        "config.yaml": to_yaml(config),
         run_data.FILE: json.dumps(tree_without_secrets(corpora), indent=1),
         origins.FILE: json.dumps(tree_without_secrets(read), indent=1),
         "plan.json": json.dumps(plan, indent=1),

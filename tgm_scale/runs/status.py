@@ -103,9 +103,9 @@ def _is_whole(row: dict[str, Any]) -> bool:
     )
 
 
-def _aligned(said: dict[str, str]) -> str:
-    width = max(map(len, said))
-    return "\n".join(f"{name:>{width}}  {text}" for name, text in said.items())
+def _aligned(texts: dict[str, str]) -> str:
+    width = max(map(len, texts))
+    return "\n".join(f"{name:>{width}}  {text}" for name, text in texts.items())
 
 
 def read_tree(folder: str) -> dict[str, Any]:
@@ -170,12 +170,12 @@ def _left_out(root: Path) -> dict[str, str]:
     """What was left out of the data when the run started."""
     file = root / "data.json"
     corpora = run_data.read(root) if file.is_file() else []
-    said = [
+    texts = [
         f"{corpus['name']}: " + ", ".join(f"{count} {reason}" for reason, count in corpus["left_out"].items())
         for corpus in corpora
         if isinstance(corpus.get("left_out"), dict) and corpus["left_out"]
     ]
-    return {"left out": "; ".join(said) + ", see left_out.jsonl"} if said else {}
+    return {"left out": "; ".join(texts) + ", see left_out.jsonl"} if texts else {}
 
 
 def result_files(root: Path) -> list[Path]:
@@ -195,20 +195,20 @@ def result(file: Path) -> dict[str, str]:
 
 def results(root: Path) -> dict[str, str]:
     """The figures of each method that was judged in this folder."""
-    lines = {name: said for file in result_files(root) for name, said in result(file).items()}
+    lines = {name: texts for file in result_files(root) for name, texts in result(file).items()}
     return lines or {"results": "none yet"} if not (root / "metrics.jsonl").is_file() else lines
 
 
 def _damage(root: Path, lines: int) -> dict[str, str]:
     """Checkpoints that starts have set aside, with the reasons, and the lines of metrics.jsonl that are no rows."""
-    said = [
+    texts = [
         f"{event.get('checkpoint')} at a start from step {event.get('step')}: {event.get('why')}"
         for event in events.read(root)
         if event["event"] == "checkpoint_damaged"
     ]
     if lines:
-        said.append(f"{lines} {'line' if lines == 1 else 'lines'} of metrics.jsonl")
-    return {"damaged": "; ".join(said)} if said else {}
+        texts.append(f"{lines} {'line' if lines == 1 else 'lines'} of metrics.jsonl")
+    return {"damaged": "; ".join(texts)} if texts else {}
 
 
 def _starts(starts: list[dict[str, Any]]) -> str:

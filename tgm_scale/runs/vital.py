@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.runs import run_folder
-from tgm_scale.runs.bottleneck import read_beat
+from tgm_scale.runs.bottleneck import read_heartbeat
 from tgm_scale.runs.waiting import duration
 from tgm_scale.runtime import ownership
 
@@ -16,7 +16,7 @@ def lines(
     root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]], finished: bool
 ) -> dict[str, str]:
     """For `tgm-scale status`. finished: all steps are made, and tested where that belongs to them."""
-    sign = ownership.sign_of_life(root)
+    sign = ownership.liveness(root)
     if sign is not None and sign.living:
         return {"state": f"at work, last heartbeat {sign.age:.0f} s ago"}
     if finished:
@@ -24,7 +24,7 @@ def lines(
     return {"state": f"nothing is at work: {_end(root, sign)}", "go on": _command(root, tree, world_size, starts)}
 
 
-def _end(root: Path, sign: ownership.Sign | None) -> str:
+def _end(root: Path, sign: ownership.Liveness | None) -> str:
     """How the last start ended, as far as it left word."""
     if sign is None:
         return "no start has left word"
@@ -35,7 +35,7 @@ def _end(root: Path, sign: ownership.Sign | None) -> str:
         return f"no heartbeat since {ago}"
     if why := run_folder.failure(root):
         return f"failed {ago}: {why}"
-    state = read_beat(root / "ranks" / "00000").get("state")
+    state = read_heartbeat(root / "ranks" / "00000").get("state")
     return f"{'interrupted' if state in (None, 'running') else state} {ago}"
 
 

@@ -49,10 +49,10 @@ def reported_as(key: str, given: str) -> Iterator[None]:
         raise ValueError(str(mistake).replace(key, given)) from mistake
 
 
-def exit_code(name: str, run: Callable[[], int], kept: str = "nothing is lost that was written") -> int:
+def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is lost that was written") -> int:
     """What `run` returns; 2 for a user's mistake (ValueError), `code_of` trouble with files or devices (OSError) or a
-    failure that was foreseen (a RuntimeError of our own, by its exit_code), 130 for Ctrl-C. `kept` says in the last
-    cases what becomes of the work."""
+    failure that was foreseen (a RuntimeError of our own, by its exit_code), 130 for Ctrl-C. `when_stopped` says in the
+    last cases what becomes of the work."""
     try:
         return run()
     except ValueError as mistake:
@@ -61,9 +61,9 @@ def exit_code(name: str, run: Callable[[], int], kept: str = "nothing is lost th
     except (OSError, RuntimeError) as failure:
         if type(failure) is RuntimeError:
             raise  # not foreseen: the traceback is wanted
-        told = f"{failure}; {kept}" if kept else f"stopped: {failure}"
-        print(message(f"{name}: {told}"), file=sys.stderr)
+        text = f"{failure}; {when_stopped}" if when_stopped else f"stopped: {failure}"
+        print(message(f"{name}: {text}"), file=sys.stderr)
         return code_of(failure)
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted{kept and '; '}{kept}", file=sys.stderr)
+        print(f"\n{name}: interrupted{when_stopped and '; '}{when_stopped}", file=sys.stderr)
         return INTERRUPTED

@@ -82,7 +82,7 @@ def take(folder: Path, me: Owner) -> int:
     while True:
         newest = _newest(folder)
         if newest:
-            _refuse_living(folder, newest, me)
+            _refuse_if_alive(folder, newest, me)
         number = newest + 1
         try:
             with _file(folder, number).open("x") as stream:
@@ -99,7 +99,7 @@ def take(folder: Path, me: Owner) -> int:
 
 
 @dataclass(frozen=True)
-class Sign:
+class Liveness:
     """What a folder's newest owner left: seconds since its last word, and whether it ended, or was seen to be gone."""
 
     age: float
@@ -112,7 +112,7 @@ class Sign:
         return not self.ended and not self.gone and self.age <= WATCHED
 
 
-def sign_of_life(folder: Path) -> Sign | None:
+def liveness(folder: Path) -> Liveness | None:
     """Of the newest start, without waiting for its next count; None where none has begun."""
     try:
         newest = _newest(folder)
@@ -122,10 +122,10 @@ def sign_of_life(folder: Path) -> Sign | None:
     text, owner = _read(folder, newest)
     here = owner is not None and _on_this_host(owner, this_start())
     gone = here and owner is not None and _identity(owner.pid) != owner.process
-    return Sign(age, text.strip().endswith(_ENDED), gone, owner)
+    return Liveness(age, text.strip().endswith(_ENDED), gone, owner)
 
 
-def _refuse_living(folder: Path, number: int, me: Owner) -> None:
+def _refuse_if_alive(folder: Path, number: int, me: Owner) -> None:
     """Come back where the owner of a number is dead or has ended; raise ValueError where it lives."""
     began = time.monotonic()
     first, owner = _read(folder, number)

@@ -31,17 +31,17 @@ class OrderedPool:
     def map(self, function: Callable[..., Any], inputs: Iterable[tuple]) -> Iterator[Any]:
         """`function(*input)` for each input: what it returned, or the exception it raised (`Crashed` included)."""
         running: deque[tuple[tuple, Future]] = deque()
-        for one in inputs:
-            running.append((one, self._submit(function, one)))
+        for item in inputs:
+            running.append((item, self._submit(function, item)))
             if len(running) == self._workers * _AHEAD:
                 yield self._next(function, running)
         while running:
             yield self._next(function, running)
 
-    def _submit(self, function: Callable[..., Any], one: tuple) -> Future:
+    def _submit(self, function: Callable[..., Any], item: tuple) -> Future:
         """A pool that an earlier input has broken by now refuses new ones: that, too, is told when its turn comes."""
         try:
-            return self._pool.submit(function, *one)
+            return self._pool.submit(function, *item)
         except BrokenProcessPool as broken:
             refused: Future = Future()
             refused.set_exception(broken)
@@ -52,20 +52,20 @@ class OrderedPool:
         try:
             return future.result()
         except BrokenProcessPool:
-            result = self._alone(function, first)
+            result = self._retry_alone(function, first)
             self._pool = self._start(self._workers)
-            again = [(one, self._submit(function, one)) for one, _ in running]
+            again = [(item, self._submit(function, item)) for item, _ in running]
             running.clear()
             running.extend(again)
             return result
         except Exception as error:
             return error
 
-    def _alone(self, function: Callable[..., Any], one: tuple) -> Any:
+    def _retry_alone(self, function: Callable[..., Any], item: tuple) -> Any:
         """One input in a process of its own, to learn whether it is the one that kills."""
         with self._start(1) as pool:
             try:
-                return pool.submit(function, *one).result()
+                return pool.submit(function, *item).result()
             except BrokenProcessPool:
                 return Crashed("its process died twice")
             except Exception as error:

@@ -21,10 +21,10 @@ import torch.distributed as dist
 from tgm_scale.runtime import slurm
 from tgm_scale.runtime.distributed import ProcessInfo
 
-SAY_AFTER = 20.0  # seconds of waiting; a start of 64 processes on one host takes 5
-SHARED_GPU = "were given one GPU"  # what a start with too few GPUs is told
-_BELIEVED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-_ALSO = ("SLURM_PROCID", "SLURM_NTASKS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+REPORT_AFTER = 20.0  # seconds of waiting; a start of 64 processes on one host takes 5
+SHARED_GPU = "were given one GPU"  # in the message of a start with too few GPUs
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_OPTIONAL_VARIABLES = ("SLURM_PROCID", "SLURM_NTASKS", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _LOOK = 0.2  # seconds from one try to reach rank 0 to the next
 _NAMED = 8  # of many ranks or hosts
 
@@ -40,7 +40,7 @@ def meet(process: ProcessInfo, seconds: float, gpu: str | None = None) -> dist.S
     waiting = _Waiting(process, seconds)
     store = _connected(process, waiting)
     if store.add(f"came/{process.rank}", 1) > 1:
-        raise ValueError(f"two processes are rank {process.rank} of {process.world_size}: {believed()}")
+        raise ValueError(f"two processes are rank {process.rank} of {process.world_size}: {launch_variables()}")
     store.set(f"at/{process.rank}", f"{platform.node()} {gpu or ''}")
     if process.is_main:
         _wait_for_all(store, process, waiting)
@@ -56,9 +56,9 @@ def meet(process: ProcessInfo, seconds: float, gpu: str | None = None) -> dist.S
     return dist.PrefixStore("run", store)
 
 
-def believed() -> str:
+def launch_variables() -> str:
     """The variables that say who this process is and where rank 0 is."""
-    names = (*_BELIEVED, *(name for name in _ALSO if name in os.environ))
+    names = (*_VARIABLES, *(name for name in _OPTIONAL_VARIABLES if name in os.environ))
     return ", ".join(f"{name}={os.environ.get(name, 'unset')}" for name in names)
 
 
@@ -68,40 +68,40 @@ class _Waiting:
     def __init__(self, process: ProcessInfo, seconds: float):
         self.process, self.seconds = process, seconds
         self._began = time.monotonic()
-        self._slice = min(SAY_AFTER, max(0.5, seconds / 2))
+        self._slice = min(REPORT_AFTER, max(0.5, seconds / 2))
 
     def next(self) -> timedelta:
         """How long to wait until there is something to say."""
         return timedelta(seconds=max(0.1, min(self._slice, self._began + self.seconds - time.monotonic())))
 
-    def say(self, whom: str) -> None:
+    def report(self, whom: str) -> None:
         """Say for whom this rank waits. Raises TimeoutError when the time is over."""
         waited = time.monotonic() - self._began
         text = f"rank {self.process.rank} on {platform.node()} has waited {waited:.0f} s for {whom}"
         if waited + 0.2 > self.seconds:
             raise TimeoutError(
-                f"{text}, more than faults.start_seconds={self.seconds:g} allows; it believed {believed()}. Unset "
-                "what is left from another start, or see why they did not come"
+                f"{text}, more than faults.start_seconds={self.seconds:g} allows; it believed {launch_variables()}. "
+                "Unset what is left from another start, or see why they did not come"
             )
-        sys.stderr.write(f"{text} (at most faults.start_seconds={self.seconds:g}); it believes {believed()}\n")
+        sys.stderr.write(f"{text} (at most faults.start_seconds={self.seconds:g}); it believes {launch_variables()}\n")
         sys.stderr.flush()
 
     def while_not(self, condition: Callable[[], bool], whom: str) -> None:
-        """Wait for a condition. Raises TimeoutError as `say` does."""
-        told = time.monotonic()
+        """Wait for a condition. Raises TimeoutError as `report` does."""
+        reported = time.monotonic()
         while not condition():
-            if time.monotonic() - told > self.next().total_seconds():
-                told = time.monotonic()
-                self.say(whom)
+            if time.monotonic() - reported > self.next().total_seconds():
+                reported = time.monotonic()
+                self.report(whom)
             time.sleep(_LOOK)
 
     def until(self, store: dist.Store, keys: list[str], whom: Callable[[], str]) -> None:
-        """Wait for keys of the store. Raises TimeoutError as `say` does."""
+        """Wait for keys of the store. Raises TimeoutError as `report` does."""
         while True:
             try:
                 return store.wait(keys, self.next())
             except dist.DistError:
-                self.say(whom())
+                self.report(whom())
 
 
 def connect(process: ProcessInfo, seconds: float) -> dist.Store:

@@ -39,11 +39,11 @@ def _escape(letter: str) -> str:
     return f"\\x{ord(letter):02x}" if ord(letter) < 256 else f"\\u{ord(letter):04x}"
 
 
-def outlive_the_terminal() -> None:
+def ignore_output_errors() -> None:
     """From here on a failed write to stdout or stderr costs its text alone: results are in the run folder.
 
     A stream that was closed before the start (`>&-`) is nowhere, and a letter that it cannot have is its escape."""
-    sys.stdout, sys.stderr = (cast(TextIO, Outliving(_open(stream))) for stream in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = (cast(TextIO, BestEffortStream(_open(stream))) for stream in (sys.stdout, sys.stderr))
 
 
 def _open(stream: TextIO | None) -> TextIO:
@@ -54,7 +54,7 @@ def _open(stream: TextIO | None) -> TextIO:
     return stream
 
 
-class Outliving:
+class BestEffortStream:
     """A stream that drops what cannot be written. Everything else is the stream's own."""
 
     def __init__(self, stream: TextIO) -> None:

@@ -63,9 +63,9 @@ class ClipGuidance:
     def _compute(self, batch: Batch, numbers_B2: Tensor) -> GuidedBatch:
         text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
         maps: dict[str, Tensor | None] = {"motion": batch.motion, "flow": batch.flow}
-        for name, look in self.towers.maps.items():
+        for name, compute in self.towers.maps.items():
             if maps.get(name) is None:  # the data workers may have been there first
-                maps[name] = look(batch.video, self.masker.grid)
+                maps[name] = compute(batch.video, self.masker.grid)
         if "relevance" not in self.masker.needs:
             return GuidedBatch(batch, numbers_B2, text_BE, maps)
         return GuidedBatch(batch, numbers_B2, text_BE, maps, *self._relevance(batch, text_BE))
@@ -104,7 +104,7 @@ class ClipGuidance:
         embeddings = self.towers.text.encode([caption for captions in caption_sets for caption in captions])
         return torch.stack([part.mean(0) for part in embeddings.split([len(captions) for captions in caption_sets])])
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The guidance figures of this process's clips since the last call; empty where nothing is guided."""
         return {
             name: value

@@ -34,6 +34,6 @@ class DeviceClock:
             spans, self._spans = self._spans, []
             return sum(end - begin for begin, end in spans)
         done = [end.query() for _, end in self._spans]
-        told = [span for span, is_done in zip(self._spans, done) if is_done]
+        finished = [span for span, is_done in zip(self._spans, done) if is_done]
         self._spans = [span for span, is_done in zip(self._spans, done) if not is_done]
-        return sum(begin.elapsed_time(end) for begin, end in told) / 1e3
+        return sum(begin.elapsed_time(end) for begin, end in finished) / 1e3

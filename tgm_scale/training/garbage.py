@@ -15,7 +15,7 @@ EVERY = 100  # steps: each leaves some 40 objects in circles, none of them a bat
 
 
 @contextmanager
-def out_of_the_way() -> Iterator[None]:
+def paused() -> Iterator[None]:
     """While it lasts, nothing is collected but by `collect_at`."""
     was_on = gc.isenabled()
     gc.collect()

@@ -9,7 +9,7 @@ from pathlib import Path
 from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.config.sections import FaultsConfig
 from tgm_scale.contracts import Batch
-from tgm_scale.runs.faults import Diverged, FaultState, SpikeDetector, note_refusal
+from tgm_scale.runs.faults import Diverged, FaultState, SpikeDetector, log_refused_update
 from tgm_scale.runs.metrics import recent_losses_for_all
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.training.task import StepResult, Steps
@@ -56,7 +56,7 @@ class Guard:
             return False
         keys = self._collectives.gather([key for batch in batches for key in batch.keys])
         if self._collectives.process.is_main:
-            note_refusal(self._folder, progress.step, result.loss, result.refusal, keys)
+            log_refused_update(self._folder, progress.step, result.loss, result.refusal, keys)
         progress.refused = [*progress.refused, [key for rank in keys for key in rank]]
         return len(progress.refused) >= self._settings.refused_before_rollback
 

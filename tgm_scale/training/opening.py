@@ -33,7 +33,7 @@ def run(
     data, once the processes are there. Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a
     signal or the time limit stopped it after a checkpoint. Raises ValueError for a user's mistake, RunStopped or
     OSError where the run cannot go on."""
-    folder = run_folder.claim(config)
+    folder = run_folder.open_folder(config)
     classifier = plan.masker is None
     disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size, decoder=not classifier)
     stop = StopRequest(config.train.max_minutes)
@@ -59,6 +59,6 @@ def run(
             of_another_rank = isinstance(error, RuntimeError) and not isinstance(error, (RunStopped, WorkerDied))
             if process.world_size == 1 or not of_another_rank:
                 raise
-            waited = watchdog.culprits()
+            waited = watchdog.stalled_ranks()
             raise RunStopped(f"{error}\nrank {process.rank} stops; it may have waited for {waited}") from error
     return code

@@ -16,13 +16,13 @@ from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.evaluation.online import Neighbours
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import (
-    corpus_facts,
+    corpus_metadata,
     make_synthetic,
     open_corpora,
     refuse_one_clip,
     storage_seconds,
 )
-from tgm_scale.planning.parts import checkpoint_facts, clip_loader, initialise, joint_module, pixel_statistics
+from tgm_scale.planning.parts import checkpoint_metadata, clip_loader, initialise, joint_module, pixel_statistics
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.runtime.distributed import find_process
@@ -97,20 +97,20 @@ class Pretraining(Task):
             guided_batch = prefetch.prefetched(steps, self.guidance.compute, self.process.device)
         else:
             guided_batch = prefetch.without_prefetch(steps, self.guidance.compute)
-        for step, batches, looks in guided_batch:
-            yield Ready(step, batches, partial(self._prepared, looks))
+        for step, batches, computations in guided_batch:
+            yield Ready(step, batches, partial(self._prepared, computations))
 
-    def _prepared(self, looks: list[Callable[[], GuidedBatch]]) -> list[Prepared]:
-        return [self.guidance.prepare(look()) for look in looks]
+    def _prepared(self, computations: list[Callable[[], GuidedBatch]]) -> list[Prepared]:
+        return [self.guidance.prepare(compute()) for compute in computations]
 
     def step(self, micro: list[Prepared], valid: float, limit: float) -> StepResult:
         return self.joint_step(micro, valid, limit)
 
-    def checkpoint_facts(self) -> dict[str, Any]:
-        return checkpoint_facts(self.config, self.plan.shape)
+    def checkpoint_metadata(self) -> dict[str, Any]:
+        return checkpoint_metadata(self.config, self.plan.shape)
 
-    def data_facts(self) -> list[dict[str, Any]]:
-        return corpus_facts(self.corpora)
+    def data_metadata(self) -> list[dict[str, Any]]:
+        return corpus_metadata(self.corpora)
 
     def introduce(self, start: int) -> None:
         assert self.plan.masker is not None
@@ -125,9 +125,9 @@ class Pretraining(Task):
     def guidance_seconds(self) -> float:
         return self.guidance.clock.seconds()
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Of the guidance; with a warning, once a start, where it says nothing."""
-        found = self.guidance.figures()
+        found = self.guidance.metrics()
         self.guidance.warn_once()
         return found
 

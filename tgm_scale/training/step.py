@@ -89,10 +89,10 @@ class JointStep:
             self.engine.backward(loss)
             if index < self.accumulation - 1:
                 self.engine.step()  # counts the micro step, updates nothing
-        figures_5 = self._figures(errors, micro, replays, log_scale)
-        loss = self.reconstruction_weight * figures_5[0] + self.contrastive_weight * figures_5[2]
-        outcome = make_update(self.engine, figures_5, loss, limit)
-        reconstruction, digest, contrastive, accuracy, temperature = outcome.figures
+        metrics_5 = self._metrics(errors, micro, replays, log_scale)
+        loss = self.reconstruction_weight * metrics_5[0] + self.contrastive_weight * metrics_5[2]
+        outcome = make_update(self.engine, metrics_5, loss, limit)
+        reconstruction, digest, contrastive, accuracy, temperature = outcome.metrics
         contrasted = self.contrastive_weight > 0
         return StepResult(
             outcome.loss,
@@ -151,7 +151,7 @@ class JointStep:
         dist.all_gather(gathered, own_KBX.contiguous())
         return torch.stack(gathered, dim=1).flatten(0, 2)
 
-    def _figures(
+    def _metrics(
         self, errors: Tensor, micro: list[Prepared], replays: list[_Replay], log_scale: Tensor | None
     ) -> Tensor:
         """Float64 [5] on the device, the same on every rank: reconstruction error and digest, summed over the ranks,
@@ -162,8 +162,8 @@ class JointStep:
             own.append(functools.reduce(torch.add, [replay.loss for replay in replays]))
             own.append(functools.reduce(torch.add, [replay.accuracy for replay in replays]))
             own.append(torch.exp(-bounded_log_scale(log_scale.detach())))
-        figures_5 = errors.new_zeros(5)
-        figures_5[: len(own)] = torch.stack([value.double() for value in own])
+        metrics_5 = errors.new_zeros(5)
+        metrics_5[: len(own)] = torch.stack([value.double() for value in own])
         if self.process.world_size > 1:
-            dist.all_reduce(figures_5)
-        return figures_5
+            dist.all_reduce(metrics_5)
+        return metrics_5

@@ -83,15 +83,15 @@ class Task(ABC):
         valid: clips of the global batch with weight, of all ranks."""
 
     @abstractmethod
-    def checkpoint_facts(self) -> dict[str, Any]:
+    def checkpoint_metadata(self) -> dict[str, Any]:
         """What a reader of a checkpoint needs beside the tensors."""
 
-    def write_beside(self, step: int, kept: list[int]) -> None:  # noqa: B027 - nothing by default
+    def write_extra_state(self, step: int, retained: list[int]) -> None:  # noqa: B027 - nothing by default
         """Write what belongs to the checkpoint of a step, which is written next, and drop what belonged to those that
-        are gone; `kept`: the steps of those that are there. The main process alone; may raise OSError."""
+        are gone; `retained`: the steps of those that are there. The main process alone; may raise OSError."""
 
     @abstractmethod
-    def data_facts(self) -> list[dict[str, Any]]:
+    def data_metadata(self) -> list[dict[str, Any]]:
         """What RUN/data.json says. The main process alone."""
 
     @abstractmethod
@@ -102,7 +102,7 @@ class Task(ABC):
         """Seconds that the device spent on frozen models since the last call."""
         return 0.0
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Of this process's clips since the last call, for metrics.jsonl. The main process alone."""
         return {}
 

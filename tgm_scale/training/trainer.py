@@ -45,7 +45,7 @@ class Start:
     watchdog: Watchdog
 
 
-class _Met(NamedTuple):
+class _Synchronised(NamedTuple):
     """What the ranks told each other before an update."""
 
     valid: float  # clips with weight
@@ -79,17 +79,17 @@ class Trainer:
         self.profiler = Profiler(config.profile, self.folder, process)
         self.metrics: Metrics | None = None  # of the main process, while steps are made
         self.last: dict[str, Any] | None = None  # row of metrics, of the last step that this start made
-        self._go_on()
+        self._restore_task()
         if process.is_main:
-            run_folder.describe(self.folder, config, task.data_facts(), plan.facts(), self.progress.step)
+            run_folder.write_start(self.folder, config, task.data_metadata(), plan.facts(), self.progress.step)
             task.introduce(self.progress.step)
 
     def train(self) -> int:
         """Make the steps that are left. Returns the exit code."""
         began, first = time.monotonic(), self.progress.step
         settings = self.config.log.wandb if self.process.is_main else None
-        with garbage.out_of_the_way(), wandb_board.others(self.folder, self.config, settings) as self.boards:
-            while (code := self._stretch()) is None:
+        with garbage.paused(), wandb_board.others(self.folder, self.config, settings) as self.boards:
+            while (code := self._train_until_rollback()) is None:
                 self._roll_back()
             self.watchdog.at(self.progress.step, ASIDE)  # what waits to be sent may take a while
         if self.process.is_main and not code:
@@ -97,7 +97,7 @@ class Trainer:
             print(f"{concluded(made, seconds, self.last)}. {self.task.then}", flush=True)
         return code
 
-    def _stretch(self) -> int | None:
+    def _train_until_rollback(self) -> int | None:
         """Steps from where the run stands to its end or a stop: the exit code; or to a rollback: None."""
         if self.process.is_main:
             self.metrics = Metrics(self.folder, self.progress.step, self.config.log.tensorboard, self.boards)
@@ -112,50 +112,50 @@ class Trainer:
         progress, first = self.progress, self.progress.step
         line = ProgressLine(self.steps, self.config.log.every)
         self._turn_trace()
-        self._at(first, "data")
+        self._begin_phase(first, "data")
         began = asked = time.perf_counter()
         for ready, death in until_death(self._ready(), Ready(first, [], list)):
             loaded = time.perf_counter()
-            self._at(ready.step, "guidance")
+            self._begin_phase(ready.step, "guidance")
             micro = ready.prepare()
-            self._at(ready.step, "meeting")
+            self._begin_phase(ready.step, "meeting")
             problems = [problem for batch in ready.batches for problem in batch.problems]
-            met = self._meet(ready, len(problems), death, first)
-            if met.given_up:
+            shared = self._synchronise(ready, len(problems), death, first)
+            if shared.given_up:
                 return self._stopped(line, first)
-            self._at(ready.step, "update")
+            self._begin_phase(ready.step, "update")
             learning_rate = self.schedule(ready.step + 1)
             engine.set_learning_rate(self.engine, learning_rate)
-            result = self._step(micro, met.valid)
+            result = self._step(micro, shared.valid)
             progress.step = ready.step + 1
             progress.updates += result.refusal is None
-            if met.broken or progress.step == self.steps:
-                self._count(problems)
+            if shared.broken or progress.step == self.steps:
+                self._count_problems(problems)
             guiding = self.task.guidance_seconds()
             self.watchdog.book(guiding if self.process.device.type == "cuda" else 0.0, "guidance", "update")
             ended = time.perf_counter()
             measured = self.task.measure() if self._due(self.task.measured_every) else {}
-            self._tell(line, result, Times(ended - began, loaded - asked, guiding), learning_rate, measured)
+            self._log_step(line, result, Times(ended - began, loaded - asked, guiding), learning_rate, measured)
             if pictured := self._due(self.task.pictured_every):
                 self._draw()
             began = time.perf_counter() if measured or pictured else ended
             if self.guard.note(progress, result, ready.batches):
                 return None
-            last = met.stopping or progress.step == self.steps
+            last = shared.stopping or progress.step == self.steps
             if last or progress.step % self.config.checkpoint.every == 0:
                 self._save(last)
-            if met.stopping:
+            if shared.stopping:
                 if self.process.is_main:
                     reason = self.start.stop.reason
                     line.say(f"stopped at step {progress.step} by {reason}; the same command resumes")
                 return REQUEUE_EXIT_CODE
             garbage.collect_at(progress.step)
             began += self._turn_trace()
-            self._at(progress.step, "data")
+            self._begin_phase(progress.step, "data")
             asked = time.perf_counter()
         return 0
 
-    def _at(self, made: int, phase: str) -> None:
+    def _begin_phase(self, made: int, phase: str) -> None:
         """A phase of the step after so many begins."""
         self.watchdog.at(made, phase)
         self.profiler.at(made + 1, phase)
@@ -173,8 +173,10 @@ class Trainer:
         loader = self.task.loader(range(self.progress.step, self.steps))
         return self.task.ready(self.guard.without_skipped(loader))
 
-    def _meet(self, ready: Ready, broken: int, death: WorkerDied | StoppedWaiting | None, first: int) -> _Met:
-        """All ranks learn what each has met. Where a data worker died, all save and end alike. Collective."""
+    def _synchronise(
+        self, ready: Ready, broken: int, death: WorkerDied | StoppedWaiting | None, first: int
+    ) -> _Synchronised:
+        """All ranks learn what each has met. Where a data worker died, all save and end the same way. Collective."""
         valid = sum(float(batch.weight.sum()) for batch in ready.batches)
         dead, stopped = isinstance(death, WorkerDied), isinstance(death, StoppedWaiting)
         own = [valid, broken, self.start.stop.asked(), self.saver.written(), dead, stopped]
@@ -186,7 +188,7 @@ class Trainer:
             )
         if written == self.process.world_size:
             self.saver.finish()
-        return _Met(valid, broken_of_all > 0, stopping > 0, given_up > 0)
+        return _Synchronised(valid, broken_of_all > 0, stopping > 0, given_up > 0)
 
     def _stopped(self, line: ProgressLine, first: int) -> int:
         """End between two steps, since clips did not come: what was made is saved. Collective."""
@@ -217,22 +219,22 @@ class Trainer:
         if self.metrics is not None and picture is not None:
             self.metrics.picture(self.progress.step, picture)
 
-    def _tell(
+    def _log_step(
         self, line: ProgressLine, result: StepResult, times: Times, learning_rate: float, measured: dict[str, float]
     ) -> None:
         """The step's row of metrics, and the line of progress."""
         if self.metrics is not None:
             self.last = self.reporter.row(self.progress, result, times, learning_rate)
-            self.metrics.write(self.last | self.task.figures() | measured)
+            self.metrics.write(self.last | self.task.metrics() | measured)
             line.show(self.last)
             if result.loss is None:
                 line.say(f"warning: step {self.progress.step}: none of its clips can be used: no update was made")
 
-    def _count(self, own: list[Problem]) -> None:
+    def _count_problems(self, own: list[Problem]) -> None:
         """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""
         named = [problem for rank in self.collectives.gather(own) for problem in rank]
         if self.metrics is not None:
-            self.metrics.name(self.progress.step, named)
+            self.metrics.log_problems(self.progress.step, named)
         seen = self.progress.step * self.plan.samples_per_step
         limit = self.config.data.max_skipped_share
         last = self.progress.step == self.steps
@@ -245,20 +247,20 @@ class Trainer:
         if self.metrics is not None:
             self.metrics.flush()
         self.saver.finish()  # the one before is a checkpoint from here on, and what lies beside it stays
-        if error := self.collectives.broadcast(self._write_beside(step) if self.process.is_main else None):
+        if error := self.collectives.broadcast(self._write_extra_state(step) if self.process.is_main else None):
             raise OSError(error)
-        self.saver.begin(self.engine, self.progress, self.task.checkpoint_facts())
+        self.saver.begin(self.engine, self.progress, self.task.checkpoint_metadata())
         if last:
             self.saver.finish()
 
-    def _write_beside(self, step: int) -> str | None:
+    def _write_extra_state(self, step: int) -> str | None:
         try:
-            self.task.write_beside(step, checkpoint.steps_in(self.checkpoints))
+            self.task.write_extra_state(step, checkpoint.steps_in(self.checkpoints))
         except OSError as error:
             return f"beside the checkpoint of step {step}: {describe_os_error(error, self.folder)}"
         return None
 
-    def _go_on(self) -> None:
+    def _restore_task(self) -> None:
         """From the checkpoint that the engine was set to, if any."""
         if self.progress.step:
             self.task.restored(self.progress.step)
@@ -271,4 +273,4 @@ class Trainer:
         resume = Resume(self.folder, self.collectives)
         self.guard.roll_back(self.progress, resume.newest)
         self.progress = resume.restore(self.engine)
-        self._go_on()
+        self._restore_task()

@@ -28,17 +28,17 @@ PHASES = ("data", "guidance", "meeting", "update", "checkpoint", "aside")
 ASIDE = PHASES[-1]  # what no step needs: a measurement, a trace; its time is not told
 _UNHURRIED = PHASES[-2:]
 _BEAT = 5.0  # seconds from one look to the next
-_PATIENT = (
+_LONG_PHASE = (
     1800.0  # seconds for a checkpoint or what is done aside, and for the first steps of a start with their compilation
 )
-_FADING = 0.98  # of the seconds that are told, by step: they are of the last 50 steps or so
-_USUAL = 10  # times what a step usually takes: no hang
+_DECAY = 0.98  # of the seconds that are told, by step: they are of the last 50 steps or so
+_MEDIANS = 10  # times what a step usually takes: no hang
 _STEPS = 20  # that tell what a step usually takes
 _NAMED = 8  # of many ranks
 HUNG_EXIT_CODE = 86
 
 
-class Patience:
+class PhaseTimeout:
     """How long a rank may stay in one phase of a step.
 
     The first two steps of every start compile, tune kernels and start the workers: half an hour, as for a checkpoint.
@@ -53,7 +53,7 @@ class Patience:
         self._steps: deque[float] = deque(maxlen=_STEPS)  # seconds of each, without checkpoints
         self._spent = 0.0  # of the step under way
 
-    def began(self, step: int, phase: str, now: float) -> tuple[float, str]:
+    def limit(self, step: int, phase: str, now: float) -> tuple[float, str]:
         """A phase of a step begins: its bound in seconds, and the bound with its reason in words."""
         before, last, since = self._at
         self._first = step if self._first is None else self._first
@@ -66,10 +66,10 @@ class Patience:
             self._spent = 0.0
         # after a rollback nothing is compiled again
         if phase in _UNHURRIED or (step <= self._first + 1 and not self._steps):
-            return _PATIENT, f"{_PATIENT:g} s for a checkpoint or the first two steps of a start"
+            return _LONG_PHASE, f"{_LONG_PHASE:g} s for a checkpoint or the first two steps of a start"
         usual = median(self._steps) if self._steps else 0.0
-        if _USUAL * usual > self.hang_seconds:
-            return _USUAL * usual, f"{_USUAL} times the {usual:.1f} s that a step usually takes"
+        if _MEDIANS * usual > self.hang_seconds:
+            return _MEDIANS * usual, f"{_MEDIANS} times the {usual:.1f} s that a step usually takes"
         words = f"faults.hang_seconds={self.hang_seconds:g}"
         if self.storage_seconds and phase in ("data", "meeting"):
             return self.hang_seconds + self.storage_seconds, f"{words} and data.patience={self.storage_seconds:g}"
@@ -90,11 +90,11 @@ class Watchdog:
         storage_seconds: float = 0.0,
     ):
         self.folder, self.process, self._stop = folder / "ranks", process, stop
-        self.patience = Patience(hang_seconds, storage_seconds)
+        self.timeout = PhaseTimeout(hang_seconds, storage_seconds)
         self.folder.mkdir(exist_ok=True)
         self._run = _identity(folder)
         # step, phase, when it began, its bound: one object, since two threads look at it
-        self._where = (0, PHASES[0], time.monotonic(), (_PATIENT, "half an hour before the first step"))
+        self._where = (0, PHASES[0], time.monotonic(), (_LONG_PHASE, "half an hour before the first step"))
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._first: int | None = None
         self._beats = 0
@@ -110,11 +110,11 @@ class Watchdog:
         now = time.monotonic()
         self._first = step if self._first is None else self._first
         if step > self._first + 1:  # the first one compiles, and starts the workers
-            fading = _FADING if phase == PHASES[0] else 1.0
+            decay = _DECAY if phase == PHASES[0] else 1.0
             if self._where[1] != ASIDE:
                 self._seconds[self._where[1]] += now - self._where[2]
-            self._seconds = {name: fading * seconds for name, seconds in self._seconds.items()}
-        self._where = (step, phase, now, self.patience.began(step, phase, now))
+            self._seconds = {name: decay * seconds for name, seconds in self._seconds.items()}
+        self._where = (step, phase, now, self.timeout.limit(step, phase, now))
 
     def book(self, seconds: float, phase: str, taken_from: str) -> None:
         """Tell that a GPU spent these seconds of one phase on what another phase had given it to do."""
@@ -126,9 +126,9 @@ class Watchdog:
         """Leave the watch: 'done', 'stopped by' what asked, 'failed' (also where a rank stops because of another)."""
         with self._lock:
             self._stopped.set()
-        self._tell(state)
+        self._update(state)
 
-    def culprits(self, earlier: dict[int, dict] | None = None) -> str:
+    def stalled_ranks(self, earlier: dict[int, dict] | None = None) -> str:
         """The ranks that this rank waited for, in words: those that did not say they stopped, or lag behind it.
 
         earlier: the ranks two beats ago; default: they are read now, and again after two beats."""
@@ -145,7 +145,7 @@ class Watchdog:
         absent = [rank for rank in range(self.process.world_size) if rank not in beats and rank != self.process.rank]
         if not (named := silent or absent or behind):
             return f"no rank in particular: all others are at step {self._where[0]} in {self._where[1]}, or further"
-        texts = [_told(rank, beats.get(rank)) for rank in sorted(named)[:_NAMED]]
+        texts = [_rank_text(rank, beats.get(rank)) for rank in sorted(named)[:_NAMED]]
         more = [f"{len(named) - _NAMED} more"] if len(named) > _NAMED else []
         return "; ".join([*texts, *more])
 
@@ -156,15 +156,15 @@ class Watchdog:
                 with self._lock:
                     if self._stopped.is_set():
                         return
-                    self._tell("running")
-                self._look()
+                    self._update("running")
+                self._check()
             except Exception as error:
                 self._stop(
                     f"the failure of the watchdog of rank {self.process.rank} ({type(error).__name__}: {error})"
                 )
                 raise
 
-    def _tell(self, state: str) -> None:
+    def _update(self, state: str) -> None:
         """Write where this rank is. A run folder that is gone ends the run; a full disk is the training's to meet."""
         try:
             if _identity(self.folder.parent) != self._run:  # a checkpoint may have made it anew
@@ -177,7 +177,7 @@ class Watchdog:
                 sys.stderr.write(f"{self.folder}: rank {self.process.rank}'s heartbeat cannot be written: {error}\n")
             self._complained = True
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         step, phase, since, (bound, reason) = self._where
         now = time.monotonic()
         if self.process.world_size == 1 or now - since < bound - 2 * _BEAT:
@@ -185,13 +185,13 @@ class Watchdog:
         if self._seen[0] != since:
             self._seen = (since, now, self._others())
         elif now - since > bound and now - self._seen[1] > 1.5 * _BEAT:
-            named = self.culprits(self._seen[2])
+            named = self.stalled_ranks(self._seen[2])
             sys.stderr.write(
                 f"\nrank {self.process.rank} waited {now - since:.0f} s at step {step} in {phase}, more than {reason}"
                 f", for: {named}\n"
             )
             sys.stderr.flush()
-            self._tell("failed")
+            self._update("failed")
             os._exit(HUNG_EXIT_CODE)
 
     def _others(self) -> dict[int, dict]:
@@ -225,7 +225,7 @@ class Watchdog:
         replace_file(self.folder / f"{self.process.rank:05d}", json.dumps(beat), durable=False)
 
 
-def _told(rank: int, beat: dict | None) -> str:
+def _rank_text(rank: int, beat: dict | None) -> str:
     if beat is None:
         return f"rank {rank}, which left no word"
     seconds = beat["time"] - beat["progress"]  # by its own clock

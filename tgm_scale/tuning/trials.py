@@ -61,7 +61,7 @@ class Candidate:
         ]
 
 
-def dividing(file: str, overrides: list[str], processes: int) -> Config:
+def load_dividing(file: str, overrides: list[str], processes: int) -> Config:
     """The configuration; where its micro batch does not divide over the processes, with the next smaller that does,
     which is added to the overrides. Raises ValueError where none does."""
     config = configuration.load(file, overrides)
@@ -75,7 +75,7 @@ def dividing(file: str, overrides: list[str], processes: int) -> Config:
     return configuration.load(file, overrides)
 
 
-def as_it_is(config: Config, process: ProcessInfo) -> Candidate:
+def current_candidate(config: Config, process: ProcessInfo) -> Candidate:
     need = footprint(plan_pretraining(config, process), config.model.activation_checkpointing)
     return Candidate(need.stage, need.offload, config.train.micro_batch_size, config.model.activation_checkpointing)
 
@@ -132,13 +132,13 @@ class Trial:
     warm: int
     keep_free: float
 
-    def run(self, tell: Callable[[str], None]) -> dict[str, Any]:
+    def run(self, report: Callable[[str], None]) -> dict[str, Any]:
         """The outcome: 'ran' with its figures, 'out of memory', or 'failed'."""
         log = self.folder / "output.log"
         peak, starved = 0, False
         with LocalRun(self.command, self.processes, log) as life:
             for made in self._steps_made(life):
-                tell(f"step {made}/{self.steps}")
+                report(f"step {made}/{self.steps}")
                 peak = max([peak, *(memory.peak_resident_bytes(process.pid) for process in life.ranks)])
                 if starved := memory.free_bytes() < self.keep_free:
                     break
@@ -152,14 +152,14 @@ class Trial:
         if self._rows() < self.steps:
             return failure(codes, log.read_text())
         rows = read_metrics(self.folder / "run")
-        kept = rows[self.warm : self.steps]
+        timed = rows[self.warm : self.steps]
         figures = {
-            "clips_per_second": median(row["clips_per_second"] for row in kept),
-            "waiting": sum(row["data_seconds"] for row in kept) / sum(row["step_seconds"] for row in kept),
+            "clips_per_second": median(row["clips_per_second"] for row in timed),
+            "waiting": sum(row["data_seconds"] for row in timed) / sum(row["step_seconds"] for row in timed),
             "host_GB": peak / 1e9,
             "losses": [row["loss"] for row in rows[: self.steps]],
         }
-        device = [row["device_memory_gb"] for row in kept if "device_memory_gb" in row]
+        device = [row["device_memory_gb"] for row in timed if "device_memory_gb" in row]
         return {"outcome": "ran", **figures, **({"device_GB": max(device)} if device else {})}
 
     def _rows(self) -> int:
@@ -174,14 +174,14 @@ class Trial:
 
 
 def failure(codes: list[int | None], log: str) -> dict[str, Any]:
-    """Out of memory by torch's word or the kernel's hand, or another failure with the last thing that was said."""
+    """Out of memory by torch's word or the kernel's hand, or another failure with the last line of the output."""
     if -signal.SIGKILL in codes:
         return {"outcome": "out of memory", "why": "a process was killed, as the kernel does where memory is short"}
-    said = [line for line in log.splitlines() if line.strip()]
-    for line in said:
+    lines = [line for line in log.splitlines() if line.strip()]
+    for line in lines:
         if "out of memory" in line.lower() or "can't allocate memory" in line:
             return {"outcome": "out of memory", "why": line.strip()[:200]}
-    return {"outcome": "failed", "why": f"exit codes {codes}: {said[-1].strip()[:200] if said else 'nothing said'}"}
+    return {"outcome": "failed", "why": f"exit codes {codes}: {lines[-1].strip()[:200] if lines else 'nothing said'}"}
 
 
 def loss_difference(losses: list[float], reference: list[float]) -> float:

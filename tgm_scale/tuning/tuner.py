@@ -40,7 +40,7 @@ class Tuner:
         self.processes = max(gpus, 1) if options.processes is None else options.processes
         if self.processes < 1 or 0 < gpus < self.processes:
             raise ValueError(f"--processes {self.processes}: wanted at least 1, and no more than the {gpus} GPUs here")
-        self.config = trials.dividing(options.config, options.overrides, self.processes)
+        self.config = trials.load_dividing(options.config, options.overrides, self.processes)
         self.process = ProcessInfo(0, self.processes, 0, torch.device("cuda" if gpus else "cpu"))
         check(self.config, plan_pretraining(self.config, self.process))
         micros = _numbers("--micro-batches", options.micro_batches, range(1, self.config.train.global_batch_size + 1))
@@ -49,7 +49,7 @@ class Tuner:
         if unknown := sorted(set(offloads) - set(OFFLOADS)):
             raise ValueError(f"--offloads {unknown[0]}: known are {', '.join(OFFLOADS)}")
         stages = _numbers("--stages", options.stages, range(4))
-        self.first = trials.as_it_is(self.config, self.process)
+        self.first = trials.current_candidate(self.config, self.process)
         grid = trials.grid(self.config, self.processes, stages, micros, offloads)
         self.candidates = [self.first, *(candidate for candidate in grid if candidate != self.first)]
         self.file = self.folder / "outcomes.jsonl"
@@ -71,7 +71,7 @@ class Tuner:
                         with self.file.open("a") as stream:
                             stream.write(json.dumps({"name": candidate.name} | outcome) + "\n")
                 task.to(number + 1)
-        return self._tell(outcomes)
+        return self._print_results(outcomes)
 
     def _claim(self) -> None:
         """Make the folder, or recognise it. Raises ValueError where it holds trials of something else."""
@@ -115,17 +115,17 @@ class Tuner:
         file.write_text(json.dumps(candidate.deepspeed(trials.json_of(self.config)), indent=2) + "\n")
         return file
 
-    def _try(self, candidate: Candidate, tell: Any) -> dict[str, Any]:
+    def _try(self, candidate: Candidate, report: Any) -> dict[str, Any]:
         folder, options = self.folder / candidate.name, self.options
         quiet = ["log.tensorboard=false", "log.wandb=null", "log.pictures_every=null", "knn.every=null"]
         own = [f"run.dir={folder / 'run'}", f"train.steps={options.steps}", *quiet]
         words = [*self._overrides(candidate, folder / "deepspeed.json"), *own]
         started, keep = trials.command(options.config, words), options.keep_free * trials.GIB
-        outcome = Trial(started, folder, self.processes, options.steps, options.warm, keep).run(tell)
+        outcome = Trial(started, folder, self.processes, options.steps, options.warm, keep).run(report)
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
         return outcome
 
-    def _tell(self, outcomes: dict[str, dict[str, Any]]) -> int:
+    def _print_results(self, outcomes: dict[str, dict[str, Any]]) -> int:
         ran = [candidate for candidate in self.candidates if outcomes[candidate.name]["outcome"] == "ran"]
         reference = outcomes[ran[0].name]["losses"] if ran else []
         limit = trials.LOSS_TOLERANCE[resolve_precision(self.config.train.precision, self.process.device)]

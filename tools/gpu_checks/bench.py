@@ -82,7 +82,7 @@ class Process:
     def code(self) -> int | None:
         return self._process.poll()
 
-    def said(self) -> str:
+    def output(self) -> str:
         """What is in the log since its start (of others that ran at the same time, too)."""
         with self._log.open(errors="replace") as stream:
             stream.seek(self._from)
@@ -166,7 +166,7 @@ class Bench:
     def python(self, *arguments: str, **variables: str) -> str:
         """Run `python ARGUMENTS` to its end and return what it said. Raises Failed where its exit code is not 0."""
         with self.start([sys.executable, *arguments], **variables) as process:
-            code, said = process.wait(), process.said()
+            code, said = process.wait(), process.output()
         if code:
             raise failure(code, said)
         return said

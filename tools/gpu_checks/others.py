@@ -53,7 +53,7 @@ def tests(bench: Bench) -> Found:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
     wanted = "1" if bench.scale.device == "cuda" else "cpu"
     with bench.start(command, TGM_TEST_GPU=wanted, DS_ACCELERATOR=bench.scale.device) as process:
-        code, said = process.wait(), process.said()
+        code, said = process.wait(), process.output()
     if not report.is_file():
         raise failure(code, said)
     suite = ElementTree.parse(report).getroot().find("testsuite")
@@ -111,7 +111,7 @@ def shared_gpu(bench: Bench) -> Found:
     words = overrides(bench, bench.folder / "run", bench.scale.few, 1, "faults.hang_seconds=20")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     with bench.start([*launcher, *pretrain_command("B", words)], CUDA_VISIBLE_DEVICES=first) as process:
-        code, said = process.wait(), process.said()
+        code, said = process.wait(), process.output()
     return refused(code, said, bench.folder / "run")
 
 

@@ -141,29 +141,29 @@ def speed(bench: Bench, size: str, *own: str) -> Found:
     return Found(shown(figures), figures, remedy)
 
 
-def variant(bench: Bench, beside: str, *own: str, same_masks: bool = True) -> Found:
-    """The guided ViT-B run with something changed that must not change its curve: beside the row `beside`, whose
-    losses it keeps within what bf16 allows, and whose clips and masks it has."""
-    base = bench.earlier.get(beside, {})
+def variant(bench: Bench, baseline: str, *own: str, same_masks: bool = True) -> Found:
+    """The guided ViT-B run with something changed that must not change its curve, compared with the row `baseline`,
+    whose losses it keeps within what bf16 allows, and whose clips and masks it has."""
+    base = bench.earlier.get(baseline, {})
     micro = base.get("micro_batch", bench.scale.micro)
     rows = pretrain(bench, "run", "B", micro, bench.scale.steps, *GUIDED, *own)
     figures = figures_of(bench, "B", micro, rows, *GUIDED, *own)
     if not base:
-        return Found(f"{shown(figures)}; not compared: row {beside} has no figures", figures)
-    compare(figures, base, beside, same_masks)
+        return Found(f"{shown(figures)}; not compared: row {baseline} has no figures", figures)
+    compare(figures, base, baseline, same_masks)
     ratio = figures["clips_per_second_without_data_wait"] / base["clips_per_second_without_data_wait"]
     figures["speed_ratio"] = round(ratio, 3)
-    return Found(f"{ratio:.2f} times the speed of {beside}; {shown(figures)}", figures)
+    return Found(f"{ratio:.2f} times the speed of {baseline}; {shown(figures)}", figures)
 
 
-def compare(figures: dict[str, Any], base: dict[str, Any], beside: str, same_masks: bool = True) -> None:
+def compare(figures: dict[str, Any], base: dict[str, Any], baseline: str, same_masks: bool = True) -> None:
     """Raises Failed where two runs of the same clips part by more than bf16 allows."""
     figures["losses_apart"] = loss_difference(figures["losses"], base["losses"])
     if same_masks and figures["data_digests"] != base["data_digests"]:
-        raise Failed(f"other clips or masks than row {beside}", "tgm-scale compare of the two runs", figures)
+        raise Failed(f"other clips or masks than row {baseline}", "tgm-scale compare of the two runs", figures)
     if figures["losses_apart"] > LOSS_TOLERANCE["bf16"]:
         raise Failed(
-            f"losses {figures['losses_apart']:.1e} apart from row {beside}, wanted {LOSS_TOLERANCE['bf16']:g}",
+            f"losses {figures['losses_apart']:.1e} apart from row {baseline}, wanted {LOSS_TOLERANCE['bf16']:g}",
             "",
             figures,
         )
@@ -173,7 +173,7 @@ def flash(bench: Bench) -> Found:
     """flash-attn's kernels instead of torch's, where they import: to find the package is no proof."""
     with bench.start([sys.executable, "-c", "import flash_attn; print(flash_attn.__version__)"]) as process:
         if process.wait():
-            raise Skipped(f"flash-attn does not import here: {failure(1, process.said())}")
+            raise Skipped(f"flash-attn does not import here: {failure(1, process.output())}")
     return variant(bench, "vitb-guided", "model.attention=flash")
 
 

@@ -105,7 +105,7 @@ def _pair(
         second = processes.enter_context(bench.start(command(again), **variables))
         for process in (second, undisturbed):
             if code := process.wait():
-                raise failure(code, process.said())
+                raise failure(code, process.output())
     return once, again
 
 
@@ -118,6 +118,6 @@ def _kill_after_checkpoint(process: Process, run_dir: Path) -> None:
             break
         process.tick()
     if process.code:
-        raise failure(process.code, process.said())
+        raise failure(process.code, process.output())
     if process.code == 0:
         raise Failed("the run was done before it could be killed")
