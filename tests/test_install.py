@@ -17,7 +17,7 @@ import tgm_scale
 from tgm_scale.commands import table
 from tgm_scale.config import CONFIGS, packaged, read_tree
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.runs import run_folder
+from tgm_scale.runs import environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -110,12 +110,12 @@ def test_a_wheel_says_its_version_and_is_typed(installed: Path) -> None:
 
 
 def test_a_commit_is_that_of_our_own_checkout(installed: Path) -> None:
-    code = "import json; from tgm_scale.runs.run_folder import environment; print(json.dumps(environment()))"
+    code = "import json; from tgm_scale.runs.environment import of_this_start; print(json.dumps(of_this_start()))"
     theirs = json.loads(run(installed, "-c", code).stdout)
     assert theirs["git"] is None and theirs["git_dirty"] is None
     if (ROOT / ".git").exists():
         head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-        assert run_folder.environment()["git"] == head.strip()
+        assert environment.of_this_start()["git"] == head.strip()
 
 
 def test_a_file_of_the_users_own_comes_before_a_packaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

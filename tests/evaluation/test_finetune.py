@@ -20,7 +20,7 @@ from tgm_scale.checkpoints.checkpoint import Reader, latest, steps_in
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read
 from tgm_scale.evaluation.settings import load_finetune
-from tgm_scale.finetuning.setup import layer_groups, start
+from tgm_scale.finetuning.classifier import initial_model, layer_groups
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import interpolated_table, sine_cosine_table
 from tgm_scale.models.vit import ModelOptions, ModelSize, run_blocks
@@ -222,7 +222,7 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
     file = tmp_path / "tiny.safetensors"
     convert(Weights.of("pretraining", source, ModelMetadata(4, 2, 4, 32), []), file, "safetensors")
     config = load_finetune(str(configuration(tmp_path, shards, checkpoint)), [f"train.init_from={file}"])
-    module, positions, notes = start(config, ["a", "b"], None)
+    module, positions, notes = initial_model(config, ["a", "b"], None)
     assert positions is None
     for name, value in module.state_dict().items():
         if name.startswith(("patch_embed", "blocks")):
@@ -232,7 +232,7 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
     assert torch.equal(module.positions.value, table), "the same clips: the same positions to the bit"
     for frames, side in ((8, 32), (4, 40), (4, 16)):
         overrides = [f"train.init_from={file}", f"data.frames={frames}", f"data.size={side}"]
-        module, positions, _ = start(
+        module, positions, _ = initial_model(
             load_finetune(str(configuration(tmp_path, shards, checkpoint)), overrides), ["a"], None
         )
         wanted = interpolated_table(Grid(2, 4, 4), Grid(frames // 2, side // 8, side // 8), 128)
@@ -274,7 +274,7 @@ def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the
     for target in ("huggingface", "videomae-finetune", "timm"):
         with pytest.raises(ValueError, match=rf"--to {target}: .*interpolated from clips of 4 frames of 32 pixels"):
             convert(weights, tmp_path / target, target)
-    again, positions, _ = start(
+    again, positions, _ = initial_model(
         load_finetune(file, [f"train.init_from={tmp_path / 'out'}", "data.size=48"]), ["a"], None
     )
     assert positions == (4, 32), "of the pretraining, not of what was interpolated"
@@ -291,7 +291,7 @@ def test_scratch_starts_as_a_pretraining_run_of_the_same_configuration(
     file = str(configuration(tmp_path, shards, checkpoint))
     model = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, seed=0)
     for overrides in ([], ["model.initialisation=local"]):
-        module, _, _ = start(load_finetune(file, overrides), ["a", "b"], None)
+        module, _, _ = initial_model(load_finetune(file, overrides), ["a", "b"], None)
         if overrides:
             start_locally(model)
         for name, value in module.state_dict().items():

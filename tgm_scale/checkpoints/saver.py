@@ -13,19 +13,17 @@ import platform
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tgm_scale.checkpoints import manifest
 from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, digest, folder_of, steps_in
 from tgm_scale.checkpoints.file_sums import sums
+from tgm_scale.checkpoints.share import RankShare
 from tgm_scale.checkpoints.tensor_file import TensorFile
-from tgm_scale.engine import state as engine_state
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.runtime.files import describe_os_error, readable_as_its_folder, sync
@@ -66,7 +64,7 @@ class Saver:
             return
         pending = _Pending(self.root, progress, facts, self.process)
         self._agree(pending, pending.make_folder() if self.process.is_main else None)
-        share = _Share(engine, self.process)
+        share = RankShare(engine, self.process)
         if self._would_fit(share):
             pending.start({name: tensor.clone() for name, tensor in share})
         else:
@@ -80,7 +78,7 @@ class Saver:
         except (OSError, ValueError):
             return False
 
-    def _would_fit(self, share: _Share) -> bool:
+    def _would_fit(self, share: RankShare) -> bool:
         """Whether every host has the memory for a copy of its ranks' shares. Collective."""
         node = platform.node()
         needed = sum(size for other, size in self.collectives.gather((node, share.bytes)) if other == node)
@@ -161,7 +159,7 @@ class _Pending:
         self._thread = threading.Thread(target=self._write, args=(copy,), daemon=True)
         self._thread.start()
 
-    def write_now(self, share: _Share) -> None:
+    def write_now(self, share: RankShare) -> None:
         """Write this rank's share while it is gathered. Collective: all go to the end, also one that cannot write."""
         gathered = iter(share)
         try:
@@ -223,48 +221,9 @@ class _Pending:
         return None
 
 
-class _Share:
-    """This rank's share of the state: whole parameters, dealt out in shares of like size.
-
-    No rank holds the whole model: to go through it gathers each parameter alone, and gives what is this rank's, on the
-    CPU. That is collective: every rank goes to the end."""
-
-    def __init__(self, engine: Any, process: ProcessInfo):
-        named = dict(engine_state.named_parameters(engine))
-        owner = _owners({name: _size(p) for name, p in named.items()}, process.world_size)
-        self._engine, self._own = engine, {name for name in named if owner[name] == process.rank}
-        self.bytes = sum(12 * _size(named[name]) for name in self._own)
-        # under ZeRO-3 a parameter's own shape is that of nothing
-        self.shapes = {
-            f"{name}.{part}": tuple(getattr(p, "ds_shape", p.shape))
-            for name, p in named.items()
-            if name in self._own
-            for part in engine_state.PARTS
-        }
-
-    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parts in engine_state.read(self._engine):
-            if name in self._own:
-                for part in engine_state.PARTS:
-                    yield f"{name}.{part}", parts[part].to("cpu", torch.float32).contiguous()
-
-
 def _remove(path: Path) -> None:
     """Also what is no folder, though it has the name of one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def _size(parameter: torch.nn.Parameter) -> int:
-    return getattr(parameter, "ds_numel", parameter.numel())  # under ZeRO-3 numel() is that of the partition
-
-
-def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
-    load = [0] * world_size
-    owner = {}
-    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
-        owner[name] = load.index(min(load))
-        load[owner[name]] += sizes[name]
-    return owner

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Problem
 from tgm_scale.evaluation.intervals import Interval, class_interval, paired_interval
-from tgm_scale.runs.run_folder import versions
+from tgm_scale.runs.environment import versions
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 

@@ -15,7 +15,8 @@ from tgm_scale.evaluation.classes import untrained_note
 from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Decoding, Views
-from tgm_scale.finetuning.setup import Parts, module_of, positions_of
+from tgm_scale.finetuning.classifier import build_classifier, positions_of
+from tgm_scale.finetuning.setup import Parts
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import ProgressBars
 
@@ -34,7 +35,7 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
     )
     step = reader.progress.step
     positions = positions_of(reader.manifest)
-    module = module_of(config, len(parts.classes), positions)
+    module = build_classifier(config, len(parts.classes), positions)
     module.load_state_dict(ema.read(folder, step) if settings.ema else reader.weights())
     module.to(process.device).eval()
 

@@ -1,17 +1,15 @@
-"""From a configuration to the parts of a finetuning: data with labels, classifier, groups of parameters."""
+"""From a configuration to a finetuning run: its plan, its checks, its labelled data."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from tgm_scale.checkpoints import checkpoint
-from tgm_scale.contracts import Batch, Grid, Problem
-from tgm_scale.conversion.read import read_initial
+from tgm_scale.contracts import Batch, Problem
 from tgm_scale.data.access.patience import PATIENCE_SECONDS
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.loading.loader import ClipLoader
@@ -21,18 +19,13 @@ from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, w
 from tgm_scale.data.shards.replaced import replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
 from tgm_scale.evaluation import results
-from tgm_scale.evaluation.classes import names_of, ordered, single_class_note, untrained_classes, untrained_note
+from tgm_scale.evaluation.classes import ordered, single_class_note, untrained_classes, untrained_note
 from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, overlap_note
-from tgm_scale.evaluation.results import Clip
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning.augment import AugmentedSamples, Augmenter
-from tgm_scale.models.classifier import VideoClassifier
-from tgm_scale.models.patches import IMAGENET
-from tgm_scale.models.vit import ModelOptions
 from tgm_scale.planning.checks import check_boards, check_compile
 from tgm_scale.planning.corpora import corpus_metadata
-from tgm_scale.planning.parts import autoencoder, checkpoint_metadata
 from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.introduction import few_clips
@@ -176,109 +169,6 @@ def loader(config: FinetuneConfig, parts: Parts, steps: range) -> ClipLoader:
     augmenter = Augmenter(config.finetune.rand_augment, config.finetune.random_erasing, data.size)
     samples = AugmentedSamples(Samples.in_order([parts.train.corpus], sampling, data.window_shards), augmenter)
     return ClipLoader(samples, plan.layout, steps, workers=data.workers)
-
-
-class Start(NamedTuple):
-    """What a training begins with. positions: frames and side of the clips that its encoder was trained on, where
-    they are others than the run's; notes on the weights, for the log."""
-
-    module: VideoClassifier
-    positions: Clip | None
-    notes: list[str]
-
-
-def start(config: FinetuneConfig, classes: list[str], newest: Path | None) -> Start:
-    """The classifier: of a run that resumes from a checkpoint, with the weights of `train.init_from`, or fresh.
-
-    Raises ValueError."""
-    if newest is not None:
-        positions = positions_of(checkpoint.Reader(newest).manifest)
-        return Start(module_of(config, len(classes), positions), positions, [])
-    if config.train.init_from is None:  # as a pretraining run of this configuration would start
-        module = module_of(config, len(classes), None)
-        begun = autoencoder(shape_of(config), config.model, config.run.seed, None, IMAGENET)
-        _load_matching(module, begun.encoder.state_dict())
-        return Start(module, None, ["fresh weights: nothing pretrained"])
-    found = read_initial(config.train.init_from, shape_of(config).size)
-    positions = None if found.clip == (config.data.frames, config.data.size) else found.clip
-    try:
-        module = module_of(config, len(classes), positions)
-    except ValueError as error:
-        raise ValueError(
-            f"train.init_from={config.train.init_from}: trained on clips that do not fit: {error}"
-        ) from None
-    fresh = _load_matching(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
-    notes = [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
-    return Start(module, positions, notes)
-
-
-def module_of(config: FinetuneConfig, classes: int, positions: Clip | None) -> VideoClassifier:
-    """The run's classifier with its first values, its positions interpolated from those of clips of another shape."""
-    size = shape_of(config).size
-    return VideoClassifier(
-        size,
-        config.data.frames,
-        config.data.size,
-        classes,
-        options=ModelOptions(
-            attention=config.model.attention,
-            activation_checkpointing=config.model.activation_checkpointing,
-            drop_path=config.finetune.drop_path,
-            origin=Grid.of(*positions, size.tubelet, size.patch) if positions else None,
-        ),
-        seed=config.run.seed,
-    )
-
-
-def positions_of(manifest: dict[str, Any]) -> Clip | None:
-    """What a checkpoint says of the clips that its positions come from."""
-    found = manifest.get("positions")
-    return (found[0], found[1]) if found else None
-
-
-def _load_matching(module: VideoClassifier, weights: dict[str, Tensor]) -> list[str]:
-    """Set those of the weights that the classifier has; returns the names of the others of its own."""
-    own = module.state_dict()
-    usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
-    module.load_state_dict({**own, **usable})
-    return sorted(own.keys() - usable.keys())
-
-
-def layer_groups(module: nn.Module, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
-    """Groups by depth and by whether they decay: the head learns at the full rate, each layer below at `layer_decay`
-    times that of the one above (ELECTRA, Clark et al. 2020, appendix; BEiT; MAE)."""
-    assert isinstance(module, VideoClassifier)
-    depth = len(module.blocks)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        layer = depth + 1
-        if name.startswith("patch_embed"):
-            layer = 0
-        elif name.startswith("blocks."):
-            layer = int(name.split(".")[1]) + 1
-        decays = sum(side > 1 for side in parameter.shape) > 1 and not name.endswith("bias")
-        groups.setdefault((layer, decays), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "weight_decay": weight_decay if decays else 0.0,
-            "lr_scale": layer_decay ** (depth + 1 - layer),
-            "name": f"layer {layer}, {'decay' if decays else 'no decay'}",
-        }
-        for (layer, decays), parameters in groups.items()
-    ]
-
-
-def classifier_metadata(
-    config: FinetuneConfig, shape: Shape, classes: list[str], positions: Clip | None
-) -> dict[str, Any]:
-    """What a reader of the checkpoint needs beside the tensors."""
-    return {
-        **checkpoint_metadata(config, dataclasses.replace(shape, size=shape.size.without_decoder())),
-        "labels": names_of(classes, config.data.classes),
-        "class_labels": classes,
-        **({"positions": list(positions)} if positions else {}),
-    }
 
 
 def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int) -> None:

@@ -26,7 +26,7 @@ from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.update import make_update
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.settings import FinetuneConfig
-from tgm_scale.finetuning import multiview, setup
+from tgm_scale.finetuning import classifier, multiview, setup
 from tgm_scale.finetuning.augment import PairMixer
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime import seeding
@@ -58,11 +58,11 @@ class Finetuning(Task):
         self.then = f"The run is in {self.folder}; it is tested now"
 
     def module(self, newest: Path | None) -> nn.Module:
-        module, self.positions, self.notes = setup.start(self.config, self.parts.classes, newest)
+        module, self.positions, self.notes = classifier.initial_model(self.config, self.parts.classes, newest)
         return module
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        return setup.layer_groups(module, self.config.optim.weight_decay, self.config.finetune.layer_decay)
+        return classifier.layer_groups(module, self.config.optim.weight_decay, self.config.finetune.layer_decay)
 
     def begin(self, engine: Any) -> None:
         self.engine = engine
@@ -113,7 +113,7 @@ class Finetuning(Task):
         return video, targets_BC, batch.seeds, batch.weight
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        return setup.classifier_metadata(self.config, self.plan.shape, self.parts.classes, self.positions)
+        return classifier.classifier_metadata(self.config, self.plan.shape, self.parts.classes, self.positions)
 
     def write_extra_state(self, step: int, retained: list[int]) -> None:
         """The average."""

@@ -23,7 +23,7 @@ from tgm_scale.preflight.node_checks import Report, inspect_node, inspect_shared
 from tgm_scale.preflight.task_checks import TaskChecks
 from tgm_scale.preflight.tested import untested
 from tgm_scale.preflight.verdict import diagnose, summary, trial_lines
-from tgm_scale.runs import run_folder
+from tgm_scale.runs import environment
 from tgm_scale.runtime import launch, slurm
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, choose_device, process_of, set_rendezvous
 from tgm_scale.runtime.outside.json_text import json_of
@@ -57,7 +57,7 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
         print(error, flush=True)
         return SETUP_MISTAKE
     if process.is_main and not code:
-        for line in (*trial_lines(0, rounds.reports), *untested(run_folder.versions())):
+        for line in (*trial_lines(0, rounds.reports), *untested(environment.versions())):
             print(line, flush=True)
         print(f"preflight: {summary(rounds.reports)}, {time.perf_counter() - began:.1f} s", flush=True)
     rounds.leave()

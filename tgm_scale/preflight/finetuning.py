@@ -22,7 +22,7 @@ from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.engine.plan import not_used
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
-from tgm_scale.finetuning import setup
+from tgm_scale.finetuning import classifier, setup
 from tgm_scale.finetuning.augment import PairMixer
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.preflight.task_checks import CLIPS, TaskChecks, first_usable, try_step
@@ -50,7 +50,9 @@ class FinetuningChecks(TaskChecks):
         refuse_above(found, few.data.max_left_out_share)
         batch = first_usable(_labelled(few, parts), "data.train", plan.layout.rank)
         newest = checkpoint.newest_whole(Path(few.run.dir) / "checkpoints", {})
-        module, _, notes = setup.start(self.config, parts.classes, None if newest is None else newest.folder)
+        module, _, notes = classifier.initial_model(
+            self.config, parts.classes, None if newest is None else newest.folder
+        )
         key = next(key for key, weight in zip(batch.keys, batch.weight.tolist()) if weight > 0)
         lines = [
             f"a clip, {key}: {'x'.join(map(str, batch.video.shape[2:]))} pixels",

@@ -25,7 +25,7 @@ from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.planning import disk
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.preflight.task_checks import TaskChecks
-from tgm_scale.runs import run_folder
+from tgm_scale.runs import environment, run_folder
 from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus
 
 _GB = 1e9
@@ -63,7 +63,7 @@ def node_name() -> str:
 def inspect_node(task: TaskChecks, process: ProcessInfo, no_gpu: str | None) -> Report:
     """All that a process can find alone: configuration, versions, GPU (or why it has none), local disks."""
     report = Report(process.rank, node_name())
-    report.must_match = {name: str(version) for name, version in run_folder.versions().items()}
+    report.must_match = {name: str(version) for name, version in environment.versions().items()}
     report.must_match |= {"python": platform.python_version(), "the code": _source_digest()}
     report.attempt("configuration", lambda: task.check(process))
     report.attempt("GPU", lambda: _try_gpu(report, process, no_gpu))

@@ -19,7 +19,7 @@ from tgm_scale.report.run_history import STYLE, Block, apart, surroundings
 from tgm_scale.report.run_view import SHARES, RunView, look
 from tgm_scale.runs import status
 from tgm_scale.runs.compare import differing_keys
-from tgm_scale.runs.run_folder import versions
+from tgm_scale.runs.environment import versions
 from tgm_scale.runtime.files import check_output, replace_file
 from tgm_scale.runtime.terminal import message
 

@@ -22,11 +22,8 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +32,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tgm_scale import config as configuration
 from tgm_scale.checkpoints import manifest
 from tgm_scale.config import RunSettings
-from tgm_scale.runs import events, origins, run_data
-from tgm_scale.runtime import ownership, slurm
+from tgm_scale.runs import environment, events, origins, run_data
+from tgm_scale.runtime import ownership
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.mistakes import first_error
@@ -158,7 +155,7 @@ def write_start(
         replace_file(folder / name, text)
     files = {name: _digest(text.encode()) for name, text in texts.items()}
     with (folder / "environment.jsonl").open("a") as stream:
-        stream.write(json.dumps(environment() | {"step": step, "files": files}) + "\n")
+        stream.write(json.dumps(environment.of_this_start() | {"step": step, "files": files}) + "\n")
 
 
 def changed(folder: Path) -> list[str]:
@@ -217,45 +214,3 @@ def starts(folder: Path) -> list[dict[str, Any]]:
             raise ValueError(f"{file}: line {number} is damaged: remove that line") from None
         found.append(start)
     return found
-
-
-def environment() -> dict[str, Any]:
-    """Versions, host, git state and job of this start."""
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": platform.node(),
-        "python": platform.python_version(),
-        "packages": versions(),
-        **_git_state(),
-        **slurm.job(),
-    }
-
-
-def versions() -> dict[str, str | None]:
-    """Installed versions of the packages that decide a run's numbers."""
-    packages = ("tgm_scale", "torch", "deepspeed", "transformers", "webdataset", "av", "numpy")
-    return {name: _version(name) for name in packages}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, Any]:
-    """Commit of our own checkout and whether it was changed; None for an installed package, also where its virtual
-    environment lies in somebody else's repository."""
-    root = Path(__file__).resolve().parents[2]
-    own = (root / "setup.cfg").is_file() and Path(_git(root, "rev-parse", "--show-toplevel") or "/").samefile(root)
-    commit = _git(root, "rev-parse", "HEAD") if own else None
-    return {"git": commit, "git_dirty": None if commit is None else bool(_git(root, "status", "--porcelain"))}
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

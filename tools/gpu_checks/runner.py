@@ -17,7 +17,7 @@ from typing import Any
 from gpu_checks.bench import ROOT, Bench, Failed, Skipped
 from gpu_checks.rows import Row
 from gpu_checks.scale import Scale
-from tgm_scale.runs import run_folder
+from tgm_scale.runs import environment
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.progress import ProgressBars
@@ -193,7 +193,7 @@ def made_by(plan: Plan) -> dict[str, Any]:
         "driver": plan.facts.get("driver"),
         "driver_cuda": plan.facts.get("driver_cuda"),
         "torch_built_for": plan.facts.get("built_for"),
-        "versions": run_folder.versions(),
+        "versions": environment.versions(),
         "commit": commit(),
     }
 
