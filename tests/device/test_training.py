@@ -80,7 +80,7 @@ def test_the_monitors_count_without_waiting_and_read_when_asked() -> None:
         assert not watch.waits
         guidance.metrics()
         motion.metrics()
-    assert set(watch.waits.values()) == {2} and all("diagnostics.py:figures" in site for site in watch.waits)
+    assert set(watch.waits.values()) == {2} and all("diagnostics.py:_latest" in site for site in watch.waits)
 
 
 def batch(clips: int = CLIPS) -> Batch:

@@ -85,4 +85,4 @@ def test_a_wait_is_named_by_its_place_in_the_package() -> None:
         monitor.observe(empty((2, 2, 4, 4)), empty((2,)))
         assert not watch.waits
         monitor.metrics()
-    assert watch.waits == {"masking/diagnostics.py:figures: a tensor copied to the host": 1}
+    assert watch.waits == {"masking/diagnostics.py:_latest: a tensor copied to the host": 1}

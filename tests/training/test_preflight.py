@@ -42,8 +42,8 @@ def test_a_healthy_cluster_passes() -> None:
 def test_the_node_that_differs_is_named() -> None:
     found = reports()
     found[5].must_match["torch"] = "2.12.0"
-    found[0].figures["clock"] += 60
-    found[3].figures["FLOP/s"] = 300e12
+    found[0].measurements["clock"] += 60
+    found[3].measurements["FLOP/s"] = 300e12
     found[6].gpu = found[7].gpu
     bad, common = diagnose(found, ["node9"])
     assert bad == {
