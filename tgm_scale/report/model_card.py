@@ -15,7 +15,7 @@ from tgm_scale.checkpoints import checkpoint, manifest
 from tgm_scale.config.sections import Config, Section
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE
-from tgm_scale.runs import run_data, run_folder, status
+from tgm_scale.runs import environment, run_data, run_folder, status
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.terminal import message
@@ -180,7 +180,7 @@ def _software(origin: Origin | None) -> Iterator[str]:
     starts = _known(lambda: run_folder.starts(origin.root), []) if origin is not None else []
     packages = starts[-1].get("packages") if starts else None
     of_run = isinstance(packages, dict)
-    versions: Any = packages if of_run else run_folder.versions()
+    versions: Any = packages if of_run else environment.versions()
     yield "## Software\n"
     yield f"Versions of the {'last start of the run' if of_run else 'conversion'}:\n"
     yield from _table(("package", "version"), ((name, value) for name, value in versions.items() if value))
