@@ -1,4 +1,4 @@
-"""Kill a training run at random moments, let it go on each time, and compare it with a run that was left alone."""
+"""Kill a training run at random moments, resume it each time, and compare it with an undisturbed run."""
 
 from __future__ import annotations
 

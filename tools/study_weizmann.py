@@ -1,8 +1,8 @@
 """Does pretraining pay on real clips? Four actions by nine performers, six to learn from and three to be tested on.
 
 Pretrains the tiny model on the training clips and synthetic ones, by masked reconstruction alone and jointly with the
-captions, for some seeds; then kNN and a linear probe on frozen features beside random initialisation, and finetuning
-beside training from scratch, with paired intervals over seeds and test clips."""
+captions, for some seeds; then kNN and a linear probe on frozen features compared with random initialisation, and
+finetuning compared with training from scratch, with paired intervals over seeds and test clips."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXAMPLES = """examples:
   python tools/study_weizmann.py --videos DIR --dir runs/short --seeds 1 --steps 20 --finetune-steps 5    a quick look
 
 DIR holds labels.csv (file, label, caption, split) and the clips that it names. Stopped at any moment, the same command
-goes on where it was. Writes summary.json and prints it as tables."""
+resumes. Writes summary.json and prints it as tables."""
 
 PRETRAINING, FINETUNING = "configs/study_weizmann.yaml", "configs/study_weizmann_finetune.yaml"
 VARIANTS = {"mae": ["objective.contrastive_weight=0"], "joint": []}  # overrides of the configuration
@@ -172,7 +172,7 @@ def _of_run(folder: Path, seed: int) -> list[str]:
 
 
 def _start(command: str, config: str, folder: Path, overrides: list[str]) -> None:
-    """Run it to its end, or go on with it. Raises ValueError with the end of its output where it fails."""
+    """Run it to its end, or resume it. Raises ValueError with the end of its output where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "tgm_scale", command, "--config", config, *overrides]
     with (folder / "output.log").open("a") as log:

@@ -64,7 +64,7 @@ def test_a_small_corpus_of_broken_clips_ends_the_run_and_names_them(config: Path
     named = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
     assert "warning: a batch of 8 clips (train.global_batch_size) from 4" in done.stdout
     said = status(str(tmp_path / "run"))
-    assert "nothing is at work: failed" in said
+    assert "not running: failed" in said
     assert not whole or re.search(r"samples  \d+ videos read, \d of them skipped", said)
     assert named[-1]["step"] == step and all(row["reason"] == "not_a_video" for row in named)
 

@@ -322,7 +322,7 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(config: Path)
     for step in checkpoint.steps_in(root):
         flip(state_of(checkpoint.folder_of(root, step)))
     report, code = check(str(folder))
-    assert code == 2 and "cannot be gone on with" in report
+    assert code == 2 and "cannot be resumed" in report
     done = run(1, arguments(config, "train.steps=12"), code=2)
     assert "every checkpoint is damaged" in done.stderr and "Traceback" not in done.stderr
     assert len(list(root.glob("step-*"))) == len(checkpoint.steps_in(root)) > 1, "none was renamed"

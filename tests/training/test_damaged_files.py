@@ -192,7 +192,7 @@ def test_why_a_start_failed_is_kept_until_the_next(config: Path) -> None:
     ):
         raise OSError("no room\nfor https://me:secret@host/x")
     said = status(str(folder))
-    assert re.search(r"nothing is at work: failed 0:00:0\d ago: no room for https://\*\*\*@host/x", said)
+    assert re.search(r"not running: failed 0:00:0\d ago: no room for https://\*\*\*@host/x", said)
     assert "earlier  failed: no room" in check(str(folder))[0]
     run_folder.write_start(folder, load(str(config)), [], {"steps": 1, "world_size": 1}, 0)
     assert "no room" not in status(str(folder)) + check(str(folder))[0]

@@ -33,11 +33,11 @@ def test_a_finished_run_says_where_it_is_and_what_comes_next(config: Path, tmp_p
     last = run(1, arguments(config, "train.steps=2")).stdout.splitlines()[-1]
     assert last.startswith("done: made 2 steps in 0:00:") and "loss " in last and f"The run is in {folder};" in last
     assert f"tgm-scale probe run.dir={folder}-probe encoder.checkpoint={folder} data.train=" in last
-    assert field(folder, "state") == "finished" and "go on" not in status(str(folder))
+    assert field(folder, "state") == "finished" and "resume" not in status(str(folder))
     again = run(1, arguments(config, "train.steps=2")).stdout.splitlines()
     assert again[-1].startswith("done: no step was left to make.")
     shutil.rmtree(folder / "checkpoints" / "step-00000002")  # as where it could not be written
-    assert str(field(folder, "state")).startswith("nothing is at work: ") and "go on" in status(str(folder))
+    assert str(field(folder, "state")).startswith("not running: ") and "resume" in status(str(folder))
 
 
 def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_that_is_said(
@@ -47,13 +47,13 @@ def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_tha
     killed = start(config, 1)
     wait_for_steps(folder, 7)
     wait_for_checkpoint(folder, 5)
-    assert str(field(folder, "state")).startswith("at work, last heartbeat ")
+    assert str(field(folder, "state")).startswith("running, last heartbeat ")
     killed.kill()
     killed.communicate()
-    state = f"nothing is at work: its process (pid {killed.pid}) was killed, last heartbeat 0:00:"
+    state = f"not running: its process (pid {killed.pid}) was killed, last heartbeat 0:00:"
     assert str(field(folder, "state")).startswith(state)
     assert str(field(folder, "checkpoint")).startswith("step-0000")
-    words = shlex.split(str(field(folder, "go on")).partition("or: ")[2])
+    words = shlex.split(str(field(folder, "resume")).partition("or: ")[2])
     assert words[0] == "tgm-scale"
     command = [sys.executable, "-m", "tgm_scale", *words[1:]]
     again = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -61,7 +61,7 @@ def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_tha
     again.send_signal(signal.SIGTERM)
     said, _ = again.communicate(timeout=60)
     assert again.returncode == REQUEUE_EXIT_CODE and "resuming from step 5" in said
-    assert str(field(folder, "state")).startswith("nothing is at work: stopped by SIGTERM 0:00:")
+    assert str(field(folder, "state")).startswith("not running: stopped by SIGTERM 0:00:")
 
 
 def clips(folder: Path, count: int) -> Path:

@@ -103,7 +103,7 @@ def test_a_contradiction_names_both_places(json_file: Path, content: dict, chang
 @pytest.mark.parametrize("section", ["offload_optimizer", "offload_param"])
 def test_nvme_is_refused_with_the_reason(json_file: Path, section: str) -> None:
     json_file.write_text(json.dumps({"zero_optimization": {"stage": 3, section: {"device": "nvme"}}}))
-    with pytest.raises(ValueError, match=f"{section}.device=nvme.*could not go on from a checkpoint"):
+    with pytest.raises(ValueError, match=f"{section}.device=nvme.*could not resume from a checkpoint"):
         engine_config(plan(json_file))
 
 

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint: building the engine and setting its state, with and without a comparison with hashes."""
+"""Resuming from a checkpoint: building the engine and setting its state, with and without verifying the hashes."""
 
 from __future__ import annotations
 

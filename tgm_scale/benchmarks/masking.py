@@ -1,4 +1,4 @@
-"""Milliseconds of each recipe's maps and masks, beside one training step of the same micro batch."""
+"""Milliseconds of each recipe's maps and masks, compared with one training step of the same micro batch."""
 
 from __future__ import annotations
 

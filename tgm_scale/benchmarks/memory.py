@@ -1,4 +1,4 @@
-"""Memory of the loader over many clips: what this process and its workers hold alone, as the clips go by."""
+"""Memory of the loader over many clips: private memory of this process and its workers over the clips."""
 
 from __future__ import annotations
 

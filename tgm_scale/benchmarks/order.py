@@ -1,4 +1,4 @@
-"""Millions of clips on a thousand ranks, all of them played here: opening, positions, samples, resuming.
+"""Millions of clips on a thousand ranks, all simulated in this process: opening, positions, samples, resuming.
 
 The corpus is real: one tar of 1,000 samples of 512 bytes, linked under as many names as there are shards. Every rank's
 loader is made and asked for the positions of a step; together they must be the step's positions, each once."""

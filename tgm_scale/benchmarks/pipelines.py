@@ -1,4 +1,4 @@
-"""The ways from shards to clips that are measured beside one another, over the same clips with the same draws.
+"""The pipelines from shards to clips that are compared, over the same clips with the same random draws.
 
 `frames`: the decoder alone, frames in RGB. `bare`: decoder, crop and resize in a loop, from bytes in memory; without
 reading, order, captions or batches; `loops`: several such loops at once, in processes of their own. `webdataset`: a

@@ -1,7 +1,7 @@
 """The plan of `shards make` over millions of rows: CPU seconds and the peak memory of a process that makes it.
 
 The rows are made here, in the form of InternVid's, as a folder of ten files. A tenth of them is planned, then all,
-each in a process of its own, which goes on with the pass that gives the clips of all shards."""
+each in a process of its own, which then makes the pass that gives the clips of all shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Things that are done once for each micro batch, timed in turns beside a training step."""
+"""Work done once per micro batch, timed alternately with a training step."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def folder_of(root: Path, step: int) -> Path:
 
 
 def steps_in(root: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending. Other names than theirs are not looked at."""
+    """Steps of the checkpoints in a folder, ascending. Other names are ignored."""
     found = (step_of(file.parent) for file in root.glob(f"step-*/{manifest.NAME}"))
     return sorted(step for step in found if step is not None)
 
@@ -51,8 +51,8 @@ def latest(root: Path) -> Path | None:
 
 
 def newest_whole(root: Path, damaged: dict[Path, str]) -> Reader | None:
-    """The newest checkpoint with a valid manifest and whole files beside those in `damaged`; the ones passed over are
-    added to that, with the reason. None in a new run.
+    """The newest checkpoint with a valid manifest and whole files that is not in `damaged`; damaged ones found on the
+    way are added there, with the reason. None in a new run.
 
     Raises ValueError that names each where all are damaged, NewerFormat, OSError where the storage does not answer:
     another start may find what this one cannot read."""
@@ -109,7 +109,7 @@ class Reader:
     @property
     def progress(self) -> Progress:
         told = self.manifest["progress"]
-        return Progress(**{"updates": told["step"], **told})  # checkpoints of before counted steps alone
+        return Progress(**{"updates": told["step"], **told})  # older checkpoints have steps alone
 
     def names(self) -> list[str]:
         return sorted(key.removesuffix(".weight") for key in self._of if key.endswith(".weight"))

@@ -18,7 +18,7 @@ def file_of(folder: Path, step: int) -> Path:
 
 
 class Average:
-    """decay * average + (1 - decay) * weight after each update, in float32, on each process alike.
+    """decay * average + (1 - decay) * weight after each update, in float32, the same on each process.
 
     weights: gives (name, float32 weight) anew at each call, what Adam updates: a bf16 copy would be rounded by up to
     0.2 %, and does not move at all by less. Collective where `weights` is."""
@@ -45,7 +45,7 @@ class Average:
                 old.unlink()
 
     def read(self, step: int) -> None:
-        """Go on from the average of a checkpoint. Raises ValueError where there is none."""
+        """Continue from the average of a checkpoint. Raises ValueError where there is none."""
         for name, value in read(self._folder, step).items():
             self._values[name].copy_(value)
 

@@ -1,9 +1,9 @@
-"""A hash of a file at the speed of its memory, for every start; it is no defence against people.
+"""A fast hash of a file against damage (not against attackers), checked at every start.
 
-A start reads gigabytes of state, and blake2b takes longer for that (0.7 GB a second of a core) than going on does.
-So the file's 64-bit words are summed first, in blocks of 512 rows of 512, by row and by column, and the sums are
-hashed: 9 GB a second. One word that changed changes a sum of each kind; words or blocks that changed places, too.
-Not seen: changes of four words at the corners of a rectangle of a block that cancel (of their highest bits, say);
+A start reads gigabytes of state, and blake2b (0.7 GB/s on one core) takes longer for that than the rest of resuming
+does. So the file's 64-bit words are summed first, in blocks of 512 rows of 512, by row and by column, and the sums are
+hashed: 9 GB a second. One word that changed changes a sum of each kind; words or blocks that changed places, too. Not
+seen: changes of four words at the corners of a rectangle of a block that cancel (of their highest bits, say);
 `tgm-scale check` sees those, which compares blake2b."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: the one reader, which checks all that it says before anything is read by it."""
+"""The manifest of a checkpoint, validated as a whole before anything in it is used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def step_of(folder: Path) -> int | None:
 
 
 class NewerFormat(ValueError):
-    """Written by a later version, whose run this one must not go on with from an older checkpoint."""
+    """Written by a later version; this one must not resume that run from an older checkpoint."""
 
 
 class _File(BaseModel):
@@ -48,7 +48,7 @@ class _Progress(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """What every checkpoint says, and the kinds of what it may say."""
+    """Fields that every checkpoint has, and types of those that it may have."""
 
     model_config = ConfigDict(strict=True)
     progress: _Progress
@@ -85,7 +85,7 @@ def read(folder: Path) -> dict[str, Any]:
     tree = _tree(file)
     form = tree.get("format")
     if type(form) is int and form > FORMAT:
-        raise NewerFormat(f"{file}: format {form}, this version reads {FORMAT}: go on with the version that wrote it")
+        raise NewerFormat(f"{file}: format {form}, this version reads {FORMAT}: resume with the version that wrote it")
     if form != FORMAT:
         raise ValueError(f"{file}: format {tree.get('format')}, this version reads {FORMAT}")
     try:

@@ -1,10 +1,9 @@
 """Checkpoints written during training.
 
-A save stops the training only while the state is copied to the host's memory (12 bytes a parameter, divided over the
+A save stops the training only while the state is copied to the host's memory (12 bytes per parameter, divided over the
 ranks). A thread writes the copy; once all ranks' files are written, the ranks agree on that at a step and rank 0 gives
-the folder its name. A kill before that leaves the checkpoint before as the newest. Where a host's memory would not
-hold the copy, the training waits while each tensor is written as it is gathered.
-"""
+the folder its name. A kill before that leaves the checkpoint before as the newest. If a host's memory is too small for
+the copy, the training waits while each tensor is written as it is gathered."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ _TEMPORARY = ".writing-"
 
 
 class Saver:
-    """Writes checkpoints in `root` and drops those that need not stay. At most one is being written.
+    """Writes checkpoints in `root` and deletes old ones by the retention rule. At most one is being written.
 
     `begin` and `finish` are collective. They raise OSError on every rank, naming the ranks and reasons, where one
     could not write; the checkpoints before stay as they are.
@@ -102,7 +101,7 @@ class Saver:
         return pending.final
 
     def _drop(self) -> None:
-        """Drop old checkpoints. One that cannot be is said once: it costs space, not the run."""
+        """Drop old checkpoints. One that cannot be deleted causes one warning: it costs space, not the run."""
         for step in self.retention.dropped(steps_in(self.root)):
             folder = folder_of(self.root, step)
             try:
@@ -134,7 +133,7 @@ class _Pending:
 
     def __init__(self, root: Path, progress: Progress, facts: dict, process: ProcessInfo):
         self.root, self.facts, self.process = root, facts, process
-        self.progress = replace(progress, skipped=dict(progress.skipped))  # the run's own goes on counting
+        self.progress = replace(progress, skipped=dict(progress.skipped))  # the run's own changes meanwhile
         self.final = folder_of(root, progress.step)
         self.work = root / f"{_TEMPORARY}{progress.step:08d}"
         self._entry: dict[str, Any] = {}

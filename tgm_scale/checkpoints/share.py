@@ -13,10 +13,10 @@ from tgm_scale.runtime.distributed import ProcessInfo
 
 
 class RankShare:
-    """This rank's share of the state: whole parameters, dealt out in shares of like size.
+    """This rank's share of the state: whole parameters, distributed in shares of similar size.
 
-    No rank holds the whole model: to go through it gathers each parameter alone, and gives what is this rank's, on the
-    CPU. That is collective: every rank goes to the end."""
+    No rank holds the whole model: iteration gathers one parameter at a time and yields this rank's, on the CPU. It is
+    collective: every rank iterates to the end."""
 
     def __init__(self, engine: Any, process: ProcessInfo):
         named = dict(engine_state.named_parameters(engine))

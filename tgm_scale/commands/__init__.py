@@ -1,1 +1,2 @@
-"""The arguments of every command of `tgm-scale`: what a command does is in the rooms below, imported when it runs."""
+"""The arguments of every command of `tgm-scale`: what a command does is in the packages below, imported when it
+runs."""

@@ -7,9 +7,9 @@ import argparse
 from tgm_scale.commands.command import Command
 from tgm_scale.runtime.terminal import message
 
-DESCRIPTION = """One HTML page of a run, while it goes or after: its curves, speed, skipped samples, starts,
-configuration, and the command that goes on with it. Of several runs: the curves over one another, and what
-differs. The page needs nothing beside it and fetches nothing."""
+DESCRIPTION = """One HTML page of a run, while it runs or after: its curves, speed, skipped samples, starts,
+configuration, and the command that resumes it. Of several runs: their curves in one plot, and what
+differs. The page needs no other file and fetches nothing."""
 
 EXAMPLES = """examples:
   tgm-scale report runs/debug                                    # writes runs/debug/report.html

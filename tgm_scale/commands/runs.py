@@ -104,7 +104,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", metavar="RUN", help="exit code 1: damaged in part; 2: cannot be gone on with")
+    parser.add_argument("run_folder", metavar="RUN", help="exit code 1: damaged in part; 2: cannot be resumed")
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -127,7 +127,7 @@ def _compare(options: argparse.Namespace) -> int:
     return 0 if equal else 1
 
 
-PRETRAIN = Command("pretrain", "start a pretraining run, or go on with it", add_configuration, _pretrain, _PRETRAIN)
+PRETRAIN = Command("pretrain", "start a pretraining run, or resume it", add_configuration, _pretrain, _PRETRAIN)
 FINETUNE = Command(
     "finetune", "train a classifier from a checkpoint, and test it", _add_finetune, _finetune, _FINETUNE_EXAMPLES
 )
@@ -136,5 +136,5 @@ CONFIG = Command(
     "config", "print a configuration with defaults and overrides; preflight checks it", _add_config, _config
 )
 STATUS = Command("status", "how a run stands, in one screen", _add_status, _status)
-COMPARE = Command("compare", "where two runs part: configuration, data, losses", _add_compare, _compare)
-CHECK = Command("check", "whether a run folder is whole, and what can be gone on from", _add_check, _check)
+COMPARE = Command("compare", "where two runs differ first: configuration, data, losses", _add_compare, _compare)
+CHECK = Command("check", "whether a run folder is whole, and what it can be resumed from", _add_check, _check)

@@ -1,1 +1,1 @@
-"""DeepSpeed: its configuration, its start, its state, and the end of a step."""
+"""DeepSpeed: its configuration, start, state, and the update at the end of a step."""

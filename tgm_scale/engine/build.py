@@ -20,8 +20,8 @@ from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus, set_r
 def start_processes(process: ProcessInfo, seconds: float = 600) -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs.
 
-    seconds: within which all processes must have come. Raises TimeoutError where they did not, and ValueError where
-    the variables of the launcher or its GPUs are wrong."""
+    seconds: timeout for all processes to join. Raises TimeoutError if some did not, ValueError if the launcher's
+    variables or GPUs are wrong."""
     refuse_hidden_gpus(process)
     set_rendezvous(process)
     gpu = None
@@ -95,8 +95,8 @@ def wants_fused(device: torch.device) -> bool:
 
 
 def _forget_products(adam: Any, *_: object) -> None:
-    """DeepSpeed's C++ Adam takes the powers of its betas as running products, which no checkpoint holds: a run that
-    goes on would have the exact powers, 1e-7 apart. A fresh C++ object takes the powers, at every step."""
+    """DeepSpeed's C++ Adam takes the powers of its betas as running products, which are in no checkpoint: a resumed
+    run would have the exact powers, 1e-7 apart. A fresh C++ object at every step computes the powers."""
     given = adam.defaults
     adam.ds_opt_adam.create_adam(
         adam.opt_id, given["lr"], *given["betas"], given["eps"], given["weight_decay"], adam.adam_w_mode, False

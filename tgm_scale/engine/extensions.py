@@ -1,11 +1,11 @@
-"""DeepSpeed's Adam for CPUs: built with a C++ compiler at the first start on a machine, in sight and without hanging.
+"""DeepSpeed's Adam for CPUs: built with a C++ compiler at the first start on a machine, with messages and without
+hanging.
 
-torch marks a build by a file named `lock`, which a process that is killed leaves behind, and for which every later
-start would wait without end and without a word. So a start first sees who holds it: a process here has the file open,
-or its compiler works in the folder. A lock that nobody here holds is removed where only this host has begun a build
-there, and waited for where another host may be building, until it is older than any build takes; then the start ends
-and names it.
-"""
+torch marks a build by a file named `lock`, which a process that is killed leaves behind, and every later start
+would wait for it forever, silently. So a start first checks who holds it: a process of this host has the file open, or
+its compiler works in the folder. A lock that no process here holds is removed if only this host has begun a build
+there. If another host may be building, the start waits until the lock is older than any build takes; then it ends and
+names the lock."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SEES_PROCESSES = Path("/proc/self/fd").is_dir()
 def prepare_deepspeed(device: torch.device) -> None:
     """Import DeepSpeed for this kind of device, its log quiet and its compiler's tools found."""
     os.environ["DS_ACCELERATOR"] = device.type  # one that is inherited may name the other kind
-    # ninja, with which DeepSpeed builds its extensions, lies beside the python of a virtual environment
+    # ninja, with which DeepSpeed builds its extensions, is next to the python of a virtual environment
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     quiet_warnings()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -1,8 +1,8 @@
 """Every key of a DeepSpeed JSON: supported, not used (and by what instead), or refused with the reason.
 
-DeepSpeed takes a key that it does not know, at the top level, without a word, and many that it knows would compute
-something else than the run says. So the table is complete for DeepSpeed 0.19.8, and what is not in it is refused;
-`tests/training/test_engine_keys.py` walks DeepSpeed's own classes, so that a new version's keys are met there.
+DeepSpeed silently accepts unknown keys at the top level, and many known ones would change what the run computes. So
+the table is complete for DeepSpeed 0.19.8, and a key that is not in it is refused;
+`tests/training/test_engine_keys.py` walks DeepSpeed's own classes, so that keys of a new version are noticed there.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ SUPPORTED: dict[str, Any] = {
     },
 }
 
-# what the run does itself: the key has no effect, and the run says so
+# done by the run itself: the key has no effect, and the run prints a notice
 NOT_USED = {
     "steps_per_print": "log.every says how often a line is printed",
     "wall_clock_breakdown": "metrics.jsonl has the seconds of each part of a step",
@@ -108,7 +108,7 @@ _LOG = "belongs to the run's own section log (metrics.jsonl, and log.tensorboard
 _BATCH = "belongs to the run's own keys train.global_batch_size and train.micro_batch_size"
 _ABSENT = "the model has no such parts"
 _REMOVED = "is no longer in DeepSpeed"
-_NVME = "serves NVMe alone, from which a run could not go on"
+_NVME = "serves NVMe alone, from which a run could not resume"
 _RESTORE = "was never tried with this project's checkpoints"
 _SCALING = "changes how gradients are averaged, on which the losses of this project count"
 

@@ -101,7 +101,7 @@ def _set_stage(zero: dict[str, Any], plan: EnginePlan, origin: str) -> None:
         if device == "nvme":
             raise ValueError(
                 f"{place}.{key}.device=nvme: DeepSpeed cannot set state that it swapped to disk, so the run could not "
-                f'go on from a checkpoint (its own comes back as fresh weights, without an error): use "cpu"'
+                f'resume from a checkpoint (its own comes back as fresh weights, without an error): use "cpu"'
             )
         if device == "none":
             zero.pop(key, None)  # DeepSpeed takes the section's presence for a wish

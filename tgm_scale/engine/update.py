@@ -1,9 +1,8 @@
-"""The end of a step: decide whether its update is fit to be made, make it, and learn its metrics.
+"""The end of a step: decide whether its update is made, make it, and read its metrics.
 
-The host waits for the device once a step, here, after the update's work is queued: a step's loss and what was decided
-arrive together. So the decision is the device's own where the optimizer can take it: torch's fused Adam leaves out an
-update by a flag on the device, its step count included. Where Adam runs on the host (CPU runs, offload) nothing is
-gained by that, and the host decides.
+The host waits for the device once per step, here, after the update is queued: the loss and the decision arrive
+together. So the device decides where the optimizer allows it: torch's fused Adam skips an update by a flag on the
+device, its step count included. Where Adam runs on the host (CPU runs, offload) the host decides.
 
 DeepSpeed 0.19's wrappers wait too: each reads the gradient norm on the host before it queues Adam's kernels (only
 stage 0 in fp32 does not). That idles the device while some 50 kernels are launched, 10 us each: 0.5 ms of a step.
@@ -24,9 +23,9 @@ from tgm_scale.engine.build import discard_update, norm_after, norm_before
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a step."""
+    """The outcome of a step."""
 
-    metrics: list[float]  # what was handed in
+    metrics: list[float]  # as passed in, read from the device
     loss: float
     grad_norm: float | None  # before clipping; None where it is not finite
     refusal: str | None  # why the update was not made; None where it was

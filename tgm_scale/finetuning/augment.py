@@ -76,7 +76,7 @@ class Augmenter:
         return video_THW3 if self._erase is None else self._erased(video_THW3, seed)
 
     def __reduce__(self) -> tuple[type[Augmenter], tuple[str | None, float, int]]:
-        """Made anew from its words in a worker: unpickling timm's objects would import timm before torchvision is
+        """Rebuilt from its arguments in a worker: unpickling timm's objects would import timm before torchvision is
         prepared."""
         return Augmenter, self._words
 

@@ -22,9 +22,9 @@ from tgm_scale.runtime.progress import ProgressBars
 
 
 def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, Any]:
-    """Test the newest checkpoint, or the average beside it, and write results.json. Collective.
+    """Test the newest checkpoint, or its averaged weights, and write results.json. Collective.
 
-    Weights are read from the checkpoint, whole, so that it goes at any ZeRO stage."""
+    Weights are read whole from the checkpoint, so this works at any ZeRO stage."""
     newest = checkpoint.latest(folder / "checkpoints")
     assert newest is not None, "training ended without a checkpoint"
     reader, settings, data, process = (

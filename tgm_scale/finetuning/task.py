@@ -37,7 +37,7 @@ from tgm_scale.training.trainer import Start
 
 
 def finetune(config: FinetuneConfig) -> int:
-    """Train, or go on with the run in its folder; then test. Returns and raises as `opening.run`."""
+    """Train, or resume the run in its folder; then test. Returns and raises as `opening.run`."""
     process = find_process()
     plan = setup.plan_finetuning(config, process)
     setup.check(config, plan)
@@ -134,7 +134,7 @@ class Finetuning(Task):
 
 
 def _digest(batches: list[Batch]) -> int:
-    """Stands for the clips of this rank; the sum over ranks does not depend on which rank had which."""
+    """A digest of this rank's clips; the sum over ranks does not depend on which rank had which clip."""
     return sum(
         seeding.key("digest", key, seed) >> 23
         for batch in batches

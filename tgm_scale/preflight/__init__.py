@@ -1,1 +1,1 @@
-"""What is tried on every node before a run starts."""
+"""Health checks of every node before a run starts."""

@@ -1,9 +1,8 @@
-"""A look at every node in seconds, before hours are spent on them: the node that is broken is named.
+"""Health check of every node in seconds, before a run: names the broken nodes.
 
-Four rounds, each ended by a verdict of rank 0 over all reports: what each process finds alone; what the nodes share;
-a trial of what the run will use; an all-reduce. Reports go through a TCP store with a time limit, not through
-collectives, so that a node that hangs or never came up is named like one that complains.
-"""
+Four rounds, each ended by rank 0's verdict over all reports: what each process finds alone; what the nodes share; a
+trial of what the run will use; an all-reduce. Reports go through a TCP store with a timeout, not through collectives,
+so that a node that hangs or never came up is named like one that reports a problem."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What one process sees of its node before a run: versions, GPU, disks, shards, and the folder all nodes share.
+"""Checks of one process on its node before a run: versions, GPU, disks, shards, and the shared folder.
 
-Nothing here talks to another process: `preflight` compares the reports and names the node that differs.
+Nothing here communicates: `verdict` compares the reports and names the node that differs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a preflight asks of a configuration, whatever the task of its run."""
+"""What a preflight checks of a configuration, for any task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run will use beside its data and model, tried by one process: DeepSpeed's extensions, InfiniBand."""
+"""Trials of what a run uses other than data and model: DeepSpeed's extensions, InfiniBand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the reports of a preflight amount to: which nodes are wrong, and what is wrong with the setup."""
+"""From the reports of a preflight to its verdict: which nodes are bad, and what is wrong with the setup."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def diagnose(reports: list[Report], silent: list[str]) -> tuple[dict[str, list[s
 
 
 def _mismatches(reports: list[Report]) -> list[tuple[Report, str, str]]:
-    """Reports that differ from most in what must be alike; where half differ, rank 0's half is right."""
+    """Reports that differ from most in what must match; if half differ, rank 0's half counts as right."""
     found = []
     for name in dict.fromkeys(name for report in reports for name in report.must_match):
         values = [report.must_match.get(name, "none") for report in reports]

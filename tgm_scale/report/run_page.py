@@ -126,12 +126,12 @@ def _recent_share(view: RunView, part: str) -> float | None:
 
 def _standing(view: RunView) -> list[Block]:
     blocks: list[Block] = [Text(said) for said in view.complaints]
-    rows = [[name, text] for name, text in view.lines.items() if name not in ("run", "go on")]
+    rows = [[name, text] for name, text in view.lines.items() if name not in ("run", "resume")]
     blocks += [Table(["", ""], rows, words=True)] if rows else []
     if view.command:
         blocks += [Text("The command that resumes it, from the folder in which it was started:"), Code(view.command)]
-    elif "go on" in view.lines:
-        blocks.append(Text(f"What resumes it: {view.lines['go on']}."))
+    elif "resume" in view.lines:
+        blocks.append(Text(f"What resumes it: {view.lines['resume']}."))
     if "masking" in view.tree and view.lines.get("checkpoint", "none yet") != "none yet":
         typed = shlex.join(["tgm-scale", "preview", "--checkpoint", str(view.root), "--output", "preview.html"])
         blocks += [Text("What it reconstructs of clips, and what its masks hide:"), Code(typed)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tgm_scale.report.thinning import Series
-from tgm_scale.runs import events, pictures, run_folder, status, vital
+from tgm_scale.runs import events, pictures, run_folder, run_state, status
 from tgm_scale.runs.metrics import rows_and_damaged
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.secrets import tree_without_secrets
@@ -44,7 +44,7 @@ class Named:
 class RunView:
     """name: as it was given. lines: what `tgm-scale status` says. rows: of metrics.jsonl, by ascending step. columns:
     their figures by name.
-    skipped, left_out: by reason. command: what goes on with it, "" where that is not known. complaints: what cannot be
+    skipped, left_out: by reason. command: what resumes it, "" where that is not known. complaints: what cannot be
     read or is not as it was written, a sentence each."""
 
     name: str
@@ -135,7 +135,7 @@ def look(folder: str) -> RunView:
     command = ""
     if lines.get("state") != "finished" and plan and isinstance(tree.get("run"), dict):
         with suppress(KeyError, TypeError, OSError):
-            command = vital.command(root, tree, plan["world_size"], starts)
+            command = run_state.command(root, tree, plan["world_size"], starts)
     return RunView(
         name=folder.rstrip("/") or folder,
         root=root,

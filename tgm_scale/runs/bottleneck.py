@@ -1,4 +1,4 @@
-"""Which rank waits, for what, and what would cure it: from where every rank's time went (RUN/ranks/NNNNN)."""
+"""Which rank waits, for what, and the remedy, from the time each rank spends per phase (RUN/ranks/NNNNN)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Rank(NamedTuple):
 
 
 def read_ranks(folder: Path, world_size: int) -> list[Rank]:
-    """The ranks of the run in this folder; none where it has not told of its time yet."""
+    """The ranks of the run in this folder; empty before the first heartbeats with times."""
     ranks = []
     for number in range(world_size):
         beat = read_heartbeat(folder / "ranks" / f"{number:05d}")
@@ -36,7 +36,7 @@ def read_ranks(folder: Path, world_size: int) -> list[Rank]:
 
 
 def read_heartbeat(file: Path) -> dict[str, Any]:
-    """What a rank told; nothing where its file is not there, or damaged."""
+    """A rank's heartbeat; empty if its file is missing or damaged."""
     try:
         beat = json_file(file)
     except (OSError, ValueError):
@@ -52,7 +52,7 @@ def from_metrics(rows: list[dict[str, Any]]) -> list[Rank]:
 
 
 def explain(ranks: list[Rank], workers: int) -> str:
-    """One line: what holds the run up, on which rank, and the remedy. `workers`: data.workers."""
+    """One line: the bottleneck, its rank, and the remedy. `workers`: data.workers."""
     worst = {
         phase: max(ranks, key=lambda rank: rank.shares.get(phase, 0)) for phase in ("data", "guidance", "checkpoint")
     }

@@ -1,4 +1,4 @@
-"""`tgm-scale check RUN`: whether a run folder is whole, and what can be gone on from."""
+"""`tgm-scale check RUN`: whether a run folder is whole, and what it can be resumed from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Findings:
         self.lines.append(self._good[name])
 
     def bad(self, name: str, text: str, stops: bool = False) -> None:
-        """Damage; `stops`: a start would refuse to go on. What is damaged is not ok in another respect."""
+        """Damage; `stops`: a start would refuse to resume. What is damaged is not ok in another respect."""
         if (said := self._good.pop(name, None)) is not None:
             self.lines.remove(said)
         self.lines.append(f"DAMAGED  {name}: {text}")
@@ -36,7 +36,7 @@ class Findings:
 
 def check(folder: str) -> tuple[str, int]:
     """A report on every file of a run that a start or `tgm-scale status` reads, each checkpoint compared with its
-    hashes, and the exit code: 0 whole, 1 damaged but can be gone on with, 2 cannot be gone on with as it is.
+    hashes, and the exit code: 0 whole, 1 damaged but can be resumed, 2 cannot be resumed as it is.
 
     Raises ValueError for a folder that is no run."""
     root = Path(folder)
@@ -67,7 +67,7 @@ def check(folder: str) -> tuple[str, int]:
         found.lines.append(
             f"earlier  {event['event']}: {event.get('checkpoint') or event.get('file') or event.get('why')}"
         )
-    end = "cannot be gone on with as it is: restore what is named above" if found.code == 2 else _next(root, used)
+    end = "cannot be resumed as it is: restore what is named above" if found.code == 2 else _next(root, used)
     return "\n".join([*found.lines, f"{folder}: {end}"]), found.code
 
 

@@ -1,4 +1,4 @@
-"""Where runs part: configuration, data sequence, losses."""
+"""Where runs differ first: configuration, data sequence, losses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_THERE = "not there"  # in words, of a key that a configuration does not have
 
 
 def compare(one: str, other: str) -> tuple[str, bool]:
-    """A report on where two runs part (configuration, data sequence, losses), and whether they are equal.
+    """A report on where two runs differ first (configuration, data sequence, losses), and whether they are equal.
 
     Raises ValueError for a folder that is no run."""
     trees = [read_tree(run) for run in (one, other)]

@@ -1,4 +1,4 @@
-"""What a run does when something goes wrong: refuse an update, roll back, name the samples and ranks, stop."""
+"""Faults of a run: refused updates, rollbacks, the skip list, and what ends a run."""
 
 from __future__ import annotations
 
@@ -37,10 +37,9 @@ class Diverged(RunStopped):
 
 
 class SpikeDetector:
-    """Knows from the losses so far which loss is a spike. All ranks see the same losses, so each has its own and they
-    agree.
+    """Decides from the losses so far which loss is a spike. All ranks see the same losses, so their decisions agree.
 
-    recent: the losses of the steps before, so that a run that goes on judges as if it had never stopped."""
+    recent: the losses of the steps before, so that a resumed run decides as if it had never stopped."""
 
     def __init__(self, spike_factor: float | None, recent: Iterable[float]):
         self.spike_factor = spike_factor

@@ -29,7 +29,7 @@ _RECENT = 100  # losses; runs/faults.py measures a spike against no more
 
 
 class Metrics:
-    """Writes one JSON object a step and mirrors it to TensorBoard. A restart drops what came after the checkpoint.
+    """Writes one JSON object per step and mirrors it to TensorBoard. A restart drops what came after the checkpoint.
 
     Only the main rank has one. others: boards that show the rows, too, and outlive it."""
 

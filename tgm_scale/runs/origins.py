@@ -1,9 +1,8 @@
-"""RUN/origins.json: what a run reads beside its data, by content: frozen towers, flow weights, its first weights.
+"""RUN/origins.json: what a run reads other than its data, by content: frozen towers, flow weights, its first weights.
 
-A path says where something lay. With what was in it a run goes on after a folder was moved, and is refused where other
-weights lie at the old place. An entry is {file: its blake2b, and the size, inode and time of change by which the next
-start knows it without reading it}. A run folder of before has no such file: there the path decides.
-"""
+A path only says where a file was. By its content a run resumes after a folder was moved, and is refused if other
+weights are at the old place. An entry is {file: its blake2b, and the size, inode and time of change by which the next
+start knows it without reading it}. Older run folders have no such file: there the path decides."""
 
 from __future__ import annotations
 
@@ -50,7 +49,7 @@ def updated(config: Tree, known: Mapping[str, Entry], step: int) -> dict[str, En
 
 
 def differences(there: Tree, here: Tree, known: Mapping[str, Entry]) -> list[str]:
-    """In words, what is other in this start's configuration than in the run folder's."""
+    """Messages: what differs between this start's configuration and the run folder's."""
     found = []
     for key in KEYS:
         old, new, recorded = _value(there, key), _value(here, key), known.get(key, {})

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from: the newest that is whole. What is damaged is set aside, and said."""
+"""Which checkpoint a run resumes from: the newest whole one. Damaged ones are renamed, with a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""RUN/data.json: the corpora that a run reads, by content: a start on others is refused, and says which shards."""
+"""RUN/data.json: the corpora that a run reads, by content: a start on other data is refused, and names the shards that
+differ."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
 
 
 def _other_data(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool:
-    """Whether samples, captions, labels or their order are others. What an earlier version did not note is not
+    """Whether samples, captions, labels or their order are others. What an earlier version did not record is not
     compared: the content of lists, the test part."""
     if not any(corpus.get("part") == "test" for corpus in before):
         now = [corpus for corpus in now if corpus.get("part") != "test"]

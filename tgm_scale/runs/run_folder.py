@@ -1,16 +1,15 @@
-"""The run folder: what the run is, so that it can be gone on with, compared and understood.
+"""The run folder: what a run is, so that it can be resumed, compared and understood.
 
 RUN/config.yaml       the configuration as resolved
 RUN/data.json         the corpora it reads: name, samples, fingerprint, what was left out
 RUN/origins.json      the frozen models and first weights that it reads, by content (runs/origins.py)
-RUN/plan.json         what followed from it: steps, batch layout, stage
+RUN/plan.json         what was derived from it: steps, batch layout, stage
 RUN/files.json         size and time of files of lists at the first start
 RUN/environment.jsonl versions, git state and host of each start
-RUN/metrics.jsonl     one line a step
+RUN/metrics.jsonl     one line per step
 RUN/owner/            which start owns the folder (runtime/ownership.py)
 RUN/skipped.jsonl     every broken sample: step, key, reason
-RUN/events.jsonl      damage that a start found: checkpoints set aside, lines of metrics.jsonl moved; rollbacks; why
-                      a start failed
+RUN/events.jsonl      damage found by a start, rollbacks, reasons of failures
 RUN/faults.json       what outlives a rollback (runs/faults.py)
 RUN/pictures/         masks and reconstructions of log.pictures_every (runs/pictures.py)
 RUN/profile/          traces of profile.steps (training/profiling.py)
@@ -70,8 +69,8 @@ def open_folder(config: RunSettings) -> Path:
 
 
 def misplaced(folder: Path) -> list[str]:
-    """Names of a run's files that are no files, and of its folders that are no folders: to write to a pipe is to wait
-    for its reader for ever, and a link that leads nowhere would make a file there."""
+    """Names of a run's files that are no files, and of its folders that are no folders: writing to a pipe would wait
+    for its reader forever, and writing to a dangling link would make a file elsewhere."""
     files = [name for name in FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
     return files + [name for name in FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
 
@@ -83,8 +82,8 @@ def probe() -> str:
 
 @contextmanager
 def owned(folder: Path, collectives: HostCollectives) -> Iterator[None]:
-    """Own the run folder for as long as the context lasts, by the main process. Collective. Why the work in it failed
-    is left as an event.
+    """Own the run folder within this context, by the main process. Collective. A failure within it is recorded as an
+    event.
 
     Raises ValueError on every rank where another start has it."""
     refusal: Exception | None = None
@@ -107,7 +106,7 @@ def owned(folder: Path, collectives: HostCollectives) -> Iterator[None]:
 
 
 def failure(folder: Path) -> str:
-    """Why the newest start failed, "" where it did not, or has left no word."""
+    """Why the newest start failed; "" if it did not, or left no reason."""
     starts = _lines(folder / "environment.jsonl")
     failed = [event for event in events.read(folder) if event["event"] == FAILED and event.get("starts") == starts]
     return str(failed[-1].get("why")) if failed else ""
@@ -135,7 +134,7 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
 
 
 def to_yaml(config: configuration.Section) -> str:
-    """A configuration as YAML to print and keep: its addresses let nobody in."""
+    """A configuration as YAML, without secrets in its URLs."""
     return configuration.to_yaml(tree_without_secrets(config.model_dump(mode="json")))
 
 
@@ -159,7 +158,8 @@ def write_start(
 
 
 def changed(folder: Path) -> list[str]:
-    """The files that are not as the last start wrote them, as far as it is known: earlier versions did not note it."""
+    """The files that differ from what the last start wrote, as far as it is known: earlier versions did not record
+    it."""
     odd = misplaced(folder)  # a pipe would be waited for
     try:
         files = {} if "environment.jsonl" in odd else starts(folder)[-1]["files"]

@@ -1,4 +1,4 @@
-"""How a run stands."""
+"""`tgm-scale status RUN`: the state of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tgm_scale import config as configuration
 from tgm_scale.checkpoints import checkpoint, manifest
-from tgm_scale.runs import events, run_data, run_folder, vital
+from tgm_scale.runs import events, run_data, run_folder, run_state
 from tgm_scale.runs.bottleneck import explain, from_metrics, read_ranks
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
 from tgm_scale.runs.waiting import duration, waiting
@@ -23,8 +23,8 @@ _STARTS_SHOWN = 5
 
 
 def status(folder: str) -> str:
-    """One screen about a run: whether it is at work, or else the command that resumes it; step, speed, time left, last
-    checkpoint, restarts, skipped samples, bottleneck, and who waits for a shard.
+    """One screen about a run: whether it is running, or the command that resumes it; step, speed, time left, last
+    checkpoint, restarts, skipped samples, bottleneck, and processes that wait for a shard.
 
     Raises ValueError for a folder that is no run."""
     return _aligned(lines(folder, *rows_and_damaged(Path(folder))))
@@ -60,7 +60,7 @@ def lines(
     finished = made == plan["steps"] and saved and (kind != "finetuning" or bool(judged))
     return {
         "run": f"{folder}, {tree['model']['size']}, {kind}",
-        **vital.lines(root, tree, plan["world_size"], starts, finished),
+        **run_state.lines(root, tree, plan["world_size"], starts, finished),
         "step": f"{made} of {plan['steps']} ({made / plan['steps']:.0%})",
         **(_progress(root, tree, plan, rows) if rows else {}),
         "checkpoint": newest.name if newest else "none yet",

@@ -1,4 +1,4 @@
-"""Who of a run waits for which shard, by the heartbeats of its ranks (RUN/ranks/NNNNN)."""
+"""Which processes of a run wait for which shard, by the heartbeats of its ranks (RUN/ranks/NNNNN)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tgm_scale.runtime.outside.json_text import json_file
 from tgm_scale.runtime.terminal import message
 
 _NAMED = 4
-_FRESH = 60.0  # seconds: an older heartbeat is of a rank that is gone, or stands still
+_FRESH = 60.0  # seconds: an older heartbeat is of a rank that died or hangs
 
 
 class _Beat(BaseModel):

@@ -1,1 +1,1 @@
-"""Ground floor: keyed randomness, processes, logs. Knows nothing of video."""
+"""Lowest layer: keyed randomness, processes, files, terminal. Nothing about video."""

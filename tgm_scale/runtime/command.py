@@ -1,4 +1,4 @@
-"""What all commands do alike: help with examples, exit codes, one line for what went wrong."""
+"""What all commands share: help with examples, exit codes, one line for an error."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import NoReturn
 from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
-# files that are missing, forbidden or of another kind: another start finds them so, too
+# files that are missing, forbidden or of another kind: a new start would find the same
 _LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
 
 def code_of(trouble: BaseException) -> int:
-    """The exit code for trouble with files or devices: USER_MISTAKE where another start would meet it again."""
+    """The exit code for an error of files or devices: USER_MISTAKE if a new start would meet it again."""
     lasting = isinstance(trouble, OSError) and trouble.errno in _LASTING
     return getattr(trouble, "exit_code", USER_MISTAKE if lasting else FAILED)
 
 
 class Parser(argparse.ArgumentParser):
-    """One that knows what `--data.shards=x` was meant to be."""
+    """Explains `--data.shards=x`: configuration keys have no dashes."""
 
     def error(self, message: str) -> NoReturn:
         if keys := re.findall(r"(?<!\S)--(\w+(?:\.\w+)+)(\S*)", message):
@@ -41,7 +41,7 @@ def parser(description: str | None, examples: str | None, program: str | None = 
 
 @contextmanager
 def reported_as(key: str, given: str) -> Iterator[None]:
-    """A mistake in the value of a configuration's key is told as one of what the user gave it by: `--towers` for
+    """Report a mistake in the value of a configuration key under the option that the user gave: `--towers` for
     `guidance.towers`."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Third-party packages that need a hand: on a CPU-only torch, by version, and quiet ones."""
+"""Workarounds for third-party packages: with a CPU-only torch, by version, and for their warnings."""
 
 from __future__ import annotations
 

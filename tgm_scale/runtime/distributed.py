@@ -1,4 +1,4 @@
-"""Which process of the run this is, and the host-side collectives that steer it.
+"""This process among those of the run, and host-side collectives for control decisions.
 
 A start is one of three: torchrun (RANK, WORLD_SIZE, ...), srun (SLURM_PROCID, ...), or a plain `python`, which is a
 run of one process. No launcher of another kind, no ssh and no hostfile is needed.
@@ -128,7 +128,7 @@ def _run(*command: str) -> str:
 
 
 class HostCollectives:
-    """Small collectives between hosts, over gloo, so that no decision waits for the device.
+    """Small collectives over gloo, so that no control decision waits for the device.
 
     Every method is collective: all ranks call it, in the same order. Alone it does nothing.
 

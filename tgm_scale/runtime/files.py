@@ -1,4 +1,4 @@
-"""Files that others may read, too, and disks that are full."""
+"""Files: written in one piece, readable for others, and errors of full disks in words."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "pic
 
 
 def check_output(option: str, file: Path, kind: str) -> None:
-    """Before the work whose result a file will be: it may be written over where it is of that kind (of BEGINNINGS) or
-    empty. Raises ValueError where it is something else, or cannot be there. /dev/stdout and its like may be."""
+    """Check an output file before the work: it may be overwritten if it is of that kind (of BEGINNINGS) or empty.
+    Raises ValueError where it is something else, or cannot be there. /dev/stdout and its like may be."""
     if file.is_dir():
         raise ValueError(f"{option} {file}: a folder; wanted a file's name")
     if not file.absolute().parent.is_dir():
@@ -73,7 +73,7 @@ def making(folder: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or a folder's names, to the disk."""
+    """fsync a file, or the entries of a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,7 @@
-"""What the launcher's variables say of this process: torchrun's, srun's, or nobody's.
+"""This process by the launcher's environment variables: torchrun's, srun's, or none.
 
-Variables that are half set, or that contradict one another, are refused: taken at their word they would have several
-processes train alone into one folder, or one process wait for ranks that nobody started.
-"""
+Variables that are incomplete or contradict one another are refused: otherwise several processes would each train alone
+into one folder, or one process would wait for ranks that were never started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One start of a training run on this host: its processes side by side, as srun starts them."""
+"""One start of a training run on this host: its processes, as srun starts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much of the host's memory is there, and how much of it this process may still take."""
+"""The host's memory: total, free for this process, peak of a process."""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""A run folder has one owner: a second start is refused, and one whose owner died takes over by itself.
+"""A run folder has one owner: a second start is refused while the owner lives, and takes over once it is dead.
 
-    RUN/owner/000003    the third start's: who it is in a line of JSON, then a count that it raises every 5 seconds
+    RUN/owner/000003    the third start's: a line of JSON that identifies it, then a counter raised every 5 seconds
 
-The newest number owns. A start takes the next number by creating its file, which only one can; then it looks again.
-No lock of the file system is relied upon, and no clock of another host: whether an owner elsewhere lives is seen by
-watching its count.
+The newest number owns. A start takes the next number by creating its file, which only one can; then it checks again.
+No file-system lock and no other host's clock is relied upon: an owner on another host is alive if its counter moves.
 """
 
 from __future__ import annotations
@@ -62,7 +61,8 @@ def owned(folder: Path) -> Iterator[None]:
     """Own a run folder for as long as the context lasts; for the main process of a start. Raises ValueError where
     another start has it, OSError where it cannot be written.
 
-    A process whose folder was taken over, since it had not answered for a while, ends at once: two would write."""
+    A process whose folder was taken over, since its counter had stopped for a while, ends at once: otherwise two would
+    write."""
     number = take(folder, this_start())
     stop = threading.Event()
     thread = threading.Thread(target=_count, args=(folder, number, stop), daemon=True)

@@ -1,4 +1,4 @@
-"""Pools of worker processes that neither outlive their parent nor die of one bad input."""
+"""A pool of worker processes that end with their parent and survive a crash on one input."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class OrderedPool:
 
 
 def end_with_parent() -> None:
-    """Leave when the parent is gone (a killed parent closes no queue that its workers wait on), and leave an interrupt
-    from the keyboard to it."""
+    """Exit when the parent is gone (a killed parent closes no queue that its workers wait on), and leave Ctrl-C to the
+    parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""How far a long step is and how long it has to go: bars on a terminal, plain lines where there is none."""
+"""Progress and remaining time of long work: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

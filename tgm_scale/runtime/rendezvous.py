@@ -1,8 +1,7 @@
-"""How the processes of a run find one another: at rank 0, within a time, and not in silence.
+"""Rendezvous of a run's processes at rank 0, with a timeout and with messages about who is missing.
 
-Each connects to the store that rank 0 holds (under torchrun: its agent), leaves word there, and goes on when rank 0
-has seen all. Who waits says for whom, where it looks and which variables it believed.
-"""
+Each connects to the store that rank 0 holds (under torchrun: its agent), registers there, and continues when rank 0
+has seen all. A process that waits prints for whom, where, and which variables it used."""
 
 from __future__ import annotations
 

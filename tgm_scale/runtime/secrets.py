@@ -1,4 +1,4 @@
-"""Addresses without what lets others in: passwords before the host, signatures and tokens behind the question mark."""
+"""URLs without their secrets: passwords before the host, signatures and tokens in the query."""
 
 from __future__ import annotations
 

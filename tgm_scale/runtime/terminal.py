@@ -1,4 +1,5 @@
-"""What is printed: foreign text cannot steer the terminal, and a terminal, pipe or disk that is gone stops nothing."""
+"""Output: text from outside cannot control the terminal, and a closed terminal, broken pipe or full disk stops
+nothing."""
 
 from __future__ import annotations
 
@@ -19,15 +20,15 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # the direc
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:
-    """Foreign text as a terminal can have it: what would move the cursor, set colours or titles, break lines or turn
-    the direction is written as its escape. `keep`: what stays all the same."""
+    """Text from outside, safe to print: characters that would move the cursor, set colours or titles, break lines or
+    change the writing direction are escaped. `keep`: what stays all the same."""
     if text.isascii() and text.isprintable():  # nearly all
         return text
     return "".join(letter if letter in keep or not _steers(letter) else _escape(letter) for letter in text)
 
 
 def message(text: str) -> str:
-    """A message as it is printed: escaped, and addresses in it without what lets others in."""
+    """A message as it is printed: escaped, and without secrets in its URLs."""
     return escaped(without_secrets(text))
 
 

@@ -1,1 +1,1 @@
-"""Where the wings meet: engine, loop, checkpoint, metrics."""
+"""Training: the loop, its tasks, faults, metrics."""

@@ -1,4 +1,4 @@
-"""What the frozen towers and the codec say about a batch, turned into masks and caption embeddings.
+"""Outputs of the frozen towers and of the codec for a batch, turned into masks and caption embeddings.
 
 Shapes: B clips, 2 numbers of each (its caption's id, its hash for the digest), E width of the text embedding, S slots,
 R rows, C columns of the token grid.
@@ -25,12 +25,12 @@ from tgm_scale.training.step import Prepared
 
 @dataclass
 class GuidedBatch:
-    """A micro batch on the device, and what frozen models say of it."""
+    """A micro batch on the device, with the outputs of the frozen models."""
 
     batch: Batch
     numbers_B2: Tensor  # int64
     text_BE: Tensor | None
-    maps: dict[str, Tensor | None]  # what the masker may need beside relevance, as it wants it
+    maps: dict[str, Tensor | None]  # what the masker may need other than relevance, by name
     relevance_BSRC: Tensor | None = None
     swapped_BSRC: Tensor | None = None  # relevance to the captions before them in the batch
 
@@ -38,8 +38,8 @@ class GuidedBatch:
 class ClipGuidance:
     """Prepares micro batches: caption embeddings, the maps that the recipe asks for, the mask.
 
-    `compute` brings the batch to the device and is what costs time there; it depends on nothing but the batch.
-    `prepare` makes the mask and counts. Neither waits for the device."""
+    `compute` copies the batch to the device and runs the frozen models; it depends on nothing but the batch. `prepare`
+    makes the mask and updates the metrics. Neither waits for the device."""
 
     def __init__(self, masker: Masker, towers: Towers, to_device: ToDevice):
         self.masker, self.towers, self.to_device = masker, towers, to_device
@@ -64,7 +64,7 @@ class ClipGuidance:
         text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
         maps: dict[str, Tensor | None] = {"motion": batch.motion, "flow": batch.flow}
         for name, compute in self.towers.maps.items():
-            if maps.get(name) is None:  # the data workers may have been there first
+            if maps.get(name) is None:  # unless the data workers have computed it
                 maps[name] = compute(batch.video, self.masker.grid)
         if "relevance" not in self.masker.needs:
             return GuidedBatch(batch, numbers_B2, text_BE, maps)
@@ -105,7 +105,7 @@ class ClipGuidance:
         return torch.stack([part.mean(0) for part in embeddings.split([len(captions) for captions in caption_sets])])
 
     def metrics(self) -> dict[str, float]:
-        """The guidance figures of this process's clips since the last call; empty where nothing is guided."""
+        """The guidance metrics of this process's clips since the last call; empty without guidance."""
         return {
             name: value
             for monitor in (self.monitor, self.motion)
@@ -114,7 +114,7 @@ class ClipGuidance:
         }
 
     def warn_once(self) -> None:
-        """Say in plain words, once a start, when the guidance says nothing."""
+        """Print a warning, once per start, if the captions have no influence on the masks."""
         for monitor in (self.monitor, self.motion):
             warning = None if monitor is None else monitor.warning()
             if warning and type(monitor).__name__ not in self._warned:

@@ -1,9 +1,8 @@
-"""A number that stands for the clips of a step: keys, seeds, crops, captions and masks.
+"""A digest of the clips of a step: keys, seeds, crops, captions and masks.
 
-40 bits a clip, summed: the sum over micro steps and ranks is exact in a float64 up to 8,192 clips, and does not depend
-on which rank had which clip. What is known on the host is hashed there, and the masks are mixed in on the device, so
-that nobody waits for them. Shapes: B clips, V visible tokens.
-"""
+40 bits per clip, summed: the sum over micro steps and ranks is exact in a float64 up to 8,192 clips, and does not
+depend on which rank had which clip. What is known on the host is hashed there; the masks are mixed in on the device,
+so that the host does not wait for them. Shapes: B clips, V visible tokens."""
 
 from __future__ import annotations
 
@@ -13,14 +12,14 @@ from torch import Tensor
 from tgm_scale.contracts import Batch, Mask
 from tgm_scale.runtime import seeding
 
-DIGEST_KIND = "2-"  # how the number is made, before it in metrics.jsonl: what is made otherwise cannot be compared
+DIGEST_KIND = "2-"  # prefix in metrics.jsonl: digests of different kinds cannot be compared
 _BITS = 40
 _ODD = 2654435761  # 32 bits, odd: its products with numbers below 2**31 differ, also modulo 2**40
 _BELOW_2_31 = (1 << 31) - 1
 
 
 def clip_hashes(batch: Batch) -> list[int]:
-    """40 bits for each clip, of all but its mask. `batch` is on the host."""
+    """40 bits for each clip, of everything but its mask. `batch` is on the host."""
     rows = zip(batch.keys, batch.captions, batch.seeds.tolist(), batch.crops.tolist(), strict=True)
     return [
         seeding.key("digest", key, caption, seed, *(str(side) for side in crop)) >> (63 - _BITS)

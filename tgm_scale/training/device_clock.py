@@ -1,4 +1,4 @@
-"""Seconds that a device spends on part of its work, without anyone waiting for it."""
+"""Seconds that a device spends on part of its work, measured without waiting for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 
 class DeviceClock:
-    """A context manager: what is given to the device within it is timed, on a GPU by events in its queue (the host's
-    own clock would measure launches), on a CPU by the host's clock."""
+    """A context manager that times the work queued within it: on a GPU by CUDA events (the host's clock would measure
+    launches), on a CPU by the host's clock."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
@@ -29,7 +29,7 @@ class DeviceClock:
         return torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
 
     def seconds(self) -> float:
-        """Of the work that is done by now and was not told of before. What the device has still to do comes later."""
+        """Seconds of the work that has finished since the last call. Work still queued is counted by a later call."""
         if not self._on_gpu:
             spans, self._spans = self._spans, []
             return sum(end - begin for begin, end in spans)

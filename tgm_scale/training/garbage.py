@@ -1,9 +1,8 @@
-"""Python's garbage collection out of the steps' way.
+"""Python's garbage collection at fixed steps.
 
-A full collection looks at all that the imports left, 420,000 objects in a run of configs/debug.yaml: 0.9 s on a busy
-core, at whatever step it falls on, and at other steps on other ranks, so that all wait. What is there at the start is
-frozen: no collection looks at it again. And collections are made at the same steps on all ranks.
-"""
+A full collection walks all objects left by the imports, 420,000 in a run of configs/debug.yaml: 0.9 s on a busy core,
+at an arbitrary step that differs between ranks, so that all wait. Objects that exist at the start are frozen, so no
+collection walks them again, and collections run at the same steps on all ranks."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-EVERY = 100  # steps: each leaves some 40 objects in circles, none of them a batch
+EVERY = 100  # steps: each leaves some 40 objects in reference cycles, none of them a batch
 
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """While it lasts, nothing is collected but by `collect_at`."""
+    """No automatic collection within this context; `collect_at` collects."""
     was_on = gc.isenabled()
     gc.collect()
     gc.freeze()

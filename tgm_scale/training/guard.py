@@ -1,4 +1,4 @@
-"""Updates that are not made: which loss is a spike, whose samples it was, when to go back, what is left out since."""
+"""Refused updates: which loss is a spike, which samples it had, when to roll back, which samples are left out."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from tgm_scale.training.task import StepResult, Steps
 
 
 class Guard:
-    """Judges each step's loss. Its memory is the run's Progress and faults.json, so a run that goes on, or that was
-    rolled back, judges as if it had never stopped. Raises ValueError for a damaged faults.json without a copy."""
+    """Decides for each step's loss whether it is a spike. Its state is the run's Progress and faults.json, so a run
+    that resumes or was rolled back decides as if it had never stopped. Raises ValueError for a damaged faults.json
+    without a copy."""
 
     def __init__(self, settings: FaultsConfig, folder: Path, collectives: HostCollectives):
         self._settings, self._folder, self._collectives = settings, folder, collectives
@@ -27,8 +28,8 @@ class Guard:
             print(f"warning: {damage}", file=sys.stderr, flush=True)
 
     def begin(self, progress: Progress) -> None:
-        """Go on from a checkpoint, or from the beginning. Collective."""
-        # checkpoints of before have no losses: then those of metrics.jsonl
+        """Start from a checkpoint, or from the beginning. Collective."""
+        # older checkpoints have no losses: then those of metrics.jsonl
         losses = progress.losses or recent_losses_for_all(self._folder, progress.step, self._collectives)
         self._spikes = SpikeDetector(self._settings.spike_factor, losses)
         # of refusals before this checkpoint, those that a rollback has not dealt with
@@ -46,8 +47,8 @@ class Guard:
         return self._spikes.limit()
 
     def note(self, progress: Progress, result: StepResult, batches: list[Batch]) -> bool:
-        """Note the step just made, and name its samples where its update was refused. Returns whether there were too
-        many of these in a row. Collective."""
+        """Record the step just made, with its samples if its update was refused. Returns whether there were too many
+        refused updates in a row. Collective."""
         if result.loss is None:
             return False
         if result.refusal is None:
@@ -61,7 +62,7 @@ class Guard:
         return len(progress.refused) >= self._settings.refused_before_rollback
 
     def roll_back(self, progress: Progress, newest: Path | None) -> None:
-        """Note that the run goes back to a checkpoint, without the samples of the refused steps.
+        """Record a rollback to a checkpoint, without the samples of the refused steps.
 
         Raises Diverged where there is none, or after too many rollbacks."""
         step, limit = progress.step, self._settings.rollbacks

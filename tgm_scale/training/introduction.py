@@ -1,4 +1,4 @@
-"""What a pretraining run says before its first step, of its data and of what it will do."""
+"""What a pretraining run prints before its first step about its data and its plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tgm_scale.planning.corpora import MADE_BY, inventories
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime.outside.json_text import json_object
 
-_LOOKED_AT = 8  # samples of a corpus: the first may have been none that could be scored
+_LOOKED_AT = 8  # samples of a corpus: the first ones may be among those that could not be scored
 
 
 def introduce(folder: Path, opened: list[Corpus], plan: RunPlan | None = None, scored_anew: bool = False) -> None:

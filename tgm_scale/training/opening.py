@@ -1,4 +1,4 @@
-"""The opening of a run, the same for every task: its folder, its processes, its watchdog, and how it ends."""
+"""Start and end of a run, the same for every task: its folder, processes and watchdog."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(
     storage_seconds: float,
     task_of: Callable[[Start], Task],
 ) -> int:
-    """Start a run, or go on with the one in its folder.
+    """Start a run, or resume the one in its folder.
 
     plan: before the data is opened; storage_seconds: how long a rank may wait for its storage; task_of: opens the
     data, once the processes are there. Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a
@@ -45,7 +45,7 @@ def run(
             with waits_end_when(stop.asked):
                 task = task_of(start := Start(folder, collectives, stop, watchdog))
                 code = Trainer(config, task, start).train()
-                # what comes then has no steps that all ranks meet at
+                # from here on ranks do not synchronise at steps
                 watchdog.end(f"stopped by {stop.reason}" if code else "done")
                 if code == 0:
                     task.finish()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: noted at once, acted on together with all ranks at the next step."""
+"""Signals that ask a run to stop: recorded at once, handled by all ranks together at the next step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class StopRequest:
                 signal.signal(number, self._note)
 
     def ask(self, reason: str) -> None:
-        """Stop for a reason of our own, found by any thread."""
+        """Request a stop for another reason, from any thread."""
         self.signal = self.signal or reason
 
     def asked(self) -> bool:

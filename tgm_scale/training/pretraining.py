@@ -36,7 +36,7 @@ from tgm_scale.training.trainer import Start
 
 
 def pretrain(config: Config) -> int:
-    """Start a run, or go on with the one in its folder. Returns and raises as `opening.run`."""
+    """Start a run, or resume the one in its folder. Returns and raises as `opening.run`."""
     process = find_process()
     plan = plan_pretraining(config, process)
     check(config, plan)

@@ -1,4 +1,4 @@
-"""`profile.steps`: a trace of a few steps of rank 0, and on a GPU of what was allocated, in RUN/profile/."""
+"""`profile.steps`: a trace of a few steps of rank 0, and on a GPU of its memory allocations, in RUN/profile/."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ALLOCATIONS = 1_000_000  # that are remembered: torch's own record of more is h
 
 class Profiler:
     """Traces the steps that the configuration names, on the main process; on the others, and where it names none,
-    nothing. A trace is a diagnosis: one that cannot be written is said, and the run goes on.
+    nothing. A trace that cannot be written costs a warning, not the run.
 
     The record of the GPU's memory was never run."""
 

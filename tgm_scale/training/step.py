@@ -30,7 +30,7 @@ from tgm_scale.training.task import StepResult
 
 @dataclass
 class Prepared:
-    """A micro batch on the device with its mask and its captions' embeddings."""
+    """A micro batch on the device with its mask and caption embeddings."""
 
     batch: Batch
     mask: Mask
@@ -155,7 +155,7 @@ class JointStep:
         self, errors: Tensor, micro: list[Prepared], replays: list[_Replay], log_scale: Tensor | None
     ) -> Tensor:
         """Float64 [5] on the device, the same on every rank: reconstruction error and digest, summed over the ranks,
-        and contrastive loss, accuracy and temperature, which every rank has: rank 0's count."""
+        and contrastive loss, accuracy and temperature, which are equal on all ranks and are taken from rank 0."""
         own = [errors, torch.stack([part.digest for part in micro]).sum()]
         if replays and log_scale is not None and self.process.is_main:
             # one after another in fp32, as they came

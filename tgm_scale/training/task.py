@@ -1,4 +1,4 @@
-"""What a training does: the part of a run that differs from one task to another. `trainer.py` keeps it going."""
+"""The part of a run that differs between tasks. `trainer.py` has the loop."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Ready(NamedTuple):
 
 
 class Task(ABC):
-    """A task of the trainer. All ranks call a method together, but those that say "the main process alone"."""
+    """A task of the trainer. All ranks call each method together, except those marked "main process only"."""
 
     plan: RunPlan  # with its steps
     measured_every: int | None = None  # steps from one `measure` to the next
     pictured_every: int | None = None  # steps from one `picture` to the next
-    then = ""  # what comes after the training, in words
+    then = ""  # printed at the end: what comes after the training
 
     @abstractmethod
     def module(self, newest: Path | None) -> nn.Module:
@@ -62,7 +62,7 @@ class Task(ABC):
 
     @abstractmethod
     def begin(self, engine: Any) -> None:
-        """The engine is there, with the weights that this start resumes from."""
+        """Called once the engine exists, with the weights that this start resumes from."""
 
     def restored(self, step: int) -> None:  # noqa: B027 - nothing by default
         """The engine was set to the checkpoint of a step, at a start or by a rollback: so is what lies beside it."""
@@ -84,26 +84,26 @@ class Task(ABC):
 
     @abstractmethod
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """What a reader of a checkpoint needs beside the tensors."""
+        """What a reader of a checkpoint needs in addition to the tensors."""
 
     def write_extra_state(self, step: int, retained: list[int]) -> None:  # noqa: B027 - nothing by default
         """Write what belongs to the checkpoint of a step, which is written next, and drop what belonged to those that
-        are gone; `retained`: the steps of those that are there. The main process alone; may raise OSError."""
+        are gone; `retained`: the steps of those that are there. Main process only; may raise OSError."""
 
     @abstractmethod
     def data_metadata(self) -> list[dict[str, Any]]:
-        """What RUN/data.json says. The main process alone."""
+        """What RUN/data.json says. Main process only."""
 
     @abstractmethod
     def introduce(self, start: int) -> None:
-        """Print what the run reads and will do, from this step on. The main process alone."""
+        """Print what the run reads and will do, from this step on. Main process only."""
 
     def guidance_seconds(self) -> float:
         """Seconds that the device spent on frozen models since the last call."""
         return 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Of this process's clips since the last call, for metrics.jsonl. The main process alone."""
+        """Of this process's clips since the last call, for metrics.jsonl. Main process only."""
         return {}
 
     def measure(self) -> dict[str, float]:

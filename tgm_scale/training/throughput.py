@@ -1,4 +1,4 @@
-"""How much of the hardware a run uses."""
+"""Utilisation of the hardware: MFU and memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The training loop: what keeps any task's run going. Everything in it is a function of the step.
+"""The training loop, the same for every task. Everything in it is a function of the step.
 
-It knows processes, faults, checkpoints and metrics; what a step is, and of what, a `Task` says.
+It handles processes, faults, checkpoints and metrics; a `Task` defines the step and its data.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Start:
 
 
 class _Synchronised(NamedTuple):
-    """What the ranks told each other before an update."""
+    """What the ranks exchanged before an update."""
 
     valid: float  # clips with weight
     broken: bool  # whether any is broken
@@ -55,7 +55,7 @@ class _Synchronised(NamedTuple):
 
 
 class Trainer:
-    """Makes a task's steps: from the newest checkpoint on, or from the beginning. Making one is collective."""
+    """Trains a task from the newest checkpoint, or from the beginning. The constructor is collective."""
 
     def __init__(self, config: TrainingConfig, task: Task, start: Start):
         self.config, self.task, self.start = config, task, start

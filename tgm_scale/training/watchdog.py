@@ -1,9 +1,8 @@
-"""A dead or hung rank is named, and the others stop, within a minute.
+"""Names a dead or hung rank and stops the others within a minute.
 
-Every rank tells in RUN/ranks/NNNNN where it is (step and phase), from a thread that lives beside the training. Where a
-rank makes no progress for too long, its thread reads the others' files: the ranks that are behind it, or whose own
-thread is silent, are those that it waits for. The seconds that each rank spends in each phase stand there, too.
-"""
+A thread of every rank writes a heartbeat with its step and phase to RUN/ranks/NNNNN. If a rank makes no progress for
+too long, its thread reads the others' files: it waits for the ranks that are behind it, or whose own thread is silent.
+The files also have the seconds that each rank spends in each phase."""
 
 from __future__ import annotations
 
@@ -77,7 +76,7 @@ class PhaseTimeout:
 
 
 class Watchdog:
-    """Started once a run; `at(step, phase)` is called by the training thread and costs nothing.
+    """One per start; the training thread calls `at(step, phase)`, which costs nothing.
 
     stop: called, from the watchdog's thread, with the reason why the run should save a checkpoint and end."""
 
@@ -117,13 +116,14 @@ class Watchdog:
         self._where = (step, phase, now, self.timeout.limit(step, phase, now))
 
     def book(self, seconds: float, phase: str, taken_from: str) -> None:
-        """Tell that a GPU spent these seconds of one phase on what another phase had given it to do."""
+        """Count these seconds of a GPU under `phase` instead of `taken_from`, whose wait included them."""
         if self._first is not None and self._where[0] > self._first + 1:
             self._seconds[phase] += seconds
             self._seconds[taken_from] -= seconds
 
     def end(self, state: str) -> None:
-        """Leave the watch: 'done', 'stopped by' what asked, 'failed' (also where a rank stops because of another)."""
+        """Stop watching, with a last state: 'done', 'stopped by ...', 'failed' (also where a rank stops because of
+        another)."""
         with self._lock:
             self._stopped.set()
         self._update(state)
@@ -150,7 +150,7 @@ class Watchdog:
         return "; ".join([*texts, *more])
 
     def _watch(self) -> None:
-        """The thread: it tells, looks, and never dies in silence."""
+        """The thread: writes heartbeats and checks progress; if it fails, the run stops."""
         while not self._stopped.wait(_BEAT):
             try:
                 with self._lock:
@@ -195,7 +195,7 @@ class Watchdog:
             os._exit(HUNG_EXIT_CODE)
 
     def _others(self) -> dict[int, dict]:
-        """Where the other ranks of this start are, of those that left word."""
+        """The heartbeats of the other ranks of this start, as far as there are any."""
         beats = {}
         for rank in range(self.process.world_size):
             file = self.folder / f"{rank:05d}"
@@ -234,7 +234,7 @@ def _rank_text(rank: int, beat: dict | None) -> str:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What a folder is, whatever its name; None where there is none of this name."""
+    """Device and inode of a folder; None if there is none of this name."""
     try:
         found = folder.stat()
     except FileNotFoundError:

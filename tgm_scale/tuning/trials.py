@@ -1,4 +1,5 @@
-"""What `tgm-scale tune` tries: ways to run one configuration that differ in speed and memory, and a trial of one."""
+"""What `tgm-scale tune` tries: candidates for running one configuration that differ in speed and memory, and a trial
+of one."""
 
 from __future__ import annotations
 
@@ -174,7 +175,7 @@ class Trial:
 
 
 def failure(codes: list[int | None], log: str) -> dict[str, Any]:
-    """Out of memory by torch's word or the kernel's hand, or another failure with the last line of the output."""
+    """Out of memory by torch's message or the kernel's kill, or another failure with the last line of the output."""
     if -signal.SIGKILL in codes:
         return {"outcome": "out of memory", "why": "a process was killed, as the kernel does where memory is short"}
     lines = [line for line in log.splitlines() if line.strip()]

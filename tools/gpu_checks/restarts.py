@@ -1,4 +1,4 @@
-"""Rows that kill a run and let it go on: with bf16 within what bf16 allows, deterministic fp32 to the last bit."""
+"""Rows that kill a run and resume it: with bf16 within what bf16 allows, deterministic fp32 to the last bit."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _at_stage(bench: Bench, stage: int) -> str:
 def _pair(
     bench: Bench, script: list[str], micro: int, own: Sequence[str], variables: dict[str, str], name: str = ""
 ) -> tuple[Path, Path]:
-    """An undisturbed run, and beside it one that is killed after its first checkpoint and goes on; their folders."""
+    """An undisturbed run, and beside it one that is killed after its first checkpoint and resumed; their folders."""
     once, again = bench.folder / f"{name}undisturbed", bench.folder / f"{name}killed"
 
     def command(run_dir: Path) -> list[str]:

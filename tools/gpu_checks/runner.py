@@ -1,4 +1,4 @@
-"""Runs rows one after another, keeps what each found, and goes on where it was stopped."""
+"""Runs rows one after another, keeps their results, and resumes where it was stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Our training step beside that of transformers.VideoMAEForPreTraining on the same work, in turns, in one process.
+"""Our training step compared with that of transformers.VideoMAEForPreTraining on the same work, in turns, in one
+process.
 
 The same: clips, tubes hidden at 0.9, model shape, autocast to bf16 over fp32 weights, fused AdamW, pixels normalised
 by patch. Each step is forward, loss, backward and update. `python -m gpu_checks.versus --device cuda --json FILE`"""

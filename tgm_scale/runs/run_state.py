@@ -1,4 +1,4 @@
-"""Whether a run is at work, how it ended where it is not, and what goes on with it."""
+"""Whether a run is active, how it ended if not, and the command that resumes it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def lines(
     """For `tgm-scale status`. finished: all steps are made, and tested where that belongs to them."""
     sign = ownership.liveness(root)
     if sign is not None and sign.living:
-        return {"state": f"at work, last heartbeat {sign.age:.0f} s ago"}
+        return {"state": f"running, last heartbeat {sign.age:.0f} s ago"}
     if finished:
         return {"state": "finished"}
-    return {"state": f"nothing is at work: {_end(root, sign)}", "go on": _command(root, tree, world_size, starts)}
+    return {"state": f"not running: {_end(root, sign)}", "resume": _command(root, tree, world_size, starts)}
 
 
 def _end(root: Path, sign: ownership.Liveness | None) -> str:
-    """How the last start ended, as far as it left word."""
+    """How the last start ended, as far as it is known."""
     if sign is None:
         return "no start has left word"
     ago = f"{duration(sign.age)} ago"
@@ -40,7 +40,7 @@ def _end(root: Path, sign: ownership.Liveness | None) -> str:
 
 
 def _command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
-    """What goes on with the run, in words."""
+    """The command that resumes the run, in words."""
     same = "the command that started it"
     if starts and starts[-1].get("slurm_job"):
         return f"{same} (sbatch, as for job {starts[-1]['slurm_job']})"
@@ -49,7 +49,7 @@ def _command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dic
 
 
 def command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
-    """What one types to go on; "" where the folder does not say it: a job's script, secrets of addresses."""
+    """The command line that resumes the run; "" if the folder does not have it: a job's script, secrets in URLs."""
     file = root / "config.yaml"
     if (starts and starts[-1].get("slurm_job")) or "***" in file.read_text():
         return ""
