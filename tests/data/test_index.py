@@ -18,7 +18,7 @@ from tars import clips, make_corpus, write_tar
 from tgm_scale.data.access import storage
 from tgm_scale.data.shards.index import ShardIndex
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.shards.shard_manifest import CATALOGUE
+from tgm_scale.data.shards.shard_manifest import MANIFEST
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -276,7 +276,7 @@ def test_a_shard_that_is_gone_is_named(tmp_path):
         folder = make_corpus(tmp_path / left, [3, 2, 4])
         assert not open_corpus(folder).left_out
         (folder / "00001.tar").unlink()
-        (folder / (CATALOGUE if left == "the index" else "00001.index.jsonl")).unlink()
+        (folder / (MANIFEST if left == "the index" else "00001.index.jsonl")).unlink()
         for _ in range(2):
             corpus = open_corpus(folder)
             [problem] = corpus.all_problems()
@@ -293,7 +293,7 @@ def test_what_is_no_file_is_made_anew_or_named(tmp_path, kind):
     ]
     folder = make_corpus(tmp_path / "shards", [3, 2])
     whole = open_corpus(folder).fingerprint
-    for name in (CATALOGUE, "00000.index.jsonl"):
+    for name in (MANIFEST, "00000.index.jsonl"):
         (folder / name).unlink()
         put(folder / name)
         assert open_corpus(folder).fingerprint == whole

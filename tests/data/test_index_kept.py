@@ -14,7 +14,7 @@ import pytest
 from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.shards.shard_manifest import CATALOGUE
+from tgm_scale.data.shards.shard_manifest import MANIFEST
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 def test_the_index_is_built_once_and_opening_reads_the_catalogue_alone(tmp_path):
     folder = make_corpus(tmp_path / "c", [3, 4])
     first = open_corpus(folder)
-    assert (folder / "00001.index.jsonl").exists() and (folder / CATALOGUE).exists()
+    assert (folder / "00001.index.jsonl").exists() and (folder / MANIFEST).exists()
     assert len((folder / "00001.index.jsonl").read_bytes().splitlines()) == 1 + 4, "one line a sample"
     for file in folder.glob("*.index.jsonl"):
         file.unlink()
@@ -83,7 +83,7 @@ def test_half_an_index_or_catalogue_is_built_anew(tmp_path, damage):
     folder = make_corpus(tmp_path / "c", [3])
     whole = open_corpus(folder)
     (folder / "00000.index.jsonl").write_bytes(damage)
-    (folder / CATALOGUE).write_bytes(damage)
+    (folder / MANIFEST).write_bytes(damage)
     again = open_corpus(folder)
     assert again.counts.tolist() == [3] and again.sample(0, 2) == whole.sample(0, 2)
 
@@ -144,7 +144,7 @@ CATALOGUE_DAMAGE = {
 def test_a_damaged_catalogue_is_made_anew_and_said_once(tmp_path, kind, kept, capfd):
     folder = make_corpus(tmp_path / "c", [3])
     whole = open_corpus(folder)
-    file = folder / CATALOGUE
+    file = folder / MANIFEST
     content = file.read_bytes()
     if not kept:
         content = json.dumps({k: v for k, v in json.loads(content).items() if k}, separators=(",", ":")).encode()
@@ -155,7 +155,7 @@ def test_a_damaged_catalogue_is_made_anew_and_said_once(tmp_path, kind, kept, ca
             again.sample(0, 0)
         again = open_corpus(folder)
     else:
-        assert capfd.readouterr().err.count(f"{CATALOGUE}: damaged (") == 1
+        assert capfd.readouterr().err.count(f"{MANIFEST}: damaged (") == 1
     assert again.counts.tolist() == [3] and again.sample(0, 2) == whole.sample(0, 2)
     open_corpus(folder)
     assert not capfd.readouterr().err
@@ -189,7 +189,7 @@ def test_a_read_only_corpus_keeps_its_index_in_the_cache(tmp_path, monkeypatch):
             assert corpus.sample(1, 1).key == "1_0001"
         assert sorted(os.listdir(folder)) == before
         kept = sorted(path.name.split("-", 1)[1] for path in cache.rglob("*") if path.is_file())
-        assert kept == ["00000.index.jsonl", "00001.index.jsonl", CATALOGUE]
+        assert kept == ["00000.index.jsonl", "00001.index.jsonl", MANIFEST]
         with as_another_user():
             assert open_corpus(folder).fingerprint == corpus.fingerprint
             monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "nowhere"))

@@ -14,7 +14,7 @@ from tars import make_corpus
 
 from tgm_scale.data.access import patience
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.shards.shard_manifest import CATALOGUE
+from tgm_scale.data.shards.shard_manifest import MANIFEST
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_a_remote_corpus_is_read_by_range(served, indexed):
     local = open_corpus(folder)
     here = local.sample(1, 1)
     if not indexed:
-        for path in [*folder.glob("*.index.jsonl"), folder / CATALOGUE]:
+        for path in [*folder.glob("*.index.jsonl"), folder / MANIFEST]:
             path.unlink()
     files = sorted(os.listdir(folder))
     remote = open_corpus(address + "/{00000..00001}.tar", name="remote")

@@ -90,8 +90,13 @@ def test_unambiguous_names_stay_and_others_take_as_much_of_the_path_as_they_need
     assert distinct_names(["0.tar", "a/0.tar"]) == ["0", "a:0"]
     odd = distinct_names(["/a:b/0.tar", "/a/b/0.tar", "/b/0.tar", "http://h/b/0.tar"])
     assert len(set(odd)) == 4 and not any("/" in name for name in odd)
-    assert list(open_corpus(f"{parts}/part0").names) == ["00000/000", "00000/001", "00001/000", "00001/001"]
-    names = list(open_corpus(f"{parts}/part*/*.tar").names)
+    assert [ref.name for ref in open_corpus(f"{parts}/part0").refs] == [
+        "00000/000",
+        "00000/001",
+        "00001/000",
+        "00001/001",
+    ]
+    names = [ref.name for ref in open_corpus(f"{parts}/part*/*.tar").refs]
     assert names[0] == "part0:00000/000" and names[-1] == "part1:00001/001"
 
 

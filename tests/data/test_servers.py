@@ -22,7 +22,7 @@ from tgm_scale.data.access.disk_cache import DiskCache, _digest
 from tgm_scale.data.shards import index_cache
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.shards.shard_manifest import CATALOGUE
+from tgm_scale.data.shards.shard_manifest import MANIFEST
 from tgm_scale.runtime.secrets import without_secrets
 
 SIGNED = "?X-Amz-Credential=A/2026/s3&X-Amz-Signature=5ec2e7"
@@ -347,7 +347,7 @@ def test_an_index_that_stayed_beside_a_replaced_shard_is_not_taken(  # type: ign
         members = [(f"{shard}_{i}.mp4", bytes(range(256)) * 400) for i in range(3)]
         write_tar(handler.folder / f"{shard:05d}.tar", members)
     everything(open_corpus(handler.folder))
-    (handler.folder / CATALOGUE).unlink(missing_ok=True)
+    (handler.folder / MANIFEST).unlink(missing_ok=True)
     assert "00000/0_1" in keys(opened(address))
     other = tmp_path / "other.tar"
     write_tar(other, [(name, bytes(range(256)) * 400) for name in ("0_0.mp4", "0_x.mp4", "0_2.mp4")])
