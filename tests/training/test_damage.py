@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launch import run
+from launch import ROOT, run
 from short_run import arguments
 
 from tgm_scale.checkpoints import checkpoint, manifest
@@ -259,6 +261,44 @@ def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:
     assert pending.commit([pending.wait()]) is None
     assert checkpoint.Reader(folder).progress == others
     assert [path.name for path in tmp_path.iterdir()] == [folder.name], "and nothing of the other is left"
+
+
+KILLED = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints.saver import _Pending
+from tgm_scale.runtime.distributed import ProcessInfo
+
+root, rename, made = Path(sys.argv[1]), Path.rename, []
+
+def killed(path, target):
+    if len(made) == int(sys.argv[2]):
+        os._exit(9)
+    made.append(rename(path, target))
+
+Path.rename = killed
+pending = _Pending(root, checkpoint.Progress(step=30, losses=[1.0]), {}, ProcessInfo(0, 1, 0, torch.device("cpu")))
+pending.make_folder()
+pending.start({"w.weight": torch.ones(2)})
+pending.commit([pending.wait()])
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_while_a_checkpoint_takes_anothers_place_leaves_one(tmp_path: Path, renames: int) -> None:
+    """Killed before, between and after the two renames, with no other checkpoint: a start has one in any case."""
+    root = tmp_path / "checkpoints"
+    before = checkpoint.Reader(made(root, 30)).progress
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(root), str(renames)], cwd=ROOT, check=False)
+    assert ended.returncode == 9
+    newest = Resume(tmp_path, HostCollectives(ALONE)).newest
+    assert newest is not None
+    progress = checkpoint.Reader(newest).progress
+    assert progress == before if renames == 0 else progress.losses == [1.0]
 
 
 @pytest.mark.parametrize(

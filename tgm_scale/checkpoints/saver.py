@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from tgm_scale.checkpoints import manifest
-from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, digest, folder_of, steps_in
+from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, digest, folder_of, step_of, steps_in
 from tgm_scale.checkpoints.file_sums import sums
 from tgm_scale.checkpoints.share import RankShare
 from tgm_scale.checkpoints.tensor_file import TensorFile
@@ -128,6 +128,17 @@ class Saver:
         raise OSError(f"checkpoint of step {step} in {self.root} not written ({'; '.join(failed)})")
 
 
+def finish_renaming(root: Path) -> None:
+    """Give a save its name that was killed between the two renames of `_Pending.commit`: its manifest is written last,
+    so it is whole. Else that step, and with `checkpoint.keep=1` the run, would have no checkpoint. Raises OSError."""
+    for aside in root.glob(f"{_TEMPORARY}step-*"):
+        final = root / aside.name.removeprefix(_TEMPORARY)
+        step = step_of(final)
+        if step is not None and not os.path.lexists(final):
+            work = root / f"{_TEMPORARY}{step:08d}"
+            (work if (work / manifest.NAME).is_file() else aside).rename(final)
+
+
 class _Pending:
     """One checkpoint on its way to the disk."""
 
@@ -207,9 +218,7 @@ class _Pending:
             (self.work / manifest.NAME).write_text(text)
             sync(self.work / manifest.NAME)
             sync(self.work)
-            if os.path.lexists(
-                self.final
-            ):  # of this step, and damaged or of other samples: away at once, not file by file
+            if os.path.lexists(self.final):  # damaged, or of other samples: away at once, not file by file
                 self.final.rename(self.root / f"{_TEMPORARY}{self.final.name}")
             self.work.rename(self.final)
             sync(self.root)

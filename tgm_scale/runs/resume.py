@@ -9,6 +9,7 @@ from typing import Any
 
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.checkpoints.checkpoint import Progress
+from tgm_scale.checkpoints.saver import finish_renaming
 from tgm_scale.runs import events
 from tgm_scale.runtime.distributed import HostCollectives
 
@@ -49,6 +50,7 @@ class Resume:
         found: tuple[Path | None, Exception | None] = None, None
         if self._collectives.process.is_main:
             try:
+                finish_renaming(self._root)
                 reader = checkpoint.newest_whole(self._root, self._damaged)
                 found = None if reader is None else reader.folder, None
             except (OSError, ValueError) as error:
