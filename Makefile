@@ -1,19 +1,19 @@
-# `make demo`, `make test`, and `make gpu` where there is a GPU: each sets everything up from nothing.
+# `make demo`, `make test`, and `make gpu` where there is a GPU: each sets up its environment first.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: quick test drills demo gpu lint versions help
 
 help:
-	@echo "make demo   the whole story on a corpus it makes itself (8 to 13 minutes on 2 CPU cores)"
-	@echo "make quick  tests that touch every package: at most 4 minutes on 2 CPU cores"
-	@echo "make test   the tests, but for the drills"
-	@echo "make drills  the tests of minutes: the whole demo, kills, jobs on a cluster, damage"
-	@echo "make gpu    what works on this machine's GPUs, in about 10 minutes (ARGS='--minutes 30', ARGS=--help)"
+	@echo "make demo   data, six short runs, probes, an export, a report (8 to 13 minutes on 2 CPU cores)"
+	@echo "make quick  tests of every package: at most 4 minutes on 2 CPU cores"
+	@echo "make test   all tests except the drills (about 15 minutes)"
+	@echo "make drills  long tests: the demo, killed processes, jobs on a simulated cluster, damaged files"
+	@echo "make gpu    tests this machine's GPUs in about 10 minutes (ARGS='--minutes 30', ARGS=--help)"
 	@echo "make lint   style and types"
-	@echo "make versions   a part of the tests with the lowest, pinned and newest packages, on each Python that is here"
+	@echo "make versions   some tests with the lowest, pinned and newest packages, for each installed Python"
 
-# On a CPU-only Linux machine PyPI's torch brings the CUDA packages along; README.md says how to avoid them.
+# On a CPU-only Linux machine PyPI's torch installs the CUDA packages; README.md explains how to avoid them.
 .venv/.installed: setup.cfg setup.py constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older: make PYTHON=/path/to/python3.11"; exit 2; }
@@ -21,7 +21,7 @@ help:
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# files of seconds from every package, and of whole runs these: what one says, two processes, going on after a signal
+# Fast test files of every package, and of the whole-run tests: messages, two processes, resuming after a signal
 QUICK := tests/test_config.py tests/test_docs.py tests/test_extending.py tests/test_house.py tests/masking \
 	tests/commands tests/corpora tests/preview tests/tuning tests/benchmarks/test_benchmark.py::test_a_mistake_is_one_message \
 	$(addprefix tests/conversion/test_,convert.py formats.py) \

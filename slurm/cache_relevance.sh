@@ -1,10 +1,10 @@
 #!/bin/bash
-# Relevance maps beside every clip, as an array of jobs of which each scores its part (`tgm-scale shards cache`).
+# Adds relevance maps to shards, as an array of which each task makes some shards (`tgm-scale shards cache`).
 #   sbatch slurm/cache_relevance.sh --shards /scratch/shards --towers /scratch/clip-vit-base-patch32 --output /scratch/maps
-#   TGM_TASKS=64 sbatch --array=0-63 slurm/cache_relevance.sh ...      another number of parts; keep it when going on
-# Needs: a GPU a part; the shards; a folder of a CLIP or SigLIP model; room for a copy of the shards.
-# Costs: not measured on a cluster. Before its time limit a part is requeued, and goes on where it was.
-# Should reach: the last line `N of N shards finished`: a shard in OUTPUT for each of the input's, for data.shards.
+#   TGM_TASKS=64 sbatch --array=0-63 slurm/cache_relevance.sh ...      another number of tasks; keep it until all are done
+# Needs: one GPU per task; the shards; the folder of a CLIP or SigLIP model; space for a copy of the shards.
+# Costs: not measured on a cluster. Before its time limit a task is requeued, and resumes.
+# Should reach: the last line `N of N shards finished`: one shard in OUTPUT for each input shard, to be used as data.shards.
 #SBATCH --job-name=cache_relevance
 #SBATCH --array=0-15
 #SBATCH --nodes=1

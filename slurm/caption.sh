@@ -1,11 +1,11 @@
 #!/bin/bash
-# Captions for shards or lists of clips, as an array of jobs of which each describes its share (`tgm-scale shards caption`).
+# Captions shards or lists of clips, as an array of which each task makes some shards (`tgm-scale shards caption`).
 #   sbatch slurm/caption.sh --shards /scratch/ssv2 --output /scratch/ssv2-captioned --blip2 /scratch/blip2-opt-2.7b
-#   TGM_TASKS=64 sbatch --array=0-63 slurm/caption.sh ...              another number of parts; keep it when going on
+#   TGM_TASKS=64 sbatch --array=0-63 slurm/caption.sh ...              another number of tasks; keep it until all are done
 #   sbatch --gpus-per-node=0 slurm/caption.sh --shards ... --output ... --classes label       from class names: no GPU
-# Needs: a GPU a part for BLIP-2 (16 GB for OPT-2.7b in half precision, by its size), the model's folder, the clips.
-# Costs: not measured on a cluster. Before its time limit a part is requeued, and goes on where it was.
-# Should reach: a shard in OUTPUT for each of the input's; the last line counts the clips by what became of them.
+# Needs: for BLIP-2 one GPU per task (16 GB for OPT-2.7b in half precision, calculated); the model's folder; the clips.
+# Costs: not measured on a cluster. Before its time limit a task is requeued, and resumes.
+# Should reach: one shard in OUTPUT for each input shard; the last line counts the clips by outcome.
 #SBATCH --job-name=caption
 #SBATCH --array=0-7
 #SBATCH --nodes=1

@@ -1,11 +1,11 @@
 #!/bin/bash
-# A classifier from a pretrained checkpoint, and its test: any finetune_*.yaml of configs, on 1 node of 8 GPUs.
+# Finetunes and tests a pretrained checkpoint: any finetune_*.yaml of configs, on 1 node of 8 GPUs.
 #   sbatch slurm/finetune.sh configs/finetune_k400.yaml train.init_from=runs/pretrain_vitb data.root=/scratch/k400
 #   sbatch --nodes=4 --time=8:00:00 slurm/finetune.sh configs/finetune_ssv2.yaml train.init_from=vitb.pth data.root=...
-# Any number of nodes and of GPUs a node: the global batch stays, and is accumulated where there are fewer GPUs.
+# Works with any number of nodes and of GPUs per node: with fewer GPUs, the global batch is accumulated.
 # Needs: GPUs with 80 GB; the dataset's lists and videos, or labelled shards; a checkpoint; slurm/cluster.env.
-# Costs: not measured on a cluster. Before the time limit the run saves itself, is requeued and goes on.
-# Should reach: not measured here; the configuration's header has the published figure. RUN/results.json at the end.
+# Costs: not measured on a cluster. Before the time limit the run saves a checkpoint, is requeued and resumes.
+# Should reach: not measured here; the configuration's header has the published result. RUN/results.json at the end.
 #SBATCH --job-name=finetune
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

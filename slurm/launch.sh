@@ -1,18 +1,18 @@
 # shellcheck shell=bash
 # The launcher behind the scripts of this folder: they source it and call one of
 #   launch COMMAND CONFIG [section.key=value ...]     `tgm-scale COMMAND` on all GPUs of the job
-#   share PARTS TOOL --option=value ...               an array's part of the shards that a tool makes in --output
-#   trials TOOL --option=value ...                    a tool that makes trials of its own on the job's one node
-# Facts about the cluster come from cluster.env beside it (see cluster.env.example), or the file that TGM_CLUSTER is.
+#   share PARTS TOOL --option=value ...               one array task's shards of a tool that writes to --output
+#   trials TOOL --option=value ...                    a tool that runs its own trials on the job's single node
+# Settings of the cluster are in cluster.env in the same folder (see cluster.env.example), or in the file TGM_CLUSTER.
 #
-# What is done by the exit code of the processes:
-#   0   all is made
-#   2   the user's mistake, or a folder that another start is at work in: not started again
-#   4   it diverged, or nothing fits, and would again: not started again
-#   85  stopped by a signal (time limit, preemption) after a checkpoint: started again from there
-#   87  a data worker was killed, as a rule for want of memory: started again, not twice in a row
-#   else  a crash (86: a process hung): started again, unless three starts in a row began where the work still is
-# Bash, since it must decide these things when Python does not start.
+# Exit codes of the processes, and what follows:
+#   0   the work is complete
+#   2   a user's mistake, or a run folder in use by another start: not started again
+#   4   training diverged, or nothing fits, and a new start would give the same: not started again
+#   85  stopped by a signal (time limit, preemption) after a checkpoint: started again, and resumes
+#   87  a data worker was killed, usually for lack of memory: started again, not twice in a row
+#   else  a crash (86: a process hung): started again, unless three starts in a row made no progress
+# It is written in Bash because it must work when Python does not start.
 
 set -Eeuo pipefail
 trap 'say "launch.sh: ${BASH_SOURCE[0]##*/} line $LINENO ended with exit code $?"' ERR
@@ -33,9 +33,9 @@ source "$TGM_HOME/slurm/lib/chain.sh"
 source "$TGM_HOME/slurm/lib/ends.sh"
 
 # One step of the job, by the site's python: in_tasks SRUN_OPTION... -- PYTHON_ARGUMENT...
-# The first task to end starts the clock of --wait; then the others are killed. (--kill-on-bad-exit=1 would kill at
-# once those that are still leaving after a common checkpoint, and srun would report 143 for their 85.)
-# In the background: a trap runs while the shell waits, not while it runs a command.
+# --wait counts from the end of the first task; then the others are killed. (--kill-on-bad-exit=1 would at once kill
+# tasks that are still exiting after a common checkpoint, and srun would report 143 instead of their 85.)
+# srun runs in the background, because a trap runs while the shell waits, not while it runs a command.
 in_tasks() {
   local options=() code=0 again=0
   while [ "$1" != -- ]; do
@@ -61,15 +61,15 @@ in_tasks() {
   return "$code"
 }
 
-# SIGTERM: SLURM preempts or requeues the job, or it is cancelled, or its time is up; SIGHUP: the terminal of an
-# allocation was closed, which srun and the processes are told, too
+# SIGTERM: the job is preempted, requeued or cancelled, or its time is up. SIGHUP: the terminal of an allocation was
+# closed; srun and the processes receive the signal, too
 on_term() {
   interrupted=yes
   note_outside
 }
 
-# SIGUSR1 to this script alone (--signal=B:USR1@...): time is short. Processes that save themselves have a signal of
-# their own; the others can be stopped at any moment
+# SIGUSR1 to this script alone (--signal=B:USR1@...): the time limit is near. Processes that save checkpoints get a
+# signal of their own; the others can be stopped at any moment
 on_usr1() {
   interrupted=yes
   if [ -n "$ends_by_itself" ]; then
@@ -78,7 +78,7 @@ on_usr1() {
   fi
 }
 
-# The first node's answer to `tgm-scale config --key`, told from what an image or a site prints on every stdout
+# The first node's answer to `tgm-scale config --key`, without the banners that an image or a site prints on stdout
 answer() {
   local key=$1
   shift
@@ -86,13 +86,13 @@ answer() {
     sed -n "s/^.*tgm-scale: $key=//p" | tail -n 1
 }
 
-# Before the work: that nobody else does it, that it is not started for ever, and the next job of a chain
+# Before the work: check for another job on the folder and for a crash loop, and submit the next job of a chain
 begin() {
   if ! { mkdir -p "$folder" "${logs:-$folder}" && touch "$attempts"; }; then
     stop "$USER_MISTAKE" "$folder cannot be written"
   fi
   refuse_a_second_job
-  stop_a_crash_loop 1 # of starts that ended together with their node, where nothing below had its say
+  stop_a_crash_loop 1 # of starts that ended together with their node, so that nothing below ran
   if [ "$TGM_REQUEUE" = chain ]; then
     submit_next
   fi
@@ -101,7 +101,7 @@ begin() {
   trap on_usr1 USR1
 }
 
-# The preflight of a pretraining or finetuning run; a node that it names ends the job, or is left out of the next
+# The preflight of a pretraining or finetuning run. A bad node ends the job, or is excluded from the next start
 check_nodes() {
   local code=0
   in_tasks --wait=0 -- -m tgm_scale preflight --config "$config" "$@" >"$logs/preflight.log" 2>&1 || code=$?
@@ -128,7 +128,7 @@ launch() {
   fi
   kind=run attempts=$folder/attempts logs=$folder/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
   case $command in
-    pretrain | finetune) ;; # they have the signal of #SBATCH --signal, and save themselves
+    pretrain | finetune) ;; # they receive the signal of #SBATCH --signal, and save a checkpoint
     *) ends_by_itself=yes ;;
   esac
   begin
@@ -137,7 +137,7 @@ launch() {
     check_nodes "$@"
   fi
 
-  say "$command begins at $(progress_in_words); one log a rank: $logs"
+  say "$command begins at $(progress_in_words); one log per rank: $logs"
   in_tasks --output="$logs/rank-%4t.log" --open-mode=append -- \
     -m tgm_scale "$command" --config "$config" "$@" || code=$?
   decide "$command" "$code"
@@ -156,7 +156,7 @@ value_of() {
   done
 }
 
-# A tool that can be stopped at any moment and goes on; `named` is the option whose value is its folder
+# A tool that can be stopped at any moment and resumes; `named` is the option with its folder
 tool() {
   local named=$1 code=0
   shift
@@ -177,11 +177,11 @@ share() {
   kind=shards task=$SLURM_ARRAY_TASK_ID tasks=${TGM_TASKS:-$1}
   shift
   if [ "${SLURM_ARRAY_TASK_MAX:-0}" -ge "$tasks" ]; then
-    stop "$USER_MISTAKE" "--array has part $SLURM_ARRAY_TASK_MAX of the parts 0 to $((tasks - 1)): set TGM_TASKS to how" \
-      "many there are"
+    stop "$USER_MISTAKE" "--array has part $SLURM_ARRAY_TASK_MAX of the parts 0 to $((tasks - 1)): set TGM_TASKS to the" \
+      "number of parts"
   fi
   if [ "${SLURM_ARRAY_TASK_COUNT:-$tasks}" -lt "$tasks" ]; then
-    say "this array makes $SLURM_ARRAY_TASK_COUNT of $tasks parts; TGM_TASKS says how many there are"
+    say "this array makes $SLURM_ARRAY_TASK_COUNT of $tasks parts; TGM_TASKS is the number of parts"
   fi
   tool --output "$@" --task "$task" --tasks "$tasks"
 }

@@ -1,10 +1,11 @@
 #!/bin/bash
-# InternVid's rows and videos to shards, as an array of jobs of which each makes its part (`tgm-scale shards make`).
+# Packs InternVid's rows and videos into shards, as an array of which each task makes some (`tgm-scale shards make`).
 #   sbatch slurm/make_shards.sh --annotations internvid.jsonl --videos /scratch/videos --output /scratch/shards
-#   sbatch --array=3,7 slurm/make_shards.sh ...                       parts 3 and 7 alone, for instance again
-#   TGM_TASKS=8 sbatch --array=0-7 slurm/make_shards.sh ...           another number of parts; keep it when going on
-# Needs: CPUs, no GPU (--partition=NAME where that is another one); the videos; disk, about 0.4 GB a thousand clips.
-# Costs: not measured on a cluster. Before its time limit a part is requeued, and goes on where it was.
+#   sbatch --array=3,7 slurm/make_shards.sh ...                       only tasks 3 and 7, for instance to repeat them
+#   TGM_TASKS=8 sbatch --array=0-7 slurm/make_shards.sh ...           another number of tasks; keep it until all are done
+# Needs: CPUs, no GPU (--partition=NAME if they have a partition of their own); the videos; about 0.4 GB of disk per
+#   thousand clips.
+# Costs: not measured on a cluster. Before its time limit a task is requeued, and resumes.
 # Should reach: the last line `N of N shards finished`, and OUTPUT/report.json, which names what was left out and why.
 #SBATCH --job-name=make_shards
 #SBATCH --array=0-63

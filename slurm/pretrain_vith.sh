@@ -2,10 +2,10 @@
 # ViT-H, joint objective with text-guided masking: configs/pretrain_vith.yaml on 32 nodes of 8 GPUs.
 #   sbatch slurm/pretrain_vith.sh data.shards=/scratch/internvid/shards guidance.towers=/scratch/clip-vit-base-patch32
 #   sbatch --nodes=16 --time=12:00:00 slurm/pretrain_vith.sh ...
-# Any number of nodes and of GPUs a node: the global batch stays, and is accumulated where there are fewer GPUs.
-# Needs: GPUs with 80 GB; shards (slurm/make_shards.sh); a folder of a CLIP or SigLIP model; slurm/cluster.env.
-# Costs: not measured on a cluster. A start is checked in seconds; before the time limit the run saves itself, is
-#   requeued and goes on.
+# Works with any number of nodes and of GPUs per node: with fewer GPUs, the global batch is accumulated.
+# Needs: GPUs with 80 GB; shards (slurm/make_shards.sh); the folder of a CLIP or SigLIP model; slurm/cluster.env.
+# Costs: not measured on a cluster. Every start checks the nodes first. Before the time limit the run saves a checkpoint,
+#   is requeued and resumes.
 # Should reach: not measured here; loss_reconstruction below 0.6 and loss_contrastive falling within 2,000 steps.
 #SBATCH --job-name=pretrain_vith
 #SBATCH --nodes=32

@@ -1,12 +1,12 @@
 #!/bin/bash
-# A probe of a pretrained checkpoint's frozen features: any probe_*.yaml of configs, on 1 node of 8 GPUs.
+# Probes the frozen features of a pretrained checkpoint: any probe_*.yaml of configs, on 1 node of 8 GPUs.
 #   sbatch slurm/probe.sh configs/probe_k400.yaml encoder.checkpoint=runs/pretrain_vitb data.root=/scratch/k400
 #   TGM_COMMAND=knn sbatch slurm/probe.sh configs/probe_ssv2.yaml encoder.checkpoint=runs/x run.dir=runs/knn ...
-# Any number of nodes and of GPUs a node: each makes its part of the features, the digits are the same.
+# Works with any number of nodes and of GPUs per node: each computes a part of the features; results do not change.
 # Needs: the dataset's lists and videos, or labelled shards; a checkpoint; slurm/cluster.env.
-# Costs: not measured on a cluster; decoding the videos once. Features stay in RUN/features: before the time limit the job
-#   is requeued and resumes from them.
-# Should reach: not measured here; the configuration's header has the published figure. RUN/results.json at the end.
+# Costs: not measured on a cluster; the videos are decoded once. Before the time limit the job is requeued, and resumes
+#   from the features in RUN/features.
+# Should reach: not measured here; the configuration's header has the published result. RUN/results.json at the end.
 #SBATCH --job-name=probe
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=8

@@ -1,10 +1,10 @@
 #!/bin/bash
-# The fastest ZeRO stage, offload, micro batch and checkpointing that fit one node of 8 GPUs (`tgm-scale tune`).
+# Finds the fastest ZeRO stage, offload, micro batch and checkpointing that fits one node of 8 GPUs (`tgm-scale tune`).
 #   sbatch slurm/tune.sh --config configs/pretrain_vitl.yaml --dir runs/tune-vitl data.shards=/scratch/shards
 #   sbatch --gpus-per-node=4 slurm/tune.sh --config configs/pretrain_vitb.yaml --dir runs/tune-vitb --stages 0,1,2 ...
-# Needs: a node like those of the run; its shards, and its model folder where it has text guidance; slurm/cluster.env.
-# Costs: not measured on a cluster; a minute or two a candidate. Before the time limit the job is requeued, and trials that
-#   were made are not made again.
+# Needs: a node like those of the run; its shards, and with text guidance its model folder; slurm/cluster.env.
+# Costs: not measured on a cluster; a minute or two per candidate. Before the time limit the job is requeued, and
+#   finished trials are not repeated.
 # Should reach: the last line, the winner's command; DIR/best.json and DIR/best.overrides.
 #SBATCH --job-name=tune
 #SBATCH --nodes=1

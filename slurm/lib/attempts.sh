@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# What became of each start, and how far the work has come: whether a new start would do what the last ones did.
-# Sourced by launch.sh. $kind is what is worked on, $folder where:
+# The outcome of each start and the progress of the work, to detect starts that repeat the last ones without progress.
+# Sourced by launch.sh. $kind is the kind of work, $folder its folder:
 #   run     a run folder: its newest checkpoint's step, and the files of features or of test scores in it
 #   shards  the shards of OUTPUT that belong to part $task of $tasks
 #   trials  the trials of `tgm-scale tune`
-# A line a start and a line an end, in $attempts:
+# One line per start and one per end, in $attempts:
 #   CHAIN JOB.RESTART began PROGRESS TIME
 #   CHAIN JOB.RESTART ended CODE TIME       `outside` where SLURM or a person ended it, not the work itself
 
-# The step of the newest whole checkpoint of the run; 0 where there is none
+# The step of the newest complete checkpoint of the run, or 0
 newest_step() {
   local newest
   newest=$(find "$folder/checkpoints" -path '*/step-*/manifest.json' 2>/dev/null | sort | tail -n 1) || true
@@ -19,7 +19,7 @@ newest_step() {
 
 feature_files() { find "$folder/features" "$folder/test" -name '*.safetensors' 2>/dev/null | wc -l || true; }
 
-# Tools share shards out as every $tasks-th one, and leave NNNNN.tar or NNNNN.report.json when one is done
+# Each task of a tool makes every $tasks-th shard, and writes NNNNN.tar or NNNNN.report.json when one is done
 own_shards() {
   find "$folder" -maxdepth 1 -name '[0-9]*' 2>/dev/null | awk -v task="$task" -v tasks="$tasks" -F/ '
     $NF ~ /^[0-9]+[.](tar|report[.]json)$/ && $NF % tasks == task { done[$NF + 0] }
@@ -47,10 +47,10 @@ progress_in_words() {
   esac
 }
 
-# By the shell alone: a signal to the whole job would end `date` and leave the line without its time
+# Without another process: a signal to the whole job would end `date` and leave the line without its time
 note() { printf '%s %s %s %s %(%FT%T)T\n' "$TGM_CHAIN" "$job.${SLURM_RESTART_COUNT:-0}" "$1" "$2" -1 >>"$attempts"; }
 
-# Starts of this chain that began where the work is now and ended by themselves, or together with their node. A job
+# Starts of this chain that began at the current progress and ended by themselves, or together with their node. A job
 # submitted by hand counts from one again.
 starts_here() {
   awk -v chain="$TGM_CHAIN" -v here="$(progress)" '

@@ -101,5 +101,5 @@ submit_next() {
       "${options[*]}. Where nodes may not submit, set TGM_REQUEUE=no and submit several jobs with" \
       "--dependency=singleton, of which each resumes from the last"
   next_job=$(sed -n 's/^\([0-9][0-9]*\)\(;.*\)\{0,1\}$/\1/p' <<<"$said" | tail -n 1)
-  say "job $next_job goes on if this one ends before the run does; scancel both to end it"
+  say "job $next_job continues the run if this job ends first; scancel both to end it"
 }

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# How a job ends: for good, or so that the work goes on. Sourced by launch.sh.
+# How a job ends: permanently, or to be started again. Sourced by launch.sh.
 
-# Ends this job for good
+# Ends this job permanently
 stop() {
   local code=$1
   shift
@@ -13,7 +13,7 @@ stop() {
   exit "$code"
 }
 
-# Ends this job so that the work resumes from where it is, without the nodes named
+# Ends this job so that another start resumes the work, without the given nodes
 start_again() {
   local code=$1 bad=$2
   stop_a_crash_loop "$code"
@@ -29,7 +29,7 @@ start_again() {
       say "job $next_job resumes from $(progress_in_words)"
       ;;
     no)
-      say "not requeued, by TGM_REQUEUE=no: submit again to go on from $(progress_in_words)"
+      say "not requeued, by TGM_REQUEUE=no: submit again to resume from $(progress_in_words)"
       remove_scratch
       ;;
   esac
@@ -61,7 +61,7 @@ note_outside() {
   fi
 }
 
-# The signal that ends a job may reach its processes, and squeue here, before it reaches this script: SLURM knows
+# The signal that ends a job may reach its processes, and squeue here, before it reaches this script: ask SLURM
 look_outside() {
   local state=''
   for _ in 1 2 3; do
@@ -106,10 +106,10 @@ decide() {
   esac
   say "$what ended with exit code $code at $(progress_in_words)"
   if [ "$code" -eq "$WORKER_KILLED" ]; then
-    say "a data worker was killed, as a rule since the node had no memory left: ask for more with --mem, or lower" \
+    say "a data worker was killed, usually because the node had no memory left: ask for more with --mem, or lower" \
       "data.workers"
     if [ "$(last_two_ends)" = "$WORKER_KILLED $WORKER_KILLED" ]; then
-      stop "$code" "the second start in a row that ended so: not started again"
+      stop "$code" "the second start in a row that ended in this way: not started again"
     fi
   fi
   start_again "$code" ""

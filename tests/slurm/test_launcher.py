@@ -135,7 +135,7 @@ def test_exit_codes_decide_what_is_started_again(cluster: Cluster, tmp_path: Pat
         assert len({job for _, job, *_ in noted}) == starts[code], "each was a job of its own"
         assert "unbound" not in log and "launch.sh: " not in log
     assert "ask for more with --mem, or lower data.workers" in logs[87]
-    assert "the second start in a row that ended so: not started again" in logs[87]
+    assert "the second start in a row that ended in this way: not started again" in logs[87]
     assert "a crash loop" in logs[86] and "a crash loop" in logs[85] and "not started again" in logs[4]
 
 

@@ -184,7 +184,7 @@ def _submit(cluster: Cluster, life: Life) -> None:
 
 def _next_jobs(cluster: Cluster, life: Life) -> list[str]:
     """Of the chain; of an array in the order of its tasks."""
-    following = set(re.findall(r"job (\d+) goes on if", log_of(life.folder)))
+    following = set(re.findall(r"job (\d+) continues the run if", log_of(life.folder)))
     assert len(following) == len(life.jobs), log_of(life.folder)
     return sorted(following, key=lambda job: cluster.fact(job, "ArrayTaskId"))
 

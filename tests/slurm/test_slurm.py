@@ -54,7 +54,7 @@ def test_two_nodes_train_under_deepspeed(undisturbed: Path, cluster: Cluster) ->
     assert logs == ["preflight.log", "rank-0000.log", "rank-0001.log"]
     log = log_of(undisturbed.parent)
     assert "processes: 2 on CPU, nodes: 2" in log and "all-reduce" in log
-    assert "goes on if this one ends before the run does" in log
+    assert "continues the run if this job ends first" in log
     wait_for(lambda: not cluster.run("squeue", "--noheader"), 30, lambda: cluster.run("squeue"))
 
 
