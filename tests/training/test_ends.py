@@ -90,8 +90,8 @@ def test_one_clip_has_no_other_to_be_told_from(config: Path, tmp_path: Path) -> 
 
 
 def test_a_batch_of_more_than_all_clips_is_said() -> None:
-    assert few_clips(8, 8) == []
-    assert few_clips(3, 8) == [
+    assert few_clips(8, 8, 1) == []
+    assert few_clips(3, 8, 1) == [
         "warning: a batch of 8 clips (train.global_batch_size) from 3: each step has some of them more than once"
     ]
 

@@ -88,7 +88,7 @@ _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "memory": ("memory of the loader over many clips", _memory),
     "plan": ("the plan of `shards make` over millions of rows: seconds and memory", _plan),
     "step": ("a training step and where its time goes", _step),
-    "masking": ("each masking recipe compared with a training step, and the gain of each saving", _masking),
+    "masking": ("masking recipes compared with a training step, and each saving's gain", _masking),
     "checkpoint": ("resuming from a checkpoint, with and without the comparison with its hashes", _checkpoint),
 }
 

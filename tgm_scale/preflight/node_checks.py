@@ -49,7 +49,7 @@ class Report:
     tried: list[str] = field(default_factory=list)  # of what the run will use, for a person to read
 
     def attempt(self, kind: str, check: Callable[[], None]) -> None:
-        """Run a check; what it raises is a problem of this kind, and the other checks go on."""
+        """Run a check; what it raises is a problem of this kind, and the other checks continue."""
         try:
             check()
         except (ValueError, OSError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Where the rows of metrics.jsonl are shown once more while a run goes on: TensorBoard, Weights & Biases."""
+"""Where the rows of metrics.jsonl are shown once more while a run is under way: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 

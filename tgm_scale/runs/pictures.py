@@ -1,4 +1,4 @@
-"""RUN/pictures/step-NNNNNNNN.png: what `log.pictures_every` draws while a run goes on."""
+"""RUN/pictures/step-NNNNNNNN.png: what `log.pictures_every` draws while a run is under way."""
 
 from __future__ import annotations
 

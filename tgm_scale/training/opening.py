@@ -32,7 +32,7 @@ def run(
     plan: before the data is opened; storage_seconds: how long a rank may wait for its storage; task_of: opens the
     data, once the processes are there. Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a
     signal or the time limit stopped it after a checkpoint. Raises ValueError for a user's mistake, RunStopped or
-    OSError where the run cannot go on."""
+    OSError where the run cannot continue."""
     folder = run_folder.open_folder(config)
     classifier = plan.masker is None
     disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size, decoder=not classifier)
