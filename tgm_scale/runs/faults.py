@@ -25,7 +25,7 @@ _FILE, _EVENT = "faults.json", "rolled_back"
 
 
 class RunStopped(RuntimeError):
-    """The run cannot continue; the message says why and what to do. Not the user's mistake, and no traceback needed."""
+    """The run cannot continue; the message says why and what to do. No user mistake, and no traceback needed."""
 
     exit_code = 1  # of the command: a new start may help
 
@@ -83,7 +83,7 @@ class FaultState(BaseModel):
             return cls(), ""
         raise ValueError(
             f"{file}: damaged ({damage}): restore it; without it the samples left out since a rollback are trained on "
-            'again. To resume without them, write {"rollbacks": 0, "skip_list": []} there'
+            'again. To resume all the same, write {"rollbacks": 0, "skip_list": []} there'
         )
 
     @classmethod

@@ -52,7 +52,7 @@ def run(
             engine.stop_processes()
         except StoppedWaiting as stopped:  # before the first step, or after the last
             watchdog.end(f"stopped by {stop.reason}")
-            print(f"{stopped}, by {stop.reason}; the same command goes on", file=sys.stderr, flush=True)
+            print(f"{stopped}, by {stop.reason}; the same command resumes", file=sys.stderr, flush=True)
             return REQUEUE_EXIT_CODE
         except Exception as error:
             watchdog.end("failed")
