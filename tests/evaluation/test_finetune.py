@@ -317,6 +317,7 @@ def test_an_average_wants_whole_weights_wherever_the_stage_is_said(
         ("train.micro_batch_size=2", "is not a multiple of 4: data.repeated_augmentation=2 clips"),
         ("deepspeed.stage=3", "deepspeed.stage=3: finetune.ema averages whole weights"),
         ("finetune.mixpu=0", "finetune.mixpu: unknown key; did you mean finetune.mixup?"),
+        ("data.train=nowhere.csv", "data.train=nowhere.csv: no such list of videos"),
         ("finetune.rand_augment=much", "timm does not know it"),
         ("data.size=30", "data.size=30 is not a multiple of the model's patch"),
     ],

@@ -118,6 +118,16 @@ def test_checkpoints_that_have_no_room_are_named(tmp_path: Path) -> None:
         check_room(config(tmp_path, "model.size=g", "model.patch=8", "checkpoint.keep=100000", "train.steps=2000000"))
 
 
+def test_the_average_of_a_finetuning_takes_room_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = config(tmp_path, "train.steps=1000")
+    folder, size = tmp_path, shape_of(found).size
+    needed = 12 * disk._parameters(size, True) * disk._more(found.checkpoint, 1000, [])
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed * 1.2}))
+    disk.check_room(folder, found.checkpoint, 1000, size)
+    with pytest.raises(ValueError, match="make room"):
+        disk.check_room(folder, found.checkpoint, 1000, size, averaged=True)
+
+
 @pytest.mark.parametrize(
     ("there", "overrides", "more"),
     [

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tgm_scale.data.lists.reading import Role
+from tgm_scale.data.lists.reading import NoList, Role
 from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import results
@@ -75,7 +75,10 @@ def open_split(data: LabelledConfig, role: Role) -> LabelledCorpus:
     spec = data.train if role == "train" else data.test
     if spec is None:
         raise ValueError("data.train: missing; give labelled shards or a list file")
-    return open_labelled(spec, data.label, role=role, root=data.root, split=data.split)
+    try:
+        return open_labelled(spec, data.label, role=role, root=data.root, split=data.split)
+    except NoList as missing:
+        raise ValueError(f"data.{role}={missing}") from None
 
 
 def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str, Any]:

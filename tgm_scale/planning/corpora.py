@@ -8,6 +8,7 @@ from typing import Any
 
 from tgm_scale.config import DataConfig
 from tgm_scale.data.access.disk_cache import DiskCache
+from tgm_scale.data.lists.reading import NoList
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import (
     LEFT_OUT,
@@ -46,7 +47,10 @@ def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[st
     kept = data.cache
     cache = DiskCache(kept.dir, round(kept.gigabytes * 1e9)) if kept else None
     settings: dict[str, Any] = {"cache": cache, "root": data.root, "patience": data.patience}
-    opened = [open_corpus(entry.path, **settings) for entry in data.corpora()]
+    try:
+        opened = [open_corpus(entry.path, **settings) for entry in data.corpora()]
+    except NoList as missing:
+        raise ValueError(f"data.shards={missing}") from None
     make_names_distinct(opened)
     limit = data.max_left_out_share
     if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):

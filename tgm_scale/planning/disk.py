@@ -12,17 +12,27 @@ from tgm_scale.config.sections import CheckpointConfig
 from tgm_scale.models.vit import ModelSize
 
 _BYTES = 12  # of a parameter: its fp32 weight and two moments
+_AVERAGED_BYTES = 4  # more, where the average of the weights lies beside each checkpoint
 
 
-def check_room(folder: Path, kept: CheckpointConfig, steps: int | None, size: ModelSize, decoder: bool = True) -> None:
+def check_room(
+    folder: Path,
+    kept: CheckpointConfig,
+    steps: int | None,
+    size: ModelSize,
+    decoder: bool = True,
+    averaged: bool = False,
+) -> None:
     """Try to write into the run's folder of checkpoints, where there is one, and see that those to come have room.
     Raises ValueError.
 
-    steps: of the run, where they are known; decoder: whether the run's model has one."""
+    steps: of the run, where they are known; decoder: whether the run's model has one; averaged: whether the average of
+    its weights is kept, too."""
     checkpoints = folder / "checkpoints"
     if checkpoints.exists():
         _try_writing(checkpoints)
-    wanted = _BYTES * _parameters(size, decoder) * _more(kept, steps, steps_in(checkpoints))
+    each = _BYTES + averaged * _AVERAGED_BYTES
+    wanted = each * _parameters(size, decoder) * _more(kept, steps, steps_in(checkpoints))
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ValueError(

@@ -22,11 +22,10 @@ from tgm_scale.config.data_sections import ClipsConfig
 from tgm_scale.config.sections import TrainingConfig
 from tgm_scale.data.loading.loader import PREFETCH
 from tgm_scale.data.shards.index import DamagedMember
-from tgm_scale.planning import disk
-from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.preflight.task_checks import TaskChecks
 from tgm_scale.runs import environment, run_folder
 from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus
+from tgm_scale.training.opening import check_room
 
 _GB = 1e9
 _TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and says little
@@ -78,14 +77,9 @@ def inspect_shared(task: TaskChecks, process: ProcessInfo, token: str) -> Report
     """What all nodes share: the run folder with the token that rank 0 left in it, the disk behind it, the shards."""
     report = Report(process.rank, node_name())
     report.attempt("run folder", lambda: _check_run_folder(task.config, token))
-    report.attempt("disk", lambda: _check_room(task.config, task.plan(process)))
+    report.attempt("disk", lambda: check_room(task.config, task.plan(process), Path(task.config.run.dir)))
     report.attempt("shards", lambda: _read_shards(report, task, process))
     return report
-
-
-def _check_room(config: TrainingConfig, plan: RunPlan) -> None:
-    folder, classifier = Path(config.run.dir), plan.masker is None
-    disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size, decoder=not classifier)
 
 
 def token_file(config: TrainingConfig, token: str) -> Path:

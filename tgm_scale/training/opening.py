@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tgm_scale.config.sections import TrainingConfig
 from tgm_scale.data.access.patience import StoppedWaiting, waits_end_when
 from tgm_scale.data.loading.workers import WorkerDied
 from tgm_scale.engine import build as engine
+from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.planning import disk
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs import run_folder
@@ -34,8 +36,7 @@ def run(
     signal or the time limit stopped it after a checkpoint. Raises ValueError for a user's mistake, RunStopped or
     OSError where the run cannot continue."""
     folder = run_folder.open_folder(config)
-    classifier = plan.masker is None
-    disk.check_room(folder, config.checkpoint, config.train.steps, plan.shape.size, decoder=not classifier)
+    check_room(config, plan, folder)
     stop = StopRequest(config.train.max_minutes)
     engine.start_processes(process, config.faults.start_seconds)
     collectives = HostCollectives(process)
@@ -62,3 +63,10 @@ def run(
             waited = watchdog.stalled_ranks()
             raise RunStopped(f"{error}\nrank {process.rank} stops; it may have waited for {waited}") from error
     return code
+
+
+def check_room(config: TrainingConfig, plan: RunPlan, folder: Path) -> None:
+    """Raises ValueError where the checkpoints have no room."""
+    averaged = isinstance(config, FinetuneConfig) and config.finetune.ema is not None
+    steps, size, decoder = config.train.steps, plan.shape.size, plan.masker is not None
+    disk.check_room(folder, config.checkpoint, steps, size, decoder, averaged)

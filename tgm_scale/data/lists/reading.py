@@ -65,6 +65,10 @@ def is_list(spec: object) -> bool:
     return not storage.is_url(path) and os.path.isdir(path) and any(Path(path).glob("*_test_split?.txt"))
 
 
+class NoList(ValueError):
+    """There is no list where one was named."""
+
+
 def read_list(
     path: str | Path,
     role: Role = "train",
@@ -98,7 +102,7 @@ def read_list(
 def _text(path: str, patience: float | None) -> str:
     data = storage.read_small(path, patience)
     if data is None:
-        raise ValueError(f"{path}: no such list of videos")
+        raise NoList(f"{path}: no such list of videos")
     data = storage.unpacked(data, path)
     if refusal := foreign_table(path, data[:HEAD]):
         raise ValueError(refusal)
