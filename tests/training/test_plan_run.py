@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +71,51 @@ def test_a_finetuning_has_a_plan_and_advice_that_works(capsys: pytest.CaptureFix
     assert counts
     for count in counts.groups():
         assert main([*config, "--gpus-per-node", count]) == 0
+
+
+HEADER = re.compile(
+    r"Planned, not measured: (\d+) G multiply-accumulates a clip forward, ([\d.]+) PFLOP and\s+#\s+([\d.]+) s a step, "
+    r"([\d.]+) h in all at 35 % of an H100's peak, without guidance \(tgm-scale plan (.*?)\)"
+)
+
+
+@pytest.mark.parametrize("name", ["pretrain_vitb", "pretrain_vitl", "pretrain_vith", "pretrain_vitg"])
+def test_the_figures_of_a_configurations_header_are_the_planners(name: str, tmp_path: Path) -> None:
+    header = HEADER.search(Path(f"configs/{name}.yaml").read_text())
+    assert header
+    file = tmp_path / "plan.json"
+    assert main(["--config", f"configs/{name}.yaml", *header[5].split(), "--json", str(file)]) == 0
+    tree = json.loads(file.read_text())
+    planned = (
+        tree["a_clip"]["forward_macs"] / 1e9,
+        tree["a_step"]["flop"] / 1e15,
+        tree["a_step"]["seconds"],
+        tree["the_run"]["hours"],
+    )
+    for written, value in zip(header.groups(), planned):
+        digits = len(written.partition(".")[2])
+        assert float(written) == pytest.approx(value, abs=0.5001 * 10**-digits), (written, value)
+
+
+def test_every_figure_that_is_assumed_says_so_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.json"
+    assert main([*CONFIG, "--nodes", "2", "--price", "2.5", "--json", str(file)]) == 0
+    tree, said = json.loads(file.read_text()), capsys.readouterr().out
+    for name in ("a_step", "frozen_towers", "memory", "verdict", "network", "checkpoint", "loading", "the_run"):
+        assert tree[name]["assumes"] and tree[name]["assumes"] in said
+    run = tree["the_run"]
+    assert run["gpu_hours"] == pytest.approx(16 * run["hours_with_towers"])
+    assert run["money"] == pytest.approx(2.5 * run["gpu_hours"]) and run["kwh"] == pytest.approx(
+        0.7 * run["gpu_hours"]
+    )
+
+
+def test_bytes_that_are_sent_follow_the_stage(tmp_path: Path) -> None:
+    """ViT-B's weights in bf16, gradients in fp32 from stage 1 on, 2 micro steps over 8 GPUs."""
+    file, sent = tmp_path / "plan.json", {}
+    config = ["--config", "configs/pretrain_vitb.yaml", "deepspeed.config=null", "train.micro_batch_size=64"]
+    for stage in range(4):
+        assert main([*config, f"deepspeed.stage={stage}", "--json", str(file)]) == 0
+        tree = json.loads(file.read_text())
+        sent[stage] = tree["network"]["bytes"] / tree["model"]["parameters"] / (7 / 8)
+    assert sent == pytest.approx({0: 4, 1: 6, 2: 10, 3: 16})

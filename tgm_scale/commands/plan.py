@@ -1,53 +1,127 @@
-"""`tgm-scale plan`: what a run will cost."""
+"""`tgm-scale plan`: what a run will cost, and what a machine can hold."""
 
 from __future__ import annotations
 
 import argparse
-from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tgm_scale.commands.command import Command, add_overrides, number
 
+if TYPE_CHECKING:
+    from tgm_scale.planning.machine import Machine
+
 EXAMPLES = """examples:
+  tgm-scale plan --fit 1x24GB --clips 10M
+  tgm-scale plan --fit 16x8x80GB --config configs/pretrain_vith.yaml --clips 100M --price 2.5
   tgm-scale plan --config configs/pretrain_vitl.yaml --nodes 16 --gpus-per-node 8
-  tgm-scale plan --config configs/pretrain_vitb.yaml --nodes 1 --gpus-per-node 8 train.micro_batch_size=64
+  tgm-scale plan --config configs/pretrain_vitb.yaml --gpus-per-node 8 --card A100 train.micro_batch_size=64
   tgm-scale plan --config configs/finetune_k400.yaml
 
 Arithmetic is counted exactly. Memory is an estimate from the sizes of what is kept; time assumes the utilisation that
-you give, so measure that on a few steps first: metrics.jsonl has it as mfu."""
+you give, so measure that on a few steps first: metrics.jsonl has it as mfu. --fit looks for the largest model and
+micro batch that GPUs hold (GPUs x memory, or nodes x GPUs x memory) and prints the command that starts it; all else is
+as --config has it, and model.size=B keeps that size."""
+
+_DEFAULT, _CARD = "configs/pretrain_vitb.yaml", "H100"
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE")
-    add("--nodes", type=int, default=1, metavar="N", help="default %(default)s")
-    add("--gpus-per-node", type=int, default=8, metavar="N", help="default %(default)s")
-    add("--tflops", type=number, default=989.0, help="dense bf16 peak of one GPU (default 989: H100, H200)")
-    add("--utilisation", type=number, default=0.35, help="share of the peak that is reached (default 0.35)")
+    add("--config", metavar="FILE", help=f"with --fit {_DEFAULT} where none is given")
+    add("--fit", metavar="SHAPE", help="1x24GB, 8x80GB or 16x8x80GB: the largest model and batch that fit")
+    add("--clips", metavar="N", help="with --fit: how many clips are seen, such as 10M (default: the configuration's)")
+    add("--nodes", type=int, metavar="N", help="default 1")
+    add("--gpus-per-node", type=int, metavar="N", help="default 8")
+    add("--card", metavar="NAME", help=f"default {_CARD}, with --fit one of this memory: planning/cards.py")
+    add("--tflops", type=number, metavar="X", help="dense bf16 peak of one GPU (default: the card's)")
+    add(
+        "--utilisation", type=number, default=0.35, metavar="X", help="share of the peak reached (default %(default)s)"
+    )
+    add("--price", type=number, metavar="X", help="of a GPU hour, in any currency")
+    add("--json", type=Path, metavar="FILE", help="write the figures there, too")
     add_overrides(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name in ("nodes", "gpus_per_node", "tflops", "utilisation"):
-        if (value := getattr(options, name)) <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: wanted more than 0")
+    for name in ("nodes", "gpus_per_node", "tflops", "utilisation", "price"):
+        if (value := getattr(options, name)) is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {value:g}: wanted more than 0")
+    if options.utilisation > 1:
+        raise ValueError(f"--utilisation {options.utilisation:g}: wanted a share, at most 1")
+    if options.json is not None:
+        from tgm_scale.runtime.files import check_output
+
+        check_output("--json", options.json, "JSON file")
+    text, tree = _fitted(options) if options.fit is not None else _planned(options)
+    print(text)
+    if options.json is not None:
+        from tgm_scale.benchmarks.machine import save
+
+        save(options.json, tree)
+    return 0
+
+
+def _planned(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    if options.config is None:
+        raise ValueError("--config is not given: name a configuration, or --fit such as 1x24GB")
+    if options.clips is not None:
+        raise ValueError(f"--clips {options.clips}: goes with --fit; set train.steps here")
     from tgm_scale.evaluation import settings
 
     config = settings.load_training(options.config, options.overrides)
-    from tgm_scale.planning.cost import Asked, plan
+    from tgm_scale.planning import estimate
+    from tgm_scale.planning.cost import Asked
 
     if isinstance(config, settings.FinetuneConfig):
         from tgm_scale.finetuning.setup import plan_finetuning
 
-        asked = Asked(config, partial(plan_finetuning, config), config.clips_together)
+        asked = Asked(config, plan_finetuning, config.clips_together)
     else:
         asked = Asked.pretraining(config)
-    print(plan(asked, options.nodes * options.gpus_per_node, options.tflops * 1e12 * options.utilisation))
-    return 0
+    found = estimate.figures(asked, _machine(options))
+    return estimate.lines(found), estimate.tree(found)
+
+
+def _fitted(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    for name in ("nodes", "gpus_per_node"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')}: --fit says it, as nodes x GPUs x memory such as 2x8x80GB")
+    from tgm_scale import config as configuration
+    from tgm_scale.planning.fit import Wanted
+    from tgm_scale.planning.fit_report import report
+    from tgm_scale.planning.machine import clips_of
+
+    machine = _machine(options)
+    clips = None if options.clips is None else clips_of(options.clips)
+    file = options.config or _DEFAULT
+    config = configuration.load(file, options.overrides)
+    named = any(override.startswith("model.size=") for override in options.overrides)
+    wanted = Wanted(config, machine, clips, config.model.size if named else None)
+    return report(wanted, ["--config", file, *options.overrides])
+
+
+def _machine(options: argparse.Namespace) -> Machine:
+    """With a card's memory and power only where it is named, or assumed because no rate was given."""
+    from tgm_scale.planning import cards
+    from tgm_scale.planning.machine import Machine, card_of, shape_of
+
+    nodes, gpus, memory = options.nodes or 1, options.gpus_per_node or 8, None
+    card = cards.of_name(options.card) if options.card else None
+    if options.fit is not None:
+        nodes, gpus, memory = shape_of(options.fit)
+        card = card or (card_of(memory) if options.tflops is None else None)
+    elif card is None and options.tflops is None:
+        card = cards.of_name(_CARD)
+    if memory is None and card is not None:
+        memory = card.memory * 1e9
+    peak = options.tflops * 1e12 if options.tflops else card.peak if card else None
+    return Machine(nodes, gpus, memory, card, peak, options.utilisation, options.price)
 
 
 COMMAND = Command(
     "plan",
-    "what a run will cost: arithmetic, memory, time",
+    "what a run will cost: arithmetic, memory, time; and what a machine can hold",
     _add_arguments,
     _run,
     EXAMPLES,

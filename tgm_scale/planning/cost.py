@@ -1,18 +1,18 @@
-"""What a run will cost on a cluster: arithmetic, memory, time; before a job is queued."""
+"""What a step of a run costs: arithmetic and bytes that are sent, before a job is queued; and what divides."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from tgm_scale.config.sections import Config, TrainingConfig
-from tgm_scale.planning import footprint
+from tgm_scale.planning.footprint import footprint, parameters
 from tgm_scale.planning.run_plan import RunPlan, layout_of, plan_pretraining
+from tgm_scale.planning.tower_cost import TowerCost, tower_cost
 from tgm_scale.runtime.distributed import ProcessInfo
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Asked:
     """A run whose cost is asked for."""
 
     config: TrainingConfig
-    plan: Callable[[ProcessInfo], RunPlan]
+    plan: Callable[[Any, ProcessInfo], RunPlan]  # of the configuration
     together: int  # clips that share a micro batch
     negatives: int | None = None  # clips that are told apart by the contrast; None: there is none
 
@@ -28,46 +28,72 @@ class Asked:
     def pretraining(cls, config: Config) -> Asked:
         objective, batch = config.objective, config.train.global_batch_size
         negatives = (objective.contrastive_batch or batch) if objective.contrastive_weight else None
-        return cls(
-            config, lambda process: plan_pretraining(config, process), config.data.repeated_augmentation, negatives
-        )
+        return cls(config, plan_pretraining, config.data.repeated_augmentation, negatives)
 
 
-def plan(asked: Asked, gpus: int, flops: float) -> str:
-    """The plan in lines. Raises ValueError where the batch does not divide over the GPUs."""
+@dataclass(frozen=True)
+class Cost:
+    """Of one step. forward, first_pass: multiply-accumulates of a clip; flop: of all GPUs, without the towers."""
+
+    run: RunPlan
+    forward: float
+    first_pass: float  # of the cached contrast; 0: one pass is enough
+    flop: float
+    towers: TowerCost
+    parameters: int
+    sent: float  # bytes that a GPU sends, and as many that it receives
+
+    @property
+    def tower_flop(self) -> float:
+        return 2 * self.towers.macs * self.run.layout.global_batch
+
+    def seconds(self, flops: float) -> float:
+        """Of the model. flops: that each GPU reaches."""
+        return self.flop / self.run.layout.world_size / flops
+
+    def tower_seconds(self, flops: float) -> float:
+        return self.tower_flop / self.run.layout.world_size / flops
+
+
+def cost_of(asked: Asked, gpus: int) -> Cost:
+    """Raises ValueError where the batch does not divide over the GPUs."""
     config = asked.config
     if not _fits(asked, gpus):
         raise ValueError(
             f"train.global_batch_size={config.train.global_batch_size} is not a multiple of train.micro_batch_size="
             f"{config.train.micro_batch_size} x {gpus} GPUs: {_advice(asked, gpus)}"
         )
-    run = asked.plan(_first_of(gpus))
-    layout, masks, forward = run.layout, run.masker, run.macs_per_clip
-    passes = 3 + config.model.activation_checkpointing
+    run = asked.plan(config, first_of(gpus))
+    layout, checkpointing = run.layout, config.model.activation_checkpointing
+    passes = 3 + checkpointing
     extra = 0.0
     if asked.negatives and (layout.micro_batch * gpus) % asked.negatives:  # as JointStep has it
         extra = run.shape.macs(run.visible, 0)
-    step_flops = 2 * (passes * forward + extra) * layout.global_batch
-    need = footprint.footprint(run, config.model.activation_checkpointing)
-    parameters, train = footprint.parameters(run.shape, decoder=masks is not None), config.train
-    seconds = step_flops / gpus / flops
-    lines = {
-        "model": f"{config.model.size}, {parameters / 1e6:.0f} million parameters",
-        "tokens": f"all {run.visible}" if masks is None else masks.summary(),
-        "batch": f"{layout.global_batch} = {gpus} GPUs x {layout.accumulation} micro steps x {layout.micro_batch}",
-        "a clip": f"{forward / 1e9:.1f} G multiply-accumulates forward"
-        + (f", and {extra / 1e9:.1f} G for the first pass of the cached contrast" if extra else ""),
-        "a step": f"{step_flops / 1e15:.2f} PFLOP, {seconds:.2f} s at {flops / 1e12:.0f} TFLOP/s a GPU (assumed)",
-        "state": f"{need.state / GIB:.1f} GiB a GPU at ZeRO {need.stage} (estimate)"
-        + (f", and {need.host / GIB:.1f} GiB of the host's memory a GPU" if need.host else ""),
-        "activations": f"{need.activations / GIB:.1f} GiB a GPU (estimate)",
-        "checkpoint": f"{12 * parameters / 1e9:.1f} GB each",
-    }
-    if train.steps:
-        lines["the run"] = f"{train.steps} steps, {train.steps * seconds / 3600:.1f} h, "
-        lines["the run"] += f"{train.steps * seconds * gpus / 3600:.0f} GPU hours, without guidance and data waits"
-    width = max(map(len, lines))
-    return "\n".join(f"{name:>{width}}  {text}" for name, text in lines.items())
+    flop = 2 * (passes * run.macs_per_clip + extra) * layout.global_batch
+    towers = tower_cost(config, run) if isinstance(config, Config) else TowerCost()
+    count = parameters(run.shape, decoder=run.masker is not None)
+    return Cost(run, run.macs_per_clip, extra, flop, towers, count, sent_bytes(run, count, checkpointing))
+
+
+def sent_bytes(run: RunPlan, count: int, checkpointing: bool) -> float:
+    """Bytes that each GPU sends in a step, by rings: an all-reduce of x bytes sends 2x (W-1)/W, a reduce-scatter or an
+    all-gather half of it (ZeRO, arXiv 1910.02054, section 7). Stages 0 and 1 reduce once a step, 2 and 3 in each micro
+    step; stage 3 gathers the weights for each pass."""
+    layout, stage, bf16 = run.layout, run.stage, run.engine.precision == "bf16"
+    share = (layout.world_size - 1) / layout.world_size
+    weights, gradients = count * (2 if bf16 else 4), count * (2 if bf16 and stage == 0 else 4)
+    if stage == 0:
+        return share * 2 * gradients
+    if stage == 1:
+        return share * (gradients + weights)
+    if stage == 2:
+        return share * (layout.accumulation * gradients + weights)
+    return share * layout.accumulation * (gradients + (2 + checkpointing) * weights)
+
+
+def device_bytes(cost: Cost, checkpointing: bool) -> float:
+    """Of one GPU, with the frozen towers."""
+    return footprint(cost.run, checkpointing).device + cost.towers.bytes
 
 
 def _advice(asked: Asked, gpus: int) -> str:
@@ -78,7 +104,7 @@ def _advice(asked: Asked, gpus: int) -> str:
     micro = [m for m in range(train.micro_batch_size, 0, -1) if batch % (m * gpus) == 0 and m % together == 0]
     if micro:
         found.append(f"train.micro_batch_size={micro[0]}")
-    fewer = [n for n in range(gpus, 0, -1) if _fits(asked, n)]
+    fewer = [n for n in range(min(gpus, batch), 0, -1) if _fits(asked, n)]
     more = [n for n in range(gpus + 1, batch + 1) if _fits(asked, n)]
     if counts := [*fewer[:1], *more[:1]]:
         found.append(f"{' or '.join(map(str, counts))} GPUs")
@@ -92,11 +118,11 @@ def _advice(asked: Asked, gpus: int) -> str:
 
 def _fits(asked: Asked, gpus: int) -> bool:
     try:
-        layout_of(asked.config.train, asked.together, _first_of(gpus))
+        layout_of(asked.config.train, asked.together, first_of(gpus))
     except ValueError:
         return False
     return True
 
 
-def _first_of(gpus: int) -> ProcessInfo:
+def first_of(gpus: int) -> ProcessInfo:
     return ProcessInfo(0, gpus, 0, torch.device("cuda"))

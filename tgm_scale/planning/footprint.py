@@ -3,40 +3,85 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
+from tgm_scale.data.loading.to_device import MOST_UNDER_WAY
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.planning.activations import activation_bytes
 from tgm_scale.planning.run_plan import RunPlan, Shape
 
 OFFLOADS = ("none", "optimizer", "all")  # `all`: optimizer and parameters
+ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
+_BUCKET, _LIVE = 5e8, 1e9  # DeepSpeed's defaults: values of a bucket of gradients; gathered weights at stage 3
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one process. On a CPU, device and host are one memory."""
+    """Bytes of one process, on the device but for `host`. On a CPU, device and host are one memory.
+
+    weights: with those that stage 3 has gathered. gradients: as they are summed over micro steps. optimizer: fp32
+    weights and moments. buckets: in which DeepSpeed collects gradients to send. activations: what a micro batch keeps
+    for its backward pass. clips: pixels of a step's micro batches, and on a GPU of those copied ahead."""
 
     stage: int
     offload: str  # one of OFFLOADS
-    state: float  # weights, gradients and moments on the device
-    host: float  # and what of them lies in the host's memory
+    weights: float
+    gradients: float
+    optimizer: float
+    buckets: float
     activations: float
+    clips: float
+    host: float  # what is offloaded
+
+    @property
+    def state(self) -> float:
+        return self.weights + self.gradients + self.optimizer
 
     @property
     def device(self) -> float:
-        return self.state + self.activations
+        return self.state + self.buckets + self.activations + self.clips
 
 
 def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
     """Of one of the plan's processes."""
     zero, precision = plan.engine.zero, plan.engine.precision
+    stage, processes = zero["stage"], plan.layout.world_size
     offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
     count = parameters(plan.shape, decoder=plan.masker is not None)
-    state, host = state_bytes(count, zero["stage"], offload, precision, plan.layout.world_size)
+    (weights, gradients, adam), host = state_bytes(count, stage, offload, precision, processes)
     value = 4 if precision == "fp32" else 2
-    return Footprint(zero["stage"], offload, state, host, value * activation_values(plan, activation_checkpointing))
+    if stage == 3:  # beside a process's share the weights that were gathered and are kept for the backward pass
+        gathered = min(count, zero.get("stage3_max_live_parameters", _LIVE))
+        weights += value * gathered * (1 if offload == "all" else 1 - 1 / processes)
+    activations = activation_bytes(plan, activation_checkpointing)
+    buckets = _buckets(plan, count, activations)
+    return Footprint(stage, offload, weights, gradients, adam, buckets, activations, _clips(plan), host)
 
 
+def _clips(plan: RunPlan) -> float:
+    layout, shape = plan.layout, plan.shape
+    ahead = min(MOST_UNDER_WAY, layout.accumulation) if plan.device.type == "cuda" else 0
+    return 3 * shape.frames * shape.image_size**2 * layout.micro_batch * (layout.accumulation + ahead)
+
+
+def _buckets(plan: RunPlan, count: int, activations: float) -> float:
+    """On a GPU whole from the first step on; on a CPU only what is written to is memory, and that is written while the
+    activations go."""
+    zero = plan.engine.zero
+    stage = zero["stage"]
+    if stage == 0:
+        return 0.0
+    values = float(zero.get("reduce_bucket_size", _BUCKET))
+    # DeepSpeed stages fp32 sums at stage 1, and at stage 3 by the type that is sent
+    value = 2 if plan.engine.precision == "bf16" and stage == 2 else 4
+    if plan.device.type == "cpu":
+        return max(0.0, value * min(values, count) - activations)
+    return values * value * (2 if zero.get("overlap_comm", False) and stage < 3 else 1)
+
+
+@cache
 def parameters(shape: Shape, decoder: bool = True) -> int:
     """Of a pretraining run's model, or without its decoder, as a classifier has them but for its head."""
     with torch.device("meta"):
@@ -44,8 +89,11 @@ def parameters(shape: Shape, decoder: bool = True) -> int:
     return sum(parameter.numel() for parameter in (model if decoder else model.encoder).parameters())
 
 
-def state_bytes(count: int, stage: int, offload: str, precision: str, processes: int) -> tuple[float, float]:
-    """(device, host) bytes of one process for `count` parameters, each part divided where the stage shards it.
+def state_bytes(
+    count: int, stage: int, offload: str, precision: str, processes: int
+) -> tuple[tuple[float, float, float], float]:
+    """((weights, gradients, optimizer) on the device, all on the host): bytes of one process for `count` parameters,
+    each part divided where the stage shards it.
 
     Offload of both makes 20 bytes a parameter: 20.1 were measured (docs/PERFORMANCE.md)."""
     value = 4 if precision == "fp32" else 2
@@ -55,23 +103,9 @@ def state_bytes(count: int, stage: int, offload: str, precision: str, processes:
     # fp32 weights and two moments; in fp32 without ZeRO Adam works on the module's own weights
     adam = (8 if precision == "fp32" and stage == 0 else 12) / (processes if stage >= 1 else 1)
     if offload == "none":
-        return count * (weights + gradients + adam), 0.0
+        return (count * weights, count * gradients, count * adam), 0.0
     # beside Adam's: gradients as they are summed up, and in fp32 for Adam; on the device those of a bucket at most
     host = adam + (summed + 4) / processes
-    return (count * weights, count * host) if offload == "optimizer" else (0.0, count * (host + weights))
-
-
-def activation_values(plan: RunPlan, activation_checkpointing: bool) -> float:
-    """Values that the blocks keep for their backward: about 17 of width D a token with fused attention (inputs of two
-    norms, q, k, v, attention output, three of the MLP at four times the width); with checkpointing one. Of those two
-    are of the visible tokens in a decoder with cross-attention, k and v, and 15 of the targets."""
-    size = plan.shape.size
-    kept = 1 if activation_checkpointing else 17
-    encoder = plan.visible * size.width * (size.depth * kept + 17)
-    of_visible = of_target = kept
-    if size.decoder_attention == "cross":
-        of_visible, of_target = (0, 1) if activation_checkpointing else (2, 15)
-    decoder = plan.visible * (size.decoder_depth * of_visible + 17) + plan.targets * (
-        size.decoder_depth * of_target + 17
-    )
-    return plan.layout.micro_batch * (encoder + decoder * size.decoder_width * bool(plan.targets))
+    if offload == "optimizer":
+        return (count * weights, 0.0, 0.0), count * host
+    return (0.0, 0.0, 0.0), count * (host + weights)

@@ -1,0 +1,62 @@
+"""What the layers keep for the backward pass, counted as autograd keeps it (tests hold it to torch's own count).
+
+Shapes: N tokens, D width of the model, M width of the MLP, V visible tokens, T targets, P values of a patch."""
+
+from __future__ import annotations
+
+from tgm_scale.planning.run_plan import RunPlan
+
+
+def activation_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
+    """Bytes of a micro batch at their most: all that is kept, what is made where both passes meet, and with
+    checkpointing one block whole."""
+    again = max(_blocks(plan)) if activation_checkpointing else 0.0
+    return plan.layout.micro_batch * (kept_bytes(plan, activation_checkpointing) + again + _passing(plan))
+
+
+def kept_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
+    """Of one clip at the end of its forward pass; with checkpointing each block's input alone."""
+    size, value, seen = plan.shape.size, _value(plan), plan.visible
+    kept = seen * size.patch_values * value + 2 * seen * size.width * value  # embedded patches, the last norm
+    inputs = [size.depth * seen * size.width * value]
+    if plan.targets:
+        cross = size.decoder_attention == "cross"
+        tokens = plan.targets if cross else seen + plan.targets
+        inputs.append(size.decoder_depth * tokens * size.decoder_width * value)
+        kept += (tokens + plan.targets) * size.decoder_width * value  # the last norm's two, its input of all tokens
+        kept += 2 * seen * size.decoder_width * value if cross else 0.0  # the norm of the visible tokens
+        kept += 4 * plan.targets * size.patch_values  # the error, fp32
+    if activation_checkpointing:
+        return kept + sum(inputs)
+    return kept + sum(depth * block for depth, block in zip((size.depth, size.decoder_depth), _blocks(plan)))
+
+
+def _blocks(plan: RunPlan) -> list[float]:
+    """Bytes that a block of the encoder keeps, and one of the decoder where there is one."""
+    size, value = plan.shape.size, _value(plan)
+    found = [_block(plan.visible, size.width, size.mlp, size.heads, value)]
+    if plan.targets:
+        width, mlp, heads = size.decoder_width, size.decoder_mlp, size.decoder_heads
+        tokens, context = plan.visible + plan.targets, None
+        if size.decoder_attention == "cross":
+            tokens, context = plan.targets, plan.visible
+        found.append(_block(tokens, width, mlp, heads, value, context))
+    return found
+
+
+def _block(tokens: int, width: int, mlp: int, heads: int, value: int, context: int | None = None) -> float:
+    """Two norms' inputs and outputs, q, the attention's output, the MLP before and after its GELU, and k and v, which
+    are of `context` tokens in cross-attention; of the attention one fp32 number a head, of the norms two a token."""
+    keys = 2 * width * value * (tokens if context is None else context)
+    return tokens * ((6 * width + 2 * mlp) * value + 4 * heads + 16) + keys
+
+
+def _passing(plan: RunPlan) -> float:
+    """Of one clip: predicted and wanted pixels, fp32, and their gradient; or of an MLP both sides' gradient."""
+    size, value = plan.shape.size, _value(plan)
+    pixels = 3 * 4 * plan.targets * size.patch_values
+    return max(pixels, 2 * value * plan.visible * size.mlp)
+
+
+def _value(plan: RunPlan) -> int:
+    return 4 if plan.engine.precision == "fp32" else 2

@@ -1,0 +1,166 @@
+"""A plan in figures, each with what it rests on beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tgm_scale.planning.cost import Asked, Cost, cost_of
+from tgm_scale.planning.footprint import ROOM, Footprint, footprint
+from tgm_scale.planning.help import what_would_help
+from tgm_scale.planning.machine import Machine
+
+# a core decodes so many clips of 16 frames a second, 10 s of video, a keyframe every 12 frames, and such a file has so
+# many bytes (docs/PERFORMANCE.md, 2026-11-24 and 26): of 640 x 360, and of 456 x 256, the next that was weighed
+_CLIPS_A_CORE, _CLIP_BYTES = 17.5, 1.129e6
+_WITHIN, _BETWEEN = 100e9, 25e9  # bytes a second that a GPU sends within a node and between nodes
+_STORAGE = 1e9  # bytes a second that a node writes
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    text: str
+    assumes: str = ""
+    values: dict[str, Any] = field(default_factory=dict)  # bytes, seconds, counts, by names with units
+
+
+def figures(asked: Asked, machine: Machine) -> list[Figure]:
+    """Raises ValueError where the batch does not divide over the GPUs."""
+    cost = cost_of(asked, machine.gpus)
+    need = footprint(cost.run, asked.config.model.activation_checkpointing)
+    return [
+        *_of_model(asked, cost, machine),
+        *_of_memory(asked, cost, need, machine),
+        *_of_network(cost, machine),
+        *_of_run(asked, cost, machine),
+    ]
+
+
+def lines(found: list[Figure]) -> str:
+    width = max(len(figure.name) for figure in found)
+    rows = [(figure.name, figure.text + (f"; {figure.assumes}" if figure.assumes else "")) for figure in found]
+    return "\n".join(f"{name:>{width}}  {text}" for name, text in rows)
+
+
+def tree(found: list[Figure]) -> dict[str, Any]:
+    """For JSON."""
+    return {one.name.replace(" ", "_"): {**one.values, "text": one.text, "assumes": one.assumes} for one in found}
+
+
+def _of_model(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
+    run, masks = cost.run, cost.run.masker
+    layout, million = run.layout, cost.parameters / 1e6
+    first = f", and {cost.first_pass / 1e9:.1f} G for the first pass of the cached contrast" if cost.first_pass else ""
+    step = f"{cost.flop / 1e15:.2f} PFLOP"
+    values: dict[str, Any] = {"flop": cost.flop}
+    if machine.flops:
+        values["seconds"] = cost.seconds(machine.flops)
+        step += f", {values['seconds']:.2f} s"
+    found = [
+        Figure(
+            "model",
+            f"{asked.config.model.size}, {million:.0f} million parameters",
+            values={"size": asked.config.model.size, "parameters": cost.parameters},
+        ),
+        Figure("tokens", f"all {run.visible}" if masks is None else masks.summary()),
+        Figure(
+            "batch",
+            f"{layout.global_batch} = {machine.gpus} GPUs x {layout.accumulation} micro steps x {layout.micro_batch}",
+            values={"global": layout.global_batch, "micro": layout.micro_batch, "accumulation": layout.accumulation},
+        ),
+        Figure(
+            "a clip",
+            f"{cost.forward / 1e9:.1f} G multiply-accumulates forward{first}",
+            values={"forward_macs": cost.forward, "first_pass_macs": cost.first_pass},
+        ),
+        Figure("a step", step, machine.assumed, values),
+    ]
+    if cost.towers.macs:
+        seconds = cost.tower_seconds(machine.flops) if machine.flops else None
+        text = f"{cost.towers.bytes / 1e9:.1f} GB a GPU, {cost.towers.macs / 1e9:.1f} G multiply-accumulates a clip"
+        text += f", {seconds:.2f} s a step" if seconds is not None else ""
+        values = {"bytes": cost.towers.bytes, "macs": cost.towers.macs, "seconds": seconds}
+        found.append(Figure("frozen towers", text, cost.towers.said + ", at the same rate", values))
+    return found
+
+
+def _of_memory(asked: Asked, cost: Cost, need: Footprint, machine: Machine) -> list[Figure]:
+    names = ("weights", "gradients", "optimizer", "buckets", "activations", "clips")
+    parts = {name: float(getattr(need, name)) for name in names} | {"towers": cost.towers.bytes}
+    total = sum(parts.values())
+    text = f"{total / 1e9:.1f} GB a GPU at ZeRO {need.stage}: "
+    text += ", ".join(f"{name} {value / 1e9:.1f}" for name, value in parts.items() if value >= 5e7)
+    if need.host:
+        text += f"; and {need.host / 1e9:.1f} GB of the host's memory a GPU"
+    basis = "estimate: sizes of what is kept, DeepSpeed's buckets whole"
+    found = [Figure("memory", text, basis, {**parts, "total": total, "host": need.host, "stage": need.stage})]
+    if machine.memory is None:
+        return found
+    room = ROOM * machine.memory
+    said = f"{machine.memory / 1e9:.0f} GB" + (f" ({machine.card.name})" if machine.card else "")
+    if total <= room:
+        text = f"fits {said} with {(room - total) / 1e9:.1f} GB to spare"
+    else:
+        text = f"does not fit {said}, {(total - room) / 1e9:.1f} GB too much: {what_would_help(asked, machine)}"
+    basis = f"{1 - ROOM:.0%} left for the CUDA context, NCCL and gaps between tensors"
+    return [*found, Figure("verdict", text, basis, {"fits": total <= room, "spare": room - total})]
+
+
+def _of_network(cost: Cost, machine: Machine) -> list[Figure]:
+    if machine.gpus == 1:
+        return []
+    rate = _WITHIN if machine.nodes == 1 else _BETWEEN
+    seconds = cost.sent / rate
+    text = f"{cost.sent / 1e9:.2f} GB sent by each GPU a step at ZeRO {cost.run.stage}, {seconds:.2f} s"
+    where = "within a node" if machine.nodes == 1 else "between nodes"
+    basis = (
+        f"assumed: {rate / 1e9:.0f} GB/s a GPU {where}; on top of the step where nothing overlaps, none where all does"
+    )
+    return [Figure("network", text, basis, {"bytes": cost.sent, "seconds": seconds})]
+
+
+def _of_run(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
+    train, kept = asked.config.train, asked.config.checkpoint
+    size, run = 12 * cost.parameters, cost.run
+    count = kept.keep + 1 + (train.steps // kept.keep_every if train.steps and kept.keep_every else 0)
+    text = (
+        f"{size / 1e9:.1f} GB each, {count * size / 1e9:.0f} GB for {count}, {size / machine.nodes / _STORAGE:.0f} s"
+    )
+    values: dict[str, Any] = {"bytes": size, "disk_bytes": count * size, "seconds": size / machine.nodes / _STORAGE}
+    found = [
+        Figure("checkpoint", text, f"assumed: a node writes {_STORAGE / 1e9:.0f} GB/s; no step waits for it", values)
+    ]
+    if not machine.flops:
+        return found
+    seconds, towers = cost.seconds(machine.flops), cost.tower_seconds(machine.flops)
+    drawn = run.layout.global_batch / run.repeats / (seconds + towers)
+    cores, read = drawn / _CLIPS_A_CORE, drawn * _CLIP_BYTES
+    text = (
+        f"{cores / machine.gpus:.1f} cores a GPU decode {drawn:.0f} videos a second, {read / 1e6:.0f} MB/s of storage"
+    )
+    basis = f"measured on one CPU core: {_CLIPS_A_CORE} clips/s of 640 x 360 and 10 s; {_CLIP_BYTES / 1e6:.1f} MB each"
+    found.append(
+        Figure("loading", text, basis, {"cores": cores, "videos_per_second": drawn, "bytes_per_second": read})
+    )
+    if train.steps:
+        found += _totals(train.steps, seconds, towers, machine)
+    return found
+
+
+def _totals(steps: int, seconds: float, towers: float, machine: Machine) -> list[Figure]:
+    hours, with_towers = steps * seconds / 3600, steps * (seconds + towers) / 3600
+    text = f"{steps} steps, {hours:.1f} h, {hours * machine.gpus:.0f} GPU hours, without guidance and data waits"
+    gpu_hours = with_towers * machine.gpus
+    values: dict[str, Any] = {"steps": steps, "hours": hours, "hours_with_towers": with_towers, "gpu_hours": gpu_hours}
+    if towers:
+        text += f"; with guidance {with_towers:.1f} h, {gpu_hours:.0f} GPU hours"
+    basis = ""
+    if machine.card:
+        values["kwh"] = gpu_hours * machine.card.watts / 1000
+        text += f"; {values['kwh']:.0f} kWh"
+        basis = f"assumed: {machine.card.watts:.0f} W a GPU, its limit, without host and cooling"
+    if machine.price is not None:
+        values["money"] = gpu_hours * machine.price
+        text += f"; {values['money']:,.0f} at {machine.price:g} a GPU hour"
+    return [Figure("the run", text, basis, values)]

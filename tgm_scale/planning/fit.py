@@ -1,0 +1,136 @@
+"""The largest model and micro batch that a machine holds, how long it takes, and the overrides that start it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tgm_scale.config import Config, from_tree, lay_over
+from tgm_scale.models.vit import SIZES
+from tgm_scale.planning.cost import Asked, Cost, device_bytes, first_of
+from tgm_scale.planning.footprint import footprint
+from tgm_scale.planning.machine import Machine
+from tgm_scale.planning.means import Means, ladder, largest_that_fits
+
+_ENOUGH = 8  # clips of a pass: below it the next way to hold the model is tried, since small products idle a GPU
+_SIZES = [name for name in reversed(SIZES) if name != "tiny"]  # the largest first
+# what is saved by learning from less of a clip, and when a configuration does not do so already
+HALF_DECODED, THINNED = "model.decode_ratio=0.5", "masking.visible_ratio=0.1"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """config: with the user's overrides; what they say of size and batch is where the search begins."""
+
+    config: Config
+    machine: Machine
+    clips: int | None = None
+    size: str | None = None  # None: any
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model that fits, and how."""
+
+    size: str
+    means: Means
+    asked: Asked
+    cost: Cost
+    overrides: list[str]
+    machine: Machine
+
+    @property
+    def micro(self) -> int:
+        return self.asked.config.train.micro_batch_size
+
+    @property
+    def device(self) -> float:
+        """Bytes of a GPU."""
+        return device_bytes(self.cost, self.means.checkpointing)
+
+    @property
+    def host(self) -> float:
+        """Bytes of a node's memory that offload takes."""
+        return self.machine.gpus_per_node * footprint(self.cost.run, self.means.checkpointing).host
+
+    @property
+    def hours(self) -> float | None:
+        """With the towers, without waits for data and network."""
+        flops, steps = self.machine.flops, self.asked.config.train.steps
+        if flops is None or steps is None:
+            return None
+        return steps * (self.cost.seconds(flops) + self.cost.tower_seconds(flops)) / 3600
+
+
+def choices(wanted: Wanted, savings: tuple[str, ...] = ()) -> list[Choice]:
+    """Of each size that fits the best way, the largest first."""
+    sizes = [wanted.size] if wanted.size else _SIZES
+    return [choice for size in sizes if (choice := choose(wanted, size, savings)) is not None]
+
+
+def largest(found: list[Choice]) -> Choice:
+    """The largest model that needs no offload, else the largest. Raises ValueError where there is none."""
+    if not found:
+        raise ValueError(
+            "--fit: no model fits, even offloaded with checkpointing and the smallest micro batch: give a card of "
+            "more memory, fewer data.frames, or masking.visible_ratio=0.1 model.decode_ratio=0.5"
+        )
+    return next((choice for choice in found if choice.means.offload == "none"), found[0])
+
+
+def choose(wanted: Wanted, size: str, savings: tuple[str, ...] = ()) -> Choice | None:
+    """The fastest way to hold this size with enough clips in a pass; None where none fits, or the clips do not divide
+    into its patches."""
+    common = [f"model.size={size}", *savings, *_batch(wanted)]
+    try:
+        config = _checked(wanted, common)
+        asked = Asked.pretraining(config)
+        found = []
+        for means in ladder(config, wanted.machine.gpus):
+            assert wanted.machine.memory is not None
+            best = largest_that_fits(means.of(asked), wanted.machine.gpus, wanted.machine.memory)
+            if best is None:
+                continue
+            micro = best[0].config.train.micro_batch_size
+            given = [*_without_micro(common), *means.overrides, f"train.micro_batch_size={micro}"]
+            found.append(Choice(size, means, *best, given, wanted.machine))
+            if micro >= min(_ENOUGH, config.train.global_batch_size // wanted.machine.gpus):
+                break
+    except ValueError:
+        if wanted.size:
+            raise
+        return None
+    return max(found, key=lambda one: (one.means.offload == "none", one.micro), default=None)
+
+
+def savings_of(wanted: Wanted, size: str) -> list[tuple[str, ...]]:
+    """Overrides that change what is learned and save time, that the configuration does not have yet: each alone, then
+    all together."""
+    config = _checked(wanted, [f"model.size={size}", *_batch(wanted)])
+    masks = Asked.pretraining(config).plan(config, first_of(1)).masker
+    assert masks is not None
+    single = [HALF_DECODED] if config.model.decode_ratio > 0.5 and config.objective.reconstruction_weight else []
+    single += [THINNED] if masks.visible_count > 0.15 * masks.grid.tokens else []
+    found = [(one,) for one in single] + ([tuple(single)] if len(single) > 1 else [])
+    return [one for one in found if choose(wanted, size, one)]
+
+
+def _without_micro(overrides: list[str]) -> list[str]:
+    return [one for one in overrides if not one.startswith("train.micro_batch_size=")]
+
+
+def _checked(wanted: Wanted, overrides: list[str]) -> Config:
+    return from_tree(lay_over(wanted.config.model_dump(mode="json"), overrides), "--fit")
+
+
+def _batch(wanted: Wanted) -> list[str]:
+    """The global batch that divides over the GPUs, nearest below the configuration's, and the steps."""
+    config, gpus = wanted.config, wanted.machine.gpus
+    given, repeats = config.train.global_batch_size, config.data.repeated_augmentation
+    unit = math.lcm(gpus * repeats, config.objective.contrastive_batch or 1)
+    batch = max(unit, given // unit * unit)
+    overrides = [f"train.global_batch_size={batch}"] if batch != given else []
+    overrides.append(f"train.micro_batch_size={repeats}")  # for now: a divisor, whatever the batch
+    if wanted.clips is not None:
+        overrides += [f"train.steps={math.ceil(wanted.clips / batch)}", "train.epochs=null"]
+    return overrides

@@ -1,0 +1,127 @@
+"""What `plan --fit` says: the sizes that fit, the largest in figures, what saves time, and commands to paste."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.planning import estimate
+from tgm_scale.planning.fit import Choice, Wanted, choices, largest, savings_of
+from tgm_scale.planning.machine import Machine
+
+_SCRIPTS = {f"pretrain_vit{size}" for size in "blhg"}  # of slurm/, each for the configuration of its name
+
+
+def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
+    """In lines and for JSON. given: the configuration's file and the user's overrides, as a command takes them.
+
+    Raises ValueError where nothing fits."""
+    found = choices(wanted)
+    chosen = largest(found)
+    figures = estimate.figures(chosen.asked, wanted.machine)
+    saved = [(one, choices(_of_size(wanted, chosen.size), one)[0]) for one in savings_of(wanted, chosen.size)]
+    lines = [
+        _headline(wanted.machine),
+        "",
+        *_table([_row(choice) for choice in found]),
+        "hours: arithmetic of model and frozen towers; without the network, waits for data and what offload copies",
+        "",
+        f"largest that fits: {chosen.size} ({chosen.means.said})",
+        estimate.lines(figures),
+        "",
+        "exact (the losses stay: docs/SCALING.md): ZeRO stage, activation checkpointing, offload, micro batch; chosen "
+        "above, the first of them that hold 8 clips a pass",
+        *_command(given, chosen),
+    ]
+    if saved:
+        lines += ["", "less time, but it changes what is learned (docs/RECIPES.md):", *_table(_saved(chosen, saved))]
+        lines += _command(given, saved[-1][1])
+    tree = {
+        "machine": _tree_of_machine(wanted.machine),
+        "sizes": [_tree(choice) for choice in found],
+        "largest": {**_tree(chosen), "figures": estimate.tree(figures)},
+        "savings": [{"changes_learning": list(one), **_tree(choice)} for one, choice in saved],
+    }
+    return "\n".join(lines), tree
+
+
+def _of_size(wanted: Wanted, size: str) -> Wanted:
+    return Wanted(wanted.config, wanted.machine, wanted.clips, size)
+
+
+def _headline(machine: Machine) -> str:
+    assert machine.memory is not None
+    shape = f"{machine.nodes} x {machine.gpus_per_node} GPUs" if machine.nodes > 1 else f"{machine.gpus} GPU"
+    return f"{shape} of {machine.memory / 1e9:.1f} GB; {machine.assumed}"
+
+
+def _row(choice: Choice) -> list[str]:
+    host = f" and {choice.host / 1e9:.0f} of the node's" if choice.host else ""
+    batch = choice.asked.config.train.global_batch_size
+    return [
+        choice.size,
+        f"{choice.cost.parameters / 1e6:.0f} M",
+        choice.means.said,
+        f"{choice.micro} of {batch}",
+        f"{choice.device / 1e9:.1f}{host}",
+        _hours(choice),
+    ]
+
+
+def _hours(choice: Choice) -> str:
+    return "not known" if choice.hours is None else f"{choice.hours:.3g}"
+
+
+def _table(rows: list[list[str]]) -> list[str]:
+    rows = [["model", "parameters", "held by", "micro batch", "GB a GPU", "hours"], *rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _saved(chosen: Choice, saved: list[tuple[tuple[str, ...], Choice]]) -> list[list[str]]:
+    return [[" ".join(one), *_row(choice)[1:]] for one, choice in saved]
+
+
+def _command(given: list[str], choice: Choice) -> list[str]:
+    """given: `--config`, its file, overrides."""
+    nodes, gpus = choice.machine.nodes, choice.machine.gpus_per_node
+    name = Path(given[1]).stem
+    if choice.machine.gpus == 1:
+        start = "tgm-scale pretrain"
+    elif nodes == 1:
+        start = f"torchrun --nproc_per_node {gpus} -m tgm_scale pretrain"
+    elif name in _SCRIPTS:
+        start, given = (
+            f"sbatch --nodes={nodes} --gpus-per-node={gpus} --ntasks-per-node={gpus} slurm/{name}.sh",
+            given[2:],
+        )
+    else:
+        start = f"srun --nodes={nodes} --gpus-per-node={gpus} --ntasks-per-node={gpus} tgm-scale pretrain"
+    return [f"  {start} {shlex.join([*given, *choice.overrides])}"]
+
+
+def _tree(choice: Choice) -> dict[str, Any]:
+    return {
+        "size": choice.size,
+        "parameters": choice.cost.parameters,
+        "stage": choice.means.stage,
+        "offload": choice.means.offload,
+        "activation_checkpointing": choice.means.checkpointing,
+        "micro_batch_size": choice.micro,
+        "global_batch_size": choice.asked.config.train.global_batch_size,
+        "bytes_per_gpu": choice.device,
+        "host_bytes_per_node": choice.host,
+        "hours": choice.hours,
+        "overrides": choice.overrides,
+    }
+
+
+def _tree_of_machine(machine: Machine) -> dict[str, Any]:
+    return {
+        "nodes": machine.nodes,
+        "gpus_per_node": machine.gpus_per_node,
+        "bytes_per_gpu": machine.memory,
+        "card": machine.card.name if machine.card else None,
+        "assumes": machine.assumed,
+    }
