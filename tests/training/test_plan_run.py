@@ -74,8 +74,8 @@ def test_a_finetuning_has_a_plan_and_advice_that_works(capsys: pytest.CaptureFix
 
 
 HEADER = re.compile(
-    r"Planned, not measured: (\d+) G multiply-accumulates a clip forward, ([\d.]+) PFLOP and\s+#\s+([\d.]+) s a step, "
-    r"([\d.]+) h in all at 35 % of an H100's peak, without guidance \(tgm-scale plan (.*?)\)"
+    r"Planned, not measured: (\d+) G multiply-accumulates per clip forward, ([\d.]+) PFLOP and\s+#\s+"
+    r"([\d.]+) s per step, ([\d.]+) h in all at 35 % of an H100's peak, without guidance \(tgm-scale plan (.*?)\)"
 )
 
 

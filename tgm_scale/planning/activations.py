@@ -24,7 +24,7 @@ def kept_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
         tokens = plan.targets if cross else seen + plan.targets
         inputs.append(size.decoder_depth * tokens * size.decoder_width * value)
         kept += (tokens + plan.targets) * size.decoder_width * value  # the last norm's two, its input of all tokens
-        kept += 2 * seen * size.decoder_width * value if cross else 0.0  # the norm of the visible tokens
+        kept += 2 * seen * size.decoder_width * value if cross else 0  # the norm of the visible tokens
         kept += 4 * plan.targets * size.patch_values  # the error, fp32
     if activation_checkpointing:
         return kept + sum(inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tgm_scale.config import Config, from_tree, lay_over
+from tgm_scale.config import Config, apply_overrides, from_tree
 from tgm_scale.models.vit import SIZES
 from tgm_scale.planning.cost import Asked, Cost, device_bytes, first_of
 from tgm_scale.planning.footprint import footprint
@@ -120,7 +120,7 @@ def _without_micro(overrides: list[str]) -> list[str]:
 
 
 def _checked(wanted: Wanted, overrides: list[str]) -> Config:
-    return from_tree(lay_over(wanted.config.model_dump(mode="json"), overrides), "--fit")
+    return from_tree(apply_overrides(wanted.config.model_dump(mode="json"), overrides), "--fit")
 
 
 def _batch(wanted: Wanted) -> list[str]:

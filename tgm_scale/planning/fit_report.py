@@ -52,7 +52,7 @@ def _of_size(wanted: Wanted, size: str) -> Wanted:
 
 def _headline(machine: Machine) -> str:
     assert machine.memory is not None
-    shape = f"{machine.nodes} x {machine.gpus_per_node} GPUs" if machine.nodes > 1 else f"{machine.gpus} GPU"
+    shape = f"{machine.nodes} x {machine.gpus_per_node} GPUs" if machine.nodes > 1 else f"{machine.gpus} GPU{"s" * (machine.gpus > 1)}"
     return f"{shape} of {machine.memory / 1e9:.1f} GB; {machine.assumed}"
 
 

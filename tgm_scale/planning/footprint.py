@@ -7,7 +7,7 @@ from functools import cache
 
 import torch
 
-from tgm_scale.data.loading.to_device import MOST_UNDER_WAY
+from tgm_scale.data.loading.to_device import MAX_PENDING
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.activations import activation_bytes
 from tgm_scale.planning.run_plan import RunPlan, Shape
@@ -62,7 +62,7 @@ def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
 
 def _clips(plan: RunPlan) -> float:
     layout, shape = plan.layout, plan.shape
-    ahead = min(MOST_UNDER_WAY, layout.accumulation) if plan.device.type == "cuda" else 0
+    ahead = min(MAX_PENDING, layout.accumulation) if plan.device.type == "cuda" else 0
     return 3 * shape.frames * shape.image_size**2 * layout.micro_batch * (layout.accumulation + ahead)
 
 
