@@ -52,7 +52,8 @@ def _of_size(wanted: Wanted, size: str) -> Wanted:
 
 def _headline(machine: Machine) -> str:
     assert machine.memory is not None
-    shape = f"{machine.nodes} x {machine.gpus_per_node} GPUs" if machine.nodes > 1 else f"{machine.gpus} GPU{"s" * (machine.gpus > 1)}"
+    nodes, gpus = machine.nodes, machine.gpus_per_node
+    shape = ("" if nodes == 1 else f"{nodes} x ") + (f"{gpus} GPU" if machine.gpus == 1 else f"{gpus} GPUs")
     return f"{shape} of {machine.memory / 1e9:.1f} GB; {machine.assumed}"
 
 
