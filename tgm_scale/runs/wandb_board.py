@@ -90,7 +90,7 @@ class WandbBoard:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else failures are told to its makers
         import wandb
 
-        mode = self._settings.mode or os.environ.get("WANDB_MODE") or "online"
+        mode: Any = self._settings.mode or os.environ.get("WANDB_MODE") or "online"  # wandb checks the latter
         if mode == "online" and not wandb.login(prompt=False):
             raise ValueError("no login: run `wandb login`, or set log.wandb.mode=offline")
         run = wandb.init(
