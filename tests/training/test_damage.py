@@ -99,7 +99,7 @@ def test_a_checkpoint_of_a_later_version_stops_and_stays(tmp_path: Path) -> None
     root = tmp_path / "checkpoints"
     made(root, 20)
     edited(made(root, 30), lambda tree: tree.update(format=manifest.FORMAT + 1))
-    with pytest.raises(ValueError, match=r"step-00000030/manifest\.json: format 2, this version reads 1: go on with"):
+    with pytest.raises(ValueError, match=r"step-00000030/manifest\.json: format 2, this version reads 1: resume with"):
         Resume(tmp_path, HostCollectives(ALONE))
     assert sorted(path.name for path in root.iterdir()) == ["step-00000020", "step-00000030"]
 

@@ -104,7 +104,7 @@ def test_status_tells_who_waits_for_which_shard(
         before = len(read_metrics(folder))
         handler.down = False
         wait_for_steps(folder, before + 3)
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60  # a pause between two attempts may be 20 s by now
         while "waiting  " in (said := status(str(folder))):
             assert time.monotonic() < end, said
             time.sleep(0.2)
