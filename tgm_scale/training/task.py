@@ -33,7 +33,11 @@ class StepResult:
     @classmethod
     def without_clips(cls, digest: float) -> StepResult:
         """Of a step in which no clip had weight: no loss, and no update."""
-        return cls(None, None, None, False, digest)
+        return cls(loss=None, grad_norm=None, refusal=None, digest=digest)
+
+    @property
+    def updated(self) -> bool:
+        return self.loss is not None and self.refusal is None
 
 
 class Ready(NamedTuple):

@@ -128,7 +128,7 @@ class Trainer:
             engine.set_learning_rate(self.engine, learning_rate)
             result = self._step(micro, shared.valid)
             progress.step = ready.step + 1
-            progress.updates += result.refusal is None
+            progress.updates += result.updated
             if shared.broken or progress.step == self.steps:
                 self._count_problems(problems)
             guiding = self.task.guidance_seconds()
