@@ -111,6 +111,8 @@ def test_other_counts_of_clips_are_refused(clips: str, capsys: pytest.CaptureFix
     ("arguments", "said"),
     [
         (["--fit", "1x1GB"], "no model fits"),
+        (["--fit", "1x24GB", "data.size=220"], "data.size=220 is not a multiple of the model's patch of 16"),
+        (["--fit", "1x24GB", "data.frames=15"], "data.frames=15 is not a multiple of the model's tubelet"),
         (["--fit", "1x24GB", "--nodes", "2"], "--nodes: --fit says it"),
         (["--fit", "1x24GB", "--card", "GTX 750"], "--card GTX 750: not in the table"),
         (["--fit", "1x24GB", "--price", "-1"], "--price -1: wanted more than 0"),

@@ -63,9 +63,17 @@ class Choice:
 
 
 def choices(wanted: Wanted, savings: tuple[str, ...] = ()) -> list[Choice]:
-    """Of each size that fits the best way, the largest first."""
+    """Of each size that fits the best way, the largest first. Raises ValueError where none goes with the clips."""
     sizes = [wanted.size] if wanted.size else _SIZES
-    return [choice for size in sizes if (choice := choose(wanted, size, savings)) is not None]
+    found, mistakes = [], []
+    for size in sizes:
+        try:
+            found.append(choose(wanted, size, savings))
+        except ValueError as error:  # such as clips that do not divide into the patches of g, but into those of B
+            mistakes.append(error)
+    if len(mistakes) == len(sizes):
+        raise mistakes[-1]
+    return [choice for choice in found if choice is not None]
 
 
 def largest(found: list[Choice]) -> Choice:
@@ -79,27 +87,22 @@ def largest(found: list[Choice]) -> Choice:
 
 
 def choose(wanted: Wanted, size: str, savings: tuple[str, ...] = ()) -> Choice | None:
-    """The fastest way to hold this size with enough clips in a pass; None where none fits, or the clips do not divide
-    into its patches."""
+    """The fastest way to hold this size with enough clips in a pass; None where none fits. Raises ValueError where the
+    clips do not divide into its patches."""
     common = [f"model.size={size}", *savings, *_batch(wanted)]
-    try:
-        config = _checked(wanted, common)
-        asked = Asked.pretraining(config)
-        found = []
-        for means in ladder(config, wanted.machine.gpus):
-            assert wanted.machine.memory is not None
-            best = largest_that_fits(means.of(asked), wanted.machine.gpus, wanted.machine.memory)
-            if best is None:
-                continue
-            micro = best[0].config.train.micro_batch_size
-            given = [*_without_micro(common), *means.overrides, f"train.micro_batch_size={micro}"]
-            found.append(Choice(size, means, *best, given, wanted.machine))
-            if micro >= min(_ENOUGH, config.train.global_batch_size // wanted.machine.gpus):
-                break
-    except ValueError:
-        if wanted.size:
-            raise
-        return None
+    config = _checked(wanted, common)
+    asked = Asked.pretraining(config)
+    found = []
+    for means in ladder(config, wanted.machine.gpus):
+        assert wanted.machine.memory is not None
+        best = largest_that_fits(means.of(asked), wanted.machine.gpus, wanted.machine.memory)
+        if best is None:
+            continue
+        micro = best[0].config.train.micro_batch_size
+        given = [*_without_micro(common), *means.overrides, f"train.micro_batch_size={micro}"]
+        found.append(Choice(size, means, *best, given, wanted.machine))
+        if micro >= min(_ENOUGH, config.train.global_batch_size // wanted.machine.gpus):
+            break
     return max(found, key=lambda one: (one.means.offload == "none", one.micro), default=None)
 
 
@@ -112,7 +115,14 @@ def savings_of(wanted: Wanted, size: str) -> list[tuple[str, ...]]:
     single = [HALF_DECODED] if config.model.decode_ratio > 0.5 and config.objective.reconstruction_weight else []
     single += [THINNED] if masks.visible_count > 0.15 * masks.grid.tokens else []
     found = [(one,) for one in single] + ([tuple(single)] if len(single) > 1 else [])
-    return [one for one in found if choose(wanted, size, one)]
+    return [one for one in found if _saves(wanted, size, one)]
+
+
+def _saves(wanted: Wanted, size: str, savings: tuple[str, ...]) -> bool:
+    try:
+        return choose(wanted, size, savings) is not None
+    except ValueError:  # they do not go with the configuration's masks
+        return False
 
 
 def _without_micro(overrides: list[str]) -> list[str]:
