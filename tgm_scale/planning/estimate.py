@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tgm_scale.planning.advice import what_would_help
 from tgm_scale.planning.cost import Asked, Cost, cost_of
 from tgm_scale.planning.footprint import ROOM, Footprint, footprint
-from tgm_scale.planning.help import what_would_help
 from tgm_scale.planning.machine import Machine
 
 # a core decodes so many clips of 16 frames a second, 10 s of video, a keyframe every 12 frames, and such a file has so
