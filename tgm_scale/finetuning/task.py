@@ -45,7 +45,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 
 class Finetuning(Task):
-    """LabelledCorpus data and a classifier, with the average of its weights where the run keeps one."""
+    """A classifier trained on labelled data, with the average of its weights where the run keeps one."""
 
     def __init__(self, config: FinetuneConfig, plan: RunPlan, start: Start):
         self.config, self.folder = config, start.folder
