@@ -121,6 +121,22 @@ def test_a_base_is_found_from_the_folder_of_its_file_and_has_none_itself(file: P
     assert config.read_tree(mine) == OVERLAID["finetune_k400"]
 
 
+def test_a_file_over_its_base_wins_as_an_override_does(file: Path) -> None:
+    """The other way to say the length goes; no clips are made where the file's own are missing."""
+    file.write_text("base: debug\ntrain: {epochs: 2}\ndata: {shards: my-clips}\n")
+    found = config.load(file)
+    assert (found.train.steps, found.train.epochs) == (None, 2) and found.data.synthetic is None
+    file.write_text("base: debug\ndata: {shards: my-clips, synthetic: {clips: 8}}\n")
+    assert config.load(file).data.synthetic is not None
+
+
+@pytest.mark.parametrize("base", ["5", "[a, b]", "{a: 1}", "false", "''", "x" * 300, "x" * 5000])
+def test_a_base_that_is_no_name_is_refused_with_the_wanted_form(file: Path, base: str) -> None:
+    file.write_text(f"base: {base}\n")
+    with pytest.raises(ValueError, match=r"base=.*(wanted the name of a YAML file|File name too long)"):
+        config.load(file)
+
+
 def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
     assert config.load(file, ["train.epochs=2"]).train.steps is None
 

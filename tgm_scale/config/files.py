@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,14 +59,36 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     A file may name another one as its `base`, from its own folder on: its values go over those of the base."""
     file = packaged(path, ".yaml")
     tree = _sections(path, file)
-    base = tree.pop("base", None)
-    if base is not None:
-        below = file.parent / str(base)
-        below = below if below.is_file() else packaged(str(base), ".yaml")
-        tree = _merged(_sections(f"{path}: base={base}", below), tree)
-        if "base" in tree:
-            raise ValueError(f"{path}: base={base} has a base of its own: wanted one of sections alone")
+    if (base := tree.pop("base", None)) is not None:
+        over, tree = tree, _base(path, file, base)
+        for keys, value in _leaves(over):
+            _set(tree, keys, value, str(path))
+        _nothing_made_elsewhere(tree, [".".join(keys) for keys, _ in _leaves(over)])
     return apply_overrides(tree, overrides)
+
+
+def _base(path: str | Path, file: Path, base: Any) -> dict:
+    """What the base of a file holds."""
+    if not isinstance(base, str) or not 0 < len(base) < 4096:
+        raise ValueError(f"{path}: base={str(base)[:60]}: wanted the name of a YAML file, such as base/finetune.yaml")
+    try:
+        below = file.parent / base
+        below = below if below.is_file() else packaged(base, ".yaml")
+        tree = _sections(f"{path}: base={base}", below)
+    except OSError as error:  # a name that is too long
+        raise ValueError(f"{path}: base={base[:60]}: {error.strerror}") from None
+    if "base" in tree:
+        raise ValueError(f"{path}: base={base} has a base of its own: wanted one of sections alone")
+    return tree
+
+
+def _leaves(tree: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The keys of nested dictionaries with what is no section."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*above, str(key)))
+        else:
+            yield (*above, str(key)), value
 
 
 def _sections(path: str | Path, file: Path) -> dict:
@@ -81,13 +104,6 @@ def _sections(path: str | Path, file: Path) -> dict:
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: wanted sections such as 'data:' and 'train:', found {type(tree).__name__}")
     return tree
-
-
-def _merged(base: Any, over: Any) -> Any:
-    """`over` laid over `base`, section by section."""
-    if not (isinstance(base, dict) and isinstance(over, dict)):
-        return over
-    return base | {key: _merged(base.get(key), value) for key, value in over.items()}
 
 
 def read_for_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
@@ -110,35 +126,36 @@ def read_for_run(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) 
 
 
 def apply_overrides(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
-    """Set each `section.key=value` in nested dictionaries. Raises ValueError for anything else.
-
-    Where `data.shards` is set and `data.synthetic` is not, nothing is made in the place of clips that are missing."""
+    """Set each `section.key=value` in nested dictionaries. Raises ValueError for anything else."""
     for override in overrides:
-        _override(tree, override)
-    keys = [override.partition("=")[0] for override in overrides]
-    asked_for = any(key.startswith("data.synthetic") for key in keys)
-    data = tree.get("data")
-    if "data.shards" in keys and not asked_for and isinstance(data, dict) and data.get("synthetic"):
-        data["synthetic"] = None
+        name, equals, value = override.partition("=")
+        keys = tuple(name.split("."))
+        if not equals or not all(keys):
+            raise ValueError(f"'{override}': wanted section.key=value, such as run.dir=runs/mine")
+        _set(tree, keys, _read_yaml(value, f"'{override}'"), f"'{override}'")
+    _nothing_made_elsewhere(tree, [override.partition("=")[0] for override in overrides])
     return tree
 
 
-def _override(tree: dict, override: str) -> None:
-    name, equals, value = override.partition("=")
-    parts = name.split(".")
-    if not equals or not all(parts):
-        raise ValueError(f"'{override}': wanted section.key=value, such as run.dir=runs/mine")
+def _set(tree: dict, keys: tuple[str, ...], value: Any, origin: str) -> None:
     node = tree
-    for part in parts[:-1]:
-        if node.get(part) is None:
-            node[part] = {}
-        node = node[part]
+    for key in keys[:-1]:
+        if node.get(key) is None:
+            node[key] = {}
+        node = node[key]
         if not isinstance(node, dict):
-            raise ValueError(f"'{override}': {part} is a value, not a section")
-    node[parts[-1]] = _read_yaml(value, f"'{override}'")
-    steps_or_epochs = {"train.steps": "epochs", "train.epochs": "steps"}
-    if name in steps_or_epochs and node[parts[-1]] is not None:
-        node[steps_or_epochs[name]] = None  # the override wins over the other way to say the length
+            raise ValueError(f"{origin}: {key} is a value, not a section")
+    node[keys[-1]] = value
+    other = {("train", "steps"): "epochs", ("train", "epochs"): "steps"}.get(keys)
+    if other and value is not None and node.get(other) is not None:
+        node[other] = None  # this wins over the other way to say the length
+
+
+def _nothing_made_elsewhere(tree: dict, keys: list[str]) -> None:
+    """Where `data.shards` is set and `data.synthetic` is not, no clips are made in its place."""
+    data, asked_for = tree.get("data"), any(key.startswith("data.synthetic") for key in keys)
+    if "data.shards" in keys and not asked_for and isinstance(data, dict) and data.get("synthetic"):
+        data["synthetic"] = None
 
 
 def from_tree(tree: dict, origin: str = "configuration") -> Config:
