@@ -146,7 +146,7 @@ def _set(tree: dict, keys: tuple[str, ...], value: Any, origin: str) -> None:
         if not isinstance(node, dict):
             raise ValueError(f"{origin}: {key} is a value, not a section")
     node[keys[-1]] = value
-    other = {("train", "steps"): "epochs", ("train", "epochs"): "steps"}.get(keys)
+    other = {"train.steps": "epochs", "train.epochs": "steps"}.get(".".join(keys))
     if other and value is not None and node.get(other) is not None:
         node[other] = None  # this wins over the other way to say the length
 
