@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def test_its_own_kind_is_written_over(tmp_path: Path, kind: str, content: bytes)
     (tmp_path / "old").write_bytes(content)
     check_output("--output", tmp_path / "old", kind)
     check_output("--json", Path("/dev/stdout"), "JSON file")
+
+
+def test_shared_memory_is_a_place_like_any_other() -> None:
+    with tempfile.NamedTemporaryFile("w", dir="/dev/shm") as file:
+        file.write("my notes")
+        file.flush()
+        with pytest.raises(ValueError, match="no JSON file"):
+            check_output("--json", Path(file.name), "JSON file")
 
 
 @pytest.mark.parametrize("option", ["--report", "--sheet"])

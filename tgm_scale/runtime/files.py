@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_STREAMS = re.compile(r"/dev/(stdout|stderr|null|tty|fd/\d+)")  # also where they lead to a file
 BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "picture": (b"\x89png", b"\xff\xd8")}
 
 
@@ -19,7 +21,7 @@ def check_output(option: str, file: Path, kind: str) -> None:
         raise ValueError(f"{option} {file}: a folder; wanted a file's name")
     if not file.absolute().parent.is_dir():
         raise ValueError(f"{option} {file}: no folder {file.parent}: its folder is not there; make it first")
-    if not file.exists() or (kind == "JSON file" and str(file).startswith("/dev/")):
+    if not file.exists() or (kind == "JSON file" and _STREAMS.fullmatch(str(file))):
         return
     if not file.is_file():
         raise ValueError(f"{option} {file}: no plain file: name another")
