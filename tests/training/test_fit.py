@@ -90,6 +90,30 @@ def test_the_command_is_one_that_a_shell_takes(tmp_path: Path, capsys: pytest.Ca
     assert configuration.load(words[7], words[8:]).run.dir == "runs/my run"
 
 
+def test_another_global_batch_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fitted(tmp_path, "256x8x80GB", "model.size=B")
+    assert "the global batch is 4096, not the configuration's 1024" in capsys.readouterr().out
+    fitted(tmp_path, "8x80GB", "model.size=B")
+    assert "the global batch is" not in capsys.readouterr().out
+
+
+def test_a_script_is_named_for_its_own_configuration_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "pretrain_vitb.yaml"
+    own.write_text(Path(VITB).read_text())
+    for file, start in ((VITB, "sbatch"), ("pretrain_vitb", "sbatch"), (str(own), "srun")):
+        fitted(tmp_path, "2x8x80GB", "--config", file, "model.size=B")
+        [line, *_] = [row for row in capsys.readouterr().out.splitlines() if "train.micro_batch_size" in row]
+        assert line.split()[0] == start and (start == "sbatch" or str(own) in line)
+
+
+def test_a_run_in_fp32_is_not_timed_by_the_bf16_rate_without_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for precision in ("fp32", "bf16"):
+        fitted(tmp_path, "8x80GB", "model.size=B", f"train.precision={precision}")
+        assert ("the run is in fp32" in capsys.readouterr().out) is (precision == "fp32")
+
+
 @pytest.mark.parametrize(
     "shape",
     ["0x24GB", "24GB", "1x-3GB", "1x24", "", "x24GB", "1x24TB", "1x0GB", "1xnanGB", "1x1e3GB", "2x2x2x24GB", "1x٣GB"]
@@ -111,6 +135,7 @@ def test_other_counts_of_clips_are_refused(clips: str, capsys: pytest.CaptureFix
     ("arguments", "said"),
     [
         (["--fit", "1x1GB"], "no model fits"),
+        (["--fit", "1x24GB", f"train.global_batch_size={2**28}"], "a smaller train.global_batch_size"),
         (["--fit", "1x24GB", "data.size=220"], "data.size=220 is not a multiple of the model's patch of 16"),
         (["--fit", "1x24GB", "data.frames=15"], "data.frames=15 is not a multiple of the model's tubelet"),
         (["--fit", "1x24GB", "--nodes", "2"], "--nodes: --fit says it"),

@@ -74,7 +74,7 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
             f"{cost.forward / 1e9:.1f} G multiply-accumulates forward{first}",
             values={"forward_macs": cost.forward, "first_pass_macs": cost.first_pass},
         ),
-        Figure("a step", step, machine.assumed, values),
+        Figure("a step", step, machine.assumed + _in_fp32(cost), values),
     ]
     if cost.towers.macs:
         seconds = cost.tower_seconds(machine.flops) if machine.flops else None
@@ -83,6 +83,11 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
         values = {"bytes": cost.towers.bytes, "macs": cost.towers.macs, "seconds": seconds}
         found.append(Figure("frozen towers", text, cost.towers.said + ", at the same rate", values))
     return found
+
+
+def _in_fp32(cost: Cost) -> str:
+    fp32 = cost.run.engine.precision == "fp32"
+    return "; the run is in fp32, which a GPU computes several times slower: give that rate by --tflops" * fp32
 
 
 def _of_memory(asked: Asked, cost: Cost, need: Footprint, machine: Machine) -> list[Figure]:

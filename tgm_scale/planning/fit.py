@@ -81,7 +81,8 @@ def largest(found: list[Choice]) -> Choice:
     if not found:
         raise ValueError(
             "--fit: no model fits, even offloaded with checkpointing and the smallest micro batch: give a card of "
-            "more memory, fewer data.frames, or masking.visible_ratio=0.1 model.decode_ratio=0.5"
+            "more memory, fewer data.frames, a smaller train.global_batch_size, or masking.visible_ratio=0.1 "
+            "model.decode_ratio=0.5"
         )
     return next((choice for choice in found if choice.means.offload == "none"), found[0])
 

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from tgm_scale import config as configuration
 from tgm_scale.planning import estimate
 from tgm_scale.planning.fit import Choice, Wanted, choices, largest, savings_of
 from tgm_scale.planning.machine import Machine
@@ -33,6 +34,7 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
         "exact (the losses stay: docs/SCALING.md): ZeRO stage, activation checkpointing, offload, micro batch; chosen "
         "above, the first of them that hold 8 clips a pass",
         *_command(given, chosen),
+        *_other_batch(wanted, chosen),
     ]
     if saved:
         lines += ["", "less time, but it changes what is learned (docs/RECIPES.md):", *_table(_saved(chosen, saved))]
@@ -88,11 +90,12 @@ def _command(given: list[str], choice: Choice) -> list[str]:
     """given: `--config`, its file, overrides."""
     nodes, gpus = choice.machine.nodes, choice.machine.gpus_per_node
     name = Path(given[1]).stem
+    packaged = configuration.CONFIGS / f"{name}.yaml"  # what a script of this name trains on
     if choice.machine.gpus == 1:
         start = "tgm-scale pretrain"
     elif nodes == 1:
         start = f"torchrun --nproc_per_node {gpus} -m tgm_scale pretrain"
-    elif name in _SCRIPTS:
+    elif name in _SCRIPTS and configuration.packaged(given[1], ".yaml").resolve() == packaged.resolve():
         start, given = (
             f"sbatch --nodes={nodes} --gpus-per-node={gpus} --ntasks-per-node={gpus} slurm/{name}.sh",
             given[2:],
@@ -100,6 +103,18 @@ def _command(given: list[str], choice: Choice) -> list[str]:
     else:
         start = f"srun --nodes={nodes} --gpus-per-node={gpus} --ntasks-per-node={gpus} tgm-scale pretrain"
     return [f"  {start} {shlex.join([*given, *choice.overrides])}"]
+
+
+def _other_batch(wanted: Wanted, chosen: Choice) -> list[str]:
+    given, train = wanted.config.train.global_batch_size, chosen.asked.config.train
+    batch, steps = train.global_batch_size, train.steps
+    if batch == given:
+        return []
+    clips = "" if wanted.clips or not steps else f"; {steps} steps are {steps * batch} clips, not {steps * given}"
+    return [
+        f"the global batch is {batch}, not the configuration's {given}, to divide over the GPUs: that changes what is "
+        f"learned, and the learning rate with it (optim.base_lr){clips}"
+    ]
 
 
 def _tree(choice: Choice) -> dict[str, Any]:

@@ -4,6 +4,7 @@ offload, micro batch (docs/SCALING.md has how exactly)."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from tgm_scale.config.sections import TrainingConfig
@@ -74,7 +75,8 @@ def micro_batches(asked: Asked, gpus: int) -> list[int]:
     share, rest = divmod(asked.config.train.global_batch_size, gpus)
     if rest:
         return []
-    return [m for m in range(share, 0, -1) if share % m == 0 and m % asked.together == 0]
+    small = [m for m in range(1, math.isqrt(share) + 1) if share % m == 0]
+    return [m for m in sorted({*small, *(share // m for m in small)}, reverse=True) if m % asked.together == 0]
 
 
 def largest_that_fits(asked: Asked, gpus: int, memory: float) -> tuple[Asked, Cost] | None:
