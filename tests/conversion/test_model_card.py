@@ -118,3 +118,41 @@ def test_an_evaluation_that_is_none_of_it_is_refused_before_the_work(
     given = ["convert", str(folder / "run"), str(tmp_path / "out"), "--to", target, "--evaluation", str(judged)]
     assert cli.main(given) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_figures_of_other_weights_are_not_on_the_card(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of another step, or of averaged weights where those as trained are exported; a folder elsewhere is the same."""
+    results = json.loads((folder / "knn/results.json").read_text())
+    judged = tmp_path / "knn"
+    judged.mkdir()
+    for checkpoint, said in (
+        (str(folder / "run/checkpoints/step-00000001"), "step-00000001, not what is converted (step 2)"),
+        ("elsewhere/run/checkpoints/step-00000002", "not what is converted"),
+        ("run/checkpoints/step-00000002", None),  # of an evaluation that was started in the folder above
+    ):
+        (judged / "results.json").write_text(json.dumps(results | {"checkpoint": checkpoint}))
+        given = ["convert", str(folder / "run"), str(tmp_path / "out"), "--to", "huggingface"]
+        code = cli.main([*given, "--evaluation", str(judged)])
+        assert code == (2 if said else 0) and (said or "") in capsys.readouterr().err
+    text = (tmp_path / "out/README.md").read_text()
+    assert "of the encoder alone; their heads are not in this folder" in text
+
+
+def test_the_card_of_a_finetuned_model_is_of_its_recipe_and_its_weights(folder: Path, tmp_path: Path) -> None:
+    run, clips = tmp_path / "tuned", folder / "clips | one"
+    tgm_scale(
+        "finetune", "--config", "study_weizmann_finetune", f"run.dir={run}", f"train.init_from={folder}/run",
+        f"data.train={clips}", f"data.test={clips}", "data.label=truth.objects.0.motion", "data.stride=1",
+        "train.steps=2", "checkpoint.every=2", "finetune.ema=0.5", "train.micro_batch_size=4",
+        "train.global_batch_size=4", "log.tensorboard=false",
+    )  # fmt: skip
+    text = card(run, tmp_path / "averaged")
+    rows = text.splitlines()
+    assert "| data.flip | False |" in rows and "| finetune.rand_augment | None |" in rows
+    assert not any(row.startswith(("| data.repeated_augmentation |", "| finetune.drop_path |")) for row in rows)
+    assert "| clips \\| one (train) | 8 |" in rows and "| clips \\| one (test) | 8 |" in rows
+    assert "| finetuning | top1 |" in text and "of the encoder alone" not in text
+    raw = card(run, tmp_path / "<b>raw", "--raw")
+    assert "(weights as trained, not averaged)" in raw and "| finetuning |" not in raw and "# \\<b\\>raw" in raw

@@ -73,11 +73,13 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> None:
+    from tgm_scale.config.sections import Config
     from tgm_scale.conversion.convert import convert
     from tgm_scale.conversion.dimensions import ModelMetadata
     from tgm_scale.conversion.read import read
     from tgm_scale.data.access.storage import write_atomically
-    from tgm_scale.report.model_card import Origin, card, evaluations_of
+    from tgm_scale.evaluation.settings import FinetuneConfig
+    from tgm_scale.report.model_card import Export, card, evaluations_of
 
     metadata = ModelMetadata(options.heads, options.decoder_heads, options.frames, options.size)
     source = read(options.input, metadata, options.lossy, options.tubelet, options.raw)
@@ -94,11 +96,13 @@ def _convert(options: argparse.Namespace) -> None:
     if options.evaluation and not carded:
         raise ValueError(f"--evaluation: for the model card of --to huggingface, not of --to {options.to}")
     if carded:  # before the work: --evaluation may be mistaken
-        evaluations_of(Origin.of(options.input), options.evaluation)
+        kind = FinetuneConfig if "finetune" in (source.config or {}) else Config
+        name = Path(options.output).resolve().name
+        export = Export(name, options.input, options.raw, options.classes or 0, kind)
+        evaluations_of(export, options.evaluation, source.config)
     done = convert(source, options.output, options.to, options.classes)
     if carded:
-        name, fresh = Path(options.output).resolve().name, options.classes or 0
-        text = card(name, options.input, done.written, options.evaluation, fresh)
+        text = card(export, done.written, options.evaluation)
         write_atomically(Path(options.output) / "README.md", text.encode())
     if done.left_out:
         print(f"left out {_grouped(done.left_out)}")

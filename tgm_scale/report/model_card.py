@@ -5,11 +5,14 @@ No figure is computed here. What is not known is left out; paths are told by the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel
 
 from tgm_scale.checkpoints import checkpoint, manifest
 from tgm_scale.config.sections import Config, Section
@@ -43,31 +46,67 @@ class Origin:
         return cls(root, None if found is None else manifest.step_of(found))
 
 
-def evaluations_of(origin: Origin | None, folders: Iterable[str]) -> list[Path]:
-    """The results in the run's own folder and in those of evaluations. Raises ValueError for a folder without any,
-    and for one of another model."""
-    found = [] if origin is None else status.result_files(origin.root)
+@dataclass(frozen=True)
+class Export:
+    """name: of the folder; given: what is converted; raw: its weights as trained, where averaged ones lie by; fresh:
+    classes of a head without training; kind: of the run's configuration, whose defaults are no recipe."""
+
+    name: str
+    given: str | Path
+    raw: bool = False
+    fresh: int = 0
+    kind: type[BaseModel] = Config
+
+
+def evaluations_of(export: Export, folders: Iterable[str], tree: dict[str, Any] | None) -> list[Path]:
+    """The results in the run's own folder and in those of evaluations, of the weights that are exported. tree: the
+    run's configuration. Raises ValueError for a folder without any, and for one of another model or step."""
+    origin = Origin.of(export.given)
+    averaged = export.raw and bool(((tree or {}).get("finetune") or {}).get("ema"))
+    found = []
+    if origin is not None and not averaged:
+        found = [
+            file for file in status.result_files(origin.root) if _is_of(_known(partial(_judged, file), ""), origin)
+        ]
     for folder in folders:
         files = status.result_files(Path(folder))
         if not files:
             raise ValueError(f"--evaluation {folder}: no results.json in it: wanted the run folder of an evaluation")
+        if averaged:
+            raise ValueError(f"--evaluation {folder}: of the averaged weights, not of those of --raw: leave one out")
         for file in files:
-            judged = json_object(file).get("checkpoint")
-            there = Origin.of(judged) if isinstance(judged, str) else None
-            if origin is None or there is None or there.root.resolve() != origin.root.resolve():
-                raise ValueError(f"--evaluation {folder}: {file.name} judges {judged}, not what is converted")
+            judged = _judged(file)
+            if origin is None or not _is_of(judged, origin):
+                step = "" if origin is None or origin.step is None else f" (step {origin.step})"
+                raise ValueError(f"--evaluation {folder}: {file.name} judges {judged}, not what is converted{step}")
         found += files
     return found
 
 
-def card(name: str, given: str | Path, weights: Weights, evaluations: Iterable[str] = (), fresh: int = 0) -> str:
-    """The Markdown of an export. name: of the folder; given: what is converted; weights: what of it is written; fresh:
-    classes of a head without training. Raises ValueError as `evaluations_of`."""
-    origin = Origin.of(given)
-    results = evaluations_of(origin, evaluations)
-    parts = [_front(weights), f"# {message(name)}\n", *_what(given, origin, weights, fresh), _loading(weights)]
+def _judged(file: Path) -> str:
+    judged = json_object(file).get("checkpoint")
+    return judged if isinstance(judged, str) else ""
+
+
+def _is_of(judged: str, origin: Origin) -> bool:
+    """Whether a results file's checkpoint is the one that is exported. A relative path counts from the folder that the
+    evaluation was started in, which is not known: its last parts decide."""
+    path, root = Path(judged), origin.root.resolve()
+    step = manifest.step_of(path)
+    if step is not None:
+        path = path.parent.parent
+    parts = path.resolve().parts if path.is_absolute() or path.is_dir() else path.parts
+    same = bool(parts) and root.parts[-len(parts) :] == parts
+    return same and (step is None or step == origin.step)
+
+
+def card(export: Export, weights: Weights, evaluations: Iterable[str] = ()) -> str:
+    """The Markdown of an export. weights: what of it is written. Raises ValueError as `evaluations_of`."""
+    origin, tree = Origin.of(export.given), weights.config or {}
+    results = evaluations_of(export, evaluations, tree)
+    parts = [_front(weights), f"# {_plain(export.name)}\n", *_what(export, origin, weights), _loading(weights)]
     if origin is not None:
-        parts += [*_data(origin), *_recipe(weights.config or {}), *_training(origin), *_results(results)]
+        parts += [*_data(origin), *_recipe(tree, export.kind), *_training(origin), *_results(results)]
     parts += ["## Licence\n", f"{LICENCE}\n", *_software(origin)]
     return "\n".join(parts)
 
@@ -77,7 +116,7 @@ def _front(weights: Weights) -> str:
     return f"---\nlibrary_name: transformers\n{task}tags: [video, videomae, masked-autoencoder]\n---\n"
 
 
-def _what(given: str | Path, origin: Origin | None, weights: Weights, fresh: int) -> Iterator[str]:
+def _what(export: Export, origin: Origin | None, weights: Weights) -> Iterator[str]:
     size = weights.size
     what = "A video classifier" if weights.kind == "classifier" else "A masked video autoencoder"
     count = sum(value.numel() for value in weights.state.values())
@@ -86,13 +125,13 @@ def _what(given: str | Path, origin: Origin | None, weights: Weights, fresh: int
         f"{size.width} wide with {size.heads} heads; clips of {weights.frames} frames of {weights.image_size} x "
         f"{weights.image_size} pixels in tokens of {size.tubelet} x {size.patch} x {size.patch}.\n"
     )
-    if fresh:
-        yield f"The head of {fresh} classes has not been trained.\n"
+    if export.fresh:
+        yield f"The head of {export.fresh} classes has not been trained.\n"
     if origin is not None and origin.step is not None:
-        run = message(origin.root.resolve().name)
-        yield f"Trained with tgm_scale: the checkpoint of step {origin.step} of the run `{run}`.\n"
+        run, weighed = _code(origin.root.resolve().name), " (weights as trained, not averaged)" if export.raw else ""
+        yield f"Trained with tgm_scale: the checkpoint of step {origin.step} of the run {run}{weighed}.\n"
     elif origin is None:
-        yield f"Converted by tgm_scale from `{message(Path(given).name)}`.\n"
+        yield f"Converted by tgm_scale from {_code(Path(export.given).name)}.\n"
 
 
 def _loading(weights: Weights) -> str:
@@ -107,22 +146,28 @@ def _data(origin: Origin) -> Iterator[str]:
         return
     yield "## Data\n"
     yield from _table(
-        ("corpus", "samples"), ((one["name"], f"{one['samples']:,}" if one.get("samples") else "") for one in corpora)
+        ("corpus", "samples"),
+        ((_named(one), f"{one['samples']:,}" if one.get("samples") else "") for one in corpora),
     )
 
 
-def _recipe(tree: dict[str, Any]) -> Iterator[str]:
-    rows = [(key, _shown(value)) for key, value in _differences(tree)]
+def _named(corpus: dict[str, Any]) -> str:
+    part = corpus.get("part")  # of a finetuning: train or test
+    return f"{corpus['name']} ({part})" if part else str(corpus["name"])
+
+
+def _recipe(tree: dict[str, Any], kind: type[BaseModel]) -> Iterator[str]:
+    rows = [(key, _shown(value)) for key, value in _differences(tree, kind)]
     if rows:
         yield "## Recipe\n"
         yield "Keys of the configuration that are not at their default:\n"
         yield from _table(("key", "value"), rows)
 
 
-def _differences(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _differences(tree: dict[str, Any], kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
     for name in _RECIPE:
         section = tree.get(name)
-        fields = Config.model_fields[name].annotation if name in Config.model_fields else None
+        fields = kind.model_fields[name].annotation if name in kind.model_fields else None
         known = fields.model_fields if isinstance(fields, type) and issubclass(fields, Section) else {}
         for key, value in section.items() if isinstance(section, dict) else ():
             if key in _NOT_A_RECIPE or (name, key) == ("data", "synthetic"):
@@ -173,6 +218,8 @@ def _results(files: list[Path]) -> Iterator[str]:
                 )
     if rows:
         yield "## Evaluation\n"
+        if any(row[0] != "finetuning" for row in rows):
+            yield "Neighbours, probes and retrieval are of the encoder alone; their heads are not in this folder.\n"
         yield from _table(("method", "figure", "value", "from"), rows)
 
 
@@ -191,7 +238,16 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Iterator[str
 
 
 def _cell(value: Any) -> str:
-    return " ".join(message(str(value)).replace("|", "\\|").split())
+    return " ".join(_plain(str(value)).replace("|", "\\|").split())
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([\\`*\[\]<>])", r"\\\1", message(text))
+
+
+def _code(text: str) -> str:
+    return f"`{message(text).replace('`', chr(39))}`"
 
 
 def _known(read: Callable[[], Any], nothing: Any) -> Any:
