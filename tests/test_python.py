@@ -129,6 +129,7 @@ MISTAKES: dict[str, Callable[[Given], Any]] = {
     "windows=True: wanted a whole number": lambda at: at.encoder.read(__file__, windows=True),
     "stride=1.0: wanted a whole number": lambda at: tgm_scale.read_video(__file__, stride=1.0),
     "caption: wanted text, found ' '": lambda at: at.guidance.relevance(at.clips, " "),
+    r"caption: wanted text, found '\\ud800 x'": lambda at: at.guidance.relevance(at.clips, "\ud800 x"),
     "caption: 3 for 2 clips": lambda at: at.guidance.relevance(at.clips, ["a"] * 3),
     "caption: wanted text, or a list of texts, found 3": lambda at: at.guidance.relevance(at.clips, 3),
     "caption: wanted text, or a list of texts, found None": lambda at: at.guidance.relevance(at.clips, None),

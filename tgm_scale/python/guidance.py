@@ -6,6 +6,7 @@ Shapes: B clips, T frames of H x H pixels, S = T / tubelet slots, R = C = H / pa
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import fields
 from numbers import Real
@@ -154,6 +155,6 @@ def _captions(caption: Captions, clips: int) -> list[str]:
     if len(found) != clips:
         raise ValueError(f"caption: {len(found)} for {clips} clips: wanted one, or one for each")
     for one in found:
-        if not isinstance(one, str) or not one.strip():
+        if not isinstance(one, str) or not one.strip() or re.search("[\ud800-\udfff]", one):  # half a character
             raise ValueError(f"caption: wanted text, found {one!r}")
     return found
