@@ -37,7 +37,7 @@ def run(
     OSError where the run cannot continue."""
     folder = run_folder.open_folder(config)
     check_room(config, plan, folder)
-    stop = StopRequest(config.train.max_minutes)
+    stop = StopRequest(config.train.max_minutes, reports=process.is_main)
     engine.start_processes(process, config.faults.start_seconds)
     collectives = HostCollectives(process)
     with run_folder.owned(folder, collectives):

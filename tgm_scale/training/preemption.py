@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
+from contextlib import suppress
 
 REQUEUE_EXIT_CODE = 85  # the batch script requeues the job on it; no shell, Python or SLURM code has this number
 _SAME = 1.0  # seconds: a launcher passes Ctrl-C on to those who had it from the terminal already
@@ -12,9 +14,12 @@ _SAME = 1.0  # seconds: a launcher passes Ctrl-C on to those who had it from the
 
 class StopRequest:
     """Notes SIGTERM, SIGUSR1 (sent by SLURM before a time limit), SIGHUP (a closed terminal; under nohup it is
-    ignored), the first Ctrl-C, and a limit of wall-clock time."""
+    ignored), the first Ctrl-C, and a limit of wall-clock time.
 
-    def __init__(self, max_minutes: float | None = None) -> None:
+    reports: a signal is reported when it comes, since a step may take minutes more."""
+
+    def __init__(self, max_minutes: float | None = None, reports: bool = False) -> None:
+        self._reports = reports
         self.signal: str | None = None
         self._noted = -math.inf
         self._end = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -40,4 +45,9 @@ class StopRequest:
         again = time.monotonic() - self._noted > _SAME
         if number == signal.SIGINT and self.signal == "SIGINT" and again:
             raise KeyboardInterrupt  # does not wait for a checkpoint
+        if self._reports and self.signal is None:
+            at_once = ", or now, without it, by another Ctrl-C" if number == signal.SIGINT else ""
+            said = f"{signal.Signals(number).name}: stops with a checkpoint after this step{at_once}\n"
+            with suppress(OSError):  # of a closed terminal
+                os.write(2, said.encode())  # print's buffer may be in use where the signal comes
         self.signal, self._noted = signal.Signals(number).name, time.monotonic()
