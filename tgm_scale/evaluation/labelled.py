@@ -69,7 +69,8 @@ def _of_files(corpus: VideoListCorpus) -> LabelledCorpus:
 def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> Inventory:
     """What of a part is usable and what is left out, with a few samples and their labels."""
     refs = source.refs
-    chosen = [refs[len(refs) * k // NAMED] for k in range(min(NAMED, len(refs)))]
+    count = min(NAMED, len(refs))
+    chosen = [refs[len(refs) * k // count] for k in range(count)]
     said = [f"{ref.name}: {shown(source.labels[ref.name])}" for ref in chosen]
     layout = source.corpus.listing.layout if isinstance(source.corpus, VideoListCorpus) else ""
     lost = max(source.corpus.lost, sum(problem.reason not in NOTICES for problem in source.problems))
