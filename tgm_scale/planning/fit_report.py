@@ -28,11 +28,11 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
         *_table([_row(choice) for choice in found]),
         "hours: arithmetic of model and frozen towers; without the network, waits for data and what offload copies",
         "",
-        f"largest that fits: {chosen.size} ({chosen.means.said})",
+        f"largest that fits{_without_offload(chosen)}: {chosen.size} ({chosen.means.said})",
         estimate.lines(figures),
         "",
-        "exact (the losses stay: docs/SCALING.md): ZeRO stage, activation checkpointing, offload, micro batch; chosen "
-        "above, the first of them that hold 8 clips a pass",
+        "start it with this; data.shards and guidance.towers are yours to set. ZeRO stage, activation checkpointing, "
+        "offload and micro batch leave the losses as they are (docs/SCALING.md):",
         *_command(given, chosen),
         *_other_batch(wanted, chosen),
     ]
@@ -46,6 +46,10 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
         "savings": [{"changes_learning": list(one), **_tree(choice)} for one, choice in saved],
     }
     return "\n".join(lines), tree
+
+
+def _without_offload(chosen: Choice) -> str:
+    return " without offload" if chosen.means.offload == "none" else ""
 
 
 def _of_size(wanted: Wanted, size: str) -> Wanted:

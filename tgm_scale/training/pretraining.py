@@ -67,7 +67,7 @@ class Pretraining(Task):
         self.pictured_every = config.log.pictures_every
         self.then = (
             f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
-            f"encoder.checkpoint={self.folder} data.train=LABELLED data.test=LABELLED"
+            f"encoder.checkpoint={self.folder} data.train=train.csv data.test=test.csv"
         )
 
     def module(self, newest: Path | None) -> nn.Module:
