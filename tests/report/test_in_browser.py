@@ -9,7 +9,7 @@ from browser import THEMES, browsed
 from made_run import made_run, row
 from PIL import Image
 
-from tgm_scale.report.run_page import report
+from tgm_scale.report.run_page import open_runs, write_page
 from tgm_scale.runs import pictures
 
 
@@ -19,7 +19,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     rows[500] |= {"loss": None, "not_finite": ["loss"], "update_refused": True, "refusal": "the loss is not finite"}
     folder = made_run(tmp_path_factory.mktemp("runs") / "one", rows)
     pictures.keep(folder, 1000, Image.new("RGB", (622, 400), (200, 30, 90)))
-    return report([str(folder)], None).read_text()
+    file, views = open_runs([str(folder)], None)
+    write_page(file, views)
+    return file.read_text()
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -20,7 +20,7 @@ from made_run import Row, changed, made_run, row, write_rows
 
 from tgm_scale import cli
 from tgm_scale.report.chart import Curve, Panel, ticks
-from tgm_scale.report.run_page import report
+from tgm_scale.report.run_page import open_runs, write_page
 from tgm_scale.report.run_view import look, stretches
 from tgm_scale.report.thinning import Series, thinned
 
@@ -46,7 +46,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def page_of(*runs: Path, output: Path) -> str:
-    assert report([str(one) for one in runs], str(output)) == output
+    file, views = open_runs([str(one) for one in runs], str(output))
+    write_page(file, views)
+    assert file == output
     return output.read_text()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,6 @@ from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.evaluation.watched import watched_clips
 from tgm_scale.planning.corpora import open_corpora
 from tgm_scale.planning.run_plan import plan_pretraining
-from tgm_scale.report.run_page import report
 from tgm_scale.runs.metrics import Metrics, read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
 
@@ -64,8 +65,28 @@ def test_no_bit_of_a_run_is_moved_and_all_places_have_the_picture(
     row = (first.shape[0] + 6) // 12  # four clips: frames, what is seen, the reconstruction
     same = [bool((first[row * n : row * n + row] == last[row * n : row * n + row]).all()) for n in range(12)]
     assert same == [True, True, False] * 4, "the same clips and masks, and a model that learns"
-    page = report([str(folder)], None).read_text()
-    assert base64.b64encode(kept[4].read_bytes()).decode() in page and "<h2>Reconstructions</h2>" in page
+    assert cli.main(["report", str(folder)]) == 0
+    assert drawn_in(folder) == [kept[4].read_bytes()]
+    a_report_draws_the_newest_checkpoint(plain, pixels(kept[4]))
+
+
+def drawn_in(folder: Path) -> list[bytes]:
+    page = (folder / "report.html").read_text()
+    return [base64.b64decode(data) for data in re.findall('data:image/png;base64,([^"]+)"', page)]
+
+
+def a_report_draws_the_newest_checkpoint(folder: Path, wanted: np.ndarray) -> None:
+    assert cli.main(["report", str(folder), "--no-reconstructions"]) == 0 and drawn_in(folder) == []
+    assert cli.main(["report", str(folder)]) == 0
+    [picture] = drawn_in(folder)
+    assert (pixels(io.BytesIO(picture)) == wanted).all(), "what the run itself drew at that step"
+    assert "Step 4: of each clip of the data some frames" in (folder / "report.html").read_text()
+    assert not (folder / "pictures").exists()
+    state = next((folder / "checkpoints/step-00000004").glob("state-*.safetensors"))
+    state.write_bytes(state.read_bytes()[:-8])
+    assert cli.main(["report", str(folder)]) == 0 and drawn_in(folder) == []
+    page = html.unescape((folder / "report.html").read_text())
+    assert "checkpoint's reconstructions are not drawn: " in page and "step-00000004" in page
 
 
 def chosen(config: Path, *overrides: str) -> tuple[list[str], str]:

@@ -41,8 +41,8 @@ def watched_clips(config: Config, plan: RunPlan, corpora: list[Corpus]) -> tuple
     if len(clips := _first_whole(config, plan, corpora)):
         return clips, "the data"
     raise ValueError(
-        f"log.pictures_every: none of the first {_LOOKED_AT} samples can be used: leave it out, or mend the data "
-        "(`tgm-scale shards check`)"
+        f"pictures of reconstructions (log.pictures_every): none of the first {_LOOKED_AT} samples can be used: leave "
+        "them out, or mend the data (`tgm-scale shards check`)"
     )
 
 

@@ -37,12 +37,12 @@ def apart(view: RunView) -> list[Section]:
 
 
 def _reconstructions(view: RunView) -> list[Block]:
-    if view.picture is None:
+    if view.reconstruction is None:
         return []
-    step, png = view.picture
+    step, png, of_what = view.reconstruction
     said = (
-        f"Step {step}: of each clip some frames, what the encoder sees of them, and what the model makes of the rest, "
-        "with brightness and contrast of visible patches alone. Earlier ones are in RUN/pictures and TensorBoard."
+        f"Step {step}: of each clip{of_what and f' of {of_what}'} some frames, what the encoder sees of them, and "
+        "what the model makes of the rest, with brightness and contrast of visible patches alone."
     )
     return [Picture(png, f"reconstructions at step {step}", said)]
 

@@ -26,14 +26,18 @@ from tgm_scale.runtime.terminal import message
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def report(folders: Sequence[str], output: str | None) -> Path:
-    """Write the page of these runs; returns its file, RUN/report.html where none is named. Raises ValueError for a
-    folder that is no run and for a place that is none."""
+def open_runs(folders: Sequence[str], output: str | None) -> tuple[Path, list[RunView]]:
+    """The page's file, RUN/report.html where none is named, and what is in the folders. Raises ValueError for a folder
+    that is no run and for a place that is none."""
     twice = [one for number, one in enumerate(folders) if Path(one).resolve() in _resolved(folders[:number])]
     if twice:
         raise ValueError(f"{twice[0]}: given twice")
     file = _place(folders, output)
-    views = [look(folder) for folder in folders]
+    return file, [look(folder) for folder in folders]
+
+
+def write_page(file: Path, views: Sequence[RunView]) -> None:
+    """Raises ValueError where the file cannot be written."""
     page = message(render(_one(views[0]) if len(views) == 1 else _several(views)))
     try:
         replace_file(file, page.encode("ascii", "xmlcharrefreplace").decode(), durable=False)
@@ -41,7 +45,6 @@ def report(folders: Sequence[str], output: str | None) -> Path:
         if error.errno not in _CLOSED:
             raise
         raise ValueError(f"{file}: cannot be written ({error.strerror}): name another place by --output") from None
-    return file
 
 
 def _resolved(folders: Sequence[str]) -> list[Path]:

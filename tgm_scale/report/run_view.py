@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,6 +40,14 @@ class Named:
             self.names.append(name)
 
 
+class Reconstruction(NamedTuple):
+    """A picture of clips, their masks and what the model makes of them, as of a step; of_what: the clips."""
+
+    step: int
+    png: bytes
+    of_what: str = ""
+
+
 @dataclass(frozen=True)
 class RunView:
     """name: as it was given. lines: what `tgm-scale status` says. rows: of metrics.jsonl, by ascending step. columns:
@@ -59,7 +67,7 @@ class RunView:
     left_out: dict[str, Named]
     refused: dict[int, list[str]]  # step -> keys of its samples
     events: list[dict[str, Any]]
-    picture: tuple[int, bytes] | None  # the newest, and its step
+    reconstruction: Reconstruction | None  # the newest
     command: str
     complaints: list[str]
 
@@ -149,10 +157,14 @@ def look(folder: str) -> RunView:
         left_out=_by_reason(root / "left_out.jsonl"),
         refused=_refused(root / "refused.jsonl"),
         events=events.read(root),
-        picture=told(lambda: pictures.newest(root), None),
+        reconstruction=told(lambda: _newest(root), None),
         command=command,
         complaints=complaints,
     )
+
+
+def _newest(root: Path) -> Reconstruction | None:
+    return None if (found := pictures.newest(root)) is None else Reconstruction(*found)
 
 
 def _refuse_none(root: Path, folder: str) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from tgm_scale.config import Config
-from tgm_scale.contracts import Mask
+from tgm_scale.contracts import Batch, Mask
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation.watched import drawn, watched_clips
@@ -31,7 +31,11 @@ class Pictures:
         self, config: Config, plan: RunPlan, corpora: list[Corpus], towers: Towers, collectives: HostCollectives
     ):
         device = collectives.process.device
-        found = _masked(config, plan, corpora, towers, device) if collectives.process.is_main else None
+        found = None
+        if collectives.process.is_main:
+            clips, mask, of_what = masked_clips(config, plan, corpora, towers, device)
+            print(f"log.pictures_every: {len(clips)} clips of {of_what}: {', '.join(clips.keys)}", flush=True)
+            found = clips.keys, clips.video.contiguous(), mask.visible.cpu(), mask.target.cpu()
         self.names, video, visible, target = collectives.broadcast(found)
         # every rank has all clips: at ZeRO stage 3 weights are gathered layer by layer, by all of them together
         self.video, self.mask = video.to(device), Mask(visible.to(device), target.to(device))
@@ -46,12 +50,11 @@ class Pictures:
         return picture
 
 
-def _masked(
+def masked_clips(
     config: Config, plan: RunPlan, corpora: list[Corpus], towers: Towers, device: torch.device
-) -> tuple[list[str], torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Names, clips, visible and target tokens, on the CPU."""
+) -> tuple[Batch, Mask, str]:
+    """The clips on the host, their masks on the device, and of what they are. Raises ValueError where none can be
+    used."""
     assert plan.masker is not None
     clips, of_what = watched_clips(config, plan, corpora)
-    print(f"log.pictures_every: {len(clips)} clips of {of_what}: {', '.join(clips.keys)}", flush=True)
-    mask = ClipGuidance(plan.masker, towers, ToDevice(device))(clips).mask
-    return clips.keys, clips.video.contiguous(), mask.visible.cpu(), mask.target.cpu()
+    return clips, ClipGuidance(plan.masker, towers, ToDevice(device))(clips).mask, of_what

@@ -1,0 +1,60 @@
+"""What a run's newest checkpoint makes of the clips that `log.pictures_every` draws, for the run's report."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+
+import torch
+
+from tgm_scale.checkpoints.checkpoint import steps_in
+from tgm_scale.config import Config, checked
+from tgm_scale.conversion.read import read
+from tgm_scale.conversion.weights import build
+from tgm_scale.evaluation.watched import drawn
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.planning.checks import check_shards
+from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.planning.towers import load_towers
+from tgm_scale.report.run_view import Reconstruction, RunView
+from tgm_scale.runs import status
+from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.training.pictures import masked_clips
+
+
+def with_reconstruction(view: RunView) -> RunView:
+    """The run with a picture of its newest checkpoint, unless it has one as new; with a complaint where none can be
+    made. Of a finetuning, of features and of a run without a checkpoint: as it is. Nothing is written."""
+    steps = steps_in(view.root / "checkpoints")
+    if not steps or "masking" not in view.tree or (view.reconstruction and view.reconstruction.step >= steps[-1]):
+        return view
+    try:
+        return dataclasses.replace(view, reconstruction=_of_newest(view))
+    except (ValueError, OSError) as error:
+        said = f"The newest checkpoint's reconstructions are not drawn: {error}"
+        return dataclasses.replace(view, complaints=[*view.complaints, said])
+
+
+def _of_newest(view: RunView) -> Reconstruction | None:
+    """None where the run's objective reconstructs nothing."""
+    folder = view.root / "checkpoints"
+    step = steps_in(folder)[-1]
+    config = checked(status.read_tree(str(view.root)), str(view.root / "config.yaml"), Config)
+    if not config.objective.reconstruction_weight:
+        return None
+    print(f"{view.name}: reconstructions of the checkpoint of step {step}", flush=True)
+    guidance = config.guidance.model_copy(update={"compile": False})
+    config = config.model_copy(update={"guidance": guidance})
+    cpu = torch.device("cpu")  # a GPU here may be the run's own
+    plan = plan_pretraining(config, ProcessInfo(0, 1, 0, cpu))
+    assert plan.masker is not None
+    check_shards(config.data)
+    corpora = open_corpora(config.data, plan.captions, plan.without_captions)
+    towers = load_towers(guidance, plan.masker.needs, contrastive=False, device=cpu)
+    model = build(read(folder / f"step-{step:08d}"))
+    assert isinstance(model, MaskedVideoAutoencoder)
+    clips, mask, of_what = masked_clips(config, plan, corpora, towers, cpu)
+    stream = io.BytesIO()
+    drawn(model, clips.keys, clips.video, mask, config.objective.normalise_by).save(stream, "PNG", optimize=True)
+    return Reconstruction(step, stream.getvalue(), of_what)
