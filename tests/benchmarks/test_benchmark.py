@@ -70,3 +70,37 @@ def test_a_plan_of_shards_takes_no_more_memory_of_more_rows(tmp_path: Path) -> N
 def test_a_mistake_is_one_message(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["benchmark", *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+_EQUAL = [
+    "--config",
+    "configs/debug.yaml",
+    "--against",
+    "transformers",
+    "--steps",
+    "3",
+    "--warm",
+    "1",
+    "masking.recipe=tube",
+]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_is_compared_with_that_of_transformers_on_equal_work(tmp_path: Path, precision: str) -> None:
+    """The same loss of the same weights, clips and masks shows that the work is equal."""
+    file = tmp_path / "figures.json"
+    few = [f"train.precision={precision}", "train.micro_batch_size=2", "model.depth=1"]
+    assert cli.main(["benchmark", "step", *_EQUAL, *few, "--json", str(file)]) == 0
+    figures = json.loads(file.read_text())
+    own, theirs = figures["first_loss"].values()
+    assert own == pytest.approx(theirs, rel=1e-5 if precision == "fp32" else 1e-2) and own > 0.5
+    assert len(figures["ratios"]) == 2 and min(figures["clips_per_second"].values()) > 0
+
+
+def test_what_transformers_cannot_do_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["masking.recipe=motion_guided", "model.decode_ratio=0.5"]
+    assert cli.main(["benchmark", "step", *_EQUAL[:-1], *given]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "masking.recipe=motion_guided, model.decode_ratio=0.5: its model" in said and "add masking.recipe=tube" in said
+    )

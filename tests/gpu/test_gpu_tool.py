@@ -16,13 +16,14 @@ from typing import Any
 
 import gpu
 import pytest
+import torch
 import try_versions
 from gpu_checks import card, others, pretraining, restarts, versus
 from gpu_checks.bench import Bench, Failed, Found, OutOfMemory, Skipped
 from gpu_checks.rows import ROWS, Row
 from gpu_checks.scale import SCALES
 
-from tgm_scale.models.vit import SIZES
+from tgm_scale.benchmarks import against
 from tgm_scale.runtime.rendezvous import SHARED_GPU
 
 ROOT = Path(__file__).parents[2]
@@ -227,8 +228,10 @@ def test_a_gpu_that_does_not_answer_is_told(
 
 
 def test_our_step_is_compiled_as_training_compiles_it() -> None:
+    work = versus.work_of(SCALES["cpu"], torch.device("cpu"))
     for compiled in (False, True):
-        model = versus.our_model(SIZES["tiny"], 4, 32, compiled)
+        model = against.own_model(work)
+        against.own_step(work, model, compiled)
         assert model._compiled_call_impl is None, "not as one graph"
         assert all((block._compiled_call_impl is not None) == compiled for block in model.encoder.blocks)
 

@@ -18,6 +18,12 @@ from tgm_scale.runs.metrics import read_metrics
 def run(options: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= options.warm < options.steps:
         raise ValueError(f"--warm {options.warm}: wanted fewer than the --steps {options.steps}")
+    if options.against:
+        from tgm_scale.benchmarks import against
+
+        config = configuration.load(options.config, options.overrides)
+        described = f"{options.config} {' '.join(options.overrides)}"
+        return against.run(config, options.steps, options.warm, described)
     from tgm_scale.training.pretraining import pretrain
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -24,29 +24,31 @@ class Timed:
     unmeasured: str = ""  # why there is no figure
 
 
-def measure(step: Callable[[], Any], timed: list[Timed], turns: int, device: torch.device) -> list[dict[str, float]]:
-    """Seconds of each part (on a CPU, of its time), in turns; one before the first warms up and is not counted."""
-
-    def seconds(work: Callable[[], Any]) -> float:
-        if device.type != "cuda":
-            began = time.process_time()  # others may want the core, too
-            work()
-            return time.process_time() - began
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    """On a CPU, of the time that its cores work for this process: others may want them, too."""
+    if device.type != "cuda":
+        began = time.process_time()
         work()
-        torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return time.process_time() - began
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
 
+
+def measure(step: Callable[[], Any], timed: list[Timed], turns: int, device: torch.device) -> list[dict[str, float]]:
+    """Seconds of each part, in turns; one before the first warms up and is not counted."""
     measured = []
     with ProgressBars() as bars:
         task = bars.task("turns", turns + 1)
         for _ in range(turns + 1):
-            turn = {"step": seconds(step)}
+            turn = {"step": seconds_of(step, device)}
             for one in timed:
                 for part, work in (("maps", one.maps), ("mask", one.mask)):
                     if work is not None:
-                        turn[f"{one.name} {part}"] = seconds(work) - (turn["step"] if one.overlapped else 0.0)
+                        beside = turn["step"] if one.overlapped else 0.0
+                        turn[f"{one.name} {part}"] = seconds_of(work, device) - beside
             measured.append(turn)
             task.advance()
     return measured[1:]

@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   tgm-scale benchmark memory --clips 100000
   tgm-scale benchmark plan --rows 10000000
   tgm-scale benchmark step --config configs/debug.yaml --steps 20 model.attention=sdpa
+  tgm-scale benchmark step --config configs/pretrain_vitb.yaml --against transformers masking.recipe=tube ...
   tgm-scale benchmark masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
   tgm-scale benchmark checkpoint --config configs/pretrain_vitl.yaml train.precision=fp32
 
@@ -62,6 +63,11 @@ def _step(parser: argparse.ArgumentParser) -> None:
     add("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
     add("--steps", type=int, default=20, metavar="N", help="default %(default)s")
     add("--warm", type=int, default=5, metavar="N", help="first steps that do not count (default %(default)s)")
+    add(
+        "--against",
+        choices=["transformers"],
+        help="compare model and optimizer with VideoMAEForPreTraining on equal work, a step of each in turns",
+    )
     add_overrides(parser)
 
 

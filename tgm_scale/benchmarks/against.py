@@ -1,0 +1,194 @@
+"""A pretraining step compared with that of transformers.VideoMAEForPreTraining on the same work, in turns.
+
+The same: weights, clips, masks, precision (autocast over fp32 weights) and fused AdamW. A step is forward pass, loss,
+backward pass and update. The two models' losses on the same weights are compared first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tgm_scale.benchmarks.machine import headline, table
+from tgm_scale.benchmarks.timed import seconds_of
+from tgm_scale.config import Config
+from tgm_scale.contracts import Mask
+from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.huggingface import configuration, model_class, to_huggingface
+from tgm_scale.conversion.weights import Weights
+from tgm_scale.engine.plan import resolve_precision
+from tgm_scale.masking.recipes import Masker
+from tgm_scale.models.compiling import compile_blocks
+from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder, macs_per_clip
+from tgm_scale.models.vit import ModelOptions, initialise
+from tgm_scale.objectives.reconstruction import reconstruction_error
+from tgm_scale.planning.run_plan import Shape, run_masker, shape_of
+from tgm_scale.runtime.progress import ProgressBars
+
+PRODUCTS = 10  # of square matrices, for the device's own rate
+SIDE = {"cpu": 1024, "cuda": 8192}
+Step = Callable[[], Tensor]  # gives the loss
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both do."""
+
+    shape: Shape
+    masker: Masker
+    clips: int
+    precision: str  # fp32 or bf16
+    device: torch.device
+    options: ModelOptions
+    seed: int = 0
+
+    def video(self) -> Tensor:
+        """uint8 [B, 3, T, H, W], on the device."""
+        generator = torch.Generator().manual_seed(self.seed)
+        side = self.shape.image_size
+        shape = (self.clips, 3, self.shape.frames, side, side)
+        return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(self.device)
+
+    def mask(self) -> Mask:
+        return self.masker(torch.arange(self.clips, device=self.device))
+
+    def step_of(self, module: nn.Module, loss_of: Step) -> Step:
+        optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
+
+        def step() -> Tensor:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                loss = loss_of()
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            return loss.detach()
+
+        return step
+
+
+def work_of(config: Config, device: torch.device) -> Work:
+    """Raises ValueError for what transformers' model cannot do or the mask cannot be made without."""
+    mistakes = {
+        f"masking.recipe={config.masking.recipe}": bool(run_masker(config).needs),
+        f"masking.visible_ratio={config.masking.visible_ratio}": config.masking.visible_ratio is not None,
+        f"model.decode_ratio={config.model.decode_ratio:g}": config.model.decode_ratio != 1,
+        f"model.decoder_attention={config.model.decoder_attention}": config.model.decoder_attention != "self",
+        f"objective.normalise_by={config.objective.normalise_by}": config.objective.normalise_by != "patch",
+    }
+    if found := [key for key, wrong in mistakes.items() if wrong]:
+        raise ValueError(
+            f"--against transformers with {', '.join(found)}: its model reconstructs all that is hidden, normalised "
+            "by patch, under masks of no guidance: add masking.recipe=tube masking.visible_ratio=null "
+            "model.decode_ratio=1 model.decoder_attention=self objective.normalise_by=patch"
+        )
+    options = ModelOptions(config.model.attention)
+    precision = resolve_precision(config.train.precision, device)
+    clips = config.train.micro_batch_size
+    return Work(shape_of(config), run_masker(config), clips, precision, device, options, config.run.seed)
+
+
+def own_model(work: Work) -> MaskedVideoAutoencoder:
+    shape = work.shape
+    model = MaskedVideoAutoencoder(shape.size, shape.frames, shape.image_size, options=work.options)
+    initialise(model, work.seed)
+    return model
+
+
+def own_step(work: Work, model: MaskedVideoAutoencoder, compiled: bool = False) -> Step:
+    """compiled: block by block, as `model.compile` does it in training."""
+    model.to(work.device)
+    if compiled:
+        compile_blocks(model)
+    mask, video = work.mask(), work.video()
+
+    def loss() -> Tensor:
+        output = model(video, mask.visible, mask.target)
+        return reconstruction_error(output.prediction_BMP, output.target_BMP).mean()
+
+    return work.step_of(model, loss)
+
+
+def peer_model(work: Work, own: MaskedVideoAutoencoder) -> nn.Module:
+    """transformers' model with the same weights."""
+    shape, size = work.shape, work.shape.size
+    stated = ModelMetadata(size.heads, size.decoder_heads, shape.frames, shape.image_size)
+    weights = Weights.of("pretraining", own.state_dict(), stated, [])
+    kind = model_class("pretraining")
+    model: nn.Module = kind(configuration(weights))
+    model.load_state_dict(to_huggingface(weights))
+    return model.train()
+
+
+def peer_step(work: Work, model: nn.Module, compiled: bool = False) -> Step:
+    """As its users have it: normalised fp32 pixels [B, T, 3, H, W] and a boolean mask come from their loader."""
+    model.to(work.device)
+    if compiled:
+        model.compile()
+    mean, std = (torch.tensor(x, device=work.device).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels_BTCHW = (work.video().transpose(1, 2) / 255 - mean) / std
+    mask = work.mask()
+    hidden_BN = torch.ones(work.clips, work.shape.grid.tokens, dtype=torch.bool, device=work.device)
+    hidden_BN.scatter_(1, mask.visible, False)
+    return work.step_of(model, lambda: model(pixels_BTCHW, bool_masked_pos=hidden_BN).loss)
+
+
+def in_turns(steps: dict[str, Step], turns: int, warm: int, device: torch.device) -> list[dict[str, float]]:
+    """Seconds of each, turn by turn, the first of a turn last in the next; without the `warm` first turns."""
+    measured = []
+    with ProgressBars() as bars:
+        task = bars.task("turns", turns)
+        for turn in range(turns):
+            order = list(steps) if turn % 2 else list(steps)[::-1]
+            measured.append({name: seconds_of(steps[name], device) for name in order})
+            task.advance()
+    return measured[warm:]
+
+
+def matrix_rate(precision: str, device: torch.device, side: int) -> float:
+    """FLOP a second of the device's own square matrix products: the median of a few turns, after one that warms up."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+
+    def products() -> None:
+        for _ in range(PRODUCTS):
+            torch.matmul(a, b)
+
+    seconds = [seconds_of(products, device) for _ in range(6)][1:]
+    return PRODUCTS * 2 * side**3 / median(seconds)
+
+
+def run(config: Config, turns: int, warm: int, described: str) -> dict[str, Any]:
+    """Clips a second of both, the median of the turns' ratios, and each one's share of the device's own rate."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    work = work_of(config, device)
+    own = own_model(work)
+    peer = peer_model(work, own)
+    compiled = config.model.compile
+    steps = {"tgm_scale": own_step(work, own, compiled), "transformers": peer_step(work, peer, compiled)}
+    first = {name: float(step()) for name, step in steps.items()}
+    measured = in_turns(steps, turns, warm, device)
+    rate = matrix_rate(work.precision, device, SIDE[device.type])
+    flops = 6 * macs_per_clip(
+        work.shape.size, work.shape.frames, work.shape.image_size, work.masker.visible_count, work.masker.target_count
+    )
+    speed = {name: work.clips / median(turn[name] for turn in measured) for name in steps}
+    ratio = median(turn["transformers"] / turn["tgm_scale"] for turn in measured)
+    rows = [(name, f"{first[name]:.6f}", f"{speed[name]:.3f}", f"{flops * speed[name] / rate:.1%}") for name in steps]
+    print(f"{headline()}; {described}; {work.clips} clips a step, {work.precision}, medians of {len(measured)} turns")
+    print(table(("step", "first loss", "clips/s", "of the matrix rate"), rows))
+    print(f"tgm_scale is {ratio:.3f} times as fast (median of the turns' ratios)")
+    print(f"matrix rate: {rate / 1e9:.1f} GFLOP/s in square {work.precision} products")
+    return {
+        "ratio": ratio,
+        "ratios": [turn["transformers"] / turn["tgm_scale"] for turn in measured],
+        "clips_per_second": speed,
+        "first_loss": first,
+        "matrix_flops": rate,
+        "share_of_matrix_rate": {name: flops * value / rate for name, value in speed.items()},
+    }
