@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from launch import run
 
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.dimensions import ModelMetadata
@@ -22,10 +22,6 @@ CLIP = ModelMetadata(frames=4, image_size=32)  # as the worker's model
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps under ZeRO-2, gone on with under 1 and 3, each saved anew before its next step."""
-    spec = importlib.util.spec_from_file_location("launch", TRAINING / "launch.py")
-    assert spec is not None and spec.loader is not None
-    launch = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launch)
     folder = tmp_path_factory.mktemp("stages")
     cases: dict[str, dict] = {
         "zero2": {"stage": 2},
@@ -37,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "load" in case:
             case["load"] = str(folder / case["load"] / "checkpoints")
     (folder / "cases.json").write_text(json.dumps(cases))
-    launch.run(2, [str(TRAINING / "step_worker.py"), str(folder / "cases.json"), str(folder / "results.json")])
+    run(2, [str(TRAINING / "step_worker.py"), str(folder / "cases.json"), str(folder / "results.json")])
     return folder
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launch import run
 from made_weights import made
 
 from tgm_scale import cli
@@ -24,11 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def tgm_scale(*arguments: str) -> None:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tgm_scale", *arguments], env=variables, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run(1, ["-m", "tgm_scale", *arguments])
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from fuzzing import CERTAIN, files_below, write_corpus
+from launch import run
 from loading import clip_loader
 
 from tgm_scale.contracts import Grid
@@ -82,14 +80,7 @@ def test_training_goes_through_an_epoch_of_them(fuzzed: tuple[Path, list[str]], 
     folder, good = fuzzed
     path = tmp_path / "run.yaml"
     path.write_text(RUN.format(run=tmp_path / "run", shards=folder))
-    done = subprocess.run(
-        [sys.executable, "-m", "tgm_scale", "pretrain", "--config", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=250,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    run(1, ["-m", "tgm_scale", "pretrain", "--config", str(path)])
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 20 and all(row["loss"] == row["loss"] for row in rows)
     skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]

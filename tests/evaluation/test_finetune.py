@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
-from types import ModuleType
 
+import launch
 import pytest
 import torch
 
@@ -28,16 +27,6 @@ from tgm_scale.models.vit import ModelOptions, ModelSize, run_blocks
 SIZE = ModelSize(24, 3, 2, 48, 0, 0, 0, 0, patch=8)
 CLIP = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 STEPS = 4
-
-
-@pytest.fixture(scope="session")
-def launch() -> ModuleType:
-    file = Path(__file__).parents[1] / "training/launch.py"
-    spec = importlib.util.spec_from_file_location("launch", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_rate_falls_from_the_head_down_and_one_dimensional_values_do_not_decay() -> None:
@@ -128,7 +117,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same(
-    shards: str, checkpoint: Path, tmp_path: Path, launch: ModuleType
+    shards: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     command = ["-m", "tgm_scale", "finetune", "--config", str(configuration(tmp_path, shards, checkpoint))]
     first, second = tmp_path / "run", tmp_path / "again"
@@ -156,12 +145,10 @@ def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same
     trained = Reader(newest).weights()
     exports_what_was_tested(first, trained, tmp_path)
     assert any((trained[name] - value).abs().max() > 0 for name, value in ema.read(first, STEPS).items())
-    a_test_that_overflows_is_none(first, command, launch)
+    a_test_that_overflows_is_none(first, command)
 
 
-def test_a_closed_terminal_stops_with_a_checkpoint(
-    shards: str, checkpoint: Path, tmp_path: Path, launch: ModuleType
-) -> None:
+def test_a_closed_terminal_stops_with_a_checkpoint(shards: str, checkpoint: Path, tmp_path: Path) -> None:
     more = [f"{key}={10**5}" for key in ("train.steps", "checkpoint.every")]
     file, run = configuration(tmp_path, shards, checkpoint), tmp_path / "run"
     process = subprocess.Popen(
@@ -197,7 +184,7 @@ def exports_what_was_tested(run: Path, trained: dict[str, torch.Tensor], tmp_pat
     average.with_suffix(".away").rename(average)
 
 
-def a_test_that_overflows_is_none(run: Path, command: list[str], launch: ModuleType) -> None:
+def a_test_that_overflows_is_none(run: Path, command: list[str]) -> None:
     """Averaged weights that are finite, with products that are not, are tested anew: code 2, with the first layer."""
     from safetensors.torch import load_file, save_file
 
@@ -240,7 +227,7 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
 
 
 def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the_same_positions(
-    tmp_path: Path, shards: str, checkpoint: Path, launch: ModuleType
+    tmp_path: Path, shards: str, checkpoint: Path
 ) -> None:
     """Four times the tokens in space, half in time; a start again, the test and a reader have the positions."""
     from tgm_scale.conversion.convert import convert

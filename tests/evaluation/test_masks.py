@@ -6,10 +6,10 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import launch
 import numpy as np
 import pytest
 import torch
@@ -127,15 +127,7 @@ def test_token_share_by_hand() -> None:
 
 
 def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "tgm_scale", "masks", "evaluate", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr
-    return done
+    return launch.run(1, ["-m", "tgm_scale", "masks", "evaluate", *arguments], code)
 
 
 def test_the_command_judges_every_recipe_that_can_run(folder: Path, tmp_path: Path) -> None:

@@ -3,11 +3,10 @@ short unmasked tuning from a run's checkpoint."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
+import launch
 import pytest
 
 from tgm_scale import cli
@@ -17,16 +16,6 @@ from tgm_scale.evaluation.features import FrozenEncoder, extract
 from tgm_scale.evaluation.run import is_right
 
 LABEL = "truth.objects.0.shape"
-
-
-@pytest.fixture(scope="module")
-def launch() -> ModuleType:
-    file = Path(__file__).parents[1] / "training/launch.py"
-    spec = importlib.util.spec_from_file_location("launch", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def pretraining(folder: Path, shards: str, towers: Path, *more: str) -> list[str]:
@@ -44,7 +33,7 @@ def accuracies(folder: Path) -> list[float | None]:
 
 
 def test_the_metrics_have_what_the_evaluation_says_and_an_unmasked_tuning_goes_on_from_there(
-    shards: str, towers: Path, tmp_path: Path, launch: ModuleType
+    shards: str, towers: Path, tmp_path: Path
 ) -> None:
     one, two, tuned = (tmp_path / name for name in ("one", "two", "tuned"))
     launch.run(1, pretraining(one, shards, towers))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from launch import run
 from safetensors.torch import load_file
 
 from tgm_scale import cli
@@ -58,18 +58,13 @@ def test_results_predictions_and_the_same_again(
 def test_two_processes_give_the_digits_of_one(
     shards: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launcher = Path(__file__).parents[1] / "training/launch.py"
-    spec = importlib.util.spec_from_file_location("launch", launcher)
-    assert spec is not None and spec.loader is not None
-    launch = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(launch)
     worker = tmp_path / "worker.py"  # chunks of 10, so that both processes have some
     worker.write_text(
         "import sys\nfrom tgm_scale.evaluation import clips\nclips.CHUNK = 10\n"
         "from tgm_scale import cli\nsys.exit(cli.main(sys.argv[1:]))\n"
     )
     for count in (1, 2):
-        launch.run(count, [str(worker), *arguments("probe", tmp_path / str(count), checkpoint, shards)])
+        run(count, [str(worker), *arguments("probe", tmp_path / str(count), checkpoint, shards)])
     one, two = (tmp_path / name for name in "12")
     assert results(one) == results(two)
     assert (one / "predictions.jsonl").read_text() == (two / "predictions.jsonl").read_text()

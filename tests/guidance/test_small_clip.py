@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launch import run
 
 from tgm_scale.contracts import Grid
 from tgm_scale.demo.corpus.make import SyntheticSpec
@@ -49,11 +48,9 @@ def test_colour_alone_does_worse_on_the_look_alike(judged: RelevanceMetrics) -> 
 
 def test_the_training_command_writes_towers_that_load(tmp_path: Path) -> None:
     folder = tmp_path / "clip"
-    command = [sys.executable, "tools/train_small_clip.py", "--output", str(folder), "--steps", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    command = ["tools/train_small_clip.py", "--output", str(folder), "--steps", "3"]
+    run(1, command)
     text, image = load_text_tower(folder), load_image_tower(folder)
     assert text.encode(["a red star"]).norm(dim=-1).item() == pytest.approx(1, abs=1e-5)
     assert image.patch_tokens(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), "raw").shape == (1, 8, 8, 128)
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert again.returncode == 2 and "holds a model already" in again.stderr
+    assert "holds a model already" in run(1, command, code=2).stderr

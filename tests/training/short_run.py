@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from launch import ROOT, command, environment
+from starts import Started
 
 from tgm_scale.runs.metrics import read_metrics
 
@@ -34,7 +35,9 @@ def arguments(config: Path, *overrides: str) -> list[str]:
     return ["-m", "tgm_scale", "pretrain", "--config", str(config), *overrides]
 
 
-def start(config: Path, world_size: int, *overrides: str) -> subprocess.Popen[str]:
+def start(config: Path, world_size: int, *overrides: str) -> subprocess.Popen[str] | Started:
+    if world_size == 1:
+        return Started(arguments(config, *overrides), environment(), ROOT, into_one=True)
     return subprocess.Popen(
         command(world_size, *arguments(config, *overrides)),
         env=environment(),

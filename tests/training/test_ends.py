@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from launch import ROOT, environment, run
 from short_run import arguments, moving_texture, start, wait_for_checkpoint, wait_for_steps
+from starts import Started
 
 from tgm_scale.config import Config, load
 from tgm_scale.data.shards.opening import open_corpus
@@ -55,8 +54,7 @@ def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_tha
     assert str(field(folder, "checkpoint")).startswith("step-0000")
     words = shlex.split(str(field(folder, "resume")).partition("or: ")[2])
     assert words[0] == "tgm-scale"
-    command = [sys.executable, "-m", "tgm_scale", *words[1:]]
-    again = subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    again = Started(["-m", "tgm_scale", *words[1:]], environment(), ROOT)
     wait_for_steps(folder, 12)
     again.send_signal(signal.SIGTERM)
     said, _ = again.communicate(timeout=60)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 import pytest
-from launch import ROOT, environment, run
+from launch import ROOT, run
 
 from tgm_scale.engine.keys import (
     DTYPE,
@@ -216,14 +214,7 @@ def test_a_command_ends_with_code_2_before_anything_is_made(tmp_path: Path, comm
     file.write_text('{"zero_optimisation": {"stage": 2}}')
     given = [f"deepspeed.config={file}", f"run.dir={tmp_path}/run", f"data.shards={tmp_path}/shards"]
     given.append("data.synthetic.clips=64")
-    ended = subprocess.run(
-        [sys.executable, "-m", "tgm_scale", command, "--config", str(ROOT / "configs/debug.yaml"), *given],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert ended.returncode == 2
+    ended = run(1, ["-m", "tgm_scale", command, "--config", str(ROOT / "configs/debug.yaml"), *given], code=2)
     assert f"{file}: 'zero_optimisation' is unknown; did you mean zero_optimization?" in ended.stdout + ended.stderr
     assert "Traceback" not in ended.stderr and not (tmp_path / "shards").exists()
 

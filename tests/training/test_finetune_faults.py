@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from launch import ROOT, command, environment, run
+from launch import ROOT, environment, run
+from starts import Started
 
 from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Progress, Reader, latest
@@ -74,7 +74,7 @@ def test_spikes_are_refused_and_the_run_goes_on_without_their_samples(undisturbe
 
 def killed_once(there: Callable[[], bool], arguments: list[str]) -> None:
     """A run that is killed as soon as something is there."""
-    process = subprocess.Popen(command(1, *arguments), env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = Started(arguments, environment(), ROOT)
     end = time.monotonic() + 120
     while not there():
         assert process.poll() is None and time.monotonic() < end

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-from subprocess import run as run_process
 
 import pytest
-from launch import ROOT, environment, run
+from launch import run
 
 from tgm_scale.runs.metrics import read_metrics
 
@@ -55,11 +53,8 @@ def test_relevance_kept_in_the_shards_guides_and_is_checked(
     config: Path, tmp_path: Path, shards: Path, towers: Path
 ) -> None:
     cached = tmp_path / "cached"
-    tool = [sys.executable, "-m", "tgm_scale", "shards", "cache", "--shards", str(shards), "--towers", str(towers)]
-    done = run_process(
-        [*tool, "--output", str(cached)], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    tool = ["-m", "tgm_scale", "shards", "cache", "--shards", str(shards), "--towers", str(towers)]
+    run(1, [*tool, "--output", str(cached)])
     pretrain(config, f"data.shards={cached}", "guidance.cached=true", "data.workers=1")
     rows = read_metrics(tmp_path / "run")
     assert len(rows) == 8 and "mask_slot_repeat" in rows[-1]
@@ -112,7 +107,6 @@ def test_real_videos_pretrain_with_falling_loss(config: Path, real: Path, tmp_pa
     annotations = tmp_path / "rows.jsonl"
     annotations.write_text(rows)
     tool = [
-        sys.executable,
         "-m",
         "tgm_scale",
         "shards",
@@ -122,15 +116,7 @@ def test_real_videos_pretrain_with_falling_loss(config: Path, real: Path, tmp_pa
         "--videos",
         str(videos),
     ]
-    done = run_process(
-        [*tool, "--output", str(shards), "--short-side", "64", "--workers", "2"],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run(1, [*tool, "--output", str(shards), "--short-side", "64", "--workers", "2"])
     report = (shards / "report.json").read_text()
     for name in bad:
         assert name in report, "each bad file is named"

@@ -10,7 +10,7 @@ import pytest
 from launch import run
 
 WORKER = str(Path(__file__).with_name("step_worker.py"))
-STEPS, SAVED = 10, 5
+STEPS, SAVED = 6, 4
 CPU = {"device": "cpu", "pin_memory": True}
 BOTH = {"offload_optimizer": CPU, "offload_param": CPU}
 # as configs/deepspeed/zero3_offload_small.json, below the size of the model's largest weights

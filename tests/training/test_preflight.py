@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from launch import ROOT, environment
+from starts import Started
 
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
@@ -109,26 +108,20 @@ class Nodes:
             self.port = probe.getsockname()[1]
         self.world_size = world_size
 
-    def start(self, rank: int, *overrides: str, patience: int = 60) -> subprocess.Popen[str]:
+    def start(self, rank: int, *overrides: str, patience: int = 60) -> Started:
         place = {"SLURM_STEP_ID": "0", "SLURM_PROCID": rank, "SLURM_NTASKS": self.world_size, "SLURM_LOCALID": 0}
         names = {"SLURM_JOB_NODELIST": f"node[0-{self.world_size - 1}]", "SLURMD_NODENAME": f"node{rank}"}
         master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": self.port}
         variables = {name: str(value) for name, value in (place | names | master).items()}
-        command = [sys.executable, "-m", "tgm_scale", "preflight", "--config", str(ROOT / "configs/debug.yaml")]
+        command = ["-m", "tgm_scale", "preflight", "--config", str(ROOT / "configs/debug.yaml")]
         fixed = [f"--patience={patience}", "guidance.towers=null", "masking.recipe=tube", "data.synthetic=null"]
-        return subprocess.Popen(
-            [*command, *fixed, "objective.contrastive_weight=0", "train.micro_batch_size=1", *overrides],
-            env=environment() | variables,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=ROOT,
-        )
+        command += [*fixed, "objective.contrastive_weight=0", "train.micro_batch_size=1", *overrides]
+        return Started(command, environment() | variables, ROOT, into_one=True)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=100)
-    return process.returncode, said
+def ended(process: Started) -> tuple[int, str]:
+    code = process.wait(timeout=100)
+    return code, process.communicate()[0]
 
 
 def test_two_healthy_nodes_pass_and_leave_nothing_behind(shards: Path, tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from launch import ROOT, environment
+from launch import finished
 
 from tgm_scale import cli
 from tgm_scale.data.shards.tars import ShardWriter
@@ -42,8 +41,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def preflight(file: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tgm_scale", "preflight", "--config", str(file), *overrides]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200, cwd=ROOT)
+    return finished(["-m", "tgm_scale", "preflight", "--config", str(file), *overrides])
 
 
 def test_a_clip_its_label_the_weights_and_a_step_are_tried(file: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from launch import ROOT, command, environment, run
+from starts import Started
 
 from tgm_scale import cli
 from tgm_scale.checkpoints import checkpoint
@@ -47,8 +48,12 @@ def config(tmp_path: Path, shards: Path, towers: Path) -> Path:
     return file
 
 
+def words(config: Path, *overrides: str) -> list[str]:
+    return ["-m", "tgm_scale", "pretrain", "--config", str(config), *overrides]
+
+
 def pretrain(config: Path, *overrides: str, world_size: int = 1, code: int = 0) -> subprocess.CompletedProcess[str]:
-    return run(world_size, ["-m", "tgm_scale", "pretrain", "--config", str(config), *overrides], code)
+    return run(world_size, words(config, *overrides), code)
 
 
 def losses(folder: Path) -> list[tuple]:
@@ -64,7 +69,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path, towers: 
     folder = tmp_path_factory.mktemp("undisturbed")
     file = folder / "run.yaml"
     file.write_text(CONFIG.format(run=folder / "run", shards=shards, towers=towers, steps=STEPS))
-    done = pretrain(file)
+    done = run(1, words(file), anew=True)
     (folder / "output.txt").write_text(done.stdout + done.stderr)
     return folder / "run"
 
@@ -140,11 +145,8 @@ def wait_for(condition: object, seconds: float = 120) -> None:
         time.sleep(0.002)
 
 
-def start(config: Path, *overrides: str) -> subprocess.Popen:
-    arguments = command(1, "-m", "tgm_scale", "pretrain", "--config", str(config), *overrides)
-    return subprocess.Popen(
-        arguments, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def start(config: Path) -> Started:
+    return Started(words(config), environment(), ROOT)
 
 
 def test_three_kills_leave_no_trace_in_the_curve(config: Path, undisturbed: Path) -> None:
@@ -206,7 +208,7 @@ def test_a_closed_terminal_stops_with_a_checkpoint(config: Path, undisturbed: Pa
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests, too, may run under nohup
 
     process = subprocess.Popen(
-        command(1, "-m", "tgm_scale", "pretrain", "--config", str(config), "data.workers=2"),
+        command(1, *words(config, "data.workers=2")),
         **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
         env=environment(),
         cwd=ROOT,
@@ -236,7 +238,7 @@ def test_a_half_written_checkpoint_is_never_picked_up(config: Path, undisturbed:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "said"),
     [
         (["train.stops=3"], ["train.stops: unknown key", "train.steps"]),
         (["data.shards=/nonexistent/shards"], ["/nonexistent/shards"]),
@@ -248,10 +250,10 @@ def test_a_half_written_checkpoint_is_never_picked_up(config: Path, undisturbed:
         (["model.attention=flash"], ["model.attention=flash"]),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(config: Path, overrides: list[str], words: list[str]) -> None:
+def test_a_mistake_is_one_message_and_exit_code_2(config: Path, overrides: list[str], said: list[str]) -> None:
     done = pretrain(config, *overrides, code=2)
     assert "Traceback" not in done.stderr
-    for word in words:
+    for word in said:
         assert word in done.stderr, done.stderr
 
 

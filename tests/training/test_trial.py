@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from configparser import ConfigParser
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launch import ROOT, environment
+from launch import ROOT, environment, finished
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
@@ -36,8 +35,7 @@ def config(folder: Path, *overrides: str) -> Config:
 
 def preflight(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     given = [f"run.dir={folder}/run", f"data.shards={folder}/shards", "data.synthetic.clips=64", *arguments]
-    command = [sys.executable, "-m", "tgm_scale", "preflight", "--config", "debug", *given]
-    return subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=200)
+    return finished(["-m", "tgm_scale", "preflight", "--config", "debug", *given], environment() | variables)
 
 
 def test_a_clip_its_caption_its_mask_and_a_step_are_tried(tmp_path: Path) -> None:
@@ -96,13 +94,7 @@ def test_checkpoints_that_cannot_be_written_end_a_start_at_once(tmp_path: Path) 
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoints").touch()
     given = [f"run.dir={tmp_path}/run", f"data.shards={tmp_path}/shards", "data.synthetic.clips=64"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "tgm_scale", "pretrain", "--config", "debug", *given],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    ended = finished(["-m", "tgm_scale", "pretrain", "--config", "debug", *given])
     assert ended.returncode == 2 and "checkpoints: something else has the name of a run's file" in ended.stderr
     assert not (tmp_path / "shards").exists()
 

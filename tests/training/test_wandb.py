@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import ROOT, environment, run
+from launch import environment, finished, run
 from short_run import arguments
 
 from tgm_scale import cli
@@ -85,7 +84,7 @@ def test_a_server_that_is_not_there_is_a_warning(config: Path) -> None:
             "NETRC": os.devnull,
         }
         settings = {name: value for name, value in environment().items() if name != "WANDB_API_KEY"} | nowhere | key
-        done = subprocess.run([sys.executable, *online], env=settings, cwd=ROOT, capture_output=True, text=True)
+        done = finished(online, settings)
         assert done.returncode == 0, done.stderr
         assert done.stderr.count("warning: log.wandb: ") == 1 and said in done.stderr
     assert len(read_metrics(config.parent / "run")) == 2
