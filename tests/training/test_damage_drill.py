@@ -15,7 +15,7 @@ from tgm_scale.runtime.tensors import save_tensors
 
 @pytest.mark.slow
 def test_damage_costs_the_part_that_is_damaged() -> None:
-    output = run(1, ["tools/damage_drill.py", "--cases", "100", "--seed", "1"], seconds=1500).stdout
+    output = run(1, ["tools/damage_drill.py", "--cases", "100", "--seed", "1"], seconds=1500, anew=True).stdout
     total = next(line for line in output.splitlines() if line.startswith("| all |"))
     assert total.split("|")[3].strip() == "100" and total.endswith("| 0 |"), output
 

@@ -30,7 +30,7 @@ def test_random_kills_leave_no_trace_in_the_curve(tmp_path: Path, shards: Path) 
     config = tmp_path / "run.yaml"
     config.write_text(CONFIG.format(run=tmp_path / "unused", shards=shards))
     arguments = ["--config", str(config), "--dir", str(tmp_path / "drill"), "--kills", str(KILLS), "--seed", str(SEED)]
-    said = run(1, ["tools/fault_drill.py", *arguments]).stdout
+    said = run(1, ["tools/fault_drill.py", *arguments], anew=True).stdout
     assert "equal to the last bit" in said and "each once" in said, said
     kills = [json.loads(line) for line in (tmp_path / "drill" / "kills.jsonl").read_text().splitlines()]
     assert len({kill["moment"] for kill in kills}) == len({kill["victim"] for kill in kills}) == KILLS

@@ -16,7 +16,7 @@ def losses(folder: Path, *overrides: str, seconds: int = 300) -> list[float]:
     run_folder = folder / "-".join(["run", *(o.partition("=")[0] for o in overrides)])
     where = [f"run.dir={run_folder}", f"data.shards={folder / 'data'}", f"train.steps={STEPS}"]
     arguments = ["-m", "tgm_scale", "pretrain", "--config", "configs/debug.yaml", *where, "data.synthetic.clips=64"]
-    run(1, [*arguments, *overrides], seconds=seconds)
+    run(1, [*arguments, *overrides], seconds=seconds, anew="model.compile=true" in overrides)
     return [row["loss"] for row in read_metrics(run_folder)]
 
 
