@@ -44,6 +44,21 @@ def test_erasing_puts_noise_of_the_imagenet_mean_in_one_box() -> None:
     assert torch.equal(Augmenter(None, 0.0, 32)(video, 1), video)
 
 
+def test_a_shift_moves_the_picture_by_the_clips_own_draw_and_black_comes_in() -> None:
+    video, augmenter = still() // 2 + 1, Augmenter(None, 0.0, 32, 0.1)  # nothing is black; by up to 3 pixels
+    places = set()
+    for seed in range(60):
+        moved = augmenter(video, seed)
+        assert torch.equal(moved, augmenter(video, seed))
+        rows, columns = ((moved[0, :, :, 0] > 0).any(axis).nonzero()[:, 0] for axis in (1, 0))
+        down, right = (int(part[0]) or int(part[-1]) - 31 for part in (rows, columns))
+        places.add((down, right))
+        wanted = torch.nn.functional.pad(video, (0, 0, 3, 3, 3, 3))[:, 3 - down : 35 - down, 3 - right : 35 - right]
+        assert torch.equal(moved, wanted)
+    assert {down for down, _ in places} == {right for _, right in places} == set(range(-3, 4))
+    assert len(places) > 30
+
+
 def test_the_global_generators_stay_as_they_were() -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
     Augmenter("rand-m7-n2", 1.0, 32)(still(), 5)

@@ -16,6 +16,7 @@ from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
+from tgm_scale.finetuning.head_norm import BatchStatistics, Inputs
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.vit import ModelOptions, ModelSize
@@ -24,7 +25,9 @@ from tgm_scale.runtime.distributed import ProcessInfo, find_process
 
 SIZE = ModelSize(36, 2, 2, 77, 0, 0, 0, 0, patch=8)  # sides that two processes do not divide
 CLIPS, STEPS = 4, 4
+UNUSABLE = 2  # of the clips with a norm before the head
 AVERAGED = [(0, "fp32"), (0, "bf16"), (1, "bf16"), (2, "fp32"), (2, "bf16")]
+NORMED = [(0, "fp32"), (1, "bf16")]  # and stage 3
 # stage 3 last: it replaces torch's linear for the whole process by one that rounds differently
 CASES = {
     f"stage {stage}, {precision}, {how}": (stage, precision, how)
@@ -33,6 +36,45 @@ CASES = {
     for how in ("plain", "checkpointed", "compiled")
     if (stage, how) not in ((0, "checkpointed"), (0, "compiled"), (3, "compiled"), (2, "plain"))
 }
+
+
+def clip(number: int) -> torch.Tensor:
+    generator = seeding.generator("clip", number)
+    return torch.randint(0, 256, (3, 4, 32, 32), generator=generator, dtype=torch.uint8)
+
+
+def normed(stage: int, precision: str, process: ProcessInfo) -> list[float]:
+    """Losses with a norm before the head over four clips, each in a micro batch of its own; one has no weight."""
+    model = VideoClassifier(SIZE, 4, 32, classes=5, options=ModelOptions(drop_path=0.3), seed=0)
+    layout = BatchLayout(CLIPS, 1, process.rank, process.world_size)
+    plan = EnginePlan(stage, None, layout, precision, None, 0.05, (0.9, 0.95))
+    ds_engine = engine.build_engine(model, plan, process.device)
+    ds_engine.train()
+    statistics = BatchStatistics(ds_engine, process.device, None)
+    losses = []
+    for step in range(STEPS):
+        engine.set_learning_rate(ds_engine, 1e-3)
+        parts = []
+        for index in range(layout.accumulation):
+            number = torch.tensor([index * process.world_size + process.rank])
+            targets = F.one_hot(number, 5).float()
+            weight = (number != UNUSABLE).float()
+            parts.append(Inputs(clip(int(number))[None], targets, number + CLIPS * step, weight))
+        norm = statistics.of_batch(parts, CLIPS - 1)
+        whole = torch.zeros(())
+        for index, part in enumerate(parts):
+            scores, features = ds_engine(part.video, part.seeds_B, norm.norm_2D)
+            error = F.cross_entropy(scores.float(), part.targets_BC, reduction="none")
+            loss = (error * part.weight_B).sum() / (CLIPS - 1)
+            whole += loss.detach()
+            surrogate = norm.surrogate(features, part.weight_B)
+            ds_engine.backward((loss + surrogate) * process.world_size * layout.accumulation)
+            if index < layout.accumulation - 1:
+                ds_engine.step()
+        ds_engine.step()
+        torch.distributed.all_reduce(whole)
+        losses.append(whole.item())
+    return losses
 
 
 def curve(stage: int, precision: str, how: str, process: ProcessInfo) -> list[float]:
@@ -55,10 +97,7 @@ def curve(stage: int, precision: str, how: str, process: ProcessInfo) -> list[fl
     losses = []
     for step in range(STEPS):
         numbers = torch.arange(micro) + process.rank * micro
-        generators = [seeding.generator("clip", int(n)) for n in numbers]
-        video = torch.stack(
-            [torch.randint(0, 256, (3, 4, 32, 32), generator=g, dtype=torch.uint8) for g in generators]
-        )
+        video = torch.stack([clip(int(number)) for number in numbers])
         engine.set_learning_rate(ds_engine, 1e-2)
         loss = F.cross_entropy(ds_engine(video, numbers + CLIPS * step).float(), numbers)
         ds_engine.backward(loss)
@@ -105,7 +144,9 @@ def main() -> None:
     for stage, precision in AVERAGED:
         distance = averaged(stage, precision, process, Path(sys.argv[1]).parent)
         found[f"average, stage {stage}, {precision}"] = [distance]
+    found |= {f"normed, stage {stage}, {precision}": normed(stage, precision, process) for stage, precision in NORMED}
     found |= {name: curve(*case, process) for name, case in CASES.items()}
+    found["normed, stage 3, fp32"] = normed(3, "fp32", process)
     if process.is_main:
         Path(sys.argv[1]).write_text(json.dumps(found))
     engine.stop_processes()

@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from classifier_worker import AVERAGED, CASES
+import torch
+import torch.nn.functional as F
+from classifier_worker import AVERAGED, CASES, CLIPS, SIZE, STEPS, UNUSABLE, clip
 from launch import run
+
+from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.vit import ModelOptions
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +33,24 @@ def test_the_curve_is_that_of_stage_0(curves: dict[str, list[float]], case: str)
 @pytest.mark.parametrize(("stage", "precision"), AVERAGED)
 def test_the_average_is_of_the_fp32_weights(curves: dict[str, list[float]], stage: int, precision: str) -> None:
     assert curves[f"average, stage {stage}, {precision}"][0] < 1e-7
+
+
+@pytest.mark.parametrize(("case", "tolerance"), [("0, fp32", 1e-5), ("3, fp32", 1e-4), ("1, bf16", 3e-2)])
+def test_the_norm_before_the_head_is_torchs_over_the_global_batch(
+    curves: dict[str, list[float]], case: str, tolerance: float
+) -> None:
+    """Two processes and two micro steps of one clip each, against BatchNorm over those clips that have weight."""
+    model = VideoClassifier(SIZE, 4, 32, classes=5, options=ModelOptions(drop_path=0.3), seed=0).train()
+    norm = torch.nn.BatchNorm1d(SIZE.width, eps=1e-6, affine=False)
+    used = torch.tensor([number for number in range(CLIPS) if number != UNUSABLE])
+    video = torch.stack([clip(int(number)) for number in used])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05)
+    losses = []
+    for step in range(STEPS):
+        loss = F.cross_entropy(model.head(norm(model.features(video, used + CLIPS * step))), used)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert curves[f"normed, stage {case}"] == pytest.approx(losses, abs=tolerance)
+    assert losses[-1] < losses[0]

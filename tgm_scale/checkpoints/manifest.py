@@ -47,6 +47,27 @@ class _Progress(BaseModel):
     refused: list[list[str]] = []
 
 
+class _Averages(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    mean: list[float] = Field(min_length=1)
+    square: list[float] = Field(min_length=1)
+    weight: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _of_one_width(self) -> _Averages:
+        if len(self.mean) != len(self.square):
+            raise ValueError(f"{len(self.mean)} means and {len(self.square)} squares: wanted as many of both")
+        return self
+
+
+class _HeadNorm(BaseModel):
+    """Of `finetune.head_norm`: statistics of a classifier's features, and those that go with averaged weights."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    last: _Averages
+    averaged: _Averages | None = None
+
+
 class _Manifest(BaseModel):
     """Fields that every checkpoint has, and types of those that it may have."""
 
@@ -58,6 +79,7 @@ class _Manifest(BaseModel):
     image_size: int | None = None
     labels: list[str] | None = None
     class_labels: list[str] | None = None
+    head_norm: _HeadNorm | None = None
     positions: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
     config: dict[str, Any] | None = None
     blake2b: str | None = None

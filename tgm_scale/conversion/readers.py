@@ -20,6 +20,7 @@ from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
+from tgm_scale.models.classifier import HEAD_NORM, without_head_norm
 from tgm_scale.runtime import launch
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.outside.weights import weights_of
@@ -95,7 +96,7 @@ def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
         [f"this project's checkpoint {reader.folder}, step {reader.progress.step}"],
         ema.averaged_file(reader),
     )
-    weights = None
+    weights, averaged = None, average is not None and not raw
     if average is not None and not raw:
         if not average.is_file():
             raise ValueError(
@@ -112,6 +113,9 @@ def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
             reader.verify()  # by one process: it reads every byte, moments too
         weights = reader.weights()
     stated = ModelMetadata.from_metadata(reader.manifest)
+    if HEAD_NORM in reader.manifest:
+        weights = without_head_norm(weights, reader.manifest, averaged)
+        notes.append("the norm before the head (finetune.head_norm) is folded into the head")
     weights, more = of_own_run(weights, stated.config or {})
     return OpenedWeights(weights, stated, [*notes, *more])
 

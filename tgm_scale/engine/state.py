@@ -8,6 +8,7 @@ tests/training/test_engine_state.py holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -55,6 +56,15 @@ def write(engine: Any, step: int, updates: int, tensor_of: Callable[[str, str], 
         _refresh_working_weights(engine)
     _set_updates(adam(engine), updates)
     engine.global_steps = step
+
+
+def whole_weights(engine: Any, parameters: list[nn.Parameter]) -> AbstractContextManager[object]:
+    """Within it the working weights are whole on every process, to be read. Collective."""
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 def adam(engine: Any) -> torch.optim.Optimizer:

@@ -120,6 +120,14 @@ class FinetuneSection(Section):
     rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="RandAugment, in timm's words; null: none")
     random_erasing: float = Field(0.25, ge=0, le=1, description="probability of erasing a random box")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then tested")
+    shift: float = Field(
+        0.0, ge=0, lt=1, description="training clips are moved by up to this share of their side; black comes in"
+    )
+    head_norm: Literal["none", "batch"] = Field(
+        "none",
+        description="'batch': BatchNorm without weights before the head, over the global batch: for small models and "
+        "few clips; a third more arithmetic",
+    )
     test_temporal_views: int = Field(5, ge=1, description="windows of a test video whose scores are averaged")
     test_spatial_views: Literal[1, 3] = Field(3, description="squares of each window whose scores are averaged")
 

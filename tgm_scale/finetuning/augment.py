@@ -44,12 +44,14 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 
 class Augmenter:
-    """RandAugment (Cubuk et al. 2020) and random erasing (Zhong et al. 2020), the same in all frames of a clip.
+    """RandAugment (Cubuk et al. 2020), random erasing (Zhong et al. 2020), shifts: the same in all frames of a clip.
 
-    rand_augment: in timm's words, None for none. Raises ValueError for words that timm does not know."""
+    rand_augment: in timm's words, None for none. shift: the largest, as a share of `size`.
+    Raises ValueError for words that timm does not know."""
 
-    def __init__(self, rand_augment: str | None, erasing: float, size: int) -> None:
-        self._words = (rand_augment, erasing, size)
+    def __init__(self, rand_augment: str | None, erasing: float, size: int, shift: float = 0.0) -> None:
+        self._words = (rand_augment, erasing, size, shift)
+        self._shift = round(shift * size)
         prepare_torchvision()
         from timm.data.auto_augment import rand_augment_transform
         from timm.data.random_erasing import RandomErasing
@@ -66,7 +68,9 @@ class Augmenter:
         self._erase = RandomErasing(erasing, low, high, mode="pixel", device="cpu") if erasing else None
 
     def __call__(self, video_THW3: Tensor, seed: int) -> Tensor:
-        """uint8 [T, H, W, 3], a new one."""
+        """uint8 [T, H, W, 3], a new one where anything is changed."""
+        if self._shift:
+            video_THW3 = shifted(video_THW3, *shift_of(seed, self._shift))
         if self._operations is not None:
             frames = []
             for frame in video_THW3.numpy():
@@ -75,7 +79,7 @@ class Augmenter:
             video_THW3 = torch.from_numpy(np.stack(frames))
         return video_THW3 if self._erase is None else self._erased(video_THW3, seed)
 
-    def __reduce__(self) -> tuple[type[Augmenter], tuple[str | None, float, int]]:
+    def __reduce__(self) -> tuple[type[Augmenter], tuple[str | None, float, int, float]]:
         """Rebuilt from its arguments in a worker: unpickling timm's objects would import timm before torchvision is
         prepared."""
         return Augmenter, self._words
@@ -89,6 +93,22 @@ class Augmenter:
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
         pixels_THW3 = ((noise_T3HW * std + mean) * 255).clamp(0, 255).permute(0, 2, 3, 1)
         return torch.where(pixels_THW3.isnan(), video_THW3, pixels_THW3.nan_to_num().to(torch.uint8))
+
+
+def shift_of(seed: int, most: int) -> tuple[int, int]:
+    """Pixels down and to the right, each from -most to most."""
+    down, right = (int(draw * (2 * most + 1)) - most for draw in seeding.draw(seed, "shift", 2))
+    return down, right
+
+
+def shifted(video_THW3: Tensor, down: int, right: int) -> Tensor:
+    """The picture moved, black where nothing was: random crops of a padded picture (He et al. 2016, section 4.2)."""
+    _, height, width, _ = video_THW3.shape
+    moved_THW3 = torch.zeros_like(video_THW3)
+    rows, columns = (slice(max(0, by), side + min(0, by)) for by, side in ((down, height), (right, width)))
+    from_rows, from_columns = (slice(max(0, -by), side + min(0, -by)) for by, side in ((down, height), (right, width)))
+    moved_THW3[:, rows, columns] = video_THW3[:, from_rows, from_columns]
+    return moved_THW3
 
 
 class AugmentedSamples(Samples):

@@ -17,6 +17,7 @@ from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.finetuning.classifier import build_classifier, positions_of
 from tgm_scale.finetuning.setup import Parts
+from tgm_scale.models.classifier import without_head_norm
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import ProgressBars
 
@@ -36,7 +37,8 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
     step = reader.progress.step
     positions = positions_of(reader.manifest)
     module = build_classifier(config, len(parts.classes), positions)
-    module.load_state_dict(ema.read(folder, step) if settings.ema else reader.weights())
+    weights = ema.read(folder, step) if settings.ema else reader.weights()
+    module.load_state_dict(without_head_norm(weights, reader.manifest, averaged=settings.ema is not None))
     module.to(process.device).eval()
 
     @torch.no_grad()

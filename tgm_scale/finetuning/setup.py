@@ -62,7 +62,12 @@ def check(config: FinetuneConfig, plan: RunPlan) -> None:
             f"{source}={stage}: finetune.ema averages whole weights, which stage 3 has on no process: use stage 2, or "
             "leave finetune.ema out"
         )
-    Augmenter(config.finetune.rand_augment, config.finetune.random_erasing, config.data.size)
+    augmenter_of(config)
+
+
+def augmenter_of(config: FinetuneConfig) -> Augmenter:
+    settings = config.finetune
+    return Augmenter(settings.rand_augment, settings.random_erasing, config.data.size, settings.shift)
 
 
 @dataclass
@@ -166,8 +171,8 @@ def loader(config: FinetuneConfig, parts: Parts, steps: range) -> ClipLoader:
         captions=False,
         segments=data.sampling == "segments",
     )
-    augmenter = Augmenter(config.finetune.rand_augment, config.finetune.random_erasing, data.size)
-    samples = AugmentedSamples(Samples.in_order([parts.train.corpus], sampling, data.window_shards), augmenter)
+    samples = Samples.in_order([parts.train.corpus], sampling, data.window_shards)
+    samples = AugmentedSamples(samples, augmenter_of(config))
     return ClipLoader(samples, plan.layout, steps, workers=data.workers)
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tgm_scale.checkpoints.checkpoint import Reader, folder_of
 from tgm_scale.checkpoints.ema import Average
 from tgm_scale.contracts import Batch
 from tgm_scale.data.loading.loader import ClipLoader
@@ -28,6 +29,8 @@ from tgm_scale.evaluation import results
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning import classifier, multiview, setup
 from tgm_scale.finetuning.augment import PairMixer
+from tgm_scale.finetuning.head_norm import BatchStatistics, GlobalNorm, Inputs
+from tgm_scale.models.classifier import HEAD_NORM
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import find_process
@@ -55,6 +58,7 @@ class Finetuning(Task):
         self.mixer = PairMixer(settings.mixup, settings.cutmix, settings.label_smoothing, len(parts.classes), repeats)
         self.to_device = ToDevice(self.process.device)
         self.average: Average | None = None
+        self.statistics: BatchStatistics | None = None
         self.then = f"The run is in {self.folder}; it is tested now"
 
     def module(self, newest: Path | None) -> nn.Module:
@@ -68,10 +72,14 @@ class Finetuning(Task):
         self.engine = engine
         if decay := self.config.finetune.ema:
             self.average = Average(partial(engine_state.masters, engine), decay, self.folder)
+        if self.config.finetune.head_norm == "batch":
+            self.statistics = BatchStatistics(engine, self.process.device, self.config.finetune.ema)
 
     def restored(self, step: int) -> None:
         if self.average is not None:
             self.average.read(step)
+        if self.statistics is not None:
+            self.statistics.restore(Reader(folder_of(self.folder / "checkpoints", step)).manifest[HEAD_NORM])
 
     def loader(self, steps: range) -> ClipLoader:
         return setup.loader(self.config, self.parts, steps)
@@ -86,11 +94,15 @@ class Finetuning(Task):
         device, accumulation = self.process.device, self.plan.layout.accumulation
         total, digest = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         digest += _digest(micro)
+        norm = None if self.statistics is None else self.statistics.of_batch(map(self._prepared, micro), valid)
         for index, batch in enumerate(micro):
-            video, targets_BC, seeds_B, weight_B = self._prepared(batch)
-            error_B = F.cross_entropy(self.engine(video, seeds_B).float(), targets_BC, reduction="none")
-            loss = torch.where(weight_B > 0, error_B, 0.0).sum() / max(valid, 1.0)
+            inputs = self._prepared(batch)
+            scores_BC, surrogate = self._scores(inputs, norm)
+            error_B = F.cross_entropy(scores_BC.float(), inputs.targets_BC, reduction="none")
+            loss = torch.where(inputs.weight_B > 0, error_B, 0.0).sum() / max(valid, 1.0)
             total += loss.detach()
+            if surrogate is not None:
+                loss = loss + surrogate
             # a sum over the global batch, where the engine takes means over ranks and micro steps
             self.engine.backward(loss * self.process.world_size * accumulation)
             if index < accumulation - 1:
@@ -101,19 +113,28 @@ class Finetuning(Task):
         outcome = make_update(self.engine, metrics_2[1:], metrics_2[0], limit)
         if self.average is not None and outcome.refusal is None:
             self.average.update()
+        if self.statistics is not None and outcome.refusal is None:
+            self.statistics.accept()
         [digest_of_all] = outcome.metrics
         return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, digest_of_all)
 
-    def _prepared(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(video, targets, seeds, weights) of a micro batch on the device."""
+    def _scores(self, inputs: Inputs, norm: GlobalNorm | None) -> tuple[Tensor, Tensor | None]:
+        """Scores, and a term of the loss for the gradient through the norm's statistics."""
+        if norm is None:
+            return self.engine(inputs.video, inputs.seeds_B), None
+        scores_BC, features_BD = self.engine(inputs.video, inputs.seeds_B, norm.norm_2D)
+        return scores_BC, norm.surrogate(features_BD, inputs.weight_B)
+
+    def _prepared(self, batch: Batch) -> Inputs:
         labels_B = self.to_device.numbers(self.parts.numbers(batch))
         seeds, weights = batch.seeds.tolist(), batch.weight.tolist()
         batch = self.to_device(batch)
         video, targets_BC = self.mixer(batch.video, labels_B, seeds, weights)
-        return video, targets_BC, batch.seeds, batch.weight
+        return Inputs(video, targets_BC, batch.seeds, batch.weight)
 
     def checkpoint_metadata(self) -> dict[str, Any]:
-        return classifier.classifier_metadata(self.config, self.plan.shape, self.parts.classes, self.positions)
+        found = classifier.classifier_metadata(self.config, self.plan.shape, self.parts.classes, self.positions)
+        return found if self.statistics is None else found | {HEAD_NORM: self.statistics.state()}
 
     def write_extra_state(self, step: int, retained: list[int]) -> None:
         """The average."""

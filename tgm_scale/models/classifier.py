@@ -5,6 +5,9 @@ Shapes: B clips, C=3, T frames, H W pixels, N tokens of the grid, D width, K cla
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +16,49 @@ from tgm_scale.models.patches import PatchEmbed, Positions, patchify
 from tgm_scale.models.vit import DEFAULT_OPTIONS, NORM_EPS, Block, ModelOptions, ModelSize, initial_value, run_blocks
 from tgm_scale.runtime import seeding
 
+HEAD_NORM = "head_norm"  # in the manifest of a checkpoint: the statistics
+
 _HEAD_STD = 0.02
+_HEAD_NORM_EPS = 1e-6  # as in MAE's linear probe
+
+
+class HeadNorm(NamedTuple):
+    """A norm without weights before the head, by averages over clips of the features and of their squares.
+
+    averages: float64 [2, D]; their weights add up to `weight`. 0: none is known, and nothing is changed."""
+
+    averages_2D: Tensor
+    weight: float
+
+    @classmethod
+    def begin(cls, width: int, device: torch.device) -> HeadNorm:
+        return cls(torch.zeros(2, width, dtype=torch.float64, device=device), 0.0)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], device: torch.device | None = None) -> HeadNorm:
+        averages = torch.tensor([state["mean"], state["square"]], dtype=torch.float64, device=device)
+        return cls(averages, state["weight"])
+
+    def state(self) -> dict[str, Any]:
+        mean, square = self.averages_2D.tolist()
+        return {"mean": mean, "square": square, "weight": self.weight}
+
+    def identity(self) -> Tensor:
+        """Mean and scale that change nothing, float32 [2, D]."""
+        changeless_2D = torch.zeros_like(self.averages_2D, dtype=torch.float32)
+        changeless_2D[1] = 1
+        return changeless_2D
+
+    def mean_and_scale(self) -> Tensor:
+        """Float32 [2, D]: a feature f becomes (f - mean) * scale."""
+        if not self.weight:
+            return self.identity()
+        mean_D, square_D = self.averages_2D / self.weight
+        return torch.stack([mean_D, ((square_D - mean_D**2).clamp(min=0) + _HEAD_NORM_EPS).rsqrt()]).float()
+
+    def updated(self, newest_2D: Tensor, decay: float) -> HeadNorm:
+        """The averages with those of a further batch."""
+        return HeadNorm(self.averages_2D.lerp(newest_2D, 1 - decay), self.weight + (1 - decay) * (1 - self.weight))
 
 
 class VideoClassifier(nn.Module):
@@ -59,9 +104,17 @@ class VideoClassifier(nn.Module):
             scales = self._drop_path_scales(seeds_B, x.dtype)
         return self.fc_norm(run_blocks(self.blocks, x, self.activation_checkpointing, scales).mean(1))
 
-    def forward(self, video_BCTHW: Tensor, seeds_B: Tensor | None = None) -> Tensor:
-        """Scores before softmax, [B, K]; without a head the features, [B, D]."""
-        return self.head(self.features(video_BCTHW, seeds_B))
+    def forward(
+        self, video_BCTHW: Tensor, seeds_B: Tensor | None = None, norm_2D: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Scores before softmax, [B, K]; without a head the features, [B, D].
+
+        norm: mean and scale by which the head's input is normalised; the features before it are then returned, too."""
+        features_BD = self.features(video_BCTHW, seeds_B)
+        if norm_2D is None:
+            return self.head(features_BD)
+        mean_D, scale_D = norm_2D
+        return self.head(((features_BD.float() - mean_D) * scale_D).to(features_BD.dtype)), features_BD
 
     def _drop_path_scales(self, seeds_B: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """By what each block's branches are multiplied, clip by clip: L of [B, 2], 0 or 1 / the share that stays."""
@@ -69,6 +122,19 @@ class VideoClassifier(nn.Module):
         drawn_BL2 = seeding.uniform(seeds_B, 2 * depth, "drop path").unflatten(1, (depth, 2))
         kept = [1 - self.drop_path * i / max(1, depth - 1) for i in range(depth)]
         return [((drawn_BL2[:, i] < share) / share).to(dtype) for i, share in enumerate(kept)]
+
+
+def without_head_norm(weights: Mapping[str, Tensor], manifest: Mapping[str, Any], averaged: bool) -> dict[str, Tensor]:
+    """A checkpoint's weights with the norm before its head, if it has one, folded into the head: equal scores.
+
+    averaged: whether the weights are the averaged ones, which have statistics of their own."""
+    if (state := manifest.get(HEAD_NORM)) is None:
+        return dict(weights)
+    mean_D, scale_D = HeadNorm.of_state(state["averaged" if averaged else "last"]).mean_and_scale().double()
+    head_KD = weights["head.weight"].double() * scale_D
+    bias_K = weights["head.bias"].double() - head_KD @ mean_D
+    dtype = weights["head.weight"].dtype
+    return {**weights, "head.weight": head_KD.to(dtype), "head.bias": bias_K.to(dtype)}
 
 
 @torch.no_grad()
