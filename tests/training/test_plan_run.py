@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from launch import ROOT, run
 
 from tgm_scale import cli
 
@@ -110,12 +111,11 @@ def test_every_figure_that_is_assumed_says_so_beside_it(tmp_path: Path, capsys: 
     )
 
 
-def test_bytes_that_are_sent_follow_the_stage(tmp_path: Path) -> None:
-    """ViT-B's weights in bf16, gradients in fp32 from stage 1 on, 2 micro steps over 8 GPUs."""
-    file, sent = tmp_path / "plan.json", {}
-    config = ["--config", "configs/pretrain_vitb.yaml", "deepspeed.config=null", "train.micro_batch_size=64"]
-    for stage in range(4):
-        assert main([*config, f"deepspeed.stage={stage}", "--json", str(file)]) == 0
-        tree = json.loads(file.read_text())
-        sent[stage] = tree["network"]["bytes"] / tree["model"]["parameters"] / (7 / 8)
-    assert sent == pytest.approx({0: 4, 1: 6, 2: 10, 3: 16})
+def test_bytes_that_are_sent_are_those_that_two_ranks_send(tmp_path: Path) -> None:
+    """At every stage, and where DeepSpeed's JSON keeps nothing gathered, or has no all-reduce of whole buckets."""
+    run(2, [str(ROOT / "tests/training/traffic_worker.py"), str(tmp_path)])
+    found = json.loads((tmp_path / "traffic.json").read_text())
+    assert len(found) == 7
+    for case, row in found.items():
+        assert row["planned"] == pytest.approx(row["counted"], rel=1e-4), case
+    assert [row["counted"] for row in found.values()] == pytest.approx([2, 5, 9, 5, 6, 12, 6], rel=1e-4)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tgm_scale.config.sections import Config, TrainingConfig
-from tgm_scale.planning.footprint import footprint, parameters
+from tgm_scale.planning.footprint import MAX_LIVE, footprint, parameters
 from tgm_scale.planning.run_plan import RunPlan, layout_of, plan_pretraining
 from tgm_scale.planning.tower_cost import TowerCost, tower_cost
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -78,17 +78,19 @@ def cost_of(asked: Asked, gpus: int) -> Cost:
 def sent_bytes(run: RunPlan, count: int, checkpointing: bool) -> float:
     """Bytes that each GPU sends in a step, by rings: an all-reduce of x bytes sends 2x (W-1)/W, a reduce-scatter or an
     all-gather half of it (ZeRO, arXiv 1910.02054, section 7). Stages 0 and 1 reduce once a step, 2 and 3 in each micro
-    step; stage 3 gathers the weights for each pass."""
-    layout, stage, bf16 = run.layout, run.stage, run.engine.precision == "bf16"
+    step. DeepSpeed reduces at stages 1 and 2 by all-reduces of whole buckets, unless its JSON says otherwise; at stage
+    3 weights stay gathered up to a limit, and what is above it is gathered anew by each pass."""
+    layout, stage, bf16, zero = run.layout, run.stage, run.engine.precision == "bf16", run.engine.zero
     share = (layout.world_size - 1) / layout.world_size
     weights, gradients = count * (2 if bf16 else 4), count * (2 if bf16 and stage == 0 else 4)
     if stage == 0:
         return share * 2 * gradients
-    if stage == 1:
-        return share * (gradients + weights)
-    if stage == 2:
-        return share * (layout.accumulation * gradients + weights)
-    return share * layout.accumulation * (gradients + (2 + checkpointing) * weights)
+    if stage < 3:
+        reduced = gradients * (2 if zero.get("use_multi_rank_bucket_allreduce", True) else 1)
+        return share * (reduced * (layout.accumulation if stage == 2 else 1) + weights)
+    kept = min(1.0, zero.get("stage3_max_live_parameters", MAX_LIVE) / count)
+    passes = kept + (2 + checkpointing) * layout.accumulation * (1 - kept)
+    return share * (layout.accumulation * gradients + passes * weights)
 
 
 def device_bytes(cost: Cost, checkpointing: bool) -> float:

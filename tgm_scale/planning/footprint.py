@@ -14,7 +14,7 @@ from tgm_scale.planning.run_plan import RunPlan, Shape
 
 OFFLOADS = ("none", "optimizer", "all")  # `all`: optimizer and parameters
 ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
-_BUCKET, _LIVE = 5e8, 1e9  # DeepSpeed's defaults: values of a bucket of gradients; gathered weights at stage 3
+_BUCKET, MAX_LIVE = 5e8, 1e9  # DeepSpeed's defaults: values of a bucket of gradients; gathered weights at stage 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
     (weights, gradients, adam), host = state_bytes(count, stage, offload, precision, processes)
     value = 4 if precision == "fp32" else 2
     if stage == 3:  # beside a process's share the weights that were gathered and are kept for the backward pass
-        gathered = min(count, zero.get("stage3_max_live_parameters", _LIVE))
+        gathered = min(count, zero.get("stage3_max_live_parameters", MAX_LIVE))
         weights += value * gathered * (1 if offload == "all" else 1 - 1 / processes)
     activations = activation_bytes(plan, activation_checkpointing)
     buckets = _buckets(plan, count, activations)
