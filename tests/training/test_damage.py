@@ -22,7 +22,7 @@ from short_run import arguments
 
 from tgm_scale.checkpoints import checkpoint, manifest
 from tgm_scale.checkpoints.file_sums import sums
-from tgm_scale.checkpoints.saver import Saver, _Pending
+from tgm_scale.checkpoints.saver import Pending, Saver
 from tgm_scale.runs.check_run import check
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.resume import Resume
@@ -255,7 +255,7 @@ def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:
     others = replace(checkpoint.Reader(folder).progress, losses=[1.0])
     with pytest.raises(AttributeError):  # another state of that step is gathered
         saver.begin(None, others, {})
-    pending = _Pending(tmp_path, others, {}, ALONE)
+    pending = Pending(tmp_path, others, {}, ALONE)
     assert pending.make_folder() is None
     pending.start({"w.weight": torch.ones(2)})
     assert pending.commit([pending.wait()]) is None
@@ -269,7 +269,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from tgm_scale.checkpoints import checkpoint
-from tgm_scale.checkpoints.saver import _Pending
+from tgm_scale.checkpoints.saver import Pending
 from tgm_scale.runtime.distributed import ProcessInfo
 
 root, rename, made = Path(sys.argv[1]), Path.rename, []
@@ -280,7 +280,7 @@ def killed(path, target):
     made.append(rename(path, target))
 
 Path.rename = killed
-pending = _Pending(root, checkpoint.Progress(step=30, losses=[1.0]), {}, ProcessInfo(0, 1, 0, torch.device("cpu")))
+pending = Pending(root, checkpoint.Progress(step=30, losses=[1.0]), {}, ProcessInfo(0, 1, 0, torch.device("cpu")))
 pending.make_folder()
 pending.start({"w.weight": torch.ones(2)})
 pending.commit([pending.wait()])
@@ -309,7 +309,7 @@ def test_what_has_the_name_of_a_checkpoint_gives_way_to_one(tmp_path: Path, put:
     for left_over in (False, True):
         if left_over:
             put(tmp_path / ".writing-step-00000009")
-        pending = _Pending(tmp_path, checkpoint.Progress(step=3), {}, ALONE)
+        pending = Pending(tmp_path, checkpoint.Progress(step=3), {}, ALONE)
         assert pending.make_folder() is None
         pending.start({"w.weight": torch.ones(2)})
         assert pending.commit([pending.wait()]) is None
@@ -376,7 +376,7 @@ def test_a_writer_of_checkpoints_that_dies_is_an_error_of_all_ranks(
         raise error
 
     monkeypatch.setattr("tgm_scale.checkpoints.saver.save_tensors", fail)
-    pending = _Pending(tmp_path, checkpoint.Progress(step=3), {}, ALONE)
+    pending = Pending(tmp_path, checkpoint.Progress(step=3), {}, ALONE)
     assert pending.make_folder() is None
     pending.start({"w.weight": torch.ones(2)})
     entry = pending.wait()

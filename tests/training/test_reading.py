@@ -38,3 +38,24 @@ def test_a_slice_of_a_tensor_is_read_alone(tmp_path: Path) -> None:
     own = [reader.tensor("block", part)[500_000:1_000_000].clone() for part in ("weight", "exp_avg", "exp_avg_sq")]
     assert 6_000_000 <= resident(file) < file.stat().st_size / 3, "of 48 MB three slices of 2 MB, in large pages"
     assert float(torch.stack(own).sum()) == 1_500_000
+
+
+def test_a_rank_opens_the_files_of_what_it_reads(tmp_path: Path) -> None:
+    """Of many ranks' files; all of them are looked at by rank 0 alone."""
+    entries = []
+    for rank, names in enumerate((["a.weight"], ["b.weight"], [])):
+        file = tmp_path / f"state-{rank:05d}-of-00003.safetensors"
+        save_file({name: torch.ones(3) for name in names}, file)
+        entries.append({"name": file.name, "bytes": file.stat().st_size, "tensors": names})
+    manifest = {"format": FORMAT, "progress": {"step": 1, "skipped": {}}, "files": entries}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    few = Reader(tmp_path, checked=False)
+    assert few.opened == 0 and few.names() == ["a", "b"]
+    assert few.tensor("b").tolist() == [1, 1, 1] and few.opened == 1
+    assert Reader(tmp_path).opened == 3
+    (tmp_path / entries[0]["name"]).unlink()
+    assert few.tensor("b").tolist() == [1, 1, 1]
+    with pytest.raises(ValueError, match=r"state-00000-of-00003\.safetensors: missing or cut short"):
+        few.tensor("a")
+    with pytest.raises(ValueError, match="missing or cut short"):
+        Reader(tmp_path)

@@ -17,7 +17,7 @@ from short_run import arguments, rank_file, start, wait_for_steps
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training import watchdog as watchdog_module
-from tgm_scale.training.watchdog import PHASES, PhaseTimeout, Watchdog
+from tgm_scale.training.watchdog import NAMING, PHASES, PhaseTimeout, Watchdog
 
 
 def bounds(timeout: PhaseTimeout, first: int, seconds: list[float]) -> list[float]:
@@ -95,6 +95,14 @@ def test_a_silent_rank_is_named_whatever_its_clock_says(quick: None, tmp_path: P
     file.write_text(json.dumps({**json.loads(file.read_text()), "state": "running", "time": time.time() + 3600}))
     assert waiting.stalled_ranks().startswith("rank 1 on ")
     waiting.end("done")
+
+
+def test_of_many_ranks_the_first_look_for_who_hangs(tmp_path: Path) -> None:
+    for rank in (NAMING - 1, NAMING):
+        watchdog = Watchdog(tmp_path, ProcessInfo(rank, 4096, 0, torch.device("cpu")), 60)
+        said = watchdog.stalled_ranks(earlier={})
+        assert said.startswith("rank 0, which left no word" if rank < NAMING else "those that the ranks below 64")
+        watchdog.end("done")
 
 
 def test_a_heartbeat_that_dies_stops_the_run(quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

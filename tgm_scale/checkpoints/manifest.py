@@ -36,6 +36,7 @@ class _File(BaseModel):
     bytes: int = Field(ge=0)
     blake2b: str | None = None
     sums: str | None = None  # see file_sums; earlier checkpoints have none
+    tensors: list[str] | None = None  # keys of what is in the file; earlier checkpoints do not say
 
 
 class _Progress(BaseModel):

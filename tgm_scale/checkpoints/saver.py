@@ -51,7 +51,7 @@ class Saver:
         self.root, self.retention, self.process, self.collectives = root, retention, process, collectives
         self.keep_free = keep_free
         self._undropped: set[Path] = set()
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
 
     def begin(self, engine: Any, progress: Progress, facts: dict) -> None:
         """Copy the state and write it in the background, after the save before is finished. A step that is saved stays
@@ -61,7 +61,7 @@ class Saver:
         self.finish()
         if self.collectives.any(self.process.is_main and self._has(progress)):
             return
-        pending = _Pending(self.root, progress, facts, self.process)
+        pending = Pending(self.root, progress, facts, self.process)
         self._agree(pending, pending.make_folder() if self.process.is_main else None)
         share = RankShare(engine, self.process)
         if self._would_fit(share):
@@ -115,10 +115,10 @@ class Saver:
                     )
                 self._undropped.add(folder)
 
-    def _agree(self, pending: _Pending, error: str | None) -> None:
+    def _agree(self, pending: Pending, error: str | None) -> None:
         self._refuse(pending, self.collectives.gather(error))
 
-    def _refuse(self, pending: _Pending, errors: list[str | None]) -> None:
+    def _refuse(self, pending: Pending, errors: list[str | None]) -> None:
         failed = [f"rank {rank}: {error}" for rank, error in enumerate(errors) if error]
         if not failed:
             return
@@ -129,7 +129,7 @@ class Saver:
 
 
 def finish_renaming(root: Path) -> None:
-    """Give a save its name that was killed between the two renames of `_Pending.commit`: its manifest is written last,
+    """Give a save its name that was killed between the two renames of `Pending.commit`: its manifest is written last,
     so it is whole. Else that step, and with `checkpoint.keep=1` the run, would have no checkpoint. Raises OSError."""
     for aside in root.glob(f"{_TEMPORARY}step-*"):
         final = root / aside.name.removeprefix(_TEMPORARY)
@@ -139,7 +139,7 @@ def finish_renaming(root: Path) -> None:
             (work if (work / manifest.NAME).is_file() else aside).rename(final)
 
 
-class _Pending:
+class Pending:
     """One checkpoint on its way to the disk."""
 
     def __init__(self, root: Path, progress: Progress, facts: dict, process: ProcessInfo):
@@ -176,7 +176,7 @@ class _Pending:
             with TensorFile(self._file, share.shapes) as file:
                 for name, tensor in gathered:
                     file.append(name, tensor)
-            self._written()
+            self._written(list(share.shapes))
         except OSError as error:
             self._entry = {"error": describe_os_error(error, self.root, share.bytes)}
             for _ in gathered:
@@ -196,17 +196,18 @@ class _Pending:
         try:
             save_tensors(copy, self._file)
             readable_as_its_folder(self._file, self._file.parent)
-            self._written()
+            self._written(list(copy))
         except OSError as error:
             wanted = sum(tensor.nbytes for tensor in copy.values())
             self._entry = {"error": describe_os_error(error, self.root, wanted)}
         except Exception as error:  # whatever it is, all ranks are told, and none waits for this one
             self._entry = {"error": f"the thread that writes it failed ({type(error).__name__}: {error})"}
 
-    def _written(self) -> None:
+    def _written(self, tensors: list[str]) -> None:
         file = self._file
         sync(file)
-        self._entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file), "sums": sums(file)}
+        entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": digest(file), "sums": sums(file)}
+        self._entry = {**entry, "tensors": sorted(tensors)}
 
     def commit(self, files: list[dict[str, Any]]) -> str | None:
         """Write the manifest and give the folder its name; the error where that failed."""

@@ -68,7 +68,7 @@ class Resume:
         """What is wrong with this rank's share of the files, if anything."""
         process = self._collectives.process
         try:
-            checkpoint.Reader(folder).verify(process.rank, process.world_size, quick=True)
+            checkpoint.Reader(folder, checked=False).verify(process.rank, process.world_size, quick=True)
         except Exception as error:  # of this rank's thread: all ranks are told
             return error
         return None
