@@ -46,6 +46,16 @@ def test_ranks_share_a_step_and_resuming_costs_the_same(tmp_path: Path) -> None:
     assert 0.1 < early / late < 10 and figures["state_bytes"] < 100
 
 
+def test_what_many_ranks_do_is_counted(tmp_path: Path) -> None:
+    """Of few ranks here; each opens a file for each of its tensors' files, and rank 0 looks at all of them."""
+    run("ranks", "--ranks", "4,16", "--json", str(tmp_path / "figures.json"))
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    files = {count: {row["name"]: row["files"] for row in rows} for count, rows in figures["ranks"].items()}
+    assert files["16"]["checkpoint written"] == 16 + 1 and files["16"]["heartbeat, twice"] == 32
+    assert files["16"]["checkpoint read by all ranks"] == 16 * 16 and files["16"]["metrics of a step"] == 1
+    assert figures["growth"]["heartbeat, twice"]["files"] == 1
+
+
 def test_a_plan_of_shards_takes_no_more_memory_of_more_rows(tmp_path: Path) -> None:
     done = run("plan", "--rows", "40000", "--json", str(tmp_path / "figures.json"))
     passes = json.loads((tmp_path / "figures.json").read_text())["plan"]
@@ -64,6 +74,10 @@ def test_a_plan_of_shards_takes_no_more_memory_of_more_rows(tmp_path: Path) -> N
         (["loader", "--workers", "0"], "--workers 0"),
         (["order", "--clips", "10", "--shards", "3"], "whole number of clips a shard"),
         (["memory", "--every", "0"], "wanted at least 1"),
+        (["ranks", "--ranks", "8,x"], "--ranks 8,x: wanted numbers of ranks"),
+        (["rates", "--precisions", "fp64"], "--precisions fp64: known are bf16, fp32"),
+        (["footprint", "--stages", "4"], "--stages 4: found '4', wanted numbers from 0 to 3"),
+        (["footprint", "--sizes", "XL"], "--sizes XL: known are tiny"),
         (["plan", "--rows", "15"], "--rows 15: wanted a multiple of 10"),
     ],
 )

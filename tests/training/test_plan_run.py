@@ -105,7 +105,9 @@ def test_every_figure_that_is_assumed_says_so_beside_it(tmp_path: Path, capsys: 
     for name in ("a_step", "frozen_towers", "memory", "verdict", "network", "checkpoint", "loading", "the_run"):
         assert tree[name]["assumes"] and tree[name]["assumes"] in said
     run = tree["the_run"]
-    assert run["gpu_hours"] == pytest.approx(16 * run["hours_with_towers"])
+    assert run["gpu_hours"] == pytest.approx(16 * run["hours_in_all"])
+    exposed = run["steps"] * tree["network"]["exposed_seconds"] / 3600
+    assert run["hours_in_all"] == pytest.approx(run["hours_with_towers"] + exposed)
     assert run["money"] == pytest.approx(2.5 * run["gpu_hours"]) and run["kwh"] == pytest.approx(
         0.7 * run["gpu_hours"]
     )

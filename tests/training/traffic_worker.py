@@ -1,4 +1,4 @@
-"""What the ranks send in a step, counted at torch's collectives and as planned: `torchrun ... traffic_worker.py OUT`."""
+"""Bytes that ranks send in a step, counted at torch's collectives and planned: `torchrun ... traffic_worker.py OUT`."""
 
 from __future__ import annotations
 

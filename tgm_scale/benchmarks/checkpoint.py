@@ -44,7 +44,7 @@ def _measured(config: Config, process: ProcessInfo, folder: Path, turns: int) ->
     collectives = HostCollectives(process)
     hashed, plain = folder / "hashed", folder / "plain"
     saver = Saver(hashed / "checkpoints", Retention(1), process, collectives)
-    made = _engine(config, process)
+    made = engine_of(config, process)
     saver.begin(made, Progress(step=1, updates=1), parts.checkpoint_metadata(config, shape_of(config)))
     written = saver.finish()
     assert written is not None
@@ -57,12 +57,12 @@ def _measured(config: Config, process: ProcessInfo, folder: Path, turns: int) ->
         for name, root in (("without", plain), ("with", hashed)):
             with _timed(seconds[name], turn):
                 resume = Resume(root, collectives)
-                resumed = _engine(config, process)
+                resumed = engine_of(config, process)
                 resume.restore(resumed)
             del resume, resumed
             gc.collect()
         with _timed(seconds["building the engine alone"], turn):
-            built = _engine(config, process)
+            built = engine_of(config, process)
         del built
         gc.collect()
         for name, quick in (("hashes alone", True), ("blake2b alone", False)):
@@ -85,7 +85,7 @@ def _timed(into: list[float], turn: int) -> Iterator[None]:
         into.append(time.perf_counter() - began)
 
 
-def _engine(config: Config, process: ProcessInfo) -> Any:
+def engine_of(config: Config, process: ProcessInfo) -> Any:
     model = parts.autoencoder(shape_of(config), config.model, 0, None, parts.pixel_statistics(config.data))
     module = JointModule(model, False, config.objective.normalise_by)
     return engine.build_engine(module, plan_pretraining(config, process).engine, process.device)

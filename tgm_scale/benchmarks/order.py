@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if options.clips % options.shards or min(options.clips, options.shards, options.ranks) < 1:
         raise ValueError(f"--clips {options.clips} --shards {options.shards}: wanted a whole number of clips a shard")
     with tempfile.TemporaryDirectory() as scratch, ProgressBars() as bars:
-        folder = _make(Path(scratch), options.shards, options.clips // options.shards)
+        folder = make_corpus(Path(scratch), options.shards, options.clips // options.shards)
         figures = _opening(folder) | _positions(folder, options.ranks, bars) | _resuming(folder, options.ranks)
     print(headline())
     print(f"{options.clips:,} clips in {options.shards:,} shards, {options.ranks:,} ranks of {_MICRO} clips a step")
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return figures
 
 
-def _make(folder: Path, shards: int, samples: int) -> Path:
+def make_corpus(folder: Path, shards: int, samples: int) -> Path:
     first = folder / "00000.tar"
     with tarfile.open(first, "w") as tar:
         for number in range(samples):
@@ -69,7 +69,7 @@ def _opening(folder: Path) -> dict[str, float]:
     corpus = open_corpus(str(folder))
     held, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    loader = _loader(corpus, 0, 1, 0)
+    loader = loader_of(corpus, 0, 1, 0)
     return {
         "first_opening_seconds": first,
         "opening_seconds": median(seconds),
@@ -80,7 +80,7 @@ def _opening(folder: Path) -> dict[str, float]:
     }
 
 
-def _loader(corpus: Corpus, rank: int, ranks: int, step: int) -> ClipLoader:
+def loader_of(corpus: Corpus, rank: int, ranks: int, step: int) -> ClipLoader:
     samples = Samples.in_order([corpus], Sampling(16, 4, 224, Grid(8, 14, 14), seed=0))
     return ClipLoader(samples, BatchLayout(ranks * _MICRO, _MICRO, rank, ranks), range(step, step + 1), workers=0)
 
@@ -91,7 +91,7 @@ def _positions(folder: Path, ranks: int, bars: ProgressBars) -> dict[str, float]
     found, cold, warm = [], [], []
     task = bars.task("ranks", ranks)
     for rank in range(ranks):
-        loader = _loader(corpus, rank, ranks, _STEPS[1])
+        loader = loader_of(corpus, rank, ranks, _STEPS[1])
         positions = list(loader.positions())
         cold.append(_timed(lambda: loader.samples.mixture.locate(positions[0])))  # noqa: B023 (called at once)
         began = time.perf_counter()
@@ -114,7 +114,7 @@ def _resuming(folder: Path, ranks: int) -> dict[str, float]:
     seconds: dict[int, list[float]] = {step: [] for step in _STEPS}
 
     def resume(step: int) -> None:
-        loader = _loader(corpus, ranks - 1, ranks, step)
+        loader = loader_of(corpus, ranks - 1, ranks, step)
         loader.samples.mixture.locate(next(loader.positions()))
 
     for _ in range(_TIMES):

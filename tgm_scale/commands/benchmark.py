@@ -17,6 +17,9 @@ EXAMPLES = """examples:
   tgm-scale benchmark order --clips 10650000 --shards 10650 --ranks 1024
   tgm-scale benchmark memory --clips 100000
   tgm-scale benchmark plan --rows 10000000
+  tgm-scale benchmark ranks --ranks 8,64,512,4096
+  tgm-scale benchmark rates --json rates.json
+  tgm-scale benchmark footprint --sizes tiny,S,B --dir runs/footprint
   tgm-scale benchmark step --config configs/debug.yaml --steps 20 model.attention=sdpa
   tgm-scale benchmark step --config configs/pretrain_vitb.yaml --against transformers masking.recipe=tube ...
   tgm-scale benchmark masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
@@ -80,6 +83,21 @@ def _masking(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def _ranks(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--ranks", default="8,64,512,4096", metavar="N,...", help="default %(default)s")
+    add("--config", default="configs/debug.yaml", metavar="FILE", help="whose model is saved (default %(default)s)")
+    add("--folder", type=Path, metavar="DIR", help="where files are written (default: the temporary folder)")
+    add_overrides(parser)
+
+
+def _rates(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--sizes", default="tiny,S,B,L,H,g", metavar="NAME,...", help="whose blocks (default %(default)s)")
+    add("--precisions", metavar="NAME,...", help="bf16, fp32 (default: bf16 on a GPU, fp32 on a CPU)")
+    add("--turns", type=int, default=10, metavar="N", help="of each block; medians are shown (default %(default)s)")
+
+
 def _checkpoint(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--config", default="configs/pretrain_vitl.yaml", metavar="FILE", help="default %(default)s")
@@ -88,10 +106,25 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def _footprint(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--config", default="configs/debug.yaml", metavar="FILE", help="of the runs (default %(default)s)")
+    add("--sizes", default="tiny,S,B", metavar="NAME,...", help="of the model (default %(default)s)")
+    add("--stages", default="0,1,2,3", metavar="N,...", help="of ZeRO (default %(default)s)")
+    add("--processes", default="1,2", metavar="N,...", help="of each run, on the CPU (default %(default)s)")
+    add("--micro", type=int, default=4, metavar="N", help="clips of a micro batch (default %(default)s)")
+    add("--steps", type=int, default=3, metavar="N", help="of each run (default %(default)s)")
+    add("--dir", type=Path, metavar="DIR", help="keep what was measured there, and measure only the rest")
+    add_overrides(parser)
+
+
 _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "loader": ("clips a second: the loader, the bare decoder, a WebDataset pipeline", _loader),
     "order": ("millions of clips on a thousand ranks: opening, positions, resuming", _order),
     "memory": ("memory of the loader over many clips", _memory),
+    "footprint": ("planned memory against runs on the CPU, by size and ZeRO stage", _footprint),
+    "ranks": ("the work of thousands of ranks, simulated: order, heartbeats, checkpoints", _ranks),
+    "rates": ("arithmetic of transformer blocks, for `tgm-scale plan --rates`", _rates),
     "plan": ("the plan of `shards make` over millions of rows: seconds and memory", _plan),
     "step": ("a training step and where its time goes", _step),
     "masking": ("masking recipes compared with a training step, and each saving's gain", _masking),

@@ -38,17 +38,30 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--utilisation", type=number, default=0.35, metavar="X", help="share of the peak reached (default %(default)s)"
     )
+    add("--rates", type=Path, metavar="FILE", help="measured by `tgm-scale benchmark rates --json FILE`, for --tflops")
+    add("--within-node", type=number, default=100, metavar="GB/S", help="sent by a GPU (default %(default)s)")
+    add("--between-nodes", type=number, default=25, metavar="GB/S", help="sent by a GPU (default %(default)s)")
+    add("--latency", type=number, default=20, metavar="US", help="from one GPU to another (default %(default)s)")
+    add(
+        "--overlap", type=number, default=0, metavar="X", help="share of the network's time that is hidden (default 0)"
+    )
     add("--price", type=number, metavar="X", help="of a GPU hour, in any currency")
     add("--json", type=Path, metavar="FILE", help="write the figures there, too")
     add_overrides(parser)
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name in ("nodes", "gpus_per_node", "tflops", "utilisation", "price"):
+    for name in ("nodes", "gpus_per_node", "tflops", "utilisation", "price", "within_node", "between_nodes"):
         if (value := getattr(options, name)) is not None and value <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {value:g}: wanted more than 0")
     if options.utilisation > 1:
         raise ValueError(f"--utilisation {options.utilisation:g}: wanted a share, at most 1")
+    if not 0 <= options.overlap <= 1:
+        raise ValueError(f"--overlap {options.overlap:g}: wanted a share, from 0 to 1")
+    if options.latency < 0:
+        raise ValueError(f"--latency {options.latency:g}: wanted microseconds, 0 or more")
+    if options.rates is not None and options.tflops is not None:
+        raise ValueError("--rates and --tflops: one of them says how fast a GPU is")
     if options.json is not None:
         from tgm_scale.runtime.files import check_output
 
@@ -103,8 +116,9 @@ def _fitted(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
 def _machine(options: argparse.Namespace) -> Machine:
     """With a card's memory and power only where it is named, or assumed because no rate was given."""
-    from tgm_scale.planning import cards
+    from tgm_scale.planning import cards, rates
     from tgm_scale.planning.machine import Machine, card_of, shape_of
+    from tgm_scale.planning.network import Network
 
     nodes, gpus, memory = options.nodes or 1, options.gpus_per_node or 8, None
     card = cards.of_name(options.card) if options.card else None
@@ -116,7 +130,9 @@ def _machine(options: argparse.Namespace) -> Machine:
     if memory is None and card is not None:
         memory = card.memory * 1e9
     peak = options.tflops * 1e12 if options.tflops else card.peak if card else None
-    return Machine(nodes, gpus, memory, card, peak, options.utilisation, options.price)
+    network = Network(1e9 * options.within_node, 1e9 * options.between_nodes, options.latency / 1e6, options.overlap)
+    measured = rates.load(options.rates) if options.rates is not None else None
+    return Machine(nodes, gpus, memory, card, peak, options.utilisation, options.price, network, measured)
 
 
 COMMAND = Command(

@@ -33,11 +33,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step. forward, first_pass: multiply-accumulates of a clip; flop: of all GPUs, without the towers."""
+    """Of one step. forward, first_pass: multiply-accumulates of a clip; passes: forward passes that forward and
+    backward cost; flop: of all GPUs, without the towers."""
 
     run: RunPlan
     forward: float
     first_pass: float  # of the cached contrast; 0: one pass is enough
+    passes: int
     flop: float
     towers: TowerCost
     parameters: int
@@ -46,13 +48,6 @@ class Cost:
     @property
     def tower_flop(self) -> float:
         return 2 * self.towers.macs * self.run.layout.global_batch
-
-    def seconds(self, flops: float) -> float:
-        """Of the model. flops: that each GPU reaches."""
-        return self.flop / self.run.layout.world_size / flops
-
-    def tower_seconds(self, flops: float) -> float:
-        return self.tower_flop / self.run.layout.world_size / flops
 
 
 def cost_of(asked: Asked, gpus: int) -> Cost:
@@ -72,7 +67,8 @@ def cost_of(asked: Asked, gpus: int) -> Cost:
     flop = 2 * (passes * run.macs_per_clip + extra) * layout.global_batch
     towers = tower_cost(config, run) if isinstance(config, Config) else TowerCost()
     count = parameters(run.shape, decoder=run.masker is not None)
-    return Cost(run, run.macs_per_clip, extra, flop, towers, count, sent_bytes(run, count, checkpointing))
+    sent = sent_bytes(run, count, checkpointing)
+    return Cost(run, run.macs_per_clip, extra, passes, flop, towers, count, sent)
 
 
 def sent_bytes(run: RunPlan, count: int, checkpointing: bool) -> float:

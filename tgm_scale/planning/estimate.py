@@ -9,11 +9,12 @@ from tgm_scale.planning.advice import what_would_help
 from tgm_scale.planning.cost import Asked, Cost, cost_of
 from tgm_scale.planning.footprint import ROOM, Footprint, footprint
 from tgm_scale.planning.machine import Machine
+from tgm_scale.planning.network import messages_of
+from tgm_scale.planning.step_time import StepTime, step_time
 
 # a core decodes so many clips of 16 frames a second, 10 s of video, a keyframe every 12 frames, and such a file has so
 # many bytes (docs/PERFORMANCE.md, 2026-11-24 and 26): of 640 x 360, and of 456 x 256, the next that was weighed
 _CLIPS_A_CORE, _CLIP_BYTES = 17.5, 1.129e6
-_WITHIN, _BETWEEN = 100e9, 25e9  # bytes a second that a GPU sends within a node and between nodes
 _STORAGE = 1e9  # bytes a second that a node writes
 
 
@@ -28,12 +29,12 @@ class Figure:
 def figures(asked: Asked, machine: Machine) -> list[Figure]:
     """Raises ValueError where the batch does not divide over the GPUs."""
     cost = cost_of(asked, machine.gpus)
-    need = footprint(cost.run, asked.config.model.activation_checkpointing)
+    need, time = footprint(cost.run, asked.config.model.activation_checkpointing), step_time(cost, machine)
     return [
-        *_of_model(asked, cost, machine),
+        *_of_model(asked, cost, machine, time),
         *_of_memory(asked, cost, need, machine),
-        *_of_network(cost, machine),
-        *_of_run(asked, cost, machine),
+        *_of_network(cost, machine, time),
+        *_of_run(asked, cost, machine, time),
     ]
 
 
@@ -48,14 +49,14 @@ def tree(found: list[Figure]) -> dict[str, Any]:
     return {one.name.replace(" ", "_"): {**one.values, "text": one.text, "assumes": one.assumes} for one in found}
 
 
-def _of_model(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
+def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
     run, masks = cost.run, cost.run.masker
     layout, million = run.layout, cost.parameters / 1e6
     first = f", and {cost.first_pass / 1e9:.1f} G for the first pass of the cached contrast" if cost.first_pass else ""
     step = f"{cost.flop / 1e15:.2f} PFLOP"
     values: dict[str, Any] = {"flop": cost.flop}
-    if machine.flops:
-        values["seconds"] = cost.seconds(machine.flops)
+    if time:
+        values["seconds"] = time.model
         step += f", {values['seconds']:.2f} s"
     found = [
         Figure(
@@ -74,10 +75,10 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
             f"{cost.forward / 1e9:.1f} G multiply-accumulates forward{first}",
             values={"forward_macs": cost.forward, "first_pass_macs": cost.first_pass},
         ),
-        Figure("a step", step, machine.assumed + _in_fp32(cost), values),
+        Figure("a step", step, machine.assumed + _in_fp32(cost, machine), values),
     ]
     if cost.towers.macs:
-        seconds = cost.tower_seconds(machine.flops) if machine.flops else None
+        seconds = time.towers if time else None
         text = f"{cost.towers.bytes / 1e9:.1f} GB a GPU, {cost.towers.macs / 1e9:.1f} G multiply-accumulates a clip"
         text += f", {seconds:.2f} s a step" if seconds is not None else ""
         values = {"bytes": cost.towers.bytes, "macs": cost.towers.macs, "seconds": seconds}
@@ -85,13 +86,13 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
     return found
 
 
-def _in_fp32(cost: Cost) -> str:
-    fp32 = cost.run.engine.precision == "fp32"
+def _in_fp32(cost: Cost, machine: Machine) -> str:
+    fp32 = cost.run.engine.precision == "fp32" and machine.rates is None
     return "; the run is in fp32, which a GPU computes several times slower: give that rate by --tflops" * fp32
 
 
 def _of_memory(asked: Asked, cost: Cost, need: Footprint, machine: Machine) -> list[Figure]:
-    names = ("weights", "gradients", "optimizer", "buckets", "activations", "clips")
+    names = ("weights", "gradients", "optimizer", "buckets", "activations", "update", "clips")
     parts = {name: float(getattr(need, name)) for name in names} | {"towers": cost.towers.bytes}
     total = sum(parts.values())
     text = f"{total / 1e9:.1f} GB a GPU at ZeRO {need.stage}: "
@@ -112,20 +113,22 @@ def _of_memory(asked: Asked, cost: Cost, need: Footprint, machine: Machine) -> l
     return [*found, Figure("verdict", text, basis, {"fits": total <= room, "spare": room - total})]
 
 
-def _of_network(cost: Cost, machine: Machine) -> list[Figure]:
+def _of_network(cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
     if machine.gpus == 1:
         return []
-    rate = _WITHIN if machine.nodes == 1 else _BETWEEN
-    seconds = cost.sent / rate
-    text = f"{cost.sent / 1e9:.2f} GB sent by each GPU a step at ZeRO {cost.run.stage}, {seconds:.2f} s"
-    where = "within a node" if machine.nodes == 1 else "between nodes"
-    basis = (
-        f"assumed: {rate / 1e9:.0f} GB/s a GPU {where}; on top of the step where nothing overlaps, none where all does"
-    )
-    return [Figure("network", text, basis, {"bytes": cost.sent, "seconds": seconds})]
+    messages = messages_of(cost.run, cost.parameters)
+    seconds = machine.network.seconds(cost.sent, messages, machine.gpus, machine.nodes)
+    exposed = seconds * (1 - machine.network.overlap)
+    text = f"{cost.sent / 1e9:.2f} GB sent by each GPU a step at ZeRO {cost.run.stage} in {messages} collectives, "
+    text += f"{seconds:.2f} s, of which {exposed:.2f} s are waited for"
+    values = {"bytes": cost.sent, "messages": messages, "seconds": seconds, "exposed_seconds": exposed}
+    if time:
+        values["efficiency"] = (time.total - time.exposed) / time.total
+        text += f": {values['efficiency']:.0%} of the step is arithmetic"
+    return [Figure("network", text, machine.network.assumed(machine.nodes), values)]
 
 
-def _of_run(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
+def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
     train, kept = asked.config.train, asked.config.checkpoint
     size, run = 12 * cost.parameters, cost.run
     count = kept.keep + 1 + (train.steps // kept.keep_every if train.steps and kept.keep_every else 0)
@@ -136,10 +139,9 @@ def _of_run(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
     found = [
         Figure("checkpoint", text, f"assumed: a node writes {_STORAGE / 1e9:.0f} GB/s; no step waits for it", values)
     ]
-    if not machine.flops:
+    if time is None:
         return found
-    seconds, towers = cost.seconds(machine.flops), cost.tower_seconds(machine.flops)
-    drawn = run.layout.global_batch / run.repeats / (seconds + towers)
+    drawn = run.layout.global_batch / run.repeats / time.total
     cores, read = drawn / _CLIPS_A_CORE, drawn * _CLIP_BYTES
     text = (
         f"{cores / machine.gpus:.1f} cores a GPU decode {drawn:.0f} videos a second, {read / 1e6:.0f} MB/s of storage"
@@ -149,22 +151,25 @@ def _of_run(asked: Asked, cost: Cost, machine: Machine) -> list[Figure]:
         Figure("loading", text, basis, {"cores": cores, "videos_per_second": drawn, "bytes_per_second": read})
     )
     if train.steps:
-        found += _totals(train.steps, seconds, towers, machine)
+        found += _totals(train.steps, time, machine)
     return found
 
 
-def _totals(steps: int, seconds: float, towers: float, machine: Machine) -> list[Figure]:
-    hours, with_towers = steps * seconds / 3600, steps * (seconds + towers) / 3600
-    text = f"{steps} steps, {hours:.1f} h, {hours * machine.gpus:.0f} GPU hours, without guidance and data waits"
-    gpu_hours = with_towers * machine.gpus
-    values: dict[str, Any] = {"steps": steps, "hours": hours, "hours_with_towers": with_towers, "gpu_hours": gpu_hours}
-    if towers:
-        text += f"; with guidance {with_towers:.1f} h, {gpu_hours:.0f} GPU hours"
-    basis = ""
+def _totals(steps: int, time: StepTime, machine: Machine) -> list[Figure]:
+    hours, with_towers = steps * time.model / 3600, steps * (time.model + time.towers) / 3600
+    whole = steps * time.total / 3600
+    text = f"{steps} steps, {hours:.1f} h of the model"
+    text += f"; {with_towers:.1f} h with guidance" if time.towers else ""
+    text += f"; {whole:.1f} h with what is waited for of the network" if time.exposed else ""
+    gpu_hours = whole * machine.gpus
+    text += f"; {gpu_hours:.0f} GPU hours"
+    values: dict[str, Any] = {"steps": steps, "hours": hours, "hours_with_towers": with_towers, "hours_in_all": whole}
+    values["gpu_hours"] = gpu_hours
+    basis = "assumed: no step waits for data"
     if machine.card:
         values["kwh"] = gpu_hours * machine.card.watts / 1000
         text += f"; {values['kwh']:.0f} kWh"
-        basis = f"assumed: {machine.card.watts:.0f} W a GPU, its limit, without host and cooling"
+        basis += f"; {machine.card.watts:.0f} W a GPU, its limit, without host and cooling"
     if machine.price is not None:
         values["money"] = gpu_hours * machine.price
         text += f"; {values['money']:,.0f} at {machine.price:g} a GPU hour"

@@ -11,6 +11,7 @@ from tgm_scale.planning.cost import Asked, Cost, device_bytes, first_of
 from tgm_scale.planning.footprint import footprint
 from tgm_scale.planning.machine import Machine
 from tgm_scale.planning.means import Means, ladder, largest_that_fits
+from tgm_scale.planning.step_time import step_time
 
 _ENOUGH = 8  # clips of a pass: below it the next way to hold the model is tried, since small products idle a GPU
 _SIZES = [name for name in reversed(SIZES) if name != "tiny"]  # the largest first
@@ -55,11 +56,9 @@ class Choice:
 
     @property
     def hours(self) -> float | None:
-        """With the towers, without waits for data and network."""
-        flops, steps = self.machine.flops, self.asked.config.train.steps
-        if flops is None or steps is None:
-            return None
-        return steps * (self.cost.seconds(flops) + self.cost.tower_seconds(flops)) / 3600
+        """With towers and network, without waits for data and what offload copies."""
+        time, steps = step_time(self.cost, self.machine), self.asked.config.train.steps
+        return None if time is None or steps is None else steps * time.total / 3600
 
 
 def choices(wanted: Wanted, savings: tuple[str, ...] = ()) -> list[Choice]:

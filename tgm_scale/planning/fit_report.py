@@ -26,7 +26,7 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
         _headline(wanted.machine),
         "",
         *_table([_row(choice) for choice in found]),
-        "hours: arithmetic of model and frozen towers; without the network, waits for data and what offload copies",
+        "hours: model, frozen towers and network; without waits for data and what offload copies",
         "",
         f"largest that fits{_without_offload(chosen)}: {chosen.size} ({chosen.means.said})",
         estimate.lines(figures),

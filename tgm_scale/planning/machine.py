@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tgm_scale.planning import cards
 from tgm_scale.planning.cards import Card
+from tgm_scale.planning.network import Network
+from tgm_scale.planning.rates import Rates
 
 WANTED = "wanted GPUs x memory such as 1x24GB or 8x80GB, or nodes x GPUs x memory such as 16x8x80GB"
 _SHAPE = re.compile(r"(?:([0-9]{1,9})x)?([0-9]{1,9})x([0-9]{1,9}(?:\.[0-9]{1,9})?)(GB|GiB)", re.IGNORECASE)
@@ -18,7 +20,7 @@ _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9}
 @dataclass(frozen=True)
 class Machine:
     """memory: bytes of one GPU, None where they are not known; peak: FLOP/s of one, dense bf16; utilisation: the share
-    of it that is reached; watts and price of a GPU, the latter an hour, in any currency."""
+    of it that is reached; rates: what was measured, in place of both; price: of a GPU hour, in any currency."""
 
     nodes: int
     gpus_per_node: int
@@ -27,6 +29,8 @@ class Machine:
     peak: float | None = None
     utilisation: float = 0.35
     price: float | None = None
+    network: Network = field(default_factory=Network)
+    rates: Rates | None = None
 
     @property
     def gpus(self) -> int:
@@ -40,6 +44,8 @@ class Machine:
     @property
     def assumed(self) -> str:
         """What times rest on, in words."""
+        if self.rates is not None:
+            return self.rates.assumed
         if self.peak is None:
             return "this memory is no card's of the table: give --card or --tflops for times"
         card = "" if self.card is None or self.card.peak != self.peak else f", {self.card.name} by its data sheet"

@@ -14,15 +14,16 @@ from tgm_scale.runtime.network import free_port
 class LocalRun:
     """Processes of one run, each with its rank; a context manager at whose end none is left.
 
-    command: what each process is; log: the file to which all write."""
+    command: what each process is; log: the file to which all write; variables: more of their environment."""
 
-    def __init__(self, command: list[str], processes: int, log: Path):
+    def __init__(self, command: list[str], processes: int, log: Path, variables: dict[str, str] | None = None):
         common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
         self.began = time.time()
         self.ranks: list[subprocess.Popen] = []
         for rank in range(processes):
             own = {"RANK": rank, "LOCAL_RANK": rank, **common}
-            environment = {"OMP_NUM_THREADS": "1", **os.environ, **{name: str(value) for name, value in own.items()}}
+            environment = {"OMP_NUM_THREADS": "1", **os.environ, **(variables or {})}
+            environment |= {name: str(value) for name, value in own.items()}
             with log.open("a") as stream:
                 self.ranks.append(subprocess.Popen(command, env=environment, stdout=stream, stderr=stream))
 

@@ -1,0 +1,151 @@
+"""The planner's memory against runs: each case is a short run in processes of its own, on the CPU.
+
+Measured: the most resident memory of the largest process up to the last step, less that of a run of the same stage and
+processes whose model has two blocks and sees a clip of 16 tokens: what Python, torch, DeepSpeed, gloo and the decoder
+take in a run is not the model's. Pages that were freed go back at once (MALLOC_MMAP_THRESHOLD_), and what glibc would
+keep of them is not counted."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgm_scale import config as configuration
+from tgm_scale.benchmarks.machine import headline, table
+from tgm_scale.config import Config
+from tgm_scale.models.vit import SIZES
+from tgm_scale.planning.footprint import Footprint, footprint
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.runtime.local_run import LocalRun
+from tgm_scale.runtime.memory import peak_resident_bytes
+from tgm_scale.runtime.outside.json_text import json_lines
+from tgm_scale.runtime.progress import ProgressBars
+
+_ALONE = ["guidance.towers=null", "objective.contrastive_weight=0", "masking.recipe=tube"]
+_QUIET = ["log.tensorboard=false", "log.wandb=null", "log.every=1", "train.steps=1000", "checkpoint.every=1000"]
+_BARE = ["model.depth=1", "model.decoder_depth=1", "data.frames=2", "data.size=32"]  # of the tiny model: the base
+_LOOK, _PATIENCE = 0.1, 900.0  # seconds from look to look; without a step
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+_MOST_MISSED = 0.10  # of what was measured
+
+
+@dataclass(frozen=True)
+class Case:
+    size: str
+    stage: int
+    processes: int
+    bare: bool = False  # whether it is the base of others
+
+    @property
+    def base(self) -> Case:
+        return Case("tiny", self.stage, self.processes, True)
+
+    def overrides(self, micro: int) -> list[str]:
+        batch = f"train.global_batch_size={2 * micro * self.processes}"  # two micro steps: gradients are summed
+        size = [f"model.size={self.size}", f"train.micro_batch_size={micro}", batch]
+        return [*size, "deepspeed.config=null", f"deepspeed.stage={self.stage}", *(_BARE if self.bare else [])]
+
+    @property
+    def name(self) -> str:
+        return f"{'base' if self.bare else self.size}-zero{self.stage}-{self.processes}"
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    cases = _cases(options)
+    if options.dir is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows = _rows(options, cases, Path(scratch))
+    else:
+        rows = _rows(options, cases, options.dir)
+    within = sum(abs(row["planned"] / row["measured"] - 1) <= _MOST_MISSED for row in rows)
+    print(f"{headline()}; {options.config} {' '.join(options.overrides)}; MB of a process, beside its base")
+    header = ("model", "ZeRO", "processes", "base", "measured", "planned", "planned / measured")
+    cells = [(*row["case"], *(f"{row[name] / 1e6:.0f}" for name in ("base", "measured", "planned"))) for row in rows]
+    ratios = [f"{row['planned'] / row['measured']:.2f}" for row in rows]
+    print(table(header, [(*cell, ratio) for cell, ratio in zip(cells, ratios)]))
+    print(f"{within} of {len(rows)} within {_MOST_MISSED:.0%}")
+    return {"cases": rows, "within": within}
+
+
+def _cases(options: argparse.Namespace) -> list[Case]:
+    sizes = options.sizes.split(",")
+    if unknown := [size for size in sizes if size not in SIZES]:
+        raise ValueError(f"--sizes {unknown[0]}: known are {', '.join(SIZES)}")
+    stages = _numbers("--stages", options.stages, 0, 3)
+    processes = _numbers("--processes", options.processes, 1, 64)
+    if min(options.micro, options.steps) < 1:
+        raise ValueError("--micro and --steps: wanted at least 1")
+    return [Case(*one) for one in itertools.product(sizes, stages, processes)]
+
+
+def _numbers(option: str, text: str, low: int, high: int) -> list[int]:
+    words = text.split(",")
+    for word in words:
+        if not word.isdecimal() or not low <= int(word) <= high:
+            raise ValueError(f"{option} {text}: found {word!r}, wanted numbers from {low} to {high}, such as {low}")
+    return [int(word) for word in words]
+
+
+def _rows(options: argparse.Namespace, cases: list[Case], folder: Path) -> list[dict[str, Any]]:
+    """Each case's figures: measured once, planned anew."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "measured.jsonl"
+    known = {row["key"]: row["bytes"] for row in (json_lines(file) if file.is_file() else [])}
+    planned: dict[Case, Footprint] = {}
+    measured: dict[Case, float] = {}
+    every = [*dict.fromkeys(case.base for case in cases), *cases]
+    with ProgressBars() as bars:
+        task = bars.task("runs", len(every))
+        for number, case in enumerate(every):
+            task.to(number, case.name)
+            given = [*_ALONE, *options.overrides, *_QUIET, *case.overrides(1 if case.bare else options.micro)]
+            planned[case] = _planned(configuration.load(options.config, given), case)
+            key = json.dumps([options.steps, options.config, *given])
+            if key not in known:
+                known[key] = _peak(options, case, folder, given)
+                with file.open("a") as stream:
+                    stream.write(json.dumps({"key": key, "bytes": known[key]}) + "\n")
+            measured[case] = known[key]
+        task.to(len(every))
+    rows = []
+    for case in cases:
+        base = measured[case.base] - planned[case.base].device
+        figures = {"base": base, "measured": measured[case] - base, "planned": planned[case].device}
+        rows.append({"case": (case.size, case.stage, case.processes), **figures, "parts": asdict(planned[case])})
+    return rows
+
+
+def _planned(config: Config, case: Case) -> Footprint:
+    process = ProcessInfo(0, case.processes, 0, torch.device("cpu"))
+    return footprint(plan_pretraining(config, process), config.model.activation_checkpointing)
+
+
+def _peak(options: argparse.Namespace, case: Case, folder: Path, given: list[str]) -> int:
+    """Bytes of the largest process of a run of some steps. Raises RuntimeError where it ends or hangs."""
+    scratch = Path(tempfile.mkdtemp(prefix=f"{case.name}-", dir=folder))
+    words = [*given, f"run.dir={scratch / 'run'}"]
+    command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", options.config, *words]
+    seen, since, log = 0, time.monotonic(), scratch / "output.log"
+    with LocalRun(command, case.processes, log, _MALLOC) as life:
+        while (made := _made(scratch / "run")) < options.steps:
+            seen, since = (made, time.monotonic()) if made > seen else (seen, since)
+            if life.ended() or time.monotonic() > since + _PATIENCE:
+                last = " ".join(log.read_text().splitlines()[-3:])
+                raise RuntimeError(f"{case.name}: {made} of {options.steps} steps were made, {log}: {last}")
+            time.sleep(_LOOK)
+        return max(peak_resident_bytes(process.pid) for process in life.ranks)
+
+
+def _made(run: Path) -> int:
+    return len(read_metrics(run)) if (run / "metrics.jsonl").is_file() else 0
