@@ -1,4 +1,4 @@
-"""Bytes that ranks send in a step, counted at torch's collectives and planned: `torchrun ... traffic_worker.py OUT`."""
+"""Bytes that ranks send in a step, counted and planned: `torchrun ... traffic_worker.py FOLDER`."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _heartbeats(root: Path, ranks: int) -> list[Work]:
     seconds, _ = _timed(lambda: watchdogs[0].stalled_ranks(earlier={}))
     readers = min(ranks, NAMING)
     look = Work("a hang: who is waited for", readers * seconds, readers * (ranks - 1), 0)
-    seconds, read = _timed(lambda: read_ranks(root, ranks))
+    seconds = _timed(lambda: read_ranks(root, ranks))[0]
     return [beats, look, Work("status: all heartbeats", seconds, ranks, 0)]
 
 
