@@ -83,21 +83,31 @@ def test_a_recipe_of_a_script_of_ones_own_needs_no_edit(tmp_path: Path) -> None:
     assert "masking my_centre (1 my_centre, top_k): hides 38 of 64 tokens of each slot" in ended.stdout
 
 
-@pytest.mark.parametrize("error", ["squared", "absolute"])
-def test_the_edited_package_trains_with_what_was_added(package: Path, error: str) -> None:
+def test_the_edited_package_trains_with_what_was_added(package: Path) -> None:
     said = run(
         package,
-        *("-m", "tgm_scale", "pretrain", "--config", "debug", f"run.dir=runs/{error}", *SHORT),
+        *("-m", "tgm_scale", "pretrain", "--config", "debug", "run.dir=runs/edited", *SHORT),
         *("data.shards=plays.csv", "data.root=clips", "data.synthetic=null", "model.size=mini"),
         *("masking.recipe=centre", "masking.options={sources: {centre: 0.5, texture: 0.5}}"),
-        f"objective.error={error}",
+        "objective.terms={pixels: 1, colour: 0.5}",
     )
     assert "our sports clips" in said and "masking centre (0.5 centre + 0.5 texture, top_k)" in said
-    config = yaml.safe_load((package / "runs" / error / "config.yaml").read_text())
-    assert config["model"]["size"] == "mini" and config["objective"]["error"] == error
-    [row] = [json.loads(line) for line in (package / "runs" / error / "metrics.jsonl").read_text().splitlines()]
-    # normalised pixels have a squared error of 1 where nothing is known, hence an absolute one below it
-    assert (row["loss_reconstruction"] > 1) == (error == "squared"), row
+    assert "objective 1 pixels + 0.5 colour" in said
+    config = yaml.safe_load((package / "runs" / "edited" / "config.yaml").read_text())
+    assert config["model"]["size"] == "mini" and config["objective"]["terms"] == {"pixels": 1, "colour": 0.5}
+    [row] = [json.loads(line) for line in (package / "runs" / "edited" / "metrics.jsonl").read_text().splitlines()]
+    assert row["loss"] == pytest.approx(row["loss_reconstruction"] + 0.5 * row["loss_colour"])
+
+
+def test_the_added_term_keeps_the_contract(package: Path, tmp_path: Path) -> None:
+    """As tests/training/test_terms.py has it for the table's own, on one process."""
+    (tmp_path / "cases.json").write_text(json.dumps({"terms": ["colour"], "folder": str(tmp_path / "runs")}))
+    worker = str(ROOT / "tests" / "training" / "term_worker.py")
+    run(package, worker, str(tmp_path / "cases.json"), str(tmp_path / "out.json"))
+    found = json.loads((tmp_path / "out.json").read_text())
+    base = found["colour: base"]
+    assert all(found[f"colour: {way}"]["gradient apart"] < 1e-5 for way in ("base", "accumulated"))
+    assert found["colour: garbage"]["curve"] == base["curve"] and found["colour: again"]["curve"] == base["curve"][-2:]
 
 
 def test_the_edited_masks_follow_place_and_pixels(package: Path) -> None:

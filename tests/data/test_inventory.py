@@ -114,7 +114,7 @@ def test_a_corpus_of_one_caption_is_warned_of(
     (tmp_path / "list.csv").write_text("file,caption\n" + "".join(f"{i}.mp4,{c}\n" for i, c in enumerate(captions)))
     for number in range(len(captions)):
         (tmp_path / f"{number}.mp4").touch()
-    warn_of_one_caption([open_corpus(tmp_path / "list.csv")])
+    warn_of_one_caption([open_corpus(tmp_path / "list.csv")], "objective.contrastive_weight")
     said = capsys.readouterr().out
     assert said.startswith(f"warning: all {len(captions)} samples looked at have the caption 'a':") == (
         len(set(captions)) == 1

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from watch import META, Watch, empty, video, whole
 
-from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.contracts import Batch, BatchLayout, Grid, Mask
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.engine.optim import parameter_groups
@@ -21,7 +20,10 @@ from tgm_scale.masking.recipes import RECIPES, build_masker
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
-from tgm_scale.objectives.contrastive import Negatives, caption_ids, contrastive_gradients
+from tgm_scale.objectives.contrastive import caption_ids
+from tgm_scale.objectives.negatives import Negatives
+from tgm_scale.objectives.term import CoupledTerm, Pairs, Setup, gradients
+from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -123,34 +125,46 @@ def test_model_loss_backward_and_update_wait_for_nothing(
     mask = masks()
     with Watch() as watch:
         for _ in range(2):
-            error_B, embedding_BE, log_scale = module(video(CLIPS), mask.visible, mask.target)
-            (error_B.mean() + embedding_BE.sum() + log_scale.sum()).backward()
+            error_1B, embedding_BE, [log_scale] = module(video(CLIPS), mask.visible, mask.target)
+            (error_1B.mean() + embedding_BE.sum() + log_scale.sum()).backward()
             assert all(p.grad is not None and p.grad.device == META for p in module.parameters())
             adam.step()
             adam.zero_grad()
     assert not watch.waits
 
 
-def joint(checkpointing: bool = False, normalise_by: Any = "patch", size: ModelSize = SIZE) -> JointModule:
+def joint(
+    checkpointing: bool = False,
+    normalise_by: Any = "patch",
+    size: ModelSize = SIZE,
+    weights: dict[str, float] | None = None,
+) -> JointModule:
     with META:
         model = MaskedVideoAutoencoder(
             size, FRAMES, SIDE, embedding_width=WIDTH, options=ModelOptions(activation_checkpointing=checkpointing)
         )
-        return JointModule(model, True, normalise_by)
+        return JointModule(model, terms(size, normalise_by, **(weights or {})))
 
 
-def test_the_contrast_and_its_gradients_wait_for_nothing() -> None:
+def terms(size: ModelSize = SIZE, normalise_by: Any = "patch", **weights: float) -> Objective:
+    return Objective.of(weights or {"pixels": 1.0, "contrast": 1.0}, Setup(size, normalise_by=normalise_by))
+
+
+@pytest.mark.parametrize("name", [name for name in TERMS if issubclass(TERMS[name], CoupledTerm)])
+def test_a_coupled_term_and_its_gradients_wait_for_nothing(name: str) -> None:
     clips = 8
+    with META:
+        term = terms(**{name: 1.0}).coupled[name]
     with Watch() as watch:
-        contrast, gradient, scale_gradient = contrastive_gradients(
-            empty((clips, WIDTH)),
-            empty((clips, WIDTH)),
-            empty((1,)),
-            Negatives(empty((clips,)), whole(clips), whole(clips), 4),
-        )
+        negatives = Negatives(empty((clips,)), whole(clips), whole(clips), 4)
+        for _ in range(2):
+            pairs = Pairs(empty((clips, WIDTH)), empty((clips, WIDTH)), negatives)
+            found = gradients(term, pairs, empty((len(term.first),)))
+            term.observe(pairs.text_GE, negatives.weight_G, clips - 1)
         caption_ids(["a", "b"]).to(META, non_blocking=True)
     assert not watch.waits
-    assert contrast.loss.shape == () and gradient.shape == (clips, WIDTH) and scale_gradient.shape == (1,)
+    assert found.coupled.loss.shape == () and found.video_GE.shape == (clips, WIDTH)
+    assert found.learned_L.shape == (len(term.first),)
 
 
 class StandIn:
@@ -161,8 +175,8 @@ class StandIn:
         self.optimizer.defaults["fused"] = True  # as on a GPU: Adam leaves out an update by a flag there
         self.waits_before_update: list[int] = []
 
-    def __call__(self, *inputs: Any) -> Any:
-        return self.module(*inputs)
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self.module(*inputs, **named)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -187,12 +201,14 @@ class StandIn:
 def test_a_joint_step_waits_only_where_it_is_declared(
     contrastive_weight: float, contrastive_batch: int, passes: int
 ) -> None:
-    module = joint()
+    module = joint(weights={"pixels": 1.0} | ({"contrast": 1.0} if contrastive_weight else {}))
     calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
     watch = Watch()
     engine = StandIn(module, watch)
-    objective = ObjectiveConfig(contrastive_weight=contrastive_weight, contrastive_batch=contrastive_batch)
+    weights = {"pixels": 1.0} | ({"contrast": contrastive_weight} if contrastive_weight else {})
+    with META:
+        objective = Objective.of(weights, Setup(SIZE), contrastive_batch)
     step = JointStep(engine, ProcessInfo(0, 1, 0, META), BatchLayout(2 * CLIPS, CLIPS), objective)
     with watch:
         micro = []

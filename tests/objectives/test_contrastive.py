@@ -12,17 +12,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tgm_scale.models.vit import SIZES
 from tgm_scale.objectives.contrastive import (
+    INITIAL_SCALE,
     MAX_SCALE,
     MIN_SCALE,
-    Negatives,
+    Contrast,
+    InfoNCE,
     caption_ids,
-    contrastive_gradients,
     info_nce,
-    initial_log_scale,
 )
+from tgm_scale.objectives.negatives import Negatives
+from tgm_scale.objectives.term import Pairs, Setup, gradients
 
 WIDTH = 6
+
+
+def initial_log_scale() -> Tensor:
+    return torch.tensor(math.log(INITIAL_SCALE))
+
+
+def contrastive_gradients(
+    video: Tensor, text: Tensor, log_scale: Tensor, negatives: Negatives
+) -> tuple[Contrast, Tensor, Tensor]:
+    """The term's loss with its figures, and the gradients by embeddings and log scale."""
+    found = gradients(InfoNCE(Setup(SIZES["tiny"])), Pairs(video, text, negatives), log_scale)
+    accuracy, scale = found.coupled.figures["contrastive_accuracy"], info_nce(video, text, log_scale, negatives).scale
+    return Contrast(found.coupled.loss, accuracy, scale), found.video_GE, found.learned_L
 
 
 def embeddings(clips: int, seed: int) -> tuple[Tensor, Tensor]:

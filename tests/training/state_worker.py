@@ -17,6 +17,8 @@ from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import ProcessInfo, find_process
@@ -30,7 +32,9 @@ def build(stage: int, precision: str, process: ProcessInfo) -> Any:
     plan = EnginePlan(
         stage, None, BatchLayout(4, 2, process.rank, process.world_size), precision, 1.0, 0.05, (0.9, 0.95)
     )
-    return engine.build_engine(JointModule(model, True), plan, process.device)
+    return engine.build_engine(
+        JointModule(model, Objective.of({"pixels": 1.0, "contrast": 1.0}, Setup(model.size))), plan, process.device
+    )
 
 
 def made(name: str, part: str, shape: torch.Size) -> Tensor:
@@ -41,7 +45,7 @@ def made(name: str, part: str, shape: torch.Size) -> Tensor:
 def one_step(ds_engine: Any) -> None:
     video = torch.randint(0, 255, (2, 3, 4, 32, 32), generator=seeding.generator("clip"), dtype=torch.uint8)
     visible, target = torch.arange(4).repeat(2, 1), torch.arange(4, 10).repeat(2, 1)
-    error, embedding, log_scale = ds_engine(video, visible, target)
+    error, embedding, [log_scale] = ds_engine(video, visible, target)
     ds_engine.backward(error.sum() + embedding.sum() + log_scale.sum())
     ds_engine.step()
 

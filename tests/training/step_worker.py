@@ -20,7 +20,6 @@ import torch
 
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.checkpoints.saver import Saver
-from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
@@ -28,6 +27,8 @@ from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelOptions, ModelSize
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
@@ -76,8 +77,9 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
     layout = BatchLayout(GLOBAL, micro, process.rank, process.world_size)
     plan = EnginePlan(case["stage"], case.get("json"), layout, case["precision"], 1.0, 0.05, (0.9, 0.95))
     engine.wants_fused = lambda device: bool(case.get("fused"))  # as on a GPU
-    ds_engine = engine.build_engine(JointModule(model, True), plan, process.device)
-    objective = ObjectiveConfig(contrastive_batch=case.get("contrastive_batch"))
+    weights = {"pixels": 1.0, "contrast": 1.0}
+    objective = Objective.of(weights, Setup(model.size), case.get("contrastive_batch"))
+    ds_engine = engine.build_engine(JointModule(model, objective), plan, process.device)
     step = JointStep(ds_engine, process, layout, objective)
     progress = checkpoint.Progress()
     if "load" in case:
@@ -113,7 +115,8 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
         progress.step = t + 1
         progress.updates += result.refusal is None
         refusals.append(result.refusal)
-        curve.append([result.loss, result.reconstruction, result.contrastive, result.grad_norm])
+        terms = [result.figures[name] for name in ("loss_reconstruction", "loss_contrastive")]
+        curve.append([result.loss, *terms, result.grad_norm])
         if result.refusal is not None:
             untouched = digests(ds_engine) == before
     found: dict[str, Any] = {"curve": curve, "refusals": refusals, "state": digests(ds_engine)}

@@ -18,6 +18,8 @@ from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime.distributed import ProcessInfo, find_process
 
@@ -33,7 +35,9 @@ def difference(stage: int, process: ProcessInfo) -> float:
     plan = EnginePlan(
         stage, None, BatchLayout(MICRO_STEPS * ranks, 1, process.rank, ranks), "bf16", 1.0, 0.05, (0.9, 0.95)
     )
-    ds_engine = engine.build_engine(JointModule(model, True), plan, process.device)
+    ds_engine = engine.build_engine(
+        JointModule(model, Objective.of({"pixels": 1.0, "contrast": 1.0}, Setup(model.size))), plan, process.device
+    )
     sums: dict[str, Tensor] = {}
 
     def add(name: str, gradient: Tensor) -> None:
@@ -43,7 +47,7 @@ def difference(stage: int, process: ProcessInfo) -> float:
         parameter.register_hook(lambda gradient, name=name: add(name, gradient))
     for index in range(MICRO_STEPS):
         part = prepared([index * ranks + process.rank], model.grid.tokens)
-        error, embedding, log_scale = ds_engine(part.batch.video, part.mask.visible, part.mask.target)
+        error, embedding, [log_scale] = ds_engine(part.batch.video, part.mask.visible, part.mask.target)
         ds_engine.backward(error.sum() + embedding.sum() + log_scale.sum())
         if index < MICRO_STEPS - 1:
             ds_engine.step()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tgm_scale import config as configuration
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.activations import kept_bytes
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.parts import autoencoder, pixel_statistics
@@ -52,7 +54,9 @@ def test_what_is_kept_is_what_autograd_keeps(
     config = configuration.load("configs/pretrain_vitb.yaml", [*SMALL, *clips, *ways])
     plan = plan_pretraining(config, ProcessInfo(0, 1, 0, torch.device("cpu")))
     model = autoencoder(plan.shape, config.model, 0, None, pixel_statistics(config.data))
-    module = JointModule(model, False).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    module = JointModule(model, Objective.of({"pixels": 1.0}, Setup(model.size))).to(
+        torch.bfloat16 if precision == "bf16" else torch.float32
+    )
     mask = run_masker(config)(torch.zeros(1, dtype=torch.int64))
     video = torch.zeros(1, 3, frames, pixels, pixels, dtype=torch.uint8)
     found, counted = kept_by_autograd(module, video, mask.visible, mask.target), kept_bytes(plan, checkpointing)

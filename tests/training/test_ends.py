@@ -13,6 +13,7 @@ from short_run import arguments, moving_texture, start, wait_for_checkpoint, wai
 from starts import Started
 
 from tgm_scale.config import Config, load
+from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
@@ -77,9 +78,9 @@ def joint(config: Path, *overrides: str) -> Config:
 def test_one_clip_has_no_other_to_be_told_from(config: Path, tmp_path: Path) -> None:
     one, two = clips(tmp_path / "one", 1), clips(tmp_path / "two", 2)
     with pytest.raises(ValueError, match=r"objective\.contrastive_weight=1 tells clips .* /.*/one has one clip: give"):
-        refuse_one_clip([open_corpus(str(one))], 1.0)
-    refuse_one_clip([open_corpus(str(two))], 1.0)
-    refuse_one_clip([open_corpus(str(one))], 0.0)
+        refuse_one_clip([open_corpus(str(one))], ObjectiveConfig())
+    refuse_one_clip([open_corpus(str(two))], ObjectiveConfig())
+    refuse_one_clip([open_corpus(str(one))], ObjectiveConfig(contrastive_weight=0.0))
     for of in ("train.global_batch_size=1", "objective.contrastive_batch=2"):
         size = ["train.micro_batch_size=1"] if "train" in of else ["data.repeated_augmentation=2"]
         with pytest.raises(ValueError, match=rf"{of} is one clip .* set objective\.contrastive_weight=0"):

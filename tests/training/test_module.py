@@ -7,6 +7,8 @@ import torch
 from tgm_scale.models.patches import channel_last, gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
@@ -17,9 +19,12 @@ def test_targets_of_the_clip_keep_each_patch_s_brightness() -> None:
     model = MaskedVideoAutoencoder(SIZE, frames=4, image_size=16, options=ModelOptions("sdpa"), seed=1)
     video = torch.randint(256, (2, 3, 4, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     visible, target = torch.tensor([[0, 3, 5]] * 2), torch.tensor([[1, 2, 4, 6, 7]] * 2)
-    error_B, *_ = JointModule(model, contrastive=False, normalise_by="clip")(video, visible, target)
-    of_patch_B, *_ = JointModule(model, contrastive=False)(video, visible, target)
-    assert error_B is not None and not torch.allclose(error_B, of_patch_B)
+    of_clip, of_patch = (
+        JointModule(model, Objective.of({"pixels": 1.0}, Setup(SIZE, normalise_by=by)))(video, visible, target)
+        for by in ("clip", "patch")
+    )
+    [error_B], [of_patch_B] = of_clip.errors_TB, of_patch.errors_TB
+    assert not torch.allclose(error_B, of_patch_B)
 
     x = video.double()
     whole = (x - x.mean((2, 3, 4), keepdim=True)) / x.flatten(2).std(2)[..., None, None, None]

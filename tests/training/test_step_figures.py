@@ -7,9 +7,12 @@ import math
 import pytest
 import torch
 
-from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.contracts import BatchLayout
-from tgm_scale.objectives.contrastive import MAX_SCALE, MIN_SCALE, Negatives, info_nce
+from tgm_scale.models.vit import SIZES
+from tgm_scale.objectives.contrastive import MAX_SCALE, MIN_SCALE, info_nce
+from tgm_scale.objectives.negatives import Negatives
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.step import JointStep, Prepared, _Replay
 
@@ -18,11 +21,14 @@ from tgm_scale.training.step import JointStep, Prepared, _Replay
 def test_the_temperature_reported_is_the_one_of_the_loss(log_scale: float) -> None:
     learnt, ids = torch.tensor([log_scale]), torch.arange(4)
     contrast = info_nce(torch.eye(4), torch.eye(4), learnt, Negatives(torch.ones(4), ids, ids, 4))
-    step = JointStep(None, find_process(), BatchLayout(4, 4), ObjectiveConfig())
+    objective = Objective.of({"pixels": 1.0, "contrast": 1.0}, Setup(SIZES["tiny"]))
+    step = JointStep(None, find_process(), BatchLayout(4, 4), objective)
     part = Prepared(
         batch=None, mask=None, text_BE=None, caption_ids_B=ids, digest=torch.zeros((), dtype=torch.float64)
     )
-    replay = _Replay(torch.zeros(4, 4), torch.zeros(1), contrast.loss, contrast.accuracy)
-    temperature = step._metrics(torch.zeros((), dtype=torch.float64), [part], [replay], learnt)[4].item()
+    replay = _Replay(torch.zeros(4, 4), torch.zeros(1), contrast.loss, {"contrastive_accuracy": contrast.accuracy})
+    errors_T = torch.zeros(1, dtype=torch.float64)
+    metrics = step._metrics(errors_T, [part], [{"contrast": replay}], {"contrast": learnt})
+    temperature = metrics["temperature"].item()
     assert temperature == pytest.approx(1 / contrast.scale.item())
     assert 0.99 / MAX_SCALE < temperature <= 1 / MIN_SCALE

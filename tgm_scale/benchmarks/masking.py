@@ -28,6 +28,8 @@ from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower, tower_folder
 from tgm_scale.masking.recipes import RECIPES, Masker
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.parts import autoencoder, pixel_statistics
 from tgm_scale.planning.run_plan import masker_of, run_masker, shape_of
@@ -88,7 +90,7 @@ def _step(config: Config, video: Tensor, device: torch.device) -> Callable[[], A
     """Forward, reconstruction loss, backward and AdamW of the configuration's model, without an engine."""
     shape, masker = shape_of(config), run_masker(config)
     model = autoencoder(shape, config.model, config.run.seed, None, pixel_statistics(config.data))
-    module = JointModule(model, contrastive=False).to(device)
+    module = JointModule(model, Objective.of({"pixels": 1.0}, Setup(model.size))).to(device)
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4)
     noise = masker_of(config.masking.model_copy(update={"recipe": "random"}), shape.grid, config.model.decode_ratio)
     seeds = torch.arange(len(video), device=device)
@@ -98,8 +100,8 @@ def _step(config: Config, video: Tensor, device: torch.device) -> Callable[[], A
 
     def step() -> None:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            error_B, _, _ = module(video, mask.visible, mask.target)
-        error_B.mean().backward()
+            error_1B, *_ = module(video, mask.visible, mask.target)
+        error_1B.mean().backward()
         optimiser.step()
         optimiser.zero_grad()
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tgm_scale.checkpoints import beside
 from tgm_scale.checkpoints.checkpoint import Reader
-from tgm_scale.runtime.files import replacing, sync
-from tgm_scale.runtime.tensors import load_tensors, save_tensors
+from tgm_scale.runtime.tensors import load_tensors
+
+_NAME = "ema"
 
 
 def file_of(folder: Path, step: int) -> Path:
-    return folder / f"ema-{step:08d}.safetensors"
+    return beside.file_of(folder, _NAME, step)
 
 
 class Average:
@@ -33,16 +35,8 @@ class Average:
             self._values[name].lerp_(value.detach().float(), 1 - self._decay)
 
     def write(self, step: int, retained: list[int]) -> None:
-        """Write the average of a step that is checkpointed next, and drop those of checkpoints that are gone.
-
-        retained: the steps of all checkpoints. None may be on its way to the disk: its average would be dropped."""
-        file = file_of(self._folder, step)
-        with replacing(file) as work:
-            save_tensors({name: value.cpu().contiguous() for name, value in self._values.items()}, work)
-        sync(self._folder)
-        for old in self._folder.glob("ema-*.safetensors"):
-            if old not in {file, *(file_of(self._folder, other) for other in retained)}:
-                old.unlink()
+        """As `beside.write`."""
+        beside.write(self._folder, _NAME, step, retained, self._values)
 
     def read(self, step: int) -> None:
         """Continue from the average of a checkpoint. Raises ValueError where there is none."""

@@ -212,4 +212,7 @@ def digest_tree(config: Section) -> dict[str, Any]:
             tree.get(section, {}).pop(name, None)
     for section in ("deepspeed", "checkpoint", "log", "profile", "knn"):
         tree.pop(section, None)
+    if terms := tree.get("objective", {}).get("terms"):  # the two older keys have the weights of theirs
+        others = {name: weight for name, weight in terms.items() if weight and name not in ("pixels", "contrast")}
+        tree["objective"]["terms"] = others or None
     return tree

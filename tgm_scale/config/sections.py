@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tgm_scale.config.data_sections import ClipsConfig, DataConfig, Section
+from tgm_scale.config.objective_section import ObjectiveConfig
 
 
 class RunConfig(Section):
@@ -63,18 +64,6 @@ class ModelConfig(Section):
     compile: bool = Field(False, description="torch.compile for each block; not with ZeRO stage 3")
     initialisation: Literal["videomae", "local"] = Field(
         "videomae", description="'local': attention starts on neighbouring tokens, for runs of minutes"
-    )
-
-
-class ObjectiveConfig(Section):
-    reconstruction_weight: float = Field(1.0, ge=0, description="factor of the masked reconstruction (MSE); 0: none")
-    contrastive_weight: float = Field(1.0, ge=0, description="factor of the video-text contrast (InfoNCE); 0: none")
-    contrastive_batch: int | None = Field(
-        None, ge=2, description="clips that are each other's negatives; default: the global batch"
-    )
-    normalise_by: Literal["patch", "clip"] = Field(
-        "patch",
-        description="pixels to reconstruct, by the mean and deviation of their patch (VideoMAE) or of the clip",
     )
 
 
@@ -259,15 +248,19 @@ class Config(TrainingConfig):
     @model_validator(mode="after")
     def _combinations(self) -> Config:
         train, objective, data = self.train, self.objective, self.data
-        if objective.reconstruction_weight == 0 and objective.contrastive_weight == 0:
+        contrast, without_contrast = objective.key("contrast"), " ".join(objective.without({"contrast"}))
+        if not objective.weights():
             raise ValueError(
                 "objective.reconstruction_weight and objective.contrastive_weight are both 0: nothing is learned; "
                 "set one of them above 0"
+                if objective.terms is None
+                else f"objective.terms={objective.in_yaml()}: nothing is learned; give a term a weight above 0, "
+                "such as 'objective.terms={pixels: 1}'"
             )
         if objective.contrastive_weight > 0 and self.guidance.towers is None:
             raise ValueError(
-                "objective.contrastive_weight > 0 needs a text tower: set guidance.towers to the folder of a CLIP or "
-                "SigLIP model (or to 'small'), or set objective.contrastive_weight=0"
+                f"{contrast} > 0 needs a text tower: set guidance.towers to the folder of a CLIP or SigLIP model (or "
+                f"to 'small'), or set {without_contrast}"
             )
         negatives = objective.contrastive_batch
         if negatives is not None and train.global_batch_size % negatives:
@@ -280,7 +273,7 @@ class Config(TrainingConfig):
             raise ValueError(
                 f"{name}={negatives or train.global_batch_size} is one clip (data.repeated_augmentation="
                 f"{data.repeated_augmentation} times), and the contrast needs other clips: make it larger, or set "
-                "objective.contrastive_weight=0"
+                f"{without_contrast}"
             )
         if train.micro_batch_size % data.repeated_augmentation:
             raise ValueError(
@@ -293,7 +286,7 @@ class Config(TrainingConfig):
         if self.log.pictures_every is not None and objective.reconstruction_weight == 0:
             raise ValueError(
                 f"log.pictures_every={self.log.pictures_every} draws reconstructions, and "
-                "objective.reconstruction_weight=0 learns none: leave it out, or set a weight above 0"
+                f"{objective.key('pixels')}=0 learns none: leave it out, or set a weight above 0"
             )
         if self.knn.every is not None and not (self.knn.train and self.knn.test):
             raise ValueError("knn.every needs a labelled set: give knn.train and knn.test")

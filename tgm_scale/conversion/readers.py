@@ -18,6 +18,7 @@ from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Reader, latest
 from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import TERMS
 from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.models.classifier import HEAD_NORM, without_head_norm
@@ -116,6 +117,9 @@ def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
     if HEAD_NORM in reader.manifest:
         weights = without_head_norm(weights, reader.manifest, averaged)
         notes.append("the norm before the head (finetune.head_norm) is folded into the head")
+    if of_terms := [name for name in weights if name.startswith(TERMS)]:
+        weights = {name: value for name, value in weights.items() if name not in of_terms}
+        notes.append(f"left out {', '.join(sorted(of_terms))}: of the objective's terms, and no part of the model")
     weights, more = of_own_run(weights, stated.config or {})
     return OpenedWeights(weights, stated, [*notes, *more])
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
+from tgm_scale.guidance.features import on_grid
 from tgm_scale.guidance.image import SCORERS, ImageTower
 from tgm_scale.guidance.passes import clips_per_pass, in_passes, on_tokens, slot_frames
 
@@ -62,12 +63,37 @@ class Relevance:
         return in_passes(compute, count, frames_BCFHW, captions_BKE)
 
     @torch.no_grad()
+    def with_features(self, video_BCTHW: Tensor, captions_BKE: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """`of_captions`, and what `features.TokenFeatures` gives of the same clips, by one pass of the tower."""
+        frames_BCFHW = slot_frames(video_BCTHW, grid, self.one_frame)
+        count = clips_per_pass(self.image.device, frames_BCFHW.shape[2] * self.image.tokens(self.resolution))
+
+        def compute(video: Tensor, captions: Tensor) -> Tensor:
+            features_BFhwE = self._features(video)
+            relevance_BNK = on_tokens(_cosines(features_BFhwE, captions), grid).flatten(2).transpose(1, 2)
+            return torch.cat([relevance_BNK, on_grid(features_BFhwE, grid)], dim=2)
+
+        both = in_passes(compute, count, frames_BCFHW, captions_BKE)
+        relevance_BNK, features_BNE = both.split([captions_BKE.shape[1], self.image.width], dim=2)
+        relevance_BKSRC = relevance_BNK.transpose(1, 2).unflatten(2, (grid.slots, grid.rows, grid.columns))
+        return relevance_BKSRC.contiguous(), features_BNE.contiguous()
+
+    @torch.no_grad()
     def cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
         """Before the way to the token grid, in one pass: float32 [B, K, F, h, w] of all frames."""
+        return _cosines(self._features(video_BCTHW), captions_BKE)
+
+    def _features(self, video_BCTHW: Tensor) -> Tensor:
+        """float32 [B, F, h, w, E]."""
         frames_N3HW = video_BCTHW.transpose(1, 2).flatten(0, 1)
-        features = F.normalize(self.image.patch_tokens(frames_N3HW, self.scorer, self.resolution), dim=-1)
-        features_BPE = features.unflatten(0, (len(video_BCTHW), -1)).flatten(1, 3)
-        # a product for each caption: its bits do not depend on how many captions there are
-        captions_KBE1 = captions_BKE.transpose(0, 1).contiguous()[..., None]
-        cosine_KBP = [(features_BPE @ caption_BE1).squeeze(-1) for caption_BE1 in captions_KBE1]
-        return torch.stack(cosine_KBP, dim=1).unflatten(-1, (-1, *features.shape[1:3]))
+        features_NhwE = self.image.patch_tokens(frames_N3HW, self.scorer, self.resolution)
+        return features_NhwE.unflatten(0, (len(video_BCTHW), -1))
+
+
+def _cosines(features_BFhwE: Tensor, captions_BKE: Tensor) -> Tensor:
+    """float32 [B, K, F, h, w]."""
+    features_BPE = F.normalize(features_BFhwE, dim=-1).flatten(1, 3)
+    # a product for each caption: its bits do not depend on how many captions there are
+    captions_KBE1 = captions_BKE.transpose(0, 1).contiguous()[..., None]
+    cosine_KBP = [(features_BPE @ caption_BE1).squeeze(-1) for caption_BE1 in captions_KBE1]
+    return torch.stack(cosine_KBP, dim=1).unflatten(-1, features_BFhwE.shape[1:4])

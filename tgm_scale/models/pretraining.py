@@ -1,7 +1,7 @@
 """The masked video autoencoder: encoder on visible tokens, light decoder over targets, projection for the contrast.
 
-Shapes: B clips, C=3, T frames, H W pixels; N tokens of the grid, V visible, M targets; D width of the encoder,
-P values of a patch, E width of the text embedding.
+Shapes: B clips, C=3, T frames, H W pixels; N tokens of the grid, V visible, M targets; D width of the encoder, K of
+the decoder, P values of a patch, E width of the text embedding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ class Output(NamedTuple):
     """What one pass gives; a NamedTuple, since ZeRO-3's hooks look for tensors in tuples, not in dataclasses."""
 
     tokens_BVD: Tensor  # visible tokens after the encoder's norm, of the model's dtype
-    prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); None without a target
+    decoded_BMK: Tensor | None  # target tokens after the decoder's norm, of the model's dtype; None without a target
+    prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); None where no pixels are wanted
     target_BMP: Tensor | None  # the target tokens' patches, of the video's dtype, order (channel, frame, row, column)
     embedding_BE: Tensor | None  # float32, not normalised; None for a model without a projection
 
@@ -73,20 +74,25 @@ class MaskedVideoAutoencoder(nn.Module):
         self.projection = None if embedding_width is None else Projection(size.width, embedding_width)
         initialise(self, seed)
 
-    def forward(self, video_BCTHW: Tensor, visible_BV: Tensor, target_BM: Tensor | None = None) -> Output:
+    def forward(
+        self, video_BCTHW: Tensor, visible_BV: Tensor, target_BM: Tensor | None = None, pixels: bool = True
+    ) -> Output:
         """video: 0..255, uint8 (or float); visible, target: int64 indices of tokens, disjoint (`contracts.Mask`).
 
         Without a target the decoder does not run: encoder and projection alone, as the first pass of cached
-        contrastive gradients wants. Raises ValueError for a clip of another shape than the model was built for."""
+        contrastive gradients wants. pixels: whether the targets' pixels are predicted; else they are decoded for other
+        heads. Raises ValueError for a clip of another shape than the model was built for."""
         patches_BNP = self._patchify(video_BCTHW)
         tokens_BVD = self.encoder(gather_tokens(patches_BNP, visible_BV), visible_BV)
-        prediction_BMP = target_patches_BMP = embedding_BE = None
+        decoded_BMK = prediction_BMP = target_patches_BMP = embedding_BE = None
         if target_BM is not None:
-            prediction_BMP = self.decode(tokens_BVD, visible_BV, target_BM)
+            decoded_BMK = self.decoded(tokens_BVD, visible_BV, target_BM)
+            if pixels:
+                prediction_BMP = self.decoder.head(decoded_BMK).float()
             target_patches_BMP = gather_tokens(patches_BNP, target_BM)
         if self.projection is not None:
             embedding_BE = self.projection(tokens_BVD.float().mean(1))
-        return Output(tokens_BVD, prediction_BMP, target_patches_BMP, embedding_BE)
+        return Output(tokens_BVD, decoded_BMK, prediction_BMP, target_patches_BMP, embedding_BE)
 
     def encode(self, video_BCTHW: Tensor, visible_BV: Tensor | None = None) -> Tensor:
         """Tokens after the encoder's norm, [B, V, D]; with no `visible`, those of the whole clip in order."""
@@ -96,7 +102,11 @@ class MaskedVideoAutoencoder(nn.Module):
         return self.encoder(patches_BNP, visible_BV)
 
     def decode(self, tokens_BVD: Tensor, visible_BV: Tensor, target_BM: Tensor) -> Tensor:
-        """Pixels of the target tokens as the decoder sees them from the visible ones: float32 [B, M, P].
+        """Pixels of the target tokens as the decoder sees them from the visible ones: float32 [B, M, P]."""
+        return self.decoder.head(self.decoded(tokens_BVD, visible_BV, target_BM)).float()
+
+    def decoded(self, tokens_BVD: Tensor, visible_BV: Tensor, target_BM: Tensor) -> Tensor:
+        """The target tokens after the decoder's norm, before any head: [B, M, K].
 
         Tokens that are neither visible nor targets are not decoded, so a smaller target is cheaper. With
         self-attention it changes the predictions somewhat: they are not a selection from those of a larger target.
@@ -104,7 +114,7 @@ class MaskedVideoAutoencoder(nn.Module):
         dtype = self.mask_token.dtype
         visible = self.decoder_positions(self.encoder_to_decoder(tokens_BVD), visible_BV, dtype)
         target = self.decoder_positions(self.mask_token, target_BM, dtype)
-        return self.decoder(visible, target).float()
+        return self.decoder(visible, target)
 
     def _patchify(self, video_BCTHW: Tensor) -> Tensor:
         if video_BCTHW.shape[1:] != self.clip_shape:

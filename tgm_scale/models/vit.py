@@ -168,7 +168,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Visible and target tokens of the decoder's width -> pixels of the targets.
+    """Visible and target tokens of the decoder's width -> the targets' tokens, from which `head` makes their pixels.
 
     "self": blocks over visible and target tokens together, as in VideoMAE. "cross": the targets alone go through the
     blocks, and each attends to the visible tokens and to no target, itself included (CrossMAE, Fu et al. 2024, arXiv
@@ -189,14 +189,14 @@ class Decoder(nn.Module):
         self.head = nn.Linear(size.decoder_width, size.patch_values)
 
     def forward(self, visible_BVD: Tensor, target_BMD: Tensor) -> Tensor:
-        """Both with their positions. Returns [B, M, P]."""
+        """Both with their positions. Returns [B, M, D] after the norm: what a head takes."""
         if self.context_norm is None:
             x_BND = torch.cat([visible_BVD, target_BMD], dim=1)
             x_BMD = run_blocks(self.blocks, x_BND, self.activation_checkpointing)[:, -target_BMD.shape[1] :]
         else:
             context = [self.context_norm(visible_BVD)] * len(self.blocks)
             x_BMD = run_blocks(self.blocks, target_BMD, self.activation_checkpointing, context)
-        return self.head(self.norm(x_BMD))
+        return self.norm(x_BMD)
 
 
 def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Masked reconstruction: normalised pixels as targets, mean squared error.
+"""`pixels`: masked reconstruction, normalised pixels as targets, mean squared error.
 
 Shapes: B clips, M target tokens, P values of a patch (see models/patches.py for their two orders), C=3 channels,
 K values of a channel of a patch; T, H, W of a video.
@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tgm_scale.models.patches import CHANNELS, channel_first, channel_last
+from tgm_scale.objectives.term import PIXELS, TARGETS, ClipTerm, Seen, Setup
 
 EPS = 255e-6  # VideoMAE's 1e-6 of a 0..1 range, in grey levels
 
@@ -65,3 +66,19 @@ def reconstruction_error(prediction_BMP: Tensor, patches_BMP: Tensor, statistics
     each clip's target tokens."""
     targets_BMP = normalised_targets(patches_BMP, statistics)
     return (prediction_BMP.float() - targets_BMP).square().mean(dim=(1, 2))
+
+
+class Pixels(ClipTerm):
+    """The term `pixels`: the decoder's own head predicts the targets' pixels."""
+
+    needs = frozenset({TARGETS, PIXELS})
+    column = "loss_reconstruction"
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.by_clip = setup.normalise_by == "clip"
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.prediction_BMP is not None and seen.patches_BMP is not None
+        statistics = clip_statistics(seen.video_BCTHW) if self.by_clip else None
+        return reconstruction_error(seen.prediction_BMP, seen.patches_BMP, statistics)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.config import DataConfig
+from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.data.access.disk_cache import DiskCache
 from tgm_scale.data.lists.reading import NoList
 from tgm_scale.data.shards.index import Corpus
@@ -18,6 +19,7 @@ from tgm_scale.data.shards.inventory import (
     refuse_without_captions,
 )
 from tgm_scale.data.shards.opening import make_names_distinct, open_corpus
+from tgm_scale.planning.objective import needs_captions
 from tgm_scale.runtime.files import making
 
 MADE_BY = "synthetic.json"  # in a corpus that was made: of which data.synthetic
@@ -60,12 +62,12 @@ def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[st
     return opened
 
 
-def refuse_one_clip(opened: list[Corpus], contrastive_weight: float) -> None:
+def refuse_one_clip(opened: list[Corpus], objective: ObjectiveConfig) -> None:
     """Raises ValueError where there is nothing to tell a clip from."""
-    if contrastive_weight and sum(map(len, opened)) < 2:
+    if (coupled := needs_captions(objective)) and sum(map(len, opened)) < 2:
         raise ValueError(
-            f"objective.contrastive_weight={contrastive_weight:g} tells clips from others, and {opened[0].origin} has "
-            "one clip: give more clips, or set objective.contrastive_weight=0"
+            f"{objective.key(coupled[0])}={objective.weights()[coupled[0]]:g} tells clips from others, and "
+            f"{opened[0].origin} has one clip: give more clips, or set {' '.join(objective.without(coupled))}"
         )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from tgm_scale.config.sections import Config, TrainingConfig
 from tgm_scale.planning.footprint import MAX_LIVE, footprint, parameters
+from tgm_scale.planning.objective import needs_captions
 from tgm_scale.planning.run_plan import RunPlan, layout_of, plan_pretraining
 from tgm_scale.planning.tower_cost import TowerCost, tower_cost
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -27,7 +28,7 @@ class Asked:
     @classmethod
     def pretraining(cls, config: Config) -> Asked:
         objective, batch = config.objective, config.train.global_batch_size
-        negatives = (objective.contrastive_batch or batch) if objective.contrastive_weight else None
+        negatives = (objective.contrastive_batch or batch) if needs_captions(objective) else None
         return cls(config, plan_pretraining, config.data.repeated_augmentation, negatives)
 
 

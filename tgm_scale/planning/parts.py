@@ -24,7 +24,10 @@ from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import IMAGENET, PixelStatistics
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions
+from tgm_scale.objectives.term import CAPTIONS
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
+from tgm_scale.planning.objective import build_objective
 from tgm_scale.planning.run_plan import RunPlan, Shape
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.secrets import tree_without_secrets
@@ -70,7 +73,7 @@ def autoencoder(
     shape: Shape, settings: ModelConfig, seed: int, embedding_width: int | None, statistics: PixelStatistics
 ) -> MaskedVideoAutoencoder:
     """With fresh weights keyed by the run's seed, fp32, on the CPU. embedding_width: of the text tower; None without
-    the contrastive objective."""
+    a term that needs captions."""
     built = MaskedVideoAutoencoder(
         shape.size,
         frames=shape.frames,
@@ -88,12 +91,17 @@ def autoencoder(
     return built
 
 
-def joint_module(config: Config, shape: Shape, towers: Towers) -> JointModule:
-    """The autoencoder with the objectives of the configuration."""
-    contrastive = config.objective.contrastive_weight > 0
-    width = towers.text.width if contrastive and towers.text is not None else None
+def objective(config: Config, shape: Shape, towers: Towers) -> Objective:
+    """The terms of the configuration, for the frozen models of the run."""
+    features = 0 if towers.features is None else towers.features.width
+    return build_objective(config.objective, shape.size, features, 0 if towers.text is None else towers.text.width)
+
+
+def joint_module(config: Config, shape: Shape, towers: Towers, terms: Objective) -> JointModule:
+    """The autoencoder with what the terms learn beside it."""
+    width = towers.text.width if CAPTIONS in terms.needs and towers.text is not None else None
     model = autoencoder(shape, config.model, config.run.seed, width, pixel_statistics(config.data))
-    return JointModule(model, contrastive, config.objective.normalise_by)
+    return JointModule(model, terms, config.run.seed)
 
 
 def checkpoint_metadata(config: RunSettings, shape: Shape) -> dict[str, Any]:

@@ -16,6 +16,9 @@ from tgm_scale.engine.plan import EnginePlan, resolve_precision
 from tgm_scale.masking.recipes import Masker, build_masker
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.models.vit import SIZES, ModelSize
+from tgm_scale.objectives.term import CAPTIONS, FEATURES, TARGETS
+from tgm_scale.objectives.terms import needs_of
+from tgm_scale.planning.objective import needs_captions, weights_of
 from tgm_scale.runtime.distributed import ProcessInfo
 
 
@@ -103,7 +106,8 @@ class RunPlan:
     optim: OptimConfig
     device: torch.device
     masker: Masker | None = None  # None: the model sees all tokens
-    targets: int = 0  # tokens that are reconstructed
+    terms: frozenset[str] = frozenset()  # what the terms of the objective need: objectives/term.py
+    targets: int = 0  # tokens that are decoded
     captions: bool = False  # whether any are read
     without_captions: tuple[str, ...] = ()  # keys that are left to set for a run that reads none
     steps: int | None = None  # None: not known before the data is opened
@@ -121,6 +125,12 @@ class RunPlan:
         assert self.steps is not None
         optim = self.optim
         return Schedule.of(optim.base_lr, optim.min_lr, optim.warmup_share, self.steps, self.layout.global_batch)
+
+    @property
+    def needs(self) -> set[str]:
+        """What is computed of each clip for masker and terms, by the names of planning/towers.py."""
+        assert self.masker is not None
+        return self.masker.needs | (self.terms & {FEATURES})
 
     @property
     def visible(self) -> int:
@@ -174,6 +184,7 @@ def plan_pretraining(config: Config, process: ProcessInfo) -> RunPlan:
     engine = engine_of(
         config.deepspeed, layout, resolve_precision(config.train.precision, process.device), config.optim
     )
+    terms = needs_of(weights_of(config.objective))
     return RunPlan(
         shape,
         layout,
@@ -182,18 +193,15 @@ def plan_pretraining(config: Config, process: ProcessInfo) -> RunPlan:
         config.optim,
         process.device,
         masker,
-        targets=masker.target_count if config.objective.reconstruction_weight else 0,
-        captions=config.objective.contrastive_weight > 0 or "relevance" in masker.needs,
+        terms=terms,
+        targets=masker.target_count if TARGETS in terms else 0,
+        captions=CAPTIONS in terms or "relevance" in masker.needs,
         without_captions=_without_captions(config, masker),
     )
 
 
 def _without_captions(config: Config, masker: Masker) -> tuple[str, ...]:
-    objective, keys = config.objective, []
-    if objective.contrastive_weight:
-        keys.append("objective.contrastive_weight=0")
-    if not objective.reconstruction_weight:
-        keys.append("objective.reconstruction_weight=1")
+    keys = config.objective.without(needs_captions(config.objective))
     if "relevance" in masker.needs:
         keys += ["masking.recipe=tube", *(["masking.options={}"] if config.masking.options else [])]
     return tuple(keys)

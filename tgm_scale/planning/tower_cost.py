@@ -31,7 +31,7 @@ def tower_cost(config: Config, plan: RunPlan) -> TowerCost:
     """Of the folder where it is there, else of CLIP ViT-B/32."""
     guidance = config.guidance
     assert plan.masker is not None
-    online = online_maps(guidance, plan.masker.needs)
+    online = online_maps(guidance, plan.needs)
     if guidance.towers is None or not (plan.captions or online):
         return TowerCost()
     vision, text, said = _sizes(tower_folder(guidance.towers))

@@ -11,12 +11,14 @@ from torch import Tensor
 from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.attention import ClassAttention
+from tgm_scale.guidance.features import TokenFeatures
 from tgm_scale.guidance.flow import FlowToBase
 from tgm_scale.guidance.parts import Parts
 from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import TextTower, load_image_tower, load_text_tower, tower_folder
 
-IMAGE_MAPS = {"relevance", "attention", "parts"}  # what a masker may need that comes from the image tower
+# what a masker, or (features) a term of the objective, may need that comes from the image tower
+IMAGE_MAPS = {"relevance", "attention", "parts", "features"}
 
 
 def online_maps(guidance: GuidanceConfig, needs: set[str]) -> set[str]:
@@ -30,11 +32,12 @@ class Towers:
 
     text: TextTower | None = None
     relevance: Relevance | None = None
+    features: TokenFeatures | None = None
     maps: dict[str, Callable[[Tensor, Grid], Tensor]] = field(default_factory=dict)  # of pixels alone
 
 
 def load_towers(guidance: GuidanceConfig, needs: set[str], contrastive: bool, device: torch.device) -> Towers:
-    """needs: of the masker; contrastive: whether captions are embedded for the objective."""
+    """needs: of the masker and the objective; contrastive: whether captions are embedded for the objective."""
     found = Towers()
     if "flow" in needs:
         found.maps["flow"] = FlowToBase(guidance.flow, device)
@@ -51,6 +54,8 @@ def load_towers(guidance: GuidanceConfig, needs: set[str], contrastive: bool, de
     view = (guidance.frames_per_tubelet, guidance.resolution)
     if "relevance" in online:
         found.relevance = Relevance(image, guidance.scorer, *view)
+    if "features" in online:
+        found.features = TokenFeatures(image, guidance.scorer, *view)
     if "attention" in online:
         found.maps["attention"] = ClassAttention(image, *view)
     if "parts" in online:

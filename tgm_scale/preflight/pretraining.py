@@ -22,9 +22,10 @@ from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.engine.plan import not_used
+from tgm_scale.objectives.term import CAPTIONS, TARGETS
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import open_corpora
-from tgm_scale.planning.parts import clip_loader, joint_module
+from tgm_scale.planning.parts import clip_loader, joint_module, objective
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.preflight.task_checks import CLIPS, TaskChecks, first_usable, try_step
@@ -74,8 +75,7 @@ class PretrainingChecks(TaskChecks):
             batch = _first_usable(few, plan)
         config = self.config
         assert plan.masker is not None
-        contrastive = config.objective.contrastive_weight > 0
-        towers = load_towers(few.guidance, plan.masker.needs, contrastive, process.device)
+        towers = load_towers(few.guidance, plan.needs, CAPTIONS in plan.terms, process.device)
         with torch.no_grad():
             prepared = ClipGuidance(plan.masker, towers, ToDevice(process.device))(batch)
         lines = [f"a clip, {batch.keys[0]}: {'x'.join(map(str, batch.video.shape[2:]))} pixels"]
@@ -83,12 +83,13 @@ class PretrainingChecks(TaskChecks):
             lines.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")
         mask = prepared.mask
         lines.append(f"its mask: {mask.visible.shape[1]} tokens seen, {mask.target.shape[1]} painted")
-        module = joint_module(config, plan.shape, towers)
+        module = joint_module(config, plan.shape, towers, objective(config, plan.shape, towers))
 
         def loss_of(index_B: Tensor) -> Tensor:
-            target = mask.target[index_B] if config.objective.reconstruction_weight else None
-            error_B, embedding_BE, _ = module(prepared.batch.video[index_B], mask.visible[index_B], target)
-            loss = sum(part.float().mean() for part in (error_B, embedding_BE) if part is not None)
+            target = mask.target[index_B] if TARGETS in plan.terms else None
+            features = None if prepared.features_BNF is None else prepared.features_BNF[index_B]
+            passed = module(prepared.batch.video[index_B], mask.visible[index_B], target, features)
+            loss = sum(part.float().mean() for part in passed[:2] if part is not None)
             assert isinstance(loss, Tensor)
             return loss
 

@@ -180,6 +180,7 @@ def _cut_after(path: Path, step: int) -> None:
 
 
 _TERMS = (("rec", "loss_reconstruction"), ("con", "loss_contrastive"))
+_OLDER = {key for _, key in _TERMS}
 
 
 class ProgressLine:
@@ -224,7 +225,8 @@ class ProgressLine:
 
 def in_words(row: dict[str, Any]) -> str:
     """A step's loss and its terms."""
-    terms = [f"{name} {row[key]:.4f}" for name, key in _TERMS if row[key] is not None]
+    others = [(key.removeprefix("loss_"), key) for key in row if key.startswith("loss_") and key not in _OLDER]
+    terms = [f"{name} {row[key]:.4f}" for name, key in (*_TERMS, *others) if row[key] is not None]
     return "  ".join([f"loss {loss_in_words(row)}", *terms])
 
 

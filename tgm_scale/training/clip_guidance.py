@@ -1,7 +1,7 @@
 """Outputs of the frozen towers and of the codec for a batch, turned into masks and caption embeddings.
 
-Shapes: B clips, 2 numbers of each (its caption's id, its hash for the digest), E width of the text embedding, S slots,
-R rows, C columns of the token grid.
+Shapes: B clips, 2 numbers of each (its caption's id, its hash for the digest), E width of the text embedding, F of the
+image tower's features, S slots, R rows, C columns of the token grid, N its tokens.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class GuidedBatch:
     maps: dict[str, Tensor | None]  # what the masker may need other than relevance, by name
     relevance_BSRC: Tensor | None = None
     swapped_BSRC: Tensor | None = None  # relevance to the captions before them in the batch
+    features_BNF: Tensor | None = None  # of the image tower, for the terms that need them
 
 
 class ClipGuidance:
@@ -66,9 +67,10 @@ class ClipGuidance:
         for name, compute in self.towers.maps.items():
             if maps.get(name) is None:  # unless the data workers have computed it
                 maps[name] = compute(batch.video, self.masker.grid)
-        if "relevance" not in self.masker.needs:
-            return GuidedBatch(batch, numbers_B2, text_BE, maps)
-        return GuidedBatch(batch, numbers_B2, text_BE, maps, *self._relevance(batch, text_BE))
+        own, swapped, features = self._relevance(batch, text_BE) if "relevance" in self.masker.needs else (None,) * 3
+        if features is None and self.towers.features is not None:
+            features = self.towers.features(batch.video, self.masker.grid)
+        return GuidedBatch(batch, numbers_B2, text_BE, maps, own, swapped, features)
 
     @torch.no_grad()
     def prepare(self, guided_batch: GuidedBatch) -> Prepared:
@@ -85,17 +87,23 @@ class ClipGuidance:
             self.monitor.observe(
                 batch.seeds, batch.weight, ids_B, relevance_BSRC, guided_batch.swapped_BSRC, **guided_batch.maps
             )
-        return Prepared(batch, mask, guided_batch.text_BE, ids_B, with_masks(hashes_B, mask))
+        digest = with_masks(hashes_B, mask)
+        return Prepared(batch, mask, guided_batch.text_BE, ids_B, digest, guided_batch.features_BNF)
 
-    def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Relevance of each clip to its own caption or captions, and to those before it in the batch."""
+    def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Relevance of each clip to its own caption or captions, and to those before it in the batch; and the image
+        tower's features from the same pass, if they are wanted."""
         if batch.relevance is not None:
-            return batch.relevance, None
+            return batch.relevance, None, None
         assert self.towers.relevance is not None and text_BE is not None
         asked_BE = text_BE if batch.caption_sets is None else self._mean_embeddings(batch.caption_sets)
         captions_B2E = torch.stack([asked_BE, asked_BE.roll(1, 0)], dim=1)
-        own, swapped = self.towers.relevance.of_captions(batch.video, captions_B2E, self.masker.grid).unbind(1)
-        return own, swapped
+        if self.towers.features is None:
+            relevance, features = self.towers.relevance.of_captions(batch.video, captions_B2E, self.masker.grid), None
+        else:
+            relevance, features = self.towers.relevance.with_features(batch.video, captions_B2E, self.masker.grid)
+        own, swapped = relevance.unbind(1)
+        return own, swapped, features
 
     def _mean_embeddings(self, caption_sets: list[list[str]]) -> Tensor:
         """Relevance is linear in the caption: that to the mean embedding (not of unit length) is the mean of those to

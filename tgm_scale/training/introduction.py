@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tgm_scale.config import DataConfig
@@ -44,14 +45,14 @@ def _scored(opened: list[Corpus]) -> list[str]:
     ]
 
 
-def warn_of_one_caption(opened: list[Corpus]) -> None:
-    """For a contrast: clips of equal captions are never each other's negatives."""
+def warn_of_one_caption(opened: list[Corpus], key: str) -> None:
+    """For a contrast, whose weight has this key: clips of equal captions are never each other's negatives."""
     every = [captions for corpus in opened for captions in captions_of_some(corpus).values()]
     distinct = {caption for captions in every for caption in captions}
     if len(distinct) == 1:
         print(
             f"warning: all {len(every)} samples looked at have the caption {shown(distinct.pop())}: clips of equal "
-            "captions are not told apart, so objective.contrastive_weight above 0 teaches nothing",
+            f"captions are not told apart, so {key} above 0 teaches nothing",
             flush=True,
         )
 
@@ -83,13 +84,14 @@ def other_synthetic(data: DataConfig, made: Corpus) -> list[str]:
     ]
 
 
-def announce(folder: Path, plan: RunPlan, samples: int, start: int) -> None:
-    """Print what the run will do, before its first step."""
+def announce(folder: Path, plan: RunPlan, weights: Mapping[str, float], samples: int, start: int) -> None:
+    """Print what the run will do, before its first step. weights: of the objective's terms."""
     assert plan.masker is not None
     came_to = f"all {start} steps were done before" if start == plan.steps else f"resuming from step {start}"
     lines = [
         f"run {folder}: {samples} samples, {plan.described()}",
         f"masking {plan.masker.summary()}",
+        f"objective {' + '.join(f'{weight:g} {name}' for name, weight in weights.items())}",
         *not_used(plan.engine.config_file),
         *([came_to] if start else []),
     ]

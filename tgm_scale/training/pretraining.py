@@ -14,6 +14,7 @@ from tgm_scale.config import Config
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.evaluation.online import Neighbours
+from tgm_scale.objectives.term import CAPTIONS
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import (
     corpus_metadata,
@@ -22,11 +23,19 @@ from tgm_scale.planning.corpora import (
     refuse_one_clip,
     storage_seconds,
 )
-from tgm_scale.planning.parts import checkpoint_metadata, clip_loader, initialise, joint_module, pixel_statistics
+from tgm_scale.planning.objective import needs_captions
+from tgm_scale.planning.parts import (
+    checkpoint_metadata,
+    clip_loader,
+    initialise,
+    joint_module,
+    objective,
+    pixel_statistics,
+)
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.runtime.distributed import find_process
-from tgm_scale.training import introduction, prefetch
+from tgm_scale.training import introduction, prefetch, term_state
 from tgm_scale.training.clip_guidance import ClipGuidance, GuidedBatch
 from tgm_scale.training.opening import run
 from tgm_scale.training.pictures import Pictures
@@ -56,12 +65,13 @@ class Pretraining(Task):
             opened = open_corpora(config.data, plan.captions, plan.without_captions)
         self.collectives.barrier()
         self.corpora = opened or open_corpora(config.data, plan.captions, plan.without_captions)
-        self.contrastive = config.objective.contrastive_weight > 0
-        refuse_one_clip(self.corpora, config.objective.contrastive_weight)
+        self.coupled = CAPTIONS in plan.terms
+        refuse_one_clip(self.corpora, config.objective)
         self.samples = sum(len(corpus) for corpus in self.corpora)
         self.plan = plan = plan.for_samples(config.train, self.samples)
         assert plan.masker is not None
-        self.towers = load_towers(config.guidance, plan.masker.needs, self.contrastive, process.device)
+        self.towers = load_towers(config.guidance, plan.needs, self.coupled, process.device)
+        self.objective = objective(config, plan.shape, self.towers)
         self.guidance = ClipGuidance(plan.masker, self.towers, ToDevice(process.device))
         self.measured_every = config.knn.every
         self.pictured_every = config.log.pictures_every
@@ -72,7 +82,7 @@ class Pretraining(Task):
 
     def module(self, newest: Path | None) -> nn.Module:
         config = self.config
-        module = joint_module(config, self.plan.shape, self.towers)
+        module = joint_module(config, self.plan.shape, self.towers, self.objective)
         if newest is None and (origin := config.train.init_from):
             notes = initialise(module, origin, self.plan.shape, pixel_statistics(config.data))
             if self.process.is_main:
@@ -81,10 +91,17 @@ class Pretraining(Task):
 
     def begin(self, engine: Any) -> None:
         self.engine = engine
-        self.joint_step = JointStep(engine, self.process, self.plan.layout, self.config.objective)
+        self.joint_step = JointStep(engine, self.process, self.plan.layout, self.objective)
         self.neighbours = Neighbours(self.config, self.collectives) if self.measured_every else None
         seen = (self.config, self.plan, self.corpora, self.towers, self.collectives)
         self.pictures = Pictures(*seen) if self.pictured_every else None
+
+    def restored(self, step: int) -> None:
+        """The terms of the objective go on from what they kept."""
+        term_state.read(self.folder, self.objective, step)
+
+    def write_extra_state(self, step: int, retained: list[int]) -> None:
+        term_state.write(self.folder, self.objective, step, retained)
 
     def loader(self, steps: range) -> ClipLoader:
         config = self.config
@@ -116,11 +133,12 @@ class Pretraining(Task):
         assert self.plan.masker is not None
         scored_anew = "relevance" in self.plan.masker.needs and not self.config.guidance.cached
         introduction.introduce(self.folder, self.corpora, self.plan, scored_anew)
-        if self.contrastive:
-            introduction.warn_of_one_caption(self.corpora)
+        if self.coupled:
+            settings = self.config.objective
+            introduction.warn_of_one_caption(self.corpora, settings.key(needs_captions(settings)[0]))
         for line in introduction.other_synthetic(self.config.data, self.corpora[0]):
             print(line, flush=True)
-        introduction.announce(self.folder, self.plan, self.samples, start)
+        introduction.announce(self.folder, self.plan, self.objective.weights, self.samples, start)
 
     def guidance_seconds(self) -> float:
         return self.guidance.clock.seconds()

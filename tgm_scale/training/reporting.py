@@ -15,6 +15,8 @@ from tgm_scale.training.data_digest import DIGEST_KIND
 from tgm_scale.training.task import StepResult
 from tgm_scale.training.throughput import Throughput
 
+# in every row, null where the run does not have the term
+_TERMS = ("loss_reconstruction", "loss_contrastive", "contrastive_accuracy", "temperature")
 _ENOUGH_TO_JUDGE = 64  # samples before the share of broken ones can stop a run
 _NONE_WHOLE = 4  # samples, all broken, that can: at a share of 0.1 once in 10,000 runs
 
@@ -42,10 +44,7 @@ class Reporter:
             "step": progress.step,
             "samples": progress.step * self._clips // self._repeats,
             "loss": result.loss,
-            "loss_reconstruction": result.reconstruction,
-            "loss_contrastive": result.contrastive,
-            "contrastive_accuracy": result.accuracy,
-            "temperature": result.temperature,
+            **(dict.fromkeys(_TERMS) | result.figures),
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
             "update_refused": result.refusal is not None,

@@ -1,9 +1,11 @@
-"""One optimiser step over a global batch: forward, joint objective, backward, update.
+"""One optimiser step over a global batch: forward, the terms of the objective, backward, update.
 
-Shapes: A micro steps of accumulation, W ranks, B clips of one micro batch, E embedding width. The clip (a, r, b) has
-place a * W * B + r * B + b in the global batch, whatever A, W and B are.
+Shapes: A micro steps of accumulation, W ranks, B clips of one micro batch, G clips of all ranks and some micro steps,
+N tokens of a clip, E embedding width, F width of the tower's features, T clip terms, L learned numbers of a coupled
+term, M numbers that a step reports. The clip (a, r, b) has place a * W * B + r * B + b in the global batch, whatever
+A, W and B are.
 
-The contrastive term couples clips of other ranks and other micro steps. Its gradient with respect to each embedding is
+A coupled term is of clips of other ranks and other micro steps. Its gradient with respect to each embedding is
 computed once, on gathered and detached embeddings, and then replayed as the inner product <embedding, gradient>
 (GradCache, arXiv 2101.06983). Where all negatives of a clip are in its own micro step one forward pass is enough;
 otherwise a pass without gradient finds the embeddings first. No collective needs a backward.
@@ -11,21 +13,25 @@ otherwise a pass without gradient finds the embeddings first. No collective need
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.engine.update import make_update
-from tgm_scale.objectives.contrastive import Negatives, bounded_log_scale, contrastive_gradients
+from tgm_scale.objectives.negatives import Negatives
+from tgm_scale.objectives.term import TARGETS, Pairs, gradients
+from tgm_scale.objectives.terms import Objective, column
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.task import StepResult
+
+_DIGEST = "digest"
 
 
 @dataclass
@@ -37,27 +43,36 @@ class Prepared:
     text_BE: Tensor | None
     caption_ids_B: Tensor
     digest: Tensor  # float64 scalar, a whole number below 2**53: stands for clips, captions, crops and masks
+    features_BNF: Tensor | None = None  # of the frozen image tower, for the terms that need them
 
 
 @dataclass
 class _Replay:
-    """The contrastive term as one rank's micro step sees it: gradients to replay, scaled for the engine's mean."""
+    """A coupled term as one rank's micro step sees it: gradients to replay, scaled for the engine's mean."""
 
     video_BE: Tensor
-    log_scale: Tensor
+    learned_L: Tensor
     loss: Tensor  # this micro step's part of the mean over the global batch
-    accuracy: Tensor
+    figures: dict[str, Tensor]  # likewise
+
+
+@dataclass
+class _Gathered:
+    """The captions of a step's clips, of all ranks, as they were gathered: in the order of the global batch."""
+
+    text: list[Tensor] = field(default_factory=list)  # [G, E]
+    weight: list[Tensor] = field(default_factory=list)  # [G]
 
 
 class JointStep:
     """Runs global steps on an engine. Every call is collective."""
 
-    def __init__(self, engine: Any, process: ProcessInfo, layout: BatchLayout, objective: ObjectiveConfig):
+    def __init__(self, engine: Any, process: ProcessInfo, layout: BatchLayout, objective: Objective):
         self.engine, self.process, self.accumulation = engine, process, layout.accumulation
-        self.reconstruction_weight = objective.reconstruction_weight
-        self.contrastive_weight = objective.contrastive_weight
-        self.contrastive_batch = objective.contrastive_batch or layout.global_batch
-        self.one_pass = (layout.micro_batch * process.world_size) % self.contrastive_batch == 0
+        self.objective, self.coupled = objective, objective.coupled
+        self.decodes = TARGETS in objective.needs
+        self.group = objective.contrastive_batch or layout.global_batch
+        self.one_pass = (layout.micro_batch * process.world_size) % self.group == 0
 
     def __call__(self, micro: list[Prepared], valid: float, limit: float = math.inf) -> StepResult:
         """One update, or none where the loss is above `limit` or anything is not finite: then weights and moments
@@ -65,56 +80,72 @@ class JointStep:
 
         `valid` is the number of unbroken clips in the global batch."""
         assert len(micro) == self.accumulation
-        valid = max(valid, 1.0)
-        replays = self._first_pass(micro, valid) if self.contrastive_weight and not self.one_pass else []
-        errors = torch.zeros((), dtype=torch.float64, device=self.process.device)
-        log_scale = None
+        whole, gathered = max(valid, 1.0), _Gathered()
+        replays = self._first_pass(micro, whole, gathered) if self.coupled and not self.one_pass else []
+        errors_T = torch.zeros(len(self.objective.clip), dtype=torch.float64, device=self.process.device)
+        learned: dict[str, Tensor] = {}
         for index, part in enumerate(micro):
-            target = part.mask.target if self.reconstruction_weight else None
-            error_B, embedding_BE, log_scale = self.engine(part.batch.video, part.mask.visible, target)
-            loss = torch.zeros((), device=self.process.device)
-            if self.reconstruction_weight:
-                # not a product: a broken clip's error may be anything
-                error = torch.where(part.batch.weight > 0, error_B, 0.0).sum() / valid
-                errors += error.detach()
-                # a sum over the global batch, where the engine takes means over ranks and micro steps
-                loss = loss + self.reconstruction_weight * self.process.world_size * self.accumulation * error
-            if self.contrastive_weight:
+            target = part.mask.target if self.decodes else None
+            errors_TB, embedding_BE, numbers = self.engine(
+                part.batch.video, part.mask.visible, target, part.features_BNF
+            )
+            loss = self._of_clips(errors_TB, part.batch.weight, whole, errors_T)
+            if self.coupled:
+                learned = self._by_term(numbers)
                 if self.one_pass:
-                    replays += self._replays([embedding_BE.detach()], [part], log_scale.detach(), valid)
-                replay = replays[index]
+                    replays += self._replays([embedding_BE.detach()], [part], learned, whole, gathered)
                 embedding_BE = torch.where(part.batch.weight[:, None] > 0, embedding_BE, 0.0)
-                surrogate = (embedding_BE * replay.video_BE).sum() + (log_scale * replay.log_scale).sum()
-                loss = loss + self.contrastive_weight * surrogate
+                for name, replay in replays[index].items():
+                    surrogate = (embedding_BE * replay.video_BE).sum()
+                    if name in learned:
+                        surrogate = surrogate + (learned[name] * replay.learned_L).sum()
+                    loss = loss + self.objective.weights[name] * surrogate
             self.engine.backward(loss)
             if index < self.accumulation - 1:
                 self.engine.step()  # counts the micro step, updates nothing
-        metrics_5 = self._metrics(errors, micro, replays, log_scale)
-        loss = self.reconstruction_weight * metrics_5[0] + self.contrastive_weight * metrics_5[2]
-        outcome = make_update(self.engine, metrics_5, loss, limit)
-        reconstruction, digest, contrastive, accuracy, temperature = outcome.metrics
-        contrasted = self.contrastive_weight > 0
-        return StepResult(
-            outcome.loss,
-            outcome.grad_norm,
-            outcome.refusal,
-            digest,
-            reconstruction if self.reconstruction_weight else None,
-            contrastive if contrasted else None,
-            accuracy if contrasted else None,
-            temperature if contrasted else None,
-        )
+        metrics = self._metrics(errors_T, micro, replays, learned)
+        columns = {name: column(name) for name in self.objective.weights}
+        terms = [weight * metrics[columns[name]] for name, weight in self.objective.weights.items()]
+        outcome = make_update(self.engine, torch.stack([*metrics.values()]), reduce(operator.add, terms), limit)
+        for term in self.coupled.values():
+            term.observe(torch.cat(gathered.text), torch.cat(gathered.weight), int(valid))
+        figures = dict(zip(metrics, outcome.metrics, strict=True))
+        digest = figures.pop(_DIGEST)
+        return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, digest, figures)
 
-    def _first_pass(self, micro: list[Prepared], valid: float) -> list[_Replay]:
+    def _of_clips(self, errors_TB: Tensor | None, weight_B: Tensor, whole: float, errors_T: Tensor) -> Tensor:
+        """The clip terms' part of a micro step's loss; their means are added to `errors_T`."""
+        loss = torch.zeros((), device=self.process.device)
+        for index, name in enumerate(self.objective.clip):
+            assert errors_TB is not None
+            # not a product: a broken clip's error may be anything
+            error = torch.where(weight_B > 0, errors_TB[index], 0.0).sum() / whole
+            errors_T[index] += error.detach()
+            # a sum over the global batch, where the engine takes means over ranks and micro steps
+            factor = self.objective.weights[name] * self.process.world_size * self.accumulation
+            loss = loss + factor * error
+        return loss
+
+    def _by_term(self, numbers: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The learned numbers of the coupled terms that have some."""
+        return dict(zip((name for name, term in self.coupled.items() if term.first), numbers, strict=True))
+
+    def _first_pass(self, micro: list[Prepared], whole: float, gathered: _Gathered) -> list[dict[str, _Replay]]:
         """Embeddings of the whole global batch without gradient, and from them the gradients to replay."""
         with torch.no_grad():
-            outputs = [self.engine(part.batch.video, part.mask.visible, None) for part in micro]
-        return self._replays([output[1] for output in outputs], micro, outputs[0][2], valid)
+            outputs = [self.engine(part.batch.video, part.mask.visible, None, None, embed_only=True) for part in micro]
+        learned = self._by_term(outputs[0].learned)
+        return self._replays([output.embedding_BE for output in outputs], micro, learned, whole, gathered)
 
     def _replays(
-        self, embeddings: list[Tensor], parts: list[Prepared], log_scale: Tensor, valid: float
-    ) -> list[_Replay]:
-        """The contrastive term over all ranks' clips of these K micro steps."""
+        self,
+        embeddings: list[Tensor],
+        parts: list[Prepared],
+        learned: dict[str, Tensor],
+        whole: float,
+        gathered: _Gathered,
+    ) -> list[dict[str, _Replay]]:
+        """The coupled terms over all ranks' clips of these K micro steps, by name for each of them."""
         video_KBE = torch.stack(embeddings).float()
         text_KBE = torch.stack([part.text_BE for part in parts if part.text_BE is not None]).float()
         ids_KB3 = torch.stack(
@@ -123,21 +154,26 @@ class JointStep:
         width = video_KBE.shape[-1]
         vectors_GE2 = self._gather(torch.cat([video_KBE, text_KBE], dim=-1))
         ids_G3 = self._gather(ids_KB3)
-        contrast, video_GE, log_scale_gradient = contrastive_gradients(
-            vectors_GE2[:, :width],
-            vectors_GE2[:, width:],
-            log_scale,
-            Negatives(ids_G3[:, 2].float(), ids_G3[:, 0], ids_G3[:, 1], self.contrastive_batch),
-        )
-        count, ranks = len(parts), self.process.world_size
-        share = ids_G3[:, 2].sum() / valid  # of the global batch's valid clips, those gathered here
-        own_KBE = video_GE.reshape(count, ranks, -1, width)[:, self.process.rank] * (ranks * self.accumulation * share)
+        negatives = Negatives(ids_G3[:, 2].float(), ids_G3[:, 0], ids_G3[:, 1], self.group)
+        pairs = Pairs(vectors_GE2[:, :width], vectors_GE2[:, width:], negatives)
+        gathered.text.append(pairs.text_GE)
+        gathered.weight.append(negatives.weight_G)
+        share = ids_G3[:, 2].sum() / whole  # of the global batch's valid clips, those gathered here
+        of_terms = {name: self._replay(name, pairs, learned, share, len(parts)) for name in self.coupled}
+        return [{name: of_term[index] for name, of_term in of_terms.items()} for index in range(len(parts))]
+
+    def _replay(self, name: str, pairs: Pairs, learned: dict[str, Tensor], share: Tensor, count: int) -> list[_Replay]:
+        """A term over the clips of `count` micro steps, which are this share of the global batch's valid ones."""
+        found = gradients(self.coupled[name], pairs, learned.get(name, pairs.video_GE.new_zeros(0)))
+        ranks, width = self.process.world_size, pairs.video_GE.shape[-1]
+        own_KBE = found.video_GE.reshape(count, ranks, -1, width)[:, self.process.rank]
+        own_KBE = own_KBE * (ranks * self.accumulation * share)
         return [
             _Replay(
                 own_BE,
-                log_scale_gradient * (self.accumulation * share / count),
-                contrast.loss * share / count,
-                contrast.accuracy * share / count,
+                found.learned_L * (self.accumulation * share / count),
+                found.coupled.loss * share / count,
+                {figure: value * share / count for figure, value in found.coupled.figures.items()},
             )
             for own_BE in own_KBE
         ]
@@ -152,18 +188,26 @@ class JointStep:
         return torch.stack(gathered, dim=1).flatten(0, 2)
 
     def _metrics(
-        self, errors: Tensor, micro: list[Prepared], replays: list[_Replay], log_scale: Tensor | None
-    ) -> Tensor:
-        """Float64 [5] on the device, the same on every rank: reconstruction error and digest, summed over the ranks,
-        and contrastive loss, accuracy and temperature, which are equal on all ranks and are taken from rank 0."""
-        own = [errors, torch.stack([part.digest for part in micro]).sum()]
-        if replays and log_scale is not None and self.process.is_main:
+        self,
+        errors_T: Tensor,
+        micro: list[Prepared],
+        replays: list[dict[str, _Replay]],
+        learned: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """Float64 scalars on the device by column, the same on every rank: the clip terms and the digest, summed over
+        the ranks, and what is of the coupled terms, which is equal on all ranks and is taken from rank 0."""
+        own = {column(name): error for name, error in zip(self.objective.clip, errors_T)}
+        own[_DIGEST] = torch.stack([part.digest for part in micro]).sum()
+        for name, term in self.coupled.items():
             # one after another in fp32, as they came
-            own.append(functools.reduce(torch.add, [replay.loss for replay in replays]))
-            own.append(functools.reduce(torch.add, [replay.accuracy for replay in replays]))
-            own.append(torch.exp(-bounded_log_scale(log_scale.detach())))
-        metrics_5 = errors.new_zeros(5)
-        metrics_5[: len(own)] = torch.stack([value.double() for value in own])
+            own[column(name)] = reduce(torch.add, [replay[name].loss for replay in replays])
+            for figure in replays[0][name].figures:
+                own[figure] = reduce(torch.add, [replay[name].figures[figure] for replay in replays])
+            if name in learned:
+                own |= term.figures_of(learned[name].detach())
+        metrics_M = torch.stack([value.double() for value in own.values()])
         if self.process.world_size > 1:
-            dist.all_reduce(metrics_5)
-        return metrics_5
+            if not self.process.is_main:
+                metrics_M[len(errors_T) + 1 :] = 0.0
+            dist.all_reduce(metrics_M)
+        return dict(zip(own, metrics_M, strict=True))

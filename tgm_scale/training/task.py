@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +25,7 @@ class StepResult:
     grad_norm: float | None  # before clipping; None where it is not finite
     refusal: str | None  # as update.Outcome
     digest: float = 0.0  # of the data of all ranks
-    reconstruction: float | None = None
-    contrastive: float | None = None
-    accuracy: float | None = None  # share of clips whose own caption scores highest among its negatives
-    temperature: float | None = None  # as used: with its bounds
+    figures: dict[str, float] = field(default_factory=dict)  # of the objective's terms, by column of metrics.jsonl
 
     @classmethod
     def without_clips(cls, digest: float) -> StepResult:

@@ -1,0 +1,27 @@
+"""`align`: what the encoder makes of a visible token is brought to the frozen image tower's feature of its place.
+
+Unmasked Teacher (Li et al. 2023, arXiv 2303.16058, section 3.1), with one linear head on the encoder's last layer;
+there several of the last layers have one each.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tgm_scale.models.patches import gather_tokens
+from tgm_scale.objectives.latent import feature_error
+from tgm_scale.objectives.term import FEATURES, ClipTerm, Seen, Setup
+
+
+class Align(ClipTerm):
+    """The term `align`."""
+
+    needs = frozenset({FEATURES})
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.head = nn.Linear(setup.size.width, setup.features)
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.features_BNF is not None
+        return feature_error(self.head(seen.tokens_BVD), gather_tokens(seen.features_BNF, seen.visible_BV))

@@ -1,0 +1,45 @@
+"""`differences`: the decoder predicts how each pixel of a target changes from frame to frame.
+
+Frame differences as targets of masked video modelling: MotionMAE (Yang et al. 2022, arXiv 2210.04154, section 3).
+
+Shapes: B clips, C=3, T frames, H W pixels of a video, M target tokens, P values of a patch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tgm_scale.models.patches import gather_tokens, patchify
+from tgm_scale.objectives.reconstruction import clip_statistics, reconstruction_error
+from tgm_scale.objectives.term import TARGETS, ClipTerm, Seen, Setup
+
+
+def frame_differences(video_BCTHW: Tensor) -> Tensor:
+    """Each frame less the one before it, the first as the second: float32 [B, C, T, H, W], exact for uint8; zeros for
+    a clip of one frame."""
+    video_BCTHW = video_BCTHW.float()
+    if video_BCTHW.shape[2] == 1:
+        return torch.zeros_like(video_BCTHW)
+    later_BCTHW = video_BCTHW[:, :, 1:] - video_BCTHW[:, :, :-1]
+    return torch.cat([later_BCTHW[:, :, :1], later_BCTHW], dim=2)
+
+
+class Differences(ClipTerm):
+    """The term `differences`: squared error of normalised differences (`objective.normalise_by`), by its own head."""
+
+    needs = frozenset({TARGETS})
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.size, self.by_clip = setup.size, setup.normalise_by == "clip"
+        self.head = nn.Linear(setup.size.decoder_width, setup.size.patch_values)
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.decoded_BMK is not None and seen.target_BM is not None
+        differences_BCTHW = frame_differences(seen.video_BCTHW)
+        patches_BNP = patchify(differences_BCTHW, self.size.tubelet, self.size.patch)
+        statistics = clip_statistics(differences_BCTHW) if self.by_clip else None
+        return reconstruction_error(
+            self.head(seen.decoded_BMK), gather_tokens(patches_BNP, seen.target_BM), statistics
+        )

@@ -1,0 +1,27 @@
+"""`predict`: the decoder predicts the frozen image tower's feature of each target token, in place of its pixels.
+
+Latent targets of a frozen tower, as masked video distillation has them (Wang et al. 2023, arXiv 2212.04500, section 3)
+and InternVideo-Next (arXiv 2512.01342); here one linear head on the decoder's last layer.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from tgm_scale.models.patches import gather_tokens
+from tgm_scale.objectives.latent import feature_error
+from tgm_scale.objectives.term import FEATURES, TARGETS, ClipTerm, Seen, Setup
+
+
+class Predict(ClipTerm):
+    """The term `predict`."""
+
+    needs = frozenset({TARGETS, FEATURES})
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.head = nn.Linear(setup.size.decoder_width, setup.features)
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.decoded_BMK is not None and seen.target_BM is not None and seen.features_BNF is not None
+        return feature_error(self.head(seen.decoded_BMK), gather_tokens(seen.features_BNF, seen.target_BM))

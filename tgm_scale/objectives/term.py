@@ -1,0 +1,146 @@
+"""What a term of the objective is. The objective is a sum of terms by weight; `terms.py` has the table of them.
+
+A term is of one of two kinds. A `ClipTerm` is a number of each clip by itself: the objective takes its mean over the
+clips of the global batch. A `CoupledTerm` is one number of many clips' embeddings together: it is computed once on the
+embeddings of all ranks, and its gradient is replayed (training/step.py).
+
+Shapes: B clips of a micro batch, G of the global batch, V visible tokens, M targets, N tokens of the grid, D width of
+the encoder, K of the decoder, P values of a patch, E width of the text embedding, F of the tower's patch features, L
+learned numbers of a coupled term; C=3, T frames, H W pixels of a video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tgm_scale.models.vit import ModelSize
+from tgm_scale.objectives.negatives import Negatives
+
+TARGETS, PIXELS, FEATURES, CAPTIONS = "targets", "pixels", "features", "captions"  # what a term may need
+
+
+@dataclass(frozen=True)
+class Setup:
+    """From what a term builds its parts. features: width of the frozen image tower's patch features, text: of its
+    captions' embeddings; 0 where no term of the run needs them."""
+
+    size: ModelSize
+    features: int = 0
+    text: int = 0
+    normalise_by: str = "patch"  # or "clip": objective.normalise_by
+    queue: int = 4096  # objective.queue
+
+
+class Seen(NamedTuple):
+    """What a pass of the model over a micro batch gives its clip terms; a NamedTuple, for ZeRO-3's hooks."""
+
+    video_BCTHW: Tensor  # 0..255
+    visible_BV: Tensor  # int64
+    target_BM: Tensor | None  # int64; None unless a term of the run needs TARGETS, as the next three
+    tokens_BVD: Tensor  # after the encoder's norm, of the model's dtype
+    decoded_BMK: Tensor | None  # after the decoder's norm, of the model's dtype
+    prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); with PIXELS
+    patches_BMP: Tensor | None  # the targets', 0..255, order (channel, frame, row, column)
+    features_BNF: Tensor | None  # float32, of all tokens in their order; with FEATURES
+
+
+class ClipTerm(nn.Module):
+    """A number of each clip: the objective has its mean over the clips of weight above 0.
+
+    A subclass names what it `needs`, and has `forward`. A head that it learns is a module of its own, made from the
+    `Setup`: it is trained, sharded and saved with the model, as terms.NAME.*, and left out of exports.
+    column: of metrics.jsonl, if it is another than loss_NAME."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    column: ClassVar[str] = ""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+
+    def forward(self, seen: Seen) -> Tensor:
+        """float32 [B], one number of each clip, that depends on no other clip."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clips of the global batch, all ranks', in its order, with their captions; and who is told from whom."""
+
+    video_GE: Tensor  # float32, not normalised: the projection of the mean visible token
+    text_GE: Tensor  # float32, of the frozen text tower
+    negatives: Negatives
+
+
+class Coupled(NamedTuple):
+    """A coupled term of some clips. figures: scalars without a gradient, means over those clips of weight above 0."""
+
+    loss: Tensor  # float32 scalar, a mean over the clips of weight above 0
+    figures: dict[str, Tensor]
+
+
+class CoupledTerm(nn.Module):
+    """A number of many clips' embeddings together.
+
+    A subclass has `loss`, and may have learned numbers with `first` values, and a state. Clips come whole groups of
+    `objective.contrastive_batch` at a time. column, figures: of metrics.jsonl, beside loss_NAME."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({CAPTIONS})
+    column: ClassVar[str] = ""
+    figures: ClassVar[tuple[str, ...]] = ()
+    first: ClassVar[tuple[float, ...]] = ()
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.learned = nn.Parameter(torch.tensor(self.first)) if self.first else None
+
+    def forward(self) -> Tensor:
+        """The learned numbers as the loss takes them, float32 [L]."""
+        assert self.learned is not None
+        # times one: a parameter that leaves the module itself would be partitioned under the loss at ZeRO-3
+        return self.learned.float() * 1.0
+
+    def loss(self, pairs: Pairs, learned_L: Tensor) -> Coupled:
+        """In float32 whatever autocast, differentiable by `pairs.video_GE` and the learned numbers. Clips of weight 0
+        have no influence, whatever their embeddings hold; where all weights are 0 the loss is 0."""
+        raise NotImplementedError
+
+    def figures_of(self, learned_L: Tensor) -> dict[str, Tensor]:
+        """Figures of the learned numbers alone: scalars."""
+        return {}
+
+    def observe(self, text_GE: Tensor, weight_G: Tensor, valid: int) -> None:
+        """The captions of a whole global batch, in its order, after its step; `valid` have weight above 0."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What the term keeps from step to step, the same on every rank."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a `state`. Raises ValueError where it is not one of this term."""
+
+
+class Gradients(NamedTuple):
+    """A coupled term's loss and figures, without a graph, and the loss's gradients."""
+
+    coupled: Coupled
+    video_GE: Tensor
+    learned_L: Tensor
+
+
+def gradients(term: CoupledTerm, pairs: Pairs, learned_L: Tensor) -> Gradients:
+    """For cached gradients (GradCache, Gao et al. 2021, arXiv 2101.06983): embed all clips without a graph, take these
+    gradients, then embed micro batch by micro batch with a graph and back-propagate `(embedding * gradient).sum()`.
+
+    The text is frozen. Nothing is returned with a graph, whatever the caller's grad mode."""
+    with torch.enable_grad():
+        video = pairs.video_GE.detach().float().requires_grad_()
+        learned = learned_L.detach().float().requires_grad_()
+        found = term.loss(Pairs(video, pairs.text_GE.detach(), pairs.negatives), learned)
+        inputs = (video, learned) if learned.numel() else (video,)
+        by_video, *by_learned = torch.autograd.grad(found.loss, inputs)
+    coupled = Coupled(found.loss.detach(), {name: value.detach() for name, value in found.figures.items()})
+    return Gradients(coupled, by_video, by_learned[0] if by_learned else torch.zeros_like(learned_L))

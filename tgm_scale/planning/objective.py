@@ -1,0 +1,48 @@
+"""The objective of a configuration: its terms by weight, what they need, and what has to go together."""
+
+from __future__ import annotations
+
+from tgm_scale.config.sections import Config, ObjectiveConfig
+from tgm_scale.models.vit import ModelSize
+from tgm_scale.objectives.term import CAPTIONS, FEATURES, Setup
+from tgm_scale.objectives.terms import TERMS, Objective
+from tgm_scale.runtime.mistakes import nearest
+
+
+def weights_of(settings: ObjectiveConfig) -> dict[str, float]:
+    """The terms of weight above 0. Raises ValueError for a name that the table does not have."""
+    for name in settings.terms or {}:
+        if name not in TERMS:
+            raise ValueError(f"objective.terms.{name}: no such term; {nearest(name, list(TERMS))}")
+    return settings.weights()
+
+
+def needs_captions(settings: ObjectiveConfig) -> list[str]:
+    """The terms that read captions."""
+    return [name for name in weights_of(settings) if CAPTIONS in TERMS[name].needs]
+
+
+def check_objective(config: Config) -> None:
+    """Raises ValueError where a term lacks a frozen model, or clips to tell a clip from."""
+    settings, towers = config.objective, config.guidance.towers
+    for name in weights_of(settings):
+        for need, tower in ((CAPTIONS, "a text tower"), (FEATURES, "an image tower")):
+            if need in TERMS[name].needs and towers is None:
+                raise ValueError(
+                    f"{settings.key(name)} needs {tower}: set guidance.towers to the folder of a CLIP or SigLIP model "
+                    f"(or to 'small'), or set {' '.join(settings.without({name}))}"
+                )
+    coupled = needs_captions(settings)
+    group, repeats = settings.contrastive_batch or config.train.global_batch_size, config.data.repeated_augmentation
+    if coupled and group <= repeats:
+        key = "train.global_batch_size" if settings.contrastive_batch is None else "objective.contrastive_batch"
+        raise ValueError(
+            f"{key}={group} is one clip (data.repeated_augmentation={repeats} times), and {settings.key(coupled[0])} "
+            f"needs other clips: make it larger, or set {' '.join(settings.without(coupled))}"
+        )
+
+
+def build_objective(settings: ObjectiveConfig, size: ModelSize, features: int = 0, text: int = 0) -> Objective:
+    """The terms, each with what it learns, fp32, on the CPU. features, text: widths of the frozen towers' outputs."""
+    setup = Setup(size, features, text, settings.normalise_by, settings.queue)
+    return Objective.of(weights_of(settings), setup, settings.contrastive_batch)

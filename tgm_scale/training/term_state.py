@@ -1,0 +1,38 @@
+"""What terms of the objective keep from step to step, such as the queue of `nearest`: beside each checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tgm_scale.checkpoints import beside
+from tgm_scale.objectives.terms import Objective
+from tgm_scale.runtime.tensors import load_tensors
+
+_NAME = "terms"
+
+
+def write(folder: Path, objective: Objective, step: int, retained: list[int]) -> None:
+    """As `beside.write`; nothing where no term keeps anything. May raise OSError."""
+    kept = {f"{name}.{key}": value for name, term in objective.coupled.items() for key, value in term.state().items()}
+    if kept:
+        beside.write(folder, _NAME, step, retained, kept)
+
+
+def read(folder: Path, objective: Objective, step: int) -> None:
+    """Set the terms to what they kept at a checkpoint. Raises ValueError where that is missing or of other terms."""
+    keeping = {name: term for name, term in objective.coupled.items() if term.state()}
+    if not keeping:
+        return
+    file = beside.file_of(folder, _NAME, step)
+    if not file.is_file():
+        raise ValueError(
+            f"{file}: missing: it has what {', '.join(keeping)} keeps between steps, and belongs to the checkpoint of "
+            f"step {step}: restore it, or start in a new run.dir with train.init_from={folder}"
+        )
+    tensors = load_tensors(file)
+    for name, term in keeping.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+        try:
+            term.restore(own)
+        except ValueError as error:
+            raise ValueError(f"{file}: {name}: {error}") from None
