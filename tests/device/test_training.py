@@ -147,7 +147,9 @@ def joint(
 
 
 def terms(size: ModelSize = SIZE, normalise_by: Any = "patch", **weights: float) -> Objective:
-    return Objective.of(weights or {"pixels": 1.0, "contrast": 1.0}, Setup(size, normalise_by=normalise_by))
+    return Objective.of(
+        weights or {"pixels": 1.0, "contrast": 1.0}, Setup(size, text=WIDTH, normalise_by=normalise_by)
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in TERMS if issubclass(TERMS[name], CoupledTerm)])

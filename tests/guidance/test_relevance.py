@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
+from tgm_scale.guidance.features import TokenFeatures
 from tgm_scale.guidance.image import SCORERS, ImageTower, clip_trunk
 from tgm_scale.guidance.preprocessing import Preprocessing
 from tgm_scale.guidance.relevance import Relevance
@@ -170,3 +171,19 @@ def test_on_a_gpu_too_a_clip_has_the_same_bits_in_any_company(
 def test_a_mistake_is_named_with_its_remedy(clip_source: Path, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Relevance(load_image_tower(clip_source), **arguments)
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_relevance_and_features_of_one_pass_are_those_of_two(colour_tower: ImageTower, size: int) -> None:
+    """To the bit; and a token's feature is that of its colour (48: the tower's grid does not divide into the clip's)."""
+    video = torch.randint(256, (2, 3, 4, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    video[:, :, 2:, :8, 8:16] = torch.tensor(RED, dtype=torch.uint8)[:, None, None]
+    grid, captions = Grid(2, size // 8, size // 8), torch.stack([caption(RED), caption(GREEN)], dim=1)
+    captions = captions.expand(2, -1, -1)
+    relevance = Relevance(colour_tower, "raw")
+    both, features = relevance.with_features(video, captions, grid)
+    assert torch.equal(both, relevance.of_captions(video, captions, grid))
+    assert torch.equal(features, TokenFeatures(colour_tower, "raw")(video, grid)) and features.shape[2] == 3
+    if size == 32:
+        assert F.cosine_similarity(features[:, grid.per_slot + 1], caption(RED)).min() > 0.99
+        assert F.cosine_similarity(features[:, 1], caption(RED)).max() < 0.99

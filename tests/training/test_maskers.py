@@ -140,12 +140,12 @@ def test_relevance_may_be_the_mean_over_a_clips_captions(corpus: Path, towers: P
     assert towers_.text is not None and towers_.relevance is not None
     embeddings = towers_.text.encode([caption for captions in batch.caption_sets for caption in captions])
     each = towers_.relevance.of_captions(batch.video, embeddings.view(12, 3, -1), guidance.masker.grid)
-    relevance, _ = guidance._relevance(batch, towers_.text.encode(batch.captions))
+    relevance, *_ = guidance._relevance(batch, towers_.text.encode(batch.captions))
     assert torch.allclose(relevance, each.mean(1), atol=1e-6)
     settings["guidance"]["captions"] = "drawn"
     _, [batch], guidance = guided(settings, micro=12, world=1)
     assert batch.caption_sets is None
-    drawn, _ = guidance._relevance(batch, towers_.text.encode(batch.captions))
+    drawn, *_ = guidance._relevance(batch, towers_.text.encode(batch.captions))
     assert not torch.allclose(drawn, relevance, atol=1e-3)
 
 
