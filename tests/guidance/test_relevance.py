@@ -175,9 +175,9 @@ def test_a_mistake_is_named_with_its_remedy(clip_source: Path, arguments: dict, 
 
 @pytest.mark.parametrize("size", [32, 48])
 def test_relevance_and_features_of_one_pass_are_those_of_two(colour_tower: ImageTower, size: int) -> None:
-    """To the bit; and a token's feature is that of its colour (48: the tower's grid does not divide into the clip's)."""
+    """To the bit, also where the tower's grid does not divide into the clip's; and a token's feature is its own."""
     video = torch.randint(256, (2, 3, 4, size, size), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    video[:, :, 2:, :8, 8:16] = torch.tensor(RED, dtype=torch.uint8)[:, None, None]
+    video[:, :, 2:, :8, 8:16] = torch.tensor(RED, dtype=torch.uint8)[:, None, None, None]
     grid, captions = Grid(2, size // 8, size // 8), torch.stack([caption(RED), caption(GREEN)], dim=1)
     captions = captions.expand(2, -1, -1)
     relevance = Relevance(colour_tower, "raw")
