@@ -1,13 +1,8 @@
-"""What each term of the objective costs beside a step of pixels alone: processor time of the debug configuration.
-
-Each variant is trained twice, for a few steps and for more: the difference is steps alone, without the start.
-"""
+"""What each term of the objective costs beside a step of pixels alone, by runs of the debug configuration."""
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -15,52 +10,43 @@ from pathlib import Path
 
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.objectives.terms import TERMS
+from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime import command
 
 EXAMPLES = """examples:
-  OMP_NUM_THREADS=1 python tools/measure_terms.py                 # about five minutes of a core"""
-FEW = 4
+  OMP_NUM_THREADS=1 python tools/measure_terms.py                 # about four minutes"""
 # recipe, and the terms beside pixels
 VARIANTS = [("tube", name) for name in TERMS] + [("text_guided", "pixels"), ("text_guided", "predict")]
 
 
-def seconds(folder: Path, recipe: str, term: str, steps: int) -> float:
-    """Processor time of a run, its start included."""
+def milliseconds(folder: Path, recipe: str, term: str, steps: int) -> float:
+    """Of a step, the least of some: what other processes of the machine took is in the others. Without the data."""
     terms = "{" + ", ".join(f"{name}: 1" for name in dict.fromkeys(("pixels", term))) + "}"
+    run = folder / f"{recipe}-{term}"
     given = [f"objective.terms={terms}", f"masking.recipe={recipe}", f"train.steps={steps}", "checkpoint.every=1000"]
-    given += [f"data.shards={folder / 'data'}", f"run.dir={folder / f'{recipe}-{term}-{steps}'}"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-m", "tgm_scale", "pretrain", "--config", "debug", "data.synthetic.clips=64"]
-        + [*given, "log.tensorboard=false"],
-        check=True,
-        capture_output=True,
-        env=dict(os.environ),
-    )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    given += [f"data.shards={folder / 'data'}", "data.synthetic.clips=64", f"run.dir={run}", "log.tensorboard=false"]
+    command_line = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", "debug", *given]
+    subprocess.run(command_line, check=True, capture_output=True)
+    return 1000 * min(row["step_seconds"] - row["data_seconds"] for row in read_metrics(run))
 
 
 def measure(options: argparse.Namespace) -> int:
-    rows, base = [], {}
+    rows = []
+    base: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        seconds(folder, "tube", "pixels", 1)  # makes the data
         for recipe, term in VARIANTS:
-            few, many = (seconds(folder, recipe, term, steps) for steps in (FEW, FEW + options.steps))
-            step = 1000 * (many - few) / options.steps
-            base.setdefault(recipe, step)
-            more = step - base[recipe]
+            step = milliseconds(Path(scratch), recipe, term, options.steps)
+            more = step - base.setdefault(recipe, step)
             rows.append((recipe, term if term == "pixels" else f"pixels + {term}", f"{step:.0f}", f"{more:+.0f}"))
             print(*rows[-1], file=sys.stderr, flush=True)
-    print(f"{headline()}; configs/debug.yaml, {options.steps} steps of 8 clips, ms of processor time a step")
+    print(f"{headline()}; configs/debug.yaml, ms of a step of 8 clips, the least of {options.steps}")
     print(table(("recipe", "terms", "step", "beside pixels"), rows))
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = command.parser(__doc__, EXAMPLES)
-    parser.add_argument("--steps", type=int, default=30, metavar="N", help="steps that are measured (default: 30)")
+    parser.add_argument("--steps", type=int, default=30, metavar="N", help="steps of a run (default: 30)")
     options = parser.parse_args(arguments)
     return command.exit_code("measure_terms", lambda: measure(options))
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from tgm_scale import config as configuration
 from tgm_scale.engine import build as engine
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.cost import sent_bytes
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.parts import autoencoder, pixel_statistics
@@ -55,7 +57,8 @@ def sent(counter: Counter, process: ProcessInfo, *overrides: str) -> dict[str, f
     batch = ["train.global_batch_size=4", "train.micro_batch_size=1"]
     config = configuration.load("configs/debug.yaml", [*alone, *batch, *overrides])
     plan = plan_pretraining(config, process)
-    module = JointModule(autoencoder(plan.shape, config.model, 0, None, pixel_statistics(config.data)), False)
+    model = autoencoder(plan.shape, config.model, 0, None, pixel_statistics(config.data))
+    module = JointModule(model, Objective.of({"pixels": 1.0}, Setup(model.size)))
     count = sum(parameter.numel() for parameter in module.parameters())
     ds_engine = engine.build_engine(module, plan.engine, process.device)
     mask = run_masker(config)(torch.zeros(1, dtype=torch.int64))
