@@ -32,7 +32,7 @@ from tgm_scale.runtime.memory import peak_resident_bytes
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import ProgressBars
 
-_ALONE = ["guidance.towers=null", "objective={reconstruction_weight: 1}", "masking.recipe=tube"]
+_ALONE = ["guidance.towers=null", "objective={contrastive_weight: 0}", "masking.recipe=tube"]
 _QUIET = ["log.tensorboard=false", "log.wandb=null", "log.every=1", "train.steps=1000", "checkpoint.every=1000"]
 _BARE = ["model.depth=1", "model.decoder_depth=1", "data.frames=2", "data.size=32"]  # of the tiny model: the base
 _LOOK, _PATIENCE = 0.1, 900.0  # seconds from look to look; without a step
