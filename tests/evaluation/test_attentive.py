@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from tgm_scale.evaluation import attentive, probe
 from tgm_scale.evaluation.settings import ProbeConfig
 
-SETTINGS = ProbeConfig(heads=2, learning_rates=(1e-4, 1e-2), epochs=30, batch_size=32, weight_decay=0.01)
+SETTINGS = ProbeConfig(heads=2, learning_rates=(1e-4, 1e-2), epochs=30, steps=1, batch_size=32, weight_decay=0.01)
 
 
 def one_telling_token(clips: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,9 +38,11 @@ def test_it_finds_what_the_mean_token_has_lost() -> None:
 def test_the_same_seed_gives_the_same_digits_and_another_seed_others() -> None:
     (train, labels), (test, _) = one_telling_token(60, 0), one_telling_token(20, 1)
     settings = SETTINGS.model_copy(update={"epochs": 2})
-    one, other = (attentive.probe(train, labels, test, settings, seed=3) for _ in range(2))
+    one, other = (attentive.probe(train, labels, test, settings, probe.Validation(3)) for _ in range(2))
     assert torch.equal(one.scores_MC, other.scores_MC) and one[1:] == other[1:]
-    assert not torch.equal(one.scores_MC, attentive.probe(train, labels, test, settings, seed=4).scores_MC)
+    assert not torch.equal(
+        one.scores_MC, attentive.probe(train, labels, test, settings, probe.Validation(4)).scores_MC
+    )
 
 
 def test_heads_swept_together_learn_as_one_alone() -> None:
@@ -67,3 +71,32 @@ def test_heads_that_do_not_divide_the_width_are_a_mistake() -> None:
     train, labels = one_telling_token(30, 0)
     with pytest.raises(ValueError, match=r"probe.heads=3 does not divide the encoder's width of 8"):
         attentive.probe(train, labels, train, SETTINGS.model_copy(update={"heads": 3}))
+
+
+@pytest.mark.parametrize(
+    ("peak", "tried", "at_edge"),
+    [
+        (1e-3, [1e-4, 1e-3, 1e-2], False),
+        (2e-2, [1e-4, 1e-3, 1e-2, 3e-2, 9e-2], False),
+        (1e-9, [1e-4 / 81, 1e-4 / 27, 1e-4 / 9, 1e-4 / 3, 1e-4, 1e-3, 1e-2], True),
+    ],
+)
+def test_the_sweep_goes_on_from_an_edge_while_it_gets_better(peak: float, tried: list[float], at_edge: bool) -> None:
+    def accuracies_of(*rates: float) -> dict[float, float]:
+        return {rate: -abs(math.log(rate / peak)) for rate in rates}
+
+    best, found, last = attentive.choose(accuracies_of, (1e-4, 1e-3, 1e-2))
+    assert sorted(found) == pytest.approx(tried) and last is at_edge
+    assert best == max(found, key=found.__getitem__)
+    assert attentive.choose(accuracies_of, (1e-4,)) == (1e-4, accuracies_of(1e-4), False), "one rate is no sweep"
+
+
+def test_few_clips_get_more_passes_than_epochs_and_many_no_fewer() -> None:
+    """60 clips, 48 of them kept: two batches of 32 an epoch."""
+    (train, labels), (test, _) = one_telling_token(60, 0), one_telling_token(20, 1)
+    rate = {"learning_rates": (1e-2,)}
+    by_epochs, by_steps, fewer = (
+        attentive.probe(train, labels, test, SETTINGS.model_copy(update={**rate, "epochs": epochs, "steps": steps}))
+        for epochs, steps in ((5, 1), (1, 10), (5, 7))
+    )
+    assert torch.equal(by_steps.scores_MC, by_epochs.scores_MC) and torch.equal(fewer.scores_MC, by_epochs.scores_MC)

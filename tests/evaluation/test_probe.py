@@ -76,7 +76,10 @@ def test_of_equal_penalties_the_strongest_of_the_grid() -> None:
 def test_blobs_are_told_apart_and_the_same_seed_gives_the_same_digits() -> None:
     train, labels = blobs(300, 4, 8, 0.5, seed=1)
     test, truth = blobs(200, 4, 8, 0.5, seed=2)
-    one, other = probe.probe(train, labels, test, seed=3), probe.probe(train, labels, test, seed=3)
+    one, other = (
+        probe.probe(train, labels, test, probe.Validation(3)),
+        probe.probe(train, labels, test, probe.Validation(3)),
+    )
     assert torch.equal(one.scores_MC.argmax(1), other.scores_MC.argmax(1))
     assert one.validation_accuracy == other.validation_accuracy
     assert (one.scores_MC.argmax(1) == truth).double().mean() > 0.95
@@ -105,7 +108,7 @@ def test_scale_and_offset_of_features_play_no_part_and_a_constant_one_is_harmles
 def test_the_choice_is_that_of_fits_one_by_one() -> None:
     """Bit for bit: each penalty from the solution of the one before, on the part that is kept; the best on all."""
     (train, labels), (test, _) = blobs(300, 4, 8, 1.5, seed=1), blobs(50, 4, 8, 1.5, seed=2)
-    found = probe.probe(train, labels, test, seed=3, device=torch.device("cpu"))
+    found = probe.probe(train, labels, test, probe.Validation(3), device=torch.device("cpu"))
     x, z = probe.standardised(train, test)
     order = torch.from_numpy(seeding.permutation(seeding.key(3, "probe validation"), 300))
     held_out, kept = order[:60], order[60:]
@@ -131,3 +134,18 @@ def test_a_gpu_gives_the_same_scores() -> None:
 def test_one_class_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="needs 2 classes"):
         probe.probe(torch.randn(20, 3), torch.zeros(20, dtype=torch.int64), torch.randn(5, 3))
+
+
+def test_groups_are_held_out_whole() -> None:
+    """Ten groups of five clips, each with its own place in the features: clips of a group tell nothing of another."""
+    groups = [str(number // 5) for number in range(50)]
+    held_out, kept = probe.Validation(3, groups).rows(50)
+    assert sorted([*held_out.tolist(), *kept.tolist()]) == list(range(50)) and len(held_out) == 10
+    assert not {groups[row] for row in held_out} & {groups[row] for row in kept}
+    assert held_out.tolist() != probe.Validation(4, groups).rows(50)[0].tolist()
+    for none in (None, ["all"] * 50):
+        assert torch.equal(probe.Validation(3, none).rows(50)[0], probe.Validation(3).rows(50)[0])
+    x = F.one_hot(torch.tensor([int(group) for group in groups]), 10).double()
+    labels = torch.tensor([0, 1] * 5).repeat_interleave(5)
+    assert probe.probe(x, labels, x).validation_accuracy == 1.0
+    assert probe.probe(x, labels, x, probe.Validation(0, groups)).validation_accuracy < 0.9

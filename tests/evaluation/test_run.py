@@ -33,7 +33,7 @@ def results(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-TWO_EPOCHS = ["probe", "probe.head=attentive", "probe.heads=2", "probe.epochs=2"]
+TWO_EPOCHS = ["probe", "probe.head=attentive", "probe.heads=2", "probe.steps=1", "probe.epochs=2"]
 
 
 @pytest.mark.parametrize("more", [["knn"], ["probe"], TWO_EPOCHS])
@@ -271,3 +271,27 @@ def test_an_attentive_probe_sees_the_tokens_of_all_views(shards: str, checkpoint
     clips = decode_views(corpus.read(ref, [ref.video])[ref.video], encoder.views(temporal=2, spatial=3))
     wanted = encoder.tokens(clips).flatten(0, 1)
     torch.testing.assert_close(kept[0][0].float(), wanted, atol=2e-3, rtol=2e-3)
+
+
+def test_a_probe_by_place_reads_means_of_places_and_a_list_with_groups_is_validated_by_group(
+    shards: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    encoder = FrozenEncoder.random("tiny", 4, 32, 0)
+    video = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = encoder.tokens(video).view(2, 2, 4, 4, 128)  # two slots of 4 x 4
+    quarters = [tokens[:, t, r : r + 2, c : c + 2].mean((1, 2)) for t in range(2) for r in (0, 2) for c in (0, 2)]
+    found = encoder.by_place(video, 2).unflatten(1, (2, 128, 4)).movedim(3, 2).flatten(1, 2)
+    torch.testing.assert_close(found, torch.stack(quarters, 1))
+
+    folder, lines = tmp_path / "videos", ["file,label,group"]
+    folder.mkdir()
+    corpus = open_corpus(shards)
+    for number, ref in enumerate(list(corpus.refs)[:24]):
+        (folder / f"{number}.mp4").write_bytes(corpus.read(ref, [ref.video])[ref.video])
+        lines.append(f"{number}.mp4,{number % 2},{number // 4}")
+    (folder / "labels.csv").write_text("\n".join(lines))
+    command = arguments("probe", tmp_path / "run", checkpoint, str(folder / "labels.csv"), "probe.pool=2x2")
+    assert cli.main([*command, "data.label=label"]) == 0
+    facts = results(tmp_path / "run")["facts"]
+    assert facts["validation"] == "1 of 6 groups" and "2 x 2 places" in facts["features"]
+    assert facts["validation accuracy"] in (0, 0.25, 0.5, 0.75, 1), "of the four clips of a group"

@@ -2,7 +2,8 @@
 (as the attentive probe of V-JEPA, Bardes et al. 2024, without its further MLP).
 
 Learning rates are swept in one pass: a head for each, all on the same batches. The one that is best on a part of the
-training clips that none of them saw is trained again, from its first values, on all of them.
+training clips that none of them saw is trained again, from its first values, on all of them. Where the best is the
+first or the last of the rates, further ones are tried.
 
 Shapes: N training clips, M test clips, K tokens, D width of the encoder, B clips of a batch, C classes.
 """
@@ -10,20 +11,21 @@ Shapes: N training clips, M test clips, K tokens, D width of the encoder, B clip
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgm_scale.evaluation.probe import VALIDATION_SHARE, refuse_too_few
+from tgm_scale.evaluation.probe import Validation, refuse_too_few
 from tgm_scale.evaluation.settings import ProbeConfig
 from tgm_scale.runtime import seeding
 
 _STD = 0.02  # of the query's and the last layer's first values
 _WARMUP = 0.1  # share of the steps
 _CLIPS = 256  # of a pass without gradient
+_FACTOR, _BEYOND = 3.0, 4
 
 
 class AttentiveHead(nn.Module):
@@ -64,6 +66,11 @@ class AttentiveResult(NamedTuple):
     scores_MC: Tensor  # float32, on the CPU
     learning_rate: float
     validation_accuracies: dict[float, float]
+    at_edge: bool  # the best is the last of all that may be tried
+
+    @property
+    def tried(self) -> list[float]:
+        return sorted(self.validation_accuracies)
 
 
 def probe(
@@ -71,7 +78,7 @@ def probe(
     labels_N: Tensor,
     test_MKD: Tensor,
     settings: ProbeConfig,
-    seed: int = 0,
+    validation: Validation | None = None,
     device: torch.device | None = None,
 ) -> AttentiveResult:
     """Fit on the training clips, score the test clips. labels: int64 from 0.
@@ -80,21 +87,45 @@ def probe(
     classes, width, clips = int(labels_N.max()) + 1, train_NKD.shape[2], len(train_NKD)
     refuse_too_few(classes, clips)
     refuse_heads(settings.heads, width)
-    order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe validation"), clips))
-    held_out, kept = order[: round(VALIDATION_SHARE * clips)], order[round(VALIDATION_SHARE * clips) :]
+    validation = validation or Validation()
+    seed, (held_out, kept) = validation.seed, validation.rows(clips)
 
     def fitted(rows: Tensor, *rates: float) -> dict[float, AttentiveHead]:
         heads = {rate: AttentiveHead(width, settings.heads, classes, seed).to(device) for rate in rates}
         _fit(heads, train_NKD, labels_N, rows, settings, seed)
         return heads
 
-    accuracies = {}
-    for rate, head in fitted(kept, *settings.learning_rates).items():
-        right = _scores(head, train_NKD, held_out).argmax(1) == labels_N[held_out]
-        accuracies[rate] = right.double().mean().item()
-    best = max(sorted(accuracies), key=accuracies.__getitem__)  # of equals the lowest
-    chosen = fitted(order, best)[best]
-    return AttentiveResult(_scores(chosen, test_MKD, torch.arange(len(test_MKD))), best, accuracies)
+    def accuracies_of(*rates: float) -> dict[float, float]:
+        right = {
+            rate: _scores(head, train_NKD, held_out).argmax(1) == labels_N[held_out]
+            for rate, head in fitted(kept, *rates).items()
+        }
+        return {rate: of_rate.double().mean().item() for rate, of_rate in right.items()}
+
+    best, accuracies, at_edge = choose(accuracies_of, settings.learning_rates)
+    chosen = fitted(torch.cat([held_out, kept]), best)[best]
+    return AttentiveResult(_scores(chosen, test_MKD, torch.arange(len(test_MKD))), best, accuracies, at_edge)
+
+
+def choose(
+    accuracies_of: Callable[..., dict[float, float]], rates: Sequence[float]
+) -> tuple[float, dict[float, float], bool]:
+    """(best rate, accuracies of all that were tried, whether the best is the last that may be tried).
+
+    Where the best of `rates` is the lowest or the highest of several, up to _BEYOND further ones, each _FACTOR times
+    the one before, are tried as long as they are better. Of equals the lowest."""
+    found = accuracies_of(*rates)
+    best = max(sorted(found), key=found.__getitem__)
+    if len(found) < 2 or best not in (min(found), max(found)):
+        return best, found, False
+    factor = 1 / _FACTOR if best == min(found) else _FACTOR
+    for _ in range(_BEYOND):
+        further = best * factor
+        found |= accuracies_of(further)
+        if found[further] <= found[best]:
+            return best, found, False
+        best = further
+    return best, found, True
 
 
 def refuse_heads(heads: int, width: int) -> None:
@@ -114,8 +145,10 @@ def _fit(
     groups = [{"params": list(head.parameters()), "lr": rate, "peak": rate} for rate, head in heads.items()]
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     device = next(next(iter(heads.values())).parameters()).device
-    steps, step = settings.epochs * math.ceil(len(rows) / settings.batch_size), 0
-    for epoch in range(settings.epochs):
+    of_epoch = math.ceil(len(rows) / settings.batch_size)
+    epochs = max(settings.epochs, math.ceil(settings.steps / of_epoch))
+    steps, step = epochs * of_epoch, 0
+    for epoch in range(epochs):
         order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe order", epoch), len(rows)))
         for part in rows[order].split(settings.batch_size):
             step += 1

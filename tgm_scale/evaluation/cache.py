@@ -35,6 +35,7 @@ class Clips(NamedTuple):
     labels: list[str]  # N
     keys: list[str]  # N
     problems: list[Problem]  # of those left out
+    groups: list[str] | None = None  # N; None where not all have one
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def _gather(folder: Path, count: int, source: LabelledCorpus) -> Clips:
         names += facts.names
         problems += facts.problems
     refuse_empty(names, source, problems)
-    return Clips([torch.cat(rows)], [source.labels[name] for name in names], names, problems)
+    grouped = source.groups
+    groups = [grouped[name] for name in names] if all(name in grouped for name in names) else None
+    return Clips([torch.cat(rows)], [source.labels[name] for name in names], names, problems, groups)
 
 
 class _Facts(BaseModel):

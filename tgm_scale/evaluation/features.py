@@ -8,12 +8,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build, encoder_of
 from tgm_scale.data.shards.index import Corpus
@@ -29,7 +32,7 @@ from tgm_scale.runtime.distributed import HostCollectives
 
 __all__ = ["SYNTHETIC_MOTION", "Clips", "FrozenEncoder", "cached", "extract"]
 
-Pooling = Literal["mean", "tokens"]
+Pooling = Literal["mean", "2x2", "4x4", "tokens"]
 _DEFAULT_STRIDE = 4
 _CPU = torch.device("cpu")
 
@@ -125,6 +128,15 @@ class FrozenEncoder:
         """The mean of all tokens, float32 [B, D]."""
         return self.tokens(video_BCTHW).mean(dim=1)
 
+    def by_place(self, video_BCTHW: Tensor, side: int) -> Tensor:
+        """The mean of each of side x side places in each slot of time, one after another, float32 [B, S * side^2 * D].
+
+        Tokens that two places share count in both where `side` does not divide the grid."""
+        grid = Grid.of(self.frames, self.image_size, self.size.tubelet, self.size.patch)
+        tokens_BSRCD = self.tokens(video_BCTHW).unflatten(1, (grid.slots, grid.rows, grid.columns))
+        maps_NDRC = tokens_BSRCD.flatten(0, 1).permute(0, 3, 1, 2)
+        return F.adaptive_avg_pool2d(maps_NDRC, side).unflatten(0, (-1, grid.slots)).flatten(1)
+
     @property
     def digest(self) -> str:
         """Identifies what computes the features: the weights, and what is not in them (heads, positions)."""
@@ -174,8 +186,11 @@ def cached(
 ) -> Clips:
     """Features of every labelled sample, the mean over its views, kept below `folder`; collective (`cached_rows`).
 
-    Pooling `tokens` keeps every token of every view, in float16."""
+    Pooling `tokens` keeps every token of every view, in float16; `2x2` and `4x4` the means of `by_place`."""
     model = RowModel(encoder, encoder.encoder, (encoder.digest, pooling))
+    if pooling in ("2x2", "4x4"):
+        by_place = partial(encoder.by_place, side=int(pooling[0]))
+        model = RowModel(by_place, encoder.encoder, (encoder.digest, pooling))
     if pooling == "tokens":
         model = RowModel(encoder.tokens, encoder.encoder, (encoder.digest, "tokens of all views"), torch.float16)
     return cached_rows(folder, model, source, decoding, collectives)

@@ -35,6 +35,11 @@ class LabelledCorpus:
         return sorted((ref for ref in self.corpus.refs if ref.name in self.labels), key=lambda ref: ref.name)
 
     @property
+    def groups(self) -> dict[str, str]:
+        """The group of each sample of a list that has one, by its name."""
+        return self.corpus.groups if isinstance(self.corpus, VideoListCorpus) else {}
+
+    @property
     def sample_labels(self) -> list[str]:
         """The label of each of them."""
         return [self.labels[ref.name] for ref in self.refs]
@@ -85,8 +90,7 @@ def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:
         said.append(
             f"{len(shared)} of {len(places[1])} test clips are training clips, too: {', '.join(shared[:NAMED])}"
         )
-    groups = [of.corpus.groups if isinstance(of.corpus, VideoListCorpus) else set() for of in (train, test)]
-    if both := sorted(groups[0] & groups[1]):
+    if both := sorted(set(train.groups.values()) & set(test.groups.values())):
         said.append(f"{len(both)} groups are in training and test: {', '.join(both[:NAMED])}")
     return "; ".join(said)
 

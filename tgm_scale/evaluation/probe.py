@@ -2,15 +2,15 @@
 
 Newton's method in float64 on standardised features. There is no learning rate, no batch order and no number of
 epochs to choose: for each strength of the ridge penalty the problem is convex and has one answer, and the strength is
-chosen on a part of the training clips; where the best is the first or the last that was tried, further ones are tried.
-So the same features and seed give the same accuracy to the last digit.
+chosen on a part of the training clips (of a list with groups, of the groups); where the best is the first or the last
+that was tried, further ones are tried. So the same features and seed give the same accuracy to the last digit.
 
 Shapes: N training clips, M test clips, D width of the features, E the same and 1, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +35,36 @@ class ProbeResult(NamedTuple):
     at_edge: bool  # the best penalty is the last of all that may be tried
 
 
+class Validation(NamedTuple):
+    """How a part of the training clips is chosen that choices are made on.
+
+    groups: of each clip, such as its subject or scene: a fifth of the groups is held out whole, since clips of one
+    group are alike. None, or a single one: a fifth of the clips."""
+
+    seed: int = 0
+    groups: Sequence[str] | None = None
+
+    def rows(self, clips: int) -> tuple[Tensor, Tensor]:
+        """(held out, kept): int64, the order is drawn by the seed."""
+        distinct = sorted(set(self.groups or ()))
+        order = self._drawn(clips)
+        if len(distinct) < 2:
+            held_out, kept = order.split([round(VALIDATION_SHARE * clips), clips - round(VALIDATION_SHARE * clips)])
+            return held_out, kept
+        assert self.groups is not None
+        chosen = {distinct[i] for i in self._drawn(len(distinct))[: max(1, round(VALIDATION_SHARE * len(distinct)))]}
+        out = torch.tensor([self.groups[row] in chosen for row in order.tolist()])
+        return order[out], order[~out]
+
+    def described(self) -> str:
+        """What was held out, in words."""
+        count = len(set(self.groups or ()))
+        return "a fifth of the clips" if count < 2 else f"{max(1, round(VALIDATION_SHARE * count))} of {count} groups"
+
+    def _drawn(self, count: int) -> Tensor:
+        return torch.from_numpy(seeding.permutation(seeding.key(self.seed, "probe validation"), count))
+
+
 class _Linear(NamedTuple):
     """Weights in float64: [D, C] and [C]."""
 
@@ -46,20 +76,21 @@ class _Linear(NamedTuple):
 
 
 def probe(
-    train_ND: Tensor, labels_N: Tensor, test_MD: Tensor, seed: int = 0, device: torch.device | None = None
+    train_ND: Tensor,
+    labels_N: Tensor,
+    test_MD: Tensor,
+    validation: Validation | None = None,
+    device: torch.device | None = None,
 ) -> ProbeResult:
     """Fit on the training clips, predict the test clips.
 
-    labels: int64 from 0. `seed` draws the validation part. `device`: where (default: the CPU), in
-    float64 there, too. Raises ValueError for fewer than two classes or fewer than ten training clips."""
+    labels: int64 from 0. `device`: where (default: the CPU), in float64 there, too.
+    Raises ValueError for fewer than two classes or fewer than ten training clips."""
     classes = int(labels_N.max()) + 1
     refuse_too_few(classes, len(train_ND))
     train_ND, test_MD = standardised(train_ND.to(device), test_MD.to(device))
     labels_N = labels_N.to(device)
-    order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe validation"), len(train_ND))).to(device)
-    held_out, kept = order.split(
-        [round(VALIDATION_SHARE * len(order)), len(order) - round(VALIDATION_SHARE * len(order))]
-    )
+    held_out, kept = (rows.to(device) for rows in (validation or Validation()).rows(len(train_ND)))
     start = None
     kept_ND, kept_N, held_out_ND, held_out_N = train_ND[kept], labels_N[kept], train_ND[held_out], labels_N[held_out]
 

@@ -54,16 +54,30 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
     settings, seed = config.probe, config.run.seed
 
     def linear(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
-        found = probe.probe(train.features[0], labels_N, test.features[0], seed, find_process().device)
-        facts: dict[str, Any] = {"penalty": found.penalty, "validation accuracy": found.validation_accuracy}
+        validation = probe.Validation(seed, train.groups)
+        found = probe.probe(train.features[0], labels_N, test.features[0], validation, find_process().device)
+        facts: dict[str, Any] = {
+            "penalty": found.penalty,
+            "validation accuracy": found.validation_accuracy,
+            "validation": validation.described(),
+        }
         if found.at_edge:
             facts["penalty at the edge"] = "the best of all that were tried is the last: a further one may be better"
         return Scored(found.scores_MC, facts)
 
     def attend(train: Clips, labels_N: Tensor, test: Clips) -> Scored:
-        found = attentive.probe(train.features[0], labels_N, test.features[0], settings, seed, find_process().device)
-        sweep = {f"{rate:g}": value for rate, value in found.validation_accuracies.items()}
-        return Scored(found.scores_MC, {"learning rate": found.learning_rate, "validation accuracies": sweep})
+        validation = probe.Validation(seed, train.groups)
+        found = attentive.probe(
+            train.features[0], labels_N, test.features[0], settings, validation, find_process().device
+        )
+        facts: dict[str, Any] = {
+            "learning rate": found.learning_rate,
+            "validation accuracies": {f"{rate:g}": found.validation_accuracies[rate] for rate in found.tried},
+            "validation": validation.described(),
+        }
+        if found.at_edge:
+            facts["learning rate at the edge"] = "the best of all that were tried is the last: try further ones"
+        return Scored(found.scores_MC, facts)
 
     def check(encoder: FrozenEncoder, labels: list[str]) -> None:
         probe.refuse_too_few(len(set(labels)), len(labels))
@@ -72,11 +86,13 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
 
     if settings.head == "attentive":
         return _classify(config, "attentive probe", "tokens", attend, check)
-    return _classify(config, "linear probe", "mean", linear, check)
+    return _classify(config, "linear probe", settings.pool, linear, check)
 
 
 _POOLINGS = {
     "mean": "mean of all tokens after the encoder's last norm",
+    "2x2": "means of the tokens of 2 x 2 places in each slot of time, after the encoder's last norm",
+    "4x4": "means of the tokens of 4 x 4 places in each slot of time, after the encoder's last norm",
     "tokens": "all tokens after the encoder's last norm",
 }
 

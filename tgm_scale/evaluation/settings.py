@@ -53,7 +53,15 @@ class ProbeConfig(Section):
     head: Literal["linear", "attentive"] = Field(
         "linear", description="logistic regression on the mean token, or attention with one learned query"
     )
+    pool: Literal["mean", "2x2", "4x4"] = Field(
+        "mean",
+        description="what the linear head reads: the mean of all tokens, or those of 2x2 or 4x4 places in each slot "
+        "of time",
+    )
     epochs: int = Field(20, ge=1, description="passes over the training clips, of the attentive head")
+    steps: int = Field(
+        200, ge=1, description="updates of the attentive head, at least: few clips get more passes than epochs"
+    )
     batch_size: int = Field(256, ge=1, description="clips of an update of the attentive head")
     learning_rates: tuple[float, ...] = Field(
         (1e-4, 3e-4, 1e-3, 3e-3),
@@ -63,6 +71,15 @@ class ProbeConfig(Section):
     )
     weight_decay: float = Field(0.01, ge=0, description="weight decay of the attentive head")
     heads: int = Field(8, ge=1, description="attention heads of the attentive head")
+
+    @model_validator(mode="after")
+    def _of_one_head(self) -> ProbeConfig:
+        if self.head == "attentive" and self.pool != "mean":
+            raise ValueError(
+                f"probe.pool={self.pool} is of the linear head, and the attentive one reads all tokens: leave it out, "
+                "or set probe.head=linear"
+            )
+        return self
 
 
 class RetrieveConfig(Section):

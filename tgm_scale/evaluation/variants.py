@@ -89,7 +89,7 @@ def _evaluate(fitted: Clips, tested: Clips, names: list[str], seeds: Sequence[in
 
 
 def _probed(train: Clips, test: Clips, encoder: int, seed: int) -> Tensor:
-    return is_right(lambda x, y, z: probe.probe(x, y, z, seed).scores_MC, train, test, encoder)
+    return is_right(lambda x, y, z: probe.probe(x, y, z, probe.Validation(seed)).scores_MC, train, test, encoder)
 
 
 def _shares(right_SM: Tensor) -> list[float]:

@@ -69,8 +69,9 @@ class VideoListCorpus(Corpus):
         return {self.prefix + entry.path: entry.label for entry in self._entries if entry.label is not None}
 
     @property
-    def groups(self) -> set[str]:
-        return {entry.group for entry in self._entries if entry.group is not None}
+    def groups(self) -> dict[str, str]:
+        """The group of each file that has one, by the sample's name."""
+        return {self.prefix + entry.path: entry.group for entry in self._entries if entry.group is not None}
 
     def sample(self, shard: int, row: int) -> SampleRef:
         entry, place = self._entries[shard], self.shards[shard]
