@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tgm_scale.checkpoints.checkpoint import Reader
+from tgm_scale.checkpoints.checkpoint import Progress, Reader, folder_of
 from tgm_scale.checkpoints.manifest import FORMAT
+from tgm_scale.checkpoints.saver import Pending
+from tgm_scale.checkpoints.share import _owners
+from tgm_scale.runtime.distributed import ProcessInfo
 
 
 def resident(file: Path) -> int:
@@ -59,3 +62,20 @@ def test_a_rank_opens_the_files_of_what_it_reads(tmp_path: Path) -> None:
         few.tensor("a")
     with pytest.raises(ValueError, match="missing or cut short"):
         Reader(tmp_path)
+
+
+def test_ranks_without_a_parameter_write_no_file(tmp_path: Path) -> None:
+    """A model of 300 parameters on 4,096 ranks has 300 files, and a start reads as many."""
+    sizes = {"a": 3, "b": 2}
+    owners = _owners(sizes, 4)
+    assert owners == {"a": 0, "b": 1}
+    saves = [Pending(tmp_path, Progress(step=7), {}, ProcessInfo(k, 4, 0, torch.device("cpu")), 2) for k in range(4)]
+    assert saves[0].make_folder() is None
+    for rank, save in enumerate(saves):
+        save.start({f"{name}.weight": torch.ones(size) for name, size in sizes.items() if owners[name] == rank})
+    assert saves[0].commit([save.wait() for save in saves]) is None
+    folder = folder_of(tmp_path, 7)
+    assert len(list(folder.glob("*.safetensors"))) == 2
+    reader = Reader(folder)
+    assert reader.names() == ["a", "b"] and reader.tensor("b").tolist() == [1, 1]
+    reader.verify()

@@ -141,11 +141,12 @@ def _checkpoint(root: Path, ranks: int, made: Any, facts: dict[str, Any]) -> lis
     def save() -> None:
         entries = []
         for rank in range(ranks):
-            pending = Pending(root, Progress(step=_STEP, updates=_STEP), facts, _of(rank, ranks))
+            share = RankShare(made, _of(rank, ranks))
+            pending = Pending(root, Progress(step=_STEP, updates=_STEP), facts, _of(rank, ranks), share.files)
             if rank == 0:
                 first.append(pending)
                 assert pending.make_folder() is None
-            pending.start(dict(RankShare(made, _of(rank, ranks))))
+            pending.start(dict(share))
             entries.append(pending.wait())
         assert first[0].commit(entries) is None
 

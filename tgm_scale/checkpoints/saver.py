@@ -61,9 +61,9 @@ class Saver:
         self.finish()
         if self.collectives.any(self.process.is_main and self._has(progress)):
             return
-        pending = Pending(self.root, progress, facts, self.process)
-        self._agree(pending, pending.make_folder() if self.process.is_main else None)
         share = RankShare(engine, self.process)
+        pending = Pending(self.root, progress, facts, self.process, share.files)
+        self._agree(pending, pending.make_folder() if self.process.is_main else None)
         if self._would_fit(share):
             pending.start({name: tensor.clone() for name, tensor in share})
         else:
@@ -140,10 +140,11 @@ def finish_renaming(root: Path) -> None:
 
 
 class Pending:
-    """One checkpoint on its way to the disk."""
+    """One checkpoint on its way to the disk, in one file for each of the first `files` ranks (default: all)."""
 
-    def __init__(self, root: Path, progress: Progress, facts: dict, process: ProcessInfo):
+    def __init__(self, root: Path, progress: Progress, facts: dict, process: ProcessInfo, files: int | None = None):
         self.root, self.facts, self.process = root, facts, process
+        self.files = process.world_size if files is None else files
         self.progress = replace(progress, skipped=dict(progress.skipped))  # the run's own changes meanwhile
         self.final = folder_of(root, progress.step)
         self.work = root / f"{_TEMPORARY}{progress.step:08d}"
@@ -161,10 +162,12 @@ class Pending:
 
     @property
     def _file(self) -> Path:
-        return self.work / f"state-{self.process.rank:05d}-of-{self.process.world_size:05d}.safetensors"
+        return self.work / f"state-{self.process.rank:05d}-of-{self.files:05d}.safetensors"
 
     def start(self, copy: dict[str, Tensor]) -> None:
         """Write a copy of this rank's share, in the background."""
+        if self._has_none():
+            return
         # a daemon: a run that fails must not wait for a disk
         self._thread = threading.Thread(target=self._write, args=(copy,), daemon=True)
         self._thread.start()
@@ -172,6 +175,10 @@ class Pending:
     def write_now(self, share: RankShare) -> None:
         """Write this rank's share while it is gathered. Collective: all go to the end, also one that cannot write."""
         gathered = iter(share)
+        if self._has_none():
+            for _ in gathered:
+                pass
+            return
         try:
             with TensorFile(self._file, share.shapes) as file:
                 for name, tensor in gathered:
@@ -182,11 +189,18 @@ class Pending:
             for _ in gathered:
                 pass
 
+    def _has_none(self) -> bool:
+        """Whether this rank has nothing to write, as most have where there are more of them than parameters."""
+        if self.process.rank >= self.files:
+            self._entry = {"tensors": []}
+        return bool(self._entry)
+
     def ended(self) -> bool:
         return self._thread is None or not self._thread.is_alive()
 
     def wait(self) -> dict[str, Any]:
-        """This rank's entry in the manifest, or the error that kept its file from being written."""
+        """This rank's entry in the manifest, without a name where it has no file; or the error that kept its file from
+        being written."""
         if self._thread is not None:
             self._thread.join()
         assert self._entry, "a thread that ends leaves an entry"
@@ -214,7 +228,7 @@ class Pending:
         progress = asdict(self.progress)
         if not progress["refused"]:  # of most: earlier versions do not know it
             del progress["refused"]
-        text = manifest.to_json({"progress": progress, "files": files, **self.facts})
+        text = manifest.to_json({"progress": progress, "files": [one for one in files if "name" in one], **self.facts})
         try:
             (self.work / manifest.NAME).write_text(text)
             sync(self.work / manifest.NAME)

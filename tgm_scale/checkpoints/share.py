@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ class RankShare:
         named = dict(engine_state.named_parameters(engine))
         owner = _owners({name: _size(p) for name, p in named.items()}, process.world_size)
         self._engine, self._own = engine, {name for name in named if owner[name] == process.rank}
+        self.files = min(process.world_size, len(named))  # that all ranks write: the others have nothing
         self.bytes = sum(12 * _size(named[name]) for name in self._own)
         # under ZeRO-3 a parameter's own shape is that of nothing
         self.shapes = {
@@ -43,9 +45,10 @@ def _size(parameter: torch.nn.Parameter) -> int:
 
 
 def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
-    load = [0] * world_size
+    """Each parameter to the rank with the least so far, the largest first: those that get any are the first ranks."""
+    loads = [(0, rank) for rank in range(world_size)]  # a heap
     owner = {}
     for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
-        owner[name] = load.index(min(load))
-        load[owner[name]] += sizes[name]
+        load, owner[name] = loads[0]
+        heapq.heapreplace(loads, (load + sizes[name], owner[name]))
     return owner

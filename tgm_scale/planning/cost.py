@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from tgm_scale.config.sections import Config, TrainingConfig
-from tgm_scale.planning.footprint import MAX_LIVE, footprint, parameters
+from tgm_scale.planning.footprint import footprint, parameters
 from tgm_scale.planning.objective import needs_captions
 from tgm_scale.planning.run_plan import RunPlan, layout_of, plan_pretraining
 from tgm_scale.planning.tower_cost import TowerCost, tower_cost
+from tgm_scale.planning.update_memory import MAX_LIVE
 from tgm_scale.runtime.distributed import ProcessInfo
 
 

@@ -11,12 +11,10 @@ from tgm_scale.data.loading.to_device import MAX_PENDING
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.activations import activation_bytes
 from tgm_scale.planning.run_plan import RunPlan, Shape
+from tgm_scale.planning.update_memory import MAX_LIVE, PREFETCH, Collecting
 
 OFFLOADS = ("none", "optimizer", "all")  # `all`: optimizer and parameters
 ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
-# DeepSpeed's defaults, in values: of a bucket of gradients; at stage 3 gathered weights that may stay, those that are
-# gathered in one message, and those that Adam works on at once
-BUCKET, MAX_LIVE, PREFETCH, _SUB_GROUP = 5e8, 1e9, 5e7, 1e9
 
 
 @dataclass(frozen=True)
@@ -56,68 +54,27 @@ def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
     count = parameters(plan.shape, decoder=plan.masker is not None)
     (weights, gradients, adam), host = state_bytes(count, stage, offload, precision, processes)
     value = 4 if precision == "fp32" else 2
+    gathered = ahead = 0.0
     if stage == 3:  # beside a process's share the weights that were gathered and are kept for the backward pass
-        gathered = min(count, zero.get("stage3_max_live_parameters", MAX_LIVE)) * (processes > 1 or offload == "all")
+        kept = zero.get("stage3_max_live_parameters", MAX_LIVE)
+        gathered = value * min(count, kept) * (processes > 1 or offload == "all")
         # and the buffer into which ranks gather those of the layers to come, before each weight is taken from it
-        ahead = min(count, zero.get("stage3_prefetch_bucket_size", PREFETCH)) * (processes > 1)
-        weights += value * (gathered + ahead)
+        ahead = value * min(count, zero.get("stage3_prefetch_bucket_size", PREFETCH)) * (processes > 1)
     activations = activation_bytes(plan, activation_checkpointing)
-    written = min(float(zero.get("reduce_bucket_size", BUCKET)), count) * _bucket_value(plan) * (stage > 0)
-    buckets = _buckets(plan, written)
-    beside = 0.0 if plan.device.type == "cuda" or stage == 3 else written  # memory once it is written to
-    reducing = activations * (1 - min(1.0, written / _bucket_value(plan) / count)) if stage else 0.0
-    reducing += _copies(plan, written) + beside
-    if stage == 1:  # they are moved into the bucket
-        reducing -= gradients * min(1.0, written / _bucket_value(plan) / count)
-    updating = _updating(plan, count) + beside - (gradients if stage in (1, 2) else 0.0) if offload == "none" else 0.0
-    update = max(0.0, reducing - activations, updating - activations)
-    return Footprint(stage, offload, weights, gradients, adam, buckets, activations, update, _clips(plan), host)
+    collecting = Collecting(plan, count)
+    ends = [collecting.reducing(activations, gradients) - ahead]
+    if offload == "none":
+        ends.append(collecting.updating(gradients) - gathered - ahead)
+    update = max(0.0, max(ends) - activations)
+    weights += gathered + ahead
+    clips = _clips(plan)
+    return Footprint(stage, offload, weights, gradients, adam, collecting.held, activations, update, clips, host)
 
 
 def _clips(plan: RunPlan) -> float:
     layout, shape = plan.layout, plan.shape
     ahead = min(MAX_PENDING, layout.accumulation) if plan.device.type == "cuda" else 0
     return 3 * shape.frames * shape.image_size**2 * layout.micro_batch * (layout.accumulation + ahead)
-
-
-def _bucket_value(plan: RunPlan) -> int:
-    """Bytes: DeepSpeed stages fp32 sums at stage 1, and at stage 3 by the type that is sent."""
-    return 2 if plan.engine.precision == "bf16" and plan.stage == 2 else 4
-
-
-def _buckets(plan: RunPlan, written: float) -> float:
-    """On a GPU whole from the first step on; on a CPU only what is written to is memory, and at stages 1 and 2 a new
-    bucket is made for each backward pass."""
-    zero, stage = plan.engine.zero, plan.stage
-    if stage == 0:
-        return 0.0
-    if plan.device.type == "cpu":
-        return written if stage == 3 else 0.0
-    values = float(zero.get("reduce_bucket_size", BUCKET))
-    return values * _bucket_value(plan) * (2 if zero.get("overlap_comm", False) and stage < 3 else 1)
-
-
-def _copies(plan: RunPlan, written: float) -> float:
-    """Of a bucket that is reduced: flattened for the collective, in the type that is sent."""
-    stage, bf16 = plan.stage, plan.engine.precision == "bf16"
-    values = written / _bucket_value(plan)
-    if stage == 3:
-        return values * (8 if bf16 else 4)
-    if stage and plan.layout.world_size > 1:
-        return values * (6 if bf16 and stage == 2 else 4)
-    return 0.0
-
-
-def _updating(plan: RunPlan, count: int) -> float:
-    """Beside the state, while Adam works: its gradient as one fp32 tensor, and on a CPU two of its own of that size
-    (on a GPU its arithmetic is one kernel)."""
-    stage, processes = plan.stage, plan.layout.world_size
-    if stage == 0:
-        return 4.0 * count if plan.engine.precision == "bf16" else 0.0
-    share = count / processes
-    if stage == 3:
-        share = min(share, plan.engine.zero.get("sub_group_size", _SUB_GROUP))
-    return share * (4 if plan.device.type == "cuda" else 12)
 
 
 @cache

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tgm_scale.planning.footprint import BUCKET, MAX_LIVE, PREFETCH
 from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.planning.update_memory import BUCKET, MAX_LIVE, PREFETCH
 
 
 @dataclass(frozen=True)
