@@ -3,6 +3,7 @@ of one."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import signal
 import sys
@@ -27,22 +28,36 @@ GIB = 2**30
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative: what layouts of one run may differ by
 _LOWEST_STAGE = {"none": 0, "optimizer": 1, "all": 3}
 _SECTIONS = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
+# torch's words on a GPU and on a CPU, the system's, C++'s and Python's
+_SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "memoryerror")
 _LOOK = 0.2  # seconds from one look at a trial to the next
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way: ZeRO stage, what is offloaded to the host (footprint.OFFLOADS), clips of one pass, checkpointing."""
+    """One way: ZeRO stage, what is offloaded to the host (footprint.OFFLOADS), clips of one pass, checkpointing; and
+    compilation, the attention's kernel and data workers where they are not the configuration's own."""
 
     stage: int
     offload: str
     micro: int
     checkpointing: bool
+    compile: bool | None = None
+    attention: str | None = None
+    workers: int | None = None
 
     @property
     def name(self) -> str:
         offload = "" if self.offload == "none" else f"-offload-{self.offload}"
-        return f"zero{self.stage}{offload}-micro{self.micro}" + ("-checkpointing" if self.checkpointing else "")
+        name = f"zero{self.stage}{offload}-micro{self.micro}" + ("-checkpointing" if self.checkpointing else "")
+        return "-".join([name, *self.varied])
+
+    @property
+    def varied(self) -> list[str]:
+        """What is not the configuration's own, in words."""
+        compiled = [] if self.compile is None else ["compiled" if self.compile else "eager"]
+        attention = [] if self.attention is None else [self.attention]
+        return [*compiled, *attention, *([] if self.workers is None else [f"workers{self.workers}"])]
 
     def deepspeed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The DeepSpeed JSON: the user's own, with this stage and offload in place of its own."""
@@ -59,6 +74,9 @@ class Candidate:
             "deepspeed.stage=null",
             f"train.micro_batch_size={self.micro}",
             f"model.activation_checkpointing={str(self.checkpointing).lower()}",
+            *([] if self.compile is None else [f"model.compile={str(self.compile).lower()}"]),
+            *([] if self.attention is None else [f"model.attention={self.attention}"]),
+            *([] if self.workers is None else [f"data.workers={self.workers}"]),
         ]
 
 
@@ -81,8 +99,22 @@ def current_candidate(config: Config, process: ProcessInfo) -> Candidate:
     return Candidate(need.stage, need.offload, config.train.micro_batch_size, config.model.activation_checkpointing)
 
 
-def grid(config: Config, processes: int, stages: list[int], micros: list[int], offloads: list[str]) -> list[Candidate]:
-    """Every candidate that can be, small micro batches before large ones. Raises ValueError where there is none."""
+def ways_of(first: Candidate, stages: list[int], offloads: list[str]) -> list[Candidate]:
+    """Every way that can be, with the micro batch of the first candidate. Raises ValueError where there is none."""
+    found = [
+        Candidate(stage, offload, first.micro, checkpointing)
+        for stage, offload, checkpointing in itertools.product(
+            sorted(set(stages)), [o for o in OFFLOADS if o in offloads], (False, True)
+        )
+        if stage >= _LOWEST_STAGE[offload]
+    ]
+    if not found:
+        raise ValueError(f"--offloads {','.join(offloads)}: the optimizer wants stage 1 or higher, all wants stage 3")
+    return found
+
+
+def check_micros(config: Config, processes: int, micros: list[int]) -> None:
+    """Raises ValueError for a micro batch that does not divide a process's share of the batch."""
     share, repeats = config.train.global_batch_size // processes, config.data.repeated_augmentation
     for micro in micros:
         if micro < 1 or share % micro or micro % repeats:
@@ -92,22 +124,24 @@ def grid(config: Config, processes: int, stages: list[int], micros: list[int], o
                 f"{config.train.global_batch_size} over {processes} processes"
                 + (f", and a multiple of data.repeated_augmentation={repeats}" if repeats > 1 else "")
             )
-    found = [
-        Candidate(stage, offload, micro, checkpointing)
-        for stage, offload, checkpointing, micro in itertools.product(
-            sorted(set(stages)), [o for o in OFFLOADS if o in offloads], (False, True), sorted(set(micros))
-        )
-        if stage >= _LOWEST_STAGE[offload]
-    ]
-    if not found:
-        raise ValueError(f"--offloads {','.join(offloads)}: the optimizer wants stage 1 or higher, all wants stage 3")
-    return found
 
 
 def micro_batches(config: Config, processes: int) -> list[int]:
-    """The configuration's own micro batch, half and twice of it, as far as they divide the batch."""
-    own, share = config.train.micro_batch_size, config.train.global_batch_size // processes
-    return [m for m in (own // 2, own, own * 2) if m and share % m == 0 and m % config.data.repeated_augmentation == 0]
+    """All that divide a process's share of the batch, ascending."""
+    share = config.train.global_batch_size // processes
+    return [m for m in range(1, share + 1) if share % m == 0 and m % config.data.repeated_augmentation == 0]
+
+
+def variants(config: Config, on_gpu: bool) -> list[dict[str, Any]]:
+    """What changes speed alone. On a CPU compilation takes longer than a trial, and there is one kernel."""
+    workers = config.data.workers
+    found: list[dict[str, Any]] = [{"workers": count} for count in sorted({max(1, workers // 2), 2 * workers})]
+    found = [change for change in found if change["workers"] not in (0, workers)]
+    if on_gpu:
+        found.append({"compile": not config.model.compile})
+        kernels = ["sdpa", *(["flash"] if importlib.util.find_spec("flash_attn") else [])]
+        found += [{"attention": kernel} for kernel in kernels if len(kernels) > 1]
+    return found
 
 
 def obstacle(need: Footprint, processes: int, device: float | None, host: float) -> str | None:
@@ -124,7 +158,8 @@ def obstacle(need: Footprint, processes: int, device: float | None, host: float)
 class Trial:
     """Some steps of one candidate, by `python -m tgm_scale pretrain` in `processes` processes.
 
-    keep_free: bytes; where the host has less left, the trial is ended as one that ran out of memory."""
+    keep_free: bytes; where the host has less left, the trial is ended as one that ran out of memory. limit: bytes that
+    each process may ask for, None: any. patience: seconds without a step after which it hangs."""
 
     command: list[str]
     folder: Path
@@ -132,14 +167,20 @@ class Trial:
     steps: int
     warm: int
     keep_free: float
+    limit: int | None = None
+    patience: float = 600.0
 
     def run(self, report: Callable[[str], None]) -> dict[str, Any]:
-        """The outcome: 'ran' with its figures, 'out of memory', or 'failed'."""
+        """The outcome: 'ran' with its figures, 'out of memory', 'hung', or 'failed'."""
         log = self.folder / "output.log"
         peak, starved = 0, False
-        with LocalRun(self.command, self.processes, log) as life:
+        last, since = -1, time.monotonic()
+        with LocalRun(self.command, self.processes, log, limit=self.limit) as life:
             for made in self._steps_made(life):
                 report(f"step {made}/{self.steps}")
+                last, since = (made, time.monotonic()) if made > last else (last, since)
+                if time.monotonic() > since + self.patience:
+                    return {"outcome": "hung", "why": f"no step in {self.patience:g} s after step {made}"}
                 peak = max([peak, *(memory.peak_resident_bytes(process.pid) for process in life.ranks)])
                 if starved := memory.free_bytes() < self.keep_free:
                     break
@@ -180,7 +221,7 @@ def failure(codes: list[int | None], log: str) -> dict[str, Any]:
         return {"outcome": "out of memory", "why": "a process was killed, as the kernel does where memory is short"}
     lines = [line for line in log.splitlines() if line.strip()]
     for line in lines:
-        if "out of memory" in line.lower() or "can't allocate memory" in line:
+        if any(words in line.lower() for words in _SHORT_OF_MEMORY):
             return {"outcome": "out of memory", "why": line.strip()[:200]}
     return {"outcome": "failed", "why": f"exit codes {codes}: {lines[-1].strip()[:200] if lines else 'nothing said'}"}
 

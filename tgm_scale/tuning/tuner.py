@@ -7,6 +7,7 @@ import json
 import shlex
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.engine.plan import resolve_precision
+from tgm_scale.planning import cards
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.footprint import OFFLOADS, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
@@ -25,6 +27,8 @@ from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.tuning import trials
+from tgm_scale.tuning.prospects import prospects
+from tgm_scale.tuning.search import Search
 from tgm_scale.tuning.trials import Candidate, Trial
 
 NOTHING_FITS = 4  # as the same command would find again: slurm/launch.sh does not start it again
@@ -44,34 +48,48 @@ class Tuner:
         self.process = ProcessInfo(0, self.processes, 0, torch.device("cuda" if gpus else "cpu"))
         check(self.config, plan_pretraining(self.config, self.process))
         micros = _numbers("--micro-batches", options.micro_batches, range(1, self.config.train.global_batch_size + 1))
-        micros = micros or trials.micro_batches(self.config, self.processes)
+        trials.check_micros(self.config, self.processes, micros)
         offloads = options.offloads.split(",")
         if unknown := sorted(set(offloads) - set(OFFLOADS)):
             raise ValueError(f"--offloads {unknown[0]}: known are {', '.join(OFFLOADS)}")
         stages = _numbers("--stages", options.stages, range(4))
         self.first = trials.current_candidate(self.config, self.process)
-        grid = trials.grid(self.config, self.processes, stages, micros, offloads)
-        self.candidates = [self.first, *(candidate for candidate in grid if candidate != self.first)]
+        self.outcomes: dict[str, dict[str, Any]] = {}
+        self.search = Search(
+            self.first,
+            trials.ways_of(self.first, stages, offloads),
+            sorted(set(micros)) or trials.micro_batches(self.config, self.processes),
+            bool(micros),
+            trials.variants(self.config, gpus > 0),
+            self.outcomes,
+        )
+        self.candidates: list[Candidate] = []  # those that were settled, in turn
         self.file = self.folder / "outcomes.jsonl"
 
     def run(self) -> int:
         self._claim()
-        outcomes = self._outcomes()
+        earlier = self._outcomes()
+        until = time.monotonic() + 60 * self.options.minutes
         with ProgressBars() as bars:
-            task = bars.task("candidates", len(self.candidates))
-            for number, candidate in enumerate(self.candidates):
-                if outcomes.get(candidate.name, {"outcome": "failed"})["outcome"] == "failed":
-                    note = candidate.name
-                    task.to(number, note)
-                    outcome = self._skipped(candidate, outcomes) or self._try(
-                        candidate, lambda step, task=task, n=number, note=note: task.to(n, f"{note}, {step}")
+            task = bars.task("candidates", len(self.search.ways))
+            for number, candidate in enumerate(self.search):
+                task.to(number, candidate.name)
+                outcome = earlier.get(candidate.name, {"outcome": "failed"})
+                if outcome["outcome"] == "failed":
+                    if time.monotonic() > until and self.candidates:
+                        print(
+                            f"--minutes {self.options.minutes:g} are over: the same command goes on", file=sys.stderr
+                        )
+                        break
+                    outcome = self._skipped(candidate) or self._try(
+                        candidate, lambda step, task=task, n=number, c=candidate: task.to(n, f"{c.name}, {step}")
                     )
-                    outcomes[candidate.name] = outcome
                     if outcome["outcome"] != "left out":  # which is judged anew at every start
                         with self.file.open("a") as stream:
                             stream.write(json.dumps({"name": candidate.name} | outcome) + "\n")
-                task.to(number + 1)
-        return self._print_results(outcomes)
+                self.outcomes[candidate.name] = outcome
+                self.candidates.append(candidate)
+        return self._print_results()
 
     def _claim(self) -> None:
         """Make the folder, or recognise it. Raises ValueError where it holds trials of something else."""
@@ -92,11 +110,11 @@ class Tuner:
     def _overrides(self, candidate: Candidate, file: Path) -> list[str]:
         return [*self.options.overrides, *candidate.overrides(file)]
 
-    def _skipped(self, candidate: Candidate, outcomes: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    def _skipped(self, candidate: Candidate) -> dict[str, Any] | None:
         """An outcome without a trial: where a smaller micro batch ran out of memory, or arithmetic says no."""
         for other in self.candidates:
             smaller = other.micro < candidate.micro and replace(other, micro=candidate.micro) == candidate
-            if smaller and outcomes.get(other.name, {}).get("outcome") in ("out of memory", "left out"):
+            if smaller and self.outcomes[other.name]["outcome"] in ("out of memory", "left out"):
                 return {"outcome": "left out", "why": f"micro batch {other.micro} did not fit"}
         file = self._write_json(candidate)
         config = configuration.load(self.options.config, self._overrides(candidate, file))
@@ -104,7 +122,10 @@ class Tuner:
         device = None
         if self.process.device.type == "cuda":
             device = ROOM * torch.cuda.get_device_properties(0).total_memory
-        why = trials.obstacle(need, self.processes, device, memory.free_bytes())
+        free = memory.free_bytes()
+        if device is None and (limit := self._limit()) is not None:
+            free = min(free, self.processes * limit)
+        why = trials.obstacle(need, self.processes, device, free)
         return {"outcome": "left out", "why": why} if why else None
 
     def _write_json(self, candidate: Candidate) -> Path:
@@ -121,11 +142,17 @@ class Tuner:
         own = [f"run.dir={folder / 'run'}", f"train.steps={options.steps}", *quiet]
         words = [*self._overrides(candidate, folder / "deepspeed.json"), *own]
         started, keep = trials.command(options.config, words), options.keep_free * trials.GIB
-        outcome = Trial(started, folder, self.processes, options.steps, options.warm, keep).run(report)
+        common = (folder, self.processes, options.steps, options.warm, keep)
+        outcome = Trial(started, *common, self._limit(), options.patience).run(report)
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
         return outcome
 
-    def _print_results(self, outcomes: dict[str, dict[str, Any]]) -> int:
+    def _limit(self) -> int | None:
+        """Bytes that each process may ask for."""
+        return None if self.options.limit is None else int(self.options.limit * trials.GIB)
+
+    def _print_results(self) -> int:
+        outcomes = self.outcomes
         ran = [candidate for candidate in self.candidates if outcomes[candidate.name]["outcome"] == "ran"]
         reference = outcomes[ran[0].name]["losses"] if ran else []
         limit = trials.LOSS_TOLERANCE[resolve_precision(self.config.train.precision, self.process.device)]
@@ -133,7 +160,7 @@ class Tuner:
         print(f"{headline()}; {self.options.config} {' '.join(self.options.overrides)}; {self.processes} processes")
         on_gpu = self.process.device.type == "cuda"
         memory = ["GB of a GPU"] * on_gpu + ["GB of host"]
-        header = ["ZeRO", "offload", "micro batch", "checkpointing", "clips/s", *memory, "losses apart"]
+        header = ["ZeRO", "offload", "micro batch", "checkpointing", "varied", "clips/s", *memory, "losses apart"]
         rows = [self._row(c, outcomes[c.name], apart.get(c.name, 0.0), limit, on_gpu) for c in self.candidates]
         print(table(header, rows))
         agreeing = [c for c in ran if apart[c.name] <= limit]
@@ -144,6 +171,10 @@ class Tuner:
         self._write_best(best)
         gain = outcomes[best.name]["clips_per_second"] / outcomes[ran[0].name]["clips_per_second"]
         print(f"fastest that fits: {best.name}, {gain:.2f} times the speed of {ran[0].name}")
+        config = configuration.load(self.options.config, self._overrides(best, self.folder / "best.json"))
+        card = cards.of_device(torch.cuda.get_device_name()) if on_gpu else None
+        for line in prospects(config, self.processes, card, outcomes[best.name]["clips_per_second"]):
+            print(line)
         words = ["tgm-scale", "pretrain", "--config", self.options.config, *self.options.overrides]
         print(f"{shlex.join(words)} $(cat {shlex.quote(str(self.folder / 'best.overrides'))})")
         return 0
@@ -151,6 +182,7 @@ class Tuner:
     def _row(self, candidate: Candidate, outcome: dict, apart: float, limit: float, on_gpu: bool) -> list[str]:
         checkpointing = "yes" if candidate.checkpointing else "no"
         named = [str(candidate.stage), candidate.offload, str(candidate.micro), checkpointing]
+        named.append(" ".join(candidate.varied))
         if outcome["outcome"] != "ran":
             return [*named, outcome["outcome"], *[""] * (1 + on_gpu), outcome["why"]]
         differ = f"{apart:.1e}" + ("" if apart <= limit else f", more than {limit:g}: not taken")

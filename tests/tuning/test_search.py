@@ -1,0 +1,92 @@
+"""What the tuner tries next, and that a trial survives what it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tgm_scale.tuning.search import Search
+from tgm_scale.tuning.trials import Candidate, Trial
+
+MICROS = [1, 2, 3, 4, 6, 8, 12, 24]
+
+
+def tried(
+    own: int, largest: int, speed: Any = lambda micro: float(micro), stages: tuple[int, ...] = (1,)
+) -> list[str]:
+    """The names in turn, where micro batches up to `largest` fit."""
+    first = Candidate(stages[0], "none", own, False)
+    ways = [Candidate(stage, "none", own, False) for stage in stages]
+    outcomes: dict[str, dict[str, Any]] = {}
+    search = Search(first, ways, MICROS, False, [{"workers": 2}, {"compile": True}], outcomes)
+    names = []
+    for candidate in search:
+        names.append(candidate.name)
+        fits = candidate.micro <= largest
+        outcomes[candidate.name] = (
+            {"outcome": "ran", "clips_per_second": speed(candidate.micro)} if fits else {"outcome": "out of memory"}
+        )
+    assert len(set(names)) == len(names)
+    return names
+
+
+def micros(names: list[str]) -> list[int]:
+    return [int(name.partition("micro")[2]) for name in names if "workers" not in name and "compiled" not in name]
+
+
+@pytest.mark.parametrize(
+    ("own", "largest", "wanted"),
+    [
+        (4, 6, [4, 8, 6]),  # doubled, bisected
+        (4, 24, [4, 8, 24]),
+        (8, 3, [8, 4, 2, 3]),  # halved, bisected
+        (2, 1, [2, 1]),
+        (2, 0, [2, 1]),  # nothing fits
+        (24, 24, [24]),
+    ],
+)
+def test_the_micro_batch_is_doubled_and_bisected_to_what_fits(own: int, largest: int, wanted: list[int]) -> None:
+    names = tried(own, largest)
+    assert micros(names) == wanted
+    best = max((micro for micro in wanted if micro <= largest), default=None)
+    assert names[len(wanted) :] == (
+        [] if best is None else [f"zero1-micro{best}-workers2", f"zero1-micro{best}-compiled"]
+    )
+
+
+def test_larger_micro_batches_that_are_slower_are_not_tried_and_stage_3_is_not_compiled() -> None:
+    assert micros(tried(2, 24, lambda micro: 1 / micro)) == [2, 4]
+    names = tried(24, 24, lambda micro: 1.0, (3,))
+    assert names == ["zero3-micro24", "zero3-micro24-workers2"]
+
+
+def trial(folder: Path, program: str, **settings: Any) -> dict[str, Any]:
+    return Trial([sys.executable, "-c", program], folder, 2, 3, 1, 0.0, **settings).run(lambda step: None)
+
+
+def test_a_trial_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    worker = "import os, subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time; "
+    worker += (
+        f"time.sleep(600)']); open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(str(child.pid)); time.sleep(600)"
+    )
+    found = trial(tmp_path, worker, patience=3.0)
+    assert found == {"outcome": "hung", "why": "no step in 3 s after step 0"}
+    children = [int((tmp_path / rank).read_text()) for rank in "01"]
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}/cmdline").is_file() and Path(f"/proc/{pid}/cmdline").read_text() for pid in children):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    assert os.getpid() not in children
+
+
+def test_a_trial_that_crashes_or_asks_for_too_much_is_a_row(tmp_path: Path) -> None:
+    crashed = trial(tmp_path, "raise SystemExit('no such thing')")
+    assert crashed["outcome"] == "failed" and "no such thing" in crashed["why"]
+    (tmp_path / "output.log").unlink()
+    found = trial(tmp_path, "bytearray(3 << 30)", limit=1 << 30)
+    assert found["outcome"] == "out of memory" and "MemoryError" in found["why"]

@@ -1,0 +1,81 @@
+"""Which candidate is tried next: it depends on what those before it did.
+
+First the configuration as it is. Then for each way (ZeRO stage, offload, checkpointing) micro batches by doubling from
+the configuration's own, or halving where that does not fit, and bisection between what fits and what does not. Then
+with the fastest so far what changes speed alone: compilation, the attention's kernel, data workers."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tgm_scale.tuning.trials import Candidate
+
+_SLOWER = 0.95  # of the speed of the micro batch before: larger ones are not tried
+
+
+@dataclass
+class Search:
+    """ways: candidates whose micro batch is still open. micros: those that divide the batch, ascending. given: whether
+    the user named them, so that all are tried. outcomes: by name, filled in by the caller after each candidate."""
+
+    first: Candidate
+    ways: list[Candidate]
+    micros: list[int]
+    given: bool
+    variants: list[dict[str, Any]]
+    outcomes: dict[str, dict[str, Any]]
+
+    def __iter__(self) -> Iterator[Candidate]:
+        seen = set()
+        for candidate in self._all():
+            if candidate not in seen:
+                seen.add(candidate)
+                yield candidate
+
+    def _all(self) -> Iterator[Candidate]:
+        yield self.first
+        tried = [self.first]
+        for way in self.ways:
+            for micro in self.micros if self.given else self._micros(way):
+                candidate = replace(way, micro=micro)
+                tried.append(candidate)
+                yield candidate
+        ran = [candidate for candidate in tried if self._speed(candidate)]
+        if ran:
+            best = max(ran, key=self._speed)
+            for change in self.variants:
+                if change.get("compile") is None or best.stage < 3:
+                    yield replace(best, **change)
+
+    def _speed(self, candidate: Candidate) -> float:
+        """Clips a second; 0 where it did not run."""
+        return self.outcomes.get(candidate.name, {}).get("clips_per_second", 0.0)
+
+    def _micros(self, way: Candidate) -> Iterator[int]:
+        """Each is asked for once what the one before it did is known."""
+        speed = lambda at: self._speed(replace(way, micro=self.micros[at]))  # noqa: E731
+        at = max(0, bisect_right(self.micros, self.first.micro) - 1)
+        yield self.micros[at]
+        fits, unfit = (at, len(self.micros)) if speed(at) else (-1, at)
+        while fits >= 0 and unfit == len(self.micros):  # double
+            larger = bisect_left(self.micros, 2 * self.micros[fits])
+            if larger == len(self.micros):
+                return
+            yield self.micros[larger]
+            if not speed(larger):
+                unfit = larger
+            elif speed(larger) < _SLOWER * speed(fits):
+                return
+            else:
+                fits = larger
+        while fits < 0 < unfit:  # halve
+            smaller = max(0, bisect_right(self.micros, self.micros[unfit] // 2) - 1)
+            yield self.micros[smaller]
+            fits, unfit = (smaller, unfit) if speed(smaller) else (-1, smaller)
+        while 0 <= fits < unfit - 1:
+            middle = (fits + unfit) // 2
+            yield self.micros[middle]
+            fits, unfit = (middle, unfit) if speed(middle) else (fits, middle)
