@@ -88,6 +88,7 @@ def test_the_command_is_one_that_a_shell_takes(tmp_path: Path, capsys: pytest.Ca
     words = shlex.split(line)
     assert words[:7] == ["torchrun", "--nproc_per_node", "2", "-m", "tgm_scale", "pretrain", "--config"]
     assert configuration.load(words[7], words[8:]).run.dir == "runs/my run"
+    assert {"data.shards=YOUR_SHARDS", "guidance.towers=YOUR_CLIP_FOLDER"} < set(words)
 
 
 def test_another_global_batch_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,12 +118,12 @@ def test_a_run_in_fp32_is_not_timed_by_the_bf16_rate_without_a_word(
 @pytest.mark.parametrize(
     "shape",
     ["0x24GB", "24GB", "1x-3GB", "1x24", "", "x24GB", "1x24TB", "1x0GB", "1xnanGB", "1x1e3GB", "2x2x2x24GB", "1x٣GB"]
-    + ["9999999x80GB", "1x24GB please"],
+    + ["9999999x80GB", "1x24GB please", "8xH100"],
 )
 def test_other_shapes_are_refused_with_the_wanted_form(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", f"--fit={shape}"]) == 2
     said = capsys.readouterr().err
-    assert f"--fit {shape}" in said and "1x24GB" in said and "16x8x80GB" in said
+    assert f"--fit {shape}" in said and "1x24GB" in said and "16x8x80GB" in said and "--card H100" in said
 
 
 @pytest.mark.parametrize("clips", ["0", "-5", "10X", "1e7", "nan", "M", ""])

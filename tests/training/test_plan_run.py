@@ -11,6 +11,8 @@ import pytest
 from launch import ROOT, run
 
 from tgm_scale import cli
+from tgm_scale import config as configuration
+from tgm_scale.planning.cost import Asked, cost_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -111,6 +113,57 @@ def test_every_figure_that_is_assumed_says_so_beside_it(tmp_path: Path, capsys: 
     assert run["money"] == pytest.approx(2.5 * run["gpu_hours"]) and run["kwh"] == pytest.approx(
         0.7 * run["gpu_hours"]
     )
+
+
+def test_more_gpus_are_less_efficient_and_what_is_short_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    arguments = ["--config", "configs/pretrain_vith.yaml", "--json", str(file)]
+    assert main([*arguments, "--scale", "8,64,4096"]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["gpus"] for row in rows] == [8, 64, 4096] and [row["batch"] for row in rows] == [2048, 2048, 8192]
+    efficiency = [row["efficiency"] for row in rows]
+    assert efficiency == sorted(efficiency, reverse=True) and "network" in rows[-1]["short"]
+    assert main([*arguments, "--scale", "4096", "--clips-per-gpu", "32"]) == 0
+    [row] = json.loads(file.read_text())["rows"]
+    assert row["contrast"] == 3 * 4 * (4096 * 32) ** 2 and "contrast" in row["short"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scale", "12"], "--scale 12: wanted whole nodes of 8 GPUs"),
+        (["--scale", "8,many"], "--scale 8,many: wanted numbers of GPUs"),
+        (["--scale", "8", "--nodes", "1"], "--scale: wanted --config, and no --nodes"),
+        (["--clips-per-gpu", "8"], "--clips-per-gpu 8: goes with --scale"),
+        (["--overlap", "2"], "--overlap 2: wanted a share"),
+        (["--rates", "nowhere.json"], "--rates nowhere.json: No such file"),
+        (["--rates", "rates.json", "--tflops", "3"], "--rates and --tflops"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*CONFIG, *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_measured_rates_take_the_place_of_a_cards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each part of the model by the block whose width is nearest."""
+    file, rates = tmp_path / "plan.json", tmp_path / "rates.json"
+    blocks = [{"precision": "bf16", "width": width, "flops": flops} for width, flops in ((768, 4e12), (384, 1e12))]
+    rates.write_text(json.dumps({"format": 1, "machine": "a box", "blocks": blocks}))
+    config = ["--config", "configs/pretrain_vitb.yaml", "--gpus-per-node", "8", "train.micro_batch_size=64"]
+    assert main([*config, "--rates", str(rates), "--json", str(file)]) == 0
+    tree = json.loads(file.read_text())
+    cost = cost_of(Asked.pretraining(configuration.load(config[1], config[4:])), 8)
+    encoder = cost.run.shape.macs(cost.run.visible, 0)
+    seconds = 2 * 128 * (3 * encoder / 4e12 + 3 * (cost.forward - encoder) / 1e12 + cost.first_pass / 4e12)
+    assert tree["a_step"]["seconds"] == pytest.approx(seconds) and "a box" in tree["a_step"]["assumes"]
+    assert main([*config, "--rates", str(rates), "train.precision=fp32"]) == 2
+    assert "measured in bf16, and the run is in fp32" in capsys.readouterr().err
+    rates.write_text(json.dumps({"format": 1, "blocks": [{"precision": "bf16", "width": 0, "flops": 1}]}))
+    assert main([*config, "--rates", str(rates)]) == 2
+    assert "benchmark rates --json rates.json" in capsys.readouterr().err
 
 
 def test_bytes_that_are_sent_are_those_that_two_ranks_send(tmp_path: Path) -> None:

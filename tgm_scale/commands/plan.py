@@ -16,6 +16,7 @@ EXAMPLES = """examples:
   tgm-scale plan --fit 16x8x80GB --config configs/pretrain_vith.yaml --clips 100M --price 2.5
   tgm-scale plan --config configs/pretrain_vitl.yaml --nodes 16 --gpus-per-node 8
   tgm-scale plan --config configs/pretrain_vitb.yaml --gpus-per-node 8 --card A100 train.micro_batch_size=64
+  tgm-scale plan --config configs/pretrain_vith.yaml --scale 8,64,512,4096
   tgm-scale plan --config configs/finetune_k400.yaml
 
 Arithmetic is counted exactly. Memory is an estimate from the sizes of what is kept; time assumes the utilisation that
@@ -31,6 +32,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--config", metavar="FILE", help=f"with --fit {_DEFAULT} where none is given")
     add("--fit", metavar="SHAPE", help="1x24GB, 8x80GB or 16x8x80GB: the largest model and batch that fit")
     add("--clips", metavar="N", help="with --fit: how many clips are seen, such as 10M (default: the configuration's)")
+    add("--scale", metavar="N,...", help="the configuration on so many GPUs, such as 8,64,512,4096: what is short")
+    add("--clips-per-gpu", type=int, metavar="N", help="with --scale: of a step (default: the configuration's batch)")
     add("--nodes", type=int, metavar="N", help="default 1")
     add("--gpus-per-node", type=int, metavar="N", help="default 8")
     add("--card", metavar="NAME", help=f"default {_CARD}, with --fit one of this memory: planning/cards.py")
@@ -51,7 +54,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    for name in ("nodes", "gpus_per_node", "tflops", "utilisation", "price", "within_node", "between_nodes"):
+    for name in (
+        "nodes",
+        "gpus_per_node",
+        "tflops",
+        "utilisation",
+        "price",
+        "within_node",
+        "between_nodes",
+        "clips_per_gpu",
+    ):
         if (value := getattr(options, name)) is not None and value <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {value:g}: wanted more than 0")
     if options.utilisation > 1:
@@ -66,7 +78,14 @@ def _run(options: argparse.Namespace) -> int:
         from tgm_scale.runtime.files import check_output
 
         check_output("--json", options.json, "JSON file")
-    text, tree = _fitted(options) if options.fit is not None else _planned(options)
+    if options.fit is not None and options.scale is not None:
+        raise ValueError("--fit and --scale: one of them, since both say how many GPUs")
+    if options.scale is None and options.clips_per_gpu is not None:
+        raise ValueError(
+            f"--clips-per-gpu {options.clips_per_gpu}: goes with --scale; set train.global_batch_size here"
+        )
+    way = _fitted if options.fit is not None else _scaled if options.scale is not None else _planned
+    text, tree = way(options)
     print(text)
     if options.json is not None:
         from tgm_scale.benchmarks.machine import save
@@ -112,6 +131,21 @@ def _fitted(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     named = any(override.startswith("model.size=") for override in options.overrides)
     wanted = Wanted(config, machine, clips, config.model.size if named else None)
     return report(wanted, ["--config", file, *options.overrides])
+
+
+def _scaled(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    if options.nodes is not None or options.config is None:
+        raise ValueError("--scale: wanted --config, and no --nodes: --scale says how many GPUs, of --gpus-per-node")
+    words = options.scale.split(",")
+    if not all(word.isdecimal() and 0 < int(word) <= 100_000 for word in words):
+        raise ValueError(f"--scale {options.scale}: wanted numbers of GPUs such as 8,64,512,4096")
+    from tgm_scale import config as configuration
+    from tgm_scale.planning import scaling
+
+    machine = _machine(options)
+    config = configuration.load(options.config, options.overrides)
+    found = scaling.rows(config, machine, sorted({int(word) for word in words}), options.clips_per_gpu)
+    return "\n".join([*scaling.lines(found), machine.assumed, machine.network.assumed(2)]), scaling.tree(found)
 
 
 def _machine(options: argparse.Namespace) -> Machine:

@@ -14,8 +14,8 @@ from tgm_scale.planning.step_time import StepTime, step_time
 
 # a core decodes so many clips of 16 frames a second, 10 s of video, a keyframe every 12 frames, and such a file has so
 # many bytes (docs/PERFORMANCE.md, 2026-11-24 and 26): of 640 x 360, and of 456 x 256, the next that was weighed
-_CLIPS_A_CORE, _CLIP_BYTES = 17.5, 1.129e6
-_STORAGE = 1e9  # bytes a second that a node writes
+CLIPS_A_CORE, CLIP_BYTES = 17.5, 1.129e6
+STORAGE = 1e9  # bytes a second that a node writes
 
 
 @dataclass(frozen=True)
@@ -132,21 +132,19 @@ def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -
     train, kept = asked.config.train, asked.config.checkpoint
     size, run = 12 * cost.parameters, cost.run
     count = kept.keep + 1 + (train.steps // kept.keep_every if train.steps and kept.keep_every else 0)
-    text = (
-        f"{size / 1e9:.1f} GB each, {count * size / 1e9:.0f} GB for {count}, {size / machine.nodes / _STORAGE:.0f} s"
-    )
-    values: dict[str, Any] = {"bytes": size, "disk_bytes": count * size, "seconds": size / machine.nodes / _STORAGE}
+    text = f"{size / 1e9:.1f} GB each, {count * size / 1e9:.0f} GB for {count}, {size / machine.nodes / STORAGE:.0f} s"
+    values: dict[str, Any] = {"bytes": size, "disk_bytes": count * size, "seconds": size / machine.nodes / STORAGE}
     found = [
-        Figure("checkpoint", text, f"assumed: a node writes {_STORAGE / 1e9:.0f} GB/s; no step waits for it", values)
+        Figure("checkpoint", text, f"assumed: a node writes {STORAGE / 1e9:.0f} GB/s; no step waits for it", values)
     ]
     if time is None:
         return found
     drawn = run.layout.global_batch / run.repeats / time.total
-    cores, read = drawn / _CLIPS_A_CORE, drawn * _CLIP_BYTES
+    cores, read = drawn / CLIPS_A_CORE, drawn * CLIP_BYTES
     text = (
         f"{cores / machine.gpus:.1f} cores a GPU decode {drawn:.0f} videos a second, {read / 1e6:.0f} MB/s of storage"
     )
-    basis = f"measured on one CPU core: {_CLIPS_A_CORE} clips/s of 640 x 360 and 10 s; {_CLIP_BYTES / 1e6:.1f} MB each"
+    basis = f"measured on one CPU core: {CLIPS_A_CORE} clips/s of 640 x 360 and 10 s; {CLIP_BYTES / 1e6:.1f} MB each"
     found.append(
         Figure("loading", text, basis, {"cores": cores, "videos_per_second": drawn, "bytes_per_second": read})
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
+from tgm_scale.config import Config
 from tgm_scale.planning import estimate
 from tgm_scale.planning.fit import Choice, Wanted, choices, largest, savings_of
 from tgm_scale.planning.machine import Machine
@@ -31,7 +32,7 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
         f"largest that fits{_without_offload(chosen)}: {chosen.size} ({chosen.means.said})",
         estimate.lines(figures),
         "",
-        "start it with this; data.shards and guidance.towers are yours to set. ZeRO stage, activation checkpointing, "
+        "start it with this, and your own folders. ZeRO stage, activation checkpointing, "
         "offload and micro batch leave the losses as they are (docs/SCALING.md):",
         *_command(given, chosen),
         *_other_batch(wanted, chosen),
@@ -106,7 +107,20 @@ def _command(given: list[str], choice: Choice) -> list[str]:
         )
     else:
         start = f"srun --nodes={nodes} --gpus-per-node={gpus} --ntasks-per-node={gpus} tgm-scale pretrain"
-    return [f"  {start} {shlex.join([*given, *choice.overrides])}"]
+    return [f"  {start} {shlex.join([*given, *_placeholders(given, choice), *choice.overrides])}"]
+
+
+def _placeholders(given: list[str], choice: Choice) -> list[str]:
+    """What the user has to name, where the configuration's own is not here."""
+    config, named = choice.asked.config, {word.partition("=")[0] for word in given}
+    assert isinstance(config, Config)
+    found = []
+    shards, towers = config.data.shards, config.guidance.towers
+    if "data.shards" not in named and isinstance(shards, str) and "://" not in shards and not Path(shards).exists():
+        found.append("data.shards=YOUR_SHARDS")
+    if "guidance.towers" not in named and towers not in (None, "small") and not Path(str(towers)).exists():
+        found.append("guidance.towers=YOUR_CLIP_FOLDER")
+    return found
 
 
 def _other_batch(wanted: Wanted, chosen: Choice) -> list[str]:
