@@ -1,5 +1,9 @@
 """GPUs by name: memory, dense bf16 peak and power from the vendors' data sheets (NVIDIA's, and the white papers of the
-Ampere GA102, Ada and Blackwell RTX architectures for its GeForce cards). Nothing here was measured."""
+Ampere GA102, Ada and Blackwell RTX architectures for its GeForce cards). Nothing here was measured.
+
+Compared with pages that quote the data sheets: memory, peak and power of H100 (SXM), H200, L40 and L40S; peak of RTX
+4090, RTX 4080 and A40; power of RTX 4090, RTX 3090, A40 and H100 PCIe; memory and peak of A100. Others were not
+verified."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from tgm_scale.planning.network import Network
 from tgm_scale.planning.rates import Rates
 
 WANTED = (
-    "wanted GPUs x memory such as 1x24GB or 8x80GB, or nodes x GPUs x memory such as 16x8x80GB; a card is named beside "
-    "it, as in --fit 8x80GB --card H100"
+    "wanted GPUs x memory such as 1x24GB or 8x80GB, or nodes x GPUs x memory such as 16x8x80GB; a card is named "
+    "beside it, as in --fit 8x80GB --card H100"
 )
 _SHAPE = re.compile(r"(?:([0-9]{1,9})x)?([0-9]{1,9})x([0-9]{1,9}(?:\.[0-9]{1,9})?)(GB|GiB)", re.IGNORECASE)
 _UNITS = {"gb": 1e9, "gib": 2.0**30}

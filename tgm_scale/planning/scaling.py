@@ -69,18 +69,18 @@ def _row(config: Config, machine: Machine, gpus: int, wanted: int) -> Row:
     share = batch // gpus
     micro = max(m for m in range(1, share + 1) if share % m == 0 and m % repeats == 0 and m <= train.micro_batch_size)
     changed = config.model_copy(update={"train": train.model_copy(update={"global_batch_size": batch})})
-    cost = cost_of(with_micro(Asked.pretraining(changed), micro), gpus)
+    asked = with_micro(Asked.pretraining(changed), micro)
+    cost = cost_of(asked, gpus)
     time = step_time(cost, machine)
     if time is None:
         raise ValueError("--scale: the GPUs' rate is not known: give --card, --tflops or --rates")
-    gathered = batch * (2 * _EMBEDDING * 4 + _IDS) * (1 if config.objective.contrastive_weight else 0)
+    group = asked.negatives or 0
+    gathered = batch * (2 * _EMBEDDING * 4 + _IDS) if group else 0
     seconds = time.total + gathered / machine.network.rate(machine.nodes) * (1 - machine.network.overlap)
-    group = config.objective.contrastive_batch or batch
-    contrast = 3.0 * 4 * batch * group if config.objective.contrastive_weight else 0.0
     drawn = batch / repeats / seconds
     figures = {
         "gathered": float(gathered),
-        "contrast": contrast,
+        "contrast": 3.0 * 4 * batch * group,
         "cores": drawn / CLIPS_A_CORE / gpus,
         "read": drawn * CLIP_BYTES,
         "checkpoint": 12 * cost.parameters / machine.nodes / STORAGE,
