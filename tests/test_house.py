@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ IMPORT_SITES = {
 }
 
 
+@functools.cache
 def imports(file: Path) -> list[str]:
     """Every module that a file imports, at any depth; `from a import b` counts as a.b."""
     found = []

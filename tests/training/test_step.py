@@ -11,6 +11,7 @@ from launch import run
 
 WORKER = str(Path(__file__).with_name("step_worker.py"))
 STEPS, SAVED = 8, 4
+REFUSED, LAST = 3, 6  # of the runs with a step that is refused: the one before the checkpoint
 # what a step is refused for, and by whom: the host, or (fused, as on a GPU) the device
 LAYOUTS = [  # stage 3 last: see below
     (0, "fp32", False), (0, "fp32", True), (0, "bf16", True), (1, "bf16", True), (2, "fp32", False), (2, "bf16", True),
@@ -33,7 +34,7 @@ REFUSALS = {"loss": "loss not finite", "gradient": "gradient not finite", "spike
 def run_cases(folder: Path, world_size: int, cases: dict[str, dict]) -> dict[str, dict]:
     """Run cases in `world_size` processes; each saves at SAVED unless it starts from another's checkpoint."""
     for name, case in cases.items():
-        case.update(steps=STEPS)
+        case.setdefault("steps", STEPS)
         if "load" in case:
             case["load"] = str(folder / case["load"])
         else:
@@ -59,8 +60,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         "fused": {"stage": 0, "fused": True, **fp32},
     }
     for name, case in POISONED.items():
-        alone[name] = case | {"micro": 4, "poison_at": 3}
-        alone[f"{name}, again"] = case | {"micro": 4, "load": name}
+        alone[name] = case | {"micro": 4, "poison_at": REFUSED, "steps": LAST}
+        alone[f"{name}, again"] = case | {"micro": 4, "load": name, "steps": LAST}
     two = {
         "2 stage 0": {"stage": 0, **fp32},
         "2 stage 1": {"stage": 1, **fp32},
@@ -116,18 +117,18 @@ def test_low_precision_stage_0_makes_full_first_steps(results: dict[str, dict]) 
 def test_a_refused_update_leaves_all_alone_and_is_told_why(results: dict[str, dict], case: str) -> None:
     """Weights, moments, and Adam's own count, which corrects its moments' bias."""
     found, poison = results[case], POISONED[case]["poison"]
-    assert found["refusals"] == [None] * 3 + [REFUSALS[poison]] + [None] * 4
-    assert found["refused_untouched"] and found["updates"] == [STEPS - 1]
-    loss, *_, norm = found["curve"][3]
+    assert found["refusals"] == [None] * REFUSED + [REFUSALS[poison]] + [None] * (LAST - SAVED)
+    assert found["refused_untouched"] and found["updates"] == [LAST - 1]
+    loss, *_, norm = found["curve"][REFUSED]
     assert math.isnan(loss) == (poison == "loss") and (norm is None) == (poison != "spike")
-    assert all(math.isfinite(row[0]) for row in found["curve"][4:])
+    assert all(math.isfinite(row[0]) for row in found["curve"][SAVED:])
 
 
 @pytest.mark.parametrize("case", POISONED)
 def test_going_on_after_a_refused_update_is_exact(results: dict[str, dict], case: str) -> None:
     again = results[f"{case}, again"]
     assert again["curve"] == results[case]["curve"][SAVED:] and again["state"] == results[case]["state"]
-    assert again["updates"] == [STEPS - 1]
+    assert again["updates"] == [LAST - 1]
 
 
 def test_the_fused_kernel_is_the_same_adam(results: dict[str, dict]) -> None:
