@@ -44,9 +44,9 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run and check the exit code; returns the finished process with its output.
 
-    anew: as a user starts it, by a new interpreter or torchrun; also where several processes are to fail, since
-    torchrun has its own code for that. On GPUs always: a process with CUDA in it cannot be forked."""
-    if anew or (world_size > 1 and code) or os.environ.get("TGM_TEST_GPU") == "1":
+    anew: as a user starts it, by a new interpreter or torchrun, which has a code of its own for ranks that failed. On
+    GPUs always: a process with CUDA in it cannot be forked."""
+    if anew or os.environ.get("TGM_TEST_GPU") == "1":
         line = command(world_size, *arguments)
         done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=seconds, cwd=ROOT)
     elif world_size == 1:

@@ -23,6 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
+AFTER_A_FAILURE = 10.0  # seconds, for the other ranks to end
+
 
 class Started:
     """A process that runs `python *arguments`; it has the methods of subprocess.Popen that tests call.
@@ -69,20 +71,28 @@ class Started:
 
 
 def wait_for_all(ranks: Sequence[Started], seconds: float) -> int:
-    """0 when all have ended well; the code of the first that did not, once the others are killed."""
+    """0 when all have ended well; else the code of one that did not: the others have a while to end, and are killed.
+
+    Raises subprocess.TimeoutExpired."""
     end = time.monotonic() + seconds
     try:
-        while time.monotonic() < end:
+        while True:
             codes = [rank.poll() for rank in ranks]
-            failed = [code for code in codes if code]
-            if failed or None not in codes:
-                return failed[0] if failed else 0
+            failed = next((code for code in codes if code), 0)
+            if None not in codes:
+                return failed
+            if failed:
+                end = min(end, time.monotonic() + AFTER_A_FAILURE)
+            if time.monotonic() > end:
+                break
             time.sleep(0.02)
-        raise subprocess.TimeoutExpired(ranks[0].args, seconds)
     finally:
         for rank in ranks:
             rank.kill()
             rank.wait()
+    if failed:
+        return failed
+    raise subprocess.TimeoutExpired(ranks[0].args, seconds)
 
 
 def _number(file: int) -> int:

@@ -126,7 +126,7 @@ def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same
     steps = steps_in(first / "checkpoints")
     assert steps == [1, 2, 3, 4] and all(ema.file_of(first, step).is_file() for step in steps)
     command.append(f"run.dir={second}")
-    launch.run(2, [*command, "deepspeed.stage=2", "train.max_minutes=1e-9"], code=1)  # torchrun's, for our 85
+    launch.run(2, [*command, "deepspeed.stage=2", "train.max_minutes=1e-9"], code=85)
     assert len(losses(second)) == 1 and not (second / "results.json").exists()
     launch.run(1, command)
     assert losses(second) == pytest.approx(losses(first), abs=1e-5) and len(losses(first)) == STEPS
