@@ -59,7 +59,7 @@ IMPORT_SITES = {
     "flash_attn": {"models/attention.py"},
     "matplotlib": {"report/render.py", "demo/plots.py"},
     "jinja2": {"report/html.py"},
-    "wandb": {"runs/wandb_board.py"},
+    "wandb": {"runs/boards.py"},
 }
 
 

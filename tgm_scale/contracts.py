@@ -90,9 +90,7 @@ class Batch:
     starts: Tensor  # float32 [B]: time of the first frame in the source, seconds
     relevance: Tensor | None = None  # float32 [B, S, R, C]: cached scores, through the same crop
     motion: Tensor | None = None  # float32 [B, S, R, C]: camera-compensated codec motion, through the same crop
-    flow: Tensor | None = (
-        None  # float32 [B, T, 2, h, w]: optical flow towards the base frame (masking.saliency.tracked)
-    )
+    flow: Tensor | None = None  # float32 [B, T, 2, h, w]: optical flow towards the base frame (masking.saliency)
     caption_sets: list[list[str]] | None = None  # B: all captions of each sample
     problems: list[Problem] = field(default_factory=list)
 

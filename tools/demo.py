@@ -11,8 +11,7 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.demo import command as demo
-from tgm_scale.demo.plan import Plan
-from tgm_scale.demo.pretraining import pretrain
+from tgm_scale.demo.plan import Plan, pretrain
 from tgm_scale.demo.summary import check_expectations
 from tgm_scale.runtime import command
 from tgm_scale.runtime.compat import quiet_warnings

@@ -17,8 +17,8 @@ from tgm_scale.config import Config
 from tgm_scale.runs.compare import compare
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime import command
-from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_lines, json_of
+from tgm_scale.runtime.processes import LocalRun
 from tgm_scale.runtime.progress import ProgressBars, Task
 
 EXAMPLES = """examples:

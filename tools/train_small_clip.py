@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from tgm_scale.demo.clip.training import LabelledImages, Recipe, TrainingData, train
-from tgm_scale.demo.corpus.captions import every_caption
 from tgm_scale.demo.corpus.patches import attributes, labelled_images, wording
+from tgm_scale.demo.corpus.truth import every_caption
 from tgm_scale.runtime import command, seeding
 from tgm_scale.runtime.progress import ProgressBars
 

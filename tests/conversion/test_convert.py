@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tgm_scale import cli
 from tgm_scale.commands.convert import FORMATS
 from tgm_scale.conversion.convert import TARGETS, convert
-from tgm_scale.conversion.image_vit import to_video
 from tgm_scale.conversion.key_maps import EXTRAS, ModelKind
+from tgm_scale.conversion.mae_st import to_video
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, without_extras
 from tgm_scale.models.patches import sine_cosine_table

@@ -14,7 +14,7 @@ from tars import write_tar
 
 from tgm_scale.config import from_tree
 from tgm_scale.contracts import Grid
-from tgm_scale.data.access.names import distinct_names
+from tgm_scale.data.access.addresses import distinct_names
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import make_names_distinct, open_corpus
 from tgm_scale.data.shards.tars import ShardWriter

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tgm_scale.data.building import annotations, grouped_lines, key_files, shard_building
+from tgm_scale.data.building import annotations, key_files, shard_building
 from tgm_scale.data.building.annotation_rows import clock
 from tgm_scale.data.building.annotations import Filters, Plan
 from tgm_scale.data.building.key_files import KeyFile, SortedKeys, distinct
@@ -26,7 +26,7 @@ def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     """Whether memory holds a hundred rows and fifty clips at a time."""
     if request.param:
         monkeypatch.setattr(key_files, "RUN", 100)
-        monkeypatch.setattr(grouped_lines, "HELD", 3000)
+        monkeypatch.setattr(key_files, "HELD", 3000)
         monkeypatch.setattr(annotations, "CLIPS_AT_ONCE", 50)
     return request.param
 
@@ -141,7 +141,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
     """2,000 rows and 20,000, each another clip, in 4 and 40 shards: 16 kB of keys, 500 clips and 128 kB of lines are
     held at a time. What the plan keeps is less than a byte of a row."""
     monkeypatch.setattr(key_files, "RUN", 1 << 10)
-    monkeypatch.setattr(grouped_lines, "HELD", 1 << 17)
+    monkeypatch.setattr(key_files, "HELD", 1 << 17)
     monkeypatch.setattr(annotations, "CLIPS_AT_ONCE", 500)
     peaks, kept = [], []
     for count in (2000, 20_000):
@@ -160,7 +160,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_report_names_all_and_holds_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """100 shards with 2 x 100 names that could not be made, and a broken row."""
-    monkeypatch.setattr(grouped_lines, "HELD", 1 << 14)
+    monkeypatch.setattr(key_files, "HELD", 1 << 14)
     (tmp_path / "a.csv").write_text("file,caption\n" + "".join(f"v{n},c\n" for n in range(100)) + "x,y,z\n")
     plan = Plan(tmp_path / "a.csv", Filters(), 1)
     wanted: dict[str, list[list[str]]] = {"missing_video": [], "not_decodable": []}

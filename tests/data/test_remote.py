@@ -23,7 +23,7 @@ from loopback import LoopbackServer
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.access import http, patience
-from tgm_scale.data.access.disk_cache import DiskCache
+from tgm_scale.data.access.ranges import DiskCache
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.workers import READERS
 from tgm_scale.data.shards.index import Corpus

@@ -9,7 +9,7 @@ import pytest
 from tars import make_corpus
 
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.shards.replaced import FILE, SAMPLED
+from tgm_scale.data.shards.video_list import FILE, SAMPLED
 from tgm_scale.training.introduction import introduce
 
 

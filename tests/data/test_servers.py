@@ -18,12 +18,12 @@ from loopback import LoopbackServer
 from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.access import patience, storage
-from tgm_scale.data.access.disk_cache import DiskCache, _digest
+from tgm_scale.data.access.ranges import DiskCache, _digest
 from tgm_scale.data.shards import index_cache
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.shard_manifest import MANIFEST
-from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import without_secrets
 
 SIGNED = "?X-Amz-Credential=A/2026/s3&X-Amz-Signature=5ec2e7"
 

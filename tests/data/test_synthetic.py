@@ -16,11 +16,10 @@ import torch
 from tgm_scale.contracts import Grid
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.decode import decode_clip
-from tgm_scale.demo.corpus.captions import absent_caption, every_caption
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus, render_clip
 from tgm_scale.demo.corpus.patches import attributes, labelled_images, wording
 from tgm_scale.demo.corpus.shapes import COLOURS, SHAPES
-from tgm_scale.demo.corpus.truth import object_tokens, read_truth
+from tgm_scale.demo.corpus.truth import absent_caption, every_caption, object_tokens, read_truth
 
 SMALL = SyntheticSpec(frames=8)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.access.video_names import video_extension
+from tgm_scale.data.access.addresses import video_extension
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_files import VideoFolder, walk
 from tgm_scale.data.shards.video_list import VideoListCorpus

@@ -22,12 +22,10 @@ from transformers import (
 from watch import META, Watch, empty, video
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.attention import ClassAttention
 from tgm_scale.guidance.flow import FlowToBase
 from tgm_scale.guidance.image import SCORERS, ImageTower, clip_trunk, siglip_trunk
-from tgm_scale.guidance.parts import Parts
+from tgm_scale.guidance.maps import ClassAttention, Parts, Relevance
 from tgm_scale.guidance.preprocessing import Preprocessing
-from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.text import CAPTIONS_PER_PASS, TextTower
 
 PREPROCESSING = Preprocessing(224, True, "bicubic", (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))

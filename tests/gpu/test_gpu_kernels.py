@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.masking.recipes import RECIPES, build_masker
 from tgm_scale.models.attention import attend, flash_obstacle

@@ -11,8 +11,7 @@ import transformers
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.attention import ClassAttention
-from tgm_scale.guidance.parts import PARTS, Parts, _clusters
+from tgm_scale.guidance.maps import PARTS, ClassAttention, Parts, _clusters
 from tgm_scale.guidance.towers import load_image_tower
 from tgm_scale.masking.recipes import build_masker
 

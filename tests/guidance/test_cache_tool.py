@@ -16,7 +16,7 @@ from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.guidance.cache import RelevanceCache, fingerprint
-from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower
 from tgm_scale.planning.corpora import open_corpora
 from tgm_scale.planning.parts import clip_loader as run_loader

@@ -13,7 +13,7 @@ from tgm_scale.contracts import Grid
 from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
 from tgm_scale.guidance.flow import FlowToBase, check_flow
 from tgm_scale.masking.recipes import build_masker
-from tgm_scale.masking.saliency.tracked import trace
+from tgm_scale.masking.saliency import trace
 
 pytest.importorskip("cv2", reason="OpenCV is not installed")
 CPU = torch.device("cpu")

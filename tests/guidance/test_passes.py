@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tgm_scale.guidance.passes import TOKENS_PER_PASS, clips_per_pass, in_passes
+from tgm_scale.guidance.maps import TOKENS_PER_PASS, clips_per_pass, in_passes
 
 GPU = torch.device("cuda")
 

@@ -13,10 +13,9 @@ import transformers
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.features import TokenFeatures
 from tgm_scale.guidance.image import SCORERS, ImageTower, clip_trunk
+from tgm_scale.guidance.maps import Relevance, TokenFeatures
 from tgm_scale.guidance.preprocessing import Preprocessing
-from tgm_scale.guidance.relevance import Relevance
 from tgm_scale.guidance.towers import load_image_tower
 
 RED, GREEN = (200, 30, 30), (30, 160, 60)
@@ -142,7 +141,7 @@ def test_clips_of_a_pass_and_the_filling_of_the_last_do_not_change_the_maps(
     relevance = Relevance(load_image_tower(clip_source))
     video, text = frames(5, 3, 4, 40, 40), F.normalize(torch.randn(5, 24), dim=-1)
     one = relevance(video, text, Grid(2, 5, 5))
-    monkeypatch.setattr("tgm_scale.guidance.relevance.clips_per_pass", lambda device, tokens: 3)
+    monkeypatch.setattr("tgm_scale.guidance.maps.clips_per_pass", lambda device, tokens: 3)
     three = relevance(video, text, Grid(2, 5, 5))
     assert not torch.equal(one, torch.zeros_like(one))
     torch.testing.assert_close(one, three, rtol=0, atol=1e-5)

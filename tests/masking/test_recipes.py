@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
+from tgm_scale.masking import saliency
 from tgm_scale.masking.recipes import RECIPES, Masker, build_masker
-from tgm_scale.masking.saliency import SOURCES, SaliencyInputs, noise
+from tgm_scale.masking.saliency import SOURCES, SaliencyInputs
 
 CLIP = Grid(8, 14, 14)  # 16 frames of 224 pixels, tubelets of 2 x 16 x 16
 
@@ -273,16 +274,16 @@ def test_frames_are_hidden_whole() -> None:
 
 def test_cuboids_against_a_plain_loop() -> None:
     grid = Grid(4, 6, 7)
-    scores = noise.cuboids(SaliencyInputs(seeds(3), grid, {}, 0.4))
-    draws = [noise._inside(seeds(3), axis, length) for axis, length in enumerate((4, 6, 7))]
+    scores = saliency.cuboids(SaliencyInputs(seeds(3), grid, {}, 0.4))
+    draws = [saliency._inside(seeds(3), axis, length) for axis, length in enumerate((4, 6, 7))]
     for clip in range(3):
         expected = torch.zeros(4, 6, 7)
-        for cuboid in reversed(range(noise.CUBOIDS)):  # the first is written last
+        for cuboid in reversed(range(saliency.CUBOIDS)):  # the first is written last
             spans = [draw[clip, cuboid].nonzero().flatten() for draw in draws]
             assert all((span.diff() == 1).all() for span in spans)
             assert len(spans[1]) <= 3 + 1 and len(spans[2]) <= 3.5 + 1  # at most half a side, and a token cut
             if all(map(len, spans)):
-                expected[tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)] = noise.CUBOIDS - cuboid
+                expected[tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)] = saliency.CUBOIDS - cuboid
         assert torch.equal(scores[clip], expected)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid
 from tgm_scale.masking.recipes import build_masker
-from tgm_scale.masking.saliency.tracked import trace
+from tgm_scale.masking.saliency import trace
 
 GRID = Grid(8, 14, 14)
 

@@ -30,7 +30,7 @@ from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
-from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower, load_text_tower
 from tgm_scale.masking import recipes
 from tgm_scale.masking.diagnostics import GuidanceMonitor, overlap

@@ -11,7 +11,7 @@ import torch
 
 from tgm_scale.runtime import launch
 from tgm_scale.runtime.distributed import ProcessInfo, choose_device, refuse_hidden_gpus, set_rendezvous
-from tgm_scale.runtime.slurm import tasks_of_this_node
+from tgm_scale.runtime.launch import tasks_of_this_node
 
 
 def variables(text: str) -> dict[str, str]:

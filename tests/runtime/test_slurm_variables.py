@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tgm_scale.runtime.slurm import node_names, node_of
+from tgm_scale.runtime.launch import node_names, node_of
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tgm_scale import config
-from tgm_scale.runtime.outside.weights import weights_of
 from tgm_scale.runtime.outside.yaml_text import yaml_of
+from tgm_scale.runtime.tensors import weights_of
 
 LAUGHS = "a0: &a0 [x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 4)}]\n" for n in range(1, 30))
 YAML = {

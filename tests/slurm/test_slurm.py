@@ -17,7 +17,7 @@ from simulated import Cluster, log_of, overrides, pid_of, steps_of, wait_for
 from tgm_scale.runs import run_folder
 from tgm_scale.runs.compare import compare
 from tgm_scale.runs.status import status
-from tgm_scale.runtime.slurm import node_names
+from tgm_scale.runtime.launch import node_names
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 

@@ -21,7 +21,7 @@ from launch import ROOT, run
 from short_run import arguments
 
 from tgm_scale.checkpoints import checkpoint, manifest
-from tgm_scale.checkpoints.file_sums import sums
+from tgm_scale.checkpoints.manifest import sums
 from tgm_scale.checkpoints.saver import Pending, Saver
 from tgm_scale.runs.check_run import check
 from tgm_scale.runs.metrics import read_metrics

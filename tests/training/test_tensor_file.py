@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tgm_scale.checkpoints.tensor_file import TensorFile
+from tgm_scale.checkpoints.share import TensorFile
 
 TENSORS = {
     "b.weight": torch.randn(3, 5).T,

@@ -20,9 +20,9 @@ from tgm_scale.data.video.encode import encode_video
 from tgm_scale.engine.extensions import BUILD_SECONDS
 from tgm_scale.planning import disk
 from tgm_scale.planning.run_plan import shape_of
-from tgm_scale.preflight import trial
+from tgm_scale.preflight import node_checks
 from tgm_scale.preflight.pretraining import PretrainingChecks
-from tgm_scale.preflight.tested import TESTED, untested
+from tgm_scale.preflight.verdict import TESTED, untested
 from tgm_scale.runtime.distributed import ProcessInfo
 
 ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
@@ -82,12 +82,12 @@ def test_a_step_that_takes_long_on_a_cpu_is_left_out_and_said(tmp_path: Path) ->
 
 
 def test_cards_that_nccl_cannot_use_are_named(tmp_path: Path) -> None:
-    trial.check_infiniband(tmp_path / "absent", "libnowhere.so.1")
-    trial.check_infiniband(tmp_path, "libnowhere.so.1")
+    node_checks.check_infiniband(tmp_path / "absent", "libnowhere.so.1")
+    node_checks.check_infiniband(tmp_path, "libnowhere.so.1")
     (tmp_path / "mlx5_0").mkdir()
-    trial.check_infiniband(tmp_path, "libc.so.6")
+    node_checks.check_infiniband(tmp_path, "libc.so.6")
     with pytest.raises(ValueError, match=r"cards mlx5_0, but libnowhere\.so\.1 cannot be loaded: .*libibverbs1"):
-        trial.check_infiniband(tmp_path, "libnowhere.so.1")
+        node_checks.check_infiniband(tmp_path, "libnowhere.so.1")
 
 
 def test_checkpoints_that_cannot_be_written_end_a_start_at_once(tmp_path: Path) -> None:
@@ -147,11 +147,11 @@ def test_a_lock_is_cleared_where_it_was_left(tmp_path: Path, monkeypatch: pytest
     lock.parent.mkdir()
     lock.touch()
     plan = PretrainingChecks(config(tmp_path)).plan(ALONE)
-    assert trial.try_extensions(plan, ALONE, clear=True) == [] and lock.exists(), "it may be another's"
+    assert node_checks.try_extensions(plan, ALONE, clear=True) == [] and lock.exists(), "it may be another's"
     old = time.time() - BUILD_SECONDS - 1
     os.utime(lock, (old, old))
-    assert trial.try_extensions(plan, ALONE, clear=False) == [] and lock.exists()
-    assert trial.try_extensions(plan, ALONE, clear=True) == [f"{lock}: removed"]
+    assert node_checks.try_extensions(plan, ALONE, clear=False) == [] and lock.exists()
+    assert node_checks.try_extensions(plan, ALONE, clear=True) == [f"{lock}: removed"]
     assert not lock.exists()
 
 

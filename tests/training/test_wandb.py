@@ -16,8 +16,8 @@ from short_run import arguments
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
+from tgm_scale.runs.boards import run_id
 from tgm_scale.runs.metrics import read_metrics
-from tgm_scale.runs.wandb_board import run_id
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE
 
 OFFLINE = ("log.wandb.project=tests", "log.wandb.mode=offline", "objective.contrastive_weight=0")

@@ -27,9 +27,9 @@ from tgm_scale.planning.footprint import Footprint, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
-from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.memory import peak_resident_bytes
 from tgm_scale.runtime.outside.json_text import json_lines
+from tgm_scale.runtime.processes import LocalRun
 from tgm_scale.runtime.progress import ProgressBars
 
 _ALONE = ["guidance.towers=null", "objective={contrastive_weight: 0}", "masking.recipe=tube"]

@@ -25,7 +25,7 @@ from tgm_scale.data.video.decode import Video
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.guidance.flow import check_flow
-from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.towers import load_image_tower, tower_folder
 from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.objectives.term import Setup

@@ -18,8 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from tgm_scale.checkpoints import manifest
-from tgm_scale.checkpoints.file_sums import sums
-from tgm_scale.checkpoints.manifest import step_of
+from tgm_scale.checkpoints.manifest import step_of, sums
 from tgm_scale.engine import state as engine_state
 from tgm_scale.runtime.tensors import open_tensors, tensor_in
 

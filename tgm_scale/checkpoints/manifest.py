@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint, validated as a whole before anything in it is used."""
+"""The manifest of a checkpoint, validated as a whole before anything in it is used; sums of its files."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tgm_scale.runtime.mistakes import first_error
@@ -15,6 +16,8 @@ from tgm_scale.runtime.outside.json_text import bounded, json_of
 
 FORMAT = 1
 NAME = "manifest.json"
+_SIDE = 512
+_BLOCK = 8 * _SIDE * _SIDE  # bytes
 _LARGEST = 64 << 20  # bytes: 300,000 ranks' files
 _STEP = re.compile(r"step-(\d{8,12})")
 _SHARE = re.compile(r"state-(\d{5,})-of-(\d{5,})\.safetensors")
@@ -35,7 +38,7 @@ class _File(BaseModel):
     name: str = Field(pattern=r"^\w[\w.-]*$", max_length=255)  # plain: of a file in the folder
     bytes: int = Field(ge=0)
     blake2b: str | None = None
-    sums: str | None = None  # see file_sums; earlier checkpoints have none
+    sums: str | None = None  # see `sums`; earlier checkpoints have none
     tensors: list[str] | None = None  # keys of what is in the file; earlier checkpoints do not say
 
 
@@ -142,3 +145,23 @@ def _tree(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"{file}: damaged: wanted an object, found {type(tree).__name__}")
     return tree
+
+
+def sums(path: Path) -> str:
+    """A fast hash of a file against damage (not against attackers), in hexadecimal. Raises OSError.
+
+    A start reads gigabytes of state, and blake2b (0.7 GB/s on one core) takes longer for that than the rest of
+    resuming does. So the file's 64-bit words are summed first, in blocks of 512 rows of 512, by row and by column, and
+    the sums are hashed: 9 GB a second. One word that changed changes a sum of each kind; words or blocks that changed
+    places, too. Not seen: changes of four words at the corners of a rectangle of a block that cancel (of their highest
+    bits, say); `tgm-scale check` sees those, which compares blake2b."""
+    found, block = hashlib.blake2b(digest_size=16), bytearray(_BLOCK)
+    with path.open("rb") as file:
+        while size := file.readinto(block):
+            if size < _BLOCK:
+                found.update(memoryview(block)[:size])
+                continue
+            words = np.frombuffer(block, np.uint64).reshape(_SIDE, _SIDE)
+            found.update(words.sum(axis=0).data)
+            found.update(words.sum(axis=1).data)
+    return found.hexdigest()

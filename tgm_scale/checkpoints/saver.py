@@ -20,9 +20,8 @@ from torch import Tensor
 
 from tgm_scale.checkpoints import manifest
 from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, digest, folder_of, step_of, steps_in
-from tgm_scale.checkpoints.file_sums import sums
-from tgm_scale.checkpoints.share import RankShare
-from tgm_scale.checkpoints.tensor_file import TensorFile
+from tgm_scale.checkpoints.manifest import sums
+from tgm_scale.checkpoints.share import RankShare, TensorFile
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.runtime.files import describe_os_error, readable_as_its_folder, sync

@@ -1,9 +1,13 @@
-"""Which parameters each rank writes, and their state as it is gathered."""
+"""Which parameters each rank writes, their state as it is gathered, and a safetensors file written tensor by
+tensor."""
 
 from __future__ import annotations
 
 import heapq
+import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,3 +56,35 @@ def _owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
         load, owner[name] = loads[0]
         heapq.heapreplace(loads, (load + sizes[name], owner[name]))
     return owner
+
+
+_ALIGNED = 8  # bytes: where the data begin, as the library has it
+
+
+class TensorFile:
+    """float32 tensors, appended in the order of `shapes`; a context manager. Raises OSError as writing does. The
+    library's own writer wants all tensors at once.
+
+    Format: https://github.com/huggingface/safetensors, a length of 8 bytes, a JSON header, the data without gaps."""
+
+    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]]):
+        self._waiting = list(shapes)
+        header, end = {}, 0
+        for name, shape in shapes.items():
+            begin, end = end, end + 4 * math.prod(shape)
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % _ALIGNED)
+        self._stream = path.open("wb")
+        self._stream.write(len(text).to_bytes(8, "little") + text)
+
+    def append(self, name: str, tensor: Tensor) -> None:
+        assert name == self._waiting.pop(0), "tensors come in the order of the header"
+        self._stream.write(tensor.detach().to("cpu", torch.float32).contiguous().flatten().numpy().data)
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+        assert any(error) or not self._waiting, "every tensor of the header was written"

@@ -6,8 +6,7 @@ import argparse
 from operator import attrgetter
 
 from tgm_scale.commands.command import Command, add_configuration, number
-from tgm_scale.runtime.secrets import tree_without_secrets
-from tgm_scale.runtime.terminal import message
+from tgm_scale.runtime.terminal import message, tree_without_secrets
 
 _PRETRAIN = """examples:
   tgm-scale pretrain --config configs/debug.yaml

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tgm_scale.conversion import huggingface, image_vit, mae_st
+from tgm_scale.conversion import huggingface, mae_st
 from tgm_scale.conversion.key_maps import ModelKind, to_own_keys
 
 State = dict[str, Tensor]
@@ -84,7 +84,7 @@ def _mae_st(state: State, lossy: bool, _: int) -> Translation:
 
 
 def _image_vit(state: State, lossy: bool, tubelet: int) -> Translation:
-    found = _mae_st(image_vit.to_video(state, tubelet), lossy, tubelet)
+    found = _mae_st(mae_st.to_video(state, tubelet), lossy, tubelet)
     return found._replace(notes=[f"inflated the patch embedding over {tubelet} frames", *found.notes])
 
 

@@ -1,8 +1,13 @@
-"""mae_st (Feichtenhofer et al. 2022) and its released files, which PySlowFast wrote: the encoder.
+"""mae_st (Feichtenhofer et al. 2022) and its released files, which PySlowFast wrote: the encoder; and image ViTs as
+timm and MAE (He et al. 2022) name them.
 
 Both name the encoder the same way, with q, k and v as separate layers. A k bias adds one number to all scores of a
 query, to which softmax is invariant: leaving it out is exact. What has no place here is left out and named: the class
 token, the learned positions, and the decoder (its output is one frame of two, its `decoder_embed` has a bias).
+
+Beside the k bias an image ViT's names are those of mae_st with q, k and v in one layer. Its Conv2d patch embedding is
+repeated over the tubelet's frames and divided by their number (Carreira and Zisserman 2017, section 2.2): on a still
+clip it gives what the image model gives.
 """
 
 from __future__ import annotations
@@ -40,3 +45,19 @@ def is_left_out(name: str) -> bool:
 
 def is_key_bias(name: str) -> bool:
     return name.startswith("blocks.") and name.endswith("attn.k.bias")
+
+
+def to_video(state: Mapping[str, Tensor], tubelet: int) -> dict[str, Tensor]:
+    """An image ViT's tensors, inflated and under mae_st's names. Raises ValueError for another patch embedding."""
+    made: dict[str, Tensor] = {}
+    for name, value in state.items():
+        before, layer, part = name.rpartition("attn.qkv.")
+        if name == "patch_embed.proj.weight":
+            if value.ndim != 4:
+                raise ValueError(f"{name}: wanted a Conv2d's [width, 3, patch, patch], found {list(value.shape)}")
+            made[name] = value.float()[:, :, None].repeat(1, 1, tubelet, 1, 1) / tubelet
+        elif layer:
+            made |= {f"{before}attn.{x}.{part}": third for x, third in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            made[name] = value
+    return made

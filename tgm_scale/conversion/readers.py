@@ -24,8 +24,7 @@ from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.models.classifier import HEAD_NORM, without_head_norm
 from tgm_scale.runtime import launch
 from tgm_scale.runtime.outside.json_text import json_object, json_of
-from tgm_scale.runtime.outside.weights import weights_of
-from tgm_scale.runtime.tensors import load_with_metadata
+from tgm_scale.runtime.tensors import load_with_metadata, weights_of
 
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.")  # of DDP, torch.compile, wrappers
 

@@ -16,7 +16,7 @@ from tgm_scale.data.shards.tars import ShardWriter, shard_path
 from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
-from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.towers import load_image_tower, load_text_tower, tower_folder
 from tgm_scale.runtime import command
 

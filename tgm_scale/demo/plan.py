@@ -1,14 +1,20 @@
-"""How large the demo is, where it is written, and its variants of a run."""
+"""How large the demo is, where it is written, and its pretraining runs, as processes of `tgm-scale pretrain`."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runtime.progress import ProgressBars, Task
 
 Figures = dict[str, Any]
 
@@ -44,3 +50,52 @@ class Plan:
 
     def run_config(self, variant: str = "joint", seed: int = 0) -> Config:
         return configuration.load(self.config, self.overrides(variant, seed))
+
+
+SIDE_BY_SIDE = 2  # runs at a time, one core each: faster on two cores than one run on both
+
+
+def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
+    """Every variant and seed by `tgm-scale pretrain`, several in parallel. An unfinished run is resumed."""
+    waiting = [(variant, seed) for seed in range(plan.seeds) for variant in VARIANTS]
+    steps = plan.run_config().train.steps
+    assert steps is not None, "the demo's configuration gives train.steps"
+    running: dict[subprocess.Popen, tuple[Path, Task]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < SIDE_BY_SIDE:
+                variant, seed = waiting.pop(0)
+                folder = plan.run(variant, seed)
+                process = _start(plan, variant, seed)
+                running[process] = (folder, bars.task(f"pretraining {folder.name}", steps))
+            time.sleep(0.5)
+            for process, (folder, task) in list(running.items()):
+                _follow(folder, task)
+                if process.poll() is not None:
+                    running.pop(process)
+                    if process.returncode:
+                        raise ValueError(_failure(folder))
+    finally:
+        for process in running:
+            process.terminate()
+            process.wait()
+    return {}
+
+
+def _start(plan: Plan, variant: str, seed: int) -> subprocess.Popen:
+    folder = plan.run(variant, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", plan.config, *plan.overrides(variant, seed)]
+    with (folder / "output.log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def _follow(folder: Path, task: Task) -> None:
+    rows = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
+    if rows:
+        task.to(rows[-1]["step"], f"loss {rows[-1]['loss']:.3f}, {rows[-1]['clips_per_second']:.0f} clips/s")
+
+
+def _failure(folder: Path) -> str:
+    tail = (folder / "output.log").read_text().splitlines()[-15:]
+    return f"pretraining in {folder} failed; the end of its output:\n  " + "\n  ".join(tail)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.access.names import resolved
+from tgm_scale.data.access.addresses import resolved
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
 from tgm_scale.data.lists.reading import Role, is_list, read_list
 from tgm_scale.data.lists.text import cleaned, shown

@@ -16,7 +16,7 @@ from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
-from tgm_scale.data.shards.replaced import replaced
+from tgm_scale.data.shards.video_list import replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.classes import ordered, single_class_note, untrained_classes, untrained_note

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.passes import in_passes
+from tgm_scale.guidance.maps import in_passes
 from tgm_scale.runtime.compat import prepare_torchvision
-from tgm_scale.runtime.outside.weights import weights_of
+from tgm_scale.runtime.tensors import weights_of
 
 PLACES_PER_TOKEN = 2  # of the flow's grid, along each side
 DIS_SIDE = 112  # pixels of a frame's longer side: a flow of two places a token needs no more

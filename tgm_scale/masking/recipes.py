@@ -74,7 +74,7 @@ class Masker:
         """The mask of each clip.
 
         seeds_B: int64 [B], one of each sample. aux: the maps that `needs` names (others are ignored), float
-        [B, S, R, C] on the seeds' device (flow: [B, T, 2, h, w], see saliency.tracked). Raises ValueError where one
+        [B, S, R, C] on the seeds' device (flow: [B, T, 2, h, w], see saliency.mixture). Raises ValueError where one
         is missing."""
         hidden_BK, visible_BK = self._split(seeds_B, aux)
         cells_BN = selection.running_cell(seeds_B, self.grid) if self.recipe.targets == "running_cell" else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from tgm_scale.config import DataConfig
 from tgm_scale.config.sections import ObjectiveConfig
-from tgm_scale.data.access.disk_cache import DiskCache
+from tgm_scale.data.access.ranges import DiskCache
 from tgm_scale.data.lists.reading import NoList
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import (

@@ -30,7 +30,7 @@ from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.objective import build_objective
 from tgm_scale.planning.run_plan import RunPlan, Shape
 from tgm_scale.planning.towers import Towers
-from tgm_scale.runtime.secrets import tree_without_secrets
+from tgm_scale.runtime.terminal import tree_without_secrets
 
 # (train.init_from, the model's size) -> weights by the names of `JointModule`, and notes on what was left out:
 

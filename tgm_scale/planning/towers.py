@@ -10,11 +10,8 @@ from torch import Tensor
 
 from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.attention import ClassAttention
-from tgm_scale.guidance.features import TokenFeatures
 from tgm_scale.guidance.flow import FlowToBase
-from tgm_scale.guidance.parts import Parts
-from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.maps import ClassAttention, Parts, Relevance, TokenFeatures
 from tgm_scale.guidance.towers import TextTower, load_image_tower, load_text_tower, tower_folder
 
 # what a masker, or (features) a term of the objective, may need that comes from the image tower

@@ -17,13 +17,12 @@ import torch
 import torch.distributed as dist
 
 from tgm_scale.engine.extensions import BUILD_SECONDS
-from tgm_scale.preflight import trial
+from tgm_scale.preflight import node_checks
 from tgm_scale.preflight.node_checks import Report, inspect_node, inspect_shared, node_name, token_file
 from tgm_scale.preflight.task_checks import TaskChecks
-from tgm_scale.preflight.tested import untested
-from tgm_scale.preflight.verdict import diagnose, summary, trial_lines
+from tgm_scale.preflight.verdict import diagnose, summary, trial_lines, untested
 from tgm_scale.runs import environment
-from tgm_scale.runtime import launch, slurm
+from tgm_scale.runtime import launch
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, choose_device, process_of, set_rendezvous
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.rendezvous import connect
@@ -49,7 +48,7 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
         code = code or _try(task, process, rounds, clear_locks) or _reduce(process, rounds)
     except (dist.DistError, TimeoutError):
         print(
-            f"bad node {slurm.node_of(0, process.world_size)}: rank 0 did not answer rank {process.rank}", flush=True
+            f"bad node {launch.node_of(0, process.world_size)}: rank 0 did not answer rank {process.rank}", flush=True
         )
         return BAD_NODE
     except OSError as error:  # of MASTER_ADDR and MASTER_PORT: no node's fault
@@ -99,11 +98,13 @@ def _try(task: TaskChecks, process: ProcessInfo, rounds: Rounds, clear_locks: bo
     """What the run will use; the first process of each node readies the extensions."""
     report, plan = Report(process.rank, node_name()), task.plan(process)
     if process.world_size > 1:
-        report.attempt("InfiniBand", trial.check_infiniband)
+        report.attempt("InfiniBand", node_checks.check_infiniband)
     if process.local_rank == 0:
-        report.attempt("extensions", lambda: report.tried.extend(trial.try_extensions(plan, process, clear_locks)))
+        report.attempt(
+            "extensions", lambda: report.tried.extend(node_checks.try_extensions(plan, process, clear_locks))
+        )
     report.attempt("trial run", lambda: report.tried.extend(task.try_run(process)))
-    return rounds.end("trial", report, BUILD_SECONDS if trial.offloads(plan) else 0)
+    return rounds.end("trial", report, BUILD_SECONDS if node_checks.offloads(plan) else 0)
 
 
 def _reduce(process: ProcessInfo, rounds: Rounds) -> int:
@@ -175,7 +176,7 @@ class Rounds:
                 self.store.wait([f"{name}/{rank}"], timedelta(seconds=max(0.1, deadline - time.monotonic())))
                 reports.append(Report(**json_of(self.store.get(f"{name}/{rank}"))))
             except dist.DistError:
-                silent.append(slurm.node_of(rank, self.process.world_size))
+                silent.append(launch.node_of(rank, self.process.world_size))
         return reports, silent
 
     def leave(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgm_scale.data.video.decode_error import DecodeError
+from tgm_scale.data.video.frame_times import DecodeError
 from tgm_scale.evaluation.views import Views, decode_views
 from tgm_scale.python.arguments import path_of, whole_number
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tgm_scale.report.html import Code, Drawn, Picture, Section, Table, Text
 from tgm_scale.report.run_view import Named, RunView, stretches
-from tgm_scale.runs.waiting import duration
+from tgm_scale.runs.bottleneck import duration
 
 _STARTS = 50  # in the table
 _STEPS = 10  # of refused updates that are listed

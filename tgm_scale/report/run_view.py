@@ -17,7 +17,7 @@ from tgm_scale.report.thinning import Series
 from tgm_scale.runs import events, pictures, run_folder, run_state, status
 from tgm_scale.runs.metrics import rows_and_damaged
 from tgm_scale.runtime.outside.json_text import json_of
-from tgm_scale.runtime.secrets import tree_without_secrets
+from tgm_scale.runtime.terminal import tree_without_secrets
 
 _NAMED = 20  # samples of a reason
 _RUNS_NAMED = 5

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tgm_scale.runtime import slurm
+from tgm_scale.runtime import launch
 
 
 def of_this_start() -> dict[str, Any]:
@@ -20,7 +20,7 @@ def of_this_start() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": versions(),
         **_git_state(),
-        **slurm.job(),
+        **launch.job(),
     }
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tgm_scale.data.access.storage import write_atomically
 from tgm_scale.runtime.files import describe_os_error
-from tgm_scale.runtime.outside.pictures import picture_of
+from tgm_scale.runtime.outside.arrays import picture_of
 
 FOLDER = "pictures"
 _NAME = re.compile(r"step-(\d{8,})\.png")

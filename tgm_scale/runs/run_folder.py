@@ -37,7 +37,7 @@ from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.mistakes import first_error
 from tgm_scale.runtime.outside.json_text import json_object, json_of
-from tgm_scale.runtime.secrets import tree_without_secrets, without_secrets
+from tgm_scale.runtime.terminal import tree_without_secrets, without_secrets
 
 FILES = (
     *("config.yaml", "data.json", "origins.json", "plan.json", "files.json", "faults.json", "environment.jsonl"),

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.runs import run_folder
-from tgm_scale.runs.bottleneck import read_heartbeat
-from tgm_scale.runs.waiting import duration
+from tgm_scale.runs.bottleneck import duration, read_heartbeat
 from tgm_scale.runtime import ownership
 
 

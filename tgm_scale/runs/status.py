@@ -13,9 +13,8 @@ from pydantic import BaseModel, Field, ValidationError
 from tgm_scale import config as configuration
 from tgm_scale.checkpoints import checkpoint, manifest
 from tgm_scale.runs import events, run_data, run_folder, run_state
-from tgm_scale.runs.bottleneck import explain, from_metrics, read_ranks
+from tgm_scale.runs.bottleneck import duration, explain, from_metrics, read_ranks, waiting
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
-from tgm_scale.runs.waiting import duration, waiting
 from tgm_scale.runtime.outside.json_text import json_object
 
 RECENT = 50  # steps that the speed is the median of, and about those that the ranks' shares of time are of

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tgm_scale.runtime import launch, network, slurm
+from tgm_scale.runtime import launch, network
 
 _NO_DEVICE = ("", "-1", "NoDevFiles", "none", "void")  # values of CUDA_VISIBLE_DEVICES, of users, SLURM and containers
 
@@ -73,7 +73,7 @@ def refuse_hidden_gpus(process: ProcessInfo) -> None:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if process.device.type != "cpu" or (chosen is not None and chosen.strip() in _NO_DEVICE):
         return
-    given = slurm.gpus_of_job(os.environ)
+    given = launch.gpus_of_job(os.environ)
     if given is None and "SLURM_JOB_ID" not in os.environ:  # a node's devices are there for a job without them, too
         files = sorted(str(file) for file in Path("/dev").glob("nvidia[0-9]*") if os.access(file, os.R_OK | os.W_OK))
         given = f"this machine has {', '.join(files)}" if files else None

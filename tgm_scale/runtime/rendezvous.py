@@ -17,7 +17,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from tgm_scale.runtime import slurm
+from tgm_scale.runtime import launch
 from tgm_scale.runtime.distributed import ProcessInfo
 
 REPORT_AFTER = 20.0  # seconds of waiting; a start of 64 processes on one host takes 5
@@ -151,7 +151,7 @@ def _wait_for_all(store: dist.Store, process: ProcessInfo, waiting: _Waiting) ->
 
     def missing() -> str:
         absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        nodes = dict.fromkeys(slurm.node_of(rank, process.world_size) for rank in absent)
+        nodes = dict.fromkeys(launch.node_of(rank, process.world_size) for rank in absent)
         hosts = f" on {', '.join(list(nodes)[:_NAMED])}" if "SLURM_JOB_NODELIST" in os.environ else ""
         more = f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else ""
         return f"ranks {', '.join(map(str, absent[:_NAMED]))}{more}{hosts}"

@@ -9,7 +9,7 @@ from tgm_scale.config import DataConfig
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import LEFT_OUT, captions_of_some, write_left_out
-from tgm_scale.data.shards.replaced import replaced
+from tgm_scale.data.shards.video_list import replaced
 from tgm_scale.engine.plan import not_used
 from tgm_scale.guidance.cache import EXTENSION as MAPS
 from tgm_scale.planning.corpora import MADE_BY, inventories

@@ -9,8 +9,8 @@ from typing import Any
 from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.contracts import Problem
 from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.runs.bottleneck import duration
 from tgm_scale.runs.metrics import in_words
-from tgm_scale.runs.waiting import duration
 from tgm_scale.training.data_digest import DIGEST_KIND
 from tgm_scale.training.task import StepResult
 from tgm_scale.training.throughput import Throughput

@@ -20,7 +20,7 @@ from tgm_scale.data.access.patience import StoppedWaiting
 from tgm_scale.data.loading.workers import WorkerDied
 from tgm_scale.engine import build as engine
 from tgm_scale.models.compiling import compile_blocks
-from tgm_scale.runs import run_folder, wandb_board
+from tgm_scale.runs import boards, run_folder
 from tgm_scale.runs.metrics import Metrics, ProgressLine
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.distributed import HostCollectives
@@ -88,7 +88,7 @@ class Trainer:
         """Make the steps that are left. Returns the exit code."""
         began, first = time.monotonic(), self.progress.step
         settings = self.config.log.wandb if self.process.is_main else None
-        with garbage.paused(), wandb_board.others(self.folder, self.config, settings) as self.boards:
+        with garbage.paused(), boards.others(self.folder, self.config, settings) as self.boards:
             while (code := self._train_until_rollback()) is None:
                 self._roll_back()
             self.watchdog.at(self.progress.step, ASIDE)  # what waits to be sent may take a while

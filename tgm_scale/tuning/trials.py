@@ -21,8 +21,8 @@ from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
-from tgm_scale.runtime.local_run import LocalRun
 from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.runtime.processes import LocalRun
 
 GIB = 2**30
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative: what layouts of one run may differ by

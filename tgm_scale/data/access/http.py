@@ -10,8 +10,7 @@ from fsspec.asyn import sync
 
 from tgm_scale.data.access.patience import RetryLater, retry_after
 from tgm_scale.runtime.outside.refusals import PASSING, PermanentError
-from tgm_scale.runtime.secrets import without_secrets
-from tgm_scale.runtime.terminal import escaped
+from tgm_scale.runtime.terminal import escaped, without_secrets
 
 CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
 _WHOLE_SECONDS, _SLOWEST = 60.0, 1e5  # an answer's bound in seconds, and bytes a second beyond what it holds

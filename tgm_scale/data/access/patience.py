@@ -15,8 +15,7 @@ from typing import TypeVar
 
 from tgm_scale.data.access import waits
 from tgm_scale.runtime.outside.refusals import PermanentError, Refused, refusal, remedy
-from tgm_scale.runtime.secrets import without_secrets
-from tgm_scale.runtime.terminal import escaped
+from tgm_scale.runtime.terminal import escaped, without_secrets
 
 PATIENCE_SECONDS = 300.0  # where data.patience says nothing else
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause is twice the last

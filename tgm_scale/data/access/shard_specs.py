@@ -8,14 +8,12 @@ from collections import Counter
 
 from braceexpand import braceexpand
 
-from tgm_scale.data.access.addresses import base_name, is_url, split_query
-from tgm_scale.data.access.names import resolved
+from tgm_scale.data.access.addresses import base_name, is_url, resolved, split_query, video_extension
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
-from tgm_scale.data.access.video_names import video_extension
 from tgm_scale.data.lists.foreign_tables import foreign_folder, foreign_table
 from tgm_scale.runtime.outside.refusals import Refused
-from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import without_secrets
 
 
 class NoShards(ValueError):

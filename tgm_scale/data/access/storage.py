@@ -19,7 +19,7 @@ from tgm_scale.data.access import http
 from tgm_scale.data.access.addresses import is_http, is_url
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.runtime.outside.refusals import PermanentError
-from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import without_secrets
 
 GZIP_MARK = b"\x1f\x8b"
 SMALL = 1 << 29  # bytes; an index of a million samples has 150 MB

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tgm_scale.data.access.video_names import split_extension
+from tgm_scale.data.access.addresses import split_extension
 from tgm_scale.data.lists.row import COLUMNS, FAULT, absent, caption_fault, label_text, of_list
 from tgm_scale.data.lists.text import cleaned
-from tgm_scale.data.video.timeline import clock
+from tgm_scale.data.video.frame_times import clock
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
 

@@ -18,10 +18,9 @@ import numpy as np
 from tgm_scale.contracts import Problem
 from tgm_scale.data.building.annotation_files import files_of, lines_of
 from tgm_scale.data.building.annotation_rows import Row, parse_row, parse_time
-from tgm_scale.data.building.grouped_lines import GroupedLines
-from tgm_scale.data.building.key_files import KeyFile, SortedKeys, distinct
+from tgm_scale.data.building.key_files import GroupedLines, KeyFile, SortedKeys, distinct
 from tgm_scale.data.lists.text import BYTE_ORDER_MARK, fault_of, shown
-from tgm_scale.data.video.timeline import clock
+from tgm_scale.data.video.frame_times import clock
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
 

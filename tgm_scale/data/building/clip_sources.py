@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS
 from tgm_scale.data.building.annotations import ClipRow
 from tgm_scale.data.shards.video_files import VideoFolder
 from tgm_scale.data.video.source import CutError

@@ -21,7 +21,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
 from tgm_scale.data.building.annotations import ClipRow, Filters, Plan
 from tgm_scale.data.building.clip_sources import ClipSources
-from tgm_scale.data.building.grouped_lines import GroupedLines
+from tgm_scale.data.building.key_files import GroupedLines
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 from tgm_scale.data.shards.shard_index import index_path
 from tgm_scale.data.shards.tars import ShardWriter, shard_path

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS
 from tgm_scale.data.lists.row import COLUMNS, Row, Rows
 
 _LINE = re.compile(

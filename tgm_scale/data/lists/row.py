@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS
 from tgm_scale.data.lists.text import shown
 
 LINES_IN_A_FIELD = 50  # more are a quote that was never closed

@@ -16,13 +16,11 @@ import numpy as np
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import ranges, storage
-from tgm_scale.data.access.addresses import folder, place
-from tgm_scale.data.access.names import distinct_names
-from tgm_scale.data.access.ranges import RangeCache
-from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, distinct_names, folder, place
+from tgm_scale.data.access.ranges import DiskCache
 from tgm_scale.data.shards import index_cache, shard_index, shard_manifest
 from tgm_scale.data.shards.shard_index import DamagedIndex, SampleRef, ShardIndex, Summary
-from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import without_secrets
 
 __all__ = ["VIDEO_EXTENSIONS", "Corpus", "DamagedMember", "SampleRef", "ShardIndex"]
 
@@ -79,7 +77,7 @@ class Corpus:
         name: str,
         shards: list[str],
         summaries: list[Summary],
-        cache: RangeCache | None = None,
+        cache: DiskCache | None = None,
         patience: float | None = None,
     ) -> None:
         usable = [i for i, summary in enumerate(summaries) if summary.samples]

@@ -14,12 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from tgm_scale.data.access import ranges, storage
-from tgm_scale.data.access.addresses import place
-from tgm_scale.data.access.names import printable
+from tgm_scale.data.access.addresses import place, printable
 from tgm_scale.data.shards.shard_index import DamagedIndex, ShardIndex, identity_of, index_path, shard_name
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.refusals import PermanentError
-from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import without_secrets
 
 # Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which is in a
 # header of 512 bytes of the tar; a tar of a few small files is smaller than the index's first line.

@@ -17,8 +17,7 @@ from tgm_scale.data.access import storage
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember
-from tgm_scale.runtime.secrets import without_secrets
-from tgm_scale.runtime.terminal import escaped
+from tgm_scale.runtime.terminal import escaped, without_secrets
 
 LEFT_OUT = "left_out.jsonl"
 SAMPLED = 24  # samples: a corpus with captions on a quarter of them is refused once in a thousand times

@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from tgm_scale.data.access import shard_specs
-from tgm_scale.data.access.addresses import place
-from tgm_scale.data.access.names import distinct_names
-from tgm_scale.data.access.ranges import RangeCache
-from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS, video_extension
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, distinct_names, place, video_extension
+from tgm_scale.data.access.ranges import DiskCache
 from tgm_scale.data.lists.reading import Role, is_list, read_list
 from tgm_scale.data.shards import shard_manifest
 from tgm_scale.data.shards.index import Corpus
@@ -25,7 +23,7 @@ _MISSING = {"shard_missing": 1}
 def open_corpus(
     spec: str | os.PathLike | list[str],
     name: str | None = None,
-    cache: RangeCache | None = None,
+    cache: DiskCache | None = None,
     *,
     root: str | None = None,
     role: Role = "train",

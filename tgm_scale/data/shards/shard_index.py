@@ -25,9 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
-from tgm_scale.data.access.addresses import base_name, split_query
-from tgm_scale.data.access.names import printable
-from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, base_name, printable, split_query
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.outside.tars import BLOCK, BrokenTar, members_of
 

@@ -27,7 +27,7 @@ from tgm_scale.data.shards import index_cache, shard_index
 from tgm_scale.data.shards.shard_index import ShardIndex, Summary
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.outside.refusals import PermanentError
-from tgm_scale.runtime.secrets import without_secrets
+from tgm_scale.runtime.terminal import without_secrets
 
 MANIFEST = "shards.catalogue.json"
 _LARGEST = 1 << 26  # bytes: of half a million shards

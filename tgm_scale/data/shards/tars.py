@@ -15,7 +15,7 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from tgm_scale.data.access import storage
-from tgm_scale.data.access.names import printable
+from tgm_scale.data.access.addresses import printable
 from tgm_scale.data.shards.shard_index import ShardIndex, index_path, split_name
 
 CLIPS_PER_SHARD = 1000  # of about 430 kB at short side 256: half a gigabyte, which a parallel file system streams well

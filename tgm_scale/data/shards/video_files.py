@@ -10,7 +10,7 @@ from functools import cached_property
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
-from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS, split_extension, video_extension
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, split_extension, video_extension
 
 UNREADABLE = "folder_unreadable"
 _ENDINGS = ", ".join(VIDEO_EXTENSIONS)

@@ -1,4 +1,4 @@
-"""Video files as a corpus: those that a list names, or those below a folder."""
+"""Video files as a corpus: those that a list names, or those below a folder; which were replaced since a run began."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import ranges, storage
-from tgm_scale.data.access.video_names import VIDEO_EXTENSIONS, split_extension, video_extension
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, split_extension, video_extension
 from tgm_scale.data.building.annotations import captions_of, json_fault
 from tgm_scale.data.lists.reading import Entry, Listing
 from tgm_scale.data.shards.index import NOTICES, Corpus
+from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.shard_index import SampleRef
 from tgm_scale.data.shards.video_files import VideoFolder, walk
-from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.outside.json_text import json_object, json_of
 
+FILE = "files.json"  # in the run folder
+SAMPLED = 1000  # files of a list: where a hundredth was replaced, none of these was once in 20,000 times
+Marks = dict[str, list[int]]  # of each file by its name: bytes, nanoseconds of the last change
 CAPTIONS = "captions.json"  # {NAME: a caption, or a list of them} of the videos in its folder
 
 
@@ -34,7 +39,7 @@ class VideoListCorpus(Corpus):
         self,
         listing: Listing,
         name: str | None = None,
-        cache: ranges.RangeCache | None = None,
+        cache: ranges.DiskCache | None = None,
         root: str | None = None,
         patience: float | None = None,
     ) -> None:
@@ -142,3 +147,45 @@ def _captions_of_folder(
 
 def _read(folder: str, name: str) -> bytes:
     return storage.read_small(os.path.join(folder, name)) or b""
+
+
+def replaced(folder: Path, opened: Sequence[Corpus]) -> list[str]:
+    """In words, which files of lists are others than at the run's first start, which this notes in FOLDER/files.json
+    where nothing is noted: bytes and time of change of files from all over a list, a stat of each. What was replaced as
+    a whole is seen, a single file among millions is not."""
+    file = folder / FILE
+    try:
+        known = json_object(file) if file.is_file() else {}
+    except ValueError:  # it is rewritten
+        known = {}
+    lists = [(n, corpus) for n, corpus in enumerate(opened) if isinstance(corpus, VideoListCorpus)]
+    now = {f"{n} {corpus.name}": _marks(corpus) for n, corpus in lists}
+    if now and not known:
+        storage.write_atomically(file, json.dumps(now).encode())
+    return [line for name, marks in now.items() if (line := _compared(name, marks, known.get(name)))]
+
+
+def _marks(corpus: VideoListCorpus) -> Marks:
+    found = {}
+    for at in sorted({len(corpus) * k // SAMPLED for k in range(SAMPLED)}):
+        if storage.is_url(corpus.shards[at]):
+            continue
+        try:
+            stat = os.stat(corpus.shards[at])
+        except OSError:  # it stops the run when it is read
+            continue
+        found[corpus.first_names[at]] = [stat.st_size, stat.st_mtime_ns]
+    return found
+
+
+def _compared(name: str, now: Marks, before: object) -> str:
+    if not isinstance(before, dict):
+        return ""
+    others = [file for file, mark in now.items() if before.get(file, mark) != mark]
+    if not others:
+        return ""
+    said = ", ".join(others[:NAMED]) + ", ..." * (len(others) > NAMED)
+    return (
+        f"{name.partition(' ')[2]}: {len(others):,} of {len(now):,} files that were looked at have another size or "
+        f"time than when the run began ({said}): it continues with them as they are now"
+    )

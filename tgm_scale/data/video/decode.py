@@ -2,7 +2,7 @@
 
 A frame's index counts frames of the stream's nominal rate from its first frame on. Where the rate is constant, that is
 the frame's place in the stream; where it varies, index i is the frame that a player shows at time i / rate
-(data/video/timeline.py). Pictures are as players show them: upright, with square pixels; not deinterlaced.
+(data/video/frame_times.py). Pictures are as players show them: upright, with square pixels; not deinterlaced.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from tgm_scale.data.video.decode_error import DecodeError
-from tgm_scale.data.video.frame_times import frame_times, packets_of
+from tgm_scale.data.video.frame_times import DecodeError, frame_times, packets_of
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.data.video.pictures import SCALING, Orientation, best_stream, orientation, pixel_aspect
 from tgm_scale.runtime.compat import any_metadata

@@ -16,9 +16,9 @@ import av
 import numpy as np
 
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
+from tgm_scale.data.video.frame_times import clock_of
 from tgm_scale.data.video.pictures import SCALING, orientation
 from tgm_scale.data.video.source import CutError, Source
-from tgm_scale.data.video.timeline import clock_of
 
 _PRESET = "veryfast"  # half the time of "fast" at the same size and 0.5 dB less; its single reference decodes faster
 # x264's macroblock tree reads memory that it did not write: with it, one clip in some hundreds differs between two

@@ -14,9 +14,8 @@ from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
 from av.packet import Packet
 
-from tgm_scale.data.video.frame_times import packets_of
+from tgm_scale.data.video.frame_times import FASTEST, clock_of, packets_of
 from tgm_scale.data.video.pictures import best_stream, deinterlaced, pixel_aspect
-from tgm_scale.data.video.timeline import FASTEST, clock_of
 from tgm_scale.runtime.compat import any_metadata
 
 # A playlist or a concat script named .mp4 must not make the demuxer open other files.

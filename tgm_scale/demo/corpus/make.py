@@ -20,10 +20,9 @@ import torch
 
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.demo.corpus.captions import captions
 from tgm_scale.demo.corpus.scenes import MODES, MOTIONS, ROLES, draw_scenes, render
 from tgm_scale.demo.corpus.shapes import COLOURS, SHAPES
-from tgm_scale.demo.corpus.truth import ObjectTruth, Truth
+from tgm_scale.demo.corpus.truth import ObjectTruth, Truth, captions
 from tgm_scale.runtime import seeding
 
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tgm_scale.demo.corpus.captions import captions
 from tgm_scale.demo.corpus.scenes import MOTIONS, Scenes, draw_scenes, render
 from tgm_scale.demo.corpus.shapes import COLOURS, SHAPES
+from tgm_scale.demo.corpus.truth import captions
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.outside.pictures import picture_of
+from tgm_scale.runtime.outside.arrays import picture_of
 
 _SHOWN, _TOUCHED = 0.4, 0.05  # share of a patch's pixels from which it shows an object, or is touched by one
 _SEEN = 0.8  # patches' worth of pixels from which an object counts as seen in the image

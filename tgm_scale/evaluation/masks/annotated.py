@@ -24,16 +24,15 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Problem
-from tgm_scale.data.access.video_names import split_extension
+from tgm_scale.data.access.addresses import split_extension
 from tgm_scale.data.building.annotations import captions_of
 from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import Inventory
 from tgm_scale.data.video.decode import DecodeError, Video, window
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.data.video.transforms import draw_crop
-from tgm_scale.runtime.outside.arrays import fields_of
+from tgm_scale.runtime.outside.arrays import fields_of, picture_of
 from tgm_scale.runtime.outside.json_text import json_file, json_object
-from tgm_scale.runtime.outside.pictures import picture_of
 
 _FORMS = "NAME.masks.npz, NAME.boxes.json or a folder NAME of pictures"
 _PICTURES = (".png", ".bmp", ".gif")

@@ -15,13 +15,12 @@ from torch import Tensor
 from tgm_scale.contracts import Grid
 from tgm_scale.data.video.decode import decode_clip
 from tgm_scale.data.video.encode import encode_video
-from tgm_scale.demo.corpus.captions import absent_caption
 from tgm_scale.demo.corpus.make import SyntheticClip, SyntheticSpec, render_clip
 from tgm_scale.demo.corpus.scenes import ROLES
 from tgm_scale.demo.corpus.shapes import COLOURS, rgb
-from tgm_scale.demo.corpus.truth import object_tokens
+from tgm_scale.demo.corpus.truth import absent_caption, object_tokens
 from tgm_scale.guidance.image import ImageTower
-from tgm_scale.guidance.relevance import Relevance
+from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.masking.recipes import Masker, build_masker
 
