@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tgm_scale import cli
-from tgm_scale.commands import masks_evaluate, table
+from tgm_scale.commands import table
 from tgm_scale.commands.command import part_names
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.runtime import command
@@ -202,7 +202,7 @@ def test_help_takes_a_command(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_overrides_among_lists_of_names_stay_in_order(words: str, names: list[str], overrides: list[str]) -> None:
     parser = argparse.ArgumentParser()
-    masks_evaluate.COMMAND.add_arguments(parser)
+    table.COMMANDS["masks evaluate"].add_arguments(parser)
     options = parser.parse_intermixed_args(given := ["--videos", "x", *words.split()])
     options.given = given
     part_names(options, {"recipes": ["all"], "scorers": ["all"]})

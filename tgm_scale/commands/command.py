@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,11 @@ class Command:
     description: str = ""
     when_stopped: str = ""
     former: str = ""
+
+
+def later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """A command that a function of a module is, imported when it runs."""
+    return lambda options: getattr(importlib.import_module(module), function)(options)
 
 
 def add_configuration(parser: argparse.ArgumentParser, packaged: str = "debug", required: bool = True) -> None:

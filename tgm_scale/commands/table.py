@@ -9,25 +9,21 @@ from tgm_scale.commands import (
     benchmark,
     convert,
     evaluations,
-    masks_evaluate,
     plan,
     preview,
     report,
     runs,
-    shards_cache,
-    shards_caption,
-    shards_check,
-    shards_make,
+    shards,
     tune,
 )
 from tgm_scale.commands.command import Command
 
 GROUPS: dict[str, list[Command]] = {
-    "data": [shards_make.COMMAND, shards_check.COMMAND, shards_caption.COMMAND, shards_cache.COMMAND],
+    "data": shards.COMMANDS,
     "before a run": [preview.COMMAND, runs.CONFIG, plan.COMMAND, runs.PREFLIGHT, tune.COMMAND],
     "training": [runs.PRETRAIN, runs.FINETUNE],
     "runs": [runs.STATUS, report.COMMAND, runs.COMPARE, runs.CHECK],
-    "evaluation": [*evaluations.COMMANDS, masks_evaluate.COMMAND],
+    "evaluation": evaluations.COMMANDS,
     "checkpoints": [convert.COMMAND],
     "measuring": benchmark.COMMANDS,
 }
