@@ -12,9 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from damage import reference
-from damage.cases import run_case
-from damage.outcome import ANOTHER, FAILED, LEFT_OUT, REFUSED, SAME, UNSEEN, Case
-from damage.start import OUTPUT
+from damage.cases import ANOTHER, FAILED, LEFT_OUT, REFUSED, SAME, UNSEEN, Case, run_case
 
 from tgm_scale.runtime import command
 from tgm_scale.runtime.progress import ProgressBars
@@ -69,7 +67,7 @@ def drill(options: argparse.Namespace, folder: Path) -> int:
                 print(f"FAILED: --seed {options.seed} --only {case.number}: {case.line()}: {case.wrong}", flush=True)
             task.advance()
     if options.only is not None:
-        output = folder / f"case-{options.only:05d}" / OUTPUT
+        output = folder / f"case-{options.only:05d}" / reference.OUTPUT
         print((output.read_text() if output.is_file() else "") + f"{cases[0].line()}: {cases[0].outcome}")
     print(table(cases))
     return command.FAILED if any(case.wrong for case in cases) else 0

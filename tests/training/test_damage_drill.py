@@ -39,7 +39,7 @@ def test_the_evaluation_finds_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, output: str, wrong: str
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
-    from damage.outcome import FAILED, Case, evaluate
+    from damage.cases import FAILED, Case, evaluate
     from damage.reference import Reference
 
     (tmp_path / "output.txt").write_text(output)
@@ -50,7 +50,7 @@ def test_the_evaluation_finds_fault(
 def test_the_evaluation_sees_other_weights_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "tools")
     from damage import reference
-    from damage.outcome import ANOTHER, FAILED, LEFT_OUT, SAME, UNSEEN, Case, evaluate
+    from damage.cases import ANOTHER, FAILED, LEFT_OUT, SAME, UNSEEN, Case, evaluate
 
     last = tmp_path / "run" / "checkpoints" / f"step-{reference.STEPS:08d}"
     last.mkdir(parents=True)

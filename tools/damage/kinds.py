@@ -5,12 +5,18 @@ to the folder, that a message may name; None where the folder has nothing that i
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.outside.tars import BLOCK
 
 Random = np.random.Generator
 Kind = Callable[[Random, Path], list[str] | None]
@@ -19,28 +25,55 @@ _SUFFIXES = (".bak", "~", " (copy)", ".1", ".tmp", "2", ".partial", ".old")
 _FOREIGN = (".DS_Store", "Thumbs.db", "notes.txt", ".nfs000001", "core", "a b 'c'", "\u65e5\u672c", "step-abc", "-x")
 _RARE = {"owner": 0.2, "ranks": 0.5}  # folders whose files are met more seldom than others
 _AT_ONCE = 64  # bytes
+_NASTY: tuple[Any, ...] = (
+    None, True, -1, 0, 1, 10**400, 1e308, float("nan"), "", "x", "../up", "/etc/passwd", [], {}, [None], {"a": 1},
+    "\u001b[31m", "a" * 5000, -5, 0.5, "1",
+)  # fmt: skip
+_KEYS = ("", "../up", "/etc/x", "a/b", "\u001b[31mred", "line\nend", "x" * 90, "a.b", "naïve-\u65e5", "-x", " ")
+_SIZES = (b"00000000000", b"00000000001", b"77777777777", b"00000100000", b"\x80" + bytes(3) + b"\x7f" * 7)
+_TYPES = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE,
+          tarfile.XHDTYPE, tarfile.XGLTYPE, b"L", b"K", b"S", b"z")  # fmt: skip
+_EXTENSIONS = (b"mp4", b"json", b"txt", b"exe", b"", b"MP4", b"jpg", b"mp4.json")
 
 
-def files_in(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
+def _one(random: Random, choices: Sequence[Any]) -> Any:
+    return choices[int(random.integers(len(choices)))]
+
+
+def _files(folder: Path, suffixes: tuple[str, ...] = ()) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     return [path for path in found if not suffixes or path.suffix in suffixes]
 
 
-def chosen(random: Random, folder: Path, suffixes: tuple[str, ...] = ()) -> Path | None:
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_dir())
+
+
+def _chosen(random: Random, folder: Path, suffixes: tuple[str, ...] = ()) -> Path | None:
     """One of the files, those that are not empty; None where there is none."""
-    files = [path for path in files_in(folder, suffixes) if path.stat().st_size]
+    files = [path for path in _files(folder, suffixes) if path.stat().st_size]
     if not files:
         return None
     weights = np.array([_RARE.get(path.parent.name, 1.0) for path in files])
     return files[int(random.choice(len(files), p=weights / weights.sum()))]
 
 
-def _of_bytes(change: Callable[[Random, bytearray], None]) -> Kind:
+def removed(path: Path) -> None:
+    """Remove a file or folder, also where modes are in the way."""
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for folder in (path, *path.rglob("*")):
+        if folder.is_dir() and not folder.is_symlink():
+            folder.chmod(0o700)
+    shutil.rmtree(path)
+
+
+def _of_bytes(change: Callable[[Random, bytearray], None], *suffixes: str) -> Kind:
     """A kind that changes the bytes of one file."""
 
     def kind(random: Random, folder: Path) -> list[str] | None:
-        path = chosen(random, folder)
-        if path is None:
+        if (path := _chosen(random, folder, suffixes)) is None:
             return None
         data = bytearray(path.read_bytes())
         change(random, data)
@@ -74,10 +107,6 @@ def _cut(random: Random, data: bytearray) -> None:
     del data[int(random.integers(len(data))) :]
 
 
-def _emptied(random: Random, data: bytearray) -> None:
-    data.clear()
-
-
 def _grown(random: Random, data: bytearray) -> None:
     data += random.bytes(int(random.integers(1, 2000))) if random.random() < 0.5 else bytes(data[:1024])
 
@@ -89,8 +118,97 @@ def _ranges_swapped(random: Random, data: bytearray) -> None:
     data[one : one + size], data[other : other + size] = data[other : other + size], data[one : one + size]
 
 
+def _line(random: Random, data: bytearray) -> None:
+    """A line of a text is lost, doubled, cut, moved, or two are one."""
+    lines = data.split(b"\n")
+    at, other = (int(i) for i in random.integers(0, len(lines), 2))
+    match int(random.integers(5)):
+        case 0:
+            del lines[at]
+        case 1:
+            lines.insert(other, lines[at])
+        case 2:
+            lines[at] = lines[at][: len(lines[at]) // 2]
+        case 3:
+            lines[at], lines[other] = lines[other], lines[at]
+        case _:
+            lines[at : at + 2] = [bytearray().join(lines[at : at + 2])]
+    data[:] = b"\n".join(lines)
+
+
+def _places(tree: Any, path: tuple = ()) -> list[tuple]:
+    """The way to every value of a tree of JSON but the whole."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [place for key, value in inner for place in [(*path, key), *_places(value, (*path, key))]]
+
+
+def _changed(random: Random, tree: Any, drop: bool) -> Any:
+    """One value is another, or (`drop`) one field or element is not there."""
+    places = _places(tree)
+    if not places:
+        return _one(random, _NASTY)
+    *way, last = _one(random, places)
+    node = tree
+    for key in way:
+        node = node[key]
+    if drop:
+        del node[last]
+    else:
+        node[last] = _one(random, _NASTY)
+    return tree
+
+
+def _of_json(drop: bool) -> Kind:
+    def kind(random: Random, folder: Path) -> list[str] | None:
+        if (path := _chosen(random, folder, (".json", ".jsonl"))) is None:
+            return None
+        if path.suffix == ".json":
+            path.write_text(json.dumps(_changed(random, json_of(path.read_bytes()), drop), indent=1))
+        else:
+            lines = path.read_bytes().splitlines()
+            at = int(random.integers(len(lines)))
+            lines[at] = json.dumps(_changed(random, json_of(lines[at]), drop)).encode()
+            path.write_bytes(b"\n".join(lines) + b"\n")
+        return [str(path.relative_to(folder))]
+
+    return kind
+
+
+def _headers(data: bytearray) -> list[int]:
+    """Where the headers of a whole tar's members stand."""
+    found, at = [], 0
+    while at + BLOCK <= len(data) and any(data[at : at + BLOCK]):
+        found.append(at)
+        size = int(bytes(data[at + 124 : at + 135]).rstrip(b"\0 ") or b"0", 8)
+        at += BLOCK + -(-size // BLOCK) * BLOCK
+    return found
+
+
+def _of_header(change: Callable[[Random, bytes], tuple[int, bytes]]) -> Kind:
+    """A kind that changes a header of a tar. change: of a member's name, the place in the header and what is written
+    there. The header's sum is set as a program that wrote it would have."""
+
+    def summed(random: Random, data: bytearray) -> None:
+        at = _one(random, _headers(data))
+        place, field = change(random, bytes(data[at : at + 100]).rstrip(b"\0"))
+        data[at + place : at + place + len(field)] = field
+        block = bytes(data[at : at + 148]) + b" " * 8 + bytes(data[at + 156 : at + BLOCK])
+        data[at + 148 : at + 156] = b"%06o\0 " % sum(block)
+
+    return _of_bytes(summed, ".tar")
+
+
+def _key(random: Random, name: bytes) -> tuple[int, bytes]:
+    """The extension stays."""
+    return 0, (_one(random, _KEYS).encode() + b"." + name.partition(b".")[2])[:100].ljust(100, b"\0")
+
+
+def _extension(random: Random, name: bytes) -> tuple[int, bytes]:
+    return 0, (name.partition(b".")[0] + b"." + _one(random, _EXTENSIONS)).ljust(100, b"\0")
+
+
 def _files_swapped(random: Random, folder: Path) -> list[str] | None:
-    files = files_in(folder)
+    files = _files(folder)
     if len(files) < 2:
         return None
     one, other = (files[int(i)] for i in random.choice(len(files), 2, replace=False))
@@ -100,82 +218,49 @@ def _files_swapped(random: Random, folder: Path) -> list[str] | None:
     return [str(path.relative_to(folder)) for path in (one, other)]
 
 
-def _entry(random: Random, folder: Path) -> Path | None:
-    """A file, or now and then a folder in the folder."""
-    folders = sorted(path for path in folder.rglob("*") if path.is_dir())
-    if folders and random.random() < 0.2:
-        return folders[int(random.integers(len(folders)))]
-    return chosen(random, folder)
-
-
 def _of_entry(change: Callable[[Random, Path], Path | None]) -> Kind:
-    """A kind that does something to a file or folder as a whole; what it returns is named, too."""
+    """A kind that does something to a file, or now and then a folder, as a whole; what it returns is named, too."""
 
     def kind(random: Random, folder: Path) -> list[str] | None:
-        path = _entry(random, folder)
+        folders = _folders(folder)
+        path = _one(random, folders) if folders and random.random() < 0.2 else _chosen(random, folder)
         if path is None:
             return None
-        other = change(random, path)
-        return [str(each.relative_to(folder)) for each in (path, other) if each is not None]
+        return [str(each.relative_to(folder)) for each in (path, change(random, path)) if each is not None]
 
     return kind
 
 
-def _removed(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
-
-
-def _deleted(random: Random, path: Path) -> None:
-    _removed(path)
-
-
 def _beside(random: Random, path: Path) -> Path:
     """A name that programs and people give to copies, before or behind the ending."""
-    suffix = _SUFFIXES[int(random.integers(len(_SUFFIXES)))]
-    name = path.name + suffix if random.random() < 0.6 else path.stem + suffix + path.suffix
-    return path.with_name(name)
+    suffix = _one(random, _SUFFIXES)
+    return path.with_name(path.name + suffix if random.random() < 0.6 else path.stem + suffix + path.suffix)
 
 
 def _copied(random: Random, path: Path) -> Path:
     copy = _beside(random, path)
-    if path.is_dir():
-        shutil.copytree(path, copy, dirs_exist_ok=True)
-    else:
-        shutil.copy2(path, copy)
-    return copy
-
-
-def _renamed(random: Random, path: Path) -> Path:
-    return path.rename(_beside(random, path))
-
-
-def _mode(random: Random, path: Path) -> None:
-    path.chmod(int(random.choice([0, 0o444 if path.is_file() else 0o555])))
+    return Path(shutil.copytree(path, copy, dirs_exist_ok=True) if path.is_dir() else shutil.copy2(path, copy))
 
 
 def _replaced(random: Random, path: Path) -> None:
     """Something else stands in its place: an empty folder, a file, a link that leads nowhere or to itself, a pipe."""
-    _removed(path)
-    choice = int(random.integers(5))
-    if choice == 0:
-        path.mkdir()
-    elif choice == 1:
-        path.write_bytes(random.bytes(100))
-    elif choice == 2:
-        path.symlink_to("nowhere")
-    elif choice == 3:
-        path.symlink_to(path.name)
-    else:
-        os.mkfifo(path)
+    removed(path)
+    match int(random.integers(5)):
+        case 0:
+            path.mkdir()
+        case 1:
+            path.write_bytes(random.bytes(100))
+        case 2:
+            path.symlink_to("nowhere")
+        case 3:
+            path.symlink_to(path.name)
+        case _:
+            os.mkfifo(path)
 
 
 def _foreign(random: Random, folder: Path) -> list[str]:
-    folders = [folder, *sorted(path for path in folder.rglob("*") if path.is_dir())]
-    name = _FOREIGN[int(random.integers(len(_FOREIGN)))]
-    path = folders[int(random.integers(len(folders)))] / name
+    name = _one(random, _FOREIGN)
+    path = _one(random, [folder, *_folders(folder)]) / name
     if random.random() < 0.2:
         path.mkdir()
     else:
@@ -183,20 +268,29 @@ def _foreign(random: Random, folder: Path) -> list[str]:
     return [str(path.relative_to(folder))]
 
 
-GENERAL: dict[str, Kind] = {
+ANY: dict[str, Kind] = {
     "bit": _of_bytes(_bit),
     "bit of the head": _of_bytes(_bit_of_the_head),
     "noise": _of_bytes(_noise),
     "zeros": _of_bytes(_zeros),
     "cut": _of_bytes(_cut),
-    "emptied": _of_bytes(_emptied),
+    "emptied": _of_bytes(lambda random, data: data.clear()),
     "grown": _of_bytes(_grown),
     "ranges swapped": _of_bytes(_ranges_swapped),
     "files swapped": _files_swapped,
-    "deleted": _of_entry(_deleted),
+    "deleted": _of_entry(lambda random, path: removed(path)),
     "copied": _of_entry(_copied),
-    "renamed": _of_entry(_renamed),
-    "mode": _of_entry(_mode),
+    "renamed": _of_entry(lambda random, path: path.rename(_beside(random, path))),
+    "mode": _of_entry(lambda random, path: path.chmod(int(random.choice([0, 0o444 if path.is_file() else 0o555])))),
     "replaced": _of_entry(_replaced),
     "foreign": _foreign,
+    "value": _of_json(False),
+    "field": _of_json(True),
+    "line": _of_bytes(_line, ".json", ".jsonl", ".yaml", ".txt"),
+}
+TARS: dict[str, Kind] = {
+    "size in a tar": _of_header(lambda random, name: (124, _one(random, _SIZES))),
+    "type in a tar": _of_header(lambda random, name: (156, _one(random, _TYPES))),
+    "key in a tar": _of_header(_key),
+    "extension in a tar": _of_header(_extension),
 }

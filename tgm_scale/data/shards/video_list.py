@@ -151,8 +151,8 @@ def _read(folder: str, name: str) -> bytes:
 
 def replaced(folder: Path, opened: Sequence[Corpus]) -> list[str]:
     """In words, which files of lists are others than at the run's first start, which this notes in FOLDER/files.json
-    where nothing is noted: bytes and time of change of files from all over a list, a stat of each. What was replaced as
-    a whole is seen, a single file among millions is not."""
+    where nothing is noted: bytes and time of change of files from all over a list, a stat of each. What was replaced
+    as a whole is seen, a single file among millions is not."""
     file = folder / FILE
     try:
         known = json_object(file) if file.is_file() else {}
