@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale import config
-from tgm_scale.config import renamed
+from tgm_scale.config import mistakes
 from tgm_scale.evaluation.settings import load_any
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 
@@ -89,7 +89,7 @@ def test_shards_of_ones_own_are_never_made(file: Path) -> None:
 
 def test_a_removed_value_is_read_as_the_one_in_its_place(file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A run folder of before has it in its config.yaml."""
-    renamed._notify.cache_clear()
+    mistakes._notify.cache_clear()
     assert config.load(file, ["data.decoder=torchcodec"]).data.decoder == "pyav"
     assert capfd.readouterr().err == "notice: data.decoder=torchcodec is read as pyav\n"
     assert config.load(file, ["data.decoder=torchcodec"]) == config.load(file)

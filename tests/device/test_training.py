@@ -14,7 +14,7 @@ from watch import META, Watch, empty, video, whole
 
 from tgm_scale.contracts import Batch, BatchLayout, Grid, Mask
 from tgm_scale.data.loading.to_device import ToDevice
-from tgm_scale.engine.optim import parameter_groups
+from tgm_scale.engine.plan import parameter_groups
 from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
 from tgm_scale.masking.recipes import RECIPES, build_masker
 from tgm_scale.models.classifier import VideoClassifier
@@ -32,7 +32,7 @@ from tgm_scale.training.data_digest import with_masks
 from tgm_scale.training.step import JointStep, Prepared
 
 # where a step reads the device, once, after the update's kernels are queued
-DECLARED = "engine/update.py:make_update: a tensor copied to the host"
+DECLARED = "engine/build.py:make_update: a tensor copied to the host"
 
 SIZE = ModelSize(48, 2, 2, 96, 24, 2, 2, 48, patch=8)
 FRAMES, SIDE, WIDTH, CLIPS = 4, 32, 16, 4

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.image import SCORERS
+from tgm_scale.guidance.image import SCORERS, memoised
 from tgm_scale.guidance.maps import ClassAttention, Relevance
-from tgm_scale.guidance.memoised import memoised
 from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower
 from tgm_scale.preview.figures import pairing
 from tgm_scale.preview.looks import lift

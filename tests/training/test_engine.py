@@ -12,8 +12,7 @@ from torch import nn
 
 from tgm_scale.config import OptimConfig, load
 from tgm_scale.contracts import BatchLayout
-from tgm_scale.engine.optim import Schedule, parameter_groups
-from tgm_scale.engine.plan import EnginePlan, engine_config, resolve_precision
+from tgm_scale.engine.plan import EnginePlan, Schedule, engine_config, parameter_groups, resolve_precision
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import find_process

@@ -15,7 +15,7 @@ from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.preflight.command import SETUP_MISTAKE
-from tgm_scale.preflight.finetuning import FinetuningChecks
+from tgm_scale.preflight.task_checks import FinetuningChecks
 from tgm_scale.runtime.distributed import ProcessInfo
 
 ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))

@@ -21,7 +21,7 @@ from tgm_scale.engine.extensions import BUILD_SECONDS
 from tgm_scale.planning import disk
 from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.preflight import node_checks
-from tgm_scale.preflight.pretraining import PretrainingChecks
+from tgm_scale.preflight.task_checks import PretrainingChecks
 from tgm_scale.preflight.verdict import TESTED, untested
 from tgm_scale.runtime.distributed import ProcessInfo
 

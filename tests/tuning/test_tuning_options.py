@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tgm_scale.commands import tune
+from tgm_scale.commands import plan
 from tgm_scale.planning.footprint import OFFLOADS
 from tgm_scale.runtime import command
 from tgm_scale.tuning.trials import Candidate
@@ -10,7 +10,7 @@ from tgm_scale.tuning.trials import Candidate
 
 def test_the_offloads_that_the_help_shows_are_those_that_are_known() -> None:
     parser = command.parser("", "")
-    tune.COMMAND.add_arguments(parser)
+    plan.TUNE.add_arguments(parser)
     assert parser.get_default("offloads") == ",".join(OFFLOADS)
 
 

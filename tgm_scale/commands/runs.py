@@ -59,8 +59,7 @@ def _preflight(options: argparse.Namespace) -> int:
 
     resolved = settings.load_training(options.config, options.overrides)
     from tgm_scale.preflight.command import preflight
-    from tgm_scale.preflight.finetuning import FinetuningChecks
-    from tgm_scale.preflight.pretraining import PretrainingChecks
+    from tgm_scale.preflight.task_checks import FinetuningChecks, PretrainingChecks
 
     if isinstance(resolved, settings.FinetuneConfig):
         return preflight(FinetuningChecks(resolved), options.patience, options.clear_locks)

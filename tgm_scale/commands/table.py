@@ -5,22 +5,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from tgm_scale.commands import (
-    benchmark,
-    convert,
-    evaluations,
-    plan,
-    preview,
-    report,
-    runs,
-    shards,
-    tune,
-)
+from tgm_scale.commands import benchmark, convert, evaluations, plan, preview, report, runs, shards
 from tgm_scale.commands.command import Command
 
 GROUPS: dict[str, list[Command]] = {
     "data": shards.COMMANDS,
-    "before a run": [preview.COMMAND, runs.CONFIG, plan.COMMAND, runs.PREFLIGHT, tune.COMMAND],
+    "before a run": [preview.COMMAND, runs.CONFIG, plan.PLAN, runs.PREFLIGHT, plan.TUNE],
     "training": [runs.PRETRAIN, runs.FINETUNE],
     "runs": [runs.STATUS, report.COMMAND, runs.COMPARE, runs.CHECK],
     "evaluation": evaluations.COMMANDS,

@@ -10,8 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from tgm_scale.config.data_sections import Section
-from tgm_scale.config.mistakes import format_errors
-from tgm_scale.config.renamed import with_current_values
+from tgm_scale.config.mistakes import format_errors, with_current_values
 from tgm_scale.config.sections import Config
 from tgm_scale.runtime.outside.yaml_text import yaml_of
 

@@ -1,8 +1,14 @@
-"""Error messages for a configuration: which key, where it was set, what was expected."""
+"""Error messages for a configuration: which key, where it was set, what was expected.
+
+Values that had another name once are read as what they are called now, with a notice of one line: so older
+configurations and run folders stay valid (docs/GLOSSARY.md has the same table)."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -111,3 +117,34 @@ def all_keys(kind: type[Section] = Config) -> list[str]:
     """Every `section.key` of a kind of configuration, in order."""
     sections: dict[str, Any] = {name: field.annotation for name, field in kind.model_fields.items()}
     return [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]
+
+
+VALUES: dict[tuple[str, str], str] = {  # (section.key, former value) -> current one
+    ("data.decoder", "torchcodec"): "pyav",  # gave the same frames
+    ("masking.options.rule", "gumbel_top_k"): "top_k",  # was top_k, with a temperature
+    ("masking.options.rule", "share_per_part"): "stratified",
+}
+
+
+def with_current_values(tree: dict[str, Any]) -> dict[str, Any]:
+    """A configuration's tree with the current names of values."""
+    for (key, former), current in VALUES.items():
+        *sections, last = key.split(".")
+        node: Any = tree
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        if isinstance(node, dict) and node.get(last) == former:
+            tree = _with_value(tree, [*sections, last], current)
+            _notify(f"{key}={former} is read as {current}")
+    return tree
+
+
+def _with_value(tree: dict[str, Any], path: list[str], value: str) -> dict[str, Any]:
+    inner = value if len(path) == 1 else _with_value(tree[path[0]], path[1:], value)
+    return {**tree, path[0]: inner}
+
+
+@cache  # once a process
+def _notify(line: str) -> None:
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+        print(f"notice: {line}", file=sys.stderr, flush=True)

@@ -9,19 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from tgm_scale.conversion import huggingface, timm, videomae
+from tgm_scale.conversion import huggingface, timm
 from tgm_scale.conversion.key_maps import ModelKind
 from tgm_scale.conversion.read import read
-from tgm_scale.conversion.weights import (
-    OWN_ENTRY,
-    Weights,
-    encoder_of,
-    outputs,
-    with_new_head,
-    without_extras,
-)
+from tgm_scale.conversion.weights import OWN_ENTRY, Weights, encoder_of, outputs, with_new_head, without_extras
 from tgm_scale.runtime.files import readable_as_its_folder, sync
 from tgm_scale.runtime.tensors import save_tensors
 
@@ -56,9 +50,15 @@ def _read_outputs(path: Path, _: Weights) -> Tensor:
     return outputs(read(path))
 
 
+def _write_videomae(weights: Weights, file: Path) -> None:
+    """The state dict under `model`, as VideoMAE's scripts expect it: our names are theirs. Our metadata next to it."""
+    with file.open("wb") as stream:  # given a stream, torch writes the same bytes whatever the file's name
+        torch.save({"model": weights.state, OWN_ENTRY: weights.metadata()}, stream)
+
+
 TARGETS = {
-    "videomae": Target(("pretraining",), videomae.write, _read_outputs),
-    "videomae-finetune": Target(("classifier",), videomae.write, _read_outputs),
+    "videomae": Target(("pretraining",), _write_videomae, _read_outputs),
+    "videomae-finetune": Target(("classifier",), _write_videomae, _read_outputs),
     "huggingface": Target(("pretraining", "classifier"), huggingface.write, huggingface.outputs),
     "timm": Target(("encoder", "classifier"), timm.write, timm.outputs, omits="patch_embed"),
     "safetensors": Target(("pretraining", "classifier", "encoder"), _write_safetensors, _read_outputs, own=True),

@@ -1,27 +1,37 @@
-"""Check shards: counts, durations, captions, broken and duplicate videos, and a contact sheet."""
+"""Check shards: counts, durations, captions, broken and duplicate videos, and a contact sheet.
+
+Videos are the same where their bytes are; near-copies are not looked for."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import zlib
 from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
 from PIL import Image
+from torch import from_numpy
 
-from tgm_scale.corpora.sample_stats import THUMBNAIL, SampleInspector, SampleStats
+from tgm_scale.contracts import Problem
+from tgm_scale.data.building.annotations import captions_of, json_fault, unfit_captions
 from tgm_scale.data.shards import index_cache
-from tgm_scale.data.shards.index import WHOLE_SHARD, Corpus
+from tgm_scale.data.shards.index import WHOLE_SHARD, Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import Inventory, corpus_inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_list import VideoListCorpus
+from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.files import check_output
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
+THUMBNAIL = 112  # pixels, the longer side
 NAMES_SHOWN = 5
 PICTURES = 48
 QUANTILES = (0, 0.1, 0.5, 0.9, 1)
@@ -195,3 +205,68 @@ def _sheet(pictures: list[np.ndarray], columns: int = 8) -> Image.Image:
         row, column = divmod(number, columns)
         sheet.paste(Image.fromarray(picture), (column * THUMBNAIL, row * THUMBNAIL))
     return sheet
+
+
+@dataclass
+class SampleStats:
+    """One sample. Without a problem: its length, its size, and a small picture of its middle frame if asked for."""
+
+    name: str
+    digest: str = ""  # of the video's bytes; "" where they are not those that were indexed
+    captions: list[str] = field(default_factory=list)
+    json_broken: bool = False
+    unfit_captions: list[str] = field(default_factory=list)  # what is wrong with each, in words
+    sums: dict[str, int] = field(default_factory=dict)  # zlib.crc32 of each member, where the index has none
+    seconds: float = 0.0
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    interlaced: bool = False
+    problem: Problem | None = None
+    thumbnail: np.ndarray | None = None  # uint8 [h, w, 3]
+
+
+class SampleInspector:
+    """Inspects samples of a corpus, in worker processes. `decode`: number of frames of each, evenly spaced."""
+
+    def __init__(self, corpus: Corpus, decode: int):
+        self.corpus, self.decode = corpus, decode
+
+    def __call__(self, shard: int, row: int, thumbnail: bool) -> SampleStats:
+        """All members are read, and compared with their sums. Raises OSError where the shard cannot be read."""
+        ref = self.corpus.sample(shard, row)
+        try:
+            members = self.corpus.read(ref, list(ref.members))
+        except DamagedMember as error:
+            return SampleStats(ref.name, problem=error.problem)
+        video = members[ref.video]
+        digest = hashlib.blake2b(video, digest_size=16).hexdigest()
+        stats = SampleStats(
+            ref.name, digest, captions_of(members), json_fault(members) is not None, unfit_captions(members)
+        )
+        if not ref.sums:
+            stats.sums = {extension: zlib.crc32(data) for extension, data in members.items()}
+        try:
+            self._decode(video, stats, thumbnail)
+        except DecodeError as error:
+            stats.problem = Problem(ref.name, error.reason, error.detail)
+        return stats
+
+    def _decode(self, data: bytes, stats: SampleStats, thumbnail: bool) -> None:
+        with Video(data) as video:
+            stats.frames, stats.seconds = video.count, video.time(video.count)
+            wanted = np.unique(np.linspace(0, video.count - 1, self.decode).round().astype(int))
+            middle = wanted[len(wanted) // 2]
+            for index, image in video.frames(wanted):
+                stats.height, stats.width, _ = image.shape
+                if thumbnail and index == middle:
+                    stats.thumbnail = _small(image)
+            stats.interlaced = video.interlaced
+
+
+def _small(image_HW3: np.ndarray) -> np.ndarray:
+    height, width, _ = image_HW3.shape
+    scale = THUMBNAIL / max(height, width)
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    pixels_13HW = from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)[None]
+    return F.interpolate(pixels_13HW, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()

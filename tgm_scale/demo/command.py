@@ -20,9 +20,8 @@ from tgm_scale.conversion.read import read
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.demo import story
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
-from tgm_scale.demo.gallery import gallery
+from tgm_scale.demo.gallery import gallery, strips
 from tgm_scale.demo.plan import VARIANTS, Figures, Plan
-from tgm_scale.demo.strips import strips
 from tgm_scale.demo.summary import Summary
 from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION
 from tgm_scale.evaluation.masks import relevance

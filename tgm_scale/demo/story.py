@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.demo import plots
-from tgm_scale.demo.gallery import Gallery
-from tgm_scale.demo.strips import Strip
+from tgm_scale.demo.gallery import Gallery, Strip
 from tgm_scale.demo.summary import Summary, at, check_expectations
 from tgm_scale.report.html import Card, Code, PassFail, Picture, Report, Section, Table, Text
 from tgm_scale.runs.metrics import read_metrics

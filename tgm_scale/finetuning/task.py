@@ -24,7 +24,7 @@ from tgm_scale.contracts import Batch
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.engine import state as engine_state
-from tgm_scale.engine.update import make_update
+from tgm_scale.engine.build import make_update
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning import classifier, multiview, setup

@@ -18,7 +18,7 @@ of all tokens (SigLIP: its attention pooling, attending to that one token: value
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -191,3 +191,28 @@ class ImageTower:
         pixels = self.preprocessing.pictures(pictures_N3HW.to(self.device))
         tokens_NLD = _forward(self.trunk.blocks, self.trunk.embed(pixels))
         return F.normalize(self.trunk.pool(tokens_NLD).float(), dim=-1)
+
+
+class _Memoised:
+    """A function of a tensor, or a block of a tower: it remembers its last input and output. What else is asked of a
+    block is the block's own."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        self._function = function
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor, *rest: Any) -> Tensor:
+        if self._last is None or not (x is self._last[0] or torch.equal(x, self._last[0])):
+            self._last = x, self._function(x, *rest)
+        return self._last[1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._function, name)
+
+
+def memoised(image: ImageTower) -> ImageTower:
+    """The same tower, whose blocks run once for frames that it is given again for the next map. It keeps what each
+    block made of the last ones: 29 MB of a pass of 16 frames by CLIP's ViT-B/32."""
+    trunk = image.trunk
+    once = replace(trunk, embed=_Memoised(trunk.embed), blocks=[_Memoised(block) for block in trunk.blocks])
+    return ImageTower(once, image.preprocessing, image.device)

@@ -11,8 +11,7 @@ import torch
 
 from tgm_scale.config.sections import Config, DeepSpeedConfig, MaskingConfig, ModelConfig, OptimConfig, TrainConfig
 from tgm_scale.contracts import BatchLayout, Grid
-from tgm_scale.engine.optim import Schedule
-from tgm_scale.engine.plan import EnginePlan, resolve_precision
+from tgm_scale.engine.plan import EnginePlan, Schedule, resolve_precision
 from tgm_scale.masking.recipes import Masker, build_masker
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.models.vit import SIZES, ModelSize

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgm_scale.config.renamed import with_current_values
+from tgm_scale.config.mistakes import with_current_values
 from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.image import SCORERS

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tgm_scale.report.thinning import Series
-from tgm_scale.runs import events, pictures, run_folder, run_state, status
+from tgm_scale.runs import events, pictures, run_folder, status
 from tgm_scale.runs.metrics import rows_and_damaged
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.terminal import tree_without_secrets
@@ -143,7 +143,7 @@ def look(folder: str) -> RunView:
     command = ""
     if lines.get("state") != "finished" and plan and isinstance(tree.get("run"), dict):
         with suppress(KeyError, TypeError, OSError):
-            command = run_state.command(root, tree, plan["world_size"], starts)
+            command = status.command(root, tree, plan["world_size"], starts)
     return RunView(
         name=folder.rstrip("/") or folder,
         root=root,

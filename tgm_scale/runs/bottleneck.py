@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from tgm_scale.data.access.waits import Wait
+from tgm_scale.data.access.patience import Wait
 from tgm_scale.runtime.outside.json_text import json_file
 from tgm_scale.runtime.terminal import message
 

@@ -1,8 +1,9 @@
-"""`tgm-scale status RUN`: the state of a run."""
+"""`tgm-scale status RUN`: the state of a run; how it ended if it is not active, and the command that resumes it."""
 
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from pathlib import Path
 from statistics import median
@@ -12,9 +13,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from tgm_scale import config as configuration
 from tgm_scale.checkpoints import checkpoint, manifest
-from tgm_scale.runs import events, run_data, run_folder, run_state
-from tgm_scale.runs.bottleneck import duration, explain, from_metrics, read_ranks, waiting
+from tgm_scale.runs import events, run_data, run_folder
+from tgm_scale.runs.bottleneck import duration, explain, from_metrics, read_heartbeat, read_ranks, waiting
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
+from tgm_scale.runtime import ownership
 from tgm_scale.runtime.outside.json_text import json_object
 
 RECENT = 50  # steps that the speed is the median of, and about those that the ranks' shares of time are of
@@ -59,7 +61,7 @@ def lines(
     finished = made == plan["steps"] and saved and (kind != "finetuning" or bool(judged))
     return {
         "run": f"{folder}, {tree['model']['size']}, {kind}",
-        **run_state.lines(root, tree, plan["world_size"], starts, finished),
+        **_state(root, tree, plan["world_size"], starts, finished),
         "step": f"{made} of {plan['steps']} ({made / plan['steps']:.0%})",
         **(_progress(root, tree, plan, rows) if rows else {}),
         "checkpoint": newest.name if newest else "none yet",
@@ -217,3 +219,51 @@ def _starts(starts: list[dict[str, Any]]) -> str:
     text = f"{len(starts)}, {'at' if recent == starts else 'the last at'} steps {steps}"
     jobs = dict.fromkeys(start["slurm_job"] for start in recent if start.get("slurm_job"))
     return text + (f"; jobs {', '.join(jobs)}; now on {starts[-1].get('slurm_nodes')}" if jobs else "")
+
+
+def _state(
+    root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]], finished: bool
+) -> dict[str, str]:
+    """For `tgm-scale status`. finished: all steps are made, and tested where that belongs to them."""
+    sign = ownership.liveness(root)
+    if sign is not None and sign.living:
+        return {"state": f"running, last heartbeat {sign.age:.0f} s ago"}
+    if finished:
+        return {"state": "finished"}
+    return {"state": f"not running: {_end(root, sign)}", "resume": _how_to_resume(root, tree, world_size, starts)}
+
+
+def _end(root: Path, sign: ownership.Liveness | None) -> str:
+    """How the last start ended, as far as it is known."""
+    if sign is None:
+        return "no start has left word"
+    ago = f"{duration(sign.age)} ago"
+    if not sign.ended:
+        if sign.gone and sign.owner is not None:
+            return f"its process (pid {sign.owner.pid}) was killed, last heartbeat {ago}"
+        return f"no heartbeat since {ago}"
+    if why := run_folder.failure(root):
+        return f"failed {ago}: {why}"
+    state = read_heartbeat(root / "ranks" / "00000").get("state")
+    return f"{'interrupted' if state in (None, 'running') else state} {ago}"
+
+
+def _how_to_resume(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
+    """The command that resumes the run, in words."""
+    same = "the command that started it"
+    if starts and starts[-1].get("slurm_job"):
+        return f"{same} (sbatch, as for job {starts[-1]['slurm_job']})"
+    typed = command(root, tree, world_size, starts)
+    return f"{same}, or: {typed}" if typed else same
+
+
+def command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
+    """The command line that resumes the run; "" if the folder does not have it: a job's script, secrets in URLs."""
+    file = root / "config.yaml"
+    if (starts and starts[-1].get("slurm_job")) or "***" in file.read_text():
+        return ""
+    launcher = "tgm-scale" if world_size == 1 else f"torchrun --nproc_per_node {world_size} -m tgm_scale"
+    own = Path(tree["run"]["dir"])
+    elsewhere = [] if own.resolve() == root.resolve() else [f"run.dir={root}"]
+    words = f"{'finetune' if 'finetune' in tree else 'pretrain'} --config"
+    return f"{launcher} {words} {shlex.join([str(file), *elsewhere])}"

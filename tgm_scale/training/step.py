@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tgm_scale.contracts import Batch, BatchLayout, Mask
-from tgm_scale.engine.update import make_update
+from tgm_scale.engine.build import make_update
 from tgm_scale.objectives.negatives import Negatives
 from tgm_scale.objectives.term import TARGETS, Pairs, gradients
 from tgm_scale.objectives.terms import Objective, column

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-from tgm_scale.data.access import waits
+from tgm_scale.data.access import patience
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
@@ -222,7 +222,7 @@ class Watchdog:
             "host": platform.node(),
             "pid": os.getpid(),
             "seconds": self._seconds,
-            "waiting": [wait._asdict() for wait in waits.all_waits()[:_NAMED]],  # for shards
+            "waiting": [wait._asdict() for wait in patience.all_waits()[:_NAMED]],  # for shards
         }
         # not synced: 500 ranks would sync 100 times a second, and after a reboot nobody wants to know
         replace_file(self.folder / f"{self.process.rank:05d}", json.dumps(beat), durable=False)

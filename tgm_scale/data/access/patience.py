@@ -1,9 +1,13 @@
-"""Waiting for a storage that does not answer for now: a server's bad minute is not worth a job of 512 GPUs."""
+"""Waiting for a storage that does not answer for now: a server's bad minute is not worth a job of 512 GPUs.
+
+Which processes wait for which shard now, here and in the data workers, a run's heartbeat reports. A worker sends its
+waits through the pipe of its samples: `listen` there, `of_worker` in the training process."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import sys
 import threading
 import time
@@ -11,9 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
-from tgm_scale.data.access import waits
 from tgm_scale.runtime.outside.refusals import PermanentError, Refused, refusal, remedy
 from tgm_scale.runtime.terminal import escaped, without_secrets
 
@@ -64,7 +67,7 @@ def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -
     try:
         return _retried(action, without_secrets(what), PATIENCE_SECONDS if seconds is None else seconds)
     finally:
-        waits.ended()
+        ended()
 
 
 def _retried(action: Callable[[], T], what: str, limit: float) -> T:
@@ -93,7 +96,7 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
             if passed + wait > max(SAY_AFTER, 2 * reported):
                 reported = passed + wait
                 _report(f"waits for {what}, {passed:.0f} s by now, up to {limit:.0f}: {why}")
-            waits.started(what, escaped(why, keep=""), time.time() - passed)
+            started(what, escaped(why, keep=""), time.time() - passed)
             pause_for(wait, what)
             waited, pause = waited + wait, min(2 * pause, LONGEST_PAUSE)
         else:
@@ -121,7 +124,7 @@ def ends_waits(event: threading.Event) -> None:
 
 def stop_where_waited() -> None:
     """Raises StoppedWaiting where this process was asked to stop while it, or a data worker of it, waits."""
-    if _asked_to_stop() and (found := waits.all_waits()):
+    if _asked_to_stop() and (found := all_waits()):
         raise StoppedWaiting(f"stopped while it waited for {found[0].what}: {found[0].why}")
 
 
@@ -149,4 +152,58 @@ def _own_share() -> float:
 
 
 def _report(words: str) -> None:
-    sys.stderr.write(escaped(f"{waits.process_name()} {words}\n"))
+    sys.stderr.write(escaped(f"{process_name()} {words}\n"))
+
+
+class Wait(NamedTuple):
+    """Of one thread; without secrets. since: when it began to wait, by time.time()."""
+
+    who: str
+    what: str
+    why: str
+    since: float
+
+
+_own: dict[int, Wait] = {}  # by thread
+_of_workers: dict[int, list[Wait]] = {}  # by process
+_listener: Callable[[list[Wait]], None] | None = None
+
+
+def process_name() -> str:
+    """This process, in words."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
+    return f"{f'rank {rank}, ' if rank else ''}process {os.getpid()} on {platform.node()}"
+
+
+def started(what: str, why: str, since: float) -> None:
+    """This thread waits."""
+    _own[threading.get_ident()] = Wait(process_name(), what, why, since)
+    _hand_over()
+
+
+def ended() -> None:
+    """This thread has stopped waiting, if it did wait."""
+    if _own.pop(threading.get_ident(), None) is not None:
+        _hand_over()
+
+
+def _hand_over() -> None:
+    if _listener is not None:
+        _listener(list(_own.values()))
+
+
+def listen(listener: Callable[[list[Wait]], None]) -> None:
+    """Call `listener` at each change of this process's waits, from the waiting thread."""
+    global _listener
+    _listener = listener
+
+
+def of_worker(process: int, waits: list[Wait]) -> None:
+    """Set what a worker has sent; an empty list once it has ended."""
+    _of_workers[process] = waits
+
+
+def all_waits() -> list[Wait]:
+    """Those of this process and its workers, the longest first."""
+    found = [*list(_own.values()), *(wait for waits in list(_of_workers.values()) for wait in waits)]
+    return sorted(found, key=lambda wait: wait.since)

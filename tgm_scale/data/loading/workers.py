@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tgm_scale.data.access import waits
+from tgm_scale.data.access import patience
 from tgm_scale.data.access.patience import stop_where_waited
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Fetched, Sample
@@ -128,7 +128,7 @@ class _WorkerPool:
                     process.join()
                     raise WorkerDied(_cause_of_death(process.exitcode)) from None
                 if arrived is None:
-                    waits.of_worker(process.pid or 0, found)
+                    patience.of_worker(process.pid or 0, found)
                 else:
                     self._arrived[arrived] = found
         found = self._arrived.pop(number)
@@ -141,7 +141,7 @@ class _WorkerPool:
         for inbox, process in self._workers.values():
             process.join()
             inbox.close()
-            waits.of_worker(process.pid or 0, [])
+            patience.of_worker(process.pid or 0, [])
         self._tasks.close()
 
 
@@ -169,7 +169,7 @@ def _work(samples: Samples, memory: SharedBatches, tasks: Connection, turn: Lock
         with sending:
             outbox.send(message)
 
-    waits.listen(lambda found: send((None, found)))
+    patience.listen(lambda found: send((None, found)))
     for task, fetched in _fetched(samples, tasks, turn):
         found: Sample | Exception
         try:
