@@ -74,7 +74,6 @@ def drill(options: argparse.Namespace, folder: Path) -> int:
 
 
 def table(cases: list[Case]) -> str:
-    """Kinds by outcome, of each part."""
     counts = Counter((case.part, case.kind, case.outcome) for case in cases)
     lines = ["| part | kind | cases | " + " | ".join(OUTCOMES) + " |", "|---|---|" + "---|" * (len(OUTCOMES) + 1)]
     for part, kind in sorted({(case.part, case.kind) for case in cases}):

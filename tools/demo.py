@@ -85,7 +85,6 @@ class _Ledger:
         return sum(stage["seconds"] for stage in self._state["stages"].values())
 
     def once(self, name: str, stage: Callable[[], dict[str, Any]]) -> None:
-        """Run a stage, unless it is done."""
         if name in self._state["stages"]:
             print(f"{name}: done before", file=sys.stderr)
             return

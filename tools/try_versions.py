@@ -51,8 +51,6 @@ FIRST_RUN = ("data.synthetic.clips=16", "data.workers=0", "train.steps=4", "trai
 
 @dataclass
 class Cell:
-    """One environment: what was installed, and what came of it."""
-
     python: str
     packages: str
     versions: dict[str, str]
@@ -122,7 +120,6 @@ def lowest() -> Iterator[str]:
 
 
 def try_cell(python: str, interpreter: str, packages: str) -> Cell:
-    """Install, run, remove."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="versions-") as name:
         folder = Path(name)

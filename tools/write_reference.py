@@ -42,7 +42,6 @@ COMPARISONS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": 
 
 
 def page() -> str:
-    """The whole page, Markdown."""
     parts = [HEAD]
     told: dict[type[Section], str] = {}  # a section -> the kind of run it was told at
     for title, (kind, used_by) in KINDS.items():
@@ -90,7 +89,6 @@ def value_of(field: FieldInfo) -> Any:
 
 
 def shown(value: Any) -> str:
-    """As it is written in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -103,7 +101,6 @@ def shown(value: Any) -> str:
 
 
 def typed(kind: Any) -> str:
-    """A type in words."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return ", ".join(f"`{one}`" for one in inner)

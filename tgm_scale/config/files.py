@@ -67,7 +67,6 @@ def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
 
 
 def _base(path: str | Path, file: Path, base: Any) -> dict:
-    """What the base of a file holds."""
     if not isinstance(base, str) or not 0 < len(base) < 4096:
         raise ValueError(f"{path}: base={str(base)[:60]}: wanted the name of a YAML file, such as base/finetune.yaml")
     try:
@@ -91,7 +90,6 @@ def _leaves(tree: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def _sections(path: str | Path, file: Path) -> dict:
-    """What a file holds, which the user has named as `path`."""
     if not file.is_file():
         what = "a folder: name a YAML file in it" if file.is_dir() else f"no such file; packaged: {_packaged_names()}"
         raise ValueError(f"--config {path}: {what}")

@@ -101,7 +101,6 @@ def _explain(item: Any, kind: type[Section]) -> str:
 
 
 def _section(location: Sequence[Any], kind: type[Section]) -> type[Section] | None:
-    """The section at a path of a kind of configuration; None if there is none."""
     model = kind
     for part in location:
         field = model.model_fields.get(part)

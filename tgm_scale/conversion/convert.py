@@ -140,6 +140,5 @@ def _subject(source: Weights, target: str, kinds: tuple[ModelKind, ...], classes
 
 
 def _sync(path: Path) -> None:
-    """To the disk before the rename, so that a path with the final name is whole."""
     for file in [*path.iterdir(), path] if path.is_dir() else [path]:
         sync(file)

@@ -153,7 +153,6 @@ def _open_safetensors(file: Path) -> OpenedWeights:
 
 
 def _shares(index: Path) -> set[str]:
-    """The files that an index names."""
     names = json_object(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index}: wanted a weight_map of names and files")
@@ -219,7 +218,6 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _of_arguments(arguments: argparse.Namespace) -> ModelMetadata:
-    """What VideoMAE's own arguments say of the clip."""
     frames, side = getattr(arguments, "num_frames", None), getattr(arguments, "input_size", None)
     return ModelMetadata(
         frames=frames if isinstance(frames, int) else None, image_size=side if isinstance(side, int) else None

@@ -74,7 +74,6 @@ def outputs(file: Path, weights: Weights) -> Tensor:
 
 
 def _tokens(weights: Weights) -> Tensor:
-    """The fixed clip's embedded patches with their positions, from our side."""
     embed = PatchEmbed(weights.size.width, weights.size.tubelet, weights.size.patch)
     embed.load_state_dict({x: weights.state[_own(weights, f"patch_embed.{x}")] for x in ("proj.weight", "proj.bias")})
     patches = patchify(fixed_clip(weights), weights.size.tubelet, weights.size.patch)

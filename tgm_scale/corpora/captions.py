@@ -91,7 +91,6 @@ def _key(ref: SampleRef) -> str:
 
 
 def _json(members: dict[str, bytes]) -> dict[str, Any]:
-    """A sample's json, empty where it is missing or invalid."""
     return {} if json_fault(members) else json_of(members.get("json", b"{}"))
 
 

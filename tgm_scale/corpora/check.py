@@ -107,7 +107,6 @@ class _Sums:
 
 
 def _exit_code(report: dict[str, Any], opened: Inventory, tolerated: float) -> int:
-    """The exit code, with a line that says why it is not 0."""
     faults = [f"{reason}: {count}, see above" for reason, count in opened.left_out.items() if reason in WHOLE_SHARD]
     if opened.share > tolerated:
         faults.append(f"too many samples left out: {opened.share:.1%}, tolerated {tolerated:.1%}")

@@ -136,7 +136,6 @@ def _own_slice(parameter: Any, value: Tensor) -> Tensor:
 
 
 def _flat_masters(engine: Any) -> list[Tensor]:
-    """The tensors that Adam updates on this rank."""
     return [parameter for group in adam(engine).param_groups for parameter in group["params"]]
 
 

@@ -81,7 +81,6 @@ class TextTower:
 
 
 def _keep_latest(known: OrderedDict[str, Any], used: Iterable[str], size: int) -> None:
-    """Forget all but the latest `size`, those just used the last."""
     for caption in used:
         if caption in known:
             known.move_to_end(caption)

@@ -155,7 +155,6 @@ def _missing_weights(folder: Path, found: list[str]) -> list[str]:
 
 
 def _parts(folder: Path) -> set[str]:
-    """The files that an index names; none where the weights are one file."""
     name = weights_of(folder)
     if not name.endswith(".index.json"):
         return set()

@@ -53,7 +53,6 @@ class _Monitor:
         self._since_read = counted.double() if self._since_read is None else self._since_read + counted.double()
 
     def _latest(self) -> Tensor | None:
-        """What was added since the last call; None where nothing was."""
         if self._since_read is None:
             return None
         latest, self._since_read = self._since_read.cpu(), None

@@ -84,7 +84,6 @@ class TaskChecks(ABC):
 
 
 def _smallest(config: AnyConfig, together: int, process: ProcessInfo, **data: str | None) -> AnyConfig:
-    """The configuration with the smallest batch, decoded here."""
     train = {"micro_batch_size": together, "global_batch_size": together * process.world_size}
     return config.model_copy(
         update={

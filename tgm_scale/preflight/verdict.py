@@ -115,5 +115,4 @@ def untested(versions: Mapping[str, str | None]) -> list[str]:
 
 
 def _parts(version: str) -> tuple[int, ...]:
-    """Of 2.13.0+cpu, (2, 13, 0)."""
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])

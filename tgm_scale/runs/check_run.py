@@ -94,7 +94,6 @@ def _unwritable(folder: Path) -> dict[str, str]:
 
 
 def _next(root: Path, used: str | None) -> str:
-    """What the next start would do."""
     tree = configuration.read_tree(root / "config.yaml") if (root / "config.yaml").is_file() else {}
     if "encoder" in tree:  # an evaluation, which has no checkpoints of its own
         done = sorted(file.name for file in root.glob("results*.json"))
@@ -172,7 +171,6 @@ def _ranks(found: Findings, root: Path) -> None:
 
 
 def _checkpoints(found: Findings, root: Path) -> str | None:
-    """The name of the newest whole one."""
     used, whole, ours = None, 0, 0
     for folder in sorted(root.glob("*")) if root.is_dir() else []:
         if checkpoint.step_of(folder) is None:

@@ -87,7 +87,6 @@ def _value(config: Tree, key: str) -> Any:
 
 
 def _entry(key: str, value: str | None, recorded: Entry) -> Entry:
-    """Of what lies at a path; empty where there are no weights."""
     if value is None:
         return {}
     if key == "guidance.towers":

@@ -65,7 +65,6 @@ class Resume:
         return newest
 
     def _compared(self, folder: Path) -> Exception | None:
-        """What is wrong with this rank's share of the files, if anything."""
         process = self._collectives.process
         try:
             checkpoint.Reader(folder, checked=False).verify(process.rank, process.world_size, quick=True)
@@ -74,7 +73,6 @@ class Resume:
         return None
 
     def _set_aside(self, used: Path) -> str | None:
-        """Rename the damaged checkpoints; the error where that failed."""
         for folder, why in self._damaged.items():
             try:
                 aside = folder.rename(_free_name(folder.with_name(f"damaged-{folder.name}")))

@@ -18,8 +18,6 @@ _NOTHING_SAVED = "restore it; or, since the run has saved nothing yet, remove it
 
 
 class _Corpus(BaseModel):
-    """What data.json says of a corpus, as far as it is read."""
-
     model_config = ConfigDict(strict=True)
     name: str
     part: str | None = None

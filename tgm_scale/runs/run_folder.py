@@ -173,16 +173,12 @@ def _digest(data: bytes) -> str:
 
 
 class _Plan(BaseModel):
-    """What plan.json says, as far as it is read."""
-
     model_config = ConfigDict(strict=True)
     steps: int = Field(ge=1)
     world_size: int = Field(ge=1)
 
 
 class _Start(BaseModel):
-    """What a line of environment.jsonl says, as far as it is read."""
-
     model_config = ConfigDict(strict=True)
     step: int = Field(ge=0)
     slurm_job: str | None = None

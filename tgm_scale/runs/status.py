@@ -137,8 +137,6 @@ class _Masking(BaseModel):
 
 
 class _Training(BaseModel):
-    """What is read of the configuration of a training."""
-
     run: _Run
     model: _Model
     data: _Data
@@ -151,8 +149,6 @@ class _Encoder(BaseModel):
 
 
 class _Frozen(BaseModel):
-    """And of one that judges features."""
-
     encoder: _Encoder
 
 
@@ -168,7 +164,6 @@ def _refuse_damaged(root: Path, tree: dict[str, Any]) -> None:
 
 
 def _left_out(root: Path) -> dict[str, str]:
-    """What was left out of the data when the run started."""
     file = root / "data.json"
     corpora = run_data.read(root) if file.is_file() else []
     texts = [
@@ -234,7 +229,6 @@ def _state(
 
 
 def _end(root: Path, sign: ownership.Liveness | None) -> str:
-    """How the last start ended, as far as it is known."""
     if sign is None:
         return "no start has left word"
     ago = f"{duration(sign.age)} ago"
@@ -249,7 +243,6 @@ def _end(root: Path, sign: ownership.Liveness | None) -> str:
 
 
 def _how_to_resume(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict[str, Any]]) -> str:
-    """The command that resumes the run, in words."""
     same = "the command that started it"
     if starts and starts[-1].get("slurm_job"):
         return f"{same} (sbatch, as for job {starts[-1]['slurm_job']})"

@@ -112,7 +112,6 @@ def set_rendezvous(process: ProcessInfo) -> None:
 
 
 def _slurm_address() -> str:
-    """The address of the first node of the job: node names need not resolve, addresses do."""
     nodes = os.environ.get("SLURM_JOB_NODELIST")
     if not nodes:
         raise ValueError("MASTER_ADDR is not set and there is no SLURM_JOB_NODELIST: start with torchrun or srun")

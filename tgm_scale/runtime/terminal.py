@@ -100,7 +100,6 @@ def without_secrets(text: str) -> str:
 
 
 def _address_without_secrets(address: str) -> str:
-    """The same for text that is one address, whatever letters it has."""
     before, mark, query = address.partition("?")
     parts = [
         f"{name}=***" if given else "***" for name, given, _ in (part.partition("=") for part in query.split("&"))

@@ -143,7 +143,6 @@ def evaluate(case: Case, code: int, work: Path, expected: Reference) -> tuple[st
 
 
 def _unnamed(case: Case, output: str, codes: dict[str, int]) -> str:
-    """Why a refusal is wrong."""
     last = output[output.rfind("tgm-scale pretrain:") :]
     names = {name for file in case.files for name in (file, Path(file).name, *_folders(case.part, file))}
     names |= {
@@ -163,7 +162,6 @@ def _folders(part: str, file: str) -> list[str]:
 
 
 def _skipped(work: Path) -> dict[str, set[int]]:
-    """The samples that the run names as left out, with the steps."""
     found: dict[str, set[int]] = {}
     for name in ("skipped.jsonl", "left_out.jsonl"):
         file = work / "run" / name

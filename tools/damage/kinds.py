@@ -59,7 +59,6 @@ def _chosen(random: Random, folder: Path, suffixes: tuple[str, ...] = ()) -> Pat
 
 
 def removed(path: Path) -> None:
-    """Remove a file or folder, also where modes are in the way."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return

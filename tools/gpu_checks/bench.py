@@ -83,13 +83,11 @@ class Process:
         return self._process.poll()
 
     def output(self) -> str:
-        """What is in the log since its start (of others that ran at the same time, too)."""
         with self._log.open(errors="replace") as stream:
             stream.seek(self._from)
             return stream.read()
 
     def wait(self) -> int:
-        """The exit code. Raises Failed when the row's time is over."""
         while self.code is None:
             self.tick()
         assert self.code is not None
@@ -172,7 +170,6 @@ class Bench:
         return said
 
     def note(self, text: str) -> None:
-        """A line of our own in the row's log."""
         with self.log.open("a") as stream:
             print(text, file=stream)
 

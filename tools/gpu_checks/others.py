@@ -73,7 +73,6 @@ def tests(bench: Bench) -> Found:
 
 
 def preflight(bench: Bench) -> Found:
-    """`tgm-scale preflight`, as slurm/launch.sh runs it before a job."""
     words = overrides(bench, bench.folder / "run", bench.scale.few, 1)
     said = bench.python("-m", "tgm_scale", "preflight", "--config", config_of("B"), *words)
     lines = [line for line in said.splitlines() if line.startswith("preflight:")]

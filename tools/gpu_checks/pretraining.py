@@ -119,7 +119,6 @@ def macs_per_clip(bench: Bench, size: str, micro: int, *own: str) -> float:
 
 
 def shown(figures: dict[str, Any]) -> str:
-    """Figures of a run in one line."""
     words = [f"{figures['clips_per_second_without_data_wait']:g} clips/s, micro batch {figures['micro_batch']}"]
     if "peak_memory_gb" in figures:
         words.append(f"{figures['peak_memory_gb']:.1f} GB")

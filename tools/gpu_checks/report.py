@@ -22,7 +22,6 @@ _OF_A_RUN = {
 
 
 def page(summary: dict[str, Any]) -> str:
-    """HTML of what tools/gpu.py's summary.json holds."""
     rows = summary["rows"]
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("ok", "failed", "skipped")}
     gpus = ", ".join(summary["gpus"]) or "CPU, at tiny size: this proves the code, and nothing of a GPU"

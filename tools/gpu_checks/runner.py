@@ -60,7 +60,6 @@ class Plan:
                     raise ValueError(f"{option} {pattern}: no such row; known: {', '.join(r.name for r in self.rows)}")
 
     def left_out(self, row: Row) -> str | None:
-        """Why the user does not want it."""
         if row.always:
             return None
         if self.only and not any(fnmatchcase(row.name, pattern) for pattern in self.only):

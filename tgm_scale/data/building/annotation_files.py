@@ -123,7 +123,6 @@ def _fields(columns: list[str], delimiter: str, values: list[str]) -> dict[str, 
 
 
 def _of_array(file: Path, stream: IO[str]) -> Iterator[tuple[str, bytes]]:
-    """The objects of a JSON array, parsed as they are read."""
     number, text = 0, stream.read(_PIECE)
     at = text.index("[") + 1
     while True:

@@ -70,7 +70,6 @@ class ClipSources:
         return next((way for way in (path, os.path.join(self._root, path)) if self._annotated(way)), None)
 
     def _below(self, name: str) -> str:
-        """A name relative to the root, where it is an absolute path below it."""
         return os.path.relpath(name, self._root) if name.startswith(self._root + os.sep) else name
 
 

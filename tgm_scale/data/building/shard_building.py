@@ -164,7 +164,6 @@ def _problem(clip: ClipRow, error: Exception) -> Problem:
 
 
 def _metadata(clip: ClipRow, made: EncodedClip) -> dict:
-    """The sample's json."""
     return {
         "captions": clip.captions,
         "umt_scores": clip.umt,
@@ -224,7 +223,6 @@ def _gather(plan: Plan, done: list[Path], names: GroupedLines) -> dict:
 
 
 def _written(report: dict, names: GroupedLines) -> Iterator[bytes]:
-    """The report as JSON, a line for each name."""
     yield json.dumps({**report, "skipped": {}}, indent=1).removesuffix("}\n}").encode()
     for number, (reason, one) in enumerate(report["skipped"].items()):
         yield b"," * (number > 0) + f'\n  {json.dumps(reason)}: {{"count": {one["count"]}, "names": ['.encode()
@@ -235,8 +233,6 @@ def _written(report: dict, names: GroupedLines) -> Iterator[bytes]:
 
 
 class _Report(BaseModel):
-    """Of one finished shard."""
-
     made: int = Field(ge=0)
     skipped: list[tuple[str, str, str]]
 

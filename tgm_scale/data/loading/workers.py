@@ -160,7 +160,6 @@ def _widen(inbox: Connection) -> None:
 
 
 def _work(samples: Samples, memory: SharedBatches, tasks: Connection, turn: Lock, outbox: Connection) -> None:
-    """What a worker does until it is killed."""
     end_with_parent()
     torch.set_num_threads(1)
     sending = threading.Lock()  # threads that read ahead tell what they wait for

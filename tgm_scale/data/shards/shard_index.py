@@ -200,8 +200,6 @@ class ShardIndex:
 
 
 class _Members:
-    """The members of a tar, gathered by the keys of their samples."""
-
     def __init__(self) -> None:
         self.members: dict[str, dict[str, tuple[int, int]]] = {}
         self.problems: list[Problem] = []

@@ -152,7 +152,6 @@ class VideoFolder:
 
     @cached_property
     def _everywhere(self) -> dict[str, list[str]]:
-        """Videos below the root by their bare names."""
         found: defaultdict[str, list[str]] = defaultdict(list)
         for folder, names in walk(self.root, self._unread):
             for name in names:
@@ -162,7 +161,6 @@ class VideoFolder:
         return found
 
     def _listing(self, folder: str) -> dict[str, list[str]]:
-        """The videos of a folder by their names without extension."""
         if folder not in self._listings:
             found: defaultdict[str, list[str]] = defaultdict(list)
             try:

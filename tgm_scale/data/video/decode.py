@@ -257,7 +257,6 @@ class Video:
         return self._orientation.turn(rows[:, : 3 * width].reshape(height, width, 3))
 
     def _set_display(self, frame: VideoFrame) -> None:
-        """Set orientation and size of all frames from the first."""
         self._orientation = orientation(frame)
         if self._size is None:
             self._size = max(1, round(frame.width * pixel_aspect(self._stream))), frame.height

@@ -204,7 +204,6 @@ def _speed(fields: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int]) 
 
 
 def _around(x_yx: np.ndarray) -> np.ndarray:
-    """Sum over 3 x 3 cells."""
     padded = np.pad(x_yx, 1)
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
