@@ -27,13 +27,6 @@ at, summary.json with the figures, the shards, the runs, the exported model."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    quiet_warnings()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs that it started are stopped, too
-    return command.exit_code("demo", lambda: _run(options), "the same command resumes from here")
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--dir", type=Path, default=Path("runs/demo"), metavar="DIR", help="default %(default)s")
@@ -42,7 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--test-clips", type=int, default=Plan.test_clips, metavar="N", help="held out; default %(default)s")
     add("--seeds", type=int, default=Plan.seeds, metavar="N", help="runs of each kind; default %(default)s")
     add("--steps", type=int, default=None, metavar="N", help="of each run; default: the configuration's")
-    return parser
+    options = parser.parse_args(arguments)
+    quiet_warnings()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs that it started are stopped, too
+    return command.exit_code("demo", lambda: _run(options), "the same command resumes from here")
 
 
 def _run(options: argparse.Namespace) -> int:

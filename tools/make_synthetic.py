@@ -23,7 +23,19 @@ number of clips and workers. Exit code: 0 done, 2 a mistake in the command."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = command.parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not one with shards in it")
+    add("--clips", type=int, required=True)
+    add("--mode", default="named", help="named (default) or one_mover")
+    add("--seed", type=int, default=0)
+    add("--size", type=int, default=64, help="side in pixels, even (default %(default)s)")
+    add("--frames", type=int, default=16, help="frames a clip (default %(default)s)")
+    add("--fps", type=float, default=12.0, help="frames a second (default %(default)s)")
+    add("--difficulty", type=float, default=0.5, help="0 plain to 1 hard (default %(default)s)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
+    add("--clips-per-shard", type=int, default=250, help="default %(default)s")
+    options = parser.parse_args(arguments)
     return command.exit_code("make_synthetic", lambda: _run(options))
 
 
@@ -39,22 +51,6 @@ def _run(options: argparse.Namespace) -> int:
     size = sum(shard.stat().st_size for shard in options.output.glob("*.tar"))
     print(f"{options.output}: {options.clips} clips, {size / 1e6:.1f} MB, {seconds:.0f} s, {options.workers} workers")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command.parser(__doc__, EXAMPLES)
-    add = parser.add_argument
-    add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not one with shards in it")
-    add("--clips", type=int, required=True)
-    add("--mode", default="named", help="named (default) or one_mover")
-    add("--seed", type=int, default=0)
-    add("--size", type=int, default=64, help="side in pixels, even (default %(default)s)")
-    add("--frames", type=int, default=16, help="frames a clip (default %(default)s)")
-    add("--fps", type=float, default=12.0, help="frames a second (default %(default)s)")
-    add("--difficulty", type=float, default=0.5, help="0 plain to 1 hard (default %(default)s)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one for each core)")
-    add("--clips-per-shard", type=int, default=250, help="default %(default)s")
-    return parser
 
 
 if __name__ == "__main__":

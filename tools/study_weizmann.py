@@ -44,7 +44,15 @@ SCRATCH, LONGER = "scratch", "scratch, 4 times the steps"  # longer: more update
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = command.parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("--videos", type=Path, required=True, metavar="DIR", help="the clips, with labels.csv")
+    add("--dir", type=Path, default=Path("runs/study_weizmann"), metavar="DIR", help="default %(default)s")
+    add("--seeds", type=int, default=3, metavar="N", help="runs of each kind; default %(default)s")
+    add("--clips", type=int, default=200, metavar="N", help="synthetic clips; default %(default)s")
+    add("--steps", type=int, default=None, metavar="N", help="of each pretraining; default: the configuration's")
+    add("--finetune-steps", type=int, default=None, metavar="N", help="default: the configuration's")
+    options = parser.parse_args(arguments)
     quiet_warnings()
     return command.exit_code("study", lambda: _run(options), "the same command resumes from here")
 
@@ -60,18 +68,6 @@ def _run(options: argparse.Namespace) -> int:
     replace_file(options.dir / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(tables(summary))
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = command.parser(__doc__, EXAMPLES)
-    add = parser.add_argument
-    add("--videos", type=Path, required=True, metavar="DIR", help="the clips, with labels.csv")
-    add("--dir", type=Path, default=Path("runs/study_weizmann"), metavar="DIR", help="default %(default)s")
-    add("--seeds", type=int, default=3, metavar="N", help="runs of each kind; default %(default)s")
-    add("--clips", type=int, default=200, metavar="N", help="synthetic clips; default %(default)s")
-    add("--steps", type=int, default=None, metavar="N", help="of each pretraining; default: the configuration's")
-    add("--finetune-steps", type=int, default=None, metavar="N", help="default: the configuration's")
-    return parser
 
 
 class Study:

@@ -148,13 +148,9 @@ def try_cell(python: str, interpreter: str, packages: str) -> Cell:
                 result = problem
                 break
         else:
-            result = "passes: " + _counts(log.read_text())
+            counts = [line for line in log.read_text().splitlines() if re.search(r"\d+ passed", line)]
+            result = "passes: " + counts[-1].strip("= ")  # an old torch writes a warning after it
     return Cell(python, packages, versions, result, time.monotonic() - began)
-
-
-def _counts(said: str) -> str:
-    """pytest's last line; an old torch writes a warning after it."""
-    return [line for line in said.splitlines() if re.search(r"\d+ passed", line)][-1].strip("= ")
 
 
 def _constraints(folder: Path, packages: str) -> list[str]:

@@ -106,7 +106,9 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
             )
         for file in [*work.iterdir()] if work.is_dir() else [work]:
             readable_as_its_folder(file, path.parent)
-        _sync(work)
+            sync(file)
+        if work.is_dir():
+            sync(work)
         work.rename(path)
     finally:
         shutil.rmtree(work) if work.is_dir() else work.unlink(missing_ok=True)
@@ -137,8 +139,3 @@ def _subject(source: Weights, target: str, kinds: tuple[ModelKind, ...], classes
             "--to safetensors holds any"
         )
     return source if target == "safetensors" else without_extras(source)
-
-
-def _sync(path: Path) -> None:
-    for file in [*path.iterdir(), path] if path.is_dir() else [path]:
-        sync(file)

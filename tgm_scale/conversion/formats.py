@@ -76,8 +76,8 @@ def _first_token(state: State, lossy: bool, _: int) -> Translation:
 
 
 def _mae_st(state: State, lossy: bool, _: int) -> Translation:
-    lost = [name for name in state if mae_st.is_left_out(name)]
-    biases = [name for name in state if mae_st.is_key_bias(name)]
+    lost = [name for name in state if name in mae_st.LEARNED or name.startswith(mae_st.ELSEWHERE)]
+    biases = [name for name in state if name.startswith("blocks.") and name.endswith("attn.k.bias")]
     kept = {name: value for name, value in state.items() if name not in {*lost, *biases}}
     notes = [*_lose(lost, lossy), f"left out {len(biases)} k biases: exact, softmax does not see them"]
     return Translation("encoder", to_own_keys(kept, mae_st.key_map(kept), "the encoder"), notes)

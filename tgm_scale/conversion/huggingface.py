@@ -13,16 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tgm_scale.conversion import key_maps
 from tgm_scale.conversion.dimensions import ModelMetadata
-from tgm_scale.conversion.key_maps import (
-    KeyMap,
-    ModelKind,
-    blocks_prefix,
-    count_blocks,
-    from_own_keys,
-    own_names,
-    to_own_keys,
-)
+from tgm_scale.conversion.key_maps import KeyMap, ModelKind
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip, fixed_mask
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.vit import NORM_EPS, ModelSize
@@ -56,11 +49,11 @@ _VERSION_4 = {"query.bias": "q_bias", "value.bias": "v_bias"}  # transformers 4 
 
 def names(kind: ModelKind, depth: int, decoder_depth: int = 0, head: bool = True) -> KeyMap:
     """Our name -> the names in transformers 5 whose tensors, concatenated along the first axis, are ours."""
-    return {name: _theirs(kind, name) for name in own_names(kind, depth, decoder_depth, head)}
+    return {name: _theirs(kind, name) for name in key_maps.own_names(kind, depth, decoder_depth, head)}
 
 
 def _theirs(kind: ModelKind, name: str) -> tuple[str, ...]:
-    stacks = {blocks_prefix(kind): "videomae.encoder.layer", "decoder.blocks": "decoder.decoder_layers"}
+    stacks = {key_maps.blocks_prefix(kind): "videomae.encoder.layer", "decoder.blocks": "decoder.decoder_layers"}
     for ours, theirs in stacks.items():
         if name.startswith(f"{ours}."):
             number, within = name.removeprefix(f"{ours}.").split(".", 1)
@@ -75,7 +68,7 @@ def to_huggingface(weights: Weights) -> dict[str, Tensor]:
 
     Raises ValueError naming all missing and all unknown keys."""
     key_map = names(weights.kind, weights.size.depth, weights.size.decoder_depth, head=weights.classes > 0)
-    return from_own_keys(weights.state, key_map, "weights for transformers")
+    return key_maps.from_own_keys(weights.state, key_map, "weights for transformers")
 
 
 def to_ours(state: Mapping[str, Tensor], kind: ModelKind) -> dict[str, Tensor]:
@@ -87,9 +80,10 @@ def to_ours(state: Mapping[str, Tensor], kind: ModelKind) -> dict[str, Tensor]:
         for new, old in _VERSION_4.items():
             name = name.replace(f"attention.attention.{old}", f"attention.attention.{new}")
         renamed[name] = value
-    depths = count_blocks(renamed, "videomae.encoder.layer"), count_blocks(renamed, "decoder.decoder_layers")
+    stacks = ("videomae.encoder.layer", "decoder.decoder_layers")
+    depth, decoder_depth = (key_maps.count_blocks(renamed, stack) for stack in stacks)
     head = any(name.startswith("classifier.") for name in renamed)
-    return to_own_keys(renamed, names(kind, *depths, head=head), "transformers' VideoMAE")
+    return key_maps.to_own_keys(renamed, names(kind, depth, decoder_depth, head), "transformers' VideoMAE")
 
 
 def shape_settings(size: ModelSize, frames: int, image_size: int) -> dict[str, Any]:
@@ -125,7 +119,9 @@ def configuration(weights: Weights) -> VideoMAEConfig:
 
     settings: dict[str, Any] = {OWN_ENTRY: _own_facts(weights)}
     if weights.kind == "pretraining":
-        settings |= decoder_settings(weights.size) | {"norm_pix_loss": _normalised_by_patch(weights)}
+        # targets that are normalised by the clip are not known to transformers, with or without this
+        by_patch = (weights.config or {}).get("objective", {}).get("normalise_by", "patch") == "patch"
+        settings |= decoder_settings(weights.size) | {"norm_pix_loss": by_patch}
     elif weights.labels:
         settings["id2label"] = dict(enumerate(weights.labels))
         settings["label2id"] = {label: i for i, label in enumerate(weights.labels)}
@@ -138,12 +134,6 @@ def configuration(weights: Weights) -> VideoMAEConfig:
         qv_bias=True,
         **settings,
     )
-
-
-def _normalised_by_patch(weights: Weights) -> bool:
-    """Targets that are normalised by the clip are not known to transformers, with or without `norm_pix_loss`."""
-    objective = (weights.config or {}).get("objective", {})
-    return objective.get("normalise_by", "patch") == "patch"
 
 
 def read_metadata(folder: Path) -> ModelMetadata:

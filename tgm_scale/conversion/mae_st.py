@@ -39,14 +39,6 @@ def key_map(state: Mapping[str, Tensor]) -> KeyMap:
     return names
 
 
-def is_left_out(name: str) -> bool:
-    return name in LEARNED or name.startswith(ELSEWHERE)
-
-
-def is_key_bias(name: str) -> bool:
-    return name.startswith("blocks.") and name.endswith("attn.k.bias")
-
-
 def to_video(state: Mapping[str, Tensor], tubelet: int) -> dict[str, Tensor]:
     """An image ViT's tensors, inflated and under mae_st's names. Raises ValueError for another patch embedding."""
     made: dict[str, Tensor] = {}

@@ -144,10 +144,8 @@ def _open_file(file: Path, raw: bool) -> OpenedWeights:
             start = stream.read(9)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
-    return _open_safetensors(file) if start[8:] == b"{" else _open_torch(file, raw)
-
-
-def _open_safetensors(file: Path) -> OpenedWeights:
+    if start[8:] != b"{":
+        return _open_torch(file, raw)
     tensors, metadata = load_with_metadata(file)
     return OpenedWeights(tensors, _said(file, metadata), [f"safetensors file {file}"])
 
@@ -196,14 +194,9 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
         notes.append(f"took '{key}' and not {', '.join(map(repr, left))}, which is there, too ({way})")
     for other in _AVERAGE_KEYS:
         if key and isinstance(contents.get(other), Mapping) and not _of_tensors(contents[other]):
-            notes.append(
-                f"'{other}' holds other things than tensors ({_few(contents[other])}): no average is read there"
-            )
+            found = ", ".join(sorted(map(str, contents[other]))[:8])
+            notes.append(f"'{other}' holds other things than tensors ({found}): no average is read there")
     return OpenedWeights(dict(tensors), stated, notes)
-
-
-def _few(mapping: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(map(str, mapping))[:8])
 
 
 def _of_tensors(mapping: Mapping[str, Any]) -> bool:

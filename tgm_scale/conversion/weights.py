@@ -10,16 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Grid
+from tgm_scale.conversion import key_maps
 from tgm_scale.conversion.dimensions import FRAMES, IMAGE_SIZE, ModelMetadata, size_of
-from tgm_scale.conversion.key_maps import (
-    EXTRAS,
-    ModelKind,
-    blocks_prefix,
-    check_names,
-    count_blocks,
-    is_cross,
-    own_names,
-)
+from tgm_scale.conversion.key_maps import EXTRAS, ModelKind
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
@@ -50,11 +43,12 @@ class Weights:
         """Checked weights: every name and every shape is that of our module.
 
         Raises ValueError that lists the missing, unknown, misshapen or not finite, or asks for the heads."""
-        depths = count_blocks(state, blocks_prefix(kind)), count_blocks(state, "decoder.blocks")
+        stacks = (key_maps.blocks_prefix(kind), "decoder.blocks")
+        depth, decoder_depth = (key_maps.count_blocks(state, stack) for stack in stacks)
         has_head = "head.weight" in state or "head.bias" in state
-        names = own_names(kind, *depths, head=has_head, cross=is_cross(state))
+        names = key_maps.own_names(kind, depth, decoder_depth, head=has_head, cross=key_maps.is_cross(state))
         names += [name for name in EXTRAS if kind == "pretraining" and name in state]
-        check_names(state, names, f"weights of kind '{kind}'")
+        key_maps.check_names(state, names, f"weights of kind '{kind}'")
         size, remarks = size_of(kind, state, stated)
         own = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()}
         frames, image_size = stated.frames or FRAMES, stated.image_size or IMAGE_SIZE

@@ -6,16 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.data.building import shard_building
 from tgm_scale.data.building.annotations import Filters, Plan
-from tgm_scale.data.building.shard_building import (
-    NAMES_SHOWN,
-    EncodingOptions,
-    build_shards,
-    open_output,
-    remove_if_empty,
-    unfinished,
-    write_report,
-)
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
@@ -36,24 +28,25 @@ def make(options: argparse.Namespace) -> int:
         if plan.problems:
             why = f"the first: {plan.problems[0].key}: {plan.problems[0].detail}"
         raise ValueError(f"--annotations {options.annotations}: no clip in {plan.rows} rows ({why}); see --help")
-    encoding = EncodingOptions(options.short_side, options.gop, options.crf)
-    open_output(options.output, plan, encoding)
+    encoding = shard_building.EncodingOptions(options.short_side, options.gop, options.crf)
+    shard_building.open_output(options.output, plan, encoding)
     mine = range(options.task, plan.shards, options.tasks)
-    todo = unfinished(options.output, mine)
+    todo = shard_building.unfinished(options.output, mine)
     print(
         f"{plan.clips} clips in {plan.shards} shards; {len(todo)} of this task's {len(mine)} are to be made",
         flush=True,
     )
+    built = shard_building.build_shards(plan, options.videos, options.output, todo, encoding, options.workers)
     try:
         with ProgressBars() as bars:
             task, skipped = bars.task("clips", plan.clips_in(todo)), 0
-            for problem in build_shards(plan, options.videos, options.output, todo, encoding, options.workers):
+            for problem in built:
                 skipped += problem is not None
                 task.to(task.done + 1, f"{skipped} skipped")
     except ValueError:
-        remove_if_empty(options.output)
+        shard_building.remove_if_empty(options.output)
         raise
-    report = write_report(options.output, plan)
+    report = shard_building.write_report(options.output, plan)
     _print_report(report, options.output)
     if report["made"] and report["shards"]["finished"] == plan.shards:
         open_corpus(str(options.output))  # leaves the catalogue, so that the first run opens it at once
@@ -70,5 +63,5 @@ def _print_report(report: dict[str, Any], output: Path) -> None:
         print(f"  skipped, {reason}: {skipped['count']}")
         for name, detail in skipped["names"]:
             print(escaped(f"    {name}: {detail}", keep=""))
-        if skipped["count"] > NAMES_SHOWN:
+        if skipped["count"] > shard_building.NAMES_SHOWN:
             print(f"    ... all in {output / 'report.json'}")

@@ -10,7 +10,7 @@ import torch
 
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of
-from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
+from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter, shard_path
 from tgm_scale.data.shards.video_list import VideoListCorpus
@@ -39,7 +39,17 @@ def cache(options: argparse.Namespace) -> int:
         scorer = _Scorer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def copy(shard: int, row: int, writer: ShardWriter) -> str:
-        return _score(corpus.sample(shard, row), corpus, scorer, writer)
+        """A sample with its maps in place of earlier ones. Returns the outcome, a fixed phrase that is counted."""
+        ref = corpus.sample(shard, row)
+        try:
+            members: dict[str, Any] = corpus.read(ref, [name for name in ref.members if name != EXTENSION])
+        except DamagedMember as error:
+            return rewriting.left_out(error)
+        outcome, maps = scorer(members[ref.video], members)
+        if maps is not None:
+            members[EXTENSION] = maps
+        writer.write(ref.key, members)
+        return outcome
 
     counts = corpus.counts.tolist()
     rewriting.rewrite(options, counts, copy)
@@ -50,19 +60,6 @@ def cache(options: argparse.Namespace) -> int:
         same = " ".join(f"guidance.{key}={value}" for key, value in made_by.items() if value is not None)
         print(f"train on them with: data.shards={options.output} guidance.cached=true {same}")
     return 0
-
-
-def _score(ref: SampleRef, corpus: Corpus, scorer: _Scorer, writer: ShardWriter) -> str:
-    """Copy a sample with its maps, replacing earlier ones. Returns the outcome, a fixed phrase that is counted."""
-    try:
-        members: dict[str, Any] = corpus.read(ref, [extension for extension in ref.members if extension != EXTENSION])
-    except DamagedMember as error:
-        return rewriting.left_out(error)
-    outcome, maps = scorer(members[ref.video], members)
-    if maps is not None:
-        members[EXTENSION] = maps
-    writer.write(ref.key, members)
-    return outcome
 
 
 class _Scorer:

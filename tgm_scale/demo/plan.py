@@ -74,7 +74,8 @@ def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
                 if process.poll() is not None:
                     running.pop(process)
                     if process.returncode:
-                        raise ValueError(_failure(folder))
+                        tail = "\n  ".join((folder / "output.log").read_text().splitlines()[-15:])
+                        raise ValueError(f"pretraining in {folder} failed; the end of its output:\n  {tail}")
     finally:
         for process in running:
             process.terminate()
@@ -94,8 +95,3 @@ def _follow(folder: Path, task: Task) -> None:
     rows = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
     if rows:
         task.to(rows[-1]["step"], f"loss {rows[-1]['loss']:.3f}, {rows[-1]['clips_per_second']:.0f} clips/s")
-
-
-def _failure(folder: Path) -> str:
-    tail = (folder / "output.log").read_text().splitlines()[-15:]
-    return f"pretraining in {folder} failed; the end of its output:\n  " + "\n  ".join(tail)

@@ -118,20 +118,6 @@ def set_learning_rate(engine: Any, value: float) -> None:
         group["lr"] = value * group.get("lr_scale", 1.0)
 
 
-def norm_before(engine: Any) -> Tensor | None:
-    """The global gradient norm where it must be taken before engine.step(): at stage 0 in fp32 DeepSpeed keeps none,
-    but the reduced gradients are still in place. None elsewhere."""
-    if engine.zero_optimization_stage() > 0 or hasattr(engine.optimizer, "fp32_groups"):
-        return None
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
-
-
-def norm_after(engine: Any, before: Tensor | None) -> Tensor:
-    """The global gradient norm, before clipping, of the step just ended; not finite where DeepSpeed skipped it."""
-    return torch.as_tensor(engine.get_global_grad_norm() if before is None else before)
-
-
 def discard_update(engine: Any) -> None:
     """Complete a step without its update: gradients are cleared and counters advance, weights and moments stay.
 
@@ -159,28 +145,25 @@ def make_update(engine: Any, metrics_F: Tensor, loss: Tensor, limit: float) -> O
     gradient is not finite: then weights, moments and Adam's count stay as they were, and DeepSpeed's counters advance.
 
     metrics_F: float64 [F] on the device, handed through. loss: float64 scalar, the same on every rank. Collective."""
-    before = norm_before(engine)
-    fit = torch.isfinite(loss) & (loss <= limit)
-    if before is not None:
+    adam = engine_state.adam(engine)
+    fit, before = torch.isfinite(loss) & (loss <= limit), None
+    if engine.zero_optimization_stage() == 0 and not hasattr(engine.optimizer, "fp32_groups"):
+        # in fp32 DeepSpeed keeps no norm at stage 0, but the reduced gradients are still in place
+        before = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
         fit = fit & torch.isfinite(before)
-    if _device_decides(engine):
-        setattr(engine_state.adam(engine), "found_inf", (~fit).float())  # noqa: B010 - as torch's GradScaler does
+    if isinstance(adam, torch.optim.AdamW) and adam.defaults["fused"]:  # by a flag on the device
+        setattr(adam, "found_inf", (~fit).float())  # noqa: B010 - as torch's GradScaler does
         engine.step()
     elif bool(fit):
         engine.step()
     else:
         discard_update(engine)
-    norm = norm_after(engine, before).to(metrics_F).reshape(())
+    # before clipping; DeepSpeed's is not finite where it skipped the step
+    norm = torch.as_tensor(engine.get_global_grad_norm() if before is None else before).to(metrics_F).reshape(())
     # the step's one wait for the device
     *metrics, whole, grad_norm = torch.cat([metrics_F, torch.stack([loss, norm])]).tolist()
     refusal = _refusal(whole, limit, grad_norm, bool(engine.was_step_applied()))
     return Outcome(metrics, whole, grad_norm if math.isfinite(grad_norm) else None, refusal)
-
-
-def _device_decides(engine: Any) -> bool:
-    """Whether Adam can leave out an update by a flag on the device."""
-    adam = engine_state.adam(engine)
-    return isinstance(adam, torch.optim.AdamW) and bool(adam.defaults["fused"])
 
 
 def _refusal(loss: float, limit: float, grad_norm: float, applied: bool) -> str | None:

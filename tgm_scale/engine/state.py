@@ -26,7 +26,11 @@ def read(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(name, {part: fp32 tensor of the whole parameter}) for each parameter, one at a time. Collective."""
     source = _plain_pairs(engine)
     for name, parameter in named_parameters(engine):
-        yield name, (_read_fragments(parameter) if source is None else _read_plain(engine, *source[name]))
+        if source is None:
+            yield name, _read_fragments(parameter)
+        else:
+            master = source[name][1]
+            yield name, {"weight": master.data, **{part: adam(engine).state[master][part] for part in PARTS[1:]}}
 
 
 def masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
@@ -48,10 +52,15 @@ def write(engine: Any, step: int, updates: int, tensor_of: Callable[[str, str], 
     moments' bias by, is less than `step` where updates were refused. Collective."""
     source = _plain_pairs(engine)
     for name, parameter in named_parameters(engine):
-        if source is not None:
-            _write_plain(engine, *source[name], name, tensor_of)
-        else:
+        if source is None:
             _write_fragments(parameter, name, tensor_of)
+            continue
+        working, master = source[name]
+        master.data.copy_(tensor_of(name, "weight"))
+        if working is not master:
+            working.data.copy_(master.data)
+        for part in PARTS[1:]:
+            adam(engine).state[master][part].copy_(tensor_of(name, part))
     if source is None:
         _refresh_working_weights(engine)
     _set_updates(adam(engine), updates)
@@ -82,25 +91,6 @@ def _plain_pairs(engine: Any) -> dict[str, tuple[nn.Parameter, nn.Parameter]] | 
     working = [p for group in engine.optimizer.fp16_groups for p in group]
     masters = [p for group in engine.optimizer.fp32_groups for p in group]
     return {names[id(w)]: (w, m) for w, m in zip(working, masters, strict=True)}
-
-
-def _read_plain(engine: Any, working: nn.Parameter, master: nn.Parameter) -> dict[str, Tensor]:
-    state = adam(engine).state[master]
-    return {"weight": master.data, **{part: state[part] for part in PARTS[1:]}}
-
-
-def _write_plain(
-    engine: Any,
-    working: nn.Parameter,
-    master: nn.Parameter,
-    name: str,
-    tensor_of: Callable[[str, str], Tensor],
-) -> None:
-    master.data.copy_(tensor_of(name, "weight"))
-    if working is not master:
-        working.data.copy_(master.data)
-    for part in PARTS[1:]:
-        adam(engine).state[master][part].copy_(tensor_of(name, part))
 
 
 def _read_fragments(parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -135,15 +125,14 @@ def _own_slice(parameter: Any, value: Tensor) -> Tensor:
     return torch.nn.functional.pad(flat, (0, length - flat.numel()))
 
 
-def _flat_masters(engine: Any) -> list[Tensor]:
-    return [parameter for group in adam(engine).param_groups for parameter in group["params"]]
-
-
 def allocate_moments(engine: Any) -> None:
     """Give Adam its state before the first step, as its first step would: a checkpoint may come earlier, and a first
     step that is refused leaves none. Once, after the engine is built."""
     inner = adam(engine)
-    masters = engine.optimizer.fp32_partitioned_groups_flat if _is_stage_3(engine) else _flat_masters(engine)
+    if engine.zero_optimization_stage() == 3:
+        masters = engine.optimizer.fp32_partitioned_groups_flat
+    else:
+        masters = [parameter for group in inner.param_groups for parameter in group["params"]]
     for master in masters:
         state = inner.state[master]
         if "exp_avg" not in state:
@@ -164,14 +153,10 @@ def _no_updates(inner: torch.optim.Optimizer, master: Tensor) -> Tensor | int:
     return torch.zeros((), dtype=torch.float32, device=master.device if fused else "cpu")
 
 
-def _is_stage_3(engine: Any) -> bool:
-    return engine.zero_optimization_stage() == 3
-
-
 def _refresh_working_weights(engine: Any) -> None:
     """Setting fp32 weights leaves the weights that the module computes with as they were: copy them over."""
     optimizer = engine.optimizer
-    if not _is_stage_3(engine):
+    if engine.zero_optimization_stage() < 3:
         optimizer.update_lp_params()
         return
     for index, master in enumerate(optimizer.fp32_partitioned_groups_flat):

@@ -57,7 +57,8 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
     for part in parts:
         if part not in PARTS[kind]:
             raise ValueError(f"guidance.towers={folder}: a {kind} folder has no {part} tower; wanted a whole model")
-    missing = _missing_weights(folder, found)
+    weights = any(name in found for name in WEIGHTS)
+    missing = sorted(_parts(folder) - set(found)) if weights else ["model.safetensors"]
     if "text" in parts:
         missing += _missing_vocabulary(found, vocabulary(folder, kind))
     if "image" in parts and image_settings(folder) is None:
@@ -146,12 +147,6 @@ def check_vocabulary(folder: Path) -> None:
     words = (token.removesuffix("</w>") for token in tokens if token not in made)
     if lost := [word for word in words if len(word) > 1 and not word.startswith("<")]:
         raise ValueError(f"merges.txt: cut: no pair makes {lost[0][:40]!r}, one of {len(lost)} tokens of vocab.json")
-
-
-def _missing_weights(folder: Path, found: list[str]) -> list[str]:
-    if not any(name in found for name in WEIGHTS):
-        return ["model.safetensors"]
-    return sorted(_parts(folder) - set(found))
 
 
 def _parts(folder: Path) -> set[str]:

@@ -20,7 +20,7 @@ from tgm_scale.engine.extensions import BUILD_SECONDS
 from tgm_scale.preflight import node_checks
 from tgm_scale.preflight.node_checks import Report, inspect_node, inspect_shared, node_name, token_file
 from tgm_scale.preflight.task_checks import TaskChecks
-from tgm_scale.preflight.verdict import diagnose, summary, trial_lines, untested
+from tgm_scale.preflight.verdict import diagnose, summary, untested
 from tgm_scale.runs import environment
 from tgm_scale.runtime import launch
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, choose_device, process_of, set_rendezvous
@@ -55,7 +55,8 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
         print(error, flush=True)
         return SETUP_MISTAKE
     if process.is_main and not code:
-        for line in (*trial_lines(0, rounds.reports), *untested(environment.versions())):
+        tried = (f"tried {line}" for found in rounds.reports if found.rank == 0 for line in found.tried)
+        for line in (*tried, *untested(environment.versions())):
             print(line, flush=True)
         print(f"preflight: {summary(rounds.reports)}, {time.perf_counter() - began:.1f} s", flush=True)
     rounds.leave()

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import torch
 
-from tgm_scale.config.data_sections import ClipsConfig
 from tgm_scale.config.sections import TrainingConfig
 from tgm_scale.data.loading.loader import PREFETCH
 from tgm_scale.data.shards.index import DamagedMember
@@ -71,8 +70,9 @@ def inspect_node(task: TaskChecks, process: ProcessInfo, no_gpu: str | None) -> 
     report.attempt("configuration", lambda: task.check(process))
     report.attempt("GPU", lambda: _try_gpu(report, process, no_gpu))
     report.attempt("temporary folder", _check_temporary_folder)
-    if task.config.data.workers:
-        report.measurements["shared memory needed"] = _loader_bytes(task.config.data)
+    if (data := task.config.data).workers:  # decoded clips of one rank's workers, while they wait
+        clips = data.workers * PREFETCH * data.repeated_augmentation
+        report.measurements["shared memory needed"] = float(clips * data.frames * data.size**2 * 3)
         report.measurements["shared memory free"] = shutil.disk_usage("/dev/shm").free
     return report
 
@@ -130,12 +130,6 @@ def _check_temporary_folder() -> None:
         free = shutil.disk_usage(folder).free
     if free < _TEMPORARY_BYTES:
         raise ValueError(f"{folder} has {free / _GB:.1f} GB free, {_TEMPORARY_BYTES / _GB:.0f} GB are wanted")
-
-
-def _loader_bytes(data: ClipsConfig) -> float:
-    """Shared memory that the decoded clips of one rank's workers take while they wait."""
-    clip = data.frames * data.size**2 * 3
-    return float(data.workers * PREFETCH * data.repeated_augmentation * clip)
 
 
 def _check_run_folder(config: TrainingConfig, token: str) -> None:

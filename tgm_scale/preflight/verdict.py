@@ -90,11 +90,6 @@ def summary(reports: list[Report]) -> str:
     return ", ".join(parts)
 
 
-def trial_lines(rank: int, reports: list[Report]) -> list[str]:
-    """What a process tried of what the run will use, a line each."""
-    return [f"tried {line}" for report in reports if report.rank == rank for line in report.tried]
-
-
 # lowest and newest
 TESTED = {
     "torch": ("2.8.0", "2.15.0"),

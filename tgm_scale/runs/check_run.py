@@ -43,14 +43,16 @@ def check(folder: str) -> tuple[str, int]:
     if not (root / "config.yaml").is_file() and not (root / "checkpoints").is_dir():
         raise ValueError(f"{folder}: no config.yaml and no checkpoints: not a run folder")
     found = Findings()
-    _read(found, root / "config.yaml", configuration.read_tree, "readable", needed=True, stops=True)
-    _read(found, root / "data.json", lambda _: run_data.read(root), "readable", stops=True)
+    if not (root / "config.yaml").is_file():
+        found.bad("config.yaml", "missing", stops=True)
+    _read(found, root / "config.yaml", configuration.read_tree, stops=True)
+    _read(found, root / "data.json", lambda _: run_data.read(root), stops=True)
     _faults(found, root)
-    _read(found, root / origins.FILE, lambda _: origins.read(root), "readable", stops=True)
-    _read(found, root / "plan.json", json_file, "readable")
-    _read(found, root / "environment.jsonl", lambda _: run_folder.starts(root), "readable")
+    _read(found, root / origins.FILE, lambda _: origins.read(root), stops=True)
+    _read(found, root / "plan.json", json_file)
+    _read(found, root / "environment.jsonl", lambda _: run_folder.starts(root))
     for file in sorted(root.glob("results*.json")):
-        _read(found, file, json_file, "readable")
+        _read(found, file, json_file)
     for name in run_folder.misplaced(root):
         found.bad(name, "something else has the name of a run's file or folder: move it away", stops=True)
     for name in run_folder.changed(root):
@@ -118,21 +120,12 @@ def _faults(found: Findings, root: Path) -> None:
         found.good("faults.json", "readable")
 
 
-def _read(
-    found: Findings,
-    file: Path,
-    read: Callable[[Path], Any],
-    what: str,
-    needed: bool = False,
-    stops: bool = False,
-) -> None:
+def _read(found: Findings, file: Path, read: Callable[[Path], Any], stops: bool = False) -> None:
     if not file.is_file():
-        if needed:
-            found.bad(file.name, "missing", stops)
         return
     try:
         read(file)
-        found.good(file.name, what)
+        found.good(file.name, "readable")
     except (OSError, ValueError) as error:
         found.bad(file.name, str(error), stops)
 

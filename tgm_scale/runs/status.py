@@ -28,7 +28,9 @@ def status(folder: str) -> str:
     checkpoint, restarts, skipped samples, bottleneck, and processes that wait for a shard.
 
     Raises ValueError for a folder that is no run."""
-    return _aligned(lines(folder, *rows_and_damaged(Path(folder))))
+    texts = lines(folder, *rows_and_damaged(Path(folder)))
+    width = max(map(len, texts))
+    return "\n".join(f"{name:>{width}}  {text}" for name, text in texts.items())
 
 
 def lines(
@@ -102,11 +104,6 @@ def _is_whole(row: dict[str, Any]) -> bool:
         and all(isinstance(value, int) for value in counts)
         and row["step_seconds"] > 0
     )
-
-
-def _aligned(texts: dict[str, str]) -> str:
-    width = max(map(len, texts))
-    return "\n".join(f"{name:>{width}}  {text}" for name, text in texts.items())
 
 
 def read_tree(folder: str) -> dict[str, Any]:

@@ -62,7 +62,8 @@ def _figures(rows: list[dict[str, Any]]) -> list[html.Section]:
     blocks: list[html.Table | html.Picture] = []
     runs = {name: of for name, of in figures.items() if "clips_per_second_without_data_wait" in of}
     if runs:
-        lines = [(name, *(_shown(of.get(key)) for key in _OF_A_RUN)) for name, of in runs.items()]
+        shown = ([of.get(key) for key in _OF_A_RUN] for of in runs.values())
+        lines = [(n, *("" if x is None else f"{x:g}" for x in row)) for n, row in zip(runs, shown)]
         blocks.append(html.Table(("row", *_OF_A_RUN.values()), lines))
     resume = figures.get("resume", {})
     if "killed" in resume:
@@ -71,10 +72,6 @@ def _figures(rows: list[dict[str, Any]]) -> list[html.Section]:
         caption = "The loss of a run that was killed and went on, and of the same run left alone."
         blocks.append(html.Picture(plots.curves({"loss": curves}), "two loss curves by step", caption))
     return [html.Section("Figures", blocks)] if blocks else []
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
 
 
 def _logs(rows: list[dict[str, Any]]) -> list[html.Section]:

@@ -47,15 +47,13 @@ class RetryLater(OSError):
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """The seconds that a Retry-After header asks for, by number or by date; 0 without one."""
-    said = headers.get("Retry-After", "").strip()
+    value = headers.get("Retry-After", "").strip()
     try:
-        return max(0.0, float(said) if said.isdigit() else _seconds_to(said))
+        if value.isdigit():
+            return float(value)
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError, OverflowError):
         return 0.0
-
-
-def _seconds_to(date: str) -> float:
-    return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds() if date else 0.0
 
 
 def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -> T:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,15 +54,15 @@ class RangeReader:
         if tag and is_http(path):
             self._tags[path] = tag
 
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """Exactly `size` bytes from `offset`. Raises OSError after several attempts."""
-        return self.read_members(path, offset, size, []) if is_url(path) else self._fetch(path, offset, size, [])
-
-    def read_members(
-        self, path: str, offset: int, size: int, members: list[tuple[int, int]], refresh: bool = False
+    def read(
+        self, path: str, offset: int, size: int, members: Sequence[tuple[int, int]] = (), refresh: bool = False
     ) -> bytes:
-        """`read` of a URL, by `cache`. members: offset and size in the file of those of a tar that it holds; each has
-        its header before it, else the bytes are neither returned nor cached. refresh: the cache is not read."""
+        """Exactly `size` bytes from `offset`. Raises OSError after several attempts.
+
+        Of a URL by `cache`. members: offset and size in the file of those of a tar that it holds; each has its header
+        before it, else the bytes are neither returned nor cached. refresh: the cache is not read."""
+        if not is_url(path):
+            return self._fetch(path, offset, size, ())
         before = BLOCK if members else 0
         _, tag = self._expected.get(path, (0, ""))
         key = (f"{self._version} {tag}".strip(), place(path), offset - before, size + before)
@@ -76,7 +77,7 @@ class RangeReader:
                 self._cache.put(data, *key)
         return data[before:]
 
-    def _fetch(self, path: str, offset: int, size: int, members: list[tuple[int, int]]) -> bytes:
+    def _fetch(self, path: str, offset: int, size: int, members: Sequence[tuple[int, int]]) -> bytes:
         def attempt() -> bytes:
             data = self._read_url(path, offset, size) if is_url(path) else self._read_path(path, offset, size)
             if len(data) != size:
@@ -133,7 +134,7 @@ class RangeReader:
         return RangeReader, (self._cache, self._version, self._patience)
 
 
-def _foreign(data: bytes, offset: int, members: list[tuple[int, int]]) -> str:
+def _foreign(data: bytes, offset: int, members: Sequence[tuple[int, int]]) -> str:
     """Why these bytes from `offset` on are not of the tar that holds the members there, "" where they are."""
     for at, size in members:
         said = size_by_header(data[at - BLOCK - offset : at - offset])

@@ -43,7 +43,10 @@ class ClipSources:
             return CutError("ambiguous", f"{clip.file} and {clip.other_file} would be one clip: rename one of them")
         place = self._find(clip.file or clip.video, clip.video)
         if isinstance(place, str):
-            return (place, *((Fraction(0), None) if clip.whole else (_seconds(clip.start), _seconds(clip.end))))
+            return (
+                place,
+                *((Fraction(0), None) if clip.whole else (Fraction(clip.start, 1000), Fraction(clip.end, 1000))),
+            )
         cuts = [] if clip.whole else [self._find(name, clip.video) for name in clip.cut_names]
         if alone := next((file for file in cuts if isinstance(file, str)), None):
             return alone, Fraction(0), None
@@ -53,7 +56,7 @@ class ClipSources:
         """The file of a name of this video, or why it has none: missing_video, ambiguous."""
         if "://" in name or name.startswith("pipe:"):
             return CutError("missing_video", "a URL: download it, and name the file")
-        below = self._below(name)
+        below = os.path.relpath(name, self._root) if name.startswith(self._root + os.sep) else name
         found = self._folder.find([below])
         if found.problems:
             return CutError(found.problems[0].reason, found.problems[0].detail)
@@ -68,10 +71,3 @@ class ClipSources:
         if "/" in video or path.startswith("./"):
             return None
         return next((way for way in (path, os.path.join(self._root, path)) if self._annotated(way)), None)
-
-    def _below(self, name: str) -> str:
-        return os.path.relpath(name, self._root) if name.startswith(self._root + os.sep) else name
-
-
-def _seconds(milliseconds: int) -> Fraction:
-    return Fraction(milliseconds, 1000)

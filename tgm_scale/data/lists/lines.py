@@ -48,14 +48,10 @@ def lines_of(path: str, text: str, wanted: str) -> Rows:
 
 
 def _rows(path: str, text: str, wanted: str) -> Iterator[Row]:
-    first = True
-    for number, line in _logical(text):
-        where = f"{path} line {number}"
-        words = line.lower().split()
-        if first and words[0] in COLUMNS["file"]:
-            first = False
+    for at, (number, line) in enumerate(_logical(text)):
+        if at == 0 and line.lower().split()[0] in COLUMNS["file"]:
             continue  # `path label`
-        first = False
+        where = f"{path} line {number}"
         match = _LINE.fullmatch(line)
         if match is None:
             if wanted == "caption":

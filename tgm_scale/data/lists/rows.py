@@ -139,12 +139,11 @@ def _row(where: str, fields: Fields, own: Mapping[str, str | None]) -> Row:
 
 def _guarded(where: str, fields: Fields, read: Callable[[str, Fields, str], Row], label: str) -> Row:
     try:
-        row = read(where, fields, label)
+        return read(where, fields, label)
+    except _WrongLabel:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        if isinstance(error, _WrongLabel):
-            raise
         return Row(where, "", fault=f"{type(error).__name__}: {error}")
-    return row
 
 
 class _WrongLabel(ValueError):

@@ -13,7 +13,8 @@ from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of,
 from tgm_scale.data.loading.order import Mixture, Order, SampleAddress
 from tgm_scale.data.loading.sampling import Fetched, Sample, Sampling
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
-from tgm_scale.data.video.decode import DecodeError, Video, segments, window
+from tgm_scale.data.video.decode import Video, segments, window
+from tgm_scale.data.video.frame_times import Unusable
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.data.video.transforms import Crop, draw_crop
 from tgm_scale.runtime import seeding
@@ -21,8 +22,8 @@ from tgm_scale.runtime import seeding
 RELEVANCE_EXTENSION = "tgm.npy"
 
 
-class SampleError(Exception):
-    """A sample that cannot be used for another reason than its video: (reason, detail)."""
+class SampleError(Unusable):
+    """A sample that cannot be used for another reason than its video."""
 
 
 def _without_caption(ref: SampleRef, members: dict[str, bytes]) -> SampleError:
@@ -93,16 +94,11 @@ class Samples:
     def decode(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
         """What `read` does after `fetch`."""
         if fetched.problem is not None:
-            clips_NTHW3.zero_()
             return self._blank(fetched, fetched.problem, clips_NTHW3)
         try:
             return self._clips(fetched, clips_NTHW3)
-        except DecodeError as error:
-            problem = Problem(fetched.ref.name, error.reason, error.detail)
-        except SampleError as error:
-            problem = Problem(fetched.ref.name, *error.args)
-        clips_NTHW3.zero_()
-        return self._blank(fetched, problem, clips_NTHW3)
+        except Unusable as error:
+            return self._blank(fetched, Problem(fetched.ref.name, error.reason, error.detail), clips_NTHW3)
 
     def _wanted(self, ref: SampleRef) -> list[str]:
         extensions = [ref.video]
@@ -203,9 +199,9 @@ class Samples:
         return None if flow is None else np.stack([flow(clip_THW3, grid) for clip_THW3 in clips_NTHW3])
 
     def _blank(self, fetched: Fetched, problem: Problem, clips_NTHW3: Tensor) -> Sample:
+        clips_NTHW3.zero_()
         sampling, n = self.sampling, len(fetched.seeds)
-        grid = sampling.grid
-        shape = (n, grid.slots, grid.rows, grid.columns)
+        shape = (n, sampling.grid.slots, sampling.grid.rows, sampling.grid.columns)
         return Sample(
             captions=[""] * n,
             key=fetched.ref.name,

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -22,21 +21,13 @@ from tgm_scale.contracts import Batch
 MAX_PENDING = 4  # copies of micro batches: 1.2 GB of the GPU's memory at 128 clips each
 
 
-class Event(Protocol):
-    """What is asked of a torch.cuda.Event."""
-
-    def query(self) -> bool: ...
-
-    def synchronize(self) -> None: ...
-
-
 class PendingCopies:
     """Batches that are still being copied, MAX_PENDING at most."""
 
     def __init__(self) -> None:
-        self._copies: deque[tuple[Event, Batch]] = deque()
+        self._copies: deque[tuple[torch.cuda.Event, Batch]] = deque()
 
-    def hold(self, done: Event, source: Batch) -> None:
+    def hold(self, done: torch.cuda.Event, source: Batch) -> None:
         """Keep the source's memory until the copy is done, and let go of those that are; they end in their order.
 
         Where too many are under way the host waits for the first: for the bus, never for what the GPU computes."""

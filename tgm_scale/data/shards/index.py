@@ -65,10 +65,6 @@ def _damaged(ref: SampleRef, members: dict[str, bytes]) -> list[str]:
     return [name for name, data in members.items() if name in ref.sums and zlib.crc32(data) != ref.sums[name]]
 
 
-def _problems_of(shard: str) -> list[Problem]:
-    return index_cache.load(shard).problems
-
-
 class Corpus:
     """Open with `opening.open_corpus`. Threads may share it; it pickles small (a worker reads its indices itself)."""
 
@@ -112,7 +108,9 @@ class Corpus:
         try:
             return self._index(shard).sample(row, self.first_names[shard], self.prefix)
         except DamagedIndex as error:
-            index = self._kept(shard, index_cache.rebuilt(self.shards[shard], error))
+            index = index_cache.rebuilt(self.shards[shard], error)
+            with self._lock:
+                self._keep(shard, index)
             return index.sample(row, self.first_names[shard], self.prefix)
 
     def problems(self, shard: int) -> list[Problem]:
@@ -129,7 +127,7 @@ class Corpus:
         if self._problems_of is None:
             faulty = [shard for shard, _, faults in self._faulty if not faults.keys() & _SAID.keys()]
             with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
-                self._problems_of = dict(zip(faulty, pool.map(_problems_of, faulty)))
+                self._problems_of = dict(zip(faulty, pool.map(lambda shard: index_cache.load(shard).problems, faulty)))
         for shard, name, faults in self._faulty:
             if reason := next(iter(faults.keys() & _SAID.keys()), None):
                 yield Problem(self.prefix + name, reason, f"{without_secrets(shard)} {_SAID[reason]}")
@@ -167,26 +165,17 @@ class Corpus:
         end = max(offset + size for offset, size in wanted.values())
         sparse = end - start > sum(size for _, size in wanted.values()) + _GAP * len(wanted)
         if sparse or not storage.is_url(ref.shard):  # taken apart, a video would be copied
-            return {extension: self._read(ref.shard, *where, [where], refresh) for extension, where in wanted.items()}
-        data = self._read(ref.shard, start, end - start, list(wanted.values()), refresh)
+            return {name: self._reader.read(ref.shard, *where, [where], refresh) for name, where in wanted.items()}
+        data = self._reader.read(ref.shard, start, end - start, list(wanted.values()), refresh)
         return {
             extension: data[offset - start : offset - start + size] for extension, (offset, size) in wanted.items()
         }
-
-    def _read(self, shard: str, offset: int, size: int, members: list[tuple[int, int]], refresh: bool) -> bytes:
-        if not storage.is_url(shard):
-            return self._reader.read(shard, offset, size)
-        return self._reader.read_members(shard, offset, size, members, refresh)
 
     def _index(self, shard: int) -> ShardIndex:
         with self._lock:
             index = self._indices.pop(shard, None)
             if index is None:
                 index = index_cache.load(self.shards[shard], self.patience)
-            return self._keep(shard, index)
-
-    def _kept(self, shard: int, index: ShardIndex) -> ShardIndex:
-        with self._lock:
             return self._keep(shard, index)
 
     def _keep(self, shard: int, index: ShardIndex) -> ShardIndex:

@@ -152,9 +152,5 @@ def refuse_above(inventories: Sequence[Inventory], limit: float, key: str = "dat
 
 def write_left_out(path: Path, parts: Iterable[tuple[str, Iterable[Problem]]]) -> None:
     """Name all that was left out, one a line."""
-    rows = (
-        json.dumps({"part": part, "key": problem.key, "reason": problem.reason, "detail": problem.detail})
-        for part, problems in parts
-        for problem in problems
-    )
+    rows = (json.dumps({"part": part, **asdict(problem)}) for part, problems in parts for problem in problems)
     storage.write_atomically(path, "".join(f"{row}\n" for row in rows).encode())

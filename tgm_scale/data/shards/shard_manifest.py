@@ -107,7 +107,8 @@ def _manifest(path: str, said: bool = True, patience: float | None = None) -> Ma
         return {} if data is None else _parsed(data)
     except (ValueError, PermanentError) as error:  # half a file, or another version's: all of it can be derived
         if said:
-            sys.stderr.write(f"{without_secrets(path)}: damaged ({_short(error)}): rebuilt from the shards\n")
+            why = " ".join(str(error).split())[:200]
+            sys.stderr.write(f"{without_secrets(path)}: damaged ({why}): rebuilt from the shards\n")
         return {}
 
 
@@ -124,10 +125,6 @@ def _parsed(data: bytes) -> Manifest:
 
 def _digest(plain: dict) -> str:
     return hashlib.blake2b(json.dumps(plain, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def correct(shard: str, index: ShardIndex) -> None:

@@ -75,17 +75,10 @@ class VideoFolder:
     def find(self, paths: Sequence[str]) -> Found:
         places: dict[str, str] = {}
         why: dict[str, Problem] = {}
-        for path in paths:
-            try:
-                if (place := self._named(path)) is not None:
-                    places[path] = place
-            except _Unclear as unclear:
-                why[path] = Problem(path, unclear.reason, str(unclear))
-        left = [path for path in paths if path not in places]
-        taken = set(places.values())
-        for way in (self._other_extension, self._by_bare_name):
+        taken: set[str] = set()
+        for way in (self._named, self._other_extension, self._by_bare_name):
             found: dict[str, str] = {}
-            for path in left:
+            for path in paths:
                 if path in places or path in why:
                     continue
                 try:
@@ -97,12 +90,12 @@ class VideoFolder:
                     found[path] = place
             users = Counter(found.values())
             for path, place in found.items():
-                if place in taken or users[place] > 1:
+                if way != self._named and (place in taken or users[place] > 1):
                     why[path] = Problem(path, "ambiguous", f"{place} is what another line of the list means, too")
                 else:
                     places[path] = place
             taken |= users.keys()
-        problems = [why.get(path) or self._missing(path) for path in left if path not in places]
+        problems = [why.get(path) or self._missing(path) for path in paths if path not in places]
         return Found({path: places[path] for path in paths if path in places}, problems)
 
     @property

@@ -146,7 +146,7 @@ class Video:
         context.thread_count = 1
         context.options = {"max_pixels": str(MAX_PIXELS)}
         if self._motion is not None:
-            context.options = self._motion.switch_on(context.options)
+            context.options = context.options | {"flags2": "+export_mvs"}
         assert stream.time_base is not None
         self._stream, self._context, self._time_base = stream, context, stream.time_base
         self._begun = False

@@ -117,17 +117,20 @@ def _bounded(times_N: np.ndarray) -> np.ndarray:
     return times_N
 
 
-class DecodeError(Exception):
-    """A clip that cannot be decoded. `reason` is one of a few words, to be counted: `empty`, `not_a_video`,
-    `truncated`, `damaged`, `no_frames`, `still`, `too_large`; `detail` is for the reader."""
+class Unusable(Exception):
+    """Data that cannot be used: `reason` is one of a few words, to be counted; `detail` is for the reader."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+        self.reason, self.detail = reason, detail
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class DecodeError(Unusable):
+    """A clip that cannot be decoded: `empty`, `not_a_video`, `truncated`, `damaged`, `no_frames`, `still` or
+    `too_large`."""
 
 
 JITTER = Fraction(1, 2000)  # seconds by which a time is early or late for nobody: half of what spans are rounded to

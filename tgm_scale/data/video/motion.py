@@ -64,11 +64,6 @@ class MotionRecorder:
         self._shape = (0, 0)
         self._orientation = UPRIGHT
 
-    @staticmethod
-    def switch_on(options: dict[str, str]) -> dict[str, str]:
-        """A decoder's options with the export of vectors."""
-        return options | {"flags2": "+export_mvs"}
-
     def note(self, packet: Packet) -> None:
         """Before a packet is decoded."""
         assert isinstance(packet.stream, VideoStream)

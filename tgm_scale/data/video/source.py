@@ -14,7 +14,7 @@ from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
 from av.packet import Packet
 
-from tgm_scale.data.video.frame_times import FASTEST, clock_of, packets_of
+from tgm_scale.data.video.frame_times import FASTEST, Unusable, clock_of, packets_of
 from tgm_scale.data.video.pictures import best_stream, deinterlaced, pixel_aspect
 from tgm_scale.runtime.compat import any_metadata
 
@@ -31,15 +31,8 @@ _TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # Matroska's DURATION
 _ROUNDED = Fraction(512, 1_000_000)
 
 
-class CutError(Exception):
-    """A span cannot be cut: `reason` is a fixed word that is counted, `detail` is free."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-    def __reduce__(self) -> tuple:
-        return CutError, (self.reason, self.detail)
+class CutError(Unusable):
+    """A span that cannot be cut."""
 
 
 class Source:

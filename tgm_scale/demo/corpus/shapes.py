@@ -33,11 +33,6 @@ def _regular(corners: int) -> np.ndarray:
     return np.stack([np.cos(turns), np.sin(turns)], 1)
 
 
-def _star(points: int, waist: float) -> np.ndarray:
-    radii = np.tile([1.0, waist], points)[:, None]
-    return _regular(2 * points) * radii
-
-
 def _cross(half_width: float) -> np.ndarray:
     w = half_width
     arm = np.array([[w, -1.0], [w, -w], [1.0, -w]])
@@ -69,7 +64,7 @@ def profiles() -> Tensor:
         "circle": circle,
         "square": _profile(_regular(4)),
         "triangle": _profile(_regular(3)),
-        "star": _profile(_star(5, 0.42)),
+        "star": _profile(_regular(10) * np.tile([1.0, 0.42], 5)[:, None]),
         "cross": _profile(_cross(0.34)),
         "ring": circle,
     }
