@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace) -> int:
     output = (options.output or Path("runs/gpu" if options.device == "cuda" else "runs/gpu-cpu")).resolve()
     plan = Plan(ROWS, scale, output, {}, only, skip, options.minutes, options.again)
     if options.list:
-        print(table(("row", "proves", "seconds"), [(r.name, r.proves, f"{r.seconds[scale.device]:g}") for r in ROWS]))
+        print(table(("row", "proves", "seconds"), [(r.name, r.proves, f"{r.seconds(scale.device):g}") for r in ROWS]))
         return 0
     if options.device == "cuda":
         plan = Plan(ROWS, scale, output, _look_at_gpus(), only, skip, options.minutes, options.again)

@@ -7,8 +7,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor, nn
 
-from tgm_scale.conversion.dimensions import ModelMetadata
-from tgm_scale.conversion.key_maps import ModelKind
+from tgm_scale.conversion.key_maps import ModelKind, ModelMetadata
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder

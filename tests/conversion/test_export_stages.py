@@ -9,7 +9,7 @@ import pytest
 from launch import run
 
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.read import read
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES

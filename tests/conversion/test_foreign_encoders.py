@@ -11,7 +11,7 @@ from foreign_checkpoints import PlainEncoder, State, image_mae, mae_st
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD, patchify, sine_cosine_table

@@ -13,8 +13,8 @@ from made_weights import SMALL, equal, made, stated
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tgm_scale.conversion.dimensions import ModelMetadata, size_of
 from tgm_scale.conversion.formats import detect
+from tgm_scale.conversion.key_maps import ModelMetadata, size_of
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights, build, fixed_clip, outputs
 from tgm_scale.models.classifier import VideoClassifier

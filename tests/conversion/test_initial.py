@@ -12,7 +12,7 @@ from made_weights import FRAMES, SIDE, SMALL, made, stated
 from safetensors.torch import save_file
 
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.read import Initial, read, read_initial
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder

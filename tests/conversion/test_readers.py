@@ -14,7 +14,7 @@ from made_weights import FRAMES, SIDE, SMALL, autoencoder, equal, facts
 from safetensors.torch import save_file
 
 from tgm_scale.checkpoints.checkpoint import digest
-from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.read import read, read_initial
 from tgm_scale.conversion.readers import open_weights, strip_prefixes
 from tgm_scale.models.patches import IMAGENET, PixelStatistics

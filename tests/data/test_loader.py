@@ -29,7 +29,7 @@ from PIL import Image
 
 from tgm_scale.data.loading.loader import PREFETCH
 from tgm_scale.data.loading.samples import Samples
-from tgm_scale.data.loading.shared_memory import SharedBatches
+from tgm_scale.data.loading.to_device import SharedBatches
 from tgm_scale.data.loading.workers import _fetched, _WorkerPool
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus

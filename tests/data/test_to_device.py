@@ -12,8 +12,7 @@ import torch
 from loaded import by_step, load, rows, write_corpus
 
 from tgm_scale.contracts import Batch
-from tgm_scale.data.loading.shared_memory import SharedBatches
-from tgm_scale.data.loading.to_device import MAX_PENDING, PendingCopies, ToDevice
+from tgm_scale.data.loading.to_device import MAX_PENDING, PendingCopies, SharedBatches, ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder

@@ -200,7 +200,7 @@ def a_test_that_overflows_is_none(run: Path, command: list[str]) -> None:
 
 def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, shards: str, checkpoint: Path) -> None:
     from tgm_scale.conversion.convert import convert
-    from tgm_scale.conversion.dimensions import ModelMetadata
+    from tgm_scale.conversion.key_maps import ModelMetadata
     from tgm_scale.conversion.weights import Weights
     from tgm_scale.models.pretraining import MaskedVideoAutoencoder
     from tgm_scale.models.vit import SIZES
@@ -231,7 +231,7 @@ def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the
 ) -> None:
     """Four times the tokens in space, half in time; a start again, the test and a reader have the positions."""
     from tgm_scale.conversion.convert import convert
-    from tgm_scale.conversion.dimensions import ModelMetadata
+    from tgm_scale.conversion.key_maps import ModelMetadata
     from tgm_scale.conversion.weights import Weights, build
     from tgm_scale.models.pretraining import MaskedVideoAutoencoder
     from tgm_scale.models.vit import SIZES

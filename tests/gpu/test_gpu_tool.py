@@ -46,7 +46,7 @@ def row(name: str, code: str) -> Row:
     def check(bench: Bench) -> Found:
         return Found(bench.python("-c", code).strip(), {"pid": 1})
 
-    return Quick(name, f"does {name}", check, {"cpu": 1, "cuda": 1})
+    return Quick(name, f"does {name}", check, cuda=1, cpu=1)
 
 
 def nothing(bench: Bench) -> Found:
@@ -63,8 +63,8 @@ BROKEN = (
     row("segfaults", "import os, signal; print('so far', flush=True); os.kill(os.getpid(), signal.SIGSEGV)"),
     row("hangs", HANGS),
     row("short of memory", "raise RuntimeError('CUDA out of memory. Tried to allocate 2.00 GiB')"),
-    Quick("skips", "", nothing, {"cpu": 1}),
-    Quick("is wrong", "", mistake, {"cpu": 1}),
+    Quick("skips", "", nothing, cuda=1, cpu=1),
+    Quick("is wrong", "", mistake, cuda=1, cpu=1),
     row("works after all that", "import torch; print('no CUDA' if not torch.cuda.is_available() else 'CUDA')"),
 )
 
@@ -139,7 +139,7 @@ def test_what_other_code_found_is_not_kept(broken: Path, monkeypatch: pytest.Mon
 def test_rows_that_do_not_fit_the_minutes_are_left_out_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "ROWS", [row("first", "pass"), replace(row("long", "pass"), seconds={"cpu": 900})])
+    monkeypatch.setattr(gpu, "ROWS", [row("first", "pass"), replace(row("long", "pass"), cpu=900)])
     assert start(tmp_path / "out", "--minutes", "2") == 0
     late = summary(tmp_path / "out")["long"]
     assert late["verdict"] == "skipped" and "--minutes 2" in late["figure"]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Grid
 from tgm_scale.masking.recipes import build_masker
-from tgm_scale.masking.selection import running_cell
+from tgm_scale.masking.rules import running_cell
 
 CLIP = Grid(8, 14, 14)
 

@@ -23,7 +23,7 @@ from tgm_scale.commands.preview import COMMAND
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, BatchLayout
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.weights import Weights, encoder_of
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.samples import Samples

@@ -20,7 +20,7 @@ import pytest
 from simulated import ROOT, Cluster, log_of, overrides, steps_of, wait_for, write_facts
 
 from tgm_scale.conversion.convert import convert
-from tgm_scale.conversion.dimensions import ModelMetadata
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.encode import encode_video

@@ -18,8 +18,8 @@ from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.benchmarks.timed import seconds_of
 from tgm_scale.config import Config
 from tgm_scale.contracts import Mask
-from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.huggingface import configuration, model_class, to_huggingface
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.engine.plan import resolve_precision
 from tgm_scale.masking.recipes import Masker

@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
 def _convert(options: argparse.Namespace) -> None:
     from tgm_scale.config.sections import Config
     from tgm_scale.conversion.convert import convert
-    from tgm_scale.conversion.dimensions import ModelMetadata
+    from tgm_scale.conversion.key_maps import ModelMetadata
     from tgm_scale.conversion.read import read
     from tgm_scale.data.access.storage import write_atomically
     from tgm_scale.evaluation.settings import FinetuneConfig

@@ -48,10 +48,6 @@ def packaged(path: str | Path, ending: str) -> Path:
     return given
 
 
-def _packaged_names() -> str:
-    return ", ".join(sorted(file.stem for file in CONFIGS.glob("*.yaml")))
-
-
 def read_tree(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> dict:
     """Nested dictionaries from a YAML file with overrides laid over it, not checked yet. Raises ValueError.
 
@@ -91,7 +87,8 @@ def _leaves(tree: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 def _sections(path: str | Path, file: Path) -> dict:
     if not file.is_file():
-        what = "a folder: name a YAML file in it" if file.is_dir() else f"no such file; packaged: {_packaged_names()}"
+        names = ", ".join(sorted(other.stem for other in CONFIGS.glob("*.yaml")))
+        what = "a folder: name a YAML file in it" if file.is_dir() else f"no such file; packaged: {names}"
         raise ValueError(f"--config {path}: {what}")
     try:
         text = file.read_text(encoding="utf-8")
@@ -188,24 +185,14 @@ def digest_tree(config: Section) -> dict[str, Any]:
     are found or made, since the run's data.json says what they are."""
     tree = config.model_dump(mode="json")
     for section, names in {
-        "run": ["dir"],
-        "data": [
-            "workers",
-            "decoder",
-            "max_skipped_share",
-            "max_left_out_share",
-            "shards",
-            "synthetic",
-            "cache",
-            "root",
-            "patience",
-        ],
-        "guidance": ["compile", "own_stream"],
-        "model": ["attention", "activation_checkpointing", "compile"],
-        "train": ["micro_batch_size", "max_minutes"],
-        "faults": ["rollbacks", "hang_seconds", "start_seconds"],
+        "run": "dir",
+        "data": "workers decoder max_skipped_share max_left_out_share shards synthetic cache root patience",
+        "guidance": "compile own_stream",
+        "model": "attention activation_checkpointing compile",
+        "train": "micro_batch_size max_minutes",
+        "faults": "rollbacks hang_seconds start_seconds",
     }.items():
-        for name in names:
+        for name in names.split():
             tree.get(section, {}).pop(name, None)
     for section in ("deepspeed", "checkpoint", "log", "profile", "knn"):
         tree.pop(section, None)

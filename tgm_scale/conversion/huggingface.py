@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.conversion import key_maps
-from tgm_scale.conversion.dimensions import ModelMetadata
-from tgm_scale.conversion.key_maps import KeyMap, ModelKind
+from tgm_scale.conversion.key_maps import KeyMap, ModelKind, ModelMetadata
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip, fixed_mask
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.vit import NORM_EPS, ModelSize

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tgm_scale.conversion.dimensions import ModelMetadata
 from tgm_scale.conversion.formats import detect
-from tgm_scale.conversion.key_maps import EXTRAS
+from tgm_scale.conversion.key_maps import EXTRAS, ModelMetadata
 from tgm_scale.conversion.readers import open_weights
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.vit import ModelSize

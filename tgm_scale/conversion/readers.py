@@ -17,8 +17,7 @@ from torch import Tensor
 from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Reader, latest
 from tgm_scale.conversion import huggingface
-from tgm_scale.conversion.dimensions import ModelMetadata
-from tgm_scale.conversion.key_maps import TERMS
+from tgm_scale.conversion.key_maps import TERMS, ModelMetadata
 from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.models.classifier import HEAD_NORM, without_head_norm

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion import key_maps
-from tgm_scale.conversion.dimensions import FRAMES, IMAGE_SIZE, ModelMetadata, size_of
-from tgm_scale.conversion.key_maps import EXTRAS, ModelKind
+from tgm_scale.conversion.key_maps import EXTRAS, FRAMES, IMAGE_SIZE, ModelKind, ModelMetadata, size_of
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder

@@ -167,11 +167,9 @@ def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
     """report.html with its pictures in it."""
     features = figures["features"]
     config = plan.run_config()
-    machine = f"{os.cpu_count()} {platform.machine()} cores"
-    if torch.cuda.is_available():
-        machine = torch.cuda.get_device_name()
+    cores = f"{os.cpu_count()} {platform.machine()} cores"
     facts = {
-        "machine": machine,
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else cores,
         "train_clips": features["train_clips"],
         "test_clips": features["test_clips"],
         "seeds": plan.seeds,
@@ -188,7 +186,6 @@ def write_report(plan: Plan, summary: Summary, figures: Figures) -> Path:
     shown = strips(config, plan.run("joint", 0), open_corpus(str(plan.corpus("named-test"))))
     curves, bars = story.loss_curves(runs), story.probe_bars(summary)
     recipes = gallery(towers=config.guidance.towers or "small", scorer=config.guidance.scorer)
-    page = html.render(story.compose(summary, shown, recipes, curves, bars, facts))
     path = plan.folder / "report.html"
-    replace_file(path, page)
+    replace_file(path, html.render(story.compose(summary, shown, recipes, curves, bars, facts)))
     return path

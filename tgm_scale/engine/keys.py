@@ -52,6 +52,11 @@ WHOLE = Kind("a whole number from 0", lambda value: _number(value, whole=True))
 NUMBER = Kind("a number from 0", _number)
 DTYPE = _one_of("fp32", "bf16")
 
+
+def _each(keys: str, value: Any) -> Node:
+    return dict.fromkeys(keys.split(), value)
+
+
 SUPPORTED: dict[str, Any] = {
     "train_batch_size": WHOLE,  # these four must agree with the run's own keys: engine_plan
     "train_micro_batch_size_per_gpu": WHOLE,
@@ -62,29 +67,20 @@ SUPPORTED: dict[str, Any] = {
     "bf16": {"enabled": SWITCH},
     "zero_optimization": {
         "stage": _one_of(0, 1, 2, 3),
-        "contiguous_gradients": SWITCH,
-        "reduce_scatter": SWITCH,
-        "reduce_bucket_size": WHOLE,
-        "use_multi_rank_bucket_allreduce": SWITCH,
-        "allgather_partitions": SWITCH,
-        "allgather_bucket_size": WHOLE,
-        "overlap_comm": SWITCH,
         "offload_param": {"device": _one_of("none", "cpu", "nvme"), "pin_memory": SWITCH},
         "offload_optimizer": {"device": _one_of("none", "cpu", "nvme"), "pin_memory": SWITCH},
-        "sub_group_size": WHOLE,
-        "stage3_prefetch_bucket_size": WHOLE,
-        "stage3_param_persistence_threshold": WHOLE,
-        "stage3_model_persistence_threshold": WHOLE,
-        "stage3_max_live_parameters": WHOLE,
-        "stage3_max_reuse_distance": WHOLE,
-        "stage3_module_granularity_threshold": WHOLE,
-        "stage3_use_all_reduce_for_fetch_params": SWITCH,
-        "stage3_allgather_sequential": SWITCH,
-        "ignore_unused_parameters": SWITCH,
-        "round_robin_gradients": SWITCH,
-        "memory_efficient_linear": SWITCH,
-        "log_trace_cache_warnings": SWITCH,
-        "enable_sanity_checks": SWITCH,
+        **_each(
+            "contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions overlap_comm "
+            "stage3_use_all_reduce_for_fetch_params stage3_allgather_sequential ignore_unused_parameters "
+            "round_robin_gradients memory_efficient_linear log_trace_cache_warnings enable_sanity_checks",
+            SWITCH,
+        ),
+        **_each(
+            "reduce_bucket_size allgather_bucket_size sub_group_size stage3_prefetch_bucket_size "
+            "stage3_param_persistence_threshold stage3_model_persistence_threshold stage3_max_live_parameters "
+            "stage3_max_reuse_distance stage3_module_granularity_threshold",
+            WHOLE,
+        ),
     },
 }
 
@@ -114,90 +110,76 @@ _SCALING = "changes how gradients are averaged, on which the losses of this proj
 
 # key -> (why, the value that means "off", which is taken as if the key were not there)
 UNSUPPORTED: dict[str, tuple[str, Any]] = {
-    "optimizer": (_OPTIM, None),
-    "scheduler": (_OPTIM, None),
+    **_each("optimizer scheduler zero_optimization.save_muon_momentum_buffer_in_memory", (_OPTIM, None)),
+    **_each(
+        "amp torch_autocast data_types.param_dtype data_types.buffer_dtype data_types.keep_in_fp32_modules",
+        (_PRECISION, None),
+    ),
+    **_each("elasticity", (_BATCH, None)),
+    **_each(
+        "checkpoint datastates_ckpt nebula zero_optimization.elastic_checkpoint "
+        "zero_optimization.pipeline_loading_checkpoint "
+        "zero_optimization.stage3_gather_16bit_weights_on_model_save "
+        "zero_optimization.stage3_gather_fp16_weights_on_model_save",
+        (_CHECKPOINT, None),
+    ),
+    **_each("curriculum_learning data_efficiency", (_ORDER, None)),
+    **_each(
+        "progressive_layer_drop compression_training quantize_training eigenvalue sparse_attention "
+        "sparse_gradients graph_harvesting zero_optimization.legacy_stage1 "
+        "zero_optimization.mics_hierarchical_params_gather zero_optimization.zeropp_loco_param",
+        (_REMOVED, None),
+    ),
+    **_each(
+        "tensor_parallel expert_parallel use_data_before_expert_parallelism pipeline zero_optimization.leaf_module",
+        (_ABSENT, None),
+    ),
+    **_each("prescale_gradients", (_SCALING, None)),
+    **_each(
+        "disable_allgather zero_optimization.zenflow zero_optimization.parameter_alignment "
+        "zero_optimization.zero_quantized_weights zero_optimization.zero_quantized_nontrainable_weights "
+        "zero_optimization.zero_quantized_gradients zero_optimization.offload_optimizer.super_offload",
+        (_RESTORE, None),
+    ),
+    **_each(
+        "aio zero_optimization.offload_param.nvme_path zero_optimization.offload_optimizer.nvme_path "
+        "zero_optimization.offload_optimizer.pipeline_read zero_optimization.offload_optimizer.pipeline_write "
+        "zero_optimization.offload_optimizer.fast_init",
+        (_NVME, None),
+    ),
+    **_each("timers tensorboard wandb csv_monitor comet", (_LOG, None)),
     "activation_checkpointing": ("belongs to the run's own key model.activation_checkpointing", None),
     "compile": ("belongs to the run's own key model.compile", None),
-    "amp": (_PRECISION, None),
-    "torch_autocast": (_PRECISION, None),
     "fp16": ("is not supported: no checkpoint has its loss scale (use train.precision=bf16 or fp32)", None),
     "bfloat16": ('is the old name of "bf16"', None),
-    "elasticity": (_BATCH, None),
     "managed_gradient_accumulation": (_BATCH, True),
-    "checkpoint": (_CHECKPOINT, None),
-    "datastates_ckpt": (_CHECKPOINT, None),
-    "nebula": (_CHECKPOINT, None),
-    "curriculum_learning": (_ORDER, None),
-    "data_efficiency": (_ORDER, None),
     "random_ltd": ("tokens are dropped by section masking", None),
-    "progressive_layer_drop": (_REMOVED, None),
-    "compression_training": (_REMOVED, None),
-    "quantize_training": (_REMOVED, None),
-    "eigenvalue": (_REMOVED, None),
-    "sparse_attention": (_REMOVED, None),
-    "sparse_gradients": (_REMOVED, None),
-    "graph_harvesting": (_REMOVED, None),
     "weight_quantization": ("serves inference alone", None),
     "hybrid_engine": ("serves text generation alone", None),
-    "tensor_parallel": (_ABSENT, None),
-    "expert_parallel": (_ABSENT, None),
-    "use_data_before_expert_parallelism": (_ABSENT, None),
-    "pipeline": (_ABSENT, None),
     "seq_parallel_communication_data_type": (_ABSENT, "fp32"),
     "gradient_allreduce_op": (_SCALING, "mean"),
-    "prescale_gradients": (_SCALING, None),
     "gradient_predivide_factor": (_SCALING, 1),
-    "disable_allgather": (_RESTORE, None),
     "disable_python_gc": ("was never tried with this project's loop", None),
-    "aio": (_NVME, None),
     "autotuning": ("is done by `tgm-scale tune`", None),
     "flops_profiler": ("is counted by the run: metrics.jsonl, and `tgm-scale plan`", None),
     "comms_logger": ("would make each collective wait; torch's profiler shows them", None),
-    "timers": (_LOG, None),
-    "tensorboard": (_LOG, None),
-    "wandb": (_LOG, None),
-    "csv_monitor": (_LOG, None),
-    "comet": (_LOG, None),
-    "data_types.param_dtype": (_PRECISION, None),
-    "data_types.buffer_dtype": (_PRECISION, None),
-    "data_types.keep_in_fp32_modules": (_PRECISION, None),
     "bf16.check_grad_overflow": ("would let Adam's moments take what is not finite", True),
     "bf16.immediate_grad_update": ("is what every run in bf16 does at stage 1", None),
     "bf16.bf16_master_weights_and_grads": ("would leave no fp32 weights for the checkpoint", None),
     "bf16.bf16_optimizer_states": ("would leave no fp32 moments for the checkpoint", None),
     "zero_optimization.compute_grad_norm": ("the run's gradient norm is read there", True),
     "zero_optimization.load_from_fp32_weights": (_CHECKPOINT, True),
-    "zero_optimization.elastic_checkpoint": (_CHECKPOINT, None),
-    "zero_optimization.pipeline_loading_checkpoint": (_CHECKPOINT, None),
-    "zero_optimization.stage3_gather_16bit_weights_on_model_save": (_CHECKPOINT, None),
-    "zero_optimization.stage3_gather_fp16_weights_on_model_save": (_CHECKPOINT, None),
     "zero_optimization.cpu_offload": ('is the old name of "offload_optimizer"', None),
     "zero_optimization.cpu_offload_param": ('is the old name of "offload_param"', None),
     "zero_optimization.cpu_offload_use_pin_memory": ('is the old name of "pin_memory"', None),
-    "zero_optimization.zenflow": (_RESTORE, None),
-    "zero_optimization.legacy_stage1": (_REMOVED, None),
-    "zero_optimization.parameter_alignment": (_RESTORE, None),
     "zero_optimization.zero_hpz_partition_size": (_RESTORE, 1),
-    "zero_optimization.zero_quantized_weights": (_RESTORE, None),
-    "zero_optimization.zero_quantized_nontrainable_weights": (_RESTORE, None),
-    "zero_optimization.zero_quantized_gradients": (_RESTORE, None),
     "zero_optimization.mics_shard_size": (_REMOVED, -1),
-    "zero_optimization.mics_hierarchical_params_gather": (_REMOVED, None),
-    "zero_optimization.zeropp_loco_param": (_REMOVED, None),
     "zero_optimization.override_module_apply": ("weights are made before the engine", True),
-    "zero_optimization.save_muon_momentum_buffer_in_memory": (_OPTIM, None),
-    "zero_optimization.leaf_module": (_ABSENT, None),
-    "zero_optimization.offload_param.nvme_path": (_NVME, None),
     "zero_optimization.offload_param.buffer_count": (_NVME, 5),
     "zero_optimization.offload_param.buffer_size": (_NVME, 100_000_000),
     "zero_optimization.offload_param.max_in_cpu": (_NVME, 1_000_000_000),
-    "zero_optimization.offload_optimizer.nvme_path": (_NVME, None),
     "zero_optimization.offload_optimizer.buffer_count": (_NVME, 4),
-    "zero_optimization.offload_optimizer.pipeline_read": (_NVME, None),
-    "zero_optimization.offload_optimizer.pipeline_write": (_NVME, None),
-    "zero_optimization.offload_optimizer.fast_init": (_NVME, None),
     "zero_optimization.offload_optimizer.ratio": (_RESTORE, 1),
-    "zero_optimization.offload_optimizer.super_offload": (_RESTORE, None),
     "zero_optimization.offload_optimizer.cpuadam_cores_perc": ("serves super_offload alone", 0.8),
 }
 

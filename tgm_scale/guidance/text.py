@@ -51,7 +51,9 @@ class TextTower:
         for start in range(0, len(missing), self._per_pass):
             part = missing[start : start + self._per_pass]
             known.update(zip(part, self._pass(part)))
-        self._remember(known)
+        self._cache.update(known)
+        for cache in (self._cache, self._ids):
+            _keep_latest(cache, known, self._cache_size)
         return torch.stack([known[caption] for caption in captions])
 
     def caption_ids(self, captions: list[str]) -> Tensor:
@@ -73,11 +75,6 @@ class TextTower:
         self._note(captions, tokens_BL)
         embeddings = self._embed(tokens_BL.to(self.device, non_blocking=True)).float()
         return [row.clone() for row in F.normalize(embeddings, dim=-1)[: len(captions)]]
-
-    def _remember(self, used: dict[str, Tensor]) -> None:
-        self._cache.update(used)
-        _keep_latest(self._cache, used, self._cache_size)
-        _keep_latest(self._ids, used, self._cache_size)
 
 
 def _keep_latest(known: OrderedDict[str, Any], used: Iterable[str], size: int) -> None:

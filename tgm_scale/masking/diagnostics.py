@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tgm_scale.masking import selection
+from tgm_scale.masking import rules
 from tgm_scale.masking.recipes import Masker
 
 METRICS = ("mask_swapped_overlap", "mask_centre_overlap", "mask_slot_repeat")
@@ -35,8 +35,8 @@ def centre_box(masker: Masker) -> Tensor:
     row_R, column_C = ((torch.arange(n) + 0.5) / n - 0.5 for n in (grid.rows, grid.columns))
     distance_RC = torch.maximum(row_R[:, None].abs(), column_C.abs())
     nearness = -distance_RC.expand(1, grid.slots, -1, -1)
-    hidden, _ = selection.split(
-        selection.pool(nearness, scope), scope, masker.hidden_per_group, grid, torch.zeros(1, dtype=torch.int64)
+    hidden, _ = rules.split(
+        rules.pool(nearness, scope), scope, masker.hidden_per_group, grid, torch.zeros(1, dtype=torch.int64)
     )
     box = torch.zeros(1, grid.tokens, dtype=torch.bool).scatter_(1, hidden, True)
     return box.view(1, grid.slots, grid.rows, grid.columns)
@@ -145,13 +145,13 @@ class GuidanceMonitor(_Monitor):
             return None
         if means.get("mask_swapped_overlap", 0.0) > bar:
             return (
-                f"the captions hardly change the masks: another clip's caption hides {_share(means, METRICS[0])} of "
+                f"the captions hardly change the masks: another clip's caption hides {means[METRICS[0]]:.0%} of "
                 f"the same tokens ({independent:.0%} would be chance). The run is not text-guided. Look at the "
                 "captions, at guidance.towers, and try another guidance.scorer or masking.recipe"
             )
         if means.get("mask_centre_overlap", 0.0) > bar:
             return (
-                f"the masks are little else than a box in the centre of the frame: {_share(means, METRICS[1])} of "
+                f"the masks are little else than a box in the centre of the frame: {means[METRICS[1]]:.0%} of "
                 f"the hidden tokens lie in it ({independent:.0%} would be chance). Look at guidance.towers and try "
                 "another guidance.scorer"
             )
@@ -161,7 +161,3 @@ class GuidanceMonitor(_Monitor):
 def _means(sums_and_counts: Tensor) -> dict[str, float]:
     sums, counts = sums_and_counts.tolist()
     return {name: total / count for name, total, count in zip(METRICS, sums, counts) if count}
-
-
-def _share(means: dict[str, float], name: str) -> str:
-    return f"{means[name]:.0%}"

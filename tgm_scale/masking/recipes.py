@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Grid, Mask
-from tgm_scale.masking import selection
+from tgm_scale.masking import rules
 from tgm_scale.masking.rules import RULES, SelectionSpec
 from tgm_scale.masking.saliency import SOURCES, SaliencyInputs
 from tgm_scale.runtime.mistakes import nearest
@@ -68,7 +68,7 @@ class Masker:
     @property
     def hidden_count(self) -> int:
         """Tokens that the rule hides, the targets among them."""
-        return self.hidden_per_group * (self.grid.tokens // selection.group_size(self.recipe.scope, self.grid))
+        return self.hidden_per_group * (self.grid.tokens // rules.group_size(self.recipe.scope, self.grid))
 
     def __call__(self, seeds_B: Tensor, **aux: Tensor | None) -> Mask:
         """The mask of each clip.
@@ -77,10 +77,10 @@ class Masker:
         [B, S, R, C] on the seeds' device (flow: [B, T, 2, h, w], see saliency.mixture). Raises ValueError where one
         is missing."""
         hidden_BK, visible_BK = self._split(seeds_B, aux)
-        cells_BN = selection.running_cell(seeds_B, self.grid) if self.recipe.targets == "running_cell" else None
+        cells_BN = rules.running_cell(seeds_B, self.grid) if self.recipe.targets == "running_cell" else None
         return Mask(
-            visible=selection.draw(visible_BK, self.visible_count, self.grid, seeds_B, "mask.visible"),
-            target=selection.draw(hidden_BK, self.target_count, self.grid, seeds_B, "mask.target", cells_BN),
+            visible=rules.draw(visible_BK, self.visible_count, self.grid, seeds_B, "mask.visible"),
+            target=rules.draw(hidden_BK, self.target_count, self.grid, seeds_B, "mask.target", cells_BN),
         )
 
     def hidden(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
@@ -105,8 +105,8 @@ class Masker:
         for name, weight in self.recipe.sources.items():
             score_BSRC = SOURCES[name].score(inputs)
             assert score_BSRC.shape == (len(seeds_B), grid.slots, grid.rows, grid.columns), (name, score_BSRC.shape)
-            pooled = selection.pool(score_BSRC, scope)
-            scaled = selection.rank_normalise(pooled, scope) if self.recipe.scale == "rank" else pooled
+            pooled = rules.pool(score_BSRC, scope)
+            scaled = rules.rank_normalise(pooled, scope) if self.recipe.scale == "rank" else pooled
             mixed = mixed + scaled * (weight / total)
         return mixed
 
@@ -114,14 +114,14 @@ class Masker:
         recipe = self.recipe
         saliency = self.saliency(seeds_B, **aux)
         if recipe.temperature:
-            saliency = selection.add_gumbel_noise(saliency, recipe.temperature, seeds_B)
+            saliency = rules.add_gumbel_noise(saliency, recipe.temperature, seeds_B)
         spec = SelectionSpec(seeds_B, recipe.scope, recipe.scale, self.hidden_per_group, recipe.whole_parts)
         priority = RULES[recipe.rule](saliency, spec)
-        return selection.split(priority, recipe.scope, self.hidden_per_group, self.grid, seeds_B)
+        return rules.split(priority, recipe.scope, self.hidden_per_group, self.grid, seeds_B)
 
     def summary(self) -> str:
         """One line: what is hidden, seen and reconstructed, with the rounding."""
-        grid, size = self.grid, selection.group_size(self.recipe.scope, self.grid)
+        grid, size = self.grid, rules.group_size(self.recipe.scope, self.grid)
         group = {"clip": "the clip", "slot": "each slot", "tube": "each slot, the same in all"}[self.recipe.scope]
         sources = " + ".join(f"{weight:g} {name}" for name, weight in self.recipe.sources.items())
         return (
@@ -146,7 +146,7 @@ def build_masker(
     that are targets, drawn at random. options: fields of the recipe to change. Raises ValueError that names the
     configuration's key."""
     chosen = _with_options(recipe, options)
-    size = selection.group_size(chosen.scope, grid)
+    size = rules.group_size(chosen.scope, grid)
     hidden_per_group = _count(mask_ratio, size, "masking.mask_ratio", f"hides none of {size} tokens", top=False)
     if hidden_per_group == size:
         raise ValueError(f"masking.mask_ratio={mask_ratio} hides all of {size} tokens: lower it")
@@ -183,7 +183,7 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
             raise ValueError(f"masking.options.{option}: unknown; {nearest(option, known)}")
     recipe = replace(RECIPES[name], **options)
     _check_sources(recipe.sources)
-    choices = {"scope": selection.SCOPES, "rule": RULES, "scale": SCALES, "targets": TARGETS}
+    choices = {"scope": rules.SCOPES, "rule": RULES, "scale": SCALES, "targets": TARGETS}
     for option, allowed in choices.items():
         value = getattr(recipe, option)
         if not isinstance(value, str) or value not in allowed:

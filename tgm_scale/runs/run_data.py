@@ -6,10 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from tgm_scale.checkpoints import manifest
-from tgm_scale.runtime.mistakes import first_error
+from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_file
 
 FILE = "data.json"
@@ -18,7 +18,6 @@ _NOTHING_SAVED = "restore it; or, since the run has saved nothing yet, remove it
 
 
 class _Corpus(BaseModel):
-    model_config = ConfigDict(strict=True)
     name: str
     part: str | None = None
     samples: int | None = None
@@ -28,17 +27,11 @@ class _Corpus(BaseModel):
     left_out: dict[str, int] = {}
 
 
-_CORPORA = TypeAdapter(list[_Corpus])
-
-
 def read(folder: Path) -> list[dict[str, Any]]:
     """The corpora of the run so far, from its data.json. Raises ValueError where that is damaged."""
     file = folder / FILE
     found = json_file(file)
-    try:
-        _CORPORA.validate_python(found)
-    except ValidationError as error:
-        raise ValueError(f"{file}: damaged: {first_error(error)}; restore it") from None
+    refuse_damaged(list[_Corpus], found, file, "restore it")
     return found
 
 

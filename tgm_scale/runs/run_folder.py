@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tgm_scale import config as configuration
 from tgm_scale.checkpoints import manifest
@@ -35,7 +35,7 @@ from tgm_scale.runs import environment, events, origins, run_data
 from tgm_scale.runtime import ownership
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import replace_file
-from tgm_scale.runtime.mistakes import first_error
+from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import tree_without_secrets, without_secrets
 
@@ -173,7 +173,6 @@ def _digest(data: bytes) -> str:
 
 
 class _Plan(BaseModel):
-    model_config = ConfigDict(strict=True)
     steps: int = Field(ge=1)
     world_size: int = Field(ge=1)
 
@@ -189,10 +188,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """RUN/plan.json. Raises ValueError where it is damaged."""
     file = folder / "plan.json"
     found = json_object(file)
-    try:
-        _Plan.model_validate(found)
-    except ValidationError as error:
-        raise ValueError(f"{file}: damaged: {first_error(error)}; the next start writes it again") from None
+    refuse_damaged(_Plan, found, file, "the next start writes it again")
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from tgm_scale import config as configuration
 from tgm_scale.checkpoints import checkpoint, manifest
@@ -17,6 +17,7 @@ from tgm_scale.runs import events, run_data, run_folder
 from tgm_scale.runs.bottleneck import duration, explain, from_metrics, read_heartbeat, read_ranks, waiting
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
 from tgm_scale.runtime import ownership
+from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_object
 
 RECENT = 50  # steps that the speed is the median of, and about those that the ranks' shares of time are of
@@ -45,7 +46,7 @@ def lines(
     if waits and not rows:  # a start has not written more yet
         return {"run": folder, "step": "none yet", **waits}
     tree = read_tree(folder)
-    _refuse_damaged(root, tree)
+    refuse_damaged(_Frozen if "encoder" in tree else _Training, tree, root / "config.yaml", "restore it")
     if "encoder" in tree:
         judged, why = results(root) if judged is None else judged, run_folder.failure(root)
         state = {"state": f"failed: {why}"} if why and judged.keys() <= {"results"} else {}
@@ -147,17 +148,6 @@ class _Encoder(BaseModel):
 
 class _Frozen(BaseModel):
     encoder: _Encoder
-
-
-def _refuse_damaged(root: Path, tree: dict[str, Any]) -> None:
-    """Raise ValueError where a section or key that status reads is lacking, or of another kind."""
-    kind = _Frozen if "encoder" in tree else _Training
-    try:
-        kind.model_validate(tree, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{root / 'config.yaml'}: damaged: {where}: {first['msg']}; restore it") from None
 
 
 def _left_out(root: Path) -> dict[str, str]:

@@ -74,19 +74,17 @@ def _read(env: Mapping[str, str], names: tuple[str, str, str]) -> Launch:
     if missing:
         raise ValueError(f"{said or 'SLURM_STEP_ID is set'}: without {' and '.join(missing)}: {_REMEDY[names]}")
     rank, world_size = number(env, rank_name), number(env, size_name)
-    local_rank, local_size = number(env, local_name, "0"), _local_size(env, names)
+    local_rank, local_size = number(env, local_name, "0"), None
+    if names == _SRUN:
+        local_size = tasks_of_this_node(env)
+    elif "LOCAL_WORLD_SIZE" in env:
+        local_size = number(env, "LOCAL_WORLD_SIZE")
     if not 0 <= rank < world_size:
         raise ValueError(f"{said}: {rank_name} must be from 0 to {size_name} - 1: {_REMEDY[names]}")
     if not 0 <= local_rank < (local_size or world_size):
         among = f"{local_size} processes of this host" if local_size else f"{size_name} processes"
         raise ValueError(f"{said}: {local_name} must be from 0 on and below the {among}: {_REMEDY[names]}")
     return Launch(rank, world_size, local_rank, local_size, names)
-
-
-def _local_size(env: Mapping[str, str], names: tuple[str, ...]) -> int | None:
-    if names == _SRUN:
-        return tasks_of_this_node(env)
-    return number(env, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in env else None
 
 
 def _refuse_contradiction(env: Mapping[str, str], found: Launch) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "", elsewhere: Iterable[str] = ()) -> str:
@@ -25,3 +27,11 @@ def first_error(error: ValidationError) -> str:
     """Place and message of the first of pydantic's findings, such as `0.samples: Field required`."""
     first = error.errors()[0]
     return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
+def refuse_damaged(kind: Any, tree: Any, file: Path, remedy: str) -> None:
+    """Raise ValueError where a file's content is not of this kind, with what pydantic found first."""
+    try:
+        TypeAdapter(kind).validate_python(tree, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{file}: damaged: {first_error(error)}; {remedy}") from None

@@ -4,6 +4,7 @@ torch's files from outside: tensors and plain containers, and nothing else is un
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,14 +53,8 @@ def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str
     try:
         save_file(tensors, file, metadata)
     except SafetensorError as error:
-        raise OSError(_number(str(error)), str(error), str(file)) from None
-
-
-def _number(words: str) -> int:
-    """The system's error number in the library's words, such as `(os error 28)`; 0 where there is none."""
-    _, found, rest = words.rpartition("os error ")
-    digits = rest.partition(")")[0]
-    return int(digits) if found and digits.isdigit() else 0
+        number = re.search(r"os error (\d+)\)", str(error))
+        raise OSError(int(number[1]) if number else 0, str(error), str(file)) from None
 
 
 def weights_of(file: Path, allowed: Sequence[type] = ()) -> Any:

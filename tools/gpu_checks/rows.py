@@ -13,22 +13,22 @@ from gpu_checks.pretraining import GUIDED, TUBE
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that docs promise. seconds: estimated, on one H100 and on one CPU core at tiny size."""
+    """One thing that docs promise. cuda, cpu: seconds, estimated, on one H100 and on one CPU core at tiny size."""
 
     name: str
     proves: str
     check: Callable[[Bench], Found]
-    seconds: dict[str, float]
+    cuda: float
+    cpu: float
     always: bool = False  # the others need it
+
+    def seconds(self, device: str) -> float:
+        return self.cpu if device == "cpu" else self.cuda
 
     def limit(self, device: str) -> float:
         """Seconds after which it is stopped: room for a first start that builds what DeepSpeed needs, and on a CPU
         for others who share it."""
-        return (600 if device == "cpu" else 120) + 5 * self.seconds[device]
-
-
-def _row(name: str, proves: str, check: Callable[[Bench], Found], cuda: float, cpu: float) -> Row:
-    return Row(name, proves, check, {"cuda": cuda, "cpu": cpu})
+        return (600 if device == "cpu" else 120) + 5 * self.seconds(device)
 
 
 def _speed(size: str, *own: str) -> Callable[[Bench], Found]:
@@ -44,33 +44,33 @@ def _zero(stage: int, offload: str = "none") -> Callable[[Bench], Found]:
 
 
 ROWS = (
-    Row("inputs", "shards and a CLIP, made here for the others", others.inputs, {"cuda": 15, "cpu": 10}, always=True),
-    _row("card", "the GPUs, who else uses them, their own matrix rate", others.card, 8, 5),
-    _row("tests", "the tests marked gpu", others.tests, 45, 60),
-    _row("vitb-tube", "ViT-B, 16 x 224, bf16, tubes at 0.9", _speed("B", *TUBE), 16, 7),
-    _row("vitb-guided", "ViT-B, guided by CLIP B/32 at 0.6, joint objective", _speed("B", *GUIDED), 18, 8),
-    _row("resume", "kill and resume in bf16: the same clips, the curve as bf16 allows", restarts.bf16, 30, 20),
-    _row("zero0", "ZeRO-0, two micro steps", _zero(0), 14, 8),
-    _row("zero1", "ZeRO-1, against ZeRO-0", _zero(1), 14, 8),
-    _row("zero2", "ZeRO-2, against ZeRO-0", _zero(2), 14, 8),
-    _row("zero3", "ZeRO-3, against ZeRO-0", _zero(3), 14, 8),
-    _row("several", "all visible GPUs over NCCL, against one", others.several, 30, 16),
-    _row("exact", "kill and resume in deterministic fp32, ZeRO 0-2: to the last bit", restarts.exact, 30, 20),
-    _row("vitl-tube", "ViT-L, 16 x 224, bf16, tubes at 0.9", _speed("L", *TUBE), 20, 7),
-    _row("vitl-guided", "ViT-L, guided by CLIP B/32 at 0.6, joint objective", _speed("L", *GUIDED), 24, 8),
-    _row("flash", "flash-attn's attention, against SDPA's", pretraining.flash, 18, 2),
-    _row("compile", "torch.compile of model and tower, against eager",
+    Row("inputs", "shards and a CLIP, made here for the others", others.inputs, 15, 10, always=True),
+    Row("card", "the GPUs, who else uses them, their own matrix rate", others.card, 8, 5),
+    Row("tests", "the tests marked gpu", others.tests, 45, 60),
+    Row("vitb-tube", "ViT-B, 16 x 224, bf16, tubes at 0.9", _speed("B", *TUBE), 16, 7),
+    Row("vitb-guided", "ViT-B, guided by CLIP B/32 at 0.6, joint objective", _speed("B", *GUIDED), 18, 8),
+    Row("resume", "kill and resume in bf16: the same clips, the curve as bf16 allows", restarts.bf16, 30, 20),
+    Row("zero0", "ZeRO-0, two micro steps", _zero(0), 14, 8),
+    Row("zero1", "ZeRO-1, against ZeRO-0", _zero(1), 14, 8),
+    Row("zero2", "ZeRO-2, against ZeRO-0", _zero(2), 14, 8),
+    Row("zero3", "ZeRO-3, against ZeRO-0", _zero(3), 14, 8),
+    Row("several", "all visible GPUs over NCCL, against one", others.several, 30, 16),
+    Row("exact", "kill and resume in deterministic fp32, ZeRO 0-2: to the last bit", restarts.exact, 30, 20),
+    Row("vitl-tube", "ViT-L, 16 x 224, bf16, tubes at 0.9", _speed("L", *TUBE), 20, 7),
+    Row("vitl-guided", "ViT-L, guided by CLIP B/32 at 0.6, joint objective", _speed("L", *GUIDED), 24, 8),
+    Row("flash", "flash-attn's attention, against SDPA's", pretraining.flash, 18, 2),
+    Row("compile", "torch.compile of model and tower, against eager",
          _variant("model.compile=true", "guidance.compile=true", same_masks=False), 60, 60),
-    _row("checkpointing", "activation checkpointing: the same curve, less memory",
+    Row("checkpointing", "activation checkpointing: the same curve, less memory",
          _variant("model.activation_checkpointing=true"), 18, 8),
-    _row("own-stream", "guidance a step ahead on a stream of its own: the same masks",
+    Row("own-stream", "guidance a step ahead on a stream of its own: the same masks",
          _variant("guidance.own_stream=true"), 18, 8),
-    _row("versus", "speed against transformers.VideoMAEForPreTraining, eager and compiled", others.versus, 45, 60),
-    _row("preflight", "tgm-scale preflight", others.preflight, 12, 6),
-    _row("two-ranks-one-gpu", "two ranks that are given one GPU are refused", others.shared_gpu, 12, 0),
-    _row("data", "clips from shards through workers: what a step waits", others.data, 22, 10),
-    _row("offload-optimizer", "Adam's state in the host's memory, against ZeRO-0", _zero(2, "optimizer"), 35, 10),
-    _row("offload-all", "weights and Adam's state in the host's memory, against ZeRO-0", _zero(3, "all"), 18, 10),
-    _row("masks", "every recipe's share of a step", others.masks, 30, 20),
-    _row("demo", "the demo's short form", others.demo, 50, 60),
+    Row("versus", "speed against transformers.VideoMAEForPreTraining, eager and compiled", others.versus, 45, 60),
+    Row("preflight", "tgm-scale preflight", others.preflight, 12, 6),
+    Row("two-ranks-one-gpu", "two ranks that are given one GPU are refused", others.shared_gpu, 12, 0),
+    Row("data", "clips from shards through workers: what a step waits", others.data, 22, 10),
+    Row("offload-optimizer", "Adam's state in the host's memory, against ZeRO-0", _zero(2, "optimizer"), 35, 10),
+    Row("offload-all", "weights and Adam's state in the host's memory, against ZeRO-0", _zero(3, "all"), 18, 10),
+    Row("masks", "every recipe's share of a step", others.masks, 30, 20),
+    Row("demo", "the demo's short form", others.demo, 50, 60),
 )  # fmt: skip

@@ -109,7 +109,7 @@ class Runner:
         if late := self._too_late(row):
             return Result(row.name, row.proves, SKIPPED, late)
         result = self._try(row)
-        self._pace.append((row.seconds[self.plan.scale.device], result.seconds))
+        self._pace.append((row.seconds(self.plan.scale.device), result.seconds))
         kept = {"made_by": self.made_by, "result": asdict(result)}
         replace_file(self._kept / f"{row.name}.json", json.dumps(kept, indent=1))
         return result
@@ -128,7 +128,7 @@ class Runner:
         return self.plan.output / "inputs"
 
     def _estimate(self, row: Row) -> float:
-        return 0.0 if self.plan.left_out(row) else row.seconds[self.plan.scale.device]
+        return 0.0 if self.plan.left_out(row) else row.seconds(self.plan.scale.device)
 
     def _too_late(self, row: Row) -> str | None:
         if self.plan.minutes is None or row.always:

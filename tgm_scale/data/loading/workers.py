@@ -32,7 +32,7 @@ from tgm_scale.data.access import patience
 from tgm_scale.data.access.patience import stop_where_waited
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Fetched, Sample
-from tgm_scale.data.loading.shared_memory import SharedBatches
+from tgm_scale.data.loading.to_device import SharedBatches
 from tgm_scale.runtime.processes import end_with_parent
 
 _LONGEST_FOLDER = 70  # bytes; /pymp-xxxxxxxx/listener-xxxxxxxx has 32

@@ -115,14 +115,11 @@ class Video:
             places.setdefault(time, []).append(int(index))
         if self._motion is not None and len(indices):
             self._motion.first = int(indices[0])
-        for time, image in self._images(deque(places)):
+        wanted = deque(places)
+        for time, frame in chain(self._find_from_keyframe(wanted), self._find_from_start(wanted)):
+            image = self._rgb(frame)
             for index in places[time]:
                 yield index, image
-
-    def _images(self, wanted: deque[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """(time, image) for the ascending times in `wanted`, which it empties."""
-        for time, frame in chain(self._find_from_keyframe(wanted), self._find_from_start(wanted)):
-            yield time, self._rgb(frame)
 
     def _opened(self) -> InputContainer:
         try:

@@ -12,10 +12,6 @@ _DIGITS = 308  # of an integer: more are beyond what a float holds, and read as 
 _DEEPEST = 200  # brackets in brackets: what is read must be written and shown again, from deeper in the stack
 
 
-def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _DIGITS else float(digits)
-
-
 def _finite_integer(digits: str) -> int:
     if len(digits) > _DIGITS:
         raise ValueError(f"a number of {len(digits)} digits")
@@ -35,7 +31,7 @@ def _constant(name: str) -> float:
 
 _ENDLESS = "brackets in brackets without end"
 # one decoder each: json.loads makes one anew at each call that is given a hook
-_DECODER = json.JSONDecoder(parse_int=_integer)
+_DECODER = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) <= _DIGITS else float(digits))
 _FINITE = json.JSONDecoder(parse_int=_finite_integer, parse_float=_number, parse_constant=_constant)
 
 
