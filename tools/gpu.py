@@ -17,7 +17,7 @@ from typing import Any
 from gpu_checks import card, report
 from gpu_checks.bench import ROOT
 from gpu_checks.rows import ROWS
-from gpu_checks.runner import FAILED, OK, SKIPPED, Plan, Result, Runner
+from gpu_checks.runner import FAILED, OK, SKIPPED, Plan, Runner
 from gpu_checks.scale import SCALES
 
 from tgm_scale.benchmarks.machine import table
@@ -40,12 +40,6 @@ something that docs promise did not work, 2 for a mistake, such as no GPU."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started is stopped, too
-    return command.exit_code("gpu", lambda: _run(options), "the same command resumes from here")
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add("--device", choices=sorted(SCALES), default="cuda", help="default %(default)s")
@@ -55,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--again", action="store_true", help="also what worked before")
     add("--output", type=Path, metavar="DIR", help="default runs/gpu, on a CPU runs/gpu-cpu")
     add("--list", action="store_true", help="the rows and what each proves, and no more")
-    return parser
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started is stopped, too
+    return command.exit_code("gpu", lambda: _run(options), "the same command resumes from here")
 
 
 def _minutes(text: str) -> float:
@@ -89,7 +85,9 @@ def _run(options: argparse.Namespace) -> int:
             told = summary(runner, ["python", "tools/gpu.py", *sys.argv[1:]])
             replace_file(output / "summary.json", json.dumps(told, indent=1) + "\n")
             replace_file(output / "report.html", report.page(told))
-    print(table(("row", "verdict", "figure", "remedy"), [_line(result) for result in runner.results]))
+    took = [f" ({clock(found.seconds)})" if found.seconds else "" for found in runner.results]
+    rows = [(found.name, found.verdict, found.figure + t, found.remedy) for found, t in zip(runner.results, took)]
+    print(table(("row", "verdict", "figure", "remedy"), rows))
     counts = {verdict: sum(r.verdict == verdict for r in runner.results) for verdict in (OK, FAILED, SKIPPED)}
     print(f"\n{', '.join(f'{count} {verdict}' for verdict, count in counts.items())}; {output / 'report.html'}")
     return command.FAILED if counts[FAILED] else 0
@@ -131,11 +129,6 @@ def summary(runner: Runner, command_line: list[str]) -> dict[str, Any]:
         "seconds": round(sum(result.seconds for result in runner.results), 1),
         "rows": [asdict(result) for result in runner.results],
     }
-
-
-def _line(result: Result) -> tuple[str, str, str, str]:
-    took = f" ({clock(result.seconds)})" if result.seconds else ""
-    return result.name, result.verdict, result.figure + took, result.remedy
 
 
 if __name__ == "__main__":

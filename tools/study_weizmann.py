@@ -116,9 +116,8 @@ class Study:
         train, test = (open_corpus(str(self.data[split])) for split in ("train", "test"))
         task: Task = bars.task("clips through all encoders", len(train) + len(test))
         variants = {variant: [self.run(variant, seed) for seed in self.seeds] for variant in VARIANTS}
-        found = compare_variants(variants, list(self.seeds), train, test, {"label": "label"}, progress=task.advance)[
-            "label"
-        ]
+        labels = {"label": "label"}
+        found = compare_variants(variants, list(self.seeds), train, test, labels, progress=task.advance)["label"]
         return {
             "knn": found.knn,
             "linear probe": found.probe,

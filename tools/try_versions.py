@@ -99,12 +99,10 @@ def _interpreter(version: str) -> str | None:
     on_path = shutil.which(f"python{version}")
     paths = [on_path] if on_path else []
     paths += [str(path) for _, path in sorted(of_pyenv, reverse=True)]
-    return next((path for path in paths if _runs(path)), None)
-
-
-def _runs(interpreter: str) -> bool:
-    """Not so for pyenv's stand-in on the PATH of a version that is not chosen."""
-    return subprocess.run([interpreter, "--version"], capture_output=True).returncode == 0
+    for path in paths:  # pyenv's stand-in on the PATH of a version that is not chosen does not run
+        if subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return path
+    return None
 
 
 def lowest() -> Iterator[str]:
@@ -148,9 +146,13 @@ def try_cell(python: str, interpreter: str, packages: str) -> Cell:
                 result = problem
                 break
         else:
-            counts = [line for line in log.read_text().splitlines() if re.search(r"\d+ passed", line)]
-            result = "passes: " + counts[-1].strip("= ")  # an old torch writes a warning after it
+            result = "passes: " + _counts(log.read_text())
     return Cell(python, packages, versions, result, time.monotonic() - began)
+
+
+def _counts(output: str) -> str:
+    """pytest's last line; an old torch writes a warning after it."""
+    return [line for line in output.splitlines() if re.search(r"\d+ passed", line)][-1].strip("= ")
 
 
 def _constraints(folder: Path, packages: str) -> list[str]:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from tgm_scale import cli
 from tgm_scale.commands.command import part_names
-from tgm_scale.commands.preview import COMMAND
+from tgm_scale.commands.pages import PREVIEW
 from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, BatchLayout
 from tgm_scale.conversion.convert import convert
@@ -135,7 +135,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parsed(words: Sequence[str | Path]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    COMMAND.add_arguments(parser)
+    PREVIEW.add_arguments(parser)
     found = parser.parse_intermixed_args(given := [str(word) for word in words])
     found.given = given
     part_names(found, {"recipes": []} if found.recipes else {})

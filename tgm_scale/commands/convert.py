@@ -52,7 +52,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tubelet", type=positive, default=2, metavar="N", help="frames to inflate an image model over (default: 2)"
     )
-
     parser.add_argument(
         "--evaluation",
         action="append",

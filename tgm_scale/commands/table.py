@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from tgm_scale.commands import benchmark, convert, evaluations, plan, preview, report, runs, shards
+from tgm_scale.commands import benchmark, convert, evaluations, pages, plan, runs, shards
 from tgm_scale.commands.command import Command
 
 GROUPS: dict[str, list[Command]] = {
     "data": shards.COMMANDS,
-    "before a run": [preview.COMMAND, runs.CONFIG, plan.PLAN, runs.PREFLIGHT, plan.TUNE],
+    "before a run": [pages.PREVIEW, runs.CONFIG, plan.PLAN, runs.PREFLIGHT, plan.TUNE],
     "training": [runs.PRETRAIN, runs.FINETUNE],
-    "runs": [runs.STATUS, report.COMMAND, runs.COMPARE, runs.CHECK],
+    "runs": [runs.STATUS, pages.REPORT, runs.COMPARE, runs.CHECK],
     "evaluation": evaluations.COMMANDS,
     "checkpoints": [convert.COMMAND],
     "measuring": benchmark.COMMANDS,

@@ -7,8 +7,6 @@ import os
 import platform
 import shlex
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -38,12 +36,6 @@ LABELS = {"motion": SYNTHETIC_MOTION, "shape": "truth.objects.0.shape", "colour"
 EVALUATED_CLIPS = 60
 STRIPS = 4
 _TEST_SEED = 1000  # of held-out corpora; training corpora have seed 0
-
-
-def timed(stage: Callable[[], Figures]) -> tuple[float, Figures]:
-    began = time.monotonic()
-    figures = stage()
-    return time.monotonic() - began, figures
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -70,7 +70,10 @@ def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
                 running[process] = (folder, bars.task(f"pretraining {folder.name}", steps))
             time.sleep(0.5)
             for process, (folder, task) in list(running.items()):
-                _follow(folder, task)
+                rows = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
+                if rows:
+                    last = rows[-1]
+                    task.to(last["step"], f"loss {last['loss']:.3f}, {last['clips_per_second']:.0f} clips/s")
                 if process.poll() is not None:
                     running.pop(process)
                     if process.returncode:
@@ -89,9 +92,3 @@ def _start(plan: Plan, variant: str, seed: int) -> subprocess.Popen:
     command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", plan.config, *plan.overrides(variant, seed)]
     with (folder / "output.log").open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
-def _follow(folder: Path, task: Task) -> None:
-    rows = read_metrics(folder) if (folder / "metrics.jsonl").is_file() else []
-    if rows:
-        task.to(rows[-1]["step"], f"loss {rows[-1]['loss']:.3f}, {rows[-1]['clips_per_second']:.0f} clips/s")

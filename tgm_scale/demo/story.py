@@ -91,9 +91,9 @@ def compose(
         cards=[
             Card(f"{at(summary, 'mask.object_hidden'):.0%}", "of the named object is hidden (random masks: 60 %)"),
             Card(f"{at(summary, 'relevance_auc.raw'):.2f}", "AUC of relevance for the named object's tokens"),
-            Card(_percent(summary, "probe.motion.joint.mean"), "motion probe, joint pretraining"),
-            Card(_percent(summary, "probe.motion.mae.mean"), "motion probe, MAE alone"),
-            Card(_percent(summary, "probe.motion.random.mean"), "motion probe, random initialisation"),
+            Card(f"{at(summary, 'probe.motion.joint.mean'):.1%}", "motion probe, joint pretraining"),
+            Card(f"{at(summary, 'probe.motion.mae.mean'):.1%}", "motion probe, MAE alone"),
+            Card(f"{at(summary, 'probe.motion.random.mean'):.1%}", "motion probe, random initialisation"),
         ],
         sections=[
             Section("What was wanted, and what came out", [floors]),
@@ -106,10 +106,6 @@ def compose(
         ],
         footer="The figures are in summary.json next to this file.",
     )
-
-
-def _percent(summary: Summary, path: str) -> str:
-    return f"{at(summary, path):.1%}"
 
 
 def _masks(summary: Summary) -> list[Text | Table]:

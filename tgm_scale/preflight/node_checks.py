@@ -153,9 +153,6 @@ def _read_shards(report: Report, task: TaskChecks, process: ProcessInfo) -> None
         report.must_match[f"corpus {name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"
 
 
-_VERBS = "libibverbs.so.1"
-
-
 def try_extensions(plan: RunPlan, process: ProcessInfo, clear: bool) -> list[str]:
     """Load DeepSpeed's Adam for CPUs where the plan offloads, building it where it is missing.
 
@@ -178,7 +175,7 @@ def offloads(plan: RunPlan) -> bool:
     return "offload_optimizer" in plan.engine.zero
 
 
-def check_infiniband(cards: Path = Path("/sys/class/infiniband"), library: str = _VERBS) -> None:
+def check_infiniband(cards: Path = Path("/sys/class/infiniband"), library: str = "libibverbs.so.1") -> None:
     """Raises ValueError where the machine has InfiniBand cards that NCCL will not be able to use."""
     found = sorted(card.name for card in cards.iterdir()) if cards.is_dir() else []
     if not found:

@@ -75,10 +75,8 @@ def _why(old: Any, new: Any, recorded: Entry, entry: Entry, other: str) -> str:
 def _other(recorded: Entry, entry: Entry) -> str:
     """The file in which they differ, or '': of those that both have, among which there are weights."""
     both = sorted(recorded.keys() & entry.keys())
-    for name in both:
-        if recorded[name]["blake2b"] != entry[name]["blake2b"]:
-            return name
-    return "" if any(Path(name).suffix in _WEIGHTS | {""} for name in both) else "file of weights"
+    none = "" if any(Path(name).suffix in _WEIGHTS | {""} for name in both) else "file of weights"
+    return next((name for name in both if recorded[name]["blake2b"] != entry[name]["blake2b"]), none)
 
 
 def _value(config: Tree, key: str) -> Any:
@@ -89,10 +87,7 @@ def _value(config: Tree, key: str) -> Any:
 def _entry(key: str, value: str | None, recorded: Entry) -> Entry:
     if value is None:
         return {}
-    if key == "guidance.towers":
-        files = _tower(Path(tower_folder(value)))
-    else:
-        files = _weights(Path(value))
+    files = _tower(Path(tower_folder(value))) if key == "guidance.towers" else _weights(Path(value))
     return {name: _known(file, recorded.get(name, {})) for name, file in files.items()}
 
 

@@ -155,7 +155,5 @@ def tasks_of_this_node(env: Mapping[str, str]) -> int | None:
 
 def gpus_of_job(env: Mapping[str, str]) -> str | None:
     """The GPUs that SLURM gave this job or step, with the variable that says so; None where there are none."""
-    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
-        if env.get(name):
-            return f"SLURM gave this job GPUs ({name}={env[name]})"
-    return None
+    given = (name for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS") if env.get(name))
+    return next((f"SLURM gave this job GPUs ({name}={env[name]})" for name in given), None)

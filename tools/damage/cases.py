@@ -29,11 +29,7 @@ _OTHER_SHARD = re.compile(r"(\w+)\.tar: its size or its ends are not those")
 _TRACEBACK = "Traceback (most recent call last)"
 _CODE = re.compile(r"^exit code of (\w+): (-?\d+)$", re.M)
 PARTS = {"run": 0.5, "shards": 0.3, "tower": 0.2}
-KINDS: dict[str, dict[str, Kind]] = {
-    "run": ANY,
-    "shards": ANY | TARS,
-    "tower": ANY,
-}
+KINDS: dict[str, dict[str, Kind]] = {"run": ANY, "shards": ANY | TARS, "tower": ANY}
 _ANEW = 0.4  # of the cases of a corpus: a new run, since a changed corpus ends the run before
 
 

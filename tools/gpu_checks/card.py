@@ -23,7 +23,7 @@ def look() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "torch": torch.__version__,
         "built_for": torch.version.cuda or torch.version.hip,
-        "driver": driver_version(),
+        "driver": next(iter(_smi("--query-gpu=driver_version")), None),
         "driver_cuda": driver_cuda(),
         "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "error": None,
@@ -51,11 +51,6 @@ def _gpu(index: int) -> dict[str, Any]:
         "in_use_gb": round((total - free) / 1e9, 1),
         "users": users_of(str(getattr(properties, "uuid", ""))),
     }
-
-
-def driver_version() -> str | None:
-    rows = _smi("--query-gpu=driver_version")
-    return rows[0] if rows else None
 
 
 def driver_cuda() -> str | None:

@@ -21,11 +21,6 @@ _SHOWN, _TOUCHED = 0.4, 0.05  # share of a patch's pixels from which it shows an
 _SEEN = 0.8  # patches' worth of pixels from which an object counts as seen in the image
 
 
-def concept(colour: Tensor, shape: Tensor) -> Tensor:
-    """The number of a colour and shape."""
-    return colour * len(SHAPES) + shape
-
-
 def attributes() -> list[Tensor]:
     """Of each concept, its colour and its shape: int64 [C] each."""
     number = torch.arange(len(COLOURS) * len(SHAPES))
@@ -58,7 +53,7 @@ def labelled_images(
     images, labels, present = [], [], []
     for scenes, image_N3HW, visible_NKHW in parts:
         share_NKP = visible_NKHW.float().unfold(2, patch, patch).unfold(3, patch, patch).mean((-1, -2)).flatten(2)
-        number_NK = concept(scenes.colour, scenes.shape)
+        number_NK = scenes.colour * len(SHAPES) + scenes.shape  # of the concept
         most_NP, which_NP = share_NKP.max(1)
         label_NP = torch.where(most_NP >= _TOUCHED, -2, -1)
         labels.append(torch.where(most_NP >= _SHOWN, number_NK.gather(1, which_NP), label_NP))

@@ -1,4 +1,4 @@
-"""`tgm-scale preview`: what masking would hide in clips of one's own."""
+"""Pages: `tgm-scale report` of a run, `tgm-scale preview` of what masking would hide in clips of one's own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,49 @@ from pathlib import Path
 
 from tgm_scale.commands.command import Command, add_overrides, part_names, positive
 from tgm_scale.preview import RECIPES
+from tgm_scale.runtime.terminal import message
 
-EXAMPLES = """examples:
+_REPORT = """One HTML page of a run, while it runs or after: its curves, speed, skipped samples, starts,
+configuration, what its newest checkpoint reconstructs of a few held-out clips (on the CPU), and the
+command that resumes it. Of several runs: their curves in one plot, and what
+differs. The page needs no other file and fetches nothing."""
+
+_REPORT_EXAMPLES = """examples:
+  tgm-scale report runs/debug                                    # writes runs/debug/report.html
+  tgm-scale report runs/joint runs/mae --output comparison.html
+"""
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folders", nargs="+", metavar="RUN", help="a run folder, such as runs/debug")
+    parser.add_argument(
+        "--no-reconstructions",
+        action="store_true",
+        help="read neither the newest checkpoint nor any clip: the page has the newest picture that the run drew "
+        "itself (log.pictures_every)",
+    )
+    parser.add_argument("--output", metavar="FILE", help="default: report.html in the folder of the one run")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from tgm_scale.report.run_page import open_runs, write_page
+
+    file, views = open_runs(options.run_folders, options.output)
+    if not options.no_reconstructions and any((view.root / "checkpoints").is_dir() for view in views):
+        from tgm_scale.preview.of_run import with_reconstruction  # which imports torch
+
+        views = [with_reconstruction(view) for view in views]
+    write_page(file, views)
+    print(message(str(file)))
+    return 0
+
+
+REPORT = Command(
+    "report", "one page of a run, or of several laid over one another", _add_report, _report, _REPORT_EXAMPLES, _REPORT
+)
+
+
+_PREVIEW = """examples:
   tgm-scale preview data.shards=videos guidance.towers=CLIP --output page.html
   tgm-scale preview data.shards=clips.csv data.root=videos guidance.towers=CLIP --keys a.mp4,b.mp4 --output page.html
   tgm-scale preview --config configs/pretrain_vitb.yaml data.shards=shards guidance.towers=CLIP --output page.html
@@ -22,7 +63,7 @@ cannot be used are named on the page and here. Without --config: 16 frames of 22
 a run's configuration can be set. Exit code: 0 done, 2 a mistake in the command or its input."""
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_preview(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="FILE", help="the page, such as page.html; written over")
     add("--config", metavar="FILE", help="a run's configuration, for its data, clips, towers, ratio and options")
@@ -40,7 +81,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _preview(options: argparse.Namespace) -> int:
     part_names(options, {"recipes": RECIPES} if options.recipes else {})
     options.keys = [key for names in options.keys or [] for key in names.split(",") if key]
     from tgm_scale.preview.command import preview
@@ -48,11 +89,11 @@ def _run(options: argparse.Namespace) -> int:
     return preview(options)
 
 
-COMMAND = Command(
+PREVIEW = Command(
     "preview",
     "a page of what masking hides in clips of your own, before a run",
-    _add_arguments,
-    _run,
-    EXAMPLES,
+    _add_preview,
+    _preview,
+    _PREVIEW,
     when_stopped="no page was written",
 )
