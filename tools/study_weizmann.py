@@ -89,9 +89,9 @@ class Study:
             if not self.data[split].exists():
                 with making(self.data[split]) as unfinished, ShardWriter(unfinished) as writer:
                     for row in (row for row in rows if row["split"] == split):
-                        said = {"label": row["label"], "captions": [row["caption"]]}
+                        fields = {"label": row["label"], "captions": [row["caption"]]}
                         video = (self.options.videos / row["file"]).read_bytes()
-                        writer.write(Path(row["file"]).stem, {"mp4": video, "json": said})
+                        writer.write(Path(row["file"]).stem, {"mp4": video, "json": fields})
         if not self.data["synthetic"].exists():
             with making(self.data["synthetic"]) as unfinished:
                 make_corpus(unfinished, self.options.clips, SyntheticSpec(mode="one_mover"))

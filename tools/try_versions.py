@@ -185,9 +185,9 @@ def _try(step: str, arguments: list[str], folder: Path, log: Path) -> str:
             code = -1
     if code == 0:
         return ""
-    said = log.read_text()
-    print(said[-4000:], file=sys.stderr)
-    last = said.strip().splitlines()[-1:] or ["no output"]
+    output = log.read_text()
+    print(output[-4000:], file=sys.stderr)
+    last = output.strip().splitlines()[-1:] or ["no output"]
     return f"{step}: " + (f"longer than {limit} s" if code == -1 else f"exit {code}: {last[0][:200]}")
 
 

@@ -93,8 +93,8 @@ def _explain(item: Any, kind: type[Section]) -> str:
         return f"{name}: unknown key; {nearest(location[-1], known, prefix, all_keys(kind))}"
     if item["type"] == "missing":
         field = section.model_fields.get(location[-1]) if (section := _section(location[:-1], kind)) else None
-        said = f" ({field.description})" if field and field.description else ""
-        return f"{name}: missing; give it in the file or as {name}=VALUE{said}"
+        meaning = f" ({field.description})" if field and field.description else ""
+        return f"{name}: missing; give it in the file or as {name}=VALUE{meaning}"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     return f"{name}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"

@@ -165,14 +165,17 @@ def read_metadata(folder: Path) -> ModelMetadata:
     )
 
 
-def _metadata_of_videomae_2(folder: Path, said: dict[str, Any]) -> ModelMetadata:
+def _metadata_of_videomae_2(folder: Path, settings: dict[str, Any]) -> ModelMetadata:
     """What the configuration of a folder of VideoMAE V2's own code says. Raises ValueError for another attention."""
-    if said.get("cos_attn"):
+    if settings.get("cos_attn"):
         raise ValueError(
             f"{folder}: config.json: cos_attn: attention here is the plain one, nothing exact comes of it"
         )
     return ModelMetadata(
-        said.get("num_heads"), None, said.get("all_frames", said.get("num_frames")), said.get("img_size")
+        settings.get("num_heads"),
+        None,
+        settings.get("all_frames", settings.get("num_frames")),
+        settings.get("img_size"),
     )
 
 

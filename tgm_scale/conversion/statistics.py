@@ -28,11 +28,11 @@ def into_patch_embedding(tensors: Mapping[str, Tensor], folder: Path) -> tuple[d
     Its preprocessing is (x * factor - mean) / std, ours (x / 255 - mean') / std': one is linear in the other, channel
     by channel, and so goes into weight and bias of the patch embedding, up to rounding. A folder without a file of
     its preprocessing has ImageNet's. Raises ValueError for a deviation of 0, and what is not numbers."""
-    said = _said(folder)
+    settings = _said(folder)
     kernel = next((name for name in tensors if name.endswith(_KERNELS)), None)
-    if said is None or kernel is None or kernel.removesuffix("weight") + "bias" not in tensors:
+    if settings is None or kernel is None or kernel.removesuffix("weight") + "bias" not in tensors:
         return dict(tensors), []  # a missing name is reported where all are checked
-    factor, mean_C, std_C = _linear(said, folder)
+    factor, mean_C, std_C = _linear(settings, folder)
     old = PixelStatistics(*(tuple((x / (255 * factor)).tolist()) for x in (mean_C, std_C)))
     return _for_imagenet(tensors, kernel, old)
 
@@ -59,11 +59,11 @@ def _for_imagenet(
     return {**tensors, kernel: weight, bias: added}, [note]
 
 
-def _linear(said: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tensor]:
+def _linear(settings: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tensor]:
     """Factor, means and deviations of a preprocessing, with transformers' defaults where they are not given."""
-    kind = next((said[key] for key in _TYPES if said.get(key)), "VideoMAE")
-    factor, mean, std = (said.get(name) for name in ("rescale_factor", "image_mean", "image_std"))
-    normal = said.get("do_normalize", True)
+    kind = next((settings[key] for key in _TYPES if settings.get(key)), "VideoMAE")
+    factor, mean, std = (settings.get(name) for name in ("rescale_factor", "image_mean", "image_std"))
+    normal = settings.get("do_normalize", True)
     if normal and None in (mean, std) and not str(kind).startswith("VideoMAE"):
         raise ValueError(f"{folder}: preprocessing: {kind} without image_mean and image_std: write both into its file")
     try:
@@ -71,7 +71,7 @@ def _linear(said: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tensor]:
             torch.tensor((unsaid if one is None else one) if normal else none, dtype=torch.float64).expand(3)
             for one, unsaid, none in ((mean, _UNSAID, 0.0), (std, _UNSAID, 1.0))
         )
-        factor = (1 / 255 if factor is None else float(factor)) if said.get("do_rescale", True) else 1.0
+        factor = (1 / 255 if factor is None else float(factor)) if settings.get("do_rescale", True) else 1.0
     except (TypeError, ValueError, RuntimeError):
         raise ValueError(
             f"{folder}: preprocessing: wanted three means, three deviations and a factor, found {mean}, {std} and "

@@ -52,9 +52,9 @@ class Weights:
         own = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in state.items()}
         frames, image_size = stated.frames or FRAMES, stated.image_size or IMAGE_SIZE
         labels = stated.labels if kind == "classifier" else None
-        said = None not in (stated.frames, stated.image_size)
+        known = None not in (stated.frames, stated.image_size)
         weights = cls(
-            kind, own, size, frames, image_size, labels, stated.config, (*notes, *remarks), stated.positions, said
+            kind, own, size, frames, image_size, labels, stated.config, (*notes, *remarks), stated.positions, known
         )
         if labels and len(labels) != weights.classes:
             raise ValueError(f"{len(labels)} names of classes for a head of {weights.classes}")

@@ -173,12 +173,12 @@ def _named(folder: str | Path, files: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # transformers and tokenizers raise what they come upon
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         lasting = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) is not None
-        if lasting or said.startswith("guidance.towers="):
+        if lasting or reason.startswith("guidance.towers="):
             raise
         name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(f"guidance.towers={folder}: {files}: {name}{said}: {_COPY}") from error
+        raise ValueError(f"guidance.towers={folder}: {files}: {name}{reason}: {_COPY}") from error
 
 
 def _refuse_not_finite(folder: str | Path, what: str, output: Tensor) -> None:

@@ -152,8 +152,8 @@ class WandbBoard:
 
         return wandb.Image(value) if isinstance(value, Image.Image) else value
 
-    def _warn(self, said: str) -> None:
-        print(message(f"warning: log.wandb: {said}"), file=sys.stderr, flush=True)
+    def _warn(self, text: str) -> None:
+        print(message(f"warning: log.wandb: {text}"), file=sys.stderr, flush=True)
 
 
 Board = TensorBoard | WandbBoard

@@ -28,8 +28,8 @@ class Findings:
 
     def bad(self, name: str, text: str, stops: bool = False) -> None:
         """Damage; `stops`: a start would refuse to resume. What is damaged is not ok in another respect."""
-        if (said := self._good.pop(name, None)) is not None:
-            self.lines.remove(said)
+        if (line := self._good.pop(name, None)) is not None:
+            self.lines.remove(line)
         self.lines.append(f"DAMAGED  {name}: {text}")
         self.code = max(self.code, 2 if stops else 1)
 

@@ -65,8 +65,8 @@ def _apart(one: float | None, other: float | None) -> float:
 def _config_differences(here: dict[str, Any], there: dict[str, Any]) -> list[str]:
     lines = []
     for key, values in differing_keys([here, there]).items():
-        said = [repr(value) if value is not NOT_THERE else NOT_THERE for value in values]
-        lines.append(f"config: {key} is {said[0]} in the first, {said[1]} in the second")
+        words = [repr(value) if value is not NOT_THERE else NOT_THERE for value in values]
+        lines.append(f"config: {key} is {words[0]} in the first, {words[1]} in the second")
     return lines or ["config: equal"]
 
 

@@ -68,11 +68,11 @@ def number(env: Mapping[str, str], name: str, default: str | None = None) -> int
 
 def _read(env: Mapping[str, str], names: tuple[str, str, str]) -> Launch:
     rank_name, size_name, local_name = names
-    said = ", ".join(f"{name}={env[name]}" for name in names if name in env)
+    given = ", ".join(f"{name}={env[name]}" for name in names if name in env)
     alone = env.get(size_name, "").strip() == "1"
     missing = [name for name in names if name not in env and not (name == local_name and alone)]
     if missing:
-        raise ValueError(f"{said or 'SLURM_STEP_ID is set'}: without {' and '.join(missing)}: {_REMEDY[names]}")
+        raise ValueError(f"{given or 'SLURM_STEP_ID is set'}: without {' and '.join(missing)}: {_REMEDY[names]}")
     rank, world_size = number(env, rank_name), number(env, size_name)
     local_rank, local_size = number(env, local_name, "0"), None
     if names == _SRUN:
@@ -80,10 +80,10 @@ def _read(env: Mapping[str, str], names: tuple[str, str, str]) -> Launch:
     elif "LOCAL_WORLD_SIZE" in env:
         local_size = number(env, "LOCAL_WORLD_SIZE")
     if not 0 <= rank < world_size:
-        raise ValueError(f"{said}: {rank_name} must be from 0 to {size_name} - 1: {_REMEDY[names]}")
+        raise ValueError(f"{given}: {rank_name} must be from 0 to {size_name} - 1: {_REMEDY[names]}")
     if not 0 <= local_rank < (local_size or world_size):
         among = f"{local_size} processes of this host" if local_size else f"{size_name} processes"
-        raise ValueError(f"{said}: {local_name} must be from 0 on and below the {among}: {_REMEDY[names]}")
+        raise ValueError(f"{given}: {local_name} must be from 0 on and below the {among}: {_REMEDY[names]}")
     return Launch(rank, world_size, local_rank, local_size, names)
 
 

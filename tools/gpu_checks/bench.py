@@ -164,10 +164,10 @@ class Bench:
     def python(self, *arguments: str, **variables: str) -> str:
         """Run `python ARGUMENTS` to its end and return what it said. Raises Failed where its exit code is not 0."""
         with self.start([sys.executable, *arguments], **variables) as process:
-            code, said = process.wait(), process.output()
+            code, output = process.wait(), process.output()
         if code:
-            raise failure(code, said)
-        return said
+            raise failure(code, output)
+        return output
 
     def note(self, text: str) -> None:
         with self.log.open("a") as stream:
@@ -180,11 +180,11 @@ class Bench:
         return json_object(file)
 
 
-def failure(code: int, said: str) -> Failed:
+def failure(code: int, output: str) -> Failed:
     """The error for a process that ended with `code`, from what it said: memory, or the last that names an error."""
-    what = trials.failure([code], said)
+    what = trials.failure([code], output)
     if what["outcome"] == "out of memory":
         return OutOfMemory(what["why"], "free memory of the device, or take a smaller micro batch")
-    named = [line.strip() for line in said.splitlines() if _NAMES_AN_ERROR.search(line)]
+    named = [line.strip() for line in output.splitlines() if _NAMES_AN_ERROR.search(line)]
     why = named[-1][:300] if named else what["why"]
     return Failed(f"ended by {signal.Signals(-code).name}: {why}" if code < 0 else why, "see the end of its log")

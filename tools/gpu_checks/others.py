@@ -53,9 +53,9 @@ def tests(bench: Bench) -> Found:
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
     wanted = "1" if bench.scale.device == "cuda" else "cpu"
     with bench.start(command, TGM_TEST_GPU=wanted, DS_ACCELERATOR=bench.scale.device) as process:
-        code, said = process.wait(), process.output()
+        code, output = process.wait(), process.output()
     if not report.is_file():
-        raise failure(code, said)
+        raise failure(code, output)
     suite = ElementTree.parse(report).getroot().find("testsuite")
     assert suite is not None
     bad = [
@@ -74,8 +74,8 @@ def tests(bench: Bench) -> Found:
 
 def preflight(bench: Bench) -> Found:
     words = overrides(bench, bench.folder / "run", bench.scale.few, 1)
-    said = bench.python("-m", "tgm_scale", "preflight", "--config", config_of("B"), *words)
-    lines = [line for line in said.splitlines() if line.startswith("preflight:")]
+    output = bench.python("-m", "tgm_scale", "preflight", "--config", config_of("B"), *words)
+    lines = [line for line in output.splitlines() if line.startswith("preflight:")]
     if not lines:
         raise Failed("preflight ended well and said nothing")
     return Found(lines[-1].removeprefix("preflight: "))
@@ -110,15 +110,15 @@ def shared_gpu(bench: Bench) -> Found:
     words = overrides(bench, bench.folder / "run", bench.scale.few, 1, "faults.hang_seconds=20")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     with bench.start([*launcher, *pretrain_command("B", words)], CUDA_VISIBLE_DEVICES=first) as process:
-        code, said = process.wait(), process.output()
-    return refused(code, said, bench.folder / "run")
+        code, output = process.wait(), process.output()
+    return refused(code, output, bench.folder / "run")
 
 
-def refused(code: int, said: str, run_dir: Path) -> Found:
+def refused(code: int, output: str, run_dir: Path) -> Found:
     """What `shared_gpu` finds of its processes: the verdict of their rendezvous, in its words, and no step."""
     if code == 0 or (run_dir / "metrics.jsonl").exists():
         raise Failed("two ranks trained on one GPU")
-    told = [line for line in said.splitlines() if SHARED_GPU in line]
+    told = [line for line in output.splitlines() if SHARED_GPU in line]
     if not told:
         raise Failed("ended by something else than the check of GPUs at the start", "see the end of its log")
     return Found(f"refused: {told[0].strip()[:160]}")

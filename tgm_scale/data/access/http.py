@@ -81,14 +81,14 @@ async def _get(system: Any, url: str, size: int, start: int | None) -> Answer:
 
 def _total(answer: Any, start: int, size: int) -> int | None:
     """What the answer says of the whole file. Raises PermanentError where it is no answer to a range request."""
-    said = answer.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said.strip())
+    stated = answer.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", stated.strip())
     if answer.status != 206 or found is None:
         raise PermanentError(
-            f"its server does not honour range requests (status {answer.status}, Content-Range {said!r})"
+            f"its server does not honour range requests (status {answer.status}, Content-Range {stated!r})"
         )
     if (int(found[1]), int(found[2])) != (start, start + size - 1):
-        raise OSError(f"{said!r} came where bytes {start}-{start + size - 1} were asked for")
+        raise OSError(f"{stated!r} came where bytes {start}-{start + size - 1} were asked for")
     return None if found[3] == "*" else int(found[3])
 
 
@@ -105,11 +105,11 @@ async def _body(answer: Any, limit: int) -> bytes:
 def _refusal(answer: Any, body: bytes) -> OSError:
     text = " ".join(re.sub(r"<[^>]*>", " ", body.decode(errors="replace")).split())
     words = f"{answer.status} {answer.reason}" + (f": {text}" if text else "")
-    said = f"{without_secrets(str(answer.url))}: {without_secrets(escaped(words, keep=''))}"
+    described = f"{without_secrets(str(answer.url))}: {without_secrets(escaped(words, keep=''))}"
     if answer.status in (404, 410):
-        return FileNotFoundError(said)
+        return FileNotFoundError(described)
     if answer.status in (401, 403):
-        return PermissionError(said)
+        return PermissionError(described)
     if answer.status in PASSING or answer.status >= 500:
-        return RetryLater(said, retry_after(answer.headers))
-    return PermanentError(said)
+        return RetryLater(described, retry_after(answer.headers))
+    return PermanentError(described)

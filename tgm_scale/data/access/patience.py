@@ -61,7 +61,7 @@ def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -
 
     Raises OSError naming `what` after the last attempt; what is missing, forbidden or no error of the storage is not
     tried again: see `refusals`. Raises StoppedWaiting where it is to stop (`waits_end_when`, `ends_waits`).
-    A wait of more than SAY_AFTER is reported, with the process that waits; `waits` has all current ones."""
+    A wait of more than SAY_AFTER is reported, with the process that waits; `all_waits` has the current ones."""
     try:
         return _retried(action, without_secrets(what), PATIENCE_SECONDS if seconds is None else seconds)
     finally:

@@ -137,10 +137,10 @@ class RangeReader:
 def _foreign(data: bytes, offset: int, members: Sequence[tuple[int, int]]) -> str:
     """Why these bytes from `offset` on are not of the tar that holds the members there, "" where they are."""
     for at, size in members:
-        said = size_by_header(data[at - BLOCK - offset : at - offset])
-        if said is None:
+        stated = size_by_header(data[at - BLOCK - offset : at - offset])
+        if stated is None:
             return f"other bytes came than those of the shard: no header of a tar before the member at {at}"
-        if said not in (size, 0):  # 0: a pax record before it has the size
+        if stated not in (size, 0):  # 0: a pax record before it has the size
             return f"other bytes came than those of the shard: the header before the member at {at} is another's"
     return ""
 

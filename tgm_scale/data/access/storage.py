@@ -94,8 +94,8 @@ def tag(path: str, patience: float | None = None) -> str:
     system, name = file_system(path)
     if is_http(path):
         return retrying(lambda: http.tag(system, name), path, patience)
-    said = retrying(lambda: system.info(name), path, patience)
-    return " ".join(str(said[word]) for word in _TAGS if said.get(word) is not None)
+    info = retrying(lambda: system.info(name), path, patience)
+    return " ".join(str(info[word]) for word in _TAGS if info.get(word) is not None)
 
 
 def size(path: str, patience: float | None = None) -> int:

@@ -108,8 +108,8 @@ def _by_columns(row: dict) -> str:
     any is the whole file. Returns the file, where its extension is said."""
     keys = ("youtubeid", "start_timestamp", "end_timestamp", "caption", "label")
     for key, meaning in zip(keys, ("file", "start", "end", "caption", "label")):
-        said = (row[name] for name in COLUMNS[meaning] if not absent(row.get(name)) and row[name] != "")
-        row[key] = next(said, row.get(key))
+        values = (row[name] for name in COLUMNS[meaning] if not absent(row.get(name)) and row[name] != "")
+        row[key] = next(values, row.get(key))
     file = ""
     if type(row["youtubeid"]) is int:
         row["youtubeid"] = str(row["youtubeid"])

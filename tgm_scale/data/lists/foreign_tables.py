@@ -76,11 +76,11 @@ def _command(path: str, reader: str) -> str:
     written_to = os.path.join(folder, f"{stem}.jsonl")
     while os.path.exists(written_to):  # nobody's file is written over
         written_to = written_to.removesuffix(".jsonl") + "_.jsonl"
-    said, written = json.dumps(path), json.dumps(written_to)
+    quoted, written = json.dumps(path), json.dumps(written_to)
     library = reader.partition(".")[0]
-    table = f"{reader}({said})"
+    table = f"{reader}({quoted})"
     if glob.has_magic(path):
         joined = "pandas.concat" if library == "pandas" else "datasets.concatenate_datasets"
-        library, table = f"glob, {library}", f"{joined}([{reader}(name) for name in sorted(glob.glob({said}))])"
+        library, table = f"glob, {library}", f"{joined}([{reader}(name) for name in sorted(glob.glob({quoted}))])"
     more = ', orient="records", lines=True' if "pandas" in library else ""
     return "python -c " + shlex.quote(f"import {library}; {table}.to_json({written}{more})")

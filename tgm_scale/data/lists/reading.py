@@ -131,7 +131,7 @@ def _of_role(rows: list[Row], role: Role, path: str) -> tuple[list[Row], str]:
 def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
     """One entry a video. Captions of the same path are captions of one clip; labels must agree."""
     entries: dict[str, Entry] = {}
-    said: dict[str, str] = {}  # where the label of each video stands
+    labelled_at: dict[str, str] = {}  # where the label of each video stands
     for row in rows:
         if row.fault:
             listing.problems.append(Problem(row.path or row.where, "bad_row", f"{row.where}: {row.fault}"))
@@ -156,13 +156,13 @@ def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
         if entry.label is not None and entry.label != label:
             if wanted == "label":
                 raise ValueError(
-                    f"{row.where}: {shown(row.path)} has another label, {shown(label)}, than at {said[path]}, "
+                    f"{row.where}: {shown(row.path)} has another label, {shown(label)}, than at {labelled_at[path]}, "
                     f"{shown(entry.label)}: {_ONE_LABEL}"
                 )
-            detail = f"{row.where}: not {shown(label)}, but {shown(entry.label)} as at {said[path]}"
+            detail = f"{row.where}: not {shown(label)}, but {shown(entry.label)} as at {labelled_at[path]}"
             listing.problems.append(Problem(row.path, "bad_label", detail))
             continue
-        entry.label, said[path] = label, row.where
+        entry.label, labelled_at[path] = label, row.where
     listing.entries = list(entries.values())
 
 

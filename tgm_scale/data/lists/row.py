@@ -88,10 +88,10 @@ def label_text(value: Any) -> str | None:
     """A label: a text or a number, also alone in a list; None if it is missing. Raises ValueError for several,
     and for what is neither."""
     if isinstance(value, list):
-        said = [one for one in value if not absent(one)]
-        if len(said) > 1:
+        given = [one for one in value if not absent(one)]
+        if len(given) > 1:
             raise ValueError(f"several labels ({_written(value)})")
-        value = said[0] if said else None
+        value = given[0] if given else None
     if absent(value):
         return None
     if not isinstance(value, (str, int, float)):

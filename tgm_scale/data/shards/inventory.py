@@ -90,10 +90,10 @@ def examples(corpus: Corpus) -> list[str]:
         ref = corpus.sample(shard, row)
         try:
             captions = captions_of(corpus.read(ref, CAPTION_EXTENSIONS))
-            said = ", ".join(shown(caption) for caption in captions[:NAMED]) or "no caption"
+            text = ", ".join(shown(caption) for caption in captions[:NAMED]) or "no caption"
         except DamagedMember as error:
-            said = error.problem.reason
-        found.append(f"{ref.name}: {said}")
+            text = error.problem.reason
+        found.append(f"{ref.name}: {text}")
     return found
 
 

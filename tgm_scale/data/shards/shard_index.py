@@ -55,7 +55,7 @@ class SampleRef:
 
     @property
     def name(self) -> str:
-        """The sample's name: no other of the run has it (see names.py)."""
+        """The sample's name: no other of the run has it (`opening.make_names_distinct`)."""
         return self.prefix + self.within
 
 

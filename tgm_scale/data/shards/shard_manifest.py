@@ -68,7 +68,7 @@ def missing(folder: str, shards: list[str]) -> list[str]:
     there, ending = set(map(addresses.base_name, shards)), shard_index.index_path(".tar")
     indices = (name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith("."))
     names = {name.removesuffix(ending) + ".tar" for name in indices}
-    names |= {name for name, (_, summary) in _manifest(_paths(folder)[0], said=False).items() if summary.samples}
+    names |= {name for name, (_, summary) in _manifest(_paths(folder)[0], report=False).items() if summary.samples}
     return [os.path.join(folder, name) for name in sorted(names - there)]
 
 
@@ -101,12 +101,12 @@ def _read(folder: str, patience: float | None = None) -> Manifest:
     return _manifest(adjacent, patience=patience) | _manifest(cached)
 
 
-def _manifest(path: str, said: bool = True, patience: float | None = None) -> Manifest:
+def _manifest(path: str, report: bool = True, patience: float | None = None) -> Manifest:
     try:
         data = storage.read_small(path, patience, _LARGEST)
         return {} if data is None else _parsed(data)
     except (ValueError, PermanentError) as error:  # half a file, or another version's: all of it can be derived
-        if said:
+        if report:
             why = " ".join(str(error).split())[:200]
             sys.stderr.write(f"{without_secrets(path)}: damaged ({why}): rebuilt from the shards\n")
         return {}

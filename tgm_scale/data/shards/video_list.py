@@ -142,7 +142,7 @@ def _captions_of_folder(
     if fault is not None:
         problems.append(Problem(os.path.relpath(os.path.join(folder, CAPTIONS), root), "bad_caption", fault))
         return {}
-    return {name: {"json": json.dumps({"captions": said}).encode()} for name, said in json_of(data).items()}
+    return {name: {"json": json.dumps({"captions": captions}).encode()} for name, captions in json_of(data).items()}
 
 
 def _read(folder: str, name: str) -> bytes:
@@ -184,8 +184,8 @@ def _compared(name: str, now: Marks, before: object) -> str:
     others = [file for file, mark in now.items() if before.get(file, mark) != mark]
     if not others:
         return ""
-    said = ", ".join(others[:NAMED]) + ", ..." * (len(others) > NAMED)
+    names = ", ".join(others[:NAMED]) + ", ..." * (len(others) > NAMED)
     return (
         f"{name.partition(' ')[2]}: {len(others):,} of {len(now):,} files that were looked at have another size or "
-        f"time than when the run began ({said}): it continues with them as they are now"
+        f"time than when the run began ({names}): it continues with them as they are now"
     )

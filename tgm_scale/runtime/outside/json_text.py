@@ -69,17 +69,17 @@ def json_at(text: str, place: int) -> tuple[Any, int]:
         raise ValueError(_ENDLESS) from None
 
 
-def json_file(file: Path, said: str = "", *, finite: bool = False) -> Any:
-    """What a file of JSON holds. Raises ValueError that names the file (as `said`, if given) where it is damaged,
+def json_file(file: Path, where: str = "", *, finite: bool = False) -> Any:
+    """What a file of JSON holds. Raises ValueError that names the file (as `where`, if given) where it is damaged,
     OSError where it cannot be read."""
-    return _named(said or str(file), lambda: json_of(bounded(file), finite=finite))
+    return _named(where or str(file), lambda: json_of(bounded(file), finite=finite))
 
 
-def json_object(file: Path, said: str = "", *, finite: bool = False) -> dict[str, Any]:
+def json_object(file: Path, where: str = "", *, finite: bool = False) -> dict[str, Any]:
     """As `json_file`, of a file that holds an object: anything else is a ValueError, too."""
-    tree = json_file(file, said, finite=finite)
+    tree = json_file(file, where, finite=finite)
     if not isinstance(tree, dict):
-        raise ValueError(f"{said or file}: wanted a JSON object, found {type(tree).__name__}")
+        raise ValueError(f"{where or file}: wanted a JSON object, found {type(tree).__name__}")
     return tree
 
 
@@ -94,7 +94,7 @@ def json_lines(file: Path) -> list[Any]:
     return found
 
 
-def json_without_doubles(file: Path, said: str) -> Any:
+def json_without_doubles(file: Path, where: str) -> Any:
     """As `json_file` with `finite`, of a file that people write: a key given twice is refused."""
     decoder = json.JSONDecoder(
         parse_int=_finite_integer, parse_float=_number, parse_constant=_constant, object_pairs_hook=_no_key_twice
@@ -106,7 +106,7 @@ def json_without_doubles(file: Path, said: str) -> Any:
         except RecursionError:
             raise ValueError(_ENDLESS) from None
 
-    return _named(said, read)
+    return _named(where, read)
 
 
 def bounded(file: Path, largest: int = LARGEST) -> bytes:
@@ -121,11 +121,11 @@ def bounded(file: Path, largest: int = LARGEST) -> bytes:
     return data
 
 
-def _named(said: str, read: Callable[[], Any]) -> Any:
+def _named(where: str, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except ValueError as error:
-        raise ValueError(f"{said}: damaged: not valid JSON: {error}") from None
+        raise ValueError(f"{where}: damaged: not valid JSON: {error}") from None
 
 
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 def _of_botocore(error: BaseException) -> int | None:
     """HTTP's status in an answer of S3."""
-    said = getattr(error, "response", None)
-    said = said.get("ResponseMetadata") if isinstance(said, dict) else None
-    said = said.get("HTTPStatusCode") if isinstance(said, dict) else None
-    return said if isinstance(said, int) else None
+    answer = getattr(error, "response", None)
+    answer = answer.get("ResponseMetadata") if isinstance(answer, dict) else None
+    answer = answer.get("HTTPStatusCode") if isinstance(answer, dict) else None
+    return answer if isinstance(answer, int) else None
