@@ -1,52 +1,95 @@
-"""What each term of the objective costs beside a step of pixels alone, by runs of the debug configuration."""
+"""What each term of the objective costs beside a step of pixels alone: processor time of a clip batch of the debug
+configuration through the frozen models, the model, the loss and the backward pass, without the update.
+
+Variants are measured in turns, and the least time of each is shown: other processes of the machine only add to it.
+"""
 
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
+from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.objectives.negatives import Negatives
+from tgm_scale.objectives.term import CAPTIONS, TARGETS, Pairs, gradients
 from tgm_scale.objectives.terms import TERMS
-from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.planning.corpora import make_synthetic, open_corpora
+from tgm_scale.planning.parts import clip_loader, joint_module, objective
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.planning.towers import load_towers
 from tgm_scale.runtime import command
+from tgm_scale.runtime.distributed import find_process
+from tgm_scale.training.clip_guidance import ClipGuidance
 
 EXAMPLES = """examples:
-  OMP_NUM_THREADS=1 python tools/measure_terms.py                 # about four minutes"""
-# recipe, and the terms beside pixels
+  OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= python tools/measure_terms.py     # about a minute of a core"""
+# recipe, and the term beside pixels
 VARIANTS = [("tube", name) for name in TERMS] + [("text_guided", "pixels"), ("text_guided", "predict")]
 
 
-def milliseconds(folder: Path, recipe: str, term: str, steps: int) -> float:
-    """Of a step, the least of some: what other processes of the machine took is in the others. Without the data."""
+def step_of(data: Path, recipe: str, term: str) -> Callable[[], None]:
+    """One pass over eight clips, forward and backward."""
     terms = "{" + ", ".join(f"{name}: 1" for name in dict.fromkeys(("pixels", term))) + "}"
-    run = folder / f"{recipe}-{term}"
-    given = [f"objective.terms={terms}", f"masking.recipe={recipe}", f"train.steps={steps}", "checkpoint.every=1000"]
-    given += [f"data.shards={folder / 'data'}", "data.synthetic.clips=64", f"run.dir={run}", "log.tensorboard=false"]
-    command_line = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", "debug", *given]
-    subprocess.run(command_line, check=True, capture_output=True)
-    return 1000 * min(row["step_seconds"] - row["data_seconds"] for row in read_metrics(run))
+    given = [f"objective.terms={terms}", f"masking.recipe={recipe}", f"data.shards={data}", "data.synthetic.clips=8"]
+    config, process = configuration.load("debug", given), find_process()
+    make_synthetic(config.data)
+    plan = plan_pretraining(config, process)
+    assert plan.masker is not None
+    corpora = open_corpora(config.data, plan.captions)
+    towers = load_towers(config.guidance, plan.needs, CAPTIONS in plan.terms, process.device)
+    [(_, [batch])] = clip_loader(plan, config.data, config.guidance, 0, corpora, range(1))
+    guidance = ClipGuidance(plan.masker, towers, ToDevice(process.device))
+    built = objective(config, plan.shape, towers)
+    module = joint_module(config, plan.shape, towers, built)
+
+    def step() -> None:
+        part = guidance(batch)
+        target = part.mask.target if TARGETS in plan.terms else None
+        passed = module(part.batch.video, part.mask.visible, target, part.features_BNF)
+        loss = sum((error_B.mean() for error_B in passed.errors_TB), torch.zeros(()))
+        numbers = iter(passed.learned)
+        for one in built.coupled.values():
+            assert part.text_BE is not None
+            learned = next(numbers) if one.first else torch.zeros(0)
+            negatives = Negatives(part.batch.weight, part.caption_ids_B, part.batch.clip_ids, len(batch))
+            found = gradients(one, Pairs(passed.embedding_BE, part.text_BE, negatives), learned)
+            loss = loss + (passed.embedding_BE * found.video_GE).sum() + (learned * found.learned_L).sum()
+            one.observe(part.text_BE, part.batch.weight, len(batch))
+        loss.backward()
+        module.zero_grad()
+
+    return step
 
 
 def measure(options: argparse.Namespace) -> int:
-    rows = []
-    base: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for recipe, term in VARIANTS:
-            step = milliseconds(Path(scratch), recipe, term, options.steps)
-            more = step - base.setdefault(recipe, step)
-            rows.append((recipe, term if term == "pixels" else f"pixels + {term}", f"{step:.0f}", f"{more:+.0f}"))
-            print(*rows[-1], file=sys.stderr, flush=True)
-    print(f"{headline()}; configs/debug.yaml, ms of a step of 8 clips, the least of {options.steps}")
-    print(table(("recipe", "terms", "step", "beside pixels"), rows))
+        steps = {variant: step_of(Path(scratch) / "data", *variant) for variant in VARIANTS}
+        least = dict.fromkeys(steps, float("inf"))
+        for _ in range(options.turns):
+            for variant, step in steps.items():
+                began = time.process_time()
+                step()
+                least[variant] = min(least[variant], 1000 * (time.process_time() - began))
+    rows = []
+    for recipe, term in VARIANTS:
+        spent, base = least[recipe, term], least[recipe, "pixels"]
+        terms = term if term == "pixels" else f"pixels + {term}"
+        rows.append((recipe, terms, f"{spent:.0f}", f"{spent - base:+.0f} ms, {spent / base - 1:+.0%}"))
+    print(f"{headline()}; configs/debug.yaml, ms of processor time for 8 clips, the least of {options.turns} turns")
+    print(table(("recipe", "terms", "forward and backward", "beside pixels"), rows))
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = command.parser(__doc__, EXAMPLES)
-    parser.add_argument("--steps", type=int, default=30, metavar="N", help="steps of a run (default: 30)")
+    parser.add_argument("--turns", type=int, default=20, metavar="N", help="times that each is measured (default: 20)")
     options = parser.parse_args(arguments)
     return command.exit_code("measure_terms", lambda: measure(options))
 
