@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tgm_scale.evaluation.intervals import paired_interval
+from tgm_scale.evaluation.intervals import group_interval, paired_interval
 
 
 def test_one_seed_gives_the_width_of_the_normal_interval() -> None:
@@ -43,3 +43,14 @@ def test_no_difference_has_no_width_and_the_seed_fixes_the_digits() -> None:
     gain = torch.randn(2, 60, generator=torch.Generator().manual_seed(2))
     assert paired_interval(gain, seed=1) == paired_interval(gain, seed=1)
     assert paired_interval(gain, seed=1) != paired_interval(gain, seed=2)
+
+
+def test_an_interval_over_groups_has_whole_groups() -> None:
+    """Two groups, one all right and one all wrong, of 30 and 10 clips: a draw has 0, 0.75 or 1."""
+    right = torch.tensor([True] * 30 + [False] * 10)
+    found = group_interval(right, ["b"] * 30 + ["a"] * 10)
+    assert found == (0.75, 0.0, 1.0)
+    apart = group_interval(right, [str(number) for number in range(40)])
+    assert apart.mean == 0.75 and 0.55 < apart.low < 0.68 and 0.82 < apart.high < 0.92, (
+        "each clip a group: as over clips"
+    )

@@ -5,6 +5,7 @@ Shapes: S seeds, M test clips, R draws of the bootstrap.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +60,21 @@ def class_interval(
     means = [mean(_drawn_clips(key, len(right))) for key in _keys(seed, draws)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean(np.arange(len(right))), float(low), float(high))
+
+
+def group_interval(
+    right_M: Tensor, groups: Sequence[str], level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """The share of right clips with its percentile interval over groups (cluster bootstrap): a draw has whole groups,
+    each with all its clips, as other subjects or scenes would come. groups: of each clip."""
+    names = sorted(set(groups))
+    group_M = np.array([names.index(group) for group in groups])
+    count_G = np.bincount(group_M)
+    right_G = np.bincount(group_M, weights=right_M.double().numpy())
+    drawn = (_drawn_clips(key, len(names)) for key in _keys(seed, draws))
+    means = [right_G[drawn_G].sum() / count_G[drawn_G].sum() for drawn_G in drawn]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(right_G.sum() / count_G.sum()), float(low), float(high))
 
 
 def _keys(seed: int, draws: int) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
-from tgm_scale.evaluation.intervals import Interval, class_interval, paired_interval
+from tgm_scale.data.lists.text import shown
+from tgm_scale.evaluation.intervals import Interval, class_interval, group_interval, paired_interval
 from tgm_scale.runs.environment import versions
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
@@ -54,6 +55,20 @@ def predictions(clips: Clips, classes: Sequence[str], scores_MC: Tensor) -> Iter
     """A row for each test clip: what it is, and the class of the highest score."""
     for key, label, best in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist()):
         yield {"key": key, "label": label, "prediction": classes[best]}
+
+
+def baselines(scores_MC: Tensor, truth_M: Tensor, clips: Clips, trained: Sequence[str]) -> dict[str, str]:
+    """What top-1 is to be compared with: the share of the test clips whose class is the most frequent of the training
+    (`trained`, a label each); and, where the test clips have groups, its interval over these."""
+    most = Counter(sorted(trained)).most_common(1)[0][0]
+    share = clips.labels.count(most) / len(clips.labels)
+    found = {"majority class": f"top1 of always answering {shown(most)}: {share:.4f}"}
+    if clips.groups is not None and len(set(clips.groups)) > 1:
+        of_groups = group_interval(scores_MC.argmax(1) == truth_M, clips.groups)
+        found["over groups"] = (
+            f"top1 [{of_groups.low:.4f}, {of_groups.high:.4f}] (95 %, bootstrap over {len(set(clips.groups))} groups)"
+        )
+    return found
 
 
 def refuse_not_finite(scores_MC: Tensor) -> None:

@@ -115,6 +115,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
                 "classes": len(classes),
                 "training clips": len(train.labels),
                 **results.optional_note(untrained_note(lacking, len(test.labels))),
+                **results.baselines(scored.scores_MC, truth_M, test, train.labels),
                 "features": _POOLINGS[pooling],
                 **scored.facts,
             }
