@@ -125,7 +125,7 @@ def test_a_heartbeat_that_fails_in_itself_stops_the_run(
     reasons: list[str] = []
     Watchdog(tmp_path, ProcessInfo(0, 1, 0, torch.device("cpu")), 60, reasons.append)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    monkeypatch.setattr(watchdog_module.waits, "all_waits", lambda: 1 / 0)
+    monkeypatch.setattr(watchdog_module.patience, "all_waits", lambda: 1 / 0)
     wait_until(lambda: bool(reasons))
     assert reasons == ["the failure of the watchdog of rank 0 (ZeroDivisionError: division by zero)"]
 
