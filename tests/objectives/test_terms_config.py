@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -13,6 +15,7 @@ from tgm_scale.objectives.nearest import Nearest
 from tgm_scale.objectives.term import Setup
 from tgm_scale.planning.checks import check_objective
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
+from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import find_process
 
 
@@ -65,6 +68,15 @@ def test_what_does_not_go_together_is_refused_by_its_keys(overrides: list[str], 
         config = debug(*overrides)
         plan_pretraining(config, find_process())
         check_objective(config)
+
+
+def test_a_folder_of_another_objective_is_refused_by_its_terms(tmp_path: Path) -> None:
+    place = f"run.dir={tmp_path}"
+    (tmp_path / "config.yaml").write_text(configuration.dump(debug(place, "objective.contrastive_weight=0.5")))
+    run_folder.open_folder(debug(place, "objective.terms={contrast: 0.5, pixels: 1}"))
+    said = r"\(objective: 1 pixels \+ 0.5 contrast there, 1 pixels \+ 0.1 sigmoid here\)"
+    with pytest.raises(ValueError, match=said):
+        run_folder.open_folder(debug(place, "objective.terms={pixels: 1, sigmoid: 0.1}"))
 
 
 def test_a_run_computes_what_its_terms_need() -> None:

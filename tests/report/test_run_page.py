@@ -136,6 +136,18 @@ def test_a_checkpoint_is_looked_into_by_preview(run: Path, tmp_path: Path) -> No
     assert f"<pre>tgm-scale preview --checkpoint {whole} --output preview.html</pre>" in page
 
 
+def test_a_run_of_other_terms_has_their_curves_and_says_why_nothing_is_reconstructed(tmp_path: Path) -> None:
+    rows = [row(step) | {"loss_predict": 2 - step / 100} for step in (1, 2)]
+    for one in rows:
+        del one["loss_reconstruction"]
+    folder = made_run(tmp_path / "run", rows, objective={"terms": {"predict": 1}, "reconstruction_weight": 0.0})
+    page = page_of(folder, output=tmp_path / "page.html")
+    assert "<h3>Predict</h3>" in page and "Other columns" not in page and "Sigmoid" not in page
+    said = paragraphs(page)
+    assert "None: the objective has no term pixels." in said
+    assert any("Not there: Reconstruction (only with the term pixels)" in one for one in said)
+
+
 def test_the_page_is_one_file_that_fetches_nothing(run: Path, tmp_path: Path) -> None:
     page = page_of(run, output=tmp_path / "page.html")
     assert not re.findall(r"<script|<link|<iframe|<img|@import|url\(|srcset|\bsrc=|\bhref=", page)

@@ -80,7 +80,7 @@ def a_report_draws_the_newest_checkpoint(folder: Path, wanted: np.ndarray) -> No
     assert cli.main(["report", str(folder)]) == 0
     [picture] = drawn_in(folder)
     assert (pixels(io.BytesIO(picture)) == wanted).all(), "what the run itself drew at that step"
-    assert "Step 4: of each clip of the data some frames" in (folder / "report.html").read_text()
+    assert "Clips of the training data at step 4: frames" in (folder / "report.html").read_text()
     assert not (folder / "pictures").exists()
     state = next((folder / "checkpoints/step-00000004").glob("state-*.safetensors"))
     state.write_bytes(state.read_bytes()[:-8])

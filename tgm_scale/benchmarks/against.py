@@ -171,6 +171,7 @@ def run(config: Config, turns: int, warm: int, described: str) -> dict[str, Any]
     peer = peer_model(work, own)
     compiled = config.model.compile
     steps = {"tgm_scale": own_step(work, own, compiled), "transformers": peer_step(work, peer, compiled)}
+    print(f"the first step of each, of {work.clips} clips (train.micro_batch_size)", flush=True)
     first = {name: float(step()) for name, step in steps.items()}
     measured = in_turns(steps, turns, warm, device)
     rate = matrix_rate(work.precision, device, SIDE[device.type])
@@ -181,7 +182,9 @@ def run(config: Config, turns: int, warm: int, described: str) -> dict[str, Any]
     ratio = median(turn["transformers"] / turn["tgm_scale"] for turn in measured)
     rows = [(name, f"{first[name]:.6f}", f"{speed[name]:.3f}", f"{flops * speed[name] / rate:.1%}") for name in steps]
     print(f"{headline()}; {described}; {work.clips} clips a step, {work.precision}, medians of {len(measured)} turns")
-    print(table(("step", "first loss", "clips/s", "of the matrix rate"), rows))
+    per_second = "clips a second" if device.type == "cuda" else "clips a second of CPU time"
+    print("a step: forward pass, loss, backward pass, update; no guidance and no data")
+    print(table(("step", "first loss", per_second, "of the matrix rate"), rows))
     print(f"tgm_scale is {ratio:.3f} times as fast (median of the turns' ratios)")
     print(f"matrix rate: {rate / 1e9:.1f} GFLOP/s in square {work.precision} products")
     return {

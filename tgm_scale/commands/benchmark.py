@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   tgm-scale benchmark rates --json rates.json
   tgm-scale benchmark footprint --sizes tiny,S,B --dir runs/footprint
   tgm-scale benchmark step --config configs/debug.yaml --steps 20 model.attention=sdpa
-  tgm-scale benchmark step --config configs/pretrain_vitb.yaml --against transformers masking.recipe=tube ...
+  tgm-scale benchmark step --config debug --against transformers masking.recipe=tube
   tgm-scale benchmark masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
   tgm-scale benchmark checkpoint --config configs/pretrain_vitl.yaml train.precision=fp32
 

@@ -10,7 +10,7 @@ from tgm_scale.preview import RECIPES
 from tgm_scale.runtime.terminal import message
 
 _REPORT = """One HTML page of a run, while it runs or after: its curves, speed, skipped samples, starts,
-configuration, what its newest checkpoint reconstructs of a few held-out clips (on the CPU), and the
+configuration, what its newest checkpoint reconstructs of four clips (on the CPU), and the
 command that resumes it. Of several runs: their curves in one plot, and what
 differs. The page needs no other file and fetches nothing."""
 

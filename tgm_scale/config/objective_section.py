@@ -54,6 +54,10 @@ class ObjectiveConfig(Section):
         terms = {term: getattr(self, key) for key, term in _KEYS.items()} if self.terms is None else self.terms
         return {name: weight for name, weight in terms.items() if weight}
 
+    def in_words(self) -> str:
+        """1 pixels + 0.1 sigmoid"""
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.weights().items())
+
     def in_yaml(self) -> str:
         """The terms as they are written."""
         return _flow(self.terms or {})

@@ -33,8 +33,7 @@ def preview(options: argparse.Namespace) -> int:
     """The exit code. Raises ValueError for a mistake in the options, or where no clip can be shown."""
     began = time.monotonic()
     settings = resolve(options)
-    model = None if settings.weights is None else build(settings.weights)
-    assert model is None or isinstance(model, MaskedVideoAutoencoder)
+    model = _model(settings)
     with ProgressBars() as bars:
         clips, problems = _read(settings, options, bars)
         found, shown = _look(settings, clips, model, bars)
@@ -45,6 +44,19 @@ def preview(options: argparse.Namespace) -> int:
     seconds = time.monotonic() - began
     print(message(f"{options.output}: {len(shown)} clips, {len(page) / 1e6:.1f} MB, in {seconds:.0f} s"))
     return 0
+
+
+def _model(settings: Settings) -> MaskedVideoAutoencoder | None:
+    """What reconstructs; None where no checkpoint is named, or it has not learned to."""
+    weights = settings.weights
+    if weights is None:
+        return None
+    if not ((weights.config or {}).get("objective") or {}).get("reconstruction_weight", 1.0):
+        print("no reconstructions: the checkpoint's objective has no term pixels")
+        return None
+    model = build(weights)
+    assert isinstance(model, MaskedVideoAutoencoder)
+    return model
 
 
 def _read(settings: Settings, options: argparse.Namespace, bars: ProgressBars) -> tuple[list[Clip], list[Problem]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 
 import torch
 
@@ -20,6 +21,7 @@ from tgm_scale.planning.towers import load_towers
 from tgm_scale.report.run_view import Reconstruction, RunView
 from tgm_scale.runs import status
 from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.runtime.terminal import message
 from tgm_scale.training.pictures import masked_clips
 
 
@@ -33,6 +35,7 @@ def with_reconstruction(view: RunView) -> RunView:
         return dataclasses.replace(view, reconstruction=_of_newest(view))
     except (ValueError, OSError) as error:
         said = f"The newest checkpoint's reconstructions are not drawn: {error}"
+        print(message(f"{view.name}: {said}"), file=sys.stderr)
         return dataclasses.replace(view, complaints=[*view.complaints, said])
 
 
@@ -43,7 +46,7 @@ def _of_newest(view: RunView) -> Reconstruction | None:
     config = checked(status.read_tree(str(view.root)), str(view.root / "config.yaml"), Config)
     if not config.objective.reconstruction_weight:
         return None
-    print(f"{view.name}: reconstructions of the checkpoint of step {step}", flush=True)
+    print(f"{view.name}: reading the checkpoint of step {step}", flush=True)
     guidance = config.guidance.model_copy(update={"compile": False})
     config = config.model_copy(update={"guidance": guidance})
     cpu = torch.device("cpu")  # a GPU here may be the run's own

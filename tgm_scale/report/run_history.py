@@ -38,11 +38,13 @@ def apart(view: RunView) -> list[Section]:
 
 def _reconstructions(view: RunView) -> list[Block]:
     if view.reconstruction is None:
-        return []
+        weight = view.tree.get("objective", {}).get("reconstruction_weight", 1.0)
+        return [] if weight else [Text("None: the objective has no term pixels.")] * ("masking" in view.tree)
     step, png, of_what = view.reconstruction
+    clips = {"knn.test": "Held-out clips", "the data": "Clips of the training data"}.get(of_what, "Clips")
     said = (
-        f"Step {step}: of each clip{of_what and f' of {of_what}'} some frames, what the encoder sees of them, and "
-        "what the model makes of the rest, with brightness and contrast of visible patches alone."
+        f"{clips} at step {step}: frames, visible patches, reconstruction. The model predicts patterns of the hidden "
+        "patches; their brightness and contrast are interpolated from visible patches, and are not learned."
     )
     return [Picture(png, f"reconstructions at step {step}", said)]
 

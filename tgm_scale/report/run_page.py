@@ -137,7 +137,7 @@ def _standing(view: RunView) -> list[Block]:
         blocks.append(Text(f"What resumes it: {view.lines['resume']}."))
     if "masking" in view.tree and view.lines.get("checkpoint", "none yet") != "none yet":
         typed = shlex.join(["tgm-scale", "preview", "--checkpoint", str(view.root), "--output", "preview.html"])
-        blocks += [Text("What it reconstructs of clips, and what its masks hide:"), Code(typed)]
+        blocks += [Text("More of its clips, what masks hide of them, and under other captions:"), Code(typed)]
     return blocks
 
 

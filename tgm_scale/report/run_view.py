@@ -41,7 +41,8 @@ class Named:
 
 
 class Reconstruction(NamedTuple):
-    """A picture of clips, their masks and what the model makes of them, as of a step; of_what: the clips."""
+    """A picture of clips, their masks and what the model makes of them, as of a step; of_what: the clips, where that
+    is known: "knn.test" or "the data"."""
 
     step: int
     png: bytes

@@ -116,6 +116,17 @@ def _lines(file: Path) -> int:
     return len(file.read_bytes().splitlines()) if file.is_file() else 0
 
 
+_WEIGHTS = ("objective.terms", "objective.reconstruction_weight", "objective.contrastive_weight")
+
+
+def _other_terms(before: RunSettings, config: RunSettings) -> list[str]:
+    """The terms of two objectives, whichever keys say them."""
+    found = [one.objective for one in (before, config) if isinstance(one, configuration.Config)]
+    if len(found) < 2 or found[0].weights() == found[1].weights():
+        return []
+    return [f"objective: {found[0].in_words()} there, {found[1].in_words()} here"]
+
+
 def _refuse_other_run(config: RunSettings, file: Path) -> None:
     before = configuration.checked(configuration.read_tree(file), str(file), type(config))
     there, here = (tree_without_secrets(configuration.digest_tree(one)) for one in (before, config))
@@ -123,8 +134,9 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
         f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
         for section, values in here.items()
         for key, value in values.items()
-        if there[section].get(key) != value and f"{section}.{key}" not in origins.KEYS
+        if there[section].get(key) != value and f"{section}.{key}" not in (*origins.KEYS, *_WEIGHTS)
     ]
+    differing += _other_terms(before, config)
     differing += origins.differences(there, here, origins.read(file.parent))
     if differing:
         raise ValueError(

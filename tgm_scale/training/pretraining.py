@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -75,9 +76,11 @@ class Pretraining(Task):
         self.guidance = ClipGuidance(plan.masker, self.towers, ToDevice(process.device))
         self.measured_every = config.knn.every
         self.pictured_every = config.log.pictures_every
+        root = f" {shlex.join([f'data.root={config.data.root}'])}" if config.data.root else ""
         self.then = (
             f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
-            f"encoder.checkpoint={self.folder} data.train=train.csv data.test=test.csv"
+            f"encoder.checkpoint={self.folder} data.train=train.csv data.test=test.csv{root} (lists with the columns "
+            "file and label)"
         )
 
     def module(self, newest: Path | None) -> nn.Module:
