@@ -151,6 +151,10 @@ class LocalRun:
         return any(process.poll() is not None for process in self.ranks)
 
     def __enter__(self) -> LocalRun:
+        """Meanwhile SIGTERM, which would end this process at once and leave the others running, ends both."""
+        ours = threading.current_thread() is threading.main_thread()
+        ours = ours and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        self._restored = signal.signal(signal.SIGTERM, _leave) if ours else None
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -158,3 +162,9 @@ class LocalRun:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with the data workers of a rank that has ended
         self.wait()
+        if self._restored is not None:
+            signal.signal(signal.SIGTERM, self._restored)
+
+
+def _leave(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
