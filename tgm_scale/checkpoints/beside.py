@@ -11,6 +11,9 @@ from torch import Tensor
 from tgm_scale.runtime.files import replacing, sync
 from tgm_scale.runtime.tensors import save_tensors
 
+TERMS = "terms"  # the name of what terms of the objective keep
+KEEPING = frozenset({"nearest"})  # the terms that keep something
+
 
 def file_of(folder: Path, name: str, step: int) -> Path:
     return folder / f"{name}-{step:08d}.safetensors"

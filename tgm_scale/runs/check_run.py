@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import beside, checkpoint, ema
 from tgm_scale.runs import events, origins, run_data, run_folder
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import rows_and_damaged
 from tgm_scale.runtime.outside.json_text import json_file
+from tgm_scale.runtime.tensors import open_tensors
 
 
 class Findings:
@@ -165,6 +166,7 @@ def _ranks(found: Findings, root: Path) -> None:
 
 def _checkpoints(found: Findings, root: Path) -> str | None:
     used, whole, ours = None, 0, 0
+    belongings: list[tuple[str, Path]] = []  # a whole checkpoint, and a file beside it
     for folder in sorted(root.glob("*")) if root.is_dir() else []:
         if checkpoint.step_of(folder) is None:
             found.lines.append(f"ignored  {folder.name}: not a checkpoint's name")
@@ -179,6 +181,25 @@ def _checkpoints(found: Findings, root: Path) -> str | None:
         size = sum(entry["bytes"] for entry in reader.manifest["files"])
         found.good(folder.name, f"{len(reader.manifest['files'])} files, {size:,} bytes compared with their hashes")
         used, whole = folder.name, whole + 1
+        belongings += [(folder.name, file) for file in _beside(reader)]
+    for name, file in belongings:
+        try:
+            if not file.is_file():
+                raise ValueError(f"missing: it belongs to {name}")
+            open_tensors(file)
+            found.good(file.name, f"readable, belongs to {name}")
+        except (OSError, ValueError) as error:
+            found.bad(file.name, str(error), stops=name == used)
     if ours and not whole:
         found.bad("checkpoints", "every one is damaged", stops=True)
     return used
+
+
+def _beside(reader: checkpoint.Reader) -> list[Path]:
+    """The files that a start from this checkpoint reads beside it."""
+    objective = (reader.manifest.get("config") or {}).get("objective") or {}
+    average = ema.averaged_file(reader)
+    found = [] if average is None else [average]
+    if any(weight and name in beside.KEEPING for name, weight in (objective.get("terms") or {}).items()):
+        found.append(beside.file_of(reader.folder.absolute().parents[1], beside.TERMS, reader.progress.step))
+    return found

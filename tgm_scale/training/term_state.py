@@ -8,14 +8,12 @@ from tgm_scale.checkpoints import beside
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.runtime.tensors import load_tensors
 
-_NAME = "terms"
-
 
 def write(folder: Path, objective: Objective, step: int, retained: list[int]) -> None:
     """As `beside.write`; nothing where no term keeps anything. May raise OSError."""
     kept = {f"{name}.{key}": value for name, term in objective.coupled.items() for key, value in term.state().items()}
     if kept:
-        beside.write(folder, _NAME, step, retained, kept)
+        beside.write(folder, beside.TERMS, step, retained, kept)
 
 
 def read(folder: Path, objective: Objective, step: int) -> None:
@@ -23,7 +21,7 @@ def read(folder: Path, objective: Objective, step: int) -> None:
     keeping = {name: term for name, term in objective.coupled.items() if term.state()}
     if not keeping:
         return
-    file = beside.file_of(folder, _NAME, step)
+    file = beside.file_of(folder, beside.TERMS, step)
     if not file.is_file():
         raise ValueError(
             f"{file}: missing: it has what {', '.join(keeping)} keeps between steps, and belongs to the checkpoint of "
