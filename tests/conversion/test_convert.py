@@ -166,6 +166,21 @@ def test_the_command_says_what_it_did(tmp_path: Path, capsys: Capture) -> None:
     assert (tmp_path / "out" / "config.json").is_file()
 
 
+@pytest.mark.parametrize(
+    ("options", "held"), [([], "blocks and norm"), (["--classes", "4"], "blocks, fc_norm and head")]
+)
+def test_the_command_says_what_a_file_of_timms_names_is_for(
+    options: list[str], held: str, tmp_path: Path, capsys: Capture
+) -> None:
+    convert(made("pretraining"), tmp_path / "in", "safetensors")
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--to", "timm", *options]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f"out holds {held} only, for timm's VisionTransformer" in last and "does not read it back" in last
+    names = {name.split(".")[0] for name in load_file(tmp_path / "out")}
+    assert names == set(held.replace(",", "").replace(" and", "").split())
+    assert main([str(tmp_path / "out"), str(tmp_path / "back"), "--to", "safetensors"]) == 2
+
+
 def test_the_command_reads_foreign_files(tmp_path: Path, capsys: Capture) -> None:
     file, out = str(tmp_path / "in"), str(tmp_path / "out")
     clip = ["--frames", "4", "--size", "32"]

@@ -109,6 +109,12 @@ def _convert(options: argparse.Namespace) -> None:
     print(
         f"checked  loaded back, outputs on a fixed clip differ by {done.difference:.3g} (largest {done.largest:.3g})"
     )
+    if options.to == "timm":
+        held = "blocks, fc_norm and head" if done.written.kind == "classifier" else "blocks and norm"
+        print(
+            f"note     {options.output} holds {held} only, for timm's VisionTransformer: no patch embedding and no "
+            "positions; this project does not read it back"
+        )
 
 
 def _grouped(names: list[str]) -> str:
