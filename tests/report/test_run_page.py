@@ -90,6 +90,15 @@ def test_the_command_to_go_on_is_there_to_copy(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("steps", "words"), [(1, "last step"), (7, "last 7 steps"), (51, "last 50 steps")])
+def test_shares_and_the_bottleneck_say_how_many_steps_they_are_of(tmp_path: Path, steps: int, words: str) -> None:
+    rows = [row(step) | {"data_seconds": 0.4} for step in range(1, steps + 1)]
+    page = page_of(made_run(tmp_path / "run", rows), output=tmp_path / "page.html")
+    cards = [text for _, text in re.findall(r"<b>(.*?)</b><span>(.*?)</span>", page)]
+    assert f"waiting for data, main process, {words}" in cards
+    assert f"; over {'about ' * (steps > 1)}the {words}<" in page
+
+
 def test_shares_and_the_bottleneck_are_of_the_same_steps(tmp_path: Path) -> None:
     rows = [row(step) | {"data_seconds": 0.4 if step <= 100 else 0.1} for step in range(1, 151)]
     rows[-1] |= {"step_seconds": 25.5, "data_seconds": 25.1}  # counts as long as it took

@@ -19,15 +19,29 @@ def ranks(*shares: dict[str, float]) -> list[Rank]:
     return [Rank(number, f"node{number // 2}", share) for number, share in enumerate(whole)]
 
 
+GUIDANCE = [
+    "guidance.frames_per_tubelet=one",
+    "guidance.resolution=N",
+    "`tgm-scale shards cache`",
+    "data.shards",
+    "guidance.cached=true",
+]
+
+
 @pytest.mark.parametrize(
     ("told", "words"),
     [
         (ranks({}, {}), ["none: 100%"]),
         (
             ranks({"data": 0.05, "meeting": 0.35}, {"meeting": 0.4}, {"meeting": 0.4}, {"data": 0.4}),
-            ["data: rank 3 on node1 waits for clips 40%", "least of all ranks: 0%", "data.workers=14 instead of 8"],
+            [
+                "data: rank 3 on node1 waits for clips 40%",
+                "least of all ranks: 0%",
+                "data.workers=14 instead",
+                "--gop",
+            ],
         ),
-        (ranks({"guidance": 0.5, "data": 0.11}), ["guidance: 50% of the time of rank 0"]),
+        (ranks({"guidance": 0.5, "data": 0.11}), ["guidance: 50% of the time of rank 0", *GUIDANCE]),
         (
             ranks({"checkpoint": 0.2}, {"checkpoint": 0.21}),
             ["checkpoint: 21% of the time of rank 1", "checkpoint.every"],

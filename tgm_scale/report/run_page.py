@@ -112,19 +112,20 @@ def _cards(view: RunView) -> list[Card]:
         if name in lines
     ]
     for part, text in (("data_seconds", "waiting for data"), ("guidance_seconds", "guidance")):
-        if SHARES[part] in view.columns and (share := _recent_share(view, part)) is not None:
+        if SHARES[part] in view.columns and (recent := _recent_share(view, part)) is not None:
             # as the line of the bottleneck, which is of the rank that is worst off
-            found.append(Card(chart.percent(share), f"{text}, main process, last {status.RECENT} steps"))
+            share, steps = recent
+            found.append(Card(chart.percent(share), f"{text}, main process, last {status.counted(steps)}"))
     if "knn_accuracy" in view.columns and len(values := view.columns["knn_accuracy"].finite.values):
         found.append(Card(chart.percent(float(values[-1])), "kNN accuracy, newest"))
     return found
 
 
-def _recent_share(view: RunView, part: str) -> float | None:
-    """Of the time of the newest steps, that which a part of each takes."""
+def _recent_share(view: RunView, part: str) -> tuple[float, int] | None:
+    """Of the time of the newest steps, that which a part of each takes, and how many steps they are."""
     seconds, whole = (view.columns[name].values[-status.RECENT :] for name in (part, "step_seconds"))
     known = np.isfinite(seconds) & np.isfinite(whole) & (whole > 0)
-    return float(seconds[known].sum() / whole[known].sum()) if known.any() else None
+    return (float(seconds[known].sum() / whole[known].sum()), int(known.sum())) if known.any() else None
 
 
 def _standing(view: RunView) -> list[Block]:

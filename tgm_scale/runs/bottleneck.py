@@ -86,10 +86,15 @@ def _remedy(phase: str, rank: Rank, ranks: list[Rank], workers: int) -> str:
         among = f" (least of all ranks: {least:.0%})" if len(ranks) > 1 else ""
         return (
             f"{rank} waits for clips {share:.0%} of its time{among}; data.workers={wanted} instead of {workers} would "
-            f"cure it ({wanted - workers} more cores for each rank), or shorter GOPs, or smaller videos in the shards"
+            f"cure it ({wanted - workers} more cores for each rank), or shards made with a lower --gop or "
+            "--short-side (`tgm-scale shards make`)"
         )
     if phase == "guidance":
-        return f"{share:.0%} of the time of {rank}; score one frame a tubelet, lower guidance.resolution, or cache it"
+        return (
+            f"{share:.0%} of the time of {rank}; set guidance.frames_per_tubelet=one, or guidance.resolution=N below "
+            "the tower's own side, or make relevance once: `tgm-scale shards cache`, then its output as data.shards "
+            "and guidance.cached=true"
+        )
     if phase == "checkpoint":
         return f"{share:.0%} of the time of {rank}; raise checkpoint.every, or write to a faster disk"
     return f"even {rank}, for which all others wait, spends {share:.0%} on meeting them; check the hosts' network"

@@ -93,8 +93,13 @@ def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list
         "left": "done" if last["step"] == plan["steps"] else duration(left),
         "last step": f"{duration(age)} ago",
         "loss": f"{loss_in_words(last)} (first {loss_in_words(rows[0])})",
-        "bottleneck": f"{held_up}; over about the last {RECENT} steps",
+        "bottleneck": f"{held_up}; over {'about ' * (len(recent) > 1)}the last {counted(len(recent))}",
     }
+
+
+def counted(steps: int) -> str:
+    """How many of the newest steps a figure is of, after `last`."""
+    return "step" if steps == 1 else f"{steps} steps"
 
 
 def _is_whole(row: dict[str, Any]) -> bool:
