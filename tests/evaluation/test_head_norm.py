@@ -5,13 +5,14 @@ tests/training/test_classifier_stages.py compares its steps with torch's BatchNo
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from types import ModuleType
 
+import launch
 import pytest
 import torch
 
-from tests.evaluation.test_finetune import CLIP, SIZE, configuration, launch, losses  # noqa: F401 - a fixture
+from tests.evaluation.test_finetune import CLIP, SIZE, configuration, losses
 from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Reader, latest
 from tgm_scale.conversion.read import read
@@ -45,15 +46,15 @@ def test_a_run_is_the_same_split_and_resumed_and_its_results_are_of_what_is_expo
     shards: str,
     checkpoint: Path,
     tmp_path: Path,
-    launch: ModuleType,  # noqa: F811
 ) -> None:
     """With averaged weights, which have averaged statistics of their own."""
     command = ["-m", "tgm_scale", "finetune", "--config", str(configuration(tmp_path, shards, checkpoint))]
     command += ["finetune.head_norm=batch"]
     first, second = tmp_path / "run", tmp_path / "again"
-    launch.run(1, [*command, "train.micro_batch_size=8"])
+    said = launch.run(1, [*command, "train.micro_batch_size=8"]).stdout
+    assert re.search("^run .* test videos of .* steps of .*, head_norm batch$", said, re.MULTILINE)
     command.append(f"run.dir={second}")
-    launch.run(2, [*command, "deepspeed.stage=2", "train.max_minutes=1e-9"], code=1)
+    launch.run(2, [*command, "deepspeed.stage=2", "train.max_minutes=1e-9"], code=85)
     assert len(losses(second)) == 1
     launch.run(1, command)
     assert losses(second) == pytest.approx(losses(first), abs=1e-4)

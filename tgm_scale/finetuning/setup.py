@@ -178,9 +178,10 @@ def loader(config: FinetuneConfig, parts: Parts, steps: range) -> ClipLoader:
 
 def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int) -> None:
     """Print what the run will do, before its first step."""
+    norm = config.finetune.head_norm
     lines = [
         f"run {config.run.dir}: {len(parts.train.refs)} training and {len(parts.test.refs)} test videos of "
-        f"{len(parts.classes)} classes, {parts.plan.described()}",
+        f"{len(parts.classes)} classes, {parts.plan.described()}{'' if norm == 'none' else f', head_norm {norm}'}",
         *few_clips(len(parts.train.refs), parts.plan.layout.global_batch, parts.plan.repeats),
         *notes,
         *not_used(config.deepspeed.config),
