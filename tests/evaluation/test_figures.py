@@ -61,6 +61,22 @@ def test_accuracies_by_their_formulas() -> None:
     assert figure["low"] < figure["value"] < figure["high"]
 
 
+@pytest.mark.parametrize(
+    ("clips", "predicted", "said"),
+    [
+        (30, 2, {}),
+        (30, 1, {"predictions": "all are 'b': "}),
+        (29, 2, {"few test clips": "29, fewer than 30: one clip moves top1 by 0.0345, "}),
+        (1, 1, {"predictions": "all are 'b': ", "few test clips": "1, fewer than 30: "}),
+    ],
+)
+def test_figures_that_tell_little_are_said_to(clips: int, predicted: int, said: dict[str, str]) -> None:
+    scores_MC = torch.eye(3)[[1 + clip % predicted for clip in range(clips)]]
+    found = results.cautions(scores_MC, ["a", "b", "c"])
+    assert found.keys() == said.keys() and all(found[name].startswith(text) for name, text in said.items())
+    assert "predictions" not in results.cautions(scores_MC[:, 1:2], ["b"]), "there is only one"
+
+
 def test_classes_that_training_lacks_count_each() -> None:
     found = results.classification_metrics(
         torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, -1, -1, 1]), ["a", "x", "y", "b"]

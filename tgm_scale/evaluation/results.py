@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tgm_scale.evaluation.cache import Clips
 
 Clip = tuple[int, int]  # frames and side
+FEW = 30  # test clips: below, one of them moves top-1 by more than 0.03
 
 
 def class_numbers(classes: Sequence[str], labels: Sequence[str]) -> Tensor:
@@ -67,6 +68,19 @@ def baselines(scores_MC: Tensor, truth_M: Tensor, clips: Clips, trained: Sequenc
         of_groups = group_interval(scores_MC.argmax(1) == truth_M, clips.groups)
         found["over groups"] = (
             f"top1 [{of_groups.low:.4f}, {of_groups.high:.4f}] (95 %, bootstrap over {len(set(clips.groups))} groups)"
+        )
+    return found
+
+
+def cautions(scores_MC: Tensor, classes: Sequence[str]) -> dict[str, str]:
+    """What stands beside figures that tell little: of predictions that are all one class, of few test clips."""
+    clips, best = len(scores_MC), scores_MC.argmax(1).unique().tolist()
+    found = {}
+    if len(best) == 1 and len(classes) > 1:
+        found["predictions"] = f"all are {shown(classes[best[0]])}: top1 is the share of the test clips with it"
+    if clips < FEW:
+        found["few test clips"] = (
+            f"{clips}, fewer than {FEW}: one clip moves top1 by {1 / clips:.4f}, and an interval over so few is rough"
         )
     return found
 

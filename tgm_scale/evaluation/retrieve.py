@@ -142,7 +142,11 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
         "method": "zero-shot",
         "checkpoint": at.config.encoder.checkpoint,
         "figures": results.classification_metrics(scores_MC, truth_M, clips.labels),
-        "facts": {"classes": len(classes), "templates": list(at.config.retrieve.templates)},
+        "facts": {
+            "classes": len(classes),
+            **results.cautions(scores_MC, classes),
+            "templates": list(at.config.retrieve.templates),
+        },
     }
     rows = results.predictions(clips, classes, scores_MC)
     return results.write(at.folder, found | opened, rows, {"test": clips.problems})

@@ -116,6 +116,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
                 "training clips": len(train.labels),
                 **results.optional_note(untrained_note(lacking, len(test.labels))),
                 **results.baselines(scored.scores_MC, truth_M, test, train.labels),
+                **results.cautions(scored.scores_MC, classes),
                 "features": _POOLINGS[pooling],
                 **scored.facts,
             }

@@ -72,6 +72,7 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
                 **results.interpolation_note(positions, data.frames, data.size),
                 **results.optional_note(untrained_note(parts.lacking, len(clips.labels))),
                 **results.baselines(scores_MC, truth_M, clips, parts.train.sample_labels),
+                **results.cautions(scores_MC, parts.classes),
                 "training videos": len(parts.train.refs),
                 "views": f"{views.temporal} windows x {views.spatial} squares",
             },
