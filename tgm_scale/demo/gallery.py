@@ -94,6 +94,7 @@ def gallery(index: int = 0, mask_ratio: float = 0.75, towers: str = "small", sco
 def _hidden(
     config: Config, recipe: str, video_CTHW: Tensor, motion_SRC: Tensor, caption: str
 ) -> tuple[Tensor | None, str]:
+    """The tokens that a recipe hides, bool [S, R, C], or why there are none."""
     masker = recipe_masker(config, recipe)
     try:
         if "flow" in masker.needs:

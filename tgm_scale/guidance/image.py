@@ -103,6 +103,7 @@ def _forward(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
 
 
 def _class_attention(block: Any, x_NLD: Tensor) -> Tensor:
+    """Of the first token to all, mean over the heads: float32 [N, L]."""
     attention, x_NLD = block.self_attn, block.layer_norm1(x_NLD)
     query_NhK = attention.q_proj(x_NLD[:, 0]).unflatten(-1, (attention.num_heads, -1))
     keys_NLhK = attention.k_proj(x_NLD).unflatten(-1, (attention.num_heads, -1))

@@ -119,6 +119,7 @@ class Preprocessing:
 
 @cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """[C, 1, 1], made once."""
     return torch.tensor(values).to(device, non_blocking=True)[:, None, None]
 
 
