@@ -1,5 +1,8 @@
 """Attentive probe on frozen tokens: one learned query attends to a clip's tokens; a linear layer reads what it gathers
-(as the attentive probe of V-JEPA, Bardes et al. 2024, without its further MLP).
+(as the attentive probe of V-JEPA, Bardes et al. 2024, without its further MLP). Tokens are standardised by mean and
+deviation of the training clips' tokens, feature by feature, and a BatchNorm without weights is before the linear layer
+(as in MAE's linear probe, He et al. 2022, appendix A.1): where most tokens are background, what differs between clips
+is small beside what all have in common, and a head without them hardly learns (docs/EVALUATION.md).
 
 Learning rates are swept in one pass: a head for each, all on the same batches. The one that is best on a part of the
 training clips that none of them saw is trained again, from its first values, on all of them. Where the best is the
@@ -25,19 +28,26 @@ from tgm_scale.runtime import seeding
 _STD = 0.02  # of the query's and the last layer's first values
 _WARMUP = 0.1  # share of the steps
 _CLIPS = 256  # of a pass without gradient
+_EPS = 1e-6
 _FACTOR, _BEYOND = 3.0, 4
 
 
 class AttentiveHead(nn.Module):
-    """Tokens -> scores: norm, attention of one query, norm, linear layer. First values keyed by `seed`."""
+    """Tokens -> scores: norms, attention of one query, norm, linear layer. First values keyed by `seed`.
 
-    def __init__(self, width: int, heads: int, classes: int, seed: int) -> None:
+    mean_and_scale: what tokens are standardised by, [2, D]."""
+
+    mean_and_scale_2D: Tensor
+
+    def __init__(self, mean_and_scale_2D: Tensor, heads: int, classes: int, seed: int) -> None:
         super().__init__()
+        width = mean_and_scale_2D.shape[1]
         self.heads = heads
+        self.register_buffer("mean_and_scale_2D", mean_and_scale_2D.float())
         self.norm = nn.LayerNorm(width)
         self.query = nn.Parameter(torch.empty(width))
         self.key_value = nn.Linear(width, 2 * width)
-        self.out_norm = nn.LayerNorm(width)
+        self.out_norm = nn.BatchNorm1d(width, eps=_EPS, affine=False)
         self.head = nn.Linear(width, classes)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -51,7 +61,8 @@ class AttentiveHead(nn.Module):
 
     def forward(self, tokens_BKD: Tensor) -> Tensor:
         """Scores [B, C] of tokens of any floating type."""
-        x_BKD = self.norm(tokens_BKD.to(self.query.dtype))
+        mean_D, scale_D = self.mean_and_scale_2D
+        x_BKD = self.norm((tokens_BKD.to(self.query.dtype) - mean_D) * scale_D)
         key_BHKd, value_BHKd = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.key_value(x_BKD).chunk(2, dim=2)
         )
@@ -84,14 +95,15 @@ def probe(
     """Fit on the training clips, score the test clips. labels: int64 from 0.
 
     Raises ValueError for fewer than two classes or ten clips, or heads that do not divide the width."""
-    classes, width, clips = int(labels_N.max()) + 1, train_NKD.shape[2], len(train_NKD)
+    classes, clips = int(labels_N.max()) + 1, len(train_NKD)
     refuse_too_few(classes, clips)
-    refuse_heads(settings.heads, width)
+    refuse_heads(settings.heads, train_NKD.shape[2])
     validation = validation or Validation()
     seed, (held_out, kept) = validation.seed, validation.rows(clips)
 
     def fitted(rows: Tensor, *rates: float) -> dict[float, AttentiveHead]:
-        heads = {rate: AttentiveHead(width, settings.heads, classes, seed).to(device) for rate in rates}
+        statistics_2D = mean_and_scale(train_NKD, rows)
+        heads = {rate: AttentiveHead(statistics_2D, settings.heads, classes, seed).to(device) for rate in rates}
         _fit(heads, train_NKD, labels_N, rows, settings, seed)
         return heads
 
@@ -105,6 +117,17 @@ def probe(
     best, accuracies, at_edge = choose(accuracies_of, settings.learning_rates)
     chosen = fitted(torch.cat([held_out, kept]), best)[best]
     return AttentiveResult(_scores(chosen, test_MKD, torch.arange(len(test_MKD))), best, accuracies, at_edge)
+
+
+def mean_and_scale(tokens_NKD: Tensor, rows: Tensor) -> Tensor:
+    """Of each feature over all tokens of these clips: mean and 1 / deviation, float64 [2, D]."""
+    count, sums_2D = 0, torch.zeros(2, tokens_NKD.shape[2], dtype=torch.float64)
+    for part in rows.split(_CLIPS):
+        tokens_MD = tokens_NKD[part].flatten(0, 1).double()
+        count += len(tokens_MD)
+        sums_2D += torch.stack([tokens_MD.sum(0), tokens_MD.square().sum(0)])
+    mean_D, square_D = sums_2D / count
+    return torch.stack([mean_D, ((square_D - mean_D.square()).clamp(min=0) + _EPS).rsqrt()])
 
 
 def choose(
@@ -143,6 +166,8 @@ def _fit(
 ) -> None:
     """AdamW with warm-up and cosine for each head (by its learning rate); every batch is read once for all of them."""
     groups = [{"params": list(head.parameters()), "lr": rate, "peak": rate} for rate, head in heads.items()]
+    for head in heads.values():
+        head.train()
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     device = next(next(iter(heads.values())).parameters()).device
     of_epoch = math.ceil(len(rows) / settings.batch_size)
@@ -150,8 +175,10 @@ def _fit(
     steps, step = epochs * of_epoch, 0
     for epoch in range(epochs):
         order = torch.from_numpy(seeding.permutation(seeding.key(seed, "probe order", epoch), len(rows)))
-        for part in rows[order].split(settings.batch_size):
+        for part in rows[order].tensor_split(of_epoch):  # equal ones: a batch of one clip has no deviation
             step += 1
+            if len(part) < 2:
+                continue
             warm = min(1.0, step / max(1, round(_WARMUP * steps)))
             for group in optimiser.param_groups:
                 group["lr"] = group["peak"] * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
@@ -163,5 +190,6 @@ def _fit(
 
 @torch.no_grad()
 def _scores(head: nn.Module, tokens_MKD: Tensor, rows: Tensor) -> Tensor:
+    head.eval()
     device = next(head.parameters()).device
     return torch.cat([head(tokens_MKD[part].to(device)).cpu() for part in rows.split(_CLIPS)])

@@ -62,7 +62,7 @@ class ProbeConfig(Section):
     steps: int = Field(
         200, ge=1, description="updates of the attentive head, at least: few clips get more passes than epochs"
     )
-    batch_size: int = Field(256, ge=1, description="clips of an update of the attentive head")
+    batch_size: int = Field(256, ge=2, description="clips of an update of the attentive head")
     learning_rates: tuple[float, ...] = Field(
         (1e-4, 3e-4, 1e-3, 3e-3),
         strict=False,
