@@ -51,7 +51,8 @@ def test_the_fastest_of_real_trials_is_named_and_runs(config: Path) -> None:
     )
     assert not list((config.parent / "tune").glob("*/run/checkpoints/step-*"))
     best = max(found, key=lambda name: found[name]["clips_per_second"])
-    assert f"fastest that fits: {best}" in said and said.count("| 2 | none | 2 |") == 2
+    of_stage_2 = sum(name.startswith("zero2-") for name in found)  # with that of a worker where one of them is best
+    assert f"fastest that fits: {best}" in said and said.count("| 2 | none | 2 |") == of_stage_2 >= 2
     assert tune(config, *few).stdout == said, "the same outcomes, and no new trial"
     outcomes(config)
     folder = config.parent / "tune"
