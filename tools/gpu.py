@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from tgm_scale.benchmarks.machine import table
 from tgm_scale.runtime import command
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.processes import unwinding
 from tgm_scale.runtime.progress import clock
 
 LOOK_SECONDS = 300.0  # for a look at the GPUs: torch's import and a first context take up to a minute
@@ -50,7 +50,6 @@ def main(arguments: list[str] | None = None) -> int:
     add("--output", type=Path, metavar="DIR", help="default runs/gpu, on a CPU runs/gpu-cpu")
     add("--list", action="store_true", help="the rows and what each proves, and no more")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what it started is stopped, too
     return command.exit_code("gpu", lambda: _run(options), "the same command resumes from here")
 
 
@@ -64,6 +63,7 @@ def _minutes(text: str) -> float:
     return value
 
 
+@unwinding()
 def _run(options: argparse.Namespace) -> int:
     only, skip = (
         [name.strip() for words in given for name in words.split(",") if name.strip()]

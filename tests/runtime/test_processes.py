@@ -9,6 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from tgm_scale.runtime.command import INTERRUPTED
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 
@@ -79,20 +82,25 @@ def test_ranks_wait_at_a_barrier_longer_than_their_group_does(tmp_path):
 _STARTS_A_RUN = """
 import sys, time
 from pathlib import Path
+from tgm_scale.runtime.command import exit_code
 from tgm_scale.runtime.processes import LocalRun
 
-with LocalRun([sys.executable, "-c", "import time; time.sleep(600)"], 2, Path(sys.argv[1])) as life:
-    print(*(process.pid for process in life.ranks), flush=True)
-    time.sleep(600)
+def run():
+    with LocalRun([sys.executable, "-c", "import time; time.sleep(600)"], 2, Path(sys.argv[1])) as life:
+        print(*(process.pid for process in life.ranks), flush=True)
+        time.sleep(600)
+
+sys.exit(exit_code("starts a run", run))
 """
 
 
-def test_a_command_that_is_terminated_leaves_no_process_of_its_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_command_that_is_stopped_leaves_no_process_of_its_run(tmp_path: Path, number: signal.Signals) -> None:
     arguments = [sys.executable, "-c", _STARTS_A_RUN, str(tmp_path / "log")]
     started = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
     assert started.stdout is not None
     pids = started.stdout.readline().split()
     assert len(pids) == 2 and all(Path("/proc", pid).exists() for pid in pids)
-    started.terminate()
-    assert started.wait(30) == 128 + signal.SIGTERM
+    started.send_signal(number)
+    assert started.wait(30) == INTERRUPTED
     assert not any(Path("/proc", pid).exists() for pid in pids)

@@ -14,6 +14,7 @@ from typing import Any
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
 from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runtime.processes import unwinding
 from tgm_scale.runtime.progress import ProgressBars, Task
 
 Figures = dict[str, Any]
@@ -55,6 +56,7 @@ class Plan:
 SIDE_BY_SIDE = 2  # runs at a time, one core each: faster on two cores than one run on both
 
 
+@unwinding()
 def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
     """Every variant and seed by `tgm-scale pretrain`, several in parallel. An unfinished run is resumed."""
     waiting = [(variant, seed) for seed in range(plan.seeds) for variant in VARIANTS]

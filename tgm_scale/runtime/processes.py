@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,24 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP, which would end this process at once, are as Ctrl-C: what has started other
+    processes ends them on the way out."""
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # SIGHUP is ignored under nohup
+                before[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class LocalRun:
-    """Processes of one run, each with its rank; a context manager at whose end none is left.
+    """Processes of one run, each with its rank; a context manager that starts them, and at whose end none is left.
 
     command: what each process is; log: the file to which all write; variables: more of their environment; limit: bytes
     of private memory that each may ask for (RLIMIT_DATA). Each process leads a group, which is killed at the
@@ -119,20 +135,24 @@ class LocalRun:
         variables: dict[str, str] | None = None,
         limit: int | None = None,
     ):
+        self._command, self._log, self._limit = command, log, limit
         common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-        self.began = time.time()
+        own = [{"RANK": rank, "LOCAL_RANK": rank, **common} for rank in range(processes)]
+        shared = {"OMP_NUM_THREADS": "1", **os.environ, **(variables or {})}
+        self._environments = [shared | {name: str(value) for name, value in of_rank.items()} for of_rank in own]
         self.ranks: list[subprocess.Popen] = []
-        for rank in range(processes):
-            own = {"RANK": rank, "LOCAL_RANK": rank, **common}
-            environment = {"OMP_NUM_THREADS": "1", **os.environ, **(variables or {})}
-            environment |= {name: str(value) for name, value in own.items()}
-            with log.open("a") as stream:
+        self.began = 0.0
+
+    def _start(self) -> None:
+        self.began = time.time()
+        for environment in self._environments:
+            with self._log.open("a") as stream:
                 started = subprocess.Popen(
-                    command, env=environment, stdout=stream, stderr=stream, start_new_session=True
+                    self._command, env=environment, stdout=stream, stderr=stream, start_new_session=True
                 )
             self.ranks.append(started)
-            if limit is not None:
-                resource.prlimit(started.pid, resource.RLIMIT_DATA, (limit, limit))
+            if self._limit is not None:
+                resource.prlimit(started.pid, resource.RLIMIT_DATA, (self._limit, self._limit))
 
     def kill(self, ranks: slice = slice(None)) -> None:
         for process in self.ranks[ranks]:
@@ -151,20 +171,18 @@ class LocalRun:
         return any(process.poll() is not None for process in self.ranks)
 
     def __enter__(self) -> LocalRun:
-        """Meanwhile SIGTERM, which would end this process at once and leave the others running, ends both."""
-        ours = threading.current_thread() is threading.main_thread()
-        ours = ours and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-        self._restored = signal.signal(signal.SIGTERM, _leave) if ours else None
+        with ExitStack() as stack:
+            stack.enter_context(unwinding())
+            stack.callback(self._end)
+            self._start()
+            self._at_the_end = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._at_the_end.close()
+
+    def _end(self) -> None:
         for process in self.ranks:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # with the data workers of a rank that has ended
         self.wait()
-        if self._restored is not None:
-            signal.signal(signal.SIGTERM, self._restored)
-
-
-def _leave(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
