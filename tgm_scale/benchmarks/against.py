@@ -25,7 +25,7 @@ from tgm_scale.engine.plan import resolve_precision
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
-from tgm_scale.models.pretraining import MaskedVideoAutoencoder, macs_per_clip
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, initialise
 from tgm_scale.objectives.reconstruction import reconstruction_error
 from tgm_scale.planning.run_plan import Shape, run_masker, shape_of
@@ -165,33 +165,43 @@ def matrix_rate(precision: str, device: torch.device, side: int) -> float:
 
 def run(config: Config, turns: int, warm: int, described: str) -> dict[str, Any]:
     """Clips a second of both, the median of the turns' ratios, and each one's share of the device's own rate."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    work = work_of(config, device)
+    work = work_of(config, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    figures = _measured(work, config.model.compile, turns, warm)
+    _show(work, figures, described)
+    return figures
+
+
+def _measured(work: Work, compiled: bool, turns: int, warm: int) -> dict[str, Any]:
     own = own_model(work)
     peer = peer_model(work, own)
-    compiled = config.model.compile
     steps = {"tgm_scale": own_step(work, own, compiled), "transformers": peer_step(work, peer, compiled)}
     print(f"the first step of each, of {work.clips} clips (train.micro_batch_size)", flush=True)
     first = {name: float(step()) for name, step in steps.items()}
-    measured = in_turns(steps, turns, warm, device)
-    rate = matrix_rate(work.precision, device, SIDE[device.type])
-    flops = 6 * macs_per_clip(
-        work.shape.size, work.shape.frames, work.shape.image_size, work.masker.visible_count, work.masker.target_count
-    )
+    measured = in_turns(steps, turns, warm, work.device)
+    rate = matrix_rate(work.precision, work.device, SIDE[work.device.type])
+    flops = 6 * work.shape.macs(work.masker.visible_count, work.masker.target_count)
     speed = {name: work.clips / median(turn[name] for turn in measured) for name in steps}
-    ratio = median(turn["transformers"] / turn["tgm_scale"] for turn in measured)
-    rows = [(name, f"{first[name]:.6f}", f"{speed[name]:.3f}", f"{flops * speed[name] / rate:.1%}") for name in steps]
-    print(f"{headline()}; {described}; {work.clips} clips a step, {work.precision}, medians of {len(measured)} turns")
-    per_second = "clips a second" if device.type == "cuda" else "clips a second of CPU time"
-    print("a step: forward pass, loss, backward pass, update; no guidance and no data")
-    print(table(("step", "first loss", per_second, "of the matrix rate"), rows))
-    print(f"tgm_scale is {ratio:.3f} times as fast (median of the turns' ratios)")
-    print(f"matrix rate: {rate / 1e9:.1f} GFLOP/s in square {work.precision} products")
+    ratios = [turn["transformers"] / turn["tgm_scale"] for turn in measured]
     return {
-        "ratio": ratio,
-        "ratios": [turn["transformers"] / turn["tgm_scale"] for turn in measured],
+        "ratio": median(ratios),
+        "ratios": ratios,
         "clips_per_second": speed,
         "first_loss": first,
         "matrix_flops": rate,
         "share_of_matrix_rate": {name: flops * value / rate for name, value in speed.items()},
     }
+
+
+def _show(work: Work, figures: dict[str, Any], described: str) -> None:
+    turns = len(figures["ratios"])
+    print(f"{headline()}; {described}; {work.clips} clips a step, {work.precision}, medians of {turns} turns")
+    print("a step: forward pass, loss, backward pass, update; no guidance and no data")
+    per_second = "clips a second" if work.device.type == "cuda" else "clips a second of CPU time"
+    speed, share = figures["clips_per_second"], figures["share_of_matrix_rate"]
+    rows = [
+        (name, f"{loss:.6f}", f"{speed[name]:.3f}", f"{share[name]:.1%}")
+        for name, loss in figures["first_loss"].items()
+    ]
+    print(table(("step", "first loss", per_second, "of the matrix rate"), rows))
+    print(f"tgm_scale is {figures['ratio']:.3f} times as fast (median of the turns' ratios)")
+    print(f"matrix rate: {figures['matrix_flops'] / 1e9:.1f} GFLOP/s in square {work.precision} products")

@@ -56,7 +56,10 @@ class Search:
 
     def _micros(self, way: Candidate) -> Iterator[int]:
         """Each is asked for once what the one before it did is known."""
-        speed = lambda at: self._speed(replace(way, micro=self.micros[at]))  # noqa: E731
+
+        def speed(at: int) -> float:
+            return self._speed(replace(way, micro=self.micros[at]))
+
         at = max(0, bisect_right(self.micros, self.first.micro) - 1)
         yield self.micros[at]
         fits, unfit = (at, len(self.micros)) if speed(at) else (-1, at)
