@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -18,35 +17,20 @@ import numpy as np
 import pytest
 import torch
 from launch import ROOT, run
+from made_checkpoint import edited, made
 from short_run import arguments
 
-from tgm_scale.checkpoints import beside, checkpoint, manifest
+from tgm_scale.checkpoints import checkpoint, manifest
 from tgm_scale.checkpoints.manifest import sums
 from tgm_scale.checkpoints.saver import Pending, Saver
-from tgm_scale.models.vit import SIZES
-from tgm_scale.objectives.term import Setup
-from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.runs.check_run import check
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runs.status import status
 from tgm_scale.runtime.command import code_of
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
-from tgm_scale.runtime.tensors import save_tensors
 
 ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
-
-
-def made(root: Path, step: int) -> Path:
-    """A checkpoint of two small tensors."""
-    folder = checkpoint.folder_of(root, step)
-    folder.mkdir(parents=True)
-    file = folder / "state-00000-of-00001.safetensors"
-    save_tensors({"a.weight": torch.full((1000,), float(step)), "a.exp_avg": torch.ones(8)}, file)
-    entry = {"name": file.name, "bytes": file.stat().st_size, "blake2b": checkpoint.digest(file)}
-    told = {"progress": {"step": step, "updates": step, "skipped": {}}, "files": [entry]}
-    (folder / manifest.NAME).write_text(manifest.to_json(told))
-    return folder
 
 
 def flip(file: Path) -> None:
@@ -58,13 +42,6 @@ def flip(file: Path) -> None:
 
 def state_of(folder: Path) -> Path:
     return next(folder.glob("state-*"))
-
-
-def edited(folder: Path, change: Callable[[dict], object]) -> None:
-    """A manifest changed by one who makes its own hash again."""
-    tree = json.loads((folder / manifest.NAME).read_text())
-    change(tree)
-    (folder / manifest.NAME).write_text(manifest.to_json(tree))
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -130,66 +107,6 @@ def test_what_cannot_be_read_for_now_is_not_damaged(tmp_path: Path, monkeypatch:
             with pytest.raises(OSError, match="Stale file handle"):
                 Resume(tmp_path, HostCollectives(ALONE)).restore(None)
     assert [folder.name for folder in newest.parent.iterdir()] == [newest.name]
-
-
-def test_check_says_once_what_is_damaged(tmp_path: Path) -> None:
-    made(tmp_path / "checkpoints", 20)
-    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 3, "loss": 1.0}\n')
-    (tmp_path / "environment.jsonl").write_text('{"step": 0}\n{\n')
-    (tmp_path / "results-knn.json").write_text("{")
-    report, code = check(str(tmp_path))
-    assert code == 1 and "ok       metrics.jsonl" not in report
-    assert all(f"DAMAGED  {name}" in report for name in ("metrics.jsonl", "environment.jsonl", "results-knn.json"))
-
-
-@pytest.mark.parametrize(
-    ("name", "config"), [("terms", {"objective": {"terms": {"nearest": 0.5}}}), ("ema", {"finetune": {"ema": 0.9}})]
-)
-def test_check_names_what_lacks_beside_a_checkpoint(tmp_path: Path, name: str, config: dict) -> None:
-    """A start from the newest needs its file, and would refuse; an older one's is only damage."""
-    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
-    for step in (20, 30):
-        edited(made(tmp_path / "checkpoints", step), lambda tree: tree.update(config=config))
-        beside.write(tmp_path, name, step, [20], {"queue": torch.ones(1000)})
-    older, newest = (beside.file_of(tmp_path, name, step) for step in (20, 30))
-
-    def said() -> tuple[list[str], int]:
-        report, code = check(str(tmp_path))
-        return [line for line in report.splitlines() if f" {name}-" in line], code
-
-    good = [f"ok       {file.name}: readable, belongs to step-{file.stem[-8:]}" for file in (older, newest)]
-    assert said() == (good, 0)
-    older.write_bytes(older.read_bytes()[:-10])
-    [first, second], code = said()
-    assert code == 1 and first.startswith(f"DAMAGED  {older.name}: ") and second == good[1]
-    newest.unlink()
-    lines, code = said()
-    assert code == 2 and lines[1] == f"DAMAGED  {newest.name}: missing: it belongs to step-00000030"
-
-
-def test_the_terms_that_keep_something_are_listed() -> None:
-    built = Objective.of(dict.fromkeys(TERMS, 1.0), Setup(SIZES["tiny"], features=8, text=8, queue=4))
-    assert {name for name, term in built.coupled.items() if term.state()} == beside.KEEPING
-
-
-@pytest.mark.parametrize(("rows", "lacking"), [(0, "[1, 2, 3, 4, 5]"), (18, "[19, 20]"), (20, ""), (22, "")])
-def test_check_knows_which_rows_of_metrics_are_gone(tmp_path: Path, rows: int, lacking: str) -> None:
-    """A checkpoint of step 20 was written after its row."""
-    made(tmp_path / "checkpoints", 20)
-    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
-    lines = (f'{{"step": {step}, "loss": 1.0}}\n' for step in range(1, rows + 1))
-    (tmp_path / "metrics.jsonl").write_text("".join(lines))
-    report, code = check(str(tmp_path))
-    assert code == (1 if lacking else 0), report
-    assert (f"lacking: {lacking}" if lacking else f"ok       metrics.jsonl: {rows} steps") in report
-
-
-def test_check_says_that_metrics_are_missing(tmp_path: Path) -> None:
-    made(tmp_path / "checkpoints", 20)
-    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
-    report, code = check(str(tmp_path))
-    assert code == 0 and "missing  metrics.jsonl: the rows up to step 20" in report
 
 
 def test_sums_of_a_file_tell_any_damage(tmp_path: Path) -> None:
