@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from worker import answer
 
 from tgm_scale.checkpoints import ema
 from tgm_scale.contracts import BatchLayout
@@ -21,7 +20,7 @@ from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.vit import ModelOptions, ModelSize
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.distributed import ProcessInfo, find_process
+from tgm_scale.runtime.distributed import ProcessInfo
 
 SIZE = ModelSize(36, 2, 2, 77, 0, 0, 0, 0, patch=8)  # sides that two processes do not divide
 CLIPS, STEPS = 4, 4
@@ -136,10 +135,7 @@ def averaged(stage: int, precision: str, process: ProcessInfo, folder: Path) -> 
     return max((found[name] - (before[name] + after[name]) / 2).abs().max().item() for name in after)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    process = find_process()
-    engine.start_processes(process)
+def results(process: ProcessInfo) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for stage, precision in AVERAGED:
         distance = averaged(stage, precision, process, Path(sys.argv[1]).parent)
@@ -147,11 +143,8 @@ def main() -> None:
     found |= {f"normed, stage {stage}, {precision}": normed(stage, precision, process) for stage, precision in NORMED}
     found |= {name: curve(*case, process) for name, case in CASES.items()}
     found["normed, stage 3, fp32"] = normed(3, "fp32", process)
-    if process.is_main:
-        Path(sys.argv[1]).write_text(json.dumps(found))
-    engine.stop_processes()
-    os._exit(0)  # as the console command does
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    answer(results, sys.argv[1])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
-import torch
 from step_worker import FRAMES, GLOBAL, MODELS, SIZE, WIDTH, prepared
+from worker import answer
 
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
@@ -18,7 +15,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.term import Setup
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
-from tgm_scale.runtime.distributed import ProcessInfo, find_process
+from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.step import JointStep
 
 WARM_UP, STEPS = 2, 2
@@ -51,18 +48,13 @@ def share(accumulation: int, contrastive_batch: int, process: ProcessInfo) -> fl
     return sum(seen) / len(seen)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    process = find_process()
-    engine.start_processes(process)
+def results(process: ProcessInfo) -> dict[str, Any]:
     found = {}
     for accumulation, batch in CASES:
         passes = "two passes" if batch == GLOBAL else "one pass"
         found[f"{accumulation} micro steps, {passes}"] = share(accumulation, batch, process)
-    Path(sys.argv[1]).write_text(json.dumps(found))
-    engine.stop_processes()
-    os._exit(0)  # as the console command does
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    answer(results, sys.argv[1])

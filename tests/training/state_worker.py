@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from step_worker import MODELS, live_weights
 from torch import Tensor
+from worker import answer
 
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
@@ -21,7 +19,7 @@ from tgm_scale.objectives.term import Setup
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.distributed import ProcessInfo, find_process
+from tgm_scale.runtime.distributed import ProcessInfo
 
 STEP, UPDATES = 7, 5
 CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
@@ -101,19 +99,10 @@ def left_alone(stage: int, process: ProcessInfo) -> bool:
     return not any(bool((value == 3.0).all()) for value in live_weights(ds_engine).values())
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    process = find_process()
-    engine.start_processes(process)
-    results: dict[str, Any] = {}
-    for stage, precision in CASES:
-        results[f"{stage} {precision}"] = run_case(stage, precision, process)
-    results["left alone"] = {str(stage): left_alone(stage, process) for stage in (1, 2, 3)}
-    if process.is_main:
-        Path(sys.argv[1]).write_text(json.dumps(results))
-    engine.stop_processes()
-    os._exit(0)
+def results(process: ProcessInfo) -> dict[str, Any]:
+    found: dict[str, Any] = {f"{stage} {precision}": run_case(stage, precision, process) for stage, precision in CASES}
+    return found | {"left alone": {str(stage): left_alone(stage, process) for stage in (1, 2, 3)}}
 
 
 if __name__ == "__main__":
-    main()
+    answer(results, sys.argv[1])

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import cpuinfo
 import torch
+from worker import answer
 
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.checkpoints.saver import Saver
@@ -31,7 +31,7 @@ from tgm_scale.objectives.term import Setup
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.data_digest import clip_hashes, with_masks
 from tgm_scale.training.step import JointStep, Prepared
 
@@ -150,19 +150,12 @@ def digests(ds_engine: Any) -> dict[str, str]:
     }
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)  # a second, which each of DeepSpeed's Adams takes
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    process = find_process()
-    engine.start_processes(process)
+def results(process: ProcessInfo) -> dict[str, Any]:
     collectives = HostCollectives(process)
-    results = {name: run_case(case, process, collectives) for name, case in cases.items()}
-    if process.is_main:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-    engine.stop_processes()
-    os._exit(0)  # as the console command does
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    return {name: run_case(case, process, collectives) for name, case in cases.items()}
 
 
 if __name__ == "__main__":
-    main()
+    cpuinfo.get_cpu_info = functools.cache(cpuinfo.get_cpu_info)  # a second, which each of DeepSpeed's Adams takes
+    answer(results, sys.argv[2])

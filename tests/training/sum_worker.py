@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from step_worker import FRAMES, MODELS, SIZE, WIDTH, prepared
 from torch import Tensor
+from worker import answer
 
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
@@ -21,7 +18,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.term import Setup
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
-from tgm_scale.runtime.distributed import ProcessInfo, find_process
+from tgm_scale.runtime.distributed import ProcessInfo
 
 MICRO_STEPS = 64
 
@@ -61,16 +58,5 @@ def difference(stage: int, process: ProcessInfo) -> float:
     return worst
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    process = find_process()
-    engine.start_processes(process)
-    found: dict[str, Any] = {str(stage): difference(stage, process) for stage in range(4)}
-    if process.is_main:
-        Path(sys.argv[1]).write_text(json.dumps(found))
-    engine.stop_processes()
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    main()
+    answer(lambda process: {str(stage): difference(stage, process) for stage in range(4)}, sys.argv[1])

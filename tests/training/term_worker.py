@@ -7,7 +7,6 @@ loss and gradient of each step with the plain formulas, on the whole global batc
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from step_worker import FRAMES, GLOBAL, MODELS, SIZE, WIDTH, live_weights, prepared
 from torch import Tensor
+from worker import answer
 
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.checkpoints.saver import Saver
@@ -33,7 +33,7 @@ from tgm_scale.objectives.term import CAPTIONS, Pairs, Setup
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training import term_state
 from tgm_scale.training.step import JointStep, Prepared
 
@@ -276,19 +276,12 @@ def cases_of(terms: list[str], folder: str) -> tuple[dict[str, dict], dict[str, 
     return one, {name: two[name] for name in order}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def results(process: ProcessInfo) -> dict[str, Any]:
     listing = json.loads(Path(sys.argv[1]).read_text())
-    process = find_process()
-    engine.start_processes(process)
     collectives = HostCollectives(process)
     cases = cases_of(listing["terms"] or list(TERMS), listing["folder"])[process.world_size - 1]
-    results = {name: run_case(case, process, collectives) for name, case in cases.items()}
-    if process.is_main:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-    engine.stop_processes()
-    os._exit(0)  # as the console command does
+    return {name: run_case(case, process, collectives) for name, case in cases.items()}
 
 
 if __name__ == "__main__":
-    main()
+    answer(results, sys.argv[2])
