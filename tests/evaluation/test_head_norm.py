@@ -11,8 +11,8 @@ from pathlib import Path
 import launch
 import pytest
 import torch
+from made_finetune import CLIP, SIZE, configuration, losses
 
-from tests.evaluation.test_finetune import CLIP, SIZE, configuration, losses
 from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Reader, latest
 from tgm_scale.conversion.read import read

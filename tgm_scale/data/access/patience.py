@@ -89,7 +89,7 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
             wait = max(pause * _own_share(), getattr(error, "retry_after", 0.0))
             if passed + wait > limit:
                 asked = f", and {wait:.0f} s more were asked for" if wait > 2 * pause else ""
-                spent = f"{attempts} attempts in {passed:.0f} s{asked}; data.patience"
+                spent = f"{attempts} attempt{'s' * (attempts > 1)} in {passed:.0f} s{asked}; data.patience"
                 raise OSError(f"{what}: {why} ({spent})") from error
             if passed + wait > max(SAY_AFTER, 2 * reported):
                 reported = passed + wait
