@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tgm_scale.conversion.convert import convert
 from tgm_scale.conversion.key_maps import ModelMetadata
-from tgm_scale.conversion.read import Initial, read, read_initial
+from tgm_scale.conversion.read import Initial, read, read_initial, size_in_keys
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelSize
@@ -90,3 +90,10 @@ def test_heads_that_nobody_states_are_asked_for(tmp_path: Path) -> None:
     save_file(weights.state, tmp_path / "bare")
     with pytest.raises(ValueError, match=r"train.init_from=.*bare: how many heads\?"):
         read_initial(str(tmp_path / "bare"), SMALL)
+
+
+def test_another_size_is_told_in_the_keys_that_make_it() -> None:
+    tiny = SIZES["tiny"]
+    assert size_in_keys(replace(tiny, patch=4)) == "; set model.size=tiny model.patch=4"
+    assert size_in_keys(SIZES["S"]) == "; set model.size=S"
+    assert size_in_keys(replace(tiny, width=96)) == "", "no size of the table"

@@ -48,6 +48,17 @@ def test_an_evaluation_has_a_status(tmp_path: Path) -> None:
     assert "linear probe  top1 0.5000; left out: 2 missing_video" in said and "nearest neighbours  top1" in said
 
 
+def test_a_folder_that_is_no_run_is_told_why(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"runs/ldok: no such folder; wanted a run folder, such as runs/debug"):
+        status(str(tmp_path / "runs/ldok"))
+    (tmp_path / "events.jsonl").write_text(json.dumps({"event": "failed", "starts": 0, "why": "no shards"}) + "\n")
+    with pytest.raises(ValueError, match=r"no config.yaml: its start failed: no shards"):
+        status(str(tmp_path))
+    (tmp_path / "events.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"no config.yaml: not a run folder"):
+        status(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["environment.jsonl", "data.json", "plan.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     run = trained(tmp_path / "f", finetune={"mixup": 0.8})

@@ -11,7 +11,7 @@ from tgm_scale.conversion.formats import detect
 from tgm_scale.conversion.key_maps import EXTRAS, ModelMetadata
 from tgm_scale.conversion.readers import open_weights
 from tgm_scale.conversion.weights import Weights
-from tgm_scale.models.vit import ModelSize
+from tgm_scale.models.vit import SIZES, ModelSize
 
 _ENCODER_FIELDS = ("width", "depth", "heads", "mlp", "patch", "tubelet")
 _DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_mlp", "decoder_attention")
@@ -59,6 +59,7 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
     if differing := _differences(found.size, size, _ENCODER_FIELDS):
         raise ValueError(
             f"train.init_from={origin}: an encoder of another size than the run's: {', '.join(differing)}"
+            f"{size_in_keys(found.size)}"
         )
     report, state = list(found.notes), found.state
     if found.kind == "classifier":
@@ -76,6 +77,20 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
             "(`tgm-scale convert` can be told others)"
         )
     return Initial(weights, report, found.positions or (found.frames, found.image_size))
+
+
+def size_in_keys(found: ModelSize) -> str:
+    """The keys that make a run of this encoder's size; "" where no packaged size has it."""
+    fields = [field for field in _ENCODER_FIELDS if field not in ("patch", "tubelet")]
+    for name, size in SIZES.items():
+        if not _differences(found, size, tuple(fields)):
+            own = [f"model.{field}={getattr(found, field)}" for field in _differing_tokens(found, size)]
+            return f"; set {' '.join([f'model.size={name}', *own])}"
+    return ""
+
+
+def _differing_tokens(found: ModelSize, size: ModelSize) -> list[str]:
+    return [field for field in ("patch", "tubelet") if getattr(found, field) != getattr(size, field)]
 
 
 def _differences(found: ModelSize, wanted: ModelSize, names: tuple[str, ...]) -> list[str]:

@@ -35,6 +35,7 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
         "start it with this, and your own folders. ZeRO stage, activation checkpointing, "
         "offload and micro batch leave the losses as they are (docs/SCALING.md):",
         *_command(given, chosen),
+        *_own_recipe(given, chosen),
         *_other_batch(wanted, chosen),
     ]
     if saved:
@@ -108,6 +109,14 @@ def _command(given: list[str], choice: Choice) -> list[str]:
     else:
         start = f"srun --nodes={nodes} --gpus-per-node={gpus} --ntasks-per-node={gpus} tgm-scale pretrain"
     return [f"  {start} {shlex.join([*given, *_placeholders(given, choice), *choice.overrides])}"]
+
+
+def _own_recipe(given: list[str], choice: Choice) -> list[str]:
+    """The packaged configuration of the size, where it is not the one that was given."""
+    own = configuration.CONFIGS / f"pretrain_vit{choice.size.lower()}.yaml"
+    if not own.is_file() or Path(given[1]).stem == own.stem:
+        return []
+    return [f"a recipe for this size, of another batch and mask: configs/{own.name} (--config {own.stem})"]
 
 
 def _placeholders(given: list[str], choice: Choice) -> list[str]:

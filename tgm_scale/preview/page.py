@@ -26,13 +26,15 @@ PICTURES = 4  # of a clip's slots, evenly spread
 _LONGEST = 400  # letters of a caption that are shown
 _HEADER = ["recipe", "hides", "of another caption", "in a centre box", "of the slot before", "pairings won", "p"]
 _HOW = (
-    "Hides is the share of the tokens that is hidden, and what the three shares right of it are by chance. Of another "
-    "caption: the share of a clip's mask that the captions of the other clips hide, too; 100% where captions have no "
-    "say. In a centre box: the share of the mask in a box of its size in the middle of the frame. Of the slot before: "
-    "the share that was hidden there, too. Pairings won: of two clips and their captions, how often the hidden tokens "
-    "answer to the captions more than the visible ones the right way round than with the captions exchanged; 50% is "
-    "chance, and p is how often a random assignment of all captions does as well (recipes that read no caption are "
-    "judged by the scorer that pairs best). Means over the clips shown, with their standard errors."
+    "Hides is the share of the tokens that is hidden, and what the three shares right of it are by chance. Of "
+    "another caption: the share of a clip's mask that the captions of the other clips hide, too; 100% where captions "
+    "have no say. In a centre box: the share of the mask in a box of its size in the middle of the frame. Of the "
+    "slot before: the share that was hidden there, too. Pairings won: of two clips and their captions, how often the "
+    "hidden tokens answer to the captions more than the visible ones the right way round than with the captions "
+    "exchanged; 50% is chance. p is tested on all captions at once: how often, with the captions assigned to the "
+    "clips at random, hidden tokens answer to the captions more than visible ones by at least as much in sum. So p "
+    "can be high where many pairings are won narrowly. Recipes that read no caption are judged by the scorer that "
+    "pairs best. Means over the clips shown, with their standard errors."
 )
 
 _READING = (

@@ -37,7 +37,9 @@ def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic:
             f"look at {best.pairing.fewest} or more (--clips).",
         ]
     if said:
-        return [*said, f"({best.way.label} wins {best.pairing.share:.0%} of the pairings here; 50% is chance.)"]
+        verdict = "above chance" if best.pairing.known else "no better than chance"
+        share = f"{best.pairing.share:.0%} of the pairings"
+        return [*said, f"Here {best.way.label} wins {share}, p {best.pairing.p:.2f}: {verdict}."]
     if best.pairing.known:
         return _knows(best, found)
     return [

@@ -5,6 +5,11 @@ LICENCE = (
     "frozen models that guided it and of the first weights."
 )
 
+TORCHVISION = (
+    "transformers' video processor imports torchvision. Where that fails over an operator `nms`, torchvision is of "
+    "another build than torch: install both from one index."
+)
+
 _READ = """import numpy as np
 import torch
 from transformers import {kind}, VideoMAEImageProcessor

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from tgm_scale.checkpoints import checkpoint, manifest
 from tgm_scale.config.sections import Config, Section
 from tgm_scale.conversion.weights import Weights
-from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE
+from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE, TORCHVISION
 from tgm_scale.runs import environment, run_data, run_folder, status
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.outside.json_text import json_object
@@ -137,7 +137,7 @@ def _what(export: Export, origin: Origin | None, weights: Weights) -> Iterator[s
 def _loading(weights: Weights) -> str:
     code = CLASSIFY if weights.kind == "classifier" else ENCODE
     filled = code.replace("FRAMES", str(weights.frames)).replace("SIDE", str(weights.image_size))
-    return f"## How to load it\n\nIn this folder, without a network:\n\n```python\n{filled}```\n"
+    return f"## How to load it\n\nIn this folder, without a network:\n\n```python\n{filled}```\n\n{TORCHVISION}\n"
 
 
 def _data(origin: Origin) -> Iterator[str]:

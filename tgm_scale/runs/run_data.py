@@ -14,6 +14,7 @@ from tgm_scale.runtime.outside.json_text import json_file
 
 FILE = "data.json"
 _NAMED = 5  # of many shards
+_SAVED = "give the data of before, or a new run.dir (there, train.init_from starts from these weights)"
 _NOTHING_SAVED = "restore it; or, since the run has saved nothing yet, remove its folder or give another run.dir"
 
 
@@ -43,8 +44,7 @@ def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
         saved = saved or any(folder.glob("checkpoints/damaged-step-*"))  # what was trained may be in them
         raise ValueError(
             f"{file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}"
-            f"{_other_shards(before, corpora)}): "
-            + ("restore the shards, or start a new run folder with train.init_from" if saved else _NOTHING_SAVED)
+            f"{_other_shards(before, corpora)}): " + (_SAVED if saved else _NOTHING_SAVED)
         )
 
 

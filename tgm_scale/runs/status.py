@@ -114,8 +114,12 @@ def _is_whole(row: dict[str, Any]) -> bool:
 
 def read_tree(folder: str) -> dict[str, Any]:
     """The sections of a run's configuration, of whatever kind. Raises ValueError for a folder that is no run."""
-    if not (Path(folder) / "config.yaml").is_file():
-        raise ValueError(f"{folder}: no config.yaml: not a run folder")
+    root = Path(folder)
+    if not root.exists():
+        raise ValueError(f"{folder}: no such folder; wanted a run folder, such as runs/debug")
+    if not (root / "config.yaml").is_file():
+        why = run_folder.failure(root) if root.is_dir() else ""
+        raise ValueError(f"{folder}: no config.yaml: {f'its start failed: {why}' if why else 'not a run folder'}")
     return configuration.read_tree(Path(folder) / "config.yaml")
 
 
@@ -203,7 +207,8 @@ def _starts(starts: list[dict[str, Any]]) -> str:
     """How many, where the last few began, in which jobs, and the nodes of the last."""
     recent = starts[-_STARTS_SHOWN:]
     steps = ", ".join(str(start["step"]) for start in recent)
-    text = f"{len(starts)}, {'at' if recent == starts else 'the last at'} steps {steps}"
+    words = "at" if recent == starts else "the last at"
+    text = f"{len(starts)}, {words} {'step' if len(recent) == 1 else 'steps'} {steps}"
     jobs = dict.fromkeys(start["slurm_job"] for start in recent if start.get("slurm_job"))
     return text + (f"; jobs {', '.join(jobs)}; now on {starts[-1].get('slurm_nodes')}" if jobs else "")
 
