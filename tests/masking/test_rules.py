@@ -109,6 +109,26 @@ def test_between_the_two_the_counts_are_blended() -> None:
     assert (counts[1] - (0.75 * counts[0] + 0.25 * counts[2])).abs().max() < 2
 
 
+@pytest.mark.parametrize(("given", "progress", "constant"), [
+    ((0.0, 1.0), 0.0, 0.0), ((0.0, 1.0), 0.5, 0.25), ((0.0, 1.0), 1.0, 1.0),
+    ([0.9, 0.1], 0.5, 0.7), ([0.2, 0.2], 0.3, 0.2), (0.4, 0.9, 0.4),
+])  # fmt: skip
+def test_the_curriculum_goes_with_the_square_of_the_progress(given: object, progress: float, constant: float) -> None:
+    label = parts(CLIP).expand(8, -1, -1, -1)
+    moving = build_masker("part_based", CLIP, 0.6, whole_parts=given).hidden(seeds(8), progress, parts=label)
+    fixed = build_masker("part_based", CLIP, 0.6, whole_parts=constant).hidden(seeds(8), parts=label)
+    assert torch.equal(moving, fixed)
+
+
+def test_the_paper_s_curriculum_is_the_recipe_s_own() -> None:
+    label = parts(CLIP).expand(8, -1, -1, -1)
+    masker = build_masker("part_based", CLIP, 0.6)
+    for progress, constant in ((0.0, 0.0), (0.7, 0.49), (1.0, 1.0)):
+        fixed = build_masker("part_based", CLIP, 0.6, whole_parts=constant)
+        assert torch.equal(masker.hidden(seeds(8), progress, parts=label), fixed.hidden(seeds(8), parts=label))
+    assert masker.summary().endswith("; whole parts 0 at the start, 1 at the end")
+
+
 def test_bands_of_ranks_can_be_the_parts() -> None:
     relevance = torch.rand(4, 8, 14, 14, generator=torch.Generator().manual_seed(0))
     hidden = build_masker("text_guided", CLIP, 0.5, rule="stratified").hidden(seeds(4), relevance=relevance)

@@ -119,6 +119,19 @@ def test_motion_guided_runs_from_end_to_end_and_counts_clips_without_motion(
     assert rows[0]["mask_without_motion"] == KEYFRAMES_ONLY / 12  # a step is an epoch here
 
 
+def test_parts_are_hidden_by_the_step_of_the_run(corpus: Path, towers: Path, tmp_path: Path) -> None:
+    """At step t of T a run's masks are those of a run whose whole_parts is (t / T)^2 throughout."""
+    file, digests = tmp_path / "run.yaml", {}
+    file.write_text(str(tree(corpus, towers, tmp_path / "run", "part_based")))
+    for share, world_size in (("[0, 1]", 2), (0.25, 1), (1, 1)):
+        folder = tmp_path / f"run-{share}"
+        settings = [f"masking.options={{whole_parts: {share}}}", f"run.dir={folder}", "train.steps=2",
+                    "train.micro_batch_size=3"]  # fmt: skip
+        run(world_size, ["-m", "tgm_scale", "pretrain", "--config", str(file), *settings], 0)
+        digests[share] = [row["data_digest"] for row in read_metrics(folder)]
+    assert digests["[0, 1]"] == [digests[0.25][0], digests[1][1]] and digests[0.25][1] != digests[1][1]
+
+
 def test_the_moving_box_hides_what_moves(corpus: Path, towers: Path, tmp_path: Path) -> None:
     """The fastest tokens of a clip are hidden, but for those that the box cannot reach."""
     settings = tree(corpus, towers, tmp_path, "motion_guided")

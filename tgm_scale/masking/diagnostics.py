@@ -114,19 +114,21 @@ class GuidanceMonitor(_Monitor):
         caption_ids_B: Tensor,
         relevance_BSRC: Tensor,
         swapped_BSRC: Tensor | None = None,
+        progress: float = 0.0,
+        /,
         **aux: Tensor | None,
     ) -> None:
         """Count a micro batch, without waiting for the device.
 
         weight_B: 0 for broken samples. caption_ids_B: equal for equal captions. swapped_BSRC: relevance of each clip
         to the caption before its own in the batch (captions rolled by one), or None where it is not to be had. aux:
-        whatever else the masker needs."""
-        hidden = self.masker.hidden(seeds_B, relevance=relevance_BSRC, **aux)
+        whatever else the masker needs. progress: as the masker has it."""
+        hidden = self.masker.hidden(seeds_B, progress, relevance=relevance_BSRC, **aux)
         whole_B = weight_B > 0
         self.box = self.box.to(hidden.device, non_blocking=True)  # moves once
         figures = [(torch.zeros_like(weight_B), torch.zeros_like(whole_B))]
         if swapped_BSRC is not None:
-            swapped = self.masker.hidden(seeds_B, relevance=swapped_BSRC, **aux)
+            swapped = self.masker.hidden(seeds_B, progress, relevance=swapped_BSRC, **aux)
             another_B = whole_B & whole_B.roll(1) & (caption_ids_B != caption_ids_B.roll(1))
             figures = [(overlap(hidden, swapped), another_B)]
         figures += [(overlap(hidden, self.box), whole_B), (slot_repeat(hidden), whole_B)]

@@ -6,7 +6,7 @@ that do not divide a group of tokens are rounded down: 0.6 of a slot of 196 hide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -32,7 +32,8 @@ class Recipe:
     rule: str = "top_k"
     temperature: float = 0.0  # of the Gumbel noise, in units of the scaled saliency; 0 = none
     scale: str = "rank"  # sources are mixed as ranks within their group (0..1), or as they come
-    whole_parts: float = 0.0  # of the rule stratified: 0 = a share of every part, 1 = whole parts
+    # of the rule stratified: 0 = a share of every part, 1 = whole parts; a pair: at the start and the end of the run
+    whole_parts: float | Sequence[float] = 0.0
     targets: str = "random"  # which of the hidden tokens model.decode_ratio keeps; running_cell: VideoMAE V2's
 
 
@@ -45,13 +46,16 @@ RECIPES: dict[str, Recipe] = {
     "motion_guided": Recipe({"motion": 1.0}, rule="moving_box", scale="raw"),  # MGM, arXiv 2308.12962
     "flow_guided": Recipe({"flow": 1.0}, rule="bottom_k", scale="raw"),  # MGMAE, arXiv 2308.10794: tracks the visible
     "attention": Recipe({"attention": 1.0}, rule="bottom_k", scale="raw", temperature=1.0),  # UMT, arXiv 2303.16058
-    "part_based": Recipe({"parts": 1.0}, rule="stratified", scale="raw"),  # SemMAE, arXiv 2206.10207
+    # SemMAE, arXiv 2206.10207: from a share of every part to whole parts
+    "part_based": Recipe({"parts": 1.0}, rule="stratified", scale="raw", whole_parts=(0.0, 1.0)),
 }
 
 
 @dataclass(frozen=True)
 class Masker:
-    """Masks for batches of clips on their device; the same seed gives the same mask in any batch and place."""
+    """Masks for batches of clips on their device; the same seed gives the same mask in any batch and place.
+
+    progress: share of the run's steps that are made with the one of the mask: 1 at the last, 0 outside of a run."""
 
     name: str
     recipe: Recipe
@@ -70,22 +74,22 @@ class Masker:
         """Tokens that the rule hides, the targets among them."""
         return self.hidden_per_group * (self.grid.tokens // rules.group_size(self.recipe.scope, self.grid))
 
-    def __call__(self, seeds_B: Tensor, **aux: Tensor | None) -> Mask:
+    def __call__(self, seeds_B: Tensor, progress: float = 0.0, /, **aux: Tensor | None) -> Mask:
         """The mask of each clip.
 
         seeds_B: int64 [B], one of each sample. aux: the maps that `needs` names (others are ignored), float
         [B, S, R, C] on the seeds' device (flow: [B, T, 2, h, w], see saliency.mixture). Raises ValueError where one
         is missing."""
-        hidden_BK, visible_BK = self._split(seeds_B, aux)
+        hidden_BK, visible_BK = self._split(seeds_B, progress, aux)
         cells_BN = rules.running_cell(seeds_B, self.grid) if self.recipe.targets == "running_cell" else None
         return Mask(
             visible=rules.draw(visible_BK, self.visible_count, self.grid, seeds_B, "mask.visible"),
             target=rules.draw(hidden_BK, self.target_count, self.grid, seeds_B, "mask.target", cells_BN),
         )
 
-    def hidden(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
+    def hidden(self, seeds_B: Tensor, progress: float = 0.0, /, **aux: Tensor | None) -> Tensor:
         """Which tokens the rule hides, whatever is then thinned or left out of the targets: bool [B, S, R, C]."""
-        hidden_BK, _ = self._split(seeds_B, aux)
+        hidden_BK, _ = self._split(seeds_B, progress, aux)
         grid = self.grid
         hidden_BN = torch.zeros(len(seeds_B), grid.tokens, dtype=torch.bool, device=seeds_B.device)
         return hidden_BN.scatter_(1, hidden_BK, True).view(-1, grid.slots, grid.rows, grid.columns)
@@ -110,12 +114,20 @@ class Masker:
             mixed = mixed + scaled * (weight / total)
         return mixed
 
-    def _split(self, seeds_B: Tensor, aux: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
+    def whole_parts(self, progress: float) -> float:
+        """From the first of a pair to the second with the square of the progress (SemMAE, section 3.3)."""
+        given = self.recipe.whole_parts
+        if not isinstance(given, Sequence):
+            return given
+        first, last = given
+        return first + (last - first) * progress**2
+
+    def _split(self, seeds_B: Tensor, progress: float, aux: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
         saliency = self.saliency(seeds_B, **aux)
         if recipe.temperature:
             saliency = rules.add_gumbel_noise(saliency, recipe.temperature, seeds_B)
-        spec = SelectionSpec(seeds_B, recipe.scope, recipe.scale, self.hidden_per_group, recipe.whole_parts)
+        spec = SelectionSpec(seeds_B, recipe.scope, recipe.scale, self.hidden_per_group, self.whole_parts(progress))
         priority = RULES[recipe.rule](saliency, spec)
         return rules.split(priority, recipe.scope, self.hidden_per_group, self.grid, seeds_B)
 
@@ -124,10 +136,12 @@ class Masker:
         grid, size = self.grid, rules.group_size(self.recipe.scope, self.grid)
         group = {"clip": "the clip", "slot": "each slot", "tube": "each slot, the same in all"}[self.recipe.scope]
         sources = " + ".join(f"{weight:g} {name}" for name, weight in self.recipe.sources.items())
+        first, last = self.whole_parts(0.0), self.whole_parts(1.0)
+        course = f"; whole parts {first:g} at the start, {last:g} at the end" if first != last else ""
         return (
             f"{self.name} ({sources}, {self.recipe.rule}): hides {self.hidden_per_group} of {size} tokens of {group} "
             f"({self.hidden_count / grid.tokens:.1%} of {grid.tokens}, rounded down); {self.visible_count} visible, "
-            f"{self.target_count} targets"
+            f"{self.target_count} targets{course}"
         )
 
 
@@ -190,8 +204,13 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
             raise ValueError(f"masking.options.{option}={value}: unknown; {nearest(str(value), allowed)}")
     if not _is_number(recipe.temperature) or not recipe.temperature >= 0:
         raise ValueError(f"masking.options.temperature={recipe.temperature!r}: wanted a number of at least 0")
-    if not _is_number(recipe.whole_parts) or not 0 <= recipe.whole_parts <= 1:
-        raise ValueError(f"masking.options.whole_parts={recipe.whole_parts!r}: wanted a number from 0 to 1")
+    whole: Any = recipe.whole_parts
+    pair = whole if isinstance(whole, (list, tuple)) and len(whole) == 2 else [whole]
+    if not all(_is_number(share) and 0 <= share <= 1 for share in pair):
+        raise ValueError(
+            f"masking.options.whole_parts={whole!r}: wanted a number from 0 to 1, or two: those at the start and at "
+            "the end of the run, such as [0, 1]"
+        )
     return recipe
 
 

@@ -85,7 +85,7 @@ def _smooth_centre(mass_BSL: Tensor, place_L: Tensor, fallback_B: Tensor) -> Ten
 
 def stratified(saliency_BSRC: Tensor, spec: SelectionSpec) -> Tensor:
     """The same share of every part of the picture, or parts as wholes, or between the two (SemMAE, arXiv 2206.10207,
-    section 3.3; there `whole_parts` grows from 0 to 1 in the course of the training).
+    section 3.3: `whole_parts` grows from 0 to 1 in the course of the training).
 
     The saliency names the parts: 0 to 6 as they are (`scale: raw`, from the source `parts`), or seven equal bands of
     ranks (`scale: rank`). Which tokens of a part are hidden, and which parts are hidden as wholes, is random."""

@@ -40,7 +40,7 @@ class ClipGuidance:
     """Prepares micro batches: caption embeddings, the maps that the recipe asks for, the mask.
 
     `compute` copies the batch to the device and runs the frozen models; it depends on nothing but the batch. `prepare`
-    makes the mask and updates the metrics. Neither waits for the device."""
+    makes the mask and updates the metrics; `progress` is the masker's. Neither waits for the device."""
 
     def __init__(self, masker: Masker, towers: Towers, to_device: ToDevice):
         self.masker, self.towers, self.to_device = masker, towers, to_device
@@ -73,20 +73,19 @@ class ClipGuidance:
         return GuidedBatch(batch, numbers_B2, text_BE, maps, own, swapped, features)
 
     @torch.no_grad()
-    def prepare(self, guided_batch: GuidedBatch) -> Prepared:
+    def prepare(self, guided_batch: GuidedBatch, progress: float = 0.0) -> Prepared:
         with self.clock:
-            return self._prepare(guided_batch)
+            return self._prepare(guided_batch, progress)
 
-    def _prepare(self, guided_batch: GuidedBatch) -> Prepared:
+    def _prepare(self, guided_batch: GuidedBatch, progress: float) -> Prepared:
         batch, relevance_BSRC = guided_batch.batch, guided_batch.relevance_BSRC
         ids_B, hashes_B = guided_batch.numbers_B2.unbind(1)
-        mask = self.masker(batch.seeds, relevance=relevance_BSRC, **guided_batch.maps)
+        mask = self.masker(batch.seeds, progress, relevance=relevance_BSRC, **guided_batch.maps)
         if self.motion is not None and batch.motion is not None:
             self.motion.observe(batch.motion, batch.weight)
         if self.monitor is not None and relevance_BSRC is not None:
-            self.monitor.observe(
-                batch.seeds, batch.weight, ids_B, relevance_BSRC, guided_batch.swapped_BSRC, **guided_batch.maps
-            )
+            of_batch, swapped_BSRC = (batch.seeds, batch.weight, ids_B), guided_batch.swapped_BSRC
+            self.monitor.observe(*of_batch, relevance_BSRC, swapped_BSRC, progress, **guided_batch.maps)
         digest = with_masks(hashes_B, mask)
         return Prepared(batch, mask, guided_batch.text_BE, ids_B, digest, guided_batch.features_BNF)
 

@@ -118,10 +118,12 @@ class Pretraining(Task):
         else:
             guided_batch = prefetch.without_prefetch(steps, self.guidance.compute)
         for step, batches, computations in guided_batch:
-            yield Ready(step, batches, partial(self._prepared, computations))
+            yield Ready(step, batches, partial(self._prepared, step, computations))
 
-    def _prepared(self, computations: list[Callable[[], GuidedBatch]]) -> list[Prepared]:
-        return [self.guidance.prepare(compute()) for compute in computations]
+    def _prepared(self, step: int, computations: list[Callable[[], GuidedBatch]]) -> list[Prepared]:
+        assert self.plan.steps is not None
+        progress = (step + 1) / self.plan.steps
+        return [self.guidance.prepare(compute(), progress) for compute in computations]
 
     def step(self, micro: list[Prepared], valid: float, limit: float) -> StepResult:
         return self.joint_step(micro, valid, limit)
