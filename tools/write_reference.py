@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tgm_scale.config import Config, Section
+from tgm_scale.config import Config, Section, StudyConfig
 from tgm_scale.evaluation.settings import FinetuneConfig, FrozenConfig
 from tgm_scale.runtime import command
 
@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[type[Section], str]] = {
     "Pretraining": (Config, "`tgm-scale pretrain`, `preflight`, and the commands that plan or tune a run."),
     "Finetuning": (FinetuneConfig, "`tgm-scale finetune` and `preflight`."),
     "Frozen features": (FrozenConfig, "`tgm-scale knn`, `probe` and `retrieve`."),
+    "Study": (StudyConfig, "`tgm-scale study`, which sets `run.dir` and `run.seed` of each run itself."),
 }
 HEAD = """# Configuration
 
@@ -73,7 +74,8 @@ def tables(name: str, section: type[Section]) -> list[str]:
             heading = (
                 f"\nKeys of `{name}.{key}`" + (", where an entry is a mapping" if is_list(field) else "") + ":\n\n"
             )
-            found += [heading, *tables(f"{name}.{key}" + ("[]" if is_list(field) else ""), inner)]
+            each = "[]" if is_list(field) else ".NAME" if get_origin(field.annotation) is dict else ""
+            found += [heading, *tables(f"{name}.{key}{each}", inner)]
     return found
 
 

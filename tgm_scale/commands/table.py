@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
-from tgm_scale.commands import benchmark, convert, evaluations, pages, plan, runs, shards
+from tgm_scale.commands import benchmark, convert, evaluations, pages, plan, runs, shards, study
 from tgm_scale.commands.command import Command
 
 GROUPS: dict[str, list[Command]] = {
     "data": shards.COMMANDS,
     "before a run": [pages.PREVIEW, runs.CONFIG, plan.PLAN, runs.PREFLIGHT, plan.TUNE],
-    "training": [runs.PRETRAIN, runs.FINETUNE],
+    "training": [runs.PRETRAIN, runs.FINETUNE, study.STUDY],
     "runs": [runs.STATUS, pages.REPORT, runs.COMPARE, runs.CHECK],
     "evaluation": evaluations.COMMANDS,
     "checkpoints": [convert.COMMAND],

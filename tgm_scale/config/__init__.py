@@ -20,15 +20,19 @@ from tgm_scale.config.files import (
 )
 from tgm_scale.config.mistakes import COMMAND_LINE, all_keys
 from tgm_scale.config.sections import Config, OptimConfig, RunSettings
+from tgm_scale.config.study_section import EvaluationConfig, StudyConfig, StudySection
 
 __all__ = [
     "COMMAND_LINE",
     "CONFIGS",
     "Config",
     "DataConfig",
+    "EvaluationConfig",
     "OptimConfig",
     "RunSettings",
     "Section",
+    "StudyConfig",
+    "StudySection",
     "all_keys",
     "apply_overrides",
     "checked",

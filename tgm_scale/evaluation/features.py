@@ -76,10 +76,20 @@ class FrozenEncoder:
         )
 
     @classmethod
-    def random(cls, size: str, frames: int, image_size: int, seed: int, device: torch.device = _CPU) -> FrozenEncoder:
+    def random(
+        cls,
+        size: str,
+        frames: int,
+        image_size: int,
+        seed: int,
+        device: torch.device = _CPU,
+        initialisation: str = "videomae",
+    ) -> FrozenEncoder:
         """The initialisation of a run with this seed: the baseline that training is compared with."""
         dimensions = SIZES[size]
         model = MaskedVideoAutoencoder(dimensions, frames, image_size, options=ModelOptions("sdpa"), seed=seed)
+        if initialisation == "local":
+            start_locally(model)
         return cls(model.encoder.to(device), dimensions, frames, image_size, _DEFAULT_STRIDE, None, device)
 
     @classmethod

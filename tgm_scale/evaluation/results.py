@@ -53,9 +53,10 @@ def classification_metrics(scores_MC: Tensor, truth_M: Tensor, labels: Sequence[
 
 
 def predictions(clips: Clips, classes: Sequence[str], scores_MC: Tensor) -> Iterator[dict[str, str]]:
-    """A row for each test clip: what it is, and the class of the highest score."""
-    for key, label, best in zip(clips.keys, clips.labels, scores_MC.argmax(1).tolist()):
-        yield {"key": key, "label": label, "prediction": classes[best]}
+    """A row for each test clip: what it is, and the class of the highest score; its group, where all have one."""
+    groups = clips.groups or [""] * len(clips.keys)
+    for key, label, group, best in zip(clips.keys, clips.labels, groups, scores_MC.argmax(1).tolist()):
+        yield {"key": key, "label": label, "prediction": classes[best], **({"group": group} if group else {})}
 
 
 def baselines(scores_MC: Tensor, truth_M: Tensor, clips: Clips, trained: Sequence[str]) -> dict[str, str]:

@@ -57,7 +57,12 @@ def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
         if process.is_main and "size" not in settings.model_fields_set:
             print(f"encoder.checkpoint=random: of size {settings.size}; encoder.size={{tiny,S,B,L,H,g}} sets another")
         return FrozenEncoder.random(
-            settings.size, settings.frames, settings.image_size, config.run.seed, process.device
+            settings.size,
+            settings.frames,
+            settings.image_size,
+            config.run.seed,
+            process.device,
+            settings.initialisation,
         )
     given = {key: getattr(settings, key) for key in ("frames", "image_size") if key in settings.model_fields_set}
     found = FrozenEncoder.load(settings.checkpoint, process.device, **given)

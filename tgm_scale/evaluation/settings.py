@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from tgm_scale import config as configuration
 from tgm_scale.config.data_sections import ClipsConfig, Section
 from tgm_scale.config.sections import Config, RunSettings, TrainingConfig
+from tgm_scale.config.study_section import StudyConfig
 from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
 
 Sampling = Literal["dense", "segments"]
@@ -38,6 +39,9 @@ class EncoderConfig(Section):
         description="run folder, checkpoint, any file that conversion reads; 'random': random weights"
     )
     size: Literal["tiny", "S", "B", "L", "H", "g"] = Field("B", description="size of the model of random weights")
+    initialisation: Literal["videomae", "local"] = Field(
+        "videomae", description="start of random weights, as model.initialisation of a run"
+    )
     frames: int = Field(16, ge=1, description="frames of a clip; default: the checkpoint's")
     image_size: int = Field(224, ge=8, description="side of the clip, pixels; default: the checkpoint's")
     temporal_views: int = Field(1, ge=1, description="features are the mean over the views of a video")
@@ -185,7 +189,9 @@ def load_any(path: str, overrides: list[str]) -> RunSettings:
     tree = _tree(path, overrides)
     data = tree.get("data")
     kind: type[RunSettings] = Config
-    if "encoder" in tree:
+    if "study" in tree:
+        kind = StudyConfig
+    elif "encoder" in tree:
         kind = FrozenConfig
     elif "finetune" in tree or (isinstance(data, dict) and {"train", "test"} & data.keys()):
         kind = FinetuneConfig

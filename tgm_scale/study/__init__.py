@@ -1,0 +1,1 @@
+"""Several arms of pretraining (maskers x objectives), several seeds of each, evaluated and compared."""

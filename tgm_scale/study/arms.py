@@ -1,0 +1,159 @@
+"""The runs of a study: for each arm and seed a pretraining, then its evaluations, each a command of `tgm-scale`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tgm_scale import config as configuration
+from tgm_scale.config import Config, EvaluationConfig, RunSettings, StudyConfig
+from tgm_scale.evaluation import settings
+from tgm_scale.planning.checks import check
+from tgm_scale.planning.corpora import make_synthetic
+from tgm_scale.planning.objective import needs_captions
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.runtime.distributed import ProcessInfo
+
+PRETRAIN, UNTRAINED = "pretrain", "untrained"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """masker, objective: their names in the study; "" for the weights that runs start from."""
+
+    masker: str = ""
+    objective: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.masker}+{self.objective}" if self.masker else UNTRAINED
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command. what: `pretrain`, or the name of an evaluation; arguments: behind `tgm-scale`; config: what they
+    resolve to; processes: that it runs in."""
+
+    arm: Arm
+    seed: int
+    what: str
+    arguments: tuple[str, ...]
+    config: RunSettings
+    processes: int
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The commands of an arm and seed, one after another."""
+
+    arm: Arm
+    seed: int
+    jobs: tuple[Job, ...]
+
+
+def arms(study: StudyConfig) -> list[Arm]:
+    section = study.study
+    found = [Arm(masker, objective) for masker in section.maskers for objective in section.objectives]
+    return [Arm()] * section.untrained + found
+
+
+def units(study: StudyConfig) -> list[Unit]:
+    """Seed by seed, so that what a budget leaves out are whole seeds. Raises ValueError that names the study's key."""
+    return [_unit(study, arm, seed) for seed in study.study.seeds for arm in arms(study)]
+
+
+def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
+    section, folder = study.study, Path(study.run.dir) / arm.name / f"seed-{seed}"
+    jobs = []
+    of_arm = [*section.set, *section.maskers.get(arm.masker, []), *section.objectives.get(arm.objective, [])]
+    given = [*of_arm, f"run.dir={folder / PRETRAIN}", f"run.seed={seed}"]
+    keys = [f"study.maskers.{arm.masker}", f"study.objectives.{arm.objective}"] if arm.masker else []
+    try:
+        pretrained = configuration.load(section.config, given)
+        plan_pretraining(pretrained, _first_process(section.processes))
+    except ValueError as mistake:
+        raise ValueError(f"{', '.join(['study.config', 'study.set', *keys])}: {mistake}") from None
+    if arm.masker:
+        line = ("pretrain", "--config", section.config, *given)
+        jobs.append(Job(arm, seed, PRETRAIN, line, pretrained, section.processes))
+    for name, evaluation in section.evaluations.items():
+        projected = arm.masker and needs_captions(pretrained.objective)
+        if evaluation.command == "retrieve" and not projected:
+            continue
+        overrides = [*evaluation.set, f"run.dir={folder / name}", f"run.seed={seed}"]
+        overrides += _origin(evaluation, pretrained) if arm.masker else _untrained(evaluation, pretrained)
+        try:
+            config = _load(evaluation, overrides)
+        except ValueError as mistake:
+            raise ValueError(f"study.evaluations.{name}: {mistake}") from None
+        line = (evaluation.command, *(("--config", evaluation.config) if evaluation.config else ()), *overrides)
+        jobs.append(Job(arm, seed, name, line, config, section.processes))
+    return Unit(arm, seed, tuple(jobs))
+
+
+def _first_process(processes: int) -> ProcessInfo:
+    return ProcessInfo(0, processes, 0, torch.device("cpu"))
+
+
+def _origin(evaluation: EvaluationConfig, pretrained: Config) -> list[str]:
+    key = "train.init_from" if evaluation.command == "finetune" else "encoder.checkpoint"
+    return [f"{key}={pretrained.run.dir}"]
+
+
+def _untrained(evaluation: EvaluationConfig, pretrained: Config) -> list[str]:
+    """Random weights of the same shape, seed and initialisation; in finetuning a start from scratch, as its
+    configuration has it."""
+    if evaluation.command == "finetune":
+        return []
+    model, data = pretrained.model, pretrained.data
+    changed = [key for key in ("patch", "tubelet", "depth") if getattr(model, key) is not None]
+    if changed:
+        raise ValueError(
+            f"study.untrained=true: encoder.checkpoint=random has the size's own shape, and study.config or study.set "
+            f"has {', '.join(f'model.{key}' for key in changed)}: leave study.untrained out"
+        )
+    stride = [] if any(one.startswith("data.stride=") for one in evaluation.set) else [f"data.stride={data.stride}"]
+    return [
+        "encoder.checkpoint=random",
+        f"encoder.size={model.size}",
+        f"encoder.frames={data.frames}",
+        f"encoder.image_size={data.size}",
+        f"encoder.initialisation={model.initialisation}",
+        *stride,
+    ]
+
+
+def _load(evaluation: EvaluationConfig, overrides: list[str]) -> RunSettings:
+    if evaluation.command == "finetune":
+        assert evaluation.config is not None
+        return settings.load_finetune(evaluation.config, overrides)
+    kind = settings.FrozenConfig if evaluation.command == "retrieve" else settings.SupervisedConfig
+    return settings.load_frozen(evaluation.config, overrides, kind)
+
+
+def prepare(found: list[Unit], processes: int) -> None:
+    """What each pretraining would check of data and frozen models, once for each arm; a synthetic corpus that several
+    would make at the same time is made. Raises ValueError that names the arm."""
+    for job in _pretrainings(found):
+        assert isinstance(job.config, Config)
+        try:
+            check(job.config, plan_pretraining(job.config, _first_process(processes)))
+        except ValueError as mistake:
+            raise ValueError(f"{job.arm.name}: {mistake}") from None
+        make_synthetic(job.config.data)
+
+
+def _pretrainings(found: list[Unit]) -> Iterator[Job]:
+    """One of each arm."""
+    seen: set[Arm] = set()
+    for unit in found:
+        if unit.arm.masker and unit.arm not in seen:
+            seen.add(unit.arm)
+            yield unit.jobs[0]

@@ -1,0 +1,88 @@
+"""`tgm-scale study`: arms pretrained and evaluated, then compared. What is done is skipped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from tgm_scale import config as configuration
+from tgm_scale.config import StudyConfig
+from tgm_scale.runtime.files import replace_file
+from tgm_scale.runtime.progress import clock
+from tgm_scale.runtime.terminal import message
+from tgm_scale.study import page, records
+from tgm_scale.study.arms import Unit, prepare, units
+from tgm_scale.study.launching import Budget, Launcher, budget, slots
+from tgm_scale.study.summary import summarise, tables
+
+
+def study(options: argparse.Namespace) -> int:
+    """Exit code 0; 1 where a command failed. Raises ValueError."""
+    tree = configuration.read_tree(options.config, options.overrides)
+    config = configuration.checked(tree, options.config, StudyConfig, options.overrides)
+    found = units(config)
+    if not 0 <= options.task < options.tasks:
+        raise ValueError(f"--task {options.task}: wanted a number from 0 to {options.tasks - 1}, below --tasks")
+    if options.tables:
+        return _write(config, found, [])
+    own = found[options.task :: options.tasks]
+    hours = config.study.hours
+    seconds = None if hours is None else 3600 * hours
+    if options.dry_run:
+        parallel = config.study.parallel or 1
+        print(message(plan(own, budget(_open(own), records.Times(found), parallel, seconds), commands=True)))
+        return 0
+    places = slots(config.study)
+    prepare(own, config.study.processes)
+    print(message(plan(own, budget(_open(own), records.Times(found), len(places), seconds))), flush=True)
+    launcher = Launcher(own, places, hours)
+    launcher.run()
+    if options.tasks > 1:
+        print(f"part {options.task} of {options.tasks} is done; tgm-scale study --tables makes the tables of all")
+        return _code(own)
+    return _write(config, found, launcher.left_out)
+
+
+def _open(own: Sequence[Unit]) -> list[Unit]:
+    return [unit for unit in own if not all(map(records.is_done, unit.jobs))]
+
+
+def plan(own: Sequence[Unit], found: Budget, commands: bool = False) -> str:
+    """What there is to do, and how long it takes by what has ended; with every command that is not done."""
+    arms = dict.fromkeys(unit.arm.name for unit in own)
+    jobs = [job for unit in own for job in unit.jobs]
+    done = sum(map(records.is_done, jobs))
+    lines = [f"{len(arms)} arms: {', '.join(arms)}", f"{len(own)} runs of {len(jobs)} commands, {done} of them done"]
+    if found.seconds is None:
+        lines.append("time: known when the first run has ended")
+    elif found.begun:
+        lines.append(f"time: about {clock(found.seconds)}, by the commands that have ended")
+    if found.left_out:
+        named = ", ".join(f"{unit.arm.name} seed {unit.seed}" for unit in found.left_out)
+        lines.append(f"left out, since study.hours is too little: {named}")
+    if commands:
+        for job in (job for unit in found.begun for job in unit.jobs if not records.is_done(job)):
+            lines.append(shlex.join(["tgm-scale", *job.arguments]))
+    return "\n".join(lines)
+
+
+def _write(config: StudyConfig, found: Sequence[Unit], left_out: Sequence[Unit]) -> int:
+    """summary.json and report.html in the study's folder."""
+    folder = Path(config.run.dir)
+    summary = summarise(config, found, left_out)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    replace_file(folder / "report.html", page.page(config, found, summary))
+    print(message(tables(summary)))
+    if left_out:
+        print(message("left out: " + ", ".join(f"{unit.arm.name} seed {unit.seed}" for unit in left_out)))
+    print(message(f"\n{folder / 'report.html'}  (figures: {folder / 'summary.json'})"))
+    return _code(found)
+
+
+def _code(found: Sequence[Unit]) -> int:
+    ended = [record for unit in found for job in unit.jobs if (record := records.read(job)) is not None]
+    return int(any(record.state == records.FAILED for record in ended))

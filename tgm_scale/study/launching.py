@@ -1,0 +1,176 @@
+"""The commands of a study, some at a time, within a budget of time."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from tgm_scale.config import StudySection
+from tgm_scale.runtime.processes import LocalRun, unwinding
+from tgm_scale.runtime.progress import clock
+from tgm_scale.runtime.terminal import message
+from tgm_scale.study import records
+from tgm_scale.study.arms import PRETRAIN, Job, Unit
+from tgm_scale.study.records import Times
+
+LOG = "output.log"
+_LOOK = 0.2  # seconds from one look at the commands to the next
+_GRACE = 90.0  # seconds for commands to save a checkpoint when they are asked to stop
+_WHY = 400  # letters of a reason that is kept
+
+Slot = dict[str, str]  # variables of the environment of what runs in it
+
+
+def slots(section: StudySection) -> list[Slot]:
+    """Of this host: each with GPUs of its own, or the CPU where there are none. Raises ValueError."""
+    count = torch.cuda.device_count()
+    if not count:
+        cores = len(os.sched_getaffinity(0))
+        return [{} for _ in range(section.parallel or max(1, cores // section.processes))]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = named.split(",")[:count] if named else [str(number) for number in range(count)]
+    groups = count // section.processes
+    if groups < (section.parallel or 1):
+        raise ValueError(
+            f"study.parallel={section.parallel or 1} runs of study.processes={section.processes}: want a GPU for each "
+            f"process, and this host shows {count}: lower one of them"
+        )
+    each = [names[i * section.processes : (i + 1) * section.processes] for i in range(section.parallel or groups)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in each]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What fits, by the times of commands that have ended. seconds: until the last ends, None where none has ended;
+    begun: units, in order; left_out: what would end too late."""
+
+    seconds: float | None
+    begun: list[Unit]
+    left_out: list[Unit]
+
+
+def budget(units: Sequence[Unit], times: Times, parallel: int, seconds: float | None) -> Budget:
+    """Units begin in order, each where a place is free first."""
+    free = [0.0] * parallel
+    begun, left_out, known = [], [], True
+    for unit in units:
+        left = times.left(unit)
+        known = known and left is not None
+        if seconds is not None and free[0] + (left or 0.0) > seconds:
+            left_out.append(unit)
+        else:
+            begun.append(unit)
+            heapq.heapreplace(free, free[0] + (left or 0.0))
+    return Budget(max(free) if known else None, begun, left_out)
+
+
+@dataclass
+class _Started:
+    """A command that runs: what follows it, and where its log begins."""
+
+    unit: Unit
+    job: Job
+    life: LocalRun
+    log_from: int
+
+
+class Launcher:
+    """Runs units to their end, each command after the one before; what is done is skipped, what failed is begun again.
+
+    A command that fails ends its unit if it is the pretraining, and nothing else."""
+
+    def __init__(self, units: Sequence[Unit], places: Sequence[Slot], hours: float | None) -> None:
+        self.left_out: list[Unit] = []
+        self._waiting = deque(unit for unit in units if not all(map(records.is_done, unit.jobs)))
+        self._times = Times(units)
+        self._places = places
+        self._end = time.monotonic() + 3600 * hours if hours is not None else None
+        self._running: dict[int, _Started] = {}
+
+    @unwinding()
+    def run(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(self._stop)
+            while self._waiting or self._running:
+                for place in range(len(self._places)):
+                    if place not in self._running:
+                        self._begin_next(place)
+                time.sleep(_LOOK)
+                for place, started in list(self._running.items()):
+                    if not started.life.running() or (started.life.ended() and any(self._codes(started))):
+                        self._ended(place, started)
+
+    @staticmethod
+    def _codes(started: _Started) -> list[int]:
+        return [code for rank in started.life.ranks if (code := rank.poll()) is not None]
+
+    def _begin_next(self, place: int) -> None:
+        while self._waiting:
+            unit = self._waiting.popleft()
+            if self._end is None or time.monotonic() + (self._times.left(unit) or 0.0) <= self._end:
+                self._begin(place, unit, 0)
+                return
+            self.left_out.append(unit)
+
+    def _begin(self, place: int, unit: Unit, first: int) -> None:
+        """The first command of the unit, from a number on, that is not done."""
+        job = next((job for job in unit.jobs[first:] if not records.is_done(job)), None)
+        if job is None:
+            return
+        job.folder.mkdir(parents=True, exist_ok=True)
+        log = job.folder / LOG
+        line = [sys.executable, "-m", "tgm_scale", *job.arguments]
+        begins = log.stat().st_size if log.is_file() else 0
+        life = LocalRun(line, job.processes, log, self._places[place])
+        self._running[place] = _Started(unit, job, life, begins)
+        life.__enter__()
+
+    def _ended(self, place: int, started: _Started) -> None:
+        job = started.job
+        failed = any(self._codes(started))
+        if failed and started.life.running():
+            time.sleep(1)  # for the others' last words
+        started.life.__exit__()
+        del self._running[place]
+        seconds = time.time() - started.life.began
+        why = _why(started) if failed else ""
+        records.write(job, records.FAILED if failed else records.DONE, seconds, why)
+        if not failed:
+            self._times.add(job, seconds)
+        how = f"failed: {why}" if failed else f"done in {clock(seconds)}"
+        print(message(f"{job.arm.name}, seed {job.seed}: {job.what}: {how}"), flush=True)
+        if not failed or job.what != PRETRAIN:
+            self._begin(place, started.unit, started.unit.jobs.index(job) + 1)
+
+    def _stop(self) -> None:
+        """Asks what runs to stop, which saves checkpoints, and waits; a second signal does not wait."""
+        try:
+            for started in self._running.values():
+                for rank in started.life.ranks:
+                    rank.terminate()
+            end = time.monotonic() + _GRACE
+            while any(one.life.running() for one in self._running.values()) and time.monotonic() < end:
+                time.sleep(_LOOK)
+        finally:
+            for started in self._running.values():
+                started.life.__exit__()
+                records.write(started.job, records.STOPPED, time.time() - started.life.began)
+
+
+def _why(started: _Started) -> str:
+    """The last words of a command that failed: its message from `tgm-scale COMMAND:` on, or its last line."""
+    with (started.job.folder / LOG).open("rb") as stream:
+        stream.seek(started.log_from)
+        lines = [line for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+    marks = [number for number, line in enumerate(lines) if line.startswith("tgm-scale ")]
+    said = " ".join(line.strip() for line in (lines[marks[-1] :] if marks else lines[-1:]))
+    codes = sorted({rank.returncode for rank in started.life.ranks if rank.returncode})
+    return f"exit code {', '.join(map(str, codes))}: {said[:_WHY] or 'nothing said'}"

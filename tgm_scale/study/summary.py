@@ -1,0 +1,186 @@
+"""The figures of a study: means and deviations over seeds, and paired differences between arms with intervals.
+
+Shapes: S seeds, M test clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import torch
+
+from tgm_scale.config import StudyConfig
+from tgm_scale.evaluation.intervals import paired_interval
+from tgm_scale.runtime.outside.json_text import json_lines, json_object
+from tgm_scale.study import records
+from tgm_scale.study.arms import Arm, Job, Unit, arms
+
+Tree = dict[str, Any]
+_MAIN = ("top1", "video to text R@1")  # the figure that predictions.jsonl holds clip by clip
+
+
+class Outcome(NamedTuple):
+    """Of an evaluation of one run. right: whether each test clip is; groups: of the clips that have one."""
+
+    figures: dict[str, float]
+    right: dict[str, bool]
+    groups: dict[str, str]
+
+
+def outcome(job: Job) -> Outcome:
+    """Raises ValueError or OSError for files that are damaged or gone."""
+    results = json_object(job.folder / "results.json")
+    rows = json_lines(job.folder / "predictions.jsonl")
+    truth = "caption" if results["method"] == "retrieval" else "label"
+    return Outcome(
+        {name: figure["value"] for name, figure in results["figures"].items()},
+        {row["key"]: row[truth] == row["prediction"] for row in rows},
+        {row["key"]: row["group"] for row in rows if "group" in row},
+    )
+
+
+def summarise(study: StudyConfig, units: Sequence[Unit], left_out: Sequence[Unit]) -> Tree:
+    """left_out: units for which there was no time."""
+    every = [job for unit in units for job in unit.jobs]
+    late = {(unit.arm, unit.seed) for unit in left_out}
+    trouble = {(job.arm, job.seed): _trouble(job) for job in reversed(every) if _trouble(job)}
+    found: Tree = {}
+    for name in study.study.evaluations:
+        jobs = [job for job in every if job.what == name]
+        outcomes = {(job.arm, job.seed): outcome(job) for job in jobs if records.is_done(job)}
+        missing = {
+            (job.arm, job.seed): _trouble(job)
+            or trouble.get((job.arm, job.seed))
+            or ("left out: no time" if (job.arm, job.seed) in late else "not done yet")
+            for job in jobs
+            if (job.arm, job.seed) not in outcomes
+        }
+        found[name] = _evaluation(study, outcomes, missing)
+    seconds = sum(record.seconds for job in every if (record := records.read(job)) is not None)
+    return {"evaluations": found, "seeds": study.study.seeds, "seconds": seconds}
+
+
+def _trouble(job: Job) -> str:
+    found = records.read(job)
+    return f"{job.what}: {found.why}" if found is not None and found.state == records.FAILED else ""
+
+
+_Key = tuple[Arm, int]
+
+
+def _evaluation(study: StudyConfig, outcomes: dict[_Key, Outcome], missing: dict[_Key, str]) -> Tree:
+    of_arms: Tree = {}
+    figure = next((name for name in _MAIN if any(name in one.figures for one in outcomes.values())), _MAIN[0])
+    for arm in arms(study):
+        seeds = [seed for seed in study.study.seeds if (arm, seed) in outcomes]
+        why = {str(seed): missing[arm, seed] for seed in study.study.seeds if (arm, seed) in missing}
+        if not seeds and not why:
+            continue  # a retrieval by an arm without captions
+        figures: dict[str, list[float]] = {}
+        for seed in seeds:
+            for name, value in outcomes[arm, seed].figures.items():
+                figures.setdefault(name, []).append(value)
+        of_arms[arm.name] = {
+            "seeds": seeds,
+            "figures": {name: _spread(values) for name, values in figures.items()},
+            "differences": {
+                other.name: found
+                for other in others(study, arm)
+                if (found := difference(outcomes, arm, other, study.run.seed))
+            },
+            "missing": why,
+        }
+    return {"figure": figure, "arms": of_arms}
+
+
+def _spread(values: list[float]) -> Tree:
+    return {"mean": fmean(values), "deviation": stdev(values) if len(values) > 1 else None, "of each": values}
+
+
+def others(study: StudyConfig, arm: Arm) -> list[Arm]:
+    """What an arm is compared with: the first objective under its masker, the first masker under its objective, and
+    the weights that the runs start from."""
+    if not arm.masker:
+        return []
+    first = Arm(next(iter(study.study.maskers)), next(iter(study.study.objectives)))
+    found = [Arm(arm.masker, first.objective), Arm(first.masker, arm.objective)]
+    return [one for one in [*found, *[Arm()] * study.study.untrained] if one != arm]
+
+
+def difference(outcomes: dict[_Key, Outcome], arm: Arm, other: Arm, seed: int) -> Tree:
+    """Of the main figure, over the seeds and clips that both have, with a 95 % interval over seeds and clips, and over
+    seeds and groups where the clips have groups; empty where they share no seed. seed: of the draws."""
+    seeds = [number for one, number in outcomes if one == arm and (other, number) in outcomes]
+    pairs = [(outcomes[arm, number], outcomes[other, number]) for number in seeds]
+    shared = [one.right.keys() & beside.right.keys() for one, beside in pairs]
+    clips = sorted(set.intersection(*map(set, shared))) if shared else []
+    if not clips:
+        return {}
+    gain_SM = torch.tensor(
+        [[one.right[clip] - beside.right[clip] for clip in clips] for one, beside in pairs], dtype=torch.float64
+    )
+    found: Tree = {"seeds": seeds, "clips": len(clips), **paired_interval(gain_SM, seed=seed)._asdict()}
+    groups = [group for clip in clips if (group := pairs[0][0].groups.get(clip))]
+    if len(groups) == len(clips) and len(set(groups)) > 1:
+        over = paired_interval(gain_SM, seed=seed, groups=groups)
+        found["over groups"] = {"groups": len(set(groups)), **over._asdict()}
+    return found
+
+
+class Row(NamedTuple):
+    """Of a table, in words. differences: from each other arm, in the order of the table's columns."""
+
+    arm: str
+    mean: str
+    each: str
+    differences: list[str]
+
+
+def columns(evaluation: Tree) -> list[str]:
+    """The headings of the differences: what they are from."""
+    firsts = {kind: None for of in evaluation["arms"].values() for kind in of["differences"]}
+    return list(firsts)
+
+
+def interval(found: Tree) -> str:
+    text = f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+    if over := found.get("over groups"):
+        text += f"; over {over['groups']} groups [{over['low']:+.3f}, {over['high']:+.3f}]"
+    return text
+
+
+def row(name: str, of: Tree, figure: str, others_named: Sequence[str]) -> Row:
+    spread = of["figures"].get(figure)
+    if spread is None:
+        why = "; ".join(sorted(set(of["missing"].values())))
+        return Row(name, "failed" if any(": " in one for one in of["missing"].values()) else "none", why, [])
+    deviation = "" if spread["deviation"] is None else f" ± {spread['deviation']:.3f}"
+    each = " ".join(f"{value:.3f}" for value in spread["of each"])
+    if of["missing"]:
+        each += "; " + "; ".join(f"seed {seed}: {why}" for seed, why in of["missing"].items())
+    differences = [interval(of["differences"][other]) if other in of["differences"] else "" for other in others_named]
+    return Row(name, f"{spread['mean']:.3f}{deviation}", each, differences)
+
+
+def tables(summary: Tree) -> str:
+    """One table for each evaluation, as Markdown."""
+    parts = []
+    for name, evaluation in summary["evaluations"].items():
+        named = columns(evaluation)
+        head = [f"{name}: {evaluation['figure']}", "mean ± deviation", "of each seed"]
+        head += [f"difference from {other} [95 %]" for other in named]
+        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        for arm, of in evaluation["arms"].items():
+            found = row(arm, of, evaluation["figure"], named)
+            cells = [
+                found.arm,
+                found.mean,
+                found.each,
+                *found.differences,
+                *[""] * (len(named) - len(found.differences)),
+            ]
+            lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
