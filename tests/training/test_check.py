@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from made_checkpoint import edited, made
 
 from tgm_scale.checkpoints import beside
+from tgm_scale.checkpoints.ema import Average
 from tgm_scale.models.vit import SIZES
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import CoupledTerm, Setup
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.runs.check_run import check
+from tgm_scale.runtime.tensors import save_tensors
 
 
 def test_check_says_once_what_is_damaged(tmp_path: Path) -> None:
@@ -41,14 +44,45 @@ def test_check_names_what_lacks_beside_a_checkpoint(tmp_path: Path, name: str, c
         report, code = check(str(tmp_path))
         return [line for line in report.splitlines() if f" {name}-" in line], code
 
-    good = [f"ok       {file.name}: readable, belongs to step-{file.stem[-8:]}" for file in (older, newest)]
+    good = [f"ok       {file.name}: whole, belongs to step-{file.stem[-8:]}" for file in (older, newest)]
     assert said() == (good, 0)
+    older.write_bytes(older.read_bytes()[:-1] + b"\1")
+    [first, second], code = said()
+    assert code == 1 and "damaged: its tensors differ from their hash" in first and second == good[1]
     older.write_bytes(older.read_bytes()[:-10])
     [first, second], code = said()
     assert code == 1 and first.startswith(f"DAMAGED  {older.name}: ") and second == good[1]
     newest.unlink()
     lines, code = said()
     assert code == 2 and lines[1] == f"DAMAGED  {newest.name}: missing: it belongs to step-00000030"
+
+
+def test_what_is_damaged_beside_a_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    tensors = {"queue": torch.ones(300, 1000), "seen": torch.tensor(3), "half": torch.ones(3, dtype=torch.bfloat16)}
+    beside.write(tmp_path, "terms", 30, [], tensors)
+    file = beside.file_of(tmp_path, "terms", 30)
+    assert all(value.equal(tensors[name]) for name, value in beside.read(file).items())
+    save_tensors(tensors, file)  # of an earlier version: no hash
+    assert beside.read(file).keys() == tensors.keys()
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="checkpoint of step 30: restore it, or move that checkpoint away"):
+        beside.read(file)
+
+
+@pytest.mark.parametrize("wrong", [{"queue": torch.full((4, 8), math.nan)}, {"seen": torch.tensor([-1])},
+                                   {"queue": torch.zeros(4, 8).double()}, {"queue": torch.zeros(4, 9)}])  # fmt: skip
+def test_a_queue_that_cannot_be_is_refused(wrong: dict[str, torch.Tensor]) -> None:
+    term = TERMS["nearest"](Setup(SIZES["tiny"], text=8, queue=4))
+    assert isinstance(term, CoupledTerm)
+    term.restore(term.state())
+    with pytest.raises(ValueError, match=r"wanted a queue of \[4, 8\] and the count of captions seen"):
+        term.restore(term.state() | wrong)
+
+
+def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
+    Average(lambda: [("weight", torch.ones(3))], 0.9, tmp_path).write(20, [])
+    with pytest.raises(ValueError, match="weights of another model"):
+        Average(lambda: [("other", torch.ones(3))], 0.9, tmp_path).read(20)
 
 
 def test_the_terms_that_keep_something_are_listed() -> None:

@@ -21,6 +21,7 @@ from tgm_scale.checkpoints import checkpoint
 from tgm_scale.contracts import Batch
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runs.status import status
 
 
 def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:
@@ -41,8 +42,12 @@ def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:
     assert any(
         json.loads(line)["reason"] == "skip_list" for line in (folder / "skipped.jsonl").read_text().splitlines()
     )
-    steps = [row["step"] for row in read_metrics(folder)]
+    rows = read_metrics(folder)
+    steps = [row["step"] for row in rows]
     assert steps == list(range(1, len(steps) + 1)), "a rollback leaves neither gaps nor doubles"
+    assert done.stderr.count("its update was skipped: spike; refused.jsonl names its clips") == len(refused)
+    skipped = sum(row["update_refused"] for row in rows)
+    assert skipped and f"{skipped} of {len(rows)} ({skipped} spike), see refused.jsonl" in status(str(folder))
 
 
 def test_the_skip_list_takes_the_weight_and_says_so() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tgm_scale.runs.metrics import Metrics, read_metrics
+from tgm_scale.training.reporting import concluded
 
 
 @pytest.mark.parametrize("going_on", [0, 2])
@@ -27,3 +28,8 @@ def test_tensorboard_has_each_step_once_after_a_kill(tmp_path: Path, going_on: i
     assert rows == [(step, 1.0 if step <= going_on else 2.0) for step in (1, 2, 3, 4)]
     assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == rows
     killed.close()
+
+
+def test_the_end_of_a_run_counts_the_updates_that_were_skipped() -> None:
+    last = {"step": 5, "loss": 1.0, "loss_reconstruction": 1.0, "loss_contrastive": None, "skipped_samples": 0}
+    assert concluded(3, 7.0, last, 5).endswith("rec 1.0000") and "2 of 5 updates skipped" in concluded(3, 7.0, last, 3)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from tgm_scale.checkpoints import beside
 from tgm_scale.checkpoints.checkpoint import Reader
-from tgm_scale.runtime.tensors import load_tensors
 
 _NAME = "ema"
 
@@ -39,8 +38,13 @@ class Average:
         beside.write(self._folder, _NAME, step, retained, self._values)
 
     def read(self, step: int) -> None:
-        """Continue from the average of a checkpoint. Raises ValueError where there is none."""
-        for name, value in read(self._folder, step).items():
+        """Continue from the average of a checkpoint. Raises ValueError where it is none of this model."""
+        found = read(self._folder, step)
+        if {name: value.shape for name, value in found.items()} != {
+            name: value.shape for name, value in self._values.items()
+        }:
+            raise ValueError(f"{file_of(self._folder, step)}: weights of another model: restore this run's")
+        for name, value in found.items():
             self._values[name].copy_(value)
 
 
@@ -48,7 +52,7 @@ def read(folder: Path, step: int) -> dict[str, Tensor]:
     file = file_of(folder, step)
     if not file.is_file():
         raise ValueError(f"{file}: missing; finetune.ema cannot be switched on in the middle of a run")
-    return load_tensors(file)
+    return beside.read(file)
 
 
 def averaged_file(checkpoint: Reader) -> Path | None:

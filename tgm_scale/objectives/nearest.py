@@ -62,6 +62,13 @@ class Nearest(CoupledTerm):
 
     def restore(self, state: dict[str, Tensor]) -> None:
         queue_QE, seen = state.get("queue"), state.get("seen")
-        if queue_QE is None or seen is None or queue_QE.shape != self._queue_QE.shape or seen.shape != (1,):
+        if (
+            queue_QE is None
+            or seen is None
+            or (queue_QE.shape, queue_QE.dtype) != (self._queue_QE.shape, torch.float32)
+            or (seen.shape, seen.dtype) != ((1,), torch.int64)
+            or not queue_QE.isfinite().all()
+            or seen < 0
+        ):
             raise ValueError(f"wanted a queue of {list(self._queue_QE.shape)} and the count of captions seen")
         self._queue_QE, self._seen = queue_QE.to(self._queue_QE.device), int(seen)

@@ -12,7 +12,6 @@ from tgm_scale.runs import events, origins, run_data, run_folder
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import rows_and_damaged
 from tgm_scale.runtime.outside.json_text import json_file
-from tgm_scale.runtime.tensors import open_tensors
 
 
 class Findings:
@@ -186,8 +185,8 @@ def _checkpoints(found: Findings, root: Path) -> str | None:
         try:
             if not file.is_file():
                 raise ValueError(f"missing: it belongs to {name}")
-            open_tensors(file)
-            found.good(file.name, f"readable, belongs to {name}")
+            beside.read(file)
+            found.good(file.name, f"whole, belongs to {name}")
         except (OSError, ValueError) as error:
             found.bad(file.name, str(error), stops=name == used)
     if ours and not whole:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from collections import Counter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -90,11 +91,19 @@ def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list
         "samples": f"{recent[-1]['samples']} videos read, {recent[-1]['skipped_samples']} of them skipped"
         + (", see skipped.jsonl" if recent[-1]["skipped_samples"] else ""),
         "speed": f"{tree['train']['global_batch_size'] / seconds:.1f} clips/s, {seconds:.2f} s a step",
+        **_skipped(rows),
         "left": "done" if last["step"] == plan["steps"] else duration(left),
         "last step": f"{duration(age)} ago",
         "loss": f"{loss_in_words(last)} (first {loss_in_words(rows[0])})",
         "bottleneck": f"{held_up}; over {'about ' * (len(recent) > 1)}the last {counted(len(recent))}",
     }
+
+
+def _skipped(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """How many updates were not made, and why."""
+    reasons = Counter(row.get("refusal") for row in rows if row.get("update_refused") is True)
+    texts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return {"skipped updates": f"{reasons.total()} of {len(rows)} ({texts}), see refused.jsonl"} if reasons else {}
 
 
 def counted(steps: int) -> str:

@@ -61,13 +61,15 @@ class Reporter:
         return values | {name: value for name, value in of_device.items() if value is not None}
 
 
-def concluded(steps: int, seconds: float, last: dict[str, Any] | None) -> str:
-    """How a training ended. steps, seconds: of this start; last: its last row of metrics."""
+def concluded(steps: int, seconds: float, last: dict[str, Any] | None, updates: int) -> str:
+    """How a training ended. steps, seconds: of this start; last: its last row of metrics; updates: of the run."""
     if last is None:
         return "done: no step was left to make"
     losses = in_words(last)
     if last["skipped_samples"]:
         losses += f", {last['skipped_samples']} of {last['samples']} samples skipped"
+    if skipped := last["step"] - updates:
+        losses += f", {skipped} of {last['step']} updates skipped"
     return f"done: made {steps} steps in {duration(seconds)}, {losses}"
 
 

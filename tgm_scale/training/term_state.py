@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tgm_scale.checkpoints import beside
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.runtime.tensors import load_tensors
 
 
 def write(folder: Path, objective: Objective, step: int, retained: list[int]) -> None:
@@ -27,7 +26,7 @@ def read(folder: Path, objective: Objective, step: int) -> None:
             f"{file}: missing: it has what {', '.join(keeping)} keeps between steps, and belongs to the checkpoint of "
             f"step {step}: restore it, or start in a new run.dir with train.init_from={folder}"
         )
-    tensors = load_tensors(file)
+    tensors = beside.read(file)
     for name, term in keeping.items():
         own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
         try:

@@ -94,7 +94,7 @@ class Trainer:
             self.watchdog.at(self.progress.step, ASIDE)  # what waits to be sent may take a while
         if self.process.is_main and not code:
             made, seconds = self.progress.step - first, time.monotonic() - began
-            print(f"{concluded(made, seconds, self.last)}. {self.task.then}", flush=True)
+            print(f"{concluded(made, seconds, self.last, self.progress.updates)}. {self.task.then}", flush=True)
         return code
 
     def _train_until_rollback(self) -> int | None:
@@ -229,6 +229,9 @@ class Trainer:
             line.show(self.last)
             if result.loss is None:
                 line.say(f"warning: step {self.progress.step}: none of its clips can be used: no update was made")
+            elif result.refusal is not None:
+                why = f"{result.refusal}; refused.jsonl names its clips"
+                line.say(f"warning: step {self.progress.step}: its update was skipped: {why}")
 
     def _count_problems(self, own: list[Problem]) -> None:
         """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""
