@@ -28,7 +28,7 @@ FROZEN_KEYS = """
 run.dir run.seed
 data.shards data.synthetic data.cache data.frames data.stride data.size data.workers data.decoder
 data.repeated_augmentation data.crop data.flip data.window_shards data.max_skipped_share data.max_left_out_share
-data.patience data.root data.mean data.std
+data.patience data.root data.mean data.std data.group data.test_groups
 guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.captions guidance.flow
 guidance.cached guidance.compile guidance.own_stream
 masking.recipe masking.mask_ratio masking.visible_ratio masking.options

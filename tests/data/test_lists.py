@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tgm_scale.data.lists.reading import Role, is_list, read_list
+from tgm_scale.data.lists.reading import Role, Selection, is_list, read_list
 from tgm_scale.data.shards.video_files import VideoFolder
 
 KINETICS = "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\nplay piano,-x_y,3,13,val\n"
@@ -30,8 +30,8 @@ SSV2 = [
 DIVING = [{"vid_name": "h4QBA3-TBB0_00001", "start_frame": 0, "label": 26, "end_frame": 149}]
 
 
-def labels(file: Path, *role: Role, **options: Any) -> list[tuple[str, str | None]]:
-    return [(entry.path, entry.label) for entry in read_list(file, *role, **options).entries]
+def labels(file: Path, role: Role = "train", **options: Any) -> list[tuple[str, str | None]]:
+    return [(entry.path, entry.label) for entry in read_list(file, Selection(role, **options)).entries]
 
 
 @pytest.mark.parametrize(
@@ -81,10 +81,10 @@ def test_hmdb51_splits_by_role_and_number(tmp_path: Path) -> None:
     assert labels(tmp_path, "test") == [("b_2.avi", "cartwheel"), ("d_4.avi", "ride_bike")]
     assert labels(tmp_path, "test", split=2) == [("a_1.avi", "cartwheel")]
     with pytest.raises(ValueError, match=r"no .*_test_split3.txt"):
-        read_list(tmp_path, "test", split=3)
+        read_list(tmp_path, Selection("test", split=3))
     (tmp_path / "fall_test_split2.txt").write_bytes(b"caf\xe9.avi 2\n")
     with pytest.raises(ValueError, match=r"fall_test_split2.txt line 1: not UTF-8"):
-        read_list(tmp_path, "test", split=2)
+        read_list(tmp_path, Selection("test", split=2))
 
 
 CAPTIONS = "two people, one of them far away"
@@ -130,7 +130,7 @@ COLUMNS = f'file,label,caption,split,frames\na.mp4,3,"{CAPTIONS}",train,61\nb.mp
 )  # fmt: skip
 def test_captions_and_labels_go_by_columns(tmp_path: Path, name: str, text: str, wanted: list) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8")
-    entries = read_list(tmp_path / name, wanted="caption").entries
+    entries = read_list(tmp_path / name, Selection(wanted="caption")).entries
     found = [(entry.path, entry.captions, entry.label) for entry in entries]
     assert found[: len(wanted)] == wanted
 
@@ -151,14 +151,14 @@ def test_captions_and_labels_go_by_columns(tmp_path: Path, name: str, text: str,
 def test_what_is_not_clear_in_a_table_is_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_list(tmp_path / name, wanted="caption")
+        read_list(tmp_path / name, Selection(wanted="caption"))
 
 
 def test_text_in_utf16_and_gzip_is_read_and_what_was_understood_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(COLUMNS, encoding="utf-16")
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(COLUMNS.encode()))
     for name in ("a.csv", "b.csv.gz"):
-        listing = read_list(tmp_path / name, "test")
+        listing = read_list(tmp_path / name, Selection("test"))
         assert [(entry.path, entry.label) for entry in listing.entries] == [("b.mp4", "4")]
         assert listing.layout == (
             "columns file, caption, label, split; not read: frames; 1 rows of test, not used: 1 train"
@@ -191,7 +191,7 @@ def test_rows_without_a_split_where_others_have_one_are_named(tmp_path: Path, na
         text = json.dumps([{"file": f"{path}.mp4", "label": 1, "split": split} for path, split in rows])
     (tmp_path / name).write_text(text)
     for role, wanted in (("train", "a"), ("test", "c")):
-        listing = read_list(tmp_path / name, role)
+        listing = read_list(tmp_path / name, Selection(role))
         assert [entry.path[0] for entry in listing.entries] == [wanted]
         assert {problem.key[0]: problem.reason for problem in listing.problems} == {
             path: "bad_row" for path in ("bde" if name == "s.csv" else "bd")
@@ -228,7 +228,11 @@ def test_rows_without_a_split_where_others_have_one_are_named(tmp_path: Path, na
             "file,label,start,end\nv.mp4,walk,0,4.5\n",
             "line 2: a span of a video .*tgm-scale shards make --annotations",
         ),
-        ("x.csv", "file,label,split\na.mp4,1,1\nb.mp4,1,2\n", "column of splits says '1': wanted train, val or test"),
+        (
+            "x.csv",
+            "file,label,split\na.mp4,1,1\nb.mp4,1,2\n",
+            "x.csv line 2: its split is '1': wanted train, val or test",
+        ),
         ("x.csv", "file,label,split\na.mp4,1,val\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
         ("x.csv", 'file,label\na.mp4,"1\n' + "b.mp4,2\n" * 60, "line 2: a field of more than 50 lines"),
         ("x.csv", "file,label,split\na.mp4,1,\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
@@ -250,7 +254,7 @@ def test_what_is_not_clear_is_refused_with_what_was_found(tmp_path: Path, name: 
 def test_a_list_in_latin_1_is_refused_by_the_line(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes("a.mp4 ok\nb.mp4 café\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"line 2: not UTF-8 .* save the file as UTF-8"):
-        read_list(tmp_path / "x.txt", wanted="caption")
+        read_list(tmp_path / "x.txt", Selection(wanted="caption"))
 
 
 def test_labels_with_blanks_are_labels(tmp_path: Path) -> None:
@@ -278,7 +282,7 @@ def test_only_text_is_a_caption(tmp_path: Path) -> None:
             '"c.mp4", "captions": {"en": "three"}', '"d.mp4", "label": [7], "caption": "four"',
             '"d.mp4", "label": 8']  # fmt: skip
     (tmp_path / "x.json").write_text("[" + ",".join('{"file": ' + row + "}" for row in rows) + "]")
-    listing = read_list(tmp_path / "x.json", wanted="caption")
+    listing = read_list(tmp_path / "x.json", Selection(wanted="caption"))
     assert [(entry.path[0], entry.captions, entry.label) for entry in listing.entries] == [
         ("a", [], None), ("b", ["one"], None), ("c", [], None), ("d", ["four"], "7")
     ]  # fmt: skip

@@ -50,7 +50,9 @@ def test_what_cannot_be_read_or_is_no_video_is_named(tmp_path: Path) -> None:
     assert len(list(walk(str(tmp_path), unread))) == 2 and not unread
     assert not list(walk(str(tmp_path / "self"), unread)) and "symbolic links" in unread[0].detail
     (tmp_path / "list.csv").write_text("file,caption\nb.m4s,c\nnowhere.mp4,c\n")
-    with pytest.raises(ValueError, match=r"none of its 2 videos .*b.m4s is the first: not_a_video, is there, but"):
+    with pytest.raises(
+        ValueError, match=r"none of its 2 videos .*b.m4s is the first: not_a_video, .*line 2: is there, but"
+    ):
         open_corpus(tmp_path / "list.csv")
     with pytest.raises(ValueError, match=r"a.mp4: one video; name the folder of it"):
         open_corpus(tmp_path / "a.mp4")

@@ -51,7 +51,34 @@ class ClipsConfig(Section):
     max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
 
 
-class DataConfig(ClipsConfig):
+class GroupsConfig(Section):
+    """What a clip is of: a subject, a speaker or a scene, of which no two parts of the data share one."""
+
+    group: str = Field("group", description="column of a list, or of a folder's labels.csv, that has a clip's group")
+    test_groups: float | tuple[str, ...] | None = Field(
+        None,
+        description="the groups of the test, or their share of all, where a list has no column 'split': [2, 4] or 0.2",
+    )
+
+    @field_validator("test_groups", mode="before")
+    @classmethod
+    def _texts(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return tuple(map(str, value))
+        return (str(value),) if isinstance(value, int | str) else value
+
+    @field_validator("test_groups")
+    @classmethod
+    def _some(cls, value: Any) -> Any:
+        if value == () or (isinstance(value, float) and not 0 < value < 1):
+            raise ValueError(
+                f"data.test_groups={list(value) if value == () else value}: wanted a share above 0 and below 1, or a "
+                "list of groups, such as [2, 4]"
+            )
+        return value
+
+
+class DataConfig(ClipsConfig, GroupsConfig):
     shards: str | list[str | CorpusConfig] = Field(description="folder or pattern of shards, or a list of them")
     synthetic: SyntheticConfig | None = Field(
         None, description="make a synthetic corpus where there is no data.shards"

@@ -19,6 +19,7 @@ from torch import from_numpy
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.building.annotations import captions_of, json_fault, unfit_captions
+from tgm_scale.data.lists.selection import Selection
 from tgm_scale.data.shards import index_cache
 from tgm_scale.data.shards.index import WHOLE_SHARD, Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import Inventory, corpus_inventory
@@ -46,7 +47,7 @@ def check(options: argparse.Namespace) -> int:
     for option, file, kind in (("--report", options.report, "JSON file"), ("--sheet", options.sheet, "picture")):
         if file is not None:
             check_output(option, file, kind)
-    corpus = open_corpus(options.shards)
+    corpus = open_corpus(options.shards, selection=Selection("all", "caption"))
     places = _places(corpus, options.samples)
     spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int)
     pictured = {places[k] for k in spread} if options.sheet else set()

@@ -10,7 +10,7 @@ from typing import Any
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access.addresses import resolved
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
-from tgm_scale.data.lists.reading import Role, is_list, read_list
+from tgm_scale.data.lists.reading import LABELS, Selection, is_list, read_list
 from tgm_scale.data.lists.text import cleaned, shown
 from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.inventory import NAMED, Inventory
@@ -46,29 +46,36 @@ class LabelledCorpus:
 
 
 def open_labelled(
-    spec: str | list[str], label: str = "label", *, role: Role = "train", root: str | None = None, split: int = 1
+    spec: str | list[str], selection: Selection | None = None, *, root: str | None = None
 ) -> LabelledCorpus:
     """What `spec` names: shards (anything that `open_corpus` takes), or a list (see lists.py) of videos below `root`.
 
-    label: where a sample's json has its label, such as `label` or `truth.objects.0.motion`; for EPIC-Kitchens' lists
-    verb, noun or action. role, split: the part of HMDB51's lists. Raises ValueError where nothing is labelled."""
+    selection: of a list. Of shards its `label` alone: where a sample's json has it, such as `label` or
+    `truth.objects.0.motion`. Raises ValueError where nothing is labelled."""
+    selection = selection or Selection()
     if is_list(spec):
         assert isinstance(spec, str)
-        return _of_files(VideoListCorpus(read_list(spec, role, label=label, split=split), root=root))
+        return _of_files(VideoListCorpus(read_list(spec, selection), root=root))
+    if selection.test_groups is not None:
+        raise ValueError(f"{spec}: data.test_groups needs a list with groups, or a folder with {LABELS}; this is none")
     corpus = open_corpus(spec)
-    if isinstance(corpus, VideoListCorpus):  # a folder of files: in folders by class, or with NAME.json next to them
+    if isinstance(corpus, VideoListCorpus):  # a folder of files, in folders by class
         return _of_files(corpus)
-    labels, problems = read_labels(corpus, label)
+    labels, problems = read_labels(corpus, selection.label)
     return LabelledCorpus(corpus, labels, [*corpus.all_problems(), *problems])
 
 
 def _of_files(corpus: VideoListCorpus) -> LabelledCorpus:
     labels, problems = corpus.labels, list(corpus.all_problems())
-    named = {problem.key for problem in problems}
-    without = [ref.name for ref in corpus.refs if ref.name not in labels and ref.name not in named]
+    named = {problem.key for problem in problems if problem.reason == "bad_label"}
+    unlabelled = [
+        Problem(ref.name, "no_label", corpus.where(shard).removesuffix(": "))
+        for shard, ref in enumerate(corpus.refs)
+        if ref.name not in labels and ref.name not in named
+    ]
     if not labels:
         raise ValueError(f"{corpus.origin}: none of its {len(corpus)} videos has a label ({corpus.listing.layout})")
-    return LabelledCorpus(corpus, labels, [*problems, *(Problem(name, "no_label") for name in without)])
+    return LabelledCorpus(corpus, labels, [*problems, *unlabelled])
 
 
 def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> Inventory:

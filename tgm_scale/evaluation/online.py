@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tgm_scale.config import Config
 from tgm_scale.contracts import Problem
+from tgm_scale.data.lists.reading import Role, Selection, is_list
 from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import knn, results
 from tgm_scale.evaluation.classes import in_order, single_class_note, untrained_classes, untrained_note
@@ -22,6 +23,14 @@ from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.patches import patchify
 from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runtime.distributed import HostCollectives
+
+
+def knn_selection(config: Config, role: Role) -> Selection:
+    """What of a list the nearest neighbours read: by the groups of the data, where both parts are one list."""
+    settings, data = config.knn, config.data
+    if data.test_groups is None or settings.train != settings.test or not is_list(settings.test):
+        return Selection(role, label=settings.label)
+    return Selection(role, label=settings.label, group=data.group, test_groups=data.test_groups)
 
 
 class Neighbours:
@@ -36,7 +45,7 @@ class Neighbours:
         self._collectives, self._k = collectives, settings.k
         views = Views(data.frames, data.size, data.stride)
         specs = {"train": settings.train, "test": settings.test}
-        sources = {role: open_labelled(specs[role], settings.label, role=role, root=settings.root) for role in PARTS}
+        sources = {role: open_labelled(specs[role], knn_selection(config, role), root=settings.root) for role in PARTS}
         found = [labelled_inventory(f"knn.{role}", source) for role, source in sources.items()]
         refuse_above(found, data.max_left_out_share)
         if collectives.process.is_main:

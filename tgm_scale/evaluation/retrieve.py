@@ -8,6 +8,7 @@ Shapes: M test clips, U distinct texts, C classes, E width of the joint space, D
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -59,7 +60,8 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
 
 def _captioned(config: FrozenConfig) -> LabelledCorpus:
     """The test part with captions in place of labels."""
-    corpus = open_corpus(config.data.test, root=config.data.root, role="test")
+    selection = replace(config.data.selection("test"), wanted="caption")
+    corpus = open_corpus(config.data.test, root=config.data.root, selection=selection)
     captions, problems = read_captions(corpus)
     return LabelledCorpus(corpus, captions, [*corpus.all_problems(), *problems])
 

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tgm_scale.data.lists.reading import NoList, Role
+from tgm_scale.data.lists.reading import LABELS, NoList, Role
 from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.clips import PATIENCE, own_samples
@@ -81,9 +82,16 @@ def open_split(data: LabelledConfig, role: Role) -> LabelledCorpus:
     if spec is None:
         raise ValueError("data.train: missing; give labelled shards or a list file")
     try:
-        return open_labelled(spec, data.label, role=role, root=data.root, split=data.split)
+        found = open_labelled(spec, data.selection(role), root=data.root)
     except NoList as missing:
         raise ValueError(f"data.{role}={missing}") from None
+    listing = found.corpus.listing if isinstance(found.corpus, VideoListCorpus) else None
+    if role == "test" and listing and listing.of_folder and data.train == data.test and not listing.chosen:
+        raise ValueError(
+            f"data.test={spec}: {LABELS} there has no column split with train and test, so that both parts would be "
+            "the same clips: add it, set data.test_groups (groups, or a share of them), or name two lists"
+        )
+    return found
 
 
 def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str, Any]:

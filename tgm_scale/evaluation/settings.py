@@ -7,17 +7,18 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tgm_scale import config as configuration
-from tgm_scale.config.data_sections import ClipsConfig, Section
+from tgm_scale.config.data_sections import ClipsConfig, GroupsConfig, Section
 from tgm_scale.config.sections import Config, RunSettings, TrainingConfig
 from tgm_scale.config.study_section import StudyConfig
 from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
+from tgm_scale.data.lists.selection import Role, Selection
 
 Sampling = Literal["dense", "segments"]
 
-_PART = "labelled videos (a folder of them, shards, or a list)"
+_PART = "labelled videos (a folder of them, also with labels.csv, shards, or a list)"
 
 
-class LabelledConfig(Section):
+class LabelledConfig(GroupsConfig):
     """Labelled videos: shards (folder, pattern, list of them) or a list file in a published format (see lists.py)."""
 
     train: str | list[str] | None = Field(None, description=f"{_PART} to fit on; not needed for retrieval")
@@ -32,6 +33,19 @@ class LabelledConfig(Section):
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the evaluating process")
     sampling: Sampling = Field("dense", description="a window of frames, or one of each of equal segments (TSN)")
     stride: int | None = Field(None, ge=1, description="of dense windows; default: that of the pretraining")
+
+    def selection(self, role: Role) -> Selection:
+        """What of a list is the part `role`."""
+        return Selection(role, "label", self.label, self.group, self.split, self.test_groups)
+
+    @model_validator(mode="after")
+    def _one_list(self) -> LabelledConfig:
+        if self.test_groups is not None and self.train not in (None, self.test):
+            raise ValueError(
+                f"data.test_groups divides one list, and data.train={self.train} is not data.test={self.test}: give"
+                " the same twice, or leave data.test_groups out"
+            )
+        return self
 
 
 class EncoderConfig(Section):

@@ -16,6 +16,7 @@ from tgm_scale.config import Config
 from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation.labelled import open_labelled
+from tgm_scale.evaluation.online import knn_selection
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.planning.parts import clip_loader
@@ -35,7 +36,7 @@ def watched_clips(config: Config, plan: RunPlan, corpora: list[Corpus]) -> tuple
 
     Raises ValueError where none of the first samples can be used."""
     if config.knn.test is not None and not config.guidance.cached:  # held out, and it has no cached relevance
-        held_out = open_labelled(config.knn.test, config.knn.label, role="test", root=config.knn.root).corpus
+        held_out = open_labelled(config.knn.test, knn_selection(config, "test"), root=config.knn.root).corpus
         if len(clips := _first_whole(config, plan, [held_out])):
             return clips, "knn.test"
     if len(clips := _first_whole(config, plan, corpora)):

@@ -9,7 +9,7 @@ from typing import Any
 from tgm_scale.config import DataConfig
 from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.data.access.ranges import DiskCache
-from tgm_scale.data.lists.reading import NoList
+from tgm_scale.data.lists.reading import NoList, Selection
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import (
     LEFT_OUT,
@@ -19,6 +19,7 @@ from tgm_scale.data.shards.inventory import (
     refuse_without_captions,
 )
 from tgm_scale.data.shards.opening import make_names_distinct, open_corpus
+from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.planning.objective import needs_captions
 from tgm_scale.runtime.files import making
 
@@ -48,11 +49,14 @@ def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[st
     Raises ValueError where too much is left out, or a corpus has no captions."""
     kept = data.cache
     cache = DiskCache(kept.dir, round(kept.gigabytes * 1e9)) if kept else None
-    settings: dict[str, Any] = {"cache": cache, "root": data.root, "patience": data.patience}
+    selection = Selection(wanted="caption", group=data.group, test_groups=data.test_groups)
+    settings: dict[str, Any] = {"cache": cache, "root": data.root, "patience": data.patience, "selection": selection}
     try:
         opened = [open_corpus(entry.path, **settings) for entry in data.corpora()]
     except NoList as missing:
         raise ValueError(f"data.shards={missing}") from None
+    if data.test_groups is not None and not any(isinstance(corpus, VideoListCorpus) for corpus in opened):
+        raise ValueError("data.test_groups leaves groups of a list out, and data.shards names none: leave it out")
     make_names_distinct(opened)
     limit = data.max_left_out_share
     if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):

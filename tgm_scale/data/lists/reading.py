@@ -5,7 +5,8 @@
 | columns | CSV (`,`, tab, `;`, `|`), JSON, JSON Lines: `file` and any of `caption, label, group, split, start, end` |
 | lines | a path that ends as a video does, then a caption or a label |
 | published | Kinetics, Something-Something V2, UCF101, HMDB51, Diving48, EPIC-Kitchens-100, MSR-VTT, WebVid |
-| folder | video files, NAME.txt or NAME.json next to those that have a caption; a folder of folders gives labels |
+| folder | `labels.csv` in it, a list by columns; else its video files, NAME.txt or NAME.json next to those that have a
+  caption, and folders as labels |
 
 `list_rows` says what a row of each means. What is not clear is refused by the line, never guessed at: a guess trains
 on wrong captions silently."""
@@ -14,35 +15,36 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
 from tgm_scale.data.lists.foreign_tables import FOREIGN_SUFFIXES, HEAD, foreign_table
 from tgm_scale.data.lists.row import Row, caption_fault, label_text
 from tgm_scale.data.lists.rows import rows_of
+from tgm_scale.data.lists.selection import Role, Selection, Wanted
 from tgm_scale.data.lists.text import cleaned, decoded, shown
 
-LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl")
-Role = Literal["train", "test"]
-Wanted = Literal["caption", "label"]
+__all__ = ["LABELS", "Entry", "Listing", "NoList", "Role", "Selection", "Wanted", "is_list", "read_list"]
 
-_TRAIN, _VALIDATION, _TEST = {"train", "training"}, {"val", "valid", "validate", "validation"}, {"test", "testing"}
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl")
+LABELS = "labels.csv"  # in a folder of videos: the list of them
 _SEVERAL = re.compile(r"-?\d+(?:\s*[,;|/\s]\s*-?\d+)+")
 
 
 @dataclass
 class Entry:
-    """A video of a list: its path as written, with or without an extension, and its captions, label and group."""
+    """A video of a list: its path as written, with or without an extension, and its captions, label and group.
+
+    line: of its first row, such as " line 7", which follows the list's path in messages."""
 
     path: str
     captions: list[str] = field(default_factory=list)
     label: str | None = None
     group: str | None = None
+    line: str = ""
 
 
 @dataclass
@@ -52,7 +54,13 @@ class Listing:
     path: str
     entries: list[Entry]
     layout: str  # in words: what was read as what
-    problems: list[Problem] = field(default_factory=list)  # of rows: bad_row, bad_caption, bad_label
+    problems: list[Problem] = field(default_factory=list)  # of rows: bad_row, bad_caption, bad_label ...
+    of_folder: bool = False  # the folder was named, and it stands for its videos alone
+    chosen: bool = False  # some of the rows were chosen, by their split or group
+
+    def where(self, entry: Entry) -> str:
+        """Where the entry stands, with a colon; "" where it stands in no file."""
+        return f"{self.path}{entry.line}: " if entry.line else ""
 
 
 def is_list(spec: object) -> bool:
@@ -62,36 +70,43 @@ def is_list(spec: object) -> bool:
     path = os.fspath(spec)
     if path.lower().removesuffix(".gz").endswith(LIST_SUFFIXES + FOREIGN_SUFFIXES):
         return True
-    return not storage.is_url(path) and os.path.isdir(path) and any(Path(path).glob("*_test_split?.txt"))
+    if storage.is_url(path) or not os.path.isdir(path):
+        return False
+    return _has_labels(path) or any(Path(path).glob("*_test_split?.txt"))
+
+
+def _has_labels(folder: str) -> bool:
+    """Whether a folder has its labels.csv. Raises ValueError where it has shards, too: either may be meant."""
+    if not os.path.isfile(os.path.join(folder, LABELS)):
+        return False
+    if shards := sorted(Path(folder).glob("*.tar")):
+        raise ValueError(
+            f"{folder}: holds {LABELS} and shards ({shards[0].name}): name {os.path.join(folder, LABELS)} or "
+            f"{os.path.join(folder, '*.tar')}"
+        )
+    return True
 
 
 class NoList(ValueError):
     """There is no list where one was named."""
 
 
-def read_list(
-    path: str | Path,
-    role: Role = "train",
-    *,
-    wanted: Wanted = "label",
-    label: str = "label",
-    split: int = 1,
-    patience: float | None = None,
-) -> Listing:
-    """The videos of a list, detected by what it holds.
+def read_list(path: str | Path, selection: Selection | None = None, patience: float | None = None) -> Listing:
+    """The videos of a list, detected by what it holds; of a folder, those of its labels.csv.
 
-    role: which rows of a `split` column, or of HMDB51's folder (its split number `split`), are used. wanted: what the
-    text after a path is where no column says so. label: the column of labels; for EPIC-Kitchens-100 verb, noun or
-    action. patience: of a list at a URL, see `retrying`.
+    patience: of a list at a URL, see `retrying`.
     Raises ValueError that names the file, the line, what was found and what was wanted."""
-    path = os.fspath(path)
+    path, selection = os.fspath(path), selection or Selection()
+    if of_folder := not storage.is_url(path) and os.path.isdir(path) and _has_labels(path):
+        path = os.path.join(path, LABELS)
     if refusal := foreign_table(path):
         raise ValueError(refusal)
     text = "" if os.path.isdir(path) else _text(path, patience)
-    layout, rows = rows_of(path, text, role, wanted, label, split)
-    used, chosen = _of_role(list(rows), role, path)
+    layout, rows = rows_of(path, text, selection)
+    used, chosen = selection.of(list(rows), path)
     listing = Listing(path, [], "; ".join(part for part in (layout, chosen) if part))
-    _gather(listing, used, wanted)
+    listing.of_folder, listing.chosen = of_folder, bool(chosen)
+    _gather(listing, used, selection)
     if not listing.entries:
         raise ValueError(
             f"{path}: lists no video" + (f" ({listing.problems[0].detail})" if listing.problems else ": an empty list")
@@ -109,27 +124,10 @@ def _text(path: str, patience: float | None) -> str:
     return decoded(data, path)
 
 
-def _of_role(rows: list[Row], role: Role, path: str) -> tuple[list[Row], str]:
-    """The rows of the part that is asked for, and what was chosen, in words. A column that says the same of all rows
-    chooses nothing; where it says nothing of some, these are faulty."""
-    values = Counter(row.split.strip().lower() for row in rows if row.split)
-    blank = [row for row in rows if not row.split]
-    if len(values) + bool(blank) < 2:
-        return rows, ""
-    if unknown := sorted(values.keys() - _TRAIN - _VALIDATION - _TEST):
-        raise ValueError(f"{path}: its column of splits says {shown(unknown[0])}: wanted train, val or test")
-    wanted = _TRAIN if role == "train" else _TEST if values.keys() & _TEST else _VALIDATION
-    used = [row for row in rows if row.split and row.split.strip().lower() in wanted]
-    if not used:
-        raise ValueError(f"{path}: none of its rows is of the split {sorted(wanted)[0]!r}: {dict(values)}")
-    others = ", ".join(f"{count} {name}" for name, count in sorted(values.items()) if name not in wanted) or "none"
-    for row in blank:
-        row.fault = row.fault or "no split, where other rows have one: wanted train, val or test"
-    return used + blank, f"{len(used)} rows of {role}, not used: {others}"
-
-
-def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
-    """One entry a video. Captions of the same path are captions of one clip; labels must agree."""
+def _gather(listing: Listing, rows: Iterable[Row], selection: Selection) -> None:
+    """One entry a video. Captions of the same path are captions of one clip; labels must agree, and groups where they
+    are used."""
+    wanted = selection.wanted
     entries: dict[str, Entry] = {}
     labelled_at: dict[str, str] = {}  # where the label of each video stands
     for row in rows:
@@ -142,7 +140,14 @@ def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
                 f"tgm-scale shards make --annotations {listing.path} --videos DIR --output SHARDS"
             )
         path = os.path.normpath(row.path) if not storage.is_url(row.path) else row.path
-        entry = entries.setdefault(path, Entry(row.path, group=row.group))
+        if listing.of_folder and (storage.is_url(path) or os.path.isabs(path) or path.split(os.sep)[0] == os.pardir):
+            detail = f"{row.where}: not below the folder; for videos elsewhere name the list itself, {listing.path}"
+            listing.problems.append(Problem(row.path, "outside_folder", detail))
+            continue
+        new = Entry(row.path, group=row.group, line=row.where.removeprefix(listing.path))
+        entry = entries.setdefault(path, new)
+        if entry is not new:
+            _compare(listing, row, entry, selection)
         for caption in row.captions:
             if fault := caption_fault(caption):
                 listing.problems.append(Problem(row.path, "bad_caption", f"{row.where}: {fault}"))
@@ -164,6 +169,21 @@ def _gather(listing: Listing, rows: Iterable[Row], wanted: Wanted) -> None:
             continue
         entry.label, labelled_at[path] = label, row.where
     listing.entries = list(entries.values())
+
+
+def _compare(listing: Listing, row: Row, entry: Entry, selection: Selection) -> None:
+    """A further row of a video: one that adds nothing is a problem. Raises ValueError for another group than before,
+    where groups are used."""
+    before = listing.where(entry).removesuffix(": ")
+    if row.group != entry.group and (selection.wanted == "label" or selection.test_groups is not None):
+        raise ValueError(
+            f"{row.where}: {shown(row.path)} is of group {shown(row.group or '')}, and at {before} of "
+            f"{shown(entry.group or '')}: a video has one group; give one, or leave such videos out"
+        )
+    told = [text for text in row.captions if isinstance(text, str) and " ".join(text.split()) not in entry.captions]
+    labelled = row.label is not None and str(row.label).strip() != (entry.label or "")
+    if not told and not labelled:
+        listing.problems.append(Problem(row.path, "duplicate_row", f"{row.where}: the video of {before} again"))
 
 
 _ONE_LABEL = "a video has one label here; give one a video, or leave such videos out"

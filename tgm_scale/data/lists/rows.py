@@ -35,31 +35,32 @@ from tgm_scale.data.lists.row import (
     of_list,
     without_separator_line,
 )
+from tgm_scale.data.lists.selection import Selection
 from tgm_scale.data.lists.text import decoded, shown
 from tgm_scale.runtime.outside.json_text import json_of
 
 EPIC_LABELS = ("verb", "noun", "action")
-_HMDB_USE = {"train": "1", "test": "2"}  # in the third place of a line; 0: not in this split
+_HMDB_USE = {"train": "1", "test": "2", "all": "12"}  # in the third place of a line; 0: not in this split
 
 
 Fields = Mapping[str, Any]  # by the names of the columns, in lower case
 
 
-def rows_of(path: str, text: str, role: str, wanted: str, label: str, split: int) -> Rows:
+def rows_of(path: str, text: str, selection: Selection) -> Rows:
     """The layout of a list in words, and its rows. Raises ValueError for a layout that is not known."""
     if os.path.isdir(path):
-        return f"HMDB51's split {split}", _hmdb51(Path(path), role, split)
+        return f"HMDB51's split {selection.split}", _hmdb51(Path(path), selection)
     name = path.lower().removesuffix(".gz")
     if name.endswith((".json", ".jsonl")):
-        return _json(path, text, label, wanted, one_a_line=name.endswith(".jsonl"))
+        return _json(path, text, selection, one_a_line=name.endswith(".jsonl"))
     if is_ucf101(path):
         return "UCF101's list: labels are the folders", ucf101(path, text)
     text = without_separator_line(text)
     header = _header(path, text)
     if header is None:
-        return lines_of(path, text, wanted)
+        return lines_of(path, text, selection.wanted)
     columns, delimiter = header
-    return _by_columns(path, columns, _csv_rows(path, text, columns, delimiter), label, wanted)
+    return _by_columns(path, columns, _csv_rows(path, text, columns, delimiter), selection)
 
 
 def _header(path: str, text: str) -> tuple[list[str], str] | None:
@@ -91,8 +92,8 @@ def _csv_rows(path: str, text: str, columns: list[str], delimiter: str) -> Itera
         raise ValueError(f"{path} line {reader.line_num}: no CSV ({error}): close its quotation marks") from None
 
 
-def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]], label: str, wanted: str) -> Rows:
-    names = set(columns)
+def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]], selection: Selection) -> Rows:
+    names, label, wanted = set(columns), selection.label, selection.wanted
     if {"youtubeid", "start_timestamp", "end_timestamp"} <= names:
         raise ValueError(
             f"{path}: InternVid's annotations, spans of videos: cut the clips first, with tgm-scale shards make "
@@ -103,8 +104,11 @@ def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]
             return title, (_guarded(where, fields, read, label) for where, fields in rows)
     own = {}
     for meaning, synonyms in COLUMNS.items():
-        candidates = (label.lower(), *synonyms) if meaning == "label" else synonyms
-        own[meaning] = next((name for name in candidates if name in names), None)
+        named = {"label": label, "group": selection.group}.get(meaning, "").lower()
+        own[meaning] = next((name for name in (named, *synonyms) if name in names), None)
+    for key, named in {"group": selection.group, **({"label": label} if wanted == "label" else {})}.items():
+        if named.lower() not in {*names, key}:
+            raise ValueError(f"{path}: data.{key}={named}: no such column; there are {', '.join(columns)}")
     if own["file"] is None or (wanted == "label" and own["label"] is None):
         lacks = "file" if own["file"] is None else "label"
         raise ValueError(
@@ -186,7 +190,7 @@ _PUBLISHED: tuple[tuple[tuple[str, ...], str, Callable[[str, Fields, str], Row]]
 )
 
 
-def _json(path: str, text: str, label: str, wanted: str, one_a_line: bool) -> Rows:
+def _json(path: str, text: str, selection: Selection, one_a_line: bool) -> Rows:
     one_a_line = one_a_line and not text.lstrip().startswith("[")
     try:
         lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()] if one_a_line else []
@@ -207,7 +211,7 @@ def _json(path: str, text: str, label: str, wanted: str, one_a_line: bool) -> Ro
             f"{path}: keys {', '.join(sorted(rows[0]))}; of Something-Something the test list has no labels (id, "
             "template): use the validation list"
         )
-    return _by_columns(path, sorted({key for row in rows for key in row}), zip(places, rows), label, wanted)
+    return _by_columns(path, sorted({key for row in rows for key in row}), zip(places, rows), selection)
 
 
 def _msrvtt(path: str, content: Mapping[str, Any]) -> Iterator[Row]:
@@ -229,7 +233,8 @@ def _objects(path: str, content: Mapping[str, Any], part: str, keys: tuple[str, 
     return listed
 
 
-def _hmdb51(folder: Path, role: str, split: int) -> Iterator[Row]:
+def _hmdb51(folder: Path, selection: Selection) -> Iterator[Row]:
+    split = selection.split
     files = sorted(folder.glob(f"*_test_split{split}.txt"))
     if not files:
         raise ValueError(f"{folder}: no *_test_split{split}.txt: wanted HMDB51's folder of splits, data.split 1 to 3")
@@ -237,5 +242,5 @@ def _hmdb51(folder: Path, role: str, split: int) -> Iterator[Row]:
         label = file.name.removesuffix(f"_test_split{split}.txt")
         for number, line in enumerate(decoded(file.read_bytes(), str(file)).splitlines(), 1):
             name, _, use = line.strip().rpartition(" ")
-            if use == _HMDB_USE[role]:
+            if use in _HMDB_USE[selection.role]:
                 yield Row(f"{file} line {number}", name.strip(), label=label)

@@ -29,7 +29,7 @@ _GAP = 1 << 16  # remote members nearer than this are read in one piece: 64 KiB 
 
 
 WHOLE_SHARD = ("shard_unreadable", "shard_cut", "shard_empty", "shard_missing")
-NOTICES = ("duplicate_member", "bad_caption", "bad_label")  # about samples that are used all the same
+NOTICES = ("duplicate_member", "duplicate_row", "bad_caption", "bad_label")  # about samples that are used all the same
 _EMPTY = {"shard_empty": 1}
 _SAID = {  # of shards that cannot be read
     "shard_empty": "holds no member",

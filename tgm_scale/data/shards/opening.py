@@ -11,7 +11,7 @@ from typing import cast
 from tgm_scale.data.access import shard_specs
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, distinct_names, place, video_extension
 from tgm_scale.data.access.ranges import DiskCache
-from tgm_scale.data.lists.reading import Role, is_list, read_list
+from tgm_scale.data.lists.reading import Selection, is_list, read_list
 from tgm_scale.data.shards import shard_manifest
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.shard_index import Summary
@@ -26,12 +26,12 @@ def open_corpus(
     cache: DiskCache | None = None,
     *,
     root: str | None = None,
-    role: Role = "train",
+    selection: Selection | None = None,
     patience: float | None = None,
 ) -> Corpus:
     """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs. Or the video files
-    that a list names (see `data.lists.reading`), relative to `root`, those of the split `role`; or the video files of
-    a folder.
+    that a list names (see `data.lists.reading`), relative to `root`, those of the `selection`; or the video files of
+    a folder, which are those of its labels.csv where it has one.
 
     `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
     wherever it lies. What is read from URLs is kept in `cache`; `patience`: seconds of waiting for a storage that
@@ -39,7 +39,7 @@ def open_corpus(
     cheaper when one goes first. Shards without a usable sample are left out.
     Raises ValueError where there is no shard, or none of them holds a usable sample."""
     if is_list(spec):
-        listing = read_list(os.fspath(cast(str, spec)), role, wanted="caption", patience=patience)
+        listing = read_list(os.fspath(cast(str, spec)), selection or Selection(wanted="caption"), patience)
         return VideoListCorpus(listing, name, cache, root, patience)
     try:
         shards = shard_specs.expand(spec, patience)

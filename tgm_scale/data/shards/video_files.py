@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,9 @@ class Found:
 
 
 class VideoFolder:
-    """Videos below a root. A path of a list means, in this order: the file; the file of that path with another
-    video extension, or with one where the list has none; the only video of that bare name anywhere below, unless both
+    """Videos below a root. A path of a list means, in this order: the file; the file of that path with its accents
+    written as one letter or as two (Unicode's NFC and NFD); the file of that path with another video extension, or
+    with one where the list has none; the only video of that bare name anywhere below, unless both
     paths end in folders of different names (`A/000.mp4` is not `B/000.mp4`). No file stands for two paths: it is that
     of the path it has, else that of the path it has but for the extension, else of none.
 
@@ -76,7 +78,7 @@ class VideoFolder:
         places: dict[str, str] = {}
         why: dict[str, Problem] = {}
         taken: set[str] = set()
-        for way in (self._named, self._other_extension, self._by_bare_name):
+        for way in (self._named, self._other_form, self._other_extension, self._by_bare_name):
             found: dict[str, str] = {}
             for path in paths:
                 if path in places or path in why:
@@ -120,6 +122,11 @@ class VideoFolder:
         folder, base = os.path.split(place)
         stem, extension = split_extension(base)
         return place if extension and base in self._listing(folder).get(stem, []) else None
+
+    def _other_form(self, path: str) -> str | None:
+        if path.isascii():
+            return None
+        return self._named(unicodedata.normalize("NFC", path)) or self._named(unicodedata.normalize("NFD", path))
 
     def _other_extension(self, path: str) -> str | None:
         folder, base = os.path.split(os.path.join(self.root, path))

@@ -43,14 +43,17 @@ class VideoListCorpus(Corpus):
         root: str | None = None,
         patience: float | None = None,
     ) -> None:
-        super().__init__(name or os.path.basename(listing.path.rstrip("/")), [], [], patience=patience)
+        named = os.path.dirname(os.path.abspath(listing.path)) if listing.of_folder else listing.path.rstrip("/")
+        super().__init__(name or os.path.basename(named), [], [], patience=patience)
         self.listing, self.origin = listing, listing.path
         folder = VideoFolder(root if root is not None else os.path.dirname(listing.path))
         found = folder.find([entry.path for entry in listing.entries])
-        self._problems = [*listing.problems, *found.problems]
+        where = {entry.path: listing.where(entry) for entry in listing.entries if entry.path not in found.places}
+        unfound = [Problem(of.key, of.reason, f"{where[of.key]}{of.detail}") for of in found.problems]
+        self._problems = [*listing.problems, *unfound]
         count = len(listing.entries)
         if not found.places:
-            first = found.problems[0]
+            first = unfound[0]
             raise ValueError(
                 f"{listing.path}: none of its {count} videos can be used ({first.key} is the first: {first.reason}, "
                 f"{first.detail}): paths are absolute, or relative to data.root (default: the folder of the list)"
@@ -77,6 +80,10 @@ class VideoListCorpus(Corpus):
     def groups(self) -> dict[str, str]:
         """The group of each file that has one, by the sample's name."""
         return {self.prefix + entry.path: entry.group for entry in self._entries if entry.group is not None}
+
+    def where(self, shard: int) -> str:
+        """Where the list names the file, with a colon; "" where there is no list."""
+        return self.listing.where(self._entries[shard])
 
     def sample(self, shard: int, row: int) -> SampleRef:
         entry, place = self._entries[shard], self.shards[shard]
