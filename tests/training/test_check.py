@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_checkpoint import edited, made
 
-from tgm_scale.checkpoints import beside
+from tgm_scale.checkpoints import beside, checkpoint, manifest
 from tgm_scale.checkpoints.ema import Average
 from tgm_scale.models.vit import SIZES
 from tgm_scale.objectives.term import CoupledTerm, Setup
@@ -100,6 +100,31 @@ def test_check_knows_which_rows_of_metrics_are_gone(tmp_path: Path, rows: int, l
     report, code = check(str(tmp_path))
     assert code == (1 if lacking else 0), report
     assert (f"lacking: {lacking}" if lacking else f"ok       metrics.jsonl: {rows} steps") in report
+
+
+def test_check_refuses_where_a_start_does(tmp_path: Path) -> None:
+    """The newest checkpoint is of a later version: no start goes back to the one before."""
+    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
+    made(tmp_path / "checkpoints", 20)
+    newest = made(tmp_path / "checkpoints", 30)
+    assert check(str(tmp_path))[0].endswith("resumes from step-00000030")
+    edited(newest, lambda tree: tree.update(format=2))
+    report, code = check(str(tmp_path))
+    assert code == 2 and "newer    step-00000030: " in report and "DAMAGED  step" not in report
+    assert "resume with the version that wrote it" in report and "cannot be resumed as it is" in report
+    with pytest.raises(manifest.NewerFormat):
+        checkpoint.newest_whole(tmp_path / "checkpoints", {})
+
+
+@pytest.mark.parametrize("stated", [[], ["a.weight"], ["a.weight", "a.exp_avg", "b.weight"]])
+def test_a_manifest_that_names_other_tensors_is_damage(tmp_path: Path, stated: list[str]) -> None:
+    (tmp_path / "config.yaml").write_text("run: {dir: here}\n")
+    folder = made(tmp_path / "checkpoints", 20)
+    edited(folder, lambda tree: tree["files"][0].update(tensors=["a.exp_avg", "a.weight"]))
+    assert check(str(tmp_path))[1] == 0
+    edited(folder, lambda tree: tree["files"][0].update(tensors=stated))
+    report, code = check(str(tmp_path))
+    assert code == 2 and "not the tensors that the manifest names: " in report
 
 
 def test_check_says_that_metrics_are_missing(tmp_path: Path) -> None:

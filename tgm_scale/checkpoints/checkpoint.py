@@ -104,9 +104,11 @@ class Reader:
         self._streams: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
         for entry in self.manifest["files"]:
-            keys = entry.get("tensors")  # earlier checkpoints do not say what is in a file
-            if checked or keys is None:
-                keys = self._open(entry["name"]).keys()
+            stated = entry.get("tensors")  # earlier checkpoints do not say what is in a file
+            keys = self._open(entry["name"]).keys() if checked or stated is None else stated
+            if stated is not None and {*keys} != {*stated}:
+                differing = ", ".join(sorted({*keys} ^ {*stated})[:5])
+                raise ValueError(f"{folder / entry['name']}: not the tensors that the manifest names: {differing}")
             self._file_of |= dict.fromkeys(keys, entry["name"])
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.checkpoints import beside, checkpoint, ema
+from tgm_scale.checkpoints import beside, checkpoint, ema, manifest
 from tgm_scale.runs import events, origins, run_data, run_folder
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import rows_and_damaged
@@ -69,7 +69,7 @@ def check(folder: str) -> tuple[str, int]:
         found.lines.append(
             f"earlier  {event['event']}: {event.get('checkpoint') or event.get('file') or event.get('why')}"
         )
-    end = "cannot be resumed as it is: restore what is named above" if found.code == 2 else _next(root, used)
+    end = "cannot be resumed as it is: see what is named above" if found.code == 2 else _next(root, used)
     return "\n".join([*found.lines, f"{folder}: {end}"]), found.code
 
 
@@ -174,6 +174,10 @@ def _checkpoints(found: Findings, root: Path) -> str | None:
         try:
             reader = checkpoint.Reader(folder)
             reader.verify()
+        except manifest.NewerFormat as error:  # a start refuses it, and takes none before it
+            found.lines.append(f"newer    {folder.name}: {error}")
+            found.code, whole = 2, whole + 1
+            continue
         except (OSError, ValueError) as error:
             found.bad(folder.name, str(error))
             continue
