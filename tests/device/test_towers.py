@@ -86,10 +86,13 @@ def test_captions_are_embedded_without_waiting(family: str) -> None:
     passes = []
 
     def tokenize(captions: list[str]) -> Tensor:
-        passes.append(len(captions))
         return torch.zeros(len(captions), length, dtype=torch.int64)
 
-    tower = TextTower(tokenize, lambda ids_BL: getattr(model(input_ids=ids_BL), output), width, META)
+    def embed(ids_BL: Tensor) -> Tensor:
+        passes.append(len(ids_BL))
+        return getattr(model(input_ids=ids_BL), output)
+
+    tower = TextTower(tokenize, embed, width, META)
     with Watch() as watch:
         found = tower.encode([f"caption {i % 70}" for i in range(80)])
         tower.encode(["caption 3", "caption 69"])

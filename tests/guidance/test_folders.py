@@ -60,8 +60,8 @@ def test_no_folder_and_an_empty_one(tmp_path: Path) -> None:
 
 def test_another_model_is_refused(clip: Path) -> None:
     config = json.loads((clip / "config.json").read_text())
-    (clip / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    assert "model_type='bert'; wanted one of clip" in message(clip)
+    (clip / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    assert "model_type='gpt2'; wanted one of clip" in message(clip)
     (clip / "config.json").write_text("{")
     assert "config.json is not valid JSON" in message(clip)
 

@@ -16,7 +16,11 @@ class RunConfig(Section):
 
 
 class GuidanceConfig(Section):
-    towers: str | None = Field(None, description="folder of a CLIP or SigLIP model, or 'small' for the packaged one")
+    towers: str | None = Field(
+        None,
+        description="folder of a CLIP or SigLIP model, or 'small' for the packaged one; for terms that read captions "
+        "and no masks, of a text encoder too",
+    )
     scorer: Literal["raw", "value", "vv"] = Field(
         "value", description="patch features that relevance is computed from: last layer, MaskCLIP's or CLIP Surgery's"
     )

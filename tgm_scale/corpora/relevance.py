@@ -17,7 +17,7 @@ from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
 from tgm_scale.guidance.maps import Relevance
-from tgm_scale.guidance.towers import load_image_tower, load_text_tower, tower_folder
+from tgm_scale.guidance.towers import check_folder, load_image_tower, load_text_tower, tower_folder
 from tgm_scale.runtime import command
 
 FRAMES_PER_PASS = 16
@@ -68,6 +68,7 @@ class _Scorer:
     def __init__(self, options: argparse.Namespace, device: str):
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         towers = tower_folder(options.towers)
+        check_folder(towers)
         self.text = load_text_tower(towers, device, dtype)
         image = load_image_tower(towers, device, dtype)
         self.relevance = Relevance(image, options.scorer, resolution=options.resolution)

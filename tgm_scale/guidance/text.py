@@ -1,12 +1,12 @@
 """The frozen text tower: captions to embeddings, one caption's result never depending on another's.
 
-Shapes: B captions, L tokens (always the tower's longest), E width of the joint space.
+Shapes: B captions, P of a pass, L tokens (the tower's longest), l tokens of a pass, E width of the embedding.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,14 +17,23 @@ from tgm_scale.runtime import seeding
 
 CAPTIONS_PER_PASS = 64
 CACHE_SIZE = 16_384  # captions; 50 MB of float32 at a width of 768
+SHORTEST = 16  # tokens: the least length of a pass, of 16, 32, 64 and so on
+
+
+def real_tokens(ids_BL: Tensor, pad: int) -> Tensor:
+    """How many tokens there are before the padding at the end: int64 [B]; L where all are padding."""
+    return ids_BL.shape[1] - (ids_BL != pad).flip(1).int().argmax(1)
 
 
 class TextTower:
     """Embeds captions in passes of a fixed shape and remembers the latest.
 
     A row of a matrix product may depend, in its last bit, on the product's shape, and on a CPU on the row's place
-    too. So every pass has the same shape: one caption on a CPU, CAPTIONS_PER_PASS elsewhere, the last pass filled up
-    with empty captions. A cold cache, a warm one and any other batch then give the same bits."""
+    too. So a caption always passes in the same shape: alone on a CPU, CAPTIONS_PER_PASS elsewhere, with captions
+    repeated to fill the last pass. A cold cache, a warm one and any other batch then give the same bits.
+
+    A tower that ignores padding takes 512 tokens where a caption has 20. Its captions are cut to the least of 16, 32,
+    64, ..., L that holds them, which each decides by itself."""
 
     def __init__(
         self,
@@ -33,10 +42,13 @@ class TextTower:
         width: int,
         device: torch.device,
         cache_size: int = CACHE_SIZE,
+        *,
+        pad: int | None = None,
     ):
-        """tokenize: captions -> int64 [B, L]. embed: int64 [B, L] on `device` -> [B, E], before normalisation."""
+        """tokenize: captions -> int64 [B, L]. embed: int64 [P, l] on `device` -> [P, E], before normalisation.
+        pad: the token that fills up at the end, if `embed` ignores it; else l is always L."""
         self.tokenize, self.width, self.device = tokenize, width, device
-        self._embed, self._cache_size = embed, cache_size
+        self._embed, self._cache_size, self._pad = embed, cache_size, pad
         self._per_pass = 1 if device.type == "cpu" else CAPTIONS_PER_PASS
         self._cache: OrderedDict[str, Tensor] = OrderedDict()  # caption -> float32 [E], latest last
         self._ids: OrderedDict[str, int] = OrderedDict()  # caption -> what stands for its tokens
@@ -48,9 +60,9 @@ class TextTower:
             return torch.empty(0, self.width, device=self.device)
         known = {caption: self._cache[caption] for caption in captions if caption in self._cache}
         missing = [caption for caption in dict.fromkeys(captions) if caption not in known]
-        for start in range(0, len(missing), self._per_pass):
-            part = missing[start : start + self._per_pass]
-            known.update(zip(part, self._pass(part)))
+        for part, tokens_Pl in self._passes(missing):
+            embeddings_PE = self._embed(tokens_Pl.to(self.device, non_blocking=True)).float()
+            known.update(zip(part, (row.clone() for row in F.normalize(embeddings_PE, dim=-1))))
         self._cache.update(known)
         for cache in (self._cache, self._ids):
             _keep_latest(cache, known, self._cache_size)
@@ -69,12 +81,26 @@ class TextTower:
         for caption, tokens in zip(captions, tokens_BL.tolist()):
             self._ids[caption] = seeding.key("caption", *tokens)
 
-    def _pass(self, captions: list[str]) -> list[Tensor]:
-        filled = captions + [""] * (self._per_pass - len(captions))
-        tokens_BL = self.tokenize(filled)
+    def _passes(self, captions: list[str]) -> Iterator[tuple[list[str], Tensor]]:
+        """Captions of one length, no more than a pass takes, and the tokens of the whole pass, int64 [P, l]."""
+        if not captions:
+            return
+        tokens_BL = self.tokenize(captions)
         self._note(captions, tokens_BL)
-        embeddings = self._embed(tokens_BL.to(self.device, non_blocking=True)).float()
-        return [row.clone() for row in F.normalize(embeddings, dim=-1)[: len(captions)]]
+        lengths = self._lengths(tokens_BL)
+        for length in dict.fromkeys(lengths):
+            rows = [row for row, of_row in enumerate(lengths) if of_row == length]
+            for start in range(0, len(rows), self._per_pass):
+                part = rows[start : start + self._per_pass]
+                filled = part + part[-1:] * (self._per_pass - len(part))
+                yield [captions[row] for row in part], tokens_BL[filled, :length]
+
+    def _lengths(self, tokens_BL: Tensor) -> list[int]:
+        longest = tokens_BL.shape[1]
+        if self._pad is None:
+            return [longest] * len(tokens_BL)
+        real = real_tokens(tokens_BL, self._pad).tolist()
+        return [min(max(SHORTEST, 1 << (count - 1).bit_length()), longest) for count in real]
 
 
 def _keep_latest(known: OrderedDict[str, Any], used: Iterable[str], size: int) -> None:

@@ -1,4 +1,5 @@
-"""What a folder of a CLIP or SigLIP holds, in the Hugging Face layout: which files count, and which are missing."""
+"""What a folder of a CLIP, a SigLIP or a text encoder holds, in the Hugging Face layout: which files count, and which
+are missing."""
 
 from __future__ import annotations
 
@@ -6,20 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tgm_scale.runtime.outside.json_text import bounded, json_of
+from tgm_scale.guidance import sentence_folder
+from tgm_scale.guidance.folder_files import WEIGHTS, is_pointer, read_json, weights_of
+from tgm_scale.guidance.sentence_folder import ENCODERS
+from tgm_scale.runtime.outside.json_text import bounded
 
 PARTS = {  # `model_type` of config.json -> the towers that such a folder holds
     "clip": {"text", "image"},
     "clip_text_model": {"text"},
     "clip_vision_model": {"image"},
     "siglip": {"text", "image"},
+    **{kind: {"text"} for kind in ENCODERS},
 }
-WEIGHTS = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)  # the first that is there counts, as for transformers
 CLIP_VOCABULARY = (("tokenizer.json",), ("vocab.json", "merges.txt"))  # either will do
 SIGLIP_VOCABULARY = (("spiece.model",),)
 SIGLIP_2_VOCABULARY = (("tokenizer.json",),)
@@ -27,11 +26,10 @@ PREPROCESSING = (
     "processor_config.json",
     "preprocessor_config.json",
 )  # the first may hold the second, of transformers 5
-LFS_POINTER = b"version https://git-lfs"
 
 
 def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -> str:
-    """Check that a folder holds a whole CLIP or SigLIP model, and return its `model_type`.
+    """Check that a folder holds a whole CLIP or SigLIP model, or text encoder, and return its `model_type`.
 
     parts: which towers will be loaded. Raises ValueError in one line: which files are wanted, which were found."""
     folder = Path(folder)
@@ -39,7 +37,7 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
         raise ValueError(
             f"guidance.towers={folder}: no such folder; wanted a CLIP or SigLIP model in the Hugging Face layout "
             "(config.json, model.safetensors, preprocessor_config.json and the tokenizer's files), or 'small' for the "
-            "packaged one"
+            "packaged one; or, for the contrast alone, a text encoder such as a BERT"
         )
     found = sorted(path.name for path in folder.iterdir() if path.is_file())
     if "config.json" not in found:
@@ -56,11 +54,14 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
         )
     for part in parts:
         if part not in PARTS[kind]:
-            raise ValueError(f"guidance.towers={folder}: a {kind} folder has no {part} tower; wanted a whole model")
+            wanted = "a CLIP or SigLIP: a text encoder serves captions alone" if kind in ENCODERS else "a whole model"
+            raise ValueError(f"guidance.towers={folder}: a {kind} folder has no {part} tower; wanted {wanted}")
     weights = any(name in found for name in WEIGHTS)
     missing = sorted(_parts(folder) - set(found)) if weights else ["model.safetensors"]
     if "text" in parts:
         missing += _missing_vocabulary(found, vocabulary(folder, kind))
+    steps = _steps(folder, kind)
+    missing += [name for name in steps if not (folder / name).is_file()]
     if "image" in parts and image_settings(folder) is None:
         missing.append("preprocessor_config.json (or a processor_config.json with an image_processor)")
     if missing:
@@ -70,22 +71,25 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
     used = {weights_of(folder), *(_parts(folder))}
     if "text" in parts:
         used.update(name for choice in vocabulary(folder, kind) for name in choice)
-    for name in sorted(used & set(found)):
-        if _is_pointer(folder / name):
+    for name in sorted(used & set(found) | set(steps)):
+        if is_pointer(folder / name):
             raise ValueError(
                 f"guidance.towers={folder}: {name} is a git LFS pointer, not the file: run 'git lfs pull'"
             )
+    if kind in ENCODERS:
+        sentence_folder.read(folder)
     return kind
 
 
-def weights_of(folder: Path) -> str:
-    """The name of the file, or of the index, that holds a folder's weights: a pointer only where all are."""
-    there = [name for name in WEIGHTS if (folder / name).is_file()]
-    return next((name for name in there if not _is_pointer(folder / name)), there[0])
+def has_image_tower(folder: str | Path) -> bool:
+    """Raises ValueError as `check_folder`, for what is no tower at all."""
+    return "image" in PARTS[check_folder(folder, ())]
 
 
 def vocabulary(folder: Path, kind: str) -> tuple[tuple[str, ...], ...]:
     """The files of the tokenizer, any row of which will do."""
+    if kind in ENCODERS:
+        return sentence_folder.VOCABULARY
     if kind != "siglip":
         return CLIP_VOCABULARY
     return SIGLIP_2_VOCABULARY if has_gemma_tokenizer(folder) else SIGLIP_VOCABULARY
@@ -113,20 +117,9 @@ def model_files(folder: str | Path) -> list[Path]:
     names = {"config.json", *PREPROCESSING, "tokenizer_config.json"}
     names.update(name for choice in (*CLIP_VOCABULARY, *SIGLIP_VOCABULARY) for name in choice)
     names.update({weights_of(folder), *_parts(folder)})
+    if (kind := read_json(folder / "config.json").get("model_type")) in ENCODERS:
+        names = names - {"vocab.json", "merges.txt"} | {*sentence_folder.SETTINGS, *_steps(folder, kind)}
     return sorted(folder / name for name in names if (folder / name).is_file())
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Raises ValueError that names folder and file for what is no JSON object."""
-    try:
-        tree = json_of(bounded(file), finite=True)
-    except ValueError as error:
-        raise ValueError(f"guidance.towers={file.parent}: {file.name} is not valid JSON: {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(
-            f"guidance.towers={file.parent}: {file.name}: wanted a JSON object, found {type(tree).__name__}"
-        )
-    return tree
 
 
 def check_vocabulary(folder: Path) -> None:
@@ -159,14 +152,14 @@ def _parts(folder: Path) -> set[str]:
     return set(files.values())
 
 
+def _steps(folder: Path, kind: str) -> list[str]:
+    """The files of what follows a text encoder, by their names in the folder."""
+    return sentence_folder.files(folder) if kind in ENCODERS else []
+
+
 def _missing_vocabulary(found: list[str], choices: tuple[tuple[str, ...], ...]) -> list[str]:
     lacking = [[name for name in names if name not in found] for names in choices]
     return [] if [] in lacking else [" or ".join(" and ".join(names) for names in lacking)]
-
-
-def _is_pointer(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def _listed(found: list[str]) -> str:

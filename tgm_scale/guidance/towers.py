@@ -1,4 +1,5 @@
-"""Frozen CLIP and SigLIP towers from local folders in the Hugging Face layout. The only user of their model code."""
+"""Frozen CLIP and SigLIP towers and text encoders from local folders in the Hugging Face layout. The only user of
+their model code."""
 
 from __future__ import annotations
 
@@ -10,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tgm_scale.guidance import sentence_folder
+from tgm_scale.guidance.folder_files import read_json, weights_of
 from tgm_scale.guidance.image import ImageTower, clip_trunk, siglip_trunk
 from tgm_scale.guidance.preprocessing import Preprocessing
-from tgm_scale.guidance.text import TextTower
+from tgm_scale.guidance.sentence import Head
+from tgm_scale.guidance.sentence_folder import ENCODERS
+from tgm_scale.guidance.text import TextTower, real_tokens
 from tgm_scale.guidance.tower_folder import (
     check_folder,
     check_vocabulary,
     has_gemma_tokenizer,
     image_settings,
     model_files,
-    read_json,
-    weights_of,
 )
 from tgm_scale.runtime.compat import prepare_torchvision
 
@@ -31,6 +34,7 @@ SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
 _SPARE_ROWS = 128  # of an embedding that is padded to a round number
 _LETTERS = 256  # of one token, at most: what stands behind as many as fill all tokens is cut before it costs time
 _VOCABULARY = "its tokenizer (vocab.json, merges.txt, tokenizer.json, tokenizer_config.json)"
+_POSITIONS_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")  # they count from the padding's number
 _COPY = "copy the folder's files from where they are from"
 _PROBE = "a photo of two dogs near the lake"
 
@@ -43,10 +47,23 @@ def tower_folder(name: str) -> str:
 def load_text_tower(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TextTower:
-    """The text tower of a CLIP or SigLIP folder, frozen. Raises ValueError as `check_folder` does."""
+    """The text tower of a CLIP or SigLIP folder, or a text encoder, frozen. Raises ValueError as `check_folder`."""
     kind = check_folder(folder, ("text",))
     transformers = _transformers()
     device = torch.device(device)
+    if kind in ENCODERS:
+        tower = _text_encoder(transformers, Path(folder), kind, device, dtype)
+    else:
+        tower = _joint_text_tower(transformers, Path(folder), kind, device, dtype)
+    with _named(folder, "config.json and the weights"):
+        embedding_1E = tower.encode([_PROBE])
+    _refuse_not_finite(folder, "a caption", embedding_1E)
+    return tower
+
+
+def _joint_text_tower(
+    transformers: Any, folder: Path, kind: str, device: torch.device, dtype: torch.dtype
+) -> TextTower:
     if kind == "siglip":
         model = _load(transformers.SiglipTextModel, folder, device, dtype)
         width, output = model.config.projection_size, "pooler_output"
@@ -55,30 +72,63 @@ def load_text_tower(
         width, output = model.config.projection_dim, "text_embeds"
     with _named(folder, _VOCABULARY):
         longest = model.config.max_position_embeddings
-        whole, size = _tokenizer(transformers, Path(folder), kind, longest)
+        whole, size = _tokenizer(transformers, folder, kind, longest)
 
         def tokenize(captions: list[str]) -> Tensor:
             return whole([caption[: _LETTERS * longest] for caption in captions])
 
         ids_BL = tokenize([_PROBE, ""])
-    rows = model.config.vocab_size
+    _refuse_other_tokenizer(folder, size, model.config.vocab_size, ids_BL)
+    # no attention mask: CLIP's attention is causal and pools at the first end token, SigLIP was trained on padding
+    return TextTower(tokenize, lambda ids_BL: getattr(model(input_ids=ids_BL), output), width, device)
+
+
+def _text_encoder(transformers: Any, folder: Path, kind: str, device: torch.device, dtype: torch.dtype) -> TextTower:
+    """An encoder of text alone, whose tokens are pooled as its folder says."""
+    sentence = sentence_folder.read(folder)
+    name, headed = ENCODERS[kind]
+    without_it = {"add_pooling_layer": False} if headed else {}
+    model = _load(getattr(transformers, name), folder, device, dtype, **without_it)
+    config = model.config
+    head = Head(sentence, folder, config.hidden_size).to(device)
+    with _named(folder, _VOCABULARY):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        positions = config.max_position_embeddings
+        if kind in _POSITIONS_AFTER_PADDING:
+            positions -= config.pad_token_id + 1
+        longest = min(positions, sentence.longest or tokenizer.model_max_length, sentence_folder.LONGEST)
+        pad = tokenizer.pad_token_id
+
+        def tokenize(captions: list[str]) -> Tensor:
+            texts = [(sentence.prompt + caption)[: _LETTERS * longest] for caption in captions]
+            texts = [text.lower() for text in texts] if sentence.lower else texts
+            settings = {"padding": "max_length", "padding_side": "right", "truncation": True, "max_length": longest}
+            return tokenizer(texts, return_tensors="pt", **settings).input_ids
+
+        ids_BL = tokenize([_PROBE, ""])
+        if bool((ids_BL == pad).all(1).any()):
+            raise ValueError("it gives an empty text no token, and an encoder's tokenizer frames each text by two")
+    _refuse_other_tokenizer(folder, len(tokenizer), config.vocab_size, ids_BL)
+
+    def embed(ids_Pl: Tensor) -> Tensor:
+        there_Pl = torch.arange(ids_Pl.shape[1], device=ids_Pl.device) < real_tokens(ids_Pl, pad)[:, None]
+        return head(model(input_ids=ids_Pl, attention_mask=there_Pl.long()).last_hidden_state, there_Pl)
+
+    return TextTower(tokenize, embed, sentence.width(config.hidden_size), device, pad=pad)
+
+
+def _refuse_other_tokenizer(folder: Path, size: int, rows: int, ids_BL: Tensor) -> None:
+    """Raise ValueError where a tokenizer of so many tokens, which gave these, is not that of a model of so many."""
     if not 0 <= rows - size < _SPARE_ROWS:
         raise ValueError(
             f"guidance.towers={folder}: a tokenizer of {size} tokens, and a text model that embeds {rows}: of two "
             "models: copy the tokenizer's files from where the weights are from"
         )
-
     if not 0 <= int(ids_BL.min()) <= int(ids_BL.max()) < rows:
         raise ValueError(
             f"guidance.towers={folder}: {_VOCABULARY}: a token's number is {int(ids_BL.max())}, and the text model "
             f"embeds 0 to {rows - 1}: {_COPY}"
         )
-    # no attention mask: CLIP's attention is causal and pools at the first end token, SigLIP was trained on padding
-    tower = TextTower(tokenize, lambda ids_BL: getattr(model(input_ids=ids_BL), output), width, device)
-    with _named(folder, "config.json and the weights"):
-        embedding_1E = tower.encode([_PROBE])
-    _refuse_not_finite(folder, "a caption", embedding_1E)
-    return tower
 
 
 def _tokenizer(transformers: Any, folder: Path, kind: str, length: int) -> tuple[Callable[[list[str]], Tensor], int]:
@@ -198,7 +248,7 @@ def _transformers() -> Any:
     return transformers
 
 
-def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: torch.dtype) -> Any:
+def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: torch.dtype, **arguments: Any) -> Any:
     """A frozen model all of whose weights came from the folder: transformers would draw the others at random."""
     config = _tower_config(model_class, folder)
     try:
@@ -206,11 +256,12 @@ def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: tor
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa" if model_class._supports_sdpa else "eager",  # MPNet and DeBERTa have no other
             local_files_only=True,
             use_safetensors=".safetensors" in weights_of(Path(folder)),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, in words
+            **arguments,
         )
     except Exception as error:  # whatever is wrong with a file, transformers and safetensors have many words for it
         reason = str(error).strip().split("\n")[0]

@@ -11,9 +11,10 @@ from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.towers import check_folder, tower_folder
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.objectives.term import FEATURES
+from tgm_scale.objectives.terms import TERMS
 from tgm_scale.planning.objective import check_objective
 from tgm_scale.planning.run_plan import RunPlan
-from tgm_scale.planning.towers import IMAGE_MAPS, online_maps
+from tgm_scale.planning.towers import IMAGE_MAPS, online_maps, sees_images
 
 _FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar", ".gz", ".tgz", ".zip", ".mp4", ".webm", ".mkv", ".avi"}
 _PATTERN = set("*?[]{},")
@@ -27,6 +28,9 @@ def check(config: Config, plan: RunPlan) -> None:
     check_guidance(config.guidance, plan.masker)
     check_objective(config)
     if FEATURES in plan.terms and config.guidance.towers is not None:
+        settings = config.objective
+        seeing = [name for name in settings.weights() if FEATURES in TERMS[name].needs]
+        _refuse_text_alone(config.guidance, settings.key(seeing[0]), " ".join(settings.without(seeing)))
         check_folder(tower_folder(config.guidance.towers), ("image",))
     check_boards(config.log)
 
@@ -40,10 +44,22 @@ def check_guidance(guidance: GuidanceConfig, masker: Masker) -> None:
             "guidance.towers to the folder of a CLIP or SigLIP model, or to 'small'"
         )
     if guidance.towers is not None:
+        if of_image:
+            _refuse_text_alone(guidance, f"masking.recipe={masker.name}", "masking.recipe=tube")
         online = online_maps(guidance, masker.needs)
         check_folder(tower_folder(guidance.towers), ("text", "image") if online else ("text",))
     if "flow" in masker.needs:
         check_flow(guidance.flow)
+
+
+def _refuse_text_alone(guidance: GuidanceConfig, key: str, remedy: str) -> None:
+    """Raises ValueError where what the key asks for looks at frames, and the towers are a text encoder."""
+    if not sees_images(guidance):
+        raise ValueError(
+            f"{key} needs an image tower, one that shares its space with captions, and guidance.towers="
+            f"{guidance.towers} is a text encoder alone, which serves the terms contrast, sigmoid and nearest: set "
+            f"guidance.towers to the folder of a CLIP or SigLIP model (or to 'small'), or set {remedy}"
+        )
 
 
 def check_compile(compiled: bool, settings: DeepSpeedConfig, stage: int) -> None:

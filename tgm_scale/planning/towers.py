@@ -12,6 +12,7 @@ from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.flow import FlowToBase
 from tgm_scale.guidance.maps import ClassAttention, Parts, Relevance, TokenFeatures
+from tgm_scale.guidance.tower_folder import has_image_tower
 from tgm_scale.guidance.towers import TextTower, load_image_tower, load_text_tower, tower_folder
 
 # what a masker, or (features) a term of the objective, may need that comes from the image tower
@@ -21,6 +22,12 @@ IMAGE_MAPS = {"relevance", "attention", "parts", "features"}
 def online_maps(guidance: GuidanceConfig, needs: set[str]) -> set[str]:
     """What of the needs the image tower makes in the run."""
     return needs & IMAGE_MAPS - ({"relevance"} if guidance.cached else set())
+
+
+def sees_images(guidance: GuidanceConfig) -> bool:
+    """Whether the towers of a run hold an image tower: not if none are named, or a text encoder. Raises ValueError for
+    what is no tower."""
+    return guidance.towers is not None and has_image_tower(tower_folder(guidance.towers))
 
 
 @dataclass

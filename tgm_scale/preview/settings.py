@@ -15,7 +15,7 @@ from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.planning.checks import check_guidance, check_shards
 from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.planning.run_plan import Shape, recipe_masker, shape_of
-from tgm_scale.planning.towers import IMAGE_MAPS
+from tgm_scale.planning.towers import IMAGE_MAPS, sees_images
 from tgm_scale.runtime.files import check_output
 
 DEFAULTS: dict[str, Any] = {  # ratio, frames and size as in configs/pretrain_vitb.yaml
@@ -82,7 +82,7 @@ def _maskers(config: Config, options: argparse.Namespace) -> list[Masker]:
     given = options.recipes or [*own, *preview.RECIPES]
     names = list(RECIPES) if "all" in given else list(dict.fromkeys(given))
     maskers = [recipe_masker(config, name) for name in names]
-    if own and not options.recipes and config.guidance.towers is None:
+    if own and not options.recipes and not sees_images(config.guidance):
         maskers = [masker for masker in maskers if masker.name in own or not masker.needs & IMAGE_MAPS]
     return maskers
 

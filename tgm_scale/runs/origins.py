@@ -93,7 +93,7 @@ def _entry(key: str, value: str | None, recorded: Entry) -> Entry:
 
 def _tower(folder: Path) -> dict[str, Path]:
     try:
-        return {file.name: file for file in model_files(folder)}
+        return {file.relative_to(folder).as_posix(): file for file in model_files(folder)}
     except (OSError, ValueError, StopIteration):  # no whole model: that is said elsewhere
         return {}
 

@@ -32,7 +32,7 @@ from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.planning.run_plan import recipe_masker, shape_of
-from tgm_scale.planning.towers import IMAGE_MAPS, Towers, load_towers
+from tgm_scale.planning.towers import IMAGE_MAPS, Towers, load_towers, sees_images
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
@@ -135,7 +135,7 @@ def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[Evaluate
     device = torch.device("cpu")
     for recipe in wanted:
         masker = recipe_masker(config, recipe)
-        if masker.needs & IMAGE_MAPS and config.guidance.towers is None:
+        if masker.needs & IMAGE_MAPS and not sees_images(config.guidance):
             left_out.append(f"{recipe}: needs guidance.towers=DIR, a CLIP or SigLIP folder")
             continue
         if "flow" in masker.needs:

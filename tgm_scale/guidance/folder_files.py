@@ -1,0 +1,47 @@
+"""Files of a tower's folder, whatever its model: JSON, weights, pointers of git LFS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tgm_scale.runtime.outside.json_text import bounded, json_of
+
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # the first that is there counts, as for transformers
+LFS_POINTER = b"version https://git-lfs"
+
+
+def tree_of(file: Path, wanted: type = dict, folder: Path | None = None) -> Any:
+    """What a JSON file holds. folder: the tower's, if the file is not right in it. Raises ValueError that names folder
+    and file for what is no JSON, or neither an object nor (as wanted) a list."""
+    folder = folder or file.parent
+    name = file.relative_to(folder).as_posix()
+    try:
+        tree = json_of(bounded(file), finite=True)
+    except ValueError as error:
+        raise ValueError(f"guidance.towers={folder}: {name} is not valid JSON: {error}") from None
+    if not isinstance(tree, wanted):
+        kind = "a JSON object" if wanted is dict else "a JSON list"
+        raise ValueError(f"guidance.towers={folder}: {name}: wanted {kind}, found {type(tree).__name__}")
+    return tree
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Raises ValueError that names folder and file for what is no JSON object."""
+    return tree_of(file)
+
+
+def weights_of(folder: Path) -> str:
+    """The name of the file, or of the index, that holds a folder's weights: a pointer only where all are."""
+    there = [name for name in WEIGHTS if (folder / name).is_file()]
+    return next((name for name in there if not is_pointer(folder / name)), there[0])
+
+
+def is_pointer(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
