@@ -16,6 +16,7 @@ from made_finetune import CLIP, SIZE, configuration, losses
 from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Reader, latest
 from tgm_scale.conversion.read import read
+from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.models.classifier import HEAD_NORM, HeadNorm, VideoClassifier, without_head_norm
 
 
@@ -40,6 +41,18 @@ def test_folded_into_the_head_it_gives_the_scores_of_the_averaged_statistics() -
         module.load_state_dict(without_head_norm(module.state_dict(), manifest, averaged=False))
         torch.testing.assert_close(module(CLIP), wanted_BC, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(averaged["head.weight"], module.head.weight)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_batch_of_one_video_has_nothing_to_normalise_by(repeats: int) -> None:
+    """Its features would be 0, and only the head's bias would learn."""
+    given = ["run.dir=x", "data.train=a", "data.test=b", "finetune.mixup=0", "finetune.cutmix=0"]
+    given += [f"data.repeated_augmentation={repeats}", f"train.micro_batch_size={repeats}"]
+    batch = [*given, f"train.global_batch_size={repeats}"]
+    assert load_finetune("finetune_few_clips", [*batch, "finetune.head_norm=none"])
+    assert load_finetune("finetune_few_clips", [*given, f"train.global_batch_size={2 * repeats}"])
+    with pytest.raises(ValueError, match=rf"train.global_batch_size={repeats} is one video .*finetune.head_norm=none"):
+        load_finetune("finetune_few_clips", batch)
 
 
 def test_a_run_is_the_same_split_and_resumed_and_its_results_are_of_what_is_exported(

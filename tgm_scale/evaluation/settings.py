@@ -181,6 +181,12 @@ class FinetuneConfig(TrainingConfig):
                 f"train.micro_batch_size={train.micro_batch_size} is not a multiple of {self.clips_together}: "
                 f"data.repeated_augmentation={repeats} clips of a video share a micro batch, and mixup pairs videos"
             )
+        if self.finetune.head_norm == "batch" and train.global_batch_size <= repeats:
+            raise ValueError(
+                f"train.global_batch_size={train.global_batch_size} is one video (data.repeated_augmentation="
+                f"{repeats} times), and finetune.head_norm=batch normalises by the differences of videos: make it "
+                "larger, or set finetune.head_norm=none"
+            )
         return self
 
     @property
