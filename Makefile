@@ -23,7 +23,7 @@ help:
 
 # Fast test files of every package, and of the whole-run tests: messages, two processes, resuming after a signal
 QUICK := tests/test_config.py tests/test_docs.py tests/test_extending.py tests/test_house.py tests/masking \
-	tests/commands tests/corpora tests/preview tests/tuning tests/benchmarks/test_benchmark.py::test_a_mistake_is_one_message \
+	tests/commands tests/corpora tests/preview tests/study tests/tuning tests/benchmarks/test_benchmark.py::test_a_mistake_is_one_message \
 	$(addprefix tests/conversion/test_,convert.py formats.py) \
 	$(addprefix tests/data/test_,annotations.py decode.py index.py lists.py loader.py names.py order.py shards.py \
 	synthetic.py transforms.py) \

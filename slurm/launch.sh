@@ -3,6 +3,7 @@
 #   launch COMMAND CONFIG [section.key=value ...]     `tgm-scale COMMAND` on all GPUs of the job
 #   share PARTS TOOL --option=value ...               one array task's shards of a tool that writes to --output
 #   trials TOOL --option=value ...                    a tool that runs its own trials on the job's single node
+#   study PARTS CONFIG [section.key=value ...]        one array task's runs of a study, on its single node
 # Settings of the cluster are in cluster.env in the same folder (see cluster.env.example), or in the file TGM_CLUSTER.
 #
 # Exit codes of the processes, and what follows:
@@ -171,11 +172,7 @@ tool() {
   decide "$1" "$code"
 }
 
-share() {
-  load_cluster
-  need SLURM_ARRAY_TASK_ID
-  kind=shards task=$SLURM_ARRAY_TASK_ID tasks=${TGM_TASKS:-$1}
-  shift
+refuse_other_parts() {
   if [ "${SLURM_ARRAY_TASK_MAX:-0}" -ge "$tasks" ]; then
     stop "$USER_MISTAKE" "--array has part $SLURM_ARRAY_TASK_MAX of the parts 0 to $((tasks - 1)): set TGM_TASKS to the" \
       "number of parts"
@@ -183,7 +180,41 @@ share() {
   if [ "${SLURM_ARRAY_TASK_COUNT:-$tasks}" -lt "$tasks" ]; then
     say "this array makes $SLURM_ARRAY_TASK_COUNT of $tasks parts; TGM_TASKS is the number of parts"
   fi
+}
+
+share() {
+  load_cluster
+  need SLURM_ARRAY_TASK_ID
+  kind=shards task=$SLURM_ARRAY_TASK_ID tasks=${TGM_TASKS:-$1}
+  shift
+  refuse_other_parts
   tool --output "$@" --task "$task" --tasks "$tasks"
+}
+
+# Its commands resume by themselves, and a task's part of the runs is the same at every start
+study() {
+  local parts=$1 config=${2:-} code=0
+  if [ -z "$config" ]; then
+    stop "$USER_MISTAKE" "no study is named: sbatch slurm/study.sh configs/study/....yaml [section.key=value ...]"
+  fi
+  shift 2
+  load_cluster
+  need SLURM_ARRAY_TASK_ID
+  kind=study task=$SLURM_ARRAY_TASK_ID tasks=${TGM_TASKS:-$parts} ends_by_itself=yes
+  refuse_other_parts
+  say "job $job, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST"
+  folder=$(answer run.dir "$@") || code=$?
+  if [ "$code" -ne 0 ] || [ -z "$folder" ]; then
+    stop "$((code ? code : 1))" "the study was not read (exit code $code): not started"
+  fi
+  attempts=$folder/attempts-$task
+  begin
+  in_tasks -- -m tgm_scale study --config "$config" --task "$task" --tasks "$tasks" "$@" || code=$?
+  if [ "$code" -eq 1 ] && [ -z "$outside$time_is_up" ]; then # it went on with the others
+    note ended "$code"
+    stop "$code" "commands of the study failed, named above: submit again to begin them again"
+  fi
+  decide study "$code"
 }
 
 trials() {

@@ -4,6 +4,7 @@
 #   run     a run folder: its newest checkpoint's step, and the files of features or of test scores in it
 #   shards  the shards of OUTPUT that belong to part $task of $tasks
 #   trials  the trials of `tgm-scale tune`
+#   study   the newest checkpoints and the results of all its runs, which part $task of $tasks makes a share of
 # One line per start and one per end, in $attempts:
 #   CHAIN JOB.RESTART began PROGRESS TIME
 #   CHAIN JOB.RESTART ended CODE TIME       `outside` where SLURM or a person ended it, not the work itself
@@ -19,6 +20,15 @@ newest_step() {
 
 feature_files() { find "$folder/features" "$folder/test" -name '*.safetensors' 2>/dev/null | wc -l || true; }
 
+# The steps of the newest checkpoints of a study's runs, summed, and one for each finished evaluation: it only grows
+study_files() {
+  find "$folder" \( -path '*/step-*/manifest.json' -o -name results.json \) 2>/dev/null | awk -F/ '
+    $NF == "results.json" { count++; next }
+    { step = $(NF - 1); run = $0; sub(/\/step-[^\/]*\/manifest.json$/, "", run); sub(/^step-/, "", step)
+      if (step + 0 > newest[run]) newest[run] = step + 0 }
+    END { for (run in newest) count += newest[run]; print count + 0 }' || true
+}
+
 # Each task of a tool makes every $tasks-th shard, and writes NNNNN.tar or NNNNN.report.json when one is done
 own_shards() {
   find "$folder" -maxdepth 1 -name '[0-9]*' 2>/dev/null | awk -v task="$task" -v tasks="$tasks" -F/ '
@@ -32,6 +42,7 @@ progress() {
     run) echo "$(newest_step)+$(feature_files)" ;;
     shards) own_shards ;;
     trials) cat "$folder/outcomes.jsonl" 2>/dev/null | wc -l || true ;;
+    study) study_files ;;
   esac
 }
 
@@ -44,6 +55,7 @@ progress_in_words() {
       ;;
     shards) echo "$(own_shards) finished shards of part $task" ;;
     trials) echo "$(progress) finished trials" ;;
+    study) echo "part $task, at $(study_files) steps and results" ;;
   esac
 }
 

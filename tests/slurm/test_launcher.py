@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from simulated import ROOT, Cluster, log_of, wait_for
+
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
 
 pytestmark = pytest.mark.slurm
 
@@ -90,6 +93,9 @@ def test_a_scontrol_that_fails_ends_the_job(cluster: Cluster, tmp_path: Path) ->
         ("probe.sh", ("encoder.checkpoint=x",), (), "encoder.checkpoint=x"),
         ("tune.sh", ("--config", "configs/debug.yaml"), (), "tools/tune_deepspeed.py wants --dir FOLDER"),
         ("caption.sh", ("--out=x",), ("--array=0",), "tools/caption_clips.py wants --output FOLDER"),
+        ("study.sh", (), ("--array=0",), "no study is named"),
+        ("study.sh", ("configs/study/paper.yaml",), ("--array=10",), "--array has part 10 of the parts 0 to 9"),
+        ("study.sh", ("configs/study/paper.yaml", "study.x=1"), ("--array=0",), "study.x: unknown key"),
         ("caption.sh", ("--output=x",), ("--array=9",), "--array has part 9 of the parts 0 to 7: set TGM_TASKS"),
     ],
 )
@@ -192,3 +198,30 @@ def test_sbatch_knows_the_variables_of_the_example() -> None:
     known = b"".join(Path(file).read_bytes() for file in [sbatch, *libraries])
     named = set(re.findall(r"\bSBATCH_[A-Z_]+", (ROOT / "slurm/cluster.env.example").read_text()))
     assert named and not [name for name in named if name.encode() + b"\0" not in known]
+
+
+@pytest.mark.slow
+def test_the_tasks_of_an_array_share_the_runs_of_a_study(cluster: Cluster, tmp_path: Path) -> None:
+    """Two runs of the debug model, one a task, which resume where they were; then the tables of all."""
+    corpus = f"data.shards={tmp_path}/clips"
+    make_corpus(tmp_path / "clips", 8, SyntheticSpec(mode="one_mover"))
+    objectives = "study.objectives={pixels: ['objective.terms={pixels: 1}']}"
+    data = f"data.train={tmp_path}/clips, data.test={tmp_path}/clips, data.workers=0"
+    arguments = [
+        f"run.dir={tmp_path}/study",
+        f"study.set=[{corpus}, train.steps=2, train.global_batch_size=4, train.micro_batch_size=4]",
+        objectives,
+        f"study.evaluations={{knn: {{command: knn, set: [{data}, data.label=truth.objects.0.shape]}}}}",
+        "study.parallel=1",
+    ]
+    options = ["--nodes=1", "--array=0-1"]
+    job = cluster.submit(
+        "study.sh", tmp_path, {"TGM_TASKS": "2"}, "tests/study/tiny.yaml", *arguments, options=options
+    )
+    for task in (0, 1):
+        assert cluster.finish(f"{job}_{task}", 900) == "COMPLETED", log_of(tmp_path)
+        assert f"part {task} of 2 is done" in log_of(tmp_path)
+    done = cluster.run(
+        sys.executable, "-m", "tgm_scale", "study", "--config", "tests/study/tiny.yaml", "--tables", *arguments
+    )
+    assert re.search(r"tube\+pixels \| 0\.\d+ ± 0\.\d+", done), done

@@ -14,7 +14,7 @@ from tgm_scale.report.html import Code, Drawn, Report, Section, Table, Text, ren
 from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import tree_without_secrets
 from tgm_scale.study.arms import Unit
-from tgm_scale.study.summary import columns, row
+from tgm_scale.study.summary import rows
 
 _WIDTH, _LEFT, _RIGHT, _LINE, _FOOT = 760, 190, 20, 26, 24
 _STYLE = "  .spread { width: 100%; max-width: 900px; } .spread text { fill: var(--soft); font: 13px system-ui; }\n"
@@ -23,18 +23,15 @@ _STYLE = "  .spread { width: 100%; max-width: 900px; } .spread text { fill: var(
 def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> str:
     """HTML that needs nothing beside it."""
     seeds = ", ".join(map(str, summary["seeds"]))
-    sections = []
+    note = Text(
+        "Dots are seeds, the stroke is their mean. A difference is of the same seeds and test clips; its interval is "
+        "a paired bootstrap over seeds and clips (and over seeds and groups, where the clips have groups)."
+    )
+    sections = [Section("How to read it", [note])]
     for name, evaluation in summary["evaluations"].items():
-        named = columns(evaluation)
-        found = [row(arm, of, evaluation["figure"], named) for arm, of in evaluation["arms"].items()]
-        cells = [
-            [one.arm, one.mean, one.each, *one.differences, *[""] * (len(named) - len(one.differences))]
-            for one in found
-        ]
-        head = ["arm", "mean ± deviation", "of each seed", *(f"difference from {other}, 95 %" for other in named)]
-        sections.append(
-            Section(f"{name}: {evaluation['figure']}", [Drawn(plot(evaluation)), Table(head, cells, words=True)])
-        )
+        head, *cells = rows(evaluation)
+        blocks = [Drawn(plot(evaluation)), Table(head, cells, words=True)]
+        sections.append(Section(f"{name}: {evaluation['figure']}", blocks))
     commands = [
         shlex.join(["tgm-scale", *job.arguments])
         for unit in units[: len(units) // len(summary["seeds"])]
@@ -46,11 +43,6 @@ def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> 
         Section("The study", [Code(configuration.to_yaml(tree))]),
     ]
     lead = f"{len(units)} runs with the seeds {seeds}, {clock(summary['seconds'])} of commands in all."
-    note = Text(
-        "Dots are seeds, the stroke is their mean. A difference is of the same seeds and test clips; its interval is "
-        "a paired bootstrap over seeds and clips (and over seeds and groups, where the clips have groups)."
-    )
-    sections.insert(0, Section("How to read it", [note]))
     return render(Report(study.run.dir, lead, sections, style=chart.STYLE + _STYLE))
 
 

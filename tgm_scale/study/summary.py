@@ -86,8 +86,8 @@ def _evaluation(study: StudyConfig, outcomes: dict[_Key, Outcome], missing: dict
             "seeds": seeds,
             "figures": {name: _spread(values) for name, values in figures.items()},
             "differences": {
-                other.name: found
-                for other in others(study, arm)
+                named: {"from": other.name, **found}
+                for named, other in others(study, arm).items()
                 if (found := difference(outcomes, arm, other, study.run.seed))
             },
             "missing": why,
@@ -99,14 +99,18 @@ def _spread(values: list[float]) -> Tree:
     return {"mean": fmean(values), "deviation": stdev(values) if len(values) > 1 else None, "of each": values}
 
 
-def others(study: StudyConfig, arm: Arm) -> list[Arm]:
-    """What an arm is compared with: the first objective under its masker, the first masker under its objective, and
-    the weights that the runs start from."""
+def others(study: StudyConfig, arm: Arm) -> dict[str, Arm]:
+    """What an arm is compared with, by the name of a column: the first objective under its masker, the first masker
+    under its objective, and the weights that the runs start from."""
     if not arm.masker:
-        return []
+        return {}
     first = Arm(next(iter(study.study.maskers)), next(iter(study.study.objectives)))
-    found = [Arm(arm.masker, first.objective), Arm(first.masker, arm.objective)]
-    return [one for one in [*found, *[Arm()] * study.study.untrained] if one != arm]
+    found = {
+        f"objective {first.objective}": Arm(arm.masker, first.objective),
+        f"masker {first.masker}": Arm(first.masker, arm.objective),
+        **({Arm().name: Arm()} if study.study.untrained else {}),
+    }
+    return {named: other for named, other in found.items() if other != arm}
 
 
 def difference(outcomes: dict[_Key, Outcome], arm: Arm, other: Arm, seed: int) -> Tree:
@@ -129,21 +133,6 @@ def difference(outcomes: dict[_Key, Outcome], arm: Arm, other: Arm, seed: int) -
     return found
 
 
-class Row(NamedTuple):
-    """Of a table, in words. differences: from each other arm, in the order of the table's columns."""
-
-    arm: str
-    mean: str
-    each: str
-    differences: list[str]
-
-
-def columns(evaluation: Tree) -> list[str]:
-    """The headings of the differences: what they are from."""
-    firsts = {kind: None for of in evaluation["arms"].values() for kind in of["differences"]}
-    return list(firsts)
-
-
 def interval(found: Tree) -> str:
     text = f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
     if over := found.get("over groups"):
@@ -151,36 +140,28 @@ def interval(found: Tree) -> str:
     return text
 
 
-def row(name: str, of: Tree, figure: str, others_named: Sequence[str]) -> Row:
-    spread = of["figures"].get(figure)
-    if spread is None:
-        why = "; ".join(sorted(set(of["missing"].values())))
-        return Row(name, "failed" if any(": " in one for one in of["missing"].values()) else "none", why, [])
-    deviation = "" if spread["deviation"] is None else f" ± {spread['deviation']:.3f}"
-    each = " ".join(f"{value:.3f}" for value in spread["of each"])
-    if of["missing"]:
-        each += "; " + "; ".join(f"seed {seed}: {why}" for seed, why in of["missing"].items())
-    differences = [interval(of["differences"][other]) if other in of["differences"] else "" for other in others_named]
-    return Row(name, f"{spread['mean']:.3f}{deviation}", each, differences)
+def rows(evaluation: Tree) -> list[list[str]]:
+    """A heading, and the cells of each arm, in words."""
+    compared = {one for of in evaluation["arms"].values() for one in of["differences"]}
+    named = sorted(compared, key=lambda one: ("objective", "masker", Arm().name).index(one.partition(" ")[0]))
+    found = [["arm", "mean ± deviation", "of each seed", *(f"difference from {column}, 95 %" for column in named)]]
+    for name, of in evaluation["arms"].items():
+        spread, why = of["figures"].get(evaluation["figure"]), list(of["missing"].items())
+        each = [f"{value:.3f}" for value in spread["of each"]] if spread else []
+        said = [f"seed {seed}: {reason}" for seed, reason in (why if spread else why[:1])]
+        mean = "none" if spread is None else f"{spread['mean']:.3f}"
+        if spread and spread["deviation"] is not None:
+            mean += f" ± {spread['deviation']:.3f}"
+        differences = [interval(of["differences"][one]) if one in of["differences"] else "" for one in named]
+        found.append([name, mean, "; ".join([" ".join(each), *said] if each else said), *differences])
+    return found
 
 
 def tables(summary: Tree) -> str:
     """One table for each evaluation, as Markdown."""
     parts = []
     for name, evaluation in summary["evaluations"].items():
-        named = columns(evaluation)
-        head = [f"{name}: {evaluation['figure']}", "mean ± deviation", "of each seed"]
-        head += [f"difference from {other} [95 %]" for other in named]
-        lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for arm, of in evaluation["arms"].items():
-            found = row(arm, of, evaluation["figure"], named)
-            cells = [
-                found.arm,
-                found.mean,
-                found.each,
-                *found.differences,
-                *[""] * (len(named) - len(found.differences)),
-            ]
-            lines.append("| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        head, *below = [[cell.replace("|", "/") for cell in cells] for cells in rows(evaluation)]
+        lines = [head, ["---"] * len(head), *below]
+        parts += [f"{name}: {evaluation['figure']}\n", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
+    return "\n".join(parts)

@@ -1,0 +1,133 @@
+"""Arms compared: differences and intervals by the plain formula, and the page."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from tgm_scale import config as configuration
+from tgm_scale.config import StudyConfig
+from tgm_scale.study import page, records
+from tgm_scale.study.arms import Arm, Unit, units
+from tgm_scale.study.summary import Outcome, difference, summarise, tables
+
+ONE, OTHER = Arm("tube", "contrast"), Arm("tube", "pixels")
+
+
+def outcomes(seeds: int, clips: int, groups: int = 0) -> dict[tuple[Arm, int], Outcome]:
+    """Two arms that are right in a third and in a half of the clips, by chance; in every clip of a group alike."""
+    found = {}
+    for seed in range(seeds):
+        for arm, share in ((ONE, 1 / 2), (OTHER, 1 / 3)):
+            generator = torch.Generator().manual_seed(seed + 100 * (arm == ONE))
+            right = torch.rand(groups or clips, generator=generator) < share
+            of = {f"clip{i}": bool(right[i % len(right)]) for i in range(clips)}
+            named = {clip: f"group{i % groups}" for i, clip in enumerate(of)} if groups else {}
+            found[arm, seed] = Outcome({"top1": sum(of.values()) / clips}, of, named)
+    return found
+
+
+def test_a_difference_of_one_seed_is_the_plain_mean_with_the_width_of_the_normal_interval() -> None:
+    found = outcomes(1, 600)
+    gain = [found[ONE, 0].right[clip] - found[OTHER, 0].right[clip] for clip in found[ONE, 0].right]
+    mean = sum(gain) / 600
+    half = 1.96 * math.sqrt(sum((one - mean) ** 2 for one in gain) / 599 / 600)
+    of = difference(found, ONE, OTHER, seed=0)
+    assert of["mean"] == pytest.approx(mean) and of["clips"] == 600 and of["seeds"] == [0]
+    assert of["low"] == pytest.approx(mean - half, abs=0.15 * half)
+    assert of["high"] == pytest.approx(mean + half, abs=0.15 * half)
+    assert "over groups" not in of
+
+
+def test_over_groups_the_width_is_that_of_the_groups() -> None:
+    """Clips of a group are alike, so that 40 groups of 15 clips say as much as 40 clips."""
+    found = outcomes(1, 600, groups=40)
+    gain = [found[ONE, 0].right[f"clip{i}"] - found[OTHER, 0].right[f"clip{i}"] for i in range(40)]
+    mean = sum(gain) / 40
+    half = 1.96 * math.sqrt(sum((one - mean) ** 2 for one in gain) / 39 / 40)
+    of = difference(found, ONE, OTHER, seed=0)
+    over = of["over groups"]
+    assert over["groups"] == 40 and over["mean"] == pytest.approx(of["mean"]) == pytest.approx(mean)
+    assert over["high"] - over["low"] == pytest.approx(2 * half, rel=0.15)
+    assert of["high"] - of["low"] < 0.4 * (over["high"] - over["low"]), "over clips it looks narrower than it is"
+
+
+def test_a_difference_is_of_the_seeds_and_clips_that_both_have() -> None:
+    found = outcomes(3, 90)
+    del found[OTHER, 1]
+    short = found[ONE, 2]
+    found[ONE, 2] = short._replace(right={clip: right for clip, right in short.right.items() if clip != "clip0"})
+    of = difference(found, ONE, OTHER, seed=0)
+    assert of["seeds"] == [0, 2] and of["clips"] == 89
+    mean = sum(
+        found[ONE, s].right[f"clip{i}"] - found[OTHER, s].right[f"clip{i}"] for s in (0, 2) for i in range(1, 90)
+    )
+    assert of["mean"] == pytest.approx(mean / 178)
+    assert difference({key: one for key, one in found.items() if key[0] == ONE}, ONE, OTHER, seed=0) == {}
+
+
+@pytest.fixture
+def evaluated(file: Path, tmp_path: Path) -> tuple[StudyConfig, list[Unit]]:
+    """A study of which all evaluations lie there, but those of the arm that failed and of a seed without time."""
+    given = [f"run.dir={tmp_path}", "study.maskers={tube: [], random: [masking.recipe=random]}"]
+    config = configuration.checked(configuration.read_tree(file, given), str(file), StudyConfig, given)
+    found = units(config)
+    for number, unit in enumerate(found[:-1]):
+        failed = unit.arm.objective == "broken"
+        for job in unit.jobs[: 1 if failed else 2]:
+            job.folder.mkdir(parents=True)
+            records.write(job, records.FAILED if failed else records.DONE, 10.0, "exit code 4: <b>diverged" * failed)
+        if not failed:
+            right = [(clip * 7 + number) % 3 == 0 for clip in range(40)]
+            rows = [{"key": f"{clip}", "label": "a", "prediction": "ba"[one]} for clip, one in enumerate(right)]
+            figures = {"top1": {"value": sum(right) / 40}, "top5": {"value": 1.0}}
+            folder = unit.jobs[1].folder
+            (folder / "results.json").write_text(json.dumps({"method": "nearest neighbours", "figures": figures}))
+            (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return config, found
+
+
+class Fetching(HTMLParser):
+    """Whatever a page would ask for by an attribute, and its elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.elements: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append(tag)
+        self.fetched += [f"{tag} {value}" for name, value in attributes if name in ("src", "href", "srcset", "data")]
+
+
+def test_the_table_and_the_page_name_what_failed_and_what_was_left_out(
+    evaluated: tuple[StudyConfig, list[Unit]],
+) -> None:
+    config, found = evaluated
+    summary = summarise(config, found, found[-1:])
+    arms = summary["evaluations"]["knn"]["arms"]
+    assert arms["random+broken"]["missing"] == {
+        "0": "pretrain: exit code 4: <b>diverged", "1": "left out: no time",
+    }  # fmt: skip
+    differences = arms["random+contrast"]["differences"]
+    assert {named: of["from"] for named, of in differences.items()} == {
+        "objective pixels": "random+pixels", "masker tube": "tube+contrast",
+    }  # fmt: skip
+    of = arms["random+contrast"]["figures"]["top1"]
+    beside = arms["random+pixels"]["figures"]["top1"]
+    assert differences["objective pixels"]["mean"] == pytest.approx(of["mean"] - beside["mean"])
+    assert of["deviation"] == pytest.approx(abs(of["of each"][0] - of["of each"][1]) / math.sqrt(2))
+    said = tables(summary)
+    assert "| tube+broken | none | seed 0: pretrain: exit code 4: <b>diverged |" in said
+    assert "difference from objective pixels, 95 % | difference from masker tube, 95 %" in said
+    written = page.page(config, found, summary)
+    parsed = Fetching()
+    parsed.feed(written)
+    assert parsed.fetched == [] and "url(" not in written and "@import" not in written
+    assert {"script", "link", "iframe", "b"} & set(parsed.elements) == {"b"} & set(parsed.elements)
+    assert "&lt;b&gt;diverged" in written and parsed.elements.count("circle") == 8
