@@ -71,6 +71,21 @@ def test_a_mistake_ends_the_command_with_its_code(file: Path, capsys: pytest.Cap
         assert capsys.readouterr().err.startswith("tgm-scale study: ")
 
 
+def test_what_an_evaluation_reads_is_looked_for_before_anything_starts(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["study.evaluations.knn.set=[data.train=nowhere, data.test=nowhere]", f"run.dir={tmp_path}/new"]
+    assert (
+        cli.main(
+            ["study", "--config", str(file), "study.objectives={pixels: ['objective.terms={pixels: 1}']}", *given]
+        )
+        == 2
+    )
+    said = capsys.readouterr().err
+    assert said == "tgm-scale study: study.evaluations.knn: data.train=nowhere: no such file or folder\n"
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_dry_run_prints_arms_and_commands(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"run.dir={tmp_path}/new"]
     assert cli.main(["study", "--config", str(file), "--dry-run", *given]) == 0

@@ -12,6 +12,7 @@ from tgm_scale.config.sections import RunSettings
 
 Overrides = list[str]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")  # is a folder's, too
+_TAKEN = ("pretrain", "features")  # folders of each run
 _OWN = ("run", "encoder.checkpoint", "train.init_from")  # keys that the study sets
 
 
@@ -51,10 +52,10 @@ class StudySection(Section):
     def _combinations(self) -> StudySection:
         for key in ("maskers", "objectives", "evaluations"):
             for name in getattr(self, key):
-                if not _NAME.fullmatch(name) or name == "pretrain":
+                if not _NAME.fullmatch(name) or name in _TAKEN:
                     raise ValueError(
                         f"study.{key}: found the name {name!r}: wanted at most 40 letters, digits, '_', '.' and '-', "
-                        "and not 'pretrain'"
+                        f"and not {' or '.join(_TAKEN)}"
                     )
         for key, overrides in self.overrides().items():
             for one in overrides:

@@ -17,7 +17,7 @@ from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.towers import IMAGE_MAPS, online_maps, sees_images
 
 _FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar", ".gz", ".tgz", ".zip", ".mp4", ".webm", ".mkv", ".avi"}
-_PATTERN = set("*?[]{},")
+PATTERN = set("*?[]{},")
 
 
 def check(config: Config, plan: RunPlan) -> None:
@@ -93,12 +93,12 @@ def check_shards(data: DataConfig) -> None:
     missing = [entry.path for entry in data.corpora() if "://" not in entry.path]
     missing = [name for name in missing if not Path(name).exists()]
     if data.synthetic is None:
-        if plain := [name for name in missing if not set(name) & _PATTERN]:
+        if plain := [name for name in missing if not set(name) & PATTERN]:
             raise ValueError(
                 f"data.shards={plain[0]}: no such file or folder; wanted shards, videos or a list of them "
                 "(data.synthetic.clips=64 beside it makes a corpus there)"
             )
-    elif missing and (Path(missing[0]).suffix.lower() in _FILES or set(missing[0]) & _PATTERN):
+    elif missing and (Path(missing[0]).suffix.lower() in _FILES or set(missing[0]) & PATTERN):
         raise ValueError(
             f"data.shards={missing[0]}: no such file, and no name for the folder of a corpus that data.synthetic "
             "makes: correct data.shards, or set data.synthetic=null beside it"

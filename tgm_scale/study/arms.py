@@ -11,7 +11,7 @@ import torch
 from tgm_scale import config as configuration
 from tgm_scale.config import Config, EvaluationConfig, RunSettings, StudyConfig
 from tgm_scale.evaluation import settings
-from tgm_scale.planning.checks import check
+from tgm_scale.planning.checks import PATTERN, check
 from tgm_scale.planning.corpora import make_synthetic
 from tgm_scale.planning.objective import needs_captions
 from tgm_scale.planning.run_plan import plan_pretraining
@@ -139,8 +139,9 @@ def _load(evaluation: EvaluationConfig, overrides: list[str]) -> RunSettings:
 
 
 def prepare(found: list[Unit], processes: int) -> None:
-    """What each pretraining would check of data and frozen models, once for each arm; a synthetic corpus that several
-    would make at the same time is made. Raises ValueError that names the arm."""
+    """What each pretraining would check of data and frozen models, once for each arm, and whether what is evaluated is
+    there; a synthetic corpus that several runs would make at the same time is made. Raises ValueError that names the
+    arm or the evaluation."""
     for job in _pretrainings(found):
         assert isinstance(job.config, Config)
         try:
@@ -148,6 +149,13 @@ def prepare(found: list[Unit], processes: int) -> None:
         except ValueError as mistake:
             raise ValueError(f"{job.arm.name}: {mistake}") from None
         make_synthetic(job.config.data)
+    for what, job in {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}.items():
+        assert isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
+        for key in ("train", "test"):
+            given = getattr(job.config.data, key) or []
+            for name in [given] if isinstance(given, str) else given:
+                if "://" not in name and not set(name) & PATTERN and not Path(name).exists():
+                    raise ValueError(f"study.evaluations.{what}: data.{key}={name}: no such file or folder")
 
 
 def _pretrainings(found: list[Unit]) -> Iterator[Job]:

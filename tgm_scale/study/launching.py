@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tgm_scale.config import StudySection
+from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.runtime.processes import LocalRun, unwinding
 from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import message
@@ -126,12 +127,13 @@ class Launcher:
         if job is None:
             return
         job.folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(job.config, FrozenConfig):
+            _share_features(job)
         log = job.folder / LOG
         line = [sys.executable, "-m", "tgm_scale", *job.arguments]
         begins = log.stat().st_size if log.is_file() else 0
-        life = LocalRun(line, job.processes, log, self._places[place])
+        life = LocalRun(line, job.processes, log, self._places[place]).__enter__()
         self._running[place] = _Started(unit, job, life, begins)
-        life.__enter__()
 
     def _ended(self, place: int, started: _Started) -> None:
         job = started.job
@@ -163,6 +165,15 @@ class Launcher:
             for started in self._running.values():
                 started.life.__exit__()
                 records.write(started.job, records.STOPPED, time.time() - started.life.began)
+
+
+def _share_features(job: Job) -> None:
+    """One folder of features for all evaluations of a run: their files are named by weights, data and views, so that
+    kNN, probe and other labels of the same clips decode them once."""
+    own, shared = job.folder / "features", job.folder.parent / "features"
+    if not os.path.lexists(own):
+        shared.mkdir(exist_ok=True)
+        own.symlink_to(os.path.join("..", "features"))
 
 
 def _why(started: _Started) -> str:

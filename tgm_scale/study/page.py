@@ -30,8 +30,8 @@ def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> 
     sections = [Section("How to read it", [note])]
     for name, evaluation in summary["evaluations"].items():
         head, *cells = rows(evaluation)
-        blocks = [Drawn(plot(evaluation)), Table(head, cells, words=True)]
-        sections.append(Section(f"{name}: {evaluation['figure']}", blocks))
+        shown = (Drawn(plot(evaluation)), Table(head, cells, words=True))
+        sections.append(Section(f"{name}: {evaluation['figure']}", shown))
     commands = [
         shlex.join(["tgm-scale", *job.arguments])
         for unit in units[: len(units) // len(summary["seeds"])]
