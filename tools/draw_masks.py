@@ -26,13 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--mask-ratio", type=float, default=0.75, metavar="R", help="share hidden, the same for all (default 0.75)")
     add("--towers", default="small", metavar="DIR", help="CLIP or SigLIP folder (default: the packaged small CLIP)")
     add("--scorer", default="raw", metavar="NAME", help="raw (default, the small CLIP's own), value or vv")
+    add("--checkpoint", metavar="RUN", help="a run on clips of 16 frames of 112 pixels, for a learned recipe (adamae)")
     options = parser.parse_args(arguments)
     return command.exit_code("draw_masks", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
     with command.reported_as("guidance.", "--"):
-        drawn = gallery(options.clip, options.mask_ratio, options.towers, options.scorer)
+        drawn = gallery(options.clip, options.mask_ratio, options.towers, options.scorer, options.checkpoint)
     for line in drawn.left_out:
         print(escaped(f"left out: {line}"), file=sys.stderr)
     options.output.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import CAPTIONS, TARGETS, Pairs, gradients
+from tgm_scale.objectives.term import CAPTIONS, MASKS, TARGETS, Pairs, gradients
 from tgm_scale.objectives.terms import TERMS
 from tgm_scale.planning.corpora import make_synthetic, open_corpora
 from tgm_scale.planning.parts import clip_loader, joint_module, objective
@@ -31,7 +31,8 @@ from tgm_scale.training.clip_guidance import ClipGuidance
 EXAMPLES = """examples:
   OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= python tools/measure_terms.py     # about a minute of a core"""
 # recipe, and the term beside pixels
-VARIANTS = [("tube", name) for name in TERMS] + [("text_guided", "pixels"), ("text_guided", "predict")]
+VARIANTS = [("tube", name) for name in TERMS if MASKS not in TERMS[name].needs]
+VARIANTS += [("text_guided", "pixels"), ("text_guided", "predict"), ("adamae", "policy")]
 
 
 def step_of(data: Path, recipe: str, term: str) -> Callable[[], None]:
@@ -51,8 +52,9 @@ def step_of(data: Path, recipe: str, term: str) -> Callable[[], None]:
 
     def step() -> None:
         part = guidance(batch)
-        target = part.mask.target if TARGETS in plan.terms else None
-        passed = module(part.batch.video, part.mask.visible, target, part.features_BNF)
+        visible, target = (None, None) if part.mask is None else (part.mask.visible, part.mask.target)
+        target = target if TARGETS in plan.terms else None
+        passed = module(part.batch.video, visible, target, part.features_BNF, seeds_B=part.batch.seeds)
         loss = sum((error_B.mean() for error_B in passed.errors_TB), torch.zeros(()))
         numbers = iter(passed.learned)
         for one in built.coupled.values():
@@ -79,7 +81,7 @@ def measure(options: argparse.Namespace) -> int:
                 least[variant] = min(least[variant], 1000 * (time.process_time() - began))
     rows = []
     for recipe, term in VARIANTS:
-        spent, base = least[recipe, term], least[recipe, "pixels"]
+        spent, base = least[recipe, term], least["tube" if recipe == "adamae" else recipe, "pixels"]
         terms = term if term == "pixels" else f"pixels + {term}"
         rows.append((recipe, terms, f"{spent:.0f}", f"{spent - base:+.0f} ms, {spent / base - 1:+.0%}"))
     print(f"{headline()}; configs/debug.yaml, ms of processor time for 8 clips, the least of {options.turns} turns")

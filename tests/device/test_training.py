@@ -28,7 +28,6 @@ from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.clip_guidance import ClipGuidance
-from tgm_scale.training.data_digest import with_masks
 from tgm_scale.training.step import JointStep, Prepared
 
 # where a step reads the device, once, after the update's kernels are queued
@@ -110,7 +109,7 @@ def test_the_guide_brings_a_batch_to_the_device_and_prepares_it_without_waiting(
     with Watch() as watch:
         prepared = guidance(loaded)
     assert not watch.waits
-    assert {prepared.caption_ids_B.device, prepared.digest.device, prepared.batch.video.device} == {META}
+    assert {prepared.caption_ids_B.device, prepared.hashes_B.device, prepared.batch.video.device} == {META}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -125,7 +124,7 @@ def test_model_loss_backward_and_update_wait_for_nothing(
     mask = masks()
     with Watch() as watch:
         for _ in range(2):
-            error_1B, embedding_BE, [log_scale] = module(video(CLIPS), mask.visible, mask.target)
+            error_1B, embedding_BE, [log_scale], *_ = module(video(CLIPS), mask.visible, mask.target)
             (error_1B.mean() + embedding_BE.sum() + log_scale.sum()).backward()
             assert all(p.grad is not None and p.grad.device == META for p in module.parameters())
             adam.step()
@@ -143,7 +142,8 @@ def joint(
         model = MaskedVideoAutoencoder(
             size, FRAMES, SIDE, embedding_width=WIDTH, options=ModelOptions(activation_checkpointing=checkpointing)
         )
-        return JointModule(model, terms(size, normalise_by, **(weights or {})))
+        masker = build_masker("adamae", model.grid, 0.75) if "policy" in (weights or {}) else None
+        return JointModule(model, terms(size, normalise_by, **(weights or {})), masker=masker)
 
 
 def terms(size: ModelSize = SIZE, normalise_by: Any = "patch", **weights: float) -> Objective:
@@ -197,26 +197,26 @@ class StandIn:
 
 
 @pytest.mark.parametrize(
-    ("contrastive_weight", "contrastive_batch", "passes"), [(0.0, 8, 2), (1.0, 4, 2), (1.0, 8, 4)],
-    ids=["reconstruction", "one pass", "two passes"],
-)  # fmt: skip
+    ("more", "contrastive_batch", "passes"),
+    [({}, 8, 2), ({"contrast": 1.0}, 4, 2), ({"contrast": 1.0}, 8, 4), ({"contrast": 1.0, "policy": 1.0}, 8, 4)],
+    ids=["reconstruction", "one pass", "two passes", "two passes, learned mask"],
+)
 def test_a_joint_step_waits_only_where_it_is_declared(
-    contrastive_weight: float, contrastive_batch: int, passes: int
+    more: dict[str, float], contrastive_batch: int, passes: int
 ) -> None:
-    module = joint(weights={"pixels": 1.0} | ({"contrast": 1.0} if contrastive_weight else {}))
+    module = joint(weights={"pixels": 1.0} | more)
     calls = []
     module.register_forward_hook(lambda *_: calls.append(1))
     watch = Watch()
     engine = StandIn(module, watch)
-    weights = {"pixels": 1.0} | ({"contrast": contrastive_weight} if contrastive_weight else {})
     with META:
-        objective = Objective.of(weights, Setup(SIZE), contrastive_batch)
+        objective = Objective.of({"pixels": 1.0} | more, Setup(SIZE), contrastive_batch)
     step = JointStep(engine, ProcessInfo(0, 1, 0, META), BatchLayout(2 * CLIPS, CLIPS), objective)
     with watch:
         micro = []
         for _ in range(2):
-            mask = masks()
-            micro.append(Prepared(batch(), mask, empty((CLIPS, WIDTH)), whole(CLIPS), with_masks(whole(CLIPS), mask)))
+            mask = None if "policy" in more else masks()
+            micro.append(Prepared(batch(), mask, empty((CLIPS, WIDTH)), whole(CLIPS), whole(CLIPS)))
         result = step(micro, 8.0, limit=2.0)
     assert len(calls) == passes and result.refusal is None
     assert dict(watch.waits) == {DECLARED: 1}

@@ -87,7 +87,8 @@ def test_any_mask_keeps_the_contract(
     try:
         masker = build_masker(recipe, grid, mask_ratio, visible_ratio, decode_ratio, **options)
     except ValueError as error:
-        assert "raise it to at least" in str(error)  # a share too small for this grid
+        if recipe != "adamae" or "learn" not in str(error):  # an option that a learned mask does not have
+            assert "raise it to at least" in str(error)  # a share too small for this grid
         return
     relevance = maps(grid, 3, levels)
     mask = masker(seeds(3), **aux(masker, relevance))
@@ -126,6 +127,7 @@ def test_a_sample_has_one_mask_in_any_batch(
     recipe: str, levels: int | None, temperature: float, order: list[int], size: int
 ) -> None:
     grid = Grid(4, 5, 6)
+    temperature = temperature or 0.2 * (recipe == "adamae")  # which draws, whatever it is
     masker = build_masker(recipe, grid, 0.6, visible_ratio=0.2, decode_ratio=0.5, temperature=temperature)
     relevance, chosen = maps(grid, 5, levels), order[:size]
     whole = masker(seeds(5), **aux(masker, relevance))
@@ -201,6 +203,29 @@ def test_ties_fall_to_noise_and_not_to_the_first_in_memory() -> None:
     hidden = build_masker("text_guided", grid, 0.25).hidden(seeds(2000), relevance=relevance).view(2000, 8).float()
     assert hidden[:, 4:].sum() == 0
     assert (hidden[:, :4].mean(0) - 0.5).abs().max() < 0.06
+
+
+@pytest.mark.parametrize(("scope", "groups"), [("clip", 1), ("slot", 2), ("tube", 2)])
+def test_a_learned_mask_draws_by_the_probability_that_it_is_taught_by(scope: str, groups: int) -> None:
+    """One token of each group is seen: its share is exp of `log_probability`, which has the logits' gradient."""
+    grid, count, temperature = Grid(2, 2, 2), 20_000, 0.5
+    logits = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    masker = build_masker("adamae", grid, 7 / 8 if scope == "clip" else 3 / 4, scope=scope, temperature=temperature)
+    log_probability = masker.log_probability(seeds(1), sampler=logits)
+    seen = ~masker.hidden(seeds(count), sampler=logits.detach().expand(count, -1, -1, -1)).flatten(1)
+    torch.testing.assert_close(
+        seen.float().mean(0), log_probability[0].exp(), rtol=0, atol=5 * 0.5 / count**0.5, check_dtype=False
+    )
+    x = logits.flatten(1) / temperature
+    if scope == "tube":
+        x = (x[:, :4] + x[:, 4:]).repeat(1, 2) / 2
+    plain = x.view(1 if scope == "clip" else 2, -1)
+    wanted = (plain - plain.exp().sum(1, keepdim=True).log()).flatten()
+    torch.testing.assert_close(log_probability[0], wanted)
+    weight = torch.arange(8.0)
+    own, by_hand = (torch.autograd.grad((value * weight).sum(), logits)[0] for value in (log_probability[0], wanted))
+    torch.testing.assert_close(own, by_hand)
+    assert log_probability.exp().sum().item() == pytest.approx(groups)
 
 
 @pytest.mark.parametrize(("rule", "counted_hidden"), [("top_k", True), ("bottom_k", False)])
@@ -316,7 +341,8 @@ def test_a_recipe_ignores_maps_that_it_does_not_need() -> None:
 @pytest.mark.parametrize("scope", ["clip", "slot", "tube"])
 def test_every_source_makes_masks_in_every_scope(scope: str) -> None:
     for name in SOURCES:
-        masker = build_masker("random", Grid(4, 6, 6), 0.5, sources={name: 1}, scope=scope)
+        recipe = "adamae" if SOURCES[name].taught_by else "random"
+        masker = build_masker(recipe, Grid(4, 6, 6), 0.5, sources={name: 1}, scope=scope)
         assert masker(seeds(2), **aux(masker, maps(masker.grid, 2))).visible.shape == (2, 72)
 
 
@@ -352,6 +378,11 @@ def test_every_source_makes_masks_in_every_scope(scope: str) -> None:
         ({"sources": {"txt": 1}}, r"masking.options.sources.txt: unknown; did you mean text"),
         ({"sources": {"text": 0}}, r"masking.options.sources.text=0: wanted a weight above 0"),
         ({"sources": {"text": True}}, r"masking.options.sources.text=True: wanted a weight"),
+        ({"sources": {"sampler": 1}}, r"masking.options.rule=top_k: the source sampler is learned, .* set bottom_k"),
+        ({"recipe": "adamae", "rule": "top_k"}, r"rule=top_k: the source sampler is learned"),
+        ({"recipe": "adamae", "scale": "rank"}, r"scale=rank: the source sampler is learned, .* or set raw"),
+        ({"recipe": "adamae", "temperature": 0}, r"masking.options.temperature=0: the source sampler .* above 0"),
+        ({"recipe": "adamae", "sources": {"sampler": 1, "text": 1}}, r"sampler is learned, and is not mixed"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(arguments: dict[str, Any], message: str) -> None:

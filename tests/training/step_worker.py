@@ -32,7 +32,7 @@ from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
-from tgm_scale.training.data_digest import clip_hashes, with_masks
+from tgm_scale.training.data_digest import clip_hashes
 from tgm_scale.training.step import JointStep, Prepared
 
 FRAMES, SIZE, WIDTH, GLOBAL = 4, 32, 16, 8
@@ -57,8 +57,7 @@ def prepared(ids: list[int], tokens: int) -> Prepared:
     keys = [str(i) for i in ids]
     batch = Batch(torch.stack(videos), keys, keys, number, weight, number, torch.zeros(len(ids), 5), weight)
     mask = Mask(torch.stack(visible), torch.stack(target))
-    digest = with_masks(torch.tensor(clip_hashes(batch)), mask)
-    return Prepared(batch, mask, torch.stack(text), number % CAPTIONS, digest)
+    return Prepared(batch, mask, torch.stack(text), number % CAPTIONS, torch.tensor(clip_hashes(batch)))
 
 
 def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> dict:

@@ -26,10 +26,11 @@ from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
+from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.patches import channel_last, gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import CAPTIONS, Pairs, Setup
+from tgm_scale.objectives.term import CAPTIONS, MASKS, Pairs, Setup
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
@@ -135,6 +136,18 @@ def nearest(whole: Whole) -> Tensor:
     return _info_nce(whole, queue[chosen], 10.0, equal)
 
 
+def policy(whole: Whole) -> Tensor:
+    """-log p e of each target, p of the softmax over the whole clip."""
+    logit_BN = whole.module.masks["sampler"](whole.module.model.embedded(whole.part.batch.video)).flatten(1)
+    prediction, patches, target = whole.output.prediction_BMP.detach(), whole.output.target_BMP, whole.part.mask.target
+    losses = []
+    for i in whole.valid:
+        error_M = (prediction[i] - _normalised(patches[i])).square().mean(1)
+        log_p_M = logit_BN[i, target[i]] - logit_BN[i].exp().sum().log()
+        losses.append((-log_p_M * error_M).mean())
+    return _mean(losses)
+
+
 PLAIN: dict[str, Callable[[Whole], Tensor]] = {
     "pixels": pixels,
     "differences": differences,
@@ -143,6 +156,7 @@ PLAIN: dict[str, Callable[[Whole], Tensor]] = {
     "contrast": contrast,
     "sigmoid": sigmoid,
     "nearest": nearest,
+    "policy": policy,
 }
 
 
@@ -177,8 +191,10 @@ def objective_of(case: dict) -> Objective:
 
 
 def module_of(objective: Objective) -> JointModule:
+    """With the masks of `step_worker.prepared`, or as many tokens by a learned one."""
     model = MaskedVideoAutoencoder(MODEL, frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
-    return JointModule(model, objective)
+    masker = build_masker("adamae", model.grid, 0.75, decode_ratio=1 / 3) if MASKS in objective.needs else None
+    return JointModule(model, objective, masker=masker)
 
 
 def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> dict[str, Any]:
@@ -217,12 +233,17 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
         parts = [clips(ids[s : s + micro], tokens, case.get("garbage", False)) for s in starts]
         valid = collectives.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
         engine.set_learning_rate(ds_engine, 1e-3)
+        for part in parts if module.masker else []:
+            part.mask = None
         weights = live_weights(ds_engine) if case.get("plain") else {}
         sums.clear()
         result = step(parts, valid)
         if case.get("plain"):
             plain.load_state_dict(weights)
             part = clips(ids, tokens, garbage=False)
+            if plain.masker:
+                part.mask = plain.draw(part.batch.video, part.batch.seeds)
+            assert part.mask is not None
             output = plain.model(part.batch.video, part.mask.visible, part.mask.target)
             whole = Whole(plain, part, output, case.get("contrastive_batch") or GLOBAL, seen)
             loss = torch.zeros(())

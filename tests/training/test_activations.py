@@ -13,6 +13,7 @@ from tgm_scale.objectives.term import Setup
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.activations import kept_bytes
 from tgm_scale.planning.module import JointModule
+from tgm_scale.planning.objective import weights_of
 from tgm_scale.planning.parts import autoencoder, pixel_statistics
 from tgm_scale.planning.run_plan import plan_pretraining, run_masker
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -26,7 +27,7 @@ SMALL = [
 SMALL += ["objective.contrastive_weight=0", "masking.recipe=tube", "guidance.towers=null"]
 
 
-def kept_by_autograd(module: JointModule, *inputs: Tensor) -> int:
+def kept_by_autograd(module: JointModule, *inputs: Any) -> int:
     """Bytes of the storages that a forward pass keeps, less those of weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
     kept: dict[int, Any] = {}
@@ -43,21 +44,29 @@ def kept_by_autograd(module: JointModule, *inputs: Tensor) -> int:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("decoder", ["self", "cross"])
+@pytest.mark.parametrize("way", ["self", "cross", "learned mask"])
 @pytest.mark.parametrize(("size", "pixels", "within"), [("tiny", 64, 0.03), ("S", 112, 0.02)])
 def test_what_is_kept_is_what_autograd_keeps(
-    size: str, pixels: int, within: float, decoder: str, checkpointing: bool, precision: str
+    size: str, pixels: int, within: float, way: str, checkpointing: bool, precision: str
 ) -> None:
+    recipe, decoder = ("adamae", "self") if way == "learned mask" else ("tube", way)
     frames = 8
     clips = [f"data.frames={frames}", f"data.size={pixels}", f"model.size={size}", f"train.precision={precision}"]
-    ways = [f"model.activation_checkpointing={str(checkpointing).lower()}", f"model.decoder_attention={decoder}"]
+    ways = [
+        f"model.activation_checkpointing={str(checkpointing).lower()}",
+        f"model.decoder_attention={decoder}",
+        f"masking.recipe={recipe}",
+    ]
     config = configuration.load("configs/pretrain_vitb.yaml", [*SMALL, *clips, *ways])
     plan = plan_pretraining(config, ProcessInfo(0, 1, 0, torch.device("cpu")))
     model = autoencoder(plan.shape, config.model, 0, None, pixel_statistics(config.data))
-    module = JointModule(model, Objective.of({"pixels": 1.0}, Setup(model.size))).to(
+    masker, seeds = run_masker(config), torch.zeros(1, dtype=torch.int64)
+    weights = weights_of(config.objective, masker)
+    module = JointModule(model, Objective.of(weights, Setup(model.size)), masker=masker).to(
         torch.bfloat16 if precision == "bf16" else torch.float32
     )
-    mask = run_masker(config)(torch.zeros(1, dtype=torch.int64))
     video = torch.zeros(1, 3, frames, pixels, pixels, dtype=torch.uint8)
-    found, counted = kept_by_autograd(module, video, mask.visible, mask.target), kept_bytes(plan, checkpointing)
+    mask = module.draw(video, seeds) if masker.taught_by else masker(seeds)
+    inputs = (video, mask.visible, mask.target, None, False, seeds)
+    found, counted = kept_by_autograd(module, *inputs), kept_bytes(plan, checkpointing)
     assert counted == pytest.approx(found, rel=within)

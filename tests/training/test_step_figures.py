@@ -14,7 +14,7 @@ from tgm_scale.objectives.negatives import Negatives
 from tgm_scale.objectives.term import Setup
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.runtime.distributed import find_process
-from tgm_scale.training.step import JointStep, Prepared, _Replay
+from tgm_scale.training.step import JointStep, _Replay
 
 
 @pytest.mark.parametrize("log_scale", [-1.0, math.log(1 / 0.07), math.log(MAX_SCALE) + 0.5])
@@ -23,12 +23,10 @@ def test_the_temperature_reported_is_the_one_of_the_loss(log_scale: float) -> No
     contrast = info_nce(torch.eye(4), torch.eye(4), learnt, Negatives(torch.ones(4), ids, ids, 4))
     objective = Objective.of({"pixels": 1.0, "contrast": 1.0}, Setup(SIZES["tiny"]))
     step = JointStep(None, find_process(), BatchLayout(4, 4), objective)
-    part = Prepared(
-        batch=None, mask=None, text_BE=None, caption_ids_B=ids, digest=torch.zeros((), dtype=torch.float64)
-    )
+    digest = torch.zeros((), dtype=torch.float64)
     replay = _Replay(torch.zeros(4, 4), torch.zeros(1), contrast.loss, {"contrastive_accuracy": contrast.accuracy})
     errors_T = torch.zeros(1, dtype=torch.float64)
-    metrics = step._metrics(errors_T, [part], [{"contrast": replay}], {"contrast": learnt})
+    metrics = step._metrics(errors_T, digest, [{"contrast": replay}], {"contrast": learnt})
     temperature = metrics["temperature"].item()
     assert temperature == pytest.approx(1 / contrast.scale.item())
     assert 0.99 / MAX_SCALE < temperature <= 1 / MIN_SCALE

@@ -37,6 +37,7 @@ Features are kept in run.dir/features: a stopped or repeated evaluation resumes 
 _MASKS = """examples:
   tgm-scale masks evaluate --videos DIR --masks DIR
   tgm-scale masks evaluate --videos DIR --masks DIR --recipes text_guided --scorers value,vv guidance.towers=CLIP
+  tgm-scale masks evaluate --videos DIR --masks DIR --recipes adamae --checkpoint RUN --config RUN/config.yaml
   tgm-scale masks evaluate --videos DIR --masks DIR --config configs/pretrain_vitb.yaml guidance.towers=CLIP \\
       masking.mask_ratio=0.75 --output DIR
 
@@ -75,6 +76,7 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="blanks or commas between (default: all)",
     )
+    add("--checkpoint", metavar="RUN", help="run folder or checkpoint, for a learned recipe such as adamae")
     add("--scorers", nargs="+", action="extend", metavar="NAME", help="of text_guided (default: all)")
     add("--clips", type=int, default=3, metavar="N", help="of each video, evenly spread (default 3)")
     add(

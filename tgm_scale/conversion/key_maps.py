@@ -22,7 +22,8 @@ ModelKind = Literal["pretraining", "classifier", "encoder"]
 KeyMap = dict[str, tuple[str, ...]]
 
 EXTRAS = ("projection.weight", "log_scale")  # what a run has in addition to VideoMAE's weights
-TERMS = "terms."  # begins the names of what a run's terms learned (planning/module.py)
+# begin the names of what a run learned beside its model: by its terms, and of a learned mask (planning/module.py)
+TERMS, MASKS = "terms.", "masks."
 BLOCK = (
     *("norm1.weight", "norm1.bias", "attn.qkv.weight", "attn.q_bias", "attn.v_bias", "attn.proj.weight"),
     *("attn.proj.bias", "norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from tgm_scale.checkpoints import ema
 from tgm_scale.checkpoints.checkpoint import Reader, latest
 from tgm_scale.conversion import huggingface
-from tgm_scale.conversion.key_maps import TERMS, ModelMetadata
+from tgm_scale.conversion.key_maps import MASKS, TERMS, ModelMetadata
 from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.models.classifier import HEAD_NORM, without_head_norm
@@ -115,9 +115,10 @@ def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
     if HEAD_NORM in reader.manifest:
         weights = without_head_norm(weights, reader.manifest, averaged)
         notes.append("the norm before the head (finetune.head_norm) is folded into the head")
-    if of_terms := [name for name in weights if name.startswith(TERMS)]:
-        weights = {name: value for name, value in weights.items() if name not in of_terms}
-        notes.append(f"left out {', '.join(sorted(of_terms))}: of the objective's terms, and no part of the model")
+    for prefix, of_what in ((TERMS, "the objective's terms"), (MASKS, "a learned mask")):
+        if beside := sorted(name for name in weights if name.startswith(prefix)):
+            weights = {name: value for name, value in weights.items() if name not in beside}
+            notes.append(f"left out {', '.join(beside)}: of {of_what}, and no part of the model")
     weights, more = of_own_run(weights, stated.config or {})
     return OpenedWeights(weights, stated, [*notes, *more])
 

@@ -7,7 +7,7 @@ Shapes: T frames, S slots, R rows, C columns of the token grid, H W pixels.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from tgm_scale.evaluation.masks.agreement import clip_maps
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.masking.recipes import RECIPES
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
 from tgm_scale.planning.run_plan import recipe_masker, run_masker, shape_of
-from tgm_scale.planning.towers import load_towers
+from tgm_scale.planning.towers import Map, load_towers
 from tgm_scale.report.reconstruct import reconstruct
 from tgm_scale.report.render import Row, film_strip, heatmap, outlined, seen_tokens, slot_frames, veiled
 from tgm_scale.runtime import seeding
@@ -53,8 +54,15 @@ class Gallery:
     left_out: list[str]  # recipes that need what is not installed, with the reason
 
 
-def gallery(index: int = 0, mask_ratio: float = 0.75, towers: str = "small", scorer: str = "raw") -> Gallery:
-    """Masks of clip `index` of a synthetic corpus, encoded and decoded as in training."""
+def gallery(
+    index: int = 0,
+    mask_ratio: float = 0.75,
+    towers: str = "small",
+    scorer: str = "raw",
+    checkpoint: str | Path | None = None,
+) -> Gallery:
+    """Masks of clip `index` of a synthetic corpus, encoded and decoded as in training. checkpoint: of a run on such
+    clips, for a learned mask. Raises ValueError where it is of another shape, or has learned none."""
     spec = SyntheticSpec(size=SIDE, seed=seeding.key("gallery"))
     tree: dict[str, Any] = {
         "run": {"dir": "-"},
@@ -80,9 +88,12 @@ def gallery(index: int = 0, mask_ratio: float = 0.75, towers: str = "small", sco
     frames = slot_frames(video_CTHW, grid.slots)
     rows: list[Row] = [("the clip", outlined(frames, outline_THW[::TUBELET]))]
     films: list[Row] = [("the clip", outlined(video_CTHW.transpose(0, 1), outline_THW))]
-    left_out = []
+    left_out, learned = [], {} if checkpoint is None else load_learned(checkpoint)
     for recipe in RECIPES:
-        hidden_SRC, reason = _hidden(config, recipe, video_CTHW, motion_SRC, clip.captions[0])
+        if recipe_masker(config, recipe).taught_by and not learned:
+            left_out.append(needs_checkpoint(recipe))
+            continue
+        hidden_SRC, reason = _hidden(config, recipe, (video_CTHW, motion_SRC, clip.captions[0]), learned)
         if hidden_SRC is None:
             left_out.append(f"{recipe}: {reason}")
             continue
@@ -92,9 +103,9 @@ def gallery(index: int = 0, mask_ratio: float = 0.75, towers: str = "small", sco
 
 
 def _hidden(
-    config: Config, recipe: str, video_CTHW: Tensor, motion_SRC: Tensor, caption: str
+    config: Config, recipe: str, clip: tuple[Tensor, Tensor, str], learned: Mapping[str, Map]
 ) -> tuple[Tensor | None, str]:
-    """The tokens that a recipe hides, bool [S, R, C], or why there are none."""
+    """The tokens that a recipe hides, bool [S, R, C], or why there are none. clip: its video, motion and caption."""
     masker = recipe_masker(config, recipe)
     try:
         if "flow" in masker.needs:
@@ -102,7 +113,8 @@ def _hidden(
     except ValueError as missing:
         return None, str(missing)
     models = load_towers(config.guidance, masker.needs, contrastive=False, device=torch.device("cpu"))
-    maps = clip_maps(masker, models, video_CTHW, motion_SRC, caption)
+    models.maps |= learned
+    maps = clip_maps(masker, models, *clip)
     assert maps is not None
     return masker.hidden(torch.tensor([seeding.key("gallery", recipe)]), **maps)[0], ""
 

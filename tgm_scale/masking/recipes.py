@@ -48,6 +48,8 @@ RECIPES: dict[str, Recipe] = {
     "attention": Recipe({"attention": 1.0}, rule="bottom_k", scale="raw", temperature=1.0),  # UMT, arXiv 2303.16058
     # SemMAE, arXiv 2206.10207: from a share of every part to whole parts
     "part_based": Recipe({"parts": 1.0}, rule="stratified", scale="raw", whole_parts=(0.0, 1.0)),
+    # AdaMAE, arXiv 2211.09120: the tokens to see are drawn by a learned distribution
+    "adamae": Recipe({"sampler": 1.0}, scope="clip", rule="bottom_k", scale="raw", temperature=1.0),
 }
 
 
@@ -66,8 +68,13 @@ class Masker:
 
     @property
     def needs(self) -> set[str]:
-        """The maps that a call must be given: 'relevance', 'motion', 'attention', 'parts', 'flow'."""
+        """The maps that a call must be given: 'relevance', 'motion', 'attention', 'parts', 'flow', 'sampler'."""
         return set().union(*(SOURCES[name].needs for name in self.recipe.sources))
+
+    @property
+    def taught_by(self) -> str | None:
+        """The term of the objective that teaches a learned mask; None for any other."""
+        return next((term for name in self.recipe.sources if (term := SOURCES[name].taught_by)), None)
 
     @property
     def hidden_count(self) -> int:
@@ -121,6 +128,14 @@ class Masker:
             return given
         first, last = given
         return first + (last - first) * progress**2
+
+    def log_probability(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
+        """Of each token to be the first of its group that is drawn to be seen: float32 [B, N], with the maps'
+        gradient. Of a learned mask."""
+        logits = self.saliency(seeds_B, **aux).float() / self.recipe.temperature
+        log_BGn = rules.grouped(logits, self.recipe.scope).log_softmax(dim=-1)
+        slots = self.grid.slots if self.recipe.scope == "tube" else 1
+        return log_BGn.flatten(1).repeat(1, slots)
 
     def _split(self, seeds_B: Tensor, progress: float, aux: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor]:
         recipe = self.recipe
@@ -211,7 +226,32 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
             f"masking.options.whole_parts={whole!r}: wanted a number from 0 to 1, or two: those at the start and at "
             "the end of the run, such as [0, 1]"
         )
+    _check_learned(recipe)
     return recipe
+
+
+def _check_learned(recipe: Recipe) -> None:
+    """A learned source is drawn from as it is: its loss is that of the distribution that it makes."""
+    learned = [source for source in recipe.sources if SOURCES[source].taught_by]
+    if not learned:
+        return
+    if len(recipe.sources) > 1:
+        raise ValueError(
+            f"masking.options.sources: {learned[0]} is learned, and is not mixed with others: give it alone, or leave "
+            "it out"
+        )
+    wanted: dict[str, Any] = {"rule": "bottom_k", "scale": "raw"}
+    for option, value in wanted.items():
+        if getattr(recipe, option) != value:
+            raise ValueError(
+                f"masking.options.{option}={getattr(recipe, option)}: the source {learned[0]} is learned, and the "
+                f"tokens to see are drawn from its logits: leave it out with masking.recipe=adamae, or set {value}"
+            )
+    if not recipe.temperature:
+        raise ValueError(
+            f"masking.options.temperature=0: the source {learned[0]} learns a distribution to draw from, and 0 draws "
+            "nothing: give one above 0, such as 1"
+        )
 
 
 def _check_sources(sources: Any) -> None:

@@ -144,10 +144,12 @@ class Source:
     """`score(inputs)` -> float32 [B, S, R, C], higher = more salient, of any range.
 
     `needs` names the maps of the batch that must be in `inputs.maps`. What is random about a score is keyed by the
-    sample's seed."""
+    sample's seed. `taught_by`: of a source whose map is the logits of a learned model, the term of the objective that
+    teaches it; the model lies in the module that is trained, which then draws the mask."""
 
     score: Callable[[SaliencyInputs], Tensor]
     needs: frozenset[str] = frozenset()
+    taught_by: str | None = None
 
 
 def _of_batch(name: str) -> Source:
@@ -164,4 +166,5 @@ SOURCES: dict[str, Source] = {
     "attention": Source(attention, frozenset({"attention"})),
     "parts": _of_batch("parts"),  # the number of each patch's part of the picture: SemMAE (arXiv 2206.10207)
     "flow": Source(mixture, frozenset({"flow"})),
+    "sampler": Source(lambda inputs: inputs.maps["sampler"], frozenset({"sampler"}), "policy"),  # AdaMAE's
 }

@@ -63,7 +63,7 @@ class MaskedVideoAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         assert options.origin is None and not options.drop_path, "of an encoder or a classifier alone"
-        self.size = size
+        self.size, self.options = size, options
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
         self.clip_shape = (3, frames, image_size, image_size)
         self.encoder = Encoder(size, self.grid, options)
@@ -101,6 +101,12 @@ class MaskedVideoAutoencoder(nn.Module):
             patches_BNP = gather_tokens(patches_BNP, visible_BV)
         return self.encoder(patches_BNP, visible_BV)
 
+    @torch.no_grad()
+    def embedded(self, video_BCTHW: Tensor) -> Tensor:
+        """Embeddings of all patches in order, before positions: [B, N, D], without a gradient."""
+        found: Tensor = self.encoder.patch_embed(self._patchify(video_BCTHW))
+        return found
+
     def decode(self, tokens_BVD: Tensor, visible_BV: Tensor, target_BM: Tensor) -> Tensor:
         """Pixels of the target tokens as the decoder sees them from the visible ones: float32 [B, M, P]."""
         return self.decoder.head(self.decoded(tokens_BVD, visible_BV, target_BM)).float()
@@ -125,6 +131,12 @@ class MaskedVideoAutoencoder(nn.Module):
         return patchify(video_BCTHW, self.size.tubelet, self.size.patch)
 
 
+def block_macs(tokens: int, width: int, mlp: int, context: int | None = None) -> int:
+    """Of one block. context: tokens that are attended to, where they are others: keys and values are made of those."""
+    read = tokens if context is None else context
+    return 2 * (tokens + read) * width**2 + 2 * tokens * width * mlp + 2 * tokens * read * width
+
+
 def macs_per_clip(size: ModelSize, frames: int, image_size: int, visible: int, targets: int) -> int:
     """Multiply-accumulates of one clip's forward pass: matrix products and attention; norms and activations left out.
 
@@ -133,17 +145,12 @@ def macs_per_clip(size: ModelSize, frames: int, image_size: int, visible: int, t
     forward passes, four with activation checkpointing; one multiply-accumulate is two FLOPs."""
     Grid.of(frames, image_size, size.tubelet, size.patch)
 
-    def block(tokens: int, width: int, mlp: int, context: int | None = None) -> int:
-        """context: tokens that are attended to, where they are others: keys and values are made of those."""
-        read = tokens if context is None else context
-        return 2 * (tokens + read) * width**2 + 2 * tokens * width * mlp + 2 * tokens * read * width
-
-    encoder = visible * size.patch_values * size.width + size.depth * block(visible, size.width, size.mlp)
+    encoder = visible * size.patch_values * size.width + size.depth * block_macs(visible, size.width, size.mlp)
     if not targets:
         return encoder
     decoder = visible * size.width * size.decoder_width + targets * size.decoder_width * size.patch_values
     if size.decoder_attention == "cross":
-        of_block = block(targets, size.decoder_width, size.decoder_mlp, context=visible)
+        of_block = block_macs(targets, size.decoder_width, size.decoder_mlp, context=visible)
     else:
-        of_block = block(visible + targets, size.decoder_width, size.decoder_mlp)
+        of_block = block_macs(visible + targets, size.decoder_width, size.decoder_mlp)
     return encoder + decoder + size.decoder_depth * of_block

@@ -64,8 +64,16 @@ def predicted_pixels(prediction_BMP: Tensor, statistics: Statistics) -> Tensor:
 def reconstruction_error(prediction_BMP: Tensor, patches_BMP: Tensor, statistics: Statistics | None = None) -> Tensor:
     """Mean squared error of predictions against the `normalised_targets` of the true patches, float32 [B]: a mean over
     each clip's target tokens."""
-    targets_BMP = normalised_targets(patches_BMP, statistics)
-    return (prediction_BMP.float() - targets_BMP).square().mean(dim=(1, 2))
+    return _squares(prediction_BMP, patches_BMP, statistics).mean(dim=(1, 2))
+
+
+def token_errors(prediction_BMP: Tensor, patches_BMP: Tensor, statistics: Statistics | None = None) -> Tensor:
+    """The same of each target token, float32 [B, M]."""
+    return _squares(prediction_BMP, patches_BMP, statistics).mean(dim=2)
+
+
+def _squares(prediction_BMP: Tensor, patches_BMP: Tensor, statistics: Statistics | None) -> Tensor:
+    return (prediction_BMP.float() - normalised_targets(patches_BMP, statistics)).square()
 
 
 class Pixels(ClipTerm):

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.objectives.negatives import Negatives
 
-TARGETS, PIXELS, FEATURES, CAPTIONS = "targets", "pixels", "features", "captions"  # what a term may need
+# what a term may need; MASKS: the probabilities of a learned mask
+TARGETS, PIXELS, FEATURES, CAPTIONS, MASKS = "targets", "pixels", "features", "captions", "masks"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Seen(NamedTuple):
     prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); with PIXELS
     patches_BMP: Tensor | None  # the targets', 0..255, order (channel, frame, row, column)
     features_BNF: Tensor | None  # float32, of all tokens in their order; with FEATURES
+    log_probability_BM: Tensor | None = None  # float32, of the targets to be seen, with a gradient; with MASKS
 
 
 class ClipTerm(nn.Module):

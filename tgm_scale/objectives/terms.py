@@ -9,6 +9,7 @@ from tgm_scale.objectives.align import Align
 from tgm_scale.objectives.contrastive import InfoNCE
 from tgm_scale.objectives.differences import Differences
 from tgm_scale.objectives.nearest import Nearest
+from tgm_scale.objectives.policy import Policy
 from tgm_scale.objectives.predict import Predict
 from tgm_scale.objectives.reconstruction import Pixels
 from tgm_scale.objectives.sigmoid import Sigmoid
@@ -22,6 +23,7 @@ TERMS: dict[str, type[ClipTerm] | type[CoupledTerm]] = {
     "contrast": InfoNCE,
     "sigmoid": Sigmoid,
     "nearest": Nearest,
+    "policy": Policy,
 }
 
 

@@ -26,13 +26,19 @@ def kept_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
         kept += (tokens + plan.targets) * size.decoder_width * value  # the last norm's two, its input of all tokens
         kept += 2 * seen * size.decoder_width * value if cross else 0  # the norm of the visible tokens
         kept += 4 * plan.targets * size.patch_values  # the error, fp32
+    depths = [size.depth, size.decoder_depth][: len(inputs)]
+    if plan.learns_mask:  # its block over all tokens, whose output its fp32 head takes
+        tokens = plan.shape.grid.tokens
+        inputs.append(tokens * size.width * value)
+        depths.append(1)
+        kept += 4 * tokens * size.width
     if activation_checkpointing:
         return kept + sum(inputs)
-    return kept + sum(depth * block for depth, block in zip((size.depth, size.decoder_depth), _blocks(plan)))
+    return kept + sum(depth * block for depth, block in zip(depths, _blocks(plan), strict=True))
 
 
 def _blocks(plan: RunPlan) -> list[float]:
-    """Bytes that a block of the encoder keeps, and one of the decoder where there is one."""
+    """Bytes that a block of the encoder keeps, one of the decoder where there is one, and that of a learned mask."""
     size, value = plan.shape.size, _value(plan)
     found = [_block(plan.visible, size.width, size.mlp, size.heads, value)]
     if plan.targets:
@@ -41,6 +47,8 @@ def _blocks(plan: RunPlan) -> list[float]:
         if size.decoder_attention == "cross":
             tokens, context = plan.targets, plan.visible
         found.append(_block(tokens, width, mlp, heads, value, context))
+    if plan.learns_mask:
+        found.append(_block(plan.shape.grid.tokens, size.width, size.mlp, size.heads, value))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tgm_scale.config.sections import Config, TrainingConfig
-from tgm_scale.planning.footprint import footprint, parameters
+from tgm_scale.planning.footprint import footprint, parameters_of
 from tgm_scale.planning.objective import needs_captions
 from tgm_scale.planning.run_plan import RunPlan, layout_of, plan_pretraining
 from tgm_scale.planning.tower_cost import TowerCost, tower_cost
@@ -65,10 +65,10 @@ def cost_of(asked: Asked, gpus: int) -> Cost:
     passes = 3 + checkpointing
     extra = 0.0
     if asked.negatives and (layout.micro_batch * gpus) % asked.negatives:  # as JointStep has it
-        extra = run.shape.macs(run.visible, 0)
+        extra = run.encoder_macs
     flop = 2 * (passes * run.macs_per_clip + extra) * layout.global_batch
     towers = tower_cost(config, run) if isinstance(config, Config) else TowerCost()
-    count = parameters(run.shape, decoder=run.masker is not None)
+    count = parameters_of(run)
     sent = sent_bytes(run, count, checkpointing)
     return Cost(run, run.macs_per_clip, extra, passes, flop, towers, count, sent)
 

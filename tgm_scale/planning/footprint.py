@@ -9,6 +9,7 @@ import torch
 
 from tgm_scale.data.loading.to_device import MAX_PENDING
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.sampler import sampler_parameters
 from tgm_scale.planning.activations import activation_bytes
 from tgm_scale.planning.run_plan import RunPlan, Shape
 from tgm_scale.planning.update_memory import MAX_LIVE, PREFETCH, Collecting
@@ -51,7 +52,7 @@ def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
     zero, precision = plan.engine.zero, plan.engine.precision
     stage, processes = zero["stage"], plan.layout.world_size
     offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
-    count = parameters(plan.shape, decoder=plan.masker is not None)
+    count = parameters_of(plan)
     (weights, gradients, adam), host = state_bytes(count, stage, offload, precision, processes)
     value = 4 if precision == "fp32" else 2
     gathered = ahead = 0.0
@@ -75,6 +76,12 @@ def _clips(plan: RunPlan) -> float:
     layout, shape = plan.layout, plan.shape
     ahead = min(MAX_PENDING, layout.accumulation) if plan.device.type == "cuda" else 0
     return 3 * shape.frames * shape.image_size**2 * layout.micro_batch * (layout.accumulation + ahead)
+
+
+def parameters_of(plan: RunPlan) -> int:
+    """Of the run's model, with a learned mask's."""
+    size = plan.shape.size
+    return parameters(plan.shape, decoder=plan.masker is not None) + plan.learns_mask * sampler_parameters(size)
 
 
 @cache

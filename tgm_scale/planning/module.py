@@ -1,4 +1,4 @@
-"""Model and terms of the objective in one module for the engine.
+"""Model, terms of the objective and learned masks in one module for the engine.
 
 Shapes: B clips, E embedding width, V visible, M targets, N tokens, F width of the tower's features, T clip terms,
 L learned numbers of a coupled term.
@@ -11,9 +11,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tgm_scale.contracts import Mask
+from tgm_scale.masking.recipes import Masker
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.sampler import Sampler
 from tgm_scale.models.vit import initial_value
-from tgm_scale.objectives.term import PIXELS, Seen
+from tgm_scale.objectives.term import MASKS, PIXELS, Seen
 from tgm_scale.objectives.terms import Objective
 
 NormaliseBy = Literal["patch", "clip"]
@@ -25,17 +28,26 @@ class Passed(NamedTuple):
     errors_TB: Tensor | None  # of the clip terms, in the objective's order; None without any, or of embeddings alone
     embedding_BE: Tensor | None  # None for a model without a projection
     learned: tuple[Tensor, ...]  # [L] of each coupled term that learns some, in the objective's order
+    visible_BV: Tensor  # int64, the tokens that were seen, and the targets: those given, or drawn by a learned mask
+    target_BM: Tensor | None
 
 
 class JointModule(nn.Module):
-    """The masked autoencoder with all that the objective's terms learn beside it, under `terms.NAME`.
+    """The masked autoencoder with all that the objective's terms learn beside it, under `terms.NAME`, and what a
+    learned mask does, under `masks.SOURCE`.
 
     One number keeps the name that it had before there was a table: `log_scale`, the contrast's."""
 
-    def __init__(self, model: MaskedVideoAutoencoder, objective: Objective, seed: int = 0):
-        """seed: of the terms' first weights, which are keyed by name."""
+    def __init__(
+        self, model: MaskedVideoAutoencoder, objective: Objective, seed: int = 0, masker: Masker | None = None
+    ):
+        """seed: of the terms' first weights, which are keyed by name. masker: of a learned mask; any other's masks are
+        given."""
         super().__init__()
         self.model = model
+        self.masker = masker if masker is not None and masker.taught_by else None
+        assert (MASKS in objective.needs) == (self.masker is not None), "a learned mask and its term go together"
+        self.masks = nn.ModuleDict({} if self.masker is None else {"sampler": Sampler(model, seed)})
         self.pixels = PIXELS in objective.needs
         self.of_clip = tuple(objective.clip)
         self.learning = tuple(name for name, term in objective.coupled.items() if term.learned is not None)
@@ -49,15 +61,26 @@ class JointModule(nn.Module):
     def forward(
         self,
         video_BCTHW: Tensor,
-        visible_BV: Tensor,
+        visible_BV: Tensor | None,
         target_BM: Tensor | None,
         features_BNF: Tensor | None = None,
         embed_only: bool = False,
+        seeds_B: Tensor | None = None,
     ) -> Passed:
-        """features: of the frozen image tower, for the terms that need them. embed_only: leave the clip terms out."""
-        output = self.model(video_BCTHW, visible_BV, target_BM, self.pixels)
-        errors_TB = None
+        """features: of the frozen image tower, for the terms that need them. embed_only: leave the clip terms out.
+        seeds: of a learned mask; it is drawn where no visible tokens are given."""
+        logits = None if self.masker is None else self.logits(video_BCTHW)
+        if visible_BV is None:
+            mask = self._drawn(logits, seeds_B)
+            visible_BV, target_BM = mask.visible, mask.target
+        wanted_BM = None if embed_only else target_BM
+        output = self.model(video_BCTHW, visible_BV, wanted_BM, self.pixels)
+        errors_TB = log_probability_BM = None
         if self.of_clip and not embed_only:
+            if logits is not None and self.masker is not None:
+                assert seeds_B is not None and target_BM is not None
+                log_probability_BN = self.masker.log_probability(seeds_B, sampler=logits)
+                log_probability_BM = log_probability_BN.gather(1, target_BM)
             seen = Seen(
                 video_BCTHW,
                 visible_BV,
@@ -67,10 +90,25 @@ class JointModule(nn.Module):
                 output.prediction_BMP,
                 output.target_BMP,
                 features_BNF,
+                log_probability_BM,
             )
             errors_TB = torch.stack([self.terms[name](seen) for name in self.of_clip])
         learned = tuple(self._learned(name) for name in self.learning)
-        return Passed(errors_TB, output.embedding_BE, learned)
+        return Passed(errors_TB, output.embedding_BE, learned, visible_BV, target_BM)
+
+    def logits(self, video_BCTHW: Tensor) -> Tensor:
+        """The map of a learned mask: float32 [B, S, R, C]."""
+        found: Tensor = self.masks["sampler"](self.model.embedded(video_BCTHW))
+        return found
+
+    @torch.no_grad()
+    def draw(self, video_BCTHW: Tensor, seeds_B: Tensor) -> Mask:
+        """A learned mask of each clip, by the module's weights. Collective at ZeRO stage 3."""
+        return self._drawn(self.logits(video_BCTHW), seeds_B)
+
+    def _drawn(self, logits_BSRC: Tensor | None, seeds_B: Tensor | None) -> Mask:
+        assert self.masker is not None and logits_BSRC is not None and seeds_B is not None
+        return self.masker(seeds_B, sampler=logits_BSRC.detach())
 
     def _learned(self, name: str) -> Tensor:
         if name != "contrast":

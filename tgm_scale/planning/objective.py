@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 from tgm_scale.config.sections import Config, ObjectiveConfig
+from tgm_scale.masking.recipes import Masker
 from tgm_scale.models.vit import ModelSize
-from tgm_scale.objectives.term import CAPTIONS, FEATURES, Setup
+from tgm_scale.objectives import policy
+from tgm_scale.objectives.term import CAPTIONS, FEATURES, MASKS, Setup
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.runtime.mistakes import nearest
 
 
-def weights_of(settings: ObjectiveConfig) -> dict[str, float]:
-    """The terms of weight above 0. Raises ValueError for a name that the table does not have."""
+def weights_of(settings: ObjectiveConfig, masker: Masker) -> dict[str, float]:
+    """The terms of weight above 0; a learned mask brings the one that teaches it, by its paper's weight where none is
+    given. Raises ValueError for a name that the table does not have, and for a mask and terms that do not go together.
+    """
+    weights, taught_by = _named(settings), masker.taught_by
+    if taught_by is None:
+        if teaching := [name for name in weights if MASKS in TERMS[name].needs]:
+            raise ValueError(
+                f"objective.terms.{teaching[0]} teaches a learned mask, and masking.recipe={masker.name} is none: "
+                "leave it out, or set masking.recipe=adamae"
+            )
+        return weights
+    if "pixels" not in weights:
+        raise ValueError(
+            f"masking.recipe={masker.name} learns from the error of reconstructed pixels, and {settings.key('pixels')}"
+            "=0 learns none: give it a weight above 0, such as 1"
+        )
+    if (settings.terms or {}).get(taught_by) == 0:
+        raise ValueError(
+            f"objective.terms.{taught_by}=0: masking.recipe={masker.name} would learn nothing by it: leave it out "
+            f"(its weight is then {policy.WEIGHT:g}), or choose another recipe"
+        )
+    return {taught_by: policy.WEIGHT, **weights}
+
+
+def _named(settings: ObjectiveConfig) -> dict[str, float]:
     for name in settings.terms or {}:
         if name not in TERMS:
             raise ValueError(f"objective.terms.{name}: no such term; {nearest(name, list(TERMS))}")
@@ -19,13 +45,13 @@ def weights_of(settings: ObjectiveConfig) -> dict[str, float]:
 
 def needs_captions(settings: ObjectiveConfig) -> list[str]:
     """The terms that read captions."""
-    return [name for name in weights_of(settings) if CAPTIONS in TERMS[name].needs]
+    return [name for name in _named(settings) if CAPTIONS in TERMS[name].needs]
 
 
 def check_objective(config: Config) -> None:
     """Raises ValueError where a term lacks a frozen model, or clips to tell a clip from."""
     settings, towers = config.objective, config.guidance.towers
-    for name in weights_of(settings):
+    for name in _named(settings):
         for need, tower in ((CAPTIONS, "a text tower"), (FEATURES, "an image tower")):
             if need in TERMS[name].needs and towers is None:
                 raise ValueError(
@@ -42,7 +68,9 @@ def check_objective(config: Config) -> None:
         )
 
 
-def build_objective(settings: ObjectiveConfig, size: ModelSize, features: int = 0, text: int = 0) -> Objective:
+def build_objective(
+    settings: ObjectiveConfig, masker: Masker, size: ModelSize, features: int = 0, text: int = 0
+) -> Objective:
     """The terms, each with what it learns, fp32, on the CPU. features, text: widths of the frozen towers' outputs."""
     setup = Setup(size, features, text, settings.normalise_by, settings.queue)
-    return Objective.of(weights_of(settings), setup, settings.contrastive_batch)
+    return Objective.of(weights_of(settings, masker), setup, settings.contrastive_batch)

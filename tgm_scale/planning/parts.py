@@ -28,7 +28,7 @@ from tgm_scale.objectives.term import CAPTIONS
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.objective import build_objective
-from tgm_scale.planning.run_plan import RunPlan, Shape
+from tgm_scale.planning.run_plan import RunPlan, Shape, run_masker
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.terminal import tree_without_secrets
 
@@ -94,14 +94,15 @@ def autoencoder(
 def objective(config: Config, shape: Shape, towers: Towers) -> Objective:
     """The terms of the configuration, for the frozen models of the run."""
     features = 0 if towers.features is None else towers.features.width
-    return build_objective(config.objective, shape.size, features, 0 if towers.text is None else towers.text.width)
+    text = 0 if towers.text is None else towers.text.width
+    return build_objective(config.objective, run_masker(config), shape.size, features, text)
 
 
 def joint_module(config: Config, shape: Shape, towers: Towers, terms: Objective) -> JointModule:
-    """The autoencoder with what the terms learn beside it."""
+    """The autoencoder with what the terms learn beside it, and a learned mask."""
     width = towers.text.width if CAPTIONS in terms.needs and towers.text is not None else None
     model = autoencoder(shape, config.model, config.run.seed, width, pixel_statistics(config.data))
-    return JointModule(model, terms, config.run.seed)
+    return JointModule(model, terms, config.run.seed, run_masker(config))
 
 
 def checkpoint_metadata(config: RunSettings, shape: Shape) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tgm_scale.contracts import BatchLayout, Grid
 from tgm_scale.engine.plan import EnginePlan, Schedule, resolve_precision
 from tgm_scale.masking.recipes import Masker, build_masker
 from tgm_scale.models.pretraining import macs_per_clip
+from tgm_scale.models.sampler import sampler_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.objectives.term import CAPTIONS, FEATURES, TARGETS
 from tgm_scale.objectives.terms import needs_of
@@ -139,7 +140,17 @@ class RunPlan:
     @property
     def macs_per_clip(self) -> float:
         """Multiply-accumulates of one clip's forward pass."""
-        return self.shape.macs(self.visible, self.targets)
+        return self.encoder_macs + self.shape.macs(self.visible, self.targets) - self.shape.macs(self.visible, 0)
+
+    @property
+    def encoder_macs(self) -> float:
+        """The part that is of the encoder's width: with a learned mask's."""
+        sampler = sampler_macs(self.shape.size, self.shape.grid.tokens) if self.learns_mask else 0
+        return self.shape.macs(self.visible, 0) + sampler
+
+    @property
+    def learns_mask(self) -> bool:
+        return self.masker is not None and self.masker.taught_by is not None
 
     def for_samples(self, train: TrainConfig, samples: int) -> RunPlan:
         """With the steps of a run over so many; an epoch is as many steps as it takes to see each once."""
@@ -183,7 +194,7 @@ def plan_pretraining(config: Config, process: ProcessInfo) -> RunPlan:
     engine = engine_of(
         config.deepspeed, layout, resolve_precision(config.train.precision, process.device), config.optim
     )
-    terms = needs_of(weights_of(config.objective))
+    terms = needs_of(weights_of(config.objective, masker))
     return RunPlan(
         shape,
         layout,

@@ -32,8 +32,8 @@ def step_time(cost: Cost, machine: Machine) -> StepTime | None:
     rate = _rate(cost, machine)
     if rate is None:
         return None
-    shape, run = cost.run.shape, cost.run
-    encoder = shape.macs(run.visible, 0)
+    run = cost.run
+    shape, encoder = run.shape, run.encoder_macs
     parts = [(encoder * cost.passes + cost.first_pass, shape.size.width)]
     parts.append(((run.macs_per_clip - encoder) * cost.passes, shape.size.decoder_width))
     share = run.layout.global_batch / run.layout.world_size  # clips of a GPU

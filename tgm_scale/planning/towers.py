@@ -15,6 +15,7 @@ from tgm_scale.guidance.maps import ClassAttention, Parts, Relevance, TokenFeatu
 from tgm_scale.guidance.tower_folder import has_image_tower
 from tgm_scale.guidance.towers import TextTower, load_image_tower, load_text_tower, tower_folder
 
+Map = Callable[[Tensor, Grid], Tensor]  # of (video, grid): float32 [B, S, R, C]
 # what a masker, or (features) a term of the objective, may need that comes from the image tower
 IMAGE_MAPS = {"relevance", "attention", "parts", "features"}
 
@@ -37,7 +38,7 @@ class Towers:
     text: TextTower | None = None
     relevance: Relevance | None = None
     features: TokenFeatures | None = None
-    maps: dict[str, Callable[[Tensor, Grid], Tensor]] = field(default_factory=dict)  # of pixels alone
+    maps: dict[str, Map] = field(default_factory=dict)  # of pixels alone
 
 
 def load_towers(guidance: GuidanceConfig, needs: set[str], contrastive: bool, device: torch.device) -> Towers:

@@ -187,14 +187,15 @@ class PretrainingChecks(TaskChecks):
         lines = [f"a clip, {batch.keys[0]}: {'x'.join(map(str, batch.video.shape[2:]))} pixels"]
         if prepared.text_BE is not None:
             lines.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")
-        mask = prepared.mask
+        module = joint_module(config, plan.shape, towers, objective(config, plan.shape, towers)).to(process.device)
+        mask = prepared.mask or module.draw(prepared.batch.video, prepared.batch.seeds)
         lines.append(f"its mask: {mask.visible.shape[1]} tokens seen, {mask.target.shape[1]} painted")
-        module = joint_module(config, plan.shape, towers, objective(config, plan.shape, towers))
 
         def loss_of(index_B: Tensor) -> Tensor:
             target = mask.target[index_B] if TARGETS in plan.terms else None
             features = None if prepared.features_BNF is None else prepared.features_BNF[index_B]
-            passed = module(prepared.batch.video[index_B], mask.visible[index_B], target, features)
+            clips, seeds_B = prepared.batch.video[index_B], prepared.batch.seeds[index_B]
+            passed = module(clips, mask.visible[index_B], target, features, seeds_B=seeds_B)
             loss = sum(part.float().mean() for part in passed[:2] if part is not None)
             assert isinstance(loss, Tensor)
             return loss

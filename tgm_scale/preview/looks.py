@@ -69,6 +69,7 @@ class Looker:
         self.ways = ways_of(settings)
         self.grid = settings.maskers[0].grid
         self.towers = load_towers(guidance, settings.needs, settings.speaks, device)
+        self.towers.maps |= settings.learned
         self.device = device
         self.scorers: dict[str, Relevance] = {}
         if self.towers.relevance is not None:

@@ -16,6 +16,7 @@ from tgm_scale.evaluation.watched import drawn
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning.checks import check_shards
 from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.planning.learned_masks import load_learned
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.planning.towers import load_towers
 from tgm_scale.report.run_view import Reconstruction, RunView
@@ -55,9 +56,12 @@ def _of_newest(view: RunView) -> Reconstruction | None:
     check_shards(config.data)
     corpora = open_corpora(config.data, plan.captions, plan.without_captions)
     towers = load_towers(guidance, plan.masker.needs, contrastive=False, device=cpu)
-    model = build(read(folder / f"step-{step:08d}"))
-    assert isinstance(model, MaskedVideoAutoencoder)
+    checkpoint = folder / f"step-{step:08d}"
+    model = build(read(checkpoint))
+    if plan.learns_mask:
+        towers.maps |= load_learned(checkpoint)
     clips, mask, of_what = masked_clips(config, plan, corpora, towers, cpu)
+    assert isinstance(model, MaskedVideoAutoencoder) and mask is not None
     stream = io.BytesIO()
     drawn(model, clips.keys, clips.video, mask, config.objective.normalise_by).save(stream, "PNG", optimize=True)
     return Reconstruction(step, stream.getvalue(), of_what)

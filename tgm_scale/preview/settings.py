@@ -13,9 +13,10 @@ from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.planning.checks import check_guidance, check_shards
+from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
 from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.planning.run_plan import Shape, recipe_masker, shape_of
-from tgm_scale.planning.towers import IMAGE_MAPS, sees_images
+from tgm_scale.planning.towers import IMAGE_MAPS, Map, sees_images
 from tgm_scale.runtime.files import check_output
 
 DEFAULTS: dict[str, Any] = {  # ratio, frames and size as in configs/pretrain_vitb.yaml
@@ -43,6 +44,7 @@ class Settings:
     config: Config
     maskers: list[Masker]  # the recipes named, in order
     weights: Weights | None
+    learned: dict[str, Map]  # maps of a learned mask, by name
 
     @property
     def speaks(self) -> bool:
@@ -69,11 +71,14 @@ def resolve(options: argparse.Namespace) -> Settings:
     config = _config(options, weights)
     check_shards(config.data)
     maskers = _maskers(config, options)
+    learned: dict[str, Map] = {}
     for masker in maskers:
         check_guidance(config.guidance, masker)
+        if masker.taught_by is not None:
+            learned = _learned(masker.name, options.checkpoint)
     if weights is not None:
         _refuse_another_shape(options.checkpoint, weights, shape_of(config))
-    return Settings(config, maskers, weights)
+    return Settings(config, maskers, weights, learned)
 
 
 def _maskers(config: Config, options: argparse.Namespace) -> list[Masker]:
@@ -82,9 +87,17 @@ def _maskers(config: Config, options: argparse.Namespace) -> list[Masker]:
     given = options.recipes or [*own, *preview.RECIPES]
     names = list(RECIPES) if "all" in given else list(dict.fromkeys(given))
     maskers = [recipe_masker(config, name) for name in names]
+    if "all" in given:  # of learned ones that of the checkpoint alone
+        maskers = [masker for masker in maskers if masker.taught_by is None or masker.name in own]
     if own and not options.recipes and not sees_images(config.guidance):
         maskers = [masker for masker in maskers if masker.name in own or not masker.needs & IMAGE_MAPS]
     return maskers
+
+
+def _learned(recipe: str, checkpoint: str | None) -> dict[str, Map]:
+    if checkpoint is None:
+        raise ValueError(needs_checkpoint(recipe))
+    return load_learned(checkpoint, "--checkpoint ")
 
 
 def _config(options: argparse.Namespace, weights: Weights | None) -> Config:

@@ -89,8 +89,8 @@ class Guidance:
 
         recipe, mask_ratio, options: as `masking.*` of a run (docs/RECIPES.md). seed: of what is drawn; clip i of any
         batch has the same mask at the same seed. Only recipes that follow a caption need one. motion_guided is not to
-        be had: frames do not bring the codec's motion. Raises ValueError, too, for a recipe, ratio or options that do
-        not go together."""
+        be had, since frames do not bring the codec's motion, nor are learned masks, such as adamae. Raises ValueError,
+        too, for a recipe, ratio or options that do not go together."""
         video, seed = checked(video).to(self._device), whole_number("seed", seed, least=None)
         captions = None if caption is None else _captions(caption, len(video))
         grid = self._grid(video)
@@ -134,6 +134,8 @@ def _masker(recipe: str, grid: Grid, mask_ratio: float, options: Mapping[str, An
         masker = build_masker(recipe, grid, mask_ratio=float(mask_ratio), **_known(options))
     if "motion" in masker.needs:
         raise ValueError(f"recipe={recipe}: needs the codec's motion, which a tensor of frames does not have")
+    if masker.taught_by is not None:
+        raise ValueError(f"recipe={recipe}: is learned with a run's model, which guidance does not have")
     return masker
 
 

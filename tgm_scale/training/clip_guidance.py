@@ -18,7 +18,7 @@ from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.objectives.contrastive import caption_ids
 from tgm_scale.planning.towers import Towers
-from tgm_scale.training.data_digest import clip_hashes, with_masks
+from tgm_scale.training.data_digest import clip_hashes
 from tgm_scale.training.device_clock import DeviceClock
 from tgm_scale.training.step import Prepared
 
@@ -80,14 +80,15 @@ class ClipGuidance:
     def _prepare(self, guided_batch: GuidedBatch, progress: float) -> Prepared:
         batch, relevance_BSRC = guided_batch.batch, guided_batch.relevance_BSRC
         ids_B, hashes_B = guided_batch.numbers_B2.unbind(1)
-        mask = self.masker(batch.seeds, progress, relevance=relevance_BSRC, **guided_batch.maps)
+        mask = None  # a learned one is drawn by the module that learns it, unless its map is given
+        if self.masker.taught_by is None or self.masker.needs <= guided_batch.maps.keys():
+            mask = self.masker(batch.seeds, progress, relevance=relevance_BSRC, **guided_batch.maps)
         if self.motion is not None and batch.motion is not None:
             self.motion.observe(batch.motion, batch.weight)
         if self.monitor is not None and relevance_BSRC is not None:
             of_batch, swapped_BSRC = (batch.seeds, batch.weight, ids_B), guided_batch.swapped_BSRC
             self.monitor.observe(*of_batch, relevance_BSRC, swapped_BSRC, progress, **guided_batch.maps)
-        digest = with_masks(hashes_B, mask)
-        return Prepared(batch, mask, guided_batch.text_BE, ids_B, digest, guided_batch.features_BNF)
+        return Prepared(batch, mask, guided_batch.text_BE, ids_B, hashes_B, guided_batch.features_BNF)
 
     def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Relevance of each clip to its own caption or captions, and to those before it in the batch; and the image

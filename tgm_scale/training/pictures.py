@@ -35,26 +35,30 @@ class Pictures:
         if collectives.process.is_main:
             clips, mask, of_what = masked_clips(config, plan, corpora, towers, device)
             print(f"log.pictures_every: {len(clips)} clips of {of_what}: {', '.join(clips.keys)}", flush=True)
-            found = clips.keys, clips.video.contiguous(), mask.visible.cpu(), mask.target.cpu()
-        self.names, video, visible, target = collectives.broadcast(found)
+            masks = None if mask is None else (mask.visible.cpu(), mask.target.cpu())
+            found = clips.keys, clips.video.contiguous(), clips.seeds, masks
+        self.names, video, seeds, masks = collectives.broadcast(found)
         # every rank has all clips: at ZeRO stage 3 weights are gathered layer by layer, by all of them together
-        self.video, self.mask = video.to(device), Mask(visible.to(device), target.to(device))
+        self.video, self.seeds = video.to(device), seeds.to(device)
+        self.mask = None if masks is None else Mask(*(tokens.to(device) for tokens in masks))
         self.normalise_by = config.objective.normalise_by
 
-    def __call__(self, model: Any) -> Image.Image:
-        """Of a `MaskedVideoAutoencoder`, in evaluation mode meanwhile. Collective."""
-        was_training = model.training
-        model.eval()
-        picture = drawn(model, self.names, self.video, self.mask, self.normalise_by)
-        model.train(was_training)
+    def __call__(self, module: Any) -> Image.Image:
+        """Of a `JointModule`, in evaluation mode meanwhile; a learned mask is as it is now. Collective."""
+        was_training = module.training
+        module.eval()
+        mask = self.mask or module.draw(self.video, self.seeds)
+        picture = drawn(module.model, self.names, self.video, mask, self.normalise_by)
+        module.train(was_training)
         return picture
 
 
 def masked_clips(
     config: Config, plan: RunPlan, corpora: list[Corpus], towers: Towers, device: torch.device
-) -> tuple[Batch, Mask, str]:
-    """The clips on the host, their masks on the device, and of what they are. Raises ValueError where none can be
-    used."""
+) -> tuple[Batch, Mask | None, str]:
+    """The clips on the host, their masks on the device (None: learned ones), and of what they are.
+
+    Raises ValueError where none can be used."""
     assert plan.masker is not None
     clips, of_what = watched_clips(config, plan, corpora)
     return clips, ClipGuidance(plan.masker, towers, ToDevice(device))(clips).mask, of_what

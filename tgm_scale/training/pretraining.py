@@ -162,4 +162,4 @@ class Pretraining(Task):
     def picture(self) -> Image.Image:
         """Masks and reconstructions of a fixed few clips."""
         assert self.pictures is not None
-        return self.pictures(self.engine.module.model)
+        return self.pictures(self.engine.module)

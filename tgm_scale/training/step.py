@@ -26,9 +26,11 @@ from torch import Tensor
 from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.engine.build import make_update
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import TARGETS, Pairs, gradients
+from tgm_scale.objectives.term import MASKS, TARGETS, Pairs, gradients
 from tgm_scale.objectives.terms import Objective, column
+from tgm_scale.planning.module import Passed
 from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.training.data_digest import with_masks
 from tgm_scale.training.task import StepResult
 
 _DIGEST = "digest"
@@ -39,10 +41,10 @@ class Prepared:
     """A micro batch on the device with its mask and caption embeddings."""
 
     batch: Batch
-    mask: Mask
+    mask: Mask | None  # None: a learned one, which the module draws
     text_BE: Tensor | None
     caption_ids_B: Tensor
-    digest: Tensor  # float64 scalar, a whole number below 2**53: stands for clips, captions, crops and masks
+    hashes_B: Tensor  # int64, of each clip's caption and crop (data_digest.clip_hashes)
     features_BNF: Tensor | None = None  # of the frozen image tower, for the terms that need them
 
 
@@ -70,7 +72,7 @@ class JointStep:
     def __init__(self, engine: Any, process: ProcessInfo, layout: BatchLayout, objective: Objective):
         self.engine, self.process, self.accumulation = engine, process, layout.accumulation
         self.objective, self.coupled = objective, objective.coupled
-        self.decodes = TARGETS in objective.needs
+        self.decodes, self.learned_mask = TARGETS in objective.needs, MASKS in objective.needs
         self.group = objective.contrastive_batch or layout.global_batch
         self.one_pass = (layout.micro_batch * process.world_size) % self.group == 0
 
@@ -81,17 +83,19 @@ class JointStep:
         `valid` is the number of unbroken clips in the global batch."""
         assert len(micro) == self.accumulation
         whole, gathered = max(valid, 1.0), _Gathered()
-        replays = self._first_pass(micro, whole, gathered) if self.coupled and not self.one_pass else []
+        masks = [part.mask for part in micro]
+        replays: list[dict[str, _Replay]] = []
+        if self.coupled and not self.one_pass:
+            masks, replays = self._first_pass(micro, whole, gathered)
         errors_T = torch.zeros(len(self.objective.clip), dtype=torch.float64, device=self.process.device)
         learned: dict[str, Tensor] = {}
         for index, part in enumerate(micro):
-            target = part.mask.target if self.decodes else None
-            errors_TB, embedding_BE, numbers = self.engine(
-                part.batch.video, part.mask.visible, target, part.features_BNF
-            )
-            loss = self._of_clips(errors_TB, part.batch.weight, whole, errors_T)
+            passed, masks[index] = self._pass(part, masks[index])
+            embedding_BE = passed.embedding_BE
+            loss = self._of_clips(passed.errors_TB, part.batch.weight, whole, errors_T)
             if self.coupled:
-                learned = self._by_term(numbers)
+                assert embedding_BE is not None
+                learned = self._by_term(passed.learned)
                 if self.one_pass:
                     replays += self._replays([embedding_BE.detach()], [part], learned, whole, gathered)
                 embedding_BE = torch.where(part.batch.weight[:, None] > 0, embedding_BE, 0.0)
@@ -103,15 +107,31 @@ class JointStep:
             self.engine.backward(loss)
             if index < self.accumulation - 1:
                 self.engine.step()  # counts the micro step, updates nothing
-        metrics = self._metrics(errors_T, micro, replays, learned)
+        digest = self._digest(micro, masks)
+        metrics = self._metrics(errors_T, digest, replays, learned)
         columns = {name: column(name) for name in self.objective.weights}
         terms = [weight * metrics[columns[name]] for name, weight in self.objective.weights.items()]
         outcome = make_update(self.engine, torch.stack([*metrics.values()]), reduce(operator.add, terms), limit)
         for term in self.coupled.values():
             term.observe(torch.cat(gathered.text), torch.cat(gathered.weight), int(valid))
         figures = dict(zip(metrics, outcome.metrics, strict=True))
-        digest = figures.pop(_DIGEST)
-        return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, digest, figures)
+        return StepResult(outcome.loss, outcome.grad_norm, outcome.refusal, figures.pop(_DIGEST), figures)
+
+    def _pass(self, part: Prepared, mask: Mask | None, embed_only: bool = False) -> tuple[Passed, Mask | None]:
+        """Through the engine, and the mask that was used. Where only embeddings are wanted nothing is decoded."""
+        batch, features = part.batch, None if embed_only else part.features_BNF
+        if self.learned_mask:
+            given = (None, None) if mask is None else (mask.visible, mask.target)
+            passed = self.engine(batch.video, *given, features, embed_only=embed_only, seeds_B=batch.seeds)
+            return passed, Mask(passed.visible_BV, passed.target_BM)
+        assert mask is not None
+        target = mask.target if self.decodes and not embed_only else None
+        return self.engine(batch.video, mask.visible, target, features, embed_only=embed_only), mask
+
+    def _digest(self, micro: list[Prepared], masks: list[Mask | None]) -> Tensor:
+        """Float64 scalar, a whole number below 2**53: stands for clips, captions, crops and masks."""
+        digests = [with_masks(part.hashes_B, mask) for part, mask in zip(micro, masks) if mask is not None]
+        return torch.stack(digests).sum()
 
     def _of_clips(self, errors_TB: Tensor | None, weight_B: Tensor, whole: float, errors_T: Tensor) -> Tensor:
         """The clip terms' part of a micro step's loss; their means are added to `errors_T`."""
@@ -130,12 +150,15 @@ class JointStep:
         """The learned numbers of the coupled terms that have some."""
         return dict(zip((name for name, term in self.coupled.items() if term.first), numbers, strict=True))
 
-    def _first_pass(self, micro: list[Prepared], whole: float, gathered: _Gathered) -> list[dict[str, _Replay]]:
-        """Embeddings of the whole global batch without gradient, and from them the gradients to replay."""
+    def _first_pass(
+        self, micro: list[Prepared], whole: float, gathered: _Gathered
+    ) -> tuple[list[Mask | None], list[dict[str, _Replay]]]:
+        """Embeddings of the whole global batch without gradient: the masks, and the gradients to replay."""
         with torch.no_grad():
-            outputs = [self.engine(part.batch.video, part.mask.visible, None, None, embed_only=True) for part in micro]
+            outputs, masks = zip(*[self._pass(part, part.mask, embed_only=True) for part in micro], strict=True)
         learned = self._by_term(outputs[0].learned)
-        return self._replays([output.embedding_BE for output in outputs], micro, learned, whole, gathered)
+        embeddings = [output.embedding_BE for output in outputs]
+        return list(masks), self._replays(embeddings, micro, learned, whole, gathered)
 
     def _replays(
         self,
@@ -190,14 +213,14 @@ class JointStep:
     def _metrics(
         self,
         errors_T: Tensor,
-        micro: list[Prepared],
+        digest: Tensor,
         replays: list[dict[str, _Replay]],
         learned: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Float64 scalars on the device by column, the same on every rank: the clip terms and the digest, summed over
         the ranks, and what is of the coupled terms, which is equal on all ranks and is taken from rank 0."""
         own = {column(name): error for name, error in zip(self.objective.clip, errors_T)}
-        own[_DIGEST] = torch.stack([part.digest for part in micro]).sum()
+        own[_DIGEST] = digest
         for name, term in self.coupled.items():
             # one after another in fp32, as they came
             own[column(name)] = reduce(torch.add, [replay[name].loss for replay in replays])

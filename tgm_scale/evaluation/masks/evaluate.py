@@ -31,8 +31,9 @@ from tgm_scale.evaluation.masks.annotated import Annotated, AnnotatedClip, clips
 from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.image import SCORERS
 from tgm_scale.masking.recipes import RECIPES, Masker
+from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
 from tgm_scale.planning.run_plan import recipe_masker, shape_of
-from tgm_scale.planning.towers import IMAGE_MAPS, Towers, load_towers, sees_images
+from tgm_scale.planning.towers import IMAGE_MAPS, Map, Towers, load_towers, sees_images
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
@@ -144,9 +145,16 @@ def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[Evaluate
             except ValueError as missing:
                 left_out.append(f"{recipe}: {missing}")
                 continue
+        learned: dict[str, Map] = {}
+        if masker.taught_by is not None:
+            if options.checkpoint is None:
+                left_out.append(needs_checkpoint(recipe))
+                continue
+            learned = load_learned(options.checkpoint, "--checkpoint ")
         for scorer in scorers if "relevance" in masker.needs else [None]:
             guidance = config.guidance.model_copy(update={"scorer": scorer or config.guidance.scorer, "cached": False})
             towers = load_towers(guidance, masker.needs, config.objective.contrastive_weight > 0, device)
+            towers.maps |= learned
             recipes.append(EvaluatedRecipe(f"{recipe} ({scorer})" if scorer else recipe, masker, towers))
     return recipes, left_out
 

@@ -1,0 +1,165 @@
+"""Masks that are learned with the model: by the real command, on one process and two; and what they learn."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from launch import run
+from short_run import arguments
+
+from tgm_scale import config as configuration
+from tgm_scale.conversion.read import read, read_initial
+from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
+from tgm_scale.demo.corpus.truth import object_tokens
+from tgm_scale.evaluation.masks.relevance import slot_aucs
+from tgm_scale.masking.recipes import build_masker
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+from tgm_scale.models.vit import ModelSize
+from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.terms import Objective
+from tgm_scale.planning.learned_masks import load_learned
+from tgm_scale.planning.module import JointModule
+from tgm_scale.planning.objective import weights_of
+from tgm_scale.planning.run_plan import plan_pretraining, run_masker
+from tgm_scale.preview.settings import resolve
+from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runtime.distributed import find_process
+
+ADAMAE = ["masking.recipe=adamae", "masking.mask_ratio=0.75", "train.steps=4", "checkpoint.every=2"]
+COLUMNS = ("data_digest", "loss", "loss_reconstruction", "loss_policy", "grad_norm")
+
+
+def curve(folder: Path) -> list[list]:
+    return [[row[name] for name in COLUMNS] for row in read_metrics(folder)]
+
+
+def test_a_run_resumes_to_the_bit_and_gives_its_model_without_the_mask(config: Path, tmp_path: Path) -> None:
+    """The digests are of the masks, too: they are the same with another layout, and after a stop."""
+    folder, two = tmp_path / "run", tmp_path / "two"
+    settings = [*ADAMAE, "model.decoder_attention=cross", "log.pictures_every=2"]
+    said = run(1, arguments(config, *settings)).stdout
+    assert "objective 1 pixels + 0.0001 policy" in said and "8 visible" in said
+    pictures = [(folder / f"pictures/step-{step:08d}.png").read_bytes() for step in (2, 4)]
+    assert pictures[0] != pictures[1]
+    rows = curve(folder)
+    shutil.rmtree(folder / "checkpoints" / "step-00000004")
+    run(1, arguments(config, *settings))
+    assert curve(folder) == rows
+
+    run(2, arguments(config, *settings[:-1], f"run.dir={two}", "train.micro_batch_size=2", "deepspeed.stage=3"))
+    others = curve(two)
+    assert [row[0] for row in others] == [row[0] for row in rows]
+    for row, other in zip(rows, others, strict=True):
+        assert other[1:] == pytest.approx(row[1:], rel=1e-4)
+
+    found = read(folder)
+    assert found.kind == "pretraining" and not [name for name in found.state if "masks" in name]
+    assert "masks.sampler.head.weight: of a learned mask, and no part of the model" in "\n".join(found.notes)
+    assert not [name for name in read_initial(str(folder), found.size).weights if "masks" in name]
+    [look] = load_learned(folder).values()
+    [of_two] = load_learned(two).values()
+    video = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8)
+    logits = look(video, look.model.grid)
+    assert logits.shape == (2, 2, 4, 4) and logits.std() > 1e-4, "they have left 0"
+    torch.testing.assert_close(of_two(video, look.model.grid), logits, rtol=1e-3, atol=1e-4)
+
+    preview = argparse.Namespace(
+        clips=1, output=tmp_path / "page.html", checkpoint=str(folder), config=None, seed=None
+    )
+    preview.recipes, preview.overrides = None, []
+    settings_of_run = resolve(preview)
+    assert settings_of_run.maskers[0].name == "adamae" and "sampler" in settings_of_run.learned
+    preview.checkpoint, preview.recipes = None, ["adamae"]
+    preview.overrides = [f"data.shards={config.parent}"]
+    with pytest.raises(ValueError, match=r"^masking\.recipe=adamae is learned: give --checkpoint with a run that"):
+        resolve(preview)
+
+
+def test_the_sampler_learns_to_see_what_is_hard_to_reconstruct() -> None:
+    """It knows no truth, and comes to prefer tokens of objects, also in clips that it has not seen."""
+    spec = SyntheticSpec(frames=4, seed=1)
+    size = ModelSize(48, 2, 2, 96, 32, 1, 2, 64, patch=8)
+    model = MaskedVideoAutoencoder(size, frames=4, image_size=64, seed=0)
+    objective = Objective.of({"pixels": 1.0, "policy": 1e-4}, Setup(size, normalise_by="clip"))
+    module = JointModule(model, objective, masker=build_masker("adamae", model.grid, 0.9))
+    clips = [render_clip(index, spec) for index in range(48)]
+    video = torch.stack([torch.from_numpy(clip.frames) for clip in clips]).permute(0, 4, 1, 2, 3)
+    held_out = [render_clip(index, spec) for index in range(1000, 1012)]
+
+    def auc() -> float:
+        found = []
+        for clip in held_out:
+            objects = torch.stack([torch.from_numpy(object_tokens(o.visible, model.grid)) for o in clip.truth.objects])
+            with torch.no_grad():
+                logits = module.logits(torch.from_numpy(clip.frames).permute(3, 0, 1, 2)[None])
+            found += slot_aucs(logits[0], objects.any(0))
+        return sum(found) / len(found)
+
+    assert auc() == 0.5, "at first nothing is preferred"
+    adam, losses, seen = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.95)), [], []
+    for step in range(40):
+        index = torch.arange(step * 12, step * 12 + 12) % 48
+        passed = module(video[index], None, None, seeds_B=index + 100 * step)
+        loss_T = passed.errors_TB.mean(1)
+        (loss_T[0] + 1e-4 * loss_T[1]).backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+        adam.step()
+        adam.zero_grad()
+        losses.append(loss_T.tolist())
+        seen.append(passed.visible_BV)
+    assert auc() > 0.8
+    first, last = (torch.tensor(part).mean(0) for part in (losses[:5], losses[-5:]))
+    assert (last < 0.95 * first).all()
+    assert {tuple(tokens.shape) for tokens in seen} == {(12, 13)}, "as many as ever"
+
+
+def test_the_mask_s_loss_reaches_the_mask_s_parameters_alone() -> None:
+    size = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
+    model = MaskedVideoAutoencoder(size, frames=4, image_size=32)
+    masker = build_masker("adamae", model.grid, 0.5)
+    module = JointModule(model, Objective.of({"pixels": 1.0, "policy": 1.0}, Setup(size)), masker=masker)
+    with torch.no_grad():
+        module.masks["sampler"].head.weight.fill_(0.1)
+    video = torch.randint(0, 256, (3, 3, 4, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for term in (0, 1):
+        passed = module(video, None, None, seeds_B=torch.arange(3))
+        passed.errors_TB[term].sum().backward()
+        reached = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        of_mask = {name for name in reached if name.startswith("masks.")}
+        assert reached and (of_mask == reached if term else not of_mask)
+        if term:
+            assert {name for name, _ in module.named_parameters() if name.startswith("masks.")} == of_mask
+        module.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["objective.terms={contrast: 1}", "guidance.towers=small"],
+         r"masking\.recipe=adamae learns from the error of reconstructed pixels, and objective\.terms\.pixels=0"),
+        (["objective.terms={pixels: 1, policy: 0}"],
+         r"objective\.terms\.policy=0: masking\.recipe=adamae would learn nothing by it: .*1e-04|0\.0001"),
+        (["masking.recipe=tube", "objective.terms={pixels: 1, policy: 0.1}"],
+         r"objective\.terms\.policy teaches a learned mask, and masking\.recipe=tube is none: .*recipe=adamae"),
+        (["masking.options={sources: {sampler: 1, random: 1}}", "objective.terms={pixels: 1}"],
+         r"masking\.options\.sources: sampler is learned"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_a_learned_mask_is_refused(settings: list[str], message: str) -> None:
+    base = ["guidance.towers=null", "masking.recipe=adamae"]
+    with pytest.raises(ValueError, match=message):
+        plan_pretraining(configuration.load("configs/debug.yaml", [*base, *settings]), find_process())
+
+
+def test_its_weight_is_the_paper_s_unless_another_is_given() -> None:
+    base = ["guidance.towers=null", "masking.recipe=adamae"]
+    for given, weight in (
+        (["objective.contrastive_weight=0"], 1e-4),
+        (["objective.terms={pixels: 1, policy: 0.1}"], 0.1),
+    ):
+        config = configuration.load("configs/debug.yaml", [*base, *given])
+        assert weights_of(config.objective, run_masker(config)) == {"pixels": 1.0, "policy": weight}

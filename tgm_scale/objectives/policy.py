@@ -1,0 +1,32 @@
+"""`policy`: a learned mask is taught to show what is hard to reconstruct.
+
+AdaMAE (Bandara et al. 2023, arXiv 2211.09120, section 3.3): the policy gradient (REINFORCE) of the expected error of
+the hidden tokens, by which their probability to be seen rises with it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tgm_scale.objectives.reconstruction import clip_statistics, token_errors
+from tgm_scale.objectives.term import MASKS, PIXELS, TARGETS, ClipTerm, Seen, Setup
+
+WEIGHT = 1e-4  # AdaMAE's
+
+
+class Policy(ClipTerm):
+    """The term `policy`: -log p e, a mean over each clip's targets; p a token's probability by the learned mask, e its
+    error of pixels as a constant. Its gradient reaches the mask's own parameters alone."""
+
+    needs = frozenset({TARGETS, PIXELS, MASKS})
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.by_clip = setup.normalise_by == "clip"
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.prediction_BMP is not None and seen.patches_BMP is not None
+        assert seen.log_probability_BM is not None
+        statistics = clip_statistics(seen.video_BCTHW) if self.by_clip else None
+        error_BM = token_errors(seen.prediction_BMP.detach(), seen.patches_BMP, statistics)
+        return -(seen.log_probability_BM * error_BM).mean(1)
