@@ -25,7 +25,8 @@ def test_the_loader_is_measured_beside_the_others(tmp_path: Path) -> None:
     done = run("loader", *few, "--json", str(tmp_path / "figures.json"))
     figures = json.loads((tmp_path / "figures.json").read_text())
     ways = {row["way"]: row for row in figures["loader"]}
-    assert list(ways) == [
+    with_spdl = {"spdl, 0 threads", "spdl, 1 threads"}
+    assert [way for way in ways if way not in with_spdl] == [
         "frames",
         "bare",
         "loader, 0 workers",
@@ -33,6 +34,7 @@ def test_the_loader_is_measured_beside_the_others(tmp_path: Path) -> None:
         "loader, 1 workers",
         "webdataset, 1 workers",
     ]
+    assert with_spdl <= set(ways) or "without spdl: " in done.stdout
     assert all(row["clips_per_second"] > 0 and row["cpu_ms"] > 0 for row in ways.values())
     assert ways["bare"]["of_bare_cpu"] == ways["bare"]["of_bare_wall"] == 1
     assert [row["repeats"] for row in figures["repeats"]] == ["1", "4"]

@@ -1,4 +1,4 @@
-"""Clips a second: the loader, with and without workers, the bare decoder, a WebDataset pipeline."""
+"""Clips a second: the loader, with and without workers, the bare decoder, pipelines of WebDataset and SPDL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tgm_scale.benchmarks import pipelines
+from tgm_scale.benchmarks import pipelines, spdl
 from tgm_scale.benchmarks.clips import VideoFormat, make_shards
 from tgm_scale.benchmarks.machine import cpu_seconds, headline, table
 from tgm_scale.data.shards.index import Corpus
@@ -47,6 +47,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores
     print(f"{headline()}; 16 frames, stride 4, to 224 x 224; clips of 10 s at 30 frames/s")
+    if why := spdl.missing():
+        print(f"without spdl: {why} (pip install spdl, and ffmpeg's libraries of the system)")
     rows: list[dict[str, Any]] = []
     repeated: list[tuple[str, list[Turn]]] = []
     with tempfile.TemporaryDirectory() as scratch, ProgressBars() as bars:
@@ -88,6 +90,11 @@ def _candidates(corpus: Corpus, workers: list[int]) -> list[Callable[[], Pipelin
         clips = pipelines.with_webdataset(corpus, count)
         return Pipeline(f"webdataset, {count} workers", clips, count * 4, max(count, 1))
 
+    def spdls(count: int) -> Pipeline:
+        return Pipeline(
+            f"spdl, {count} threads", spdl.clips_of(corpus, count), (4 + count) * pipelines.BATCH, max(count, 1)
+        )
+
     def loops(count: int) -> Pipeline:
         return Pipeline(_bare(count), pipelines.loops(corpus, count), 0, count)
 
@@ -98,6 +105,7 @@ def _candidates(corpus: Corpus, workers: list[int]) -> list[Callable[[], Pipelin
     for count in (0, *workers):
         candidates += [partial(loops, count)] if count > 1 else []
         candidates += [partial(ours, count), partial(theirs, count)]
+        candidates += [] if spdl.missing() else [partial(spdls, count)]
     return candidates
 
 

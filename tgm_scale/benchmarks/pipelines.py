@@ -47,7 +47,7 @@ def clips_of(loading: ClipLoader) -> Iterator[int]:
             yield from itertools.repeat(1, len(batch))
 
 
-def _draws(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
+def draws(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
     """The video's bytes, read beforehand, and the seed of each sample of the run, in its order."""
     loading = loader(corpus, 0)
     kept: dict[tuple[int, int], tuple[str, bytes]] = {}
@@ -61,7 +61,7 @@ def _draws(corpus: Corpus) -> Iterator[tuple[bytes, int]]:
 
 
 def frames(corpus: Corpus) -> Iterator[int]:
-    for data, seed in _draws(corpus):
+    for data, seed in draws(corpus):
         with Video(data) as video:
             for _ in video.frames(_indices(video, seed)):
                 pass
@@ -69,7 +69,7 @@ def frames(corpus: Corpus) -> Iterator[int]:
 
 
 def bare(corpus: Corpus) -> Iterator[int]:
-    for data, seed in _draws(corpus):
+    for data, seed in draws(corpus):
         clip(data, seed)
         yield 1
 

@@ -1,0 +1,56 @@
+"""SPDL (PyPI `spdl`) as a pipeline beside the loader's: threads without the GIL, crop and resize by ffmpeg's filters.
+
+It decodes the same frames of the same clips and cuts the same boxes; pixels differ, since ffmpeg resizes before it
+converts colours, and its bilinear filter is another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from tgm_scale.benchmarks.pipelines import BATCH, FRAMES, SIZE, STRIDE, draws
+from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.video.decode import window
+from tgm_scale.data.video.transforms import draw_crop
+from tgm_scale.runtime import seeding
+
+
+def missing() -> str:
+    """Why there is no such pipeline here; "" where there is one."""
+    try:
+        import spdl.io
+
+        spdl.io.decode_config()  # loads the system's ffmpeg
+    except (ImportError, RuntimeError) as error:  # spdl finds no ffmpeg
+        return str(error).partition(". ")[0]
+    return ""
+
+
+def clip(data: bytes, seed: int) -> torch.Tensor:
+    """Decode, crop, resize: uint8 [T, size, size, 3]; frames and box are those of `pipelines.clip`."""
+    import spdl.io
+
+    packets = spdl.io.demux_video(data)
+    indices = window(len(packets), FRAMES, STRIDE, seeding.draw(seed, "offset")[0])
+    crop = draw_crop("multi_scale", packets.height, packets.width, seed, False)
+    box = f"{crop.width}:{crop.height}:{crop.left}:{crop.top}"
+    filters = f"crop={box}:exact=1,scale={SIZE}:{SIZE}:flags=bilinear,format=rgb24"
+    frames = spdl.io.sample_decode_video(packets, indices.tolist(), filter_desc=filters)
+    return spdl.io.to_torch(spdl.io.convert_frames(frames))
+
+
+def clips_of(corpus: Corpus, threads: int) -> Iterator[int]:
+    """1 for each clip as its batch arrives; threads: 0 decodes in the calling thread."""
+    if not threads:
+        for data, seed in draws(corpus):
+            clip(data, seed)
+            yield 1
+    from spdl.pipeline import PipelineBuilder
+
+    builder = PipelineBuilder().add_source(draws(corpus)).pipe(lambda drawn: clip(*drawn), concurrency=threads)
+    pipeline = builder.aggregate(BATCH, drop_last=True).pipe(torch.stack).add_sink(4).build(num_threads=threads + 1)
+    with pipeline.auto_stop():
+        for batch in pipeline:
+            yield from itertools.repeat(1, len(batch))
