@@ -80,6 +80,10 @@ def test_the_time_is_that_of_the_clips_that_were_asked_for(tmp_path: Path) -> No
     changes = [one["changes_learning"] for one in found["savings"]]
     assert changes == [["model.decode_ratio=0.5"], ["masking.visible_ratio=0.1"], [*changes[0], *changes[1]]]
     assert found["savings"][-1]["hours"] < 0.5 * hours
+    towers = fitted(tmp_path, "1x24GB", "--clips", "10M", "model.size=B", "objective={terms: {predict: 1}}")
+    assert towers["savings"][0]["changes_learning"] == changes[0], "its decoder runs, too"
+    aligned = fitted(tmp_path, "1x24GB", "--clips", "10M", "model.size=B", "objective={terms: {align: 1}}")
+    assert changes[0] not in [one["changes_learning"] for one in aligned["savings"]]
 
 
 def test_the_command_is_one_that_a_shell_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,6 +161,9 @@ def test_measured_rates_take_the_place_of_a_cards(tmp_path: Path, capsys: pytest
     assert tree["a_step"]["seconds"] == pytest.approx(seconds) and "a box" in tree["a_step"]["assumes"]
     assert main([*config, "--rates", str(rates), "train.precision=fp32"]) == 2
     assert "measured in bf16, and the run is in fp32" in capsys.readouterr().err
+    rates.write_text(json.dumps({"format": 1, "blocks": [blocks[0], blocks[1], {**blocks[0], "flops": 2e12}]}))
+    assert main([*config, "--rates", str(rates)]) == 2
+    assert "two rows for bf16 at a width of 768: remove one" in capsys.readouterr().err
     rates.write_text(json.dumps({"format": 1, "blocks": [{"precision": "bf16", "width": 0, "flops": 1}]}))
     assert main([*config, "--rates", str(rates)]) == 2
     assert "benchmark rates --json rates.json" in capsys.readouterr().err

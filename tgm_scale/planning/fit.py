@@ -11,6 +11,7 @@ from tgm_scale.planning.cost import Asked, Cost, device_bytes, first_of
 from tgm_scale.planning.footprint import footprint
 from tgm_scale.planning.machine import Machine
 from tgm_scale.planning.means import Means, ladder, largest_that_fits
+from tgm_scale.planning.objective import decodes
 from tgm_scale.planning.step_time import step_time
 
 _ENOUGH = 8  # clips of a pass: below it the next way to hold the model is tried, since small products idle a GPU
@@ -112,7 +113,7 @@ def savings_of(wanted: Wanted, size: str) -> list[tuple[str, ...]]:
     config = _checked(wanted, [f"model.size={size}", *_batch(wanted)])
     masks = Asked.pretraining(config).plan(config, first_of(1)).masker
     assert masks is not None
-    single = [HALF_DECODED] if config.model.decode_ratio > 0.5 and config.objective.reconstruction_weight else []
+    single = [HALF_DECODED] if config.model.decode_ratio > 0.5 and decodes(config.objective) else []
     single += [THINNED] if masks.visible_count > 0.15 * masks.grid.tokens else []
     found = [(one,) for one in single] + ([tuple(single)] if len(single) > 1 else [])
     return [one for one in found if _saves(wanted, size, one)]

@@ -6,7 +6,7 @@ from tgm_scale.config.sections import Config, ObjectiveConfig
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.objectives import policy
-from tgm_scale.objectives.term import CAPTIONS, FEATURES, MASKS, Setup
+from tgm_scale.objectives.term import CAPTIONS, FEATURES, MASKS, TARGETS, Setup
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.runtime.mistakes import nearest
 
@@ -46,6 +46,11 @@ def _named(settings: ObjectiveConfig) -> dict[str, float]:
 def needs_captions(settings: ObjectiveConfig) -> list[str]:
     """The terms that read captions."""
     return [name for name in _named(settings) if CAPTIONS in TERMS[name].needs]
+
+
+def decodes(settings: ObjectiveConfig) -> bool:
+    """Whether a term reads hidden tokens, so that the decoder runs."""
+    return any(TARGETS in TERMS[name].needs for name in _named(settings))
 
 
 def check_objective(config: Config) -> None:

@@ -49,7 +49,10 @@ def load(file: Path) -> Rates:
         raise ValueError(f"--rates {file}: {wanted}, found keys {', '.join(map(str, tree)) or 'none'}")
     flops: dict[tuple[str, int], float] = {}
     for row in rows:
-        flops[_key(file, row, wanted)] = float(row["flops"])
+        key = _key(file, row, wanted)
+        if key in flops:
+            raise ValueError(f"--rates {file}: two rows for {key[0]} at a width of {key[1]}: remove one")
+        flops[key] = float(row["flops"])
     return Rates(str(tree.get("machine", "a machine without a name")), flops)
 
 
