@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -49,7 +50,8 @@ def clips_of(corpus: Corpus, threads: int) -> Iterator[int]:
             yield 1
     from spdl.pipeline import PipelineBuilder
 
-    builder = PipelineBuilder().add_source(draws(corpus)).pipe(lambda drawn: clip(*drawn), concurrency=threads)
+    builder: Any = PipelineBuilder()  # it cannot infer what a lambda takes
+    builder = builder.add_source(draws(corpus)).pipe(lambda drawn: clip(*drawn), concurrency=threads)
     pipeline = builder.aggregate(BATCH, drop_last=True).pipe(torch.stack).add_sink(4).build(num_threads=threads + 1)
     with pipeline.auto_stop():
         for batch in pipeline:
