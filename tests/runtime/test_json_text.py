@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -57,3 +59,21 @@ def test_a_file_is_named(tmp_path: Path) -> None:
         json_lines(file)
     with pytest.raises(ValueError, match="more than 1 bytes"):
         bounded(file, 1)
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    """Where a process may ask for little more, as under RLIMIT_DATA, a heartbeat could else not be read."""
+    file = tmp_path / "a.json"
+    file.write_text("[1]")
+    tracemalloc.start()
+    assert bounded(file) == b"[1]"
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_what_comes_through_a_pipe_is_read_whole() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"x" * 9000)
+    os.close(writer)
+    assert bounded(Path(f"/dev/fd/{reader}")) == b"x" * 9000
+    os.close(reader)

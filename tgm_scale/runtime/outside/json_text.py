@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,10 @@ def bounded(file: Path, largest: int = LARGEST) -> bytes:
     if file.is_fifo() and not str(file).startswith(("/dev/", "/proc/")):
         raise ValueError("a pipe, and no file")
     with file.open("rb") as stream:
-        data = stream.read(largest + 1)
+        size = os.fstat(stream.fileno()).st_size  # 0 of a pipe. read(n) allocates n bytes, however few there are
+        data = stream.read(min(size, largest) + 1)
+        if len(data) == size + 1:
+            data += stream.read(largest + 1 - len(data))
     if len(data) > largest:
         raise ValueError(f"more than {largest:,} bytes")
     return data
