@@ -80,6 +80,8 @@ def test_a_plan_of_shards_takes_no_more_memory_of_more_rows(tmp_path: Path) -> N
         (["rates", "--precisions", "fp64"], "--precisions fp64: known are bf16, fp32"),
         (["footprint", "--stages", "4"], "--stages 4: found '4', wanted numbers from 0 to 3"),
         (["footprint", "--sizes", "XL"], "--sizes XL: known are tiny"),
+        (["footprint", "--offloads", "disk"], "--offloads disk: known are none, optimizer, all"),
+        (["footprint", "--stages", "0", "--offloads", "optimizer"], "the optimizer wants stage 1 or higher"),
         (["plan", "--rows", "15"], "--rows 15: wanted a multiple of 10"),
     ],
 )

@@ -8,12 +8,13 @@ keep of them is not counted."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.config import Config
 from tgm_scale.models.vit import SIZES
-from tgm_scale.planning.footprint import Footprint, footprint
+from tgm_scale.planning.footprint import LOWEST_STAGE, OFFLOADS, SECTIONS, Footprint, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -44,21 +45,29 @@ _MOST_MISSED = 0.10  # of what was measured
 class Case:
     size: str
     stage: int
+    offload: str  # one of footprint.OFFLOADS
     processes: int
     bare: bool = False  # whether it is the base of others
 
     @property
     def base(self) -> Case:
-        return Case("tiny", self.stage, self.processes, True)
+        return dataclasses.replace(self, size="tiny", bare=True)
 
-    def overrides(self, micro: int) -> list[str]:
+    def overrides(self, micro: int, folder: Path) -> list[str]:
+        """With a file of its own in the folder where it offloads."""
         batch = f"train.global_batch_size={2 * micro * self.processes}"  # two micro steps: gradients are summed
-        size = [f"model.size={self.size}", f"train.micro_batch_size={micro}", batch]
-        return [*size, "deepspeed.config=null", f"deepspeed.stage={self.stage}", *(_BARE if self.bare else [])]
+        size = [f"model.size={self.size}", f"train.micro_batch_size={micro}", batch, *(_BARE if self.bare else [])]
+        if self.offload == "none":
+            return [*size, "deepspeed.config=null", f"deepspeed.stage={self.stage}"]
+        sections = {name: {"device": "cpu"} for name in SECTIONS[self.offload]}
+        file = folder / f"zero{self.stage}-offload-{self.offload}.json"
+        file.write_text(json.dumps({"zero_optimization": {"stage": self.stage, **sections}}) + "\n")
+        return [*size, f"deepspeed.config={file}", "deepspeed.stage=null"]
 
     @property
     def name(self) -> str:
-        return f"{'base' if self.bare else self.size}-zero{self.stage}-{self.processes}"
+        offload = "" if self.offload == "none" else f"-offload-{self.offload}"
+        return f"{'base' if self.bare else self.size}-zero{self.stage}{offload}-{self.processes}"
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         rows = _rows(options, cases, options.dir)
     within = sum(abs(row["planned"] / row["measured"] - 1) <= _MOST_MISSED for row in rows)
     print(f"{headline()}; {options.config} {' '.join(options.overrides)}; MB of a process, beside its base")
-    header = ("model", "ZeRO", "processes", "base", "measured", "planned", "planned / measured")
+    header = ("model", "ZeRO", "offload", "processes", "base", "measured", "planned", "planned / measured")
     cells = [(*row["case"], *(f"{row[name] / 1e6:.0f}" for name in ("base", "measured", "planned"))) for row in rows]
     ratios = [f"{row['planned'] / row['measured']:.2f}" for row in rows]
     print(table(header, [(*cell, ratio) for cell, ratio in zip(cells, ratios)]))
@@ -82,11 +91,18 @@ def _cases(options: argparse.Namespace) -> list[Case]:
     sizes = options.sizes.split(",")
     if unknown := [size for size in sizes if size not in SIZES]:
         raise ValueError(f"--sizes {unknown[0]}: known are {', '.join(SIZES)}")
+    offloads = options.offloads.split(",")
+    if unknown := [name for name in offloads if name not in OFFLOADS]:
+        raise ValueError(f"--offloads {unknown[0]}: known are {', '.join(OFFLOADS)}")
     stages = _numbers("--stages", options.stages, 0, 3)
     processes = _numbers("--processes", options.processes, 1, 64)
     if min(options.micro, options.steps) < 1:
         raise ValueError("--micro and --steps: wanted at least 1")
-    return [Case(*one) for one in itertools.product(sizes, stages, processes)]
+    cases = [Case(*one) for one in itertools.product(sizes, stages, offloads, processes)]
+    found = [case for case in cases if case.stage >= LOWEST_STAGE[case.offload]]
+    if not found:
+        raise ValueError(f"--offloads {options.offloads}: the optimizer wants stage 1 or higher, all wants stage 3")
+    return found
 
 
 def _numbers(option: str, text: str, low: int, high: int) -> list[int]:
@@ -109,7 +125,7 @@ def _rows(options: argparse.Namespace, cases: list[Case], folder: Path) -> list[
         task = bars.task("runs", len(every))
         for number, case in enumerate(every):
             task.to(number, case.name)
-            given = [*_ALONE, *options.overrides, *_QUIET, *case.overrides(1 if case.bare else options.micro)]
+            given = [*_ALONE, *options.overrides, *_QUIET, *case.overrides(1 if case.bare else options.micro, folder)]
             planned[case] = _planned(configuration.load(options.config, given), case)
             key = json.dumps([options.steps, options.config, *given])
             if key not in known:
@@ -120,9 +136,10 @@ def _rows(options: argparse.Namespace, cases: list[Case], folder: Path) -> list[
         task.to(len(every))
     rows = []
     for case in cases:
-        base = measured[case.base] - planned[case.base].device
-        figures = {"base": base, "measured": measured[case] - base, "planned": planned[case].device}
-        rows.append({"case": (case.size, case.stage, case.processes), **figures, "parts": asdict(planned[case])})
+        base = measured[case.base] - planned[case.base].on_cpu
+        figures = {"base": base, "measured": measured[case] - base, "planned": planned[case].on_cpu}
+        named = (case.size, case.stage, case.offload, case.processes)
+        rows.append({"case": named, **figures, "parts": dataclasses.asdict(planned[case])})
     return rows
 
 

@@ -111,6 +111,7 @@ def _footprint(parser: argparse.ArgumentParser) -> None:
     add("--config", default="configs/debug.yaml", metavar="FILE", help="of the runs (default %(default)s)")
     add("--sizes", default="tiny,S,B", metavar="NAME,...", help="of the model (default %(default)s)")
     add("--stages", default="0,1,2,3", metavar="N,...", help="of ZeRO (default %(default)s)")
+    add("--offloads", default="none", metavar="NAME,...", help="none, optimizer, all (default %(default)s)")
     add("--processes", default="1,2", metavar="N,...", help="of each run, on the CPU (default %(default)s)")
     add("--micro", type=int, default=4, metavar="N", help="clips of a micro batch (default %(default)s)")
     add("--steps", type=int, default=3, metavar="N", help="of each run (default %(default)s)")

@@ -14,7 +14,10 @@ from tgm_scale.planning.activations import activation_bytes
 from tgm_scale.planning.run_plan import RunPlan, Shape
 from tgm_scale.planning.update_memory import MAX_LIVE, PREFETCH, Collecting
 
-OFFLOADS = ("none", "optimizer", "all")  # `all`: optimizer and parameters
+# what of DeepSpeed's JSON each offload is, `all` being optimizer and parameters, and the lowest stage that has it
+SECTIONS = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
+LOWEST_STAGE = {"none": 0, "optimizer": 1, "all": 3}
+OFFLOADS = tuple(SECTIONS)
 ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
 
 
@@ -45,6 +48,11 @@ class Footprint:
     @property
     def device(self) -> float:
         return self.state + self.buckets + self.activations + self.update + self.clips
+
+    @property
+    def on_cpu(self) -> float:
+        """Of a process without a GPU, whose device is the host."""
+        return self.device + self.host
 
 
 def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:

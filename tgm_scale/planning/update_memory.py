@@ -71,9 +71,7 @@ class Collecting:
         if stage == 3:
             return found + self._values * (8 if self._bf16 else 4)
         found += self._values * (6 if self._bf16 and stage == 2 else 4) * several
-        if stage == 1:
-            found += (4 * self._share if self._bf16 else 0.0) - gradients * filled
-        return found
+        return found - (gradients * filled if stage == 1 else 0.0)
 
     def updating(self, gradients: float) -> float:
         """While Adam works, its gradient as one fp32 tensor, less the gradients that it is made of; and on a CPU two

@@ -9,11 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gpu_checks.bench import Bench, Failed, Found, OutOfMemory, Skipped, failure
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.tuning.trials import LOSS_TOLERANCE, loss_difference
+
+if TYPE_CHECKING:
+    from tgm_scale.planning.cost import Cost
 
 PROMISED_GB = 79  # a card of the size that configs/pretrain_vit*.yaml name (80 GB) holds their micro batch
 GUIDED = ("masking.recipe=text_guided", "masking.mask_ratio=0.6")
@@ -98,30 +101,42 @@ def figures_of(
         "losses": [row["loss"] for row in rows],
         "data_digests": [row["data_digest"] for row in rows],
     }
-    if "device_memory_gb" in rows[-1]:
-        found["peak_memory_gb"] = round(rows[-1]["device_memory_gb"], 2)
+    cost = planned(bench, size, micro, *own, processes=processes)
+    found |= memory(rows, cost)
     rate = bench.earlier.get("card", {}).get("matrix_tflops")
     if rate:
-        macs = macs_per_clip(bench, size, micro, *own)
-        found["mfu_of_own_matrix_rate"] = round(6 * macs * micro / working / (processes * rate * 1e12), 4)
+        found["mfu_of_own_matrix_rate"] = round(6 * cost.forward * micro / working / (processes * rate * 1e12), 4)
     return found
 
 
-def macs_per_clip(bench: Bench, size: str, micro: int, *own: str) -> float:
-    import torch
-
+def planned(bench: Bench, size: str, micro: int, *own: str, processes: int = 1) -> Cost:
+    """What the planner counts of a run."""
     from tgm_scale import config as configuration
-    from tgm_scale.planning.run_plan import plan_pretraining
-    from tgm_scale.runtime.distributed import ProcessInfo
+    from tgm_scale.planning.cost import Asked, cost_of
 
     config = configuration.load(config_of(size), overrides(bench, bench.folder / "none", micro, 1, *own))
-    return plan_pretraining(config, ProcessInfo(0, 1, 0, torch.device("cuda"))).macs_per_clip
+    return cost_of(Asked.pretraining(config), processes)
+
+
+def memory(rows: list[dict[str, Any]], cost: Cost) -> dict[str, float]:
+    """GB of a GPU at its most, measured and planned; empty on a CPU."""
+    from tgm_scale.planning.cost import device_bytes
+
+    if "device_memory_gb" not in rows[-1]:
+        return {}
+    most = device_bytes(cost, cost.passes == 4)  # the fourth pass is checkpointing's
+    return {"peak_memory_gb": round(rows[-1]["device_memory_gb"], 2), "planned_memory_gb": round(most / 1e9, 2)}
+
+
+def memory_shown(figures: dict[str, Any]) -> list[str]:
+    if "peak_memory_gb" not in figures:
+        return []
+    return [f"{figures['peak_memory_gb']:.1f} GB (planned {figures['planned_memory_gb']:.1f})"]
 
 
 def shown(figures: dict[str, Any]) -> str:
     words = [f"{figures['clips_per_second_without_data_wait']:g} clips/s, micro batch {figures['micro_batch']}"]
-    if "peak_memory_gb" in figures:
-        words.append(f"{figures['peak_memory_gb']:.1f} GB")
+    words += memory_shown(figures)
     if "mfu_of_own_matrix_rate" in figures:
         words.append(f"MFU {figures['mfu_of_own_matrix_rate']:.0%}")
     words.append(f"guidance {figures['guidance_share']:.0%}, data wait {figures['data_wait_share']:.0%}")
@@ -190,9 +205,8 @@ def zero(bench: Bench, stage: int, offload: str = "none") -> Found:
     figures = {"losses": [row["loss"] for row in rows], "data_digests": [row["data_digest"] for row in rows]}
     figures["step_ms"] = round(1000 * median(row["step_seconds"] for row in rows[1:]), 2)
     words = [f"{figures['step_ms']:.0f} ms a step of 2 x {few} clips"]
-    if "device_memory_gb" in rows[-1]:
-        figures["peak_memory_gb"] = round(rows[-1]["device_memory_gb"], 2)
-        words.append(f"{figures['peak_memory_gb']:.1f} GB")
+    figures |= memory(rows, planned(bench, "B", few, *own))
+    words += memory_shown(figures)
     base = bench.earlier.get("zero0")
     if base is None and (stage or sections):
         words.append("not compared: row zero0 has no figures")
