@@ -2,7 +2,7 @@
 # The launcher behind the scripts of this folder: they source it and call one of
 #   launch COMMAND CONFIG [section.key=value ...]     `tgm-scale COMMAND` on all GPUs of the job
 #   share PARTS TOOL --option=value ...               one array task's shards of a tool that writes to --output
-#   trials TOOL --option=value ...                    a tool that runs its own trials on the job's single node
+#   trials TOOL --option=value ...                    a tool whose trials are steps on all nodes of the job
 #   study PARTS CONFIG [section.key=value ...]        one array task's runs of a study, on its single node
 # Settings of the cluster are in cluster.env in the same folder (see cluster.env.example), or in the file TGM_CLUSTER.
 #
@@ -32,6 +32,8 @@ source "$TGM_HOME/slurm/lib/attempts.sh"
 source "$TGM_HOME/slurm/lib/chain.sh"
 # shellcheck source=slurm/lib/ends.sh
 source "$TGM_HOME/slurm/lib/ends.sh"
+# shellcheck source=slurm/lib/steps.sh
+source "$TGM_HOME/slurm/lib/steps.sh"
 
 # One step of the job, by the site's python: in_tasks SRUN_OPTION... -- PYTHON_ARGUMENT...
 # --wait counts from the end of the first task; then the others are killed. (--kill-on-bad-exit=1 would at once kill
@@ -157,9 +159,10 @@ value_of() {
   done
 }
 
-# A tool that can be stopped at any moment and resumes; `named` is the option with its folder
+# A tool that can be stopped at any moment and resumes; `named` is the option with its folder. Where it asks for steps,
+# it is one process beside them
 tool() {
-  local named=$1 code=0
+  local named=$1 code=0 options=() server=
   shift
   say "job $job, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST"
   folder=$(value_of "$named" "$@" | tail -n 1)
@@ -168,7 +171,17 @@ tool() {
   fi
   attempts=$folder/attempts${task:+-$task} ends_by_itself=yes
   begin
-  in_tasks -- "$@" || code=$?
+  if [ "$kind" = trials ]; then
+    rm -rf "$folder/steps" && mkdir "$folder/steps"
+    serve_steps &
+    server=$!
+    options=(--overlap --relative=0 --nodes=1 --ntasks=1 --ntasks-per-node=1)
+  fi
+  in_tasks ${options[@]+"${options[@]}"} -- "$@" || code=$?
+  if [ -n "$server" ]; then
+    kill "$server" || true
+    wait "$server" || true
+  fi
   decide "$1" "$code"
 }
 
@@ -219,6 +232,7 @@ study() {
 
 trials() {
   load_cluster
+  need SLURM_JOB_NUM_NODES SLURM_NTASKS
   kind=trials
-  tool --dir "$@"
+  tool --dir "$@" --nodes "$SLURM_JOB_NUM_NODES" --processes "$SLURM_NTASKS"
 }

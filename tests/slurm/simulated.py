@@ -66,10 +66,10 @@ class Cluster:
         wait_for(lambda: self.state(job) in ends, seconds, lambda: self.run("scontrol", "show", "job", job))
         return self.state(job)
 
-    def let_go(self, job: str, why: Callable[[], str]) -> float:
+    def let_go(self, job: str, why: Callable[[], str], seconds: float = 60) -> float:
         """Wait until a job was requeued, and let it start at once: SLURM holds it back for two minutes. Returns the
         seconds until it was."""
-        seconds = wait_for(lambda: self.state(job) == "PENDING", 60, why)
+        seconds = wait_for(lambda: self.state(job) == "PENDING", seconds, why)
         time.sleep(3)  # started within a second of its end, it is refused with "credential revoked"
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
         return seconds

@@ -81,6 +81,7 @@ def test_what_does_not_fit_is_told_and_larger_ones_are_left_out(config: Path) ->
         (["--stages", "0", "--offloads", "all"], ["stage 3"]),
         (["--processes", "3"], ["train.global_batch_size=8", "--processes 3"]),
         (["--warm", "3"], ["--warm 3"]),
+        (["--processes", "2", "--nodes", "4"], ["--nodes 4", "--processes 2"]),
     ],
 )
 def test_a_mistake_is_told_before_any_trial(config: Path, options: list[str], words: list[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tgm_scale.runtime.processes import LocalRun
 from tgm_scale.tuning.search import Search
 from tgm_scale.tuning.trials import Candidate, Trial
 
@@ -23,7 +24,7 @@ def tried(
     first = Candidate(stages[0], "none", own, False)
     ways = [Candidate(stage, "none", own, False) for stage in stages]
     outcomes: dict[str, dict[str, Any]] = {}
-    search = Search(first, ways, MICROS, False, [{"workers": 2}, {"compile": True}], outcomes)
+    search = Search(first, ways, MICROS, False, [{"compile": True}, {"workers": 2}], outcomes)
     names = []
     for candidate in search:
         names.append(candidate.name)
@@ -55,7 +56,7 @@ def test_the_micro_batch_is_doubled_and_bisected_to_what_fits(own: int, largest:
     assert micros(names) == wanted
     best = max((micro for micro in wanted if micro <= largest), default=None)
     assert names[len(wanted) :] == (
-        [] if best is None else [f"zero1-micro{best}-workers2", f"zero1-micro{best}-compiled"]
+        [] if best is None else [f"zero1-micro{best}-compiled", f"zero1-micro{best}-workers2"]
     )
 
 
@@ -65,8 +66,20 @@ def test_larger_micro_batches_that_are_slower_are_not_tried_and_stage_3_is_not_c
     assert names == ["zero3-micro24", "zero3-micro24-workers2"]
 
 
-def trial(folder: Path, program: str, **settings: Any) -> dict[str, Any]:
-    return Trial([sys.executable, "-c", program], folder, 2, 3, 1, 0.0, **settings).run(lambda step: None)
+def test_offload_is_tried_with_what_changes_speed_alone_before_it_and_workers_after() -> None:
+    first = Candidate(1, "none", 24, False)
+    ways = [first, Candidate(1, "optimizer", 24, False)]
+    outcomes: dict[str, dict[str, Any]] = {}
+    for candidate in Search(first, ways, MICROS, False, [{"compile": True}, {"workers": 2}], outcomes):
+        outcomes[candidate.name] = {"outcome": "ran", "clips_per_second": 2.0 if candidate.compile else 1.0}
+    compiled = "zero1-micro24-compiled"
+    assert list(outcomes) == ["zero1-micro24", compiled, "zero1-offload-optimizer-micro24", f"{compiled}-workers2"]
+
+
+def trial(folder: Path, program: str, **settings: Any) -> dict[str, Any] | None:
+    limit = settings.pop("limit", None)
+    run = LocalRun([sys.executable, "-c", program], 2, folder / "output.log", limit=limit)
+    return Trial(run, folder, 3, 1, **settings).outcome(lambda step: None)
 
 
 def test_a_trial_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
@@ -86,7 +99,22 @@ def test_a_trial_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) ->
 
 def test_a_trial_that_crashes_or_asks_for_too_much_is_a_row(tmp_path: Path) -> None:
     crashed = trial(tmp_path, "raise SystemExit('no such thing')")
-    assert crashed["outcome"] == "failed" and "no such thing" in crashed["why"]
+    assert crashed is not None and crashed["outcome"] == "failed" and "no such thing" in crashed["why"]
     (tmp_path / "output.log").unlink()
     found = trial(tmp_path, "bytearray(3 << 30)", limit=1 << 30)
-    assert found["outcome"] == "out of memory" and "MemoryError" in found["why"]
+    assert found is not None and found["outcome"] == "out of memory" and "MemoryError" in found["why"]
+
+
+def test_a_process_that_hangs_after_it_ran_out_of_memory_is_one_that_did(tmp_path: Path) -> None:
+    program = "import sys, time; print('CUDA out of memory. Tried to allocate', flush=True); time.sleep(600)"
+    found = trial(tmp_path, program, patience=3.0)
+    assert found == {"outcome": "out of memory", "why": "CUDA out of memory. Tried to allocate"}
+
+
+def test_a_trial_is_cut_off_when_the_time_is_over(tmp_path: Path) -> None:
+    assert trial(tmp_path, "import time; time.sleep(600)", until=time.monotonic() + 1) is None
+
+
+def test_a_hang_that_the_run_itself_ends_is_one(tmp_path: Path) -> None:
+    found = trial(tmp_path, "import sys; print('rank 1 waited 50 s at step 4 in clips'); sys.exit(86)")
+    assert found == {"outcome": "hung", "why": "rank 1 waited 50 s at step 4 in clips"}

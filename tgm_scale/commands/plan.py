@@ -29,12 +29,15 @@ _TUNE = """examples:
   tgm-scale tune --config configs/pretrain_vitl.yaml --dir runs/tune-vitl --processes 8 \\
       --stages 1,2,3 --offloads none,optimizer --micro-batches 32,64,128 data.shards=/scratch/shards
   srun --nodes=1 --ntasks=1 --gpus-per-node=8 --cpus-per-task=64 --pty tgm-scale tune ...
+  sbatch --nodes=4 slurm/tune.sh --config configs/pretrain_vitl.yaml --dir runs/tune-vitl data.shards=/scratch/shards
 
-Each candidate makes a few real steps, by `tgm-scale pretrain` in as many processes as you say, on this host. First the
-configuration as it is: what others' losses are compared with. Then for each ZeRO stage, offload and checkpointing the
-micro batch, by doubling and bisection; and with the fastest other data workers, on a GPU compilation and kernels.
+Each candidate makes a few real steps, by `tgm-scale pretrain` in as many processes as you say, on this host, or on all
+nodes of a job of slurm/tune.sh. First the configuration as it is: what others' losses are compared with. Then for each
+ZeRO stage and with checkpointing the micro batch, by doubling and bisection; with the fastest on a GPU compilation and
+kernels; then offload; then other data workers.
 What arithmetic says cannot fit is left out, and so are larger micro batches than one that ran out of memory. A trial
-that crashes, or hangs for --patience seconds, is a row of the table. The global batch stays, so micro batches change
+that crashes, or hangs for --patience seconds, is a row of the table. After --minutes a trial is cut off, and the same
+command goes on with it. The global batch stays, so micro batches change
 accumulation. Steps here count train.steps=STEPS for the learning rate's schedule. A candidate that was tried is not
 tried again.
 DIR/best.json is the fastest's DeepSpeed JSON, DIR/best.overrides what else it takes. Exit code 4: nothing fits."""
@@ -189,10 +192,11 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     add("--config", required=True, metavar="FILE")
     add("--dir", required=True, type=Path, metavar="DIR", help="for trials, their outcomes and the best")
     add("--processes", type=int, metavar="N", help="default: the GPUs of this host, or 1")
+    add("--nodes", type=int, metavar="N", help="by slurm/tune.sh: each trial is a step on so many nodes of its job")
     add("--stages", default="0,1,2,3", metavar="LIST", help="default %(default)s")
     add("--offloads", default="none,optimizer,all", metavar="LIST", help="default %(default)s")
     add("--micro-batches", metavar="LIST", help="default: doubled and bisected to what fits and is fastest")
-    add("--minutes", type=number, default=30, metavar="X", help="no trial begins after them; default %(default)s")
+    add("--minutes", type=number, default=30, metavar="X", help="in all; default %(default)s")
     add(
         "--patience",
         type=number,

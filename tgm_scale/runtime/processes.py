@@ -162,6 +162,10 @@ class LocalRun:
         """The exit codes."""
         return [process.wait() for process in self.ranks]
 
+    def codes(self) -> list[int | None]:
+        """Exit codes; None of a process that has not ended, -N of one that signal N has."""
+        return [process.poll() for process in self.ranks]
+
     def running(self) -> bool:
         """Whether a process has not ended."""
         return any(process.poll() is None for process in self.ranks)

@@ -13,24 +13,27 @@ from tgm_scale.planning.means import largest_that_fits
 from tgm_scale.planning.step_time import step_time
 
 
-def prospects(config: Config, gpus: int, card: Card | None, measured: float) -> list[str]:
-    """Lines. card: of the GPUs that were tried; None: it is not in the table, or there is none. measured: clips a
-    second of the best."""
+def prospects(config: Config, shape: tuple[int, int], card: Card | None, measured: float) -> list[str]:
+    """Lines. shape: nodes, and GPUs of each, that were tried; card: theirs, None where it is not in the table or there
+    is none. measured: clips a second of the best."""
     if card is None:
         return ["a larger card, more nodes: not planned, since these are no GPUs of the planner's table"]
     asked = Asked.pretraining(config)
-    here = Machine(1, gpus, card.memory * 1e9, card, card.peak)
+    nodes, gpus = shape
+    here = Machine(nodes, gpus, card.memory * 1e9, card, card.peak)
     lines = []
     larger = [one for one in cards.CARDS if one.memory > card.memory]
     if larger:
         nearest = min(larger, key=lambda one: one.memory)
         lines.append(_with_card(asked, here, nearest, measured))
+    twice = dataclasses.replace(here, nodes=2 * nodes)
     try:
-        twice = dataclasses.replace(here, nodes=2)
         gain = _speed(asked, twice) / _speed(asked, here)
-        lines.append(f"2 nodes of {gpus} GPUs: {gain:.2f} times the speed, {gain * measured:.0f} clips/s planned")
+        lines.append(
+            f"{twice.nodes} nodes of {gpus} GPUs: {gain:.2f} times the speed, {gain * measured:.0f} clips/s planned"
+        )
     except ValueError as error:
-        lines.append(f"2 nodes of {gpus} GPUs: {error}")
+        lines.append(f"{twice.nodes} nodes of {gpus} GPUs: {error}")
     return lines
 
 

@@ -1,14 +1,15 @@
 """Which candidate is tried next: it depends on what those before it did.
 
-First the configuration as it is. Then for each way (ZeRO stage, offload, checkpointing) micro batches by doubling from
-the configuration's own, or halving where that does not fit, and bisection between what fits and what does not. Then
-with the fastest so far what changes speed alone: compilation, the attention's kernel, data workers."""
+First the configuration as it is. Then for each way (ZeRO stage, checkpointing) micro batches by doubling from the
+configuration's own, or halving where that does not fit, and bisection between what fits and what does not. With the
+fastest so far compilation and the attention's kernel. Then the ways that offload, which are slower wherever another
+fits; and last, with the fastest, data workers."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tgm_scale.tuning.trials import Candidate
@@ -27,6 +28,7 @@ class Search:
     given: bool
     variants: list[dict[str, Any]]
     outcomes: dict[str, dict[str, Any]]
+    _tried: list[Candidate] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Candidate]:
         seen = set()
@@ -36,18 +38,30 @@ class Search:
                 yield candidate
 
     def _all(self) -> Iterator[Candidate]:
-        yield self.first
-        tried = [self.first]
+        yield from self._noted([self.first])
+        yield from self._noted(self._micro_batches(offloaded=False))
+        yield from self._noted(self._varied("compile", "attention"))
+        yield from self._noted(self._micro_batches(offloaded=True))
+        yield from self._varied("workers")
+
+    def _noted(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
+        for candidate in candidates:
+            self._tried.append(candidate)
+            yield candidate
+
+    def _micro_batches(self, offloaded: bool) -> Iterator[Candidate]:
         for way in self.ways:
-            for micro in self.micros if self.given else self._micros(way):
-                candidate = replace(way, micro=micro)
-                tried.append(candidate)
-                yield candidate
-        ran = [candidate for candidate in tried if self._speed(candidate)]
+            if (way.offload != "none") == offloaded:
+                for micro in self.micros if self.given else self._micros(way):
+                    yield replace(way, micro=micro)
+
+    def _varied(self, *kinds: str) -> Iterator[Candidate]:
+        """The fastest so far, changed in one thing."""
+        ran = [candidate for candidate in self._tried if self._speed(candidate)]
         if ran:
             best = max(ran, key=self._speed)
             for change in self.variants:
-                if change.get("compile") is None or best.stage < 3:
+                if change.keys() & set(kinds) and (change.get("compile") is None or best.stage < 3):
                     yield replace(best, **change)
 
     def _speed(self, candidate: Candidate) -> float:

@@ -5,31 +5,32 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
+import platform
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
-from tgm_scale.planning.footprint import OFFLOADS, Footprint, footprint
+from tgm_scale.planning.footprint import LOWEST_STAGE, OFFLOADS, SECTIONS, Footprint, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.runtime.processes import LocalRun
+from tgm_scale.training.watchdog import HUNG_EXIT_CODE
 
 GIB = 2**30
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative: what layouts of one run may differ by
-_LOWEST_STAGE = {"none": 0, "optimizer": 1, "all": 3}
-_SECTIONS = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
 # torch's words on a GPU and on a CPU, the system's, C++'s and Python's
 _SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "memoryerror")
+_OF_SLURM = ("srun: ", "slurmstepd: ")
 _LOOK = 0.2  # seconds from one look at a trial to the next
 
 
@@ -61,8 +62,8 @@ class Candidate:
 
     def deepspeed(self, given: dict[str, Any]) -> dict[str, Any]:
         """The DeepSpeed JSON: the user's own, with this stage and offload in place of its own."""
-        zero = {key: value for key, value in given.get("zero_optimization", {}).items() if key not in _SECTIONS["all"]}
-        for section in _SECTIONS[self.offload]:
+        zero = {key: value for key, value in given.get("zero_optimization", {}).items() if key not in SECTIONS["all"]}
+        for section in SECTIONS[self.offload]:
             theirs = given.get("zero_optimization", {}).get(section) or {}
             zero[section] = {"pin_memory": True, **theirs, "device": "cpu"}
         return {**given, "zero_optimization": {**zero, "stage": self.stage}}
@@ -103,10 +104,10 @@ def ways_of(first: Candidate, stages: list[int], offloads: list[str]) -> list[Ca
     """Every way that can be, with the micro batch of the first candidate. Raises ValueError where there is none."""
     found = [
         Candidate(stage, offload, first.micro, checkpointing)
-        for stage, offload, checkpointing in itertools.product(
-            sorted(set(stages)), [o for o in OFFLOADS if o in offloads], (False, True)
+        for offload, checkpointing, stage in itertools.product(
+            [o for o in OFFLOADS if o in offloads], (False, True), sorted(set(stages))
         )
-        if stage >= _LOWEST_STAGE[offload]
+        if stage >= LOWEST_STAGE[offload]
     ]
     if not found:
         raise ValueError(f"--offloads {','.join(offloads)}: the optimizer wants stage 1 or higher, all wants stage 3")
@@ -134,19 +135,19 @@ def micro_batches(config: Config, processes: int) -> list[int]:
 
 def variants(config: Config, on_gpu: bool) -> list[dict[str, Any]]:
     """What changes speed alone. On a CPU compilation takes longer than a trial, and there is one kernel."""
-    workers = config.data.workers
-    found: list[dict[str, Any]] = [{"workers": count} for count in sorted({max(1, workers // 2), 2 * workers})]
-    found = [change for change in found if change["workers"] not in (0, workers)]
+    found: list[dict[str, Any]] = []
     if on_gpu:
         found.append({"compile": not config.model.compile})
         kernels = ["sdpa", *(["flash"] if importlib.util.find_spec("flash_attn") else [])]
         found += [{"attention": kernel} for kernel in kernels if len(kernels) > 1]
-    return found
+    workers = config.data.workers
+    counts = sorted({max(1, workers // 2), 2 * workers} - {0, workers})
+    return found + [{"workers": count} for count in counts]
 
 
 def obstacle(need: Footprint, processes: int, device: float | None, host: float) -> str | None:
     """Why arithmetic says that a candidate cannot fit. device: a GPU's bytes, None on a CPU; host: free bytes."""
-    on_host = processes * (need.host + (need.device if device is None else 0))
+    on_host = processes * (need.on_cpu if device is None else need.host)
     if device is not None and need.device > device:
         return f"needs {need.device / GIB:.1f} GiB a GPU, which has {device / GIB:.1f}"
     if on_host > host:
@@ -154,45 +155,59 @@ def obstacle(need: Footprint, processes: int, device: float | None, host: float)
     return None
 
 
+class Run(Protocol):
+    """Processes of a trial, from the beginning of a `with` to its end: LocalRun or StepRun."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def codes(self) -> list[int | None]: ...
+
+    def ended(self) -> bool: ...
+
+
 @dataclass
 class Trial:
-    """Some steps of one candidate, by `python -m tgm_scale pretrain` in `processes` processes.
+    """Some steps of one candidate, by the processes of `tgm-scale pretrain` that `run` starts; their output is in
+    output.log of the folder, their run folder in `run`.
 
-    keep_free: bytes; where the host has less left, the trial is ended as one that ran out of memory. limit: bytes that
-    each process may ask for, None: any. patience: seconds without a step after which it hangs."""
+    keep_free: bytes; where this host has less left, the trial is ended as one that ran out of memory. patience:
+    seconds without a step after which it hangs. until: of time.monotonic(), when it is cut off."""
 
-    command: list[str]
+    run: Run
     folder: Path
-    processes: int
     steps: int
     warm: int
-    keep_free: float
-    limit: int | None = None
+    keep_free: float = 0.0
     patience: float = 600.0
+    until: float = math.inf
 
-    def run(self, report: Callable[[str], None]) -> dict[str, Any]:
-        """The outcome: 'ran' with its figures, 'out of memory', 'hung', or 'failed'."""
-        log = self.folder / "output.log"
+    def outcome(self, report: Callable[[str], None]) -> dict[str, Any] | None:
+        """'ran' with its figures, 'out of memory', 'hung', or 'failed'; None where the time was over."""
         peak, starved = 0, False
         last, since = -1, time.monotonic()
-        with LocalRun(self.command, self.processes, log, limit=self.limit) as life:
-            for made in self._steps_made(life):
+        with self.run:
+            for made in self._steps_made():
                 report(f"step {made}/{self.steps}")
-                last, since = (made, time.monotonic()) if made > last else (last, since)
-                if time.monotonic() > since + self.patience:
-                    return {"outcome": "hung", "why": f"no step in {self.patience:g} s after step {made}"}
-                peak = max([peak, *(memory.peak_resident_bytes(process.pid) for process in life.ranks)])
+                now = time.monotonic()
+                last, since = (made, now) if made > last else (last, since)
+                if now > self.until:
+                    return None
+                if now > since + self.patience:
+                    hung = {"outcome": "hung", "why": f"no step in {self.patience:g} s after step {made}"}
+                    return _short_of_memory(self._log()) or hung  # after which a rank may hang in its own end
+                peak = max(peak, self._peak())
                 if starved := memory.free_bytes() < self.keep_free:
                     break
             if self._rows() < self.steps and not starved:
                 time.sleep(1)  # for the others' last words
-            codes = [process.poll() for process in life.ranks]
-            life.kill()  # all figures are there: the checkpoint at the end of a run is not wanted
-            life.wait()
+            codes = self.run.codes()
+        # all figures are there: the checkpoint at the end of a run is not wanted
         if starved:
             return {"outcome": "out of memory", "why": f"under {self.keep_free / GIB:.1f} GiB of the host's were left"}
         if self._rows() < self.steps:
-            return failure(codes, log.read_text())
+            return failure(codes, self._log())
         rows = read_metrics(self.folder / "run")
         timed = rows[self.warm : self.steps]
         figures = {
@@ -204,26 +219,50 @@ class Trial:
         device = [row["device_memory_gb"] for row in timed if "device_memory_gb" in row]
         return {"outcome": "ran", **figures, **({"device_GB": max(device)} if device else {})}
 
+    def _log(self) -> str:
+        return (self.folder / "output.log").read_text(errors="replace")
+
+    def _peak(self) -> int:
+        """Bytes of the largest process on this host, by the heartbeats."""
+        peak = 0
+        for file in (self.folder / "run" / "ranks").glob("[0-9]*"):
+            with suppress(OSError, ValueError):  # being replaced
+                beat = json_object(file)
+                if beat["host"] == platform.node():
+                    peak = max(peak, memory.peak_resident_bytes(beat["pid"]))
+        return peak
+
     def _rows(self) -> int:
         file = self.folder / "run" / "metrics.jsonl"
         return len(read_metrics(file.parent)) if file.is_file() else 0
 
-    def _steps_made(self, life: LocalRun) -> Iterator[int]:
+    def _steps_made(self) -> Iterator[int]:
         """How many, again and again, until there are enough or a process has ended."""
-        while (made := self._rows()) < self.steps and not life.ended():
+        while (made := self._rows()) < self.steps and not self.run.ended():
             yield made
             time.sleep(_LOOK)
 
 
 def failure(codes: list[int | None], log: str) -> dict[str, Any]:
-    """Out of memory by torch's message or the kernel's kill, or another failure with the last line of the output."""
-    if -signal.SIGKILL in codes:
+    """Out of memory by torch's message or the kernel's kill, a hang by the run's own watchdog, or another failure with
+    the last line of the output. codes: as Python has them or as a shell does."""
+    if {-signal.SIGKILL, 128 + signal.SIGKILL} & set(codes):
         return {"outcome": "out of memory", "why": "a process was killed, as the kernel does where memory is short"}
     lines = [line for line in log.splitlines() if line.strip()]
-    for line in lines:
+    own = [line for line in lines if not line.startswith(_OF_SLURM)] or lines
+    if HUNG_EXIT_CODE in codes:
+        why = next((line.strip()[:200] for line in lines if " waited " in line), "no step in faults.hang_seconds")
+        return {"outcome": "hung", "why": why}
+    if short := _short_of_memory(log):
+        return short
+    return {"outcome": "failed", "why": f"exit codes {codes}: {own[-1].strip()[:200] if own else 'nothing said'}"}
+
+
+def _short_of_memory(log: str) -> dict[str, Any] | None:
+    for line in log.splitlines():
         if any(words in line.lower() for words in _SHORT_OF_MEMORY):
             return {"outcome": "out of memory", "why": line.strip()[:200]}
-    return {"outcome": "failed", "why": f"exit codes {codes}: {lines[-1].strip()[:200] if lines else 'nothing said'}"}
+    return None
 
 
 def loss_difference(losses: list[float], reference: list[float]) -> float:
@@ -236,5 +275,6 @@ def json_of(config: Config) -> dict[str, Any]:
     return json_object(Path(config.deepspeed.config)) if config.deepspeed.config else {}
 
 
-def command(file: str, overrides: list[str]) -> list[str]:
-    return [sys.executable, "-m", "tgm_scale", "pretrain", "--config", file, *overrides]
+def words(file: str, overrides: list[str]) -> list[str]:
+    """Of a trial's command, behind the python's own name."""
+    return ["-m", "tgm_scale", "pretrain", "--config", file, *overrides]

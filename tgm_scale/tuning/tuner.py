@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import shutil
 import sys
@@ -19,20 +20,21 @@ from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.engine.plan import resolve_precision
 from tgm_scale.planning import cards
 from tgm_scale.planning.checks import check
-from tgm_scale.planning.footprint import OFFLOADS, footprint
+from tgm_scale.planning.footprint import OFFLOADS, ROOM, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_lines
+from tgm_scale.runtime.processes import LocalRun
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.tuning import trials
 from tgm_scale.tuning.prospects import prospects
 from tgm_scale.tuning.search import Search
+from tgm_scale.tuning.steps import StepRun
 from tgm_scale.tuning.trials import Candidate, Trial
 
 NOTHING_FITS = 4  # as the same command would find again: slurm/launch.sh does not start it again
-ROOM = 0.92  # of a GPU's memory: the rest is the context's, NCCL's and lost between tensors
 
 
 class Tuner:
@@ -40,10 +42,15 @@ class Tuner:
         self.options, self.folder = options, options.dir
         if not 0 <= options.warm < options.steps:
             raise ValueError(f"--warm {options.warm}: wanted fewer than the --steps {options.steps}")
-        gpus = torch.cuda.device_count()
+        gpus, self.nodes = torch.cuda.device_count(), options.nodes or 1
         self.processes = max(gpus, 1) if options.processes is None else options.processes
-        if self.processes < 1 or 0 < gpus < self.processes:
-            raise ValueError(f"--processes {self.processes}: wanted at least 1, and no more than the {gpus} GPUs here")
+        self.per_node = self.processes // self.nodes
+        if options.nodes is not None and (options.nodes < 1 or self.processes % options.nodes):
+            raise ValueError(f"--nodes {options.nodes}: wanted a divisor of --processes {self.processes}")
+        if self.processes < 1 or 0 < gpus < self.per_node:
+            raise ValueError(
+                f"--processes {self.processes}: wanted at least 1, and no more on a node than the {gpus} GPUs here"
+            )
         self.config = trials.load_dividing(options.config, options.overrides, self.processes)
         self.process = ProcessInfo(0, self.processes, 0, torch.device("cuda" if gpus else "cpu"))
         check(self.config, plan_pretraining(self.config, self.process))
@@ -64,26 +71,31 @@ class Tuner:
             self.outcomes,
         )
         self.candidates: list[Candidate] = []  # those that were settled, in turn
+        self.until = math.inf
         self.file = self.folder / "outcomes.jsonl"
 
     def run(self) -> int:
         self._claim()
         earlier = self._outcomes()
-        until = time.monotonic() + 60 * self.options.minutes
+        began = time.monotonic()
+        self.until = began + 60 * self.options.minutes
         with ProgressBars() as bars:
-            task = bars.task("candidates", len(self.search.ways))
-            for number, candidate in enumerate(self.search):
-                task.to(number, candidate.name)
+            task = bars.task("seconds", math.ceil(60 * self.options.minutes))
+            for candidate in self.search:
                 outcome = earlier.get(candidate.name, {"outcome": "failed"})
                 if outcome["outcome"] == "failed":
-                    if time.monotonic() > until and self.candidates:
+                    found = self._skipped(candidate) or self._try(
+                        candidate,
+                        lambda step, name=candidate.name: task.to(
+                            int(time.monotonic() - began), f"{len(self.candidates)} tried, {name}, {step}"
+                        ),
+                    )
+                    if found is None:
                         print(
                             f"--minutes {self.options.minutes:g} are over: the same command goes on", file=sys.stderr
                         )
                         break
-                    outcome = self._skipped(candidate) or self._try(
-                        candidate, lambda step, task=task, n=number, c=candidate: task.to(n, f"{c.name}, {step}")
-                    )
+                    outcome = found
                     if outcome["outcome"] != "left out":  # which is judged anew at every start
                         with self.file.open("a") as stream:
                             stream.write(json.dumps({"name": candidate.name} | outcome) + "\n")
@@ -94,6 +106,7 @@ class Tuner:
     def _claim(self) -> None:
         """Make the folder, or recognise it. Raises ValueError where it holds trials of something else."""
         settings = {"config": self.config.model_dump(mode="json"), "processes": self.processes}
+        settings |= {"nodes": self.nodes}
         settings |= {"steps": self.options.steps, "warm": self.options.warm, "json": trials.json_of(self.config)}
         text = json.dumps(settings, indent=1)
         file = self.folder / "settings.json"
@@ -124,8 +137,8 @@ class Tuner:
             device = ROOM * torch.cuda.get_device_properties(0).total_memory
         free = memory.free_bytes()
         if device is None and (limit := self._limit()) is not None:
-            free = min(free, self.processes * limit)
-        why = trials.obstacle(need, self.processes, device, free)
+            free = min(free, self.per_node * limit)
+        why = trials.obstacle(need, self.per_node, device, free)
         return {"outcome": "left out", "why": why} if why else None
 
     def _write_json(self, candidate: Candidate) -> Path:
@@ -136,14 +149,23 @@ class Tuner:
         file.write_text(json.dumps(candidate.deepspeed(trials.json_of(self.config)), indent=2) + "\n")
         return file
 
-    def _try(self, candidate: Candidate, report: Any) -> dict[str, Any]:
+    def _try(self, candidate: Candidate, report: Any) -> dict[str, Any] | None:
+        """A trial's outcome; None where the minutes are over."""
+        if time.monotonic() > self.until:
+            return None
         folder, options = self.folder / candidate.name, self.options
         quiet = ["log.tensorboard=false", "log.wandb=null", "log.pictures_every=null", "knn.every=null"]
         own = [f"run.dir={folder / 'run'}", f"train.steps={options.steps}", *quiet]
-        words = [*self._overrides(candidate, folder / "deepspeed.json"), *own]
-        started, keep = trials.command(options.config, words), options.keep_free * trials.GIB
-        common = (folder, self.processes, options.steps, options.warm, keep)
-        outcome = Trial(started, *common, self._limit(), options.patience).run(report)
+        words = trials.words(options.config, [*self._overrides(candidate, folder / "deepspeed.json"), *own])
+        run: trials.Run
+        if options.nodes is None:
+            command = [sys.executable, *words]
+            run = LocalRun(command, self.processes, folder / "output.log", limit=self._limit())
+        else:
+            run = StepRun(words, self.folder / "steps", folder, self._limit())
+        keep = options.keep_free * trials.GIB
+        trial = Trial(run, folder, options.steps, options.warm, keep, options.patience, self.until)
+        outcome = trial.outcome(report)
         shutil.rmtree(folder / "run" / "checkpoints", ignore_errors=True)
         return outcome
 
@@ -157,7 +179,11 @@ class Tuner:
         reference = outcomes[ran[0].name]["losses"] if ran else []
         limit = trials.LOSS_TOLERANCE[resolve_precision(self.config.train.precision, self.process.device)]
         apart = {c.name: trials.loss_difference(outcomes[c.name]["losses"], reference) for c in ran}
-        print(f"{headline()}; {self.options.config} {' '.join(self.options.overrides)}; {self.processes} processes")
+        of_nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
+        print(
+            f"{headline()}; {self.options.config} {' '.join(self.options.overrides)}; {self.processes} processes"
+            + of_nodes
+        )
         on_gpu = self.process.device.type == "cuda"
         memory = ["GB of a GPU"] * on_gpu + ["GB of host"]
         header = ["ZeRO", "offload", "micro batch", "checkpointing", "varied", "clips/s", *memory, "losses apart"]
@@ -165,7 +191,8 @@ class Tuner:
         print(table(header, rows))
         agreeing = [c for c in ran if apart[c.name] <= limit]
         if not agreeing:
-            print("nothing fits: see output.log in the trials' folders", file=sys.stderr)
+            if outcomes:
+                print("nothing fits: see output.log in the trials' folders", file=sys.stderr)
             return NOTHING_FITS
         best = max(agreeing, key=lambda c: outcomes[c.name]["clips_per_second"])
         self._write_best(best)
@@ -173,7 +200,7 @@ class Tuner:
         print(f"fastest that fits: {best.name}, {gain:.2f} times the speed of {ran[0].name}")
         config = configuration.load(self.options.config, self._overrides(best, self.folder / "best.json"))
         card = cards.of_device(torch.cuda.get_device_name()) if on_gpu else None
-        for line in prospects(config, self.processes, card, outcomes[best.name]["clips_per_second"]):
+        for line in prospects(config, (self.nodes, self.per_node), card, outcomes[best.name]["clips_per_second"]):
             print(line)
         words = ["tgm-scale", "pretrain", "--config", self.options.config, *self.options.overrides]
         print(f"{shlex.join(words)} $(cat {shlex.quote(str(self.folder / 'best.overrides'))})")
