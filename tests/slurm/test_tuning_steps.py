@@ -75,10 +75,11 @@ def test_trials_are_steps_on_all_nodes(cluster: Cluster, shards: Path, tmp_path:
     assert not Path(f"/proc/{pid}").exists(), "a process of the trial is left"
     assert cluster.finish(job, 900) == "COMPLETED", log_of(tmp_path)
     after = {name: outcome for name, outcome in outcomes(folder).items() if "workers" not in name}
-    assert after == before | {CRASHED: "failed ran", STOPPED: "ran"}, log_of(tmp_path)
+    assert after.pop(STOPPED) in ("ran", "out of memory"), log_of(tmp_path)
+    assert after == before | {CRASHED: "failed ran"}, log_of(tmp_path)
 
     assert "2 processes on 2 nodes" in log_of(tmp_path) and "fastest that fits: " in log_of(tmp_path)
-    [start] = run_folder.starts(folder / STOPPED / "run")
+    [start] = run_folder.starts(folder / CRASHED / "run")
     assert start["slurm_nodes"] == "node[1-2]" and start["slurm_job"] == job
     best = (folder / "best.overrides").read_text().split()
     arguments = ["pretrain", *given, *best, f"run.dir={tmp_path / 'best'}"]

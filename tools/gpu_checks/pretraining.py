@@ -202,7 +202,10 @@ def zero(bench: Bench, stage: int, offload: str = "none") -> Found:
     few, steps = bench.scale.few, max(bench.scale.steps // 2, 3)
     own = (*GUIDED, f"deepspeed.config={file}", f"train.global_batch_size={2 * few}")
     rows = pretrain(bench, "run", "B", few, steps, *own)
-    figures = {"losses": [row["loss"] for row in rows], "data_digests": [row["data_digest"] for row in rows]}
+    figures: dict[str, Any] = {
+        "losses": [row["loss"] for row in rows],
+        "data_digests": [row["data_digest"] for row in rows],
+    }
     figures["step_ms"] = round(1000 * median(row["step_seconds"] for row in rows[1:]), 2)
     words = [f"{figures['step_ms']:.0f} ms a step of 2 x {few} clips"]
     figures |= memory(rows, planned(bench, "B", few, *own))
