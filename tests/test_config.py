@@ -36,7 +36,7 @@ model.size model.patch model.tubelet model.depth model.decoder_depth model.decod
 model.attention model.activation_checkpointing model.compile model.initialisation
 objective.reconstruction_weight objective.contrastive_weight objective.contrastive_batch
 objective.normalise_by objective.terms objective.queue
-optim.base_lr optim.min_lr optim.weight_decay optim.betas optim.warmup_share optim.clip_norm
+optim.name optim.base_lr optim.min_lr optim.weight_decay optim.betas optim.warmup_share optim.clip_norm
 train.steps train.epochs train.global_batch_size train.micro_batch_size train.precision train.init_from
 train.max_minutes
 deepspeed.config deepspeed.stage

@@ -57,7 +57,7 @@ IMPORT_SITES = {
     "av": {f"data/video/{name}.py" for name in ("decode", "encode", "frame_times", "motion", "pictures", "source")},
     "webdataset": {"data/shards/tars.py", "data/loading/loader.py", "benchmarks/pipelines.py"},
     "spdl": {"benchmarks/spdl.py"},
-    "timm": {"finetuning/augment.py", "conversion/timm.py"},
+    "timm": {"finetuning/augment.py", "conversion/timm.py", "engine/build.py"},
     "flash_attn": {"models/attention.py"},
     "matplotlib": {"report/render.py", "demo/plots.py"},
     "jinja2": {"report/html.py"},

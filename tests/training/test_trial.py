@@ -117,7 +117,7 @@ def test_the_average_of_a_finetuning_takes_room_too(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed * 1.2}))
     disk.check_room(folder, found.checkpoint, 1000, size)
     with pytest.raises(ValueError, match="make room"):
-        disk.check_room(folder, found.checkpoint, 1000, size, averaged=True)
+        disk.check_room(folder, found.checkpoint, 1000, size, kept_of_each=4)
 
 
 @pytest.mark.parametrize(

@@ -28,19 +28,20 @@ class RankShare:
         owner = _owners({name: _size(p) for name, p in named.items()}, process.world_size)
         self._engine, self._own = engine, {name for name in named if owner[name] == process.rank}
         self.files = min(process.world_size, len(named))  # that all ranks write: the others have nothing
-        self.bytes = sum(12 * _size(named[name]) for name in self._own)
+        self._parts = engine_state.parts_of(engine)
+        self.bytes = sum(4 * len(self._parts) * _size(named[name]) for name in self._own)
         # under ZeRO-3 a parameter's own shape is that of nothing
         self.shapes = {
             f"{name}.{part}": tuple(getattr(p, "ds_shape", p.shape))
             for name, p in named.items()
             if name in self._own
-            for part in engine_state.PARTS
+            for part in self._parts
         }
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, parts in engine_state.read(self._engine):
             if name in self._own:
-                for part in engine_state.PARTS:
+                for part in self._parts:
                     yield f"{name}.{part}", parts[part].to("cpu", torch.float32).contiguous()
 
 

@@ -72,10 +72,15 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
+    name: Literal["adamw", "lion"] = Field("adamw", description="the optimizer: AdamW or Lion, which keeps one moment")
     base_lr: float = Field(1.5e-4, gt=0, description="learning rate at a batch of 256; scaled with the global batch")
     min_lr: float = Field(0.0, ge=0, description="where the cosine schedule ends, in the units of base_lr")
-    weight_decay: float = Field(0.05, ge=0, description="weight decay of AdamW; of matrices alone")
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False, description="decay rates of AdamW's two moments")
+    weight_decay: float = Field(0.05, ge=0, description="weight decay, decoupled; of matrices alone")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95),
+        strict=False,
+        description="decay rates: AdamW's two moments'; Lion's direction's and moment's (its paper: 0.9, 0.99)",
+    )
     warmup_share: float = Field(0.05, ge=0, lt=1, description="share of the steps with rising learning rate")
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; null: not clipped")
 

@@ -3,7 +3,7 @@
 The end of a step: decide whether its update is made, make it, and read its metrics. The host waits for the device once
 per step, here, after the update is queued: the loss and the decision arrive together. So the device decides where the
 optimizer allows it: torch's fused Adam skips an update by a flag on the device, its step count included. Where Adam
-runs on the host (CPU runs, offload) the host decides.
+runs on the host (CPU runs, offload), and for Lion, the host decides.
 
 DeepSpeed 0.19's wrappers wait too: each reads the gradient norm on the host before it queues Adam's kernels (only
 stage 0 in fp32 does not). That idles the device while some 50 kernels are launched, 10 us each: 0.5 ms of a step.
@@ -24,6 +24,7 @@ from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.extensions import load_cpu_adam, prepare_deepspeed
 from tgm_scale.engine.plan import EnginePlan, parameter_groups
 from tgm_scale.runtime import rendezvous
+from tgm_scale.runtime.compat import prepare_torchvision
 from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus, set_rendezvous
 
 
@@ -63,7 +64,7 @@ def stop_processes() -> None:
 def build_engine(
     module: nn.Module, plan: EnginePlan, device: torch.device, groups: list[dict[str, Any]] | None = None
 ) -> Any:
-    """A DeepSpeedEngine over `module` with AdamW; the learning rate is set by the loop at each step.
+    """A DeepSpeedEngine over `module` with the plan's optimizer; the learning rate is set by the loop at each step.
 
     groups: of parameters, each with its `weight_decay` and maybe a `lr_scale`; default: matrices decay, others not."""
     import deepspeed
@@ -96,6 +97,12 @@ def _optimizer(groups: list[dict], plan: EnginePlan, device: torch.device) -> An
             ) from None
         adam.register_step_pre_hook(_forget_products)
         return adam
+    if plan.optimizer == "lion":
+        prepare_torchvision()
+        from timm.optim.lion import Lion
+
+        # Chen et al. 2023, arXiv 2302.06675, algorithm 2. Elementwise: ZeRO's flat shares of weights change nothing
+        return Lion(groups, lr=0.0, betas=plan.betas)
     return torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=wants_fused(device))
 
 

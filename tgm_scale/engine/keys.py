@@ -93,7 +93,7 @@ NOT_USED = {
     "log_level": "DeepSpeed's log shows errors alone",
     "dataloader_drop_last": "the loader is the run's own, section data",
     "vocabulary_size": "it serves a warning of DeepSpeed's alone",
-    "zero_allow_untested_optimizer": "it is always true: the optimizer is torch's AdamW",
+    "zero_allow_untested_optimizer": "it is always true: the optimizer is torch's AdamW or timm's Lion",
     "zero_force_ds_cpu_optimizer": "with offload_optimizer it is always DeepSpeed's Adam for CPUs",
 }
 

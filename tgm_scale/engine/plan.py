@@ -1,7 +1,8 @@
 """What the run derives for DeepSpeed: the user's JSON, completed.
 
 The JSON says how to shard, offload and communicate. What the run derives (batch sizes, precision, clipping) is filled
-in; a value that contradicts it is an error that names both places. AdamW's groups and the learning rate of a step.
+in; a value that contradicts it is an error that names both places. The optimizer's groups, and the learning rate of a
+step.
 """
 
 from __future__ import annotations
@@ -33,6 +34,12 @@ class EnginePlan:
     clip_norm: float | None
     weight_decay: float
     betas: tuple[float, float]
+    optimizer: str = "adamw"  # or lion: optim.name
+
+    @property
+    def moments(self) -> int:
+        """How many the optimizer keeps of each weight."""
+        return 1 if self.optimizer == "lion" else 2
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -81,6 +88,12 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
     _set_precision(config, plan, origin)
     zero = config.setdefault("zero_optimization", {})
     _set_stage(zero, plan, origin)
+    if plan.optimizer != "adamw" and "offload_optimizer" in zero:
+        raise ValueError(
+            f"{origin}: zero_optimization.offload_optimizer does not go with optim.name={plan.optimizer}: on the host "
+            "only DeepSpeed's Adam for CPUs was tried with this project's checkpoints: remove it (one moment takes "
+            "less memory), or set optim.name=adamw"
+        )
     _sum_in_fp32(config, plan)
     config["zero_allow_untested_optimizer"] = True
     return config

@@ -1,4 +1,5 @@
-"""The engine's state by parameter name: fp32 weight and Adam's two moments, whole, at any ZeRO stage.
+"""The engine's state by parameter name: fp32 weight and the optimizer's moments (Adam's two, Lion's one), whole, at
+any ZeRO stage.
 
 This is what makes a checkpoint independent of stage, world size and offload. DeepSpeed's public tensor-fragment calls
 do the gathering and scattering; what they leave undone is done here through its internals, which setup.cfg pins and
@@ -15,7 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PARTS = ("weight", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def parts_of(engine: Any) -> tuple[str, ...]:
+    """What is kept of each parameter by name: "weight" and the optimizer's moments."""
+    state = next(iter(adam(engine).state.values()))
+    return ("weight", *(moment for moment in _MOMENTS if moment in state))
 
 
 def named_parameters(engine: Any) -> list[tuple[str, nn.Parameter]]:
@@ -24,13 +31,13 @@ def named_parameters(engine: Any) -> list[tuple[str, nn.Parameter]]:
 
 def read(engine: Any) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """(name, {part: fp32 tensor of the whole parameter}) for each parameter, one at a time. Collective."""
-    source = _plain_pairs(engine)
+    source, (_, *moments) = _plain_pairs(engine), parts_of(engine)
     for name, parameter in named_parameters(engine):
         if source is None:
-            yield name, _read_fragments(parameter)
+            yield name, _read_fragments(parameter, moments)
         else:
             master = source[name][1]
-            yield name, {"weight": master.data, **{part: adam(engine).state[master][part] for part in PARTS[1:]}}
+            yield name, {"weight": master.data, **{part: adam(engine).state[master][part] for part in moments}}
 
 
 def masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
@@ -50,16 +57,16 @@ def masters(engine: Any) -> Iterator[tuple[str, Tensor]]:
 def write(engine: Any, step: int, updates: int, tensor_of: Callable[[str, str], Tensor]) -> None:
     """Set every weight and moment from `tensor_of(name, part)`, and the counts: `updates`, which Adam corrects its
     moments' bias by, is less than `step` where updates were refused. Collective."""
-    source = _plain_pairs(engine)
+    source, (_, *moments) = _plain_pairs(engine), parts_of(engine)
     for name, parameter in named_parameters(engine):
         if source is None:
-            _write_fragments(parameter, name, tensor_of)
+            _write_fragments(parameter, name, moments, tensor_of)
             continue
         working, master = source[name]
         master.data.copy_(tensor_of(name, "weight"))
         if working is not master:
             working.data.copy_(master.data)
-        for part in PARTS[1:]:
+        for part in moments:
             adam(engine).state[master][part].copy_(tensor_of(name, part))
     if source is None:
         _refresh_working_weights(engine)
@@ -93,15 +100,15 @@ def _plain_pairs(engine: Any) -> dict[str, tuple[nn.Parameter, nn.Parameter]] | 
     return {names[id(w)]: (w, m) for w, m in zip(working, masters, strict=True)}
 
 
-def _read_fragments(parameter: nn.Parameter) -> dict[str, Tensor]:
+def _read_fragments(parameter: nn.Parameter, moments: list[str]) -> dict[str, Tensor]:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     weight = safe_get_full_fp32_param(parameter)
-    moments = {part: safe_get_full_optimizer_state(parameter, part) for part in PARTS[1:]}
-    return {"weight": weight.detach(), **{part: moment.detach() for part, moment in moments.items()}}
+    found = {part: safe_get_full_optimizer_state(parameter, part) for part in moments}
+    return {"weight": weight.detach(), **{part: moment.detach() for part, moment in found.items()}}
 
 
-def _write_fragments(parameter: Any, name: str, tensor_of: Callable[[str, str], Tensor]) -> None:
+def _write_fragments(parameter: Any, name: str, moments: list[str], tensor_of: Callable[[str, str], Tensor]) -> None:
     from deepspeed import utils
 
     device = parameter.device
@@ -109,12 +116,12 @@ def _write_fragments(parameter: Any, name: str, tensor_of: Callable[[str, str], 
         if parameter._hp_mapping is None:
             return  # another rank's: not read here; _refresh_working_weights gathers it
         utils.safe_set_full_fp32_param(parameter, tensor_of(name, "weight").to(device))
-        for part in PARTS[1:]:
+        for part in moments:
             utils.safe_set_full_optimizer_state(parameter, tensor_of(name, part).to(device), part)
         return
     # ZeRO-3: the calls for whole tensors fail on one that the world size does not divide, so set this rank's slice
     utils.safe_set_local_fp32_param(parameter, _own_slice(parameter, tensor_of(name, "weight")).to(device))
-    for part in PARTS[1:]:
+    for part in moments:
         utils.safe_set_local_optimizer_state(parameter, _own_slice(parameter, tensor_of(name, part)).to(device), part)
 
 
@@ -126,8 +133,8 @@ def _own_slice(parameter: Any, value: Tensor) -> Tensor:
 
 
 def allocate_moments(engine: Any) -> None:
-    """Give Adam its state before the first step, as its first step would: a checkpoint may come earlier, and a first
-    step that is refused leaves none. Once, after the engine is built."""
+    """Give the optimizer its state before the first step, as its first step would: a checkpoint may come earlier, and
+    a first step that is refused leaves none. Once, after the engine is built."""
     inner = adam(engine)
     if engine.zero_optimization_stage() == 3:
         masters = engine.optimizer.fp32_partitioned_groups_flat
@@ -136,12 +143,18 @@ def allocate_moments(engine: Any) -> None:
     for master in masters:
         state = inner.state[master]
         if "exp_avg" not in state:
-            state["step"] = _no_updates(inner, master)
             state["exp_avg"] = torch.zeros_like(master.data)
-            state["exp_avg_sq"] = torch.zeros_like(master.data)
+            if _is_adam(inner):
+                state["step"] = _no_updates(inner, master)
+                state["exp_avg_sq"] = torch.zeros_like(master.data)
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
         # ZeRO-1/2 find a parameter's moments by links, which they would make after the first step of the first group
         engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _is_adam(inner: torch.optim.Optimizer) -> bool:
+    """Whether it has Adam's second moment and count, torch's or DeepSpeed's; Lion has neither."""
+    return "eps" in inner.defaults
 
 
 def _no_updates(inner: torch.optim.Optimizer, master: Tensor) -> Tensor | int:

@@ -11,8 +11,7 @@ from tgm_scale.checkpoints.checkpoint import Retention, steps_in
 from tgm_scale.config.sections import CheckpointConfig
 from tgm_scale.models.vit import ModelSize
 
-_BYTES = 12  # of a parameter: its fp32 weight and two moments
-_AVERAGED_BYTES = 4  # more, where the average of the weights lies beside each checkpoint
+_BYTES = 4  # of an fp32 number
 
 
 def check_room(
@@ -21,18 +20,17 @@ def check_room(
     steps: int | None,
     size: ModelSize,
     decoder: bool = True,
-    averaged: bool = False,
+    kept_of_each: int = 3,
 ) -> None:
     """Try to write into the run's folder of checkpoints, where there is one, and see that those to come have room.
     Raises ValueError.
 
-    steps: of the run, where they are known; decoder: whether the run's model has one; averaged: whether the average of
-    its weights is kept, too."""
+    steps: of the run, where they are known; decoder: whether the run's model has one; kept_of_each: numbers a
+    parameter, itself, the optimizer's moments and maybe the average of its weights."""
     checkpoints = folder / "checkpoints"
     if checkpoints.exists():
         _try_writing(checkpoints)
-    each = _BYTES + averaged * _AVERAGED_BYTES
-    wanted = each * _parameters(size, decoder) * _more(kept, steps, steps_in(checkpoints))
+    wanted = _BYTES * kept_of_each * _parameters(size, decoder) * _more(kept, steps, steps_in(checkpoints))
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ValueError(

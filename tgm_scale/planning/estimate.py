@@ -130,7 +130,8 @@ def _of_network(cost: Cost, machine: Machine, time: StepTime | None) -> list[Fig
 
 def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
     train, kept = asked.config.train, asked.config.checkpoint
-    size, run = 12 * cost.parameters, cost.run
+    run = cost.run
+    size = 4 * (1 + run.engine.moments) * cost.parameters
     count = kept.keep + 1 + (train.steps // kept.keep_every if train.steps and kept.keep_every else 0)
     text = f"{size / 1e9:.1f} GB each, {count * size / 1e9:.0f} GB for {count}, {size / machine.nodes / STORAGE:.0f} s"
     values: dict[str, Any] = {"bytes": size, "disk_bytes": count * size, "seconds": size / machine.nodes / STORAGE}

@@ -62,6 +62,8 @@ def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
     offload = "all" if "offload_param" in zero else "optimizer" if "offload_optimizer" in zero else "none"
     count = parameters_of(plan)
     (weights, gradients, adam), host = state_bytes(count, stage, offload, precision, processes)
+    # two moments were counted, and Lion, which is never offloaded, has one
+    adam -= 4 * count * (2 - plan.engine.moments) / (processes if stage >= 1 else 1)
     value = 4 if precision == "fp32" else 2
     gathered = ahead = 0.0
     if stage == 3:  # beside a process's share the weights that were gathered and are kept for the backward pass

@@ -92,6 +92,7 @@ def engine_of(settings: DeepSpeedConfig, layout: BatchLayout, precision: str, op
         clip_norm=optim.clip_norm,
         weight_decay=optim.weight_decay,
         betas=optim.betas,
+        optimizer=optim.name,
     )
 
 

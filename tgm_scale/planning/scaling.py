@@ -83,7 +83,7 @@ def _row(config: Config, machine: Machine, gpus: int, wanted: int) -> Row:
         "contrast": 3.0 * 4 * batch * group,
         "cores": drawn / CLIPS_A_CORE / gpus,
         "read": drawn * CLIP_BYTES,
-        "checkpoint": 12 * cost.parameters / machine.nodes / STORAGE,
+        "checkpoint": 4 * (1 + cost.run.engine.moments) * cost.parameters / machine.nodes / STORAGE,
     }
     efficiency = (time.model + time.towers) / seconds
     short = _short(config, cost, machine, seconds, efficiency, figures)

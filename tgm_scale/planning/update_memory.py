@@ -74,12 +74,13 @@ class Collecting:
         return found - (gradients * filled if stage == 1 else 0.0)
 
     def updating(self, gradients: float) -> float:
-        """While Adam works, its gradient as one fp32 tensor, less the gradients that it is made of; and on a CPU two
-        tensors of that size of its own (on a GPU its arithmetic is one kernel)."""
+        """While the optimizer works, its gradient as one fp32 tensor, less the gradients that it is made of; and of
+        its own, on a CPU two tensors of that size for Adam (on a GPU it is one kernel), anywhere one for Lion."""
+        lion = self.plan.engine.optimizer == "lion"
         stage, one = self.plan.stage, self.plan.layout.world_size == 1
         if stage == 0:  # in fp32 it works on the parameters in turn
-            return 4.0 * self.count if self._bf16 else 0.0
-        own = 0.0 if self._on_gpu else 8 * self._share
+            return 4.0 * self.count * (self._bf16 + (lion and self._on_gpu))  # on a GPU Lion takes all at once
+        own = 4 * self._share if lion else 0.0 if self._on_gpu else 8 * self._share
         if stage == 3:
             return own + 4 * self._share
         if self._bf16 and stage == 2:  # summed in that tensor

@@ -67,6 +67,7 @@ def run(
 
 def check_room(config: TrainingConfig, plan: RunPlan, folder: Path) -> None:
     """Raises ValueError where the checkpoints have no room."""
-    averaged = isinstance(config, FinetuneConfig) and config.finetune.ema is not None
+    kept = 1 + plan.engine.moments
+    kept += isinstance(config, FinetuneConfig) and config.finetune.ema is not None
     steps, size, decoder = config.train.steps, plan.shape.size, plan.masker is not None
-    disk.check_room(folder, config.checkpoint, steps, size, decoder, averaged)
+    disk.check_room(folder, config.checkpoint, steps, size, decoder, kept)

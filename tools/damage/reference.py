@@ -23,7 +23,6 @@ from tgm_scale.config import load
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
-from tgm_scale.engine import state as engine_state
 from tgm_scale.guidance.towers import SMALL_TOWERS, load_image_tower, load_text_tower
 from tgm_scale.planning.corpora import open_corpora
 from tgm_scale.planning.parts import clip_loader
@@ -99,7 +98,7 @@ def weights_of(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     reader = checkpoint.Reader(checkpoint.folder_of(folder / "run" / "checkpoints", STEPS))
     for name in reader.names():  # not the file's bytes: where memory is short they are written in another order
-        for part in engine_state.PARTS:
+        for part in ("weight", "exp_avg", "exp_avg_sq"):
             digest.update(name.encode() + reader.tensor(name, part).numpy().tobytes())
     return digest.hexdigest()
 
