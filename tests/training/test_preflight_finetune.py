@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from launch import finished
+from torch import Tensor
 
 from tgm_scale import cli
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.settings import load_finetune
+from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.preflight.command import SETUP_MISTAKE
 from tgm_scale.preflight.task_checks import FinetuningChecks
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -55,6 +58,24 @@ def test_a_clip_its_label_the_weights_and_a_step_are_tried(file: Path) -> None:
     assert step.startswith("tried a step of the model, 4 clips in fp32: ")
     assert last.startswith("preflight: processes: 1 on CPU")
     assert sorted(path.name for path in file.parent.iterdir()) == ["finetune.yaml", "shards"]
+
+
+def test_the_norm_before_the_head_is_tried_with_the_statistics_of_its_clips(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norms = []
+    forward = VideoClassifier.forward
+
+    def recorded(model: VideoClassifier, video: Tensor, seeds: Tensor, norm: Tensor | None = None) -> Any:
+        norms.append(norm)
+        return forward(model, video, seeds, norm)
+
+    monkeypatch.setattr(VideoClassifier, "forward", recorded)
+    lines = FinetuningChecks(load_finetune(str(file), ["finetune.head_norm=batch"])).try_run(ALONE)
+    assert any(line.startswith("a step of the model, 4 clips in fp32: ") for line in lines)
+    none_2D, of_clips_2D = norms
+    assert torch.equal(none_2D, torch.tensor([[0.0], [1.0]]).expand_as(none_2D))
+    assert (of_clips_2D[1] > 1).all(), "the clips are one picture: hardly any deviation, a large scale"
 
 
 def test_a_mistake_ends_with_its_code(file: Path) -> None:

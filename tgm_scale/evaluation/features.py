@@ -194,13 +194,15 @@ def cached(
     pooling: Pooling,
     collectives: HostCollectives,
 ) -> Clips:
-    """Features of every labelled sample, the mean over its views, kept below `folder`; collective (`cached_rows`).
+    """Features of every labelled sample, the mean over its views, kept below `folder`; collective (`cached_rows`)."""
+    return cached_rows(folder, row_model(encoder, pooling), source, decoding, collectives)
 
-    Pooling `tokens` keeps every token of every view, in float16; `2x2` and `4x4` the means of `by_place`."""
-    model = RowModel(encoder, encoder.encoder, (encoder.digest, pooling))
+
+def row_model(encoder: FrozenEncoder, pooling: Pooling) -> RowModel:
+    """Pooling `tokens` keeps every token of every view, in float16; `2x2` and `4x4` the means of `by_place`."""
+    if pooling == "tokens":
+        return RowModel(encoder.tokens, encoder.encoder, (encoder.digest, "tokens of all views"), torch.float16)
     if pooling in ("2x2", "4x4"):
         by_place = partial(encoder.by_place, side=int(pooling[0]))
-        model = RowModel(by_place, encoder.encoder, (encoder.digest, pooling))
-    if pooling == "tokens":
-        model = RowModel(encoder.tokens, encoder.encoder, (encoder.digest, "tokens of all views"), torch.float16)
-    return cached_rows(folder, model, source, decoding, collectives)
+        return RowModel(by_place, encoder.encoder, (encoder.digest, pooling))
+    return RowModel(encoder, encoder.encoder, (encoder.digest, pooling))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember, SampleRe
 from tgm_scale.data.shards.inventory import NAMED, Inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_list import VideoListCorpus
+from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
 
 SYNTHETIC_MOTION = "truth.objects.0.motion"
@@ -63,6 +65,20 @@ def open_labelled(
         return _of_files(corpus)
     labels, problems = read_labels(corpus, selection.label)
     return LabelledCorpus(corpus, labels, [*corpus.all_problems(), *problems])
+
+
+def share_of(source: LabelledCorpus, share: float, seed: int) -> LabelledCorpus:
+    """This share of the labelled samples of each class, one at least, drawn by their names and the seed: a larger
+    share has all of a smaller one. A list's corpus then has no others; that of shards is whole."""
+    by_class = defaultdict(list)
+    for name, label in source.labels.items():
+        by_class[label].append((seeding.key(seed, "share of labels", name), name))
+    kept = {name for drawn in by_class.values() for _, name in sorted(drawn)[: max(1, round(share * len(drawn)))]}
+    labels = {name: label for name, label in source.labels.items() if name in kept}
+    corpus = source.corpus
+    if isinstance(corpus, VideoListCorpus):
+        corpus = corpus.part(kept, f"{len(kept)} of {len(source.labels)} labels, by data.share={share:g}")
+    return LabelledCorpus(corpus, labels, source.problems)
 
 
 def _of_files(corpus: VideoListCorpus) -> LabelledCorpus:

@@ -73,6 +73,23 @@ def baselines(scores_MC: Tensor, truth_M: Tensor, clips: Clips, trained: Sequenc
     return found
 
 
+def compared(right_M: Tensor, clips: Clips, method: Mapping[str, bool]) -> dict[str, Any]:
+    """Of a baseline: top-1 with its interval, and what the method's is above it. Intervals are over the groups of the
+    test clips where these have some, else over the clips. method: whether it is right, by the names of its clips."""
+    top1 = accuracy(right_M)
+    shared = [at for at, key in enumerate(clips.keys) if key in method]
+    gain_M = torch.tensor([float(method[clips.keys[at]]) - float(right_M[at]) for at in shared], dtype=torch.float64)
+    groups = clips.groups if clips.groups is not None and len(set(clips.groups)) > 1 else None
+    if groups is None:
+        return {"top1": top1, "gain": _with_interval(paired_interval(gain_M[None]), gain_M)}
+    over, gain = group_interval(right_M, groups), group_interval(gain_M, [groups[at] for at in shared])
+    number = {"groups": len(set(groups))}
+    return {
+        "top1": top1 | {"low": over.low, "high": over.high} | number,
+        "gain": _with_interval(gain, gain_M) | number,
+    }
+
+
 def cautions(scores_MC: Tensor, classes: Sequence[str]) -> dict[str, str]:
     """What stands beside figures that tell little: of predictions that are all one class, of few test clips."""
     clips, best = len(scores_MC), scores_MC.argmax(1).unique().tolist()
@@ -157,6 +174,14 @@ def summary(results: dict[str, Any], folder: Path) -> str:
         interval = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {value['clips']} clips)"
         lines.append(f"  {name:12} {value['value']:.4f}{interval}")
     lines += [f"  {name:12} {value}" for name, value in results.get("facts", {}).items()]
+    for name, found in results.get("baselines", {}).items():
+        top1, gain = found["top1"], found["gain"]
+        over = f"{top1['groups']} groups" if "groups" in top1 else f"{top1['clips']} clips"
+        lines.append(
+            f"  than {name}: {top1['value']:.4f} [{top1['low']:.4f}, {top1['high']:.4f}], {gain['value']:+.4f} "
+            f"[{gain['low']:+.4f}, {gain['high']:+.4f}] (95 %, bootstrap over {over}; {found['what']}; "
+            f"{found['seconds']:.0f} s)"
+        )
     if results["left_out"]:
         lines.append("  left out: " + ", ".join(f"{count} {reason}" for reason, count in results["left_out"].items()))
     end = _ending(folder, results["method"])

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from tgm_scale.evaluation import attentive, epic, knn, probe, results
+from tgm_scale.evaluation import attentive, baselines, epic, knn, probe, results
 from tgm_scale.evaluation.classes import in_order, ordered, single_class_note, untrained_classes, untrained_note
-from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling
-from tgm_scale.evaluation.session import PARTS, features, open_split, report_data, session
+from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, row_model
+from tgm_scale.evaluation.session import PARTS, Session, decoding_of, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.runtime.progress import ProgressBars
@@ -99,15 +99,25 @@ _POOLINGS = {
 
 def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, check: Check) -> dict[str, Any]:
     with session(config) as at, ProgressBars() as bars:
-        sources = {role: open_split(config.data, role) for role in PARTS}
+        sources = {role: open_split(config.data, role, config.run.seed) for role in PARTS}
         classes = ordered(sources["train"].labels.values(), config.data.classes)
         lacking = untrained_classes(sources["train"].sample_labels, sources["test"].sample_labels)
         opened = report_data(at, sources)
         if (note := single_class_note(classes)) and at.process.is_main:
             print(f"warning: {note}", flush=True)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
+        if compares := config.probe.baselines and "probe" in method:
+            baselines.refuse_many("probe.baselines", len(sources["train"].refs))
         train, test = (features(at, source, pooling, role, bars) for role, source in sources.items())
         found: dict[str, Any] = {}
+        measured: dict[str, baselines.Measured] = {}
+        if compares:
+            of = baselines.Comparison(
+                at.folder / "features", sources, decoding_of(at), at.collectives, config.run.seed, bars
+            )
+            measured = of.measure(
+                {**baselines.of_pixels(of), **_random_weights(at, of, method, pooling, fit)}, classes
+            )
         if at.process.is_main:
             truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
             scored = fit(train, labels_N, test)
@@ -131,12 +141,26 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
                 "figures": figures,
                 "facts": facts,
             }
+            if compares:
+                right_M = scored.scores_MC.argmax(1) == truth_M
+                found["baselines"] = {name: one.beside(right_M, test.keys) for name, one in measured.items()}
             rows = results.predictions(test, classes, scored.scores_MC)
             problems = {"train": train.problems, "test": test.problems}
             found = results.write(at.folder, found | opened, rows, problems)
             print(results.summary(found, at.folder), flush=True)
         at.collectives.barrier()
     return found
+
+
+def _random_weights(
+    at: Session, of: baselines.Comparison, method: str, pooling: Pooling, fit: Fit
+) -> dict[str, baselines.Baseline]:
+    """The same probe of the encoder as a run of this seed starts it; none where the encoder is that already."""
+    if at.config.encoder.checkpoint == "random":
+        return {}
+    rows = row_model(at.encoder.fresh(at.config.run.seed), pooling)
+    what = f"{method} of the encoder's first values ({at.encoder.initialisation})"
+    return {"random weights": baselines.Baseline(what, rows, lambda *of: fit(*of).scores_MC, of.decoding.views)}
 
 
 def _verb_and_noun(config: FrozenConfig, method: str, fit: Fit, train: Clips, test: Clips) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.clips import PATIENCE, own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
-from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, open_labelled, overlap_note
+from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, open_labelled, overlap_note, share_of
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.evaluation.views import Decoding
 from tgm_scale.models.vit import SIZES
@@ -76,8 +77,8 @@ def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
     return found
 
 
-def open_split(data: LabelledConfig, role: Role) -> LabelledCorpus:
-    """The training or test part. Raises ValueError."""
+def open_split(data: LabelledConfig, role: Role, seed: int = 0) -> LabelledCorpus:
+    """The training or test part. seed: of the choice of data.share. Raises ValueError."""
     spec = data.train if role == "train" else data.test
     if spec is None:
         raise ValueError("data.train: missing; give labelled shards or a list file")
@@ -91,7 +92,7 @@ def open_split(data: LabelledConfig, role: Role) -> LabelledCorpus:
             f"data.test={spec}: {LABELS} there has no column split with train and test, so that both parts would be "
             "the same clips: add it, set data.test_groups (groups, or a share of them), or name two lists"
         )
-    return found
+    return share_of(found, data.share, seed) if role == "train" and data.share < 1 else found
 
 
 def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str, Any]:
@@ -121,6 +122,13 @@ def features(at: Session, source: LabelledCorpus, pooling: Pooling, name: str, b
     """Cached features of a part, below the run folder. Collective."""
     if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
         replace_file(at.folder / "config.yaml", run_folder.to_yaml(at.config))
+    task = bars.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
+    decoding = replace(decoding_of(at), progress=task.advance)
+    return cached(at.folder / "features", at.encoder, source, decoding, pooling, at.collectives)
+
+
+def decoding_of(at: Session) -> Decoding:
+    """How clips are decoded for features."""
     data, encoder = at.config.data, at.encoder
     views = encoder.views(
         stride=data.stride or encoder.stride,
@@ -128,6 +136,4 @@ def features(at: Session, source: LabelledCorpus, pooling: Pooling, name: str, b
         temporal=at.config.encoder.temporal_views,
         spatial=at.config.encoder.spatial_views,
     )
-    task = bars.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
-    decoding = Decoding(views, data.workers, task.advance)
-    return cached(at.folder / "features", encoder, source, decoding, pooling, at.collectives)
+    return Decoding(views, data.workers)

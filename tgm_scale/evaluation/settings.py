@@ -26,6 +26,9 @@ class LabelledConfig(GroupsConfig):
     root: str | None = Field(None, description="folder of the videos that list files name; default: the list's own")
     label: str = Field("label", description="where a sample's json has it; of EPIC-Kitchens: verb, noun, action")
     split: int = Field(1, ge=1, le=3, description="which split of HMDB51's folder")
+    share: float = Field(
+        1.0, gt=0, le=1, description="share of the training labels of each class that is used, drawn by run.seed"
+    )
     classes: str | None = Field(None, description="classes in order: names, one a line, or JSON (see classes.py)")
     max_left_out_share: float = Field(
         MAX_LEFT_OUT_SHARE, ge=0, le=1, description="no start above this share of samples that are not there"
@@ -89,6 +92,9 @@ class ProbeConfig(Section):
     )
     weight_decay: float = Field(0.01, ge=0, description="weight decay of the attentive head")
     heads: int = Field(8, ge=1, description="attention heads of the attentive head")
+    baselines: bool = Field(
+        False, description="compare with raw pixels, random weights and a small CNN, on up to 5,000 training clips"
+    )
 
     @model_validator(mode="after")
     def _of_one_head(self) -> ProbeConfig:
@@ -162,6 +168,9 @@ class FinetuneSection(Section):
         "none",
         description="'batch': BatchNorm without weights before the head, over the global batch: for small models and "
         "few clips; a third more arithmetic",
+    )
+    baselines: bool = Field(
+        False, description="compare with raw pixels, random weights and a small CNN, on up to 5,000 training clips"
     )
     test_temporal_views: int = Field(5, ge=1, description="windows of a test video whose scores are averaged")
     test_spatial_views: Literal[1, 3] = Field(3, description="squares of each window whose scores are averaged")

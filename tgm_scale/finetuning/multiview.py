@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,18 @@ import torch
 from torch import Tensor
 
 from tgm_scale.checkpoints import checkpoint, ema
-from tgm_scale.evaluation import results
-from tgm_scale.evaluation.cache import RowModel, cached_rows
+from tgm_scale.evaluation import baselines, probe, results
+from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows
 from tgm_scale.evaluation.classes import untrained_note
 from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
+from tgm_scale.evaluation.features import FrozenEncoder, row_model
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.finetuning.classifier import build_classifier, positions_of
-from tgm_scale.finetuning.setup import Parts
+from tgm_scale.finetuning.setup import Parts, shape_of
 from tgm_scale.models.classifier import without_head_norm
+from tgm_scale.models.patches import IMAGENET
+from tgm_scale.planning.parts import autoencoder
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import ProgressBars
 
@@ -58,6 +62,7 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
         decoding = Decoding(views, data.workers, task.advance)
         model = RowModel(probabilities, module, made_by)
         clips = cached_rows(folder / "test", model, parts.test, decoding, collectives)
+        measured = _baselines(config, folder, parts, replace(decoding, progress=lambda videos: None), bars)
     found: dict[str, Any] = {}
     if process.is_main:
         scores_MC = clips.features[0]
@@ -78,8 +83,35 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
             },
             **parts.opened,
         }
+        if measured:
+            right_M = scores_MC.argmax(1) == truth_M
+            found["baselines"] = {name: one.beside(right_M, clips.keys) for name, one in measured.items()}
         rows = results.predictions(clips, parts.classes, scores_MC)
         found = results.write(folder, found, rows, {"train": parts.train.problems, "test": clips.problems})
         print(results.summary(found, folder), flush=True)
     collectives.barrier()
     return found
+
+
+def _baselines(
+    config: FinetuneConfig, folder: Path, parts: Parts, decoding: Decoding, bars: ProgressBars
+) -> dict[str, baselines.Measured]:
+    """What the run is compared with, on the main process; nothing where it asks for nothing. Collective."""
+    if not config.finetune.baselines:
+        return {}
+    collectives, seed = HostCollectives(parts.collectives.process, PATIENCE), config.run.seed
+    of = baselines.Comparison(
+        folder / "baselines", {"train": parts.train, "test": parts.test}, decoding, collectives, seed, bars
+    )
+    shape, device, data = shape_of(config), parts.collectives.process.device, config.data
+    begun = autoencoder(shape, config.model, seed, None, IMAGENET)
+    encoder = FrozenEncoder(begun.encoder.to(device), shape.size, data.frames, data.size, data.stride, device=device)
+
+    def scores(train: Clips, labels_N: Tensor, test: Clips) -> Tensor:
+        validation = probe.Validation(seed, train.groups)
+        return probe.probe(train.features[0], labels_N, test.features[0], validation, device).scores_MC
+
+    what = f"linear probe on 2 x 2 places of the first values ({config.model.initialisation})"
+    views = replace(decoding.views, temporal=1, spatial=1)
+    random = baselines.Baseline(what, row_model(encoder, "2x2"), scores, views)
+    return of.measure({**baselines.of_pixels(of), "random weights": random}, parts.classes)

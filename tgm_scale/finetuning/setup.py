@@ -16,9 +16,10 @@ from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
-from tgm_scale.data.shards.video_list import replaced
+from tgm_scale.data.shards.video_list import VideoListCorpus, replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
 from tgm_scale.evaluation import results
+from tgm_scale.evaluation.baselines import refuse_many
 from tgm_scale.evaluation.classes import ordered, single_class_note, untrained_classes, untrained_note
 from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, overlap_note
 from tgm_scale.evaluation.session import open_split
@@ -103,13 +104,20 @@ class OpenedData(NamedTuple):
 
 def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, listed: str = "") -> OpenedData:
     """Open both parts of the data. Raises ValueError. listed: the file that will name what is left out."""
-    train, test = open_split(config.data, "train"), open_split(config.data, "test")
+    train, test = open_split(config.data, "train", config.run.seed), open_split(config.data, "test")
+    if config.data.share < 1 and not isinstance(train.corpus, VideoListCorpus):
+        raise ValueError(
+            f"data.share={config.data.share:g}: a finetuning takes a share of a list, or of a folder of video files, "
+            f"and data.train={config.data.train} is shards: name a list"
+        )
     classes = _classes(config, train)
     lacking = untrained_classes(train.sample_labels, test.sample_labels)
     found = [labelled_inventory(part, source, listed) for part, source in (("train", train), ("test", test))]
     overlap = overlap_note(train, test)
     facts = {"data": [inventory.as_dict() for inventory in found], **({"in both parts": overlap} if overlap else {})}
     notes = [note for note in (overlap, untrained_note(lacking, len(test.refs)), single_class_note(classes)) if note]
+    if config.finetune.baselines:
+        refuse_many("finetune.baselines", len(train.refs))
     plan = plan.for_samples(config.train, len(train.corpus))
     return OpenedData(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
 
@@ -117,7 +125,7 @@ def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollective
 def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives) -> Parts:
     """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
     if collectives.process.is_main:
-        open_split(config.data, "train")
+        open_split(config.data, "train", config.run.seed)
     collectives.barrier()
     parts, found, notes = open_data(config, plan, collectives, LEFT_OUT)
     folder, train, test = Path(config.run.dir), parts.train, parts.test

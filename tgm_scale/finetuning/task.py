@@ -94,9 +94,11 @@ class Finetuning(Task):
         device, accumulation = self.process.device, self.plan.layout.accumulation
         total, digest = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         digest += _digest(micro)
-        norm = None if self.statistics is None else self.statistics.of_batch(map(self._prepared, micro), valid)
+        # a single micro batch is prepared once; of several, the mixed pixels would all be in memory
+        once = [self._prepared(*micro)] if len(micro) == 1 else None
+        norm = None if self.statistics is None else self.statistics.of_batch(once or map(self._prepared, micro), valid)
         for index, batch in enumerate(micro):
-            inputs = self._prepared(batch)
+            inputs = once[0] if once else self._prepared(batch)
             scores_BC, surrogate = self._scores(inputs, norm)
             error_B = F.cross_entropy(scores_BC.float(), inputs.targets_BC, reduction="none")
             loss = torch.where(inputs.weight_B > 0, error_B, 0.0).sum() / max(valid, 1.0)

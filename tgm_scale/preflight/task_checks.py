@@ -36,6 +36,7 @@ from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning import classifier, setup
 from tgm_scale.finetuning.augment import PairMixer
+from tgm_scale.models.classifier import HeadNorm
 from tgm_scale.objectives.term import CAPTIONS, TARGETS
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import open_corpora
@@ -216,7 +217,8 @@ class FinetuningChecks(TaskChecks):
 
     def corpora(self, process: ProcessInfo) -> dict[str, Corpus]:
         data = self.config.data
-        return {"of data.train": open_split(data, "train").corpus, "of data.test": open_split(data, "test").corpus}
+        train = open_split(data, "train", self.config.run.seed)
+        return {"of data.train": train.corpus, "of data.test": open_split(data, "test").corpus}
 
     def _try(self, process: ProcessInfo) -> list[str]:
         few = _smallest(self.config, self.config.clips_together, process)
@@ -242,7 +244,15 @@ class FinetuningChecks(TaskChecks):
         video, targets_BC = mixer(batch.video, to_device.numbers(labels_B), seeds, weights)
 
         def loss_of(index_B: Tensor) -> Tensor:
-            scores_BC = module(video[index_B], batch.seeds.to(index_B.device)[index_B])
+            clips, seeds_B = video[index_B], batch.seeds.to(index_B.device)[index_B]
+            if settings.head_norm == "none":
+                scores_BC = module(clips, seeds_B)
+            else:
+                norm = HeadNorm.begin(module.size.width, index_B.device)
+                with torch.no_grad():
+                    features_BD = module(clips, seeds_B, norm.identity())[1].double()
+                averages_2D = torch.stack([features_BD.mean(0), features_BD.square().mean(0)])
+                scores_BC, _ = module(clips, seeds_B, HeadNorm(averages_2D, 1.0).mean_and_scale())
             return F.cross_entropy(scores_BC.float(), targets_BC[index_B])
 
         tried = try_step(self.config, self.plan(process), module, loss_of, len(batch))

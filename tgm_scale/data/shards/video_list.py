@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,16 +62,27 @@ class VideoListCorpus(Corpus):
             )
         self.left_out = Counter(problem.reason for problem in self._problems)
         self.lost = sum(count for reason, count in self.left_out.items() if reason not in NOTICES)
-        self._entries = [entry for entry in listing.entries if entry.path in found.places]
-        self.shards = [found.places[entry.path] for entry in self._entries]
-        self.first_names = [entry.path for entry in self._entries]
-        self.counts = np.ones(len(self._entries), dtype=np.int64)
+        entries = [entry for entry in listing.entries if entry.path in found.places]
+        self._use(entries, [found.places[entry.path] for entry in entries])
+        self._reader = ranges.RangeReader(cache, self.fingerprint, patience)
+
+    def _use(self, entries: list[Entry], places: list[str]) -> None:
+        self._entries, self.shards = entries, places
+        self.first_names = [entry.path for entry in entries]
+        self.counts = np.ones(len(entries), dtype=np.int64)
         digest, content = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-        for entry in self._entries:
+        for entry in entries:
             digest.update(f"{entry.path}\n".encode())
             content.update(json.dumps([entry.path, entry.captions, entry.label]).encode())
         self.fingerprint, self.content = digest.hexdigest(), content.hexdigest()
-        self._reader = ranges.RangeReader(cache, self.fingerprint, patience)
+
+    def part(self, names: Container[str], what: str) -> VideoListCorpus:
+        """The same with the samples of these names alone. what: they are, in words."""
+        found = copy.copy(self)
+        found.listing = replace(self.listing, layout=f"{self.listing.layout}; {what}")
+        kept = [at for at, entry in enumerate(self._entries) if self.prefix + entry.path in names]
+        found._use([self._entries[at] for at in kept], [self.shards[at] for at in kept])
+        return found
 
     @property
     def labels(self) -> dict[str, str]:

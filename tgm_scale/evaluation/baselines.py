@@ -1,0 +1,153 @@
+"""What a method is to be compared with, fitted to the same training clips and tested on the same test clips:
+
+| name | what |
+|---|---|
+| raw pixels | ridge regression on grey pixels: 24 x 24 of 8 frames |
+| random weights | a probe of the encoder with its first values |
+| small CNN | `small_cnn`, supervised, on clips of 64 pixels |
+
+Each sees one window of a clip, the middle one, and its centre square.
+
+Shapes: N training clips, M test clips, B clips, T frames, S side in pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tgm_scale.data.lists.selection import Role
+from tgm_scale.evaluation import results, ridge, small_cnn
+from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows
+from tgm_scale.evaluation.clips import own_samples
+from tgm_scale.evaluation.labelled import LabelledCorpus
+from tgm_scale.evaluation.probe import Validation
+from tgm_scale.evaluation.session import PARTS
+from tgm_scale.evaluation.views import Decoding, Views
+from tgm_scale.runtime.distributed import HostCollectives
+from tgm_scale.runtime.progress import ProgressBars
+
+MOST_CLIPS = 5000  # of the training: pixels are kept in memory, and the ridge takes the cube of their number
+_SIDE = 64
+_RAW_SIDE, _RAW_FRAMES = 24, 8
+
+Scores = Callable[[Clips, Tensor, Clips], Tensor]  # training clips, their class numbers, test clips -> [M, C]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """what: in words; rows: what makes the numbers of a clip, of these views; scores: of the test, once fitted."""
+
+    what: str
+    rows: RowModel
+    scores: Scores
+    views: Views
+
+
+class Measured(NamedTuple):
+    """Which of the test clips a baseline has right, and how long it took."""
+
+    what: str
+    right_M: Tensor
+    clips: Clips
+    seconds: float
+
+    def beside(self, right_M: Tensor, keys: Sequence[str]) -> dict[str, Any]:
+        """For results.json, with the difference from a method that is right for these of its test clips."""
+        method = dict(zip(keys, right_M.tolist()))
+        return {"what": self.what, "seconds": self.seconds, **results.compared(self.right_M, self.clips, method)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The data of an evaluation, as baselines read it. folder: where the numbers of clips are kept."""
+
+    folder: Path
+    sources: Mapping[Role, LabelledCorpus]
+    decoding: Decoding  # the method's own
+    collectives: HostCollectives
+    seed: int
+    bars: ProgressBars
+
+    def measure(self, baselines: Mapping[str, Baseline], classes: Sequence[str]) -> dict[str, Measured]:
+        """By name; empty on all processes but the main one. Collective."""
+        found = {}
+        for name, baseline in baselines.items():
+            began = time.monotonic()
+            train, test = (self._clips(baseline, role, name) for role in PARTS)
+            if self.collectives.process.is_main:
+                truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
+                right_M = baseline.scores(train, labels_N, test).argmax(1) == truth_M
+                found[name] = Measured(baseline.what, right_M, test, round(time.monotonic() - began, 1))
+            self.collectives.barrier()
+        return found
+
+    def _clips(self, baseline: Baseline, role: Role, name: str) -> Clips:
+        source, process = self.sources[role], self.collectives.process
+        task = self.bars.task(f"{name}: clips of {role}", own_samples(source.refs, process.rank, process.world_size))
+        decoding = replace(self.decoding, views=baseline.views, progress=task.advance)
+        return cached_rows(self.folder, baseline.rows, source, decoding, self.collectives)
+
+
+def refuse_many(key: str, clips: int) -> None:
+    """Raises ValueError for more training clips than baselines are made for. key: that asks for them."""
+    if clips > MOST_CLIPS:
+        raise ValueError(
+            f"{key}=true: baselines are for up to {MOST_CLIPS:,} training clips, whose pixels are kept in memory, and "
+            f"there are {clips:,}: leave it out, or take fewer, by data.share"
+        )
+
+
+def of_pixels(comparison: Comparison) -> dict[str, Baseline]:
+    """The baselines that read pixels."""
+    views = replace(comparison.decoding.views, temporal=1, spatial=1)
+    side, seed, device = min(_SIDE, views.size), comparison.seed, comparison.collectives.process.device
+    model = RowModel(partial(_pixels, side=side), nn.Identity(), ("pixels", str(side)), torch.uint8)
+
+    def video(clips: Clips) -> Tensor:
+        return clips.features[0].unflatten(1, (3, views.frames, side, side))
+
+    def raw(train: Clips, labels_N: Tensor, test: Clips) -> Tensor:
+        numbers = (_raw(video(clips)) for clips in (train, test))
+        return ridge.scores(next(numbers), labels_N, next(numbers), Validation(seed, train.groups))[0]
+
+    def cnn(train: Clips, labels_N: Tensor, test: Clips) -> Tensor:
+        task = comparison.bars.task("small CNN: epochs", small_cnn.EPOCHS)
+        return small_cnn.scores(video(train), labels_N, video(test), seed, device, task.advance)
+
+    frames = min(_RAW_FRAMES, views.frames)
+    return {
+        "raw pixels": Baseline(
+            f"ridge regression on grey pixels, {_RAW_SIDE} x {_RAW_SIDE} of {frames} frames", model, raw, views
+        ),
+        "small CNN": Baseline(
+            f"five 3D convolutions, {small_cnn.EPOCHS} epochs, {views.frames} frames of {side} pixels",
+            model,
+            cnn,
+            views,
+        ),
+    }
+
+
+def _pixels(video_B3THW: Tensor, side: int) -> Tensor:
+    """The clips at this side, [B, 3 * T * S * S], whole numbers."""
+    frames = video_B3THW.flatten(1, 2).float()
+    if frames.shape[-1] != side:
+        frames = F.interpolate(frames, (side, side), mode="bilinear", antialias=True).round().clamp(0, 255)
+    return frames.flatten(1)
+
+
+def _raw(video_N3TSS: Tensor) -> Tensor:
+    """Grey pixels of some frames, one after another, [N, D]."""
+    count = video_N3TSS.shape[2]
+    chosen = torch.linspace(0, count - 1, min(_RAW_FRAMES, count)).round().long()
+    grey_NTSS = torch.cat([part[:, :, chosen].float().mean(1) for part in video_N3TSS.split(256)])
+    return F.interpolate(grey_NTSS, (_RAW_SIDE, _RAW_SIDE), mode="bilinear", antialias=True).flatten(1)
