@@ -16,13 +16,16 @@ from tgm_scale import cli
 from tgm_scale.contracts import Problem
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation import results, ridge, small_cnn
-from tgm_scale.evaluation.baselines import refuse_many
+from tgm_scale.evaluation.baselines import refuse
 from tgm_scale.evaluation.cache import Clips
 from tgm_scale.evaluation.probe import Validation
 from tgm_scale.evaluation.session import open_split
-from tgm_scale.evaluation.settings import LabelledConfig
+from tgm_scale.evaluation.settings import LabelledConfig, load_finetune
+from tgm_scale.finetuning import setup
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 
 LEFT, RIGHT = 0, 1
+ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 
 
 def moving(count: int, seed: int, side: int = 16, frames: int = 4) -> tuple[Tensor, Tensor]:
@@ -39,8 +42,8 @@ def moving(count: int, seed: int, side: int = 16, frames: int = 4) -> tuple[Tens
 
 
 def test_the_cnn_learns_what_only_the_order_of_frames_says() -> None:
-    train, labels_N = moving(96, seed=0)
-    test, truth_M = moving(64, seed=1)
+    train, labels_N = moving(64, seed=0)
+    test, truth_M = moving(32, seed=1)
     epochs: list[int] = []
     scores_MC = small_cnn.scores(train, labels_N, test, seed=3, progress=epochs.append)
     assert (scores_MC.argmax(1) == truth_M).double().mean() > 0.9 and len(epochs) == small_cnn.EPOCHS
@@ -134,11 +137,14 @@ def test_a_finetuning_stands_beside_its_baselines(
     monkeypatch.setattr(small_cnn, "EPOCHS", 2)
     config = made_finetune.configuration(tmp_path, place, checkpoint)
     command = ["finetune", "--config", str(config), "data.label=label", "data.test_groups=[1, 4]", "train.steps=2",
-               "finetune.baselines=true", "data.share=0.5"]  # fmt: skip
+               "finetune.baselines=true", "data.share=0.75"]  # fmt: skip
+    few = load_finetune(str(config), [*command[3:], "data.share=0.4"])
+    with pytest.raises(ValueError, match=r"finetune.baselines=true: a probe needs 2 classes and 10 training clips"):
+        setup.open_data(few, setup.plan_finetuning(few, ALONE), HostCollectives(ALONE))
     assert cli.main(command) == 0
     found = json.loads((tmp_path / "run/results.json").read_text())
     assert list(found["baselines"]) == ["raw pixels", "small CNN", "random weights"]
-    assert found["facts"]["training videos"] == 8 and found["baselines"]["small CNN"]["gain"]["groups"] == 2
+    assert found["facts"]["training videos"] == 12 and found["baselines"]["small CNN"]["gain"]["groups"] == 2
 
 
 def test_a_share_of_the_labels_is_of_each_class_and_nested(place: str) -> None:
@@ -161,8 +167,8 @@ def test_what_has_no_baselines_or_shares_is_refused(
     shards: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ValueError, match=r"probe.baselines=true: baselines are for up to 5,000 training clips"):
-        refuse_many("probe.baselines", 5001)
-    refuse_many("probe.baselines", 5000)
+        refuse("probe.baselines", ["a", "b", "c"] * 1667)
+    refuse("probe.baselines", ["a", "b"] * 2500)
     config = made_finetune.configuration(tmp_path, shards, checkpoint)
     assert cli.main(["finetune", "--config", str(config), "data.share=0.5"]) == 2
     assert "data.share=0.5: a finetuning takes a share of a list" in capsys.readouterr().err

@@ -107,7 +107,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
             print(f"warning: {note}", flush=True)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
         if compares := config.probe.baselines and "probe" in method:
-            baselines.refuse_many("probe.baselines", len(sources["train"].refs))
+            baselines.refuse("probe.baselines", sources["train"].sample_labels)
         train, test = (features(at, source, pooling, role, bars) for role, source in sources.items())
         found: dict[str, Any] = {}
         measured: dict[str, baselines.Measured] = {}

@@ -18,8 +18,7 @@ from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, write_left_out
 from tgm_scale.data.shards.video_list import VideoListCorpus, replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
-from tgm_scale.evaluation import results
-from tgm_scale.evaluation.baselines import refuse_many
+from tgm_scale.evaluation import baselines, results
 from tgm_scale.evaluation.classes import ordered, single_class_note, untrained_classes, untrained_note
 from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, overlap_note
 from tgm_scale.evaluation.session import open_split
@@ -117,7 +116,7 @@ def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollective
     facts = {"data": [inventory.as_dict() for inventory in found], **({"in both parts": overlap} if overlap else {})}
     notes = [note for note in (overlap, untrained_note(lacking, len(test.refs)), single_class_note(classes)) if note]
     if config.finetune.baselines:
-        refuse_many("finetune.baselines", len(train.refs))
+        baselines.refuse("finetune.baselines", train.sample_labels)
     plan = plan.for_samples(config.train, len(train.corpus))
     return OpenedData(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
 
