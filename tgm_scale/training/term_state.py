@@ -24,7 +24,8 @@ def read(folder: Path, objective: Objective, step: int) -> None:
     if not file.is_file():
         raise ValueError(
             f"{file}: missing: it has what {', '.join(keeping)} keeps between steps, and belongs to the checkpoint of "
-            f"step {step}: restore it, or start in a new run.dir with train.init_from={folder}"
+            f"step {step}: restore it, or move that checkpoint away, to resume from the one before, or start in a new "
+            f"run.dir with train.init_from={folder}"
         )
     tensors = beside.read(file)
     for name, term in keeping.items():
