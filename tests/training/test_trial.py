@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -18,12 +19,15 @@ from tgm_scale.config import Config
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.engine.extensions import BUILD_SECONDS
+from tgm_scale.evaluation.settings import load_finetune
+from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.planning import disk
-from tgm_scale.planning.run_plan import shape_of
+from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.preflight import node_checks
 from tgm_scale.preflight.task_checks import PretrainingChecks
 from tgm_scale.preflight.verdict import TESTED, untested
 from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.training import opening
 
 ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 
@@ -100,7 +104,7 @@ def test_checkpoints_that_cannot_be_written_end_a_start_at_once(tmp_path: Path) 
 
 
 def check_room(found: Config) -> None:
-    disk.check_room(Path(found.run.dir), found.checkpoint, found.train.steps, shape_of(found).size)
+    opening.check_room(found, plan_pretraining(found, ALONE), Path(found.run.dir))
 
 
 def test_checkpoints_that_have_no_room_are_named(tmp_path: Path) -> None:
@@ -110,14 +114,25 @@ def test_checkpoints_that_have_no_room_are_named(tmp_path: Path) -> None:
         check_room(config(tmp_path, "model.size=g", "model.patch=8", "checkpoint.keep=100000", "train.steps=2000000"))
 
 
-def test_the_average_of_a_finetuning_takes_room_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_checkpoint_takes_is_that_of_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(*overrides: str) -> int:
+        found = config(tmp_path, *overrides)
+        return opening.checkpoint_bytes(found, plan_pretraining(found, ALONE))
+
+    plan = plan_pretraining(config(tmp_path), ALONE)
+    model = MaskedVideoAutoencoder(plan.shape.size, plan.shape.frames, plan.shape.image_size)
+    assert taken() == pytest.approx(12 * sum(value.numel() for value in model.parameters()), rel=0.1)
+    assert taken("optim.name=lion") == pytest.approx(taken() * 2 / 3)
+    assert taken("masking.recipe=adamae", "masking.options={}") > 1.1 * taken(), "a block more"
+    averaged, plain = (load_finetune("finetune_few_clips", [f"finetune.ema={value}"]) for value in ("0.99", "null"))
+    assert opening.checkpoint_bytes(averaged, plan) == pytest.approx(opening.checkpoint_bytes(plain, plan) * 4 / 3)
+
     found = config(tmp_path, "train.steps=1000")
-    folder, size = tmp_path, shape_of(found).size
-    needed = 12 * disk._parameters(size, True) * disk._more(found.checkpoint, 1000, [])
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": needed * 1.2}))
-    disk.check_room(folder, found.checkpoint, 1000, size)
-    with pytest.raises(ValueError, match="make room"):
-        disk.check_room(folder, found.checkpoint, 1000, size, kept_of_each=4)
+    needed = 1000 * disk._more(found.checkpoint, 1000, [])
+    for free, enough in ((needed, True), (needed - 1, False)):
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        with contextlib.nullcontext() if enough else pytest.raises(ValueError, match="make room"):
+            disk.check_room(tmp_path, found.checkpoint, 1000, 1000)
 
 
 @pytest.mark.parametrize(

@@ -9,28 +9,17 @@ from pathlib import Path
 
 from tgm_scale.checkpoints.checkpoint import Retention, steps_in
 from tgm_scale.config.sections import CheckpointConfig
-from tgm_scale.models.vit import ModelSize
-
-_BYTES = 4  # of an fp32 number
 
 
-def check_room(
-    folder: Path,
-    kept: CheckpointConfig,
-    steps: int | None,
-    size: ModelSize,
-    decoder: bool = True,
-    kept_of_each: int = 3,
-) -> None:
+def check_room(folder: Path, kept: CheckpointConfig, steps: int | None, size: int) -> None:
     """Try to write into the run's folder of checkpoints, where there is one, and see that those to come have room.
     Raises ValueError.
 
-    steps: of the run, where they are known; decoder: whether the run's model has one; kept_of_each: numbers a
-    parameter, itself, the optimizer's moments and maybe the average of its weights."""
+    steps: of the run, where they are known; size: of a checkpoint, in bytes."""
     checkpoints = folder / "checkpoints"
     if checkpoints.exists():
         _try_writing(checkpoints)
-    wanted = _BYTES * kept_of_each * _parameters(size, decoder) * _more(kept, steps, steps_in(checkpoints))
+    wanted = size * _more(kept, steps, steps_in(checkpoints))
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ValueError(
@@ -61,10 +50,3 @@ def _try_writing(folder: Path) -> None:
             f"{folder}: checkpoints cannot be written there ({error.strerror}): give write access, or choose another "
             "run.dir"
         ) from None
-
-
-def _parameters(size: ModelSize, decoder: bool) -> int:
-    """Those of the blocks: 98 % of all."""
-    blocks = [(size.width, size.mlp, size.depth)]
-    blocks += [(size.decoder_width, size.decoder_mlp, size.decoder_depth)] if decoder else []
-    return sum(depth * (4 * width**2 + 2 * width * hidden) for width, hidden, depth in blocks)

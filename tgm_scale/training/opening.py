@@ -12,6 +12,7 @@ from tgm_scale.data.loading.workers import WorkerDied
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.planning import disk
+from tgm_scale.planning.footprint import parameters_of
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs import run_folder
 from tgm_scale.runs.faults import RunStopped
@@ -67,7 +68,10 @@ def run(
 
 def check_room(config: TrainingConfig, plan: RunPlan, folder: Path) -> None:
     """Raises ValueError where the checkpoints have no room."""
-    kept = 1 + plan.engine.moments
-    kept += isinstance(config, FinetuneConfig) and config.finetune.ema is not None
-    steps, size, decoder = config.train.steps, plan.shape.size, plan.masker is not None
-    disk.check_room(folder, config.checkpoint, steps, size, decoder, kept)
+    disk.check_room(folder, config.checkpoint, config.train.steps, checkpoint_bytes(config, plan))
+
+
+def checkpoint_bytes(config: TrainingConfig, plan: RunPlan) -> int:
+    """In fp32: each parameter, the optimizer's moments, and maybe the average of the weights."""
+    averaged = isinstance(config, FinetuneConfig) and config.finetune.ema is not None
+    return 4 * (1 + plan.engine.moments + averaged) * parameters_of(plan)
