@@ -42,6 +42,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def no_launcher_is_left() -> Iterator[None]:
     """A run in this process sets what a launcher would; a later test's job must not take it for its own."""
     yield
+    if torch.distributed.is_initialized():  # of a run that failed: other ranks may not come to leave it
+        torch.distributed.destroy_process_group()
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
 

@@ -150,7 +150,7 @@ def test_a_list_that_lost_its_files_is_told(shards: Path, tmp_path: Path, capsys
     (tmp_path / "list.txt").write_text("".join(f"{number}.mp4 a field\n" for number in range(1004)))
     assert main(["--shards", str(tmp_path / "list.txt")]) == 1
     said = capsys.readouterr().out
-    assert "left out, 99.60%:\n    missing_video: 1,000 (4.mp4: not below" in said
+    assert f"left out, 99.60%:\n    missing_video: 1,000 (4.mp4: {tmp_path}/list.txt line 5: not below" in said
     assert "too many samples left out: 99.6%, tolerated 10.0%" in said
 
 

@@ -27,6 +27,7 @@ set_rendezvous(process)
 store = meet(process, 30)
 dist.init_process_group("gloo", store=store, rank=process.rank, world_size=2, timeout=timedelta(seconds=10))
 print(HostCollectives(process).gather(process.rank), flush=True)
+dist.destroy_process_group()
 """
 
 

@@ -44,7 +44,7 @@ def difference(stage: int, process: ProcessInfo) -> float:
         parameter.register_hook(lambda gradient, name=name: add(name, gradient))
     for index in range(MICRO_STEPS):
         part = prepared([index * ranks + process.rank], model.grid.tokens)
-        error, embedding, [log_scale] = ds_engine(part.batch.video, part.mask.visible, part.mask.target)
+        error, embedding, [log_scale], *_ = ds_engine(part.batch.video, part.mask.visible, part.mask.target)
         ds_engine.backward(error.sum() + embedding.sum() + log_scale.sum())
         if index < MICRO_STEPS - 1:
             ds_engine.step()

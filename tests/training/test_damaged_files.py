@@ -201,7 +201,7 @@ def test_why_a_start_failed_is_kept_until_the_next(config: Path) -> None:
 def test_a_run_that_saved_nothing_may_be_removed(config: Path) -> None:
     corpora = [{"name": "a", "samples": 3, "fingerprint": "f"}]
     folder = started(config, corpora)
-    kept = [(name, "with train.init_from") for name in ("damaged-step-00000002", "step-00000002")]
+    kept = [(name, "train.init_from starts from these weights") for name in ("damaged-step-00000002", "step-00000002")]
     for saved, words in [("", "has saved nothing yet, remove its folder"), *kept]:
         if saved:
             (folder / f"checkpoints/{saved}").mkdir(parents=True)

@@ -27,7 +27,7 @@ def test_no_file_of_a_run_has_them_and_a_new_signature_goes_on(tmp_path: Path) -
         (folder / "checkpoints" / "step-00000001").mkdir(parents=True, exist_ok=True)
         written = "".join(file.read_text() for file in folder.rglob("*") if file.is_file())
         assert "https://***@host/a/00000.tar?X-Amz-Expires=***&X-Amz-Signature=***" in written
-        assert not [secret for secret in ("passw0rd", "5ec2e7", "0ther", "me:") if secret in written]
+        assert not [secret for secret in ("passw0rd", "5ec2e7", "0ther", "//me:") if secret in written]
 
 
 @pytest.mark.parametrize(

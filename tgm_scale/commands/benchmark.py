@@ -120,7 +120,7 @@ def _footprint(parser: argparse.ArgumentParser) -> None:
 
 
 _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "loader": ("clips a second: the loader, the bare decoder, pipelines of WebDataset and SPDL", _loader),
+    "loader": ("clips a second: the loader, the bare decoder, WebDataset, SPDL", _loader),
     "order": ("millions of clips on a thousand ranks: opening, positions, resuming", _order),
     "memory": ("memory of the loader over many clips", _memory),
     "footprint": ("planned memory against runs on the CPU, by size and ZeRO stage", _footprint),
