@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 
 import step_worker
+from worker import answer
 
 from tgm_scale.runtime.distributed import find_process
 
@@ -29,4 +30,4 @@ def moved(value: Any, device: torch.device) -> Any:
 if __name__ == "__main__":
     made, device = step_worker.prepared, find_process().device
     step_worker.prepared = lambda ids, tokens: moved(made(ids, tokens), device)
-    step_worker.main()
+    answer(step_worker.results, sys.argv[2])
