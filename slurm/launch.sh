@@ -89,6 +89,15 @@ answer() {
     sed -n "s/^.*tgm-scale: $key=//p" | tail -n 1
 }
 
+# Sets $folder
+ask_folder() {
+  local code=0
+  folder=$(answer run.dir "$@") || code=$?
+  if [ "$code" -ne 0 ] || [ -z "$folder" ]; then
+    stop "$((code ? code : 1))" "the configuration was not read (exit code $code, on ${SLURMD_NODENAME:-the first node}): not started"
+  fi
+}
+
 # Before the work: check for another job on the folder and for a crash loop, and submit the next job of a chain
 begin() {
   if ! { mkdir -p "$folder" "${logs:-$folder}" && touch "$attempts"; }; then
@@ -125,10 +134,7 @@ launch() {
   load_cluster
   say "job $job, start ${SLURM_RESTART_COUNT:-0}, nodes $SLURM_JOB_NODELIST, ${SLURM_NTASKS:-?} processes"
 
-  folder=$(answer run.dir "$@") || code=$?
-  if [ "$code" -ne 0 ] || [ -z "$folder" ]; then
-    stop "$((code ? code : 1))" "the configuration was not read (exit code $code, on ${SLURMD_NODENAME:-the first node}): not started"
-  fi
+  ask_folder "$@"
   kind=run attempts=$folder/attempts logs=$folder/logs/$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}
   case $command in
     pretrain | finetune) ;; # they receive the signal of #SBATCH --signal, and save a checkpoint
@@ -216,10 +222,7 @@ study() {
   kind=study task=$SLURM_ARRAY_TASK_ID tasks=${TGM_TASKS:-$parts} ends_by_itself=yes
   refuse_other_parts
   say "job $job, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST"
-  folder=$(answer run.dir "$@") || code=$?
-  if [ "$code" -ne 0 ] || [ -z "$folder" ]; then
-    stop "$((code ? code : 1))" "the study was not read (exit code $code): not started"
-  fi
+  ask_folder "$@"
   attempts=$folder/attempts-$task
   begin
   in_tasks -- -m tgm_scale study --config "$config" --task "$task" --tasks "$tasks" "$@" || code=$?

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -37,6 +38,14 @@ def finished(
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, code, *process.communicate())
+
+
+def answers(worker: str, folder: Path, world_size: int, cases: dict[str, dict], seconds: int = 300) -> dict[str, dict]:
+    """What a worker of steps finds of each case, in `world_size` processes."""
+    listing, out = folder / f"cases{world_size}.json", folder / f"results{world_size}.json"
+    listing.write_text(json.dumps(cases))
+    run(world_size, [worker, str(listing), str(out)], seconds=seconds)
+    return json.loads(out.read_text())
 
 
 def run(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
 import pytest
-from launch import ROOT, run
+from launch import ROOT, answers, run
 
 from tgm_scale.engine.keys import (
     DTYPE,
@@ -248,7 +248,7 @@ def test_the_losses_are_the_same_with_every_supported_key_changed(tmp_path: Path
     """At each stage on two processes, and over a restart."""
     untried = {"stage", "offload_param", "offload_optimizer"}  # of test_matrix.py
     assert OTHERS.keys() == SUPPORTED["zero_optimization"].keys() - untried
-    file, listing, out = tmp_path / "ds.json", tmp_path / "cases.json", tmp_path / "results.json"
+    file = tmp_path / "ds.json"
     file.write_text(json.dumps({"zero_optimization": OTHERS, "communication_data_type": "fp32"}))
     common = {"model": "less", "precision": "fp32", "steps": 4, "micro": 2}
     cases = {"plain": {**common, "stage": 0}}
@@ -256,9 +256,7 @@ def test_the_losses_are_the_same_with_every_supported_key_changed(tmp_path: Path
         changed = {**common, "stage": stage, "json": str(file)}
         cases[f"{stage}"] = {**changed, "save_at": 2, "save": str(tmp_path / f"{stage}")}
         cases[f"{stage}, again"] = {**changed, "load": str(tmp_path / f"{stage}")}
-    listing.write_text(json.dumps(cases))
-    run(2, [WORKER, str(listing), str(out)], seconds=300)
-    results = json.loads(out.read_text())
+    results = answers(WORKER, tmp_path, 2, cases)
     for stage in ("1", "2", "3"):
         for row, there in zip(results[stage]["curve"], results["plain"]["curve"], strict=True):
             assert row == pytest.approx(there, rel=1e-5, abs=1e-5), stage

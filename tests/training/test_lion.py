@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from launch import run
+from launch import answers, run
 
 from tgm_scale import config as configuration
 from tgm_scale.engine.plan import EnginePlan
@@ -42,10 +41,7 @@ MOVES = {"two 2 from 0": {"stage": 2, "load": "0"}, "two 0 from 1": {"stage": 0,
 def run_cases(folder: Path, world_size: int, cases: dict[str, dict]) -> dict[str, dict]:
     for name, case in cases.items():
         case |= {"load": str(folder / case["load"])} if "load" in case else {"save": str(folder / name)}
-    listing, out = folder / f"cases{world_size}.json", folder / f"results{world_size}.json"
-    listing.write_text(json.dumps(cases))
-    run(world_size, [WORKER, str(listing), str(out)])
-    return json.loads(out.read_text())
+    return answers(WORKER, folder, world_size, cases)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from launch import run
+from launch import answers
 
 WORKER = str(Path(__file__).with_name("step_worker.py"))
 STEPS, SAVED = 6, 4
@@ -53,10 +53,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         # half of the cells write their checkpoint as where memory is short
         cases[name] = {**common, "save_at": SAVED, "save": str(folder / name), "streamed": accumulation == 2}
         cases[f"{name}, again"] = {**common, "load": str(folder / name)}
-    listing, out = folder / "cases.json", folder / "results.json"
-    listing.write_text(json.dumps(cases))
-    run(2, [WORKER, str(listing), str(out)], seconds=900)  # the first start builds DeepSpeed's Adam for CPUs
-    return json.loads(out.read_text())
+    return answers(WORKER, folder, 2, cases, seconds=900)  # the first start builds DeepSpeed's Adam for CPUs
 
 
 @pytest.mark.parametrize("cell", cells(), ids=name_of)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
-from launch import run
+from launch import answers
 
 WORKER = str(Path(__file__).with_name("step_worker.py"))
 STEPS, SAVED = 8, 4
@@ -39,10 +38,7 @@ def run_cases(folder: Path, world_size: int, cases: dict[str, dict]) -> dict[str
             case["load"] = str(folder / case["load"])
         else:
             case.update(save_at=SAVED, save=str(folder / name))
-    listing, out = folder / f"cases{world_size}.json", folder / f"results{world_size}.json"
-    listing.write_text(json.dumps(cases))
-    run(world_size, [WORKER, str(listing), str(out)])
-    return json.loads(out.read_text())
+    return answers(WORKER, folder, world_size, cases)
 
 
 @pytest.fixture(scope="module")
