@@ -113,6 +113,15 @@ def frameless(folder: Path) -> None:
 DEEP = "encoder.layer.1.output.dense.weight"
 SETTINGS, PROMPTS, POOLING = "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"
 CASES: dict[str, tuple[Spoil, str]] = {
+    "two tokens": (setting(SETTINGS, max_seq_length=2), "reads 2 tokens, and none is left for a caption after"),
+    "a prompt alone": (
+        setting(PROMPTS, default_prompt_name="q", prompts={"q": "a red ball moves " * 20}),
+        "reads 40 tokens, and none is left for a caption after the prompt: see max_seq_length of",
+    ),
+    "a list of names": (
+        setting(PROMPTS, default_prompt_name=["q"], prompts={"q": ""}),
+        f"{PROMPTS}: default_prompt_name=['q'] is none of its prompts",
+    ),
     "modules an object": (lambda f: (f / "modules.json").write_text("{}"), "modules.json: wanted a JSON list"),
     "modules cut": (lambda f: (f / "modules.json").write_text("[{"), "modules.json is not valid JSON"),
     "another step": (step(2, type="sentence_transformers.models.LSTM"), "modules.json: the step 'LSTM' is not known"),

@@ -174,7 +174,7 @@ def _prompt(folder: Path) -> str:
     key, prompts = tree.get("default_prompt_name"), tree.get("prompts")
     if key is None:
         return ""
-    if not isinstance(prompts, dict) or not isinstance(prompts.get(key), str):
+    if not isinstance(key, str) or not isinstance(prompts, dict) or not isinstance(prompts.get(key), str):
         raise _mistake(folder, name, f"default_prompt_name={key!r} is none of its prompts")
     return prompts[key]
 

@@ -108,6 +108,7 @@ def _text_encoder(transformers: Any, folder: Path, kind: str, device: torch.devi
         ids_BL = tokenize([_PROBE, ""])
         if bool((ids_BL == pad).all(1).any()):
             raise ValueError("it gives an empty text no token, and an encoder's tokenizer frames each text by two")
+    _refuse_short_texts(folder, longest, tokenize)
     _refuse_other_tokenizer(folder, len(tokenizer), config.vocab_size, ids_BL)
 
     def embed(ids_Pl: Tensor) -> Tensor:
@@ -115,6 +116,17 @@ def _text_encoder(transformers: Any, folder: Path, kind: str, device: torch.devi
         return head(model(input_ids=ids_Pl, attention_mask=there_Pl.long()).last_hidden_state, there_Pl)
 
     return TextTower(tokenize, embed, sentence.width(config.hidden_size), device, pad=pad)
+
+
+def _refuse_short_texts(folder: Path, longest: int, tokenize: Callable[[list[str]], Tensor]) -> None:
+    """Raise ValueError where nothing of a caption is read, so that all are one to the encoder."""
+    ids_BL = tokenize([_PROBE, "the lake"])
+    if torch.equal(ids_BL[0], ids_BL[1]):
+        raise ValueError(
+            f"guidance.towers={folder}: reads {longest} tokens, and none is left for a caption after the prompt: see "
+            "max_seq_length of sentence_bert_config.json, model_max_length of tokenizer_config.json and "
+            "default_prompt_name of config_sentence_transformers.json"
+        )
 
 
 def _refuse_other_tokenizer(folder: Path, size: int, rows: int, ids_BL: Tensor) -> None:
