@@ -137,6 +137,16 @@ def test_a_base_that_is_no_name_is_refused_with_the_wanted_form(file: Path, base
         config.load(file)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["runs/a", "a #b", "a: b", "2024", "null", "[a", "'a", "1e3", "-", "a b ", 'a\\n"b', "é", "", "a\nb", "x=y"],
+)
+def test_a_path_is_read_back_as_it_was_whatever_yaml_makes_of_it(file: Path, text: str) -> None:
+    given = config.override("run.dir", text)
+    assert config.load(file, [given]).run.dir == text
+    assert given == "run.dir=runs/a" or text != "runs/a"
+
+
 def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
     assert config.load(file, ["train.epochs=2"]).train.steps is None
 

@@ -91,7 +91,7 @@ class Drill:
             self.config = self._config(self.run_dir)
 
     def _config(self, run_dir: Path) -> Config:
-        return configuration.load(self.file, [*self.overrides, f"run.dir={run_dir}"])
+        return configuration.load(self.file, [*self.overrides, configuration.override("run.dir", run_dir)])
 
     def run(self) -> int:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,9 @@ class Drill:
 
     def _life(self, run_dir: Path) -> LocalRun:
         command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", self.file, *self.overrides]
-        return LocalRun([*command, f"run.dir={run_dir}"], self.processes, self.folder / f"{run_dir.name}.log")
+        return LocalRun(
+            [*command, configuration.override("run.dir", run_dir)], self.processes, self.folder / f"{run_dir.name}.log"
+        )
 
     def _finish(self, run_dir: Path, task: Task) -> None:
         if self._steps(run_dir) < (self.config.train.steps or 0):

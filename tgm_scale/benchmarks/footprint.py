@@ -62,7 +62,7 @@ class Case:
         sections = {name: {"device": "cpu"} for name in SECTIONS[self.offload]}
         file = folder / f"zero{self.stage}-offload-{self.offload}.json"
         file.write_text(json.dumps({"zero_optimization": {"stage": self.stage, **sections}}) + "\n")
-        return [*size, f"deepspeed.config={file}", "deepspeed.stage=null"]
+        return [*size, configuration.override("deepspeed.config", file), "deepspeed.stage=null"]
 
     @property
     def name(self) -> str:
@@ -151,7 +151,7 @@ def _planned(config: Config, case: Case) -> Footprint:
 def _peak(options: argparse.Namespace, case: Case, folder: Path, given: list[str]) -> int:
     """Bytes of the largest process of a run of some steps. Raises RuntimeError where it ends or hangs."""
     scratch = Path(tempfile.mkdtemp(prefix=f"{case.name}-", dir=folder))
-    words = [*given, f"run.dir={scratch / 'run'}"]
+    words = [*given, configuration.override("run.dir", scratch / "run")]
     command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", options.config, *words]
     seen, since, log = 0, time.monotonic(), scratch / "output.log"
     with LocalRun(command, case.processes, log, _MALLOC) as life:

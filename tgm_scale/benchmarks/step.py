@@ -28,7 +28,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run"
-        given = [f"run.dir={folder}", f"train.steps={options.steps}", "log.tensorboard=false", "log.wandb=null"]
+        given = [
+            configuration.override("run.dir", folder),
+            f"train.steps={options.steps}",
+            "log.tensorboard=false",
+            "log.wandb=null",
+        ]
         config = configuration.load(options.config, [*options.overrides, *given])
         code = pretrain(config)
         assert code == 0, f"the run ended with exit code {code}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -129,6 +130,17 @@ def apply_overrides(tree: dict, overrides: list[str] | tuple[str, ...]) -> dict:
         _set(tree, keys, _read_yaml(value, f"'{override}'"), f"'{override}'")
     _nothing_made_elsewhere(tree, [override.partition("=")[0] for override in overrides])
     return tree
+
+
+def override(key: str, text: str | Path) -> str:
+    """`key=text` for `apply_overrides`, which reads values as YAML: in quotation marks where YAML would read another
+    value than the text, as in `a #b`, `a: b` or `2024`."""
+    value = str(text)
+    try:
+        plain = yaml_of(value) == value
+    except ValueError:
+        plain = False
+    return f"{key}={value if plain else json.dumps(value, ensure_ascii=False)}"
 
 
 def _set(tree: dict, keys: tuple[str, ...], value: Any, origin: str) -> None:

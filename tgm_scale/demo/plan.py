@@ -46,7 +46,7 @@ class Plan:
     def overrides(self, variant: str, seed: int) -> list[str]:
         """What a run changes in the configuration file."""
         shards = json.dumps([str(self.corpus(name)) for name in ("named", "mover")])
-        own = [f"run.dir={self.run(variant, seed)}", f"run.seed={seed}", f"data.shards={shards}"]
+        own = [configuration.override("run.dir", self.run(variant, seed)), f"run.seed={seed}", f"data.shards={shards}"]
         return own + ([f"train.steps={self.steps}"] if self.steps else []) + VARIANTS[variant]
 
     def run_config(self, variant: str = "joint", seed: int = 0) -> Config:

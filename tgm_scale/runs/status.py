@@ -263,6 +263,6 @@ def command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict
         return ""
     launcher = "tgm-scale" if world_size == 1 else f"torchrun --nproc_per_node {world_size} -m tgm_scale"
     own = Path(tree["run"]["dir"])
-    elsewhere = [] if own.resolve() == root.resolve() else [f"run.dir={root}"]
+    elsewhere = [] if own.resolve() == root.resolve() else [configuration.override("run.dir", root)]
     words = f"{'finetune' if 'finetune' in tree else 'pretrain'} --config"
     return f"{launcher} {words} {shlex.join([str(file), *elsewhere])}"

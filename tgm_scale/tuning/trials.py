@@ -71,7 +71,7 @@ class Candidate:
     def overrides(self, file: Path) -> list[str]:
         """Those that make a configuration this candidate; `file` holds its DeepSpeed JSON."""
         return [
-            f"deepspeed.config={file}",
+            configuration.override("deepspeed.config", file),
             "deepspeed.stage=null",
             f"train.micro_batch_size={self.micro}",
             f"model.activation_checkpointing={str(self.checkpointing).lower()}",

@@ -155,7 +155,7 @@ class Tuner:
             return None
         folder, options = self.folder / candidate.name, self.options
         quiet = ["log.tensorboard=false", "log.wandb=null", "log.pictures_every=null", "knn.every=null"]
-        own = [f"run.dir={folder / 'run'}", f"train.steps={options.steps}", *quiet]
+        own = [configuration.override("run.dir", folder / "run"), f"train.steps={options.steps}", *quiet]
         words = trials.words(options.config, [*self._overrides(candidate, folder / "deepspeed.json"), *own])
         run: trials.Run
         if options.nodes is None:
