@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
-from tgm_scale.config import StudyConfig
+from tgm_scale.config import Config, StudyConfig
+from tgm_scale.evaluation.settings import FrozenConfig
+from tgm_scale.runtime.ownership import owned
 from tgm_scale.study import records
-from tgm_scale.study.arms import units
+from tgm_scale.study.arms import Job, units
 from tgm_scale.study.launching import budget
 from tgm_scale.study.records import Times
 
@@ -110,6 +113,8 @@ def test_a_budget_leaves_out_what_would_end_too_late_and_says_it(
     for job, seconds in zip(found[0].jobs, (100.0, 20.0)):
         job.folder.mkdir(parents=True)
         records.write(job, records.DONE, seconds)
+        for name in records.FIGURES:
+            (job.folder / name).touch()
     stopped = found[1].jobs[0]
     stopped.folder.mkdir(parents=True)
     records.write(stopped, records.STOPPED, 10.0)
@@ -134,6 +139,107 @@ def test_a_record_of_another_configuration_is_none(file: Path, tmp_path: Path) -
     assert records.is_done(job)
     longer = units(load(file, f"run.dir={tmp_path}", "study.set=[data.shards=x, train.steps=13]"))[0].jobs[0]
     assert longer.folder == job.folder and not records.is_done(longer)
+
+
+def ended(job: Job) -> None:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    records.write(job, records.DONE, 1.0)
+    for name in () if job.what == "pretrain" else records.FIGURES:
+        (job.folder / name).write_text('{"method": "knn"}')
+
+
+@pytest.mark.parametrize("change", ["study.set=[data.shards=x, train.steps=13]", "study.set=[data.shards=elsewhere]"])
+def test_an_evaluation_is_not_done_for_another_pretraining_of_its_folder(
+    file: Path, tmp_path: Path, change: str
+) -> None:
+    """Of which it has nothing but the path."""
+    base = [f"run.dir={tmp_path}", "study.seeds=[0]"]
+    first = units(load(file, *base))[0]
+    for job in first.jobs:
+        ended(job)
+    assert all(map(records.is_done, first.jobs))
+    other = units(load(file, *base, change))[0]
+    assert [job.folder for job in other.jobs] == [job.folder for job in first.jobs]
+    assert not any(map(records.is_done, other.jobs))
+
+
+def test_figures_that_are_gone_are_measured_again_and_damaged_ones_named(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"run.dir={tmp_path}", "study.seeds=[0]"]
+    found = units(load(file, *given))
+    for unit in found:
+        for job in unit.jobs:
+            ended(job)
+    gone = found[0].jobs[1]
+    (gone.folder / "results.json").unlink()
+    assert not records.is_done(gone) and records.is_done(found[1].jobs[1])
+    assert cli.main(["study", "--config", str(file), "--tables", *given]) == 0
+    said = capsys.readouterr().out
+    assert "tube+pixels | none | seed 0: not done yet" in said
+    damaged = found[1].jobs[1].folder / "results.json"
+    assert f"{damaged} or predictions.jsonl is damaged (KeyError 'figures' in it): remove it" in said
+
+
+def test_evaluations_without_their_pretraining_are_not_taken_for_those_of_a_new_one(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"run.dir={tmp_path}", "study.seeds=[0]"]
+    unit = units(load(file, *given))[0]
+    for job in unit.jobs:
+        ended(job)
+    assert cli.main(["study", "--config", str(file), *given]) == 2
+    folder = tmp_path / "tube+pixels" / "seed-0"
+    assert f"{folder}: holds knn, and no run in pretrain: restore it, or move {folder} away" in capsys.readouterr().err
+    (unit.jobs[0].folder / "config.yaml").touch()
+    records.refuse_strays(unit)
+
+
+@pytest.mark.parametrize("name", ["a #b", "a: b", "2024", "null", "[a", "'a", "1e3", "a b", 'a\\n"b'])
+def test_the_folder_of_a_run_is_within_the_study_whatever_its_name(file: Path, name: str) -> None:
+    found = units(load(file, f"run.dir={json.dumps(name)}", "study.seeds=[0]", "study.untrained=true"))
+    for job in (job for unit in found for job in unit.jobs):
+        assert job.folder == Path(name) / job.arm.name / "seed-0" / job.what
+        if job.origin is not None:
+            assert isinstance(job.config, FrozenConfig) and job.config.encoder.checkpoint == job.origin.run.dir
+            assert Path(job.origin.run.dir) == job.folder.parent / "pretrain"
+
+
+def test_the_untrained_weights_are_measured_on_the_clips_that_an_evaluation_has(file: Path) -> None:
+    own = ["encoder.frames=4", "encoder.image_size=64", "data.stride=3", "data.train=x", "data.test=y"]
+    given = f"study.evaluations.knn.set={json.dumps(own)}"
+    job = units(load(file, given, "study.untrained=true"))[0].jobs[0]
+    assert isinstance(job.config, FrozenConfig) and job.arm.name == "untrained"
+    assert (job.config.encoder.frames, job.config.encoder.image_size, job.config.data.stride) == (4, 64, 3)
+    by_default = units(load(file, "study.untrained=true"))
+    pretrained, job = by_default[1].jobs[0].config, by_default[0].jobs[0]
+    assert isinstance(pretrained, Config) and isinstance(job.config, FrozenConfig)
+    assert job.config.encoder.frames == pretrained.data.frames
+    assert job.config.encoder.image_size == pretrained.data.size and job.config.data.stride == pretrained.data.stride
+
+
+def test_arms_that_start_from_other_weights_are_not_compared_with_the_untrained(file: Path, tmp_path: Path) -> None:
+    for arm, said in (
+        ("study.maskers.tube=[masking.recipe=tube, model.size=S]", "tube.pixels has model.size=S, and"),
+        ("study.objectives.pixels=[model.initialisation=local]", "tube.pixels has model.initialisation=local, and"),
+    ):
+        with pytest.raises(ValueError, match=f"study.untrained=true: {said}"):
+            units(load(file, arm, "study.untrained=true"))
+        units(load(file, arm))
+    base = configuration.load("debug")
+    own = base.model_copy(update={"train": base.train.model_copy(update={"init_from": "runs/x"})})
+    (tmp_path / "own.yaml").write_text(configuration.dump(own))
+    with pytest.raises(ValueError, match=r"study\.config has train\.init_from=runs/x"):
+        units(load(file, f"study.config={tmp_path / 'own.yaml'}", "study.untrained=true"))
+
+
+def test_a_study_that_runs_is_not_begun_twice(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["study.objectives={pixels: ['objective.terms={pixels: 1}']}", f"run.dir={tmp_path}"]
+    with owned(tmp_path / "calls" / "0-of-1"):
+        assert cli.main(["study", "--config", str(file), *given]) == 2
+        assert "in use by another start" in capsys.readouterr().err
+        assert cli.main(["study", "--config", str(file), "--tables", *given]) == 0
+    assert not list(tmp_path.glob("*/seed-*"))
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

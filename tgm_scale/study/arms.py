@@ -18,6 +18,7 @@ from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
 
 PRETRAIN, UNTRAINED = "pretrain", "untrained"
+_SHAPE = ("patch", "tubelet", "depth")  # keys of `model` that change a size
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Arm:
 @dataclass(frozen=True)
 class Job:
     """One command. what: `pretrain`, or the name of an evaluation; arguments: behind `tgm-scale`; config: what they
-    resolve to; processes: that it runs in."""
+    resolve to; processes: that it runs in; origin: of an evaluation, what the run is that it is of."""
 
     arm: Arm
     seed: int
@@ -43,6 +44,7 @@ class Job:
     arguments: tuple[str, ...]
     config: RunSettings
     processes: int
+    origin: Config | None = None
 
     @property
     def folder(self) -> Path:
@@ -66,14 +68,33 @@ def arms(study: StudyConfig) -> list[Arm]:
 
 def units(study: StudyConfig) -> list[Unit]:
     """Seed by seed, so that what a budget leaves out are whole seeds. Raises ValueError that names the study's key."""
-    return [_unit(study, arm, seed) for seed in study.study.seeds for arm in arms(study)]
+    found = [_unit(study, arm, seed) for seed in study.study.seeds for arm in arms(study)]
+    _refuse_other_starts(found)
+    return found
+
+
+def _refuse_other_starts(found: list[Unit]) -> None:
+    """Raises ValueError for an arm that does not start from the weights that are evaluated as untrained."""
+    random = {(unit.seed, job.what): job.config for unit in found if not unit.arm.masker for job in unit.jobs}
+    for unit in found:
+        for job in unit.jobs:
+            start = random.get((unit.seed, job.what))
+            if job.origin is None or not isinstance(start, settings.FrozenConfig):
+                continue
+            own = {f"model.{key}": getattr(job.origin.model, key) for key in ("size", "initialisation", *_SHAPE)}
+            untrained = {"model.size": start.encoder.size, "model.initialisation": start.encoder.initialisation}
+            if other := [f"{key}={value}" for key, value in own.items() if value != untrained.get(key)]:
+                raise ValueError(
+                    f"study.untrained=true: {unit.arm.name} has {', '.join(other)}, and does not start from the "
+                    "weights of study.config and study.set: give them there, or leave study.untrained out"
+                )
 
 
 def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
     section, folder = study.study, Path(study.run.dir) / arm.name / f"seed-{seed}"
     jobs = []
     of_arm = [*section.set, *section.maskers.get(arm.masker, []), *section.objectives.get(arm.objective, [])]
-    given = [*of_arm, f"run.dir={folder / PRETRAIN}", f"run.seed={seed}"]
+    given = [*of_arm, configuration.override("run.dir", folder / PRETRAIN), f"run.seed={seed}"]
     keys = [f"study.maskers.{arm.masker}", f"study.objectives.{arm.objective}"] if arm.masker else []
     try:
         pretrained = configuration.load(section.config, given)
@@ -87,14 +108,14 @@ def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
         projected = arm.masker and needs_captions(pretrained.objective)
         if evaluation.command == "retrieve" and not projected:
             continue
-        overrides = [*evaluation.set, f"run.dir={folder / name}", f"run.seed={seed}"]
-        overrides += _origin(evaluation, pretrained) if arm.masker else _untrained(evaluation, pretrained)
+        overrides = [*evaluation.set, configuration.override("run.dir", folder / name), f"run.seed={seed}"]
         try:
+            overrides += (_origin if arm.masker else _untrained)(evaluation, pretrained, overrides)
             config = _load(evaluation, overrides)
         except ValueError as mistake:
             raise ValueError(f"study.evaluations.{name}: {mistake}") from None
         line = (evaluation.command, *(("--config", evaluation.config) if evaluation.config else ()), *overrides)
-        jobs.append(Job(arm, seed, name, line, config, section.processes))
+        jobs.append(Job(arm, seed, name, line, config, section.processes, pretrained if arm.masker else None))
     return Unit(arm, seed, tuple(jobs))
 
 
@@ -102,32 +123,44 @@ def _first_process(processes: int) -> ProcessInfo:
     return ProcessInfo(0, processes, 0, torch.device("cpu"))
 
 
-def _origin(evaluation: EvaluationConfig, pretrained: Config) -> list[str]:
+def _origin(evaluation: EvaluationConfig, pretrained: Config, overrides: list[str]) -> list[str]:
     key = "train.init_from" if evaluation.command == "finetune" else "encoder.checkpoint"
-    return [f"{key}={pretrained.run.dir}"]
+    return [configuration.override(key, pretrained.run.dir)]
 
 
-def _untrained(evaluation: EvaluationConfig, pretrained: Config) -> list[str]:
-    """Random weights of the same shape, seed and initialisation; in finetuning a start from scratch, as its
-    configuration has it."""
-    if evaluation.command == "finetune":
-        return []
+def _untrained(evaluation: EvaluationConfig, pretrained: Config, overrides: list[str]) -> list[str]:
+    """Random weights of the same shape, seed and initialisation, on clips as the evaluation has them, else as the
+    pretraining; in finetuning a start from scratch. overrides: those before. Raises ValueError."""
     model, data = pretrained.model, pretrained.data
-    changed = [key for key in ("patch", "tubelet", "depth") if getattr(model, key) is not None]
+    if evaluation.command == "finetune":
+        config = _load(evaluation, overrides)
+        assert isinstance(config, settings.FinetuneConfig)
+        if config.train.init_from is not None:
+            raise ValueError(
+                f"{evaluation.config}: train.init_from={config.train.init_from}, and study.untrained=true starts from "
+                "scratch: leave it out; the other arms start from their pretraining"
+            )
+        return []
+    if pretrained.train.init_from is not None:
+        raise ValueError(
+            f"study.untrained=true: study.config has train.init_from={pretrained.train.init_from}, and the weights "
+            "that runs start from are then not random: leave study.untrained out"
+        )
+    changed = [key for key in _SHAPE if getattr(model, key) is not None]
     if changed:
         raise ValueError(
             f"study.untrained=true: encoder.checkpoint=random has the size's own shape, and study.config or study.set "
             f"has {', '.join(f'model.{key}' for key in changed)}: leave study.untrained out"
         )
-    stride = [] if any(one.startswith("data.stride=") for one in evaluation.set) else [f"data.stride={data.stride}"]
-    return [
-        "encoder.checkpoint=random",
-        f"encoder.size={model.size}",
-        f"encoder.frames={data.frames}",
-        f"encoder.image_size={data.size}",
-        f"encoder.initialisation={model.initialisation}",
-        *stride,
+    found = ["encoder.checkpoint=random", f"encoder.size={model.size}"]
+    found.append(f"encoder.initialisation={model.initialisation}")
+    config = _load(evaluation, [*overrides, *found])
+    assert isinstance(config, settings.FrozenConfig)
+    of_pretraining = {"frames": data.frames, "image_size": data.size}
+    found += [
+        f"encoder.{key}={of}" for key, of in of_pretraining.items() if key not in config.encoder.model_fields_set
     ]
+    return [*found, *([f"data.stride={data.stride}"] if config.data.stride is None else [])]
 
 
 def _load(evaluation: EvaluationConfig, overrides: list[str]) -> RunSettings:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tgm_scale import config as configuration
 from tgm_scale.config import StudyConfig
 from tgm_scale.runtime.files import replace_file
+from tgm_scale.runtime.ownership import owned
 from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import message
 from tgm_scale.study import page, records
@@ -36,10 +37,13 @@ def study(options: argparse.Namespace) -> int:
         print(message(plan(own, budget(_open(own), records.Times(found), parallel, seconds), commands=True)))
         return 0
     places = slots(config.study)
+    for unit in own:
+        records.refuse_strays(unit)
     prepare(own, config.study.processes)
-    print(message(plan(own, budget(_open(own), records.Times(found), len(places), seconds))), flush=True)
     launcher = Launcher(own, places, hours)
-    launcher.run()
+    with owned(Path(config.run.dir) / "calls" / f"{options.task}-of-{options.tasks}"):
+        print(message(plan(own, budget(_open(own), records.Times(found), len(places), seconds))), flush=True)
+        launcher.run()
     if options.tasks > 1:
         print(f"part {options.task} of {options.tasks} is done; tgm-scale study --tables makes the tables of all")
         return _code(own)

@@ -8,18 +8,21 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from tgm_scale.config import digest_tree
+from tgm_scale.config import RunSettings, digest_tree
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
-from tgm_scale.study.arms import Job, Unit
+from tgm_scale.runtime.terminal import tree_without_secrets
+from tgm_scale.study.arms import PRETRAIN, Job, Unit
 
 FILE = "study.json"
+FIGURES = ("results.json", "predictions.jsonl")  # of an evaluation
 DONE, FAILED, STOPPED = "done", "failed", "stopped"
 
 
 @dataclass(frozen=True)
 class Record:
-    """How a command ended. seconds: of all its starts; why: it failed; config: what decides its figures."""
+    """How a command ended. seconds: of all its starts; why: it failed; config: what decides its figures, of an
+    evaluation with that of the run that it is of."""
 
     state: str
     seconds: float
@@ -33,20 +36,51 @@ def read(job: Job) -> Record | None:
         found = Record(**json_object(job.folder / FILE))
     except (OSError, ValueError, TypeError):
         return None
-    return found if found.config == digest_tree(job.config) else None
+    return found if found.config == _decides(job) else None
+
+
+def _decides(job: Job) -> dict[str, Any]:
+    """With the places of data, which a run leaves to its data.json: a study looks for what is done without opening
+    data, and a command that is begun again on the same data elsewhere ends at once."""
+    found = {name: digest_tree(of) | {"places": _places(of)} for name, of in _configs(job).items()}
+    return tree_without_secrets(found)
+
+
+def _configs(job: Job) -> dict[str, RunSettings]:
+    return {"own": job.config} | ({"pretraining": job.origin} if job.origin is not None else {})
+
+
+def _places(config: RunSettings) -> dict[str, Any]:
+    data = config.model_dump(mode="json")["data"]
+    return {key: data[key] for key in ("shards", "synthetic", "root") if data.get(key) is not None}
 
 
 def write(job: Job, state: str, seconds: float, why: str = "") -> None:
     """Adds the seconds of this start to those before."""
     before = read(job)
     total = seconds + (before.seconds if before and before.state == STOPPED else 0.0)
-    record = Record(state, total, why, digest_tree(job.config))
+    record = Record(state, total, why, _decides(job))
     replace_file(job.folder / FILE, json.dumps(asdict(record), indent=1) + "\n")
 
 
 def is_done(job: Job) -> bool:
+    """Whether it has ended well, and the figures of an evaluation are there."""
     found = read(job)
-    return found is not None and found.state == DONE
+    there = job.what == PRETRAIN or all((job.folder / name).is_file() for name in FIGURES)
+    return found is not None and found.state == DONE and there
+
+
+def refuse_strays(unit: Unit) -> None:
+    """Raises ValueError for evaluations that are there while their pretraining's folder is gone: made again, its
+    weights would not be those that were evaluated."""
+    run = unit.jobs[0]
+    if run.what != PRETRAIN or (run.folder / "config.yaml").is_file():
+        return
+    if there := [job.what for job in unit.jobs[1:] if (job.folder / FILE).is_file()]:
+        raise ValueError(
+            f"{run.folder.parent}: holds {', '.join(there)}, and no run in {PRETRAIN}: restore it, or move "
+            f"{run.folder.parent} away to begin all of it again"
+        )
 
 
 class Times:
@@ -56,7 +90,7 @@ class Times:
         self._of: dict[tuple[str, str], list[float]] = {}
         for unit in units:
             for job in unit.jobs:
-                if (found := read(job)) is not None and found.state == DONE:
+                if (found := read(job)) is not None and is_done(job):
                     self.add(job, found.seconds)
 
     def add(self, job: Job, seconds: float) -> None:
@@ -68,7 +102,7 @@ class Times:
         total = 0.0
         for job in unit.jobs:
             found = read(job)
-            if found is not None and found.state == DONE:
+            if is_done(job):
                 continue
             known = self._of.get((job.arm.name, job.what)) or self._of.get(("", job.what))
             if known is None:

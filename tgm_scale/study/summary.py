@@ -5,7 +5,7 @@ Shapes: S seeds, M test clips.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ Tree = dict[str, Any]
 _MAIN = ("top1", "video to text R@1")  # the figure that predictions.jsonl holds clip by clip
 
 
+_Key = tuple[Arm, int]
+
+
 class Outcome(NamedTuple):
     """Of an evaluation of one run. right: whether each test clip is; groups: of the clips that have one."""
 
@@ -30,15 +33,21 @@ class Outcome(NamedTuple):
 
 
 def outcome(job: Job) -> Outcome:
-    """Raises ValueError or OSError for files that are damaged or gone."""
-    results = json_object(job.folder / "results.json")
-    rows = json_lines(job.folder / "predictions.jsonl")
-    truth = "caption" if results["method"] == "retrieval" else "label"
-    return Outcome(
-        {name: figure["value"] for name, figure in results["figures"].items()},
-        {row["key"]: row[truth] == row["prediction"] for row in rows},
-        {row["key"]: row["group"] for row in rows if "group" in row},
-    )
+    """Raises ValueError for files that are damaged."""
+    results, rows = (job.folder / name for name in records.FIGURES)
+    try:
+        tree, lines = json_object(results), json_lines(rows)
+        truth = "caption" if tree["method"] == "retrieval" else "label"
+        return Outcome(
+            {name: float(figure["value"]) for name, figure in tree["figures"].items()},
+            {row["key"]: row[truth] == row["prediction"] for row in lines},
+            {row["key"]: row["group"] for row in lines if "group" in row},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = str(error) if type(error) is ValueError else f"{type(error).__name__} {error} in it"
+        raise ValueError(
+            f"{results} or {rows.name} is damaged ({why}): remove it, and the same study measures again"
+        ) from None
 
 
 def summarise(study: StudyConfig, units: Sequence[Unit], left_out: Sequence[Unit]) -> Tree:
@@ -49,9 +58,10 @@ def summarise(study: StudyConfig, units: Sequence[Unit], left_out: Sequence[Unit
     found: Tree = {}
     for name in study.study.evaluations:
         jobs = [job for job in every if job.what == name]
-        outcomes = {(job.arm, job.seed): outcome(job) for job in jobs if records.is_done(job)}
+        outcomes, damaged = _outcomes(job for job in jobs if records.is_done(job))
         missing = {
-            (job.arm, job.seed): _trouble(job)
+            (job.arm, job.seed): damaged.get((job.arm, job.seed))
+            or _trouble(job)
             or trouble.get((job.arm, job.seed))
             or ("left out: no time" if (job.arm, job.seed) in late else "not done yet")
             for job in jobs
@@ -62,12 +72,20 @@ def summarise(study: StudyConfig, units: Sequence[Unit], left_out: Sequence[Unit
     return {"evaluations": found, "seeds": study.study.seeds, "seconds": seconds}
 
 
+def _outcomes(jobs: Iterable[Job]) -> tuple[dict[_Key, Outcome], dict[_Key, str]]:
+    """By arm and seed; and why there is none."""
+    found, damaged = {}, {}
+    for job in jobs:
+        try:
+            found[job.arm, job.seed] = outcome(job)
+        except ValueError as error:
+            damaged[job.arm, job.seed] = str(error)
+    return found, damaged
+
+
 def _trouble(job: Job) -> str:
     found = records.read(job)
     return f"{job.what}: {found.why}" if found is not None and found.state == records.FAILED else ""
-
-
-_Key = tuple[Arm, int]
 
 
 def _evaluation(study: StudyConfig, outcomes: dict[_Key, Outcome], missing: dict[_Key, str]) -> Tree:
