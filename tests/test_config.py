@@ -154,6 +154,9 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("optim.betas=[0.9, 1.5]", ["optim.betas.1: found 1.5", "less than 1"]),
+        ("optim.betas=[.nan, 0.9]", ["optim.betas.0: found nan", "finite"]),
+        ("optim.weight_decay=.inf", ["optim.weight_decay: found inf", "finite"]),
         ("train.step=5", ["train.step: unknown key", "did you mean train.steps?"]),
         ("guidance.mask_ratio=0.5", ["did you mean masking.mask_ratio?"]),
         ("data.nonsense=1", ["known: ", "shards"]),

@@ -87,8 +87,9 @@ def test_any_mask_keeps_the_contract(
     try:
         masker = build_masker(recipe, grid, mask_ratio, visible_ratio, decode_ratio, **options)
     except ValueError as error:
-        if recipe != "adamae" or "learn" not in str(error):  # an option that a learned mask does not have
-            assert "raise it to at least" in str(error)  # a share too small for this grid
+        unfit = {"adamae": "learned", "part_based": "parts"}.get(recipe, "scale=raw reads the numbers of parts")
+        known = (unfit, "scale=raw reads the numbers of parts", "raise it to at least")  # or a share too small
+        assert any(words in str(error) for words in known)
         return
     relevance = maps(grid, 3, levels)
     mask = masker(seeds(3), **aux(masker, relevance))
@@ -128,6 +129,7 @@ def test_a_sample_has_one_mask_in_any_batch(
 ) -> None:
     grid = Grid(4, 5, 6)
     temperature = temperature or 0.2 * (recipe == "adamae")  # which draws, whatever it is
+    temperature *= recipe != "part_based"  # whose source has no order to disturb
     masker = build_masker(recipe, grid, 0.6, visible_ratio=0.2, decode_ratio=0.5, temperature=temperature)
     relevance, chosen = maps(grid, 5, levels), order[:size]
     whole = masker(seeds(5), **aux(masker, relevance))
@@ -341,7 +343,9 @@ def test_a_recipe_ignores_maps_that_it_does_not_need() -> None:
 @pytest.mark.parametrize("scope", ["clip", "slot", "tube"])
 def test_every_source_makes_masks_in_every_scope(scope: str) -> None:
     for name in SOURCES:
-        recipe = "adamae" if SOURCES[name].taught_by else "random"
+        recipe = "part_based" if name == "parts" else "adamae" if SOURCES[name].taught_by else "random"
+        if name == "parts" and scope == "tube":
+            continue  # numbers of parts have no mean over slots
         masker = build_masker(recipe, Grid(4, 6, 6), 0.5, sources={name: 1}, scope=scope)
         assert masker(seeds(2), **aux(masker, maps(masker.grid, 2))).visible.shape == (2, 72)
 
@@ -379,6 +383,14 @@ def test_every_source_makes_masks_in_every_scope(scope: str) -> None:
         ({"sources": {"text": 0}}, r"masking.options.sources.text=0: wanted a weight above 0"),
         ({"sources": {"text": True}}, r"masking.options.sources.text=True: wanted a weight"),
         ({"sources": {"sampler": 1}}, r"masking.options.rule=top_k: the source sampler is learned, .* set bottom_k"),
+        ({"temperature": float("inf")}, r"masking.options.temperature=inf: wanted a number of at least 0"),
+        ({"sources": {"text": float("inf")}}, r"masking.options.sources.text=inf: wanted a weight above 0"),
+        ({"sources": {"parts": 1}}, r"masking.options.rule=top_k: the source parts .* no order .*: set stratified"),
+        ({"rule": "stratified", "scale": "raw"}, r"sources: text: .* reads the numbers of parts.*: give \{parts: 1\}"),
+        ({"recipe": "part_based", "sources": {"parts": 1, "text": 1}}, r"sources: parts, text: .* not mixed"),
+        ({"recipe": "part_based", "scope": "tube"}, r"masking.options.scope=tube: .* no mean: set slot or clip"),
+        ({"recipe": "part_based", "scale": "rank"}, r"masking.options.scale=rank: the source parts .*: set raw"),
+        ({"recipe": "part_based", "temperature": 1}, r"masking.options.temperature=1: the source parts .*: set 0"),
         ({"recipe": "adamae", "rule": "top_k"}, r"rule=top_k: the source sampler is learned"),
         ({"recipe": "adamae", "scale": "rank"}, r"scale=rank: the source sampler is learned, .* or set raw"),
         ({"recipe": "adamae", "temperature": 0}, r"masking.options.temperature=0: the source sampler .* above 0"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -71,12 +71,15 @@ class ModelConfig(Section):
     )
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimConfig(Section):
     name: Literal["adamw", "lion"] = Field("adamw", description="the optimizer: AdamW or Lion, which keeps one moment")
     base_lr: float = Field(1.5e-4, gt=0, description="learning rate at a batch of 256; scaled with the global batch")
     min_lr: float = Field(0.0, ge=0, description="where the cosine schedule ends, in the units of base_lr")
     weight_decay: float = Field(0.05, ge=0, description="weight decay, decoupled; of matrices alone")
-    betas: tuple[float, float] = Field(
+    betas: tuple[Beta, Beta] = Field(
         (0.9, 0.95),
         strict=False,
         description="decay rates: AdamW's two moments'; Lion's direction's and moment's (its paper: 0.9, 0.99)",

@@ -6,6 +6,7 @@ that do not divide a group of tokens are rounded down: 0.6 of a slot of 196 hide
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -152,7 +153,11 @@ class Masker:
         group = {"clip": "the clip", "slot": "each slot", "tube": "each slot, the same in all"}[self.recipe.scope]
         sources = " + ".join(f"{weight:g} {name}" for name, weight in self.recipe.sources.items())
         first, last = self.whole_parts(0.0), self.whole_parts(1.0)
-        course = f"; whole parts {first:g} at the start, {last:g} at the end" if first != last else ""
+        course = (
+            f"; whole parts {first:g} at the start, {last:g} at the end"
+            if first != last and self.recipe.rule == "stratified"
+            else ""
+        )
         return (
             f"{self.name} ({sources}, {self.recipe.rule}): hides {self.hidden_per_group} of {size} tokens of {group} "
             f"({self.hidden_count / grid.tokens:.1%} of {grid.tokens}, rounded down); {self.visible_count} visible, "
@@ -227,7 +232,27 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
             "the end of the run, such as [0, 1]"
         )
     _check_learned(recipe)
+    _check_parts(recipe)
     return recipe
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """The numbers of parts are names: a mean, a rank or a sum of them names another part, or none."""
+    by_number = recipe.rule == "stratified" and recipe.scale == "raw"
+    if "parts" not in recipe.sources and not by_number:
+        return
+    if set(recipe.sources) != {"parts"}:
+        raise ValueError(
+            f"masking.options.sources: {', '.join(recipe.sources)}: rule=stratified with scale=raw reads the numbers "
+            "of parts, which are not mixed: give {parts: 1}, or scale=rank for bands of other sources"
+        )
+    fitting = {"rule": ("stratified",), "scale": ("raw",), "temperature": (0,), "scope": ("slot", "clip")}
+    for option, values in fitting.items():
+        if (value := getattr(recipe, option)) not in values:
+            raise ValueError(
+                f"masking.options.{option}={value}: the source parts gives numbers of parts, which have no order and "
+                f"no mean: set {' or '.join(map(str, values))}, or choose other sources"
+            )
 
 
 def _check_learned(recipe: Recipe) -> None:
@@ -267,4 +292,4 @@ def _check_sources(sources: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
