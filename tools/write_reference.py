@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -104,6 +104,8 @@ def shown(value: Any) -> str:
 
 def typed(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return typed(inner[0])
     if origin is Literal:
         return ", ".join(f"`{one}`" for one in inner)
     if origin in (Union, types.UnionType):
