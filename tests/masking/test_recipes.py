@@ -87,7 +87,7 @@ def test_any_mask_keeps_the_contract(
     try:
         masker = build_masker(recipe, grid, mask_ratio, visible_ratio, decode_ratio, **options)
     except ValueError as error:
-        unfit = {"adamae": "learned", "part_based": "parts"}.get(recipe, "scale=raw reads the numbers of parts")
+        unfit = {"adamae": "learn", "part_based": "parts"}.get(recipe, "scale=raw reads the numbers of parts")
         known = (unfit, "scale=raw reads the numbers of parts", "raise it to at least")  # or a share too small
         assert any(words in str(error) for words in known)
         return
