@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # commands that see no tensor do without torch, which takes 2 seconds of a core to import
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with each of its tensors as `change` gives it."""
+        from torch import Tensor
+
         changed: dict[str, Any] = {
             f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }

@@ -18,7 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from tgm_scale.checkpoints import manifest
+from tgm_scale.checkpoints.manifest import folder_of as folder_of
+from tgm_scale.checkpoints.manifest import latest as latest
 from tgm_scale.checkpoints.manifest import step_of, sums
+from tgm_scale.checkpoints.manifest import steps_in as steps_in
 from tgm_scale.engine import state as engine_state
 from tgm_scale.runtime.tensors import open_tensors, tensor_in
 
@@ -32,21 +35,6 @@ class Progress:
     skipped: dict[str, int] = field(default_factory=dict)  # broken samples so far, by reason
     losses: list[float] = field(default_factory=list)  # of the newest updates made, which a spike is measured against
     refused: list[list[str]] = field(default_factory=list)  # samples of each of the last steps, whose updates were not
-
-
-def folder_of(root: Path, step: int) -> Path:
-    return root / f"step-{step:08d}"
-
-
-def steps_in(root: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending. Other names are ignored."""
-    found = (step_of(file.parent) for file in root.glob(f"step-*/{manifest.NAME}"))
-    return sorted(step for step in found if step is not None)
-
-
-def latest(root: Path) -> Path | None:
-    steps = steps_in(root)
-    return folder_of(root, steps[-1]) if steps else None
 
 
 def newest_whole(root: Path, damaged: dict[Path, str]) -> Reader | None:

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
 from PIL import Image
-from torch import from_numpy
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.building.annotations import captions_of, json_fault, unfit_captions
@@ -268,5 +266,8 @@ def _small(image_HW3: np.ndarray) -> np.ndarray:
     height, width, _ = image_HW3.shape
     scale = THUMBNAIL / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    import torch.nn.functional as F
+    from torch import from_numpy
+
     pixels_13HW = from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)[None]
     return F.interpolate(pixels_13HW, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()

@@ -12,6 +12,7 @@ from tgm_scale.guidance.folder_files import WEIGHTS, is_pointer, read_json, weig
 from tgm_scale.guidance.sentence_folder import ENCODERS
 from tgm_scale.runtime.outside.json_text import bounded
 
+SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
 PARTS = {  # `model_type` of config.json -> the towers that such a folder holds
     "clip": {"text", "image"},
     "clip_text_model": {"text"},
@@ -109,6 +110,11 @@ def image_settings(folder: Path) -> dict[str, Any] | None:
     if isinstance(inner, dict):
         return inner
     return read_json(plain) if plain.is_file() else None
+
+
+def tower_folder(name: str) -> str:
+    """The folder behind `guidance.towers`: 'small' is the packaged CLIP."""
+    return str(SMALL_TOWERS) if name == "small" else name
 
 
 def model_files(folder: str | Path) -> list[Path]:

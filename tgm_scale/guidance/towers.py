@@ -19,17 +19,17 @@ from tgm_scale.guidance.sentence import Head
 from tgm_scale.guidance.sentence_folder import ENCODERS
 from tgm_scale.guidance.text import TextTower, real_tokens
 from tgm_scale.guidance.tower_folder import (
+    SMALL_TOWERS,
     check_folder,
     check_vocabulary,
     has_gemma_tokenizer,
     image_settings,
     model_files,
+    tower_folder,
 )
 from tgm_scale.runtime.compat import prepare_torchvision
 
-__all__ = ["check_folder", "load_image_tower", "load_text_tower", "model_files", "tower_folder"]
-
-SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
+__all__ = ["SMALL_TOWERS", "check_folder", "load_image_tower", "load_text_tower", "model_files", "tower_folder"]
 
 _SPARE_ROWS = 128  # of an embedding that is padded to a round number
 _LETTERS = 256  # of one token, at most: what stands behind as many as fill all tokens is cut before it costs time
@@ -37,11 +37,6 @@ _VOCABULARY = "its tokenizer (vocab.json, merges.txt, tokenizer.json, tokenizer_
 _POSITIONS_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")  # they count from the padding's number
 _COPY = "copy the folder's files from where they are from"
 _PROBE = "a photo of two dogs near the lake"
-
-
-def tower_folder(name: str) -> str:
-    """The folder behind `guidance.towers`: 'small' is the packaged CLIP."""
-    return str(SMALL_TOWERS) if name == "small" else name
 
 
 def load_text_tower(

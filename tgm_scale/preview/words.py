@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tgm_scale.guidance.towers import SMALL_TOWERS, tower_folder
+from tgm_scale.guidance.tower_folder import SMALL_TOWERS, tower_folder
 from tgm_scale.masking.diagnostics import ALARM
 from tgm_scale.preview.figures import Figures
 from tgm_scale.preview.settings import Settings

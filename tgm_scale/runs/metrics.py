@@ -11,18 +11,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import NoneType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from PIL import Image
 
 from tgm_scale.contracts import Problem
 from tgm_scale.runs import events, pictures
 from tgm_scale.runs.boards import Board, TensorBoard, figures_of
-from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import describe_os_error, replace_file
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import message
+
+if TYPE_CHECKING:
+    from tgm_scale.runtime.distributed import HostCollectives
 
 _FIGURES = ("loss", "samples", "step_seconds", "data_seconds", "guidance_seconds", "skipped_samples")  # that are read
 _RECENT = 100  # losses; runs/faults.py measures a spike against no more

@@ -24,7 +24,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,11 +33,13 @@ from tgm_scale.checkpoints import manifest
 from tgm_scale.config import RunSettings
 from tgm_scale.runs import environment, events, origins, run_data
 from tgm_scale.runtime import ownership
-from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import tree_without_secrets, without_secrets
+
+if TYPE_CHECKING:
+    from tgm_scale.runtime.distributed import HostCollectives
 
 FILES = (
     *("config.yaml", "data.json", "origins.json", "plan.json", "files.json", "faults.json", "environment.jsonl"),

@@ -1,16 +1,19 @@
 """Keyed, counter-based randomness: the same key gives the same numbers on any rank, device and batch.
 
 Nothing random in a run has a state. A number is a pure function of a key: (seed, purpose, step or sample key,
-counter).
+counter). Host code imports no torch with it: that takes 2 seconds of a core, of a command that only reads JSON.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: the increment of splitmix64
 _MIX_1 = 0xBF58476D1CE4E5B9  # the two multipliers of splitmix64's finaliser (Steele, Lea, Flood 2014)
@@ -40,6 +43,8 @@ def bits(seeds_B: Tensor, count: int, purpose: str) -> Tensor:
     """63 random bits for each (seed, counter): int64 [B, count], not negative.
 
     seeds_B: int64 [B] on any device. Purposes give independent streams of one seed."""
+    import torch
+
     counter_N = torch.arange(1, count + 1, device=seeds_B.device, dtype=torch.int64) * _signed(_GOLDEN)
     x = _finalise(_finalise(seeds_B ^ key(purpose))[:, None] + counter_N)
     return x & _MASK_63
@@ -53,19 +58,20 @@ def _finalise(x: Tensor) -> Tensor:
 
 def uniform(seeds_B: Tensor, count: int, purpose: str) -> Tensor:
     """Uniform float32 [B, count] in [0, 1)."""
-    return (bits(seeds_B, count, purpose) >> 39).to(torch.float32) * 2.0**-24
+    return (bits(seeds_B, count, purpose) >> 39).float() * 2.0**-24
 
 
 def gumbel(seeds_B: Tensor, count: int, purpose: str) -> Tensor:
     """Standard Gumbel noise, float32 [B, count]."""
-    u = (bits(seeds_B, count, purpose) >> 11).to(torch.float64) * 2.0**-52 + 2.0**-53
-    return (-torch.log(-torch.log(u))).to(torch.float32)
+    u = (bits(seeds_B, count, purpose) >> 11).double() * 2.0**-52 + 2.0**-53
+    return (-(-u.log()).log()).float()
 
 
 def permutation(seed: int, count: int) -> np.ndarray:
     """A keyed permutation of range(count), int64; independent of numpy's own generators and their versions."""
-    noise = bits(torch.tensor([seed]), count, "permutation")[0].numpy()
-    return np.argsort(noise, kind="stable")
+    counter_N = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+    mixed = np.uint64(_finalise_int(seed ^ key("permutation")))
+    return np.argsort(_finalise_words(mixed + counter_N) & np.uint64(_MASK_63), kind="stable")
 
 
 def draw(seed: int, purpose: str, count: int = 1) -> list[float]:
@@ -83,6 +89,15 @@ def _finalise_int(x: int) -> int:
     return x ^ (x >> 31)
 
 
+def _finalise_words(x: np.ndarray) -> np.ndarray:
+    """`_finalise` of uint64, which wraps."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_MIX_1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_MIX_2)
+    return x ^ (x >> np.uint64(31))
+
+
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator for a draw that needs torch's own distributions (weight initialisation)."""
+    import torch
+
     return torch.Generator().manual_seed(key(*parts))
