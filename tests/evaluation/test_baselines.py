@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation import results, ridge, small_cnn
 from tgm_scale.evaluation.baselines import refuse
 from tgm_scale.evaluation.cache import Clips
+from tgm_scale.evaluation.labelled import labelled_inventory
 from tgm_scale.evaluation.probe import Validation
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import LabelledConfig, load_finetune
@@ -161,6 +163,19 @@ def test_a_share_of_the_labels_is_of_each_class_and_nested(place: str) -> None:
     assert Counter(labelled[0.6].values()) == {label: round(0.6 * count) for label, count in whole.items()}
     other = open_split(LabelledConfig(train=place, test=place, test_groups=("1",), share=0.6), "train", seed=6)
     assert other.labels != labelled[0.6] and other.corpus.fingerprint != open_split(data, "train").corpus.fingerprint
+
+
+def test_a_share_of_the_labels_leaves_out_no_larger_share_of_the_data(place: str, tmp_path: Path) -> None:
+    """Missing files are counted beside all rows of the list: labels that were not drawn are no damage."""
+    some = Path(shutil.copytree(place, tmp_path / "some"))
+    for number in (2, 4, 7):  # the last is of the test
+        (some / f"{number}.mp4").unlink()
+    found = {}
+    for share in (0.1, 1.0):
+        data = LabelledConfig(train=str(some), test=str(some), test_groups=("1",), share=share)
+        found[share] = labelled_inventory("train", open_split(data, "train", seed=5))
+    assert found[0.1].usable < found[1.0].usable == 18 and sum(found[0.1].left_out.values()) == 2
+    assert found[0.1].share == found[1.0].share == pytest.approx(2 / 20)
 
 
 def test_what_has_no_baselines_or_shares_is_refused(

@@ -25,11 +25,13 @@ SYNTHETIC_MOTION = "truth.objects.0.motion"
 
 @dataclass(frozen=True)
 class LabelledCorpus:
-    """A corpus, the label of each sample by its name, and the samples without one or missing."""
+    """A corpus, the label of each sample by its name, and the samples without one or missing. undrawn: labelled
+    samples that `share_of` left, of which nothing is wrong."""
 
     corpus: Corpus
     labels: dict[str, str]
     problems: list[Problem]
+    undrawn: int = 0
 
     @cached_property
     def refs(self) -> list[SampleRef]:
@@ -78,7 +80,7 @@ def share_of(source: LabelledCorpus, share: float, seed: int) -> LabelledCorpus:
     corpus = source.corpus
     if isinstance(corpus, VideoListCorpus):
         corpus = corpus.part(kept, f"{len(kept)} of {len(source.labels)} labels, by data.share={share:g}")
-    return LabelledCorpus(corpus, labels, source.problems)
+    return LabelledCorpus(corpus, labels, source.problems, len(source.labels) - len(labels))
 
 
 def _of_files(corpus: VideoListCorpus) -> LabelledCorpus:
@@ -102,7 +104,9 @@ def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> I
     said = [f"{ref.name}: {shown(source.labels[ref.name])}" for ref in chosen]
     layout = source.corpus.listing.layout if isinstance(source.corpus, VideoListCorpus) else ""
     lost = max(source.corpus.lost, sum(problem.reason not in NOTICES for problem in source.problems))
-    return Inventory.of(part, len(refs), source.problems, lost, layout=layout, examples=said, listed=listed)
+    return Inventory.of(
+        part, len(refs), source.problems, lost, source.undrawn, layout=layout, examples=said, listed=listed
+    )
 
 
 def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:

@@ -39,9 +39,16 @@ class Inventory:
 
     @classmethod
     def of(
-        cls, part: str, usable: int, problems: Iterable[Problem], lost: float | None = None, **more: Any
+        cls,
+        part: str,
+        usable: int,
+        problems: Iterable[Problem],
+        lost: float | None = None,
+        undrawn: int = 0,
+        **more: Any,
     ) -> Inventory:
-        """lost: how many samples the problems stand for (default: one each, none where the sample is used)."""
+        """lost: how many samples the problems stand for (default: one each, none where the sample is used).
+        undrawn: samples that could be used, and are not."""
         count: defaultdict[str, int] = defaultdict(int)
         first: defaultdict[str, list[str]] = defaultdict(list)
         for problem in problems:
@@ -50,7 +57,7 @@ class Inventory:
                 first[problem.reason].append(": ".join(filter(None, (problem.key, problem.detail))))
         if lost is None:
             lost = sum(number for reason, number in count.items() if reason not in NOTICES)
-        share = lost / (usable + lost) if usable + lost else 0.0
+        share = lost / (usable + undrawn + lost) if usable + lost else 0.0
         return cls(part, usable, dict(sorted(count.items())), dict(first), round(share, 6), **more)
 
     def as_dict(self) -> dict[str, Any]:
