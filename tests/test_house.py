@@ -59,7 +59,7 @@ IMPORT_SITES = {
     "spdl": {"benchmarks/spdl.py"},
     "timm": {"finetuning/augment.py", "conversion/timm.py", "engine/build.py"},
     "flash_attn": {"models/attention.py"},
-    "matplotlib": {"report/render.py", "demo/plots.py"},
+    "matplotlib": {"report/render.py", "demo/plots.py", "benchmarks/growth_figure.py"},
     "jinja2": {"report/html.py"},
     "wandb": {"runs/boards.py"},
 }

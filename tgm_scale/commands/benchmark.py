@@ -24,6 +24,8 @@ EXAMPLES = """examples:
   tgm-scale benchmark step --config debug --against transformers masking.recipe=tube
   tgm-scale benchmark masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
   tgm-scale benchmark checkpoint --config configs/pretrain_vitl.yaml train.precision=fp32
+  tgm-scale benchmark growth --output runs/growth
+  tgm-scale benchmark growth --output runs/growth --size tiny
 
 Figures of a busy machine are worth little by themselves: what is compared is measured in turns, and the median ratio
 of the turns is shown. Each benchmark has a --help of its own, and --json FILE keeps its figures."""
@@ -119,6 +121,13 @@ def _footprint(parser: argparse.ArgumentParser) -> None:
     add_overrides(parser)
 
 
+def _growth(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--output", type=Path, required=True, metavar="DIR", help="writes growth.json, which a later run completes, "
+        "and growth.png there")  # fmt: skip
+    add("--size", default="S", metavar="NAME", help="of the model: tiny, S, B, L, H or g (default %(default)s)")
+
+
 _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "loader": ("clips a second: the loader, the bare decoder, WebDataset, SPDL", _loader),
     "order": ("millions of clips on a thousand ranks: opening, positions, resuming", _order),
@@ -130,6 +139,7 @@ _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "step": ("a training step and where its time goes", _step),
     "masking": ("masking recipes compared with a training step, and each saving's gain", _masking),
     "checkpoint": ("resuming from a checkpoint, with and without the comparison with its hashes", _checkpoint),
+    "growth": ("how time and memory grow with tokens, batch, frames, pixels, processes, parameters", _growth),
 }
 
 
