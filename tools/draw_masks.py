@@ -26,7 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--mask-ratio", type=float, default=0.75, metavar="R", help="share hidden, the same for all (default 0.75)")
     add("--towers", default="small", metavar="DIR", help="CLIP or SigLIP folder (default: the packaged small CLIP)")
     add("--scorer", default="raw", metavar="NAME", help="raw (default, the small CLIP's own), value or vv")
-    add("--checkpoint", metavar="RUN", help="a run on clips of 16 frames of 112 pixels, for a learned recipe (adamae)")
+    of_run = "a run on clips of 16 frames of 112 pixels, for a learned recipe (adamae, automae); may be given for each"
+    add("--checkpoint", action="append", default=[], metavar="RUN", help=of_run)
     options = parser.parse_args(arguments)
     return command.exit_code("draw_masks", lambda: _run(options))
 

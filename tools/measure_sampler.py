@@ -1,6 +1,7 @@
-"""Does AdaMAE's sampler find the objects? Of each checkpoint of a run on a synthetic corpus, whose every pixel is
-known: the area under the ROC curve of the learned logits for the tokens of any object, a mean over slots and then over
-clips that the run has not seen. 0.5 is chance; above it, objects are seen rather than background.
+"""Does a learned mask find the objects? Of each checkpoint of a run on a synthetic corpus, whose every pixel is known:
+the area under the ROC curve of the learned logits for the tokens of any object, a mean over slots and then over clips
+that the run has not seen. 0.5 is chance; above it, objects are seen (adamae) or hidden (automae) rather than
+background. Beside automae's, the same of the frozen tower's attention, of which its logits are made.
 
 A token is an object's when at least half of its tubelet's pixels show it.
 """
@@ -8,6 +9,8 @@ A token is an object's when at least half of its tubelet's pixels show it.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,8 @@ from tgm_scale.demo.corpus.make import SyntheticSpec, render_clip
 from tgm_scale.demo.corpus.truth import object_tokens
 from tgm_scale.evaluation.intervals import paired_interval
 from tgm_scale.evaluation.masks.relevance import slot_aucs
-from tgm_scale.planning.learned_masks import load_learned
+from tgm_scale.planning.learned_masks import LearnedMap, load_learned
+from tgm_scale.planning.towers import Map
 from tgm_scale.runtime import command, seeding
 
 EXAMPLES = """examples:
@@ -41,6 +45,18 @@ def clip_of(index: int, spec: SyntheticSpec, frames: int, grid: Grid) -> tuple[T
     return torch.from_numpy(video).permute(3, 0, 1, 2)[None], torch.from_numpy(np.any(objects, axis=0))
 
 
+def mean_attention(heads: Map, grid: Grid, video_BCTHW: Tensor) -> Tensor:
+    """Where an automae's logits begin, float32 [B, S, R, C]."""
+    return heads(video_BCTHW, grid).mean(dim=1)
+
+
+def auc(look: Callable[[Tensor], Tensor], clips: list[tuple[Tensor, Tensor]]) -> str:
+    """The mean over the clips, with its interval."""
+    aucs = [slot_aucs(look(video)[0], truth_SRC) for video, truth_SRC in clips]
+    found = paired_interval(torch.tensor([[float(np.mean(of_clip)) for of_clip in aucs if of_clip]]))
+    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
 def measure(options: argparse.Namespace) -> int:
     folder = options.run / "checkpoints"
     steps = steps_in(folder)
@@ -50,13 +66,13 @@ def measure(options: argparse.Namespace) -> int:
     grid = Grid.of(weights.frames, weights.image_size, weights.size.tubelet, weights.size.patch)
     spec = SyntheticSpec(size=weights.image_size, seed=seeding.key("clips for the sampler"))
     clips = [clip_of(index, spec, weights.frames, grid) for index in range(options.clips)]
-    rows = []
+    rows: list[tuple[str, str]] = []
     for step in steps:
-        look = load_learned(folder_of(folder, step), "--run ")["sampler"]
-        aucs = [slot_aucs(look(video, grid)[0], truth_SRC) for video, truth_SRC in clips]
-        of_clips = torch.tensor([[float(np.mean(of_clip)) for of_clip in aucs if of_clip]])
-        found = paired_interval(of_clips)
-        rows.append((str(step), f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"))
+        [look] = load_learned(folder_of(folder, step), "--run ").values()
+        assert isinstance(look, LearnedMap)
+        if look.heads is not None and not rows:
+            rows.append(("attention", auc(partial(mean_attention, look.heads, grid), clips)))
+        rows.append((str(step), auc(partial(look, grid=grid), clips)))
     print(f"{headline()}; {options.clips} clips that were not trained on, {grid.tokens} tokens, 95 % intervals")
     print(table(("step", "AUC"), rows))
     return 0

@@ -33,6 +33,8 @@ EXAMPLES = """examples:
 # recipe, and the term beside pixels
 VARIANTS = [("tube", name) for name in TERMS if MASKS not in TERMS[name].needs]
 VARIANTS += [("text_guided", "pixels"), ("text_guided", "predict"), ("adamae", "policy")]
+VARIANTS += [("attention", "pixels"), ("automae", "adversary")]
+BASES = {"adamae": "tube", "automae": "attention"}  # the recipe that a learned one is compared with
 
 
 def step_of(data: Path, recipe: str, term: str) -> Callable[[], None]:
@@ -54,7 +56,7 @@ def step_of(data: Path, recipe: str, term: str) -> Callable[[], None]:
         part = guidance(batch)
         visible, target = (None, None) if part.mask is None else (part.mask.visible, part.mask.target)
         target = target if TARGETS in plan.terms else None
-        passed = module(part.batch.video, visible, target, part.features_BNF, seeds_B=part.batch.seeds)
+        passed = module(part.batch.video, visible, target, part.features_BNF, drawing=part.drawing)
         loss = sum((error_B.mean() for error_B in passed.errors_TB), torch.zeros(()))
         numbers = iter(passed.learned)
         for one in built.coupled.values():
@@ -81,7 +83,7 @@ def measure(options: argparse.Namespace) -> int:
                 least[variant] = min(least[variant], 1000 * (time.process_time() - began))
     rows = []
     for recipe, term in VARIANTS:
-        spent, base = least[recipe, term], least["tube" if recipe == "adamae" else recipe, "pixels"]
+        spent, base = least[recipe, term], least[BASES.get(recipe, recipe), "pixels"]
         terms = term if term == "pixels" else f"pixels + {term}"
         rows.append((recipe, terms, f"{spent:.0f}", f"{spent - base:+.0f} ms, {spent / base - 1:+.0%}"))
     print(f"{headline()}; configs/debug.yaml, ms of processor time for 8 clips, the least of {options.turns} turns")

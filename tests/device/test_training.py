@@ -34,7 +34,7 @@ from tgm_scale.training.step import JointStep, Prepared
 DECLARED = "engine/build.py:make_update: a tensor copied to the host"
 
 SIZE = ModelSize(48, 2, 2, 96, 24, 2, 2, 48, patch=8)
-FRAMES, SIDE, WIDTH, CLIPS = 4, 32, 16, 4
+FRAMES, SIDE, WIDTH, CLIPS, HEADS = 4, 32, 16, 4, 2
 GRID = Grid.of(FRAMES, SIDE, SIZE.tubelet, SIZE.patch)
 
 
@@ -142,8 +142,10 @@ def joint(
         model = MaskedVideoAutoencoder(
             size, FRAMES, SIDE, embedding_width=WIDTH, options=ModelOptions(activation_checkpointing=checkpointing)
         )
-        masker = build_masker("adamae", model.grid, 0.75) if "policy" in (weights or {}) else None
-        return JointModule(model, terms(size, normalise_by, **(weights or {})), masker=masker)
+        taught = {"policy": ("adamae", 0), "adversary": ("automae", HEADS)}
+        recipe, heads = next((taught[name] for name in weights or {} if name in taught), ("", 0))
+        masker = build_masker(recipe, model.grid, 0.75) if recipe else None
+        return JointModule(model, terms(size, normalise_by, **(weights or {})), 0, masker, heads)
 
 
 def terms(size: ModelSize = SIZE, normalise_by: Any = "patch", **weights: float) -> Objective:
@@ -198,8 +200,14 @@ class StandIn:
 
 @pytest.mark.parametrize(
     ("more", "contrastive_batch", "passes"),
-    [({}, 8, 2), ({"contrast": 1.0}, 4, 2), ({"contrast": 1.0}, 8, 4), ({"contrast": 1.0, "policy": 1.0}, 8, 4)],
-    ids=["reconstruction", "one pass", "two passes", "two passes, learned mask"],
+    [
+        ({}, 8, 2),
+        ({"contrast": 1.0}, 4, 2),
+        ({"contrast": 1.0}, 8, 4),
+        ({"contrast": 1.0, "policy": 1.0}, 8, 4),
+        ({"contrast": 1.0, "adversary": 1.0}, 8, 4),
+    ],
+    ids=["reconstruction", "one pass", "two passes", "two passes, adamae", "two passes, automae"],
 )
 def test_a_joint_step_waits_only_where_it_is_declared(
     more: dict[str, float], contrastive_batch: int, passes: int
@@ -215,8 +223,11 @@ def test_a_joint_step_waits_only_where_it_is_declared(
     with watch:
         micro = []
         for _ in range(2):
-            mask = None if "policy" in more else masks()
+            mask = None if {"policy", "adversary"} & more.keys() else masks()
             micro.append(Prepared(batch(), mask, empty((CLIPS, WIDTH)), whole(CLIPS), whole(CLIPS)))
+            if "adversary" in more:
+                grid = module.model.grid
+                micro[-1].heads_BASRC = empty((CLIPS, HEADS, grid.slots, grid.rows, grid.columns))
         result = step(micro, 8.0, limit=2.0)
     assert len(calls) == passes and result.refusal is None
     assert dict(watch.waits) == {DECLARED: 1}

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.guidance.maps import PARTS, ClassAttention, Parts, _clusters
+from tgm_scale.guidance.maps import PARTS, ClassAttention, HeadAttention, Parts, _clusters
 from tgm_scale.guidance.towers import load_image_tower
 from tgm_scale.masking.recipes import build_masker
 
@@ -24,8 +24,11 @@ def test_attention_is_that_of_transformers_clip(clip_source: Path, frames: Frame
     model = transformers.CLIPVisionModel.from_pretrained(clip_source, attn_implementation="eager")
     with torch.no_grad():
         output = model(pixel_values=tower.preprocessing.frames(images, 48), output_attentions=True)
-    expected = output.attentions[-1].mean(1)[:, 0, 1:].unflatten(1, (6, 6))
-    assert torch.allclose(tower.attention(images), expected, atol=1e-6)
+    of_heads_NAL = output.attentions[-1][:, :, 0, 1:]
+    assert torch.allclose(tower.attention(images), of_heads_NAL.mean(1).unflatten(1, (6, 6)), atol=1e-6)
+    own_NhwA = tower.attention(images, of_heads=True)
+    assert own_NhwA.shape[-1] == tower.trunk.heads == 4
+    assert torch.allclose(own_NhwA.flatten(1, 2).transpose(1, 2), of_heads_NAL, atol=1e-6)
 
 
 def test_attention_is_that_of_siglips_pooling(siglip_source: Path, frames: Frames) -> None:
@@ -40,21 +43,24 @@ def test_attention_is_that_of_siglips_pooling(siglip_source: Path, frames: Frame
             torch.nn.functional.linear(x, w, b).unflatten(-1, (4, width)).transpose(1, 2)
             for x, w, b in zip((probe, tokens), attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3))
         )
-        seen["attention"] = (query @ key.transpose(2, 3) / width**0.5).softmax(-1).mean(1)[:, 0]
+        seen["attention"] = (query @ key.transpose(2, 3) / width**0.5).softmax(-1)[:, :, 0]
 
     attention = next(m for m in model.modules() if isinstance(m, torch.nn.MultiheadAttention))
     attention.register_forward_hook(keep)
     with torch.no_grad():
         model(pixel_values=tower.preprocessing.frames(images, 48))
-    assert torch.allclose(tower.attention(images), seen["attention"].unflatten(1, (6, 6)), atol=1e-6)
+    assert torch.allclose(tower.attention(images), seen["attention"].mean(1).unflatten(1, (6, 6)), atol=1e-6)
+    own_NhwA = tower.attention(images, of_heads=True)
+    assert own_NhwA.shape[-1] == tower.trunk.heads == 4
+    assert torch.allclose(own_NhwA.flatten(1, 2).transpose(1, 2), seen["attention"], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [ClassAttention, Parts])
+@pytest.mark.parametrize("kind", [ClassAttention, HeadAttention, Parts])
 def test_a_clips_map_does_not_depend_on_the_batch(kind: type, clip_source: Path, frames: Frames) -> None:
     look = kind(load_image_tower(clip_source))
     clips = frames(5, 3, 4, 48, 48)
     whole = look(clips, GRID)
-    assert whole.shape == (5, 2, 6, 6)
+    assert whole.shape == ((5, 4, 2, 6, 6) if kind is HeadAttention else (5, 2, 6, 6))
     assert torch.equal(look(clips[3:], GRID), whole[3:])
 
 
@@ -63,6 +69,7 @@ def test_attention_of_a_slot_is_the_mean_over_its_frames(clip_source: Path, fram
     maps = ClassAttention(tower)(clips, GRID)[0]
     each = tower.attention(clips[0].transpose(0, 1))
     assert torch.allclose(maps[1], each[2:].mean(0))
+    assert torch.allclose(HeadAttention(tower)(clips, GRID)[0].mean(0), maps, atol=1e-7)
     middle = ClassAttention(tower, frames_per_tubelet="one")(clips, GRID)[0]
     assert torch.allclose(middle[1], each[3])
 

@@ -16,6 +16,7 @@ from tgm_scale.masking import saliency
 from tgm_scale.masking.recipes import RECIPES, Masker, build_masker
 from tgm_scale.masking.saliency import SOURCES, SaliencyInputs
 
+LEARNED = ("adamae", "automae")
 CLIP = Grid(8, 14, 14)  # 16 frames of 224 pixels, tubelets of 2 x 16 x 16
 
 
@@ -87,7 +88,9 @@ def test_any_mask_keeps_the_contract(
     try:
         masker = build_masker(recipe, grid, mask_ratio, visible_ratio, decode_ratio, **options)
     except ValueError as error:
-        unfit = {"adamae": "learn", "part_based": "parts"}.get(recipe, "scale=raw reads the numbers of parts")
+        unfit = {"adamae": "learn", "automae": "learn", "part_based": "parts"}.get(
+            recipe, "scale=raw reads the numbers of parts"
+        )
         known = (unfit, "scale=raw reads the numbers of parts", "raise it to at least")  # or a share too small
         assert any(words in str(error) for words in known)
         return
@@ -128,7 +131,7 @@ def test_a_sample_has_one_mask_in_any_batch(
     recipe: str, levels: int | None, temperature: float, order: list[int], size: int
 ) -> None:
     grid = Grid(4, 5, 6)
-    temperature = temperature or 0.2 * (recipe == "adamae")  # which draws, whatever it is
+    temperature = temperature or 0.2 * (recipe in LEARNED)  # which draws, whatever it is
     temperature *= recipe != "part_based"  # whose source has no order to disturb
     masker = build_masker(recipe, grid, 0.6, visible_ratio=0.2, decode_ratio=0.5, temperature=temperature)
     relevance, chosen = maps(grid, 5, levels), order[:size]
@@ -228,6 +231,22 @@ def test_a_learned_mask_draws_by_the_probability_that_it_is_taught_by(scope: str
     own, by_hand = (torch.autograd.grad((value * weight).sum(), logits)[0] for value in (log_probability[0], wanted))
     torch.testing.assert_close(own, by_hand)
     assert log_probability.exp().sum().item() == pytest.approx(groups)
+
+
+def test_a_relaxed_mask_is_taught_through_the_noise_by_which_it_was_drawn() -> None:
+    """The most probable tokens, given the noise, are those that are hidden; the gradient is that of the softmax."""
+    grid = Grid(2, 3, 3)
+    logits = torch.randn(50, 2, 3, 3, generator=torch.Generator().manual_seed(4), requires_grad=True)
+    masker = build_masker("automae", grid, 0.5, temperature=0.7)
+    given = {"generator": logits, "heads": torch.ones(50, 4, 2, 3, 3)}
+    log_BGn = masker.log_probability(seeds(50), **given).view(50, 2, 9)
+    chosen = masker.hidden(seeds(50), **given).view(50, 2, 9)
+    assert (log_BGn.masked_fill(~chosen, 1.0).amin(2) > log_BGn.masked_fill(chosen, -99.0).amax(2)).all()
+    torch.testing.assert_close(log_BGn.exp().sum(2), torch.ones(50, 2))
+    [gradient] = torch.autograd.grad(log_BGn[0, 0, 0], logits)
+    wanted = ((torch.arange(9) == 0).float() - log_BGn[0, 0].exp()) / 0.7
+    torch.testing.assert_close(gradient[0, 0].flatten(), wanted)
+    assert gradient[0, 1].abs().max() == 0 and gradient[1:].abs().max() == 0, "of another slot, of other clips"
 
 
 @pytest.mark.parametrize(("rule", "counted_hidden"), [("top_k", True), ("bottom_k", False)])
@@ -343,7 +362,8 @@ def test_a_recipe_ignores_maps_that_it_does_not_need() -> None:
 @pytest.mark.parametrize("scope", ["clip", "slot", "tube"])
 def test_every_source_makes_masks_in_every_scope(scope: str) -> None:
     for name in SOURCES:
-        recipe = "part_based" if name == "parts" else "adamae" if SOURCES[name].taught_by else "random"
+        own = [recipe for recipe in ("part_based", *LEARNED) if name in RECIPES[recipe].sources]
+        recipe = own[0] if own else "random"
         if name == "parts" and scope == "tube":
             continue  # numbers of parts have no mean over slots
         masker = build_masker(recipe, Grid(4, 6, 6), 0.5, sources={name: 1}, scope=scope)
@@ -395,6 +415,10 @@ def test_every_source_makes_masks_in_every_scope(scope: str) -> None:
         ({"recipe": "adamae", "scale": "rank"}, r"scale=rank: the source sampler is learned, .* or set raw"),
         ({"recipe": "adamae", "temperature": 0}, r"masking.options.temperature=0: the source sampler .* above 0"),
         ({"recipe": "adamae", "sources": {"sampler": 1, "text": 1}}, r"sampler is learned, and is not mixed"),
+        ({"recipe": "automae", "rule": "bottom_k"}, r"rule=bottom_k: the source generator is learned, .* set top_k"),
+        ({"recipe": "automae", "temperature": 0}, r"temperature=0: the source generator .* above 0"),
+        ({"recipe": "automae", "rate": 0}, r"masking.options.rate=0: wanted a number above 0: leave it out"),
+        ({"rate": 10}, r"masking.options.rate=10: wanted no such key, since nothing of this mask is learned"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(arguments: dict[str, Any], message: str) -> None:

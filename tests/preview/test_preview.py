@@ -307,7 +307,7 @@ def test_a_checkpoint_brings_its_data_and_reconstructs(checkpoint: Path, corpus:
         ("masking.recipe=block", ["block", "text_guided", "motion_guided", "tube"]),
         ("masking.recipe=tube guidance.towers=null", ["tube", "motion_guided"]),
         ("--recipes random,tube random", ["random", "tube"]),
-        ("--recipes all", [name for name in recipes.RECIPES if name != "adamae"]),
+        ("--recipes all", [name for name in recipes.RECIPES if name not in ("adamae", "automae")]),
     ],
 )
 def test_a_run_brings_its_own_recipe(words: str, names: list[str], checkpoint: Path, tmp_path: Path) -> None:

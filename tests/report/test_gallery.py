@@ -17,9 +17,9 @@ from tgm_scale.planning.learned_masks import needs_checkpoint
 def test_every_recipe_has_its_row_and_hides_its_share() -> None:
     pytest.importorskip("cv2", reason="OpenCV is not installed")
     drawn = gallery(1, mask_ratio=0.75)
-    assert drawn.left_out == [needs_checkpoint("adamae")] and drawn.caption
+    assert drawn.left_out == [needs_checkpoint("adamae"), needs_checkpoint("automae")] and drawn.caption
     strip = np.asarray(Image.open(io.BytesIO(drawn.strip)).convert("RGB"))
-    step, rows = SIDE + 6, len(RECIPES)
+    step, rows = SIDE + 6, 1 + len(RECIPES) - len(drawn.left_out)
     assert strip.shape == (rows * step - 6, 150 + 8 * step, 3)
     veil = np.array([236, 238, 241])
     for row in range(rows):

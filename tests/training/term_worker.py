@@ -32,13 +32,14 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.negatives import Negatives
 from tgm_scale.objectives.term import CAPTIONS, MASKS, Pairs, Setup
 from tgm_scale.objectives.terms import TERMS, Objective
-from tgm_scale.planning.module import JointModule
+from tgm_scale.planning.module import Drawing, JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training import term_state
 from tgm_scale.training.step import JointStep, Prepared
 
 FEATURES, QUEUE, STEPS, SAVED, WEIGHT = 10, 11, 3, 1, 0.5
+HEADS, GRID = 4, (2, 4, 4)
 MODEL = MODELS["less"]
 CLIPS = 40
 
@@ -148,6 +149,20 @@ def policy(whole: Whole) -> Tensor:
     return _mean(losses)
 
 
+def adversary(whole: Whole) -> Tensor:
+    """Minus the targets' error by the weights of the logits as they were drawn, over those that are hidden."""
+    map_BSRC = whole.module.masks["generator"](whole.part.heads_BASRC)
+    noise_BN = seeding.gumbel(whole.part.batch.seeds, map_BSRC[0].numel(), "mask.gumbel")
+    prediction, patches, target = whole.output.prediction_BMP.detach(), whole.output.target_BMP, whole.part.mask.target
+    losses = []
+    for i in whole.valid:
+        error_M = (prediction[i] - _normalised(patches[i])).square().mean(1)
+        slots = (map_BSRC + noise_BN.view_as(map_BSRC))[i].flatten(1)
+        share_M = (slots.exp() / slots.exp().sum(1, keepdim=True)).flatten()[target[i]]
+        losses.append(-(share_M * error_M).sum() / share_M.sum())
+    return _mean(losses)
+
+
 PLAIN: dict[str, Callable[[Whole], Tensor]] = {
     "pixels": pixels,
     "differences": differences,
@@ -157,6 +172,7 @@ PLAIN: dict[str, Callable[[Whole], Tensor]] = {
     "sigmoid": sigmoid,
     "nearest": nearest,
     "policy": policy,
+    "adversary": adversary,
 }
 
 
@@ -178,11 +194,19 @@ def clips(ids: list[int], tokens: int, garbage: bool) -> Prepared:
     part = prepared(ids, tokens)
     made = [torch.randn(tokens, FEATURES, generator=seeding.generator("features", i)) for i in ids]
     part.features_BNF = torch.stack(made)
+    made = [torch.rand(HEADS, *GRID, generator=seeding.generator("heads", i)) for i in ids]
+    part.heads_BASRC = torch.stack(made).softmax(dim=1)
     for index in (part.batch.weight == 0).nonzero().flatten().tolist() if garbage else []:
         part.batch.video[index], part.text_BE[index] = 255 - part.batch.video[index], 100.0
         part.features_BNF[index] = -1e6
+        part.heads_BASRC[index] = 1e6
         part.caption_ids_B[index] += 1
     return part
+
+
+def drawing_of(part: Prepared, module: JointModule) -> Drawing:
+    """With the tower's attention for a mask that is made of it, as a run's guidance gives it."""
+    return part.drawing if "generator" in module.masks else Drawing(part.batch.seeds)
 
 
 def objective_of(case: dict) -> Objective:
@@ -193,8 +217,10 @@ def objective_of(case: dict) -> Objective:
 def module_of(objective: Objective) -> JointModule:
     """With the masks of `step_worker.prepared`, or as many tokens by a learned one."""
     model = MaskedVideoAutoencoder(MODEL, frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
-    masker = build_masker("adamae", model.grid, 0.75, decode_ratio=1 / 3) if MASKS in objective.needs else None
-    return JointModule(model, objective, masker=masker)
+    if MASKS not in objective.needs:
+        return JointModule(model, objective)
+    recipe, heads = ("automae", HEADS) if "adversary" in objective.clip else ("adamae", 0)
+    return JointModule(model, objective, 0, build_masker(recipe, model.grid, 0.75, decode_ratio=1 / 3), heads)
 
 
 def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> dict[str, Any]:
@@ -234,7 +260,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
         valid = collectives.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
         engine.set_learning_rate(ds_engine, 1e-3)
         for part in parts if module.masker else []:
-            part.mask = None
+            part.mask, (_, part.heads_BASRC) = None, drawing_of(part, module)
         weights = live_weights(ds_engine) if case.get("plain") else {}
         sums.clear()
         result = step(parts, valid)
@@ -242,7 +268,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
             plain.load_state_dict(weights)
             part = clips(ids, tokens, garbage=False)
             if plain.masker:
-                part.mask = plain.draw(part.batch.video, part.batch.seeds)
+                part.mask = plain.draw(part.batch.video, drawing_of(part, plain))
             assert part.mask is not None
             output = plain.model(part.batch.video, part.mask.visible, part.mask.target)
             whole = Whole(plain, part, output, case.get("contrastive_batch") or GLOBAL, seen)
@@ -280,7 +306,8 @@ def cases_of(terms: list[str], folder: str) -> tuple[dict[str, dict], dict[str, 
     """What one process runs, and what two do."""
     one: dict[str, dict] = {}
     two: dict[str, dict] = {}
-    every = [[name] for name in terms] + ([terms] if len(terms) > 1 else [])
+    together = [name for name in terms if name != "adversary"]  # no run learns two masks
+    every = [[name] for name in terms] + ([together] if len(terms) > 1 else [])
     for names in every:
         said = "+".join(names)
         base = {"terms": names, "stage": 0, "micro": GLOBAL}

@@ -20,7 +20,8 @@ from tgm_scale.objectives.terms import TERMS
 from tgm_scale.runs.metrics import read_metrics
 
 WORKER = str(Path(__file__).with_name("term_worker.py"))
-EVERY = [*TERMS, "+".join(TERMS)]  # each alone, and all together
+# each alone, and all together; but no run learns two masks
+EVERY = [*TERMS, "+".join(name for name in TERMS if name != "adversary")]
 COUPLED = [name for name in EVERY if any(CAPTIONS in TERMS[part].needs for part in name.split("+"))]
 Results = dict[str, dict]
 

@@ -28,10 +28,11 @@ from tgm_scale.guidance.flow import check_flow
 from tgm_scale.guidance.maps import Relevance
 from tgm_scale.guidance.towers import load_image_tower, tower_folder
 from tgm_scale.masking.recipes import RECIPES, Masker
+from tgm_scale.models.generator import Generator
 from tgm_scale.models.sampler import Sampler
 from tgm_scale.objectives.term import Setup
 from tgm_scale.objectives.terms import Objective
-from tgm_scale.planning.learned_masks import SAMPLER, SamplerMap
+from tgm_scale.planning.learned_masks import LearnedMap
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.parts import autoencoder, pixel_statistics
 from tgm_scale.planning.run_plan import masker_of, run_masker, shape_of
@@ -123,9 +124,11 @@ def _recipes(config: Config, video: Tensor, device: torch.device) -> list[Timed]
                 continue
         needs, grid = masker.needs, masker.grid
         towers = load_towers(config.guidance, needs, config.objective.contrastive_weight > 0, device)
-        if masker.taught_by is not None:  # its forward pass alone
+        if masker.learned is not None:  # its forward pass alone
             model = autoencoder(shape_of(config), config.model, 0, None, pixel_statistics(config.data))
-            towers.maps[SAMPLER] = SamplerMap(model, Sampler(model))
+            learned = Generator(towers.heads) if towers.heads else Sampler(model)
+            heads = towers.maps.pop("heads", None)
+            towers.maps[masker.learned] = LearnedMap(model, learned, heads)
         compute = _maps_of(towers, video, masker)
         shape = (len(video), grid.slots, grid.rows, grid.columns)
         maps = {key: torch.rand(shape, device=device) for key in needs} | (compute() if compute else {})

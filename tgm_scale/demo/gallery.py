@@ -59,10 +59,10 @@ def gallery(
     mask_ratio: float = 0.75,
     towers: str = "small",
     scorer: str = "raw",
-    checkpoint: str | Path | None = None,
+    checkpoints: Sequence[str | Path] = (),
 ) -> Gallery:
-    """Masks of clip `index` of a synthetic corpus, encoded and decoded as in training. checkpoint: of a run on such
-    clips, for a learned mask. Raises ValueError where it is of another shape, or has learned none."""
+    """Masks of clip `index` of a synthetic corpus, encoded and decoded as in training. checkpoints: of runs on
+    such clips, for learned masks. Raises ValueError where one is of another shape, or has learned none."""
     spec = SyntheticSpec(size=SIDE, seed=seeding.key("gallery"))
     tree: dict[str, Any] = {
         "run": {"dir": "-"},
@@ -88,12 +88,15 @@ def gallery(
     frames = slot_frames(video_CTHW, grid.slots)
     rows: list[Row] = [("the clip", outlined(frames, outline_THW[::TUBELET]))]
     films: list[Row] = [("the clip", outlined(video_CTHW.transpose(0, 1), outline_THW))]
-    left_out, learned = [], {} if checkpoint is None else load_learned(checkpoint)
+    left_out: list[str] = []
+    learned = {name: look for checkpoint in checkpoints for name, look in load_learned(checkpoint).items()}
     for recipe in RECIPES:
-        if recipe_masker(config, recipe).taught_by and not learned:
+        source = recipe_masker(config, recipe).learned
+        if source is not None and source not in learned:
             left_out.append(needs_checkpoint(recipe))
             continue
-        hidden_SRC, reason = _hidden(config, recipe, (video_CTHW, motion_SRC, clip.captions[0]), learned)
+        own = {} if source is None else {source: learned[source]}
+        hidden_SRC, reason = _hidden(config, recipe, (video_CTHW, motion_SRC, clip.captions[0]), own)
         if hidden_SRC is None:
             left_out.append(f"{recipe}: {reason}")
             continue

@@ -187,17 +187,22 @@ class Schedule:
         return self.last + (self.peak - self.last) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices decay; biases, norms, tokens and the temperature do not.
+def parameter_groups(module: nn.Module, weight_decay: float, apart: tuple[str, float] = ("", 1.0)) -> list[dict]:
+    """Two groups: matrices decay; biases, norms, tokens and the temperature do not. Two more where `apart`, the
+    beginning of parameters' names, has a learning rate other than 1 times the others'.
 
     Decided by the shape at construction, before ZeRO-3 partitions the parameters."""
-    decay: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    prefix, scale = apart
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         one_dimensional = sum(side > 1 for side in parameter.shape) <= 1 or name.endswith("bias")
-        (plain if one_dimensional else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": weight_decay, "name": "decay"},
-        {"params": plain, "weight_decay": 0.0, "name": "no_decay"},
+        found.setdefault((scale != 1 and name.startswith(prefix), one_dimensional), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": 0.0 if one_dimensional else weight_decay,
+            "name": ("no_decay" if one_dimensional else "decay") + (f" of {prefix}" if own_rate else ""),
+            **({"lr_scale": scale} if own_rate else {}),
+        }
+        for (own_rate, one_dimensional), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
-    return [group for group in groups if group["params"]]

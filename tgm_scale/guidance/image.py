@@ -1,7 +1,7 @@
 """The frozen image tower: frames to patch features in the space that it shares with captions.
 
 Shapes: N frames of H x W pixels, L tokens (patches, after CLIP's class token), D width of the tower, E of the joint
-space, h x w patches.
+space, A heads of attention, h x w patches.
 
 Neither CLIP nor SigLIP was trained to place its patch tokens in the joint space; a scorer is a way to put them there.
 
@@ -39,7 +39,8 @@ class Trunk:
     blocks: Sequence[Any]
     project: Callable[[Tensor], Tensor]  # tokens [..., D] -> the joint space [..., E], each by itself
     pool: Callable[[Tensor], Tensor]  # tokens [N, L, D] -> the picture's embedding [N, E]
-    attend: Callable[[Tensor], Tensor]  # tokens before the last block -> attention of the pooling token [N, L]
+    attend: Callable[[Tensor], Tensor]  # tokens before the last block -> attention of the pooling token [N, L, A]
+    heads: int  # A of them
     prefix: int  # tokens before the first patch
     image_size: int
     patch: int
@@ -59,6 +60,7 @@ def clip_trunk(model: Any) -> Trunk:
         project=project,
         pool=lambda x_NLD: project(x_NLD[:, 0]),
         attend=partial(_class_attention, vision.encoder.layers[-1]),
+        heads=config.num_attention_heads,
         prefix=1,
         image_size=config.image_size,
         patch=config.patch_size,
@@ -81,10 +83,12 @@ def siglip_trunk(model: Any) -> Trunk:
     def attend(x_NLD: Tensor) -> Tensor:
         x_NLD = model.post_layernorm(_forward(model.encoder.layers[-1:], x_NLD))
         probe_N1D = head.probe.expand(len(x_NLD), -1, -1)
-        return head.attention(probe_N1D, x_NLD, x_NLD, need_weights=True)[1][:, 0]  # mean over the heads
+        of_heads_NA1L = head.attention(probe_N1D, x_NLD, x_NLD, need_weights=True, average_attn_weights=False)[1]
+        return of_heads_NA1L[:, :, 0].transpose(1, 2)
 
     return Trunk(
         attend=attend,
+        heads=config.num_attention_heads,
         embed=partial(model.embeddings, interpolate_pos_encoding=True),
         blocks=model.encoder.layers,
         project=project,
@@ -103,12 +107,12 @@ def _forward(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
 
 
 def _class_attention(block: Any, x_NLD: Tensor) -> Tensor:
-    """Of the first token to all, mean over the heads: float32 [N, L]."""
+    """Of the first token to all, by each head: float32 [N, L, A]."""
     attention, x_NLD = block.self_attn, block.layer_norm1(x_NLD)
     query_NhK = attention.q_proj(x_NLD[:, 0]).unflatten(-1, (attention.num_heads, -1))
     keys_NLhK = attention.k_proj(x_NLD).unflatten(-1, (attention.num_heads, -1))
     logits_NLh = (query_NhK[:, None] * keys_NLhK).float().sum(-1) * attention.scale
-    return logits_NLh.softmax(dim=1).mean(dim=-1)
+    return logits_NLh.softmax(dim=1)
 
 
 def _value_block(block: Any, x_NLD: Tensor) -> Tensor:
@@ -154,7 +158,8 @@ class ImageTower:
         self.image_size, self.patch, self.width = trunk.image_size, trunk.patch, trunk.width
         self._tokens, self._attention = self._joint_tokens, self._pooling_attention
         if compiled:
-            self._tokens, self._attention = (torch.compile(f, dynamic=False) for f in (self._tokens, self._attention))
+            self._tokens = torch.compile(self._tokens, dynamic=False)
+            self._attention = torch.compile(self._attention, dynamic=False)
 
     def tokens(self, resolution: int | None = None) -> int:
         """Tokens of one frame."""
@@ -171,19 +176,22 @@ class ImageTower:
         return self._tokens(pixels, scorer).unflatten(1, (side // self.patch, side // self.patch))
 
     @torch.no_grad()
-    def attention(self, frames_N3HW: Tensor, resolution: int | None = None) -> Tensor:
-        """Attention of the token that pools a frame to its patches, float32 [N, h, w]; sums to at most 1."""
+    def attention(self, frames_N3HW: Tensor, resolution: int | None = None, of_heads: bool = False) -> Tensor:
+        """Attention of the token that pools a frame to its patches, mean over the heads: float32 [N, h, w]; sums to at
+        most 1. of_heads: that of each, [N, h, w, A]."""
         side = resolution or self.image_size
         pixels = self.preprocessing.frames(frames_N3HW.to(self.device), side)
-        return self._attention(pixels).unflatten(1, (side // self.patch, side // self.patch))
+        return self._attention(pixels, of_heads).unflatten(1, (side // self.patch, side // self.patch))
 
     def _joint_tokens(self, pixels: Tensor, scorer: str) -> Tensor:
         tokens_NLD = SCORERS[scorer](self.trunk.blocks, self.trunk.embed(pixels))
         return self.trunk.project(tokens_NLD[:, self.trunk.prefix :]).float()
 
-    def _pooling_attention(self, pixels: Tensor) -> Tensor:
+    def _pooling_attention(self, pixels: Tensor, of_heads: bool = False) -> Tensor:
         tokens_NLD = _forward(self.trunk.blocks[:-1], self.trunk.embed(pixels))
-        return self.trunk.attend(tokens_NLD).float()[:, self.trunk.prefix :]
+        attention_NLA = self.trunk.attend(tokens_NLD)
+        attention = attention_NLA if of_heads else attention_NLA.mean(dim=-1)
+        return attention.float()[:, self.trunk.prefix :]
 
     @torch.no_grad()
     def embed(self, pictures_N3HW: Tensor) -> Tensor:

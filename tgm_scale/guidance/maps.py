@@ -1,7 +1,7 @@
 """Maps that the frozen image tower makes of a clip: relevance to a caption, class attention, parts of the picture.
 
 Shapes: B clips, K captions a clip, T frames of H x W pixels, S slots x R rows x C columns of tokens, F frames that the
-tower sees, h x w its patches, X any channels, N tokens of a clip, E width of the features, P parts.
+tower sees, h x w its patches, X any channels, N tokens of a clip, E width of the features, A heads, P parts.
 """
 
 from __future__ import annotations
@@ -191,6 +191,25 @@ class ClassAttention(_OfImage):
             frames_N3HW = frames_BCFHW.transpose(1, 2).flatten(0, 1)
             attention_Nhw = self.image.attention(frames_N3HW, self.resolution)
             return on_tokens(attention_Nhw.unflatten(0, (len(frames_BCFHW), -1))[:, None], grid)[:, 0]
+
+        return self._in_passes(compute, video_BCTHW, grid)
+
+
+class HeadAttention(_OfImage):
+    """The same by each head, for a mask that is learned from it (AutoMAE, arXiv 2303.06583, section 3)."""
+
+    @property
+    def heads(self) -> int:
+        return self.image.trunk.heads
+
+    @torch.no_grad()
+    def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
+        """float32 [B, A, S, R, C]. video_BCTHW: uint8 RGB."""
+
+        def compute(frames_BCFHW: Tensor) -> Tensor:
+            frames_N3HW = frames_BCFHW.transpose(1, 2).flatten(0, 1)
+            attention_NhwA = self.image.attention(frames_N3HW, self.resolution, of_heads=True)
+            return on_tokens(attention_NhwA.unflatten(0, (len(frames_BCFHW), -1)).movedim(-1, 1), grid)
 
         return self._in_passes(compute, video_BCTHW, grid)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from tgm_scale.contracts import Grid, Mask
 from tgm_scale.masking import rules
 from tgm_scale.masking.rules import RULES, SelectionSpec
-from tgm_scale.masking.saliency import SOURCES, SaliencyInputs
+from tgm_scale.masking.saliency import SOURCES, Learned, SaliencyInputs
 from tgm_scale.runtime.mistakes import nearest
 
 SCALES = ("rank", "raw")
@@ -35,6 +35,7 @@ class Recipe:
     scale: str = "rank"  # sources are mixed as ranks within their group (0..1), or as they come
     # of the rule stratified: 0 = a share of every part, 1 = whole parts; a pair: at the start and the end of the run
     whole_parts: float | Sequence[float] = 0.0
+    rate: float = 1.0  # learning rate of a learned mask, times the model's
     targets: str = "random"  # which of the hidden tokens model.decode_ratio keeps; running_cell: VideoMAE V2's
 
 
@@ -49,8 +50,9 @@ RECIPES: dict[str, Recipe] = {
     "attention": Recipe({"attention": 1.0}, rule="bottom_k", scale="raw", temperature=1.0),  # UMT, arXiv 2303.16058
     # SemMAE, arXiv 2206.10207: from a share of every part to whole parts
     "part_based": Recipe({"parts": 1.0}, rule="stratified", scale="raw", whole_parts=(0.0, 1.0)),
-    # AdaMAE, arXiv 2211.09120: the tokens to see are drawn by a learned distribution
+    # learned: AdaMAE, arXiv 2211.09120, the tokens to see; AutoMAE, arXiv 2303.06583, those to hide, from attention
     "adamae": Recipe({"sampler": 1.0}, scope="clip", rule="bottom_k", scale="raw", temperature=1.0),
+    "automae": Recipe({"generator": 1.0}, scale="raw", temperature=1.0, rate=10.0),
 }
 
 
@@ -69,13 +71,22 @@ class Masker:
 
     @property
     def needs(self) -> set[str]:
-        """The maps that a call must be given: 'relevance', 'motion', 'attention', 'parts', 'flow', 'sampler'."""
+        """The maps that a call must be given, by the names in planning/towers.py; those of learned masks, too."""
         return set().union(*(SOURCES[name].needs for name in self.recipe.sources))
 
     @property
     def taught_by(self) -> str | None:
         """The term of the objective that teaches a learned mask; None for any other."""
-        return next((term for name in self.recipe.sources if (term := SOURCES[name].taught_by)), None)
+        return None if self._learned is None else self._learned.taught_by
+
+    @property
+    def learned(self) -> str | None:
+        """The source that is learned, of a learned mask."""
+        return next((name for name in self.recipe.sources if SOURCES[name].learned), None)
+
+    @property
+    def _learned(self) -> Learned | None:
+        return None if self.learned is None else SOURCES[self.learned].learned
 
     @property
     def hidden_count(self) -> int:
@@ -131,9 +142,12 @@ class Masker:
         return first + (last - first) * progress**2
 
     def log_probability(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
-        """Of each token to be the first of its group that is drawn to be seen: float32 [B, N], with the maps'
-        gradient. Of a learned mask."""
-        logits = self.saliency(seeds_B, **aux).float() / self.recipe.temperature
+        """Of each token to be drawn first in its group, to be seen or hidden as the rule is: float32 [B, N], with the
+        maps' gradient. Of a learned mask; of a relaxed one, given the noise of the draw."""
+        assert self._learned is not None
+        logits, temperature = self.saliency(seeds_B, **aux).float(), self.recipe.temperature
+        noisy = self._learned.relaxed
+        logits = rules.add_gumbel_noise(logits, temperature, seeds_B) if noisy else logits / temperature
         log_BGn = rules.grouped(logits, self.recipe.scope).log_softmax(dim=-1)
         slots = self.grid.slots if self.recipe.scope == "tube" else 1
         return log_BGn.flatten(1).repeat(1, slots)
@@ -257,20 +271,21 @@ def _check_parts(recipe: Recipe) -> None:
 
 def _check_learned(recipe: Recipe) -> None:
     """A learned source is drawn from as it is: its loss is that of the distribution that it makes."""
-    learned = [source for source in recipe.sources if SOURCES[source].taught_by]
-    if not learned:
+    learned = [source for source in recipe.sources if SOURCES[source].learned]
+    if not _is_number(recipe.rate) or recipe.rate <= 0 or (recipe.rate != 1 and not learned):
+        wanted = "a number above 0" if learned else "no such key, since nothing of this mask is learned"
+        raise ValueError(f"masking.options.rate={recipe.rate!r}: wanted {wanted}: leave it out")
+    if not learned or not (of := SOURCES[learned[0]].learned):
         return
     if len(recipe.sources) > 1:
         raise ValueError(
-            f"masking.options.sources: {learned[0]} is learned, and is not mixed with others: give it alone, or leave "
-            "it out"
+            f"masking.options.sources: {learned[0]} is learned, and is not mixed with others: give it alone"
         )
-    wanted: dict[str, Any] = {"rule": "bottom_k", "scale": "raw"}
-    for option, value in wanted.items():
+    for option, value in {"rule": of.draws, "scale": "raw"}.items():
         if getattr(recipe, option) != value:
             raise ValueError(
-                f"masking.options.{option}={getattr(recipe, option)}: the source {learned[0]} is learned, and the "
-                f"tokens to see are drawn from its logits: leave it out with masking.recipe=adamae, or set {value}"
+                f"masking.options.{option}={getattr(recipe, option)}: the source {learned[0]} is learned, and tokens "
+                f"are drawn from its logits: leave it out with the source's own recipe, or set {value}"
             )
     if not recipe.temperature:
         raise ValueError(

@@ -7,7 +7,7 @@ of the flow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ class SaliencyInputs:
 
     seeds_B: Tensor  # int64
     grid: Grid
-    maps: Mapping[str, Tensor]  # each float [B, S, R, C], but for flow: see `mixture`
+    maps: Mapping[str, Tensor]  # each float [B, S, R, C], but for flow (see `mixture`) and heads [B, A, S, R, C]
     visible_share: float  # of a clip's tokens that the mask will not hide
 
 
@@ -140,16 +140,26 @@ def _centres(inputs: SaliencyInputs) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Learned:
+    """Of a source whose map is the logits of a model that is learned, and lies in the module that is trained, which
+    then draws the mask. taught_by: the term of the objective that teaches it. draws: the rule that draws from its
+    logits, `bottom_k` the tokens to see, `top_k` those to hide. relaxed: taught through the noise of the draw."""
+
+    taught_by: str
+    draws: str
+    relaxed: bool = False
+
+
+@dataclass(frozen=True)
 class Source:
     """`score(inputs)` -> float32 [B, S, R, C], higher = more salient, of any range.
 
     `needs` names the maps of the batch that must be in `inputs.maps`. What is random about a score is keyed by the
-    sample's seed. `taught_by`: of a source whose map is the logits of a learned model, the term of the objective that
-    teaches it; the model lies in the module that is trained, which then draws the mask."""
+    sample's seed."""
 
     score: Callable[[SaliencyInputs], Tensor]
     needs: frozenset[str] = frozenset()
-    taught_by: str | None = None
+    learned: Learned | None = None
 
 
 def _of_batch(name: str) -> Source:
@@ -166,5 +176,11 @@ SOURCES: dict[str, Source] = {
     "attention": Source(attention, frozenset({"attention"})),
     "parts": _of_batch("parts"),  # the number of each patch's part of the picture: SemMAE (arXiv 2206.10207)
     "flow": Source(mixture, frozenset({"flow"})),
-    "sampler": Source(lambda inputs: inputs.maps["sampler"], frozenset({"sampler"}), "policy"),  # AdaMAE's
+    "sampler": replace(_of_batch("sampler"), learned=Learned("policy", draws="bottom_k")),  # AdaMAE's
+    # AutoMAE's, made of the attention of each head of the frozen tower
+    "generator": replace(
+        _of_batch("generator"),
+        needs=frozenset({"generator", "heads"}),
+        learned=Learned("adversary", draws="top_k", relaxed=True),
+    ),
 }

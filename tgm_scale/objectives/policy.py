@@ -11,12 +11,12 @@ from torch import Tensor
 from tgm_scale.objectives.reconstruction import clip_statistics, token_errors
 from tgm_scale.objectives.term import MASKS, PIXELS, TARGETS, ClipTerm, Seen, Setup
 
-WEIGHT = 1e-4  # AdaMAE's
+WEIGHT = 1e-4  # AdaMAE's; of any term that a learned mask brings
 
 
-class Policy(ClipTerm):
-    """The term `policy`: -log p e, a mean over each clip's targets; p a token's probability by the learned mask, e its
-    error of pixels as a constant. Its gradient reaches the mask's own parameters alone."""
+class Teaching(ClipTerm):
+    """Of a term that teaches a learned mask by the targets' errors of pixels. Its gradient reaches the mask's own
+    parameters alone."""
 
     needs = frozenset({TARGETS, PIXELS, MASKS})
 
@@ -24,9 +24,17 @@ class Policy(ClipTerm):
         super().__init__(setup)
         self.by_clip = setup.normalise_by == "clip"
 
-    def forward(self, seen: Seen) -> Tensor:
+    def errors(self, seen: Seen) -> Tensor:
+        """Of each target, a constant: float32 [B, M]."""
         assert seen.prediction_BMP is not None and seen.patches_BMP is not None
-        assert seen.log_probability_BM is not None
         statistics = clip_statistics(seen.video_BCTHW) if self.by_clip else None
-        error_BM = token_errors(seen.prediction_BMP.detach(), seen.patches_BMP, statistics)
-        return -(seen.log_probability_BM * error_BM).mean(1)
+        return token_errors(seen.prediction_BMP.detach(), seen.patches_BMP, statistics)
+
+
+class Policy(Teaching):
+    """The term `policy`: -log p e, a mean over each clip's targets; p a token's probability by the learned mask, e its
+    error of pixels as a constant."""
+
+    def forward(self, seen: Seen) -> Tensor:
+        assert seen.log_probability_BM is not None
+        return -(seen.log_probability_BM * self.errors(seen)).mean(1)

@@ -47,7 +47,7 @@ class Seen(NamedTuple):
     prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); with PIXELS
     patches_BMP: Tensor | None  # the targets', 0..255, order (channel, frame, row, column)
     features_BNF: Tensor | None  # float32, of all tokens in their order; with FEATURES
-    log_probability_BM: Tensor | None = None  # float32, of the targets to be seen, with a gradient; with MASKS
+    log_probability_BM: Tensor | None = None  # float32, of the targets to be drawn, with a gradient; with MASKS
 
 
 class ClipTerm(nn.Module):

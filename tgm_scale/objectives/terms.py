@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tgm_scale.objectives.adversary import Adversary
 from tgm_scale.objectives.align import Align
 from tgm_scale.objectives.contrastive import InfoNCE
 from tgm_scale.objectives.differences import Differences
@@ -24,6 +25,7 @@ TERMS: dict[str, type[ClipTerm] | type[CoupledTerm]] = {
     "sigmoid": Sigmoid,
     "nearest": Nearest,
     "policy": Policy,
+    "adversary": Adversary,
 }
 
 

@@ -4,6 +4,7 @@ Shapes: N tokens, D width of the model, M width of the MLP, V visible tokens, T 
 
 from __future__ import annotations
 
+from tgm_scale.models.generator import generator_values
 from tgm_scale.planning.run_plan import RunPlan
 
 
@@ -27,7 +28,9 @@ def kept_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
         kept += 2 * seen * size.decoder_width * value if cross else 0  # the norm of the visible tokens
         kept += 4 * plan.targets * size.patch_values  # the error, fp32
     depths = [size.depth, size.decoder_depth][: len(inputs)]
-    if plan.learns_mask:  # its block over all tokens, whose output its fp32 head takes
+    if plan.heads:
+        kept += 4 * generator_values(plan.heads, plan.shape.grid.tokens)
+    elif plan.learns_mask:  # its block over all tokens, whose output its fp32 head takes
         tokens = plan.shape.grid.tokens
         inputs.append(tokens * size.width * value)
         depths.append(1)
@@ -47,7 +50,7 @@ def _blocks(plan: RunPlan) -> list[float]:
         if size.decoder_attention == "cross":
             tokens, context = plan.targets, plan.visible
         found.append(_block(tokens, width, mlp, heads, value, context))
-    if plan.learns_mask:
+    if plan.learns_mask and not plan.heads:
         found.append(_block(plan.shape.grid.tokens, size.width, size.mlp, size.heads, value))
     return found
 

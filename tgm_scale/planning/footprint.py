@@ -8,6 +8,7 @@ from functools import cache
 import torch
 
 from tgm_scale.data.loading.to_device import MAX_PENDING
+from tgm_scale.models.generator import generator_parameters
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.sampler import sampler_parameters
 from tgm_scale.planning.activations import activation_bytes
@@ -90,8 +91,8 @@ def _clips(plan: RunPlan) -> float:
 
 def parameters_of(plan: RunPlan) -> int:
     """Of the run's model, with a learned mask's."""
-    size = plan.shape.size
-    return parameters(plan.shape, decoder=plan.masker is not None) + plan.learns_mask * sampler_parameters(size)
+    of_mask = generator_parameters(plan.heads) if plan.heads else sampler_parameters(plan.shape.size)
+    return parameters(plan.shape, decoder=plan.masker is not None) + plan.learns_mask * of_mask
 
 
 @cache

@@ -5,56 +5,68 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tgm_scale.checkpoints.checkpoint import Reader, latest
+from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.key_maps import MASKS
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import build
+from tgm_scale.models.generator import Generator
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.sampler import Sampler
-from tgm_scale.planning.towers import Map
-
-SAMPLER = "sampler"
+from tgm_scale.planning.towers import Map, load_towers
 
 
-class SamplerMap:
-    """Logits of AdaMAE's sampler: the higher, the rather a token is seen."""
+class LearnedMap:
+    """The logits of a learned mask, of clips. heads: what it is made from, in place of the model's embeddings."""
 
-    def __init__(self, model: MaskedVideoAutoencoder, sampler: Sampler):
-        self.model, self.sampler = model, sampler
+    def __init__(self, model: MaskedVideoAutoencoder, learned: nn.Module, heads: Map | None = None):
+        self.model, self.learned, self.heads = model, learned, heads
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
         """float32 [B, S, R, C], on the device of the video. Raises ValueError for clips of another shape than the
         model's."""
         device = video_BCTHW.device
-        found: Tensor = self.sampler.to(device)(self.model.to(device).embedded(video_BCTHW))
+        learned = self.learned.to(device)
+        if self.heads is None:
+            inputs = self.model.to(device).embedded(video_BCTHW)
+        else:
+            inputs = self.heads(video_BCTHW, grid).to(device)
+        found: Tensor = learned(inputs)
         return found
 
 
 def load_learned(checkpoint: str | Path, option: str = "") -> dict[str, Map]:
-    """The map of the mask that a run has learned, by name. checkpoint: a run folder or checkpoint of this project,
-    given by a command's option.
+    """The map of the mask that a run has learned, by the name of its source; with the run's own frozen tower, where it
+    is made of that. checkpoint: a run folder or checkpoint of this project, given by a command's option.
 
     Raises ValueError where it has none."""
-    path, prefix = Path(checkpoint), f"{MASKS}{SAMPLER}."
+    path = Path(checkpoint)
     folder = path if (path / "manifest.json").is_file() else latest(path / "checkpoints")
     try:
-        model = build(read(path))
+        weights = read(path)
+        model = build(weights)
     except ValueError as mistake:
         raise ValueError(f"{option}{mistake}") from None
     learned = {} if folder is None else Reader(folder).weights()
-    state = {name.removeprefix(prefix): value for name, value in learned.items() if name.startswith(prefix)}
+    state = {name.removeprefix(MASKS): value for name, value in learned.items() if name.startswith(MASKS)}
     if not state or not isinstance(model, MaskedVideoAutoencoder):
-        wanted = "wanted a run with masking.recipe=adamae, or its checkpoint"
+        wanted = "wanted a run with masking.recipe=adamae or automae, or its checkpoint"
         raise ValueError(f"{option}{checkpoint}: has no learned mask: {wanted}")
-    sampler = Sampler(model)
-    sampler.load_state_dict(state)
-    return {SAMPLER: SamplerMap(model, sampler.eval())}
+    source = next(iter(state)).partition(".")[0]
+    heads: Map | None = None
+    module: nn.Module = Sampler(model)
+    if source == "generator":
+        guidance = GuidanceConfig(**{**(weights.config or {})["guidance"], "compile": False})
+        towers = load_towers(guidance, {"heads"}, contrastive=False, device=torch.device("cpu"))
+        heads, module = towers.maps["heads"], Generator(towers.heads)
+    module.load_state_dict({name.removeprefix(f"{source}."): value for name, value in state.items()})
+    return {source: LearnedMap(model, module.eval(), heads)}
 
 
 def needs_checkpoint(recipe: str) -> str:
-    """What to say where a learned recipe is asked for without one."""
+    """What to say where a learned recipe is asked for without a run of its own."""
     return f"masking.recipe={recipe} is learned: give --checkpoint with a run that learned it, or its checkpoint"

@@ -1,7 +1,7 @@
 """Model, terms of the objective and learned masks in one module for the engine.
 
 Shapes: B clips, E embedding width, V visible, M targets, N tokens, F width of the tower's features, T clip terms,
-L learned numbers of a coupled term.
+L learned numbers of a coupled term, A heads, S slots, R rows, C columns of the token grid.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tgm_scale.contracts import Mask
 from tgm_scale.masking.recipes import Masker
+from tgm_scale.models.generator import Generator
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.sampler import Sampler
 from tgm_scale.models.vit import initial_value
@@ -20,6 +21,13 @@ from tgm_scale.objectives.term import MASKS, PIXELS, Seen
 from tgm_scale.objectives.terms import Objective
 
 NormaliseBy = Literal["patch", "clip"]
+
+
+class Drawing(NamedTuple):
+    """By what a learned mask is drawn."""
+
+    seeds_B: Tensor  # int64, one of each sample
+    heads_BASRC: Tensor | None = None  # attention of a frozen tower's heads, for the mask that is made of it
 
 
 class Passed(NamedTuple):
@@ -39,15 +47,22 @@ class JointModule(nn.Module):
     One number keeps the name that it had before there was a table: `log_scale`, the contrast's."""
 
     def __init__(
-        self, model: MaskedVideoAutoencoder, objective: Objective, seed: int = 0, masker: Masker | None = None
+        self,
+        model: MaskedVideoAutoencoder,
+        objective: Objective,
+        seed: int = 0,
+        masker: Masker | None = None,
+        heads: int = 0,
     ):
         """seed: of the terms' first weights, which are keyed by name. masker: of a learned mask; any other's masks are
-        given."""
+        given. heads: of the frozen tower, for a mask that is learned from its attention."""
         super().__init__()
         self.model = model
-        self.masker = masker if masker is not None and masker.taught_by else None
+        self.masker = masker if masker is not None and masker.learned else None
         assert (MASKS in objective.needs) == (self.masker is not None), "a learned mask and its term go together"
-        self.masks = nn.ModuleDict({} if self.masker is None else {"sampler": Sampler(model, seed)})
+        self.masks = nn.ModuleDict()
+        if self.masker is not None and self.masker.learned is not None:
+            self.masks[self.masker.learned] = Generator(heads, seed) if heads else Sampler(model, seed)
         self.pixels = PIXELS in objective.needs
         self.of_clip = tuple(objective.clip)
         self.learning = tuple(name for name, term in objective.coupled.items() if term.learned is not None)
@@ -65,21 +80,21 @@ class JointModule(nn.Module):
         target_BM: Tensor | None,
         features_BNF: Tensor | None = None,
         embed_only: bool = False,
-        seeds_B: Tensor | None = None,
+        drawing: Drawing | None = None,
     ) -> Passed:
         """features: of the frozen image tower, for the terms that need them. embed_only: leave the clip terms out.
-        seeds: of a learned mask; it is drawn where no visible tokens are given."""
-        logits = None if self.masker is None else self.logits(video_BCTHW)
+        drawing: of a learned mask; it is drawn where no visible tokens are given."""
+        maps = {} if self.masker is None else self.maps(video_BCTHW, drawing)
         if visible_BV is None:
-            mask = self._drawn(logits, seeds_B)
+            mask = self._drawn(maps, drawing)
             visible_BV, target_BM = mask.visible, mask.target
         wanted_BM = None if embed_only else target_BM
         output = self.model(video_BCTHW, visible_BV, wanted_BM, self.pixels)
         errors_TB = log_probability_BM = None
         if self.of_clip and not embed_only:
-            if logits is not None and self.masker is not None:
-                assert seeds_B is not None and target_BM is not None
-                log_probability_BN = self.masker.log_probability(seeds_B, sampler=logits)
+            if self.masker is not None:
+                assert drawing is not None and target_BM is not None
+                log_probability_BN = self.masker.log_probability(drawing.seeds_B, **maps)
                 log_probability_BM = log_probability_BN.gather(1, target_BM)
             seen = Seen(
                 video_BCTHW,
@@ -96,19 +111,22 @@ class JointModule(nn.Module):
         learned = tuple(self._learned(name) for name in self.learning)
         return Passed(errors_TB, output.embedding_BE, learned, visible_BV, target_BM)
 
-    def logits(self, video_BCTHW: Tensor) -> Tensor:
-        """The map of a learned mask: float32 [B, S, R, C]."""
-        found: Tensor = self.masks["sampler"](self.model.embedded(video_BCTHW))
-        return found
+    def maps(self, video_BCTHW: Tensor, drawing: Drawing | None = None) -> dict[str, Tensor]:
+        """Of a learned mask: its logits, float32 [B, S, R, C] under the name of its source, and what they are of."""
+        heads_BASRC = None if drawing is None else drawing.heads_BASRC
+        [(name, learned)] = self.masks.items()
+        if heads_BASRC is None:
+            return {name: learned(self.model.embedded(video_BCTHW))}
+        return {name: learned(heads_BASRC), "heads": heads_BASRC}
 
     @torch.no_grad()
-    def draw(self, video_BCTHW: Tensor, seeds_B: Tensor) -> Mask:
+    def draw(self, video_BCTHW: Tensor, drawing: Drawing) -> Mask:
         """A learned mask of each clip, by the module's weights. Collective at ZeRO stage 3."""
-        return self._drawn(self.logits(video_BCTHW), seeds_B)
+        return self._drawn(self.maps(video_BCTHW, drawing), drawing)
 
-    def _drawn(self, logits_BSRC: Tensor | None, seeds_B: Tensor | None) -> Mask:
-        assert self.masker is not None and logits_BSRC is not None and seeds_B is not None
-        return self.masker(seeds_B, sampler=logits_BSRC.detach())
+    def _drawn(self, maps: dict[str, Tensor], drawing: Drawing | None) -> Mask:
+        assert self.masker is not None and drawing is not None
+        return self.masker(drawing.seeds_B, **{name: map_.detach() for name, map_ in maps.items()})
 
     def _learned(self, name: str) -> Tensor:
         if name != "contrast":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from tgm_scale.config.sections import Config, ObjectiveConfig
-from tgm_scale.masking.recipes import Masker
+from tgm_scale.masking.recipes import RECIPES, Masker
+from tgm_scale.masking.saliency import SOURCES
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.objectives import policy
 from tgm_scale.objectives.term import CAPTIONS, FEATURES, MASKS, TARGETS, Setup
@@ -16,12 +17,13 @@ def weights_of(settings: ObjectiveConfig, masker: Masker) -> dict[str, float]:
     given. Raises ValueError for a name that the table does not have, and for a mask and terms that do not go together.
     """
     weights, taught_by = _named(settings), masker.taught_by
-    if taught_by is None:
-        if teaching := [name for name in weights if MASKS in TERMS[name].needs]:
+    for name in weights:
+        if MASKS in TERMS[name].needs and name != taught_by:
             raise ValueError(
-                f"objective.terms.{teaching[0]} teaches a learned mask, and masking.recipe={masker.name} is none: "
-                "leave it out, or set masking.recipe=adamae"
+                f"objective.terms.{name} teaches another mask than that of masking.recipe={masker.name}: leave it "
+                f"out, or set masking.recipe={_taught(name)}"
             )
+    if taught_by is None:
         return weights
     if "pixels" not in weights:
         raise ValueError(
@@ -34,6 +36,12 @@ def weights_of(settings: ObjectiveConfig, masker: Masker) -> dict[str, float]:
             f"(its weight is then {policy.WEIGHT:g}), or choose another recipe"
         )
     return {taught_by: policy.WEIGHT, **weights}
+
+
+def _taught(term: str) -> str:
+    """The recipe whose mask a term teaches."""
+    learned = {name: SOURCES[source].learned for name, recipe in RECIPES.items() for source in recipe.sources}
+    return next(name for name, found in learned.items() if found is not None and found.taught_by == term)
 
 
 def _named(settings: ObjectiveConfig) -> dict[str, float]:

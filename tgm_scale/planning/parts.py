@@ -102,7 +102,7 @@ def joint_module(config: Config, shape: Shape, towers: Towers, terms: Objective)
     """The autoencoder with what the terms learn beside it, and a learned mask."""
     width = towers.text.width if CAPTIONS in terms.needs and towers.text is not None else None
     model = autoencoder(shape, config.model, config.run.seed, width, pixel_statistics(config.data))
-    return JointModule(model, terms, config.run.seed, run_masker(config))
+    return JointModule(model, terms, config.run.seed, run_masker(config), towers.heads)
 
 
 def checkpoint_metadata(config: RunSettings, shape: Shape) -> dict[str, Any]:

@@ -12,13 +12,16 @@ import torch
 from tgm_scale.config.sections import Config, DeepSpeedConfig, MaskingConfig, ModelConfig, OptimConfig, TrainConfig
 from tgm_scale.contracts import BatchLayout, Grid
 from tgm_scale.engine.plan import EnginePlan, Schedule, resolve_precision
+from tgm_scale.guidance.towers import tower_folder
 from tgm_scale.masking.recipes import Masker, build_masker
+from tgm_scale.models.generator import generator_macs
 from tgm_scale.models.pretraining import macs_per_clip
 from tgm_scale.models.sampler import sampler_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.objectives.term import CAPTIONS, FEATURES, TARGETS
 from tgm_scale.objectives.terms import needs_of
 from tgm_scale.planning.objective import needs_captions, weights_of
+from tgm_scale.planning.tower_sizes import tower_sizes
 from tgm_scale.runtime.distributed import ProcessInfo
 
 
@@ -111,6 +114,7 @@ class RunPlan:
     targets: int = 0  # tokens that are decoded
     captions: bool = False  # whether any are read
     without_captions: tuple[str, ...] = ()  # keys that are left to set for a run that reads none
+    heads: int = 0  # of the frozen tower, for a mask that is learned from their attention
     steps: int | None = None  # None: not known before the data is opened
 
     @property
@@ -146,12 +150,14 @@ class RunPlan:
     @property
     def encoder_macs(self) -> float:
         """The part that is of the encoder's width: with a learned mask's."""
-        sampler = sampler_macs(self.shape.size, self.shape.grid.tokens) if self.learns_mask else 0
-        return self.shape.macs(self.visible, 0) + sampler
+        size, tokens, mask = self.shape.size, self.shape.grid.tokens, 0
+        if self.learns_mask:
+            mask = generator_macs(self.heads, tokens) if self.heads else sampler_macs(size, tokens)
+        return self.shape.macs(self.visible, 0) + mask
 
     @property
     def learns_mask(self) -> bool:
-        return self.masker is not None and self.masker.taught_by is not None
+        return self.masker is not None and self.masker.learned is not None
 
     def for_samples(self, train: TrainConfig, samples: int) -> RunPlan:
         """With the steps of a run over so many; an epoch is as many steps as it takes to see each once."""
@@ -208,7 +214,16 @@ def plan_pretraining(config: Config, process: ProcessInfo) -> RunPlan:
         targets=masker.target_count if TARGETS in terms else 0,
         captions=CAPTIONS in terms or "relevance" in masker.needs,
         without_captions=_without_captions(config, masker),
+        heads=_heads(config, masker),
     )
+
+
+def _heads(config: Config, masker: Masker) -> int:
+    towers = config.guidance.towers
+    if "heads" not in masker.needs or towers is None:
+        return 0
+    heads: int = tower_sizes(tower_folder(towers))[0]["num_attention_heads"]
+    return heads
 
 
 def _without_captions(config: Config, masker: Masker) -> tuple[str, ...]:

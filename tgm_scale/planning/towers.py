@@ -11,13 +11,13 @@ from torch import Tensor
 from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.flow import FlowToBase
-from tgm_scale.guidance.maps import ClassAttention, Parts, Relevance, TokenFeatures
+from tgm_scale.guidance.maps import ClassAttention, HeadAttention, Parts, Relevance, TokenFeatures
 from tgm_scale.guidance.tower_folder import has_image_tower
 from tgm_scale.guidance.towers import TextTower, load_image_tower, load_text_tower, tower_folder
 
-Map = Callable[[Tensor, Grid], Tensor]  # of (video, grid): float32 [B, S, R, C]
+Map = Callable[[Tensor, Grid], Tensor]  # of (video, grid): float32 [B, S, R, C], or of each head [B, A, S, R, C]
 # what a masker, or (features) a term of the objective, may need that comes from the image tower
-IMAGE_MAPS = {"relevance", "attention", "parts", "features"}
+IMAGE_MAPS = {"relevance", "attention", "heads", "parts", "features"}
 
 
 def online_maps(guidance: GuidanceConfig, needs: set[str]) -> set[str]:
@@ -39,6 +39,12 @@ class Towers:
     relevance: Relevance | None = None
     features: TokenFeatures | None = None
     maps: dict[str, Map] = field(default_factory=dict)  # of pixels alone
+
+    @property
+    def heads(self) -> int:
+        """Of the attention that a learned mask reads; 0 where none does."""
+        found = self.maps.get("heads")
+        return found.heads if isinstance(found, HeadAttention) else 0
 
 
 def load_towers(guidance: GuidanceConfig, needs: set[str], contrastive: bool, device: torch.device) -> Towers:
@@ -63,6 +69,8 @@ def load_towers(guidance: GuidanceConfig, needs: set[str], contrastive: bool, de
         found.features = TokenFeatures(image, guidance.scorer, *view)
     if "attention" in online:
         found.maps["attention"] = ClassAttention(image, *view)
+    if "heads" in online:
+        found.maps["heads"] = HeadAttention(image, *view)
     if "parts" in online:
         found.maps["parts"] = Parts(image, guidance.scorer, *view)
     return found

@@ -60,8 +60,8 @@ def _of_newest(view: RunView) -> Reconstruction | None:
     model = build(read(checkpoint))
     if plan.learns_mask:
         towers.maps |= load_learned(checkpoint)
-    clips, mask, of_what = masked_clips(config, plan, corpora, towers, cpu)
-    assert isinstance(model, MaskedVideoAutoencoder) and mask is not None
+    clips, part, of_what = masked_clips(config, plan, corpora, towers, cpu)
+    assert isinstance(model, MaskedVideoAutoencoder) and part.mask is not None
     stream = io.BytesIO()
-    drawn(model, clips.keys, clips.video, mask, config.objective.normalise_by).save(stream, "PNG", optimize=True)
+    drawn(model, clips.keys, clips.video, part.mask, config.objective.normalise_by).save(stream, "PNG", optimize=True)
     return Reconstruction(step, stream.getvalue(), of_what)

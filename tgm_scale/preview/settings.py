@@ -74,8 +74,10 @@ def resolve(options: argparse.Namespace) -> Settings:
     learned: dict[str, Map] = {}
     for masker in maskers:
         check_guidance(config.guidance, masker)
-        if masker.taught_by is not None:
-            learned = _learned(masker.name, options.checkpoint)
+        if masker.learned is not None:
+            learned = {} if options.checkpoint is None else load_learned(options.checkpoint, "--checkpoint ")
+            if masker.learned not in learned:
+                raise ValueError(needs_checkpoint(masker.name))
     if weights is not None:
         _refuse_another_shape(options.checkpoint, weights, shape_of(config))
     return Settings(config, maskers, weights, learned)
@@ -88,16 +90,10 @@ def _maskers(config: Config, options: argparse.Namespace) -> list[Masker]:
     names = list(RECIPES) if "all" in given else list(dict.fromkeys(given))
     maskers = [recipe_masker(config, name) for name in names]
     if "all" in given:  # of learned ones that of the checkpoint alone
-        maskers = [masker for masker in maskers if masker.taught_by is None or masker.name in own]
+        maskers = [masker for masker in maskers if masker.learned is None or masker.name in own]
     if own and not options.recipes and not sees_images(config.guidance):
         maskers = [masker for masker in maskers if masker.name in own or not masker.needs & IMAGE_MAPS]
     return maskers
-
-
-def _learned(recipe: str, checkpoint: str | None) -> dict[str, Map]:
-    if checkpoint is None:
-        raise ValueError(needs_checkpoint(recipe))
-    return load_learned(checkpoint, "--checkpoint ")
 
 
 def _config(options: argparse.Namespace, weights: Weights | None) -> Config:

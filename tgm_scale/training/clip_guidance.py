@@ -81,14 +81,15 @@ class ClipGuidance:
         batch, relevance_BSRC = guided_batch.batch, guided_batch.relevance_BSRC
         ids_B, hashes_B = guided_batch.numbers_B2.unbind(1)
         mask = None  # a learned one is drawn by the module that learns it, unless its map is given
-        if self.masker.taught_by is None or self.masker.needs <= guided_batch.maps.keys():
+        if self.masker.learned is None or self.masker.needs <= guided_batch.maps.keys():
             mask = self.masker(batch.seeds, progress, relevance=relevance_BSRC, **guided_batch.maps)
         if self.motion is not None and batch.motion is not None:
             self.motion.observe(batch.motion, batch.weight)
         if self.monitor is not None and relevance_BSRC is not None:
             of_batch, swapped_BSRC = (batch.seeds, batch.weight, ids_B), guided_batch.swapped_BSRC
             self.monitor.observe(*of_batch, relevance_BSRC, swapped_BSRC, progress, **guided_batch.maps)
-        return Prepared(batch, mask, guided_batch.text_BE, ids_B, hashes_B, guided_batch.features_BNF)
+        text_BE, features_BNF, heads = guided_batch.text_BE, guided_batch.features_BNF, guided_batch.maps.get("heads")
+        return Prepared(batch, mask, text_BE, ids_B, hashes_B, features_BNF, heads)
 
     def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Relevance of each clip to its own caption or captions, and to those before it in the batch; and the image

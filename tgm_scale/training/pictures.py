@@ -16,10 +16,12 @@ from tgm_scale.contracts import Batch, Mask
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation.watched import drawn, watched_clips
+from tgm_scale.planning.module import Drawing
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.training.clip_guidance import ClipGuidance
+from tgm_scale.training.step import Prepared
 
 
 class Pictures:
@@ -33,13 +35,15 @@ class Pictures:
         device = collectives.process.device
         found = None
         if collectives.process.is_main:
-            clips, mask, of_what = masked_clips(config, plan, corpora, towers, device)
+            clips, part, of_what = masked_clips(config, plan, corpora, towers, device)
             print(f"log.pictures_every: {len(clips)} clips of {of_what}: {', '.join(clips.keys)}", flush=True)
-            masks = None if mask is None else (mask.visible.cpu(), mask.target.cpu())
-            found = clips.keys, clips.video.contiguous(), clips.seeds, masks
-        self.names, video, seeds, masks = collectives.broadcast(found)
+            masks = None if part.mask is None else (part.mask.visible.cpu(), part.mask.target.cpu())
+            heads = None if part.heads_BASRC is None else part.heads_BASRC.cpu()
+            found = clips.keys, clips.video.contiguous(), clips.seeds, heads, masks
+        self.names, video, seeds, heads, masks = collectives.broadcast(found)
         # every rank has all clips: at ZeRO stage 3 weights are gathered layer by layer, by all of them together
-        self.video, self.seeds = video.to(device), seeds.to(device)
+        self.video = video.to(device)
+        self.drawing = Drawing(seeds.to(device), None if heads is None else heads.to(device))
         self.mask = None if masks is None else Mask(*(tokens.to(device) for tokens in masks))
         self.normalise_by = config.objective.normalise_by
 
@@ -47,7 +51,7 @@ class Pictures:
         """Of a `JointModule`, in evaluation mode meanwhile; a learned mask is as it is now. Collective."""
         was_training = module.training
         module.eval()
-        mask = self.mask or module.draw(self.video, self.seeds)
+        mask = self.mask or module.draw(self.video, self.drawing)
         picture = drawn(module.model, self.names, self.video, mask, self.normalise_by)
         module.train(was_training)
         return picture
@@ -55,10 +59,10 @@ class Pictures:
 
 def masked_clips(
     config: Config, plan: RunPlan, corpora: list[Corpus], towers: Towers, device: torch.device
-) -> tuple[Batch, Mask | None, str]:
-    """The clips on the host, their masks on the device (None: learned ones), and of what they are.
+) -> tuple[Batch, Prepared, str]:
+    """The clips on the host, prepared on the device (a learned mask is None there), and of what they are.
 
     Raises ValueError where none can be used."""
     assert plan.masker is not None
     clips, of_what = watched_clips(config, plan, corpora)
-    return clips, ClipGuidance(plan.masker, towers, ToDevice(device))(clips).mask, of_what
+    return clips, ClipGuidance(plan.masker, towers, ToDevice(device))(clips), of_what

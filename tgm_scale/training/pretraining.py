@@ -12,8 +12,10 @@ from PIL import Image
 from torch import nn
 
 from tgm_scale.config import Config
+from tgm_scale.conversion.key_maps import MASKS
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.engine.plan import parameter_groups
 from tgm_scale.evaluation.online import Neighbours
 from tgm_scale.objectives.term import CAPTIONS
 from tgm_scale.planning.checks import check
@@ -91,6 +93,11 @@ class Pretraining(Task):
             if self.process.is_main:
                 print("\n".join([f"weights of {origin}", *notes]), flush=True)
         return module
+
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """What a learned mask learns may have a learning rate of its own."""
+        assert self.plan.masker is not None
+        return parameter_groups(module, self.plan.engine.weight_decay, (MASKS, self.plan.masker.recipe.rate))
 
     def begin(self, engine: Any) -> None:
         self.engine = engine

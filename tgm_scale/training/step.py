@@ -28,7 +28,7 @@ from tgm_scale.engine.build import make_update
 from tgm_scale.objectives.negatives import Negatives
 from tgm_scale.objectives.term import MASKS, TARGETS, Pairs, gradients
 from tgm_scale.objectives.terms import Objective, column
-from tgm_scale.planning.module import Passed
+from tgm_scale.planning.module import Drawing, Passed
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.data_digest import with_masks
 from tgm_scale.training.task import StepResult
@@ -46,6 +46,11 @@ class Prepared:
     caption_ids_B: Tensor
     hashes_B: Tensor  # int64, of each clip's caption and crop (data_digest.clip_hashes)
     features_BNF: Tensor | None = None  # of the frozen image tower, for the terms that need them
+    heads_BASRC: Tensor | None = None  # attention of its heads, for a mask that is learned from it
+
+    @property
+    def drawing(self) -> Drawing:
+        return Drawing(self.batch.seeds, self.heads_BASRC)
 
 
 @dataclass
@@ -122,7 +127,7 @@ class JointStep:
         batch, features = part.batch, None if embed_only else part.features_BNF
         if self.learned_mask:
             given = (None, None) if mask is None else (mask.visible, mask.target)
-            passed = self.engine(batch.video, *given, features, embed_only=embed_only, seeds_B=batch.seeds)
+            passed = self.engine(batch.video, *given, features, embed_only=embed_only, drawing=part.drawing)
             return passed, Mask(passed.visible_BV, passed.target_BM)
         assert mask is not None
         target = mask.target if self.decodes and not embed_only else None

@@ -146,11 +146,11 @@ def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[Evaluate
                 left_out.append(f"{recipe}: {missing}")
                 continue
         learned: dict[str, Map] = {}
-        if masker.taught_by is not None:
-            if options.checkpoint is None:
+        if masker.learned is not None:
+            learned = {} if options.checkpoint is None else load_learned(options.checkpoint, "--checkpoint ")
+            if masker.learned not in learned:
                 left_out.append(needs_checkpoint(recipe))
                 continue
-            learned = load_learned(options.checkpoint, "--checkpoint ")
         for scorer in scorers if "relevance" in masker.needs else [None]:
             guidance = config.guidance.model_copy(update={"scorer": scorer or config.guidance.scorer, "cached": False})
             towers = load_towers(guidance, masker.needs, config.objective.contrastive_weight > 0, device)
