@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo   data, six short runs, probes, an export, a report (8 to 13 minutes on 2 CPU cores)"
 	@echo "make quick  tests of every package: at most 4 minutes on 2 CPU cores"
-	@echo "make test   all tests except the drills (about 15 minutes)"
+	@echo "make test   all tests except the drills (about 20 minutes)"
 	@echo "make drills  long tests: the demo, killed processes, jobs on a simulated cluster, damaged files"
 	@echo "make gpu    tests this machine's GPUs in about 10 minutes (ARGS='--minutes 30', ARGS=--help)"
 	@echo "make lint   style and types"
