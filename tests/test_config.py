@@ -175,6 +175,13 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
         ("train.steps", ["section.key=value"]),
         ("train.steps=[", ["not valid YAML"]),
         ("run.dir.x=1", ["dir is a value"]),
+        ("objective.terms={pixels: 1, nearest:0.1}", ["key 'nearest:0.1' without a value: write 'nearest: 0.1'"]),
+        ("masking.options={sources: {text:0.1}}", ["key 'text:0.1' without a value: write 'text: 0.1'"]),
+        ("data.shards=[{path: b, wait: 1}]", ["data.shards.0.wait: unknown key; did you mean data.shards.0.weight?"]),
+        ("data.shards=[a, {weight: 1}]", ["data.shards.1.path: missing; give it there (folder or pattern"]),
+        ("data.shards=3", ["data.shards: found 3; input should be a valid string or a valid list"]),
+        ("data.shards=[3]", ["data.shards.0: found 3; input should be a valid string or a mapping"]),
+        ("data.test_groups={a: 1}", ["data.test_groups: found {'a': 1}; input should be a valid number or a list"]),
     ],
 )
 def test_a_mistake_names_the_key_and_the_remedy(file: Path, override: str, words: list[str]) -> None:
@@ -182,6 +189,7 @@ def test_a_mistake_names_the_key_and_the_remedy(file: Path, override: str, words
         config.load(file, [override])
     for word in words:
         assert word in str(caught.value)
+    assert "CorpusConfig" not in str(caught.value), "keys are the user's, not the code's"
 
 
 def test_all_mistakes_are_told_at_once(file: Path) -> None:

@@ -107,6 +107,14 @@ def test_all_that_is_given_beside_no_file_is_the_command_lines(capsys: pytest.Ca
     assert text.count("command line") == 1 and "train: unknown key; did you mean data.train?" in text
 
 
+@pytest.mark.parametrize("words", ["pretrain", "shards make", "benchmark growth", "convert a b", "tune", "preview"])
+def test_a_missing_option_is_shown_in_an_example(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = said(capsys, *words.split())
+    missing = re.findall(r"required: (.*); such as\n", text)[0].split(", ")
+    example = text.splitlines()[-1]
+    assert example.startswith(f"  tgm-scale {words.removesuffix(' a b')} ") and all(one in example for one in missing)
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,9 +25,22 @@ Kind = TypeVar("Kind", bound=Section)  # of configuration: a pretraining run's, 
 
 def _read_yaml(text: str, origin: str) -> Any:
     try:
-        return yaml_of(text)
+        tree = yaml_of(text)
     except ValueError as error:
         raise ValueError(f"{origin}: not valid YAML: {error}") from None
+    for key in _joined_keys(tree):
+        name, _, value = key.partition(":")
+        raise ValueError(f"{origin}: found the key {key!r} without a value: write '{name}: {value}', with a blank")
+    return tree
+
+
+def _joined_keys(tree: Any) -> Iterator[str]:
+    """Keys such as `a:1`, which is what YAML reads in `{a:1}`: that a blank is missing says nobody else."""
+    inner = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in inner:
+        if isinstance(key, str) and value is None and re.fullmatch(r"\w+:.+", key):
+            yield key
+        yield from _joined_keys(value)
 
 
 def load(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -6,10 +6,11 @@ configurations and run folders stay valid (docs/GLOSSARY.md has the same table).
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
@@ -18,6 +19,8 @@ from tgm_scale.config.sections import Config
 from tgm_scale.runtime.mistakes import nearest
 
 COMMAND_LINE = "command line"  # as the origin of a configuration without a file
+_MEMBER = re.compile(r"str|int|float|bool|[A-Z]\w*Config|\w+\[.*\]")  # what pydantic names kinds of a value by
+_KINDS = {r"dictionary( or instance of \w+)?": "mapping", "tuple": "list"}  # pydantic's names, and YAML's
 
 # Sections that one kind of configuration has alone, and the commands that take it
 _COMMANDS = {
@@ -38,7 +41,7 @@ def format_errors(error: ValidationError, tree: dict, given: list[str], origin: 
     if other := _other_kind(tree, given, kind):
         return f"{origin}: {other}"
     of: dict[str, list[str]] = {}
-    for item in _items(error, kind):
+    for item in _of_any_kind(_items(error, kind)):
         name = ".".join(map(str, item["loc"]))
         of.setdefault(_origin_of(name, given, origin), []).append(_explain(item, kind))
     return "\n".join(f"{where}:\n  " + "\n  ".join(lines) for where, lines in of.items())
@@ -84,6 +87,22 @@ def _items(error: ValidationError, kind: type[Section]) -> list[Any]:
     return found
 
 
+def _of_any_kind(items: list[Any]) -> list[Any]:
+    """The mistakes of values that may be of several kinds: where one kind came further than others, its alone, by the
+    keys without the kinds' names; where none did, one mistake that names all kinds."""
+    keys = [tuple(part for part in item["loc"] if not _MEMBER.fullmatch(str(part))) for item in items]
+    found: dict[Any, Any] = {}
+    for item, loc in zip(items, keys):
+        several = len(loc) < len(item["loc"])
+        if several and any(len(other) > len(loc) and other[: len(loc)] == loc for other in keys):
+            continue
+        if several and loc in found:
+            found[loc]["msg"] += " or " + item["msg"].removeprefix("Input should be ")
+        else:
+            found[loc if several else (*loc, len(found), "alone")] = {**item, "loc": loc}
+    return [*found.values()]
+
+
 def _explain(item: Any, kind: type[Section]) -> str:
     location = [str(part) for part in item["loc"]]
     name = ".".join(location)
@@ -94,22 +113,35 @@ def _explain(item: Any, kind: type[Section]) -> str:
     if item["type"] == "missing":
         field = section.model_fields.get(location[-1]) if (section := _section(location[:-1], kind)) else None
         meaning = f" ({field.description})" if field and field.description else ""
+        if any(isinstance(part, int) for part in item["loc"]):  # an entry of a list has no key of its own
+            return f"{name}: missing; give it there{meaning}"
         return f"{name}: missing; give it in the file or as {name}=VALUE{meaning}"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
-    return f"{name}: found {item['input']!r}; {item['msg'][0].lower()}{item['msg'][1:]}"
+    wanted = f"{item['msg'][0].lower()}{item['msg'][1:]}"
+    for theirs, ours in _KINDS.items():
+        wanted = re.sub(f"valid {theirs}", ours, wanted)
+    return f"{name}: found {item['input']!r}; {wanted}"
 
 
 def _section(location: Sequence[Any], kind: type[Section]) -> type[Section] | None:
-    model = kind
+    """The section at a key; at an entry of a list or mapping of sections, too."""
+    model, collection = kind, False
     for part in location:
         field = model.model_fields.get(part)
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        sections = [one for one in kinds if isinstance(one, type) and issubclass(one, Section)]
+        if field is None and collection:
+            collection = False
+            continue
+        within = _within(field.annotation) if field else []
+        sections = [one for one in within if isinstance(one, type) and issubclass(one, Section)]
         if not sections:
             return None
-        model = sections[0]
-    return model
+        model, collection = sections[0], any(get_origin(one) in (list, tuple, dict) for one in within)
+    return None if collection else model
+
+
+def _within(kind: Any) -> list[Any]:
+    return [kind, *(inner for one in get_args(kind) for inner in _within(one))]
 
 
 def all_keys(kind: type[Section] = Config) -> list[str]:

@@ -24,12 +24,15 @@ def code_of(trouble: BaseException) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Explains `--data.shards=x`: configuration keys have no dashes."""
+    """Explains `--data.shards=x`: configuration keys have no dashes. Shows an example where an option is missing."""
 
     def error(self, message: str) -> NoReturn:
         if keys := re.findall(r"(?<!\S)--(\w+(?:\.\w+)+)(\S*)", message):
             message += "; keys of the configuration have no dashes before them: "
             message += " ".join(key + (rest or "=VALUE") for key, rest in keys)
+        elif " are required: " in message:
+            example = re.search(rf"^ *({re.escape(self.prog)} .*\S)", self.epilog or "", re.MULTILINE)
+            message += f"; such as\n  {example[1]}" if example else ""
         super().error(message)
 
 
