@@ -14,6 +14,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 from tgm_scale.data.video.frame_times import clock_of
@@ -63,12 +64,12 @@ def cut_clip(
     Raises CutError: `not_decodable`, `span_outside` (the video ends before the span does), `too_short` (no frame),
     `still` (one frame in a span of seconds)."""
     encoder: _Encoder | None = None
-    origin = Fraction(0)
+    origin, convert = Fraction(0), VideoReformatter()
     try:
         with Source(path) as source:
             until = start + _ENDLESS if end is None else end
             for frame, time in source.frames(start, until):
-                image = _shown(frame, source.aspect, short_side)
+                image = _shown(convert, frame, source.aspect, short_side)
                 if encoder is None:
                     origin = time
                     encoder = _Encoder(image.shape[1], image.shape[0], source.rate, gop, crf, source.tick)
@@ -107,6 +108,7 @@ class _Encoder:
             scale *= 2
         self._clock = Fraction(1, rate.numerator * scale)
         self._time, self._last = Fraction(-1), -1  # of the last frame: in seconds of the source, in ticks
+        self._convert = VideoReformatter()  # one for all frames: a frame's own would be set up again
         self._buffer = io.BytesIO()
         self._container = av.open(self._buffer, "w", format="mp4")
         options = {"crf": str(crf), "preset": _PRESET, "keyint_min": str(gop), "sc_threshold": "0", **_REPEATABLE}
@@ -122,7 +124,8 @@ class _Encoder:
             return
         steady = round(time * self._rate) / self._rate
         ticks = round((steady if abs(steady - time) <= self._rounding else time) / self._clock)
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="yuv420p", threads=1)
+        shown = av.VideoFrame.from_ndarray(image, format="rgb24")
+        frame = self._convert.reformat(shown, format="yuv420p", threads=1)
         frame.pts, frame.time_base = max(ticks, self._last + 1), self._clock
         self._container.mux(self._stream.encode(frame))
         self._time, self._last = time, frame.pts
@@ -134,10 +137,10 @@ class _Encoder:
         return self._buffer.getvalue()
 
 
-def _shown(frame: av.VideoFrame, aspect: float, short_side: int) -> np.ndarray:
+def _shown(convert: VideoReformatter, frame: av.VideoFrame, aspect: float, short_side: int) -> np.ndarray:
     """RGB uint8 [H, W, 3]: square pixels, the short side as given, turned as the file says."""
     width, height = frame.width * aspect, float(frame.height)
     scale = short_side / min(width, height)
     width, height = (max(2, round(side * scale / 2) * 2) for side in (width, height))
-    image = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=SCALING, threads=1)
+    image = convert.reformat(frame, width, height, "rgb24", interpolation=SCALING, threads=1).to_ndarray()
     return np.ascontiguousarray(orientation(frame).turn(image))
