@@ -9,13 +9,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
 
 from tgm_scale.benchmarks.growth_start import PARTS
 from tgm_scale.benchmarks.growth_tables import QUESTIONS, Question, Row, exponent, rows_of, spans
 
 _COLOURS = ("#2a6fdb", "#e0662b", "#3d9a50", "#8a63d2", "#6b7280", "#b5489b", "#0e8794", "#c9a227")
 _MEMORY = "#e0662b"
+_LEAST = 4.0  # times from end to end of a logarithmic axis: less would show chance
 
 
 def png(points: list[Row]) -> bytes:
@@ -34,36 +36,42 @@ def png(points: list[Row]) -> bytes:
 def _growing(axis: Axes, name: str, question: Question, rows: list[Row]) -> None:
     axis.set_title(name, fontsize=11, loc="left")
     axis.set_xlabel(question.unit)
+    axis.set_ylabel("seconds")
     if not rows:
         return
-    memory = [figure for figure in question.figures if figure.endswith("MB")]
-    times = [figure for figure in question.figures if figure not in memory]
-    axis.set_ylabel("seconds")
-    _curves(axis, question, rows, times, 0)
+    figures = [figure for figure in question.figures if figure != "wall_seconds"]  # where others use the cores, too
+    memory = [figure for figure in figures if figure.endswith("MB")]
+    lines = _curves(axis, question, rows, [figure for figure in figures if figure not in memory])
     if memory:
         right = axis.twinx()
         right.set_ylabel("MB", color=_MEMORY)
         right.tick_params(axis="y", which="both", colors=_MEMORY)
-        _curves(right, question, rows, memory, 1)
-    drawn = [line for one in axis.figure.axes if one.bbox.bounds == axis.bbox.bounds for line in one.get_lines()]
-    axis.legend(handles=drawn, fontsize=8, frameon=False)
+        lines += _curves(right, question, rows, memory)
+    axis.legend(handles=lines, fontsize=8, frameon=False, loc="upper left")
 
 
-def _curves(axis: Axes, question: Question, rows: list[Row], figures: list[str], colour: int) -> None:
-    """With a dashed line of exponent 1 through the first point."""
+def _curves(axis: Axes, question: Question, rows: list[Row], figures: list[str]) -> list[Line2D]:
+    """Named with their exponents; of seconds, a dotted line of exponent 1 through the first point."""
     x = np.array([row[question.by] for row in rows], dtype=float)
+    lines = []
     for number, figure in enumerate(figures):
-        y = np.array([row[figure] for row in rows], dtype=float)
-        words = f"{question.figures[figure]}: exponent {exponent(rows, question.by, figure):.2f}"
-        axis.plot(x, y, label=words, color=_COLOURS[colour + 2 * number], marker="o", markersize=4)
-    first = rows[0][figures[0]]
-    axis.plot(x, first * x / x[0], color=_COLOURS[colour], linestyle=":", linewidth=1, label="exponent 1")
-    axis.set_xscale("log")
-    axis.set_yscale("log")
+        y = [row[figure] for row in rows]
+        colour = _MEMORY if figure.endswith("MB") else _COLOURS[2 * number]
+        words = f"{question.figures[figure]}, exponent {exponent(rows, question.by, figure):.2f}"
+        lines += axis.plot(x, y, label=words, color=colour, marker="o", markersize=4)
+    axis.set(xscale="log", yscale="log")
+    low, high = axis.get_ylim()
+    if high < _LEAST * low:
+        low, high = low / _LEAST**0.5, high * _LEAST**0.5
+    if figures[0].endswith("seconds"):
+        lines += axis.plot(x, rows[0][figures[0]] * x / x[0], color="#9aa0a8", linestyle=":", label="exponent 1")
+    axis.set_ylim(low, high * (high / low) ** 0.4)  # room for the legend
     if x[-1] < 1e5:
-        axis.set_xticks(x, [f"{one:g}" for one in x], fontsize=8)
+        axis.set_xticks(x, [f"{one:g}" for one in x], fontsize=8, rotation=45)
         axis.xaxis.set_minor_formatter(NullFormatter())
     axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    return lines
 
 
 def _starts(axis: Axes, starts: list[Row]) -> None:
