@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from tgm_scale.benchmarks.growth_start import PARTS
 from tgm_scale.benchmarks.growth_tables import QUESTIONS, Question, Row, exponent, rows_of, spans
@@ -69,8 +69,9 @@ def _curves(axis: Axes, question: Question, rows: list[Row], figures: list[str])
     if x[-1] < 1e5:
         axis.set_xticks(x, [f"{one:g}" for one in x], fontsize=8, rotation=45)
         axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.yaxis.set_major_formatter(ScalarFormatter())
-    axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
     return lines
 
 
