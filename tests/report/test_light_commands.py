@@ -35,3 +35,8 @@ def test_a_command_that_sees_no_tensor_imports_no_torch(tmp_path: Path) -> None:
         command = [sys.executable, str(tmp_path / "run.py"), *words]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert "imports" not in ended.stderr and said in ended.stdout, ended.stdout + ended.stderr
+
+
+def test_a_pretraining_without_pictures_imports_no_plots() -> None:
+    code = "import sys, tgm_scale.training.pretraining; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
