@@ -52,7 +52,7 @@ def tree(found: list[Figure]) -> dict[str, Any]:
 def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
     run, masks = cost.run, cost.run.masker
     layout, million = run.layout, cost.parameters / 1e6
-    first = f", and {cost.first_pass / 1e9:.1f} G for the first pass of the cached contrast" if cost.first_pass else ""
+    first = f", and {_giga(cost.first_pass)} for the first pass of the cached contrast" if cost.first_pass else ""
     step = f"{cost.flop / 1e15:.2f} PFLOP"
     values: dict[str, Any] = {"flop": cost.flop}
     if time:
@@ -72,18 +72,23 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None)
         ),
         Figure(
             "a clip",
-            f"{cost.forward / 1e9:.1f} G multiply-accumulates forward{first}",
+            f"{_giga(cost.forward)} multiply-accumulates forward{first}",
             values={"forward_macs": cost.forward, "first_pass_macs": cost.first_pass},
         ),
         Figure("a step", step, machine.assumed + _in_fp32(cost, machine), values),
     ]
     if cost.towers.macs:
         seconds = time.towers if time else None
-        text = f"{cost.towers.bytes / 1e9:.1f} GB a GPU, {cost.towers.macs / 1e9:.1f} G multiply-accumulates a clip"
+        text = f"{cost.towers.bytes / 1e9:.1f} GB a GPU, {_giga(cost.towers.macs)} multiply-accumulates a clip"
         text += f", {seconds:.2f} s a step" if seconds is not None else ""
         values = {"bytes": cost.towers.bytes, "macs": cost.towers.macs, "seconds": seconds}
         found.append(Figure("frozen towers", text, cost.towers.said + ", at the same rate", values))
     return found
+
+
+def _giga(count: float) -> str:
+    """One decimal place, or two digits of what is less than 1 G."""
+    return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e9:#.2g} G"
 
 
 def _in_fp32(cost: Cost, machine: Machine) -> str:
