@@ -116,6 +116,16 @@ def test_a_missing_option_is_shown_in_an_example(words: str, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
+    "words", ["benchmark growth --output", "benchmark footprint --dir", "tune --config debug --dir"]
+)
+def test_a_file_in_place_of_a_folder_is_told(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "there"
+    place.write_text("mine")
+    text = said(capsys, *words.split(), str(place))
+    assert f"{place}: found a file where a folder is wanted: name another" in text and place.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (["pretrain", "--config", "debug", "--data.shards=x"], ": data.shards=x\n"),

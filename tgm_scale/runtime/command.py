@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -64,6 +65,9 @@ def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is
     except (OSError, RuntimeError) as failure:
         if type(failure) is RuntimeError:
             raise  # not foreseen: the traceback is wanted
+        if isinstance(failure, FileExistsError) and os.path.isfile(place := str(failure.filename)):
+            print(message(f"{name}: {place}: found a file where a folder is wanted: name another"), file=sys.stderr)
+            return USER_MISTAKE
         text = f"{failure}; {when_stopped}" if when_stopped else f"stopped: {failure}"
         print(message(f"{name}: {text}"), file=sys.stderr)
         return code_of(failure)
