@@ -139,7 +139,7 @@ _MEASURED: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "step": ("a training step and where its time goes", _step),
     "masking": ("masking recipes compared with a training step, and each saving's gain", _masking),
     "checkpoint": ("resuming from a checkpoint, with and without the comparison with its hashes", _checkpoint),
-    "growth": ("how time and memory grow with tokens, batch, frames, pixels, processes, parameters", _growth),
+    "growth": ("how time and memory grow with tokens, batch, frames, pixels, parameters", _growth),
 }
 
 
