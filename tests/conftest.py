@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def no_launcher_is_left() -> Iterator[None]:
     """A run in this process sets what a launcher would; a later test's job must not take it for its own."""
     yield
     if torch.distributed.is_initialized():  # of a run that failed: other ranks may not come to leave it
-        torch.distributed.destroy_process_group()
+        deepspeed = sys.modules.get("deepspeed")  # which keeps references to a group that torch alone destroyed
+        known = deepspeed is not None and deepspeed.comm.is_initialized()
+        (deepspeed.comm if known else torch.distributed).destroy_process_group()
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
 

@@ -57,8 +57,10 @@ def start_processes(process: ProcessInfo, seconds: float = 600) -> None:
 
 def stop_processes() -> None:
     """Leave the process group after a run that ended well. All ranks come here, or none."""
+    import deepspeed
+
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    deepspeed.comm.destroy_process_group()  # its own references to the group, too: a later run here has another
 
 
 def build_engine(
