@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.benchmarks.machine import headline, table
-from tgm_scale.checkpoints.checkpoint import folder_of, steps_in
+from tgm_scale.checkpoints.folders import folder_of, steps_in
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read
 from tgm_scale.data.video.decode import decode_clip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tgm_scale import cli
-from tgm_scale.checkpoints.checkpoint import latest
+from tgm_scale.checkpoints.folders import latest
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.classes import (
     in_order,

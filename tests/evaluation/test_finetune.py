@@ -16,7 +16,8 @@ from made_finetune import CLIP, SIZE, STEPS, configuration, losses
 
 from tgm_scale import cli
 from tgm_scale.checkpoints import ema
-from tgm_scale.checkpoints.checkpoint import Reader, latest, steps_in
+from tgm_scale.checkpoints.checkpoint import Reader
+from tgm_scale.checkpoints.folders import latest, steps_in
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read
 from tgm_scale.evaluation.settings import load_finetune

@@ -14,7 +14,8 @@ import torch
 from made_finetune import CLIP, SIZE, configuration, losses
 
 from tgm_scale.checkpoints import ema
-from tgm_scale.checkpoints.checkpoint import Reader, latest
+from tgm_scale.checkpoints.checkpoint import Reader
+from tgm_scale.checkpoints.folders import latest
 from tgm_scale.conversion.read import read
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.models.classifier import HEAD_NORM, HeadNorm, VideoClassifier, without_head_norm

@@ -15,7 +15,7 @@ from step_worker import digests
 from torch import Tensor, nn
 from worker import answer
 
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
@@ -78,7 +78,7 @@ def run_case(case: dict[str, Any], process: ProcessInfo, collectives: HostCollec
     ds_engine = engine.build_engine(network(), plan, process.device)
     progress, plain, apart, losses = checkpoint.Progress(), Plain(), 0.0, []
     if "load" in case:
-        progress = checkpoint.restore(ds_engine, checkpoint.latest(Path(case["load"])))
+        progress = checkpoint.restore(ds_engine, folders.latest(Path(case["load"])))
         for step in range(progress.step):
             plain.step(step)
     for step in range(progress.step, STEPS):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from tgm_scale.checkpoints import checkpoint, manifest
+from tgm_scale.checkpoints import checkpoint, folders, manifest
 from tgm_scale.runtime.tensors import save_tensors
 
 
 def made(root: Path, step: int) -> Path:
     """A checkpoint of two small tensors."""
-    folder = checkpoint.folder_of(root, step)
+    folder = folders.folder_of(root, step)
     folder.mkdir(parents=True)
     file = folder / "state-00000-of-00001.safetensors"
     save_tensors({"a.weight": torch.full((1000,), float(step)), "a.exp_avg": torch.ones(8)}, file)

@@ -18,7 +18,7 @@ import cpuinfo
 import torch
 from worker import answer
 
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.contracts import Batch, BatchLayout, Mask
 from tgm_scale.engine import build as engine
@@ -82,7 +82,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
     step = JointStep(ds_engine, process, layout, objective)
     progress = checkpoint.Progress()
     if "load" in case:
-        folder = checkpoint.latest(Path(case["load"]))
+        folder = folders.latest(Path(case["load"]))
         assert folder is not None
         progress = checkpoint.restore(ds_engine, folder)
     curve: list[list[Any]] = []

@@ -20,7 +20,7 @@ from step_worker import FRAMES, GLOBAL, MODELS, SIZE, WIDTH, live_weights, prepa
 from torch import Tensor
 from worker import answer
 
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
@@ -234,7 +234,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
     step, progress = JointStep(ds_engine, process, layout, objective), checkpoint.Progress()
     folder = Path(case.get("folder", "."))
     if case.get("load"):
-        progress = checkpoint.restore(ds_engine, checkpoint.latest(folder))
+        progress = checkpoint.restore(ds_engine, folders.latest(folder))
         term_state.read(folder, objective, progress.step)
     sums: dict[str, Tensor] = {}
 

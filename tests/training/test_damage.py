@@ -20,7 +20,7 @@ from launch import ROOT, run
 from made_checkpoint import edited, made
 from short_run import arguments
 
-from tgm_scale.checkpoints import checkpoint, manifest
+from tgm_scale.checkpoints import checkpoint, folders, manifest
 from tgm_scale.checkpoints.manifest import sums
 from tgm_scale.checkpoints.saver import Pending, Saver
 from tgm_scale.runs.check_run import check
@@ -165,7 +165,7 @@ def test_other_names_are_not_checkpoints(tmp_path: Path) -> None:
     ):
         shutil.copytree(newest, tmp_path / name)
     (tmp_path / "step-00000060").touch()
-    assert checkpoint.steps_in(tmp_path) == [30] and checkpoint.latest(tmp_path) == newest
+    assert folders.steps_in(tmp_path) == [30] and folders.latest(tmp_path) == newest
     found = checkpoint.newest_whole(tmp_path, {})
     assert found is not None and found.folder == newest
 
@@ -190,7 +190,7 @@ def test_an_old_checkpoint_that_cannot_be_dropped_is_a_warning(tmp_path: Path, c
     saver._drop()
     saver._drop()
     said = capsys.readouterr().err
-    assert checkpoint.steps_in(root) == [10, 30]
+    assert folders.steps_in(root) == [10, 30]
     assert said.count("warning") == 1 and elsewhere.name in said and "the run continues" in said
 
 
@@ -255,7 +255,7 @@ def test_a_kill_while_a_checkpoint_takes_anothers_place_leaves_one(tmp_path: Pat
     "put", [os.mkfifo, lambda path: path.write_bytes(b"x"), lambda path: path.symlink_to(path.name)]
 )
 def test_what_has_the_name_of_a_checkpoint_gives_way_to_one(tmp_path: Path, put: Callable[[Path], object]) -> None:
-    put(folder := checkpoint.folder_of(tmp_path, 3))
+    put(folder := folders.folder_of(tmp_path, 3))
     for left_over in (False, True):
         if left_over:
             put(tmp_path / ".writing-step-00000009")
@@ -294,28 +294,28 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(config: Path)
     root = folder / "checkpoints"
     run(2, arguments(config, "train.steps=12"))
     whole = {row["step"]: row["loss"] for row in read_metrics(folder)}
-    mapped = checkpoint.Reader(checkpoint.folder_of(root, 12)).weights()
+    mapped = checkpoint.Reader(folders.folder_of(root, 12)).weights()
     weights = {name: value.clone() for name, value in mapped.items()}
     assert check(str(folder))[1] == 0
-    told = checkpoint.Reader(checkpoint.folder_of(root, 10)).progress.losses
+    told = checkpoint.Reader(folders.folder_of(root, 10)).progress.losses
     assert told == [whole[step] for step in range(1, 11)], "a spike is judged alike whatever becomes of metrics.jsonl"
-    flip(checkpoint.folder_of(root, 12) / "state-00001-of-00002.safetensors")  # which rank 1 compares
+    flip(folders.folder_of(root, 12) / "state-00001-of-00002.safetensors")  # which rank 1 compares
     report, code = check(str(folder))
     assert code == 1 and "DAMAGED  step-00000012" in report and report.endswith("resumes from step-00000010")
     done = run(2, arguments(config, "train.steps=12"))
     assert "contents differ" in done.stderr and "resuming from step-00000010" in done.stderr
     assert (root / "damaged-step-00000012" / manifest.NAME).is_file(), "nothing is deleted"
     assert {row["step"]: row["loss"] for row in read_metrics(folder)} == whole
-    again = checkpoint.Reader(checkpoint.folder_of(root, 12)).weights()
+    again = checkpoint.Reader(folders.folder_of(root, 12)).weights()
     assert all(torch.equal(again[name], weights[name]) for name in weights)
     assert "damaged-step-00000012 at a start from step 10" in status(str(folder))
-    for step in checkpoint.steps_in(root):
-        flip(state_of(checkpoint.folder_of(root, step)))
+    for step in folders.steps_in(root):
+        flip(state_of(folders.folder_of(root, step)))
     report, code = check(str(folder))
     assert code == 2 and "cannot be resumed" in report
     done = run(1, arguments(config, "train.steps=12"), code=2)
     assert "every checkpoint is damaged" in done.stderr and "Traceback" not in done.stderr
-    assert len(list(root.glob("step-*"))) == len(checkpoint.steps_in(root)) > 1, "none was renamed"
+    assert len(list(root.glob("step-*"))) == len(folders.steps_in(root)) > 1, "none was renamed"
 
 
 @pytest.mark.parametrize("error", [MemoryError("no room"), RuntimeError("of a library"), OSError(28, "No space left")])

@@ -17,7 +17,7 @@ import torch
 from launch import run
 from short_run import arguments, rank_file, start, wait_for_steps
 
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.contracts import Batch
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import read_metrics
@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_why(config: Path, tmp_p
         root = disk / "run" / "checkpoints"
         process = start(config, 1, f"run.dir={disk / 'run'}")
         while process.poll() is None:
-            if checkpoint.steps_in(root):  # somebody else fills the disk
+            if folders.steps_in(root):  # somebody else fills the disk
                 with (disk / "filler").open("ab") as filler:
                     filler.write(bytes(max(0, shutil.disk_usage(disk).free - (2 << 20))))
             time.sleep(0.02)
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_why(config: Path, tmp_p
         assert re.search(
             r"checkpoint of step \d+ .*rank 0: no space left in .* bytes free, [\d,]+ bytes wanted", said
         ), said
-        newest = checkpoint.latest(root)
+        newest = folders.latest(root)
         assert newest is not None
         checkpoint.Reader(newest).verify()
     finally:
@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_why(config: Path, tmp_p
 def test_the_time_limit_checkpoints_and_asks_for_requeueing(config: Path) -> None:
     run(1, arguments(config, "train.max_minutes=0.05"), code=85)
     root = config.parent / "run" / "checkpoints"
-    assert checkpoint.steps_in(root)[-1] == len(read_metrics(config.parent / "run")) < 400
+    assert folders.steps_in(root)[-1] == len(read_metrics(config.parent / "run")) < 400
 
 
 def test_retention_keeps_the_newest_and_the_multiples() -> None:
@@ -143,5 +143,5 @@ def test_a_killed_data_worker_costs_no_step_and_has_an_exit_code_of_its_own(conf
     assert process.returncode == (87 if world_size == 1 else 1), output
     assert "stopped: a data worker died" in output and "data.workers" in output
     assert "Traceback" not in output or world_size > 1, "torchrun has one of its own"
-    assert checkpoint.steps_in(folder / "checkpoints") == [len(read_metrics(folder))], "no step is lost"
+    assert folders.steps_in(folder / "checkpoints") == [len(read_metrics(folder))], "no step is lost"
     assert world_size == 1 or "a data worker of another rank died" in output

@@ -13,7 +13,8 @@ from launch import ROOT, environment, run
 from starts import Started
 
 from tgm_scale.checkpoints import ema
-from tgm_scale.checkpoints.checkpoint import Progress, Reader, latest
+from tgm_scale.checkpoints.checkpoint import Progress, Reader
+from tgm_scale.checkpoints.folders import latest
 from tgm_scale.config.sections import FaultsConfig
 from tgm_scale.contracts import Batch
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus

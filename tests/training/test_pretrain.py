@@ -20,7 +20,7 @@ from launch import ROOT, command, environment, run
 from starts import Started
 
 from tgm_scale import cli
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.runs.compare import compare
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.status import status
@@ -107,7 +107,7 @@ def test_broken_samples_are_counted_and_named(undisturbed: Path) -> None:
     assert reasons["clip033"] == "no_caption"
     assert all(4 <= sum(row["key"].endswith(name) for row in named) <= 5 for name in reasons)
     assert read_metrics(undisturbed)[-1]["skipped_samples"] == len(named)
-    newest = checkpoint.latest(undisturbed / "checkpoints")
+    newest = folders.latest(undisturbed / "checkpoints")
     assert newest is not None and sum(checkpoint.Reader(newest).progress.skipped.values()) == len(named)
 
 
@@ -166,7 +166,7 @@ def test_three_kills_leave_no_trace_in_the_curve(config: Path, undisturbed: Path
         wait_for(condition)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    assert checkpoint.steps_in(checkpoints)[-1] in (12, 18), "that of step 18 may still be in writing"
+    assert folders.steps_in(checkpoints)[-1] in (12, 18), "that of step 18 may still be in writing"
     pretrain(config)
     assert losses(folder) == losses(undisturbed)
     report, equal = compare(str(undisturbed), str(folder))
@@ -186,10 +186,10 @@ def test_a_signal_stops_with_a_checkpoint_and_the_requeue_code(
     wait_for(lambda: (folder / "metrics.jsonl").is_file() and len(read_metrics(folder)) >= 3)
     os.kill(process.pid, number)
     assert process.wait(timeout=60) == 85
-    assert checkpoint.steps_in(folder / "checkpoints")[-1] == len(read_metrics(folder))
+    assert folders.steps_in(folder / "checkpoints")[-1] == len(read_metrics(folder))
     pretrain(config)
     assert losses(folder) == losses(undisturbed)
-    newest = checkpoint.latest(folder / "checkpoints")
+    newest = folders.latest(folder / "checkpoints")
     assert newest is not None
     allowed = newest.stat().st_mode & 0o666
     assert {file.stat().st_mode & 0o777 for file in newest.glob("state-*")} == {allowed}
@@ -219,7 +219,7 @@ def test_a_closed_terminal_stops_with_a_checkpoint(config: Path, undisturbed: Pa
     wait_for(lambda: steps_made(folder) >= 3)
     os.close(ours)
     assert process.wait(timeout=60) == 85
-    assert checkpoint.steps_in(folder / "checkpoints")[-1] == steps_made(folder) < STEPS
+    assert folders.steps_in(folder / "checkpoints")[-1] == steps_made(folder) < STEPS
     pretrain(config)
     assert losses(folder) == losses(undisturbed)
 
@@ -227,11 +227,11 @@ def test_a_closed_terminal_stops_with_a_checkpoint(config: Path, undisturbed: Pa
 def test_a_half_written_checkpoint_is_never_picked_up(config: Path, undisturbed: Path) -> None:
     pretrain(config, "train.steps=20")
     root = config.parent / "run" / "checkpoints"
-    newest = checkpoint.latest(root)
+    newest = folders.latest(root)
     assert newest is not None
     (newest / "manifest.json").unlink()
-    assert checkpoint.latest(root) != newest
-    file = next(checkpoint.folder_of(root, 18).glob("state-*"))
+    assert folders.latest(root) != newest
+    file = next(folders.folder_of(root, 18).glob("state-*"))
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match="cut short"):
         checkpoint.Reader(file.parent)

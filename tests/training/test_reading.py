@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tgm_scale.checkpoints.checkpoint import Progress, Reader, folder_of
+from tgm_scale.checkpoints.checkpoint import Progress, Reader
+from tgm_scale.checkpoints.folders import folder_of
 from tgm_scale.checkpoints.manifest import FORMAT
 from tgm_scale.checkpoints.saver import Pending
 from tgm_scale.checkpoints.share import _owners

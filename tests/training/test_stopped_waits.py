@@ -14,7 +14,7 @@ import pytest
 from launch import run
 from short_run import arguments, start, wait_for_steps
 
-from tgm_scale.checkpoints.checkpoint import steps_in
+from tgm_scale.checkpoints.folders import steps_in
 from tgm_scale.runs.metrics import read_metrics
 
 

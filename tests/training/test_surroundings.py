@@ -11,7 +11,7 @@ from pathlib import Path
 from launch import ROOT, command, environment
 from short_run import arguments, rank_file, start, wait_for_steps
 
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import folders
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.status import status
 
@@ -37,7 +37,7 @@ def test_a_run_without_home_and_with_few_files_answers_a_hundred_signals(config:
             os.kill(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 85 and "Traceback" not in output, output
-    assert checkpoint.steps_in(folder / "checkpoints") == [len(read_metrics(folder))]
+    assert folders.steps_in(folder / "checkpoints") == [len(read_metrics(folder))]
     assert "日本" in status(str(folder))
 
 
@@ -49,4 +49,4 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(config: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1, "torchrun's, for our 85"
     steps = len(read_metrics(folder))
-    assert checkpoint.steps_in(folder / "checkpoints") == [steps] and f"stopped at step {steps} by" in output, output
+    assert folders.steps_in(folder / "checkpoints") == [steps] and f"stopped at step {steps} by" in output, output

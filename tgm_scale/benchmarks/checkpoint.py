@@ -15,8 +15,9 @@ from typing import Any
 
 from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
-from tgm_scale.checkpoints import checkpoint, manifest
-from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, folder_of
+from tgm_scale.checkpoints import folders, manifest
+from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention
+from tgm_scale.checkpoints.folders import folder_of
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.config import Config
 from tgm_scale.engine import build as engine
@@ -103,4 +104,4 @@ def _without_hashes(written: Path, root: Path) -> None:
         os.link(written / entry["name"], folder / entry["name"])
     rest = {key: value for key, value in tree.items() if key not in ("blake2b", "format")}
     (folder / manifest.NAME).write_text(manifest.to_json(rest))
-    assert checkpoint.latest(root) == folder
+    assert folders.latest(root) == folder

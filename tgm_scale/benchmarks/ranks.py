@@ -20,7 +20,8 @@ import torch
 from tgm_scale import config as configuration
 from tgm_scale.benchmarks import checkpoint, order
 from tgm_scale.benchmarks.machine import headline, table
-from tgm_scale.checkpoints.checkpoint import Progress, Reader, folder_of
+from tgm_scale.checkpoints.checkpoint import Progress, Reader
+from tgm_scale.checkpoints.folders import folder_of
 from tgm_scale.checkpoints.saver import Pending
 from tgm_scale.checkpoints.share import RankShare
 from tgm_scale.data.shards.opening import open_corpus

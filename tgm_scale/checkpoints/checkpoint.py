@@ -18,10 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from tgm_scale.checkpoints import manifest
-from tgm_scale.checkpoints.manifest import folder_of as folder_of
-from tgm_scale.checkpoints.manifest import latest as latest
-from tgm_scale.checkpoints.manifest import step_of, sums
-from tgm_scale.checkpoints.manifest import steps_in as steps_in
+from tgm_scale.checkpoints.folders import step_of
+from tgm_scale.checkpoints.manifest import sums
 from tgm_scale.engine import state as engine_state
 from tgm_scale.runtime.tensors import open_tensors, tensor_in
 

@@ -1,5 +1,4 @@
-"""Checkpoints' folders by step; the manifest of one, validated as a whole before anything in it is used; sums of its
-files."""
+"""The manifest of a checkpoint, validated as a whole before anything in it is used; sums of its files."""
 
 from __future__ import annotations
 
@@ -13,37 +12,16 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tgm_scale.checkpoints.folders import MANIFEST, step_of
 from tgm_scale.runtime.mistakes import first_error
 from tgm_scale.runtime.outside.json_text import bounded, json_of
 
 FORMAT = 1
-NAME = "manifest.json"
+NAME = MANIFEST
 _SIDE = 512
 _BLOCK = 8 * _SIDE * _SIDE  # bytes
 _LARGEST = 64 << 20  # bytes: 300,000 ranks' files
-_STEP = re.compile(r"step-(\d{8,12})")
 _SHARE = re.compile(r"state-(\d{5,})-of-(\d{5,})\.safetensors")
-
-
-def step_of(folder: Path) -> int | None:
-    """The step that a checkpoint's folder is named by; None for a name that is not ours, such as step-00000030.bak."""
-    found = _STEP.fullmatch(folder.name)
-    return int(found[1]) if found and folder.name == f"step-{int(found[1]):08d}" else None
-
-
-def folder_of(root: Path, step: int) -> Path:
-    return root / f"step-{step:08d}"
-
-
-def steps_in(root: Path) -> list[int]:
-    """Steps of the checkpoints in a folder, ascending. Other names are ignored."""
-    found = (step_of(file.parent) for file in root.glob(f"step-*/{NAME}"))
-    return sorted(step for step in found if step is not None)
-
-
-def latest(root: Path) -> Path | None:
-    steps = steps_in(root)
-    return folder_of(root, steps[-1]) if steps else None
 
 
 class NewerFormat(ValueError):

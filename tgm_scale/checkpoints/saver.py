@@ -19,7 +19,8 @@ from typing import Any
 from torch import Tensor
 
 from tgm_scale.checkpoints import manifest
-from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, digest, folder_of, step_of, steps_in
+from tgm_scale.checkpoints.checkpoint import Progress, Reader, Retention, digest
+from tgm_scale.checkpoints.folders import folder_of, step_of, steps_in
 from tgm_scale.checkpoints.manifest import sums
 from tgm_scale.checkpoints.share import RankShare, TensorFile
 from tgm_scale.runtime import memory

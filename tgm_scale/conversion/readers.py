@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tgm_scale.checkpoints import ema
-from tgm_scale.checkpoints.checkpoint import Reader, latest
+from tgm_scale.checkpoints.checkpoint import Reader
+from tgm_scale.checkpoints.folders import latest
 from tgm_scale.conversion import huggingface
 from tgm_scale.conversion.key_maps import MASKS, TERMS, ModelMetadata
 from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgm_scale.checkpoints import checkpoint, ema
+from tgm_scale.checkpoints import checkpoint, ema, folders
 from tgm_scale.evaluation import baselines, probe, results
 from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows
 from tgm_scale.evaluation.classes import untrained_note
@@ -30,7 +30,7 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
     """Test the newest checkpoint, or its averaged weights, and write results.json. Collective.
 
     Weights are read whole from the checkpoint, so this works at any ZeRO stage."""
-    newest = checkpoint.latest(folder / "checkpoints")
+    newest = folders.latest(folder / "checkpoints")
     assert newest is not None, "training ended without a checkpoint"
     reader, settings, data, process = (
         checkpoint.Reader(newest),

@@ -18,8 +18,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tgm_scale.checkpoints.checkpoint import Reader, folder_of
+from tgm_scale.checkpoints.checkpoint import Reader
 from tgm_scale.checkpoints.ema import Average
+from tgm_scale.checkpoints.folders import folder_of
 from tgm_scale.contracts import Batch
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.to_device import ToDevice

@@ -7,7 +7,8 @@ import platform
 import shutil
 from pathlib import Path
 
-from tgm_scale.checkpoints.checkpoint import Retention, steps_in
+from tgm_scale.checkpoints.checkpoint import Retention
+from tgm_scale.checkpoints.folders import steps_in
 from tgm_scale.config.sections import CheckpointConfig
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tgm_scale.checkpoints.checkpoint import Reader, latest
+from tgm_scale.checkpoints.checkpoint import Reader
+from tgm_scale.checkpoints.folders import latest
 from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.key_maps import MASKS

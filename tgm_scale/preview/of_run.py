@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from tgm_scale.checkpoints.checkpoint import steps_in
+from tgm_scale.checkpoints.folders import steps_in
 from tgm_scale.config import Config, checked
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import build

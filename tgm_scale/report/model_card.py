@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tgm_scale.checkpoints import checkpoint, manifest
+from tgm_scale.checkpoints import folders
 from tgm_scale.config.sections import Config, Section
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE, TORCHVISION
@@ -42,8 +42,8 @@ class Origin:
         root = path.parent.parent if (path / "manifest.json").is_file() else path
         if not (root / "config.yaml").is_file():
             return None
-        found = path if path != root else checkpoint.latest(root / "checkpoints")
-        return cls(root, None if found is None else manifest.step_of(found))
+        found = path if path != root else folders.latest(root / "checkpoints")
+        return cls(root, None if found is None else folders.step_of(found))
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _is_of(judged: str, origin: Origin) -> bool:
     """Whether a results file's checkpoint is the one that is exported. A relative path counts from the folder that the
     evaluation was started in, which is not known: its last parts decide."""
     path, root = Path(judged), origin.root.resolve()
-    step = manifest.step_of(path)
+    step = folders.step_of(path)
     if step is not None:
         path = path.parent.parent
     parts = path.resolve().parts if path.is_absolute() or path.is_dir() else path.parts

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale import config as configuration
-from tgm_scale.checkpoints import beside, checkpoint, ema, manifest
+from tgm_scale.checkpoints import beside, checkpoint, ema, folders, manifest
 from tgm_scale.runs import events, origins, run_data, run_folder
 from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import rows_and_damaged
@@ -132,13 +132,13 @@ def _read(found: Findings, file: Path, read: Callable[[Path], Any], stops: bool 
 
 def _metrics(found: Findings, root: Path) -> None:
     if not (root / "metrics.jsonl").is_file():
-        if made := checkpoint.steps_in(root / "checkpoints"):  # nothing that a start needs
+        if made := folders.steps_in(root / "checkpoints"):  # nothing that a start needs
             found.lines.append(f"missing  metrics.jsonl: the rows up to step {made[-1]}")
         return
     rows, lines = rows_and_damaged(root)
     steps = [row["step"] for row in rows]
     # rows are on the disk before the checkpoint of their step is
-    last = max([*steps[-1:], *checkpoint.steps_in(root / "checkpoints")], default=0)
+    last = max([*steps[-1:], *folders.steps_in(root / "checkpoints")], default=0)
     if lines:
         found.bad("metrics.jsonl", f"{lines} lines are no rows, in it or in metrics.jsonl.damaged")
     if steps != list(range(1, last + 1)):
@@ -167,7 +167,7 @@ def _checkpoints(found: Findings, root: Path) -> str | None:
     used, whole, ours = None, 0, 0
     belongings: list[tuple[str, Path]] = []  # a whole checkpoint, and a file beside it
     for folder in sorted(root.glob("*")) if root.is_dir() else []:
-        if checkpoint.step_of(folder) is None:
+        if folders.step_of(folder) is None:
             found.lines.append(f"ignored  {folder.name}: not a checkpoint's name")
             continue
         ours += 1

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tgm_scale.checkpoints import manifest
+from tgm_scale.checkpoints import folders
 from tgm_scale.guidance.tower_folder import model_files, tower_folder
 from tgm_scale.runtime.outside.json_text import json_object
 
@@ -102,7 +102,7 @@ def _weights(path: Path) -> dict[str, Path]:
     """A file, whatever its name; of a run its newest checkpoint's manifest, which has digests; a folder's weights."""
     if path.is_file():
         return {"weights": path}
-    newest = path if (path / "manifest.json").is_file() else manifest.latest(path / "checkpoints")
+    newest = path if (path / "manifest.json").is_file() else folders.latest(path / "checkpoints")
     if newest is not None:
         return {"weights": newest / "manifest.json"}
     return {file.name: file for file in sorted(path.glob("*")) if file.suffix in _WEIGHTS}

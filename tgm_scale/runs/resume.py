@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.checkpoints.saver import finish_renaming
 from tgm_scale.runs import events
@@ -76,7 +76,7 @@ class Resume:
         for folder, why in self._damaged.items():
             try:
                 aside = folder.rename(_free_name(folder.with_name(f"damaged-{folder.name}")))
-                step = checkpoint.step_of(used)
+                step = folders.step_of(used)
                 events.append(self._folder, "checkpoint_damaged", step=step, checkpoint=aside.name, why=why)
             except OSError as error:
                 return f"{folder}: damaged ({why}), and cannot be renamed: {error}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tgm_scale.checkpoints import manifest
+from tgm_scale.checkpoints import folders
 from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_file
 
@@ -40,7 +40,7 @@ def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
     """Raise ValueError where the corpora are not those of the run so far."""
     file = folder / FILE
     if file.is_file() and _other_data(before := read(folder), corpora):
-        saved = any(manifest.step_of(one) is not None for one in folder.glob("checkpoints/step-*"))
+        saved = any(folders.step_of(one) is not None for one in folder.glob("checkpoints/step-*"))
         saved = saved or any(folder.glob("checkpoints/damaged-step-*"))  # what was trained may be in them
         raise ValueError(
             f"{file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}"

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from tgm_scale import config as configuration
-from tgm_scale.checkpoints import manifest
+from tgm_scale.checkpoints import folders
 from tgm_scale.config import RunSettings
 from tgm_scale.runs import environment, events, origins, run_data
 from tgm_scale.runtime import ownership
@@ -65,7 +65,7 @@ def open_folder(config: RunSettings) -> Path:
     file = folder / "config.yaml"
     if file.is_file():
         _refuse_other_run(config, file)
-    elif any(manifest.step_of(found) is not None for found in folder.glob("checkpoints/step-*")):
+    elif any(folders.step_of(found) is not None for found in folder.glob("checkpoints/step-*")):
         raise ValueError(f"run.dir={folder}: has checkpoints but no config.yaml: choose another folder")
     return folder
 

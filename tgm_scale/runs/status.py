@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from tgm_scale import config as configuration
-from tgm_scale.checkpoints import manifest
+from tgm_scale.checkpoints import folders
 from tgm_scale.runs import events, run_data, run_folder
 from tgm_scale.runs.bottleneck import duration, explain, from_metrics, read_heartbeat, read_ranks, waiting
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
@@ -57,11 +57,11 @@ def lines(
         raise ValueError(f"{folder}: the run did not come to its first step: {why}")
     plan = run_folder.read_plan(root)
     starts = run_folder.starts(root)
-    newest = manifest.latest(root / "checkpoints")
+    newest = folders.latest(root / "checkpoints")
     kind = "finetuning" if "finetune" in tree else (tree.get("masking") or {}).get("recipe", "pretraining")
     made = rows[-1]["step"] if rows else 0
     judged = results(root) if judged is None else judged
-    saved = newest is not None and manifest.step_of(newest) == made
+    saved = newest is not None and folders.step_of(newest) == made
     finished = made == plan["steps"] and saved and (kind != "finetuning" or bool(judged))
     return {
         "run": f"{folder}, {tree['model']['size']}, {kind}",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.config.sections import TrainingConfig
 from tgm_scale.contracts import Problem
@@ -258,7 +258,7 @@ class Trainer:
 
     def _write_extra_state(self, step: int) -> str | None:
         try:
-            self.task.write_extra_state(step, checkpoint.steps_in(self.checkpoints))
+            self.task.write_extra_state(step, folders.steps_in(self.checkpoints))
         except OSError as error:
             return f"beside the checkpoint of step {step}: {describe_os_error(error, self.folder)}"
         return None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from tgm_scale.checkpoints import checkpoint
+from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.config import load
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
@@ -83,7 +83,7 @@ def make(folder: Path) -> Reference:
     if code != 0:
         raise RuntimeError(f"the undisturbed run ended with exit code {code}: {folder / OUTPUT}")
     expected = read_reference(folder)
-    shutil.rmtree(checkpoint.folder_of(folder / "run" / "checkpoints", STEPS))
+    shutil.rmtree(folders.folder_of(folder / "run" / "checkpoints", STEPS))
     (folder.parent / "expected.json").write_text(json.dumps(asdict(expected), indent=1))
     return expected
 
@@ -96,7 +96,7 @@ def read_reference(folder: Path) -> Reference:
 
 def weights_of(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    reader = checkpoint.Reader(checkpoint.folder_of(folder / "run" / "checkpoints", STEPS))
+    reader = checkpoint.Reader(folders.folder_of(folder / "run" / "checkpoints", STEPS))
     for name in reader.names():  # not the file's bytes: where memory is short they are written in another order
         for part in ("weight", "exp_avg", "exp_avg_sq"):
             digest.update(name.encode() + reader.tensor(name, part).numpy().tobytes())
