@@ -263,11 +263,11 @@ class SampleInspector:
 
 
 def _small(image_HW3: np.ndarray) -> np.ndarray:
+    import torch.nn.functional as F  # here: a check without pictures does without torch
+    from torch import from_numpy
+
     height, width, _ = image_HW3.shape
     scale = THUMBNAIL / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    import torch.nn.functional as F
-    from torch import from_numpy
-
     pixels_13HW = from_numpy(np.ascontiguousarray(image_HW3)).permute(2, 0, 1)[None]
     return F.interpolate(pixels_13HW, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,69 @@
+"""Mistakes in masking.* are named with their remedy before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tgm_scale.contracts import Grid
+from tgm_scale.masking.recipes import build_masker
+
+CLIP = Grid(8, 14, 14)  # 16 frames of 224 pixels, tubelets of 2 x 16 x 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"recipe": "text_guide"}, r"masking.recipe=text_guide: unknown; did you mean text_guided"),
+        ({"recipe": "zzz"}, r"masking.recipe=zzz: unknown; known: random, tube"),
+        ({"mask_ratio": 0.0}, r"masking.mask_ratio=0.0: wanted a share above 0 and below 1"),
+        ({"mask_ratio": 1.0}, r"masking.mask_ratio=1.0: wanted a share above 0 and below 1"),
+        ({"mask_ratio": 60}, r"masking.mask_ratio=60: wanted"),
+        ({"mask_ratio": 0.001}, r"masking.mask_ratio=0.001 hides none of 196 tokens: raise it to at least 0.0051"),
+        ({"mask_ratio": 1 - 1e-12}, r"masking.mask_ratio=0.999999999999 hides all of 196 tokens: lower it"),
+        ({"visible_ratio": 0.5}, r"masking.visible_ratio=0.5 is more than .*masking.mask_ratio=0.6.*at most 0.4"),
+        ({"visible_ratio": -0.1}, r"masking.visible_ratio=-0.1: wanted a share above 0"),
+        ({"visible_ratio": 1e-5}, r"masking.visible_ratio=1e-05 leaves no visible token: raise it"),
+        ({"decode_ratio": 1.5}, r"model.decode_ratio=1.5: wanted a share above 0 and at most 1"),
+        ({"decode_ratio": 1e-5}, r"model.decode_ratio=1e-05 leaves no target among 936 hidden tokens: raise it"),
+        ({"temprature": 0.1}, r"masking.options.temprature: unknown; did you mean temperature"),
+        ({"temperature": -1}, r"masking.options.temperature=-1: wanted a number of at least 0"),
+        ({"temperature": "hot"}, r"masking.options.temperature='hot': wanted a number"),
+        ({"rule": "top"}, r"masking.options.rule=top: unknown; did you mean top_k"),
+        ({"rule": ["top_k"]}, r"masking.options.rule=\['top_k'\]: unknown"),
+        ({"temperature": float("nan")}, r"masking.options.temperature=nan: wanted a number of at least 0"),
+        ({"whole_parts": 2}, r"masking.options.whole_parts=2: wanted a number from 0 to 1, or two"),
+        ({"whole_parts": [0, 0.5, 1]}, r"whole_parts=\[0, 0.5, 1\]: wanted a number from 0 to 1, or two: those"),
+        ({"whole_parts": [0, -1]}, r"whole_parts=\[0, -1\]: wanted"),
+        ({"whole_parts": "late"}, r"whole_parts='late': wanted"),
+        ({"scope": "slots"}, r"masking.options.scope=slots: unknown; did you mean slot"),
+        ({"scale": "minmax"}, r"masking.options.scale=minmax: unknown; known: rank, raw"),
+        ({"sources": "text"}, r"masking.options.sources='text': wanted weights by source name"),
+        ({"sources": {}}, r"masking.options.sources=\{\}: wanted weights"),
+        ({"sources": {"txt": 1}}, r"masking.options.sources.txt: unknown; did you mean text"),
+        ({"sources": {"text": 0}}, r"masking.options.sources.text=0: wanted a weight above 0"),
+        ({"sources": {"text": True}}, r"masking.options.sources.text=True: wanted a weight"),
+        ({"sources": {"sampler": 1}}, r"masking.options.rule=top_k: the source sampler is learned, .* set bottom_k"),
+        ({"temperature": float("inf")}, r"masking.options.temperature=inf: wanted a number of at least 0"),
+        ({"sources": {"text": float("inf")}}, r"masking.options.sources.text=inf: wanted a weight above 0"),
+        ({"sources": {"parts": 1}}, r"masking.options.rule=top_k: the source parts .* no order .*: set stratified"),
+        ({"rule": "stratified", "scale": "raw"}, r"sources: text: .* reads the numbers of parts.*: give \{parts: 1\}"),
+        ({"recipe": "part_based", "sources": {"parts": 1, "text": 1}}, r"sources: parts, text: .* not mixed"),
+        ({"recipe": "part_based", "scope": "tube"}, r"masking.options.scope=tube: .* no mean: set slot or clip"),
+        ({"recipe": "part_based", "scale": "rank"}, r"masking.options.scale=rank: the source parts .*: set raw"),
+        ({"recipe": "part_based", "temperature": 1}, r"masking.options.temperature=1: the source parts .*: set 0"),
+        ({"recipe": "adamae", "rule": "top_k"}, r"rule=top_k: the source sampler is learned"),
+        ({"recipe": "adamae", "scale": "rank"}, r"scale=rank: the source sampler is learned, .* or set raw"),
+        ({"recipe": "adamae", "temperature": 0}, r"masking.options.temperature=0: the source sampler .* above 0"),
+        ({"recipe": "adamae", "sources": {"sampler": 1, "text": 1}}, r"sampler is learned, and is not mixed"),
+        ({"recipe": "automae", "rule": "bottom_k"}, r"rule=bottom_k: the source generator is learned, .* set top_k"),
+        ({"recipe": "automae", "temperature": 0}, r"temperature=0: the source generator .* above 0"),
+        ({"recipe": "automae", "rate": 0}, r"masking.options.rate=0: wanted a number above 0: leave it out"),
+        ({"rate": 10}, r"masking.options.rate=10: wanted no such key, since nothing of this mask is learned"),
+    ],
+)
+def test_a_mistake_is_named_with_its_remedy(arguments: dict[str, Any], message: str) -> None:
+    settings = {"recipe": "text_guided", "mask_ratio": 0.6, **arguments}
+    with pytest.raises(ValueError, match=message):
+        build_masker(settings.pop("recipe"), CLIP, **settings)
