@@ -25,7 +25,8 @@ def main():
     set_rendezvous(process)
     store = rendezvous.meet(process, float(sys.argv[1]), os.environ.get("CARD"))
     store.set(f"left/{process.rank}", "")
-    store.wait([f"left/{rank}" for rank in range(process.world_size)] if process.is_main else ["left/0"])
+    if process.is_main:  # holds the store: it leaves last, and nobody asks it for anything after `left`
+        store.wait([f"left/{rank}" for rank in range(process.world_size)])
     print("met", flush=True)
     return 0
 sys.exit(exit_code("worker", main))
