@@ -115,13 +115,16 @@ def test_a_missing_option_is_shown_in_an_example(words: str, capsys: pytest.Capt
     assert example.startswith(f"  tgm-scale {words.removesuffix(' a b')} ") and all(one in example for one in missing)
 
 
+@pytest.mark.parametrize("below", ["", "deep/er"])
 @pytest.mark.parametrize(
     "words", ["benchmark growth --output", "benchmark footprint --dir", "tune --config debug --dir"]
 )
-def test_a_file_in_place_of_a_folder_is_told(words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_in_place_of_a_folder_is_told(
+    words: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     place = tmp_path / "there"
     place.write_text("mine")
-    text = said(capsys, *words.split(), str(place))
+    text = said(capsys, *words.split(), str(place / below))
     assert f"{place}: found a file where a folder is wanted: name another" in text and place.read_text() == "mine"
 
 

@@ -91,16 +91,19 @@ def _of_any_kind(items: list[Any]) -> list[Any]:
     """The mistakes of values that may be of several kinds: where one kind came further than others, its alone, by the
     keys without the kinds' names; where none did, one mistake that names all kinds."""
     keys = [tuple(part for part in item["loc"] if not _MEMBER.fullmatch(str(part))) for item in items]
-    found: dict[Any, Any] = {}
+    found: list[Any] = []
+    of_kinds: dict[Any, Any] = {}
     for item, loc in zip(items, keys):
-        several = len(loc) < len(item["loc"])
-        if several and any(len(other) > len(loc) and other[: len(loc)] == loc for other in keys):
-            continue
-        if several and loc in found:
-            found[loc]["msg"] += " or " + item["msg"].removeprefix("Input should be ")
-        else:
-            found[loc if several else (*loc, len(found), "alone")] = {**item, "loc": loc}
-    return [*found.values()]
+        one = {**item, "loc": loc}
+        if len(loc) < len(item["loc"]):
+            if any(len(other) > len(loc) and other[: len(loc)] == loc for other in keys):
+                continue
+            if loc in of_kinds:
+                of_kinds[loc]["msg"] += " or " + item["msg"].removeprefix("Input should be ")
+                continue
+            of_kinds[loc] = one
+        found.append(one)
+    return found
 
 
 def _explain(item: Any, kind: type[Section]) -> str:

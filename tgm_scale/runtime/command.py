@@ -9,7 +9,8 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from tgm_scale.runtime.terminal import message
 
@@ -53,6 +54,12 @@ def reported_as(key: str, given: str) -> Iterator[None]:
         raise ValueError(str(mistake).replace(key, given)) from mistake
 
 
+def _file_on_way(path: Any) -> Path | None:
+    """The file that `path` is, or that lies where a folder above it is wanted; None where there is none."""
+    found = Path(os.fsdecode(path)) if isinstance(path, (str, bytes, os.PathLike)) else Path()
+    return next((one for one in (found, *found.parents) if one.is_file()), None)
+
+
 def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is lost that was written") -> int:
     """What `run` returns; 2 for a user's mistake (ValueError), `code_of` trouble with files or devices (OSError) or a
     failure that was foreseen (a RuntimeError of our own, by its exit_code), 130 for Ctrl-C. `when_stopped` says in the
@@ -65,7 +72,7 @@ def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is
     except (OSError, RuntimeError) as failure:
         if type(failure) is RuntimeError:
             raise  # not foreseen: the traceback is wanted
-        if isinstance(failure, FileExistsError) and os.path.isfile(place := str(failure.filename)):
+        if isinstance(failure, (FileExistsError, NotADirectoryError)) and (place := _file_on_way(failure.filename)):
             print(message(f"{name}: {place}: found a file where a folder is wanted: name another"), file=sys.stderr)
             return USER_MISTAKE
         text = f"{failure}; {when_stopped}" if when_stopped else f"stopped: {failure}"
