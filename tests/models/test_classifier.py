@@ -7,9 +7,9 @@ import re
 import torch
 
 from tgm_scale.models.classifier import VideoClassifier
-from tgm_scale.models.patches import patchify
+from tgm_scale.models.patches import gather_tokens, most_varied, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.models.vit import SIZES
+from tgm_scale.models.vit import SIZES, ModelOptions, run_blocks
 
 
 def test_names_and_shapes_are_those_of_a_finetuned_videomae_file() -> None:
@@ -49,3 +49,20 @@ def test_scores_are_the_head_over_the_normalised_mean_token() -> None:
     torch.testing.assert_close(model(video), expected)
     assert model(video).shape == (2, 5)
     assert VideoClassifier(SIZES["tiny"], 4, 32, classes=0)(video).shape == (2, 128)
+
+
+def test_of_a_share_of_the_tokens_the_rest_plays_no_part() -> None:
+    model = VideoClassifier(SIZES["tiny"], 4, 32, classes=5, options=ModelOptions("sdpa", token_share=0.29))
+    assert model.tokens == 9, "0.29 of 32"
+    video = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    video[0, :, :, :16] //= 8
+    patches = patchify(video, 2, 8)
+    index = most_varied(patches, 9)
+    assert not torch.equal(index[0], index[1]) and (index[0] % 16).min() >= 8, "of the lower half, which is not dim"
+    tokens = model.patch_embed(gather_tokens(patches, index)) + model.positions.value[index]
+    expected = model.head(model.fc_norm(run_blocks(model.blocks, tokens, False).mean(1)))
+    torch.testing.assert_close(model(video), expected)
+    dark = video.clone()
+    dark[0, :, :, :16] = 0
+    assert torch.equal(model(dark)[0], model(video)[0])
+    assert VideoClassifier(SIZES["tiny"], 4, 32, 5, options=ModelOptions(token_share=1e-9)).tokens == 1

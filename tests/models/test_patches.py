@@ -25,6 +25,7 @@ from tgm_scale.models.patches import (
     channel_last,
     gather_tokens,
     interpolated_table,
+    most_varied,
     patchify,
     sine_cosine_table,
     unpatchify,
@@ -73,6 +74,20 @@ def test_gathered_tokens_are_those_named() -> None:
     x = torch.randn(2, 5, 3)
     index = torch.tensor([[0, 4], [3, 1]])
     assert torch.equal(gather_tokens(x, index), torch.stack([x[0, [0, 4]], x[1, [3, 1]]]))
+
+
+def test_tokens_that_vary_most_are_those_of_the_largest_variance_of_a_channel() -> None:
+    patches = torch.zeros(3, 6, 3 * 8, dtype=torch.uint8)
+    patches[:, 4] = noise(3, 24)
+    patches[:, 2, 3] = 255  # one pixel
+    patches[:, 5, 1:3] = 9
+    patches[:, 0] = torch.tensor([200, 0, 90], dtype=torch.uint8).repeat_interleave(8)  # a flat colour
+    assert most_varied(patches, 3).tolist() == [[2, 4, 5]] * 3
+    assert most_varied(patches, 5).tolist() == [[0, 1, 2, 4, 5]] * 3, "of flat ones the first"
+    assert torch.equal(most_varied(patches[1:2], 4), most_varied(patches.float(), 4)[1:2])
+    busy = noise(2, 40, 3 * 2 * 16**2)
+    variance = busy.double().unflatten(-1, (3, -1)).var(-1).sum(-1)
+    assert torch.equal(most_varied(busy, 7), variance.topk(7).indices.sort().values)
 
 
 @pytest.mark.parametrize("width", [8, 384])

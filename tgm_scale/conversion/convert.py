@@ -93,6 +93,11 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
             f"frames of {weights.positions[1]} pixels to {weights.frames} of {weights.image_size}; the format has no "
             "place for them, and its readers compute others: use --to safetensors"
         )
+    if weights.token_share < 1 and not chosen.own:
+        raise ValueError(
+            f"--to {target}: this classifier reads a share of {weights.token_share:g} of a clip's tokens "
+            "(finetune.token_share), and the format's readers would read all: use --to safetensors"
+        )
     work = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
         chosen.write(weights, work)

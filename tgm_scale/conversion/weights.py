@@ -88,6 +88,12 @@ class Weights:
         }
 
     @property
+    def token_share(self) -> float:
+        """Of a clip's tokens, those that a classifier reads: `finetune.token_share` of its run."""
+        of_run = (self.config or {}).get("finetune", {}) if self.kind == "classifier" else {}
+        return of_run.get("token_share", 1.0)
+
+    @property
     def origin(self) -> Grid | None:
         """The grid that positions are interpolated from, where it is another than that of the clips."""
         return Grid.of(*self.positions, self.size.tubelet, self.size.patch) if self.positions else None
@@ -103,7 +109,11 @@ def _module(weights: Weights) -> nn.Module:
     size, frames, side = weights.size, weights.frames, weights.image_size
     if weights.kind == "classifier":
         return VideoClassifier(
-            size, frames, side, weights.classes, options=ModelOptions("sdpa", origin=weights.origin)
+            size,
+            frames,
+            side,
+            weights.classes,
+            options=ModelOptions("sdpa", origin=weights.origin, token_share=weights.token_share),
         )
     if weights.kind == "encoder":
         grid = Grid.of(frames, side, size.tubelet, size.patch)

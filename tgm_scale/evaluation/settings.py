@@ -164,6 +164,13 @@ class FinetuneSection(Section):
     shift: float = Field(
         0.0, ge=0, lt=1, description="training clips are moved by up to this share of their side; black comes in"
     )
+    token_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a clip's tokens that is read, in training and test: those whose pixels vary most; for "
+        "clips that are mostly empty",
+    )
     head_norm: Literal["none", "batch"] = Field(
         "none",
         description="'batch': BatchNorm without weights before the head, over the global batch: for small models and "

@@ -69,6 +69,7 @@ def build_classifier(config: FinetuneConfig, classes: int, positions: Clip | Non
             activation_checkpointing=config.model.activation_checkpointing,
             drop_path=config.finetune.drop_path,
             origin=Grid.of(*positions, size.tubelet, size.patch) if positions else None,
+            token_share=config.finetune.token_share,
         ),
         seed=config.run.seed,
     )

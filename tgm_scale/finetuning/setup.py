@@ -24,6 +24,7 @@ from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, ov
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning.augment import AugmentedSamples, Augmenter
+from tgm_scale.models.classifier import tokens_read
 from tgm_scale.planning.checks import check_boards, check_compile
 from tgm_scale.planning.corpora import corpus_metadata
 from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
@@ -41,7 +42,8 @@ def plan_finetuning(config: FinetuneConfig, process: ProcessInfo) -> RunPlan:
     layout = layout_of(config.train, config.clips_together, process)
     precision = resolve_precision(config.train.precision, process.device)
     engine = engine_of(config.deepspeed, layout, precision, config.optim)
-    return RunPlan(shape, layout, config.data.repeated_augmentation, engine, config.optim, process.device)
+    read = tokens_read(config.finetune.token_share, shape.grid)
+    return RunPlan(shape, layout, config.data.repeated_augmentation, engine, config.optim, process.device, read=read)
 
 
 def storage_seconds(config: FinetuneConfig) -> float:
@@ -185,10 +187,12 @@ def loader(config: FinetuneConfig, parts: Parts, steps: range) -> ClipLoader:
 
 def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int) -> None:
     """Print what the run will do, before its first step."""
-    norm = config.finetune.head_norm
+    norm, read, tokens = config.finetune.head_norm, parts.plan.visible, parts.plan.shape.grid.tokens
+    model = "" if norm == "none" else f", head_norm {norm}"
+    model += "" if read == tokens else f", {read} of {tokens} tokens"
     lines = [
         f"run {config.run.dir}: {len(parts.train.refs)} training and {len(parts.test.refs)} test videos of "
-        f"{len(parts.classes)} classes, {parts.plan.described()}{'' if norm == 'none' else f', head_norm {norm}'}",
+        f"{len(parts.classes)} classes, {parts.plan.described()}{model}",
         *few_clips(len(parts.train.refs), parts.plan.layout.global_batch, parts.plan.repeats),
         *notes,
         *not_used(config.deepspeed.config),

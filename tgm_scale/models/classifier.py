@@ -1,6 +1,6 @@
 """VideoMAE's finetuning model (Tong et al. 2022): all tokens through the blocks, their mean, a norm, a linear head.
 
-Shapes: B clips, C=3, T frames, H W pixels, N tokens of the grid, D width, K classes, L blocks.
+Shapes: B clips, C=3, T frames, H W pixels, N tokens of the grid, V read of them, D width, K classes, L blocks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Grid
-from tgm_scale.models.patches import PatchEmbed, Positions, patchify
+from tgm_scale.models.patches import PatchEmbed, Positions, gather_tokens, most_varied, patchify
 from tgm_scale.models.vit import DEFAULT_OPTIONS, NORM_EPS, Block, ModelOptions, ModelSize, initial_value, run_blocks
 from tgm_scale.runtime import seeding
 
@@ -84,6 +84,7 @@ class VideoClassifier(nn.Module):
         self.size = size
         self.drop_path = options.drop_path
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
+        self.tokens = tokens_read(options.token_share, self.grid)
         self.activation_checkpointing = options.activation_checkpointing
         self.patch_embed = PatchEmbed(size.width, size.tubelet, size.patch, options.statistics)
         self.positions = Positions(self.grid, size.width, options.origin)
@@ -97,8 +98,13 @@ class VideoClassifier(nn.Module):
     def features(self, video_BCTHW: Tensor, seeds_B: Tensor | None = None) -> Tensor:
         """The normalised mean token, [B, D]. video: 0..255, uint8 (or float). seeds: int64, of training's clips, for
         drop path: what is left out is a function of the clip's seed, whatever batch and process it is in."""
-        x = self.patch_embed(patchify(video_BCTHW, self.size.tubelet, self.size.patch))
-        x = self.positions(x, None, dtype=x.dtype)  # not a weight's: see vit.Encoder
+        patches = patchify(video_BCTHW, self.size.tubelet, self.size.patch)
+        index_BV = None
+        if self.tokens < self.grid.tokens:
+            index_BV = most_varied(patches, self.tokens)
+            patches = gather_tokens(patches, index_BV)
+        x = self.patch_embed(patches)
+        x = self.positions(x, index_BV, dtype=x.dtype)  # not a weight's: see vit.Encoder
         scales = None
         if self.training and self.drop_path and seeds_B is not None:
             scales = self._drop_path_scales(seeds_B, x.dtype)
@@ -122,6 +128,11 @@ class VideoClassifier(nn.Module):
         drawn_BL2 = seeding.uniform(seeds_B, 2 * depth, "drop path").unflatten(1, (depth, 2))
         kept = [1 - self.drop_path * i / max(1, depth - 1) for i in range(depth)]
         return [((drawn_BL2[:, i] < share) / share).to(dtype) for i, share in enumerate(kept)]
+
+
+def tokens_read(share: float, grid: Grid) -> int:
+    """A share of the grid's tokens, rounded down, at least 1. The margin undoes binary fractions: 0.29 * 100."""
+    return max(1, int(share * grid.tokens + 1e-9 * grid.tokens))
 
 
 def without_head_norm(weights: Mapping[str, Tensor], manifest: Mapping[str, Any], averaged: bool) -> dict[str, Tensor]:

@@ -78,6 +78,16 @@ def gather_tokens(x_BND: Tensor, index_BV: Tensor) -> Tensor:
     return x_BND.gather(1, index_BV[..., None].expand(-1, -1, x_BND.shape[-1]))
 
 
+def most_varied(patches_BNP: Tensor, count: int) -> Tensor:
+    """The `count` tokens of each clip whose pixels vary most, the channels' variances added: int64 [B, count],
+    ascending. Of equal ones the first. Levels are rounded to whole ones: in integers the order cannot depend on the
+    batch."""
+    levels_BNCQ = patches_BNP.round().int().unflatten(-1, (CHANNELS, -1))
+    size = levels_BNCQ.shape[-1]
+    spread_BN = (size * levels_BNCQ.square().sum(-1) - levels_BNCQ.sum(-1).square()).sum(-1)
+    return spread_BN.argsort(dim=-1, descending=True, stable=True)[:, :count].sort(dim=-1).values
+
+
 def sine_cosine_table(tokens: int, width: int) -> Tensor:
     """Fixed positions, float32 [tokens, width]: sine and cosine by turns (Vaswani et al. 2017, section 3.5).
 

@@ -62,7 +62,8 @@ class MaskedVideoAutoencoder(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        assert options.origin is None and not options.drop_path, "of an encoder or a classifier alone"
+        others = options.origin is not None or options.drop_path or options.token_share < 1
+        assert not others, "of an encoder or a classifier alone"
         self.size, self.options = size, options
         self.grid = Grid.of(frames, image_size, size.tubelet, size.patch)
         self.clip_shape = (3, frames, image_size, image_size)

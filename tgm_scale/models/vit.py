@@ -60,13 +60,15 @@ class ModelOptions:
     statistics: by which the encoder normalises pixels. origin: the grid that the encoder was trained on, where it is
     another than its clips' (see `patches.interpolated_table`); not with a decoder. drop_path: share of clips for which
     the last block's branches are left out while a classifier is trained (stochastic depth, Huang et al. 2016), growing
-    linearly from 0 over the blocks."""
+    linearly from 0 over the blocks. token_share: of a clip's tokens, those that a classifier reads (see
+    `patches.most_varied`)."""
 
     attention: Backend = "auto"
     activation_checkpointing: bool = False
     statistics: PixelStatistics = IMAGENET
     origin: Grid | None = None
     drop_path: float = 0.0
+    token_share: float = 1.0
 
 
 DEFAULT_OPTIONS = ModelOptions()

@@ -64,7 +64,7 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None)
             f"{asked.config.model.size}, {million:.0f} million parameters",
             values={"size": asked.config.model.size, "parameters": cost.parameters},
         ),
-        Figure("tokens", f"all {run.visible}" if masks is None else masks.summary()),
+        Figure("tokens", f"{run.visible} of {run.shape.grid.tokens} are read" if masks is None else masks.summary()),
         Figure(
             "batch",
             f"{layout.global_batch} = {machine.gpus} GPUs x {layout.accumulation} micro steps x {layout.micro_batch}",

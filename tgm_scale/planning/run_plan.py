@@ -109,7 +109,8 @@ class RunPlan:
     engine: EnginePlan
     optim: OptimConfig
     device: torch.device
-    masker: Masker | None = None  # None: the model sees all tokens
+    masker: Masker | None = None  # None: the model sees all tokens, or `read` of them
+    read: int | None = None
     terms: frozenset[str] = frozenset()  # what the terms of the objective need: objectives/term.py
     targets: int = 0  # tokens that are decoded
     captions: bool = False  # whether any are read
@@ -140,7 +141,7 @@ class RunPlan:
     @property
     def visible(self) -> int:
         """Tokens that the encoder sees."""
-        return self.shape.grid.tokens if self.masker is None else self.masker.visible_count
+        return (self.read or self.shape.grid.tokens) if self.masker is None else self.masker.visible_count
 
     @property
     def macs_per_clip(self) -> float:
