@@ -128,6 +128,14 @@ def test_a_file_in_place_of_a_folder_is_told(
     assert f"{place}: found a file where a folder is wanted: name another" in text and place.read_text() == "mine"
 
 
+@pytest.mark.parametrize("value", [".nan", ".inf", "[0, .nan]", "{text: .inf}"])
+def test_numbers_that_are_none_are_refused_in_values_of_any_form(
+    value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = said(capsys, "config", "--config", "debug", f"masking.options={{rate: {value}}}")
+    assert "masking.options.rate: found " in text and text.endswith("; input should be a finite number\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [

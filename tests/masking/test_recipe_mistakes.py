@@ -59,8 +59,10 @@ CLIP = Grid(8, 14, 14)  # 16 frames of 224 pixels, tubelets of 2 x 16 x 16
         ({"recipe": "adamae", "sources": {"sampler": 1, "text": 1}}, r"sampler is learned, and is not mixed"),
         ({"recipe": "automae", "rule": "bottom_k"}, r"rule=bottom_k: the source generator is learned, .* set top_k"),
         ({"recipe": "automae", "temperature": 0}, r"temperature=0: the source generator .* above 0"),
-        ({"recipe": "automae", "rate": 0}, r"masking.options.rate=0: wanted a number above 0: leave it out"),
-        ({"rate": 10}, r"masking.options.rate=10: wanted no such key, since nothing of this mask is learned"),
+        ({"recipe": "automae", "rate": 0}, r"masking.options.rate=0: wanted a number from 0.001 to 1000, such as 10"),
+        ({"recipe": "automae", "rate": 1e30}, r"masking.options.rate=1e\+30: wanted a number from 0.001 to 1000"),
+        ({"recipe": "adamae", "rate": "10"}, r"masking.options.rate='10': wanted a number from 0.001 to 1000"),
+        ({"rate": 10}, r"masking.options.rate=10: wanted none: nothing of this mask is learned"),
     ],
 )
 def test_a_mistake_is_named_with_its_remedy(arguments: dict[str, Any], message: str) -> None:

@@ -93,7 +93,7 @@ def test_yaml_merges_and_keys_beside_them_win() -> None:
     tree = yaml_of(text)
     assert tree["data"] == {"frames": 16, "size": 112} and tree["both"] == {"frames": 16, "size": 224, "flip": True}
     assert yaml_of("a: &a {k: 1}\nb: &b {<<: *a, k: 2}\nc: {<<: *b, k: 3}")["c"] == {"k": 3}
-    with pytest.raises(ValueError, match="size: given twice"):
+    with pytest.raises(ValueError, match="size: given twice, in lines 1 and 1"):
         yaml_of("{size: 1, size: 2}")
 
 

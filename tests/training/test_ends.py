@@ -30,11 +30,13 @@ def field(folder: Path, name: str) -> str | None:
 
 def test_a_finished_run_says_where_it_is_and_what_comes_next(config: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    last = run(1, arguments(config, "train.steps=2")).stdout.splitlines()[-1]
+    said = run(1, arguments(config, "train.steps=2", "guidance.cached=true")).stdout
+    last = said.splitlines()[-1]
+    assert "guidance.cached=true: not used, masks by tube read no relevance" in said
     assert last.startswith("done: made 2 steps in 0:00:") and "loss " in last and f"The run is in {folder};" in last
     assert f"tgm-scale probe run.dir={folder}-probe encoder.checkpoint={folder} data.train=" in last
     assert field(folder, "state") == "finished" and "resume" not in status(str(folder))
-    again = run(1, arguments(config, "train.steps=2")).stdout.splitlines()
+    again = run(1, arguments(config, "train.steps=2", "guidance.cached=true")).stdout.splitlines()
     assert again[-1].startswith("done: no step was left to make.")
     shutil.rmtree(folder / "checkpoints" / "step-00000002")  # as where it could not be written
     assert str(field(folder, "state")).startswith("not running: ") and "resume" in status(str(folder))

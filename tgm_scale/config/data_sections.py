@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+
+def _finite(value: Any) -> Any:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if any(isinstance(one, float) and not math.isfinite(one) for one in inner):
+        raise PydanticCustomError("finite_number", "Input should be a finite number")
+    return value
+
+
+Finite = Annotated[Any, AfterValidator(_finite)]  # of any form, as YAML gives it, with no number that JSON lacks
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tgm_scale.config.data_sections import ClipsConfig, DataConfig, Section
+from tgm_scale.config.data_sections import ClipsConfig, DataConfig, Finite, Section
 from tgm_scale.config.objective_section import ObjectiveConfig
 
 
@@ -43,7 +43,7 @@ class MaskingConfig(Section):
     visible_ratio: float | None = Field(
         None, gt=0, lt=1, description="share the encoder sees; default: all not hidden"
     )
-    options: dict[str, Any] = Field(
+    options: dict[str, Finite] = Field(
         default_factory=dict, description="changes to the recipe, such as temperature: docs/RECIPES.md"
     )
 

@@ -272,9 +272,9 @@ def _check_parts(recipe: Recipe) -> None:
 def _check_learned(recipe: Recipe) -> None:
     """A learned source is drawn from as it is: its loss is that of the distribution that it makes."""
     learned = [source for source in recipe.sources if SOURCES[source].learned]
-    if not _is_number(recipe.rate) or recipe.rate <= 0 or (recipe.rate != 1 and not learned):
-        wanted = "a number above 0" if learned else "no such key, since nothing of this mask is learned"
-        raise ValueError(f"masking.options.rate={recipe.rate!r}: wanted {wanted}: leave it out")
+    if not _is_number(recipe.rate) or not 1e-3 <= recipe.rate <= 1e3 or (recipe.rate != 1 and not learned):
+        wanted = "a number from 0.001 to 1000, such as 10" if learned else "none: nothing of this mask is learned"
+        raise ValueError(f"masking.options.rate={recipe.rate!r}: wanted {wanted}")
     if not learned or not (of := SOURCES[learned[0]].learned):
         return
     if len(recipe.sources) > 1:

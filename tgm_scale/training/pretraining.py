@@ -143,8 +143,10 @@ class Pretraining(Task):
 
     def introduce(self, start: int) -> None:
         assert self.plan.masker is not None
-        scored_anew = "relevance" in self.plan.masker.needs and not self.config.guidance.cached
-        introduction.introduce(self.folder, self.corpora, self.plan, scored_anew)
+        relevance, cached = "relevance" in self.plan.masker.needs, self.config.guidance.cached
+        introduction.introduce(self.folder, self.corpora, self.plan, scored_anew=relevance and not cached)
+        if cached and not relevance:
+            print(f"guidance.cached=true: not used, masks by {self.plan.masker.name} read no relevance", flush=True)
         if self.coupled:
             settings = self.config.objective
             introduction.warn_of_one_caption(self.corpora, settings.key(needs_captions(settings)[0]))

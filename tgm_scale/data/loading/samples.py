@@ -173,7 +173,8 @@ class Samples:
         grid, read = self.sampling.grid, self.sampling.relevance
         assert read is not None
         if RELEVANCE_EXTENSION not in members:
-            raise SampleError("no_relevance", f"no member .{RELEVANCE_EXTENSION}")
+            remedy = "write them with tgm-scale shards cache, or set guidance.cached=false"
+            raise SampleError("no_relevance", f"no member .{RELEVANCE_EXTENSION}: {remedy}")
         maps = []
         for crop, captions in zip(crops, asked):
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 import yaml
@@ -19,10 +19,15 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        given = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice = sorted(name for (tag, name), count in given.items() if count > 1 and tag != _MERGE)
+        lines: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                lines[key.tag, key.value].append(str(key.start_mark.line + 1))
+        twice = {name: where for (_, name), where in sorted(lines.items()) if len(where) > 1}
         if twice:
-            raise ValueError(f"{', '.join(twice)}: given twice{node.start_mark}")
+            raise ValueError(
+                "; ".join(f"{name}: given twice, in lines {' and '.join(where)}" for name, where in twice.items())
+            )
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -44,7 +49,8 @@ def yaml_of(text: str) -> Any:
         tree = yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, LookupError, TypeError, AttributeError, OverflowError) as error:
         words = "brackets in brackets without end" if isinstance(error, RecursionError) else error
-        raise ValueError(str(words) or type(error).__name__) from None
+        told = re.sub(r'in "<unicode string>", ', "in ", str(words))
+        raise ValueError(told or type(error).__name__) from None
     waiting, seen = [tree], 0
     while waiting:
         node = waiting.pop()
