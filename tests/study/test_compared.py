@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from tgm_scale import cli
 from tgm_scale import config as configuration
 from tgm_scale.config import StudyConfig
 from tgm_scale.study import page, records
 from tgm_scale.study.arms import Arm, Unit, units
 from tgm_scale.study.summary import Outcome, difference, summarise, tables
 
+MASKERS = "{tube: [], random: [masking.recipe=random]}"
 ONE, OTHER = Arm("tube", "contrast"), Arm("tube", "pixels")
 
 
@@ -74,7 +76,7 @@ def test_a_difference_is_of_the_seeds_and_clips_that_both_have() -> None:
 @pytest.fixture
 def evaluated(file: Path, tmp_path: Path) -> tuple[StudyConfig, list[Unit]]:
     """A study of which all evaluations lie there, but those of the arm that failed and of a seed without time."""
-    given = [f"run.dir={tmp_path}", "study.maskers={tube: [], random: [masking.recipe=random]}"]
+    given = [f"run.dir={tmp_path}", f"study.maskers={MASKERS}"]
     config = configuration.checked(configuration.read_tree(file, given), str(file), StudyConfig, given)
     found = units(config)
     for number, unit in enumerate(found[:-1]):
@@ -131,3 +133,54 @@ def test_the_table_and_the_page_name_what_failed_and_what_was_left_out(
     assert parsed.fetched == [] and "url(" not in written and "@import" not in written
     assert {"script", "link", "iframe", "b"} & set(parsed.elements) == {"b"} & set(parsed.elements)
     assert "&lt;b&gt;diverged" in written and parsed.elements.count("circle") == 8
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("7.5", "top1: found 7.5, wanted a number from 0 to 1"),
+        ("-0.1", "top1: found -0.1, wanted a number from 0 to 1"),
+        ("1e999", "top1: found inf, wanted a number from 0 to 1"),
+        ("NaN", "top1: found nan, wanted a number from 0 to 1"),
+        ("true", "top1: found True, wanted a number from 0 to 1"),
+        ('"abc"', "top1: found 'abc', wanted a number from 0 to 1"),
+        ("0.5", "top1 is 0.5, and 0.35 of 40 predictions are right"),
+    ],
+)
+def test_a_figure_that_cannot_be_is_named_and_the_other_arms_are_shown(
+    evaluated: tuple[StudyConfig, list[Unit]], value: str, why: str, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, found = evaluated
+    given = ["study", "--config", str(file), "--tables", f"run.dir={config.run.dir}", f"study.maskers={MASKERS}"]
+    job = found[0].jobs[1]
+    results = job.folder / "results.json"
+    results.write_text(results.read_text().replace('"top1": {"value": 0.35}', f'"top1": {{"value": {value}}}'))
+    summary = summarise(config, found, [])
+    arms = summary["evaluations"]["knn"]["arms"]
+    assert arms["tube+pixels"]["seeds"] == [1] and arms["random+pixels"]["seeds"] == [0, 1]
+    assert summary["damaged"] == [arms["tube+pixels"]["missing"]["0"]] and f"({why})" in summary["damaged"][0]
+    for folder in Path(config.run.dir).glob("*/*/pretrain"):  # the only failure that is left is the damage
+        failed = json.loads((folder / records.FILE).read_text()) | {"state": records.DONE}
+        (folder / records.FILE).write_text(json.dumps(failed))
+    assert cli.main(given) == 1
+    said = capsys.readouterr().out
+    assert f"seed 0: {results} or predictions.jsonl is damaged ({why})" in said and "| random+pixels | 0." in said
+    assert (Path(config.run.dir) / "report.html").is_file()
+    results.unlink()
+    assert cli.main(given) == 0
+
+
+def test_a_prediction_that_is_no_text_is_damage(evaluated: tuple[StudyConfig, list[Unit]]) -> None:
+    config, found = evaluated
+    rows = found[0].jobs[1].folder / "predictions.jsonl"
+    lines = [json.loads(line) | {"group": ["a"]} for line in rows.read_text().splitlines()]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "a line of predictions.jsonl holds what is no text" in summarise(config, found, [])["damaged"][0]
+
+
+@pytest.mark.parametrize("change", [{"seconds": "long"}, {"seconds": float("inf")}, {"why": None}])
+def test_a_damaged_record_is_none(evaluated: tuple[StudyConfig, list[Unit]], change: dict) -> None:
+    config, found = evaluated
+    file = found[0].jobs[1].folder / records.FILE
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert summarise(config, found, [])["evaluations"]["knn"]["arms"]["tube+pixels"]["missing"]["0"] == "not done yet"

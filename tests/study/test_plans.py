@@ -174,11 +174,11 @@ def test_figures_that_are_gone_are_measured_again_and_damaged_ones_named(
     gone = found[0].jobs[1]
     (gone.folder / "results.json").unlink()
     assert not records.is_done(gone) and records.is_done(found[1].jobs[1])
-    assert cli.main(["study", "--config", str(file), "--tables", *given]) == 0
+    assert cli.main(["study", "--config", str(file), "--tables", *given]) == 1
     said = capsys.readouterr().out
     assert "tube+pixels | none | seed 0: not done yet" in said
     damaged = found[1].jobs[1].folder / "results.json"
-    assert f"{damaged} or predictions.jsonl is damaged (KeyError 'figures' in it): remove it" in said
+    assert f"{damaged} or predictions.jsonl is damaged (wanted figures by name" in said
 
 
 def test_evaluations_without_their_pretraining_are_not_taken_for_those_of_a_new_one(

@@ -180,6 +180,9 @@ def test_why_an_evaluation_failed_is_said_until_it_has_results(tmp_path: Path) -
     assert "state  failed: no room" in status(str(tmp_path))
     (tmp_path / "results.json").write_text('{"method": "knn", "figures": {"top-1": {"value": 0.5}}, "left_out": {}}')
     assert "state" not in status(str(tmp_path)) and "top-1 0.5000" in status(str(tmp_path))
+    (tmp_path / "results.json").write_text('{"method": "knn", "figures": {"top-1": {"value": 7.5}}, "left_out": {}}')
+    with pytest.raises(ValueError, match=r"results\.json: damaged: top-1: found 7\.5, wanted a number from 0 to 1"):
+        status(str(tmp_path))
 
 
 def test_why_a_start_failed_is_kept_until_the_next(config: Path) -> None:

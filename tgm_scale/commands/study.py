@@ -14,7 +14,7 @@ _EXAMPLES = """examples:
 Every masker with every objective and seed is pretrained and evaluated, each by a command of its own whose folder is
 RUN/ARM/seed-N/. What is done is skipped, what was stopped resumes, what failed is begun again; the table names what
 failed. RUN/summary.json and RUN/report.html have means, deviations and paired differences with intervals.
-Exit code: 0 done, 1 a command failed, 2 a mistake in the configuration."""
+Exit code: 0 done, 1 a command failed or its figures are damaged, 2 a mistake in the configuration."""
 
 
 def _add(parser: argparse.ArgumentParser) -> None:

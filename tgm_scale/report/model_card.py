@@ -19,6 +19,7 @@ from tgm_scale.config.sections import Config, Section
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE, TORCHVISION
 from tgm_scale.runs import environment, run_data, run_folder, status
+from tgm_scale.runs.figures import shares
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.terminal import message
@@ -210,12 +211,11 @@ def _results(files: list[Path]) -> Iterator[str]:
     rows = []
     for file in files:
         found = _known(partial(json_object, file), {})
-        figures = found.get("figures")
-        for name, value in figures.items() if isinstance(figures, dict) else ():
-            if isinstance(value, dict) and isinstance(value.get("value"), (int, float)):
-                rows.append(
-                    (found.get("method"), name, f"{value['value']:.4f}", f"{file.resolve().parent.name}/{file.name}")
-                )
+        place = f"{file.resolve().parent.name}/{file.name}"
+        rows += [
+            (found.get("method"), name, f"{value:.4f}", place)
+            for name, value in _known(partial(shares, found), {}).items()
+        ]
     if rows:
         yield "## Evaluation\n"
         if any(row[0] != "finetuning" for row in rows):

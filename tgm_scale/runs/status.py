@@ -16,6 +16,7 @@ from tgm_scale import config as configuration
 from tgm_scale.checkpoints import folders
 from tgm_scale.runs import events, run_data, run_folder
 from tgm_scale.runs.bottleneck import duration, explain, from_metrics, read_heartbeat, read_ranks, waiting
+from tgm_scale.runs.figures import shares
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
 from tgm_scale.runtime import ownership
 from tgm_scale.runtime.mistakes import refuse_damaged
@@ -187,11 +188,15 @@ def result(file: Path) -> dict[str, str]:
     """The figures in one of them by its method. Raises ValueError where it is damaged."""
     found = json_object(file)
     try:
-        figures = ", ".join(f"{name} {value['value']:.4f}" for name, value in found["figures"].items())
+        values = shares(found)
         left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
-        return {str(found["method"]): figures + (f"; left out: {left_out}" if left_out else "")}
-    except (KeyError, TypeError, ValueError, AttributeError):
+        method = str(found["method"])
+    except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{file}: damaged: wanted method, figures, left_out; restore it, or remove it") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: damaged: {error}; restore it, or remove it") from None
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+    return {method: figures + (f"; left out: {left_out}" if left_out else "")}
 
 
 def results(root: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ from tgm_scale.study.summary import summarise, tables
 
 
 def study(options: argparse.Namespace) -> int:
-    """Exit code 0; 1 where a command failed. Raises ValueError."""
+    """Exit code 0; 1 where a command failed or left figures that are damaged. Raises ValueError."""
     tree = configuration.read_tree(options.config, options.overrides)
     config = configuration.checked(tree, options.config, StudyConfig, options.overrides)
     found = units(config)
@@ -84,7 +84,7 @@ def _write(config: StudyConfig, found: Sequence[Unit], left_out: Sequence[Unit])
     if left_out:
         print(message("left out: " + ", ".join(f"{unit.arm.name} seed {unit.seed}" for unit in left_out)))
     print(message(f"\n{folder / 'report.html'}  (figures: {folder / 'summary.json'})"))
-    return _code(found)
+    return _code(found) or int(bool(summary["damaged"]))
 
 
 def _code(found: Sequence[Unit]) -> int:

@@ -31,10 +31,12 @@ class Record:
 
 
 def read(job: Job) -> Record | None:
-    """None where it never ended, and where it was another's of this name."""
+    """None where it never ended, where it was another's of this name, and where the file is damaged."""
     try:
-        found = Record(**json_object(job.folder / FILE))
+        found = Record(**json_object(job.folder / FILE, finite=True))
     except (OSError, ValueError, TypeError):
+        return None
+    if type(found.seconds) not in (int, float) or type(found.why) is not str:
         return None
     return found if found.config == _decides(job) else None
 

@@ -5,6 +5,7 @@ Shapes: S seeds, M test clips.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import torch
 
 from tgm_scale.config import StudyConfig
 from tgm_scale.evaluation.intervals import paired_interval
+from tgm_scale.runs.figures import shares
 from tgm_scale.runtime.outside.json_text import json_lines, json_object
 from tgm_scale.study import records
 from tgm_scale.study.arms import Arm, Job, Unit, arms
@@ -37,10 +39,15 @@ def outcome(job: Job) -> Outcome:
     results, rows = (job.folder / name for name in records.FIGURES)
     try:
         tree, lines = json_object(results), json_lines(rows)
+        figures = shares(tree)
+        if any(type(value) is not str for row in lines for value in row.values()):
+            raise ValueError(f"a line of {rows.name} holds what is no text")
         truth = "caption" if tree["method"] == "retrieval" else "label"
+        right = [row[truth] == row["prediction"] for row in lines]
+        _refuse_another_top1(figures, right)
         return Outcome(
-            {name: float(figure["value"]) for name, figure in tree["figures"].items()},
-            {row["key"]: row[truth] == row["prediction"] for row in lines},
+            figures,
+            {row["key"]: is_right for row, is_right in zip(lines, right)},
             {row["key"]: row["group"] for row in lines if "group" in row},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -50,12 +57,21 @@ def outcome(job: Job) -> Outcome:
         ) from None
 
 
+def _refuse_another_top1(figures: dict[str, float], right: Sequence[bool]) -> None:
+    """Raises ValueError where top1 is not that of the predictions beside it. R@1 of a retrieval need not be: captions
+    of equal tokens are one answer."""
+    share = sum(right) / max(len(right), 1)
+    if not math.isclose(figures.get("top1", share), share, abs_tol=1e-6):
+        raise ValueError(f"top1 is {figures['top1']:.6g}, and {share:.6g} of {len(right)} predictions are right")
+
+
 def summarise(study: StudyConfig, units: Sequence[Unit], left_out: Sequence[Unit]) -> Tree:
-    """left_out: units for which there was no time."""
+    """left_out: units for which there was no time. `damaged` names evaluations whose files are."""
     every = [job for unit in units for job in unit.jobs]
     late = {(unit.arm, unit.seed) for unit in left_out}
     trouble = {(job.arm, job.seed): _trouble(job) for job in reversed(every) if _trouble(job)}
     found: Tree = {}
+    broken: list[str] = []
     for name in study.study.evaluations:
         jobs = [job for job in every if job.what == name]
         outcomes, damaged = _outcomes(job for job in jobs if records.is_done(job))
@@ -68,8 +84,9 @@ def summarise(study: StudyConfig, units: Sequence[Unit], left_out: Sequence[Unit
             if (job.arm, job.seed) not in outcomes
         }
         found[name] = _evaluation(study, outcomes, missing)
+        broken += damaged.values()
     seconds = sum(record.seconds for job in every if (record := records.read(job)) is not None)
-    return {"evaluations": found, "seeds": study.study.seeds, "seconds": seconds}
+    return {"evaluations": found, "seeds": study.study.seeds, "seconds": seconds, "damaged": broken}
 
 
 def _outcomes(jobs: Iterable[Job]) -> tuple[dict[_Key, Outcome], dict[_Key, str]]:
