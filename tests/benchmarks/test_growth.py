@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,65 @@ def test_all_questions_are_asked() -> None:
 def test_a_size_that_is_not_known_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["benchmark", "growth", "--output", str(tmp_path / "g"), "--size", "XL"]) == 2
     assert "--size XL: known are tiny" in capsys.readouterr().err and not (tmp_path / "g").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{}", "points: missing"),
+        ('{"points": 3}', "points: found 3, input should be a valid list"),
+        ('{"points": [{"key": {}}]}', "points.0.question: missing"),
+        (
+            '{"points": [{"question": "batch", "name": "", "key": 1, "figures": 2}]}',
+            "points.0.key: found 1, input should be a mapping",
+        ),
+        ("null", "found None, input should be a mapping"),
+        ("[1]", "found [1], input should be a mapping"),
+        ('{"points": NaN}', "not valid JSON: NaN is no JSON"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_and_stays(
+    tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "growth.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{file}: damaged: {said}")) as mistake:
+        growth.measure(few(), tmp_path)
+    assert "NaN" in text or str(mistake.value).endswith("; move it away, or name another --output")
+    if text.startswith("{"):
+        assert cli.main(["benchmark", "growth", "--size", "tiny", "--output", str(tmp_path)]) == 2
+        assert said in capsys.readouterr().err
+    assert file.read_text() == text and [one.name for one in tmp_path.iterdir()] == ["growth.json"]
+
+
+def test_figures_of_another_kind_are_refused_before_anything_is_measured(
+    measured: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = json.loads((measured[0] / "growth.json").read_text())
+    monkeypatch.setattr(LocalRun, "__init__", lambda *_: pytest.fail("a process was started"))
+    for number, (name, value, said) in enumerate(
+        [
+            ("visible_tokens", 0, "visible_tokens: found 0, input should be greater than or equal to 1"),
+            ("bytes", "many", "bytes: found many, input should be a valid integer"),
+            ("clock", {}, "no imports in clock or cpu"),
+            ("imports", {}, "imports: dictionary should have at least 1 item"),
+        ]
+    ):
+        points = [row | {"figures": row["figures"] | {name: value} if name in row["figures"] else row["figures"]}
+                  for row in found["points"]]  # fmt: skip
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "growth.json").write_text(json.dumps(found | {"points": points}))
+        with pytest.raises(ValueError, match=re.escape(said)):
+            growth.measure(few(), folder)
+
+
+def test_an_exponent_of_equal_points_is_none() -> None:
+    assert math.isnan(growth_tables.exponent([{"x": 2, "y": 3}, {"x": 2, "y": 4}], "x", "y"))
+
+
+def test_what_footprint_kept_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in ("3", "{}", '{"key": "a", "bytes": "many"}'):
+        (tmp_path / "measured.jsonl").write_text(line + "\n")
+        assert cli.main(["benchmark", "footprint", "--dir", str(tmp_path), "--sizes", "tiny"]) == 2
+        assert f"{tmp_path / 'measured.jsonl'}: damaged: 0" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 
 from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
@@ -29,6 +30,7 @@ from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.memory import peak_resident_bytes
+from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.processes import LocalRun
 from tgm_scale.runtime.progress import ProgressBars
@@ -39,6 +41,13 @@ _BARE = ["model.depth=1", "model.decoder_depth=1", "data.frames=2", "data.size=3
 _LOOK, _PATIENCE = 0.1, 900.0  # seconds from look to look; without a step
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 _MOST_MISSED = 0.10  # of what was measured
+
+
+class _Kept(BaseModel):
+    """A line of measured.jsonl."""
+
+    key: str
+    bytes: int = Field(ge=1)
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,9 @@ def _rows(options: argparse.Namespace, cases: list[Case], folder: Path) -> list[
     """Each case's figures: measured once, planned anew."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "measured.jsonl"
-    known = {row["key"]: row["bytes"] for row in (json_lines(file) if file.is_file() else [])}
+    kept = json_lines(file) if file.is_file() else []
+    refuse_damaged(list[_Kept], kept, file, "move it away, or name another --dir")
+    known = {row["key"]: row["bytes"] for row in kept}
     planned: dict[Case, Footprint] = {}
     measured: dict[Case, float] = {}
     every = [*dict.fromkeys(case.base for case in cases), *cases]

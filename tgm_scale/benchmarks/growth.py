@@ -20,7 +20,7 @@ from typing import Any
 
 import tgm_scale
 from tgm_scale import config as configuration
-from tgm_scale.benchmarks import growth_figure
+from tgm_scale.benchmarks import growth_figure, growth_kept
 from tgm_scale.benchmarks.growth_tables import of_points
 from tgm_scale.benchmarks.machine import described, headline, save
 from tgm_scale.models.vit import SIZES
@@ -100,14 +100,16 @@ def start(question: str, size: str, workers: int, name: str) -> Point:
 def measure(points: list[Point], folder: Path) -> dict[str, Any]:
     """The figures of these points, those that the folder has from before included; it keeps all."""
     file = folder / "growth.json"
-    kept: list[dict[str, Any]] = json_object(file)["points"] if file.is_file() else []
-    known = {json.dumps(row["key"], sort_keys=True): row["figures"] for row in kept}
+    kept = growth_kept.read(file)
+    known = {_words(row["key"]): row["figures"] for row in kept}
+    for point in points:
+        growth_kept.refuse_other(point.kind, point.name, known.get(_words(point.key())), file)
     rows = []
     with ProgressBars() as bars:
         task = bars.task("points", len(points))
         for number, point in enumerate(points):
             key = point.key()
-            words = json.dumps(key, sort_keys=True)
+            words = _words(key)
             task.to(number, f"{point.question} {point.name}".strip())
             if words not in known:
                 known[words] = _measured(point, folder)
@@ -119,6 +121,10 @@ def measure(points: list[Point], folder: Path) -> dict[str, Any]:
                     save(writing, described() | {"points": kept})
         task.to(len(points))
     return described() | {"points": rows}
+
+
+def _words(key: dict[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
 
 
 def _measured(point: Point, folder: Path) -> dict[str, Any]:

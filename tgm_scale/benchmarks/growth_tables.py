@@ -51,9 +51,9 @@ def rows_of(points: list[Row], question: str) -> list[Row]:
 
 
 def exponent(rows: list[Row], by: str, figure: str) -> float:
-    """From the first to the last row: 1 where the figure grows as what it is asked by, 2 as its square."""
+    """From the first to the last row: 1 where the figure grows as what it is asked by, 2 as its square; NaN of one."""
     first, last = rows[0], rows[-1]
-    if len(rows) < 2 or min(first[figure], last[figure]) <= 0:
+    if min(first[figure], last[figure]) <= 0 or first[by] == last[by]:
         return math.nan
     return math.log(last[figure] / first[figure]) / math.log(last[by] / first[by])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,12 @@ def nearest(name: str, known: Iterable[str], prefix: str = "", elsewhere: Iterab
 
 
 def first_error(error: ValidationError) -> str:
-    """Place and message of the first of pydantic's findings, such as `0.samples: Field required`."""
+    """Place, value and message of the first of pydantic's findings, such as `0.samples: missing`."""
     first = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+    wanted = re.sub(r"valid dictionary( or instance of \w+)?", "mapping", first["msg"])
+    found = "" if isinstance(first["input"], dict) else f"found {str(first['input'])[:60]}, "
+    said = "missing" if first["type"] == "missing" else f"{found}{wanted[0].lower()}{wanted[1:]}"
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), said)))
 
 
 def refuse_damaged(kind: Any, tree: Any, file: Path, remedy: str) -> None:

@@ -14,7 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, Field
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config
@@ -32,6 +34,27 @@ LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}  # relative: what layouts of one r
 _SHORT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "memoryerror")
 _OF_SLURM = ("srun: ", "slurmstepd: ")
 _LOOK = 0.2  # seconds from one look at a trial to the next
+
+
+class Ran(BaseModel):
+    """A line of outcomes.jsonl of a trial that ended well."""
+
+    name: str
+    outcome: Literal["ran"]
+    clips_per_second: float = Field(gt=0)
+    host_GB: float
+    losses: list[float]
+
+
+class DidNotRun(BaseModel):
+    """The same of another trial."""
+
+    name: str
+    outcome: Literal["out of memory", "hung", "failed"]
+    why: str
+
+
+Line = Annotated[Ran | DidNotRun, Field(discriminator="outcome")]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.runtime.files import replace_file
+from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.processes import LocalRun
 from tgm_scale.runtime.progress import ProgressBars
@@ -118,6 +119,7 @@ class Tuner:
     def _outcomes(self) -> dict[str, dict[str, Any]]:
         """What earlier starts found, by candidate."""
         rows = json_lines(self.file) if self.file.is_file() else []
+        refuse_damaged(list[trials.Line], rows, self.file, "move it away, or name another --dir")
         return {row["name"]: row for row in rows}
 
     def _overrides(self, candidate: Candidate, file: Path) -> list[str]:
