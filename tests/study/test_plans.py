@@ -11,6 +11,7 @@ from tgm_scale import cli
 from tgm_scale import config as configuration
 from tgm_scale.config import Config, StudyConfig
 from tgm_scale.evaluation.settings import FrozenConfig
+from tgm_scale.runs import run_folder
 from tgm_scale.runtime.ownership import owned
 from tgm_scale.study import records
 from tgm_scale.study.arms import Job, units
@@ -139,6 +140,48 @@ def test_a_record_of_another_configuration_is_none(file: Path, tmp_path: Path) -
     assert records.is_done(job)
     longer = units(load(file, f"run.dir={tmp_path}", "study.set=[data.shards=x, train.steps=13]"))[0].jobs[0]
     assert longer.folder == job.folder and not records.is_done(longer)
+
+
+def begun(job: Job) -> None:
+    """With the configuration that a start of it writes, and no record of an end."""
+    job.folder.mkdir(parents=True)
+    (job.folder / "config.yaml").write_text(run_folder.to_yaml(job.config))
+
+
+def test_runs_of_other_values_are_refused_before_anything_is_begun(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = [f"run.dir={tmp_path}", "study.seeds=[0]"]
+    set_of = "study.set=[data.shards={shards}, train.steps={steps}, log.every={every}]"
+    given = [*base, set_of.format(shards=file.parent / "shards", steps=12, every=1)]
+    units_of = units(load(file, *given))
+    for unit in units_of[:2]:  # the third arm is not begun
+        begun(unit.jobs[0])
+    begun(units_of[0].jobs[1])
+    records.refuse_other_runs(units_of)
+    (tmp_path / "summary.json").write_text("kept")
+
+    def refused(*others: str) -> str:
+        assert cli.main(["study", "--config", str(file), *base, *others]) == 2
+        assert (tmp_path / "summary.json").read_text() == "kept" and not (tmp_path / "calls").exists()
+        return capsys.readouterr().err
+
+    longer = set_of.format(shards=file.parent / "shards", steps=13, every=1)
+    for mode in ([], ["--tables"], ["--dry-run"], ["--tasks=6", "--task=5"]):
+        said = refused(longer, *mode)
+        assert f"train.steps: 12 there, 13 here ({tmp_path}/tube+pixels/seed-0/pretrain and 1 more)" in said
+        assert "give the study another run.dir, or the values and the run.dir of before" in said
+    knn = "[data.train=x, data.test=y, data.workers=0, data.label=z, neighbours.k=7]"
+    said = refused(given[-1], f"study.evaluations.knn.set={knn}")
+    assert f"neighbours.k: 5 there, 7 here ({tmp_path}/tube+pixels/seed-0/knn)" in said
+
+    same = [*base, set_of.format(shards="elsewhere", steps=12, every=7), "study.seeds=[0, 1]"]
+    more = "study.maskers={tube: [masking.recipe=tube], random: [masking.recipe=random]}"
+    records.refuse_other_runs(units(load(file, *same, more)))  # places and logs may change, arms and seeds be added
+    for job in units_of[0].jobs:
+        ended(job)
+    assert cli.main(["study", "--config", str(file), *given, "--tables"]) == 1  # its figures are made up
+    assert (tmp_path / "summary.json").read_text() != "kept"
 
 
 def ended(job: Job) -> None:

@@ -72,3 +72,22 @@ def test_a_study_is_stopped_goes_on_and_is_compared(file: Path, tmp_path: Path) 
     again = finished([*arguments, "--dry-run"])
     left = [line for line in again.stdout.splitlines() if line.startswith("tgm-scale ")]
     assert len(left) == 4 and all("tube+broken" in line for line in left), again.stdout
+
+    files = [folder / name for name in ("summary.json", "report.html")]
+    before = [one.read_bytes() for one in files]
+    for changed, said in (
+        (
+            f"data.shards={file.parent / 'shards'}, train.steps=13",
+            f"train.steps: 12 there, 13 here ({folder}/tube+pixels/seed-0/pretrain and 5 more)",
+        ),
+        (
+            f"data.shards={file.parent / 'test'}, train.steps=12",
+            f"{folder}/tube+pixels/seed-0/pretrain/data.json: the run was started on other data",
+        ),
+    ):
+        given = f"study.set=[{changed}, train.global_batch_size=4, train.micro_batch_size=4, checkpoint.every=3]"
+        for mode in ([], ["--dry-run"], ["--tables"]):
+            refused = finished([*arguments, given, *mode])
+            assert refused.returncode == 2 and said in refused.stderr, refused.stderr
+            assert [one.read_bytes() for one in files] == before
+    assert not processes_of(folder)

@@ -13,7 +13,8 @@ _EXAMPLES = """examples:
 
 Every masker with every objective and seed is pretrained and evaluated, each by a command of its own whose folder is
 RUN/ARM/seed-N/. What is done is skipped, what was stopped resumes, what failed is begun again; the table names what
-failed. RUN/summary.json and RUN/report.html have means, deviations and paired differences with intervals.
+failed. Runs that are there with other values are named before anything starts or is written.
+RUN/summary.json and RUN/report.html have means, deviations and paired differences with intervals.
 Exit code: 0 done, 1 a command failed or its figures are damaged, 2 a mistake in the configuration."""
 
 

@@ -130,6 +130,19 @@ def _other_terms(before: RunSettings, config: RunSettings) -> list[str]:
 
 
 def _refuse_other_run(config: RunSettings, file: Path) -> None:
+    if differing := differences(config):
+        raise ValueError(
+            f"run.dir={file.parent}: holds a run of another configuration by its config.yaml "
+            f"({'; '.join(differing)}): set run.dir to a new folder, or give the same values to resume this one"
+        )
+
+
+def differences(config: RunSettings) -> list[str]:
+    """What keeps a configuration from resuming the run in its folder, by the key and both values; nothing where there
+    is no run. Raises ValueError for a config.yaml that cannot be read, or is of another command."""
+    file = Path(config.run.dir) / "config.yaml"
+    if not file.is_file():
+        return []
     before = configuration.checked(configuration.read_tree(file), str(file), type(config))
     there, here = (tree_without_secrets(configuration.digest_tree(one)) for one in (before, config))
     differing = [
@@ -139,12 +152,7 @@ def _refuse_other_run(config: RunSettings, file: Path) -> None:
         if there[section].get(key) != value and f"{section}.{key}" not in (*origins.KEYS, *_WEIGHTS)
     ]
     differing += _other_terms(before, config)
-    differing += origins.differences(there, here, origins.read(file.parent))
-    if differing:
-        raise ValueError(
-            f"run.dir={file.parent}: holds a run of another configuration by its config.yaml "
-            f"({'; '.join(differing)}): set run.dir to a new folder, or give the same values to resume this one"
-        )
+    return differing + origins.differences(there, here, origins.read(file.parent))
 
 
 def to_yaml(config: configuration.Section) -> str:

@@ -27,6 +27,7 @@ def study(options: argparse.Namespace) -> int:
     found = units(config)
     if not 0 <= options.task < options.tasks:
         raise ValueError(f"--task {options.task}: wanted a number from 0 to {options.tasks - 1}, below --tasks")
+    records.refuse_other_runs(found)
     if options.tables:
         return _write(config, found, [])
     own = found[options.task :: options.tasks]

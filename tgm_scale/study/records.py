@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tgm_scale.config import RunSettings, digest_tree
+from tgm_scale.config import Config, RunSettings, digest_tree
+from tgm_scale.planning.corpora import corpus_metadata, open_corpora
+from tgm_scale.runs import run_data, run_folder
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.terminal import tree_without_secrets
@@ -83,6 +86,38 @@ def refuse_strays(unit: Unit) -> None:
             f"{run.folder.parent}: holds {', '.join(there)}, and no run in {PRETRAIN}: restore it, or move "
             f"{run.folder.parent} away to begin all of it again"
         )
+
+
+def refuse_other_runs(units: Iterable[Unit]) -> None:
+    """Raises ValueError for runs and evaluations that were begun with other values: they would be refused one by one
+    as they resume, and their figures lost from the tables. Says the keys with both values, or which data differ."""
+    of: dict[str, list[Job]] = {}
+    left = [job for unit in units for job in unit.jobs if not is_done(job)]
+    for job in left:
+        for found in run_folder.differences(job.config):
+            of.setdefault(found, []).append(job)
+    if of:
+        said = "; ".join(f"{found} ({_named(jobs)})" for found, jobs in of.items())
+        raise ValueError(
+            f"this study's folder holds runs of other values by their config.yaml: {said}: give the study another "
+            "run.dir, or the values and the run.dir of before, or move the folders of these runs away"
+        )
+    for job in left:
+        _refuse_other_data(job)
+
+
+def _refuse_other_data(job: Job) -> None:
+    """Of a pretraining whose record is another's: then its data may have moved, or be others."""
+    config = job.config
+    if not isinstance(config, Config) or read(job) is not None or not (job.folder / FILE).is_file():
+        return
+    if config.data.synthetic is None or Path(config.data.corpora()[0].path).exists():
+        run_data.refuse_other(job.folder, corpus_metadata(open_corpora(config.data, captions=False)))
+
+
+def _named(jobs: list[Job]) -> str:
+    more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+    return f"{jobs[0].folder}{more}"
 
 
 class Times:
