@@ -135,6 +135,45 @@ def test_the_table_and_the_page_name_what_failed_and_what_was_left_out(
     assert "&lt;b&gt;diverged" in written and parsed.elements.count("circle") == 8
 
 
+def test_below_the_table_stands_how_much_it_is_of(evaluated: tuple[StudyConfig, list[Unit]]) -> None:
+    config, found = evaluated
+    (found[0].jobs[1].folder / "results.json").unlink()
+    summary = summarise(config, found, [])
+    said = "seeds: 1 to 2; test clips: 40; one seed: an interval is over clips alone, and another may differ"
+    assert summary["evaluations"]["knn"]["basis"] == said
+    assert tables(summary).endswith(f"|\n\n{said}\n") and f"{said}<" in page.page(config, found, summary)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "clips", "groups", "said"),
+    [
+        (4, 30, 0, "seeds: 4; test clips: 30"),
+        (
+            *(3, 24, 4),
+            "seeds: 3; test clips: 24 of 4 groups; few test clips: 24, fewer than 30: one clip moves top1 by 0.0417, "
+            "and an interval over so few is rough; few seeds: 3: an interval over so few is rough, and somewhat too "
+            "narrow",
+        ),
+    ],
+)
+def test_a_caution_is_of_few_seeds_and_few_clips(
+    file: Path, tmp_path: Path, seeds: int, clips: int, groups: int, said: str
+) -> None:
+    rows = [{"key": f"{i}", "label": "a", "prediction": "a"} for i in range(clips)]
+    rows = [row | {"group": f"{i % groups}"} for i, row in enumerate(rows)] if groups else rows
+    given = [f"run.dir={tmp_path}", f"study.seeds={list(range(seeds))}", f"study.maskers={MASKERS}"]
+    given += ["study.objectives={pixels: ['objective.terms={pixels: 1}']}"]
+    config = configuration.checked(configuration.read_tree(file, given), str(file), StudyConfig, given)
+    found = units(config)
+    for job in (unit.jobs[1] for unit in found):
+        job.folder.mkdir(parents=True)
+        records.write(job, records.DONE, 1.0)
+        figures = {"top1": {"value": 1.0}}
+        (job.folder / "results.json").write_text(json.dumps({"method": "nearest neighbours", "figures": figures}))
+        (job.folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert summarise(config, found, [])["evaluations"]["knn"]["basis"] == said
+
+
 @pytest.mark.parametrize(
     ("value", "why"),
     [

@@ -97,10 +97,14 @@ def cautions(scores_MC: Tensor, classes: Sequence[str]) -> dict[str, str]:
     if len(best) == 1 and len(classes) > 1:
         found["predictions"] = f"all are {shown(classes[best[0]])}: top1 is the share of the test clips with it"
     if clips < FEW:
-        found["few test clips"] = (
-            f"{clips}, fewer than {FEW}: one clip moves top1 by {1 / clips:.4f}, and an interval over so few is rough"
-        )
+        found["few test clips"] = few_clips(clips)
     return found
+
+
+def few_clips(clips: int, figure: str = "top1") -> str:
+    return (
+        f"{clips}, fewer than {FEW}: one clip moves {figure} by {1 / clips:.4f}, and an interval over so few is rough"
+    )
 
 
 def refuse_not_finite(scores_MC: Tensor) -> None:

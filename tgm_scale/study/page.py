@@ -30,7 +30,7 @@ def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> 
     sections = [Section("How to read it", [note])]
     for name, evaluation in summary["evaluations"].items():
         head, *cells = rows(evaluation)
-        shown = (Drawn(plot(evaluation)), Table(head, cells, words=True))
+        shown = (Drawn(plot(evaluation)), Table(head, cells, words=True), Text(evaluation["basis"]))
         sections.append(Section(f"{name}: {evaluation['figure']}", shown))
     commands = [
         shlex.join(["tgm-scale", *job.arguments])

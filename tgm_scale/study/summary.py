@@ -6,6 +6,7 @@ Shapes: S seeds, M test clips.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -14,12 +15,14 @@ import torch
 
 from tgm_scale.config import StudyConfig
 from tgm_scale.evaluation.intervals import paired_interval
+from tgm_scale.evaluation.results import FEW, few_clips
 from tgm_scale.runs.figures import shares
 from tgm_scale.runtime.outside.json_text import json_lines, json_object
 from tgm_scale.study import records
 from tgm_scale.study.arms import Arm, Job, Unit, arms
 
 Tree = dict[str, Any]
+_FEW_SEEDS = 3
 _MAIN = ("top1", "video to text R@1")  # the figure that predictions.jsonl holds clip by clip
 
 
@@ -127,7 +130,29 @@ def _evaluation(study: StudyConfig, outcomes: dict[_Key, Outcome], missing: dict
             },
             "missing": why,
         }
-    return {"figure": figure, "arms": of_arms}
+    return {"figure": figure, "arms": of_arms, "basis": _basis(outcomes, figure)}
+
+
+def _basis(outcomes: dict[_Key, Outcome], figure: str) -> str:
+    """In words, how many seeds and test clips the figures of an evaluation are of, and a caution where these are few.
+    Of arms that have not the same, the fewest and the most."""
+    if not outcomes:
+        return ""
+    seeds = list(Counter(arm for arm, _ in outcomes).values())
+    clips = [len(one.right) for one in outcomes.values()]
+    groups = [len(set(one.groups.values())) for one in outcomes.values() if len(one.groups) == len(one.right)]
+    said = f"seeds: {_span(seeds)}; test clips: {_span(clips)}" + (f" of {_span(groups)} groups" if groups else "")
+    if 0 < min(clips) < FEW:
+        said += f"; few test clips: {few_clips(min(clips), figure)}"
+    if min(seeds) == 1:
+        said += "; one seed: an interval is over clips alone, and another may differ"
+    elif min(seeds) <= _FEW_SEEDS:
+        said += f"; few seeds: {min(seeds)}: an interval over so few is rough, and somewhat too narrow"
+    return said
+
+
+def _span(counts: Sequence[int]) -> str:
+    return f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _spread(values: list[float]) -> Tree:
@@ -199,4 +224,5 @@ def tables(summary: Tree) -> str:
         head, *below = [[cell.replace("|", "/") for cell in cells] for cells in rows(evaluation)]
         lines = [head, ["---"] * len(head), *below]
         parts += [f"{name}: {evaluation['figure']}\n", *(f"| {' | '.join(cells)} |" for cells in lines), ""]
+        parts += [evaluation["basis"], ""] if evaluation["basis"] else []
     return "\n".join(parts)
