@@ -19,6 +19,7 @@ from tgm_scale.runtime.command import FAILED, USER_MISTAKE, code_of, exit_code
         (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), USER_MISTAKE),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "x"), USER_MISTAKE),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), USER_MISTAKE),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x"), USER_MISTAKE),
         (OSError(errno.ESTALE, "Stale file handle", "x"), FAILED),
         (OSError(errno.ENOSPC, "No space left on device", "x"), FAILED),
         (PermissionError("a server said 403"), FAILED),
@@ -37,3 +38,24 @@ def test_the_command_names_a_file_that_lasts(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "environment.jsonl").mkdir()
     assert cli.main(["status", str(tmp_path)]) == USER_MISTAKE
     assert "environment.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("below", ["", "x"])
+def test_a_link_to_nothing_is_named_wherever_it_is_met(
+    tmp_path: Path, below: str, capsys: pytest.CaptureFixture
+) -> None:
+    link = tmp_path / "dang"
+    link.symlink_to(tmp_path / "nowhere")
+
+    def make() -> int:
+        (link / below).mkdir(parents=True, exist_ok=True)
+        return 0
+
+    def write() -> int:
+        (link / below / "file").write_text("")
+        return 0
+
+    for run in (make, write):
+        assert exit_code("tool", run, "the same command resumes") == USER_MISTAKE
+        said = capsys.readouterr().err
+        assert said == f"tool: {link}: a link to nothing: {tmp_path}/nowhere is not there: make it, or name another\n"

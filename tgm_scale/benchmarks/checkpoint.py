@@ -35,6 +35,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     process = find_process()
     if process.world_size > 1:
         raise ValueError("this benchmark is of one process: start it without torchrun")
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     engine.start_processes(process)
     try:
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch:

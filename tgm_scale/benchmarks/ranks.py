@@ -55,6 +55,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ValueError("this benchmark is of one process: start it without torchrun")
     config = configuration.load(options.config, options.overrides)
     found: dict[int, list[Work]] = {}
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     engine.start_processes(process)
     try:
         with tempfile.TemporaryDirectory(dir=options.folder) as scratch, ProgressBars() as bars:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tgm_scale.commands.command import Command, add_overrides
-from tgm_scale.runtime.files import check_output
+from tgm_scale.runtime.files import check_folder, check_output
 
 EXAMPLES = """examples:
   tgm-scale benchmark loader
@@ -153,6 +153,9 @@ def _command(name: str) -> Command:
     def run(options: argparse.Namespace) -> int:
         if options.json is not None:
             check_output("--json", options.json, "JSON file")
+        for option in ("folder", "dir", "output"):
+            if getattr(options, option, None) is not None:
+                check_folder(f"--{option}", getattr(options, option))
         figures = importlib.import_module(f"tgm_scale.benchmarks.{name}").run(options)
         if options.json is not None:
             from tgm_scale.benchmarks.machine import described, save

@@ -76,7 +76,7 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
     Raises ValueError where the format cannot hold these weights or the path is not new; ConversionFailed where
     what was written does not give our outputs."""
     path, chosen = Path(output), TARGETS[target]
-    if path.exists():
+    if os.path.lexists(path):
         raise ValueError(f"{path}: exists already: name a new path, or remove it")
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it first")

@@ -33,7 +33,7 @@ from tgm_scale.checkpoints import folders
 from tgm_scale.config import RunSettings
 from tgm_scale.runs import environment, events, origins, run_data
 from tgm_scale.runtime import ownership
-from tgm_scale.runtime.files import replace_file
+from tgm_scale.runtime.files import in_the_way, replace_file
 from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import tree_without_secrets, without_secrets
@@ -59,7 +59,8 @@ def open_folder(config: RunSettings) -> Path:
         trial.touch()
         trial.unlink()
     except OSError as error:
-        raise ValueError(f"run.dir={folder}: cannot be written ({error.strerror}): choose another folder") from None
+        why = in_the_way(folder) or f"cannot be written ({error.strerror}): choose another folder"
+        raise ValueError(f"run.dir={folder}: {why}") from None
     if odd := misplaced(folder):
         raise ValueError(f"{folder / odd[0]}: something else has the name of a run's file or folder: move it away")
     file = folder / "config.yaml"

@@ -10,13 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from tgm_scale.runtime.files import in_the_way
 from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 # files that are missing, forbidden or of another kind: a new start would find the same
-_LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+_LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO,
+            errno.ENAMETOOLONG)  # fmt: skip
+_WAYS = (FileExistsError, FileNotFoundError, NotADirectoryError)  # of what may be in the way above
 
 
 def code_of(trouble: BaseException) -> int:
@@ -54,10 +57,10 @@ def reported_as(key: str, given: str) -> Iterator[None]:
         raise ValueError(str(mistake).replace(key, given)) from mistake
 
 
-def _file_on_way(path: Any) -> Path | None:
-    """The file that `path` is, or that lies where a folder above it is wanted; None where there is none."""
-    found = Path(os.fsdecode(path)) if isinstance(path, (str, bytes, os.PathLike)) else Path()
-    return next((one for one in (found, *found.parents) if one.is_file()), None)
+def _in_the_way(failure: OSError | RuntimeError) -> str:
+    """As `in_the_way`, of the path that an error names; "" where it names none."""
+    path = failure.filename if isinstance(failure, _WAYS) else None
+    return in_the_way(Path(os.fsdecode(path))) if isinstance(path, (str, bytes, os.PathLike)) else ""
 
 
 def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is lost that was written") -> int:
@@ -72,8 +75,8 @@ def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is
     except (OSError, RuntimeError) as failure:
         if type(failure) is RuntimeError:
             raise  # not foreseen: the traceback is wanted
-        if isinstance(failure, (FileExistsError, NotADirectoryError)) and (place := _file_on_way(failure.filename)):
-            print(message(f"{name}: {place}: found a file where a folder is wanted: name another"), file=sys.stderr)
+        if said := _in_the_way(failure):
+            print(message(f"{name}: {said}"), file=sys.stderr)
             return USER_MISTAKE
         text = f"{failure}; {when_stopped}" if when_stopped else f"stopped: {failure}"
         print(message(f"{name}: {text}"), file=sys.stderr)

@@ -6,12 +6,40 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _STREAMS = re.compile(r"/dev/(stdout|stderr|null|tty|fd/\d+)")  # also where they lead to a file
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, a quota
 BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "picture": (b"\x89png", b"\xff\xd8")}
+
+
+def in_the_way(path: Path) -> str:
+    """What keeps a folder from being at a path, there or above, in words: a link to nothing, or a file; else ""."""
+    for place in (path, *path.parents):
+        if os.path.islink(place) and not os.path.exists(place):
+            return f"{place}: a link to nothing: {os.readlink(place)} is not there: make it, or name another"
+        if os.path.lexists(place) and not os.path.isdir(place):
+            return f"{place}: found a file where a folder is wanted: name another"
+    return ""
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Check an output's folder before the work, and leave nothing. Raises ValueError where it cannot be made or
+    written, OSError where a disk is full."""
+    if said := in_the_way(folder):
+        raise ValueError(f"{option} {said}")
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.isdir(place))
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".probe-"):
+            pass
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        what = "written" if nearest == folder.absolute() else "made"
+        raise ValueError(f"{option} {folder}: cannot be {what} ({error.strerror}): name another") from None
 
 
 def check_output(option: str, file: Path, kind: str) -> None:
@@ -19,9 +47,16 @@ def check_output(option: str, file: Path, kind: str) -> None:
     Raises ValueError where it is something else, or cannot be there. /dev/stdout and its like may be."""
     if file.is_dir():
         raise ValueError(f"{option} {file}: a folder; wanted a file's name")
+    if os.path.islink(file) and not file.exists():
+        raise ValueError(f"{option} {in_the_way(file)}")
     if not file.absolute().parent.is_dir():
+        if said := in_the_way(file.parent):
+            raise ValueError(f"{option} {file}: {said}")
         raise ValueError(f"{option} {file}: no folder {file.parent}: its folder is not there; make it first")
-    if not file.exists() or (kind == "JSON file" and _STREAMS.fullmatch(str(file))):
+    if not file.exists():
+        check_folder(option, file.parent)
+        return
+    if kind == "JSON file" and _STREAMS.fullmatch(str(file)):
         return
     if not file.is_file():
         raise ValueError(f"{option} {file}: no plain file: name another")
@@ -85,7 +120,7 @@ def sync(path: Path) -> None:
 
 def describe_os_error(error: OSError, folder: Path, wanted: int | None = None) -> str:
     """An error in writing to a folder, in words; where it has no room, with the bytes free and wanted."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno not in _FULL:
         return str(error)
     try:
         free = f"{shutil.disk_usage(folder).free:,}"

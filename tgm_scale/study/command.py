@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tgm_scale import config as configuration
 from tgm_scale.config import StudyConfig
-from tgm_scale.runtime.files import replace_file
+from tgm_scale.runtime.files import check_folder, replace_file
 from tgm_scale.runtime.ownership import owned
 from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import message
@@ -24,6 +24,7 @@ def study(options: argparse.Namespace) -> int:
     """Exit code 0; 1 where a command failed or left figures that are damaged. Raises ValueError."""
     tree = configuration.read_tree(options.config, options.overrides)
     config = configuration.checked(tree, options.config, StudyConfig, options.overrides)
+    check_folder("run.dir", Path(config.run.dir))
     found = units(config)
     if not 0 <= options.task < options.tasks:
         raise ValueError(f"--task {options.task}: wanted a number from 0 to {options.tasks - 1}, below --tasks")

@@ -24,7 +24,7 @@ from tgm_scale.planning.footprint import OFFLOADS, ROOM, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import ProcessInfo
-from tgm_scale.runtime.files import replace_file
+from tgm_scale.runtime.files import check_folder, replace_file
 from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.processes import LocalRun
@@ -41,6 +41,7 @@ NOTHING_FITS = 4  # as the same command would find again: slurm/launch.sh does n
 class Tuner:
     def __init__(self, options: argparse.Namespace):
         self.options, self.folder = options, options.dir
+        check_folder("--dir", options.dir)
         if not 0 <= options.warm < options.steps:
             raise ValueError(f"--warm {options.warm}: wanted fewer than the --steps {options.steps}")
         gpus, self.nodes = torch.cuda.device_count(), options.nodes or 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import report_opened
 from tgm_scale.data.shards.tars import ShardWriter, shard_path
+from tgm_scale.runtime.files import check_folder
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
@@ -23,7 +24,8 @@ def check_task(options: argparse.Namespace) -> None:
 
 def report_input(options: argparse.Namespace, corpus: Corpus) -> None:
     """Print what was opened and what was left out. Raises ValueError if that is too much, or the output would be
-    written into the corpus itself."""
+    written into the corpus itself, or cannot be made."""
+    check_folder("--output", options.output)
     if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")
     report_opened(options.output, corpus, options.max_left_out)

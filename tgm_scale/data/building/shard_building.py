@@ -49,10 +49,7 @@ def open_output(folder: Path, plan: Plan, encoding: EncodingOptions) -> None:
         "clips_per_shard": plan.clips_per_shard,
         "encoding": asdict(encoding),
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {folder} cannot be made ({error.strerror}); name a folder that can") from error
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTINGS
     if path.exists():
         before = json_object(path)

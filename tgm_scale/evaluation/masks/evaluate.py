@@ -35,6 +35,7 @@ from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
 from tgm_scale.planning.run_plan import recipe_masker, shape_of
 from tgm_scale.planning.towers import IMAGE_MAPS, Map, Towers, load_towers, sees_images
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
+from tgm_scale.runtime.files import check_folder
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
@@ -60,6 +61,8 @@ def evaluate(options: argparse.Namespace) -> int:
     """The exit code. Raises ValueError for a mistake in the options, or where nothing can be evaluated."""
     if options.clips < 1:
         raise ValueError(f"--clips {options.clips}: wanted at least 1")
+    if options.output:
+        check_folder("--output", options.output)
     tree = apply_overrides(read_tree(options.config) if options.config else DEFAULTS, options.overrides)
     config = from_tree(tree, options.config or "masks evaluate")
     found = find(options.videos, options.masks or options.videos, options.captions)
