@@ -20,9 +20,10 @@ from tgm_scale import config as configuration
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
-from tgm_scale.evaluation.watched import watched_clips
+from tgm_scale.evaluation.watched import labels, watched_clips
 from tgm_scale.planning.corpora import open_corpora
 from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.report.render import strip
 from tgm_scale.runs.metrics import Metrics, read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
 
@@ -112,6 +113,30 @@ def test_clips_are_held_out_where_there_are_any_and_whole(config: Path, tmp_path
     assert chosen(config, *silent) == (["00000/a"], "knn.test")
     names, of_what = chosen(config, *silent, *GUIDED)  # which wants captions
     assert len(names) == 4 and of_what == "the data"
+
+
+def whole(label: str) -> str:
+    return label.replace("\n", "")
+
+
+def test_labels_tell_clips_apart_whose_names_begin_or_end_alike() -> None:
+    made = [f"00000/walk%2Ejpg_{number}_00000000_00000000" for number in (1, 2)]  # as `shards make` has them
+    assert [whole(one) for one in labels(made)] == made, "whole names"
+    folder = "videos%2Fof%2Fa%2Fsource%2Fwith%2Fa%2Flong%2Ffolder%2F"
+    long = [f"00000/{folder}{name}_00000000_00000000" for name in ("walk_1", "run_2")]
+    assert [whole(one) for one in labels(long)] == ["...walk_1...", "...run_2..."]
+    odd = [*labels(["a" * 500 + "b", "c" * 500 + "d"]), *labels(["é" * 100]), *labels(made), *labels(long)]
+    assert odd[0].startswith("aa") and odd[0].endswith("ab") and odd[2].isascii()
+    assert all(len(label.split("\n")) <= 4 and max(map(len, label.split("\n"))) <= 17 for label in odd)
+
+
+def test_a_whole_label_lies_beside_its_pictures_and_under_no_other() -> None:
+    """Four lines of a name and the word below them, in the height of a row and the width of the margin."""
+    name = "\n".join(["mmm_00000000%2Ejp"] * 4)
+    paper = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8)
+    sheet = np.asarray(strip([("", paper), (f"{name}\nframes", paper), ("", paper)]))
+    inked = np.argwhere((sheet != 255).any(-1))
+    assert inked[:, 0].min() >= 118 and inked[:, 0].max() < 118 + 112 and inked[:, 1].max() < 150
 
 
 def test_pictures_of_steps_that_are_made_again_go(tmp_path: Path) -> None:

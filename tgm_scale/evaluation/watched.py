@@ -27,7 +27,7 @@ from tgm_scale.report.render import Row, seen_tokens, slot_frames, some_slots, s
 CLIPS = 4
 _LOOKED_AT = 16  # samples, of which these are the first whole ones
 _SLOTS = 4  # of a clip that are drawn
-_LETTERS = 17  # of a clip's name that fit beside its pictures
+_LETTERS, _LINES = 17, 4  # of a clip's name that fit beside its pictures
 
 
 def watched_clips(config: Config, plan: RunPlan, corpora: list[Corpus]) -> tuple[Batch, str]:
@@ -84,15 +84,35 @@ def drawn(
     grid = model.grid
     some_S = some_slots(grid.slots, _SLOTS)
     rows: list[Row] = []
-    for name, video, completed, visible_V in zip(names, video_BCTHW.cpu(), completed_BCTHW, mask.visible.cpu()):
+    seen_BV = mask.visible.cpu()
+    for label, video, completed, visible_V in zip(labels(names), video_BCTHW.cpu(), completed_BCTHW, seen_BV):
         frames = slot_frames(video, grid.slots)
         seen = veiled(frames, seen_tokens(visible_V, grid))
         of_model = slot_frames(completed, grid.slots)
-        short = name if len(name) <= _LETTERS else "..." + name[3 - _LETTERS :]
-        plain = short.encode("ascii", "replace").decode()
         rows += [
-            (f"{plain}\nframes", frames[some_S]),
+            (f"{label}\nframes", frames[some_S]),
             ("what the\nencoder sees", seen[some_S]),
             ("reconstruction", of_model[some_S]),
         ]
     return strip(rows)
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Names of clips in lines that fit beside their pictures. Of names too long for that, what all of them begin and
+    end with is left out, since it does not tell them apart."""
+    plain = [name.encode("ascii", "replace").decode() for name in names]
+    most = _LETTERS * _LINES
+    if any(len(name) > most for name in plain):
+        start = _alike(plain)
+        rest = [name[start:] for name in plain]
+        end = _alike([name[::-1] for name in rest])
+        plain = [f"{'...' * (start > 0)}{name[: len(name) - end]}{'...' * (end > 0)}" for name in rest]
+    cut = [name if len(name) <= most else f"{name[: most // 2]}...{name[3 - most // 2 :]}" for name in plain]
+    return ["\n".join(name[at : at + _LETTERS] for at in range(0, len(name), _LETTERS)) for name in cut]
+
+
+def _alike(names: Sequence[str]) -> int:
+    """How many letters all of them begin with; 0 of one name."""
+    if len(names) < 2:
+        return 0
+    return next((at for at, letters in enumerate(zip(*names)) if len(set(letters)) > 1), min(map(len, names)))
