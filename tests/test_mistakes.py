@@ -104,7 +104,44 @@ def test_missing_keys_are_named_with_what_they_are(
 
 def test_all_that_is_given_beside_no_file_is_the_command_lines(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "knn", "run.dir=x", "train.steps=100")
-    assert text.count("command line") == 1 and "train: unknown key; did you mean data.train?" in text
+    assert (
+        text.count("command line") == 1 and "train: a section of tgm-scale finetune and pretrain, and not of" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said_of"),
+    [
+        (
+            "pretrain --config configs/debug.yaml data.share=0.5",
+            "data.share: a key of tgm-scale finetune, knn, probe and retrieve, and not of tgm-scale pretrain: leave",
+        ),
+        (
+            "plan --fit 1x24GB data.share=0.5",
+            "data.share: a key of tgm-scale finetune, knn, probe and retrieve, and not of tgm-scale pretrain",
+        ),
+        (
+            "knn run.dir=x data.shards=y masking.recipe=tube",
+            "data.shards: a key of tgm-scale pretrain, and not of tgm-scale knn and probe",
+        ),
+        ("knn run.dir=x masking.recipe=tube", "masking: a section of tgm-scale pretrain, and not of"),
+        (
+            "retrieve run.dir=x finetune.mixup=0",
+            "finetune: a section of tgm-scale finetune, and not of tgm-scale knn, probe and",
+        ),
+        ("finetune --config configs/finetune_k400.yaml data.patience=1", "data.patience: a key of tgm-scale pretrain"),
+        (
+            "study --config configs/study/terms.yaml study.set=[data.share=1]",
+            "data.share: a key of tgm-scale finetune, knn",
+        ),
+        ("pretrain --config configs/debug.yaml data.shars=x", "data.shars: unknown key; did you mean data.shards?"),
+        ("knn run.dir=x train=y", "train: unknown key; did you mean data.train?"),
+    ],
+)
+def test_a_key_of_another_command_is_told_as_such(
+    words: str, said_of: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said_of in said(capsys, *words.split())
 
 
 @pytest.mark.parametrize("words", ["pretrain", "shards make", "benchmark growth", "convert a b", "tune", "preview"])

@@ -137,7 +137,7 @@ def _fitted(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     for name in ("nodes", "gpus_per_node"):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name.replace('_', '-')}: --fit says it, as nodes x GPUs x memory such as 2x8x80GB")
-    from tgm_scale import config as configuration
+    from tgm_scale.evaluation import settings
     from tgm_scale.planning.fit import Wanted
     from tgm_scale.planning.fit_report import report
     from tgm_scale.planning.machine import clips_of
@@ -145,7 +145,7 @@ def _fitted(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     machine = _machine(options)
     clips = None if options.clips is None else clips_of(options.clips)
     file = options.config or _DEFAULT
-    config = configuration.load(file, options.overrides)
+    config = settings.load_pretraining(file, options.overrides)
     named = any(override.startswith("model.size=") for override in options.overrides)
     wanted = Wanted(config, machine, clips, config.model.size if named else None)
     return report(wanted, ["--config", file, *options.overrides])
@@ -157,11 +157,11 @@ def _scaled(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     words = options.scale.split(",")
     if not all(word.isdecimal() and 0 < int(word) <= 100_000 for word in words):
         raise ValueError(f"--scale {options.scale}: wanted numbers of GPUs such as 8,64,512,4096")
-    from tgm_scale import config as configuration
+    from tgm_scale.evaluation import settings
     from tgm_scale.planning import scaling
 
     machine = _machine(options)
-    config = configuration.load(options.config, options.overrides)
+    config = settings.load_pretraining(options.config, options.overrides)
     found = scaling.rows(config, machine, sorted({int(word) for word in words}), options.clips_per_gpu)
     return "\n".join([*scaling.lines(found), machine.assumed, machine.network.assumed(2)]), scaling.tree(found)
 

@@ -23,9 +23,9 @@ Without train.init_from it trains from scratch. Stopped, the same command resume
 
 
 def _pretrain(options: argparse.Namespace) -> int:
-    from tgm_scale import config
+    from tgm_scale.evaluation import settings
 
-    resolved = config.load(options.config, options.overrides)
+    resolved = settings.load_pretraining(options.config, options.overrides)
     from tgm_scale.training.pretraining import pretrain
 
     return pretrain(resolved)

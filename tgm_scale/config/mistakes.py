@@ -15,8 +15,8 @@ from typing import Any, get_args, get_origin
 from pydantic import ValidationError
 
 from tgm_scale.config.data_sections import Section
-from tgm_scale.config.sections import Config
-from tgm_scale.runtime.mistakes import nearest
+from tgm_scale.config.sections import Config, RunSettings
+from tgm_scale.runtime.mistakes import in_words, nearest
 
 COMMAND_LINE = "command line"  # as the origin of a configuration without a file
 _MEMBER = re.compile(r"str|int|float|bool|[A-Z]\w*Config|\w+\[.*\]")  # what pydantic names kinds of a value by
@@ -110,6 +110,9 @@ def _explain(item: Any, kind: type[Section]) -> str:
     location = [str(part) for part in item["loc"]]
     name = ".".join(location)
     if item["type"] == "extra_forbidden":
+        if issubclass(kind, RunSettings) and (others := _commands_with(location, item["input"])):
+            what = "key" if len(location) > 1 else "section"
+            return f"{name}: a {what} of {others}, and not of tgm-scale {in_words(kind.commands)}: leave it out"
         known = list(section.model_fields) if (section := _section(location[:-1], kind)) else []
         prefix = "".join(f"{part}." for part in location[:-1])
         return f"{name}: unknown key; {nearest(location[-1], known, prefix, all_keys(kind))}"
@@ -125,6 +128,19 @@ def _explain(item: Any, kind: type[Section]) -> str:
     for theirs, ours in _KINDS.items():
         wanted = re.sub(f"valid {theirs}", ours, wanted)
     return f"{name}: found {item['input']!r}; {wanted}"
+
+
+def _commands_with(location: list[str], value: Any) -> str:
+    """Commands whose kinds of configuration have a key that `kind` lacks, or a section of this name; "" for none."""
+    if len(location) == 1 and not isinstance(value, dict):
+        return ""
+    sections = ((one, _section(location[:-1], one)) for one in _kinds(RunSettings))
+    found = {name for one, of in sections if of and location[-1] in of.model_fields for name in one.commands}
+    return f"tgm-scale {in_words(sorted(found))}" if found else ""
+
+
+def _kinds(kind: type[RunSettings]) -> list[type[RunSettings]]:
+    return [kind, *(found for one in kind.__subclasses__() for found in _kinds(one))]
 
 
 def _section(location: Sequence[Any], kind: type[Section]) -> type[Section] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -232,6 +232,7 @@ class KnnConfig(Section):
 class RunSettings(Section):
     """Any kind of configuration: each says in which folder its run is."""
 
+    commands: ClassVar[tuple[str, ...]] = ()  # of tgm-scale that take this kind
     run: RunConfig
 
 
@@ -250,6 +251,7 @@ class TrainingConfig(RunSettings):
 
 
 class Config(TrainingConfig):
+    commands = ("pretrain",)
     data: DataConfig
     guidance: GuidanceConfig = GuidanceConfig()
     masking: MaskingConfig = MaskingConfig()

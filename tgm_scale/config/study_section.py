@@ -87,4 +87,5 @@ class StudySection(Section):
 class StudyConfig(RunSettings):
     """Of `tgm-scale study`. run.seed: of the intervals' draws."""
 
+    commands = ("study",)
     study: StudySection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -120,6 +120,7 @@ class RetrieveConfig(Section):
 class FrozenConfig(RunSettings):
     """Of `tgm-scale knn`, `probe` and `retrieve`."""
 
+    commands: ClassVar[tuple[str, ...]] = ("knn", "probe", "retrieve")
     data: LabelledConfig
     encoder: EncoderConfig
     neighbours: NeighboursConfig = NeighboursConfig()
@@ -134,6 +135,7 @@ class TrainTestConfig(LabelledConfig):
 class SupervisedConfig(FrozenConfig):
     """Of `tgm-scale knn` and `probe`, which learn from labels."""
 
+    commands: ClassVar[tuple[str, ...]] = ("knn", "probe")
     data: TrainTestConfig
 
 
@@ -186,6 +188,7 @@ class FinetuneSection(Section):
 class FinetuneConfig(TrainingConfig):
     """Of `tgm-scale finetune`. The sections that it shares with a pretraining run mean what they mean there."""
 
+    commands = ("finetune",)
     data: FinetuneDataConfig
     finetune: FinetuneSection = FinetuneSection()
 
@@ -218,6 +221,11 @@ def load_frozen(path: str | None, overrides: list[str], kind: type[FrozenConfig]
 
 def load_finetune(path: str, overrides: list[str]) -> FinetuneConfig:
     return configuration.checked(_tree(path, overrides), path, FinetuneConfig, overrides)
+
+
+def load_pretraining(path: str, overrides: list[str]) -> Config:
+    """`config.load`, where the keys of the kinds above are known as theirs."""
+    return configuration.load(path, overrides)
 
 
 def load_any(path: str, overrides: list[str]) -> RunSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,11 @@ def nearest(name: str, known: Iterable[str], prefix: str = "", elsewhere: Iterab
     if path := next((path for path in elsewhere if path.rpartition(".")[2] == name), None):
         return f"did you mean {path}?"
     return f"known: {', '.join(known)}"
+
+
+def in_words(names: Sequence[str]) -> str:
+    """As in `a, b and c`. names: one at least."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def first_error(error: ValidationError) -> str:
