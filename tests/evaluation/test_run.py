@@ -93,7 +93,13 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     attentive = (f"run.dir={tmp_path / 'a'}", "probe.head=attentive", "probe.heads=5")
     assert "probe.heads=5 does not divide the encoder's width" in message(*attentive, command="probe")
     few = (f"run.dir={tmp_path / 'a'}", f"data.train={few_clips(tmp_path / 'few')}")
-    assert re.search(r"needs 2 classes and 10 training clips: found \d and 4\n", message(*few, command="probe"))
+    wanted = r"a probe needs 2 classes and 10 training clips: found \d and"
+    remedy = "more labelled clips, or take tgm-scale knn, which works with any number\n"
+    assert re.search(rf"{wanted} 4: give {remedy}", message(*few, command="probe"))
+    share = "data.share=0.01"
+    assert re.search(
+        rf"{wanted} \d, by {share}: raise data.share, give {remedy}", message(few[0], share, command="probe")
+    )
     assert f"encoder.size=L: {checkpoint} is of " in message("encoder.size=L", f"run.dir={tmp_path / 'a'}")
     assert not list(tmp_path.glob("a/features")), "before any clip is decoded"
     assert cli.main(arguments("knn", tmp_path / "k", checkpoint, shards, few[1], "neighbours.k=5")) == 0

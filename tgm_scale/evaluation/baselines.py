@@ -29,7 +29,7 @@ from tgm_scale.evaluation import results, ridge, small_cnn
 from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows
 from tgm_scale.evaluation.clips import own_samples
 from tgm_scale.evaluation.labelled import LabelledCorpus
-from tgm_scale.evaluation.probe import Validation, refuse_too_few
+from tgm_scale.evaluation.probe import Validation, too_few
 from tgm_scale.evaluation.session import PARTS
 from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.runtime.distributed import HostCollectives
@@ -97,14 +97,12 @@ class Comparison:
         return cached_rows(self.folder, baseline.rows, source, decoding, self.collectives)
 
 
-def refuse(key: str, labels: Sequence[str]) -> None:
+def refuse(key: str, labels: Sequence[str], share: float = 1.0) -> None:
     """Raises ValueError for fewer or more training clips than baselines are made for. key: that asks for them; labels:
-    of the training clips."""
+    of the training clips; share: data.share, by which they were drawn."""
     clips = len(labels)
-    try:
-        refuse_too_few(len(set(labels)), clips)
-    except ValueError as error:
-        raise ValueError(f"{key}=true: {error}: leave it out") from None
+    if few := too_few(len(set(labels)), clips, share):
+        raise ValueError(f"{key}=true: {few}: {'raise data.share, or ' * (share < 1)}leave it out")
     if clips > MOST_CLIPS:
         raise ValueError(
             f"{key}=true: baselines are for up to {MOST_CLIPS:,} training clips, whose pixels are kept in memory, and "

@@ -105,10 +105,20 @@ def probe(
     return ProbeResult(chosen.scores(test_MD).cpu(), best, accuracy, at_edge)
 
 
-def refuse_too_few(classes: int, clips: int) -> None:
-    """Raises ValueError for fewer classes or training clips than a probe, of any kind, can be fitted to."""
-    if classes < 2 or clips < 10:
-        raise ValueError(f"a probe needs 2 classes and 10 training clips: found {classes} and {clips}")
+def too_few(classes: int, clips: int, share: float = 1.0) -> str:
+    """In words, how these are fewer than a probe, of any kind, can be fitted to; "" where they are not. share:
+    data.share, by which clips were drawn."""
+    if classes >= 2 and clips >= 10:
+        return ""
+    drawn = f", by data.share={share:g}" if share < 1 else ""
+    return f"a probe needs 2 classes and 10 training clips: found {classes} and {clips}{drawn}"
+
+
+def refuse_too_few(classes: int, clips: int, share: float = 1.0) -> None:
+    """Raises ValueError for `too_few`."""
+    if few := too_few(classes, clips, share):
+        more = "raise data.share, give" if share < 1 else "give"
+        raise ValueError(f"{few}: {more} more labelled clips, or take tgm-scale knn, which works with any number")
 
 
 def choose(accuracy_of: Callable[[float], float]) -> tuple[float, float, bool]:

@@ -80,7 +80,7 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
         return Scored(found.scores_MC, facts)
 
     def check(encoder: FrozenEncoder, labels: list[str]) -> None:
-        probe.refuse_too_few(len(set(labels)), len(labels))
+        probe.refuse_too_few(len(set(labels)), len(labels), config.data.share)
         if settings.head == "attentive":
             attentive.refuse_heads(settings.heads, encoder.size.width)
 
@@ -107,7 +107,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
             print(f"warning: {note}", flush=True)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
         if compares := config.probe.baselines and "probe" in method:
-            baselines.refuse("probe.baselines", sources["train"].sample_labels)
+            baselines.refuse("probe.baselines", sources["train"].sample_labels, config.data.share)
         train, test = (features(at, source, pooling, role, bars) for role, source in sources.items())
         found: dict[str, Any] = {}
         measured: dict[str, baselines.Measured] = {}

@@ -118,7 +118,7 @@ def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollective
     facts = {"data": [inventory.as_dict() for inventory in found], **({"in both parts": overlap} if overlap else {})}
     notes = [note for note in (overlap, untrained_note(lacking, len(test.refs)), single_class_note(classes)) if note]
     if config.finetune.baselines:
-        baselines.refuse("finetune.baselines", train.sample_labels)
+        baselines.refuse("finetune.baselines", train.sample_labels, config.data.share)
     plan = plan.for_samples(config.train, len(train.corpus))
     return OpenedData(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
 
