@@ -139,7 +139,7 @@ def test_a_base_that_is_no_name_is_refused_with_the_wanted_form(file: Path, base
 
 @pytest.mark.parametrize(
     "text",
-    ["runs/a", "a #b", "a: b", "2024", "null", "[a", "'a", "1e3", "-", "a b ", 'a\\n"b', "é", "", "a\nb", "x=y"],
+    ["runs/a", "a #b", "a: b", "2024", "null", "[a", "'a", "1e3", "-", "a b ", 'a\\n"b', "é", "a\nb", "x=y"],
 )
 def test_a_path_is_read_back_as_it_was_whatever_yaml_makes_of_it(file: Path, text: str) -> None:
     given = config.override("run.dir", text)
@@ -180,6 +180,10 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
         ("data.shards=[{path: b, wait: 1}]", ["data.shards.0.wait: unknown key; did you mean data.shards.0.weight?"]),
         ("data.shards=[a, {weight: 1}]", ["data.shards.1.path: missing; give it there (folder or pattern"]),
         ("data.shards=3", ["data.shards: found 3; input should be a valid string or a valid list"]),
+        ("run.dir=''", ["run.dir: found ''; wanted a text that is not empty"]),
+        ("guidance.towers=''", ["guidance.towers: found ''; wanted a text that is not empty"]),
+        ("data.shards=[a, '']", ["data.shards: found ['a', '']; wanted a text that is not empty"]),
+        ("data.shards=[{path: ''}]", ["data.shards.0.path: found ''; wanted a text that is not empty"]),
         ("data.shards=[3]", ["data.shards.0: found 3; input should be a valid string or a mapping"]),
         ("data.test_groups={a: 1}", ["data.test_groups: found {'a': 1}; input should be a valid number or a list"]),
     ],

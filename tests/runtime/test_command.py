@@ -59,3 +59,26 @@ def test_a_link_to_nothing_is_named_wherever_it_is_met(
         assert exit_code("tool", run, "the same command resumes") == USER_MISTAKE
         said = capsys.readouterr().err
         assert said == f"tool: {link}: a link to nothing: {tmp_path}/nowhere is not there: make it, or name another\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["benchmark", "growth", "--output", ""], "--output"),
+        (["benchmark", "growth", "--output="], "--output"),
+        (["status", ""], "RUN"),
+        (["check", ""], "RUN"),
+        (["report", "a", ""], "RUN"),
+        (["compare", "", "a"], "RUN"),
+        (["convert", "", "a", "--to", "timm"], "INPUT"),
+        (["pretrain", "--config", ""], "--config"),
+        (["pretrain", "--config", "debug", ""], "section.key=value"),
+        (["shards", "check", "--shards", ""], "--shards"),
+        (["masks", "evaluate", "--videos", "a", "--captions", ""], "--captions"),
+    ],
+)
+def test_an_empty_text_is_not_the_current_folder(words: list[str], option: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"argument {option}: found '', as of a variable that is not set; wanted a value")

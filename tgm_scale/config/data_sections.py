@@ -20,9 +20,17 @@ Finite = Annotated[Any, AfterValidator(_finite)]  # of any form, as YAML gives i
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys and wrong types are errors, values do not change."""
+    """A part of the configuration: unknown keys, wrong types and empty texts are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        """As a path it would be the current folder. Raises an error that pydantic gives the key."""
+        if value == "" or (isinstance(value, list) and "" in value):
+            raise PydanticCustomError("empty", "wanted a text that is not empty")
+        return value
 
 
 class CorpusConfig(Section):

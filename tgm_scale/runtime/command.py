@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tgm_scale.runtime.files import in_the_way
 from tgm_scale.runtime.terminal import message
@@ -28,8 +28,20 @@ def code_of(trouble: BaseException) -> int:
     return getattr(trouble, "exit_code", USER_MISTAKE if lasting else FAILED)
 
 
+def _given(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("found '', as of a variable that is not set; wanted a value")
+    return text
+
+
 class Parser(argparse.ArgumentParser):
-    """Explains `--data.shards=x`: configuration keys have no dashes. Shows an example where an option is missing."""
+    """Explains `--data.shards=x`: configuration keys have no dashes. Shows an example where an option is missing.
+    Refuses an empty text, which as a path would be the current folder."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.register("type", None, _given)
+        self.register("type", Path, lambda text: Path(_given(text)))
 
     def error(self, message: str) -> NoReturn:
         if keys := re.findall(r"(?<!\S)--(\w+(?:\.\w+)+)(\S*)", message):
