@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from made_checkpoint import made
 
 from tgm_scale import cli
+from tgm_scale.runs.check_run import check
 from tgm_scale.runs.compare import compare
 from tgm_scale.runs.status import status
 
@@ -40,6 +43,21 @@ def trained(folder: Path, **sections: dict) -> str:
     (folder / "environment.jsonl").write_text(json.dumps({"step": 0, "slurm_job": None, "slurm_nodes": None}) + "\n")
     (folder / "data.json").write_text(json.dumps([{"name": "k400", "left_out": {"missing_video": 7}}]))
     return str(folder)
+
+
+def test_the_checkpoint_is_the_one_that_a_start_would_take(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    trained(folder)
+    assert "checkpoint  none yet" in status(str(folder))
+    whole = made(folder / "checkpoints", 8)
+    assert "checkpoint  step-00000008\n" in status(str(folder))
+    copy = shutil.copytree(whole, whole.with_name("step-00000030"))
+    assert "checkpoint  step-00000008; step-00000030 is damaged, see tgm-scale check\n" in status(str(folder))
+    assert "resumes from step-00000008" in check(str(folder))[0]
+    (whole / "manifest.json").write_text("{")
+    assert "checkpoint  none that is whole; step-00000030 is damaged" in status(str(folder))
+    (copy / "manifest.json").write_text('{"format": 99}')
+    assert "checkpoint  step-00000030\n" in status(str(folder)), "a start refuses it, and takes none before it"
 
 
 def test_an_evaluation_has_a_status(tmp_path: Path) -> None:

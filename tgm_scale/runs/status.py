@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from tgm_scale import config as configuration
-from tgm_scale.checkpoints import folders
+from tgm_scale.checkpoints import folders, manifest
 from tgm_scale.runs import events, run_data, run_folder
 from tgm_scale.runs.bottleneck import duration, explain, from_metrics, read_heartbeat, read_ranks, waiting
 from tgm_scale.runs.figures import shares
@@ -58,7 +58,7 @@ def lines(
         raise ValueError(f"{folder}: the run did not come to its first step: {why}")
     plan = run_folder.read_plan(root)
     starts = run_folder.starts(root)
-    newest = folders.latest(root / "checkpoints")
+    newest, damaged_ones = _newest(root / "checkpoints")
     kind = "finetuning" if "finetune" in tree else (tree.get("masking") or {}).get("recipe", "pretraining")
     made = rows[-1]["step"] if rows else 0
     judged = results(root) if judged is None else judged
@@ -69,13 +69,32 @@ def lines(
         **_state(root, tree, plan["world_size"], starts, finished),
         "step": f"{made} of {plan['steps']} ({made / plan['steps']:.0%})",
         **(_progress(root, tree, plan, rows) if rows else {}),
-        "checkpoint": newest.name if newest else "none yet",
+        "checkpoint": "; ".join([newest.name if newest else "none that is whole", *damaged_ones])
+        if newest or damaged_ones
+        else "none yet",
         "starts": _starts(starts),
         **waits,
         **_damage(root, damaged),
         **_left_out(root),
         **judged,
     }
+
+
+def _newest(root: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint with a valid manifest, which a start resumes from if its files have the hashes that it
+    names; and newer ones without, in words."""
+    damaged: list[str] = []
+    for step in reversed(folders.steps_in(root)):
+        folder = folders.folder_of(root, step)
+        try:
+            manifest.read(folder)
+        except (manifest.NewerFormat, OSError):  # a start would refuse, and take no older one
+            return folder, damaged
+        except ValueError:
+            damaged.append(f"{folder.name} is damaged, see tgm-scale check")
+        else:
+            return folder, damaged
+    return None, damaged
 
 
 def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
