@@ -77,6 +77,19 @@ def test_a_folder_that_is_no_run_is_told_why(tmp_path: Path) -> None:
         status(str(tmp_path))
 
 
+@pytest.mark.parametrize("command", ["status", "report", "check", "compare"])
+def test_the_folder_of_a_study_is_told_as_such(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / "tube+pixels/seed-0/pretrain"
+    begun.mkdir(parents=True)
+    (begun / "output.log").touch()
+    assert cli.main([command, *[str(tmp_path)] * (1 + (command == "compare"))]) == 2
+    said = capsys.readouterr().err
+    assert f"a study, not of a run: tgm-scale study --config FILE run.dir={tmp_path} --tables shows it" in said
+    assert f"its runs are {tmp_path}/ARM/seed-N/pretrain" in said
+
+
 @pytest.mark.parametrize("name", ["environment.jsonl", "data.json", "plan.json"])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     run = trained(tmp_path / "f", finetune={"mixup": 0.8})

@@ -20,7 +20,6 @@ from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.terminal import tree_without_secrets
 
 _NAMED = 20  # samples of a reason
-_RUNS_NAMED = 5
 _LONGEST = 1e7  # seconds of a step: four months
 _NUMBERS = {int, float}
 SHARES = {"data_seconds": "data_share", "guidance_seconds": "guidance_share"}  # of the step, beside the columns
@@ -175,9 +174,7 @@ def _refuse_none(root: Path, folder: str) -> None:
         raise ValueError(f"{folder}: a file; wanted a run folder, such as runs/debug; a page's name follows --output")
     if any((root / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
         return
-    runs = sorted(file.parent.name for file in root.glob("*/metrics.jsonl"))
-    inside = f"; runs in it: {', '.join(runs[:_RUNS_NAMED])}{', ...' * (len(runs) > _RUNS_NAMED)}" if runs else ""
-    raise ValueError(f"{folder}: no config.yaml and no metrics.jsonl: not a run folder{inside}")
+    raise ValueError(f"{folder}: no config.yaml and no metrics.jsonl: {run_folder.no_run(root)}")
 
 
 def _of_rows(root: Path, rows: list[Row], damaged: int) -> Iterator[str]:

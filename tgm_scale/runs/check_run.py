@@ -41,7 +41,7 @@ def check(folder: str) -> tuple[str, int]:
     Raises ValueError for a folder that is no run."""
     root = Path(folder)
     if not (root / "config.yaml").is_file() and not (root / "checkpoints").is_dir():
-        raise ValueError(f"{folder}: no config.yaml and no checkpoints: not a run folder")
+        raise ValueError(f"{folder}: no config.yaml and no checkpoints: {run_folder.no_run(root)}")
     found = Findings()
     if not (root / "config.yaml").is_file():
         found.bad("config.yaml", "missing", stops=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from PIL import Image
 
 from tgm_scale.contracts import Problem
-from tgm_scale.runs import events, pictures
+from tgm_scale.runs import events, pictures, run_folder
 from tgm_scale.runs.boards import Board, TensorBoard, figures_of
 from tgm_scale.runtime.files import describe_os_error, replace_file
 from tgm_scale.runtime.outside.json_text import json_of
@@ -102,7 +102,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     that was not finite is None, and named in the row's `not_finite`."""
     path = folder / "metrics.jsonl"
     if not path.is_file():
-        raise ValueError(f"{folder}: no metrics.jsonl: not a run folder, or a run that made no step yet")
+        begun = (folder / "config.yaml").is_file()
+        said = "the run has made no step yet" if begun else run_folder.no_run(folder)
+        raise ValueError(f"{folder}: no metrics.jsonl: {said}")
     return read_rows(path)[0]
 
 

@@ -47,6 +47,7 @@ FILES = (
 )
 FOLDERS = ("checkpoints", "owner", "ranks", "pictures")
 FAILED = "failed"  # an event
+_RUNS_NAMED = 5  # of those in a folder that is none itself
 _WHY = 500  # letters of a reason that is kept
 
 
@@ -69,6 +70,18 @@ def open_folder(config: RunSettings) -> Path:
     elif any(folders.step_of(found) is not None for found in folder.glob("checkpoints/step-*")):
         raise ValueError(f"run.dir={folder}: has checkpoints but no config.yaml: choose another folder")
     return folder
+
+
+def no_run(folder: Path) -> str:
+    """What to say of a folder that is no run's: what it is, if it is a study's; and the runs in it, a few of many."""
+    if any(folder.glob("*/seed-*/*/output.log")):
+        return (
+            f"the folder of a study, not of a run: tgm-scale study --config FILE run.dir={folder} --tables shows it, "
+            f"and its runs are {folder}/ARM/seed-N/pretrain"
+        )
+    runs = sorted(file.parent.name for file in folder.glob("*/metrics.jsonl"))
+    inside = f"; runs in it: {', '.join(runs[:_RUNS_NAMED])}{', ...' * (len(runs) > _RUNS_NAMED)}" if runs else ""
+    return f"not a run folder{inside}"
 
 
 def misplaced(folder: Path) -> list[str]:

@@ -148,7 +148,8 @@ def read_tree(folder: str) -> dict[str, Any]:
         raise ValueError(f"{folder}: no such folder; wanted a run folder, such as runs/debug")
     if not (root / "config.yaml").is_file():
         why = run_folder.failure(root) if root.is_dir() else ""
-        raise ValueError(f"{folder}: no config.yaml: {f'its start failed: {why}' if why else 'not a run folder'}")
+        said = f"its start failed: {why}" if why else run_folder.no_run(root)
+        raise ValueError(f"{folder}: no config.yaml: {said}")
     return configuration.read_tree(Path(folder) / "config.yaml")
 
 
