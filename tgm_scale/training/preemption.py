@@ -47,7 +47,7 @@ class StopRequest:
             raise KeyboardInterrupt  # does not wait for a checkpoint
         if self._reports and self.signal is None:
             at_once = ", or now, without it, by another Ctrl-C" if number == signal.SIGINT else ""
-            said = f"{signal.Signals(number).name}: stops with a checkpoint after this step{at_once}\n"
+            said = f"{signal.Signals(number).name}: stops with a checkpoint after this step or the next{at_once}\n"
             with suppress(OSError):  # of a closed terminal
                 os.write(2, said.encode())  # print's buffer may be in use where the signal comes
         self.signal, self._noted = signal.Signals(number).name, time.monotonic()
