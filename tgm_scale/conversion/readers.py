@@ -9,6 +9,7 @@ import argparse
 import os
 from collections import Counter
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,9 +120,15 @@ def _open_own(reader: Reader, raw: bool) -> OpenedWeights:
     for prefix, of_what in ((TERMS, "the objective's terms"), (MASKS, "a learned mask")):
         if beside := sorted(name for name in weights if name.startswith(prefix)):
             weights = {name: value for name, value in weights.items() if name not in beside}
-            notes.append(f"left out {', '.join(beside)}: of {of_what}, and no part of the model")
+            notes.append(f"left out {_by_module(beside)}: of {of_what}, and no part of the model")
     weights, more = of_own_run(weights, stated.config or {})
     return OpenedWeights(weights, stated, [*notes, *more])
+
+
+def _by_module(names: list[str]) -> str:
+    """Sorted names, those of one term or mask told by their number."""
+    groups = {part: [*of] for part, of in groupby(names, lambda name: ".".join(name.split(".")[:2]))}
+    return ", ".join(of[0] if len(of) == 1 else f"{part}.* ({len(of)} tensors)" for part, of in groups.items())
 
 
 def _open_huggingface(folder: Path, raw: bool) -> OpenedWeights:
