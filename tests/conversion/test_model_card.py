@@ -13,8 +13,10 @@ from launch import run
 from made_weights import made
 
 from tgm_scale import cli
+from tgm_scale.config import Config
 from tgm_scale.conversion.convert import convert
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
+from tgm_scale.report.model_card import _recipe
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.compat import prepare_torchvision
 
@@ -60,11 +62,57 @@ def test_the_card_has_the_figures_of_the_run_and_their_files(folder: Path, tmp_p
         "| samples seen | 8 |",
         "| epochs | 1.00 |",
         "| masking.recipe | text_guided |",
+        "| masking.mask_ratio | 0.6 |",
+        "| objective | 1 pixels + 1 contrast |",
+        "| guidance.towers | small |",
+        "| guidance.scorer | raw |",
         *(f"| {method} | {name} | {value['value']:.4f} | knn/results.json |" for name, value in figures.items()),
     ):
         assert line in text.splitlines(), line
     assert "## Licence\n\nNone is stated here." in text and "\nlicense:" not in text
     assert str(folder) not in text and "knn_accuracy" not in text and "data.shards" not in text
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "unsaid"),
+    [
+        (
+            {"objective": {"terms": {"pixels": 1, "differences": 0.5}}},
+            ["masking.recipe | tube", "masking.mask_ratio | 0.9", "objective | 1 pixels + 0.5 differences"],
+            ["guidance.", "objective."],
+        ),
+        (
+            {"objective": {"contrastive_weight": 0}, "masking": {"recipe": "adamae"}},
+            ["masking.recipe | adamae", "objective | 1 pixels + 0.0001 policy"],
+            ["guidance.", "objective."],
+        ),
+        (
+            {"objective": {"contrastive_weight": 0}, "masking": {"recipe": "flow_guided", "mask_ratio": 0.6}},
+            ["masking.mask_ratio | 0.6", "objective | 1 pixels", "guidance.flow | raft.pth"],
+            ["guidance.towers", "guidance.scorer"],
+        ),
+        (
+            {"objective": {"terms": {"pixels": 1, "predict": 1}}},
+            ["guidance.towers | small", "guidance.scorer | raw"],
+            ["guidance.flow"],
+        ),
+        (
+            {"masking": {"recipe": "no such"}, "objective": {"contrastive_weight": 0}},
+            ["masking.recipe | no such", "objective.contrastive_weight | 0", "guidance.towers | small"],
+            ["objective |"],
+        ),
+    ],
+)
+def test_the_recipe_says_mask_and_objective_and_no_frozen_model_that_nothing_read(
+    given: dict[str, Any], said: list[str], unsaid: list[str]
+) -> None:
+    guidance = {"towers": "small", "scorer": "raw", "flow": "weights/raft.pth"}
+    tree = {"run": {"dir": "x"}, "data": {"shards": "y"}, "train": {"steps": 1}, "guidance": guidance, **given}
+    text = "\n".join(_recipe(tree, Config))
+    for row in said:
+        assert f"| {row} |" in text
+    for key in unsaid:
+        assert f"| {key}" not in text
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "classifier"])

@@ -14,9 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tgm_scale import config as configuration
 from tgm_scale.checkpoints import folders
-from tgm_scale.config.sections import Config, Section
+from tgm_scale.config.sections import Config, GuidanceConfig, Section
 from tgm_scale.conversion.weights import Weights
+from tgm_scale.objectives.term import CAPTIONS
+from tgm_scale.objectives.terms import TERMS, needs_of
+from tgm_scale.planning.objective import weights_of
+from tgm_scale.planning.run_plan import run_masker
+from tgm_scale.planning.towers import IMAGE_MAPS
 from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE, TORCHVISION
 from tgm_scale.runs import environment, run_data, run_folder, status
 from tgm_scale.runs.figures import shares
@@ -158,11 +164,32 @@ def _named(corpus: dict[str, Any]) -> str:
 
 
 def _recipe(tree: dict[str, Any], kind: type[BaseModel]) -> Iterator[str]:
-    rows = [(key, _shown(value)) for key, value in _differences(tree, kind)]
-    if rows:
+    of_pretraining = _known(partial(_pretraining, tree), None) if kind is Config else None
+    always, left_out = of_pretraining or ({}, set())
+    others = {key: _shown(value) for key, value in _differences(tree, kind) if key not in left_out}
+    if rows := {**always, **others}:
         yield "## Recipe\n"
-        yield "Keys of the configuration that are not at their default:\n"
-        yield from _table(("key", "value"), rows)
+        beside = "The mask, the objective, and keys" if always else "Keys"
+        yield f"{beside} of the configuration that are not at their default:\n"
+        yield from _table(("key", "value"), rows.items())
+
+
+def _pretraining(tree: dict[str, Any]) -> tuple[dict[str, str], set[str]]:
+    """What is said of every pretraining, by key; and the keys that say it again, or that nothing read: those of frozen
+    models that neither mask nor objective uses. Raises ValueError for a configuration that is none."""
+    config = configuration.checked(tree, "config.yaml", Config)
+    masker = run_masker(config)
+    weights = weights_of(config.objective, masker)
+    always = {
+        "masking.recipe": config.masking.recipe,
+        "masking.mask_ratio": f"{config.masking.mask_ratio:g}",
+        "objective": " + ".join(f"{weights[name]:g} {name}" for name in TERMS if name in weights),
+    }
+    said = {*always, "objective.terms", "objective.reconstruction_weight", "objective.contrastive_weight"}
+    needs = masker.needs | needs_of(weights)
+    unused = set() if needs & (IMAGE_MAPS | {CAPTIONS}) else set(GuidanceConfig.model_fields) - {"flow"}
+    unused |= set() if "flow" in needs else {"flow"}
+    return always, said | {f"guidance.{key}" for key in unused}
 
 
 def _differences(tree: dict[str, Any], kind: type[BaseModel]) -> Iterator[tuple[str, Any]]:
