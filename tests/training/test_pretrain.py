@@ -79,6 +79,10 @@ def test_a_run_says_what_it_does_and_no_more(undisturbed: Path) -> None:
     assert f"step {STEPS}/{STEPS}" in output and "ETA" in output and "clips/s" in output and "data " in output
     assert "Warning" not in output and "deepspeed" not in output.lower(), output
     lines = [line for line in output.splitlines() if not line.startswith("step ")]
+    lists = (
+        "data.train=train.csv data.test=test.csv data.root=FOLDER (lists with the columns file and label, of videos"
+    )
+    assert f"encoder.checkpoint={undisturbed} {lists} below FOLDER)" in lines[-1]
     # what was opened and three of its samples, the run, the masking, the objective, a broken clip and the end
     assert len(lines) <= 9 and sum("warning: 00002/clip021: not_a_video" in line for line in lines) == 1, output
 

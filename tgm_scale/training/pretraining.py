@@ -78,11 +78,11 @@ class Pretraining(Task):
         self.guidance = ClipGuidance(plan.masker, self.towers, ToDevice(process.device))
         self.measured_every = config.knn.every
         self.pictured_every = config.log.pictures_every
-        root = f" {shlex.join([f'data.root={config.data.root}'])}" if config.data.root else ""
+        root = shlex.join([f"data.root={config.data.root or 'FOLDER'}"])
         self.then = (
             f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
-            f"encoder.checkpoint={self.folder} data.train=train.csv data.test=test.csv{root} (lists with the columns "
-            "file and label)"
+            f"encoder.checkpoint={self.folder} data.train=train.csv data.test=test.csv {root} (lists with the columns "
+            f"file and label{', of videos below FOLDER' * (config.data.root is None)})"
         )
 
     def module(self, newest: Path | None) -> nn.Module:
