@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,10 @@ def test_an_empty_text_is_not_the_current_folder(words: list[str], option: str, 
         cli.main(words)
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(f"argument {option}: found '', as of a variable that is not set; wanted a value")
+
+
+def test_the_module_that_is_the_command_runs_nothing_when_it_is_imported() -> None:
+    """In a process of its own, which the command would end."""
+    words = [sys.executable, "-c", "import tgm_scale.__main__; print('imported')"]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "imported\n", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from tgm_scale import config
 from tgm_scale.runtime.outside.yaml_text import yaml_of
-from tgm_scale.runtime.tensors import weights_of
+from tgm_scale.runtime.tensors import load_tensors, weights_of
 
 LAUGHS = "a0: &a0 [x, x, x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 4)}]\n" for n in range(1, 30))
 YAML = {
@@ -81,6 +82,13 @@ def test_damaged_torch_files(zipped: bool, tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         weights_of(file)
     assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("read", [weights_of, load_tensors])
+def test_an_empty_file_is_said_to_be_empty(read: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "step-00000050").touch()
+    with pytest.raises(ValueError, match="step-00000050: an empty file; wanted weights: copy or write it again"):
+        read(tmp_path / "step-00000050")
 
 
 def test_a_file_that_is_not_there_is_the_storage_s_matter(tmp_path: Path) -> None:

@@ -25,7 +25,12 @@ def open_tensors(file: Path) -> Any:
         file.open("rb").close()
         raise
     except SafetensorError as error:
-        raise ValueError(f"{file}: not a whole safetensors file ({error})") from None
+        raise ValueError(_empty(file) or f"{file}: not a whole safetensors file ({error})") from None
+
+
+def _empty(file: Path) -> str:
+    """In words, if a file is empty: libraries speak of headers and ends."""
+    return f"{file}: an empty file; wanted weights: copy or write it again" if file.stat().st_size == 0 else ""
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
@@ -75,4 +80,6 @@ def weights_of(file: Path, allowed: Sequence[type] = ()) -> Any:
         if getattr(error, "errno", None) is not None:
             raise
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file}: not a whole torch file ({type(error).__name__}: {reason})") from None
+        raise ValueError(
+            _empty(file) or f"{file}: not a whole torch file ({type(error).__name__}: {reason})"
+        ) from None
