@@ -82,7 +82,7 @@ def test_a_run_says_what_it_does_and_no_more(undisturbed: Path) -> None:
     lists = (
         "data.train=train.csv data.test=test.csv data.root=FOLDER (lists with the columns file and label, of videos"
     )
-    assert f"encoder.checkpoint={undisturbed} {lists} below FOLDER)" in lines[-1]
+    assert f"encoder.checkpoint={undisturbed} {lists} below FOLDER)" in output
     # what was opened and three of its samples, the run, the masking, the objective, a broken clip and the end
     assert len(lines) <= 9 and sum("warning: 00002/clip021: not_a_video" in line for line in lines) == 1, output
 
