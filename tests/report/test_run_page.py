@@ -90,13 +90,15 @@ def test_the_command_to_go_on_is_there_to_copy(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("steps", "words"), [(1, "last step"), (7, "last 7 steps"), (51, "last 50 steps")])
+@pytest.mark.parametrize(
+    ("steps", "words"), [(1, "the last step"), (7, "about the last 5 steps"), (60, "about the last 50 steps")]
+)
 def test_shares_and_the_bottleneck_say_how_many_steps_they_are_of(tmp_path: Path, steps: int, words: str) -> None:
     rows = [row(step) | {"data_seconds": 0.4} for step in range(1, steps + 1)]
     page = page_of(made_run(tmp_path / "run", rows), output=tmp_path / "page.html")
     cards = [text for _, text in re.findall(r"<b>(.*?)</b><span>(.*?)</span>", page)]
     assert f"waiting for data, main process, {words}" in cards
-    assert f"; over {'about ' * (steps > 1)}the {words}<" in page
+    assert f"; over {words}<" in page
 
 
 def test_shares_and_the_bottleneck_are_of_the_same_steps(tmp_path: Path) -> None:
@@ -104,8 +106,27 @@ def test_shares_and_the_bottleneck_are_of_the_same_steps(tmp_path: Path) -> None
     rows[-1] |= {"step_seconds": 25.5, "data_seconds": 25.1}  # counts as long as it took
     page = page_of(made_run(tmp_path / "run", rows), output=tmp_path / "page.html")
     cards = dict(re.findall(r"<b>(.*?)</b><span>(.*?)</span>", page))
-    assert cards["60%"] == "waiting for data, main process, last 50 steps"
+    assert cards["60%"] == "waiting for data, main process, about the last 50 steps"
     assert re.search(r"waits for clips 60% of its time;.* over about the last 50 steps", page)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["by metrics.jsonl", "by heartbeats"])
+def test_the_tile_and_the_bottleneck_are_one_figure_without_the_first_step_of_a_start(
+    tmp_path: Path, told: bool
+) -> None:
+    rows = [row(step) | {"guidance_seconds": 0.0, "data_seconds": 0.04} for step in range(1, 41)]
+    for first in (0, 20):  # of each start: the loader opens, the model compiles
+        rows[first] |= {"step_seconds": 10.0, "data_seconds": 9.0}
+    folder = made_run(tmp_path / "run", rows)
+    if told:
+        (folder / "ranks").mkdir()
+        beat = {"host": "n1", "seconds": {"data": 1.0, "guidance": 0.0, "checkpoint": 0.5, "update": 23.5}}
+        (folder / "ranks" / "00000").write_text(json.dumps(beat))
+    page = page_of(folder, output=tmp_path / "page.html")
+    cards = {text: value for value, text in re.findall(r"<b>(.*?)</b><span>(.*?)</span>", page)}
+    share, rest, steps = ("4%", "94%", 19) if told else ("8%", "92%", 38)
+    assert cards[f"waiting for data, main process, about the last {steps} steps"] == share
+    assert f"none: {rest} of the time goes into the model; over about the last {steps} steps" in cells(page)
 
 
 @pytest.mark.parametrize("of_features", [False, True])

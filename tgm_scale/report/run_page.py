@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tgm_scale import config as configuration
 from tgm_scale.report import chart, run_figures
 from tgm_scale.report.html import Card, Code, Drawn, Report, Section, Table, Text, render
 from tgm_scale.report.run_history import STYLE, Block, apart, surroundings
 from tgm_scale.report.run_view import SHARES, RunView, look
-from tgm_scale.runs import status
+from tgm_scale.runs import bottleneck
 from tgm_scale.runs.compare import differing_keys
 from tgm_scale.runs.environment import versions
 from tgm_scale.runtime.files import check_output, replace_file
@@ -111,21 +109,17 @@ def _cards(view: RunView) -> list[Card]:
         for name, text in (("step", "steps"), ("left", "left"), ("speed", "speed"), ("loss", "loss of the last step"))
         if name in lines
     ]
-    for part, text in (("data_seconds", "waiting for data"), ("guidance_seconds", "guidance")):
-        if SHARES[part] in view.columns and (recent := _recent_share(view, part)) is not None:
-            # as the line of the bottleneck, which is of the rank that is worst off
-            share, steps = recent
-            found.append(Card(chart.percent(share), f"{text}, main process, last {status.counted(steps)}"))
+    ranks, steps = bottleneck.recent_shares(view.root, 1, view.rows, view.starts)  # as the line of the bottleneck
+    for phase, part, text in (
+        ("data", "data_seconds", "waiting for data"),
+        ("guidance", "guidance_seconds", "guidance"),
+    ):
+        if ranks and SHARES[part] in view.columns:
+            share = chart.percent(ranks[0].shares.get(phase, 0.0))
+            found.append(Card(share, f"{text}, main process, {bottleneck.counted(steps)}"))
     if "knn_accuracy" in view.columns and len(values := view.columns["knn_accuracy"].finite.values):
         found.append(Card(chart.percent(float(values[-1])), "kNN accuracy, newest"))
     return found
-
-
-def _recent_share(view: RunView, part: str) -> tuple[float, int] | None:
-    """Of the time of the newest steps, that which a part of each takes, and how many steps they are."""
-    seconds, whole = (view.columns[name].values[-status.RECENT :] for name in (part, "step_seconds"))
-    known = np.isfinite(seconds) & np.isfinite(whole) & (whole > 0)
-    return (float(seconds[known].sum() / whole[known].sum()), int(known.sum())) if known.any() else None
 
 
 def _standing(view: RunView) -> list[Block]:

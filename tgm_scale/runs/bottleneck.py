@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from tgm_scale.data.access.patience import Wait
 from tgm_scale.runtime.outside.json_text import json_file
 from tgm_scale.runtime.terminal import message
 
+RECENT = 50  # steps that the speed is the median of, and about those that the ranks' shares of time are of
 _SHARES = {"data": 0.1, "checkpoint": 0.1, "network": 0.1, "guidance": 0.25}  # above these something is worth doing
 _LAGGING = 0.1
 
@@ -54,6 +55,38 @@ def from_metrics(rows: list[dict[str, Any]]) -> list[Rank]:
     whole = sum(row["step_seconds"] for row in rows)
     data, guidance = (sum(row[name] for row in rows) / whole for name in ("data_seconds", "guidance_seconds"))
     return [Rank(0, "its host", {"data": data, "guidance": guidance, "update": 1 - data - guidance})]
+
+
+def recent_shares(
+    root: Path, world_size: int, rows: list[dict[str, Any]], starts: list[dict[str, Any]]
+) -> tuple[list[Rank], int]:
+    """Where the ranks' time goes, and about how many of the newest steps that is of: by their heartbeats, which are of
+    the newest start, else by metrics.jsonl, which knows the main rank alone. No ranks where no row is whole.
+
+    The first step of each start is left out, unless there is no other: it compiles, and starts the workers."""
+    firsts = {start["step"] + 1 for start in starts}
+    whole = [row for row in rows[-RECENT - len(firsts) :] if is_whole(row)]
+    steady = [row for row in whole if row["step"] not in firsts][-RECENT:] or whole
+    newest = [row for row in steady if not starts or row["step"] > starts[-1]["step"] + 1]
+    if newest and (ranks := read_ranks(root, world_size)):
+        return ranks, len(newest)
+    return from_metrics(steady) if steady else [], len(steady)
+
+
+def is_whole(row: dict[str, Any]) -> bool:
+    """Whether a row of metrics.jsonl has its times and counts as they were written."""
+    figures = [row.get(name) for name in ("step_seconds", "data_seconds", "guidance_seconds")]
+    counts = [row.get(name) for name in ("samples", "skipped_samples")]
+    return (
+        all(isinstance(value, (int, float)) and isfinite(value) for value in figures)
+        and all(isinstance(value, int) for value in counts)
+        and row["step_seconds"] > 0
+    )
+
+
+def counted(steps: int) -> str:
+    """Which of the newest steps a share of time is of, in words."""
+    return "the last step" if steps == 1 else f"about the last {steps} steps"
 
 
 def explain(ranks: list[Rank], workers: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import time
 from collections import Counter
@@ -15,14 +14,22 @@ from pydantic import BaseModel, Field
 from tgm_scale import config as configuration
 from tgm_scale.checkpoints import folders, manifest
 from tgm_scale.runs import events, run_data, run_folder
-from tgm_scale.runs.bottleneck import duration, explain, from_metrics, read_heartbeat, read_ranks, waiting
+from tgm_scale.runs.bottleneck import (
+    RECENT,
+    counted,
+    duration,
+    explain,
+    is_whole,
+    read_heartbeat,
+    recent_shares,
+    waiting,
+)
 from tgm_scale.runs.figures import shares
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
 from tgm_scale.runtime import ownership
 from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_object
 
-RECENT = 50  # steps that the speed is the median of, and about those that the ranks' shares of time are of
 _STARTS_SHOWN = 5
 
 
@@ -68,7 +75,7 @@ def lines(
         "run": f"{folder}, {tree['model']['size']}, {kind}",
         **_state(root, tree, plan["world_size"], starts, finished),
         "step": f"{made} of {plan['steps']} ({made / plan['steps']:.0%})",
-        **(_progress(root, tree, plan, rows) if rows else {}),
+        **(_progress(root, tree, plan, rows, starts) if rows else {}),
         "checkpoint": "; ".join([newest.name if newest else "none that is whole", *damaged_ones])
         if newest or damaged_ones
         else "none yet",
@@ -97,14 +104,16 @@ def _newest(root: Path) -> tuple[Path | None, list[str]]:
     return None, damaged
 
 
-def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, str]:
+def _progress(
+    root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list[dict[str, Any]], starts: list[dict[str, Any]]
+) -> dict[str, str]:
     """What the steps so far tell; of rows that are not as they were written, nothing."""
-    last, recent = rows[-1], [row for row in rows[-RECENT:] if _is_whole(row)]
+    last, recent = rows[-1], [row for row in rows[-RECENT:] if is_whole(row)]
     if not recent:
         return {}
     seconds = median(row["step_seconds"] for row in recent)
-    ranks = read_ranks(root, plan["world_size"])
-    held_up = explain(ranks or from_metrics(recent), tree["data"]["workers"])
+    ranks, steps = recent_shares(root, plan["world_size"], rows, starts)
+    held_up = explain(ranks, tree["data"]["workers"])
     left = (plan["steps"] - last["step"]) * seconds
     age = time.time() - (root / "metrics.jsonl").stat().st_mtime
     return {
@@ -115,7 +124,7 @@ def _progress(root: Path, tree: dict[str, Any], plan: dict[str, Any], rows: list
         "left": "done" if last["step"] == plan["steps"] else duration(left),
         "last step": f"{duration(age)} ago",
         "loss": f"{loss_in_words(last)} (first {loss_in_words(rows[0])})",
-        "bottleneck": f"{held_up}; over {'about ' * (len(recent) > 1)}the last {counted(len(recent))}",
+        "bottleneck": f"{held_up}; over {counted(steps)}",
     }
 
 
@@ -124,21 +133,6 @@ def _skipped(rows: list[dict[str, Any]]) -> dict[str, str]:
     reasons = Counter(row.get("refusal") for row in rows if row.get("update_refused") is True)
     texts = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
     return {"skipped updates": f"{reasons.total()} of {len(rows)} ({texts}), see refused.jsonl"} if reasons else {}
-
-
-def counted(steps: int) -> str:
-    """How many of the newest steps a figure is of, after `last`."""
-    return "step" if steps == 1 else f"{steps} steps"
-
-
-def _is_whole(row: dict[str, Any]) -> bool:
-    figures = [row.get(name) for name in ("step_seconds", "data_seconds", "guidance_seconds")]
-    counts = [row.get(name) for name in ("samples", "skipped_samples")]
-    return (
-        all(isinstance(value, (int, float)) and math.isfinite(value) for value in figures)
-        and all(isinstance(value, int) for value in counts)
-        and row["step_seconds"] > 0
-    )
 
 
 def read_tree(folder: str) -> dict[str, Any]:
