@@ -83,10 +83,16 @@ def test_a_run_resumes_to_the_bit_and_gives_its_model_without_the_mask(
     preview.recipes, preview.overrides = None, []
     settings_of_run = resolve(preview)
     assert settings_of_run.maskers[0].name == recipe and source in settings_of_run.learned
+    assert settings_of_run.other_than_run == []
+    preview.config, preview.overrides = str(config), [*settings, "masking.mask_ratio=0.25"]
+    [said] = resolve(preview).other_than_run
+    assert said.startswith(f"Not as in the run of {folder}, since --config {config} wins over it: ")
+    assert "masking.mask_ratio=0.25 (there 0.75)" in said, said
+    preview.config, preview.overrides = None, []
     assert Looker(settings_of_run, torch.device("cpu")).towers.maps[source](video[:1], look.model.grid).std() > 0
     [other] = TAUGHT.keys() - {recipe}
     preview.recipes = [other]
-    with pytest.raises(ValueError, match=rf"^masking\.recipe={other} is learned: give --checkpoint with a run that"):
+    with pytest.raises(ValueError, match=rf"{other} is learned: give .*; {folder} learned {recipe}, not {other}$"):
         resolve(preview)
     preview.checkpoint, preview.recipes = None, [recipe]
     preview.overrides = [f"data.shards={config.parent}", "guidance.towers=small"]

@@ -62,6 +62,21 @@ def add_rewriting(parser: argparse.ArgumentParser) -> None:
     add("--device", default=None, metavar="NAME", help="default: cuda where there is one, else cpu")
 
 
+class Once(argparse.Action):
+    """An option that may not come twice, where somebody may mean several: of `store` the last would win in silence."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if (before := getattr(namespace, self.dest)) is not None:
+            raise argparse.ArgumentError(self, f"given twice, {before} and {values}: wanted one")
+        setattr(namespace, self.dest, values)
+
+
 def part_names(options: argparse.Namespace, lists: dict[str, list[str]]) -> None:
     """Part the names that options take as lists from the overrides behind them. lists: each option, and what it is
     where it was not given. Raises ValueError where it was, and there is no name."""

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from tgm_scale.commands.command import Command, add_configuration, add_overrides, part_names
+from tgm_scale.commands.command import Command, Once, add_configuration, add_overrides, part_names
 
 _EVALUATIONS = {
     "knn": (
@@ -76,7 +76,8 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="blanks or commas between (default: all)",
     )
-    add("--checkpoint", metavar="RUN", help="run folder or checkpoint, for a learned recipe such as adamae")
+    of_run = "run folder or checkpoint, for a learned recipe such as adamae"
+    add("--checkpoint", action=Once, metavar="RUN", help=of_run)
     add("--scorers", nargs="+", action="extend", metavar="NAME", help="of text_guided (default: all)")
     add("--clips", type=int, default=3, metavar="N", help="of each video, evenly spread (default 3)")
     add(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tgm_scale.commands.command import Command, add_overrides, part_names, positive
+from tgm_scale.commands.command import Command, Once, add_overrides, part_names, positive
 from tgm_scale.preview import RECIPES
 from tgm_scale.runtime.terminal import message
 
@@ -66,8 +66,17 @@ a run's configuration can be set. Exit code: 0 done, 2 a mistake in the command 
 def _add_preview(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--output", type=Path, required=True, metavar="FILE", help="the page, such as page.html; written over")
-    add("--config", metavar="FILE", help="a run's configuration, for its data, clips, towers, ratio and options")
-    add("--checkpoint", metavar="RUN", help="run folder or checkpoint: its configuration, and what it reconstructs")
+    add(
+        "--config",
+        metavar="FILE",
+        help="a run's configuration, for its data, clips, towers, ratio and options; wins over that of --checkpoint",
+    )
+    add(
+        "--checkpoint",
+        action=Once,
+        metavar="RUN",
+        help="run folder or checkpoint: its configuration (without --config), what it reconstructs, its learned mask",
+    )
     add("--clips", type=positive, default=12, metavar="N", help="how many are shown (default %(default)s)")
     add("--keys", action="append", metavar="NAMES", help="these clips, by name, commas between")
     add(

@@ -89,11 +89,15 @@ def gallery(
     rows: list[Row] = [("the clip", outlined(frames, outline_THW[::TUBELET]))]
     films: list[Row] = [("the clip", outlined(video_CTHW.transpose(0, 1), outline_THW))]
     left_out: list[str] = []
-    learned = {name: look for checkpoint in checkpoints for name, look in load_learned(checkpoint).items()}
+    learned: dict[str, Map] = {}
+    learned_by: dict[str, str | Path] = {}
+    for checkpoint in checkpoints:
+        learned |= (found := load_learned(checkpoint))
+        learned_by |= dict.fromkeys(found, checkpoint)
     for recipe in RECIPES:
         source = recipe_masker(config, recipe).learned
         if source is not None and source not in learned:
-            left_out.append(needs_checkpoint(recipe))
+            left_out.append(needs_checkpoint(recipe, learned_by))
             continue
         own = {} if source is None else {source: learned[source]}
         hidden_SRC, reason = _hidden(config, recipe, (video_CTHW, motion_SRC, clip.captions[0]), own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tgm_scale.contracts import Grid
 from tgm_scale.conversion.key_maps import MASKS
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import build
+from tgm_scale.masking.recipes import RECIPES
 from tgm_scale.models.generator import Generator
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.sampler import Sampler
@@ -68,6 +70,14 @@ def load_learned(checkpoint: str | Path, option: str = "") -> dict[str, Map]:
     return {source: LearnedMap(model, module.eval(), heads)}
 
 
-def needs_checkpoint(recipe: str) -> str:
-    """What to say where a learned recipe is asked for without a run of its own."""
-    return f"masking.recipe={recipe} is learned: give --checkpoint with a run that learned it, or its checkpoint"
+def needs_checkpoint(recipe: str, runs: Mapping[str, str | Path] | None = None) -> str:
+    """What to say where a learned recipe is asked for without a run of its own. runs: those that were given, by the
+    source that each has learned."""
+    said = f"masking.recipe={recipe} is learned: give --checkpoint with a run that learned it, or its checkpoint"
+    others = [
+        f"{run} learned {name}, not {recipe}"
+        for source, run in (runs or {}).items()
+        for name, of_table in RECIPES.items()
+        if source in of_table.sources
+    ]
+    return "; ".join([said, *others])

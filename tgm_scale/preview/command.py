@@ -37,7 +37,8 @@ def preview(options: argparse.Namespace) -> int:
     with ProgressBars() as bars:
         clips, problems = _read(settings, options, bars)
         found, shown = _look(settings, clips, model, bars)
-    said = words.verdict(settings, found, len(clips), all(clip.synthetic for clip in clips))
+    verdict = words.verdict(settings, found, len(clips), all(clip.synthetic for clip in clips))
+    said = [*settings.other_than_run, *verdict]
     page = html.render(compose(settings, said, found, shown, problems, _again(options)))
     write_atomically(options.output, page.encode())
     print("\n".join(map(message, said)))

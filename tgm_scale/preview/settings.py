@@ -17,6 +17,7 @@ from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
 from tgm_scale.planning.module import NormaliseBy
 from tgm_scale.planning.run_plan import Shape, recipe_masker, shape_of
 from tgm_scale.planning.towers import IMAGE_MAPS, Map, sees_images
+from tgm_scale.runs.compare import NOT_THERE, differing_keys
 from tgm_scale.runtime.files import check_output
 
 DEFAULTS: dict[str, Any] = {  # ratio, frames and size as in configs/pretrain_vitb.yaml
@@ -33,6 +34,8 @@ _OF_A_RUN = (
     "model",
     "objective",
 )  # what a checkpoint's configuration says to a preview
+_COMPARED = ("masking.", "guidance.", "data.stride")  # what a mask and a clip depend on
+_NOT_COMPARED = ("guidance.cached", "guidance.compile")  # which a preview sets itself
 _NOT_OF_A_PREVIEW = ("data.synthetic", "data.cache", "data.decoder")  # it makes no corpus and keeps no bytes
 MOST_CLIPS = 100
 
@@ -45,6 +48,7 @@ class Settings:
     maskers: list[Masker]  # the recipes named, in order
     weights: Weights | None
     learned: dict[str, Map]  # maps of a learned mask, by name
+    other_than_run: list[str]  # what is not as in the checkpoint's run, in sentences
 
     @property
     def speaks(self) -> bool:
@@ -77,10 +81,10 @@ def resolve(options: argparse.Namespace) -> Settings:
         if masker.learned is not None:
             learned = {} if options.checkpoint is None else load_learned(options.checkpoint, "--checkpoint ")
             if masker.learned not in learned:
-                raise ValueError(needs_checkpoint(masker.name))
+                raise ValueError(needs_checkpoint(masker.name, dict.fromkeys(learned, options.checkpoint)))
     if weights is not None:
         _refuse_another_shape(options.checkpoint, weights, shape_of(config))
-    return Settings(config, maskers, weights, learned)
+    return Settings(config, maskers, weights, learned, _other_than_run(config, weights, options))
 
 
 def _maskers(config: Config, options: argparse.Namespace) -> list[Masker]:
@@ -107,6 +111,20 @@ def _config(options: argparse.Namespace, weights: Weights | None) -> Config:
     guidance = config.guidance.model_copy(update={"cached": False, "compile": False})
     seed = config.run.seed if options.seed is None else options.seed
     return config.model_copy(update={"guidance": guidance, "run": config.run.model_copy(update={"seed": seed})})
+
+
+def _other_than_run(config: Config, weights: Weights | None, options: argparse.Namespace) -> list[str]:
+    """What masks and clips depend on, where it is not as in the checkpoint's own configuration."""
+    trees = [config.model_dump(mode="json"), (weights.config if weights else None) or {}]
+    apart = [
+        f"{key}={here} (there {there})"
+        for key, (here, there) in differing_keys(trees).items()
+        if key.startswith(_COMPARED) and key not in _NOT_COMPARED and NOT_THERE not in (here, there)
+    ]
+    if not apart:
+        return []
+    winner = f"--config {options.config}" if options.config else "the command line"
+    return [f"Not as in the run of {options.checkpoint}, since {winner} wins over it: {', '.join(apart)}."]
 
 
 def _lay_under(tree: dict[str, Any], weights: Weights) -> None:

@@ -152,7 +152,7 @@ def _recipes(config: Config, options: argparse.Namespace) -> tuple[list[Evaluate
         if masker.learned is not None:
             learned = {} if options.checkpoint is None else load_learned(options.checkpoint, "--checkpoint ")
             if masker.learned not in learned:
-                left_out.append(needs_checkpoint(recipe))
+                left_out.append(needs_checkpoint(recipe, dict.fromkeys(learned, options.checkpoint)))
                 continue
         for scorer in scorers if "relevance" in masker.needs else [None]:
             guidance = config.guidance.model_copy(update={"scorer": scorer or config.guidance.scorer, "cached": False})
