@@ -212,7 +212,9 @@ def test_a_tower_that_knows_the_clips_is_told_from_one_that_does_not(
     for scorer in ("raw", "value"):
         row = page.row(f"text_guided ({scorer})")
         swapped, chance = (float(cell.split("%")[0]) for cell in (row[2], row[1]))
-        assert swapped < chance + 0.5 * (100 - chance) and float(row[-2].rstrip("%")) > 95 and float(row[-1]) < 0.001
+        assert swapped < chance + 0.5 * (100 - chance) and float(row[-2].rstrip("%")) > 95 and row[-1] == "0.0005*"
+    assert page.row("tube")[-1].count("*") == 0
+    assert "* passes: p is at most 0.0100, 0.05 over the 5 lines of the table." in page.text
     assert "(raw) tells these captions apart best" in page.text and "comes with the package" not in page.text
     file = tmp_path / "random.html"
     assert (
@@ -315,6 +317,26 @@ def test_a_run_brings_its_own_recipe(words: str, names: list[str], checkpoint: P
     settings = resolve(parsed(given))
     assert [masker.name for masker in settings.maskers] == names
     assert settings.config.data.synthetic is None and settings.normalise_by == "clip"
+
+
+@pytest.mark.parametrize("command", ["preview --output page.html", "masks evaluate --videos x"])
+def test_of_two_checkpoints_none_is_left_out_in_silence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*command.split(), "--checkpoint", "runs/a", "--checkpoint", "runs/b"])
+    assert stopped.value.code == 2
+    assert "argument --checkpoint: given twice, runs/a and runs/b: wanted one\n" in capsys.readouterr().err
+
+
+def test_what_is_not_as_in_the_run_is_said_on_the_page_and_printed(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = checkpoint / "model.safetensors"
+    words = ["--checkpoint", file, "--clips", "2", "--recipes", "tube", "--output", tmp_path / "page.html"]
+    assert run(*words) == 0
+    assert "Not as in the run" not in capsys.readouterr().out + (tmp_path / "page.html").read_text()
+    assert run(*words, "masking.mask_ratio=0.5") == 0
+    said = f"Not as in the run of {file}, since the command line wins over it: masking.mask_ratio=0.5 (there 0.75)."
+    assert said in capsys.readouterr().out and said in Page((tmp_path / "page.html").read_text()).text
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,9 @@ def compose(
     problems: Sequence[Problem],
     command: str,
 ) -> Report:
-    """said: the verdict."""
-    sections = [Section("What the masks follow", [*(Text(message(one)) for one in said), _table(found), Text(_HOW)])]
+    """said: the verdict, and before it what is not as in the checkpoint's run."""
+    below = [Text(one) for one in [*words.threshold(found), _HOW]]
+    sections = [Section("What the masks follow", [*(Text(message(one)) for one in said), _table(found), *below])]
     meant = [[one.way.label, words.meaning(one)] for one in found]
     sections.append(Section("What that means for these clips", [Table(["recipe", "in words"], meant, words=True)]))
     if problems:
@@ -163,4 +164,4 @@ def _mean(one: Mean) -> str:
 
 
 def _paired(one: Pairing) -> tuple[str, str]:
-    return f"{one.share:.1%}", f"{one.p:.4f}"
+    return f"{one.share:.1%}", f"{one.p:.4f}{words.PASSES if one.known else ''}"

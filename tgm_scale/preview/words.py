@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 from tgm_scale.guidance.tower_folder import SMALL_TOWERS, tower_folder
 from tgm_scale.masking.diagnostics import ALARM
-from tgm_scale.preview.figures import Figures
+from tgm_scale.preview.figures import LEVEL, Figures
 from tgm_scale.preview.settings import Settings
 
 SMALL = (
     "guidance.towers=small is the CLIP that comes with the package. It has seen synthetic shapes and nothing of real "
     "video, so its relevance and its masks say nothing of these clips: give guidance.towers=FOLDER, a CLIP or SigLIP."
 )
+
+PASSES = "*"  # beside a p
+_LITTLE = 0.25  # of a mask, shown in the slot before: what can be copied from there
 
 
 def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic: bool) -> list[str]:
@@ -39,7 +42,8 @@ def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic:
     if said:
         verdict = "above chance" if best.pairing.known else "no better than chance"
         share = f"{best.pairing.share:.0%} of the pairings"
-        return [*said, f"Here {best.way.label} wins {share}, p {best.pairing.p:.2f}: {verdict}."]
+        judged = f"p {best.pairing.p:.4f}: {verdict} (above {best.pairing.level:.4f} is chance)"
+        return [*said, f"Here {best.way.label} wins {share}, {judged}."]
     if best.pairing.known:
         return _knows(best, found)
     return [
@@ -68,6 +72,23 @@ def _knows(best: Figures, found: Sequence[Figures]) -> list[str]:
             f"Without reading them, {', '.join(deaf)} hides what the captions speak of more than the rest, too."
         )
     return said
+
+
+def threshold(found: Sequence[Figures]) -> list[str]:
+    """Below the table: which p passes, and why not each below 0.05."""
+    pairings = [one.pairing for one in found if one.pairing is not None]
+    if not pairings:
+        return []
+    lines = f"{LEVEL:g} over the {len(found)} lines of the table" if len(found) > 1 else "with one line"
+    said = (
+        f"{PASSES} passes: p is at most {pairings[0].level:.4f}, {lines}. Above it a p is chance: of that many lines, "
+        "each judged by itself, one is often below 0.05 where no caption matters."
+    )
+    if not pairings[0].enough:
+        said += (
+            f" Of {pairings[0].captions} different captions none can pass: {pairings[0].fewest} or more are wanted."
+        )
+    return [said]
 
 
 def meaning(one: Figures) -> str:
@@ -114,5 +135,7 @@ def _repeat(one: Figures) -> str:
     if way > ALARM:
         return f"{said}: the mask hardly moves with the picture, and what it hides is hidden throughout"
     if way < 0.1:
-        return f"{said}: the next slot shows what this one hides, which the model can copy from where little moves"
+        shown = 1 - one.repeat.value
+        copied = "too little to copy much from" if shown < _LITTLE else "which the model can copy where little moves"
+        return f"{said}: the slot before shows {shown:.0%} of what this one hides, {copied}"
     return said
