@@ -51,6 +51,12 @@ def test_a_family_lists_its_commands(family: str, capsys: pytest.CaptureFixture[
             assert (f"\n  {words} " in said) == words.startswith(f"{family} ")
 
 
+@pytest.mark.parametrize("words", [words for words in table.COMMANDS if words.startswith("benchmark ")])
+def test_the_help_of_a_benchmark_has_its_own_examples_alone(words: str) -> None:
+    lines = [line for line in table.COMMANDS[words].examples.splitlines() if "tgm-scale benchmark" in line]
+    assert lines and all(f"{line} ".startswith(f"  tgm-scale {words} ") for line in lines)
+
+
 @pytest.mark.parametrize("words", table.COMMANDS)
 def test_the_help_of_each_names_the_front_door(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):

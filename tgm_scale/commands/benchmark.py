@@ -10,25 +10,30 @@ from pathlib import Path
 from tgm_scale.commands.command import Command, add_overrides
 from tgm_scale.runtime.files import check_folder, check_output
 
-EXAMPLES = """examples:
-  tgm-scale benchmark loader
-  taskset -c 1 tgm-scale benchmark loader --sizes 320x240 --gops 12 --workers 1 --repeats 1,4
-  tgm-scale benchmark loader --sizes 320x240,640x360 --gops 12,250 --workers 1,2
-  tgm-scale benchmark order --clips 10650000 --shards 10650 --ranks 1024
-  tgm-scale benchmark memory --clips 100000
-  tgm-scale benchmark plan --rows 10000000
-  tgm-scale benchmark ranks --ranks 8,64,512,4096
-  tgm-scale benchmark rates --json rates.json
-  tgm-scale benchmark footprint --sizes tiny,S,B --dir runs/footprint
-  tgm-scale benchmark step --config configs/debug.yaml --steps 20 model.attention=sdpa
-  tgm-scale benchmark step --config debug --against transformers masking.recipe=tube
-  tgm-scale benchmark masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
-  tgm-scale benchmark checkpoint --config configs/pretrain_vitl.yaml train.precision=fp32
-  tgm-scale benchmark growth --output runs/growth
-  tgm-scale benchmark growth --output runs/growth --size tiny
-
+_EXAMPLES = """\
+loader
+loader --sizes 320x240,640x360 --gops 12,250 --workers 1,2
+loader --sizes 320x240 --gops 12 --workers 1 --repeats 1,4    # taskset -c 1 before: one core
+order --clips 10650000 --shards 10650 --ranks 1024
+memory --clips 100000
+plan --rows 10000000
+ranks --ranks 8,64,512,4096
+rates --json rates.json
+footprint --sizes tiny,S,B --dir runs/footprint
+step --config configs/debug.yaml --steps 20 model.attention=sdpa
+step --config debug --against transformers masking.recipe=tube
+masking --config configs/pretrain_vitb.yaml --clips 2 --towers B/32
+checkpoint --config configs/pretrain_vitl.yaml train.precision=fp32
+growth --output runs/growth
+growth --output runs/growth --size tiny"""
+_NOTE = """
 Figures of a busy machine are worth little by themselves: what is compared is measured in turns, and the median ratio
-of the turns is shown. Each benchmark has a --help of its own, and --json FILE keeps its figures."""
+of the turns is shown. --json FILE keeps the figures."""
+
+
+def _examples(name: str) -> str:
+    own = (f"  tgm-scale benchmark {line}" for line in _EXAMPLES.splitlines() if line.split()[0] == name)
+    return "\n".join(["examples:", *own, _NOTE])
 
 
 def _loader(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +170,13 @@ def _command(name: str) -> Command:
 
     when_stopped = "nothing is lost that was written"
     return Command(
-        f"benchmark {name}", summary, add_arguments, run, EXAMPLES, when_stopped=when_stopped, former="benchmark"
+        f"benchmark {name}",
+        summary,
+        add_arguments,
+        run,
+        _examples(name),
+        when_stopped=when_stopped,
+        former="benchmark",
     )
 
 
