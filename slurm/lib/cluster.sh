@@ -7,7 +7,7 @@ need() {
   local name
   for name in "$@"; do
     if [ -z "${!name:-}" ]; then
-      stop "$USER_MISTAKE" "$name is not set, as it is in a job of sbatch: start this with sbatch slurm/${0##*/} ..."
+      stop "$USER_MISTAKE" "$name is not set, as it is in a job of sbatch: start this with sbatch slurm/${0##*/} ... (docs/SCALING.md)"
     fi
   done
 }

@@ -108,10 +108,10 @@ def test_what_is_wrong_with_the_arguments_is_named(
 
 
 def test_a_script_that_is_not_started_by_sbatch_says_so() -> None:
-    done = subprocess.run(
-        ["bash", "slurm/pretrain_vitb.sh"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 2 and "SLURM_JOB_ID is not set" in done.stdout, done.stdout + done.stderr
+    for words in (["slurm/pretrain_vitb.sh"], ["slurm/tune.sh", "--help"]):
+        done = subprocess.run(["bash", *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 2 and "SLURM_JOB_ID is not set" in done.stdout, done.stdout + done.stderr
+        assert f"start this with sbatch {words[0]} ... (docs/SCALING.md)\n" in done.stdout
 
 
 def test_a_job_of_another_folder_says_where_to_submit(cluster: Cluster, tmp_path: Path) -> None:
