@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,6 +15,8 @@ import pytest
 from launch import ROOT, environment, finished
 from starts import Started
 
+from tgm_scale.data.video.encode import encode_video
+from tgm_scale.demo.corpus.make import render_clip
 from tgm_scale.runs.metrics import read_metrics
 
 pytestmark = pytest.mark.slow  # twelve commands of some seconds each
@@ -91,3 +96,26 @@ def test_a_study_is_stopped_goes_on_and_is_compared(file: Path, tmp_path: Path) 
             assert refused.returncode == 2 and said in refused.stderr, refused.stderr
             assert [one.read_bytes() for one in files] == before
     assert not processes_of(folder)
+
+
+def test_the_study_of_the_page_runs_as_it_stands_there(tmp_path: Path) -> None:
+    """On eight made clips of two classes, with one seed and two steps."""
+    page = (ROOT / "docs" / "EVALUATION.md").read_text(encoding="utf-8")
+    [text] = [block for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL) if "study:" in block]
+    (tmp_path / "mystudy.yaml").write_text(text)
+    (tmp_path / "videos").mkdir()
+    for clip in range(8):
+        (tmp_path / "videos" / f"{clip}.mp4").write_bytes(encode_video(render_clip(clip).frames, 12))
+    for name, clips in (("train", range(4)), ("test", range(4, 8))):
+        rows = "".join(f"{clip}.mp4,{'ab'[clip % 2]}\n" for clip in clips)
+        (tmp_path / f"{name}.csv").write_text(f"file,label\n{rows}")
+    few = [*re.findall(r"  set: \[(data.shards.*)train.steps=100\]", text), "train.steps=2"]
+    given = ["study.seeds=[0]", f"study.set=[{''.join(few)}]", "study.parallel=1"]
+    line = [sys.executable, "-m", "tgm_scale", "study", "--config", "mystudy.yaml", *given]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    arms = json.loads((tmp_path / "runs/mystudy/summary.json").read_text())["evaluations"]["knn"]["arms"]
+    assert {name: of["seeds"] for name, of in arms.items()} == {
+        "untrained": [0], "tube+pixels": [0], "motion+pixels": [0],
+    }  # fmt: skip
+    assert "\nseeds: 1; test clips: 4; few test clips: 4, fewer than 30" in done.stdout
