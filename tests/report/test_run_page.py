@@ -19,7 +19,10 @@ import pytest
 from made_run import Row, changed, made_run, row, write_rows
 
 from tgm_scale import cli
+from tgm_scale.objectives.term import CoupledTerm
+from tgm_scale.objectives.terms import TERMS, column
 from tgm_scale.report.chart import Curve, Panel, ticks
+from tgm_scale.report.run_figures import GROUPS
 from tgm_scale.report.run_page import open_runs, write_page
 from tgm_scale.report.run_view import look, stretches
 from tgm_scale.report.thinning import Series, thinned
@@ -176,6 +179,23 @@ def test_a_run_of_other_terms_has_their_curves_and_says_why_nothing_is_reconstru
     said = paragraphs(page)
     assert "None: the objective has no term pixels." in said
     assert any("Not there: Reconstruction (only with the term pixels)" in one for one in said)
+
+
+def test_terms_of_every_kind_stand_under_the_objective(tmp_path: Path) -> None:
+    """Those of the table by what they are, a stranger's by its name; what else is unknown stands apart."""
+    figures = [name for term in TERMS.values() if issubclass(term, CoupledTerm) for name in term.figures]
+    known = {figure.name for figure in GROUPS["Objective"] if figure.says}
+    assert {*map(column, TERMS), *figures} <= known
+    strange = {"loss_colour": 0.5, "colour_hue": 0.1, "colours": 3}
+    rows = [row(step) | strange | {"loss_policy": 0.1, "loss_adversary": -0.2} for step in (1, 2)]
+    folder = made_run(tmp_path / "run", rows, objective={"terms": {"pixels": 1, "colour": 0.5}})
+    objective, other = (
+        page_of(folder, output=tmp_path / "page.html").partition(f"<h2>{title}</h2>")[2].partition("<h2>")[0]
+        for title in ("Objective", "Other columns")
+    )
+    for title in ("Policy", "Adversary", "Colour", "Colour hue"):
+        assert f"<h3>{title}</h3>" in objective and f"<h3>{title}</h3>" not in other
+    assert "Term colour: colour_hue." in objective and re.findall("<h3>(.*?)</h3>", other) == ["colours"]
 
 
 def test_the_page_is_one_file_that_fetches_nothing(run: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,6 +43,8 @@ def _of_terms() -> list[Figure]:
         Figure("loss_nearest", "Nearest", "InfoNCE between clips and the nearest captions of the queue."),
         Figure("nearest_accuracy", "Nearest: right", "Share of the clips nearest to their caption of the queue.",
                share=True, from_zero=True),
+        Figure("loss_policy", "Policy", "For a learned mask: error of hidden tokens, by minus their log probability."),
+        Figure("loss_adversary", "Adversary", "For a learned mask: minus the error of hidden tokens, by softmax."),
     ]  # fmt: skip
 
 
@@ -95,9 +97,28 @@ _OPTIONAL = {one.name for one in _of_terms()}
 _KNOWN = {one.name for group in GROUPS.values() for one in group} | {"samples", *SHARES}
 
 
-def others(views: Sequence[RunView]) -> list[Figure]:
-    """Numbers in the rows that this version does not know, such as those of a later one."""
-    return [Figure(name, name) for name in sorted({name for view in views for name in view.columns} - _KNOWN)]
+def groups(views: Sequence[RunView]) -> dict[str, list[Figure]]:
+    """GROUPS, and what this version does not know: columns of terms under the objective, all else by itself."""
+    unknown = sorted({name for view in views for name in view.columns} - _KNOWN)
+    named = [view.tree.get("objective", {}).get("terms") for view in views]
+    terms = {str(name) for one in named if isinstance(one, dict) for name in one}
+    of_terms = {column: term for column in unknown if (term := _term_of(column, terms))}
+    added = [
+        Figure(column, column.removeprefix("loss_").replace("_", " ").capitalize(), f"Term {term}: {column}.")
+        for column, term in of_terms.items()
+    ]
+    return {
+        **GROUPS,
+        "Objective": [*GROUPS["Objective"], *added],
+        "Other columns": [Figure(name, name) for name in unknown if name not in of_terms],
+    }
+
+
+def _term_of(column: str, terms: Collection[str]) -> str:
+    """The term that a column of metrics.jsonl is of: loss_TERM, or TERM_FIGURE where the run names it; "" of none."""
+    if column.startswith("loss_"):
+        return column.removeprefix("loss_")
+    return next((term for term in terms if column.startswith(f"{term}_")), "")
 
 
 def hidden_share(view: RunView) -> float | None:

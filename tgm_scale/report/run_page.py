@@ -142,8 +142,7 @@ def _curves(views: Sequence[RunView]) -> list[Section]:
         return []
     sections = []
     finetuned = all("finetune" in view.tree for view in views)  # has other terms, and no guidance
-    groups = {**run_figures.GROUPS, "Other columns": run_figures.others(views)}
-    for title, figures in groups.items():
+    for title, figures in run_figures.groups(views).items():
         panels = "".join(run_figures.panel(one, views) for one in figures)
         blocks: list[Block] = []
         if panels and len(views) > 1:
