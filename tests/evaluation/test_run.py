@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from tgm_scale.evaluation.features import FrozenEncoder
 from tgm_scale.evaluation.settings import load_frozen
 from tgm_scale.evaluation.views import decode_views
 from tgm_scale.models.patches import interpolated_table
+from tgm_scale.runs import events
+from tgm_scale.runs.run_folder import FAILED
 
 LABEL = "data.label=truth.objects.0.shape"
 
@@ -77,6 +81,35 @@ def test_two_processes_give_the_digits_of_one(
 def few_clips(folder: Path) -> Path:
     make_corpus(folder, 4, SyntheticSpec(size=32, frames=8, seed=1, mode="one_mover"))
     return folder
+
+
+def test_a_report_has_what_the_terminal_said_and_tells_an_earlier_failure_apart(
+    shards: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, few = tmp_path / "r", few_clips(tmp_path / "few")
+    tested = f"data.test={few}"  # too few to tell
+    assert cli.main(arguments("probe", folder, checkpoint, shards, tested, f"data.train={few}")) == 2
+    capsys.readouterr()
+    assert cli.main(arguments("probe", folder, checkpoint, shards, tested, "probe.baselines=true")) == 0
+    said = capsys.readouterr().out
+
+    def cells() -> list[list[str]]:
+        assert cli.main(["report", str(folder)]) == 0
+        rows = re.findall(r"<tr>(.*?)</tr>", (folder / "report.html").read_text(), re.DOTALL)
+        return [[html.unescape(cell) for cell in re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", one)] for one in rows]
+
+    shown = cells()
+    [failed] = [one for one in shown if "needs 2 classes" in one[-1]]
+    assert failed[1] == "failed, an earlier attempt" and "starts" not in failed[2]
+    named = dict(one for one in shown if len(one) == 2)
+    assert "(95 %, bootstrap over 4 clips)" in named["top1"]
+    for name in ("top1", "mean class", "majority class", "few test clips", "classes"):
+        assert f"  {name:12} {named[name]}\n" in said
+    compared = [name for name in named if name.startswith("than ")]
+    assert compared and all(f"  {name}: {named[name]}\n" in said for name in compared)
+    time.sleep(1.0)  # events have whole seconds
+    events.append(folder, FAILED, why="the disk is full", starts=0)
+    assert [one[1] for one in cells() if len(one) == 3 and one[1].startswith("failed")] == [failed[1], "failed"]
 
 
 def test_mistakes_end_with_code_2_and_a_way_out(

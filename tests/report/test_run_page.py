@@ -26,6 +26,8 @@ from tgm_scale.report.run_figures import GROUPS
 from tgm_scale.report.run_page import open_runs, write_page
 from tgm_scale.report.run_view import look, stretches
 from tgm_scale.report.thinning import Series, thinned
+from tgm_scale.runs import events
+from tgm_scale.runs.run_folder import FAILED
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,6 +146,16 @@ def test_results_that_are_broken_are_said_and_the_others_shown(run: Path, tmp_pa
     said = "\n".join(paragraphs(page))
     assert f"{folder}/results.json: " in said and f"{folder}/results-x.json: " in said
     assert "top-1 0.5000" in cells(page) and "How it stands" in page
+
+
+def test_a_failure_before_the_newest_start_is_of_an_earlier_attempt(run: Path, tmp_path: Path) -> None:
+    folder = changed(run, tmp_path / "run", lambda _: None)  # which has two starts
+    for starts in (0, 1, 2):
+        events.append(folder, FAILED, why=f"after {starts}", starts=starts)
+    told = cells(page_of(folder, output=tmp_path / "page.html"))
+    found = {told[at]: told[at - 1] for at in range(len(told)) if told[at].startswith("why after ")}
+    earlier = "failed, an earlier attempt"
+    assert found == {"why after 0": earlier, "why after 1": earlier, "why after 2": "failed"}
 
 
 def test_a_picture_that_is_broken_is_said(run: Path, tmp_path: Path) -> None:

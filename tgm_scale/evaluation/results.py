@@ -15,6 +15,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.lists.text import shown
 from tgm_scale.evaluation.intervals import Interval, class_interval, group_interval, paired_interval
 from tgm_scale.runs.environment import versions
+from tgm_scale.runs.figures import compared_in_words, in_words
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 
@@ -174,20 +175,8 @@ def _ending(folder: Path, method: str) -> str:
 def summary(results: dict[str, Any], folder: Path) -> str:
     """The results in a few lines, with the folder that they were written to."""
     lines = [results["method"]]
-    for name, value in results["figures"].items():
-        interval = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {value['clips']} clips)"
-        lines.append(f"  {name:12} {value['value']:.4f}{interval}")
-    lines += [f"  {name:12} {value}" for name, value in results.get("facts", {}).items()]
-    for name, found in results.get("baselines", {}).items():
-        top1, gain = found["top1"], found["gain"]
-        over = f"{top1['groups']} groups" if "groups" in top1 else f"{top1['clips']} clips"
-        lines.append(
-            f"  than {name}: {top1['value']:.4f} [{top1['low']:.4f}, {top1['high']:.4f}], {gain['value']:+.4f} "
-            f"[{gain['low']:+.4f}, {gain['high']:+.4f}] (95 %, bootstrap over {over}; {found['what']}; "
-            f"{found['seconds']:.0f} s)"
-        )
-    if results["left_out"]:
-        lines.append("  left out: " + ", ".join(f"{count} {reason}" for reason, count in results["left_out"].items()))
+    lines += [f"  {name:12} {text}" for name, text in in_words(results)]
+    lines += [f"  {name}: {text}" for name, text in compared_in_words(results)]
     end = _ending(folder, results["method"])
     lines.append(f"done: results{end}.json, predictions{end}.jsonl and left_out{end}.jsonl are in {folder}")
     return "\n".join(lines)

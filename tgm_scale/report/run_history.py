@@ -10,6 +10,7 @@ from typing import Any
 from tgm_scale.report.html import Code, Drawn, Picture, Section, Table, Text
 from tgm_scale.report.run_view import Named, RunView, stretches
 from tgm_scale.runs.bottleneck import duration
+from tgm_scale.runs.run_folder import FAILED
 
 _STARTS = 50  # in the table
 _STEPS = 10  # of refused updates that are listed
@@ -25,8 +26,9 @@ STYLE = """
 
 
 def apart(view: RunView) -> list[Section]:
-    """What is of one run alone: a picture, starts, refused updates, samples, events."""
+    """What is of one run alone: results, a picture, starts, refused updates, samples, events."""
     return [
+        Section("Results", _results(view)),
         Section("Reconstructions", _reconstructions(view)),
         Section("Starts and jobs", _starts(view)),
         Section("Refused updates", _refusals(view)),
@@ -34,6 +36,13 @@ def apart(view: RunView) -> list[Section]:
         Section("Left out before the first step", _named(view.left_out, "left_out.jsonl")),
         Section("What happened to its files", _events(view)),
     ]
+
+
+def _results(view: RunView) -> list[Block]:
+    blocks: list[Block] = []
+    for method, rows in view.results.items():
+        blocks += [Text(method), Table(["", ""], [[name, text] for name, text in rows], words=True)] if rows else []
+    return blocks
 
 
 def _reconstructions(view: RunView) -> list[Block]:
@@ -139,8 +148,11 @@ def _events(view: RunView) -> list[Block]:
     rows = []
     for event in view.events[-_EVENTS:]:
         rest = {name: value for name, value in event.items() if name not in ("time", "event", "state")}
+        if event["event"] == FAILED:
+            rest.pop("starts", None)  # which is said in words
         told = ", ".join(f"{name} {value}" for name, value in rest.items())
-        rows.append([str(event.get("time", "")), event["event"].replace("_", " "), told])
+        what = event["event"].replace("_", " ") + ", an earlier attempt" * view.of_earlier_attempt(event)
+        rows.append([str(event.get("time", "")), what, told])
     return [Table(["when", "what", ""], rows, words=True)] if rows else []
 
 

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tgm_scale.report.thinning import Series
-from tgm_scale.runs import events, pictures, run_folder, status
+from tgm_scale.runs import events, figures, pictures, run_folder, status
 from tgm_scale.runs.metrics import rows_and_damaged
-from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import tree_without_secrets
 
 _NAMED = 20  # samples of a reason
@@ -67,9 +67,18 @@ class RunView:
     left_out: dict[str, Named]
     refused: dict[int, list[str]]  # step -> keys of its samples
     events: list[dict[str, Any]]
+    results: dict[str, list[tuple[str, str]]]  # by method: what each of its figures and facts is, and its text
+    judged_at: float  # when the newest of them was written, in seconds since 1970; 0 without any
     reconstruction: Reconstruction | None  # the newest
     command: str
     complaints: list[str]
+
+    def of_earlier_attempt(self, event: dict[str, Any]) -> bool:
+        """Whether a failure was followed by a start, or by the results of an evaluation."""
+        before = event.get("starts")
+        started = type(before) is int and before < len(self.starts)
+        at = _time(event)
+        return event["event"] == run_folder.FAILED and (started or (at is not None and at < self.judged_at))
 
     def refusals(self) -> dict[str, list[int]]:
         """Steps whose update was refused, by the reason."""
@@ -130,8 +139,14 @@ def look(folder: str) -> RunView:
             return nothing
 
     judged: dict[str, str] = {}
+    results: dict[str, list[tuple[str, str]]] = {}
+    judged_at = 0.0
     for file in status.result_files(root):
-        judged |= told(partial(status.result, file), {})
+        one: dict[str, str] = told(partial(status.result, file), {})
+        judged |= one
+        for method in one:
+            results[method] = told(partial(_details, file), [])
+            judged_at = max(judged_at, file.stat().st_mtime)
     lines = told(lambda: status.lines(folder, as_written, damaged, judged), {})
     lines |= {name: said for name, said in judged.items() if name not in lines}
     tree = told(lambda: tree_without_secrets(status.read_tree(folder)), {})
@@ -157,10 +172,21 @@ def look(folder: str) -> RunView:
         left_out=_by_reason(root / "left_out.jsonl"),
         refused=_refused(root / "refused.jsonl"),
         events=events.read(root),
+        results=results,
+        judged_at=judged_at,
         reconstruction=told(lambda: _newest(root), None),
         command=command,
         complaints=complaints,
     )
+
+
+def _details(file: Path) -> list[tuple[str, str]]:
+    found = json_object(file)
+    try:
+        return [*figures.in_words(found), *figures.compared_in_words(found)]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{file}: its intervals, facts or baselines are not as an evaluation writes them "
+                         f"({type(error).__name__} {error})") from None  # fmt: skip
 
 
 def _newest(root: Path) -> Reconstruction | None:

@@ -16,3 +16,30 @@ def shares(results: Any) -> dict[str, float]:
         if type(value) not in (int, float) or not 0 <= value <= 1:
             raise ValueError(f"{name}: found {value!r}, wanted a number from 0 to 1")
     return {name: float(value) for name, value in values.items()}
+
+
+def in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """Figures with their intervals, then the facts beside them: what each is, and its text. Raises KeyError,
+    TypeError, AttributeError or ValueError where they are not as an evaluation wrote them."""
+    found = []
+    for name, value in results["figures"].items():
+        over = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {value['clips']} clips)"
+        found.append((str(name), f"{value['value']:.4f}{over}"))
+    return found + [(str(name), str(value)) for name, value in results.get("facts", {}).items()]
+
+
+def compared_in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
+    """What top-1 is above each baseline's, and what was left out. Raises as `in_words`."""
+    lines = []
+    for name, found in results.get("baselines", {}).items():
+        top1, gain = found["top1"], found["gain"]
+        over = f"{top1['groups']} groups" if "groups" in top1 else f"{top1['clips']} clips"
+        text = (
+            f"{top1['value']:.4f} [{top1['low']:.4f}, {top1['high']:.4f}], {gain['value']:+.4f} "
+            f"[{gain['low']:+.4f}, {gain['high']:+.4f}] (95 %, bootstrap over {over}; {found['what']}; "
+            f"{found['seconds']:.0f} s)"
+        )
+        lines.append((f"than {name}", text))
+    if left_out := results["left_out"]:
+        lines.append(("left out", ", ".join(f"{count} {reason}" for reason, count in left_out.items())))
+    return lines
