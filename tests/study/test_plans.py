@@ -170,7 +170,7 @@ def test_runs_of_other_values_are_refused_before_anything_is_begun(
     for mode in ([], ["--tables"], ["--dry-run"], ["--tasks=6", "--task=5"]):
         said = refused(longer, *mode)
         assert f"train.steps: 12 there, 13 here ({tmp_path}/tube+pixels/seed-0/pretrain and 1 more)" in said
-        assert "give the study another run.dir, or the values and the run.dir of before" in said
+        assert "give the study another run.dir, or the values and the run.dir of before, or the masker" in said
     knn = "[data.train=x, data.test=y, data.workers=0, data.label=z, neighbours.k=7]"
     said = refused(given[-1], f"study.evaluations.knn.set={knn}")
     assert f"neighbours.k: 5 there, 7 here ({tmp_path}/tube+pixels/seed-0/knn)" in said
@@ -180,6 +180,12 @@ def test_runs_of_other_values_are_refused_before_anything_is_begun(
     records.refuse_other_runs(units(load(file, *same, more)))  # places and logs may change, arms and seeds be added
     for job in units_of[0].jobs:
         ended(job)
+    said = refused(given[-1], "study.evaluations.knn.command=probe")
+    assert f"study.evaluations.knn.command: 'knn' there, 'probe' here ({tmp_path}/tube+pixels/seed-0/knn)" in said
+    older = json.loads((units_of[0].jobs[1].folder / records.FILE).read_text())
+    del older["command"]
+    (units_of[0].jobs[1].folder / records.FILE).write_text(json.dumps(older))
+    assert records.is_done(units_of[0].jobs[1])
     assert cli.main(["study", "--config", str(file), *given, "--tables"]) == 1  # its figures are made up
     assert (tmp_path / "summary.json").read_text() != "kept"
 

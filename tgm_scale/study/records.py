@@ -25,23 +25,31 @@ DONE, FAILED, STOPPED = "done", "failed", "stopped"
 @dataclass(frozen=True)
 class Record:
     """How a command ended. seconds: of all its starts; why: it failed; config: what decides its figures, of an
-    evaluation with that of the run that it is of."""
+    evaluation with that of the run that it is of; command: of tgm-scale, "" in older records."""
 
     state: str
     seconds: float
     why: str
     config: dict[str, Any]
+    command: str = ""
 
 
 def read(job: Job) -> Record | None:
     """None where it never ended, where it was another's of this name, and where the file is damaged."""
+    found = _any(job)
+    ours = found is not None and found.config == _decides(job) and found.command in ("", job.arguments[0])
+    return found if ours else None
+
+
+def _any(job: Job) -> Record | None:
+    """Whatever its configuration and command were."""
     try:
         found = Record(**json_object(job.folder / FILE, finite=True))
     except (OSError, ValueError, TypeError):
         return None
     if type(found.seconds) not in (int, float) or type(found.why) is not str:
         return None
-    return found if found.config == _decides(job) else None
+    return found
 
 
 def _decides(job: Job) -> dict[str, Any]:
@@ -64,7 +72,7 @@ def write(job: Job, state: str, seconds: float, why: str = "") -> None:
     """Adds the seconds of this start to those before."""
     before = read(job)
     total = seconds + (before.seconds if before and before.state == STOPPED else 0.0)
-    record = Record(state, total, why, _decides(job))
+    record = Record(state, total, why, _decides(job), job.arguments[0])
     replace_file(job.folder / FILE, json.dumps(asdict(record), indent=1) + "\n")
 
 
@@ -94,22 +102,29 @@ def refuse_other_runs(units: Iterable[Unit]) -> None:
     of: dict[str, list[Job]] = {}
     left = [job for unit in units for job in unit.jobs if not is_done(job)]
     for job in left:
-        for found in run_folder.differences(job.config):
+        for found in [*_other_command(job), *run_folder.differences(job.config)]:
             of.setdefault(found, []).append(job)
     if of:
         said = "; ".join(f"{found} ({_named(jobs)})" for found, jobs in of.items())
         raise ValueError(
-            f"this study's folder holds runs of other values by their config.yaml: {said}: give the study another "
-            "run.dir, or the values and the run.dir of before, or move the folders of these runs away"
+            f"this study's folder holds runs of other values: {said}: give the study another run.dir, or the values "
+            "and the run.dir of before, or the masker, objective or evaluation that was changed another name"
         )
     for job in left:
         _refuse_other_data(job)
 
 
+def _other_command(job: Job) -> list[str]:
+    """As `run_folder.differences`, of kNN and probes, whose keys are the same."""
+    there = found.command if (found := _any(job)) is not None else ""
+    here = job.arguments[0]
+    return [f"study.evaluations.{job.what}.command: {there!r} there, {here!r} here"] if there not in ("", here) else []
+
+
 def _refuse_other_data(job: Job) -> None:
     """Of a pretraining whose record is another's: then its data may have moved, or be others."""
     config = job.config
-    if not isinstance(config, Config) or read(job) is not None or not (job.folder / FILE).is_file():
+    if not isinstance(config, Config) or read(job) is not None or _any(job) is None:
         return
     if config.data.synthetic is None or Path(config.data.corpora()[0].path).exists():
         run_data.refuse_other(job.folder, corpus_metadata(open_corpora(config.data, captions=False)))
