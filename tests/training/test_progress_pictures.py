@@ -122,9 +122,11 @@ def whole(label: str) -> str:
 def test_labels_tell_clips_apart_whose_names_begin_or_end_alike() -> None:
     made = [f"00000/walk%2Ejpg_{number}_00000000_00000000" for number in (1, 2)]  # as `shards make` has them
     assert [whole(one) for one in labels(made)] == made, "whole names"
+    assert labels(made)[0].split("\n") == ["00000/walk%2Ejpg_", "1_00000000_", "00000000"], "no number is broken"
     folder = "videos%2Fof%2Fa%2Fsource%2Fwith%2Fa%2Flong%2Ffolder%2F"
     long = [f"00000/{folder}{name}_00000000_00000000" for name in ("walk_1", "run_2")]
     assert [whole(one) for one in labels(long)] == ["...walk_1...", "...run_2..."]
+    assert labels(["", "a" * 18]) == ["", "a" * 17 + "\na"]
     odd = [*labels(["a" * 500 + "b", "c" * 500 + "d"]), *labels(["é" * 100]), *labels(made), *labels(long)]
     assert odd[0].startswith("aa") and odd[0].endswith("ab") and odd[2].isascii()
     assert all(len(label.split("\n")) <= 4 and max(map(len, label.split("\n"))) <= 17 for label in odd)

@@ -6,6 +6,7 @@ Shapes: B clips, S slots.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,7 +109,19 @@ def labels(names: Sequence[str]) -> list[str]:
         end = _alike([name[::-1] for name in rest])
         plain = [f"{'...' * (start > 0)}{name[: len(name) - end]}{'...' * (end > 0)}" for name in rest]
     cut = [name if len(name) <= most else f"{name[: most // 2]}...{name[3 - most // 2 :]}" for name in plain]
-    return ["\n".join(name[at : at + _LETTERS] for at in range(0, len(name), _LETTERS)) for name in cut]
+    return ["\n".join(_lines(name)) for name in cut]
+
+
+def _lines(name: str) -> list[str]:
+    """Broken behind / and _ where it fits so, else at any letter."""
+    lines = [""]
+    for part in re.findall(r"[^/_]+[/_]?|[/_]", name):
+        if len(lines[-1]) + len(part) > _LETTERS:
+            lines.append("")
+        lines[-1] += part
+    if len(lines) <= _LINES and max(map(len, lines)) <= _LETTERS:
+        return list(filter(None, lines))
+    return [name[at : at + _LETTERS] for at in range(0, len(name), _LETTERS)]
 
 
 def _alike(names: Sequence[str]) -> int:
