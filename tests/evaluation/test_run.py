@@ -89,7 +89,8 @@ def test_a_report_has_what_the_terminal_said_and_tells_an_earlier_failure_apart(
     folder, few = tmp_path / "r", few_clips(tmp_path / "few")
     tested = f"data.test={few}"  # too few to tell
     assert cli.main(arguments("probe", folder, checkpoint, shards, tested, f"data.train={few}")) == 2
-    capsys.readouterr()
+    assert cli.main(["report", str(folder)]) == 2
+    assert "its start failed: a probe needs 2 classes and 10 training clips" in capsys.readouterr().err
     assert cli.main(arguments("probe", folder, checkpoint, shards, tested, "probe.baselines=true")) == 0
     said = capsys.readouterr().out
 

@@ -200,7 +200,9 @@ def _refuse_none(root: Path, folder: str) -> None:
         raise ValueError(f"{folder}: a file; wanted a run folder, such as runs/debug; a page's name follows --output")
     if any((root / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
         return
-    raise ValueError(f"{folder}: no config.yaml and no metrics.jsonl: {run_folder.no_run(root)}")
+    why = run_folder.failure(root)
+    said = f"its start failed: {why}" if why else run_folder.no_run(root)
+    raise ValueError(f"{folder}: no config.yaml and no metrics.jsonl: {said}")
 
 
 def _of_rows(root: Path, rows: list[Row], damaged: int) -> Iterator[str]:
