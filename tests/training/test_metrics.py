@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
-from tgm_scale.runs.metrics import Metrics, read_metrics
+from tgm_scale.runs.metrics import Metrics, ProgressLine, read_metrics
 from tgm_scale.training.reporting import concluded
 
 
@@ -33,3 +35,11 @@ def test_tensorboard_has_each_step_once_after_a_kill(tmp_path: Path, going_on: i
 def test_the_end_of_a_run_counts_the_updates_that_were_skipped() -> None:
     last = {"step": 5, "loss": 1.0, "loss_reconstruction": 1.0, "loss_contrastive": None, "skipped_samples": 0}
     assert concluded(3, 7.0, last, 5).endswith("rec 1.0000") and "2 of 5 updates skipped" in concluded(3, 7.0, last, 3)
+
+
+def test_progress_goes_where_the_errors_of_its_time_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to what they went to as the module was imported, which may be closed since: in a notebook, in a test."""
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    ProgressLine(2, 1).say("told")
+    assert stream.getvalue() == "told\n"

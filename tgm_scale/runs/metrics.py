@@ -190,9 +190,9 @@ _OLDER = {key for _, key in _TERMS}
 class ProgressLine:
     """A live line on a terminal, a plain line every n steps elsewhere."""
 
-    def __init__(self, total: int, every: int, stream: TextIO = sys.stderr):
-        self.total, self.every, self.stream = total, every, stream
-        self.live = stream.isatty()
+    def __init__(self, total: int, every: int, stream: TextIO | None = None):
+        self.total, self.every, self.stream = total, every, stream or sys.stderr
+        self.live = self.stream.isatty()
         self._recent: list[tuple[float, int]] = []
 
     def show(self, row: dict[str, Any]) -> None:
