@@ -24,6 +24,8 @@ from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.runtime.progress import ProgressBars
 
+_LOOK, _LOOKS, _IDLE = 0.2, 100, 0.1  # seconds of a look at what pipelines do, the most looks, share of a core
+
 
 class Pipeline(NamedTuple):
     """One pipeline of clips: its stream, and how many of its clips may be ready before they are asked for."""
@@ -91,9 +93,8 @@ def _candidates(corpus: Corpus, workers: list[int]) -> list[Callable[[], Pipelin
         return Pipeline(f"webdataset, {count} workers", clips, count * 4, max(count, 1))
 
     def spdls(count: int) -> Pipeline:
-        return Pipeline(
-            f"spdl, {count} threads", spdl.clips_of(corpus, count), (4 + count) * pipelines.BATCH, max(count, 1)
-        )
+        prefetched = spdl.ahead(count) if count else 0
+        return Pipeline(f"spdl, {count} threads", spdl.clips_of(corpus, count), prefetched, max(count, 1))
 
     def loops(count: int) -> Pipeline:
         return Pipeline(_bare(count), pipelines.loops(corpus, count), 0, count)
@@ -128,6 +129,7 @@ def _compare(
     turns: list[list[Turn]] = [[] for _ in started]
     for _ in range(options.turns):
         for pipeline, seen in zip(started, turns):
+            _settle()
             _take(pipeline.clips, pipeline.prefetched + pipelines.BATCH)  # what was ready, and what a cold cache costs
             before, began = _cpu(), time.perf_counter()
             _take(pipeline.clips, options.turn)
@@ -136,6 +138,16 @@ def _compare(
     for pipeline in started:
         pipeline.clips.close()  # type: ignore[attr-defined]
     return list(zip(started, turns))
+
+
+def _settle() -> None:
+    """Wait until no pipeline decodes ahead any more, which takes a few seconds: it would take the cores from the next
+    one, and threads count as this process's own time."""
+    for _ in range(_LOOKS):
+        before = _cpu()
+        time.sleep(_LOOK)
+        if _cpu() - before < _IDLE * _LOOK:
+            return
 
 
 def _take(clips: Iterator[int], count: int) -> None:

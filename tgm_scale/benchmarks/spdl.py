@@ -17,6 +17,8 @@ from tgm_scale.data.video.decode import window
 from tgm_scale.data.video.transforms import draw_crop
 from tgm_scale.runtime import seeding
 
+_SINK = 4  # batches
+
 
 def missing() -> str:
     """Why there is no such pipeline here; "" where there is one."""
@@ -42,6 +44,12 @@ def clip(data: bytes, seed: int) -> torch.Tensor:
     return spdl.io.to_torch(spdl.io.convert_frames(frames))
 
 
+def ahead(threads: int) -> int:
+    """Clips that it decodes before anyone asks: batches in the sink, and of each of three stages two results in its
+    queue (SPDL's own number), one that waits to get there and what is in work."""
+    return (_SINK + 3 * (2 + 1) + 1) * BATCH + threads
+
+
 def clips_of(corpus: Corpus, threads: int) -> Iterator[int]:
     """1 for each clip as its batch arrives; threads: 0 decodes in the calling thread."""
     if not threads:
@@ -52,7 +60,9 @@ def clips_of(corpus: Corpus, threads: int) -> Iterator[int]:
 
     builder: Any = PipelineBuilder()  # it cannot infer what a lambda takes
     builder = builder.add_source(draws(corpus)).pipe(lambda drawn: clip(*drawn), concurrency=threads)
-    pipeline = builder.aggregate(BATCH, drop_last=True).pipe(torch.stack).add_sink(4).build(num_threads=threads + 1)
+    pipeline = (
+        builder.aggregate(BATCH, drop_last=True).pipe(torch.stack).add_sink(_SINK).build(num_threads=threads + 1)
+    )
     with pipeline.auto_stop():
         for batch in pipeline:
             yield from itertools.repeat(1, len(batch))
