@@ -99,7 +99,7 @@ def test_without_the_package_nothing_is_begun(
     assert not (config.parent / "run").exists()
 
 
-@pytest.mark.parametrize("project", ["a/b", "''", "' '", "50%", "x" * 129])
+@pytest.mark.parametrize("project", ["a/b", "' '", "50%", "x" * 129])
 def test_a_name_that_is_none_is_refused(config: Path, project: str) -> None:
     with pytest.raises(ValueError, match=r"log\.wandb\.project=.*: wanted a name of 1 to 128 letters"):
         configuration.load(str(config), [f"log.wandb.project={project}"])

@@ -10,6 +10,7 @@ from tgm_scale.planning.cost import Asked, Cost, cost_of
 from tgm_scale.planning.footprint import ROOM, Footprint, footprint
 from tgm_scale.planning.machine import Machine
 from tgm_scale.planning.network import messages_of
+from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.step_time import StepTime, step_time
 
 # a core decodes so many clips of 16 frames a second, 10 s of video, a keyframe every 12 frames, and such a file has so
@@ -49,6 +50,11 @@ def tree(found: list[Figure]) -> dict[str, Any]:
     return {one.name.replace(" ", "_"): {**one.values, "text": one.text, "assumes": one.assumes} for one in found}
 
 
+def _read(run: RunPlan) -> str:
+    every = run.shape.grid.tokens
+    return f"all {every}" if run.visible == every else f"{run.visible} of {every}, those that vary most"
+
+
 def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
     run, masks = cost.run, cost.run.masker
     layout, million = run.layout, cost.parameters / 1e6
@@ -64,7 +70,7 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None)
             f"{asked.config.model.size}, {million:.0f} million parameters",
             values={"size": asked.config.model.size, "parameters": cost.parameters},
         ),
-        Figure("tokens", f"{run.visible} of {run.shape.grid.tokens} are read" if masks is None else masks.summary()),
+        Figure("tokens", _read(run) if masks is None else masks.summary()),
         Figure(
             "batch",
             f"{layout.global_batch} = {machine.gpus} GPUs x {layout.accumulation} micro steps x {layout.micro_batch}",
