@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+_OF_ALL_THREADS = 2  # in Linux's number of another process's clock, as clock_getcpuclockid(3) makes it
+
 
 def described() -> dict[str, Any]:
     """The machine, the date and the versions that figures are worth nothing without."""
@@ -40,12 +42,8 @@ def headline() -> str:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Seconds that the threads of these processes have had a processor, to the nanosecond."""
-    total = 0
-    for pid in pids:
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            total += int((thread / "schedstat").read_text().split()[0])
-    return total / 1e9
+    """Seconds that these processes have had a processor, threads that ended included, to the nanosecond."""
+    return sum(time.clock_gettime((~pid << 3) | _OF_ALL_THREADS) for pid in pids)
 
 
 def resident_mb(pid: int) -> float:
