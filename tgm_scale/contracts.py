@@ -43,6 +43,11 @@ class Grid:
         return cls(frames // tubelet, size // patch, size // patch)
 
 
+def share_of(tokens: int, share: float) -> int:
+    """Rounded down. The margin undoes binary fractions: 0.29 * 100 is 28.999999999999996."""
+    return int(share * tokens + 1e-9 * tokens)
+
+
 @dataclass(frozen=True)
 class BatchLayout:
     """How the clips of a global batch fall to ranks and accumulation micro steps. Raises ValueError where they do not

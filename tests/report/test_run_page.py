@@ -14,18 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from made_run import Row, changed, made_run, row, write_rows
 
 from tgm_scale import cli
 from tgm_scale.objectives.term import CoupledTerm
 from tgm_scale.objectives.terms import TERMS, column
-from tgm_scale.report.chart import Curve, Panel, ticks
 from tgm_scale.report.run_figures import GROUPS
 from tgm_scale.report.run_page import open_runs, write_page
 from tgm_scale.report.run_view import look, stretches
-from tgm_scale.report.thinning import Series, thinned
 from tgm_scale.runs import events
 from tgm_scale.runs.run_folder import FAILED
 
@@ -359,34 +356,6 @@ def test_steps_that_a_later_start_made_again_are_that_ones(tmp_path: Path) -> No
     (folder / "environment.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = stretches(look(str(folder)))
     assert [(one.first, one.last, one.seconds) for one in found] == [(1, 10, 5.0), (21, 20, 0.0), (11, 30, 10.0)]
-
-
-def test_thinning_keeps_the_lowest_and_the_highest_of_every_bin() -> None:
-    count, bins = 10_000, 50
-    values = np.random.default_rng(0).normal(size=count)
-    values[4321], values[8765] = 99.0, -99.0
-    series = Series(np.arange(1.0, count + 1), values)
-    thin = thinned(series, 0.0, count, bins)
-    [drawn], [means] = thin.drawn, thin.means
-    assert len(drawn) <= 2 * bins + 2 and len(means) == bins
-    for number in range(bins):
-        inside = (series.steps / count * bins).clip(0, bins - 1).astype(int) == number
-        shown = [value for step, value in drawn if int(min(step / count * bins, bins - 1)) == number]
-        assert min(shown) == values[inside].min() and max(shown) == values[inside].max()
-    assert (4322.0, 99.0) in drawn and (8766.0, -99.0) in drawn
-    assert [step for step, _ in drawn] == sorted(step for step, _ in drawn)
-
-
-def test_a_value_that_is_not_finite_breaks_the_line_and_is_marked() -> None:
-    series = Series(np.arange(1.0, 101), np.where(np.arange(100) == 50, np.nan, 1.0 + np.arange(100)))
-    drawn = Panel([Curve(series, 0)]).svg("x")
-    assert drawn.count("<polyline") == 2 and drawn.count('class="lost"') == 1
-
-
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3, 1e6), (1e-9, 2e-9), (-1e300, 1e300), (7, 7.001)])
-def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert len(found) <= 6 and all(low <= one <= high * (1 + 1e-9) for one in found)
 
 
 def test_a_run_of_100_000_steps_is_a_small_page_in_seconds(tmp_path: Path) -> None:

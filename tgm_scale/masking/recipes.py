@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tgm_scale.contracts import Grid, Mask
+from tgm_scale.contracts import Grid, Mask, share_of
 from tgm_scale.masking import rules
 from tgm_scale.masking.rules import RULES, SelectionSpec
 from tgm_scale.masking.saliency import SOURCES, Learned, SaliencyInputs
@@ -213,10 +213,10 @@ def build_masker(
 
 
 def _count(ratio: float, tokens: int, key: str, failure: str, top: bool = True) -> int:
-    """floor(ratio * tokens), at least 1. The margin undoes binary fractions: 0.29 * 100 is 28.999999999999996."""
+    """`share_of`, at least 1. Raises ValueError."""
     if not (0 < ratio < 1 or (top and ratio == 1)):
         raise ValueError(f"{key}={ratio}: wanted a share above 0 and {'at most' if top else 'below'} 1")
-    count = int(ratio * tokens + 1e-9 * tokens)
+    count = share_of(tokens, ratio)
     if count == 0:
         raise ValueError(f"{key}={ratio} {failure}: raise it to at least {1 / tokens:.3g}")
     return count

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tgm_scale.contracts import Grid
+from tgm_scale.contracts import Grid, share_of
 from tgm_scale.models.patches import PatchEmbed, Positions, gather_tokens, most_varied, patchify
 from tgm_scale.models.vit import DEFAULT_OPTIONS, NORM_EPS, Block, ModelOptions, ModelSize, initial_value, run_blocks
 from tgm_scale.runtime import seeding
@@ -131,8 +131,8 @@ class VideoClassifier(nn.Module):
 
 
 def tokens_read(share: float, grid: Grid) -> int:
-    """A share of the grid's tokens, rounded down, at least 1. The margin undoes binary fractions: 0.29 * 100."""
-    return max(1, int(share * grid.tokens + 1e-9 * grid.tokens))
+    """A share of the grid's tokens, rounded down, at least 1."""
+    return max(1, share_of(grid.tokens, share))
 
 
 def without_head_norm(weights: Mapping[str, Tensor], manifest: Mapping[str, Any], averaged: bool) -> dict[str, Tensor]:

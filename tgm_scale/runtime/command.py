@@ -17,8 +17,8 @@ from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 # files that are missing, forbidden or of another kind: a new start would find the same
-_LASTING = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO,
-            errno.ENAMETOOLONG)  # fmt: skip
+_NOT_THERE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
+_LASTING = (*_NOT_THERE, errno.EACCES, errno.EPERM)
 _WAYS = (FileExistsError, FileNotFoundError, NotADirectoryError)  # of what may be in the way above
 
 
