@@ -11,10 +11,13 @@ import torch
 from made_finetune import CLIP, configuration
 
 from tgm_scale.conversion.convert import convert
+from tgm_scale.conversion.key_maps import ModelMetadata
 from tgm_scale.conversion.read import read
-from tgm_scale.conversion.weights import build
+from tgm_scale.conversion.weights import Weights, build
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.finetuning.setup import plan_finetuning
+from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.vit import SIZES
 from tgm_scale.runtime.distributed import find_process
 
 
@@ -37,6 +40,23 @@ def test_the_share_is_in_the_run_and_in_what_is_converted(tmp_path: Path, shards
 
     other = launch.run(1, [*command, "finetune.token_share=0.5"], code=2)
     assert "finetune.token_share: 0.25 there, 0.5 here" in other.stderr
+
+
+@pytest.mark.parametrize("share", ["x", 7, -1, 0, float("nan"), None])
+def test_a_share_that_is_none_is_damage(share: object) -> None:
+    state = VideoClassifier(SIZES["tiny"], 4, 32, classes=5).state_dict()
+    with pytest.raises(ValueError, match=r"config.finetune.token_share: found .*, wanted a share above 0"):
+        Weights.of(
+            "classifier",
+            state,
+            ModelMetadata(4, frames=4, image_size=32, config={"finetune": {"token_share": share}}),
+            [],
+        )
+    for config in (None, {}, {"finetune": None}):
+        assert (
+            Weights.of("classifier", state, ModelMetadata(4, frames=4, image_size=32, config=config), []).token_share
+            == 1
+        )
 
 
 def test_what_is_planned_are_the_tokens_that_are_read(tmp_path: Path, shards: str, checkpoint: Path) -> None:
