@@ -11,12 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from tgm_scale.models.vit import SIZES, ModelSize
+from tgm_scale.runtime.mistakes import first_error
 
 ModelKind = Literal["pretraining", "classifier", "encoder"]
 KeyMap = dict[str, tuple[str, ...]]
@@ -111,6 +113,25 @@ _HEADS = {(size.width, size.depth, size.mlp): size.heads for size in SIZES.value
 _DECODER_HEADS = {(size.decoder_width, size.decoder_mlp): size.decoder_heads for size in SIZES.values()}
 
 
+_Side = Annotated[int, Field(strict=True, ge=1)]
+
+
+class _Heads(BaseModel):
+    heads: _Side | None = None
+    decoder_heads: int | None = Field(None, strict=True, ge=0)  # 0: no decoder
+
+
+class _Facts(BaseModel):
+    """What this project writes with its weights, as far as it is read here."""
+
+    model: _Heads = _Heads()
+    frames: _Side | None = None
+    image_size: _Side | None = None
+    labels: list[str] | None = None
+    config: dict[str, Any] | None = None
+    positions: tuple[_Side, _Side] | None = None
+
+
 @dataclass(frozen=True)
 class ModelMetadata:
     """What a file or a user states about a model in addition to its tensors; None where unknown."""
@@ -125,18 +146,16 @@ class ModelMetadata:
 
     @classmethod
     def from_metadata(cls, facts: Mapping[str, Any]) -> ModelMetadata:
-        """From what this project writes with its weights (a checkpoint's manifest, a file's `tgm_scale` entry)."""
-        model = facts.get("model", {})
-        labels, positions = facts.get("labels"), facts.get("positions")
-        return cls(
-            model.get("heads"),
-            model.get("decoder_heads") or None,
-            facts.get("frames"),
-            facts.get("image_size"),
-            tuple(labels) if labels else None,
-            facts.get("config"),
-            (int(positions[0]), int(positions[1])) if positions else None,
-        )
+        """From what this project writes with its weights (a checkpoint's manifest, a file's `tgm_scale` entry).
+
+        Raises ValueError that names the entry of another form."""
+        try:
+            found = _Facts.model_validate(dict(facts))
+        except ValidationError as error:
+            raise ValueError(first_error(error)) from None
+        heads, decoder_heads = found.model.heads, found.model.decoder_heads or None
+        labels = tuple(found.labels) if found.labels else None
+        return cls(heads, decoder_heads, found.frames, found.image_size, labels, found.config, found.positions)
 
     def over(self, other: ModelMetadata) -> tuple[ModelMetadata, list[str]]:
         """This laid over `other`, and a line for each value that differs."""

@@ -168,11 +168,18 @@ def _shares(index: Path) -> set[str]:
 def _said(file: Path, metadata: dict[str, str]) -> ModelMetadata:
     try:
         facts = json_of(metadata.get(OWN_ENTRY, "{}"))
-        if not isinstance(facts, dict):
-            raise ValueError(f"wanted an object, found {type(facts).__name__}")
     except ValueError as error:
         raise ValueError(f"{file}: its {OWN_ENTRY} entry is damaged: {error}") from None
-    return ModelMetadata.from_metadata(facts)
+    return _stated(file, facts)
+
+
+def _stated(file: Path, facts: Any) -> ModelMetadata:
+    try:
+        if not isinstance(facts, Mapping):
+            raise ValueError(f"wanted an object, found {type(facts).__name__}")
+        return ModelMetadata.from_metadata(facts)
+    except ValueError as error:
+        raise ValueError(f"{file}: its {OWN_ENTRY} entry is damaged: {error}") from None
 
 
 def _open_torch(file: Path, raw: bool) -> OpenedWeights:
@@ -195,7 +202,7 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
     arguments = contents.get("args") if key else None
     stated = _of_arguments(arguments) if isinstance(arguments, argparse.Namespace) else ModelMetadata()
     if key and OWN_ENTRY in contents:
-        stated = ModelMetadata.from_metadata(contents[OWN_ENTRY])
+        stated = _stated(file, contents[OWN_ENTRY])
     notes = [f"torch file {file}" + (f", state dict under '{key}'" if key else "")]
     if left := [other for other in (*averages, *there) if other != key]:
         way = "--raw takes the others" if key in averages else "without --raw the averaged ones"
