@@ -234,3 +234,11 @@ def test_what_is_no_number_is_refused(words: str, capsys: pytest.CaptureFixture[
         with pytest.raises(SystemExit) as end:
             cli.main([*words.split(), text])
         assert end.value.code == 2 and f"wanted a number, found '{text}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["pretrain", "knn", "study", "plan", "preflight", "benchmark step", "benchmark ranks"])
+def test_of_two_configurations_none_is_left_out_in_silence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words.split(), "--config", "a.yaml", "--config=b.yaml"])
+    assert stopped.value.code == 2
+    assert "argument --config: given twice, a.yaml and b.yaml: wanted one\n" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from tgm_scale.commands.command import Command, add_overrides
+from tgm_scale.commands.command import Command, Once, add_overrides
 from tgm_scale.runtime.files import check_folder, check_output
 
 _EXAMPLES = """\
@@ -70,7 +70,7 @@ def _plan(parser: argparse.ArgumentParser) -> None:
 
 def _step(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
+    add("--config", action=Once, required=True, metavar="FILE", help="a YAML file, such as configs/debug.yaml")
     add("--steps", type=int, default=20, metavar="N", help="default %(default)s")
     add("--warm", type=int, default=5, metavar="N", help="first steps that do not count (default %(default)s)")
     add(
@@ -83,7 +83,7 @@ def _step(parser: argparse.ArgumentParser) -> None:
 
 def _masking(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", default="configs/pretrain_vitb.yaml", metavar="FILE", help="default %(default)s")
+    add("--config", action=Once, default="configs/pretrain_vitb.yaml", metavar="FILE", help="default %(default)s")
     add("--clips", type=int, default=2, metavar="N", help="of the micro batch (default %(default)s)")
     add("--towers", default="B/32", metavar="NAME", help="B/32, B/16 or tiny: random weights; or a CLIP folder")
     add("--turns", type=int, default=5, metavar="N", help="medians are shown (default %(default)s)")
@@ -93,7 +93,13 @@ def _masking(parser: argparse.ArgumentParser) -> None:
 def _ranks(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--ranks", default="8,64,512,4096", metavar="N,...", help="default %(default)s")
-    add("--config", default="configs/debug.yaml", metavar="FILE", help="whose model is saved (default %(default)s)")
+    add(
+        "--config",
+        action=Once,
+        default="configs/debug.yaml",
+        metavar="FILE",
+        help="whose model is saved (default %(default)s)",
+    )
     add("--folder", type=Path, metavar="DIR", help="where files are written (default: the temporary folder)")
     add_overrides(parser)
 
@@ -107,7 +113,7 @@ def _rates(parser: argparse.ArgumentParser) -> None:
 
 def _checkpoint(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", default="configs/pretrain_vitl.yaml", metavar="FILE", help="default %(default)s")
+    add("--config", action=Once, default="configs/pretrain_vitl.yaml", metavar="FILE", help="default %(default)s")
     add("--turns", type=int, default=5, metavar="N", help="of each way; medians are shown (default %(default)s)")
     add("--folder", type=Path, metavar="DIR", help="where the checkpoint is written (default: the temporary folder)")
     add_overrides(parser)
@@ -115,7 +121,9 @@ def _checkpoint(parser: argparse.ArgumentParser) -> None:
 
 def _footprint(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", default="configs/debug.yaml", metavar="FILE", help="of the runs (default %(default)s)")
+    add(
+        "--config", action=Once, default="configs/debug.yaml", metavar="FILE", help="of the runs (default %(default)s)"
+    )
     add("--sizes", default="tiny,S,B", metavar="NAME,...", help="of the model (default %(default)s)")
     add("--stages", default="0,1,2,3", metavar="N,...", help="of ZeRO (default %(default)s)")
     add("--offloads", default="none", metavar="NAME,...", help="none, optimizer, all (default %(default)s)")

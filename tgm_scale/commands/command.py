@@ -36,7 +36,7 @@ def later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
 def add_configuration(parser: argparse.ArgumentParser, packaged: str = "debug", required: bool = True) -> None:
     """packaged: the name of one that comes with the project."""
     parser.add_argument(
-        "--config", required=required, metavar="FILE", help=f"a YAML file; `{packaged}` is a packaged one"
+        "--config", required=required, action=Once, metavar="FILE", help=f"a YAML file; `{packaged}` is a packaged one"
     )
     add_overrides(parser)
 
@@ -72,7 +72,8 @@ class Once(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
-        if (before := getattr(namespace, self.dest)) is not None:
+        before = getattr(namespace, self.dest)
+        if before is not self.default:
             raise argparse.ArgumentError(self, f"given twice, {before} and {values}: wanted one")
         setattr(namespace, self.dest, values)
 

@@ -68,7 +68,7 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
     add("--videos", type=Path, required=True, metavar="DIR")
     add("--masks", type=Path, metavar="DIR", help="where the truth is (default: beside the videos)")
     add("--captions", type=Path, metavar="FILE", help="default: captions.json in the folder of videos")
-    add("--config", metavar="FILE", help="a run's configuration, for its grid, ratio, towers and options")
+    add("--config", action=Once, metavar="FILE", help="a run's configuration, for its grid, ratio, towers and options")
     add(
         "--recipes",
         nargs="+",

@@ -68,6 +68,7 @@ def _add_preview(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, required=True, metavar="FILE", help="the page, such as page.html; written over")
     add(
         "--config",
+        action=Once,
         metavar="FILE",
         help="a run's configuration, for its data, clips, towers, ratio and options; wins over that of --checkpoint",
     )

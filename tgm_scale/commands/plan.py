@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tgm_scale.commands.command import Command, add_overrides, number
+from tgm_scale.commands.command import Command, Once, add_overrides, number
 
 if TYPE_CHECKING:
     from tgm_scale.planning.machine import Machine
@@ -47,7 +47,7 @@ _DEFAULT, _CARD = "configs/pretrain_vitb.yaml", "H100"
 
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", metavar="FILE", help=f"with --fit {_DEFAULT} where none is given")
+    add("--config", action=Once, metavar="FILE", help=f"with --fit {_DEFAULT} where none is given")
     add("--fit", metavar="SHAPE", help="1x24GB, 8x80GB or 16x8x80GB: the largest model and batch that fit")
     add("--clips", metavar="N", help="with --fit: how many clips are seen, such as 10M (default: the configuration's)")
     add("--scale", metavar="N,...", help="the configuration on so many GPUs, such as 8,64,512,4096: what is short")
@@ -189,7 +189,7 @@ def _machine(options: argparse.Namespace) -> Machine:
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--config", required=True, metavar="FILE")
+    add("--config", required=True, action=Once, metavar="FILE")
     add("--dir", required=True, type=Path, metavar="DIR", help="for trials, their outcomes and the best")
     add("--processes", type=int, metavar="N", help="default: the GPUs of this host, or 1")
     add("--nodes", type=int, metavar="N", help="by slurm/tune.sh: each trial is a step on so many nodes of its job")
