@@ -51,6 +51,7 @@ def test_compressed_tars_are_named_alone_and_among_others(tmp_path, end, remedy)
         ("{folder}/nowhere", "no shards"),
         ("{folder}/c/{{00000..00009}}.tar", "00003.tar"),
         (["{folder}/c/00000.tar", "{folder}/c/*.tar"], "named twice"),
+        (["{folder}/c", "{folder}/a.csv"], "a.csv': where several places are named, each holds shards. Name a list"),
         ([], "list of shards is empty"),
         ("pipe:cat {folder}/c/00000.tar", "asks for a shell command"),
         ("ssh://host/00000.tar", "protocol 'ssh' is not one of"),
@@ -65,6 +66,7 @@ def test_a_mistaken_spec_says_what_was_wanted(tmp_path, spec, complaint):
     (tmp_path / "empty").mkdir()
     (tmp_path / "captions").mkdir()
     write_tar(tmp_path / "captions" / "0.tar", [("a.txt", b"a cat")])
+    (tmp_path / "a.csv").write_text("file,label\n")
     fill = partial(str.format, folder=tmp_path)
     with pytest.raises(ValueError, match=complaint):
         open_corpus([part.format(folder=tmp_path) for part in spec] if isinstance(spec, list) else fill(spec))

@@ -32,7 +32,7 @@ def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -
         for item in whole:
             found = _expand_url(item, patience) if is_url(item) else _expand_path(item)
             if not found:
-                raise _no_shards(item)
+                raise _no_shards(item, alone=len(parts) == 1)
             shards += found
     if not shards:
         raise ValueError("the list of shards is empty; name a folder, a pattern or .tar files")
@@ -45,8 +45,8 @@ def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -
     return shards
 
 
-def _no_shards(item: str) -> NoShards:
-    """The error, with what is there instead if it is a known format."""
+def _no_shards(item: str, alone: bool) -> NoShards:
+    """The error, with what is there instead if it is a known format. alone: no other place was named with it."""
     item = without_secrets(item)
     there = [] if is_url(item) or not os.path.isdir(item) else sorted(os.listdir(item))
     if not there and os.path.isfile(item):
@@ -62,6 +62,11 @@ def _no_shards(item: str) -> NoShards:
         return NoShards(
             f"no shards (*.tar) at {item!r}, which is a video or a pattern of videos: give the folder, or a list"
             " of them (a CSV with a path a row)"
+        )
+    if not alone and not is_url(item) and os.path.exists(item):
+        return NoShards(
+            f"no shards (*.tar) at {item!r}: where several places are named, each holds shards. Name a list or a folder"
+            " of videos alone (one list may have the rows of all), or make shards of them with `tgm-scale shards make`"
         )
     return NoShards(f"no shards (*.tar) at {item!r}; make some with `tgm-scale shards make` or name another")
 
