@@ -149,3 +149,46 @@ def test_groups_are_held_out_whole() -> None:
     labels = torch.tensor([0, 1] * 5).repeat_interleave(5)
     assert probe.probe(x, labels, x).validation_accuracy == 1.0
     assert probe.probe(x, labels, x, probe.Validation(0, groups)).validation_accuracy < 0.9
+
+
+def alike(clips: int, width: int, own: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features that are mixtures of six, but for a share `own`; classes by the first of the six."""
+    generator = torch.Generator().manual_seed(7)
+    few = torch.randn(clips, 6, generator=generator)
+    x = few @ torch.randn(6, width, generator=generator) + own * torch.randn(clips, width, generator=generator)
+    return x, (3 * few[:, 0]).long() % 7
+
+
+@pytest.mark.parametrize(
+    ("made", "classes"),
+    [(blobs(900, 9, 40, 2.0, seed=8), 9), (blobs(200, 7, 300, 1.0, seed=9), 7), (alike(400, 128, 1e-3), 7)],
+    ids=["mixed", "told apart whole", "alike"],
+)
+def test_of_large_problems_the_answer_is_that_of_float64(
+    made: tuple[torch.Tensor, torch.Tensor], classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weak penalties, too, at which the curvature is too weak for float32."""
+    x, y = made
+    x, _ = probe.standardised(x, x)
+    products: list[torch.dtype] = []
+    around = probe._Objective.around
+
+    def counted(self: probe._Objective, at_EC: torch.Tensor, dtype: torch.dtype):  # type: ignore[no-untyped-def]
+        gradient_EC, curved = around(self, at_EC, dtype)
+        return gradient_EC, lambda direction_EC: (products.append(dtype), curved(direction_EC))[1]
+
+    monkeypatch.setattr(probe._Objective, "around", counted)
+    for penalty in (1e-1, 1e-3, 1e-5, 1e-7):
+        plain = probe.fit(x, y, classes, penalty)
+        before, _ = len(products), products.clear()
+        monkeypatch.setattr(probe, "_LARGE", 0)
+        large = probe.fit(x, y, classes, penalty)
+        monkeypatch.undo()
+        monkeypatch.setattr(probe._Objective, "around", counted)
+        assert products[0] == torch.float32, "the search began in float32"
+        assert len(products) <= 2 * before + probe._SINGLE_CONJUGATE_STEPS * probe._SINGLE_NEWTON_STEPS
+        objective = probe._Objective(x, y, classes, penalty)
+        values = [objective.value(torch.cat([found.weight, found.bias[None]])) for found in (plain, large)]
+        assert values[1] == pytest.approx(values[0], rel=1e-6)
+        assert torch.equal(plain.scores(x).argmax(1), large.scores(x).argmax(1))
+        products.clear()

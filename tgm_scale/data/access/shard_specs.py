@@ -65,8 +65,8 @@ def _no_shards(item: str, alone: bool) -> NoShards:
         )
     if not alone and not is_url(item) and os.path.exists(item):
         return NoShards(
-            f"no shards (*.tar) at {item!r}: where several places are named, each holds shards. Name a list or a folder"
-            " of videos alone (one list may have the rows of all), or make shards of them with `tgm-scale shards make`"
+            f"no shards (*.tar) at {item!r}: where several places are named, each holds shards. Name a list or a "
+            "folder of videos alone (one list may have the rows of all), or make shards with `tgm-scale shards make`"
         )
     return NoShards(f"no shards (*.tar) at {item!r}; make some with `tgm-scale shards make` or name another")
 
