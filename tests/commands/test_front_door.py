@@ -236,7 +236,7 @@ def test_what_is_no_number_is_refused(words: str, capsys: pytest.CaptureFixture[
         assert end.value.code == 2 and f"wanted a number, found '{text}'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", ["pretrain", "knn", "study", "plan", "preflight", "benchmark step", "benchmark ranks"])
+@pytest.mark.parametrize("words", ["pretrain", "knn", "study", "plan", "benchmark step", "benchmark ranks"])
 def test_of_two_configurations_none_is_left_out_in_silence(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main([*words.split(), "--config", "a.yaml", "--config=b.yaml"])
