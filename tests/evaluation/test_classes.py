@@ -21,6 +21,7 @@ from tgm_scale.evaluation.classes import (
     untrained_classes,
     untrained_note,
 )
+from tgm_scale.evaluation.labelled import labelled_inventory, open_labelled
 from tgm_scale.evaluation.settings import FinetuneConfig, load_finetune
 from tgm_scale.finetuning import setup
 from tgm_scale.runs import run_folder
@@ -117,6 +118,15 @@ def test_one_list_for_both_parts_is_told_and_its_splits_are_obeyed(
     assert "train: 12 usable (columns file, label)\n  such as 0.mp4: '0'" in said
     found = json.loads((tmp_path / "same/results.json").read_text())
     assert found["in both parts"].startswith("12 of 12") and found["data"][1]["usable"] == 12
+
+    contents = [found["data"][0]["content"], found["data"][1]["content"]]
+    for rows, same in (  # by what it says, whatever the order: a study knows by it what was measured on other labels
+        ([f"{n}.mp4,{n % 3},note" for n in reversed(range(12))], True),
+        ([f"{n}.mp4,{n // 11 + n % 3},note" for n in range(12)], False),
+        ([f"{n}.mp4,{n % 3},note" for n in range(11)], False),
+    ):
+        listed = open_labelled(write(clips / "other.csv", ["file,label,remark", *rows]))
+        assert ([labelled_inventory("train", listed).content] * 2 == contents) == same
 
     rows = [f"{n}.mp4,{n % 4},{'test' if n > 8 else 'train'},p{n % 2}" for n in range(12)]
     split = write(clips / "split.csv", ["file,label,split,group", *rows, "gone.mp4,1,train,p0"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def outcomes(seeds: int, clips: int, groups: int = 0) -> dict[tuple[Arm, int], O
             right = torch.rand(groups or clips, generator=generator) < share
             of = {f"clip{i}": bool(right[i % len(right)]) for i in range(clips)}
             named = {clip: f"group{i % groups}" for i, clip in enumerate(of)} if groups else {}
-            found[arm, seed] = Outcome({"top1": sum(of.values()) / clips}, of, named)
+            found[arm, seed] = Outcome({"top1": sum(of.values()) / clips}, of, named, {}, {})
     return found
 
 
@@ -215,6 +216,43 @@ def test_a_prediction_that_is_no_text_is_damage(evaluated: tuple[StudyConfig, li
     lines = [json.loads(line) | {"group": ["a"]} for line in rows.read_text().splitlines()]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert "a line of predictions.jsonl holds what is no text" in summarise(config, found, [])["damaged"][0]
+
+
+def test_arms_that_were_tested_on_other_data_are_named_and_not_compared(
+    evaluated: tuple[StudyConfig, list[Unit]], file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lists that were corrected between two calls of a study: of each pair the last call's is shown."""
+    config, found = evaluated
+    jobs = {(unit.arm.name, unit.seed): unit.jobs[1] for unit in found}
+    corrected, changed, newer = (jobs[of] for of in (("tube+pixels", 0), ("tube+contrast", 0), ("random+contrast", 1)))
+    rows = corrected.folder / "predictions.jsonl"
+    rows.write_text(rows.read_text().replace('"label": "a", "prediction": "b"', '"label": "c", "prediction": "b"', 1))
+    for job, train in ((changed, "1"), (newer, "2")):
+        results = job.folder / "results.json"
+        data = [{"part": "train", "content": train}, {"part": "test", "content": "3"}]
+        results.write_text(json.dumps(json.loads(results.read_text()) | {"data": data}))
+    summary = summarise(config, found, [])
+    arms = summary["evaluations"]["knn"]["arms"]
+    missing = {f"{name}-{seed}": why for name in arms for seed, why in arms[name]["missing"].items() if "data" in why}
+    remedy = "remove {0}, and the same study measures again"
+    assert missing == {
+        "tube+pixels-0": f"{corrected.folder} was measured on other data than {newer.folder}: 1 test clips had "
+        f"another label, such as 1: 'c' there, 'a' now: {remedy.format(corrected.folder)}",
+        "tube+contrast-0": f"{changed.folder} was measured on other data than {newer.folder}: the clips, labels or "
+        f"groups of data.train were others: {remedy.format(changed.folder)}",
+    }
+    assert sorted(summary["damaged"]) == sorted(missing.values())
+    assert arms["tube+contrast"]["differences"]["objective pixels"]["seeds"] == [1]
+    given = [f"run.dir={config.run.dir}", f"study.maskers={MASKERS}"]
+    assert cli.main(["study", "--config", str(file), "--tables", *given]) == 1 and missing.popitem()[1] in (
+        capsys.readouterr().out
+    )
+    share = "study.evaluations.knn.set=[data.train=x, data.test=y, data.share=0.5]"
+    drawn = configuration.checked(configuration.read_tree(file, [*given, share]), str(file), StudyConfig, given)
+    for job in (job for unit in units(drawn) for job in unit.jobs if records.FILE in os.listdir(job.folder)):
+        records.write(job, records.DONE, 1.0)
+    arms = summarise(drawn, units(drawn), [])["evaluations"]["knn"]["arms"]
+    assert arms["tube+contrast"]["seeds"] == [0, 1], "a share of the labels is drawn anew by each seed"
 
 
 @pytest.mark.parametrize("change", [{"seconds": "long"}, {"seconds": float("inf")}, {"why": None}])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +44,12 @@ class LabelledCorpus:
     def groups(self) -> dict[str, str]:
         """The group of each sample of a list that has one, by its name."""
         return self.corpus.groups if isinstance(self.corpus, VideoListCorpus) else {}
+
+    @property
+    def content(self) -> str:
+        """A digest of names, labels and groups, whatever their order."""
+        rows = sorted((name, label, self.groups.get(name)) for name, label in self.labels.items())
+        return hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
 
     @property
     def sample_labels(self) -> list[str]:
@@ -104,9 +112,8 @@ def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> I
     said = [f"{ref.name}: {shown(source.labels[ref.name])}" for ref in chosen]
     layout = source.corpus.listing.layout if isinstance(source.corpus, VideoListCorpus) else ""
     lost = max(source.corpus.lost, sum(problem.reason not in NOTICES for problem in source.problems))
-    return Inventory.of(
-        part, len(refs), source.problems, lost, source.undrawn, layout=layout, examples=said, listed=listed
-    )
+    more = {"layout": layout, "examples": said, "listed": listed, "content": source.content}
+    return Inventory.of(part, len(refs), source.problems, lost, source.undrawn, **more)
 
 
 def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:

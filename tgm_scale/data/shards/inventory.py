@@ -36,6 +36,7 @@ class Inventory:
     layout: str = ""  # how a list was understood
     examples: list[str] = field(default_factory=list)
     listed: str = ""  # the file that names all
+    content: str = ""  # a digest of the names and labels of labelled samples
 
     @classmethod
     def of(
