@@ -15,6 +15,9 @@ if TYPE_CHECKING:  # commands that see no tensor do without torch, which takes 2
     from torch import Tensor
 
 
+MAX_FRAMES, MAX_SIDE = 4096, 4096  # of a clip: above every clip in use, and below what ends a process for its memory
+
+
 @dataclass(frozen=True)
 class Grid:
     """The token grid of a clip."""

@@ -29,6 +29,12 @@ WHOLE = {"kind": "classifier", "model": {"heads": 4}, "frames": 4, "image_size":
         ({"positions": [1]}, "positions.1: missing"),
         ({"labels": 5}, "labels: found 5, "),
         ({"config": 3}, "config: found 3, "),
+        ({"config": {"objective": [1]}}, r"config.objective: found \[1\], input should be a mapping"),
+        ({"config": {"finetune": "x"}}, "config.finetune: found x, input should be a mapping"),
+        ({"config": {"data": {"mean": [1]}}}, "config.data.mean.1: missing"),
+        ({"config": {"data": {"stride": "x"}}}, "config.data.stride: found x, "),
+        ({"frames": 10**9}, "frames: found 1000000000, input should be less than or equal to 4096"),
+        ({"image_size": 10**30}, "image_size: found 10+, input should be less than or equal to 4096"),
     ],
 )
 def test_an_entry_of_another_form_is_named(tmp_path: Path, change: dict[str, Any], said: str, ending: str) -> None:

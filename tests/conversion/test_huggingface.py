@@ -214,7 +214,7 @@ def test_the_exported_processor_gives_the_pixels_of_training(tmp_path: Path) -> 
     ("changes", "message"),
     [
         ({"model_type": "vit"}, "of a 'vit', wanted a 'videomae'"),
-        ({"hidden_act": "relu"}, "wanted hidden_act 'gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act: found relu, input should be 'gelu'"),
         ({"num_attention_heads": 5}, "heads: 5 does not divide the width of 48"),
     ],
 )

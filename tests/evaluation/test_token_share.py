@@ -52,6 +52,11 @@ def test_a_share_that_is_none_is_damage(share: object) -> None:
             ModelMetadata(4, frames=4, image_size=32, config={"finetune": {"token_share": share}}),
             [],
         )
+    for section in ([1], "x", 0):
+        with pytest.raises(ValueError, match=r"config.finetune: found .*, wanted a section"):
+            Weights.of(
+                "classifier", state, ModelMetadata(4, frames=4, image_size=32, config={"finetune": section}), []
+            )
     for config in (None, {}, {"finetune": None}):
         assert (
             Weights.of("classifier", state, ModelMetadata(4, frames=4, image_size=32, config=config), []).token_share

@@ -100,8 +100,8 @@ def number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"wanted a number, found {text!r}")
 
 
-def positive(text: str) -> int:
+def positive(text: str, most: int = 10**9) -> int:
     """The type of an argument that counts something."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted a whole number of at least 1, found {text!r}")
+    if not text.isdecimal() or len(text) > len(str(most)) or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"wanted a whole number from 1 to {most:,}, found {text[:60]!r}")
     return int(text)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from tgm_scale.commands.command import Command, positive
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE
 
 FORMATS = ("videomae", "videomae-finetune", "huggingface", "timm", "safetensors")
 
@@ -38,6 +40,9 @@ Exit code: 0 it was written, 1 the disk failed or the outputs differ, 2 a mistak
 """
 
 
+_frames, _side = partial(positive, most=MAX_FRAMES), partial(positive, most=MAX_SIDE)
+
+
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="INPUT", help="a folder or file")
     parser.add_argument("output", metavar="OUTPUT", help="a path that does not exist yet")
@@ -47,10 +52,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="the weights as trained, where averaged ones (EMA) lie by")
     parser.add_argument("--heads", type=positive, metavar="N", help="attention heads, where the input does not say")
     parser.add_argument("--decoder-heads", type=positive, metavar="N", help="those of the decoder")
-    parser.add_argument("--frames", type=positive, metavar="N", help="frames of a clip (default: the input's, or 16)")
-    parser.add_argument("--size", type=positive, metavar="N", help="side of a clip (default: the input's, or 224)")
+    parser.add_argument("--frames", type=_frames, metavar="N", help="frames of a clip (default: the input's, or 16)")
+    parser.add_argument("--size", type=_side, metavar="N", help="side of a clip (default: the input's, or 224)")
     parser.add_argument(
-        "--tubelet", type=positive, default=2, metavar="N", help="frames to inflate an image model over (default: 2)"
+        "--tubelet", type=_frames, default=2, metavar="N", help="frames to inflate an image model over (default: 2)"
     )
     parser.add_argument(
         "--evaluation",

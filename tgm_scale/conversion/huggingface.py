@@ -6,7 +6,7 @@ count loads without complaint and shifts the outputs), so they go through the co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.conversion import key_maps
+from tgm_scale.conversion.huggingface_config import metadata_of_videomae, metadata_of_videomae_2
 from tgm_scale.conversion.key_maps import KeyMap, ModelKind, ModelMetadata
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip, fixed_mask
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
@@ -119,7 +120,7 @@ def configuration(weights: Weights) -> VideoMAEConfig:
     settings: dict[str, Any] = {OWN_ENTRY: _own_facts(weights)}
     if weights.kind == "pretraining":
         # targets that are normalised by the clip are not known to transformers, with or without this
-        by_patch = (weights.config or {}).get("objective", {}).get("normalise_by", "patch") == "patch"
+        by_patch = ((weights.config or {}).get("objective") or {}).get("normalise_by", "patch") == "patch"
         settings |= decoder_settings(weights.size) | {"norm_pix_loss": by_patch}
     elif weights.labels:
         settings["id2label"] = dict(enumerate(weights.labels))
@@ -135,48 +136,23 @@ def configuration(weights: Weights) -> VideoMAEConfig:
     )
 
 
-def read_metadata(folder: Path) -> ModelMetadata:
-    """What a transformers folder's config.json says. Raises ValueError where it is not a VideoMAE as ours."""
+def read_metadata(folder: Path, names: Collection[str]) -> ModelMetadata:
+    """What a transformers folder's config.json says. names: of its tensors.
+
+    Raises ValueError where it is not a VideoMAE as ours."""
     prepare_torchvision()
     from transformers import VideoMAEConfig
 
     plain = json_object(folder / "config.json")
-    if str(plain.get("model_type")).startswith(_VIDEOMAE_2):
-        return _metadata_of_videomae_2(folder, plain.get("model_config") or {})
-    if plain.get("model_type") != "videomae":
-        raise ValueError(f"{folder}: config.json is of a '{plain.get('model_type')}', wanted a 'videomae'")
-    config = VideoMAEConfig.from_dict(plain)
-    if config.hidden_act != "gelu" or not isinstance(config.image_size, int):
-        raise ValueError(
-            f"{folder}: wanted hidden_act 'gelu' and a square image_size, found '{config.hidden_act}' and "
-            f"{config.image_size}"
-        )
-    labels = plain.get("id2label") or {}
-    if sorted(labels, key=str) != sorted(map(str, range(len(labels)))):
-        raise ValueError(f"{folder}: config.json: id2label: wanted the numbers from 0, found {', '.join(labels)[:80]}")
-    named = any(label != f"LABEL_{number}" for number, label in labels.items())
-    return ModelMetadata(
-        config.num_attention_heads,
-        config.decoder_num_attention_heads,
-        config.num_frames,
-        config.image_size,
-        tuple(str(labels[str(number)]) for number in range(len(labels))) if named else None,
-        (plain.get(OWN_ENTRY) or {}).get("config"),
-    )
-
-
-def _metadata_of_videomae_2(folder: Path, settings: dict[str, Any]) -> ModelMetadata:
-    """What the configuration of a folder of VideoMAE V2's own code says. Raises ValueError for another attention."""
-    if settings.get("cos_attn"):
-        raise ValueError(
-            f"{folder}: config.json: cos_attn: attention here is the plain one, nothing exact comes of it"
-        )
-    return ModelMetadata(
-        settings.get("num_heads"),
-        None,
-        settings.get("all_frames", settings.get("num_frames")),
-        settings.get("img_size"),
-    )
+    kind = str(plain.get("model_type"))
+    try:
+        if kind.startswith(_VIDEOMAE_2):
+            return metadata_of_videomae_2(plain, names)
+        if kind != "videomae":
+            raise ValueError(f"of a '{kind}', wanted a 'videomae'")
+        return metadata_of_videomae(VideoMAEConfig().to_dict() | {"id2label": None} | plain, names)
+    except ValueError as mistake:
+        raise ValueError(f"{folder / 'config.json'}: {mistake}") from None
 
 
 def _own_facts(weights: Weights) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime.mistakes import first_error
 
@@ -113,23 +114,42 @@ _HEADS = {(size.width, size.depth, size.mlp): size.heads for size in SIZES.value
 _DECODER_HEADS = {(size.decoder_width, size.decoder_mlp): size.decoder_heads for size in SIZES.values()}
 
 
-_Side = Annotated[int, Field(strict=True, ge=1)]
+Frames = Annotated[int, Field(strict=True, ge=1, le=MAX_FRAMES)]
+Side = Annotated[int, Field(strict=True, ge=1, le=MAX_SIDE)]
+Count = Annotated[int, Field(strict=True, ge=1)]  # of heads or blocks, which tensors bound
+_Statistic = Annotated[float, Field(allow_inf_nan=False)]
+_Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Section = dict[str, Any] | None
 
 
 class _Heads(BaseModel):
-    heads: _Side | None = None
+    heads: Count | None = None
     decoder_heads: int | None = Field(None, strict=True, ge=0)  # 0: no decoder
 
 
-class _Facts(BaseModel):
-    """What this project writes with its weights, as far as it is read here."""
+class _Data(BaseModel):
+    stride: Count | None = None
+    mean: tuple[_Statistic, _Statistic, _Statistic] | None = None
+    std: tuple[_Deviation, _Deviation, _Deviation] | None = None
+
+
+class RunConfig(BaseModel):
+    """A run's configuration, as far as its weights cannot be read without: every section is one, or null."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, _Section]
+    data: _Data | None = None
+
+
+class Facts(BaseModel):
+    """What this project writes with its weights, and what of it others' files say, as far as it is read here."""
 
     model: _Heads = _Heads()
-    frames: _Side | None = None
-    image_size: _Side | None = None
+    frames: Frames | None = None
+    image_size: Side | None = None
     labels: list[str] | None = None
-    config: dict[str, Any] | None = None
-    positions: tuple[_Side, _Side] | None = None
+    config: RunConfig | None = None
+    positions: tuple[Frames, Side] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,12 +170,13 @@ class ModelMetadata:
 
         Raises ValueError that names the entry of another form."""
         try:
-            found = _Facts.model_validate(dict(facts))
+            found = Facts.model_validate(dict(facts))
         except ValidationError as error:
             raise ValueError(first_error(error)) from None
         heads, decoder_heads = found.model.heads, found.model.decoder_heads or None
         labels = tuple(found.labels) if found.labels else None
-        return cls(heads, decoder_heads, found.frames, found.image_size, labels, found.config, found.positions)
+        config = facts.get("config")
+        return cls(heads, decoder_heads, found.frames, found.image_size, labels, config, found.positions)
 
     def over(self, other: ModelMetadata) -> tuple[ModelMetadata, list[str]]:
         """This laid over `other`, and a line for each value that differs."""

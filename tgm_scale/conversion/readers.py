@@ -141,7 +141,7 @@ def _open_huggingface(folder: Path, raw: bool) -> OpenedWeights:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= _open_file(file, raw).tensors
-    stated = huggingface.read_metadata(folder)
+    stated = huggingface.read_metadata(folder, tensors.keys())
     tensors, notes = into_patch_embedding(tensors, folder)
     return OpenedWeights(tensors, stated, [f"transformers folder {folder}", *notes])
 
@@ -200,7 +200,7 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
             else f"{file}: '{key}' holds other things than tensors: {odd[:8] or 'nothing'}"
         )
     arguments = contents.get("args") if key else None
-    stated = _of_arguments(arguments) if isinstance(arguments, argparse.Namespace) else ModelMetadata()
+    stated = _of_arguments(file, arguments) if isinstance(arguments, argparse.Namespace) else ModelMetadata()
     if key and OWN_ENTRY in contents:
         stated = _stated(file, contents[OWN_ENTRY])
     notes = [f"torch file {file}" + (f", state dict under '{key}'" if key else "")]
@@ -225,8 +225,12 @@ def _load(file: Path) -> dict[str, Any]:
     return contents
 
 
-def _of_arguments(arguments: argparse.Namespace) -> ModelMetadata:
-    frames, side = getattr(arguments, "num_frames", None), getattr(arguments, "input_size", None)
-    return ModelMetadata(
-        frames=frames if isinstance(frames, int) else None, image_size=side if isinstance(side, int) else None
-    )
+def _of_arguments(file: Path, arguments: argparse.Namespace) -> ModelMetadata:
+    """Of VideoMAE's; those of timm have an input_size of another form, and say no frames."""
+    names = {"frames": "num_frames", "image_size": "input_size"}
+    given = {ours: getattr(arguments, theirs, None) for ours, theirs in names.items()}
+    try:
+        return ModelMetadata.from_metadata({name: x for name, x in given.items() if isinstance(x, int)})
+    except ValueError as error:
+        name, _, said = str(error).partition(":")
+        raise ValueError(f"{file}: args.{names[name]}:{said}") from None

@@ -64,6 +64,9 @@ def _linear(settings: dict[str, Any], folder: Path) -> tuple[float, Tensor, Tens
     kind = next((settings[key] for key in _TYPES if settings.get(key)), "VideoMAE")
     factor, mean, std = (settings.get(name) for name in ("rescale_factor", "image_mean", "image_std"))
     normal = settings.get("do_normalize", True)
+    for name in ("do_normalize", "do_rescale"):
+        if not isinstance(settings.get(name, True), int | None):  # JSON's true and false are
+            raise ValueError(f"{folder}: preprocessing: {name}: found {settings[name]!r}, wanted true or false")
     if normal and None in (mean, std) and not str(kind).startswith("VideoMAE"):
         raise ValueError(f"{folder}: preprocessing: {kind} without image_mean and image_std: write both into its file")
     try:
@@ -89,6 +92,8 @@ def _said(folder: Path) -> dict[str, Any] | None:
             continue
         found = json_object(file, finite=True)
         inner = found.get("video_processor") or found.get("image_processor") or found
+        if not isinstance(inner, dict):
+            raise ValueError(f"{file}: preprocessing: wanted an object of settings, found {type(inner).__name__}")
         if {"image_mean", "image_std", "do_normalize", "do_rescale", "rescale_factor", *_TYPES} & inner.keys():
             return dict(inner)
     return None

@@ -91,7 +91,9 @@ class Weights:
     def token_share(self) -> float:
         """Of a clip's tokens, those that a classifier reads: `finetune.token_share` of its run. Raises ValueError."""
         of_run = (self.config or {}).get("finetune") if self.kind == "classifier" else None
-        share = of_run.get("token_share", 1.0) if isinstance(of_run, dict) else 1.0
+        if not isinstance(of_run, dict | None):
+            raise ValueError(f"config.finetune: found {of_run!r}, wanted a section")
+        share = (of_run or {}).get("token_share", 1.0)
         if type(share) not in (int, float) or not 0 < share <= 1:
             raise ValueError(f"config.finetune.token_share: found {share!r}, wanted a share above 0 and at most 1")
         return float(share)

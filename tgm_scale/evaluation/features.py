@@ -106,10 +106,10 @@ class FrozenEncoder:
             weights.size,
             weights.frames,
             weights.image_size,
-            (weights.config or {}).get("data", {}).get("stride", _DEFAULT_STRIDE),
+            ((weights.config or {}).get("data") or {}).get("stride") or _DEFAULT_STRIDE,
             None if projection is None else projection.to(device),
             device,
-            (weights.config or {}).get("model", {}).get("initialisation", "videomae"),
+            ((weights.config or {}).get("model") or {}).get("initialisation", "videomae"),
             ((weights.config or {}).get("guidance") or {}).get("towers"),
             weights.positions,
         )
