@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tgm_scale.contracts import Problem
+from tgm_scale.data.access import storage
 from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.clips import chunks, fitting, own_samples, run_models
@@ -63,7 +64,7 @@ def cached_rows(
         digest.update(fact.encode() + b"\n")
     if isinstance(source.corpus, VideoListCorpus):  # lists may name other files of the same paths
         for ref in refs:
-            digest.update(f"{os.path.abspath(ref.shard)} {ref.members[ref.video][1]}\n".encode())
+            digest.update(f"{os.path.abspath(ref.shard)} {ref.members[ref.video][1]} {_changed(ref.shard)}\n".encode())
     folder = folder / digest.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
     parts = chunks(refs)
@@ -82,6 +83,15 @@ def cached_rows(
                 save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(metadata)})
     collectives.barrier()
     return _gather(folder, len(parts), source)
+
+
+def _changed(place: str) -> int:
+    """When a file was changed last, in nanoseconds: another of the same size may have been put there. 0 of a URL, and
+    of a file that is gone, which is named as it is read."""
+    try:
+        return 0 if storage.is_url(place) else os.stat(place).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _over_views(rows_NV: Tensor) -> Tensor:
