@@ -165,7 +165,7 @@ def test_a_file_in_place_of_a_folder_is_told(
     assert f"{place}: found a file where a folder is wanted: name another" in text and place.read_text() == "mine"
 
 
-@pytest.mark.parametrize("value", [".nan", ".inf", "[0, .nan]", "{text: .inf}"])
+@pytest.mark.parametrize("value", [".nan", ".inf", "[0, .nan]", "{text: .inf}", "1" + "0" * 400, f"[{10**400}]"])
 def test_numbers_that_are_none_are_refused_in_values_of_any_form(
     value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.decode import decode_clip, segments
 from tgm_scale.data.video.encode import encode_video
+from tgm_scale.evaluation.settings import load_frozen
 from tgm_scale.evaluation.views import Decoder, Decoding, Views, decode_views
 
 
@@ -70,3 +71,14 @@ def test_processes_decode_to_the_same_bits_and_name_what_is_broken(shards: str) 
     with Decoder(Decoding(views)) as here, Decoder(Decoding(views, workers=1)) as there:
         for one, other in zip(here.decode(corpus, refs), there.decode(corpus, refs)):
             assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["frames=100000000000", "frames=4097", "image_size=4104", "temporal_views=1000000"],
+)
+def test_clips_and_views_that_no_memory_holds_are_refused(asked: str) -> None:
+    key, _, value = asked.partition("=")
+    most = 1000 if "views" in key else 4096
+    with pytest.raises(ValueError, match=rf"encoder\.{key}: found {value}; input should be less .* equal to {most}"):
+        load_frozen(None, ["run.dir=x", "encoder.checkpoint=x", "data.test=x", f"encoder.{asked}"])

@@ -13,6 +13,7 @@ from made_checkpoint import made
 from tgm_scale import cli
 from tgm_scale.runs.check_run import check
 from tgm_scale.runs.compare import compare
+from tgm_scale.runs.metrics import rows_and_damaged
 from tgm_scale.runs.status import status
 
 
@@ -115,6 +116,18 @@ def test_a_file_of_another_form_is_named(tmp_path: Path, name: str, text: str) -
 def test_a_finetuning_has_a_status_with_what_was_left_out(tmp_path: Path) -> None:
     said = status(trained(tmp_path / "f", finetune={"mixup": 0.8}))
     assert "tiny, finetuning" in said and "left out  k400: 7 missing_video, see left_out.jsonl" in said
+
+
+@pytest.mark.parametrize("value", [None, True, 7, ["0"]])
+def test_a_row_whose_digest_is_no_text_is_damaged(tmp_path: Path, value: object) -> None:
+    one, other = trained(tmp_path / "a"), trained(tmp_path / "b")
+    file = Path(other) / "metrics.jsonl"
+    row = json.loads(file.read_text())
+    file.write_text(json.dumps(row | {"data_digest": value}) + "\n")
+    with pytest.raises(ValueError, match="have no step in common"):
+        compare(one, other)
+    file.write_text(file.read_text() + json.dumps(row | {"step": 1}) + "\n")
+    assert compare(one, other)[1] and rows_and_damaged(Path(other))[1] == 1
 
 
 def test_runs_of_other_kinds_and_keys_are_compared_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

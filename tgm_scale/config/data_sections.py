@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE
+
 
 def _finite(value: Any) -> Any:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
-    if any(isinstance(one, float) and not math.isfinite(one) for one in inner):
+    if any(isinstance(one, int | float) and not abs(one) <= sys.float_info.max for one in inner):  # integers, too
         raise PydanticCustomError("finite_number", "Input should be a finite number")
     return value
 
@@ -27,7 +29,10 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
-        """As a path it would be the current folder. Raises an error that pydantic gives the key."""
+        """As a path it would be the current folder; and no tensor and no counter holds more than 64 bits. Raises an
+        error that pydantic gives the key."""
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise PydanticCustomError("out_of_reach", "wanted a whole number of at most 64 bits")
         if value == "" or (isinstance(value, list) and "" in value):
             raise PydanticCustomError("empty", "wanted a text that is not empty")
         return value
@@ -58,9 +63,9 @@ class CacheConfig(Section):
 class ClipsConfig(Section):
     """How training draws clips from videos."""
 
-    frames: int = Field(16, ge=1, description="frames of a clip")
+    frames: int = Field(16, ge=1, le=MAX_FRAMES, description="frames of a clip")
     stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
-    size: int = Field(224, ge=8, description="side of the square clip, pixels")
+    size: int = Field(224, ge=8, le=MAX_SIDE, description="side of the square clip, pixels")
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
     crop: Literal["multi_scale", "random_resized", "center"] = Field(

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tgm_scale.config.data_sections import ClipsConfig, DataConfig, Finite, Section
 from tgm_scale.config.objective_section import ObjectiveConfig
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE
 
 
 class RunConfig(Section):
@@ -27,7 +28,7 @@ class GuidanceConfig(Section):
     frames_per_tubelet: Literal["all", "one"] = Field(
         "all", description="frames of a tubelet that the image tower scores; 'one': the middle one"
     )
-    resolution: int | None = Field(None, ge=16, description="side the image tower sees; default: its own")
+    resolution: int | None = Field(None, ge=16, le=MAX_SIDE, description="side the image tower sees; default: its own")
     captions: Literal["drawn", "mean"] = Field(
         "drawn", description="of several: relevance to the drawn one, or the mean over all"
     )
@@ -50,10 +51,10 @@ class MaskingConfig(Section):
 
 class ModelConfig(Section):
     size: Literal["tiny", "S", "B", "L", "H", "g"] = Field("B", description="dimensions: a line of models/vit.py")
-    patch: int | None = Field(None, ge=1, description="patch side, pixels; default: that of the size")
-    tubelet: int | None = Field(None, ge=1, description="frames of a token; default: that of the size")
-    depth: int | None = Field(None, ge=1, description="blocks of the encoder; default: those of the size")
-    decoder_depth: int | None = Field(None, ge=1, description="blocks of the decoder; default: those of the size")
+    patch: int | None = Field(None, ge=1, le=MAX_SIDE, description="patch side, pixels; default: that of the size")
+    tubelet: int | None = Field(None, ge=1, le=MAX_FRAMES, description="frames of a token; default: that of the size")
+    depth: int | None = Field(None, ge=1, le=1024, description="blocks of the encoder; default: the size's")
+    decoder_depth: int | None = Field(None, ge=1, le=1024, description="blocks of the decoder; default: the size's")
     decoder_attention: Literal["self", "cross"] = Field(
         "self",
         description="'cross': a token to reconstruct attends to the visible ones alone (CrossMAE), not to others",

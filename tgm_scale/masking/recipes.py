@@ -6,7 +6,6 @@ that do not divide a group of tokens are rounded down: 0.6 of a slot of 196 hide
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -22,6 +21,7 @@ from tgm_scale.runtime.mistakes import nearest
 
 SCALES = ("rank", "raw")
 TARGETS = ("random", "running_cell")
+_REACH = (1e-6, 1e6)  # of weights and temperatures: beyond it float32 loses one source beside another, or all
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,11 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
         value = getattr(recipe, option)
         if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"masking.options.{option}={value}: unknown; {nearest(str(value), allowed)}")
-    if not _is_number(recipe.temperature) or not recipe.temperature >= 0:
-        raise ValueError(f"masking.options.temperature={recipe.temperature!r}: wanted a number of at least 0")
+    if not _is_number(recipe.temperature, 0, 0) and not _is_number(recipe.temperature, *_REACH):
+        raise ValueError(f"masking.options.temperature={recipe.temperature!r}: wanted 0, or a number from 1e-6 to 1e6")
     whole: Any = recipe.whole_parts
     pair = whole if isinstance(whole, (list, tuple)) and len(whole) == 2 else [whole]
-    if not all(_is_number(share) and 0 <= share <= 1 for share in pair):
+    if not all(_is_number(share, 0, 1) for share in pair):
         raise ValueError(
             f"masking.options.whole_parts={whole!r}: wanted a number from 0 to 1, or two: those at the start and at "
             "the end of the run, such as [0, 1]"
@@ -272,7 +272,7 @@ def _check_parts(recipe: Recipe) -> None:
 def _check_learned(recipe: Recipe) -> None:
     """A learned source is drawn from as it is: its loss is that of the distribution that it makes."""
     learned = [source for source in recipe.sources if SOURCES[source].learned]
-    if not _is_number(recipe.rate) or not 1e-3 <= recipe.rate <= 1e3 or (recipe.rate != 1 and not learned):
+    if not _is_number(recipe.rate, 1e-3, 1e3) or (recipe.rate != 1 and not learned):
         wanted = "a number from 0.001 to 1000, such as 10" if learned else "none: nothing of this mask is learned"
         raise ValueError(f"masking.options.rate={recipe.rate!r}: wanted {wanted}")
     if not learned or not (of := SOURCES[learned[0]].learned):
@@ -302,9 +302,9 @@ def _check_sources(sources: Any) -> None:
     for name, weight in sources.items():
         if name not in SOURCES:
             raise ValueError(f"masking.options.sources.{name}: unknown; {nearest(str(name), SOURCES)}")
-        if not _is_number(weight) or weight <= 0:
-            raise ValueError(f"masking.options.sources.{name}={weight!r}: wanted a weight above 0")
+        if not _is_number(weight, *_REACH):
+            raise ValueError(f"masking.options.sources.{name}={weight!r}: wanted a weight from 1e-6 to 1e6")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any, least: float, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most

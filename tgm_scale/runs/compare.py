@@ -30,9 +30,11 @@ def compare(one: str, other: str) -> tuple[str, bool]:
     steps = sorted(rows[one].keys() & rows[other].keys())
     if not steps:
         raise ValueError(f"{one} and {other} have no step in common")
-    made_by = {run: {step: rows[run][step]["data_digest"].rpartition("-")[0] for step in steps} for run in rows}
+    made_by = {
+        run: {step: rows[run][step].get("data_digest", "").rpartition("-")[0] for step in steps} for run in rows
+    }
     alike = [step for step in steps if made_by[one][step] == made_by[other][step]]
-    data = [step for step in alike if rows[one][step]["data_digest"] != rows[other][step]["data_digest"]]
+    data = [step for step in alike if rows[one][step].get("data_digest") != rows[other][step].get("data_digest")]
     if data:
         report.append(f"data: step {data[0]} is the first with other clips")
     elif alike:

@@ -151,7 +151,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], list[bytes]]:
 
 
 def _row(line: bytes, path: Path) -> dict[str, Any] | None:
-    """A line's row; None where it is no JSON object with a step and, of metrics, with a loss."""
+    """A line's row; None where it is no JSON object with a step and, of metrics, a loss, or its digest is no text."""
     try:
         row = json_of(line)
     except ValueError:
@@ -162,7 +162,7 @@ def _row(line: bytes, path: Path) -> dict[str, Any] | None:
         return None
     if not all(isinstance(row.get(name), (int, float, NoneType)) for name in _FIGURES):
         return None
-    return finite(row)
+    return finite(row) if isinstance(row.get("data_digest", ""), str) else None
 
 
 def _aside(path: Path) -> Path:
