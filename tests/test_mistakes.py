@@ -165,6 +165,35 @@ def test_a_file_in_place_of_a_folder_is_told(
     assert f"{place}: found a file where a folder is wanted: name another" in text and place.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain run.dir=x --config @",
+        "pretrain --config debug run.dir=@",
+        "study --config configs/study/paper.yaml run.dir=@",
+        "preflight --config debug run.dir=@",
+        "knn run.dir=TMP/k data.train=a.csv data.test=a.csv encoder.checkpoint=@",
+        "convert @ TMP/out --to timm",
+        "report @",
+        "report TMP --output @",
+        "preview --output @",
+        "masks evaluate --videos @",
+        "masks evaluate --videos TMP --output @",
+        "benchmark growth --output @/below",
+        "shards make --annotations TMP/a --videos TMP --output @",
+        "status @",
+        "check @",
+    ],
+)
+def test_a_name_that_is_too_long_is_told_with_the_most(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words.replace("@", f"TMP/{'a' * 300}").replace("TMP", str(tmp_path)).split()) == 2
+    text = "".join(capsys.readouterr())
+    assert "aaa...: a name of 300 bytes, wanted 255 at most: choose a shorter one\n" in text
+    assert "metrics.jsonl" not in text
+
+
 @pytest.mark.parametrize("value", [".nan", ".inf", "[0, .nan]", "{text: .inf}", "1" + "0" * 400, f"[{10**400}]"])
 def test_numbers_that_are_none_are_refused_in_values_of_any_form(
     value: str, capsys: pytest.CaptureFixture[str]

@@ -16,7 +16,7 @@ from tgm_scale.conversion import huggingface, timm
 from tgm_scale.conversion.key_maps import ModelKind
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, encoder_of, outputs, with_new_head, without_extras
-from tgm_scale.runtime.files import readable_as_its_folder, sync
+from tgm_scale.runtime.files import readable_as_its_folder, sync, too_long
 from tgm_scale.runtime.tensors import save_tensors
 
 TOLERANCE = 1e-3  # of the largest output; wrong heads are further off, two norms' eps in transformers is 1e-5 of it
@@ -78,6 +78,8 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
     path, chosen = Path(output), TARGETS[target]
     if os.path.lexists(path):
         raise ValueError(f"{path}: exists already: name a new path, or remove it")
+    if said := too_long(path):
+        raise ValueError(said)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
     weights = _subject(source, target, chosen.kinds, classes)

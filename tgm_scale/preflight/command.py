@@ -24,6 +24,7 @@ from tgm_scale.preflight.verdict import diagnose, summary, untested
 from tgm_scale.runs import environment
 from tgm_scale.runtime import launch
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, choose_device, process_of, set_rendezvous
+from tgm_scale.runtime.files import trouble_at
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.rendezvous import connect
 
@@ -52,7 +53,7 @@ def preflight(task: TaskChecks, patience: float, clear_locks: bool = False) -> i
         )
         return BAD_NODE
     except OSError as error:  # of MASTER_ADDR and MASTER_PORT: no node's fault
-        print(error, flush=True)
+        print(trouble_at(error) or error, flush=True)
         return SETUP_MISTAKE
     if process.is_main and not code:
         tried = (f"tried {line}" for found in rounds.reports if found.rank == 0 for line in found.tried)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -12,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tgm_scale.runtime.files import in_the_way
+from tgm_scale.runtime.files import trouble_at
 from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 # files that are missing, forbidden or of another kind: a new start would find the same
 _NOT_THERE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
 _LASTING = (*_NOT_THERE, errno.EACCES, errno.EPERM)
-_WAYS = (FileExistsError, FileNotFoundError, NotADirectoryError)  # of what may be in the way above
 
 
 def code_of(trouble: BaseException) -> int:
@@ -69,12 +67,6 @@ def reported_as(key: str, given: str) -> Iterator[None]:
         raise ValueError(str(mistake).replace(key, given)) from mistake
 
 
-def _in_the_way(failure: OSError | RuntimeError) -> str:
-    """As `in_the_way`, of the path that an error names; "" where it names none."""
-    path = failure.filename if isinstance(failure, _WAYS) else None
-    return in_the_way(Path(os.fsdecode(path))) if isinstance(path, (str, bytes, os.PathLike)) else ""
-
-
 def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is lost that was written") -> int:
     """What `run` returns; 2 for a user's mistake (ValueError), `code_of` trouble with files or devices (OSError) or a
     failure that was foreseen (a RuntimeError of our own, by its exit_code), 130 for Ctrl-C. `when_stopped` says in the
@@ -87,7 +79,7 @@ def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is
     except (OSError, RuntimeError) as failure:
         if type(failure) is RuntimeError:
             raise  # not foreseen: the traceback is wanted
-        if said := _in_the_way(failure):
+        if said := trouble_at(failure):
             print(message(f"{name}: {said}"), file=sys.stderr)
             return USER_MISTAKE
         text = f"{failure}; {when_stopped}" if when_stopped else f"stopped: {failure}"

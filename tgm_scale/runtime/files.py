@@ -12,18 +12,40 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _STREAMS = re.compile(r"/dev/(stdout|stderr|null|tty|fd/\d+)")  # also where they lead to a file
+_NAME, _PATH, _SHOWN = 255, 4095, 80  # bytes of a file's name and of a path that Linux takes; letters that are shown
+_WAYS = (FileExistsError, FileNotFoundError, NotADirectoryError)  # of what may be in the way above
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, a quota
 BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "picture": (b"\x89png", b"\xff\xd8")}
 
 
+def too_long(path: Path) -> str:
+    """That a path has a name that no file system takes, in words, or is too long itself; else ""."""
+    for place in (*reversed(path.parents), path):
+        if (size := len(os.fsencode(place.name))) > _NAME:
+            return f"{str(place)[:_SHOWN]}...: a name of {size} bytes, wanted {_NAME} at most: choose a shorter one"
+    if (size := len(os.fsencode(path))) > _PATH:
+        return f"{str(path)[:_SHOWN]}...: a path of {size} bytes, wanted {_PATH} at most: choose a shorter one"
+    return ""
+
+
 def in_the_way(path: Path) -> str:
-    """What keeps a folder from being at a path, there or above, in words: a link to nothing, or a file; else ""."""
+    """What keeps a folder from being at a path, there or above, in words: a name that is too long, a link to nothing,
+    or a file; else ""."""
+    if said := too_long(path):
+        return said
     for place in (path, *path.parents):
         if os.path.islink(place) and not os.path.exists(place):
             return f"{place}: a link to nothing: {os.readlink(place)} is not there: make it, or name another"
         if os.path.lexists(place) and not os.path.isdir(place):
             return f"{place}: found a file where a folder is wanted: name another"
     return ""
+
+
+def trouble_at(failure: BaseException) -> str:
+    """As `in_the_way`, of the path that an error names; "" where it names none, or is of another kind."""
+    long = isinstance(failure, OSError) and failure.errno == errno.ENAMETOOLONG
+    path = failure.filename if isinstance(failure, OSError) and (long or isinstance(failure, _WAYS)) else None
+    return in_the_way(Path(os.fsdecode(path))) if isinstance(path, (str, bytes, os.PathLike)) else ""
 
 
 def check_folder(option: str, folder: Path) -> None:
@@ -45,6 +67,8 @@ def check_folder(option: str, folder: Path) -> None:
 def check_output(option: str, file: Path, kind: str) -> None:
     """Check an output file before the work: it may be overwritten if it is of that kind (of BEGINNINGS) or empty.
     Raises ValueError where it is something else, or cannot be there. /dev/stdout and its like may be."""
+    if said := too_long(file):
+        raise ValueError(f"{option} {said}")
     if file.is_dir():
         raise ValueError(f"{option} {file}: a folder; wanted a file's name")
     if os.path.islink(file) and not file.exists():
