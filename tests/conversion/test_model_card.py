@@ -66,9 +66,17 @@ def test_the_card_has_the_figures_of_the_run_and_their_files(folder: Path, tmp_p
         "| objective | 1 pixels + 1 contrast |",
         "| guidance.towers | small |",
         "| guidance.scorer | raw |",
-        *(f"| {method} | {name} | {value['value']:.4f} | knn/results.json |" for name, value in figures.items()),
+        *(
+            f"| {method} | {name} | {value['value']:.4f} | {value['low']:.4f} to {value['high']:.4f}, over "
+            f"{value['clips']} clips | knn/results.json |"
+            for name, value in figures.items()
+        ),
     ):
         assert line in text.splitlines(), line
+    assert judged["views"] == "1 windows x 1 squares, each 8 frames of 64 pixels, 1 apart"
+    beside = next(line for line in text.splitlines() if line.startswith("- knn/results.json: "))
+    assert "train clips | one, 8 clips; test clips | one, 8 clips; classes: " in beside
+    assert "majority class: top1 of always answering '" in beside and "few test clips: 8, fewer than 30" in beside
     assert "## Licence\n\nNone is stated here." in text and "\nlicense:" not in text
     assert str(folder) not in text and "knn_accuracy" not in text and "data.shards" not in text
 

@@ -112,7 +112,8 @@ def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> I
     said = [f"{ref.name}: {shown(source.labels[ref.name])}" for ref in chosen]
     layout = source.corpus.listing.layout if isinstance(source.corpus, VideoListCorpus) else ""
     lost = max(source.corpus.lost, sum(problem.reason not in NOTICES for problem in source.problems))
-    more = {"layout": layout, "examples": said, "listed": listed, "content": source.content}
+    more = {"layout": layout, "examples": said, "listed": listed}
+    more |= {"content": source.content, "name": source.corpus.name}
     return Inventory.of(part, len(refs), source.problems, lost, source.undrawn, **more)
 
 

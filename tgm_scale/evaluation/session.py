@@ -114,7 +114,11 @@ def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str,
         print(
             "\n".join(f"positions: {text}" for text in positions.values()), end="\n" if positions else "", flush=True
         )
-    data = {"data": [inventory.as_dict() for inventory in found], **positions}
+    data = {
+        "data": [inventory.as_dict() for inventory in found],
+        "views": decoding_of(at).views.described(),
+        **positions,
+    }
     return {**data, **({"in both parts": shared} if shared else {})}
 
 

@@ -40,6 +40,12 @@ class Views:
     def __len__(self) -> int:
         return self.temporal * self.spatial
 
+    def described(self) -> str:
+        """In words, for results."""
+        where = f"one of each {self.frames}th of the video" if self.sampling == "segments" else f"{self.stride} apart"
+        clip = f"{self.frames} frames of {self.size} pixels, {where}"
+        return f"{self.temporal} windows x {self.spatial} squares, each {clip}"
+
     def indices(self, count: int) -> np.ndarray:
         """Frames of each window of a source of `count` frames, int64 [V, T]."""
         rows = []

@@ -79,7 +79,7 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
                 **results.baselines(scores_MC, truth_M, clips, parts.train.sample_labels),
                 **results.cautions(scores_MC, parts.classes),
                 "training videos": len(parts.train.refs),
-                "views": f"{views.temporal} windows x {views.spatial} squares",
+                "views": views.described(),
             },
             **parts.opened,
         }

@@ -6,8 +6,8 @@ LICENCE = (
 )
 
 TORCHVISION = (
-    "transformers' video processor imports torchvision. Where that fails over an operator `nms`, torchvision is of "
-    "another build than torch: install both from one index."
+    "transformers imports torchvision where it is installed. Where the import of these classes fails over an operator "
+    "`nms`, torchvision is of another build than torch: install both from one index."
 )
 
 _READ = """import numpy as np

@@ -32,6 +32,7 @@ from tgm_scale.runtime.terminal import message
 
 _RECIPE = ("data", "guidance", "masking", "model", "objective", "optim", "train", "finetune")
 _NOT_A_RECIPE = {"workers", "shards", "root", "cache", "patience", "decoder", "train", "test", "micro_batch_size"}
+_BESIDE = ("classes", "majority class", "over groups", "predictions", "few test clips", "note")  # of the facts
 _FIGURES = ("loss", "loss_reconstruction", "loss_contrastive", "contrastive_accuracy")
 
 
@@ -235,19 +236,40 @@ def _epochs(origin: Origin, seen: int) -> str | None:
 
 
 def _results(files: list[Path]) -> Iterator[str]:
-    rows = []
+    rows: list[tuple[Any, ...]] = []
+    beside: list[str] = []
     for file in files:
         found = _known(partial(json_object, file), {})
         place = f"{file.resolve().parent.name}/{file.name}"
         rows += [
-            (found.get("method"), name, f"{value:.4f}", place)
+            (found.get("method"), name, f"{value:.4f}", _interval(found["figures"][name]), place)
             for name, value in _known(partial(shares, found), {}).items()
         ]
+        beside += [f"- {_plain(place)}: {'; '.join(said)}" for said in [list(_beside(found))] if said]
     if rows:
         yield "## Evaluation\n"
         if any(row[0] != "finetuning" for row in rows):
             yield "Neighbours, probes and retrieval are of the encoder alone; their heads are not in this folder.\n"
-        yield from _table(("method", "figure", "value", "from"), rows)
+        yield from _table(("method", "figure", "value", "95 % interval", "from"), rows)
+        yield "\n".join(beside) + "\n" * bool(beside)
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    low, high, clips = (figure.get(key) for key in ("low", "high", "clips"))
+    known = type(low) is float and type(high) is float and type(clips) is int
+    return f"{low:.4f} to {high:.4f}, over {clips:,} clips" if known else ""
+
+
+def _beside(results: dict[str, Any]) -> Iterator[str]:
+    """What a figure is of, and what it is to be compared with."""
+    parts = results.get("data")
+    for part in parts if isinstance(parts, list) else ():
+        if isinstance(part, dict) and isinstance(name := part.get("name"), str) and name:
+            yield f"{part.get('part')} {_plain(_shown(name))}, {part.get('usable')} clips"
+    facts = results.get("facts")
+    for name in _BESIDE if isinstance(facts, dict) else ():
+        if name in facts:
+            yield _plain(f"{name}: {facts[name]}")
 
 
 def _software(origin: Origin | None) -> Iterator[str]:

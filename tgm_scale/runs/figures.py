@@ -25,7 +25,8 @@ def in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
     for name, value in results["figures"].items():
         over = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {value['clips']} clips)"
         found.append((str(name), f"{value['value']:.4f}{over}"))
-    return found + [(str(name), str(value)) for name, value in results.get("facts", {}).items()]
+    found += [(str(name), str(value)) for name, value in results.get("facts", {}).items()]
+    return found + ([("views", str(results["views"]))] if "views" in results else [])
 
 
 def compared_in_words(results: dict[str, Any]) -> list[tuple[str, str]]:

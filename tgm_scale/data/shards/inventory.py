@@ -37,6 +37,7 @@ class Inventory:
     examples: list[str] = field(default_factory=list)
     listed: str = ""  # the file that names all
     content: str = ""  # a digest of the names and labels of labelled samples
+    name: str = ""  # of the corpus
 
     @classmethod
     def of(
