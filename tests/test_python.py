@@ -119,6 +119,7 @@ MISTAKES: dict[str, Callable[[Given], Any]] = {
     "^spec=None: wanted a path": lambda at: tgm_scale.open_corpus(None),
     "^spec=3: wanted a path": lambda at: tgm_scale.open_corpus([3]),
     "^root=3: wanted a path": lambda at: tgm_scale.open_corpus("clips.csv", root=3),
+    "^part='val': wanted one of train, test, all": lambda at: tgm_scale.open_corpus("videos", part="val"),
     r"found float32 \[2, 3, 8, 64, 64\]": lambda at: at.encoder(at.clips.float()),
     r"wanted uint8 RGB \[B, 3, 8, 64, 64\], found uint8 \[3, 8, 64, 64\]": lambda at: at.encoder(at.clips[0]),
     r"found uint8 \[2, 3, 4, 64, 64\]": lambda at: at.encoder.tokens(at.clips[:, :, :4]),
@@ -198,6 +199,14 @@ def test_what_of_a_list_is_not_found_is_told_with_the_arguments_name(tmp_path: P
     with pytest.raises(ValueError, match=r"relative to root \(default") as caught:
         tgm_scale.open_corpus(tmp_path / "clips.csv")
     assert "data." not in str(caught.value)
+
+
+def test_a_list_with_a_split_is_read_whole_or_by_its_parts(tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.mp4").write_bytes(b"not looked at")
+    (tmp_path / "labels.csv").write_text("file,label,split\na.mp4,x,train\nb.mp4,y,test\nc.mp4,x,train\n")
+    counts = [len(tgm_scale.open_corpus(tmp_path, part=part)) for part in ("train", "test", "all")]
+    assert [*counts, len(tgm_scale.open_corpus(tmp_path))] == [2, 1, 3, 3]
 
 
 def test_a_corpus_is_iterated_and_what_is_damaged_is_named(tmp_path: Path) -> None:

@@ -116,7 +116,12 @@ def test_the_same_weights_give_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "target", "classes", "message"),
     [
-        ("classifier", "videomae", None, "holds a model of kind pretraining, this one is of kind 'classifier'"),
+        (
+            "classifier",
+            "videomae",
+            None,
+            "'classifier'; --to videomae-finetune, huggingface, timm, safetensors hold it",
+        ),
         ("pretraining", "videomae-finetune", None, r"--classes N gives an encoder a fresh head"),
         ("encoder", "huggingface", None, "holds a model of kind pretraining or classifier"),
         ("classifier", "huggingface", 7, "not for --to huggingface of a model of kind 'classifier'"),

@@ -203,7 +203,7 @@ def test_rows_without_a_split_where_others_have_one_are_named(tmp_path: Path, na
     ("name", "text", "message"),
     [
         ("x.csv", "a,b\n1,2\n", "columns .*without names"),
-        ("x.csv", "file,b\n1,2\n", "columns file, b: none is a label.*data.label=label"),
+        ("x.csv", "file,b\n1,2\n", "columns file, b: none is a label.*; data.label=b takes that column"),
         ("x.csv", "label,b\n1,2\n", "columns label, b: none is a file"),
         ("x.json", '{"a": 1}', "wanted a list of objects"),
         ("x.json", '[{"id": "4"}]', "the test list has no labels"),

@@ -76,6 +76,9 @@ def test_a_folder_that_is_no_run_is_told_why(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").unlink()
     with pytest.raises(ValueError, match=r"no config.yaml: not a run folder"):
         status(str(tmp_path))
+    (tmp_path / "owner").mkdir()
+    with pytest.raises(ValueError, match=r"no config.yaml: a start in it is being prepared, or was ended before"):
+        status(str(tmp_path))
 
 
 @pytest.mark.parametrize("command", ["status", "report", "check", "compare"])

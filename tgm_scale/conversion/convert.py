@@ -141,8 +141,9 @@ def _subject(source: Weights, target: str, kinds: tuple[ModelKind, ...], classes
         return encoder_of(source)
     if source.kind not in kinds:
         remedy = " (--classes N gives an encoder a fresh head)" if "classifier" in kinds else ""
+        others = [name for name, of in TARGETS.items() if source.kind in of.kinds]
         raise ValueError(
             f"--to {target} holds a model of kind {' or '.join(kinds)}, this one is of kind '{source.kind}'{remedy}; "
-            "--to safetensors holds any"
+            f"--to {', '.join(others)} {'hold' if others[1:] else 'holds'} it"
         )
     return source if target == "safetensors" else without_extras(source)

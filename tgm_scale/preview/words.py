@@ -122,8 +122,8 @@ def _centre(one: Figures) -> str:
     said = f"{one.centre.value:.0%} of it lies in a box of its size in the centre ({one.ratio:.0%} is chance)"
     if way > ALARM:
         return f"{said}, so a box would do"
-    if abs(way) < 0.1:
-        return f"{said}: no leaning to the centre"
+    if abs(way) < 0.1 or not abs(one.centre.value - one.ratio) > 2 * one.centre.error:  # nan: of one clip
+        return f"{said}: no clear leaning to the centre"
     return f"{said}: it leans to the {'centre' if way > 0 else 'rim'}"
 
 

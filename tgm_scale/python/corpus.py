@@ -6,11 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import get_args
 
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.lists.selection import Role, Selection
 from tgm_scale.data.shards import opening
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.python.arguments import existing, path_of, told
@@ -73,14 +75,19 @@ class Samples:
         return f"Samples({self._corpus.name!r}, {len(self)} samples)"
 
 
-def open_corpus(spec: str | os.PathLike[str] | list[str], root: str | os.PathLike[str] | None = None) -> Samples:
+def open_corpus(
+    spec: str | os.PathLike[str] | list[str], root: str | os.PathLike[str] | None = None, part: Role = "all"
+) -> Samples:
     """The samples of whatever `data.shards` of a run takes: a folder of shards or of videos, a glob or brace pattern,
     URLs, or a list of videos (CSV, JSON lines, ...), whose paths are relative to `root` (default: its folder).
 
+    part: of a list with a column `split`, the rows of train (what a run reads), those of test, or all.
     Raises ValueError where there is no usable sample, and FileNotFoundError where nothing has this name."""
+    if part not in get_args(Role):
+        raise ValueError(f"part={part!r}: wanted one of {', '.join(get_args(Role))}")
     given = [path_of("spec", one) for one in spec] if isinstance(spec, list) else path_of("spec", spec)
     folder = None if root is None else path_of("root", root)
     if isinstance(given, str) and "://" not in given and not _PATTERN.intersection(given):
         existing("spec", given)
     with told():
-        return Samples(opening.open_corpus(given, root=folder))
+        return Samples(opening.open_corpus(given, root=folder, selection=Selection(part, "caption")))

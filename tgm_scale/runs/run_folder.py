@@ -79,6 +79,8 @@ def no_run(folder: Path) -> str:
             f"the folder of a study, not of a run: tgm-scale study --config FILE run.dir={folder} --tables shows it, "
             f"and its runs are {folder}/ARM/seed-N/pretrain"
         )
+    if (folder / "owner").is_dir() and not any((folder / name).exists() for name in FILES):
+        return "a start in it is being prepared, or was ended before its first step: look again, or start it again"
     runs = sorted(file.parent.name for file in folder.glob("*/metrics.jsonl"))
     inside = f"; runs in it: {', '.join(runs[:_RUNS_NAMED])}{', ...' * (len(runs) > _RUNS_NAMED)}" if runs else ""
     return f"not a run folder{inside}"

@@ -111,11 +111,12 @@ def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]
             raise ValueError(f"{path}: data.{key}={named}: no such column; there are {', '.join(columns)}")
     if own["file"] is None or (wanted == "label" and own["label"] is None):
         lacks = "file" if own["file"] is None else "label"
+        others = [name for name in columns if name.lower() not in own.values()]
         raise ValueError(
             f"{path}: columns {', '.join(columns)}: none is a {lacks}; wanted file and any of "
             f"{', '.join(list(COLUMNS)[1:])}, or Kinetics' (label, youtube_id, time_start, time_end), EPIC-Kitchens' "
             "(narration_id, verb_class, noun_class), WebVid's (videoid, name)"
-            + (f"; data.label={label} names the column of labels" if lacks == "label" else "")
+            + (f"; data.label={others[0]} takes that column for labels" if lacks == "label" and others else "")
         )
     read_columns = {name for name in own.values() if name is not None} | set(COLUMNS["caption"])
     layout = "columns " + ", ".join(
