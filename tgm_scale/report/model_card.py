@@ -267,9 +267,8 @@ def _beside(results: dict[str, Any]) -> Iterator[str]:
         if isinstance(part, dict) and isinstance(name := part.get("name"), str) and name:
             yield f"{part.get('part')} {_plain(_shown(name))}, {part.get('usable')} clips"
     facts = results.get("facts")
-    for name in _BESIDE if isinstance(facts, dict) else ():
-        if name in facts:
-            yield _plain(f"{name}: {facts[name]}")
+    known = facts if isinstance(facts, dict) else {}
+    yield from (_plain(f"{name}: {known[name]}") for name in _BESIDE if name in known)
 
 
 def _software(origin: Origin | None) -> Iterator[str]:
