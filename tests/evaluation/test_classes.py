@@ -108,6 +108,22 @@ def knn(checkpoint: Path, folder: Path, train: str, test: str) -> int:
                      f"data.test={test}", "data.workers=0", "neighbours.k=1"])  # fmt: skip
 
 
+def test_a_test_video_that_is_replaced_by_one_of_as_many_bytes_is_measured_anew(
+    clips: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    both = [(clips / f"{n}.mp4").read_bytes() for n in (0, 1)]
+    asked = tmp_path / "asked.mp4"
+    train = write(tmp_path / "train.csv", ["file,label", *(f"{clips / name}.mp4,{name}" for name in "01")])
+    test = write(tmp_path / "test.csv", ["file,label", "asked.mp4,0"])
+    for number in (0, 1):
+        asked.write_bytes(both[number].ljust(max(map(len, both)), b"\0"))
+        assert knn(checkpoint, tmp_path / "run", train, test) == 0
+        assert json.loads((tmp_path / "run/predictions.jsonl").read_text())["prediction"] == f"{number}"
+    made = set((tmp_path / "run/features").iterdir())
+    assert knn(checkpoint, tmp_path / "run", train, test) == 0
+    assert set((tmp_path / "run/features").iterdir()) == made, "those of the same file are read again"
+
+
 def test_one_list_for_both_parts_is_told_and_its_splits_are_obeyed(
     clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
