@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 
 from tgm_scale.data.lists.reading import Role, Selection, is_list, read_list
 from tgm_scale.data.shards.video_files import VideoFolder
+from tgm_scale.evaluation.classes import read_classes
+from tgm_scale.evaluation.labelled import open_labelled
 
 KINETICS = "label,youtube_id,time_start,time_end,split\nabseiling,0347ZoDXyP0,95,105,val\nplay piano,-x_y,3,13,val\n"
 EPIC = (
@@ -73,7 +76,7 @@ def test_each_published_format(tmp_path: Path, name: str, text: str, label: str,
 
 
 def test_hmdb51_splits_by_role_and_number(tmp_path: Path) -> None:
-    (tmp_path / "cartwheel_test_split1.txt").write_text("a_1.avi 1 \nb_2.avi 2 \nc_3.avi 0 \n")
+    (tmp_path / "cartwheel_test_split1.txt").write_text("a_1.avi 1 \n\nb_2.avi 2 \nc_3.avi 0 \n")
     (tmp_path / "cartwheel_test_split2.txt").write_text("a_1.avi 2 \n")
     (tmp_path / "ride_bike_test_split1.txt").write_text("d_4.avi 2 \n")
     assert is_list(str(tmp_path))
@@ -249,6 +252,44 @@ def test_what_is_not_clear_is_refused_with_what_was_found(tmp_path: Path, name: 
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         read_list(tmp_path / name)
+
+
+@pytest.mark.parametrize("again", ["{root}/v.mp4", "./v.mp4", "../{name}/v.mp4", "{root}/w/../v.mp4"])
+def test_a_video_is_the_same_however_its_path_is_written(tmp_path: Path, again: str) -> None:
+    (tmp_path / "list").mkdir()
+    file, videos = tmp_path / "list" / "x.csv", tmp_path / "videos"
+    other = again.format(root=videos, name="videos")
+    file.write_text(f"file,label\nv.mp4,walk\n{other},walk\n")
+    for root in (str(videos), os.path.relpath(videos)):
+        listing = read_list(file, root=root)
+        assert [entry.path for entry in listing.entries] == ["v.mp4"]
+        assert [(problem.key, problem.reason) for problem in listing.problems] == [(other, "duplicate_row")]
+    file.write_text(f"file,label\nv.mp4,walk\n{other},run\n")
+    with pytest.raises(ValueError, match=r"line 3: .*has another label, 'run', than at .* line 2, 'walk'"):
+        open_labelled(str(file), root=str(videos))
+
+
+@pytest.mark.parametrize("within", "\u2028\u2029\x85\x0b\x0c")
+def test_a_line_ends_at_a_line_break_alone(tmp_path: Path, within: str) -> None:
+    rows = [{"file": f"{name}.mp4", "caption": f"a{within}man"} for name in "vw"]
+    (tmp_path / "x.jsonl").write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), newline="")
+    if within >= " ":  # JSON has no control character raw but DEL and those above it
+        entries = read_list(tmp_path / "x.jsonl", Selection(wanted="caption")).entries
+        assert [(entry.path, entry.line) for entry in entries] == [("v.mp4", " line 1"), ("w.mp4", " line 2")]
+    (tmp_path / "trainlist01.txt").write_text(f"A{within}B/v.avi 1\rC/w.avi 2\r\n", newline="")
+    assert labels(tmp_path / "trainlist01.txt") == [(f"A{within}B/v.avi", "A B"), ("C/w.avi", "C")]
+    (tmp_path / "classes.txt").write_text(f"A{within}B\nC\n")
+    assert read_classes(str(tmp_path / "classes.txt")) == {"0": [f"A{within}B"], "1": ["C"]}
+
+
+def test_a_folder_whose_name_ends_as_a_list_is_a_folder(tmp_path: Path) -> None:
+    for name in ("s1.csv", "s2.json", "s3.txt.gz"):
+        (tmp_path / name).mkdir()
+        assert not is_list(tmp_path / name)
+    (tmp_path / "s1.csv" / "labels.csv").write_text("file,label\nv.mp4,walk\n")
+    assert is_list(tmp_path / "s1.csv") and labels(tmp_path / "s1.csv") == [("v.mp4", "walk")]
+    (tmp_path / "s4.parquet").mkdir()
+    assert is_list(tmp_path / "s4.parquet"), "Spark writes a table as a folder: it is named as one"
 
 
 def test_a_list_in_latin_1_is_refused_by_the_line(tmp_path: Path) -> None:

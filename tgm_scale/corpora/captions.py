@@ -13,6 +13,7 @@ import torch
 
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of, json_fault
+from tgm_scale.data.lists.text import lines_in
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import CLIPS_PER_SHARD, ShardWriter
@@ -184,7 +185,7 @@ def _from_templates(file: Path | None) -> Callable[[str], list[str]]:
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--templates {file}: no such file")
-        templates = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        templates = [line.strip() for line in lines_in(file.read_text()) if line.strip()]
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
         raise ValueError(

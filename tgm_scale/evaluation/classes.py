@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tgm_scale.data.access import storage
-from tgm_scale.data.lists.text import cleaned, decoded, shown
+from tgm_scale.data.lists.text import cleaned, decoded, lines_in, shown
 from tgm_scale.runtime.outside.json_text import json_of
 
 _NUMBER = re.compile(r"-?\d+")
@@ -46,7 +46,7 @@ def read_classes(path: str) -> dict[str, list[str]]:
         except ValueError as error:
             raise ValueError(f"data.classes={path}: not valid JSON: {error}") from None
     else:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line.strip() for line in lines_in(text) if line.strip()]
         numbered = [re.fullmatch(r"(\d+)[\s,]+(\S.*)", line) for line in lines]
         content = {match[1]: match[2] for match in numbered if match} if all(numbered) else lines
         if len(content) != len(lines):

@@ -67,7 +67,7 @@ def open_labelled(
     selection = selection or Selection()
     if is_list(spec):
         assert isinstance(spec, str)
-        return _of_files(VideoListCorpus(read_list(spec, selection), root=root))
+        return _of_files(VideoListCorpus(read_list(spec, selection, root=root), root=root))
     if selection.test_groups is not None:
         raise ValueError(f"{spec}: data.test_groups needs a list with groups, or a folder with {LABELS}; this is none")
     corpus = open_corpus(spec)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS
 from tgm_scale.data.lists.row import COLUMNS, Row, Rows
+from tgm_scale.data.lists.text import lines_in
 
 _LINE = re.compile(
     rf"""(?P<quote>["']?)(?P<path>.+?\.(?:{"|".join(VIDEO_EXTENSIONS)}))(?P=quote)(?:(?P<gap>[\s,]+)(?P<rest>.*))?""",
@@ -35,7 +36,7 @@ def is_ucf101(path: str) -> bool:
 
 def ucf101(path: str, text: str) -> Iterator[Row]:
     """Test lists leave the label out, train lists number it."""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_in(text), 1):
         if line.strip():
             name = re.sub(r"\s+\d+$", "", line.strip())
             yield Row(f"{path} line {number}", name, label=name.rpartition("/")[0] or None)
@@ -71,7 +72,7 @@ def _rows(path: str, text: str, wanted: str) -> Iterator[Row]:
 
 def _logical(text: str) -> Iterator[tuple[int, str]]:
     """Number and content of each line that is not blank; a quoted text may go on over line breaks."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = lines_in(text)
     at = 0
     while at < len(lines):
         start, line = at, lines[at]

@@ -68,11 +68,11 @@ def is_list(spec: object) -> bool:
     if not isinstance(spec, (str, os.PathLike)):
         return False
     path = os.fspath(spec)
-    if path.lower().removesuffix(".gz").endswith(LIST_SUFFIXES + FOREIGN_SUFFIXES):
-        return True
-    if storage.is_url(path) or not os.path.isdir(path):
-        return False
-    return _has_labels(path) or any(Path(path).glob("*_test_split?.txt"))
+    if not storage.is_url(path) and os.path.isdir(path):
+        return (
+            path.lower().endswith(FOREIGN_SUFFIXES) or _has_labels(path) or any(Path(path).glob("*_test_split?.txt"))
+        )
+    return path.lower().removesuffix(".gz").endswith(LIST_SUFFIXES + FOREIGN_SUFFIXES)
 
 
 def _has_labels(folder: str) -> bool:
@@ -91,10 +91,15 @@ class NoList(ValueError):
     """There is no list where one was named."""
 
 
-def read_list(path: str | Path, selection: Selection | None = None, patience: float | None = None) -> Listing:
+def read_list(
+    path: str | Path,
+    selection: Selection | None = None,
+    patience: float | None = None,
+    root: str | None = None,
+) -> Listing:
     """The videos of a list, detected by what it holds; of a folder, those of its labels.csv.
 
-    patience: of a list at a URL, see `retrying`.
+    patience: of a list at a URL, see `retrying`. root: where relative paths begin (default: the folder of the list).
     Raises ValueError that names the file, the line, what was found and what was wanted."""
     path, selection = os.fspath(path), selection or Selection()
     if of_folder := not storage.is_url(path) and os.path.isdir(path) and _has_labels(path):
@@ -106,7 +111,7 @@ def read_list(path: str | Path, selection: Selection | None = None, patience: fl
     used, chosen = selection.of(list(rows), path)
     listing = Listing(path, [], "; ".join(part for part in (layout, chosen) if part))
     listing.of_folder, listing.chosen = of_folder, bool(chosen)
-    _gather(listing, used, selection)
+    _gather(listing, used, selection, os.path.dirname(path) if root is None else root)
     if not listing.entries:
         raise ValueError(
             f"{path}: lists no video" + (f" ({listing.problems[0].detail})" if listing.problems else ": an empty list")
@@ -124,9 +129,9 @@ def _text(path: str, patience: float | None) -> str:
     return decoded(data, path)
 
 
-def _gather(listing: Listing, rows: Iterable[Row], selection: Selection) -> None:
-    """One entry a video. Captions of the same path are captions of one clip; labels must agree, and groups where they
-    are used."""
+def _gather(listing: Listing, rows: Iterable[Row], selection: Selection, root: str) -> None:
+    """One entry a video. Captions of the same place, however its path is written, are captions of one clip; labels
+    must agree, and groups where they are used."""
     wanted = selection.wanted
     entries: dict[str, Entry] = {}
     labelled_at: dict[str, str] = {}  # where the label of each video stands
@@ -144,6 +149,8 @@ def _gather(listing: Listing, rows: Iterable[Row], selection: Selection) -> None
             detail = f"{row.where}: not below the folder; for videos elsewhere name the list itself, {listing.path}"
             listing.problems.append(Problem(row.path, "outside_folder", detail))
             continue
+        place = path if storage.is_url(path) else os.path.join(root, path)
+        path = place if storage.is_url(place) else os.path.abspath(place)
         new = Entry(row.path, group=row.group, line=row.where.removeprefix(listing.path))
         entry = entries.setdefault(path, new)
         if entry is not new:

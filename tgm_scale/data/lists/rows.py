@@ -36,7 +36,7 @@ from tgm_scale.data.lists.row import (
     without_separator_line,
 )
 from tgm_scale.data.lists.selection import Selection
-from tgm_scale.data.lists.text import decoded, shown
+from tgm_scale.data.lists.text import decoded, lines_in, shown
 from tgm_scale.runtime.outside.json_text import json_of
 
 EPIC_LABELS = ("verb", "noun", "action")
@@ -65,7 +65,7 @@ def rows_of(path: str, text: str, selection: Selection) -> Rows:
 
 def _header(path: str, text: str) -> tuple[list[str], str] | None:
     """The columns that the first line names, and their delimiter; None where it is no header."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in lines_in(text) if line.strip()), "")
     known = {name for names in COLUMNS.values() for name in names}
     known |= {name for signature, _, _ in _PUBLISHED for name in signature}
     return header_of(first, known, path)
@@ -194,7 +194,7 @@ _PUBLISHED: tuple[tuple[tuple[str, ...], str, Callable[[str, Fields, str], Row]]
 def _json(path: str, text: str, selection: Selection, one_a_line: bool) -> Rows:
     one_a_line = one_a_line and not text.lstrip().startswith("[")
     try:
-        lines = [(n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip()] if one_a_line else []
+        lines = [(n, line) for n, line in enumerate(lines_in(text), 1) if line.strip()] if one_a_line else []
         content: Any = [json_of(line) for _, line in lines] if one_a_line else json_of(text)
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
@@ -241,7 +241,7 @@ def _hmdb51(folder: Path, selection: Selection) -> Iterator[Row]:
         raise ValueError(f"{folder}: no *_test_split{split}.txt: wanted HMDB51's folder of splits, data.split 1 to 3")
     for file in files:
         label = file.name.removesuffix(f"_test_split{split}.txt")
-        for number, line in enumerate(decoded(file.read_bytes(), str(file)).splitlines(), 1):
+        for number, line in enumerate(lines_in(decoded(file.read_bytes(), str(file))), 1):
             name, _, use = line.strip().rpartition(" ")
-            if use in _HMDB_USE[selection.role]:
+            if name and use in _HMDB_USE[selection.role]:
                 yield Row(f"{file} line {number}", name.strip(), label=label)

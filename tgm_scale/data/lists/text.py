@@ -37,6 +37,12 @@ def shown(text: str, longest: int = 60) -> str:
     return ascii(short) if fault_of(short) else repr(short)
 
 
+def lines_in(text: str) -> list[str]:
+    """The lines of a text as editors and CSV have them. `str.splitlines` also ends one within a caption, at a form
+    feed, U+0085 or U+2028, which JSON has raw."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def decoded(data: bytes, where: str) -> str:
     """The text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one. Raises ValueError."""
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"

@@ -39,7 +39,7 @@ def open_corpus(
     cheaper when one goes first. Shards without a usable sample are left out.
     Raises ValueError where there is no shard, or none of them holds a usable sample."""
     if is_list(spec):
-        listing = read_list(os.fspath(cast(str, spec)), selection or Selection(wanted="caption"), patience)
+        listing = read_list(os.fspath(cast(str, spec)), selection or Selection(wanted="caption"), patience, root)
         return VideoListCorpus(listing, name, cache, root, patience)
     try:
         shards = shard_specs.expand(spec, patience)
