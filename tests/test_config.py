@@ -186,7 +186,8 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
         ("data.shards=[{path: ''}]", ["data.shards.0.path: found ''; wanted a text that is not empty"]),
         ("data.shards=[3]", ["data.shards.0: found 3; input should be a valid string or a mapping"]),
         ("data.frames=4097", ["data.frames: found 4097; input should be less than or equal to 4096"]),
-        (f"data.stride={10**30}", ["data.stride: found 1", "; wanted a whole number of at most 64 bits"]),
+        ("data.stride=1000001", ["data.stride: found 1000001; input should be less than or equal to 1000000"]),
+        (f"run.seed={10**30}", ["run.seed: found 1", "; wanted a whole number of at most 64 bits"]),
         ("data.test_groups={a: 1}", ["data.test_groups: found {'a': 1}; input should be a valid number or a list"]),
     ],
 )

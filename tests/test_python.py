@@ -109,6 +109,9 @@ class Given:
 
 MISTAKES: dict[str, Callable[[Given], Any]] = {
     "frames=0: wanted a whole number": lambda at: tgm_scale.load_encoder("nowhere", frames=0),
+    "frames=10+: wanted a whole number from 1 to 4,096": lambda at: tgm_scale.load_encoder("nowhere", frames=10**30),
+    "windows=1000000: wanted a whole number from 1 to 1,000$": lambda at: at.encoder.read(__file__, windows=10**6),
+    "seed=10+: wanted a whole number of 64 bits": lambda at: at.masks(recipe="tube", seed=10**30),
     "device='gpu': ": lambda at: tgm_scale.load_encoder("nowhere", device="gpu"),
     "device='cuda': ": lambda at: tgm_scale.load_encoder("nowhere", device="cuda"),
     r"device='\[\]': wanted a name": lambda at: tgm_scale.load_guidance(device=[]),
@@ -154,7 +157,7 @@ MISTAKES: dict[str, Callable[[Given], Any]] = {
     "^options.grid: unknown; known: sources": lambda at: at.masks("a", options={"grid": 1}),
     "^options=3: wanted values by name": lambda at: at.masks("a", options=3),
     r"^options=\[\]: wanted values by name": lambda at: at.masks("a", options=[]),
-    "^options.temperature='hot': wanted a number": lambda at: at.masks("a", options={"temperature": "hot"}),
+    "^options.temperature='hot': wanted 0, or a number": lambda at: at.masks("a", options={"temperature": "hot"}),
     "^options.rule=None: unknown": lambda at: at.masks("a", options={"rule": None}),
     "a video or a pattern of videos: give the folder, or a list": lambda at: tgm_scale.open_corpus("videos/*.mp4"),
     "videos: give the folder, or a list": lambda at: tgm_scale.open_corpus(["a.mp4", "b.mp4"]),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:  # commands that see no tensor do without torch, which takes 2
     from torch import Tensor
 
 
-MAX_FRAMES, MAX_SIDE = 4096, 4096  # of a clip: above every clip in use, and below what ends a process for its memory
+# of a clip, and its views of a video: above every one in use, and below what ends a process for its memory
+MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS = 4096, 4096, 10**6, 1000
 
 
 @dataclass(frozen=True)

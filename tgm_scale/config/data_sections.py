@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE
 
 
 def _finite(value: Any) -> Any:
@@ -64,7 +64,7 @@ class ClipsConfig(Section):
     """How training draws clips from videos."""
 
     frames: int = Field(16, ge=1, le=MAX_FRAMES, description="frames of a clip")
-    stride: int = Field(4, ge=1, description="source frames from one sampled frame to the next")
+    stride: int = Field(4, ge=1, le=MAX_STRIDE, description="source frames from one sampled frame to the next")
     size: int = Field(224, ge=8, le=MAX_SIDE, description="side of the square clip, pixels")
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")

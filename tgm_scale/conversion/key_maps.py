@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.runtime.mistakes import first_error
 
@@ -128,7 +128,7 @@ class _Heads(BaseModel):
 
 
 class _Data(BaseModel):
-    stride: Count | None = None
+    stride: Annotated[int, Field(strict=True, ge=1, le=MAX_STRIDE)] | None = None
     mean: tuple[_Statistic, _Statistic, _Statistic] | None = None
     std: tuple[_Deviation, _Deviation, _Deviation] | None = None
 

@@ -10,11 +10,10 @@ from tgm_scale import config as configuration
 from tgm_scale.config.data_sections import ClipsConfig, GroupsConfig, Section
 from tgm_scale.config.sections import Config, RunSettings, TrainingConfig
 from tgm_scale.config.study_section import StudyConfig
-from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS
 from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
 from tgm_scale.data.lists.selection import Role, Selection
 
-_MAX_VIEWS = 1000  # of a video in time: all are in memory at once, 2.4 GB of 16 frames of 224 pixels
 Sampling = Literal["dense", "segments"]
 
 _PART = "labelled videos (a folder of them, also with labels.csv, shards, or a list)"
@@ -37,7 +36,9 @@ class LabelledConfig(GroupsConfig):
     )
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the evaluating process")
     sampling: Sampling = Field("dense", description="a window of frames, or one of each of equal segments (TSN)")
-    stride: int | None = Field(None, ge=1, description="of dense windows; default: that of the pretraining")
+    stride: int | None = Field(
+        None, ge=1, le=MAX_STRIDE, description="of dense windows; default: that of the pretraining"
+    )
 
     def selection(self, role: Role) -> Selection:
         """What of a list is the part `role`."""
@@ -63,7 +64,7 @@ class EncoderConfig(Section):
     )
     frames: int = Field(16, ge=1, le=MAX_FRAMES, description="frames of a clip; default: the checkpoint's")
     image_size: int = Field(224, ge=8, le=MAX_SIDE, description="side of the clip, pixels; default: the checkpoint's")
-    temporal_views: int = Field(1, ge=1, le=_MAX_VIEWS, description="features are the mean over the views of a video")
+    temporal_views: int = Field(1, ge=1, le=MAX_VIEWS, description="features are the mean over the views of a video")
     spatial_views: Literal[1, 3] = Field(1, description="the centre square, or three squares along the long side")
 
 
@@ -146,7 +147,9 @@ class FinetuneDataConfig(TrainTestConfig, ClipsConfig):
     size: int = Field(
         224, ge=8, le=MAX_SIDE, description="side of the square clip, pixels; positions are interpolated to it"
     )
-    stride: int = Field(4, ge=1, description="of dense windows: source frames from one sampled frame to the next")
+    stride: int = Field(
+        4, ge=1, le=MAX_STRIDE, description="of dense windows: source frames from one sampled frame to the next"
+    )
     repeated_augmentation: int = Field(2, ge=1, description="clips drawn from each decoded video")
     crop: Literal["multi_scale", "random_resized", "center"] = Field(
         "random_resized", description="how the square is cut from the frame in training"
@@ -186,7 +189,7 @@ class FinetuneSection(Section):
         False, description="compare with raw pixels, random weights and a small CNN, on up to 5,000 training clips"
     )
     test_temporal_views: int = Field(
-        5, ge=1, le=_MAX_VIEWS, description="windows of a test video whose scores are averaged"
+        5, ge=1, le=MAX_VIEWS, description="windows of a test video whose scores are averaged"
     )
     test_spatial_views: Literal[1, 3] = Field(3, description="squares of each window whose scores are averaged")
 

@@ -12,18 +12,22 @@ from typing import Any
 
 import torch
 
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS
 from tgm_scale.runtime.command import reported_as
 
 _ARGUMENTS = {  # of these functions, by the key of a configuration that says the same
     "guidance.": "", "masking.": "", "data.frames": "frames", "data.size": "size", "data.root": "root",
     "data.shards": "spec", "encoder.checkpoint": "path",
 }  # fmt: skip
+_MOST = {"frames": MAX_FRAMES, "size": MAX_SIDE, "stride": MAX_STRIDE, "windows": MAX_VIEWS, "squares": MAX_VIEWS}
 
 
 def whole_number(name: str, value: Any, least: int | None = 1) -> int:
-    """Raises ValueError where it is none, or below `least`."""
-    wanted = "a whole number" if least is None else f"a whole number of at least {least}"
-    if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and value < least):
+    """Raises ValueError where it is none, below `least`, or beyond what clips and tensors hold."""
+    most = _MOST.get(name, 2**63 - 1)
+    wanted = "a whole number of 64 bits" if least is None else f"a whole number from {least} to {most:,}"
+    least = -most if least is None else least
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
         raise ValueError(f"{name}={value!r}: wanted {wanted}")
     return int(value)
 
