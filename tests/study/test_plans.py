@@ -12,7 +12,7 @@ from tgm_scale import config as configuration
 from tgm_scale.config import Config, StudyConfig
 from tgm_scale.evaluation.settings import FrozenConfig
 from tgm_scale.runs import run_folder
-from tgm_scale.runtime.ownership import owned
+from tgm_scale.runtime.ownership import owned, this_start
 from tgm_scale.study import records
 from tgm_scale.study.arms import Job, units
 from tgm_scale.study.launching import budget
@@ -289,6 +289,24 @@ def test_a_study_that_runs_is_not_begun_twice(file: Path, tmp_path: Path, capsys
         assert "in use by another start" in capsys.readouterr().err
         assert cli.main(["study", "--config", str(file), "--tables", *given]) == 0
     assert not list(tmp_path.glob("*/seed-*"))
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        ("calls/1-of-2", "--tasks 1: a call with --task 1 --tasks 2 runs ("),
+        ("tube+pixels/seed-1/pretrain", "still runs ({who}): end it, which saves a checkpoint, or wait"),
+    ],
+)
+def test_what_an_earlier_call_left_running_is_not_begun_again(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], taken: str, said: str
+) -> None:
+    """Another division of the same runs; and a command whose study was killed."""
+    given = ["study.objectives={pixels: ['objective.terms={pixels: 1}']}", f"run.dir={tmp_path}"]
+    with owned(tmp_path / taken):
+        assert cli.main(["study", "--config", str(file), *given]) == 2
+        assert said.format(who=this_start()) in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/seed-*/*/output.log")), "nothing was begun"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

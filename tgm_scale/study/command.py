@@ -11,7 +11,7 @@ from pathlib import Path
 from tgm_scale import config as configuration
 from tgm_scale.config import StudyConfig
 from tgm_scale.runtime.files import check_folder, replace_file
-from tgm_scale.runtime.ownership import owned
+from tgm_scale.runtime.ownership import liveness, owned
 from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import message
 from tgm_scale.study import page, records
@@ -42,14 +42,27 @@ def study(options: argparse.Namespace) -> int:
     for unit in own:
         records.refuse_strays(unit)
     prepare(own, config.study.processes)
-    launcher = Launcher(own, places, hours)
-    with owned(Path(config.run.dir) / "calls" / f"{options.task}-of-{options.tasks}"):
+    launcher, calls = Launcher(own, places, hours), Path(config.run.dir) / "calls"
+    with owned(calls / f"{options.task}-of-{options.tasks}"):
+        _refuse_other_tasks(calls, options.tasks)
+        records.refuse_running(own)
         print(message(plan(own, budget(_open(own), records.Times(found), len(places), seconds))), flush=True)
         launcher.run()
     if options.tasks > 1:
         print(f"part {options.task} of {options.tasks} is done; tgm-scale study --tables makes the tables of all")
         return _code(own)
     return _write(config, found, launcher.left_out)
+
+
+def _refuse_other_tasks(calls: Path, tasks: int) -> None:
+    """Raises ValueError while a call lives that shares the same runs among another number of tasks."""
+    for other in sorted(calls.glob("*-of-*")):
+        if not other.name.endswith(f"-of-{tasks}") and (alive := liveness(other)) is not None and alive.living:
+            task, _, of = other.name.partition("-of-")
+            raise ValueError(
+                f"--tasks {tasks}: a call with --task {task} --tasks {of} runs ({alive.owner}), and has some of "
+                f"the same runs: wait for its end, or end it, or give --tasks {of}"
+            )
 
 
 def _open(own: Sequence[Unit]) -> list[Unit]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from tgm_scale.planning.corpora import corpus_metadata, open_corpora
 from tgm_scale.runs import run_data, run_folder
 from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.runtime.ownership import liveness
 from tgm_scale.runtime.terminal import tree_without_secrets
 from tgm_scale.study.arms import PRETRAIN, Job, Unit
 
@@ -94,6 +96,18 @@ def refuse_strays(unit: Unit) -> None:
             f"{run.folder.parent}: holds {', '.join(there)}, and no run in {PRETRAIN}: restore it, or move "
             f"{run.folder.parent} away to begin all of it again"
         )
+
+
+def refuse_running(units: Iterable[Unit]) -> None:
+    """Raises ValueError for a command on this host that outlived the call which began it, as where that was killed:
+    begun again it would find its folder in use. One on another host is waited for as a run's start does."""
+    for job in (job for unit in units for job in unit.jobs if not is_done(job)):
+        alive = liveness(job.folder)
+        if alive is not None and alive.living and alive.owner and alive.owner.host == platform.node():
+            raise ValueError(
+                f"{job.folder}: a command that an earlier call of this study began still runs ({alive.owner}): end "
+                "it, which saves a checkpoint, or wait for its end; the same call then goes on"
+            )
 
 
 def refuse_other_runs(units: Iterable[Unit]) -> None:
