@@ -142,6 +142,29 @@ def test_a_record_of_another_configuration_is_none(file: Path, tmp_path: Path) -
     assert longer.folder == job.folder and not records.is_done(longer)
 
 
+def test_a_study_is_the_same_wherever_its_folder_lies(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by the records of before, which have the path of the pretraining as it was given."""
+    monkeypatch.chdir(tmp_path)
+    of = "study.seeds=[0]"
+    for unit in units(load(file, "run.dir=runs/first", of)):
+        for job in unit.jobs:
+            ended(job)
+    Path("runs/first").rename("moved")
+    Path("linked").symlink_to("moved")
+    for folder in (tmp_path / "moved", "linked", "runs/../moved", "moved"):
+        found = units(load(file, f"run.dir={folder}", of))
+        assert all(records.is_done(job) for unit in found for job in unit.jobs), folder
+        records.refuse_other_runs(found)
+    knn = found[0].jobs[1]
+    record = json.loads((knn.folder / records.FILE).read_text())
+    for arm, same in ((knn.arm.name, True), ("other+pixels", False)):
+        record["config"]["own"]["encoder"]["checkpoint"] = f"/gone/{arm}/seed-0/pretrain"
+        (knn.folder / records.FILE).write_text(json.dumps(record))
+        assert records.is_done(knn) == same
+
+
 def begun(job: Job) -> None:
     """With the configuration that a start of it writes, and no record of an end."""
     job.folder.mkdir(parents=True)

@@ -39,7 +39,9 @@ class Record:
 def read(job: Job) -> Record | None:
     """None where it never ended, where it was another's of this name, and where the file is damaged."""
     found = _any(job)
-    ours = found is not None and found.config == _decides(job) and found.command in ("", job.arguments[0])
+    ours = (
+        found is not None and _within(found.config, job) == _decides(job) and found.command in ("", job.arguments[0])
+    )
     return found if ours else None
 
 
@@ -58,7 +60,19 @@ def _decides(job: Job) -> dict[str, Any]:
     """With the places of data, which a run leaves to its data.json: a study looks for what is done without opening
     data, and a command that is begun again on the same data elsewhere ends at once."""
     found = {name: digest_tree(of) | {"places": _places(of)} for name, of in _configs(job).items()}
-    return tree_without_secrets(found)
+    return _within(tree_without_secrets(found), job)
+
+
+def _within(decides: dict[str, Any], job: Job) -> dict[str, Any]:
+    """With the run that an evaluation is of by its place in the study, whose folder may lie elsewhere by now."""
+    if job.origin is None or not isinstance(decides, dict) or not isinstance(decides.get("own"), dict):
+        return decides
+    run, found = Path(job.origin.run.dir).parts[-3:], dict(decides)
+    for section, key in (("encoder", "checkpoint"), ("train", "init_from")):
+        of = found["own"].get(section)
+        if isinstance(of, dict) and Path(str(of.get(key))).parts[-3:] == run:
+            found["own"] = found["own"] | {section: of | {key: "/".join(run)}}
+    return found
 
 
 def _configs(job: Job) -> dict[str, RunSettings]:
