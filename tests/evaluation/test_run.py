@@ -106,7 +106,7 @@ def test_a_report_has_what_the_terminal_said_and_tells_an_earlier_failure_apart(
     assert "(95 %, bootstrap over 4 clips)" in named["top1"]
     for name in ("top1", "mean class", "majority class", "few test clips", "classes"):
         assert f"  {name:12} {named[name]}\n" in said
-    compared = [name for name in named if name.startswith("than ")]
+    compared = [name for name, text in named.items() if "; beside it this is " in text]
     assert compared and all(f"  {name}: {named[name]}\n" in said for name in compared)
     time.sleep(1.0)  # events have whole seconds
     events.append(folder, FAILED, why="the disk is full", starts=0)

@@ -36,11 +36,11 @@ def compared_in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
         top1, gain = found["top1"], found["gain"]
         over = f"{top1['groups']} groups" if "groups" in top1 else f"{top1['clips']} clips"
         text = (
-            f"{top1['value']:.4f} [{top1['low']:.4f}, {top1['high']:.4f}], {gain['value']:+.4f} "
+            f"has {top1['value']:.4f} [{top1['low']:.4f}, {top1['high']:.4f}]; beside it this is {gain['value']:+.4f} "
             f"[{gain['low']:+.4f}, {gain['high']:+.4f}] (95 %, bootstrap over {over}; {found['what']}; "
             f"{found['seconds']:.0f} s)"
         )
-        lines.append((f"than {name}", text))
+        lines.append((name, text))
     if left_out := results["left_out"]:
         lines.append(("left out", ", ".join(f"{count} {reason}" for reason, count in left_out.items())))
     return lines
