@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
@@ -258,3 +261,18 @@ def test_a_damaged_record_is_none(evaluated: tuple[StudyConfig, list[Unit]], cha
     file = found[0].jobs[1].folder / records.FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     assert summarise(config, found, [])["evaluations"]["knn"]["arms"]["tube+pixels"]["missing"]["0"] == "not done yet"
+
+
+def test_what_was_found_is_drawn_against_the_cost(
+    evaluated: tuple[StudyConfig, list[Unit]], file: Path, tmp_path: Path
+) -> None:
+    def drawn(folder: Path) -> subprocess.CompletedProcess[str]:
+        given = [f"run.dir={folder}", f"study.maskers={MASKERS}", "--output", str(tmp_path / "cost.png")]
+        command = [sys.executable, "tools/draw_cost.py", "--config", str(file), *given]
+        return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+
+    nothing = drawn(tmp_path / "elsewhere")
+    assert nothing.returncode == 2 and "no arm of the study has been evaluated there: run it first" in nothing.stderr
+    assert drawn(tmp_path).returncode == 0
+    with Image.open(tmp_path / "cost.png") as picture:
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "lines, bars and letters"
