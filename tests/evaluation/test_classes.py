@@ -13,6 +13,7 @@ from tgm_scale import cli
 from tgm_scale.checkpoints.folders import latest
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.classes import (
+    alike_note,
     in_order,
     names_of,
     ordered,
@@ -263,6 +264,20 @@ def test_a_finetuning_keeps_its_classes_and_refuses_others(
     (tmp_path / "names.txt").write_text("".join(f"name {n}\n" for n in range(11)))
     with pytest.raises(ValueError, match="its checkpoint has 12 classes, the data 11; one of them lacks '11'"):
         opened_again()
+
+
+def test_labels_that_look_alike_are_said(
+    clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert alike_note(["bend", "run", "run"]) == ""
+    said = (
+        "labels that differ in case or in Unicode's form alone are different classes: 'Bend' and 'bend', "
+        "'cafe\\u0301' and 'caf\\xe9': write them in one way if they are one class"
+    )
+    train = write(clips / "alike.csv", ["file,label", "0.mp4,bend", "1.mp4,caf\xe9"])
+    test = write(clips / "alike_test.csv", ["file,label", "2.mp4,Bend", "3.mp4,cafe\u0301", "4.mp4,bend"])
+    assert knn(checkpoint, tmp_path / "alike", train, test) == 0
+    assert f"warning: {said}\n" in capsys.readouterr().out
 
 
 def test_a_single_class_is_said() -> None:

@@ -11,6 +11,7 @@ Numbers sort as numbers (0, 1, 2, 10), all else as text; `data.classes` gives an
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -125,6 +126,22 @@ def untrained_note(lacking: dict[str, int], clips: int) -> str:
     few = ", ".join(f"{shown(label)} ({count})" for label, count in list(lacking.items())[:_SHOWN])
     more = "" if len(lacking) <= _SHOWN else f", and {len(lacking) - _SHOWN} more classes"
     return f"{sum(lacking.values())} of {clips} test clips have a class that training lacks: {few}{more}"
+
+
+def alike_note(labels: Iterable[str]) -> str:
+    """A sentence on labels that differ in case or in Unicode's form alone, and are classes of their own all the same;
+    "" if there are none."""
+    of: dict[str, list[str]] = {}
+    for label in sorted(set(labels)):
+        of.setdefault(unicodedata.normalize("NFC", label).casefold(), []).append(label)
+    alike = [" and ".join(map(ascii, found)) for found in of.values() if found[1:]]
+    if not alike:
+        return ""
+    more = f" and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
+    return (
+        f"labels that differ in case or in Unicode's form alone are different classes: {', '.join(alike[:_SHOWN])}"
+        f"{more}: write them in one way if they are one class"
+    )
 
 
 def single_class_note(classes: Sequence[str]) -> str:

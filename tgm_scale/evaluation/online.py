@@ -15,7 +15,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.lists.reading import Role, Selection, is_list
 from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import knn, results
-from tgm_scale.evaluation.classes import in_order, single_class_note, untrained_classes, untrained_note
+from tgm_scale.evaluation.classes import alike_note, in_order, single_class_note, untrained_classes, untrained_note
 from tgm_scale.evaluation.clips import PASS
 from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, open_labelled
 from tgm_scale.evaluation.session import PARTS
@@ -56,7 +56,8 @@ class Neighbours:
             self._parts = {role: _Part(source, decoder, collectives) for role, source in sources.items()}
         train, test = (self._parts[role].labels for role in PARTS)
         classes = in_order(train)
-        for note in (untrained_note(untrained_classes(classes, test), len(test)), single_class_note(classes)):
+        lacking = untrained_classes(classes, test)
+        for note in (untrained_note(lacking, len(test)), single_class_note(classes), alike_note([*train, *test])):
             if note and collectives.process.is_main:
                 print(f"knn.test: {note}", flush=True)
         self._truth_M, self._labels_N = (results.class_numbers(classes, labels) for labels in (test, train))
