@@ -90,6 +90,22 @@ def test_what_an_evaluation_reads_is_looked_for_before_anything_starts(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_list_that_an_evaluation_cannot_use_is_told_before_anything_starts(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after the hours of its pretraining."""
+    (tmp_path / "few.csv").write_text("file,label\na.mp4,x\nb.mp4,y\n")
+    (tmp_path / "unlabelled.csv").write_text("file,note\na.mp4,x\n")
+    (tmp_path / "a.mp4").touch()
+    objective = "study.objectives={pixels: ['objective.terms={pixels: 1}']}"
+    for name, wanted in (("few", "50.0% of the samples were left out"), ("unlabelled", "none is a label")):
+        given = f"study.evaluations.knn.set=[data.train={tmp_path}/{name}.csv, data.test={tmp_path}/{name}.csv]"
+        assert cli.main(["study", "--config", str(file), objective, given, f"run.dir={tmp_path}/new"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("tgm-scale study: study.evaluations.knn: ") and wanted in said, said
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_dry_run_prints_arms_and_commands(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"run.dir={tmp_path}/new"]
     assert cli.main(["study", "--config", str(file), "--dry-run", *given]) == 0

@@ -10,7 +10,11 @@ import torch
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config, EvaluationConfig, RunSettings, StudyConfig
+from tgm_scale.data.lists.selection import Role
+from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import settings
+from tgm_scale.evaluation.labelled import labelled_inventory
+from tgm_scale.evaluation.session import PARTS, open_split
 from tgm_scale.planning.checks import PATTERN, check
 from tgm_scale.planning.corpora import make_synthetic
 from tgm_scale.planning.objective import needs_captions
@@ -184,11 +188,24 @@ def prepare(found: list[Unit], processes: int) -> None:
         make_synthetic(job.config.data)
     for what, job in {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}.items():
         assert isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
-        for key in ("train", "test"):
-            given = getattr(job.config.data, key) or []
-            for name in [given] if isinstance(given, str) else given:
+        labelled = job.arguments[0] != "retrieve"
+        for role in PARTS:
+            given = getattr(job.config.data, role) or []
+            names = [given] if isinstance(given, str) else given
+            for name in names:
                 if "://" not in name and not set(name) & PATTERN and not Path(name).exists():
-                    raise ValueError(f"study.evaluations.{what}: data.{key}={name}: no such file or folder")
+                    raise ValueError(f"study.evaluations.{what}: data.{role}={name}: no such file or folder")
+            if labelled and names and not any("://" in name for name in names):
+                _refuse_unusable(what, job.config, role)
+
+
+def _refuse_unusable(what: str, config: settings.FrozenConfig | settings.FinetuneConfig, role: Role) -> None:
+    """Raises ValueError, before pretrainings are paid for, where the evaluation would for what it opens."""
+    try:
+        source = open_split(config.data, role, config.run.seed)
+        refuse_above([labelled_inventory(role, source)], config.data.max_left_out_share)
+    except ValueError as mistake:
+        raise ValueError(f"study.evaluations.{what}: {mistake}") from None
 
 
 def _pretrainings(found: list[Unit]) -> Iterator[Job]:
