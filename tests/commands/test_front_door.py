@@ -242,3 +242,16 @@ def test_of_two_configurations_none_is_left_out_in_silence(words: str, capsys: p
         cli.main([*words.split(), "--config", "a.yaml", "--config=b.yaml"])
     assert stopped.value.code == 2
     assert "argument --config: given twice, a.yaml and b.yaml: wanted one\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [("check", "shards"), ("caption", "shards"), ("cache", "shards"), ("make", "annotations")],
+)
+def test_of_two_sources_none_is_left_out_in_silence(
+    words: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["shards", words, f"--{option}", "a", f"--{option}=b"])
+    assert stopped.value.code == 2
+    assert f"argument --{option}: given twice, a and b: wanted one\n" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from tgm_scale.commands.command import Command, add_rewriting, later, number, positive
+from tgm_scale.commands.command import Command, Once, add_rewriting, later, number, positive
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
 
 _RESUMES = "finished shards are kept, the same command resumes"
@@ -77,7 +77,7 @@ done, 2 a mistake in the command or its input."""
 
 def _add_make(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--annotations", required=True, metavar="FILE", help="a file, a folder or a pattern of files")
+    add("--annotations", required=True, action=Once, metavar="FILE", help="a file, a folder or a pattern of files")
     add(
         "--videos",
         type=Path,
@@ -114,7 +114,7 @@ def _even(text: str) -> int:
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--shards", required=True, metavar="DIR", help="folder, pattern or list, as data.shards")
+    add("--shards", required=True, action=Once, metavar="DIR", help="folder, pattern or list, as data.shards")
     add("--samples", type=int, metavar="N", help="look at N samples drawn from all (default: all)")
     add("--frames", type=int, default=3, metavar="N", help="frames of each to decode (default %(default)s)")
     add("--workers", type=int, default=2, metavar="N", help="processes (default %(default)s)")
@@ -125,7 +125,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 def _add_caption(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--shards", required=True, metavar="DIR", help="folder, pattern or list, as data.shards")
+    add("--shards", required=True, action=Once, metavar="DIR", help="folder, pattern or list, as data.shards")
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not the shards' own folder")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--blip2", type=Path, metavar="DIR", help="a BLIP-2 folder in the Hugging Face layout")
@@ -138,7 +138,7 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
 
 def _add_cache(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--shards", required=True, metavar="DIR", help="folder or pattern of shards, as data.shards")
+    add("--shards", required=True, action=Once, metavar="DIR", help="folder or pattern of shards, as data.shards")
     add("--towers", required=True, metavar="DIR", help="CLIP or SigLIP folder or 'small', as guidance.towers")
     add("--output", type=Path, required=True, metavar="DIR", help="made if missing; not the shards' own folder")
     add("--scorer", default="value", metavar="NAME", help="raw, value (default) or vv, as guidance.scorer")
