@@ -225,7 +225,6 @@ def test_filters_and_their_counts(small, tmp_path, capsys):
         (("--min-umt", 0.5), "holds shards made otherwise .*min_umt"),
         (("--task", 3, "--tasks", 3), "--task 3 is not one of 0 to 2"),
         (("--min-umt", 5), "no clip in 40 rows"),
-        (("--annotations", "nowhere.jsonl"), "no such file"),
         (("--videos", "nowhere", "--output", "{new}"), "no such folder"),
         (("--videos", "{empty}", "--output", "{new}"), "holds no video"),
         (("--output", "{foreign}"), "this tool did not make"),
@@ -253,6 +252,11 @@ def test_a_setting_out_of_range_ends_with_code_2(small, tmp_path, more):
     with pytest.raises(SystemExit) as end:
         main(arguments(small, tmp_path / "new", *more))
     assert end.value.code == 2 and not os.path.exists(tmp_path / "new")
+
+
+def test_annotations_that_are_not_there_end_with_code_2(small, tmp_path, capsys):
+    assert main(command("nowhere.jsonl", small[1], tmp_path / "new")[len(COMMAND) :]) == 2
+    assert "nowhere.jsonl: no such file" in capsys.readouterr().err and not os.path.exists(tmp_path / "new")
 
 
 def test_nothing_made_is_code_1(small, tmp_path, capsys):
