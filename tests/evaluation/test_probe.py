@@ -109,7 +109,7 @@ def test_the_choice_is_that_of_fits_one_by_one() -> None:
     """Bit for bit: each penalty from the solution of the one before, on the part that is kept; the best on all."""
     (train, labels), (test, _) = blobs(300, 4, 8, 1.5, seed=1), blobs(50, 4, 8, 1.5, seed=2)
     found = probe.probe(train, labels, test, probe.Validation(3), device=torch.device("cpu"))
-    x, z = probe.standardised(train, test)
+    x, z = probe.turned(*probe.standardised(train, test))
     order = torch.from_numpy(seeding.permutation(seeding.key(3, "probe validation"), 300))
     held_out, kept = order[:60], order[60:]
     solution, right = None, []
@@ -119,6 +119,24 @@ def test_the_choice_is_that_of_fits_one_by_one() -> None:
     assert found.penalty == probe.PENALTIES[right.index(max(right))]
     assert found.validation_accuracy == max(right) / 60
     assert torch.equal(found.scores_MC, probe.fit(x, labels, 4, found.penalty).scores(z))
+
+
+@pytest.mark.parametrize("width", [5, 150])
+def test_turned_features_give_the_scores_of_plain_ones(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Fewer clips than features, and more; some features alike and some constant."""
+    (train, labels), (test, _) = blobs(100, 4, width, 2.0, seed=1), blobs(50, 4, width, 2.0, seed=2)
+    train, test = (torch.cat([x, x[:, :2], 3 * torch.ones(len(x), 2)], 1) for x in (train, test))
+    x, z = probe.standardised(train, test)
+    turned, _ = probe.turned(x, z)
+    assert turned.shape == (100, min(100, width + 4))
+    products = turned.T @ turned
+    assert (products - products.diag().diag()).abs().max() < 1e-9 * products.max()
+    found = probe.probe(train, labels, test)
+    plain = probe.fit(x, labels, 4, found.penalty).scores(z)
+    assert (found.scores_MC - plain).abs().max() < 1e-4 * plain.abs().max()
+    monkeypatch.setattr(probe, "_WIDEST", 4)
+    unturned = probe.probe(train, labels, test)
+    assert unturned.penalty == found.penalty and (unturned.scores_MC - plain).abs().max() < 1e-4 * plain.abs().max()
 
 
 @pytest.mark.gpu
@@ -148,7 +166,8 @@ def test_groups_are_held_out_whole() -> None:
     x = F.one_hot(torch.tensor([int(group) for group in groups]), 10).double()
     labels = torch.tensor([0, 1] * 5).repeat_interleave(5)
     assert probe.probe(x, labels, x).validation_accuracy == 1.0
-    assert probe.probe(x, labels, x, probe.Validation(0, groups)).validation_accuracy < 0.9
+    of_one_class = probe.Validation(1, groups)  # groups 1 and 7: of those left, most are of the other class
+    assert probe.probe(x, labels, x, of_one_class).validation_accuracy == 0.0
 
 
 def alike(clips: int, width: int, own: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,8 +193,8 @@ def test_of_large_problems_the_answer_is_that_of_float64(
     around = probe._Objective.around
 
     def counted(self: probe._Objective, at_EC: torch.Tensor, dtype: torch.dtype):  # type: ignore[no-untyped-def]
-        gradient_EC, curved = around(self, at_EC, dtype)
-        return gradient_EC, lambda direction_EC: (products.append(dtype), curved(direction_EC))[1]
+        gradient_EC, scale_EC, curved = around(self, at_EC, dtype)
+        return gradient_EC, scale_EC, lambda direction_EC: (products.append(dtype), curved(direction_EC))[1]
 
     monkeypatch.setattr(probe._Objective, "around", counted)
     for penalty in (1e-1, 1e-3, 1e-5, 1e-7):
