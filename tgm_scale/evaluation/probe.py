@@ -190,9 +190,11 @@ def fit(x_ND: Tensor, labels_N: Tensor, classes: int, penalty: float, start: _Li
             continue
         slope, share = float((gradient_EC * step_EC).sum()), 1.0
         enough = 1e-4 * slope  # section 3.1 there; 1e-14: rounding
-        while (lower := objective.value(at_EC + share * step_EC)) > value + share * enough + 1e-14 and share > 1e-10:
+        while (lower := objective.value(there_EC := at_EC + share * step_EC)) > value + share * enough + 1e-14:
+            if share <= 1e-10:
+                break
             share /= 2
-        at_EC, value = at_EC + share * step_EC, lower
+        at_EC, value = there_EC, lower
     return _Linear(at_EC[:-1], at_EC[-1])
 
 
@@ -206,6 +208,7 @@ class _Objective:
     def __init__(self, x_ND: Tensor, labels_N: Tensor, classes: int, penalty: float):
         self._x_NE = torch.cat([x_ND, x_ND.new_ones(len(x_ND), 1)], dim=1)
         self._rounded: dict[torch.dtype, Tensor] = {}
+        self._last: tuple[Tensor, Tensor] | None = None  # weights and their scores: where a step ends the next begins
         self._squares_E1 = self._x_NE.square().mean(dim=0)[:, None]
         self._labels_N = labels_N
         self._targets_NC = F.one_hot(labels_N, classes).to(x_ND.dtype)
@@ -214,13 +217,18 @@ class _Objective:
 
     def value(self, at_EC: Tensor) -> float:
         squares = (self._penalty_E1 * at_EC.square()).sum()
-        return float(F.cross_entropy(self._x_NE @ at_EC, self._labels_N) + 0.5 * squares)
+        return float(F.cross_entropy(self._scores(at_EC), self._labels_N) + 0.5 * squares)
+
+    def _scores(self, at_EC: Tensor) -> Tensor:
+        if self._last is None or self._last[0] is not at_EC:
+            self._last = at_EC, self._x_NE @ at_EC
+        return self._last[1]
 
     def around(self, at_EC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """The gradient, in float64; about the diagonal of the second derivative; and what multiplies a direction
         [E, C] by that derivative, in `dtype`."""
         x_NE, count = self._x_NE, len(self._x_NE)
-        chances_NC = (x_NE @ at_EC).softmax(dim=1)
+        chances_NC = self._scores(at_EC).softmax(dim=1)
         gradient_EC = x_NE.T @ (chances_NC - self._targets_NC) / count + self._penalty_E1 * at_EC
         spread_C = (chances_NC * (1 - chances_NC)).mean(dim=0).clamp(min=1e-12)
         scale_EC = self._squares_E1 * spread_C + self._penalty_E1
