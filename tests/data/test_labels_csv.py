@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tgm_scale import cli
 from tgm_scale.config import Config, apply_overrides, checked
 from tgm_scale.data.lists.reading import Selection
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation.labelled import LabelledCorpus, open_labelled
-from tgm_scale.evaluation.online import knn_selection
+from tgm_scale.evaluation.online import Neighbours, knn_selection
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import LabelledConfig
 from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 
 SPLIT = (
     "file,label,split,group,caption\na.mp4,x,train,1,one\nb.mp4,y,train,2,two\nc.mp4,x,val,3,three\n"
@@ -83,6 +85,13 @@ def test_the_groups_of_the_test_are_named_or_drawn(tmp_path: Path) -> None:
     assert len(corpus) == 27
     assert set(open_labelled(place, knn_selection(found, "test")).groups.values()) == {"s1"}
     assert config(place, "data.test_groups=2").data.test_groups == ("2",)
+
+
+def test_nearest_neighbours_of_a_pretraining_refuse_one_folder_for_both_parts(tmp_path: Path) -> None:
+    place = folder(tmp_path, "file,label,group\na.mp4,x,1\nb.mp4,y,2\n", "a.mp4", "b.mp4")
+    found = config(place, f"knn.train={place}", f"knn.test={place}")
+    with pytest.raises(ValueError, match="knn.test=.*both parts would be the same clips: .* set data.test_groups"):
+        Neighbours(found, HostCollectives(ProcessInfo(0, 1, 0, torch.device("cpu")), 60.0))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def test_the_metrics_have_what_the_evaluation_says_and_an_unmasked_tuning_goes_o
     shards: str, towers: Path, tmp_path: Path
 ) -> None:
     one, two, tuned = (tmp_path / name for name in ("one", "two", "tuned"))
-    launch.run(1, pretraining(one, shards, towers))
+    begun = launch.run(1, pretraining(one, shards, towers)).stdout
+    assert "knn.test: 37 of 37 test clips are training clips, too" in begun
     launch.run(2, pretraining(two, shards, towers, "train.micro_batch_size=4", "deepspeed.stage=3"))
     corpus = open_corpus(shards)
     clips = extract([FrozenEncoder.load(one)], corpus, LABEL)

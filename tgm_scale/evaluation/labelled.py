@@ -117,6 +117,16 @@ def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> I
     return Inventory.of(part, len(refs), source.problems, lost, source.undrawn, **more)
 
 
+def refuse_unsplit(key: str, spec: str | list[str], test: LabelledCorpus) -> None:
+    """Raises ValueError where the test, of the same folder as the training part, is not told apart from it."""
+    listing = test.corpus.listing if isinstance(test.corpus, VideoListCorpus) else None
+    if listing and listing.of_folder and not listing.chosen:
+        raise ValueError(
+            f"{key}={spec}: {LABELS} there has no column split with train and test, so that both parts would be "
+            "the same clips: add it, set data.test_groups (groups, or a share of them), or name two lists"
+        )
+
+
 def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:
     """A sentence on what training and test share: the same files, or bytes of the same shard; groups of lists."""
     places = [{(resolved(ref.shard), ref.members[ref.video][0]): ref.name for ref in of.refs} for of in (train, test)]

@@ -17,7 +17,13 @@ from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import knn, results
 from tgm_scale.evaluation.classes import alike_note, in_order, single_class_note, untrained_classes, untrained_note
 from tgm_scale.evaluation.clips import PASS
-from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, open_labelled
+from tgm_scale.evaluation.labelled import (
+    LabelledCorpus,
+    labelled_inventory,
+    open_labelled,
+    overlap_note,
+    refuse_unsplit,
+)
 from tgm_scale.evaluation.session import PARTS
 from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.patches import patchify
@@ -46,6 +52,8 @@ class Neighbours:
         views = Views(data.frames, data.size, data.stride)
         specs = {"train": settings.train, "test": settings.test}
         sources = {role: open_labelled(specs[role], knn_selection(config, role), root=settings.root) for role in PARTS}
+        if settings.train == settings.test:
+            refuse_unsplit("knn.test", settings.test, sources["test"])
         found = [labelled_inventory(f"knn.{role}", source) for role, source in sources.items()]
         refuse_above(found, data.max_left_out_share)
         if collectives.process.is_main:
@@ -57,7 +65,9 @@ class Neighbours:
         train, test = (self._parts[role].labels for role in PARTS)
         classes = in_order(train)
         lacking = untrained_classes(classes, test)
-        for note in (untrained_note(lacking, len(test)), single_class_note(classes), alike_note([*train, *test])):
+        shared = overlap_note(sources["train"], sources["test"])
+        of_classes = untrained_note(lacking, len(test)), single_class_note(classes), alike_note([*train, *test])
+        for note in (*of_classes, shared):
             if note and collectives.process.is_main:
                 print(f"knn.test: {note}", flush=True)
         self._truth_M, self._labels_N = (results.class_numbers(classes, labels) for labels in (test, train))

@@ -8,14 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tgm_scale.data.lists.reading import LABELS, NoList, Role
+from tgm_scale.data.lists.reading import NoList, Role
 from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
-from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.clips import PATIENCE, own_samples
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
-from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, open_labelled, overlap_note, share_of
+from tgm_scale.evaluation.labelled import (
+    LabelledCorpus,
+    labelled_inventory,
+    open_labelled,
+    overlap_note,
+    refuse_unsplit,
+    share_of,
+)
 from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.evaluation.views import Decoding
 from tgm_scale.models.vit import SIZES
@@ -86,12 +92,8 @@ def open_split(data: LabelledConfig, role: Role, seed: int = 0) -> LabelledCorpu
         found = open_labelled(spec, data.selection(role), root=data.root)
     except NoList as missing:
         raise ValueError(f"data.{role}={missing}") from None
-    listing = found.corpus.listing if isinstance(found.corpus, VideoListCorpus) else None
-    if role == "test" and listing and listing.of_folder and data.train == data.test and not listing.chosen:
-        raise ValueError(
-            f"data.test={spec}: {LABELS} there has no column split with train and test, so that both parts would be "
-            "the same clips: add it, set data.test_groups (groups, or a share of them), or name two lists"
-        )
+    if role == "test" and data.train == data.test:
+        refuse_unsplit("data.test", spec, found)
     return share_of(found, data.share, seed) if role == "train" and data.share < 1 else found
 
 
