@@ -179,6 +179,9 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
         ("masking.options={sources: {text:0.1}}", ["key 'text:0.1' without a value: write 'text: 0.1'"]),
         ("data.shards=[{path: b, wait: 1}]", ["data.shards.0.wait: unknown key; did you mean data.shards.0.weight?"]),
         ("data.shards=[a, {weight: 1}]", ["data.shards.1.path: missing; give it there (folder or pattern"]),
+        ("data.shards=[]", ["data.shards: found []; wanted a text, or a list with one at least"]),
+        ("knn.test=[]", ["knn.test: found []; wanted a text, or a list with one at least"]),
+        ("optim.betas=[1, 2, 3]", ["optim.betas: found [1, 2, 3]; list should have at most 2 items"]),
         ("data.shards=3", ["data.shards: found 3; input should be a valid string or a valid list"]),
         ("run.dir=''", ["run.dir: found ''; wanted a text that is not empty"]),
         ("guidance.towers=''", ["guidance.towers: found ''; wanted a text that is not empty"]),
@@ -196,7 +199,9 @@ def test_a_mistake_names_the_key_and_the_remedy(file: Path, override: str, words
         config.load(file, [override])
     for word in words:
         assert word in str(caught.value)
-    assert "CorpusConfig" not in str(caught.value), "keys are the user's, not the code's"
+    assert "CorpusConfig" not in str(caught.value) and "validation" not in str(caught.value), (
+        "keys are the user's, not the code's"
+    )
 
 
 def test_all_mistakes_are_told_at_once(file: Path) -> None:

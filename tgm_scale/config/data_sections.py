@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -28,13 +28,16 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _not_empty(cls, value: Any) -> Any:
+    def _not_empty(cls, value: Any, info: ValidationInfo) -> Any:
         """As a path it would be the current folder; and no tensor and no counter holds more than 64 bits. Raises an
         error that pydantic gives the key."""
         if type(value) is int and not -(2**63) <= value < 2**63:
             raise PydanticCustomError("out_of_reach", "wanted a whole number of at most 64 bits")
         if value == "" or (isinstance(value, list) and "" in value):
             raise PydanticCustomError("empty", "wanted a text that is not empty")
+        assert info.field_name is not None
+        if value == [] and str in get_args(cls.model_fields[info.field_name].annotation):
+            raise PydanticCustomError("none_given", "wanted a text, or a list with one at least")
         return value
 
 

@@ -126,7 +126,8 @@ def _explain(item: Any, kind: type[Section]) -> str:
         return str(item["ctx"]["error"])
     wanted = f"{item['msg'][0].lower()}{item['msg'][1:]}"
     for theirs, ours in _KINDS.items():
-        wanted = re.sub(f"valid {theirs}", ours, wanted)
+        wanted = re.sub(rf"(valid |^){theirs}\b", ours, wanted)
+    wanted = wanted.partition(" after validation")[0]
     return f"{name}: found {item['input']!r}; {wanted}"
 
 
