@@ -90,7 +90,7 @@ def test_the_groups_of_the_test_are_named_or_drawn(tmp_path: Path) -> None:
 def test_nearest_neighbours_of_a_pretraining_refuse_one_folder_for_both_parts(tmp_path: Path) -> None:
     place = folder(tmp_path, "file,label,group\na.mp4,x,1\nb.mp4,y,2\n", "a.mp4", "b.mp4")
     found = config(place, f"knn.train={place}", f"knn.test={place}")
-    with pytest.raises(ValueError, match="knn.test=.*both parts would be the same clips: .* set data.test_groups"):
+    with pytest.raises(ValueError, match=r"knn.test=.*both parts would be the same clips: .* set data.test_groups"):
         Neighbours(found, HostCollectives(ProcessInfo(0, 1, 0, torch.device("cpu")), 60.0))
 
 
