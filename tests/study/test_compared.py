@@ -8,6 +8,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -18,10 +19,13 @@ from tgm_scale import config as configuration
 from tgm_scale.config import StudyConfig
 from tgm_scale.study import page, records
 from tgm_scale.study.arms import Arm, Unit, units
-from tgm_scale.study.summary import Outcome, difference, summarise, tables
+from tgm_scale.study.differences import difference, interval
+from tgm_scale.study.outcomes import Outcome
+from tgm_scale.study.summary import summarise, tables
 
 MASKERS = "{tube: [], random: [masking.recipe=random]}"
 ONE, OTHER = Arm("tube", "contrast"), Arm("tube", "pixels")
+MASKS = ("tube", "random")
 
 
 def outcomes(seeds: int, clips: int, groups: int = 0) -> dict[tuple[Arm, int], Outcome]:
@@ -42,7 +46,7 @@ def test_a_difference_of_one_seed_is_the_plain_mean_with_the_width_of_the_normal
     gain = [found[ONE, 0].right[clip] - found[OTHER, 0].right[clip] for clip in found[ONE, 0].right]
     mean = sum(gain) / 600
     half = 1.96 * math.sqrt(sum((one - mean) ** 2 for one in gain) / 599 / 600)
-    of = difference(found, ONE, OTHER, seed=0)
+    of = difference(found, [(ONE, OTHER)], seed=0)
     assert of["mean"] == pytest.approx(mean) and of["clips"] == 600 and of["seeds"] == [0]
     assert of["low"] == pytest.approx(mean - half, abs=0.15 * half)
     assert of["high"] == pytest.approx(mean + half, abs=0.15 * half)
@@ -55,7 +59,7 @@ def test_over_groups_the_width_is_that_of_the_groups() -> None:
     gain = [found[ONE, 0].right[f"clip{i}"] - found[OTHER, 0].right[f"clip{i}"] for i in range(40)]
     mean = sum(gain) / 40
     half = 1.96 * math.sqrt(sum((one - mean) ** 2 for one in gain) / 39 / 40)
-    of = difference(found, ONE, OTHER, seed=0)
+    of = difference(found, [(ONE, OTHER)], seed=0)
     over = of["over groups"]
     assert over["groups"] == 40 and over["mean"] == pytest.approx(of["mean"]) == pytest.approx(mean)
     assert over["high"] - over["low"] == pytest.approx(2 * half, rel=0.15)
@@ -67,13 +71,56 @@ def test_a_difference_is_of_the_seeds_and_clips_that_both_have() -> None:
     del found[OTHER, 1]
     short = found[ONE, 2]
     found[ONE, 2] = short._replace(right={clip: right for clip, right in short.right.items() if clip != "clip0"})
-    of = difference(found, ONE, OTHER, seed=0)
+    of = difference(found, [(ONE, OTHER)], seed=0)
     assert of["seeds"] == [0, 2] and of["clips"] == 89
     mean = sum(
         found[ONE, s].right[f"clip{i}"] - found[OTHER, s].right[f"clip{i}"] for s in (0, 2) for i in range(1, 90)
     )
     assert of["mean"] == pytest.approx(mean / 178)
-    assert difference({key: one for key, one in found.items() if key[0] == ONE}, ONE, OTHER, seed=0) == {}
+    assert difference({key: one for key, one in found.items() if key[0] == ONE}, [(ONE, OTHER)], seed=0) == {}
+
+
+def test_an_objective_and_a_masker_as_a_whole_are_the_mean_of_their_differences(
+    evaluated: tuple[StudyConfig, list[Unit]],
+) -> None:
+    config, found = evaluated
+    evaluation = summarise(config, found, [])["evaluations"]["knn"]
+    arms = {name: of["figures"]["top1"]["of each"] for name, of in evaluation["arms"].items() if of["seeds"]}
+    assert {len(each) for each in arms.values()} == {2}
+    effect = {(of["of"], of["in place of"]): of for of in evaluation["effects"]}
+    assert set(effect) == {("contrast", "pixels"), ("random", "tube")}, "broken runs have no figure"
+    contrast, random = effect["contrast", "pixels"], effect["random", "tube"]
+    assert contrast["over"] == ["tube", "random"]
+    assert random["over"] == ["pixels", "contrast"]
+
+    def more(one: str, other: str) -> float:
+        return fmean(arms[one]) - fmean(arms[other])
+
+    by_hand = more("tube+contrast", "tube+pixels"), more("random+contrast", "random+pixels")
+    assert contrast["mean"] == pytest.approx(fmean(by_hand)) and contrast["low"] < contrast["mean"] < contrast["high"]
+    by_hand = more("random+pixels", "tube+pixels"), more("random+contrast", "tube+contrast")
+    assert random["mean"] == pytest.approx(fmean(by_hand))
+    summary = summarise(config, found, [])
+    line = f"| contrast | pixels | 2: tube, random | {interval(contrast)} |"
+    assert line in tables(summary) and "2: pixels, contrast" in page.page(config, found, summary)
+
+
+def test_the_interval_of_a_whole_is_that_of_its_mean() -> None:
+    """Noise of the arms is averaged clip by clip, so that over more pairs the interval becomes narrower."""
+    one, more = outcomes(1, 600), outcomes(1, 600)
+    found = {(arm, 0): more[arm, 0] for arm in (ONE, OTHER)}
+    other = {Arm("random", arm.objective): of for (arm, _), of in outcomes(8, 600).items() if _ == 7}
+    found |= {(arm, 0): of for arm, of in other.items()}
+    alone = difference(one, [(ONE, OTHER)], seed=0)
+    both = difference(found, [(ONE, OTHER), (Arm("random", "contrast"), Arm("random", "pixels"))], seed=0)
+    gain = [
+        fmean(found[Arm(m, "contrast"), 0].right[clip] - found[Arm(m, "pixels"), 0].right[clip] for m in MASKS)
+        for clip in found[ONE, 0].right
+    ]
+    assert both["mean"] == pytest.approx(fmean(gain))
+    half = 1.96 * stdev(gain) / math.sqrt(600)
+    assert both["high"] - both["low"] == pytest.approx(2 * half, rel=0.15)
+    assert both["high"] - both["low"] < 0.85 * (alone["high"] - alone["low"])
 
 
 @pytest.fixture

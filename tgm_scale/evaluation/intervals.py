@@ -6,10 +6,12 @@ Shapes: S seeds, M test clips, G groups of them, R draws of the bootstrap.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tgm_scale.runtime import seeding
@@ -38,21 +40,16 @@ def paired_interval(
     other test clips would change is in the interval. groups: of each clip; then whole groups are drawn in place of
     clips, as in `group_interval`. Keyed by `seed`."""
     gain = gain_SM.double().numpy()
-    keys = _keys(seed, draws)
-    drawn_RS = (seeding.uniform(keys, len(gain), "seeds") * len(gain)).long().numpy()
-    means = np.empty(draws)
-    if groups is None:
-        for r, key in enumerate(keys):
-            means[r] = gain[drawn_RS[r]][:, _drawn_clips(key, gain.shape[1])].mean()
-    else:
+    drawn_RS = (seeding.uniform(_keys(seed, draws), len(gain), "seeds") * len(gain)).long().numpy()
+    count_G = np.ones(gain.shape[1])
+    if groups is not None:
         group_M = _numbers(groups)
-        count_G = np.bincount(group_M)
-        gain_SG = np.stack([np.bincount(group_M, weights=of_seed) for of_seed in gain])
-        for r, key in enumerate(keys):
-            drawn_G = _drawn_clips(key, len(count_G))
-            means[r] = gain_SG[drawn_RS[r]][:, drawn_G].sum(1).mean() / count_G[drawn_G].sum()
+        count_G = np.bincount(group_M).astype(float)
+        gain = np.stack([np.bincount(group_M, weights=of_seed) for of_seed in gain])
+    sums_RS = _sums(seed, draws, gain.T)
+    means = np.take_along_axis(sums_RS, drawn_RS, axis=1).mean(axis=1) / _sums(seed, draws, count_G)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(gain.mean()), float(low), float(high))
+    return Interval(float(gain_SM.double().mean()), float(low), float(high))
 
 
 def class_interval(
@@ -60,16 +57,16 @@ def class_interval(
 ) -> Interval:
     """The mean over classes of the share that is right in each, with its percentile interval over the clips; a class
     that a draw lacks does not count in it. class_M: int64 from 0."""
-    right, classes = right_M.double().numpy(), class_M.numpy()
+    right_MC = F.one_hot(class_M).double().numpy() * right_M.double().numpy()[:, None]
+    is_MC = F.one_hot(class_M).double().numpy()
 
-    def mean(drawn_M: np.ndarray) -> float:
-        count_C = np.bincount(classes[drawn_M])
-        right_C = np.bincount(classes[drawn_M], weights=right[drawn_M])
-        return float((right_C[count_C > 0] / count_C[count_C > 0]).mean())
+    def means(right_RC: np.ndarray, count_RC: np.ndarray) -> np.ndarray:
+        there_RC = count_RC > 0
+        return np.where(there_RC, right_RC / np.maximum(count_RC, 1), 0).sum(1) / there_RC.sum(1)
 
-    means = [mean(_drawn_clips(key, len(right))) for key in _keys(seed, draws)]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean(np.arange(len(right))), float(low), float(high))
+    drawn = means(_sums(seed, draws, right_MC), _sums(seed, draws, is_MC))
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(means(right_MC.sum(0)[None], is_MC.sum(0)[None])[0]), float(low), float(high))
 
 
 def group_interval(
@@ -80,8 +77,7 @@ def group_interval(
     group_M = _numbers(groups)
     count_G = np.bincount(group_M)
     right_G = np.bincount(group_M, weights=right_M.double().numpy())
-    drawn = (_drawn_clips(key, len(count_G)) for key in _keys(seed, draws))
-    means = [right_G[drawn_G].sum() / count_G[drawn_G].sum() for drawn_G in drawn]
+    means = _sums(seed, draws, right_G) / _sums(seed, draws, count_G.astype(float))
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(right_G.sum() / count_G.sum()), float(low), float(high))
 
@@ -95,6 +91,14 @@ def _keys(seed: int, draws: int) -> Tensor:
     return torch.tensor([seeding.key(seed, "bootstrap", draw) for draw in range(draws)])
 
 
-def _drawn_clips(key: Tensor, clips: int) -> np.ndarray:
-    """int64 [M]: clips drawn with replacement."""
-    return (seeding.uniform(key[None], clips, "clips")[0] * clips).long().numpy()
+def _sums(seed: int, draws: int, values: np.ndarray) -> np.ndarray:
+    """Of values of clips, [N] or [N, K], the sums over each draw: [R] or [R, K]."""
+    times_RN = _times_drawn(seed, draws, len(values))
+    return np.concatenate([some @ values for some in np.array_split(times_RN, max(1, times_RN.size >> 22))])
+
+
+@lru_cache(maxsize=2)  # clips and groups: a study has dozens of intervals over the same draws
+def _times_drawn(seed: int, draws: int, count: int) -> np.ndarray:
+    """uint16 [R, N]: how often each clip is in a draw of `count` of them with replacement."""
+    drawn = ((seeding.uniform(key[None], count, "clips")[0] * count).long().numpy() for key in _keys(seed, draws))
+    return np.stack([np.bincount(one, minlength=count).astype(np.uint16) for one in drawn])

@@ -14,7 +14,7 @@ from tgm_scale.report.html import Code, Drawn, Report, Section, Table, Text, ren
 from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import tree_without_secrets
 from tgm_scale.study.arms import Unit
-from tgm_scale.study.summary import rows
+from tgm_scale.study.summary import effect_rows, rows
 
 _WIDTH, _LEFT, _RIGHT, _LINE, _FOOT = 760, 190, 20, 26, 24
 _STYLE = "  .spread { width: 100%; max-width: 900px; } .spread text { fill: var(--soft); font: 13px system-ui; }\n"
@@ -25,13 +25,20 @@ def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> 
     seeds = ", ".join(map(str, summary["seeds"]))
     note = Text(
         "Dots are seeds, the stroke is their mean. A difference is of the same seeds and test clips; its interval is "
-        "a paired bootstrap over seeds and clips (and over seeds and groups, where the clips have groups)."
+        "a paired bootstrap over seeds and clips (and over seeds and groups, where the clips have groups). Below, "
+        "objectives and maskers are compared as a whole, by the mean over their arms."
     )
     sections = [Section("How to read it", [note])]
     for name, evaluation in summary["evaluations"].items():
         head, *cells = rows(evaluation)
-        shown = (Drawn(plot(evaluation)), Table(head, cells, words=True), Text(evaluation["basis"]))
-        sections.append(Section(f"{name}: {evaluation['figure']}", shown))
+        shown: list[Drawn | Table | Text] = [
+            Drawn(plot(evaluation)),
+            Table(head, cells, words=True),
+            Text(evaluation["basis"]),
+        ]
+        if whole := effect_rows(evaluation):
+            shown.append(Table(whole[0], whole[1:], words=True))
+        sections.append(Section(f"{name}: {evaluation['figure']}", tuple(shown)))
     commands = [
         shlex.join(["tgm-scale", *job.arguments])
         for unit in units[: len(units) // len(summary["seeds"])]
