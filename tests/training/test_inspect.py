@@ -119,6 +119,10 @@ def test_a_file_of_another_form_is_named(tmp_path: Path, name: str, text: str) -
 def test_a_finetuning_has_a_status_with_what_was_left_out(tmp_path: Path) -> None:
     said = status(trained(tmp_path / "f", finetune={"mixup": 0.8}))
     assert "tiny, finetuning" in said and "left out  k400: 7 missing_video, see left_out.jsonl" in said
+    data = tmp_path / "f" / "data.json"
+    [corpus] = json.loads(data.read_text())
+    data.write_text(json.dumps([{**corpus, "part": part} for part in ("train", "test")]))
+    assert "k400 (train): 7 missing_video; k400 (test): 7 missing_video" in status(str(tmp_path / "f"))
 
 
 @pytest.mark.parametrize("value", [None, True, 7, ["0"]])

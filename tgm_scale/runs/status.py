@@ -187,11 +187,16 @@ def _left_out(root: Path) -> dict[str, str]:
     file = root / "data.json"
     corpora = run_data.read(root) if file.is_file() else []
     texts = [
-        f"{corpus['name']}: " + ", ".join(f"{count} {reason}" for reason, count in corpus["left_out"].items())
+        f"{_named(corpus)}: " + ", ".join(f"{count} {reason}" for reason, count in corpus["left_out"].items())
         for corpus in corpora
         if isinstance(corpus.get("left_out"), dict) and corpus["left_out"]
     ]
     return {"left out": "; ".join(texts) + ", see left_out.jsonl"} if texts else {}
+
+
+def _named(corpus: dict[str, Any]) -> str:
+    """Of training and test parts, which one it is."""
+    return f"{corpus['name']} ({corpus['part']})" if corpus.get("part") in ("train", "test") else corpus["name"]
 
 
 def result_files(root: Path) -> list[Path]:
