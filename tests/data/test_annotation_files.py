@@ -74,10 +74,17 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, content: str 
         plan(tmp_path / name, content)
 
 
-def test_a_row_that_swallows_others_is_named(tmp_path: Path) -> None:
-    found = plan(tmp_path / "a.csv", 'file,caption\na,"one\n' + "b,c\n" * 60 + '"\nd,"e\nf"\ng,h,i\n')
-    assert found.clips == 1 and [problem.detail.split(":")[0] for problem in found.problems] == [
-        "a field of more than 50 lines", "3 fields under 2 columns"
+def test_a_row_that_swallows_others_is_refused_by_its_line(tmp_path: Path) -> None:
+    for rows, words in (
+        ('a,"one\n' + "b,c\n" * 60 + '"\nd,e\n', "line 3: a field of 62 lines, with other rows in it"),
+        ('a,"one\nb,c\nd,e\n', "line 3: no CSV .unexpected end of data.: close its quotation marks"),
+        ('a,"one\nb.mp4,c\nd,two"\n', "line 3: a field of 3 lines, with other rows in it"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            plan(tmp_path / "a.csv", "\nfile,caption\n" + rows)
+    found = plan(tmp_path / "a.csv", 'file,caption\nd,"e\nf"\ng,h,i\nk,"l" m\n')
+    assert found.clips == 1 and [problem.detail for problem in found.problems] == [
+        "3 fields under 2 columns: quote what holds a ','", "no CSV (',' expected after '\"')"
     ]  # fmt: skip
 
 

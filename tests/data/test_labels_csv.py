@@ -115,7 +115,7 @@ def test_nearest_neighbours_of_a_pretraining_refuse_one_folder_for_both_parts(tm
         ("file,label,split\na.mp4,x,train\na.mp4,y,train\nb.mp4,y,test\n", {}, "line 3: 'a.mp4' has another label"),
         ("file,label,split\n../a.mp4,x,train\n/b.mp4,y,train\nhttps://x/c.mp4,y,train\nd.mp4,x,test\n", {},
          r"lists no video \(.*labels.csv line 2: not below the folder; .* name the list itself"),
-        ('file,label,split\na.mp4,"x,train\n' + "b.mp4,y,test\n" * 60, {}, "line 2: a field of more than 50 lines"),
+        ('file,label,split\na.mp4,"x,train\n' + "b.mp4,y,test\n" * 60, {}, "line 2: no CSV .unexpected end"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, text: str, keys: dict[str, Any], message: str) -> None:

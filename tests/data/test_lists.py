@@ -105,6 +105,8 @@ COLUMNS = f'file,label,caption,split,frames\na.mp4,3,"{CAPTIONS}",train,61\nb.mp
         ("sep.tsv", '"sep=\t"\r\nfile\tcaption\r\na.mp4\tone\r\n', [("a.mp4", ["one"], None)]),
         ("sep.txt", "SEP=,\na.mp4,one\n", [("a.mp4", ["one"], None)]),
         ("unread.csv", "file,caption,note,note\na.mp4,one,x,y\n", [("a.mp4", ["one"], None)]),
+        ("index.csv", ",file,caption\n0,a.mp4,one\n", [("a.mp4", ["one"], None)]),
+        ("empty.csv", "file,caption,\na.mp4,one,\n", [("a.mp4", ["one"], None)]),
         ("excel.csv", "\ufefffile,caption\na.mp4,one\n", [("a.mp4", ["one"], None)]),
         ("breaks.csv", 'file,caption\na.mp4,"one\ntwo"\nb.mp4,three\n',
          [("a.mp4", ["one two"], None), ("b.mp4", ["three"], None)]),
@@ -237,7 +239,12 @@ def test_rows_without_a_split_where_others_have_one_are_named(tmp_path: Path, na
             "x.csv line 2: its split is '1': wanted train, val or test",
         ),
         ("x.csv", "file,label,split\na.mp4,1,val\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
-        ("x.csv", 'file,label\na.mp4,"1\n' + "b.mp4,2\n" * 60, "line 2: a field of more than 50 lines"),
+        ("x.csv", 'file,label\na.mp4,"1\n' + "b.mp4,2\n" * 60, "line 2: no CSV .unexpected end of data.: close its"),
+        ("x.csv", 'file,label\na.mp4,"1\nb.mp4,2\n', "line 2: no CSV .unexpected end of data.: close its"),
+        ("x.csv", 'file,label\na.mp4,1\nb.mp4,"2', "line 3: no CSV .unexpected end of data.: close its"),
+        ("x.csv", 'file,label\na.mp4,"1\nb.mp4,2\nc.mp4,"3\nd.mp4,4\n', "line 2: no CSV .',' expected after"),
+        ("x.csv", 'file,label\na.mp4,"1\nb.mp4,2\nc.mp4,3"\n', "line 2: a field of 3 lines, with other rows in it"),
+        ("x.csv", 'file,label\na.mp4,"1\n' + "b\n" * 60 + '"\n', "line 2: a field of 62 lines, with other rows in it"),
         ("x.csv", "file,label,split\na.mp4,1,\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
         ("x.csv", "file,label,Label\na.mp4,1,2\n", "2 columns are named label: rename all but one"),
         ("x.parquet", "PAR1", "Parquet is not read; make JSON Lines of it: python -c"),
@@ -308,11 +315,13 @@ def test_labels_with_blanks_are_labels(tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("file,label\na.mp4,1\nb.mp4,1,2\n,3\nc.mp4,a\\x00b\n".replace("\\x00", "\0"))
+    rows = 'a.mp4,1\nb.mp4,1,2\n,3\nc.mp4,a\0b\nd.mp4,"two" words\ne.mp4,"4\nlines"\nf.mp4,5" wide\n'
+    (tmp_path / "x.csv").write_text("file,label\n" + rows)
     listing = read_list(tmp_path / "x.csv")
-    assert [entry.path for entry in listing.entries] == ["a.mp4", "c.mp4"]
+    assert [entry.path for entry in listing.entries] == ["a.mp4", "c.mp4", "e.mp4", "f.mp4"]
+    place = f"{tmp_path}/x.csv line"
     assert [(problem.key, problem.reason) for problem in listing.problems] == [
-        ("b.mp4", "bad_row"), (f"{tmp_path}/x.csv line 4", "bad_row"), ("c.mp4", "bad_label")
+        ("b.mp4", "bad_row"), (f"{place} 4", "bad_row"), ("c.mp4", "bad_label"), (f"{place} 6", "bad_row")
     ]  # fmt: skip
     assert "3 fields under 2 columns" in listing.problems[0].detail
 

@@ -10,6 +10,7 @@ Numbers sort as numbers (0, 1, 2, 10), all else as text; `data.classes` gives an
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -129,19 +130,31 @@ def untrained_note(lacking: dict[str, int], clips: int) -> str:
 
 
 def alike_note(labels: Iterable[str]) -> str:
-    """A sentence on labels that differ in case or in Unicode's form alone, and are classes of their own all the same;
-    "" if there are none."""
+    """A sentence on labels that differ in how they are written alone, and are classes of their own all the same; "" if
+    there are none."""
     of: dict[str, list[str]] = {}
     for label in sorted(set(labels)):
-        of.setdefault(unicodedata.normalize("NFC", label).casefold(), []).append(label)
+        of.setdefault(_plain(label), []).append(label)
     alike = [" and ".join(map(ascii, found)) for found in of.values() if found[1:]]
     if not alike:
         return ""
     more = f" and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
     return (
-        f"labels that differ in case or in Unicode's form alone are different classes: {', '.join(alike[:_SHOWN])}"
-        f"{more}: write them in one way if they are one class"
+        "labels that differ in case, blanks, Unicode's form or a number's digits alone are different classes: "
+        f"{', '.join(alike[:_SHOWN])}{more}: write them in one way if they are one class"
     )
+
+
+def _plain(label: str) -> str:
+    """Without case, characters that are not seen, and kinds of blanks; numbers by their value (pandas writes 1 as 1.0
+    where a row has none)."""
+    folded = unicodedata.normalize("NFKC", label).casefold()
+    seen = "".join(one for one in folded if unicodedata.category(one) != "Cf")
+    plain = " ".join(seen.replace("_", " ").split())
+    try:
+        return str(float(plain)) if math.isfinite(float(plain)) else plain
+    except ValueError:
+        return plain
 
 
 def single_class_note(classes: Sequence[str]) -> str:

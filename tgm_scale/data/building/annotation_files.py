@@ -5,7 +5,6 @@ as .gz; one file, a folder of them, or a pattern."""
 
 from __future__ import annotations
 
-import csv
 import glob
 import gzip
 import io
@@ -18,7 +17,7 @@ from typing import IO, Any
 
 from tgm_scale.data.building.annotation_rows import INTERNVID, SCORES
 from tgm_scale.data.lists.foreign_tables import HEAD, foreign_folder, foreign_table
-from tgm_scale.data.lists.row import COLUMNS, FAULT, LINES_IN_A_FIELD, header_of, without_separator_line
+from tgm_scale.data.lists.row import COLUMNS, FAULT, header_of, table_rows, without_separator_line
 from tgm_scale.runtime.outside.json_text import json_at
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
@@ -98,22 +97,13 @@ def _of_csv(file: Path, text: IO[str]) -> Iterator[tuple[str, bytes]]:
             f"{', '.join(INTERNVID)}"
         )
     columns, delimiter = header
-    reader = csv.reader(text, delimiter=delimiter)
-    try:
-        for values in reader:
-            if any(value.strip() for value in values):
-                yield f"line {reader.line_num + before}", json.dumps(_fields(columns, delimiter, values)).encode()
-    except csv.Error as error:
-        raise ValueError(f"--annotations {file} line {reader.line_num + before}: no CSV ({error})") from None
+    for number, fields in table_rows(text, columns, delimiter, f"--annotations {file}", before + 1):
+        yield f"line {number}", json.dumps(_with_numbers(fields)).encode()
 
 
-def _fields(columns: list[str], delimiter: str, values: list[str]) -> dict[str, Any]:
-    """A row of a table by its columns, its scores as numbers; empty fields are left out."""
-    if len(values) > len(columns):
-        return {FAULT: f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"}
-    if any(value.count("\n") > LINES_IN_A_FIELD for value in values):
-        return {FAULT: f"a field of more than {LINES_IN_A_FIELD} lines: close its quotation mark"}
-    row: dict[str, Any] = {name: value for name, value in zip(columns, values) if value.strip()}
+def _with_numbers(fields: dict[str, Any]) -> dict[str, Any]:
+    """A row with its scores as numbers; empty fields are left out."""
+    row: dict[str, Any] = {name: value for name, value in fields.items() if value.strip()}
     for name in set(SCORES) & row.keys():
         try:
             row[name] = float(row[name])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS
 from tgm_scale.data.lists.text import shown
 
-LINES_IN_A_FIELD = 50  # more are a quote that was never closed
+_LINES_IN_A_FIELD = 50  # more are a quote that was never closed
+_VIDEOS = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
 FAULT = "\0fault"  # the key of why a row cannot be used; no column is called so
 
 COLUMNS = {  # the names that a column goes by
@@ -55,13 +56,50 @@ def header_of(first: str, known: set[str], path: str) -> tuple[list[str], str] |
     for two of one name."""
     for delimiter in sorted(",\t;|", key=lambda mark: -first.count(mark)):
         columns = [name.strip().strip("\"'").lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
-        if any(name.endswith(tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)) for name in columns):
+        if any(name.endswith(_VIDEOS) for name in columns):
             return None
         if delimiter in first and known & set(columns):
             if twice := [name for name in columns if name in known and columns.count(name) > 1]:
                 raise ValueError(f"{path}: {columns.count(twice[0])} columns are named {twice[0]}: rename all but one")
             return columns, delimiter
     return ([first.strip().lower()], ",") if first.strip().lower() in COLUMNS["file"] else None
+
+
+def table_rows(
+    lines: Iterable[str], columns: list[str], delimiter: str, place: str, first: int = 1
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Of each row of a CSV that is not blank the line where it begins and its fields by their columns, or FAULT.
+
+    first: the number of the first of the lines. Raises ValueError, with `place`, for a quotation mark that is not
+    closed: the rows up to the next one, or to the end, would be a part of its field."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        began = first + reader.line_num
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "expected after" not in str(error) or first + reader.line_num > began + 1:
+                raise ValueError(f"{place} line {began}: no CSV ({error}): close its quotation marks") from None
+            yield began, {FAULT: f"no CSV ({error})"}  # a text behind a quoted one, and the line is whole
+            continue
+        if not any(value.strip() for value in values):
+            continue
+        for value in values:
+            if value.count("\n") > _LINES_IN_A_FIELD or _holds_a_row(value, len(columns), delimiter):
+                held = f"a field of {value.count(chr(10)) + 1} lines"
+                raise ValueError(f"{place} line {began}: {held}, with other rows in it: close its quotation mark")
+        fields: dict[str, Any] = dict(zip(columns, values))
+        if len(values) > len(columns):
+            fields[FAULT] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
+        yield began, fields
+
+
+def _holds_a_row(value: str, columns: int, delimiter: str) -> bool:
+    """Whether a line in a field has as many fields as a row, and a video among them."""
+    rows = (line.split(delimiter) for line in value.split("\n")[1:])
+    return any(len(row) == columns and any(one.strip(' "\r').lower().endswith(_VIDEOS) for one in row) for row in rows)
 
 
 def without_separator_line(text: str) -> str:

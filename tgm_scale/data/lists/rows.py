@@ -14,8 +14,8 @@
 
 from __future__ import annotations
 
-import csv
 import io
+import itertools
 import os
 import re
 from collections import defaultdict
@@ -27,12 +27,12 @@ from tgm_scale.data.lists.lines import is_ucf101, lines_of, ucf101
 from tgm_scale.data.lists.row import (
     COLUMNS,
     FAULT,
-    LINES_IN_A_FIELD,
     Row,
     Rows,
     absent,
     header_of,
     of_list,
+    table_rows,
     without_separator_line,
 )
 from tgm_scale.data.lists.selection import Selection
@@ -60,7 +60,9 @@ def rows_of(path: str, text: str, selection: Selection) -> Rows:
     if header is None:
         return lines_of(path, text, selection.wanted)
     columns, delimiter = header
-    return _by_columns(path, columns, _csv_rows(path, text, columns, delimiter), selection)
+    rows = table_rows(io.StringIO(text, newline=""), columns, delimiter, path)
+    below = ((f"{path} line {number}", fields) for number, fields in itertools.islice(rows, 1, None))
+    return _by_columns(path, columns, below, selection)
 
 
 def _header(path: str, text: str) -> tuple[list[str], str] | None:
@@ -69,27 +71,6 @@ def _header(path: str, text: str) -> tuple[list[str], str] | None:
     known = {name for names in COLUMNS.values() for name in names}
     known |= {name for signature, _, _ in _PUBLISHED for name in signature}
     return header_of(first, known, path)
-
-
-def _csv_rows(path: str, text: str, columns: list[str], delimiter: str) -> Iterator[tuple[str, Fields]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    began, seen_header = 1, False
-    try:
-        for values in reader:
-            where, began = f"{path} line {began}", reader.line_num + 1
-            if not any(value.strip() for value in values):
-                continue
-            if not seen_header:
-                seen_header = True
-                continue
-            if any(value.count("\n") > LINES_IN_A_FIELD for value in values):
-                raise ValueError(f"{where}: a field of more than {LINES_IN_A_FIELD} lines: close its quotation mark")
-            fields: dict[str, Any] = dict(zip(columns, values))
-            if len(values) > len(columns):
-                fields[FAULT] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
-            yield where, fields
-    except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num}: no CSV ({error}): close its quotation marks") from None
 
 
 def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]], selection: Selection) -> Rows:
@@ -105,7 +86,7 @@ def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]
     own = {}
     for meaning, synonyms in COLUMNS.items():
         named = {"label": label, "group": selection.group}.get(meaning, "").lower()
-        own[meaning] = next((name for name in (named, *synonyms) if name in names), None)
+        own[meaning] = next((name for name in (named, *synonyms) if name and name in names), None)
     for key, named in {"group": selection.group, **({"label": label} if wanted == "label" else {})}.items():
         if named.lower() not in {*names, key}:
             raise ValueError(f"{path}: data.{key}={named}: no such column; there are {', '.join(columns)}")
@@ -122,7 +103,7 @@ def _by_columns(path: str, columns: list[str], rows: Iterable[tuple[str, Fields]
     layout = "columns " + ", ".join(
         meaning if meaning == name else f"{meaning} ({name})" for meaning, name in own.items() if name is not None
     )
-    if rest := [name for name in columns if name not in read_columns]:
+    if rest := [name for name in columns if name and name not in read_columns]:
         layout += f"; not read: {', '.join(rest)}"
     return layout, (_row(where, fields, own) for where, fields in rows)
 
