@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -193,6 +194,27 @@ def test_captions_of_equal_tokens_are_one_answer(shards: str, checkpoint: Path, 
     right = [one.get(row["caption"], 2) == one.get(row["prediction"], 2) for row in rows]
     assert found["figures"]["video to text R@1"]["value"] == pytest.approx(sum(right) / 6)
     assert "video to text R@5" not in found["figures"], "there are three answers"
+
+
+def test_an_evaluation_goes_on_where_its_encoder_was_moved(
+    shards: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a study whose folder was moved: the encoder is known by its content."""
+    here, there, other = (tmp_path / name for name in ("a.safetensors", "b.safetensors", "c.safetensors"))
+    shutil.copy(checkpoint, here)
+    assert cli.main(arguments("knn", tmp_path / "k", here, shards)) == 0
+    found = results(tmp_path / "k")
+    (tmp_path / "k" / "predictions.jsonl").unlink()
+    here.rename(there)
+    assert cli.main(arguments("knn", tmp_path / "k", there, shards)) == 0
+    assert results(tmp_path / "k")["figures"] == found["figures"]
+    assert (tmp_path / "k" / "predictions.jsonl").is_file()
+    other.write_bytes(there.read_bytes()[:-4] + b"\0\0\0\0")
+    capsys.readouterr()
+    assert cli.main(arguments("knn", tmp_path / "k", other, shards)) == 2
+    said = capsys.readouterr().err
+    assert f"encoder.checkpoint: '{there}' there, '{other}' here, with another weights" in said
+    assert cli.main(arguments("knn", tmp_path / "k", Path("random"), shards)) == 2
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tgm_scale.study.differences import difference, interval
 from tgm_scale.study.outcomes import Outcome
 from tgm_scale.study.summary import summarise, tables
 
-MASKERS = "{tube: [], random: [masking.recipe=random]}"
+MASKERS = "{tube: [], random: [masking.recipe=random, masking.mask_ratio=0.7]}"
 ONE, OTHER = Arm("tube", "contrast"), Arm("tube", "pixels")
 MASKS = ("tube", "random")
 

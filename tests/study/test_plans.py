@@ -61,7 +61,11 @@ def test_a_retrieval_is_of_arms_with_captions(file: Path, tmp_path: Path) -> Non
         ("study.seeds=[1, 1]", "study.seeds=.1, 1.: a seed is given twice"),
         ("study.seeds=[]", "study.seeds: found"),
         ("study.hours=0", "study.hours: found 0"),
-        ("study.hour=1", "study.hour: unknown key.*study.hours"),
+        ("study.parallel=1000000000000", "study.parallel: found 1000000000000; .* less than or equal to 4096"),
+        (
+            "study.objectives.broken=[masking.recipe=tube, 'objective.terms={pixels: 1}']",
+            r"tube\+pixels and tube\+broken train one configuration.*an objective's are laid over a masker's",
+        ),
     ],
 )
 def test_a_mistake_is_named_by_its_key(file: Path, override: str, message: str) -> None:
@@ -103,6 +107,32 @@ def test_a_list_that_an_evaluation_cannot_use_is_told_before_anything_starts(
         assert cli.main(["study", "--config", str(file), objective, given, f"run.dir={tmp_path}/new"]) == 2
         said = capsys.readouterr().err
         assert said.startswith("tgm-scale study: study.evaluations.knn: ") and wanted in said, said
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "labels", "more", "wanted"),
+    [
+        ("probe", "x" * 12, "", "a probe needs 2 classes and 10 training clips: found 1 and 12"),
+        ("probe", "xy", "", "a probe needs 2 classes and 10 training clips: found 2 and 2"),
+        ("knn", "vw", "", "no class of the test ('x', 'y') is one of the training ('v', 'w')"),
+        ("knn", "xy", ", data.classes=nowhere.txt", "data.classes=nowhere.txt: no such file"),
+    ],
+)
+def test_so_are_labels_that_an_evaluation_cannot_use(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, labels: str, more: str, wanted: str
+) -> None:
+    for name, of in (("train", labels), ("test", "xy")):
+        rows = [f"{number}.mp4,{label}" for number, label in enumerate(of)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["file,label", *rows]))
+    for number in range(12):
+        (tmp_path / f"{number}.mp4").touch()
+    objective = "study.objectives={pixels: ['objective.terms={pixels: 1}']}"
+    keys = f"[data.train={tmp_path}/train.csv, data.test={tmp_path}/test.csv{more}]"
+    given = [objective, f"study.evaluations={{own: {{command: {command}, set: {keys}}}}}", f"run.dir={tmp_path}/new"]
+    assert cli.main(["study", "--config", str(file), *given]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"tgm-scale study: study.evaluations.own: {wanted}"), said
     assert not (tmp_path / "new").exists()
 
 
@@ -215,7 +245,7 @@ def test_runs_of_other_values_are_refused_before_anything_is_begun(
     assert f"neighbours.k: 5 there, 7 here ({tmp_path}/tube+pixels/seed-0/knn)" in said
 
     same = [*base, set_of.format(shards="elsewhere", steps=12, every=7), "study.seeds=[0, 1]"]
-    more = "study.maskers={tube: [masking.recipe=tube], random: [masking.recipe=random]}"
+    more = "study.maskers={tube: [masking.recipe=tube], random: [masking.recipe=random, masking.mask_ratio=0.7]}"
     records.refuse_other_runs(units(load(file, *same, more)))  # places and logs may change, arms and seeds be added
     for job in units_of[0].jobs:
         ended(job)

@@ -41,9 +41,12 @@ class StudySection(Section):
         False, description="evaluate the weights that the runs start from, too: what training adds to them"
     )
     parallel: int | None = Field(
-        None, ge=1, description="runs at a time; default: one for each core, or each `processes` GPUs, of this host"
+        None,
+        ge=1,
+        le=4096,
+        description="runs at a time; default: one for each core, or each `processes` GPUs, of this host",
     )
-    processes: int = Field(1, ge=1, description="processes of each pretraining and finetuning run: its GPUs")
+    processes: int = Field(1, ge=1, le=4096, description="processes of each pretraining and finetuning run: its GPUs")
     hours: float | None = Field(
         None, gt=0, description="no pretraining begins that would not end within so many hours of a call; default: any"
     )

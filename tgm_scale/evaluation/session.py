@@ -27,7 +27,6 @@ from tgm_scale.evaluation.views import Decoding
 from tgm_scale.models.vit import SIZES
 from tgm_scale.runs import run_folder
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process, refuse_hidden_gpus
-from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.progress import ProgressBars
 
 
@@ -127,7 +126,7 @@ def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str,
 def features(at: Session, source: LabelledCorpus, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:
     """Cached features of a part, below the run folder. Collective."""
     if at.process.is_main:  # not before checkpoint and data are found: a mistake must not stamp the folder
-        replace_file(at.folder / "config.yaml", run_folder.to_yaml(at.config))
+        run_folder.write_evaluation(at.folder, at.config)
     task = bars.task(f"features of {name}", own_samples(source.refs, at.process.rank, at.process.world_size))
     decoding = replace(decoding_of(at), progress=task.advance)
     return cached(at.folder / "features", at.encoder, source, decoding, pooling, at.collectives)

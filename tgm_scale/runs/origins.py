@@ -1,4 +1,5 @@
-"""RUN/origins.json: what a run reads other than its data, by content: frozen towers, flow weights, its first weights.
+"""RUN/origins.json: what a run reads other than its data, by content: frozen towers, flow weights, its first weights;
+of an evaluation its encoder.
 
 A path only says where a file was. By its content a run resumes after a folder was moved, and is refused if other
 weights are at the old place. An entry is {file: its blake2b, and the size, inode and time of change by which the next
@@ -15,7 +16,8 @@ from tgm_scale.checkpoints import folders
 from tgm_scale.guidance.tower_folder import model_files, tower_folder
 from tgm_scale.runtime.outside.json_text import json_object
 
-KEYS = ("guidance.towers", "guidance.flow", "train.init_from")
+KEYS = ("guidance.towers", "guidance.flow", "train.init_from", "encoder.checkpoint")
+_AT_ONE_PLACE = ("train.init_from", "encoder.checkpoint")  # a run may have gone on there
 FILE = "origins.json"
 _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
 
@@ -53,7 +55,7 @@ def differences(there: Tree, here: Tree, known: Mapping[str, Entry]) -> list[str
     found = []
     for key in KEYS:
         old, new, recorded = _value(there, key), _value(here, key), known.get(key, {})
-        if old == new and (key == "train.init_from" or not recorded):
+        if old == new and (key in _AT_ONE_PLACE or not recorded):
             continue
         entry = _entry(key, new, recorded)
         other = _other(recorded, entry)

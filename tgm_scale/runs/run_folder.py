@@ -176,6 +176,13 @@ def to_yaml(config: configuration.Section) -> str:
     return configuration.to_yaml(tree_without_secrets(config.model_dump(mode="json")))
 
 
+def write_evaluation(folder: Path, config: RunSettings) -> None:
+    """Write what an evaluation is of, so that it is known again where its encoder was moved."""
+    if read := origins.updated(config.model_dump(mode="json"), origins.read(folder), 0):
+        replace_file(folder / origins.FILE, json.dumps(read, indent=1))
+    replace_file(folder / "config.yaml", to_yaml(config))
+
+
 def write_start(
     folder: Path, config: RunSettings, corpora: list[dict[str, Any]], plan: dict[str, Any], step: int
 ) -> None:

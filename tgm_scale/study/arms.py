@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from tgm_scale import config as configuration
 from tgm_scale.config import Config, EvaluationConfig, RunSettings, StudyConfig
 from tgm_scale.data.lists.selection import Role
 from tgm_scale.data.shards.inventory import refuse_above
-from tgm_scale.evaluation import settings
+from tgm_scale.evaluation import baselines, settings
+from tgm_scale.evaluation.classes import ordered, untrained_classes
 from tgm_scale.evaluation.labelled import labelled_inventory
+from tgm_scale.evaluation.probe import refuse_too_few
 from tgm_scale.evaluation.session import PARTS, open_split
 from tgm_scale.planning.checks import PATTERN, check
 from tgm_scale.planning.corpora import make_synthetic
@@ -73,8 +76,24 @@ def arms(study: StudyConfig) -> list[Arm]:
 def units(study: StudyConfig) -> list[Unit]:
     """Seed by seed, so that what a budget leaves out are whole seeds. Raises ValueError that names the study's key."""
     found = [_unit(study, arm, seed) for seed in study.study.seeds for arm in arms(study)]
+    _refuse_twins(found)
     _refuse_other_starts(found)
     return found
+
+
+def _refuse_twins(found: list[Unit]) -> None:
+    """Raises ValueError for two arms that train the same, as where an objective sets what maskers do."""
+    of: dict[str, Arm] = {}
+    for job in _pretrainings(found):
+        tree = job.config.model_dump(mode="json")
+        tree["run"].pop("dir")
+        if twin := of.get(key := json.dumps(tree, sort_keys=True)):
+            raise ValueError(
+                f"study.maskers, study.objectives: {twin.name} and {job.arm.name} train one configuration, and their "
+                "difference would be 0 by name alone: give them different values (an objective's are laid over a "
+                "masker's), or leave one out"
+            )
+        of[key] = job.arm
 
 
 def _refuse_other_starts(found: list[Unit]) -> None:
@@ -188,24 +207,40 @@ def prepare(found: list[Unit], processes: int) -> None:
         make_synthetic(job.config.data)
     for what, job in {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}.items():
         assert isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
-        labelled = job.arguments[0] != "retrieve"
+        local = []
         for role in PARTS:
             given = getattr(job.config.data, role) or []
             names = [given] if isinstance(given, str) else given
             for name in names:
                 if "://" not in name and not set(name) & PATTERN and not Path(name).exists():
                     raise ValueError(f"study.evaluations.{what}: data.{role}={name}: no such file or folder")
-            if labelled and names and not any("://" in name for name in names):
-                _refuse_unusable(what, job.config, role)
+            if names and not any("://" in name for name in names):
+                local.append(role)
+        if job.arguments[0] != "retrieve":
+            try:
+                _refuse_unusable(job.arguments[0], job.config, local)
+            except ValueError as mistake:
+                raise ValueError(f"study.evaluations.{what}: {mistake}") from None
 
 
-def _refuse_unusable(what: str, config: settings.FrozenConfig | settings.FinetuneConfig, role: Role) -> None:
-    """Raises ValueError, before pretrainings are paid for, where the evaluation would for what it opens."""
-    try:
-        source = open_split(config.data, role, config.run.seed)
+def _refuse_unusable(
+    command: str, config: settings.FrozenConfig | settings.FinetuneConfig, parts: Sequence[Role]
+) -> None:
+    """Raises ValueError, before pretrainings are paid for, where the evaluation would for these parts of its data."""
+    sources = {role: open_split(config.data, role, config.run.seed) for role in parts}
+    for role, source in sources.items():
         refuse_above([labelled_inventory(role, source)], config.data.max_left_out_share)
-    except ValueError as mistake:
-        raise ValueError(f"study.evaluations.{what}: {mistake}") from None
+    if "train" not in sources:
+        return
+    trained = sources["train"].sample_labels
+    ordered(trained, config.data.classes)
+    if "test" in sources:
+        untrained_classes(trained, sources["test"].sample_labels)
+    if command == "probe":
+        refuse_too_few(len(set(trained)), len(trained), config.data.share)
+    of = config.finetune if isinstance(config, settings.FinetuneConfig) else config.probe
+    if command != "knn" and of.baselines:
+        baselines.refuse(f"{command}.baselines", trained, config.data.share)
 
 
 def _pretrainings(found: list[Unit]) -> Iterator[Job]:
