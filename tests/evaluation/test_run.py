@@ -127,6 +127,8 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     assert "of another configuration" in message("neighbours.k=3")
     attentive = (f"run.dir={tmp_path / 'a'}", "probe.head=attentive", "probe.heads=5")
     assert "probe.heads=5 does not divide the encoder's width" in message(*attentive, command="probe")
+    for rates in ("[-1]", "[1e-3, 0]", "[1e30]"):
+        assert "wanted rates above 0, of at most 10" in message(f"probe.learning_rates={rates}", command="probe")
     few = (f"run.dir={tmp_path / 'a'}", f"data.train={few_clips(tmp_path / 'few')}")
     wanted = r"a probe needs 2 classes and 10 training clips: found \d and"
     remedy = "more labelled clips, or take tgm-scale knn, which works with any number\n"

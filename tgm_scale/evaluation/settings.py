@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from tgm_scale import config as configuration
 from tgm_scale.config.data_sections import ClipsConfig, GroupsConfig, Section
@@ -93,11 +94,18 @@ class ProbeConfig(Section):
         min_length=1,
         description="tried for the attentive head; the best stays",
     )
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of the attentive head")
+    weight_decay: float = Field(0.01, ge=0, le=10, description="weight decay of the attentive head")
     heads: int = Field(8, ge=1, description="attention heads of the attentive head")
     baselines: bool = Field(
         False, description="compare with raw pixels, random weights and a small CNN, on up to 5,000 training clips"
     )
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rates(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(0 < rate <= 10 for rate in value):
+            raise PydanticCustomError("rates", "wanted rates above 0, of at most 10")
+        return value
 
     @model_validator(mode="after")
     def _of_one_head(self) -> ProbeConfig:
@@ -165,8 +173,8 @@ class FinetuneSection(Section):
     label_smoothing: float = Field(
         0.1, ge=0, lt=1, description="share of the target that is spread evenly over all classes"
     )
-    mixup: float = Field(0.8, ge=0, description="alpha of mixup; 0: none")
-    cutmix: float = Field(1.0, ge=0, description="alpha of cutmix; 0: none")
+    mixup: float = Field(0.8, ge=0, le=1000, description="alpha of mixup; 0: none")
+    cutmix: float = Field(1.0, ge=0, le=1000, description="alpha of cutmix; 0: none")
     rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="RandAugment, in timm's words; null: none")
     random_erasing: float = Field(0.25, ge=0, le=1, description="probability of erasing a random box")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then tested")
