@@ -68,6 +68,8 @@ def test_a_file_of_classes_gives_order_and_names(
         ('{"a": 3.5}', "'a' has 3.5: wanted a name"),
         ('{"a": "\\ud83d"}', r"half a surrogate pair"),
         ('{"a": "b"}', "no entry for 'x'"),
+        ('["x", "y", "x"]', "'x' is there twice"),
+        ('{"x": 1, "y": 1}', "two names have one number"),
     ],
 )
 def test_a_mistaken_file_of_classes_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -76,6 +78,10 @@ def test_a_mistaken_file_of_classes_is_refused(tmp_path: Path, text: str, messag
         ordered({"x"}, str(tmp_path / "c.json"))
     with pytest.raises(ValueError, match="no such file"):
         read_classes(str(tmp_path / "absent.json"))
+    with pytest.raises(ValueError, match="a folder, wanted a file"):
+        read_classes(str(tmp_path))
+    (tmp_path / "c.json").write_text('["x", "y", "x"]')
+    assert ordered({"0", "2"}, str(tmp_path / "c.json")) == ["0", "1", "2"], "numbers may have one name"
 
 
 def test_classes_that_training_lacks_are_named_and_none_at_all_stops() -> None:

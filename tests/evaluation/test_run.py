@@ -125,8 +125,15 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     assert "name the label's place" in message("data.label=lable")
     assert cli.main(arguments("knn", tmp_path / "r", checkpoint, shards)) == 0, "the mistakes left no trace"
     assert "of another configuration" in message("neighbours.k=3")
-    attentive = (f"run.dir={tmp_path / 'a'}", "probe.head=attentive", "probe.heads=5")
+    run = f"run.dir={tmp_path / 'a'}"
+    attentive = (run, "probe.head=attentive", "probe.heads=5")
     assert "probe.heads=5 does not divide the encoder's width" in message(*attentive, command="probe")
+    assert "encoder.frames=3: wanted a multiple of 2" in message("encoder.frames=3", run)
+    assert "encoder.image_size=9: wanted a multiple of 8" in message("encoder.image_size=9", run)
+    assert "encoder.frames=3: wanted a multiple of 2" in message("encoder.checkpoint=random", "encoder.frames=3", run)
+    small = ("probe.pool=4x4", "encoder.image_size=16", run)
+    assert "probe.pool=4x4: clips of 16 pixels have 2 x 2 tokens" in message(*small, command="probe")
+    assert message("data.train=/nowhere/a", run).startswith("tgm-scale knn: data.train: no shards (*.tar) at")
     for rates in ("[-1]", "[1e-3, 0]", "[1e30]"):
         assert "wanted rates above 0, of at most 10" in message(f"probe.learning_rates={rates}", command="probe")
     few = (f"run.dir={tmp_path / 'a'}", f"data.train={few_clips(tmp_path / 'few')}")
@@ -321,7 +328,7 @@ def test_frozen_features_of_clips_of_another_shape_have_interpolated_positions(
     same = FrozenEncoder.load(checkpoint, frames=4, image_size=32)
     assert same.positions is None and same.digest == FrozenEncoder.load(checkpoint).digest
     mistake = arguments(more[0], tmp_path / "odd", checkpoint, shards, "encoder.image_size=50")
-    assert cli.main(mistake) == 2 and "size=50 is not a multiple of the model's patch" in capsys.readouterr().err
+    assert cli.main(mistake) == 2 and "encoder.image_size=50: wanted a multiple of 8" in capsys.readouterr().err
 
 
 def test_an_attentive_probe_sees_the_tokens_of_all_views(shards: str, checkpoint: Path, tmp_path: Path) -> None:

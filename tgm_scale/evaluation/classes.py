@@ -11,6 +11,7 @@ Numbers sort as numbers (0, 1, 2, 10), all else as text; `data.classes` gives an
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -39,7 +40,9 @@ def read_classes(path: str) -> dict[str, list[str]]:
     Raises ValueError that names the file and what is wrong."""
     data = storage.read_small(path)
     if data is None:
-        raise ValueError(f"data.classes={path}: no such file")
+        raise ValueError(
+            f"data.classes={path}: {'a folder, wanted a file' if os.path.isdir(path) else 'no such file'}"
+        )
     text = decoded(data, path)
     content: Any
     if path.lower().endswith(".json"):
@@ -58,17 +61,20 @@ def read_classes(path: str) -> dict[str, list[str]]:
     if not isinstance(content, dict) or not content:
         raise ValueError(f"data.classes={path}: wanted names, one a line, or a JSON object of label -> name")
     if all(_is_number(value) for value in content.values()) and not all(map(_NUMBER.fullmatch, content)):
+        numbers = [int(number) for number in content.values()]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"data.classes={path}: two names have one number: wanted a number for each class")
         content = {str(number): name for name, number in sorted(content.items(), key=lambda pair: int(pair[1]))}
-    found = {}
+    by_label: dict[str, list[str]] = {}
     for label, names in content.items():
         texts = names if isinstance(names, list) else [names]
         if not texts or not all(isinstance(one, str) for one in texts):
             raise ValueError(f"data.classes={path}: {shown(label)} has {names!r}: wanted a name or a list of texts")
         try:
-            found[cleaned(label)] = [cleaned(one) for one in texts]
+            by_label[cleaned(label)] = [cleaned(one) for one in texts]
         except ValueError as error:
             raise ValueError(f"data.classes={path}: {error}") from None
-    return found
+    return by_label
 
 
 def _is_number(value: object) -> bool:
@@ -85,7 +91,9 @@ def ordered(labels: Iterable[str], path: str | None) -> list[str]:
     names = [texts[0] for texts in listed.values()]
     if labels <= listed.keys():
         return list(listed)
-    if labels <= set(names) and len(set(names)) == len(names):
+    if labels <= set(names):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(f"data.classes={path}: {shown(twice[0])} is there twice: wanted a name for each class")
         return names
     nearer = listed.keys() if len(labels & listed.keys()) >= len(labels & set(names)) else set(names)
     missing = in_order(labels - nearer)

@@ -64,6 +64,7 @@ class FrozenEncoder:
         shape = frames or found.frames, image_size or found.image_size
         if shape == (found.frames, found.image_size):
             return cls.of(found, path, device)
+        _refuse_shape(*shape, found.size)
         trained = cls.of(found, path, device)
         moved = (encoder_of(found) if found.kind == "pretraining" else found).at(*shape)
         module: Any = build(moved)
@@ -87,6 +88,7 @@ class FrozenEncoder:
     ) -> FrozenEncoder:
         """The initialisation of a run with this seed: the baseline that training is compared with."""
         dimensions = SIZES[size]
+        _refuse_shape(frames, image_size, dimensions)
         model = MaskedVideoAutoencoder(dimensions, frames, image_size, options=ModelOptions("sdpa"), seed=seed)
         if initialisation == "local":
             start_locally(model)
@@ -196,6 +198,13 @@ def cached(
 ) -> Clips:
     """Features of every labelled sample, the mean over its views, kept below `folder`; collective (`cached_rows`)."""
     return cached_rows(folder, row_model(encoder, pooling), source, decoding, collectives)
+
+
+def _refuse_shape(frames: int, image_size: int, size: ModelSize) -> None:
+    """Raises ValueError for clips that do not divide into the tokens of a model of this size."""
+    for key, found, of in (("frames", frames, size.tubelet), ("image_size", image_size, size.patch)):
+        if found % of:
+            raise ValueError(f"encoder.{key}={found}: wanted a multiple of {of}, which a token of this model has")
 
 
 def row_model(encoder: FrozenEncoder, pooling: Pooling) -> RowModel:

@@ -90,6 +90,12 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
         probe.refuse_too_few(len(set(labels)), len(labels), config.data.share)
         if settings.head == "attentive":
             attentive.refuse_heads(settings.heads, encoder.size.width)
+        across = encoder.image_size // encoder.size.patch
+        if settings.pool != "mean" and int(settings.pool[0]) > across:
+            raise ValueError(
+                f"probe.pool={settings.pool}: clips of {encoder.image_size} pixels have {across} x {across} tokens in "
+                "a slot of time, and a place wants one at least: take a smaller one"
+            )
 
     if settings.head == "attentive":
         return _classify(config, "attentive probe", "tokens", attend, check)

@@ -91,6 +91,9 @@ def open_split(data: LabelledConfig, role: Role, seed: int = 0) -> LabelledCorpu
         found = open_labelled(spec, data.selection(role), root=data.root)
     except NoList as missing:
         raise ValueError(f"data.{role}={missing}") from None
+    except ValueError as mistake:
+        said = str(mistake)
+        raise ValueError(said if said.startswith("data.") else f"data.{role}: {said}") from None
     if role == "test" and data.train == data.test:
         refuse_unsplit("data.test", spec, found)
     return share_of(found, data.share, seed) if role == "train" and data.share < 1 else found
