@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tgm_scale import config as configuration
+from tgm_scale.commands.command import Once
 from tgm_scale.config import StudyConfig
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime import command
@@ -36,15 +37,18 @@ _COLOURS = ("#2a6fdb", "#e0662b", "#3d9a50", "#8a63d2", "#b5489b", "#0e8794", "#
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(__doc__, EXAMPLES)
-    parser.add_argument("--config", required=True, metavar="FILE", help="the study, with its runs where run.dir says")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the picture; written over")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
+    add = parser.add_argument
+    add("--config", action=Once, required=True, metavar="FILE", help="the study, with its runs where run.dir says")
+    add("--output", type=Path, required=True, metavar="FILE.png", help="the picture; written over")
+    add("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
     options = parser.parse_args(arguments)
     return command.exit_code("draw_cost", lambda: _run(options))
 
 
 def _run(options: argparse.Namespace) -> int:
     check_output("--output", options.output, "picture")
+    if options.output.suffix.lower() != ".png":
+        raise ValueError(f"--output {options.output}: a PNG is drawn: name it .png")
     tree = configuration.read_tree(options.config, options.overrides)
     study = configuration.checked(tree, options.config, StudyConfig, options.overrides)
     found = units(study)

@@ -23,10 +23,14 @@ def without_class(caption: str, label: str, also: frozenset[str] = frozenset()) 
     class_words = {word[:_SAME] for word in re.findall(r"[^\W\d_]+", label.lower())}
 
     def names_it(word: str) -> bool:
-        plain = re.sub(r"[\W\d_]+", "", word.lower())
+        plain = _letters(word)
         return plain in also or plain[:_SAME] in class_words
 
     return " ".join(word for word in caption.split() if not names_it(word))
+
+
+def _letters(word: str) -> str:
+    return re.sub(r"[\W\d_]+", "", word.lower())
 
 
 def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -41,6 +45,8 @@ def read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise ValueError(f"{path}: no CSV in UTF-8 ({error})") from None
     if missing := {"label", "caption"} - set(columns):
         raise ValueError(f"{path}: no column {' and '.join(sorted(missing))}; its columns are {', '.join(columns)}")
+    if twice := {name for name in ("label", "caption") if columns.count(name) > 1}:
+        raise ValueError(f"{path}: two columns are named {' and '.join(sorted(twice))}: rename one")
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             raise ValueError(f"{path}: row {number} has another number of columns than the first line, {len(columns)}")
@@ -53,8 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="the new CSV, which must not be there yet")
     parser.add_argument("--also", nargs="+", default=[], metavar="WORD", help="further words that name a class")
     options = parser.parse_args(arguments)
-    also = frozenset(word.lower() for word in options.also)
+    also = frozenset(filter(None, map(_letters, options.also)))
     try:
+        if not options.output.name:
+            raise ValueError(f"OUTPUT is {str(options.output)!r}: wanted the name of a new file")
         columns, rows = read(options.list)
         changed = [row | {"caption": without_class(row["caption"], row["label"], also)} for row in rows]
         with options.output.open("x", newline="", encoding="utf-8") as target:
@@ -69,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     count = sum(new != old for new, old in zip(changed, rows))
     print(f"{options.output}: {len(rows)} rows, {count} captions without words of their class")
+    if empty := sum(bool(old["caption"].strip()) and not new["caption"] for new, old in zip(changed, rows)):
+        print(f"warning: {empty} captions had no other words and are empty: with a contrast, their clips are left out")
     return 0
 
 

@@ -313,13 +313,15 @@ def test_a_damaged_record_is_none(evaluated: tuple[StudyConfig, list[Unit]], cha
 def test_what_was_found_is_drawn_against_the_cost(
     evaluated: tuple[StudyConfig, list[Unit]], file: Path, tmp_path: Path
 ) -> None:
-    def drawn(folder: Path) -> subprocess.CompletedProcess[str]:
-        given = [f"run.dir={folder}", f"study.maskers={MASKERS}", "--output", str(tmp_path / "cost.png")]
+    def drawn(folder: Path, name: str = "cost.png") -> subprocess.CompletedProcess[str]:
+        given = [f"run.dir={folder}", f"study.maskers={MASKERS}", "--output", str(tmp_path / name)]
         command = [sys.executable, "tools/draw_cost.py", "--config", str(file), *given]
         return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
     nothing = drawn(tmp_path / "elsewhere")
     assert nothing.returncode == 2 and "no arm of the study has been evaluated there: run it first" in nothing.stderr
+    other = drawn(tmp_path, "cost.jpg")
+    assert other.returncode == 2 and "cost.jpg: a PNG is drawn: name it .png" in other.stderr
     assert drawn(tmp_path).returncode == 0
     with Image.open(tmp_path / "cost.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "lines, bars and letters"

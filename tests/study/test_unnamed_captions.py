@@ -24,16 +24,21 @@ def test_words_of_the_class_go_and_all_else_stays(tmp_path: Path) -> None:
         "b.mp4,bowling,2,a person bowls with the right hand\r\n"
         "c.mp4,circle_cw,1,a person draws a circle clockwise\r\n"
         '"d,1.mp4",wave,3,nothing of it\r\n'
+        "e.mp4,box,3,Left-handed boxing!\r\n"
     )
-    done = called(source, output, "--also", "Clockwise")
+    done = called(source, output, "--also", "Clockwise", "left-handed")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{output}: 4 rows, 3 captions without words of their class\n"
+    assert done.stdout.splitlines() == [
+        f"{output}: 5 rows, 4 captions without words of their class",
+        "warning: 1 captions had no other words and are empty: with a contrast, their clips are left out",
+    ]
     assert output.read_text() == (
         "file,label,group,caption\n"
         "a.mp4,swipe_left,1,A person to the\n"
         "b.mp4,bowling,2,a person with the right hand\n"
         "c.mp4,circle_cw,1,a person draws a\n"
         '"d,1.mp4",wave,3,nothing of it\n'
+        "e.mp4,box,3,\n"
     )
 
 
@@ -43,6 +48,7 @@ def test_words_of_the_class_go_and_all_else_stays(tmp_path: Path) -> None:
         (b"file,label\na.mp4,wave\n", "no column caption; its columns are file, label"),
         (b"label,caption\nwave,a person,waves\n", "row 1 has another number of columns than the first line, 2"),
         (b"label,caption\nwave\n", "row 1 has another number of columns"),
+        (b"label,caption,caption\nwave,one,two\n", "two columns are named caption: rename one"),
         (b"label,caption\nwave,\xff\n", "no CSV in UTF-8"),
         (None, "No such file"),
     ],
