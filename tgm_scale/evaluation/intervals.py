@@ -57,8 +57,8 @@ def class_interval(
 ) -> Interval:
     """The mean over classes of the share that is right in each, with its percentile interval over the clips; a class
     that a draw lacks does not count in it. class_M: int64 from 0."""
-    right_MC = F.one_hot(class_M).double().numpy() * right_M.double().numpy()[:, None]
     is_MC = F.one_hot(class_M).double().numpy()
+    right_MC = is_MC * right_M.double().numpy()[:, None]
 
     def means(right_RC: np.ndarray, count_RC: np.ndarray) -> np.ndarray:
         there_RC = count_RC > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +73,14 @@ def table_rows(
 
     first: the number of the first of the lines. Raises ValueError, with `place`, for a quotation mark that is not
     closed: the rows up to the next one, or to the end, would be a part of its field."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    newest: deque[str] = deque(maxlen=1)
+
+    def kept() -> Iterator[str]:
+        for line in lines:
+            newest.append(line)
+            yield line
+
+    reader = csv.reader(kept(), delimiter=delimiter, strict=True)
     while True:
         began = first + reader.line_num
         try:
@@ -82,8 +90,7 @@ def table_rows(
         except csv.Error as error:
             if "expected after" not in str(error) or first + reader.line_num > began + 1:
                 raise ValueError(f"{place} line {began}: no CSV ({error}): close its quotation marks") from None
-            yield began, {FAULT: f"no CSV ({error})"}  # a text behind a quoted one, and the line is whole
-            continue
+            values = next(csv.reader(newest, delimiter=delimiter))  # a text behind a quoted one, and the line is whole
         if not any(value.strip() for value in values):
             continue
         for value in values:
