@@ -37,7 +37,7 @@ for _floor in ("finetuning", "corpora", "preview"):
 MAY_IMPORT["preflight"] = _HIGH | {"finetuning"}
 MAY_IMPORT["benchmarks"] = _HIGH | {"demo.clip"}
 MAY_IMPORT["tuning"] = _HIGH | {"benchmarks"}
-MAY_IMPORT["study"] = _HIGH
+MAY_IMPORT["study"] = _HIGH | {"finetuning"}
 MAY_IMPORT["demo"] = _HIGH | {"demo.corpus", "demo.clip"}
 MAY_IMPORT["commands"] = set(MAY_IMPORT) - {"demo"}
 FREE = {"cli", "__init__", "__main__"}

@@ -56,7 +56,7 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
         found = read(origin, lossy=True, tubelet=size.tubelet)
     except ValueError as mistake:
         raise ValueError(f"train.init_from={mistake}") from None
-    if differing := _differences(found.size, size, _ENCODER_FIELDS):
+    if differing := encoder_differences(found.size, size):
         raise ValueError(
             f"train.init_from={origin}: an encoder of another size than the run's: {', '.join(differing)}"
             f"{size_in_keys(found.size)}"
@@ -91,6 +91,11 @@ def size_in_keys(found: ModelSize) -> str:
 
 def _differing_tokens(found: ModelSize, size: ModelSize) -> list[str]:
     return [field for field in ("patch", "tubelet") if getattr(found, field) != getattr(size, field)]
+
+
+def encoder_differences(found: ModelSize, wanted: ModelSize) -> list[str]:
+    """The fields of an encoder that are others, with both values."""
+    return _differences(found, wanted, _ENCODER_FIELDS)
 
 
 def _differences(found: ModelSize, wanted: ModelSize, names: tuple[str, ...]) -> list[str]:

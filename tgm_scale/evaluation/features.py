@@ -64,7 +64,7 @@ class FrozenEncoder:
         shape = frames or found.frames, image_size or found.image_size
         if shape == (found.frames, found.image_size):
             return cls.of(found, path, device)
-        _refuse_shape(*shape, found.size)
+        refuse_shape(*shape, found.size)
         trained = cls.of(found, path, device)
         moved = (encoder_of(found) if found.kind == "pretraining" else found).at(*shape)
         module: Any = build(moved)
@@ -88,7 +88,7 @@ class FrozenEncoder:
     ) -> FrozenEncoder:
         """The initialisation of a run with this seed: the baseline that training is compared with."""
         dimensions = SIZES[size]
-        _refuse_shape(frames, image_size, dimensions)
+        refuse_shape(frames, image_size, dimensions)
         model = MaskedVideoAutoencoder(dimensions, frames, image_size, options=ModelOptions("sdpa"), seed=seed)
         if initialisation == "local":
             start_locally(model)
@@ -200,7 +200,7 @@ def cached(
     return cached_rows(folder, row_model(encoder, pooling), source, decoding, collectives)
 
 
-def _refuse_shape(frames: int, image_size: int, size: ModelSize) -> None:
+def refuse_shape(frames: int, image_size: int, size: ModelSize) -> None:
     """Raises ValueError for clips that do not divide into the tokens of a model of this size."""
     for key, found, of in (("frames", frames, size.tubelet), ("image_size", image_size, size.patch)):
         if found % of:

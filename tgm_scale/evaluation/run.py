@@ -21,7 +21,8 @@ from tgm_scale.evaluation.classes import (
 )
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, row_model
 from tgm_scale.evaluation.session import PARTS, Session, decoding_of, features, open_split, report_data, session
-from tgm_scale.evaluation.settings import FrozenConfig
+from tgm_scale.evaluation.settings import FrozenConfig, ProbeConfig
+from tgm_scale.models.vit import ModelSize
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.runtime.progress import ProgressBars
 
@@ -88,18 +89,23 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
 
     def check(encoder: FrozenEncoder, labels: list[str]) -> None:
         probe.refuse_too_few(len(set(labels)), len(labels), config.data.share)
-        if settings.head == "attentive":
-            attentive.refuse_heads(settings.heads, encoder.size.width)
-        across = encoder.image_size // encoder.size.patch
-        if settings.pool != "mean" and int(settings.pool[0]) > across:
-            raise ValueError(
-                f"probe.pool={settings.pool}: clips of {encoder.image_size} pixels have {across} x {across} tokens in "
-                "a slot of time, and a place wants one at least: take a smaller one"
-            )
+        refuse_reading(settings, encoder.size, encoder.image_size)
 
     if settings.head == "attentive":
         return _classify(config, "attentive probe", "tokens", attend, check)
     return _classify(config, "linear probe", settings.pool, linear, check)
+
+
+def refuse_reading(settings: ProbeConfig, size: ModelSize, image_size: int) -> None:
+    """Raises ValueError for a probe that cannot read the tokens of an encoder of this size."""
+    if settings.head == "attentive":
+        attentive.refuse_heads(settings.heads, size.width)
+    across = image_size // size.patch
+    if settings.pool != "mean" and int(settings.pool[0]) > across:
+        raise ValueError(
+            f"probe.pool={settings.pool}: clips of {image_size} pixels have {across} x {across} tokens in a slot of "
+            "time, and a place wants one at least: take a smaller one"
+        )
 
 
 _POOLINGS = {

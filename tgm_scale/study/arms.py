@@ -23,6 +23,7 @@ from tgm_scale.planning.corpora import make_synthetic
 from tgm_scale.planning.objective import needs_captions
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
+from tgm_scale.study.fitting import refuse_unfit
 
 PRETRAIN, UNTRAINED = "pretrain", "untrained"
 _SHAPE = ("patch", "tubelet", "depth")  # keys of `model` that change a size
@@ -102,7 +103,11 @@ def _refuse_other_starts(found: list[Unit]) -> None:
     for unit in found:
         for job in unit.jobs:
             start = random.get((unit.seed, job.what))
-            if job.origin is None or not isinstance(start, settings.FrozenConfig):
+            if job.origin is None:
+                continue
+            if isinstance(start, settings.FinetuneConfig):
+                _refuse_other_initialisation(job.what, start.model.initialisation, job.origin.model.initialisation)
+            if not isinstance(start, settings.FrozenConfig):
                 continue
             own = {f"model.{key}": getattr(job.origin.model, key) for key in ("size", "initialisation", *_SHAPE)}
             untrained = {"model.size": start.encoder.size, "model.initialisation": start.encoder.initialisation}
@@ -113,6 +118,14 @@ def _refuse_other_starts(found: list[Unit]) -> None:
                 )
 
 
+def _refuse_other_initialisation(what: str, scratch: str, pretrained: str) -> None:
+    if scratch != pretrained:
+        raise ValueError(
+            f"study.evaluations.{what}: model.initialisation={scratch} is where study.untrained=true starts from, and "
+            f"pretrainings start from {pretrained}: set model.initialisation={pretrained} there"
+        )
+
+
 def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
     section, folder = study.study, Path(study.run.dir) / arm.name / f"seed-{seed}"
     jobs = []
@@ -121,7 +134,8 @@ def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
     keys = [f"study.maskers.{arm.masker}", f"study.objectives.{arm.objective}"] if arm.masker else []
     try:
         pretrained = configuration.load(section.config, given)
-        plan_pretraining(pretrained, _first_process(section.processes))
+        process = _first_process(section.processes)
+        shape = plan_pretraining(pretrained, process).shape
     except ValueError as mistake:
         raise ValueError(f"{', '.join(['study.config', 'study.set', *keys])}: {mistake}") from None
     if arm.masker:
@@ -135,6 +149,7 @@ def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
         try:
             overrides += (_origin if arm.masker else _untrained)(evaluation, pretrained, overrides)
             config = _load(evaluation, overrides)
+            refuse_unfit(evaluation.command, config, shape, process)
         except ValueError as mistake:
             raise ValueError(f"study.evaluations.{name}: {mistake}") from None
         line = (evaluation.command, *(("--config", evaluation.config) if evaluation.config else ()), *overrides)
@@ -186,7 +201,7 @@ def _untrained(evaluation: EvaluationConfig, pretrained: Config, overrides: list
     return [*found, *([f"data.stride={data.stride}"] if config.data.stride is None else [])]
 
 
-def _load(evaluation: EvaluationConfig, overrides: list[str]) -> RunSettings:
+def _load(evaluation: EvaluationConfig, overrides: list[str]) -> settings.FrozenConfig | settings.FinetuneConfig:
     if evaluation.command == "finetune":
         assert evaluation.config is not None
         return settings.load_finetune(evaluation.config, overrides)

@@ -1,0 +1,59 @@
+"""An evaluation that cannot read what is pretrained is told before that is paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tgm_scale import config as configuration
+from tgm_scale.config import StudyConfig
+from tgm_scale.study.arms import Unit, units
+
+FINETUNE = "command: finetune, config: configs/finetune_few_clips.yaml"
+
+
+def read(file: Path, *overrides: str) -> list[Unit]:
+    tree = configuration.read_tree(file, overrides)
+    return units(configuration.checked(tree, str(file), StudyConfig, overrides))
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        (
+            "command: probe, set: [probe.head=attentive, probe.heads=7]",
+            "probe.heads=7 does not divide the .* width of",
+        ),
+        (
+            "command: probe, set: [probe.pool=4x4, encoder.image_size=16]",
+            "probe.pool=4x4: clips of 16 pixels have 2 x 2",
+        ),
+        ("command: knn, set: [encoder.image_size=33]", "encoder.image_size=33: wanted a multiple of 8"),
+        ("command: retrieve, set: [encoder.frames=3]", "encoder.frames=3: wanted a multiple of 2"),
+        (f"{FINETUNE}, set: [model.size=S]", "model: an encoder of another size .* 384 here.*; set model.size="),
+        (f"{FINETUNE}, set: [model.patch=4]", "model: an encoder of another size .*patch 8 there, 4 here; set"),
+        (f"{FINETUNE}, set: [train.micro_batch_size=5]", "micro_batch_size=5 does not divide"),
+        (f"{FINETUNE}, set: [data.size=66]", "data.size=66 is not a multiple"),
+    ],
+)
+def test_it_is_told_as_the_study_is_read(file: Path, evaluation: str, message: str) -> None:
+    data = "data.train=x, data.test=x, "
+    given = evaluation.replace("set: [", f"set: [{data}")
+    with pytest.raises(ValueError, match=f"(?s)study.evaluations.own: .*{message}"):
+        read(
+            file,
+            "study.objectives={pixels: ['objective.terms={pixels: 1, contrast: 1}']}",
+            f"study.evaluations={{own: {{{given}}}}}",
+        )
+
+
+def test_a_finetuning_from_scratch_starts_as_pretrainings_do(file: Path) -> None:
+    pixels = "study.objectives={pixels: ['objective.terms={pixels: 1}']}"
+    of = (
+        "study.evaluations={{own: {{{}, set: [data.train=x, data.test=x, model.size=tiny, model.initialisation={}]}}}}"
+    )
+    read(file, pixels, "study.untrained=true", of.format(FINETUNE, "videomae"))
+    with pytest.raises(ValueError, match=r"evaluations.own: model.initialisation=local .* from videomae: set"):
+        read(file, pixels, "study.untrained=true", of.format(FINETUNE, "local"))
+    read(file, pixels, of.format(FINETUNE, "local"))
