@@ -148,6 +148,8 @@ def test_a_dry_run_prints_arms_and_commands(file: Path, tmp_path: Path, capsys: 
     assert len([line for line in lines if line.startswith("tgm-scale ")]) == 12 and not (tmp_path / "new").exists()
     assert cli.main(["study", "--config", str(file), "--dry-run", "--task=1", "--tasks=4", *given]) == 0
     assert "2 runs of 4 commands" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["study", "--config", str(file), "--dry-run", "--tables"])
 
 
 def test_a_budget_leaves_out_what_would_end_too_late_and_says_it(
