@@ -76,14 +76,14 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, content: str 
 
 def test_a_row_that_swallows_others_is_refused_by_its_line(tmp_path: Path) -> None:
     for rows, words in (
-        ('a,"one\n' + "b,c\n" * 60 + '"\nd,e\n', "line 3: a field of 62 lines, with other rows in it"),
+        ('a,"one\n' + "b,c\n" * 60 + '"\nd,e\n', "line 3: a field of 62 lines, wanted 50 at most"),
         ('a,"one\nb,c\nd,e\n', "line 3: no CSV .unexpected end of data.: close its quotation marks"),
         ('a,"one\nb.mp4,c\nd,two"\n', "line 3: a field of 3 lines, with other rows in it"),
     ):
         with pytest.raises(ValueError, match=words):
             plan(tmp_path / "a.csv", "\nfile,caption\n" + rows)
-    found = plan(tmp_path / "a.csv", 'file,caption\nd,"e\nf"\ng,h,i\nk,"l" m\n')
-    assert found.clips == 2
+    found = plan(tmp_path / "a.csv", 'file,caption\nd,"e\nf"\ng,h,i\nk,"l" m\n"n" ,"o\np\nq"\nr,s\n')
+    assert found.clips == 4
     assert [problem.detail for problem in found.problems] == ["3 fields under 2 columns: quote what holds a ','"]
 
 

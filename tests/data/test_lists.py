@@ -244,7 +244,12 @@ def test_rows_without_a_split_where_others_have_one_are_named(tmp_path: Path, na
         ("x.csv", 'file,label\na.mp4,1\nb.mp4,"2', "line 3: no CSV .unexpected end of data.: close its"),
         ("x.csv", 'file,label\na.mp4,"1\nb.mp4,2\nc.mp4,"3\nd.mp4,4\n', "line 2: no CSV .',' expected after"),
         ("x.csv", 'file,label\na.mp4,"1\nb.mp4,2\nc.mp4,3"\n', "line 2: a field of 3 lines, with other rows in it"),
-        ("x.csv", 'file,label\na.mp4,"1\n' + "b\n" * 60 + '"\n', "line 2: a field of 62 lines, with other rows in it"),
+        ("x.csv", 'file,label\na.mp4,"1\n' + "b\n" * 60 + '"\n', "line 2: a field of 62 lines, wanted 50 at most"),
+        ("x.csv", 'file,label\nclips/a,"run\nclips/b,walk"\nc,x\n', "line 2: 'clips/a' has a label of several lines"),
+        ("x.csv", 'file,label\r\na.mp4,"1\rb.mp4,2\rc.mp4,3"\r', "line 2: a field of 3 lines, with other rows in it"),
+        ("x.csv", 'file,label,group\na.mp4,"1,x\nb.mp4,2",y\n', "line 2: a field of 2 lines, with other rows in it"),
+        ("x.csv", 'file,label\n"a.mp4" ,"1\nb.mp4,2\nc.mp4,3"\n', "line 2: a field of 3 lines, with other rows in it"),
+        ("x.csv", 'file,label\nb.mp4,2\n"a.mp4" ,"1\n', "line 3: no CSV .',' expected after '\"'.: close its"),
         ("x.csv", "file,label,split\na.mp4,1,\nb.mp4,1,test\n", "none of its rows is of the split 'train'"),
         ("x.csv", "file,label,Label\na.mp4,1,2\n", "2 columns are named label: rename all but one"),
         ("x.parquet", "PAR1", "Parquet is not read; make JSON Lines of it: python -c"),
@@ -315,13 +320,13 @@ def test_labels_with_blanks_are_labels(tmp_path: Path) -> None:
 
 
 def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
-    rows = 'a.mp4,1\nb.mp4,1,2\n,3\nc.mp4,a\0b\nd.mp4,"two" words\ne.mp4,"4\nlines"\nf.mp4,5" wide\n'
+    rows = 'a.mp4,1\nb.mp4,1,2\n,3\nc.mp4,a\0b\nd.mp4,"two" words\n"e.mp4" ,"4 "\nf.mp4,5" wide\n"a\nb",3\n'
     (tmp_path / "x.csv").write_text("file,label\n" + rows)
     listing = read_list(tmp_path / "x.csv")
     assert [entry.path for entry in listing.entries] == ["a.mp4", "c.mp4", "d.mp4", "e.mp4", "f.mp4"]
     assert listing.entries[2].label == "two words"
     assert [(problem.key, problem.reason) for problem in listing.problems] == [
-        ("b.mp4", "bad_row"), (f"{tmp_path}/x.csv line 4", "bad_row"), ("c.mp4", "bad_label")
+        ("b.mp4", "bad_row"), (f"{tmp_path}/x.csv line 4", "bad_row"), ("c.mp4", "bad_label"), ("a\nb", "bad_row")
     ]  # fmt: skip
     assert "3 fields under 2 columns" in listing.problems[0].detail
 

@@ -276,10 +276,20 @@ def test_labels_that_look_alike_are_said(
     clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert alike_note(["bend", "run", "run", "1", "10", "-1", "inf", "infinity", "1-2", "1 2", "12"]) == ""
-    for one, other in (("1", "1.0"), ("01", "1"), ("wave", "wave\u200b"), ("jump up", "jump_up"), ("a b", "a\xa0 b")):
+    assert alike_note(["12345678901234567890", "12345678901234567891", "9" * 5000]) == "", "numbers of videos"
+    for one, other in (
+        ("1", "1.0"),
+        ("01", "1"),
+        ("0", "-0"),
+        ("10", "1e1"),
+        ("wave", "wave\u200b"),
+        ("jump up", "jump_up"),
+        ("a b", "a\xa0 b"),
+    ):
         assert f": {min(one, other)!a} and {max(one, other)!a}: write" in alike_note(["run", one, other])
     said = (
-        "labels that differ in case, blanks, Unicode's form or a number's digits alone are different classes: "
+        "labels that differ in case, blanks, characters that are not seen, Unicode's form or a number's digits alone "
+        "are different classes: "
         "'Bend' and 'bend', 'cafe\\u0301' and 'caf\\xe9': write them in one way if they are one class"
     )
     train = write(clips / "alike.csv", ["file,label", "0.mp4,bend", "1.mp4,caf\xe9"])

@@ -19,9 +19,9 @@ from tgm_scale import config as configuration
 from tgm_scale.config import StudyConfig
 from tgm_scale.study import page, records
 from tgm_scale.study.arms import Arm, Unit, units
-from tgm_scale.study.differences import difference, interval
+from tgm_scale.study.differences import difference, effects, interval
 from tgm_scale.study.outcomes import Outcome
-from tgm_scale.study.summary import summarise, tables
+from tgm_scale.study.summary import effect_rows, summarise, tables
 
 MASKERS = "{tube: [], random: [masking.recipe=random, masking.mask_ratio=0.7]}"
 ONE, OTHER = Arm("tube", "contrast"), Arm("tube", "pixels")
@@ -77,6 +77,9 @@ def test_a_difference_is_of_the_seeds_and_clips_that_both_have() -> None:
         found[ONE, s].right[f"clip{i}"] - found[OTHER, s].right[f"clip{i}"] for s in (0, 2) for i in range(1, 90)
     )
     assert of["mean"] == pytest.approx(mean / 178)
+    assert interval(of).endswith("] (of seed 0, 2 alone and 89 of 90 test clips)")
+    assert difference(dict(reversed(found.items())), [(ONE, OTHER)], seed=0) == of, "whatever was measured first"
+    assert "(of" not in interval(difference(outcomes(2, 90), [(ONE, OTHER)], seed=0))
     assert difference({key: one for key, one in found.items() if key[0] == ONE}, [(ONE, OTHER)], seed=0) == {}
 
 
@@ -121,6 +124,16 @@ def test_the_interval_of_a_whole_is_that_of_its_mean() -> None:
     half = 1.96 * stdev(gain) / math.sqrt(600)
     assert both["high"] - both["low"] == pytest.approx(2 * half, rel=0.15)
     assert both["high"] - both["low"] < 0.85 * (alone["high"] - alone["low"])
+
+
+def test_a_whole_of_runs_that_share_no_seed_says_so(file: Path) -> None:
+    given = [f"study.maskers={MASKERS}"]
+    config = configuration.checked(configuration.read_tree(file, given), str(file), StudyConfig, given)
+    arms = [Arm(masker, objective) for masker in MASKS for objective in ("pixels", "contrast")]
+    of = outcomes(1, 90)[ONE, 0]
+    (found, *_) = effects(config, {(arm, int(arm.masker == "random")): of for arm in arms})
+    assert found == {"of": "contrast", "in place of": "pixels", "over": ["tube", "random"]}
+    assert effect_rows({"effects": [found]})[1][-1] == interval(found) == "none: no seed and test clip that all have"
 
 
 @pytest.fixture

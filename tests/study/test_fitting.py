@@ -48,6 +48,12 @@ def test_it_is_told_as_the_study_is_read(file: Path, evaluation: str, message: s
         )
 
 
+def test_a_study_may_set_nothing(file: Path) -> None:
+    few = ["train.global_batch_size=4", "train.micro_batch_size=4"]
+    given = [f"study.maskers={{tube: [{', '.join(few)}]}}", "study.set=[]", "study.objectives={pixels: []}"]
+    assert len(read(file, *given)) == 2
+
+
 def test_a_finetuning_from_scratch_starts_as_pretrainings_do(file: Path) -> None:
     pixels = "study.objectives={pixels: ['objective.terms={pixels: 1}']}"
     of = (

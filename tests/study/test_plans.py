@@ -66,6 +66,7 @@ def test_a_retrieval_is_of_arms_with_captions(file: Path, tmp_path: Path) -> Non
             "study.objectives.broken=[masking.recipe=tube, 'objective.terms={pixels: 1}']",
             r"tube\+pixels and tube\+broken train one configuration.*an objective's are laid over a masker's",
         ),
+        ("study.maskers={a: [log.every=2], b: [log.every=3]}", r"a\+pixels and b\+pixels train one configuration"),
     ],
 )
 def test_a_mistake_is_named_by_its_key(file: Path, override: str, message: str) -> None:

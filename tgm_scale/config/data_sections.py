@@ -36,7 +36,8 @@ class Section(BaseModel):
         if value == "" or (isinstance(value, list) and "" in value):
             raise PydanticCustomError("empty", "wanted a text that is not empty")
         assert info.field_name is not None
-        if value == [] and str in get_args(cls.model_fields[info.field_name].annotation):
+        either = get_args(cls.model_fields[info.field_name].annotation)  # of `str | list[str]`, not of `list[str]`
+        if value == [] and str in either and len(either) > 1:
             raise PydanticCustomError("none_given", "wanted a text, or a list with one at least")
         return value
 

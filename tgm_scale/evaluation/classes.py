@@ -10,12 +10,12 @@ Numbers sort as numbers (0, 1, 2, 10), all else as text; `data.classes` gives an
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from tgm_scale.data.access import storage
@@ -140,7 +140,7 @@ def untrained_note(lacking: dict[str, int], clips: int) -> str:
 def alike_note(labels: Iterable[str]) -> str:
     """A sentence on labels that differ in how they are written alone, and are classes of their own all the same; "" if
     there are none."""
-    of: dict[str, list[str]] = {}
+    of: dict[str | Decimal, list[str]] = {}
     for label in sorted(set(labels)):
         of.setdefault(_plain(label), []).append(label)
     alike = [" and ".join(map(ascii, found)) for found in of.values() if found[1:]]
@@ -148,21 +148,23 @@ def alike_note(labels: Iterable[str]) -> str:
         return ""
     more = f" and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
     return (
-        "labels that differ in case, blanks, Unicode's form or a number's digits alone are different classes: "
+        "labels that differ in case, blanks, characters that are not seen, Unicode's form or a number's digits alone "
+        "are different classes: "
         f"{', '.join(alike[:_SHOWN])}{more}: write them in one way if they are one class"
     )
 
 
-def _plain(label: str) -> str:
+def _plain(label: str) -> str | Decimal:
     """Without case, characters that are not seen, and kinds of blanks; numbers by their value (pandas writes 1 as 1.0
     where a row has none)."""
     folded = unicodedata.normalize("NFKC", label).casefold()
     seen = "".join(one for one in folded if unicodedata.category(one) != "Cf")
     plain = " ".join(seen.replace("_", " ").split())
     try:
-        return str(float(plain)) if math.isfinite(float(plain)) else plain
-    except ValueError:
+        number = Decimal(plain)
+    except InvalidOperation:
         return plain
+    return number if number.is_finite() else plain
 
 
 def single_class_note(classes: Sequence[str]) -> str:

@@ -48,6 +48,8 @@ def difference(outcomes: dict[Key, Outcome], pairs: Sequence[tuple[Arm, Arm]], s
     ).double()
     gain_SM = (right_ASM[::2] - right_ASM[1::2]).mean(dim=0)
     found: Tree = {"seeds": seeds, "clips": len(clips), **paired_interval(gain_SM, seed=seed)._asdict()}
+    if less := _less_than_all(outcomes, seeds, len(clips)):
+        found["part"] = less
     of_clips = outcomes[every[0], seeds[0]].groups
     groups = [group for clip in clips if (group := of_clips.get(clip))]
     if len(groups) == len(clips) and len(set(groups)) > 1:
@@ -57,8 +59,15 @@ def difference(outcomes: dict[Key, Outcome], pairs: Sequence[tuple[Arm, Arm]], s
 
 
 def _seeds(outcomes: dict[Key, Outcome], every: Sequence[Arm]) -> list[int]:
-    """Those that all of these arms have."""
-    return [seed for arm, seed in outcomes if arm == every[0] and all((one, seed) in outcomes for one in every)]
+    """Those that all of these arms have, in order: an interval's draws are of their places."""
+    return sorted(seed for arm, seed in outcomes if arm == every[0] and all((one, seed) in outcomes for one in every))
+
+
+def _less_than_all(outcomes: dict[Key, Outcome], seeds: list[int], clips: int) -> str:
+    """In words, that a difference is of fewer seeds or clips than some arm has; "" where it is of all."""
+    all_seeds, all_clips = {seed for _, seed in outcomes}, max(len(one.right) for one in outcomes.values())
+    words = [f"seed {', '.join(map(str, seeds))} alone"] * (len(seeds) < len(all_seeds))
+    return " and ".join([*words, *[f"{clips} of {all_clips} test clips"] * (clips < all_clips)])
 
 
 def effects(study: StudyConfig, outcomes: dict[Key, Outcome]) -> list[Tree]:
@@ -77,13 +86,16 @@ def effects(study: StudyConfig, outcomes: dict[Key, Outcome]) -> list[Tree]:
     found = []
     for name, first, asked in questions:
         pairs = {one: pair for one, pair in asked.items() if _seeds(outcomes, pair)}
-        if len(pairs) > 1 and (of := difference(outcomes, list(pairs.values()), study.run.seed)):
+        if len(pairs) > 1:
+            of = difference(outcomes, list(pairs.values()), study.run.seed)
             found.append({"of": name, "in place of": first, "over": list(pairs), **of})
     return found
 
 
 def interval(found: Tree) -> str:
+    if not found.get("seeds"):
+        return "none: no seed and test clip that all have"
     text = f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
     if over := found.get("over groups"):
         text += f"; over {over['groups']} groups [{over['low']:+.3f}, {over['high']:+.3f}]"
-    return text
+    return text + (f" (of {part})" if (part := found.get("part")) else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +28,7 @@ COLUMNS = {  # the names that a column goes by
 }  # fmt: skip
 
 
+_LINE_END = re.compile(r"\r\n?|\n")
 _SEPARATOR_LINE = re.compile(r"\s*\"?sep=[^\w\n]?\"?[,;|\t]*\r?\n", re.I)
 
 
@@ -73,40 +73,71 @@ def table_rows(
 
     first: the number of the first of the lines. Raises ValueError, with `place`, for a quotation mark that is not
     closed: the rows up to the next one, or to the end, would be a part of its field."""
-    newest: deque[str] = deque(maxlen=1)
+    held: list[str] = []  # the lines of the row that is read
 
     def kept() -> Iterator[str]:
         for line in lines:
-            newest.append(line)
+            held.append(line)
             yield line
 
-    reader = csv.reader(kept(), delimiter=delimiter, strict=True)
+    stream = kept()
+    reader = csv.reader(stream, delimiter=delimiter, strict=True)
     while True:
-        began = first + reader.line_num
+        first += len(held)
+        held.clear()
         try:
             values = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            if "expected after" not in str(error) or first + reader.line_num > began + 1:
-                raise ValueError(f"{place} line {began}: no CSV ({error}): close its quotation marks") from None
-            values = next(csv.reader(newest, delimiter=delimiter))  # a text behind a quoted one, and the line is whole
+            behind = "expected after" in str(error) and len(held) == 1  # a text behind a quoted one
+            found = _leniently(held, stream, delimiter) if behind else None
+            if found is None:
+                remedy = "close its quotation marks, with nothing behind them"
+                raise ValueError(f"{place} line {first}: no CSV ({error}): {remedy}") from None
+            values = found
         if not any(value.strip() for value in values):
             continue
-        for value in values:
-            if value.count("\n") > _LINES_IN_A_FIELD or _holds_a_row(value, len(columns), delimiter):
-                held = f"a field of {value.count(chr(10)) + 1} lines"
-                raise ValueError(f"{place} line {began}: {held}, with other rows in it: close its quotation mark")
+        _refuse_swallowed(values, len(columns), delimiter, f"{place} line {first}")
         fields: dict[str, Any] = dict(zip(columns, values))
         if len(values) > len(columns):
             fields[FAULT] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
-        yield began, fields
+        yield first, fields
 
 
-def _holds_a_row(value: str, columns: int, delimiter: str) -> bool:
-    """Whether a line in a field has as many fields as a row, and a video among them."""
-    rows = (line.split(delimiter) for line in value.split("\n")[1:])
-    return any(len(row) == columns and any(one.strip(' "\r').lower().endswith(_VIDEOS) for one in row) for row in rows)
+def _leniently(held: list[str], stream: Iterator[str], delimiter: str) -> list[str] | None:
+    """The fields of the row that begins with the lines held, further ones of the stream added where a field goes on;
+    None where it has no end."""
+    try:
+        while len(rows := list(csv.reader([*held, "."], delimiter=delimiter))) == 1:  # the next line were a part of it
+            if len(held) > _LINES_IN_A_FIELD or next(stream, None) is None:
+                return None
+    except csv.Error:  # longer than a field may be
+        return None
+    return rows[0]
+
+
+def _refuse_swallowed(values: list[str], columns: int, delimiter: str, where: str) -> None:
+    """Raises ValueError for a field that holds other rows, or is too long to be one."""
+    for value in values:
+        within = _LINE_END.split(value)
+        if _holds_a_row(within, columns, delimiter):
+            raise ValueError(
+                f"{where}: a field of {len(within)} lines, with other rows in it: close its quotation mark"
+            )
+        if len(within) > _LINES_IN_A_FIELD:
+            raise ValueError(
+                f"{where}: a field of {len(within)} lines, wanted {_LINES_IN_A_FIELD} at most: close its quotation "
+                "mark, or leave the row out"
+            )
+
+
+def _holds_a_row(lines: list[str], columns: int, delimiter: str) -> bool:
+    """Whether a line of a field behind its first has fields of its own, and a video among them."""
+    rows = (line.split(delimiter) for line in lines[1:])
+    return any(
+        len(row) >= min(2, columns) and any(one.strip(' "').lower().endswith(_VIDEOS) for one in row) for row in rows
+    )
 
 
 def without_separator_line(text: str) -> str:
@@ -129,6 +160,14 @@ def caption_fault(value: Any) -> str:
     return "" if absent(value) or isinstance(value, str) else f"{_written(value)}: wanted text"
 
 
+def path_fault(path: str) -> str:
+    """Why a text names no file; "" if it may."""
+    if not path:
+        return "no file"
+    several = len(_LINE_END.split(path)) > 1
+    return f"a file's name of several lines ({shown(path)}): is a quotation mark open?" if several else ""
+
+
 def label_text(value: Any) -> str | None:
     """A label: a text or a number, also alone in a list; None if it is missing. Raises ValueError for several,
     and for what is neither."""
@@ -141,7 +180,10 @@ def label_text(value: Any) -> str | None:
         return None
     if not isinstance(value, (str, int, float)):
         raise ValueError(f"a label that is {_written(value)}: wanted text or a number")
-    return str(value).strip() or None
+    text = str(value).strip()
+    if len(_LINE_END.split(text)) > 1:
+        raise ValueError(f"a label of several lines ({_written(value)}; is a quotation mark open?)")
+    return text or None
 
 
 def _written(value: Any) -> str:
