@@ -222,7 +222,7 @@ def test_an_evaluation_goes_on_where_its_encoder_was_moved(
     capsys.readouterr()
     assert cli.main(arguments("knn", tmp_path / "k", other, shards)) == 2
     said = capsys.readouterr().err
-    assert f"encoder.checkpoint: '{there}' there, '{other}' here, with another weights" in said
+    assert f"encoder.checkpoint: '{there}' there, '{other}' here, with other weights" in said
     assert cli.main(arguments("knn", tmp_path / "k", Path("random"), shards)) == 2
 
 

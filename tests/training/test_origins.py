@@ -115,7 +115,7 @@ def test_what_is_read_once_may_be_gone_later(tmp_path: Path) -> None:
     first.rename(gone)
     start(configured(tmp_path, train_init_from=str(first)), step=5)
     start(configured(tmp_path, train_init_from=str(gone)), step=5)
-    refused(configured(tmp_path, train_init_from=str(other)), "train.init_from", "with another weights")
+    refused(configured(tmp_path, train_init_from=str(other)), "train.init_from", "with other weights")
     refused(configured(tmp_path, train_init_from=str(tmp_path / "d")), "train.init_from", "no weights are found")
     refused(configured(tmp_path), "train.init_from", "None here")
 
@@ -128,7 +128,7 @@ def test_the_flows_weights_are_known_by_content(tmp_path: Path) -> None:
     start(configured(tmp_path, guidance_flow=str(moved)), step=5)
     refused(configured(tmp_path, guidance_flow="dis"), "guidance.flow", "'dis' here")
     torch.save({"x": torch.ones(3)}, moved)
-    refused(configured(tmp_path, guidance_flow=str(moved)), "guidance.flow", "has another weights")
+    refused(configured(tmp_path, guidance_flow=str(moved)), "guidance.flow", "has other weights")
 
 
 def test_a_start_reads_only_what_has_changed(tmp_path: Path, towers: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def differences(there: Tree, here: Tree, known: Mapping[str, Entry]) -> list[str
         entry = _entry(key, new, recorded)
         other = _other(recorded, entry)
         if old == new and entry and other:
-            found.append(f"{key}: {new!r} has another {other} than the run was started with, by {FILE}")
+            found.append(f"{key}: {new!r} has {_another(other)} than the run was started with, by {FILE}")
         elif old != new and (not recorded or not entry or other):
             found.append(f"{key}: {old!r} there, {new!r} here" + _why(old, new, recorded, entry, other))
     return found
@@ -71,7 +71,7 @@ def _why(old: Any, new: Any, recorded: Entry, entry: Entry, other: str) -> str:
         return ""
     if not recorded:
         return f", and {FILE} does not say what was there"
-    return f", with another {other}" if entry else ", where no weights are found"
+    return f", with {_another(other)}" if entry else ", where no weights are found"
 
 
 def _other(recorded: Entry, entry: Entry) -> str:
@@ -117,3 +117,7 @@ def _known(file: Path, before: dict[str, Any]) -> dict[str, Any]:
         return before
     with file.open("rb") as stream:
         return {"blake2b": hashlib.file_digest(stream, "blake2b").hexdigest()[:32], "stat": stat}
+
+
+def _another(what: str) -> str:
+    return f"other {what}" if what == "weights" else f"another {what}"
