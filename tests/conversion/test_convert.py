@@ -76,6 +76,21 @@ def test_the_videomae_file_is_what_its_scripts_look_for(tmp_path: Path) -> None:
     assert not set(EXTRAS) & contents["model"].keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "target", "other"),
+    [
+        ("x.pth", "timm", "x.safetensors"),
+        ("x.pt", "safetensors", "x.safetensors"),
+        ("x.safetensors", "videomae", "x.pth"),
+        ("x.bin", "huggingface", "x"),
+    ],
+)
+def test_a_name_that_is_of_another_kind_of_file_is_refused(name: str, target: str, other: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{name}: --to {target} writes .*: name it {tmp_path / other}$"):
+        convert(made("pretraining"), tmp_path / name, target)
+    assert not any(tmp_path.iterdir())
+
+
 def test_safetensors_holds_everything_and_what_to_know(tmp_path: Path) -> None:
     weights = made("pretraining")
     done = convert(weights, tmp_path / "all", "safetensors")

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from tgm_scale import cli
-from tgm_scale.config import Config, apply_overrides, checked
+from tgm_scale.config import Config, apply_overrides, checked, load
 from tgm_scale.data.lists.reading import Selection
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation.labelled import LabelledCorpus, open_labelled
 from tgm_scale.evaluation.online import Neighbours, knn_selection
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import LabelledConfig
-from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.planning.corpora import inventories, open_corpora
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 
 SPLIT = (
@@ -193,3 +193,14 @@ def test_the_real_sets_are_read_as_they_lie(real: Path, capsys: pytest.CaptureFi
     assert (len(train.refs), len(test.refs), len(set(test.groups.values()))) == (2400, 600, 3)
     assert cli.main(["shards", "check", "--shards", str(real / "weizmann"), "--samples", "4"]) == 0
     assert "weizmann: 72 usable (columns file, caption, label, split" in capsys.readouterr().out
+
+
+def test_rows_without_a_caption_are_counted_as_a_list_is_opened(real: Path, tmp_path: Path) -> None:
+    head, *rows = (real / "weizmann/labels.csv").read_text().splitlines()
+    bare = [row.replace(row.split(",")[2], "") if number % 3 else row for number, row in enumerate(rows)]
+    (tmp_path / "bare.csv").write_text("\n".join([head, *bare]))
+    config = load("debug", [f"data.shards={tmp_path / 'bare.csv'}", f"data.root={real / 'weizmann'}"])
+    (inventory,) = inventories(open_corpora(config.data, captions=True))
+    lacking = sum(",," in row and ",train," in row for row in bare)
+    assert inventory.usable == 48 and 0 < lacking < 48
+    assert f"; {lacking} of 48 without a caption)" in inventory.lines()[0]

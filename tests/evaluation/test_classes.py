@@ -141,6 +141,7 @@ def test_one_list_for_both_parts_is_told_and_its_splits_are_obeyed(
     assert "train: 12 usable (columns file, label)\n  such as 0.mp4: '0'" in said
     found = json.loads((tmp_path / "same/results.json").read_text())
     assert found["in both parts"].startswith("12 of 12") and found["data"][1]["usable"] == 12
+    assert "  in both parts 12 of 12 test clips are" in said[said.index("\n  top1 ") :], "beside the figures, too"
 
     contents = [found["data"][0]["content"], found["data"][1]["content"]]
     for rows, same in (  # by what it says, whatever the order: a study knows by it what was measured on other labels
@@ -204,12 +205,16 @@ def test_a_class_of_the_file_that_no_training_clip_has_is_told(
     assert "no class of the test ('2') is one of the training ('0', '1')" in capsys.readouterr().err
 
 
-def test_random_weights_are_a_checkpoint(clips: Path, tmp_path: Path) -> None:
+def test_random_weights_are_a_checkpoint(clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = write(clips / "r.txt", [f"{n}.mp4 {n % 2}" for n in range(12)])
     encoder = ["encoder.checkpoint=random", "encoder.size=tiny", "encoder.frames=4", "encoder.image_size=32"]
     data = [f"data.train={one}", f"data.test={one}", "data.workers=0"]
     assert cli.main(["knn", f"run.dir={tmp_path}/r", *encoder, *data]) == 0
     assert json.loads((tmp_path / "r/results.json").read_text())["checkpoint"] == "random"
+    assert "has no stride of a pretraining: frames are 4 apart" in capsys.readouterr().out
+    for number, known in enumerate(("data.stride=4", "data.sampling=segments")):
+        assert cli.main(["knn", f"run.dir={tmp_path}/r{number}", *encoder, *data, known]) == 0
+        assert "no stride" not in capsys.readouterr().out
 
 
 def test_another_method_in_a_folder_replaces_no_results(clips: Path, checkpoint: Path, tmp_path: Path) -> None:

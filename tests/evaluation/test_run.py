@@ -107,7 +107,7 @@ def test_a_report_has_what_the_terminal_said_and_tells_an_earlier_failure_apart(
     assert "(95 %, bootstrap over 4 clips)" in named["top1"]
     for name in ("top1", "mean class", "majority class", "few test clips", "classes"):
         assert f"  {name:12} {named[name]}\n" in said
-    compared = [name for name, text in named.items() if "; beside it this is " in text]
+    compared = [name for name, text in named.items() if "; this less that " in text]
     assert compared and all(f"  {name}: {named[name]}\n" in said for name in compared)
     time.sleep(1.0)  # events have whole seconds
     events.append(folder, FAILED, why="the disk is full", starts=0)
@@ -147,7 +147,11 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     assert f"encoder.size=L: {checkpoint} is of " in message("encoder.size=L", f"run.dir={tmp_path / 'a'}")
     assert not list(tmp_path.glob("a/features")), "before any clip is decoded"
     assert cli.main(arguments("knn", tmp_path / "k", checkpoint, shards, few[1], "neighbours.k=5")) == 0
-    assert "warning: neighbours.k=5: only 4 training clips: all of them vote" in capsys.readouterr().out
+    assert (
+        "warning: neighbours.k=5: 4 training clips, 2 at most of a class: all of them vote" in capsys.readouterr().out
+    )
+    assert cli.main(arguments("knn", tmp_path / "k3", checkpoint, shards, few[1], "neighbours.k=3")) == 0
+    assert "2 at most of a class: clips of others always vote: try a smaller k" in capsys.readouterr().out
     other = ("retrieve.zero_shot=true", f"run.dir={tmp_path / 'z'}")
     assert "retrieve.towers: missing" in message(*other, command="retrieve")
     assert "retrieve.towers=nowhere: no such folder" in message(*other, "retrieve.towers=nowhere", command="retrieve")

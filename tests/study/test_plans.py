@@ -149,6 +149,12 @@ def test_a_dry_run_prints_arms_and_commands(file: Path, tmp_path: Path, capsys: 
     assert len([line for line in lines if line.startswith("tgm-scale ")]) == 12 and not (tmp_path / "new").exists()
     assert cli.main(["study", "--config", str(file), "--dry-run", "--task=1", "--tasks=4", *given]) == 0
     assert "2 runs of 4 commands" in capsys.readouterr().out
+    nowhere = "study.evaluations.knn.set=[data.train=nowhere, data.test=nowhere]"
+    assert cli.main(["study", "--config", str(file), "--dry-run", nowhere, *given]) == 0
+    refused = (
+        "warning: as things are, its start would be refused: study.evaluations.knn: data.train=nowhere: no such file"
+    )
+    assert capsys.readouterr().out.splitlines()[-1].startswith(refused)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["study", "--config", str(file), "--dry-run", "--tables"])
 

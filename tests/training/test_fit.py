@@ -109,6 +109,7 @@ def test_a_script_is_named_for_its_own_configuration_alone(tmp_path: Path, capsy
         fitted(tmp_path, "2x8x80GB", "--config", file, "model.size=B")
         [line, *_] = [row for row in capsys.readouterr().out.splitlines() if "train.micro_batch_size" in row]
         assert line.split()[0] == start and (start == "sbatch" or str(own) in line)
+        assert line.split().count("model.size=B") == 1
 
 
 def test_a_run_in_fp32_is_not_timed_by_the_bf16_rate_without_a_word(
@@ -122,7 +123,7 @@ def test_a_run_in_fp32_is_not_timed_by_the_bf16_rate_without_a_word(
 @pytest.mark.parametrize(
     "shape",
     ["0x24GB", "24GB", "1x-3GB", "1x24", "x24GB", "1x24TB", "1x0GB", "1xnanGB", "1x1e3GB", "2x2x2x24GB", "1x٣GB"]
-    + ["9999999x80GB", "1x24GB please", "8xH100"],
+    + ["9999999x80GB", "1x24GB please", "8xH100", "64x80GB"],
 )
 def test_other_shapes_are_refused_with_the_wanted_form(shape: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", f"--fit={shape}"]) == 2

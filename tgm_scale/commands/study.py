@@ -21,7 +21,11 @@ Exit code: 0 done, 1 a command failed or its figures are damaged, 2 a mistake in
 def _add(parser: argparse.ArgumentParser) -> None:
     add_configuration(parser, "study/terms")
     idle = parser.add_mutually_exclusive_group()
-    idle.add_argument("--dry-run", action="store_true", help="print arms, commands and time, start nothing")
+    idle.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print arms, commands, time and what its start would refuse, start nothing",
+    )
     idle.add_argument("--tables", action="store_true", help="write tables and page of what is there, start nothing")
     add = parser.add_argument
     add("--task", type=int, default=0, metavar="I", help="this job's number among --tasks, from 0")

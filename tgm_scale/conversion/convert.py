@@ -19,6 +19,7 @@ from tgm_scale.conversion.weights import OWN_ENTRY, Weights, encoder_of, outputs
 from tgm_scale.runtime.files import readable_as_its_folder, sync, too_long
 from tgm_scale.runtime.tensors import save_tensors
 
+_TORCH, _SAFETENSORS = (".pth", ".pt", ".bin", ".ckpt"), (".safetensors",)
 TOLERANCE = 1e-3  # of the largest output; wrong heads are further off, two norms' eps in transformers is 1e-5 of it
 
 
@@ -29,6 +30,7 @@ class Target(NamedTuple):
     write: Callable[[Weights, Path], None]
     outputs: Callable[[Path, Weights], Tensor]
     omits: str | None = None
+    suffixes: tuple[str, ...] = ()  # that its file may have; none: a folder
     own: bool = False  # ours, which alone knows interpolated positions and decoders with cross-attention
 
 
@@ -57,11 +59,13 @@ def _write_videomae(weights: Weights, file: Path) -> None:
 
 
 TARGETS = {
-    "videomae": Target(("pretraining",), _write_videomae, _read_outputs),
-    "videomae-finetune": Target(("classifier",), _write_videomae, _read_outputs),
+    "videomae": Target(("pretraining",), _write_videomae, _read_outputs, suffixes=_TORCH),
+    "videomae-finetune": Target(("classifier",), _write_videomae, _read_outputs, suffixes=_TORCH),
     "huggingface": Target(("pretraining", "classifier"), huggingface.write, huggingface.outputs),
-    "timm": Target(("encoder", "classifier"), timm.write, timm.outputs, omits="patch_embed"),
-    "safetensors": Target(("pretraining", "classifier", "encoder"), _write_safetensors, _read_outputs, own=True),
+    "timm": Target(("encoder", "classifier"), timm.write, timm.outputs, omits="patch_embed", suffixes=_SAFETENSORS),
+    "safetensors": Target(
+        ("pretraining", "classifier", "encoder"), _write_safetensors, _read_outputs, suffixes=_SAFETENSORS, own=True
+    ),
 }
 
 
@@ -82,6 +86,10 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
         raise ValueError(said)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
+    if path.suffix in (*_TORCH, *_SAFETENSORS) and path.suffix not in chosen.suffixes:
+        other = path.with_suffix(chosen.suffixes[0] if chosen.suffixes else "")
+        what = "a file of another kind" if chosen.suffixes else "a folder"
+        raise ValueError(f"{path}: --to {target} writes {what}, and readers go by the name: name it {other}")
     weights = _subject(source, target, chosen.kinds, classes)
     if weights.size.decoder_attention == "cross" and not chosen.own:
         raise ValueError(

@@ -33,7 +33,7 @@ from tgm_scale.runtime.distributed import HostCollectives
 __all__ = ["SYNTHETIC_MOTION", "Clips", "FrozenEncoder", "cached", "extract"]
 
 Pooling = Literal["mean", "2x2", "4x4", "tokens"]
-_DEFAULT_STRIDE = 4
+DEFAULT_STRIDE = 4
 _CPU = torch.device("cpu")
 
 
@@ -92,7 +92,7 @@ class FrozenEncoder:
         model = MaskedVideoAutoencoder(dimensions, frames, image_size, options=ModelOptions("sdpa"), seed=seed)
         if initialisation == "local":
             start_locally(model)
-        return cls(model.encoder.to(device), dimensions, frames, image_size, _DEFAULT_STRIDE, None, device)
+        return cls(model.encoder.to(device), dimensions, frames, image_size, DEFAULT_STRIDE, None, device)
 
     @classmethod
     def of(cls, weights: Weights, path: str | Path, device: torch.device = _CPU) -> FrozenEncoder:
@@ -108,7 +108,7 @@ class FrozenEncoder:
             weights.size,
             weights.frames,
             weights.image_size,
-            ((weights.config or {}).get("data") or {}).get("stride") or _DEFAULT_STRIDE,
+            ((weights.config or {}).get("data") or {}).get("stride") or DEFAULT_STRIDE,
             None if projection is None else projection.to(device),
             device,
             ((weights.config or {}).get("model") or {}).get("initialisation", "videomae"),

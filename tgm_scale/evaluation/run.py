@@ -5,6 +5,7 @@ Shapes: N training clips, M test clips, C classes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,10 +50,11 @@ def run_knn(config: FrozenConfig) -> dict[str, Any]:
         return Scored(votes, {"k": settings.k, "temperature": settings.temperature})
 
     def check(encoder: FrozenEncoder, labels: list[str]) -> None:
-        if settings.k > len(labels) and find_process().is_main:
-            print(
-                f"warning: neighbours.k={settings.k}: only {len(labels)} training clips: all of them vote", flush=True
-            )
+        most = max(Counter(labels).values())
+        if settings.k > most and find_process().is_main:
+            them = f"{len(labels)} training clips, {most} at most of a class"
+            vote = "all of them vote" if settings.k > len(labels) else "clips of others always vote: try a smaller k"
+            print(f"warning: neighbours.k={settings.k}: {them}: {vote}", flush=True)
 
     return _classify(config, "nearest neighbours", "mean", fit, check)
 

@@ -13,7 +13,7 @@ from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_o
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.clips import PATIENCE, own_samples
-from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, cached
+from tgm_scale.evaluation.features import DEFAULT_STRIDE, Clips, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import (
     LabelledCorpus,
     labelled_inventory,
@@ -26,6 +26,7 @@ from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.evaluation.views import Decoding
 from tgm_scale.models.vit import SIZES
 from tgm_scale.runs import run_folder
+from tgm_scale.runs.figures import SHARED
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process, refuse_hidden_gpus
 from tgm_scale.runtime.progress import ProgressBars
 
@@ -63,6 +64,12 @@ def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
     if settings.checkpoint == "random":
         if process.is_main and "size" not in settings.model_fields_set:
             print(f"encoder.checkpoint=random: of size {settings.size}; encoder.size={{tiny,S,B,L,H,g}} sets another")
+        if process.is_main and config.data.stride is None and config.data.sampling == "dense":
+            print(
+                f"warning: encoder.checkpoint=random has no stride of a pretraining: frames are {DEFAULT_STRIDE} "
+                "apart. To compare it with a pretraining set data.stride to that of this one",
+                flush=True,
+            )
         return FrozenEncoder.random(
             settings.size,
             settings.frames,
@@ -123,7 +130,7 @@ def report_data(at: Session, sources: Mapping[Any, LabelledCorpus]) -> dict[str,
         "views": decoding_of(at).views.described(),
         **positions,
     }
-    return {**data, **({"in both parts": shared} if shared else {})}
+    return {**data, **({SHARED: shared} if shared else {})}
 
 
 def features(at: Session, source: LabelledCorpus, pooling: Pooling, name: str, bars: ProgressBars) -> Clips:

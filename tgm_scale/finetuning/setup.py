@@ -28,6 +28,7 @@ from tgm_scale.models.classifier import tokens_read
 from tgm_scale.planning.checks import check_boards, check_compile
 from tgm_scale.planning.corpora import corpus_metadata
 from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
+from tgm_scale.runs.figures import SHARED
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.introduction import few_clips
 
@@ -115,7 +116,7 @@ def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollective
     lacking = untrained_classes(train.sample_labels, test.sample_labels)
     found = [labelled_inventory(part, source, listed) for part, source in (("train", train), ("test", test))]
     overlap = overlap_note(train, test)
-    facts = {"data": [inventory.as_dict() for inventory in found], **({"in both parts": overlap} if overlap else {})}
+    facts = {"data": [inventory.as_dict() for inventory in found], **({SHARED: overlap} if overlap else {})}
     alike = alike_note([*train.sample_labels, *test.sample_labels])
     said = (overlap, untrained_note(lacking, len(test.refs)), single_class_note(classes), alike)
     notes = [note for note in said if note]

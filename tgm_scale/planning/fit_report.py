@@ -95,6 +95,8 @@ def _saved(chosen: Choice, saved: list[tuple[tuple[str, ...], Choice]]) -> list[
 def _command(given: list[str], choice: Choice) -> list[str]:
     """given: `--config`, its file, overrides."""
     nodes, gpus = choice.machine.nodes, choice.machine.gpus_per_node
+    set_anew = {override.partition("=")[0] for override in choice.overrides}
+    given = [*given[:2], *(word for word in given[2:] if word.partition("=")[0] not in set_anew)]
     name = Path(given[1]).stem
     packaged = configuration.CONFIGS / f"{name}.yaml"  # what a script of this name trains on
     if choice.machine.gpus == 1:

@@ -17,6 +17,7 @@ WANTED = (
 _SHAPE = re.compile(r"(?:([0-9]{1,9})x)?([0-9]{1,9})x([0-9]{1,9}(?:\.[0-9]{1,9})?)(GB|GiB)", re.IGNORECASE)
 _UNITS = {"gb": 1e9, "gib": 2.0**30}
 _MOST = 100_000  # GPUs; and GB of one
+_OF_A_HOST = 16  # GPUs: the most that one host has, a DGX-2
 _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 
@@ -66,6 +67,8 @@ def shape_of(text: str) -> tuple[int, int, float]:
         raise ValueError(f"--fit {text}: 0 of something; {WANTED}")
     if nodes * gpus > _MOST or memory > _MOST:
         raise ValueError(f"--fit {text}: above {_MOST} GPUs or GB; {WANTED}")
+    if gpus > _OF_A_HOST:
+        raise ValueError(f"--fit {text}: {gpus} GPUs in one host, above {_OF_A_HOST}; {WANTED}")
     return nodes, gpus, memory * _UNITS[match[4].lower()]
 
 

@@ -25,7 +25,7 @@ from tgm_scale.planning.run_plan import run_masker
 from tgm_scale.planning.towers import IMAGE_MAPS
 from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE, TORCHVISION
 from tgm_scale.runs import environment, run_data, run_folder, status
-from tgm_scale.runs.figures import shares
+from tgm_scale.runs.figures import SHARED, shares
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.terminal import message
@@ -269,6 +269,8 @@ def _beside(results: dict[str, Any]) -> Iterator[str]:
     facts = results.get("facts")
     known = facts if isinstance(facts, dict) else {}
     yield from (_plain(f"{name}: {known[name]}") for name in _BESIDE if name in known)
+    if isinstance(shared := results.get(SHARED), str):
+        yield _plain(f"no test of clips unseen, {SHARED}: {shared}")
 
 
 def _software(origin: Origin | None) -> Iterator[str]:

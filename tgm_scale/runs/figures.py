@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+SHARED = "in both parts"  # the key of what training and test share, in words: a figure of such clips is no test
+
 
 def shares(results: Any) -> dict[str, float]:
     """The value of each figure in what a results.json holds. Raises ValueError where one is no number from 0 to 1, or
@@ -26,7 +28,7 @@ def in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
         over = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {value['clips']} clips)"
         found.append((str(name), f"{value['value']:.4f}{over}"))
     found += [(str(name), str(value)) for name, value in results.get("facts", {}).items()]
-    return found + ([("views", str(results["views"]))] if "views" in results else [])
+    return found + [(name, str(results[name])) for name in ("views", SHARED) if name in results]
 
 
 def compared_in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
@@ -36,7 +38,7 @@ def compared_in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
         top1, gain = found["top1"], found["gain"]
         over = f"{top1['groups']} groups" if "groups" in top1 else f"{top1['clips']} clips"
         text = (
-            f"has {top1['value']:.4f} [{top1['low']:.4f}, {top1['high']:.4f}]; beside it this is {gain['value']:+.4f} "
+            f"top1 {top1['value']:.4f} [{top1['low']:.4f}, {top1['high']:.4f}]; this less that {gain['value']:+.4f} "
             f"[{gain['low']:+.4f}, {gain['high']:+.4f}] (95 %, bootstrap over {over}; {found['what']}; "
             f"{found['seconds']:.0f} s)"
         )

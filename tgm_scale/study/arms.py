@@ -210,23 +210,29 @@ def _load(evaluation: EvaluationConfig, overrides: list[str]) -> settings.Frozen
     return settings.load_frozen(evaluation.config, overrides, kind)
 
 
-def prepare(found: list[Unit], processes: int) -> None:
+def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
     """What each pretraining would check of data and frozen models, once for each arm, and whether what is evaluated is
-    there; a synthetic corpus that several runs would make at the same time is made. Raises ValueError that names the
-    arm or the evaluation."""
+    there; make: a synthetic corpus that several runs would make at the same time is made. Raises ValueError that names
+    the arm or the evaluation."""
+    unmade = set()
     for job in _pretrainings(found):
         assert isinstance(job.config, Config)
         try:
             check(job.config, plan_pretraining(job.config, _first_process(processes)))
         except ValueError as mistake:
             raise ValueError(f"{job.arm.name}: {mistake}") from None
-        make_synthetic(job.config.data)
+        if make:
+            make_synthetic(job.config.data)
+        elif job.config.data.synthetic is not None:
+            unmade.add(job.config.data.corpora()[0].path)
     for what, job in {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}.items():
         assert isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
         local = []
         for role in PARTS:
             given = getattr(job.config.data, role) or []
             names = [given] if isinstance(given, str) else given
+            if unmade & set(names):
+                continue
             for name in names:
                 if "://" not in name and not set(name) & PATTERN and not Path(name).exists():
                     raise ValueError(f"study.evaluations.{what}: data.{role}={name}: no such file or folder")

@@ -37,6 +37,10 @@ def study(options: argparse.Namespace) -> int:
     if options.dry_run:
         parallel = config.study.parallel or 1
         print(message(plan(own, budget(_open(own), records.Times(found), parallel, seconds), commands=True)))
+        try:
+            prepare(own, config.study.processes, make=False)
+        except ValueError as mistake:
+            print(message(f"warning: as things are, its start would be refused: {mistake}"))
         return 0
     places = slots(config.study)
     for unit in own:

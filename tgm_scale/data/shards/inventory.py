@@ -82,7 +82,11 @@ class Inventory:
 
 def corpus_inventory(part: str, corpus: Corpus, listed: str = "", captions: bool = True) -> Inventory:
     """Of an opened corpus, with a few samples and their captions."""
-    layout = getattr(getattr(corpus, "listing", None), "layout", "")
+    listing = getattr(corpus, "listing", None)
+    layout = getattr(listing, "layout", "")
+    bare = sum(not entry.captions for entry in listing.entries) if listing is not None and captions else 0
+    if listing is not None and 0 < bare < len(listing.entries):
+        layout += f"; {bare:,} of {len(listing.entries):,} without a caption"
     found = examples(corpus) if captions else []
     return Inventory.of(
         part, len(corpus), corpus.all_problems(), corpus.lost, layout=layout, examples=found, listed=listed
