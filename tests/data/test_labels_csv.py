@@ -204,3 +204,14 @@ def test_rows_without_a_caption_are_counted_as_a_list_is_opened(real: Path, tmp_
     lacking = sum(",," in row and ",train," in row for row in bare)
     assert inventory.usable == 48 and 0 < lacking < 48
     assert f"; {lacking} of 48 without a caption)" in inventory.lines()[0]
+
+
+def test_a_run_on_a_folder_with_labels_says_how_it_is_judged_there(
+    real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = f"data.train={real}/weizmann data.test={real}/weizmann"
+    given = [f"data.shards={real}/weizmann", "train.steps=1", "train.global_batch_size=4", "train.micro_batch_size=4"]
+    assert cli.main(["pretrain", "--config", "debug", f"run.dir={tmp_path}/run", "data.workers=0", *given]) == 0
+    assert capsys.readouterr().out.rstrip().endswith(f"encoder.checkpoint={tmp_path}/run {keys}")
+    judged = [f"run.dir={tmp_path}/knn", f"encoder.checkpoint={tmp_path}/run", *keys.split(), "data.workers=0"]
+    assert cli.main(["knn", *judged]) == 0

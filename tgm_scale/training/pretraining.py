@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,10 +12,11 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from tgm_scale.config import Config
+from tgm_scale.config import Config, DataConfig
 from tgm_scale.conversion.key_maps import MASKS
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.to_device import ToDevice
+from tgm_scale.data.shards.index import Corpus
 from tgm_scale.engine.plan import parameter_groups
 from tgm_scale.evaluation.online import Neighbours
 from tgm_scale.objectives.term import CAPTIONS
@@ -78,11 +80,9 @@ class Pretraining(Task):
         self.guidance = ClipGuidance(plan.masker, self.towers, ToDevice(process.device))
         self.measured_every = config.knn.every
         self.pictured_every = config.log.pictures_every
-        root = shlex.join([f"data.root={config.data.root or 'FOLDER'}"])
         self.then = (
             f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
-            f"encoder.checkpoint={self.folder} data.train=train.csv data.test=test.csv {root} (lists with the columns "
-            f"file and label{', of videos below FOLDER' * (config.data.root is None)})"
+            f"encoder.checkpoint={self.folder} {_labelled_data(config.data, self.corpora[0])}"
         )
 
     def module(self, newest: Path | None) -> nn.Module:
@@ -172,3 +172,19 @@ class Pretraining(Task):
         """Masks and reconstructions of a fixed few clips."""
         assert self.pictures is not None
         return self.pictures(self.engine.module)
+
+
+def _labelled_data(data: DataConfig, corpus: Corpus) -> str:
+    """The keys by which an evaluation reads labelled clips: the run's own, where its folder has labels and parts."""
+    listing = getattr(corpus, "listing", None)
+    if listing is not None and listing.of_folder and listing.chosen and any(one.label for one in listing.entries):
+        place = data.corpora()[0].path
+        given = [f"data.train={place}", f"data.test={place}"]
+        if data.test_groups is not None:
+            given.append(f"data.test_groups={json.dumps(data.test_groups)}")
+        if data.group != "group":
+            given.append(f"data.group={data.group}")
+        return shlex.join(given)
+    lists = "lists with the columns file and label" + ", of videos below FOLDER" * (data.root is None)
+    root = shlex.join([f"data.root={data.root or 'FOLDER'}"])
+    return f"data.train=train.csv data.test=test.csv {root} ({lists})"
