@@ -176,6 +176,23 @@ def test_what_would_help_fits(overrides: list[str], tmp_path: Path) -> None:
         assert json.loads(file.read_text())["verdict"]["fits"], way
 
 
+@pytest.mark.parametrize(("card", "fits"), [("H100", True), ("RTX 4090", False)])
+def test_checkpointing_that_is_not_needed_is_said(card: str, fits: bool, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+
+    def verdict(*overrides: str) -> dict:
+        arguments = ["plan", "--config", "pretrain_vitl", "--nodes", "8", "--card", card, *overrides]
+        assert cli.main([*arguments, "--json", str(file)]) == 0
+        return json.loads(file.read_text())
+
+    many = "train.micro_batch_size=64"
+    before, after = verdict(many), verdict(many, "model.activation_checkpointing=false")
+    assert before["verdict"]["fits"] and after["verdict"]["fits"] == fits
+    said = f"model.activation_checkpointing=false fits, too, with {after['memory']['total'] / 1e9:.1f} GB"
+    assert (said in before["verdict"]["text"]) == fits and "fits, too" not in after["verdict"]["text"]
+    assert after["a_step"]["flop"] == pytest.approx(0.75 * before["a_step"]["flop"])
+
+
 def test_memory_on_a_gpu_counts_towers_buckets_and_clips() -> None:
     config = configuration.load(VITB, ["train.global_batch_size=256", "train.micro_batch_size=32"])
     cost = cost_of(Asked.pretraining(config), 1)

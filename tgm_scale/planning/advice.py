@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from tgm_scale.planning.cost import Asked, cost_of, device_bytes
 from tgm_scale.planning.footprint import ROOM
 from tgm_scale.planning.machine import Machine
@@ -27,3 +29,19 @@ def what_would_help(asked: Asked, machine: Machine) -> str:
     if not found:
         return "no stage, checkpointing, offload or micro batch makes it fit: a smaller model.size, or a larger card"
     return "what would help: " + ", or ".join(found[:_MOST])
+
+
+def what_would_be_faster(asked: Asked, machine: Machine) -> str:
+    """Activation checkpointing left out, where that fits, too; "" where it does not, or is not used."""
+    model = asked.config.model
+    if machine.memory is None or not model.activation_checkpointing:
+        return ""
+    plain = model.model_copy(update={"activation_checkpointing": False})
+    tried = dataclasses.replace(asked, config=asked.config.model_copy(update={"model": plain}))
+    total = device_bytes(cost_of(tried, machine.gpus), False)
+    if total > ROOM * machine.memory:
+        return ""
+    return (
+        f"model.activation_checkpointing=false fits, too, with {total / 1e9:.1f} GB, and saves the second forward "
+        "pass, a quarter of the arithmetic"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tgm_scale.planning.advice import what_would_help
+from tgm_scale.planning.advice import what_would_be_faster, what_would_help
 from tgm_scale.planning.cost import Asked, Cost, cost_of
 from tgm_scale.planning.footprint import ROOM, Footprint, footprint
 from tgm_scale.planning.machine import Machine
@@ -118,6 +118,7 @@ def _of_memory(asked: Asked, cost: Cost, need: Footprint, machine: Machine) -> l
     said = f"{machine.memory / 1e9:.0f} GB" + (f" ({machine.card.name})" if machine.card else "")
     if total <= room:
         text = f"fits {said} with {(room - total) / 1e9:.1f} GB to spare"
+        text += f": {faster}" if (faster := what_would_be_faster(asked, machine)) else ""
     else:
         text = f"does not fit {said}, {(total - room) / 1e9:.1f} GB too much: {what_would_help(asked, machine)}"
     basis = f"{1 - ROOM:.0%} left for the CUDA context, NCCL and gaps between tensors"
@@ -154,7 +155,8 @@ def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -
     drawn = run.layout.global_batch / run.repeats / time.total
     cores, read = drawn / CLIPS_A_CORE, drawn * CLIP_BYTES
     text = (
-        f"{cores / machine.gpus:.1f} cores a GPU decode {drawn:.0f} videos a second, {read / 1e6:.0f} MB/s of storage"
+        f"{cores:.0f} cores, {cores / machine.gpus:.1f} a GPU, decode {drawn:.0f} videos a second, "
+        f"{read / 1e6:.0f} MB/s of storage"
     )
     basis = f"measured on one CPU core: {CLIPS_A_CORE} clips/s of 640 x 360 and 10 s; {CLIP_BYTES / 1e6:.1f} MB each"
     found.append(
