@@ -128,6 +128,8 @@ def test_a_file_of_the_users_own_comes_before_a_packaged_one(tmp_path: Path, mon
     for nowhere in ("debugg", "../debug", "configs", "/configs/debug.yaml", "configs/../debug"):
         with pytest.raises(ValueError, match=r"a folder|no such file; packaged: debug, demo, "):
             read_tree(nowhere)
+    with pytest.raises(ValueError, match=r"; did you mean pretrain_vitl\?$"):
+        read_tree("configs/pretrain_vit_l.yaml")
 
 
 def requirements() -> dict[str, Requirement]:

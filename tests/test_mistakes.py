@@ -214,4 +214,6 @@ def test_a_key_with_dashes_is_understood_and_refused(
     arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said(capsys, *arguments).endswith(f"keys of the configuration have no dashes before them{hint}")
-    assert "dashes" not in said(capsys, "pretrain", "--config", "debug", "--steps=3")
+    text = said(capsys, "pretrain", "--config", "debug", "--steps=3")
+    assert "dashes" not in text and text.endswith("given as section.key=value, such as train.steps=60\n")
+    assert "given as" not in said(capsys, "convert", "a", "b", "--to", "timm", "--steps=3")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
+from tgm_scale.runtime.command import KEYS
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,7 @@ def add_configuration(parser: argparse.ArgumentParser, packaged: str = "debug", 
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="laid over the file, such as run.dir=runs/mine"
-    )
+    parser.add_argument("overrides", nargs="*", metavar=KEYS, help="laid over the file, such as run.dir=runs/mine")
 
 
 def add_rewriting(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -102,8 +103,11 @@ def _leaves(tree: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 def _sections(path: str | Path, file: Path) -> dict:
     if not file.is_file():
-        names = ", ".join(sorted(other.stem for other in CONFIGS.glob("*.yaml")))
-        what = "a folder: name a YAML file in it" if file.is_dir() else f"no such file; packaged: {names}"
+        names = sorted(other.stem for other in CONFIGS.glob("*.yaml"))
+        close = difflib.get_close_matches(Path(path).stem, names, n=1)
+        near = f"; did you mean {close[0]}?" if close else ""
+        listed = f"no such file; packaged: {', '.join(names)}{near}"
+        what = "a folder: name a YAML file in it" if file.is_dir() else listed
         raise ValueError(f"--config {path}: {what}")
     try:
         text = file.read_text(encoding="utf-8")

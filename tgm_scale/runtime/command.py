@@ -17,6 +17,7 @@ from tgm_scale.runtime.terminal import message
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 # files that are missing, forbidden or of another kind: a new start would find the same
 _NOT_THERE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG)
+KEYS = "section.key=value"  # how the overrides of a configuration are called in help texts
 _LASTING = (*_NOT_THERE, errno.EACCES, errno.EPERM)
 
 
@@ -45,6 +46,8 @@ class Parser(argparse.ArgumentParser):
         if keys := re.findall(r"(?<!\S)--(\w+(?:\.\w+)+)(\S*)", message):
             message += "; keys of the configuration have no dashes before them: "
             message += " ".join(key + (rest or "=VALUE") for key, rest in keys)
+        elif "unrecognized arguments: --" in message and any(one.metavar == KEYS for one in self._actions):
+            message += f"; keys of the configuration are given as {KEYS}, such as train.steps=60"
         elif " are required: " in message:
             example = re.search(rf"^ *({re.escape(self.prog)} .*\S)", self.epilog or "", re.MULTILINE)
             message += f"; such as\n  {example[1]}" if example else ""
