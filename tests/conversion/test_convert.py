@@ -80,7 +80,7 @@ def test_the_videomae_file_is_what_its_scripts_look_for(tmp_path: Path) -> None:
     ("name", "target", "other"),
     [
         ("x.pth", "timm", "x.safetensors"),
-        ("x.pt", "safetensors", "x.safetensors"),
+        ("x.PT", "safetensors", "x.safetensors"),
         ("x.safetensors", "videomae", "x.pth"),
         ("x.bin", "huggingface", "x"),
     ],

@@ -206,6 +206,23 @@ def test_a_pretrained_encoder_comes_in_and_the_rest_is_fresh(tmp_path: Path, sha
         assert positions == (4, 32) and torch.equal(module.positions.value, wanted)
 
 
+def test_frames_further_apart_than_in_pretraining_are_said(tmp_path: Path, shards: str, checkpoint: Path) -> None:
+    from tgm_scale.conversion.convert import convert
+    from tgm_scale.conversion.key_maps import ModelMetadata
+    from tgm_scale.conversion.weights import Weights
+    from tgm_scale.models.pretraining import MaskedVideoAutoencoder
+    from tgm_scale.models.vit import SIZES
+
+    source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, options=ModelOptions("sdpa"), seed=5).state_dict()
+    stated = ModelMetadata(4, 2, 4, 32, None, {"data": {"stride": 2}})
+    convert(Weights.of("pretraining", source, stated, []), tmp_path / "tiny", "safetensors")
+    file = str(configuration(tmp_path, shards, checkpoint))
+    for given, said in ((["data.stride=2"], False), (["data.stride=3"], True), (["data.sampling=segments"], False)):
+        config = load_finetune(file, [f"train.init_from={tmp_path}/tiny", "data.stride=3", *given])
+        notes = initial_model(config, ["a", "b"], None).notes
+        assert (notes[-1] == "pretrained on frames 2 apart, finetuned on data.stride=3") == said, given
+
+
 def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the_same_positions(
     tmp_path: Path, shards: str, checkpoint: Path
 ) -> None:

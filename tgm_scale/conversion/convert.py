@@ -86,7 +86,7 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
         raise ValueError(said)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
-    if path.suffix in (*_TORCH, *_SAFETENSORS) and path.suffix not in chosen.suffixes:
+    if (suffix := path.suffix.lower()) in (*_TORCH, *_SAFETENSORS) and suffix not in chosen.suffixes:
         other = path.with_suffix(chosen.suffixes[0] if chosen.suffixes else "")
         what = "a file of another kind" if chosen.suffixes else "a folder"
         raise ValueError(f"{path}: --to {target} writes {what}, and readers go by the name: name it {other}")

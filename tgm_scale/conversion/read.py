@@ -39,12 +39,13 @@ def read(
 
 
 class Initial(NamedTuple):
-    """Weights to start a run from, under the names of its checkpoints, what reading them did, and frames and side of
-    the clips whose positions they know."""
+    """Weights to start a run from, under the names of its checkpoints, what reading them did, frames and side of the
+    clips whose positions they know, and how far apart those frames were, where that is known."""
 
     weights: dict[str, Tensor]
     report: list[str]
     clip: tuple[int, int]
+    stride: int | None
 
 
 def read_initial(origin: str, size: ModelSize) -> Initial:
@@ -76,7 +77,8 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
             f"it does not say its clips: taken for {found.frames} frames of {found.image_size} pixels, as published "
             "(`tgm-scale convert` can be told others)"
         )
-    return Initial(weights, report, found.positions or (found.frames, found.image_size))
+    stride = ((found.config or {}).get("data") or {}).get("stride")
+    return Initial(weights, report, found.positions or (found.frames, found.image_size), stride)
 
 
 def size_in_keys(found: ModelSize) -> str:
