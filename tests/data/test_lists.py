@@ -329,6 +329,10 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         ("b.mp4", "bad_row"), (f"{tmp_path}/x.csv line 4", "bad_row"), ("c.mp4", "bad_label"), ("a\nb", "bad_row")
     ]  # fmt: skip
     assert "3 fields under 2 columns" in listing.problems[0].detail
+    for column in ("group", "split"):
+        (tmp_path / "y.csv").write_text(f'file,{column},label\na.mp4,"one\nb,two",x\nc.mp4,one,x\n')
+        (problem,) = read_list(tmp_path / "y.csv", Selection(role="all")).problems
+        assert problem.reason == "bad_row" and f"a {column} of several lines" in problem.detail
 
 
 def test_only_text_is_a_caption(tmp_path: Path) -> None:

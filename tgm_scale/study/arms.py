@@ -87,8 +87,9 @@ def _refuse_twins(found: list[Unit]) -> None:
     of: dict[str, Arm] = {}
     for job in _pretrainings(found):
         tree = job.config.model_dump(mode="json")
-        for section, key in (("run", "dir"), ("log", None), ("checkpoint", None), ("profile", None)):
-            tree.pop(section) if key is None else tree[section].pop(key)
+        tree["run"].pop("dir")
+        for section in ("log", "checkpoint", "profile"):
+            tree.pop(section)
         if twin := of.get(key := json.dumps(tree, sort_keys=True)):
             raise ValueError(
                 f"study.maskers, study.objectives: {twin.name} and {job.arm.name} train one configuration, and their "

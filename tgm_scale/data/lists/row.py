@@ -160,12 +160,14 @@ def caption_fault(value: Any) -> str:
     return "" if absent(value) or isinstance(value, str) else f"{_written(value)}: wanted text"
 
 
-def path_fault(path: str) -> str:
-    """Why a text names no file; "" if it may."""
-    if not path:
+def place_fault(row: Row) -> str:
+    """Why a row names no file, group or split; "" if it may."""
+    if not row.path:
         return "no file"
-    several = len(_LINE_END.split(path)) > 1
-    return f"a file's name of several lines ({shown(path)}): is a quotation mark open?" if several else ""
+    for what, text in (("file's name", row.path), ("group", row.group), ("split", row.split)):
+        if text and len(_LINE_END.split(text)) > 1:
+            return f"a {what} of several lines ({shown(text)}): is a quotation mark open?"
+    return ""
 
 
 def label_text(value: Any) -> str | None:

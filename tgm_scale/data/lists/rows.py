@@ -32,7 +32,7 @@ from tgm_scale.data.lists.row import (
     absent,
     header_of,
     of_list,
-    path_fault,
+    place_fault,
     table_rows,
     without_separator_line,
 )
@@ -118,7 +118,7 @@ def _row(where: str, fields: Fields, own: Mapping[str, str | None]) -> Row:
     row.start, row.end = text("start"), text("end")
     row.label = fields.get(own["label"] or "\0")
     row.captions = of_list(next((fields[name] for name in COLUMNS["caption"] if fields.get(name)), None))
-    row.fault = str(fields.get(FAULT) or path_fault(row.path))
+    row.fault = str(fields.get(FAULT) or place_fault(row))
     if isinstance(fields.get(own["file"] or "\0"), (list, dict)):
         row.path, row.fault = "", f"file is {shown(row.path)}: wanted text"
     return row
