@@ -217,3 +217,14 @@ def test_a_key_with_dashes_is_understood_and_refused(
     text = said(capsys, "pretrain", "--config", "debug", "--steps=3")
     assert "dashes" not in text and text.endswith("given as section.key=value, such as train.steps=60\n")
     assert "given as" not in said(capsys, "convert", "a", "b", "--to", "timm", "--steps=3")
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [("--gpus", "--gpus-per-node"), ("--gpu-per-node", "--gpus-per-node"), ("--conf", "--config"), ("--zzzz", None)],
+)
+def test_an_option_is_written_in_full(option: str, hint: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--gpus 128` was read as GPUs of one node, whose links are four times as fast as those between nodes."""
+    text = said(capsys, "plan", "--config", "debug", option, "8")
+    assert f"unrecognized arguments: {option}" in text
+    assert f"; nearest: {hint};" in text if hint else "nearest" not in text

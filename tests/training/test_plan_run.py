@@ -34,7 +34,9 @@ def test_many_gpus_leave_each_a_smaller_micro_batch(capsys: pytest.CaptureFixtur
     assert "2048 = 128 GPUs x 1 micro steps x 16" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", [("--nodes", "0"), ("--gpus-per-node", "-8"), ("--utilisation", "0")])
+@pytest.mark.parametrize(
+    "option", [("--nodes", "0"), ("--gpus-per-node", "-8"), ("--gpus-per-node", "17"), ("--utilisation", "0")]
+)
 def test_options_that_make_no_plan_are_refused(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CONFIG, *option]) == 2
     assert f"tgm-scale plan: {option[0]}" in capsys.readouterr().err

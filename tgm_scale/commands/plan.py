@@ -169,10 +169,11 @@ def _scaled(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 def _machine(options: argparse.Namespace) -> Machine:
     """With a card's memory and power only where it is named, or assumed because no rate was given."""
     from tgm_scale.planning import cards, rates
-    from tgm_scale.planning.machine import Machine, card_of, shape_of
+    from tgm_scale.planning.machine import Machine, card_of, refuse_crowded, shape_of
     from tgm_scale.planning.network import Network
 
     nodes, gpus, memory = options.nodes or 1, options.gpus_per_node or 8, None
+    refuse_crowded(gpus, f"--gpus-per-node {gpus}", "wanted the GPUs of one node, and how many nodes in --nodes")
     card = cards.of_name(options.card) if options.card else None
     if options.fit is not None:
         nodes, gpus, memory = shape_of(options.fit)

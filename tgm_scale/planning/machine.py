@@ -67,9 +67,15 @@ def shape_of(text: str) -> tuple[int, int, float]:
         raise ValueError(f"--fit {text}: 0 of something; {WANTED}")
     if nodes * gpus > _MOST or memory > _MOST:
         raise ValueError(f"--fit {text}: above {_MOST} GPUs or GB; {WANTED}")
-    if gpus > _OF_A_HOST:
-        raise ValueError(f"--fit {text}: {gpus} GPUs in one host, above {_OF_A_HOST}; {WANTED}")
+    refuse_crowded(gpus, f"--fit {text}", WANTED)
     return nodes, gpus, memory * _UNITS[match[4].lower()]
+
+
+def refuse_crowded(gpus: int, given: str, wanted: str) -> None:
+    """Refuse more GPUs than one host has: nodes are then counted as GPUs, and links within a node taken for those
+    between them. Raises ValueError."""
+    if gpus > _OF_A_HOST:
+        raise ValueError(f"{given}: {gpus} GPUs in one host, above {_OF_A_HOST}; {wanted}")
 
 
 def card_of(memory: float) -> Card | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import re
 import sys
@@ -34,11 +35,12 @@ def _given(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Explains `--data.shards=x`: configuration keys have no dashes. Shows an example where an option is missing.
-    Refuses an empty text, which as a path would be the current folder."""
+    """Explains `--data.shards=x`: configuration keys have no dashes. Shows an example where an option is missing, and
+    the nearest where one is not known: `--gpus` is no short form of `--gpus-per-node`. Refuses an empty text, which as
+    a path would be the current folder."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(**settings, allow_abbrev=False)
         self.register("type", None, _given)
         self.register("type", Path, lambda text: Path(_given(text)))
 
@@ -46,8 +48,13 @@ class Parser(argparse.ArgumentParser):
         if keys := re.findall(r"(?<!\S)--(\w+(?:\.\w+)+)(\S*)", message):
             message += "; keys of the configuration have no dashes before them: "
             message += " ".join(key + (rest or "=VALUE") for key, rest in keys)
-        elif "unrecognized arguments: --" in message and any(one.metavar == KEYS for one in self._actions):
-            message += f"; keys of the configuration are given as {KEYS}, such as train.steps=60"
+        elif found := re.search(r"unrecognized arguments: (--[^\s=]*)", message):
+            known = list(self._option_string_actions)
+            longer = [one for one in known if found[1] != "--" and one.startswith(found[1])]
+            if near := longer or difflib.get_close_matches(found[1], known, n=1):
+                message += f"; nearest: {', '.join(near)}"
+            if any(one.metavar == KEYS for one in self._actions):
+                message += f"; keys of the configuration are given as {KEYS}, such as train.steps=60"
         elif " are required: " in message:
             example = re.search(rf"^ *({re.escape(self.prog)} .*\S)", self.epilog or "", re.MULTILINE)
             message += f"; such as\n  {example[1]}" if example else ""
