@@ -4,8 +4,8 @@
 #   sbatch --nodes=8 --time=12:00:00 slurm/pretrain_vitl.sh ...
 # Works with any number of nodes and of GPUs per node: with fewer GPUs, the global batch is accumulated.
 # Needs: GPUs with 80 GB; shards (slurm/make_shards.sh); the folder of a CLIP or SigLIP model; slurm/cluster.env.
-# Costs: not measured on a cluster. Every start checks the nodes first. Before the time limit the run saves a checkpoint,
-#   is requeued and resumes.
+# Costs: not measured on a cluster; `tgm-scale plan --config configs/pretrain_vitl.yaml --nodes 16` calculates hours.
+# Every start checks the nodes first. Before the time limit the run saves a checkpoint, is requeued and resumes.
 # Should reach: not measured here; loss_reconstruction below 0.6 and loss_contrastive falling within 2,000 steps.
 #SBATCH --job-name=pretrain_vitl
 #SBATCH --nodes=16
