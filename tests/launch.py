@@ -61,7 +61,7 @@ def run(
     elif world_size == 1:
         done = finished(arguments, environment(), seconds)
     else:
-        ranks = [Started(arguments, variables, ROOT) for variables in _of_ranks(world_size)]
+        ranks = [Started(arguments, variables, ROOT) for variables in of_ranks(world_size)]
         found = wait_for_all(ranks, seconds)
         printed = ["".join(parts) for parts in zip(*(rank.communicate() for rank in ranks))]
         done = subprocess.CompletedProcess(list(arguments), found, *printed)
@@ -69,7 +69,7 @@ def run(
     return done
 
 
-def _of_ranks(world_size: int) -> list[dict[str, str]]:
+def of_ranks(world_size: int) -> list[dict[str, str]]:
     """The environment of each process, with the variables that torchrun would set."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

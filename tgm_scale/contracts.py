@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # commands that see no tensor do without torch, which takes 2
 
 # of a clip, and its views of a video: above every one in use, and below what ends a process for its memory
 MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS = 4096, 4096, 10**6, 1000
+WEEK = 7 * 24 * 3600.0  # seconds: the longest that anything waits
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,21 @@ import torch
 
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import encoder_of
+from tgm_scale.data.access import patience
+from tgm_scale.data.lists.reading import Selection
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.decode import decode_clip
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_sample
-from tgm_scale.evaluation import finite
+from tgm_scale.evaluation import clips, finite
+from tgm_scale.evaluation.cache import Clips
 from tgm_scale.evaluation.clips import fitting
-from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, extract
+from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, cached, extract
+from tgm_scale.evaluation.labelled import open_labelled
+from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 
 SIZE = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)  # as in conftest.py
 SPEC = SyntheticSpec(size=32, frames=8, mode="one_mover")
@@ -114,3 +121,26 @@ def test_positions_that_a_file_brings_are_known(checkpoint: Path) -> None:
     moved = encoder_of(read(checkpoint)).at(8, read(checkpoint).image_size)
     assert FrozenEncoder.of(moved, checkpoint).positions == moved.positions is not None
     assert FrozenEncoder.of(moved, checkpoint).digest == FrozenEncoder.load(checkpoint, frames=8).digest
+
+
+def test_a_pass_that_is_asked_to_stop_keeps_its_chunks_and_goes_on_from_them(
+    shards: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finetuning's test did not hear the signal before a time limit."""
+    monkeypatch.setattr(clips, "CHUNK", 2)
+    source, decoded = open_labelled(shards, Selection(label=SYNTHETIC_MOTION)), list[int]()
+    decoding = Decoding(Views(4, 32, 2), 0, decoded.append)
+    alone = HostCollectives(ProcessInfo(0, 1, 0, torch.device("cpu")))
+
+    def made(asked: Callable[[], bool]) -> Clips:
+        decoded.clear()
+        with patience.waits_end_when(asked):
+            return cached(tmp_path, FrozenEncoder.load(checkpoint), source, decoding, "mean", alone)
+
+    with pytest.raises(patience.Stopped, match=r"^stopped during a pass over the clips$"):
+        made(lambda: sum(decoded) >= 5)
+    assert sum(decoded) == 5, "no clip more is decoded"
+    kept = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    assert len(kept) == 2
+    assert len(made(lambda: False).keys) == CLIPS and sum(decoded) == CLIPS - 4
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from launch import ROOT, environment, run
+from launch import ROOT, environment, of_ranks, run
 from starts import Started
 
 from tgm_scale.checkpoints import ema
@@ -22,6 +23,7 @@ from tgm_scale.runs.faults import FaultState
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.guard import Guard
+from tgm_scale.training.preemption import REQUEUE_EXIT_CODE
 from tgm_scale.training.task import StepResult
 
 STEPS = 32
@@ -133,3 +135,24 @@ def test_refusals_before_a_checkpoint_count_for_a_start_after_it(tmp_path: Path)
     guard.begin(progress)
     assert progress.refused == [], "dealt with"
     assert not guard.note(progress, spike, batch("s/5"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_during_the_test_ends_the_run_to_be_started_again(tmp_path: Path, labelled: Path, ranks: int) -> None:
+    """At a time limit of SLURM: the job is requeued on 85, and killed, not requeued, where the signal is not heard."""
+    given = arguments(tmp_path, labelled, "train.steps=2", "finetune.test_temporal_views=400")
+    processes = [Started(given, variables, ROOT) for variables in of_ranks(ranks)]
+    folder, end = tmp_path / "run", time.monotonic() + 120
+    while not (folder / "test").is_dir():
+        assert time.monotonic() < end and all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    for process in processes:
+        process.send_signal(signal.SIGUSR1)
+    said = "".join(process.communicate(timeout=60)[1] for process in processes)
+    assert {process.returncode for process in processes} == {REQUEUE_EXIT_CODE}
+    assert "SIGUSR1: stops after the clips under way; the same command goes on from there" in said
+    assert said.count("stopped during a pass over the clips, by SIGUSR1; the same command resumes") == 1
+    assert not (folder / "results.json").exists()
+    assert "stopped by SIGUSR1" in (folder / "ranks" / "00000").read_text()
+    run(ranks, given)
+    assert (folder / "results.json").is_file()

@@ -14,10 +14,11 @@ import torch
 from launch import run
 from short_run import arguments, rank_file, start, wait_for_steps
 
+from tgm_scale.contracts import WEEK
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training import watchdog as watchdog_module
-from tgm_scale.training.watchdog import NAMING, PHASES, PhaseTimeout, Watchdog
+from tgm_scale.training.watchdog import NAMING, PHASES, PhaseTimeout, Watchdog, group_seconds
 
 
 def bounds(timeout: PhaseTimeout, first: int, seconds: list[float]) -> list[float]:
@@ -51,6 +52,19 @@ def test_a_checkpoint_is_given_time_and_counts_in_no_step() -> None:
     assert timeout.limit(3, "checkpoint", 4.0)[0] == 1800
     timeout.limit(4, "data", 900.0)
     assert timeout.limit(5, "data", 901.0) == (50, "faults.hang_seconds=50")
+
+
+def test_data_may_be_opened_for_hours_and_no_collective_ends_before_the_watchdog(tmp_path: Path) -> None:
+    """Rank 0 indexes shards while the others wait; gloo gave up after 10 minutes on CPUs and 30 on GPUs."""
+    watchdog = Watchdog(tmp_path, ProcessInfo(0, 2, 0, torch.device("cpu")), 50)
+    opening = watchdog._where[3]
+    watchdog.opened()
+    assert opening == (6 * 3600, "6 hours until the data is open") and watchdog._where[3][0] == 1800
+    watchdog.end("done")
+    for hang, storage in ((50, 0), (50, 300), (WEEK, WEEK)):
+        timeout = PhaseTimeout(hang, storage)
+        longest = max(timeout.limit(step, "meeting", float(step))[0] for step in range(9))
+        assert group_seconds(hang, storage) > max(longest, opening[0])
 
 
 @pytest.fixture

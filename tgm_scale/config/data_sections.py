@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE, WEEK
 
 
 def _finite(value: Any) -> Any:
@@ -117,7 +117,7 @@ class DataConfig(ClipsConfig, GroupsConfig):
     max_left_out_share: float = Field(
         0.3, ge=0, le=1, description="no start above this share of samples that are not there"
     )
-    patience: float = Field(300, ge=0, description="seconds of waiting for a storage or server that does not answer")
+    patience: float = Field(300, ge=0, le=WEEK, description="seconds of waiting for a storage that does not answer")
     root: str | None = Field(None, description="folder of the videos that a list names; default: the list's own")
     mean: tuple[float, ...] = Field(
         (0.485, 0.456, 0.406),

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from tgm_scale.config.data_sections import ClipsConfig, DataConfig, Finite, Section
 from tgm_scale.config.objective_section import ObjectiveConfig
-from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE
+from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, WEEK
 
 
 class RunConfig(Section):
@@ -152,9 +152,9 @@ class FaultsConfig(Section):
     refused_before_rollback: int = Field(3, ge=1, description="refused updates in a row that cause a rollback")
     rollbacks: int = Field(3, ge=0, description="rollbacks after which the run stops")
     hang_seconds: float = Field(
-        50, gt=0, description="how long a rank waits for another before it stops; at least 10 times a usual step"
+        50, gt=0, le=WEEK, description="how long a rank waits for another before it stops; 10 usual steps at least"
     )
-    start_seconds: float = Field(600, gt=0, description="how long the processes of a start wait for one another")
+    start_seconds: float = Field(600, gt=0, le=WEEK, description="how long the processes of a start wait for another")
 
 
 class WandbConfig(Section):

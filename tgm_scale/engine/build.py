@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -28,11 +29,11 @@ from tgm_scale.runtime.compat import prepare_torchvision
 from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus, set_rendezvous
 
 
-def start_processes(process: ProcessInfo, seconds: float = 600) -> None:
+def start_processes(process: ProcessInfo, seconds: float = 600, patience: float | None = None) -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs.
 
-    seconds: timeout for all processes to join. Raises TimeoutError if some did not, ValueError if the launcher's
-    variables or GPUs are wrong."""
+    seconds: timeout for all processes to join; patience: seconds of a collective, by default DeepSpeed's 10 minutes.
+    Raises TimeoutError if some did not join, ValueError if the launcher's variables or GPUs are wrong."""
     refuse_hidden_gpus(process)
     set_rendezvous(process)
     gpu = None
@@ -49,7 +50,7 @@ def start_processes(process: ProcessInfo, seconds: float = 600) -> None:
         store=store,
         rank=process.rank,
         world_size=process.world_size,
-        timeout=default_pg_timeout,
+        timeout=default_pg_timeout if patience is None else timedelta(seconds=patience),
         device_id=process.device if process.device.type == "cuda" and process.world_size > 1 else None,
     )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes the group that is there

@@ -24,10 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tgm_scale.data.access import patience
 from tgm_scale.data.lists.selection import Role
 from tgm_scale.evaluation import results, ridge, small_cnn
 from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows
-from tgm_scale.evaluation.clips import own_samples
+from tgm_scale.evaluation.clips import own_samples, stopping_together
 from tgm_scale.evaluation.labelled import LabelledCorpus
 from tgm_scale.evaluation.probe import Validation, too_few
 from tgm_scale.evaluation.session import PARTS
@@ -83,11 +84,11 @@ class Comparison:
         for name, baseline in baselines.items():
             began = time.monotonic()
             train, test = (self._clips(baseline, role, name) for role in PARTS)
-            if self.collectives.process.is_main:
-                truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
-                right_M = baseline.scores(train, labels_N, test).argmax(1) == truth_M
-                found[name] = Measured(baseline.what, right_M, test, round(time.monotonic() - began, 1))
-            self.collectives.barrier()
+            with stopping_together(self.collectives):
+                if self.collectives.process.is_main:
+                    truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
+                    right_M = baseline.scores(train, labels_N, test).argmax(1) == truth_M
+                    found[name] = Measured(baseline.what, right_M, test, round(time.monotonic() - began, 1))
         return found
 
     def _clips(self, baseline: Baseline, role: Role, name: str) -> Clips:
@@ -125,7 +126,12 @@ def of_pixels(comparison: Comparison) -> dict[str, Baseline]:
 
     def cnn(train: Clips, labels_N: Tensor, test: Clips) -> Tensor:
         task = comparison.bars.task("small CNN: epochs", small_cnn.EPOCHS)
-        return small_cnn.scores(video(train), labels_N, video(test), seed, device, task.advance)
+
+        def progress(epochs: int) -> None:
+            patience.stop_where_asked("the training of the small CNN")
+            task.advance(epochs)
+
+        return small_cnn.scores(video(train), labels_N, video(test), seed, device, progress)
 
     frames = min(_RAW_FRAMES, views.frames)
     return {

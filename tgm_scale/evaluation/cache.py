@@ -20,10 +20,10 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
 from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.evaluation import finite
-from tgm_scale.evaluation.clips import chunks, fitting, own_samples, run_models
+from tgm_scale.evaluation.clips import chunks, fitting, own_samples, run_models, stopping_together
 from tgm_scale.evaluation.labelled import LabelledCorpus
 from tgm_scale.evaluation.views import Decoder, Decoding
-from tgm_scale.runtime.distributed import HostCollectives
+from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.runtime.files import replacing
 from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.tensors import load_with_metadata, save_tensors
@@ -56,7 +56,7 @@ def cached_rows(
     `folder` where they were kept already. Collective: each process makes every world-size-th chunk.
 
     A chunk is one file, written whole, so that a stopped pass continues where it was. Raises ValueError where no
-    sample can be used, and where a row is not finite."""
+    sample can be used, and where a row is not finite; Stopped, on all processes, where one was asked to stop."""
     refs = source.refs
     digest = hashlib.blake2b(digest_size=8)
     facts = (*model.identity, source.corpus.fingerprint, str(len(refs)), str(decoding.views), str(model.dtype))
@@ -67,12 +67,20 @@ def cached_rows(
             digest.update(f"{os.path.abspath(ref.shard)} {ref.members[ref.video][1]} {_changed(ref.shard)}\n".encode())
     folder = folder / digest.hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
-    parts = chunks(refs)
-    own = own_samples(refs, collectives.process.rank, collectives.process.world_size)
+    with stopping_together(collectives):
+        _make_chunks(folder, model, source, decoding, collectives.process)
+    return _gather(folder, len(chunks(refs)), source)
+
+
+def _make_chunks(
+    folder: Path, model: RowModel, source: LabelledCorpus, decoding: Decoding, process: ProcessInfo
+) -> None:
+    """Those of this process that are not there yet. Raises as `cached_rows`."""
+    own = own_samples(source.refs, process.rank, process.world_size)
     with Decoder(replace(decoding, workers=fitting(decoding.workers, own))) as decoder:
-        for number, part in enumerate(parts):
+        for number, part in enumerate(chunks(source.refs)):
             file = folder / f"{number:06d}.safetensors"
-            if number % collectives.process.world_size != collectives.process.rank or file.is_file():
+            if number % process.world_size != process.rank or file.is_file():
                 continue
             found = run_models(lambda video: [model.rows_of(video)], source.corpus, part, decoder, [model.module])
             rows = _over_views(found.rows[0]) if found.names else torch.zeros(0)
@@ -81,8 +89,6 @@ def cached_rows(
             metadata = {"names": found.names, "problems": [asdict(problem) for problem in found.problems]}
             with replacing(file) as work:
                 save_tensors({"rows": rows.contiguous()}, work, {"facts": json.dumps(metadata)})
-    collectives.barrier()
-    return _gather(folder, len(parts), source)
 
 
 def _changed(place: str) -> int:

@@ -4,23 +4,25 @@ processes, and a stopped pass resumes at the chunk that it had reached."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tgm_scale.contracts import Problem
+from tgm_scale.contracts import WEEK, Problem
+from tgm_scale.data.access import patience
 from tgm_scale.data.shards.index import Corpus, SampleRef
 from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.views import Decoder
+from tgm_scale.runtime.distributed import HostCollectives
 
 CHUNK = 256  # samples of one file of features
 _WORTH_A_PROCESS = 64
-# seconds that processes wait for one another, a week: rank 0 fits alone, for hours where the corpus is large, and has
+# seconds that processes wait for one another: rank 0 fits alone, for hours where the corpus is large, and has
 # all chunks to make where the others find theirs made
-PATIENCE = 7 * 24 * 3600.0
+PATIENCE = WEEK
 PASS = 32  # clips of one forward pass; samples of different chunks never share one
 
 # uint8 [B, 3, T, H, W] -> one row for each clip, from each of several models
@@ -33,6 +35,18 @@ class Rows(NamedTuple):
     rows: list[Tensor]  # of each model: [samples, views, ...], on the CPU
     names: list[str]
     problems: list[Problem]
+
+
+@contextmanager
+def stopping_together(collectives: HostCollectives) -> Iterator[None]:
+    """Where one process was asked to stop within, Stopped is raised on all at the end. Collective."""
+    stopped: patience.Stopped | None = None
+    try:
+        yield
+    except patience.Stopped as error:
+        stopped = error
+    if collectives.any(stopped is not None):
+        raise stopped or patience.Stopped("stopped with another process")
 
 
 def chunks(refs: Sequence[SampleRef]) -> list[Sequence[SampleRef]]:
@@ -60,7 +74,8 @@ def run_models(
 ) -> Rows:
     """Every view of these samples through the models, PASS clips at a time.
 
-    modules: what the models run. Raises ValueError where they give what is not finite: the clip, the first layer."""
+    modules: what the models run. Raises ValueError where they give what is not finite: the clip, the first layer;
+    Stopped where this process was asked to stop."""
     views = len(decoder.views)
     names: list[str] = []
     problems: list[Problem] = []
@@ -78,6 +93,7 @@ def run_models(
         waiting[:] = [clips[count:]]
 
     for ref, found in zip(refs, decoder.decode(corpus, refs)):
+        patience.stop_where_asked("a pass over the clips")
         if isinstance(found, Problem):
             problems.append(found)
             continue

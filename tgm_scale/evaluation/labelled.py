@@ -60,7 +60,7 @@ class LabelledCorpus:
 def open_labelled(
     spec: str | list[str], selection: Selection | None = None, *, root: str | None = None
 ) -> LabelledCorpus:
-    """What `spec` names: shards (anything that `open_corpus` takes), or a list (see lists.py) of videos below `root`.
+    """What `spec` names: shards (anything that `open_corpus` takes), or a list (data/lists) of videos below `root`.
 
     selection: of a list. Of shards its `label` alone: where a sample's json has it, such as `label` or
     `truth.objects.0.motion`. Raises ValueError where nothing is labelled."""

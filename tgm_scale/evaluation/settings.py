@@ -21,7 +21,7 @@ _PART = "labelled videos (a folder of them, also with labels.csv, shards, or a l
 
 
 class LabelledConfig(GroupsConfig):
-    """Labelled videos: shards (folder, pattern, list of them) or a list file in a published format (see lists.py)."""
+    """Labelled videos: shards (folder, pattern, list of them) or a list file in a published format (data/lists)."""
 
     train: str | list[str] | None = Field(None, description=f"{_PART} to fit on; not needed for retrieval")
     test: str | list[str] = Field(description=f"{_PART} to be tested on")

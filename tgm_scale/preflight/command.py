@@ -30,7 +30,7 @@ from tgm_scale.runtime.rendezvous import connect
 
 SETUP_MISTAKE = 2  # wrong on every node: excluding nodes would not help
 BAD_NODE = 3  # some nodes are wrong: lines `bad node NAME: why` name them
-_INDEXING_SECONDS = 3600  # rank 0 may index foreign shards, once
+_INDEXING_SECONDS = 6 * 3600  # rank 0 may index foreign shards, once
 _REDUCED_BYTES = {"cuda": 256 << 20, "cpu": 16 << 20}
 
 

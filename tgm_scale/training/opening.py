@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tgm_scale.config.sections import TrainingConfig
-from tgm_scale.data.access.patience import StoppedWaiting, waits_end_when
+from tgm_scale.data.access.patience import Stopped, StoppedWaiting, waits_end_when
 from tgm_scale.data.loading.workers import WorkerDied
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation.settings import FinetuneConfig
@@ -20,7 +20,7 @@ from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE, StopRequest
 from tgm_scale.training.task import Task
 from tgm_scale.training.trainer import Start, Trainer
-from tgm_scale.training.watchdog import Watchdog
+from tgm_scale.training.watchdog import Watchdog, group_seconds
 
 
 def run(
@@ -39,22 +39,26 @@ def run(
     folder = run_folder.open_folder(config)
     check_room(config, plan, folder)
     stop = StopRequest(config.train.max_minutes, reports=process.is_main)
-    engine.start_processes(process, config.faults.start_seconds)
-    collectives = HostCollectives(process)
+    patience = group_seconds(config.faults.hang_seconds, storage_seconds)
+    engine.start_processes(process, config.faults.start_seconds, patience)
+    collectives = HostCollectives(process, patience)
     with run_folder.owned(folder, collectives):
         watchdog = Watchdog(folder, process, config.faults.hang_seconds, stop.ask, storage_seconds)
         try:
             with waits_end_when(stop.asked):
                 task = task_of(start := Start(folder, collectives, stop, watchdog))
+                watchdog.opened()
                 code = Trainer(config, task, start).train()
                 # from here on ranks do not synchronise at steps
                 watchdog.end(f"stopped by {stop.reason}" if code else "done")
                 if code == 0:
+                    stop.end = "stops after the clips under way; the same command goes on from there"
                     task.finish()
             engine.stop_processes()
-        except StoppedWaiting as stopped:  # before the first step, or after the last
+        except Stopped as stopped:  # before the first step, or after the last
             watchdog.end(f"stopped by {stop.reason}")
-            print(f"{stopped}, by {stop.reason}; the same command resumes", file=sys.stderr, flush=True)
+            if process.is_main or isinstance(stopped, StoppedWaiting):
+                print(f"{stopped}, by {stop.reason}; the same command resumes", file=sys.stderr, flush=True)
             return REQUEUE_EXIT_CODE
         except Exception as error:
             watchdog.end("failed")

@@ -20,6 +20,7 @@ class StopRequest:
 
     def __init__(self, max_minutes: float | None = None, reports: bool = False) -> None:
         self._reports = reports
+        self.end = "stops with a checkpoint after this step or the next"  # what a stop comes to, in words
         self.signal: str | None = None
         self._noted = -math.inf
         self._end = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -46,8 +47,8 @@ class StopRequest:
         if number == signal.SIGINT and self.signal == "SIGINT" and again:
             raise KeyboardInterrupt  # does not wait for a checkpoint
         if self._reports and self.signal is None:
-            at_once = ", or now, without it, by another Ctrl-C" if number == signal.SIGINT else ""
-            said = f"{signal.Signals(number).name}: stops with a checkpoint after this step or the next{at_once}\n"
+            at_once = ", or at once by another Ctrl-C" if number == signal.SIGINT else ""
+            said = f"{signal.Signals(number).name}: {self.end}{at_once}\n"
             with suppress(OSError):  # of a closed terminal
                 os.write(2, said.encode())  # print's buffer may be in use where the signal comes
         self.signal, self._noted = signal.Signals(number).name, time.monotonic()

@@ -27,6 +27,7 @@ PHASES = ("data", "guidance", "meeting", "update", "checkpoint", "aside")
 ASIDE = PHASES[-1]  # what no step needs: a measurement, a trace; its time is not told
 _UNHURRIED = PHASES[-2:]
 _BEAT = 5.0  # seconds from one look to the next
+_OPENING = 6 * 3600.0  # seconds until the data is open: shards without an index are read through once, by rank 0
 _LONG_PHASE = (
     1800.0  # seconds for a checkpoint or what is done aside, and for the first steps of a start with their compilation
 )
@@ -36,6 +37,12 @@ _STEPS = 20  # that tell what a step usually takes
 _NAMED = 8  # of many ranks
 NAMING = 64  # ranks that look who is waited for: all of 4,096 would open 17 million files at once, twice
 HUNG_EXIT_CODE = 86
+
+
+def group_seconds(hang_seconds: float, storage_seconds: float) -> float:
+    """The timeout of collectives in a run: none ends before the watchdog, which says who is waited for, unless a usual
+    step takes more than half an hour (`_MEDIANS`)."""
+    return max(_OPENING, hang_seconds + storage_seconds) + 60 * _BEAT
 
 
 class PhaseTimeout:
@@ -94,7 +101,7 @@ class Watchdog:
         self.folder.mkdir(exist_ok=True)
         self._run = _identity(folder)
         # step, phase, when it began, its bound: one object, since two threads look at it
-        self._where = (0, PHASES[0], time.monotonic(), (_LONG_PHASE, "half an hour before the first step"))
+        self._where = (0, PHASES[0], time.monotonic(), (_OPENING, f"{_OPENING / 3600:g} hours until the data is open"))
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._first: int | None = None
         self._beats = 0
@@ -104,6 +111,10 @@ class Watchdog:
         self._lock = threading.Lock()  # of the file: both threads write it
         self._write("running")
         threading.Thread(target=self._watch, daemon=True).start()
+
+    def opened(self) -> None:
+        """The data is open, on all ranks: what follows is bounded as a first step is."""
+        self._where = (0, PHASES[0], time.monotonic(), (_LONG_PHASE, "half an hour before the first step"))
 
     def at(self, step: int, phase: str) -> None:
         """This rank begins a phase of a step."""

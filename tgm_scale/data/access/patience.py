@@ -33,7 +33,11 @@ _of_thread = threading.local()  # `ended`: the event that ends this thread's wai
 _answered: set[str] = set()  # storages, by protocol and host, that were read by this process
 
 
-class StoppedWaiting(OSError):
+class Stopped(OSError):
+    """The work ended because this process, or one that it works with, was asked to stop."""
+
+
+class StoppedWaiting(Stopped):
     """The wait for a storage ended because whoever waits was asked to stop."""
 
 
@@ -106,7 +110,8 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
 
 @contextmanager
 def waits_end_when(asked: Callable[[], bool]) -> Iterator[None]:
-    """Within, every wait of this process for a storage ends with StoppedWaiting as soon as `asked()`."""
+    """Within, every wait of this process for a storage ends with StoppedWaiting as soon as `asked()`, and work that
+    calls `stop_where_asked` with Stopped."""
     global _asked_to_stop
     before, _asked_to_stop = _asked_to_stop, asked
     try:
@@ -118,6 +123,12 @@ def waits_end_when(asked: Callable[[], bool]) -> Iterator[None]:
 def ends_waits(event: threading.Event) -> None:
     """This thread's waits end with StoppedWaiting once the event is set."""
     _of_thread.ended = event
+
+
+def stop_where_asked(work: str) -> None:
+    """Raises Stopped where this process was asked to stop. work: what ends by it, in words."""
+    if _asked_to_stop():
+        raise Stopped(f"stopped during {work}")
 
 
 def stop_where_waited() -> None:
