@@ -77,17 +77,6 @@ def test_on_a_single_node_a_missing_gpu_is_its_fault_and_missing_shards_are_not(
     assert diagnose([report], []) == ({"node0": ["no GPU"]}, ["no shards"])
 
 
-def test_shared_memory_is_counted_for_all_ranks_of_a_node() -> None:
-    found = reports()
-    for report in found:
-        report.measurements["shared memory needed"] = 20e9
-    assert diagnose(found, [])[0] == {}
-    for report in found[:2]:
-        report.measurements["shared memory free"] = 30e9
-    [(node, [problem])] = diagnose(found, [])[0].items()
-    assert node == "node0" and "/dev/shm has 30.0 GB free, waiting clips take 40.0" in problem
-
-
 # Real processes from here on, each with the variables that srun gives its tasks.
 
 

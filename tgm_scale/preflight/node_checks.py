@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from tgm_scale.config.sections import TrainingConfig
-from tgm_scale.data.loading.loader import PREFETCH
 from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.engine import extensions
 from tgm_scale.planning.run_plan import RunPlan
@@ -70,10 +69,6 @@ def inspect_node(task: TaskChecks, process: ProcessInfo, no_gpu: str | None) -> 
     report.attempt("configuration", lambda: task.check(process))
     report.attempt("GPU", lambda: _try_gpu(report, process, no_gpu))
     report.attempt("temporary folder", _check_temporary_folder)
-    if (data := task.config.data).workers:  # decoded clips of one rank's workers, while they wait
-        clips = data.workers * PREFETCH * data.repeated_augmentation
-        report.measurements["shared memory needed"] = float(clips * data.frames * data.size**2 * 3)
-        report.measurements["shared memory free"] = shutil.disk_usage("/dev/shm").free
     return report
 
 

@@ -61,13 +61,6 @@ def _outliers(reports: list[Report]) -> list[tuple[Report, str, str]]:
         for report in reports
         if report.gpu and gpus[report.node, report.gpu] > 1
     ]
-    ranks = Counter(report.node for report in reports)
-    for report in reports:
-        needed = ranks[report.node] * report.measurements.get("shared memory needed", 0)
-        free = report.measurements.get("shared memory free", needed)
-        if needed > free:
-            problem = f"/dev/shm has {free / 1e9:.1f} GB free, waiting clips take {needed / 1e9:.1f}: enlarge it"
-            found.append((report, "shared memory", f"{problem} (container: --shm-size), or lower data.workers"))
     return found
 
 
