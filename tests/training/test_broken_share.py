@@ -49,6 +49,13 @@ def test_the_share_is_judged_early_and_at_the_end(so_far: int, now: int, seen: i
     assert count_problems(skipped, broken(now), seen, 1.0, last), "a limit of 1 tolerates all"
 
 
+def test_what_a_rollback_leaves_out_is_not_broken() -> None:
+    left_out = [Problem(f"b/{i}", "skip_list") for i in range(50)]
+    assert count_problems({}, left_out, 100, 0.1, True) == {"skip_list": 50}
+    with pytest.raises(ValueError, match=r"11 of 100 samples were broken \(damaged 11\).*; such as a/0: damaged"):
+        count_problems({"skip_list": 3}, [*left_out, *broken(11)], 100, 0.1, False)
+
+
 @pytest.mark.parametrize("whole", [0, 3])
 def test_a_small_corpus_of_broken_clips_ends_the_run_and_names_them(config: Path, tmp_path: Path, whole: int) -> None:
     """All four broken: in the first step. One of four: in the last, before 64 clips were seen."""

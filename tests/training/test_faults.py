@@ -19,7 +19,7 @@ from short_run import arguments, rank_file, start, wait_for_steps
 
 from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.contracts import Batch
-from tgm_scale.runs.faults import FaultState
+from tgm_scale.runs.faults import FaultState, leave_out
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.status import status
 
@@ -50,12 +50,13 @@ def test_a_diverging_run_refuses_rolls_back_and_stops(config: Path) -> None:
     assert skipped and f"{skipped} of {len(rows)} ({skipped} spike), see refused.jsonl" in status(str(folder))
 
 
-def test_the_skip_list_takes_the_weight_and_says_so() -> None:
-    one = torch.ones(2)
-    batch = Batch(one, ["a", "b"], ["s/1", "s/2"], one, one.clone(), one, one, one)
-    FaultState(rollbacks=1, skip_list=["s/2"]).leave_out(batch)
-    assert batch.weight.tolist() == [1, 0]
-    assert [(p.key, p.reason) for p in batch.problems] == [("s/2", "skip_list")]
+def test_the_skip_list_takes_the_weight_and_names_a_sample_once() -> None:
+    one, weight = torch.ones(5), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    batch = Batch(one, list("abbcd"), ["s/1", "s/2", "s/2", "s/3", "s/4"], one, weight, one, one, one)
+    leave_out(batch, {"s/4", "s/3", "s/2"}.__contains__, "skip_list")
+    assert batch.weight.tolist() == [1, 0, 0, 0, 0]
+    named = [(problem.key, problem.reason) for problem in batch.problems]
+    assert named == [("s/2", "skip_list"), ("s/3", "skip_list")], "what has no weight is named by whoever took it"
 
 
 def test_a_hung_rank_stops_the_others_and_is_named(config: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tgm_scale.checkpoints import checkpoint
-from tgm_scale.contracts import Batch, Problem
+from tgm_scale.contracts import Batch
 from tgm_scale.data.access.patience import PATIENCE_SECONDS
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.loading.loader import ClipLoader
@@ -28,6 +28,7 @@ from tgm_scale.models.classifier import tokens_read
 from tgm_scale.planning.checks import check_boards, check_compile
 from tgm_scale.planning.corpora import corpus_metadata
 from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
+from tgm_scale.runs.faults import leave_out
 from tgm_scale.runs.figures import SHARED
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.introduction import few_clips
@@ -92,10 +93,7 @@ class Parts:
 
     def leave_out_unlabelled(self, batch: Batch) -> None:
         """Give clips without a label weight 0, and name them."""
-        for index, key in enumerate(batch.keys):
-            if key not in self.train.labels and batch.weight[index] > 0:
-                batch.weight[index] = 0
-                batch.problems.append(Problem(key, "no_label"))
+        leave_out(batch, lambda key: key not in self.train.labels, "no_label")
 
 
 class OpenedData(NamedTuple):
@@ -130,6 +128,7 @@ def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives)
     """Open the data, the main process first: it may build indices. Collective. Raises ValueError."""
     if collectives.process.is_main:
         open_split(config.data, "train", config.run.seed)
+        open_split(config.data, "test")
     collectives.barrier()
     parts, found, notes = open_data(config, plan, collectives, LEFT_OUT)
     folder, train, test = Path(config.run.dir), parts.train, parts.test

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -22,6 +22,7 @@ from tgm_scale.runtime.outside.json_text import json_object
 _MEMORY = 100  # losses that a spike is measured against
 _ENOUGH = 20
 _FILE, _EVENT = "faults.json", "rolled_back"
+SKIP_LIST = "skip_list"  # the reason why a sample is left out that is not broken
 
 
 class RunStopped(RuntimeError):
@@ -103,12 +104,14 @@ class FaultState(BaseModel):
         events.append(folder, _EVENT, file=_FILE, state=tree)
         replace_file(folder / _FILE, json.dumps(tree, indent=1))
 
-    def leave_out(self, batch: Batch) -> None:
-        """Give the clips on the skip list weight 0."""
-        for index, key in enumerate(batch.keys):
-            if key in self.skip_list and batch.weight[index] > 0:
-                batch.weight[index] = 0
-                batch.problems.append(Problem(key, "skip_list", "in the steps before a rollback"))
+
+def leave_out(batch: Batch, unwanted: Callable[[str], bool], reason: str, detail: str = "") -> None:
+    """Give the clips of unwanted samples weight 0, and name each sample once, however many clips are of it."""
+    found = {key for key, weight in zip(batch.keys, batch.weight.tolist()) if weight > 0 and unwanted(key)}
+    for index, key in enumerate(batch.keys):
+        if key in found:
+            batch.weight[index] = 0
+    batch.problems += [Problem(key, reason, detail) for key in dict.fromkeys(batch.keys) if key in found]
 
 
 def log_refused_update(folder: Path, step: int, loss: float, reason: str, keys_of_ranks: list[list[str]]) -> None:

@@ -10,6 +10,7 @@ from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.contracts import Problem
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs.bottleneck import duration
+from tgm_scale.runs.faults import SKIP_LIST
 from tgm_scale.runs.metrics import in_words
 from tgm_scale.training.data_digest import DIGEST_KIND
 from tgm_scale.training.task import StepResult
@@ -76,15 +77,18 @@ def concluded(steps: int, seconds: float, last: dict[str, Any] | None, updates: 
 def count_problems(
     skipped: dict[str, int], problems: list[Problem], seen: int, limit: float, last: bool
 ) -> dict[str, int]:
-    """Broken samples so far by reason, the new ones added. Raises ValueError above the share that is tolerated: once
-    there are enough to judge, in the last step, and early where none was whole."""
+    """Samples left out so far by reason, the new ones added. Raises ValueError where too many are broken:
+    once there are enough to judge, in the last step, and early where none was whole. Those on the skip list are not
+    broken: faults.rollbacks bounds them."""
     counts = Counter(skipped) + Counter(problem.reason for problem in problems)
-    judged = last or seen >= _ENOUGH_TO_JUDGE or counts.total() >= max(seen, _NONE_WHOLE)
-    if judged and counts.total() > limit * seen:
-        first = f"; such as {problems[0].key}: {problems[0].reason}: {problems[0].detail}" if problems else ""
-        listed = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+    broken = Counter({reason: count for reason, count in counts.items() if reason != SKIP_LIST})
+    judged = last or seen >= _ENOUGH_TO_JUDGE or broken.total() >= max(seen, _NONE_WHOLE)
+    if judged and broken.total() > limit * seen:
+        named = next((problem for problem in problems if problem.reason != SKIP_LIST), None)
+        first = f"; such as {named.key}: {named.reason}: {named.detail}" if named else ""
+        listed = ", ".join(f"{reason} {count}" for reason, count in broken.most_common())
         raise ValueError(
-            f"{counts.total()} of {seen} samples were broken ({listed}), more than data.max_skipped_share={limit}"
+            f"{broken.total()} of {seen} samples were broken ({listed}), more than data.max_skipped_share={limit}"
             f"{first}. skipped.jsonl in the run folder names all; mend the data or raise the limit"
         )
     return dict(sorted(counts.items()))
