@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from launch import ROOT, run
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
+from tgm_scale.evaluation.settings import load_pretraining
 from tgm_scale.planning.cost import Asked, cost_of
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.runtime.distributed import ProcessInfo
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -179,3 +183,14 @@ def test_bytes_that_are_sent_are_those_that_two_ranks_send(tmp_path: Path) -> No
     for case, row in found.items():
         assert row["planned"] == pytest.approx(row["counted"], rel=1e-4), case
     assert [row["counted"] for row in found.values()] == pytest.approx([2, 5, 9, 5, 6, 12, 6], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "samples", "steps"), [(1.1, 3000, 33), (2.2, 3000, 66), (0.5, 3001, 16), (1e-5, 3000, 1)]
+)
+def test_epochs_are_counted_as_they_are_written(epochs: float, samples: int, steps: int) -> None:
+    """In binary fractions 1.1 * 3000 / 100 is a little above 33: a step too many."""
+    overrides = ["train.global_batch_size=100", "train.micro_batch_size=100", f"train.epochs={epochs}"]
+    config = load_pretraining("debug", overrides)
+    plan = plan_pretraining(config, ProcessInfo(0, 1, 0, torch.device("cpu")))
+    assert plan.for_samples(config.train, samples).steps == steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -165,7 +166,8 @@ class RunPlan:
         steps = train.steps
         if steps is None:
             assert train.epochs is not None
-            steps = math.ceil(train.epochs * samples / self.samples_per_step)
+            # as it is written: 1.1 * 3000 / 100 is 33.00000000000001 in binary fractions
+            steps = math.ceil(Fraction(str(train.epochs)) * samples / self.samples_per_step)
         return dataclasses.replace(self, steps=steps)
 
     def facts(self) -> dict[str, Any]:
