@@ -58,7 +58,7 @@ def _each(keys: str, value: Any) -> Node:
 
 
 SUPPORTED: dict[str, Any] = {
-    "train_batch_size": WHOLE,  # these four must agree with the run's own keys: engine_plan
+    "train_batch_size": WHOLE,  # these four must agree with the run's own keys: engine/plan.py
     "train_micro_batch_size_per_gpu": WHOLE,
     "gradient_accumulation_steps": WHOLE,
     "gradient_clipping": NUMBER,

@@ -61,6 +61,8 @@ class TextTower:
         known = {caption: self._cache[caption] for caption in captions if caption in self._cache}
         missing = [caption for caption in dict.fromkeys(captions) if caption not in known]
         for part, tokens_Pl in self._passes(missing):
+            if self.device.type == "cuda":  # CUDA may wait for a copy from memory that is not pinned
+                tokens_Pl = tokens_Pl.pin_memory()
             embeddings_PE = self._embed(tokens_Pl.to(self.device, non_blocking=True)).float()
             known.update(zip(part, (row.clone() for row in F.normalize(embeddings_PE, dim=-1))))
         self._cache.update(known)

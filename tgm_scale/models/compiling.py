@@ -14,7 +14,7 @@ def compile_blocks(module: nn.Module, **options: Any) -> None:
 
     All blocks share their code, so those of one shape share one compilation: 40 blocks wait for the compiler as long
     as one does, where a compiled whole model waits for 40 (regional compilation). Shapes are static: each kind of pass
-    (encoder, decoder, without gradient) is compiled once. Not for ZeRO stage 3 (see training.checks.check_compile).
+    (encoder, decoder, without gradient) is compiled once. Not for ZeRO stage 3 (see planning.checks.check_compile).
     options: for torch.compile."""
     for block in module.modules():
         if isinstance(block, Block | CrossBlock):

@@ -32,8 +32,6 @@ from tgm_scale.planning.run_plan import RunPlan, Shape, run_masker
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.terminal import tree_without_secrets
 
-# (train.init_from, the model's size) -> weights by the names of `JointModule`, and notes on what was left out:
-
 
 def clip_loader(
     plan: RunPlan, data: DataConfig, guidance: GuidanceConfig, seed: int, opened: list[Corpus], steps: range
