@@ -63,3 +63,24 @@ def test_a_finetuning_from_scratch_starts_as_pretrainings_do(file: Path) -> None
     with pytest.raises(ValueError, match=r"evaluations.own: model.initialisation=local .* from videomae: set"):
         read(file, pixels, "study.untrained=true", of.format(FINETUNE, "local"))
     read(file, pixels, of.format(FINETUNE, "local"))
+
+
+def test_arms_may_set_a_size_that_a_finetuning_from_scratch_has_too(file: Path) -> None:
+    """That one reads no pretraining, so study.set's size is none of its own."""
+    terms = "'objective.terms={{pixels: 1{}}}', model.size=tiny"
+    arms = f"study.objectives={{pixels: [{terms.format('')}], both: [{terms.format(', differences: 1')}]}}"
+    start = "model.size=tiny, model.initialisation=videomae"
+    own = f"study.evaluations={{own: {{{FINETUNE}, set: [data.train=x, data.test=x, {start}]}}}}"
+    small = "study.set=[model.size=S, train.global_batch_size=4, train.micro_batch_size=4]"
+    assert len(read(file, arms, own, small, "study.untrained=true")) == 6
+
+
+def test_random_weights_are_no_start_of_pretrainings_that_go_on_from_others(file: Path, tmp_path: Path) -> None:
+    """The difference from untrained would be the older pretraining's, too."""
+    (tmp_path / "on.yaml").write_text("base: debug\ntrain: {init_from: runs/before}\n")
+    start = f"{FINETUNE}, set: [data.train=x, data.test=x, model.size=tiny, model.initialisation=local]"
+    given = [f"study.config={tmp_path}/on.yaml", "study.objectives={pixels: ['objective.terms={pixels: 1}']}"]
+    given.append(f"study.evaluations={{own: {{{start}}}}}")
+    read(file, *given, "study.untrained=false")
+    with pytest.raises(ValueError, match=r"train.init_from=runs/before, and the weights .* are then not random"):
+        read(file, *given, "study.untrained=true")

@@ -80,63 +80,6 @@ def test_a_mistake_ends_the_command_with_its_code(file: Path, capsys: pytest.Cap
         assert capsys.readouterr().err.startswith("tgm-scale study: ")
 
 
-def test_what_an_evaluation_reads_is_looked_for_before_anything_starts(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["study.evaluations.knn.set=[data.train=nowhere, data.test=nowhere]", f"run.dir={tmp_path}/new"]
-    assert (
-        cli.main(
-            ["study", "--config", str(file), "study.objectives={pixels: ['objective.terms={pixels: 1}']}", *given]
-        )
-        == 2
-    )
-    said = capsys.readouterr().err
-    assert said == "tgm-scale study: study.evaluations.knn: data.train=nowhere: no such file or folder\n"
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_list_that_an_evaluation_cannot_use_is_told_before_anything_starts(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Not after the hours of its pretraining."""
-    (tmp_path / "few.csv").write_text("file,label\na.mp4,x\nb.mp4,y\n")
-    (tmp_path / "unlabelled.csv").write_text("file,note\na.mp4,x\n")
-    (tmp_path / "a.mp4").touch()
-    objective = "study.objectives={pixels: ['objective.terms={pixels: 1}']}"
-    for name, wanted in (("few", "50.0% of the samples were left out"), ("unlabelled", "none is a label")):
-        given = f"study.evaluations.knn.set=[data.train={tmp_path}/{name}.csv, data.test={tmp_path}/{name}.csv]"
-        assert cli.main(["study", "--config", str(file), objective, given, f"run.dir={tmp_path}/new"]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("tgm-scale study: study.evaluations.knn: ") and wanted in said, said
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize(
-    ("command", "labels", "more", "wanted"),
-    [
-        ("probe", "x" * 12, "", "a probe needs 2 classes and 10 training clips: found 1 and 12"),
-        ("probe", "xy", "", "a probe needs 2 classes and 10 training clips: found 2 and 2"),
-        ("knn", "vw", "", "no class of the test ('x', 'y') is one of the training ('v', 'w')"),
-        ("knn", "xy", ", data.classes=nowhere.txt", "data.classes=nowhere.txt: no such file"),
-    ],
-)
-def test_so_are_labels_that_an_evaluation_cannot_use(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, labels: str, more: str, wanted: str
-) -> None:
-    for name, of in (("train", labels), ("test", "xy")):
-        rows = [f"{number}.mp4,{label}" for number, label in enumerate(of)]
-        (tmp_path / f"{name}.csv").write_text("\n".join(["file,label", *rows]))
-    for number in range(12):
-        (tmp_path / f"{number}.mp4").touch()
-    objective = "study.objectives={pixels: ['objective.terms={pixels: 1}']}"
-    keys = f"[data.train={tmp_path}/train.csv, data.test={tmp_path}/test.csv{more}]"
-    given = [objective, f"study.evaluations={{own: {{command: {command}, set: {keys}}}}}", f"run.dir={tmp_path}/new"]
-    assert cli.main(["study", "--config", str(file), *given]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"tgm-scale study: study.evaluations.own: {wanted}"), said
-    assert not (tmp_path / "new").exists()
-
-
 def test_a_dry_run_prints_arms_and_commands(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"run.dir={tmp_path}/new"]
     assert cli.main(["study", "--config", str(file), "--dry-run", *given]) == 0

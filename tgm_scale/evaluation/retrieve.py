@@ -37,7 +37,7 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
                 f"encoder.checkpoint={config.encoder.checkpoint}: has no projection to text: pretrain with "
                 "objective.contrastive_weight above 0, and give the run itself, not a file of another project's format"
             )
-        source = _captioned(config) if not config.retrieve.zero_shot else open_split(config.data, "test")
+        source = captioned(config) if not config.retrieve.zero_shot else open_split(config.data, "test")
         opened = report_data(at, {"test": source})
         if config.retrieve.zero_shot:
             class_texts(config, list(source.labels.values()))
@@ -58,8 +58,8 @@ def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
     return found
 
 
-def _captioned(config: FrozenConfig) -> LabelledCorpus:
-    """The test part with captions in place of labels."""
+def captioned(config: FrozenConfig) -> LabelledCorpus:
+    """The test part with captions in place of labels. Raises ValueError where none has one."""
     selection = replace(config.data.selection("test"), wanted="caption")
     corpus = open_corpus(config.data.test, root=config.data.root, selection=selection)
     captions, problems = read_captions(corpus)

@@ -105,11 +105,7 @@ class OpenedData(NamedTuple):
 def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives, listed: str = "") -> OpenedData:
     """Open both parts of the data. Raises ValueError. listed: the file that will name what is left out."""
     train, test = open_split(config.data, "train", config.run.seed), open_split(config.data, "test")
-    if config.data.share < 1 and not isinstance(train.corpus, VideoListCorpus):
-        raise ValueError(
-            f"data.share={config.data.share:g}: a finetuning takes a share of a list, or of a folder of video files, "
-            f"and data.train={config.data.train} is shards: name a list"
-        )
+    refuse_share(config, train)
     classes = _classes(config, train)
     lacking = untrained_classes(train.sample_labels, test.sample_labels)
     found = [labelled_inventory(part, source, listed) for part, source in (("train", train), ("test", test))]
@@ -122,6 +118,15 @@ def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollective
         baselines.refuse("finetune.baselines", train.sample_labels, config.data.share)
     plan = plan.for_samples(config.train, len(train.corpus))
     return OpenedData(Parts(collectives, train, test, classes, lacking, facts, plan), found, notes)
+
+
+def refuse_share(config: FinetuneConfig, train: LabelledCorpus) -> None:
+    """Raises ValueError for a share of what it cannot be taken of."""
+    if config.data.share < 1 and not isinstance(train.corpus, VideoListCorpus):
+        raise ValueError(
+            f"data.share={config.data.share:g}: a finetuning takes a share of a list, or of a folder of video files, "
+            f"and data.train={config.data.train} is shards: name a list"
+        )
 
 
 def prepare(config: FinetuneConfig, plan: RunPlan, collectives: HostCollectives) -> Parts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +11,7 @@ import torch
 
 from tgm_scale import config as configuration
 from tgm_scale.config import Config, EvaluationConfig, RunSettings, StudyConfig
-from tgm_scale.data.lists.selection import Role
-from tgm_scale.data.shards.inventory import refuse_above
-from tgm_scale.evaluation import baselines, settings
-from tgm_scale.evaluation.classes import ordered, untrained_classes
-from tgm_scale.evaluation.labelled import labelled_inventory
-from tgm_scale.evaluation.probe import refuse_too_few
-from tgm_scale.evaluation.session import PARTS, open_split
-from tgm_scale.planning.checks import PATTERN, check
-from tgm_scale.planning.corpora import make_synthetic
+from tgm_scale.evaluation import settings
 from tgm_scale.planning.objective import needs_captions
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -85,7 +77,7 @@ def units(study: StudyConfig) -> list[Unit]:
 def _refuse_twins(found: list[Unit]) -> None:
     """Raises ValueError for two arms that train the same, as where an objective sets what maskers do."""
     of: dict[str, Arm] = {}
-    for job in _pretrainings(found):
+    for job in pretrainings(found):
         tree = job.config.model_dump(mode="json")
         tree["run"].pop("dir")
         for section in ("log", "checkpoint", "profile"):
@@ -136,7 +128,7 @@ def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
     keys = [f"study.maskers.{arm.masker}", f"study.objectives.{arm.objective}"] if arm.masker else []
     try:
         pretrained = configuration.load(section.config, given)
-        process = _first_process(section.processes)
+        process = first_process(section.processes)
         shape = plan_pretraining(pretrained, process).shape
     except ValueError as mistake:
         raise ValueError(f"{', '.join(['study.config', 'study.set', *keys])}: {mistake}") from None
@@ -151,7 +143,8 @@ def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
         try:
             overrides += (_origin if arm.masker else _untrained)(evaluation, pretrained, overrides)
             config = _load(evaluation, overrides)
-            refuse_unfit(evaluation.command, config, shape, process)
+            scratch = evaluation.command == "finetune" and not arm.masker  # reads no pretraining
+            refuse_unfit(evaluation.command, config, None if scratch else shape, process)
         except ValueError as mistake:
             raise ValueError(f"study.evaluations.{name}: {mistake}") from None
         line = (evaluation.command, *(("--config", evaluation.config) if evaluation.config else ()), *overrides)
@@ -159,7 +152,7 @@ def _unit(study: StudyConfig, arm: Arm, seed: int) -> Unit:
     return Unit(arm, seed, tuple(jobs))
 
 
-def _first_process(processes: int) -> ProcessInfo:
+def first_process(processes: int) -> ProcessInfo:
     return ProcessInfo(0, processes, 0, torch.device("cpu"))
 
 
@@ -172,6 +165,11 @@ def _untrained(evaluation: EvaluationConfig, pretrained: Config, overrides: list
     """Random weights of the same shape, seed and initialisation, on clips as the evaluation has them, else as the
     pretraining; in finetuning a start from scratch. overrides: those before. Raises ValueError."""
     model, data = pretrained.model, pretrained.data
+    if pretrained.train.init_from is not None:
+        raise ValueError(
+            f"study.untrained=true: study.config has train.init_from={pretrained.train.init_from}, and the weights "
+            "that runs start from are then not random: leave study.untrained out"
+        )
     if evaluation.command == "finetune":
         config = _load(evaluation, overrides)
         assert isinstance(config, settings.FinetuneConfig)
@@ -181,11 +179,6 @@ def _untrained(evaluation: EvaluationConfig, pretrained: Config, overrides: list
                 "scratch: leave it out; the other arms start from their pretraining"
             )
         return []
-    if pretrained.train.init_from is not None:
-        raise ValueError(
-            f"study.untrained=true: study.config has train.init_from={pretrained.train.init_from}, and the weights "
-            "that runs start from are then not random: leave study.untrained out"
-        )
     changed = [key for key in _SHAPE if getattr(model, key) is not None]
     if changed:
         raise ValueError(
@@ -211,62 +204,7 @@ def _load(evaluation: EvaluationConfig, overrides: list[str]) -> settings.Frozen
     return settings.load_frozen(evaluation.config, overrides, kind)
 
 
-def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
-    """What each pretraining would check of data and frozen models, once for each arm, and whether what is evaluated is
-    there; make: a synthetic corpus that several runs would make at the same time is made. Raises ValueError that names
-    the arm or the evaluation."""
-    unmade = set()
-    for job in _pretrainings(found):
-        assert isinstance(job.config, Config)
-        try:
-            check(job.config, plan_pretraining(job.config, _first_process(processes)))
-        except ValueError as mistake:
-            raise ValueError(f"{job.arm.name}: {mistake}") from None
-        if make:
-            make_synthetic(job.config.data)
-        elif job.config.data.synthetic is not None:
-            unmade.add(job.config.data.corpora()[0].path)
-    for what, job in {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}.items():
-        assert isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
-        local = []
-        for role in PARTS:
-            given = getattr(job.config.data, role) or []
-            names = [given] if isinstance(given, str) else given
-            if unmade & set(names):
-                continue
-            for name in names:
-                if "://" not in name and not set(name) & PATTERN and not Path(name).exists():
-                    raise ValueError(f"study.evaluations.{what}: data.{role}={name}: no such file or folder")
-            if names and not any("://" in name for name in names):
-                local.append(role)
-        if job.arguments[0] != "retrieve":
-            try:
-                _refuse_unusable(job.arguments[0], job.config, local)
-            except ValueError as mistake:
-                raise ValueError(f"study.evaluations.{what}: {mistake}") from None
-
-
-def _refuse_unusable(
-    command: str, config: settings.FrozenConfig | settings.FinetuneConfig, parts: Sequence[Role]
-) -> None:
-    """Raises ValueError, before pretrainings are paid for, where the evaluation would for these parts of its data."""
-    sources = {role: open_split(config.data, role, config.run.seed) for role in parts}
-    for role, source in sources.items():
-        refuse_above([labelled_inventory(role, source)], config.data.max_left_out_share)
-    if "train" not in sources:
-        return
-    trained = sources["train"].sample_labels
-    ordered(trained, config.data.classes)
-    if "test" in sources:
-        untrained_classes(trained, sources["test"].sample_labels)
-    if command == "probe":
-        refuse_too_few(len(set(trained)), len(trained), config.data.share)
-    of = config.finetune if isinstance(config, settings.FinetuneConfig) else config.probe
-    if command != "knn" and of.baselines:
-        baselines.refuse(f"{command}.baselines", trained, config.data.share)
-
-
-def _pretrainings(found: list[Unit]) -> Iterator[Job]:
+def pretrainings(found: list[Unit]) -> Iterator[Job]:
     """One of each arm."""
     seen: set[Arm] = set()
     for unit in found:

@@ -15,8 +15,9 @@ from tgm_scale.runtime.ownership import liveness, owned
 from tgm_scale.runtime.progress import clock
 from tgm_scale.runtime.terminal import message
 from tgm_scale.study import page, records
-from tgm_scale.study.arms import Unit, prepare, units
+from tgm_scale.study.arms import Unit, units
 from tgm_scale.study.launching import Budget, Launcher, budget, slots
+from tgm_scale.study.readiness import prepare
 from tgm_scale.study.summary import summarise, tables
 
 
@@ -38,6 +39,8 @@ def study(options: argparse.Namespace) -> int:
         parallel = config.study.parallel or 1
         print(message(plan(own, budget(_open(own), records.Times(found), parallel, seconds), commands=True)))
         try:
+            for unit in own:
+                records.refuse_strays(unit)
             prepare(own, config.study.processes, make=False)
         except ValueError as mistake:
             print(message(f"warning: as things are, its start would be refused: {mistake}"))

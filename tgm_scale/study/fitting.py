@@ -11,17 +11,21 @@ from tgm_scale.planning.run_plan import Shape
 from tgm_scale.runtime.distributed import ProcessInfo
 
 
-def refuse_unfit(command: str, config: FrozenConfig | FinetuneConfig, trained: Shape, process: ProcessInfo) -> None:
-    """Raises ValueError that names the evaluation's key."""
+def refuse_unfit(
+    command: str, config: FrozenConfig | FinetuneConfig, trained: Shape | None, process: ProcessInfo
+) -> None:
+    """trained: the pretraining's; None for a finetuning from scratch. Raises ValueError that names the evaluation's
+    key."""
     if isinstance(config, FinetuneConfig):
         plan = plan_finetuning(config, process)
         check(config, plan)
-        if differing := encoder_differences(trained.size, plan.shape.size):
+        if trained and (differing := encoder_differences(trained.size, plan.shape.size)):
             raise ValueError(
                 f"model: an encoder of another size than the pretraining's: {', '.join(differing)}"
                 f"{size_in_keys(trained.size)}"
             )
         return
+    assert trained is not None
     image_size = config.encoder.image_size or trained.image_size
     refuse_shape(config.encoder.frames or trained.frames, image_size, trained.size)
     if command == "probe":

@@ -1,0 +1,88 @@
+"""Whether the data and frozen models of a study are there and of use: told before pretrainings are paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tgm_scale.config import Config
+from tgm_scale.data.lists.selection import Role
+from tgm_scale.data.shards.inventory import refuse_above
+from tgm_scale.evaluation import baselines, settings
+from tgm_scale.evaluation.classes import ordered, untrained_classes
+from tgm_scale.evaluation.labelled import labelled_inventory
+from tgm_scale.evaluation.probe import refuse_too_few
+from tgm_scale.evaluation.retrieve import captioned
+from tgm_scale.evaluation.session import PARTS, open_split
+from tgm_scale.finetuning.setup import refuse_share
+from tgm_scale.planning.checks import PATTERN, check
+from tgm_scale.planning.corpora import make_synthetic
+from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.study.arms import PRETRAIN, Job, Unit, first_process, pretrainings
+
+
+def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
+    """What each pretraining would check of data and frozen models, once for each arm, and whether what is evaluated is
+    there; make: a synthetic corpus that several runs would make at the same time is made. Raises ValueError that names
+    the arm or the evaluation."""
+    unmade: set[Path] = set()
+    for job in pretrainings(found):
+        assert isinstance(job.config, Config)
+        try:
+            check(job.config, plan_pretraining(job.config, first_process(processes)))
+        except ValueError as mistake:
+            raise ValueError(f"{job.arm.name}: {mistake}") from None
+        if make:
+            make_synthetic(job.config.data)
+        elif job.config.data.synthetic is not None:
+            unmade.add(Path(job.config.data.corpora()[0].path))
+    for what, job in {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}.items():
+        try:
+            _refuse_unusable(job, unmade)
+        except ValueError as mistake:
+            raise ValueError(f"study.evaluations.{what}: {mistake}") from None
+
+
+def _refuse_unusable(job: Job, unmade: set[Path]) -> None:
+    """Raises ValueError where the evaluation would, for those parts of its data that lie here.
+
+    unmade: folders of shards that the start makes, which are named by themselves or by a pattern in them."""
+    assert isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
+    local: list[Role] = []
+    for role in PARTS:
+        given = getattr(job.config.data, role) or []
+        names = [given] if isinstance(given, str) else given
+        if any({Path(name), Path(name).parent} & unmade for name in names):
+            continue
+        for name in names:
+            if "://" not in name and not set(name) & PATTERN and not Path(name).exists():
+                raise ValueError(f"data.{role}={name}: no such file or folder")
+        if names and not any("://" in name for name in names):
+            local.append(role)
+    if job.arguments[0] != "retrieve":
+        _refuse_labelled(job.arguments[0], job.config, local)
+    elif "test" in local:
+        assert isinstance(job.config, settings.FrozenConfig)
+        captioned(job.config) if not job.config.retrieve.zero_shot else open_split(job.config.data, "test")
+
+
+def _refuse_labelled(
+    command: str, config: settings.FrozenConfig | settings.FinetuneConfig, parts: Sequence[Role]
+) -> None:
+    """Raises ValueError where the labels of these parts are of no use to the command."""
+    sources = {role: open_split(config.data, role, config.run.seed) for role in parts}
+    for role, source in sources.items():
+        refuse_above([labelled_inventory(role, source)], config.data.max_left_out_share)
+    if "train" not in sources:
+        return
+    trained = sources["train"].sample_labels
+    ordered(trained, config.data.classes)
+    if "test" in sources:
+        untrained_classes(trained, sources["test"].sample_labels)
+    if command == "probe":
+        refuse_too_few(len(set(trained)), len(trained), config.data.share)
+    if isinstance(config, settings.FinetuneConfig):
+        refuse_share(config, sources["train"])
+    of = config.finetune if isinstance(config, settings.FinetuneConfig) else config.probe
+    if command != "knn" and of.baselines:
+        baselines.refuse(f"{command}.baselines", trained, config.data.share)
