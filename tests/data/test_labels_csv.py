@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -22,6 +24,7 @@ from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import LabelledConfig
 from tgm_scale.planning.corpora import inventories, open_corpora
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
+from tgm_scale.training.pretraining import _labelled_data
 
 SPLIT = (
     "file,label,split,group,caption\na.mp4,x,train,1,one\nb.mp4,y,train,2,two\nc.mp4,x,val,3,three\n"
@@ -209,9 +212,25 @@ def test_rows_without_a_caption_are_counted_as_a_list_is_opened(real: Path, tmp_
 def test_a_run_on_a_folder_with_labels_says_how_it_is_judged_there(
     real: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    keys = f"data.train={real}/weizmann data.test={real}/weizmann"
-    given = [f"data.shards={real}/weizmann", "train.steps=1", "train.global_batch_size=4", "train.micro_batch_size=4"]
-    assert cli.main(["pretrain", "--config", "debug", f"run.dir={tmp_path}/run", "data.workers=0", *given]) == 0
-    assert capsys.readouterr().out.rstrip().endswith(f"encoder.checkpoint={tmp_path}/run {keys}")
-    judged = [f"run.dir={tmp_path}/knn", f"encoder.checkpoint={tmp_path}/run", *keys.split(), "data.workers=0"]
-    assert cli.main(["knn", *judged]) == 0
+    """By a command that a shell takes as it stands, whatever the folders are called and wherever the videos lie."""
+    (labels := tmp_path / "my clips #1").mkdir()
+    shutil.copy(real / "weizmann/labels.csv", labels)
+    given = [f"data.shards='{labels}'", f"data.root={real}/weizmann", f"run.dir='{tmp_path}/my run #1'"]
+    few = ["train.steps=1", "train.global_batch_size=4", "train.micro_batch_size=4", "data.workers=0"]
+    assert cli.main(["pretrain", "--config", "debug", *given, *few]) == 0
+    _, _, said = capsys.readouterr().out.rstrip().rpartition(" judged by: tgm-scale ")
+    command, *keys = shlex.split(said)
+    assert command == "probe" and f'encoder.checkpoint="{tmp_path}/my run #1"' in keys
+    assert cli.main(["knn", *keys, "data.workers=0"]) == 0
+
+
+def test_a_folder_of_which_no_test_clip_has_a_label_judges_nothing(real: Path, tmp_path: Path) -> None:
+    head, *rows = (real / "weizmann/labels.csv").read_text().splitlines()
+    assert head.startswith("file,label,")
+    without = [",".join([row.split(",")[0], "", *row.split(",")[2:]]) if ",test," in row else row for row in rows]
+    for name, of in (("whole", rows), ("without", without)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "labels.csv").write_text("\n".join([head, *of]))
+        data = load("debug", [f"data.shards={tmp_path / name}", f"data.root={real / 'weizmann'}"]).data
+        said = _labelled_data(data, open_corpora(data, captions=True)[0])
+        assert said.startswith(f"data.train={tmp_path / name} " if name == "whole" else "data.train=train.csv ")

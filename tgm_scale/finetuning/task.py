@@ -60,7 +60,6 @@ class Finetuning(Task):
         self.to_device = ToDevice(self.process.device)
         self.average: Average | None = None
         self.statistics: BatchStatistics | None = None
-        self.then = f"The run is in {self.folder}; it is tested now"
 
     def module(self, newest: Path | None) -> nn.Module:
         module, self.positions, self.notes = classifier.initial_model(self.config, self.parts.classes, newest)
@@ -151,6 +150,9 @@ class Finetuning(Task):
         told = results.interpolation_note(self.positions, self.config.data.frames, self.config.data.size)
         notes = [*self.notes, *(f"positions: {text}" for text in told.values())]
         setup.announce(self.config, self.parts, notes, start)
+
+    def what_next(self) -> str:
+        return f"The run is in {self.folder}; it is tested now"
 
     def finish(self) -> None:
         """Test the newest checkpoint."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from tgm_scale.config import Config, DataConfig
+from tgm_scale.config import Config, DataConfig, override
 from tgm_scale.conversion.key_maps import MASKS
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.engine.plan import parameter_groups
 from tgm_scale.evaluation.online import Neighbours
+from tgm_scale.evaluation.session import PARTS, open_split
+from tgm_scale.evaluation.settings import LabelledConfig
 from tgm_scale.objectives.term import CAPTIONS
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import (
@@ -80,10 +83,6 @@ class Pretraining(Task):
         self.guidance = ClipGuidance(plan.masker, self.towers, ToDevice(process.device))
         self.measured_every = config.knn.every
         self.pictured_every = config.log.pictures_every
-        self.then = (
-            f"The run is in {self.folder}; its features are judged by: tgm-scale probe run.dir={self.folder}-probe "
-            f"encoder.checkpoint={self.folder} {_labelled_data(config.data, self.corpora[0])}"
-        )
 
     def module(self, newest: Path | None) -> nn.Module:
         config = self.config
@@ -154,6 +153,11 @@ class Pretraining(Task):
             print(line, flush=True)
         introduction.announce(self.folder, self.plan, self.objective.weights, self.samples, start)
 
+    def what_next(self) -> str:
+        of_run = _words(("run.dir", f"{self.folder}-probe"), ("encoder.checkpoint", self.folder))
+        labelled = _labelled_data(self.config.data, self.corpora[0])
+        return f"The run is in {self.folder}; its features are judged by: tgm-scale probe {of_run} {labelled}"
+
     def guidance_seconds(self) -> float:
         return self.guidance.clock.seconds()
 
@@ -179,12 +183,19 @@ def _labelled_data(data: DataConfig, corpus: Corpus) -> str:
     listing = getattr(corpus, "listing", None)
     if listing is not None and listing.of_folder and listing.chosen and any(one.label for one in listing.entries):
         place = data.corpora()[0].path
-        given = [f"data.train={place}", f"data.test={place}"]
-        if data.test_groups is not None:
-            given.append(f"data.test_groups={json.dumps(data.test_groups)}")
-        if data.group != "group":
-            given.append(f"data.group={data.group}")
-        return shlex.join(given)
+        own = LabelledConfig(train=place, test=place, root=data.root, group=data.group, test_groups=data.test_groups)
+        with suppress(ValueError):  # as where no clip of the test has a label
+            for role in PARTS:
+                open_split(own, role)
+            group = None if data.group == "group" else data.group
+            given = {"data.train": place, "data.test": place, "data.root": data.root, "data.group": group}
+            words = _words(*((key, value) for key, value in given.items() if value is not None))
+            groups = f" {shlex.quote(f'data.test_groups={json.dumps(data.test_groups)}')}"
+            return words + groups * (data.test_groups is not None)
     lists = "lists with the columns file and label" + ", of videos below FOLDER" * (data.root is None)
-    root = shlex.join([f"data.root={data.root or 'FOLDER'}"])
-    return f"data.train=train.csv data.test=test.csv {root} ({lists})"
+    return f"data.train=train.csv data.test=test.csv {_words(('data.root', data.root or 'FOLDER'))} ({lists})"
+
+
+def _words(*given: tuple[str, str | Path]) -> str:
+    """For a shell, whose words YAML reads as these texts."""
+    return shlex.join(override(key, value) for key, value in given)

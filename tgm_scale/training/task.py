@@ -51,7 +51,6 @@ class Task(ABC):
     plan: RunPlan  # with its steps
     measured_every: int | None = None  # steps from one `measure` to the next
     pictured_every: int | None = None  # steps from one `picture` to the next
-    then = ""  # printed at the end: what comes after the training
 
     @abstractmethod
     def module(self, newest: Path | None) -> nn.Module:
@@ -98,6 +97,10 @@ class Task(ABC):
     @abstractmethod
     def introduce(self, start: int) -> None:
         """Print what the run reads and will do, from this step on. Main process only."""
+
+    @abstractmethod
+    def what_next(self) -> str:
+        """Printed at the end: what comes after the training. Main process only."""
 
     def guidance_seconds(self) -> float:
         """Seconds that the device spent on frozen models since the last call."""

@@ -94,7 +94,7 @@ class Trainer:
             self.watchdog.at(self.progress.step, ASIDE)  # what waits to be sent may take a while
         if self.process.is_main and not code:
             made, seconds = self.progress.step - first, time.monotonic() - began
-            print(f"{concluded(made, seconds, self.last, self.progress.updates)}. {self.task.then}", flush=True)
+            print(f"{concluded(made, seconds, self.last, self.progress.updates)}. {self.task.what_next()}", flush=True)
         return code
 
     def _train_until_rollback(self) -> int | None:
