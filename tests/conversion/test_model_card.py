@@ -76,7 +76,7 @@ def test_the_card_has_the_figures_of_the_run_and_their_files(folder: Path, tmp_p
     assert judged["views"] == "1 windows x 1 squares, each 8 frames of 64 pixels, 1 apart"
     beside = next(line for line in text.splitlines() if line.startswith("- knn/results.json: "))
     assert "train clips | one, 8 clips; test clips | one, 8 clips; classes: " in beside
-    assert "no test of clips unseen, in both parts: 8 of 8 test clips are training clips, too" in beside
+    assert "in both parts: 8 of 8 test clips are training clips, too" in beside
     assert "majority class: top1 of always answering '" in beside and "few test clips: 8, fewer than 30" in beside
     assert "## Licence\n\nNone is stated here." in text and "\nlicense:" not in text
     assert str(folder) not in text and "knn_accuracy" not in text and "data.shards" not in text

@@ -214,13 +214,19 @@ def test_frames_further_apart_than_in_pretraining_are_said(tmp_path: Path, shard
     from tgm_scale.models.vit import SIZES
 
     source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, options=ModelOptions("sdpa"), seed=5).state_dict()
-    stated = ModelMetadata(4, 2, 4, 32, None, {"data": {"stride": 2}})
-    convert(Weights.of("pretraining", source, stated, []), tmp_path / "tiny", "safetensors")
+    for name, data in (("dense", {"stride": 2}), ("segments", {"stride": 2, "sampling": "segments"})):
+        stated = ModelMetadata(4, 2, 4, 32, None, {"data": data})
+        convert(Weights.of("pretraining", source, stated, []), tmp_path / name, "safetensors")
     file = str(configuration(tmp_path, shards, checkpoint))
-    for given, said in ((["data.stride=2"], False), (["data.stride=3"], True), (["data.sampling=segments"], False)):
-        config = load_finetune(file, [f"train.init_from={tmp_path}/tiny", "data.stride=3", *given])
+    for origin, given, said in (
+        ("dense", "data.stride=2", False),
+        ("dense", "data.stride=3", True),
+        ("dense", "data.sampling=segments", False),
+        ("segments", "data.stride=3", False),  # its stride was not used
+    ):
+        config = load_finetune(file, [f"train.init_from={tmp_path}/{origin}", "data.stride=3", given])
         notes = initial_model(config, ["a", "b"], None).notes
-        assert (notes[-1] == "pretrained on frames 2 apart, finetuned on data.stride=3") == said, given
+        assert (notes[-1] == "trained before on frames 2 apart, and here on data.stride=3") == said, (origin, given)
 
 
 def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the_same_positions(

@@ -38,6 +38,20 @@ def test_many_gpus_leave_each_a_smaller_micro_batch(capsys: pytest.CaptureFixtur
     assert "2048 = 128 GPUs x 1 micro steps x 16" in capsys.readouterr().out
 
 
+def test_cores_are_whole_and_one_at_least(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--config", "configs/pretrain_vitg.yaml", "guidance.towers=small", "--card", "RTX 4090"]
+    assert main([*given, "--nodes", "1", "--gpus-per-node", "1", "train.micro_batch_size=2"]) == 0
+    assert "loading  1 core, 0.4 a GPU" in capsys.readouterr().out
+
+
+def test_the_share_of_a_second_forward_pass_counts_the_cached_contrasts_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--gpus-per-node", "8", "train.micro_batch_size=64", "model.activation_checkpointing=true"]
+    assert main([*CONFIG, *given]) == 0
+    assert "saves the second forward pass, 21% of the arithmetic" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "option", [("--nodes", "0"), ("--gpus-per-node", "-8"), ("--gpus-per-node", "17"), ("--utilisation", "0")]
 )

@@ -77,7 +77,8 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
             f"it does not say its clips: taken for {found.frames} frames of {found.image_size} pixels, as published "
             "(`tgm-scale convert` can be told others)"
         )
-    stride = ((found.config or {}).get("data") or {}).get("stride")
+    data = (found.config or {}).get("data") or {}
+    stride = data.get("stride") if data.get("sampling", "dense") == "dense" else None
     return Initial(weights, report, found.positions or (found.frames, found.image_size), stride)
 
 

@@ -54,7 +54,7 @@ def initial_model(config: FinetuneConfig, classes: list[str], newest: Path | Non
     fresh = _load_matching(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
     notes = [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
     if found.stride not in (None, config.data.stride) and config.data.sampling == "dense":
-        notes.append(f"pretrained on frames {found.stride} apart, finetuned on data.stride={config.data.stride}")
+        notes.append(f"trained before on frames {found.stride} apart, and here on data.stride={config.data.stride}")
     return InitialModel(module, positions, notes)
 
 

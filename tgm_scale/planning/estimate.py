@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,10 +154,10 @@ def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -
     if time is None:
         return found
     drawn = run.layout.global_batch / run.repeats / time.total
-    cores, read = drawn / CLIPS_A_CORE, drawn * CLIP_BYTES
+    cores, read = math.ceil(drawn / CLIPS_A_CORE), drawn * CLIP_BYTES
     text = (
-        f"{cores:.0f} cores, {cores / machine.gpus:.1f} a GPU, decode {drawn:.0f} videos a second, "
-        f"{read / 1e6:.0f} MB/s of storage"
+        f"{cores} core{'s' * (cores > 1)}, {drawn / CLIPS_A_CORE / machine.gpus:.1f} a GPU, decode {drawn:.0f} videos "
+        f"a second, {read / 1e6:.0f} MB/s of storage"
     )
     basis = f"measured on one CPU core: {CLIPS_A_CORE} clips/s of 640 x 360 and 10 s; {CLIP_BYTES / 1e6:.1f} MB each"
     found.append(

@@ -270,7 +270,7 @@ def _beside(results: dict[str, Any]) -> Iterator[str]:
     known = facts if isinstance(facts, dict) else {}
     yield from (_plain(f"{name}: {known[name]}") for name in _BESIDE if name in known)
     if isinstance(shared := results.get(SHARED), str):
-        yield _plain(f"no test of clips unseen, {SHARED}: {shared}")
+        yield _plain(f"{SHARED}: {shared}")
 
 
 def _software(origin: Origin | None) -> Iterator[str]:
