@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launch import environment
 
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.finetuning.augment import Augmenter, PairMixer
@@ -148,3 +152,15 @@ def test_without_mixing_targets_are_smoothed_and_clips_stay() -> None:
     video, targets = mix(PairMixer(0.0, 0.0, 0.3, CLASSES, 1), torch.arange(3))
     assert video.dtype == torch.uint8
     torch.testing.assert_close(targets, torch.eye(3) * 0.7 + 0.1)
+
+
+def test_timm_is_imported_without_wandb_and_leaves_no_folder(tmp_path: Path) -> None:
+    """Every finetuning left two in TMPDIR, and imported for a second longer."""
+    code = (
+        "import os, sys; from tgm_scale.finetuning.augment import Augmenter; Augmenter('rand-m7-n4', 0.25, 32)\n"
+        "print('timm.utils' in sys.modules, 'wandb' in sys.modules, flush=True); os._exit(0)"  # as a command ends
+    )
+    given = {**environment(), "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+    assert not list(tmp_path.glob("*wandb*"))

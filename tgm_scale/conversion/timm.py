@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, fixed_clip
 from tgm_scale.models.patches import PatchEmbed, patchify, sine_cosine_table
 from tgm_scale.models.vit import NORM_EPS
-from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.compat import prepare_timm
 from tgm_scale.runtime.tensors import load_tensors, save_tensors
 
 NOTE = (
@@ -51,7 +51,7 @@ def write(weights: Weights, file: Path) -> None:
 @torch.no_grad()
 def outputs(file: Path, weights: Weights) -> Tensor:
     """What timm's blocks, with the file's weights, compute for the fixed clip: as `weights.outputs`."""
-    prepare_torchvision()
+    prepare_timm()
     from timm.models.vision_transformer import Block
 
     size, state = weights.size, load_tensors(file)

@@ -25,7 +25,7 @@ from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.extensions import load_cpu_adam, prepare_deepspeed
 from tgm_scale.engine.plan import EnginePlan, parameter_groups
 from tgm_scale.runtime import rendezvous
-from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.compat import prepare_timm
 from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus, set_rendezvous
 
 
@@ -101,7 +101,7 @@ def _optimizer(groups: list[dict], plan: EnginePlan, device: torch.device) -> An
         adam.register_step_pre_hook(_forget_products)
         return adam
     if plan.optimizer == "lion":
-        prepare_torchvision()
+        prepare_timm()
         from timm.optim.lion import Lion
 
         # Chen et al. 2023, arXiv 2302.06675, algorithm 2. Elementwise: ZeRO's flat shares of weights change nothing

@@ -22,7 +22,7 @@ from tgm_scale.data.loading.samples import Samples
 from tgm_scale.data.loading.sampling import Fetched, Sample
 from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.compat import prepare_timm
 
 _ERASED_SHARE = (0.02, 1 / 3)  # of the frame's area: VideoMAE's
 
@@ -52,7 +52,7 @@ class Augmenter:
     def __init__(self, rand_augment: str | None, erasing: float, size: int, shift: float = 0.0) -> None:
         self._words = (rand_augment, erasing, size, shift)
         self._shift = round(shift * size)
-        prepare_torchvision()
+        prepare_timm()
         from timm.data.auto_augment import rand_augment_transform
         from timm.data.random_erasing import RandomErasing
 
@@ -134,7 +134,7 @@ class PairMixer:
     it is, pixels and label, with its own weight. Targets are smoothed in any case."""
 
     def __init__(self, mixup: float, cutmix: float, smoothing: float, classes: int, repeats: int) -> None:
-        prepare_torchvision()
+        prepare_timm()
         from timm.data.mixup import Mixup
 
         self._smoothing, self._classes, self._repeats = smoothing, classes, repeats
