@@ -20,9 +20,11 @@ def entry(words: str = "", program: str = "") -> None:
 
     words, program: the command and the name of a file that calls it. Threads of torch's backward pass and of gloo may
     still ask for the interpreter while it ends, which Python 3.11 answers by aborting the process: seen in 1 of 20
-    runs under ZeRO-3, after all work was done."""
+    runs under ZeRO-3, after all work was done. So the temporary folder of multiprocessing is removed here."""
     ignore_output_errors()
     code = main([*words.split(), *sys.argv[1:]], program)
+    if (used := sys.modules.get("multiprocessing.util")) is not None:
+        used._exit_function()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

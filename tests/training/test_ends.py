@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,14 @@ def test_a_finished_run_says_where_it_is_and_what_comes_next(config: Path, tmp_p
     assert again[-1].startswith("done: no step was left to make.")
     shutil.rmtree(folder / "checkpoints" / "step-00000002")  # as where it could not be written
     assert str(field(folder, "state")).startswith("not running: ") and "resume" in status(str(folder))
+
+
+def test_a_command_leaves_no_folder_of_its_workers(config: Path, tmp_path: Path) -> None:
+    """It ends without the interpreter's own end, which would remove it."""
+    (there := tmp_path / "temporary").mkdir()
+    given = arguments(config, "train.steps=1", "data.workers=1")
+    subprocess.run([sys.executable, *given], env={**environment(), "TMPDIR": str(there)}, cwd=ROOT, check=True)
+    assert {file.name.partition("_")[0] for file in there.iterdir()} <= {"torchinductor"}, "torch's cache, which stays"
 
 
 def test_a_run_that_was_killed_or_stopped_says_so_and_goes_on_by_the_command_that_is_said(
