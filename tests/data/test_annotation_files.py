@@ -76,7 +76,8 @@ def test_a_file_that_is_none_is_refused(tmp_path: Path, name: str, content: str 
 
 def test_a_row_that_swallows_others_is_refused_by_its_line(tmp_path: Path) -> None:
     for rows, words in (
-        ('a,"one\n' + "b,c\n" * 60 + '"\nd,e\n', "line 3: a field of 62 lines, wanted 50 at most"),
+        ('a,"one\n' + "b\n" * 60 + '"\nd,e\n', "line 3: a field of 62 lines, wanted 50 at most"),
+        ('a,"one\nb,two\nc,three"\nd,four\n', "line 3: a field of 3 lines, with other rows in it"),
         ('a,"one\nb,c\nd,e\n', "line 3: no CSV .unexpected end of data.: close its quotation marks"),
         ('a,"one\nb.mp4,c\nd,two"\n', "line 3: a field of 3 lines, with other rows in it"),
     ):

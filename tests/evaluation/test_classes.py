@@ -290,11 +290,12 @@ def test_labels_that_look_alike_are_said(
         ("wave", "wave\u200b"),
         ("jump up", "jump_up"),
         ("a b", "a\xa0 b"),
+        ("walk", '"walk"'),
     ):
         assert f": {min(one, other)!a} and {max(one, other)!a}: write" in alike_note(["run", one, other])
     said = (
-        "labels that differ in case, blanks, characters that are not seen, Unicode's form or a number's digits alone "
-        "are different classes: "
+        "labels that differ in case, blanks, quotation marks, unseen characters, Unicode's form or a number's "
+        "digits alone are different classes: "
         "'Bend' and 'bend', 'cafe\\u0301' and 'caf\\xe9': write them in one way if they are one class"
     )
     train = write(clips / "alike.csv", ["file,label", "0.mp4,bend", "1.mp4,caf\xe9"])

@@ -148,18 +148,18 @@ def alike_note(labels: Iterable[str]) -> str:
         return ""
     more = f" and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
     return (
-        "labels that differ in case, blanks, characters that are not seen, Unicode's form or a number's digits alone "
-        "are different classes: "
+        "labels that differ in case, blanks, quotation marks, unseen characters, Unicode's form or a number's "
+        "digits alone are different classes: "
         f"{', '.join(alike[:_SHOWN])}{more}: write them in one way if they are one class"
     )
 
 
 def _plain(label: str) -> str | Decimal:
-    """Without case, characters that are not seen, and kinds of blanks; numbers by their value (pandas writes 1 as 1.0
-    where a row has none)."""
+    """Without case, quotation marks, characters that are not seen, and kinds of blanks; numbers by their value (pandas
+    writes 1 as 1.0 where a row has none)."""
     folded = unicodedata.normalize("NFKC", label).casefold()
     seen = "".join(one for one in folded if unicodedata.category(one) != "Cf")
-    plain = " ".join(seen.replace("_", " ").split())
+    plain = " ".join(seen.replace("_", " ").replace('"', " ").split())
     try:
         number = Decimal(plain)
     except InvalidOperation:

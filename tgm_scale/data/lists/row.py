@@ -28,6 +28,7 @@ COLUMNS = {  # the names that a column goes by
 }  # fmt: skip
 
 
+_FILES = {*COLUMNS["file"], "videoid", "youtubeid", "youtube_id", "narration_id", "id", "vid_name"}
 _LINE_END = re.compile(r"\r\n?|\n")
 _SEPARATOR_LINE = re.compile(r"\s*\"?sep=[^\w\n]?\"?[,;|\t]*\r?\n", re.I)
 
@@ -98,7 +99,7 @@ def table_rows(
             values = found
         if not any(value.strip() for value in values):
             continue
-        _refuse_swallowed(values, len(columns), delimiter, f"{place} line {first}")
+        _refuse_swallowed(values, columns, delimiter, f"{place} line {first}")
         fields: dict[str, Any] = dict(zip(columns, values))
         if len(values) > len(columns):
             fields[FAULT] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
@@ -117,14 +118,21 @@ def _leniently(held: list[str], stream: Iterator[str], delimiter: str) -> list[s
     return rows[0]
 
 
-def _refuse_swallowed(values: list[str], columns: int, delimiter: str, where: str) -> None:
+def _refuse_swallowed(values: list[str], columns: list[str], delimiter: str, where: str) -> None:
     """Raises ValueError for a field that holds other rows, or is too long to be one."""
-    for value in values:
-        within = _LINE_END.split(value)
-        if _holds_a_row(within, columns, delimiter):
-            raise ValueError(
-                f"{where}: a field of {len(within)} lines, with other rows in it: close its quotation mark"
-            )
+    file = next((at for at, name in enumerate(columns) if name in _FILES), 0)
+    own = _LINE_END.split(values[file])[0] if file < len(values) else ""
+    for at, value in enumerate(values):
+        if len(within := _LINE_END.split(value)) == 1:
+            continue
+        counts = {len(columns), at + 1}  # a line within is a row; the last is one up to the mark that ends the field
+        for line in within[1:]:
+            row = [one.strip(' "') for one in line.split(delimiter)]
+            if min(2, len(columns)) <= len(row) > file and (
+                row[file].lower().endswith(_VIDEOS) or (len(row) > 1 and len(row) in counts and _alike(row[file], own))
+            ):
+                remedy = "close its quotation mark, or put its text on one line"
+                raise ValueError(f"{where}: a field of {len(within)} lines, with other rows in it: {remedy}")
         if len(within) > _LINES_IN_A_FIELD:
             raise ValueError(
                 f"{where}: a field of {len(within)} lines, wanted {_LINES_IN_A_FIELD} at most: close its quotation "
@@ -132,12 +140,9 @@ def _refuse_swallowed(values: list[str], columns: int, delimiter: str, where: st
             )
 
 
-def _holds_a_row(lines: list[str], columns: int, delimiter: str) -> bool:
-    """Whether a line of a field behind its first has fields of its own, and a video among them."""
-    rows = (line.split(delimiter) for line in lines[1:])
-    return any(
-        len(row) >= min(2, columns) and any(one.strip(' "').lower().endswith(_VIDEOS) for one in row) for row in rows
-    )
+def _alike(file: str, own: str) -> bool:
+    """Whether a text may be a file of the same list as `own`: without blanks, and with a dot, where that one is."""
+    return bool(file) and (len(file.split()) == 1 or len(own.split()) > 1) and ("." in file or "." not in own)
 
 
 def without_separator_line(text: str) -> str:
@@ -166,7 +171,7 @@ def place_fault(row: Row) -> str:
         return "no file"
     for what, text in (("file's name", row.path), ("group", row.group), ("split", row.split)):
         if text and len(_LINE_END.split(text)) > 1:
-            return f"a {what} of several lines ({shown(text)}): is a quotation mark open?"
+            return f"a {what} of several lines ({shown(text)}): in a CSV, is a quotation mark open?"
     return ""
 
 
@@ -184,7 +189,7 @@ def label_text(value: Any) -> str | None:
         raise ValueError(f"a label that is {_written(value)}: wanted text or a number")
     text = str(value).strip()
     if len(_LINE_END.split(text)) > 1:
-        raise ValueError(f"a label of several lines ({_written(value)}; is a quotation mark open?)")
+        raise ValueError(f"a label of several lines ({_written(value)}; in a CSV, is a quotation mark open?)")
     return text or None
 
 

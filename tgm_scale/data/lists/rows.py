@@ -125,8 +125,12 @@ def _row(where: str, fields: Fields, own: Mapping[str, str | None]) -> Row:
 
 
 def _guarded(where: str, fields: Fields, read: Callable[[str, Fields, str], Row], label: str) -> Row:
+    if FAULT in fields:
+        return Row(where, "", fault=str(fields[FAULT]))
     try:
-        return read(where, fields, label)
+        row = read(where, fields, label)
+        row.fault = place_fault(row)
+        return row
     except _WrongLabel:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
