@@ -24,7 +24,7 @@ def entry(words: str = "", program: str = "") -> None:
     ignore_output_errors()
     code = main([*words.split(), *sys.argv[1:]], program)
     if (used := sys.modules.get("multiprocessing.util")) is not None:
-        used._exit_function()
+        used._run_finalizers()  # its exit would also wait for processes, which end with this one
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
