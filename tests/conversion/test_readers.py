@@ -87,7 +87,18 @@ def test_prefixes_of_wrappers_come_off_and_are_reported(prefix: str, tmp_path: P
     assert len(notes) == prefix.count(".") and all(f"from {len(state)} names" in note for note in notes)
 
 
-@pytest.mark.parametrize("key", ["model_ema", "state_dict_ema"])
+def test_of_videomaes_finetuning_the_weights_are_taken_that_it_tests(tmp_path: Path) -> None:
+    """run_class_finetuning.py validates and tests `model`, and only saves `model_ema`."""
+    state = videomae_finetuned(32, 2, 5)
+    torch.save({"model": state, "model_ema": {name: value + 1 for name, value in state.items()}}, tmp_path / "a.pth")
+    weights = read(tmp_path / "a.pth", HEADS)
+    assert equal(weights.state, state)
+    assert any("took 'model' and not 'model_ema'" in note and "tests it" in note for note in weights.notes)
+    torch.save({"model_ema": state}, tmp_path / "alone.pth")
+    assert equal(read(tmp_path / "alone.pth", HEADS).state, state)
+
+
+@pytest.mark.parametrize("key", ["ema", "state_dict_ema"])
 def test_averaged_weights_are_taken_before_those_beside_them_and_that_is_said(key: str, tmp_path: Path) -> None:
     state = videomae_finetuned(32, 2, 5)
     average = {name: value + 1 for name, value in state.items()}

@@ -18,8 +18,8 @@ _DESCRIPTION = """Convert a checkpoint. What the input is, is told by what is in
   transformers folders of VideoMAE, of version 4 and 5
   mae_st files, its own and PySlowFast's; image ViTs of timm and MAE: their encoders, with --lossy
   what this tool has written
-Of weights that lie there both as trained and averaged (finetune.ema, model_ema) the averaged ones are taken: they are
-what was tested.
+Of weights that lie there both as trained and averaged (finetune.ema, state_dict_ema) the averaged ones are taken: they
+are what was tested. VideoMAE's finetuning tests `model`, which is taken before its `model_ema`.
 """
 _EPILOG = """formats:
   videomae           a torch file that VideoMAE's pretraining and finetuning scripts load

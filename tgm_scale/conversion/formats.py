@@ -11,6 +11,8 @@ from torch import Tensor
 
 from tgm_scale.conversion import huggingface, mae_st
 from tgm_scale.conversion.key_maps import ModelKind, to_own_keys
+from tgm_scale.conversion.statistics import for_imagenet
+from tgm_scale.models.patches import PixelStatistics
 
 State = dict[str, Tensor]
 
@@ -76,6 +78,16 @@ def _first_token(state: State, lossy: bool, _: int) -> Translation:
 
 
 def _mae_st(state: State, lossy: bool, _: int) -> Translation:
+    """Its videos were normalised by a mean of 0.45 and a deviation of 0.225 (mae_st, util/kinetics.py; PySlowFast)."""
+    kernel, bias = (f"patch_embed.proj.{name}" for name in ("weight", "bias"))
+    notes: list[str] = []
+    if bias in state:  # a missing name is reported where all are checked
+        state, notes = for_imagenet(state, kernel, PixelStatistics((0.45,) * 3, (0.225,) * 3))
+    found = _blocks(state, lossy)
+    return found._replace(notes=[*notes, *found.notes])
+
+
+def _blocks(state: State, lossy: bool) -> Translation:
     lost = [name for name in state if name in mae_st.LEARNED or name.startswith(mae_st.ELSEWHERE)]
     biases = [name for name in state if name.startswith("blocks.") and name.endswith("attn.k.bias")]
     kept = {name: value for name, value in state.items() if name not in {*lost, *biases}}
@@ -84,7 +96,7 @@ def _mae_st(state: State, lossy: bool, _: int) -> Translation:
 
 
 def _image_vit(state: State, lossy: bool, tubelet: int) -> Translation:
-    found = _mae_st(mae_st.to_video(state, tubelet), lossy, tubelet)
+    found = _blocks(mae_st.to_video(state, tubelet), lossy)
     return found._replace(notes=[f"inflated the patch embedding over {tubelet} frames", *found.notes])
 
 

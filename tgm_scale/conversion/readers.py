@@ -30,7 +30,8 @@ from tgm_scale.runtime.tensors import load_with_metadata, weights_of
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "model.", "net.")  # of DDP, torch.compile, wrappers
 
 _STATE_KEYS = ("model", "module", "model_state", "state_dict")  # VideoMAE; DeepSpeed; PySlowFast; timm
-_AVERAGE_KEYS = ("model_ema", "state_dict_ema", "ema")  # VideoMAE's finetuning; timm: what was tested
+_AVERAGE_KEYS = ("state_dict_ema", "ema", "model_ema")  # timm; VideoMAE's finetuning, which tests `model` all the same
+_UNTESTED = ("model_ema",)
 _DEEPSPEED_FILE = "mp_rank_*_model_states.pt"
 _HUGGINGFACE_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -190,7 +191,8 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
     )
     # an average's settings, or a model's, are no state dict
     averages, there = ([key for key in keys if _of_tensors(contents[key])] for keys in (averages, mappings))
-    key = next(iter([*there, *averages] if raw else [*averages, *there]), next(iter(mappings), None))
+    tested = [key for key in averages if key not in _UNTESTED]
+    key = next(iter([*([] if raw else tested), *there, *averages]), next(iter(mappings), None))
     tensors = contents if key is None else contents[key]
     odd = sorted(str(name) for name, value in tensors.items() if not isinstance(value, Tensor))
     if odd or not tensors:
@@ -206,6 +208,7 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
     notes = [f"torch file {file}" + (f", state dict under '{key}'" if key else "")]
     if left := [other for other in (*averages, *there) if other != key]:
         way = "--raw takes the others" if key in averages else "without --raw the averaged ones"
+        way = way if key in averages or tested else "VideoMAE's finetuning tests it"
         notes.append(f"took '{key}' and not {', '.join(map(repr, left))}, which is there, too ({way})")
     for other in _AVERAGE_KEYS:
         if key and isinstance(contents.get(other), Mapping) and not _of_tensors(contents[other]):

@@ -34,7 +34,7 @@ def into_patch_embedding(tensors: Mapping[str, Tensor], folder: Path) -> tuple[d
         return dict(tensors), []  # a missing name is reported where all are checked
     factor, mean_C, std_C = _linear(settings, folder)
     old = PixelStatistics(*(tuple((x / (255 * factor)).tolist()) for x in (mean_C, std_C)))
-    return _for_imagenet(tensors, kernel, old)
+    return for_imagenet(tensors, kernel, old)
 
 
 def of_own_run(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
@@ -43,10 +43,10 @@ def of_own_run(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tupl
     kernel = next((name for name in tensors if name.endswith(_KERNELS)), None)
     if kernel is None or not data.get("mean"):
         return dict(tensors), []
-    return _for_imagenet(tensors, kernel, PixelStatistics(tuple(data["mean"]), tuple(data["std"])))
+    return for_imagenet(tensors, kernel, PixelStatistics(tuple(data["mean"]), tuple(data["std"])))
 
 
-def _for_imagenet(
+def for_imagenet(
     tensors: Mapping[str, Tensor], kernel: str, old: PixelStatistics
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors with the patch embedding restated, and a line where the statistics differ."""
