@@ -52,29 +52,3 @@ def test_other_rows_in_a_field_are_told_by_the_line(tmp_path: Path, text: str) -
 def test_a_text_of_several_lines_is_a_text(tmp_path: Path, text: str, caption: str) -> None:
     (entry,) = listed(tmp_path, text).entries
     assert entry.captions == [caption]
-
-
-@pytest.mark.parametrize(
-    ("header", "bad", "good", "fault"),
-    [
-        ("videoid,name", "1,a cat, and a dog", "2,b", "3 fields under 2 columns"),
-        ("videoid,name", '"1\n2",a cat', "3,b", "a file's name of several lines"),
-        ("videoid,name", ",a cat", "3,b", "no file"),
-        (
-            "label,youtube_id,time_start,time_end,split",
-            "x,a,0,1,train,more,still",
-            "y,b,0,1,train",
-            "7 fields under 5",
-        ),
-        ("label,youtube_id,time_start,time_end,split", 'x,"a\nb",0,1,train', "y,b,0,1,train", "name of several lines"),
-        ("narration_id,verb_class,noun_class", '"P01\nP02",1,2', "P03,1,2", "a file's name of several lines"),
-    ],
-)
-def test_published_lists_are_no_exception(tmp_path: Path, header: str, bad: str, good: str, fault: str) -> None:
-    """A caption was cut at its comma, without a word."""
-    epic = header.startswith("narration")
-    (tmp_path / "x.csv").write_text(f"{header}\n{bad}\n{good}\n")
-    found = read_list(tmp_path / "x.csv", Selection(role="all", wanted="caption", label="verb" if epic else "label"))
-    assert len(found.entries) == 1
-    (problem,) = found.problems
-    assert problem.reason == "bad_row" and "x.csv line 2: " in problem.detail and fault in problem.detail

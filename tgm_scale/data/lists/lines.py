@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS
-from tgm_scale.data.lists.row import COLUMNS, Row, Rows
+from tgm_scale.data.lists.row import COLUMNS, LOOSE_MARK, Row, Rows
 from tgm_scale.data.lists.text import lines_in
 
 _LINE = re.compile(
@@ -115,7 +115,9 @@ def _read_rest(row: Row, rest: str, gap: str, wanted: str) -> None:
         return
     comma, tab = "," in gap, "\t" in gap
     if comma and rest.startswith('"'):
-        fields = next(csv.reader([rest.replace("\n", " ")]))
+        fields, row.fault = _quoted(rest.replace("\n", " "))
+        if row.fault:
+            return
         if len(fields) > 1:
             raise ValueError(f"{row.where}: {len(fields) + 1} columns without names ({rest[:80]!r}); {_HEADER}")
         text = fields[0]
@@ -132,3 +134,12 @@ def _read_rest(row: Row, rest: str, gap: str, wanted: str) -> None:
     if len(words) > 1 and (words[-1].lower() in _SPLITS or words[0].lstrip("-").isdigit()):
         raise ValueError(f"{row.where}: {text[:80]!r} is several columns, or one label; {_HEADER}")
     row.label = text
+
+
+def _quoted(rest: str) -> tuple[list[str], str]:
+    """Fields, and why they cannot be used; "" if they can."""
+    try:
+        return next(csv.reader([rest], strict=True)), ""
+    except csv.Error:
+        fields = next(csv.reader([rest]))
+        return fields, LOOSE_MARK if any('"' in text for text in fields) else ""

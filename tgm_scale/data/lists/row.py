@@ -15,6 +15,7 @@ from tgm_scale.data.lists.text import shown
 _LINES_IN_A_FIELD = 50  # more are a quote that was never closed
 _VIDEOS = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
 FAULT = "\0fault"  # the key of why a row cannot be used; no column is called so
+LOOSE_MARK = 'a quotation mark in the text behind a quoted one: write each mark within a quoted text twice ("")'
 
 COLUMNS = {  # the names that a column goes by
     "file": ("file", "path", "video", "filename", "file_name", "file_path", "filepath", "video_path", "video_name",
@@ -57,7 +58,7 @@ def header_of(first: str, known: set[str], path: str) -> tuple[list[str], str] |
     """The columns that a first line names, and their delimiter; None where none of them is `known`. Raises ValueError
     for two of one name."""
     for delimiter in sorted(",\t;|", key=lambda mark: -first.count(mark)):
-        columns = [name.strip().strip("\"'").lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+        columns = [name.strip().strip("\"'").lower() for name in next(_read([first], delimiter), [])]
         if any(name.endswith(_VIDEOS) for name in columns):
             return None
         if delimiter in first and known & set(columns):
@@ -72,8 +73,8 @@ def table_rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Of each row of a CSV that is not blank the line where it begins and its fields by their columns, or FAULT.
 
-    first: the number of the first of the lines. Raises ValueError, with `place`, for a quotation mark that is not
-    closed: the rows up to the next one, or to the end, would be a part of its field."""
+    first: the number of the first of the lines. Blanks before a quotation mark are left out. Raises ValueError, with
+    `place`, for a mark that is not closed: the rows up to the next one, or to the end, would be in its field."""
     held: list[str] = []  # the lines of the row that is read
 
     def kept() -> Iterator[str]:
@@ -82,10 +83,11 @@ def table_rows(
             yield line
 
     stream = kept()
-    reader = csv.reader(stream, delimiter=delimiter, strict=True)
+    reader = csv.reader(stream, delimiter=delimiter, strict=True, skipinitialspace=True)
     while True:
         first += len(held)
         held.clear()
+        fault = ""
         try:
             values = next(reader)
         except StopIteration:
@@ -97,25 +99,29 @@ def table_rows(
                 remedy = "close its quotation marks, with nothing behind them"
                 raise ValueError(f"{place} line {first}: no CSV ({error}): {remedy}") from None
             values = found
+            fault = LOOSE_MARK if any('"' in value for value in values) else ""
         if not any(value.strip() for value in values):
             continue
         _refuse_swallowed(values, columns, delimiter, f"{place} line {first}")
-        fields: dict[str, Any] = dict(zip(columns, values))
         if len(values) > len(columns):
-            fields[FAULT] = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
-        yield first, fields
+            fault = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
+        yield first, dict(zip(columns, values)) | ({FAULT: fault} if fault else {})
 
 
 def _leniently(held: list[str], stream: Iterator[str], delimiter: str) -> list[str] | None:
     """The fields of the row that begins with the lines held, further ones of the stream added where a field goes on;
     None where it has no end."""
     try:
-        while len(rows := list(csv.reader([*held, "."], delimiter=delimiter))) == 1:  # the next line were a part of it
+        while len(rows := list(_read([*held, "."], delimiter))) == 1:  # the next line were a part of it
             if len(held) > _LINES_IN_A_FIELD or next(stream, None) is None:
                 return None
     except csv.Error:  # longer than a field may be
         return None
     return rows[0]
+
+
+def _read(lines: list[str], delimiter: str) -> Iterator[list[str]]:
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
 def _refuse_swallowed(values: list[str], columns: list[str], delimiter: str, where: str) -> None:

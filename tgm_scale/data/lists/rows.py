@@ -125,25 +125,34 @@ def _row(where: str, fields: Fields, own: Mapping[str, str | None]) -> Row:
 
 
 def _guarded(where: str, fields: Fields, read: Callable[[str, Fields, str], Row], label: str) -> Row:
-    if FAULT in fields:
-        return Row(where, "", fault=str(fields[FAULT]))
     try:
         row = read(where, fields, label)
         row.fault = place_fault(row)
-        return row
     except _WrongLabel:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        return Row(where, "", fault=f"{type(error).__name__}: {error}")
+        row = Row(where, "", fault=f"{type(error).__name__}: {error}")
+    row.fault = str(fields.get(FAULT) or row.fault)
+    return row
 
 
 class _WrongLabel(ValueError):
     """A mistake in the configuration, not in the row."""
 
 
+def _name(fields: Fields, key: str) -> str:
+    """What names the video. Raises ValueError where nothing does."""
+    name = fields[key]
+    if isinstance(name, (list, dict)):
+        raise ValueError(f"{key} is {shown(str(name))}: wanted text")
+    if absent(name) or not str(name).strip():
+        raise ValueError(f"no {key}")
+    return str(name).strip()
+
+
 def _kinetics(where: str, fields: Fields, label: str) -> Row:
     start, end = (round(float(fields[name])) for name in ("time_start", "time_end"))
-    path = f"{fields['youtube_id']}_{start:06d}_{end:06d}"
+    path = f"{_name(fields, 'youtube_id')}_{start:06d}_{end:06d}"
     return Row(where, path, label=fields["label"], split=fields.get("split"))
 
 
@@ -152,20 +161,21 @@ def _epic(where: str, fields: Fields, label: str) -> Row:
         raise _WrongLabel(f"data.label={label}: for EPIC-Kitchens wanted one of {', '.join(EPIC_LABELS)}")
     classes = {name: fields[f"{name}_class"] for name in ("verb", "noun")}
     found = f"{classes['verb']},{classes['noun']}" if label == "action" else classes[label]
-    return Row(where, fields["narration_id"], [fields.get("narration")], found, single=False)
+    return Row(where, _name(fields, "narration_id"), [fields.get("narration")], found, single=False)
 
 
 def _webvid(where: str, fields: Fields, label: str) -> Row:
-    return Row(where, os.path.join(str(fields.get("page_dir") or ""), str(fields["videoid"])), [fields["name"]])
+    path = os.path.join(str(fields.get("page_dir") or ""), _name(fields, "videoid"))
+    return Row(where, path, [fields["name"]])
 
 
 def _ssv2(where: str, fields: Fields, label: str) -> Row:
     of_clip = re.sub(r"[\[\]]", "", fields["template"])
-    return Row(where, str(fields["id"]), [fields.get("label")], of_clip, single=False)
+    return Row(where, _name(fields, "id"), [fields.get("label")], of_clip, single=False)
 
 
 def _diving48(where: str, fields: Fields, label: str) -> Row:
-    return Row(where, str(fields["vid_name"]), label=fields["label"])
+    return Row(where, _name(fields, "vid_name"), label=fields["label"])
 
 
 _PUBLISHED: tuple[tuple[tuple[str, ...], str, Callable[[str, Fields, str], Row]], ...] = (
