@@ -24,7 +24,7 @@ def reports(nodes: int = 4, ranks_a_node: int = 2) -> list[Report]:
             rank,
             f"node{rank // ranks_a_node}",
             must_match={"torch": "2.13.0", "device": "H100"},
-            measurements={"clock": 1000.0 + rank / 100, "FLOP/s": (700 + rank) * 1e12, "shared memory free": 64e9},
+            measurements={"clock": 1000.0 + rank / 100, "FLOP/s": (700 + rank) * 1e12},
             gpu=f"GPU-{rank}",
         )
         for rank in range(nodes * ranks_a_node)
@@ -69,6 +69,17 @@ def test_what_is_wrong_on_every_node_is_no_nodes_fault() -> None:
     bad, common = diagnose(found, [])
     assert bad == {"node1": ["GPU 0: a matrix product came out wrong"]}
     assert len(common) == 1 and common[0].startswith("no shards")
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_a_silent_process_makes_no_node_of_what_all_others_have(nodes: int) -> None:
+    found = reports(nodes)
+    for report in found:
+        report.problems = {"shards": "no shards"}
+    bad, common = diagnose(found, ["node9"])
+    assert (bad, common) == ({"node9": ["a process there did not answer"]}, ["no shards"])
+    bad, common = diagnose(found, ["node0"])
+    assert (bad, common) == ({"node0": ["a process there did not answer"]}, ["no shards"])
 
 
 def test_on_a_single_node_a_missing_gpu_is_its_fault_and_missing_shards_are_not() -> None:

@@ -17,7 +17,8 @@ _CLOCK_SECONDS = 5.0  # make and rsync start to err at 1 s, authentication at 30
 
 
 def diagnose(reports: list[Report], silent: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """What is wrong by node, and what is wrong with the setup: a kind of problem that every node has is no node's."""
+    """What is wrong by node, and what is wrong with the setup: a kind of problem that every node that reports has is
+    no node's."""
     nodes: dict[str, dict[str, str]] = defaultdict(dict)
     for report in reports:
         nodes[report.node] |= report.problems
@@ -25,9 +26,10 @@ def diagnose(reports: list[Report], silent: list[str]) -> tuple[dict[str, list[s
         nodes[node]["silence"] = "a process there did not answer"
     for report, kind, problem in (*_mismatches(reports), *_outliers(reports)):
         nodes[report.node].setdefault(kind, problem)
-    shared = set.intersection(*(set(problems) for problems in nodes.values()))
-    common = shared if len(nodes) > 1 else shared & _OF_THE_SETUP
-    first = next(iter(nodes.values()))
+    told = [nodes[name] for name in dict.fromkeys(report.node for report in reports)]
+    shared = set.intersection(*map(set, told)) - {"silence"}
+    common = shared if len(told) > 1 else shared & _OF_THE_SETUP
+    first = told[0]
     bad = {node: [text for kind, text in problems.items() if kind not in common] for node, problems in nodes.items()}
     return {node: texts for node, texts in bad.items() if texts}, [first[kind] for kind in first if kind in common]
 
