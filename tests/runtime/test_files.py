@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from launch import environment
 
-from tgm_scale.runtime.files import readable_as_its_folder
+from tgm_scale.runtime.files import making, readable_as_its_folder
 
 
 @pytest.mark.parametrize(
@@ -27,3 +31,47 @@ def test_the_umask_counts_beside_the_folder(tmp_path: Path, folder_mode: int, um
         assert stat.S_IMODE(file.stat().st_mode) == wanted and os.listdir(folder) == ["state"]
     finally:
         os.umask(before)
+
+
+MAKE = """
+import sys, time
+from pathlib import Path
+from tgm_scale.runtime.files import making
+folder, name, other = map(Path, sys.argv[1:])
+with making(folder) as made:
+    made.mkdir()
+    (made / name).touch()
+    while not other.exists():
+        time.sleep(0.01)
+"""
+
+
+def test_two_that_make_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """The second deleted what the first had made so far."""
+
+    def started(name: str, other: Path) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", MAKE, str(folder), name, str(other)], env=environment())
+
+    folder = tmp_path / "corpus"
+    first = started("first", tmp_path / "go")
+    while not any(tmp_path.glob("corpus.making-*/first")):
+        assert first.poll() is None
+        time.sleep(0.01)
+    assert started("second", tmp_path).wait(60) == 0
+    (tmp_path / "go").touch()
+    assert first.wait(60) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "go"]
+    assert [path.name for path in folder.iterdir()] == ["second"]
+
+
+def test_what_a_killed_start_left_is_removed(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKE, str(tmp_path / "corpus"), "x", str(tmp_path / "go")], env=environment()
+    )
+    while not any(tmp_path.glob("corpus.making-*/x")):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    with making(tmp_path / "corpus") as made:
+        made.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]

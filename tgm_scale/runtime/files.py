@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import shutil
 import tempfile
@@ -124,13 +125,23 @@ def replace_file(path: Path, text: str, durable: bool = True) -> None:
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """A new folder next to `folder`, to be filled, that gets its name at the end. What a killed start left is
-    removed."""
-    unfinished = folder.with_name(folder.name + ".making")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    """A new folder next to `folder`, to be filled, that gets its name at the end; where another start that makes the
+    same was first, its folder stays. What a killed start of this host left is removed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    yield unfinished
-    unfinished.rename(folder)
+    mark = f"{folder.name}.making-{platform.node()}-"
+    for left in folder.parent.iterdir():
+        number = left.name.removeprefix(mark)
+        if number != left.name and number.isdecimal() and not Path("/proc", number).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    unfinished = folder.with_name(f"{mark}{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.rename(folder)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
