@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,16 @@ def test_a_list_of_files_becomes_shards(tmp_path: Path) -> None:
     }
 
 
+def test_two_files_of_one_sample_are_told_before_the_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their shard ended each start with a traceback."""
+    for name in ("v.mp4", "v.avi"):
+        (tmp_path / name).write_bytes(video(0))
+    (tmp_path / "list.csv").write_text("file,label\nv.mp4,walk\nv.avi,run\n")
+    given = ["--shards", str(tmp_path / "list.csv"), "--output", str(tmp_path / "out"), "--classes", "label"]
+    assert main(given) == 2
+    assert "'v.mp4' and 'v.avi' would be one sample" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -226,3 +237,27 @@ def test_a_mistake_is_one_message(
     said = capsys.readouterr().err
     for word in words:
         assert word in said
+
+
+def test_a_resumed_start_makes_no_shards_of_other_input(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shards are found by their numbers: with one more or less before them, clips were lost or there twice."""
+    given, output = tmp_path / "given", tmp_path / "output"
+    shutil.copytree(shards, given)
+    options = ["--shards", str(given), "--output", str(output), "--classes", "label.name"]
+    assert main([*options[:-1], "label"]) == 2, "a mistake before the first shard is none of the output's"
+    assert main(options) == 0
+    whole = files(output)
+    (output / "00001.tar").write_bytes(whole["00001.tar"][:-600])  # cut, as by a copy
+    assert main(options) == 0 and files(output) == whole
+    (templates := tmp_path / "templates.txt").write_text("a {}\n")
+    assert main([*options, "--templates", str(templates)]) == 2
+    assert f"holds shards made otherwise (templates None -> {templates}): restore" in capsys.readouterr().err
+    shutil.copy(given / "00000.tar", given / "0.tar")
+    assert main(options) == 2
+    assert "holds shards made otherwise (shards 3 with 5 clips, " in capsys.readouterr().err
+    (given / "0.tar").unlink()
+    assert main(options) == 0 and files(output) == whole
+    (output / "made_from.json").unlink()
+    assert main(options) == 2 and "no made_from.json says what of" in capsys.readouterr().err

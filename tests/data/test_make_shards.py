@@ -19,8 +19,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from launch import environment
 
 from tgm_scale import cli
+from tgm_scale.data.building import shard_building
 from tgm_scale.data.building.annotations import parse_time
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.encode import encode_video
@@ -143,9 +145,9 @@ def small(tmp_path_factory):
 def test_killed_at_any_moment_it_ends_with_the_same_bytes(small, tmp_path, capsys):
     annotations, videos, undisturbed = small
     line = command(annotations, videos, tmp_path / "shards", "--short-side", 64, "--clips-per-shard", 10)
-    for kills_at in ("00000.tar", "00002.tar.partial"):
+    for kills_at in ("00000.tar", "00002.tar.*.partial"):
         process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and not (tmp_path / "shards" / kills_at).exists():
+        while process.poll() is None and not any((tmp_path / "shards").glob(kills_at)):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -162,7 +164,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(small, tmp_path, capsy
 def test_workers_end_with_a_killed_parent(small, tmp_path):
     line = command(*small[:2], tmp_path / "shards", "--short-side", 64, "--clips-per-shard", 10)
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "shards" / "00000.tar.partial").exists():
+    while process.poll() is None and not any((tmp_path / "shards").glob("00000.tar.*.partial")):
         time.sleep(0.005)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert children and process.poll() is None
@@ -351,3 +353,34 @@ def test_annotations_that_cannot_be_read_leave_no_trace(tmp_path, capsys, name, 
     for videos, said in (("videos", words), ("nowhere", "--videos")):
         assert main(command(tmp_path / name, tmp_path / videos, tmp_path / "out")[len(COMMAND) :]) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_what_ended_before_the_first_shard_holds_no_other_settings_up(small, tmp_path):
+    """The launcher's own files are in the folder by then."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "attempts-0").touch()
+    (tmp_path / "out" / shard_building.SETTINGS).touch()
+    shard_building.remove_if_empty(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["attempts-0"]
+    (tmp_path / "out" / shard_building.SETTINGS).touch()
+    (tmp_path / "out" / "00000.tar.host.1.2.partial").touch()  # another task is at work
+    shard_building.remove_if_empty(tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+def test_two_jobs_that_make_one_shard_both_make_it_whole(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from tgm_scale.data.shards.tars import ShardWriter\n"
+        "folder, go = map(Path, sys.argv[1:])\n"
+        "with ShardWriter(folder, clips_per_shard=2) as writer:\n"
+        "    writer.write('a', {'mp4': b'one'}); print('begun', flush=True)\n"
+        "    while not go.exists(): time.sleep(0.01)\n"
+        "    writer.write('b', {'mp4': b'two'})"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path / "shards"), str(tmp_path / "go")]
+    processes = [subprocess.Popen(line, stdout=subprocess.PIPE, env=environment()) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == [b"begun\n"] * 2
+    (tmp_path / "go").touch()
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert sorted(path.suffix for path in (tmp_path / "shards").iterdir())[-1] == ".tar", "nothing partial is left"
+    assert open_corpus(str(tmp_path / "shards")).counts.tolist() == [2]

@@ -13,7 +13,7 @@ import torch
 
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of, json_fault
-from tgm_scale.data.lists.text import lines_in
+from tgm_scale.data.lists.text import lines_in, shown
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import CLIPS_PER_SHARD, ShardWriter
@@ -47,15 +47,31 @@ def caption(options: argparse.Namespace) -> int:
         raise ValueError("--language-model and --templates describe classes: give --classes, too")
     corpus = open_corpus(options.shards)
     rewriting.report_input(options, corpus)
+    of_files = corpus.counts.max() <= 1  # a list's: 1,000 of them become a shard
+    if of_files:
+        _refuse_one_key(options, corpus)
     describe = _describer(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def copy(shard: int, row: int, writer: ShardWriter) -> str:
         place = (shard * CLIPS_PER_SHARD + row, 0) if of_files else (shard, row)
         return _copy(corpus.sample(*place), corpus, describe, writer)
 
-    of_files = corpus.counts.max() <= 1  # a list's: 1,000 of them become a shard
+    of_model = {"blip2": options.blip2, "language_model": options.language_model, "beams": options.beams}
+    rewriting.record(options.output, corpus, classes=options.classes, templates=options.templates, **of_model)
     rewriting.rewrite(options, _files_in_shards(len(corpus.shards)) if of_files else corpus.counts.tolist(), copy)
     return 0
+
+
+def _refuse_one_key(options: argparse.Namespace, corpus: Corpus) -> None:
+    """Raises ValueError for two files of one name but for their extension, which would be one sample."""
+    first: dict[str, SampleRef] = {}
+    for number in range(len(corpus.shards)):
+        ref = corpus.sample(number, 0)
+        if (other := first.setdefault(_key(ref), ref)) is not ref:
+            raise ValueError(
+                f"--shards {options.shards}: {shown(other.key)} and {shown(ref.key)} would be one sample, whose name "
+                "has no extension: rename one, or leave it out"
+            )
 
 
 def _files_in_shards(files: int) -> list[int]:

@@ -8,8 +8,10 @@ import io
 import os
 import stat
 import threading
+import time
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +25,7 @@ from tgm_scale.runtime.terminal import without_secrets
 
 GZIP_MARK = b"\x1f\x8b"
 SMALL = 1 << 29  # bytes; an index of a million samples has 150 MB
+_FORSAKEN = 3600.0  # seconds in which a file that is written has not grown
 _TAGS = ("ETag", "etag", "generation", "LastModified", "updated", "last_modified", "mtime", "created")  # S3, GCS, ...
 _S3_ONCE = {
     "retries": {"total_max_attempts": 1},
@@ -147,11 +150,26 @@ def open_seekable(path: str) -> BinaryIO:
         raise _meant(error) from None
 
 
+def partial_of(path: Path) -> Path:
+    """Where this thread writes what is to be `path`: no other process of any host, and no other thread, does."""
+    return path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.partial")
+
+
+def drop_left_over(folder: Path, pattern: str) -> None:
+    """Remove such files of killed processes: of this host, or unchanged for an hour."""
+    for left_over in folder.glob(f"{pattern}.partial"):
+        *before, process, _, _ = left_over.name.split(".")
+        gone = ".".join(before).endswith(os.uname().nodename) and not Path("/proc", process).exists()
+        with suppress(FileNotFoundError):  # another job's, finished by now
+            if gone or time.time() - left_over.stat().st_mtime > _FORSAKEN:
+                left_over.unlink()
+
+
 def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
     """Write beside, force to disk, rename: a reader sees the old file or the whole new one. Without `durable` the disk
     takes its time, and a machine that fails may leave part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.partial")
+    partial = partial_of(path)
     try:
         with open(partial, "wb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)

@@ -23,10 +23,9 @@ from tgm_scale.data.building.annotations import ClipRow, Filters, Plan
 from tgm_scale.data.building.clip_sources import ClipSources
 from tgm_scale.data.building.key_files import GroupedLines
 from tgm_scale.data.defaults import CRF, GOP, SHORT_SIDE
-from tgm_scale.data.shards.shard_index import index_path
-from tgm_scale.data.shards.tars import ShardWriter, shard_path
+from tgm_scale.data.shards.tars import ShardWriter, is_whole, shard_path
 from tgm_scale.data.video.encode import CutError, EncodedClip, cut_clip
-from tgm_scale.runtime.outside.json_text import json_object, json_of
+from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
@@ -67,8 +66,8 @@ def open_output(folder: Path, plan: Plan, encoding: EncodingOptions) -> None:
 
 def remove_if_empty(folder: Path) -> None:
     """Undo `open_output` if no shard was made, so that other settings may follow."""
-    if [path.name for path in folder.iterdir()] == [SETTINGS]:
-        (folder / SETTINGS).unlink()
+    if not any(folder.glob("*.tar*")) and not any(folder.glob(f"*.{REPORT}")):
+        (folder / SETTINGS).unlink(missing_ok=True)
 
 
 def unfinished(folder: Path, shards: range) -> list[int]:
@@ -80,19 +79,8 @@ def unfinished(folder: Path, shards: range) -> list[int]:
 def _to_be_made_anew(folder: Path, shard: int) -> bool:
     report = _read_report(_report_path(folder, shard))
     if report.made:
-        return not _is_whole(shard_path(folder, shard))
+        return not is_whole(shard_path(folder, shard))
     return all(reason == "missing_video" for _, reason, _ in report.skipped)
-
-
-def _is_whole(tar: Path) -> bool:
-    """Whether the tar has the size that its index says, which was written before it; without an index, whether it
-    holds anything."""
-    size = tar.stat().st_size if tar.is_file() else 0
-    try:
-        with open(index_path(str(tar)), "rb") as index:
-            return size == json_of(index.readline())["bytes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return size > 0
 
 
 def build_shards(
@@ -133,8 +121,7 @@ def _make_shard(
     count: int,
     clips: Iterator[tuple[ClipRow, EncodedClip | Exception]],
 ) -> Iterator[Problem | None]:
-    for left_over in folder.glob(f"{shard:05d}.*.partial"):  # of a run that was killed
-        left_over.unlink()
+    storage.drop_left_over(folder, f"{shard:05d}.*")
     skipped = []
     with ShardWriter(folder, clips_per_shard=count, first=shard) as writer:
         for clip, result in clips:
@@ -243,7 +230,7 @@ def _read_report(path: Path) -> _Report:
 
 def _finished(folder: Path, plan: Plan) -> list[Path]:
     paths = [(shard, path) for shard in range(plan.shards) if (path := _report_path(folder, shard)).exists()]
-    return [path for shard, path in paths if not _read_report(path).made or _is_whole(shard_path(folder, shard))]
+    return [path for shard, path in paths if not _read_report(path).made or is_whole(shard_path(folder, shard))]
 
 
 def _report_path(folder: Path, shard: int) -> Path:

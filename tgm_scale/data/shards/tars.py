@@ -1,6 +1,7 @@
 """Writing of shards: WebDataset tars with their indices, the same bytes for the same samples.
 
-A shard appears whole: it is written as `NAME.tar.partial`, forced to disk, indexed, and renamed last."""
+A shard appears whole: it is written under a name of its own (`storage.partial_of`), forced to disk, indexed, renamed.
+So two jobs that make one shard both make it whole, and the later one's stays."""
 
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from webdataset.writer import TarWriter
 from tgm_scale.data.access import storage
 from tgm_scale.data.access.addresses import printable
 from tgm_scale.data.shards.shard_index import ShardIndex, index_path, split_name
+from tgm_scale.runtime.outside.json_text import json_of
 
 CLIPS_PER_SHARD = 1000  # of about 430 kB at short side 256: half a gigabyte, which a parallel file system streams well
 
@@ -41,6 +43,17 @@ def encode_member(extension: str, value: Any) -> bytes:
     raise ValueError(
         f"member {extension!r}: a {type(value).__name__} cannot be written; give bytes, str, array or dict"
     )
+
+
+def is_whole(tar: Path) -> bool:
+    """Whether the tar has the size that its index says, which was written before it; without an index, whether it
+    holds anything."""
+    size = tar.stat().st_size if tar.is_file() else 0
+    try:
+        with open(index_path(str(tar)), "rb") as index:
+            return size == json_of(index.readline())["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return size > 0
 
 
 class ShardWriter:
@@ -70,6 +83,7 @@ class ShardWriter:
             raise ValueError(f"sample key {key!r} is written twice")
         encoded = {extension: encode_member(extension, value) for extension, value in members.items()}
         if self._tar is None:
+            self._partial = storage.partial_of(shard_path(self._folder, self._number))
             self._file = open(self._partial, "wb")  # noqa: SIM115 (closed by `finish` or `abandon`)
             self._tar = TarWriter(self._file, encoder=False, mtime=0)
         self._tar.write({"__key__": key, **encoded})
@@ -100,11 +114,6 @@ class ShardWriter:
             self._file.close()
             self._partial.unlink(missing_ok=True)
             self._tar = self._file = None
-
-    @property
-    def _partial(self) -> Path:
-        path = shard_path(self._folder, self._number)
-        return path.with_name(path.name + ".partial")
 
     def __enter__(self) -> ShardWriter:
         return self
