@@ -207,8 +207,8 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
         stated = _stated(file, contents[OWN_ENTRY])
     notes = [f"torch file {file}" + (f", state dict under '{key}'" if key else "")]
     if left := [other for other in (*averages, *there) if other != key]:
-        way = "--raw takes the others" if key in averages else "without --raw the averaged ones"
-        way = way if key in averages or tested else "VideoMAE's finetuning tests it"
+        beside = "without --raw the averaged ones" if tested else "VideoMAE's finetuning tests it"
+        way = "--raw takes the others" if key in averages else beside
         notes.append(f"took '{key}' and not {', '.join(map(repr, left))}, which is there, too ({way})")
     for other in _AVERAGE_KEYS:
         if key and isinstance(contents.get(other), Mapping) and not _of_tensors(contents[other]):

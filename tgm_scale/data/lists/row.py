@@ -131,14 +131,17 @@ def _refuse_swallowed(values: list[str], columns: list[str], delimiter: str, whe
     for at, value in enumerate(values):
         if len(within := _LINE_END.split(value)) == 1:
             continue
-        counts = {len(columns), at + 1}  # a line within is a row; the last is one up to the mark that ends the field
-        for line in within[1:]:
-            row = [one.strip(' "') for one in line.split(delimiter)]
-            if min(2, len(columns)) <= len(row) > file and (
-                row[file].lower().endswith(_VIDEOS) or (len(row) > 1 and len(row) in counts and _alike(row[file], own))
-            ):
-                remedy = "close its quotation mark, or put its text on one line"
-                raise ValueError(f"{where}: a field of {len(within)} lines, with other rows in it: {remedy}")
+        rows = ([one.strip(' "') for one in line.split(delimiter)] for line in within[1:])
+        # as many fields as the header has; in the last line as many as there are up to the mark that ends this field
+        counts = {len(columns), at + 1} - {1}
+        if any(
+            len(row) > file
+            and (row[file].lower().endswith(_VIDEOS) or (len(row) in counts and _alike(row[file], own)))
+            and len(row) >= min(2, len(columns))
+            for row in rows
+        ):
+            remedy = "close its quotation mark, or put its text on one line"
+            raise ValueError(f"{where}: a field of {len(within)} lines, with other rows in it: {remedy}")
         if len(within) > _LINES_IN_A_FIELD:
             raise ValueError(
                 f"{where}: a field of {len(within)} lines, wanted {_LINES_IN_A_FIELD} at most: close its quotation "
