@@ -187,6 +187,17 @@ def test_what_is_not_there_is_a_file_that_was_not_found(use: Callable[[], Any]) 
         use()
 
 
+def test_a_misspelt_packaged_clip_is_named() -> None:
+    with pytest.raises(FileNotFoundError, match=r"^towers=smal: no such file or folder; 'small' is the packaged CLIP"):
+        tgm_scale.load_guidance("smal")
+
+
+def test_a_mistake_is_one_error_and_no_chain_of_the_same(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a folder that can be read") as caught:
+        tgm_scale.load_encoder(tmp_path)
+    assert caught.value.__cause__ is None
+
+
 def test_former_names_of_values_are_read_as_in_a_configuration(
     clips: torch.Tensor, guidance: tgm_scale.Guidance
 ) -> None:

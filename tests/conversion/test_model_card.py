@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +128,14 @@ def test_the_recipe_says_mask_and_objective_and_no_frozen_model_that_nothing_rea
 
 @pytest.mark.parametrize("kind", ["pretraining", "classifier"])
 def test_the_code_on_the_card_loads_the_folder_without_a_network(
-    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--classes", "3"] if kind == "classifier" else []
     text = card(folder / "run", tmp_path / "model", *options)
+    code = "from transformers import VideoMAEForPreTraining"
+    loads = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+    told = "the torchvision installed here was built for another torch" in capsys.readouterr().out
+    assert loads is not told
     assert ("The head of 3 classes has not been trained." in text) is bool(options)
     [code] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path / "model")

@@ -136,6 +136,14 @@ def test_mistakes_end_with_code_2_and_a_way_out(
     assert message("data.train=/nowhere/a", run).startswith("tgm-scale knn: data.train: no shards (*.tar) at")
     for rates in ("[-1]", "[1e-3, 0]", "[1e30]"):
         assert "wanted rates above 0, of at most 10" in message(f"probe.learning_rates={rates}", command="probe")
+    gone = f"encoder.checkpoint={tmp_path / 'gone'}"
+    assert message(gone, f"run.dir={tmp_path / 'b'}") == f"tgm-scale knn: {gone}: no such file or folder\n"
+    assert not (tmp_path / "b").exists()
+    begun = f"encoder.checkpoint={tmp_path / 'a'}"
+    assert f"{begun}: a run without a checkpoint" in message(begun, f"run.dir={tmp_path / 'c'}")
+    (listed := tmp_path / "rows.csv").write_text("file,class\na.mp4,x\nb.mp4,y\n")
+    rooted = message(f"data.train={listed}", f"data.root={tmp_path}/vids", "data.label=class", run)
+    assert f"data.root={tmp_path}/vids: no such folder" in rooted
     few = (f"run.dir={tmp_path / 'a'}", f"data.train={few_clips(tmp_path / 'few')}")
     wanted = r"a probe needs 2 classes and 10 training clips: found \d and"
     remedy = "more labelled clips, or take tgm-scale knn, which works with any number\n"

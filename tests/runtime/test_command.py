@@ -86,6 +86,34 @@ def test_an_empty_text_is_not_the_current_folder(words: list[str], option: str, 
     assert said.endswith(f"argument {option}: found '', as of a variable that is not set; wanted a value")
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["pretrain", "--confg", "debug"], "; --confg is not known; nearest: --config; such as"),
+        (["pretrain", "--confg=debug"], "; --confg is not known; nearest: --config; such as"),
+        (
+            ["shards", "make", "--anotations", "a", "--videos", "b", "--output", "c"],
+            "; nearest: --annotations; such as",
+        ),
+        (["convert", "a", "b", "--to", "hugginface"], "; nearest: huggingface"),
+        (["convert", "a", "b", "--to=safetensor"], "; nearest: safetensors"),
+        (["plan", "--clip", "5"], "unrecognized arguments: --clip; nearest: --clips, --clips-per-gpu; keys"),
+    ],
+)
+def test_the_nearest_option_or_value_is_named(words: list[str], near: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert near in capsys.readouterr().err
+
+
+def test_an_option_that_is_only_missing_has_no_other_beside_it(capsys: pytest.CaptureFixture) -> None:
+    for words in (["pretrain", "run.dir=runs/x"], ["shards", "make", "--videos", "a", "--output", "b"]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(words)
+        said = capsys.readouterr().err
+        assert "are required: " in said and "nearest" not in said and "is not known" not in said
+
+
 def test_the_module_that_is_the_command_runs_nothing_when_it_is_imported() -> None:
     """In a process of its own, which the command would end."""
     words = [sys.executable, "-c", "import tgm_scale.__main__; print('imported')"]

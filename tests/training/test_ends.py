@@ -44,6 +44,12 @@ def test_a_finished_run_says_where_it_is_and_what_comes_next(config: Path, tmp_p
     assert str(field(folder, "state")).startswith("not running: ") and "resume" in status(str(folder))
 
 
+def test_of_too_few_clips_for_a_probe_nearest_neighbours_are_named(config: Path, tmp_path: Path) -> None:
+    few = f"data.shards={clips(tmp_path / 'few', 9)}"
+    last = run(1, arguments(config, "train.steps=1", few)).stdout.splitlines()[-1]
+    assert f"tgm-scale knn run.dir={tmp_path}/run-knn encoder.checkpoint=" in last
+
+
 def test_a_command_leaves_no_folder_of_its_workers(config: Path, tmp_path: Path) -> None:
     """It ends without the interpreter's own end, which would remove it."""
     (there := tmp_path / "temporary").mkdir()

@@ -84,6 +84,7 @@ def _convert(options: argparse.Namespace) -> None:
     from tgm_scale.data.access.storage import write_atomically
     from tgm_scale.evaluation.settings import FinetuneConfig
     from tgm_scale.report.model_card import Export, card, evaluations_of
+    from tgm_scale.runtime.compat import torchvision_is_foreign
 
     metadata = ModelMetadata(options.heads, options.decoder_heads, options.frames, options.size)
     source = read(options.input, metadata, options.lossy, options.tubelet, options.raw)
@@ -114,6 +115,12 @@ def _convert(options: argparse.Namespace) -> None:
     print(
         f"checked  loaded back, outputs on a fixed clip differ by {done.difference:.3g} (largest {done.largest:.3g})"
     )
+    if options.to == "huggingface" and torchvision_is_foreign():
+        print(
+            "note     the torchvision installed here was built for another torch: where the model card's code fails "
+            "over an operator nms, put `from tgm_scale.runtime.compat import prepare_torchvision; "
+            "prepare_torchvision()` before it, or install torchvision from the index of this torch"
+        )
     if options.to == "timm":
         held = "blocks, fc_norm and head" if done.written.kind == "classifier" else "blocks and norm"
         print(

@@ -86,6 +86,10 @@ def _open_folder(folder: Path, raw: bool) -> OpenedWeights:
     states = sorted(folder.glob(_DEEPSPEED_FILE))
     if len(states) == 1:
         return _open_file(states[0], raw)
+    if (folder / "events.jsonl").is_file() or (folder / "config.yaml").is_file():
+        raise ValueError(
+            f"{folder}: a run without a checkpoint: it ended before its first one, or is still on the way"
+        )
     raise ValueError(
         f"{folder}: not a folder that can be read. Wanted a run folder or checkpoint of this project (manifest.json), "
         f"a transformers folder (config.json) or a DeepSpeed checkpoint (one {_DEEPSPEED_FILE}, {len(states)} found)"

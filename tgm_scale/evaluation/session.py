@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,9 +47,11 @@ PARTS: tuple[Role, ...] = ("train", "test")
 
 @contextmanager
 def session(config: FrozenConfig) -> Iterator[Session]:
-    """Claims the run folder, joins the processes, loads the encoder."""
+    """Claims the run folder, joins the processes, loads the encoder. Raises ValueError."""
     process = find_process()
     refuse_hidden_gpus(process)
+    if config.encoder.checkpoint != "random" and not os.path.exists(config.encoder.checkpoint):
+        raise ValueError(f"encoder.checkpoint={config.encoder.checkpoint}: no such file or folder")
     folder = run_folder.open_folder(config)
     if process.world_size > 1:
         engine.start_processes(process)
@@ -79,7 +82,12 @@ def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
             settings.initialisation,
         )
     given = {key: getattr(settings, key) for key in ("frames", "image_size") if key in settings.model_fields_set}
-    found = FrozenEncoder.load(settings.checkpoint, process.device, **given)
+    try:
+        found = FrozenEncoder.load(settings.checkpoint, process.device, **given)
+    except ValueError as mistake:
+        said = str(mistake)
+        key = "encoder.checkpoint=" if said.startswith(settings.checkpoint) else ""
+        raise ValueError(f"{key}{said}") from None
     width = SIZES[settings.size].width
     if "size" in settings.model_fields_set and width != found.size.width:
         raise ValueError(

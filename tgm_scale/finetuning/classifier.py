@@ -54,7 +54,10 @@ def initial_model(config: FinetuneConfig, classes: list[str], newest: Path | Non
     fresh = _load_matching(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
     notes = [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
     if found.stride not in (None, config.data.stride) and config.data.sampling == "dense":
-        notes.append(f"trained before on frames {found.stride} apart, and here on data.stride={config.data.stride}")
+        notes.append(
+            f"warning: trained before on frames {found.stride} apart, and here on data.stride={config.data.stride}; "
+            f"data.stride={found.stride} is as before"
+        )
     return InitialModel(module, positions, notes)
 
 

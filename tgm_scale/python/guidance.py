@@ -49,7 +49,10 @@ def load_guidance(
     whole_number("patch", patch)
     if not isinstance(scorer, str) or scorer not in SCORERS:
         raise ValueError(f"scorer={scorer!r}: wanted one of {', '.join(SCORERS)}")
-    folder = str(existing("towers", "small" if towers == "small" else towers, tower_folder))
+    try:
+        folder = str(existing("towers", "small" if towers == "small" else towers, tower_folder))
+    except FileNotFoundError as missing:
+        raise FileNotFoundError(f"{missing}; 'small' is the packaged CLIP") from None
     with told():
         check_folder(folder)
     return Guidance(

@@ -36,29 +36,45 @@ def _given(text: str) -> str:
 
 class Parser(argparse.ArgumentParser):
     """Explains `--data.shards=x`: configuration keys have no dashes. Shows an example where an option is missing, and
-    the nearest where one is not known: `--gpus` is no short form of `--gpus-per-node`. Refuses an empty text, which as
-    a path would be the current folder."""
+    the nearest where an option or a value is not known: `--gpus` is no short form of `--gpus-per-node`. Refuses an
+    empty text, which as a path would be the current folder."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings, allow_abbrev=False)
         self.register("type", None, _given)
         self.register("type", Path, lambda text: Path(_given(text)))
+        self._words: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = [*(sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         if keys := re.findall(r"(?<!\S)--(\w+(?:\.\w+)+)(\S*)", message):
             message += "; keys of the configuration have no dashes before them: "
             message += " ".join(key + (rest or "=VALUE") for key, rest in keys)
         elif found := re.search(r"unrecognized arguments: (--[^\s=]*)", message):
-            known = list(self._option_string_actions)
-            longer = [one for one in known if found[1] != "--" and one.startswith(found[1])]
-            if near := longer or difflib.get_close_matches(found[1], known, n=1):
-                message += f"; nearest: {', '.join(near)}"
+            message += self._nearest(found[1])
             if any(one.metavar == KEYS for one in self._actions):
                 message += f"; keys of the configuration are given as {KEYS}, such as train.steps=60"
         elif " are required: " in message:
+            unknown = [word.partition("=")[0] for word in self._words if re.match("--[a-z]", word)]
+            for word in unknown:  # `--confg debug`: the mistake is not that `--config` was forgotten
+                message += f"; {word} is not known{nearest}" if (nearest := self._nearest(word)) else ""
             example = re.search(rf"^ *({re.escape(self.prog)} .*\S)", self.epilog or "", re.MULTILINE)
             message += f"; such as\n  {example[1]}" if example else ""
+        elif found := re.match(r"argument ([^:/]+).*: invalid choice: '([^']*)'", message):
+            choices = getattr(self._option_string_actions.get(found[1]), "choices", None) or ()
+            near = difflib.get_close_matches(found[2], [str(one) for one in choices], n=1)
+            message += f"; nearest: {near[0]}" if near else ""
         super().error(message)
+
+    def _nearest(self, word: str) -> str:
+        """The options that are nearest to one that is not known, in words; "" where none is, or it is known."""
+        known = list(self._option_string_actions)
+        longer = [one for one in known if word != "--" and one.startswith(word)]
+        near = [] if word in known else longer or difflib.get_close_matches(word, known, n=1)
+        return f"; nearest: {', '.join(near)}" if near else ""
 
 
 def parser(description: str | None, examples: str | None, program: str | None = None) -> argparse.ArgumentParser:
@@ -74,6 +90,8 @@ def reported_as(key: str, given: str) -> Iterator[None]:
     try:
         yield
     except ValueError as mistake:
+        if key not in str(mistake):
+            raise
         raise ValueError(str(mistake).replace(key, given)) from mistake
 
 

@@ -47,6 +47,11 @@ def prepare_torchvision() -> str:
     return "operators declared"
 
 
+def torchvision_is_foreign() -> bool:
+    """Whether `prepare_torchvision` had to declare operators: another script would fail at `import torchvision`."""
+    return bool(_DECLARED)
+
+
 def prepare_timm() -> None:
     """`prepare_torchvision`, and timm imported without wandb, which it takes where it is installed: 1.1 s, and two
     folders in TMPDIR that stay, since a command ends without the interpreter's own end. Call before other imports of

@@ -19,6 +19,7 @@ from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.engine.plan import parameter_groups
+from tgm_scale.evaluation import probe
 from tgm_scale.evaluation.online import Neighbours
 from tgm_scale.evaluation.session import PARTS, open_split
 from tgm_scale.evaluation.settings import LabelledConfig
@@ -154,9 +155,10 @@ class Pretraining(Task):
         introduction.announce(self.folder, self.plan, self.objective.weights, self.samples, start)
 
     def what_next(self) -> str:
-        of_run = _words(("run.dir", f"{self.folder}-probe"), ("encoder.checkpoint", self.folder))
+        how = "knn" if probe.too_few(2, len(self.corpora[0])) else "probe"
+        of_run = _words(("run.dir", f"{self.folder}-{how}"), ("encoder.checkpoint", self.folder))
         labelled = _labelled_data(self.config.data, self.corpora[0])
-        return f"The run is in {self.folder}; its features are judged by: tgm-scale probe {of_run} {labelled}"
+        return f"The run is in {self.folder}; its features are judged by: tgm-scale {how} {of_run} {labelled}"
 
     def guidance_seconds(self) -> float:
         return self.guidance.clock.seconds()

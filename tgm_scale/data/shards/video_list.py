@@ -55,6 +55,10 @@ class VideoListCorpus(Corpus):
         self._problems = [*listing.problems, *unfound]
         count = len(listing.entries)
         if not found.places:
+            if root is not None and not storage.is_url(root) and not os.path.isdir(root):
+                raise ValueError(
+                    f"data.root={root}: no such folder, where the videos of {listing.path} are looked for"
+                )
             first = unfound[0]
             raise ValueError(
                 f"{listing.path}: none of its {count} videos can be used ({first.key} is the first: {first.reason}, "
