@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from PIL import Image
 from tars import write_tar
 
 from tgm_scale import cli
+from tgm_scale.corpora.inspector import SampleStats
+from tgm_scale.corpora.tally import Tally
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 
@@ -164,3 +168,21 @@ def test_names_of_others_do_not_steer_the_terminal(tmp_path: Path, capsys: pytes
     out, err = capsys.readouterr()
     assert "c\\x1b[31m\\x1b]0;title\\x07\\x0a0 samples are broken\\u202e" in out
     assert "\n0 samples" not in out and not set("\x1b\x07\u202e") & set(out + err)
+
+
+def test_memory_is_that_of_a_digest_and_a_few_numbers_a_clip(shards: Path) -> None:
+    """10 million clips are looked at in one run."""
+    corpus = open_corpus(str(shards))
+    tally, count, grown = Tally(corpus), 20_000, []
+    tracemalloc.start()
+    try:
+        for part in range(2):
+            for number in range(part * count, (part + 1) * count):
+                digest, captions = f"{number:032x}", [f"the caption of clip {number}, such as a person who waves"]
+                tally.add(
+                    0, 0, SampleStats(f"clip {number}", digest, captions, seconds=number / 7, frames=number % 99)
+                )
+            grown.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert (grown[1] - grown[0]) / count < 100

@@ -19,7 +19,7 @@ from loading import clip_loader
 from numbered import FORMATS, Format, cut, number_in, numbers, write
 
 from tgm_scale.contracts import Grid
-from tgm_scale.corpora.check import SampleInspector
+from tgm_scale.corpora.inspector import SampleInspector
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.data.video.encode import CutError, cut_clip
