@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from loopback import LoopbackServer
-from tars import make_corpus
+from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.access import patience
 from tgm_scale.data.shards.opening import open_corpus
@@ -103,3 +103,18 @@ def test_a_read_error_that_does_not_pass_stops(served):
     handler.failures = 10
     with pytest.raises(OSError, match=r"00000\.tar.*503.*attempts"):
         remote.read(ref, ["mp4"])
+
+
+def test_after_one_replaced_shard_the_others_are_looked_at_anew(served):
+    address, folder, _ = served
+    for path in [*folder.glob("*.index.jsonl"), folder / MANIFEST]:
+        path.unlink(missing_ok=True)
+    both = address + "/{00000..00001}.tar"
+    before = open_corpus(both)
+    for shard, count in (("00000", 2), ("00001", 4)):
+        write_tar(folder / f"{shard}.tar", clips(7, count))
+        os.utime(folder / f"{shard}.tar", (2**31, 2**31))
+    with pytest.raises(OSError, match="replaced under the run; start the run again"):
+        before.sample(0, 0)
+    after = open_corpus(both)
+    assert after.counts.tolist() == [2, 4] and after.sample(1, 3).key == "7_0003"

@@ -128,8 +128,9 @@ def _digest(plain: dict) -> str:
 
 
 def correct(shard: str, index: ShardIndex) -> None:
-    """Set a shard's entry to its index, where the manifest differs: the next opening reads it."""
-    known = _read(folder := addresses.folder(shard))
+    """Set a shard's entry to its index, where the manifest differs: the next opening reads it. What the cache knows
+    of the other shards of a remote folder, which have no times, is forgotten: whoever replaced one replaced others."""
+    known = {} if storage.is_url(folder := addresses.folder(shard)) else _read(folder)
     known[addresses.base_name(shard)] = _stamp(shard), index.summary
     with suppress(OSError):
         _write(folder, known)
