@@ -68,8 +68,24 @@ def test_a_blank_before_a_quotation_mark_is_left_out(tmp_path: Path) -> None:
 def test_a_mark_within_a_quoted_text_is_named(tmp_path: Path, head: str) -> None:
     rows = 'a.mp4,"walk "fast" man"\nb.mp4,"walk ""fast"" man"\nc.mp4,"two" words\n'
     found = listing(tmp_path, head + rows, wanted="label")
-    assert [(entry.path, entry.label) for entry in found.entries] == [
-        ("b.mp4", 'walk "fast" man'), ("c.mp4", "two words")
-    ]  # fmt: skip
-    assert named(found.problems) == [("a.mp4", "bad_row")]
-    assert "write each mark within a quoted text twice" in found.problems[0].detail
+    assert [(entry.path, entry.label) for entry in found.entries] == [("b.mp4", 'walk "fast" man')]
+    assert named(found.problems) == [("a.mp4", "bad_row"), ("c.mp4", "bad_row")]
+    assert all("write each mark within a quoted text twice" in problem.detail for problem in found.problems)
+
+
+def test_blanks_behind_a_closing_mark_are_no_text(tmp_path: Path) -> None:
+    text = 'file, label, caption\na.mp4 , "run" , "a ""b"" , c"  \nb.mp4,"run" fast,x\n'
+    found = listing(tmp_path, text)
+    assert [(entry.path, entry.label, entry.captions) for entry in found.entries] == [("a.mp4", "run", ['a "b" , c'])]
+    assert named(found.problems) == [("b.mp4", "bad_row")]
+
+
+@pytest.mark.parametrize("head", ["", "file,caption\n"])
+def test_a_text_longer_than_a_field_may_be_is_named_or_refused(tmp_path: Path, head: str) -> None:
+    text = f'{head}a.mp4,"{"x " * 80_000}"\nb.mp4,a dog\n'
+    if head:
+        with pytest.raises(ValueError, match=r"x.csv line 2: no CSV \(field larger than field limit"):
+            listing(tmp_path, text)
+    else:
+        found = listing(tmp_path, text)
+        assert [entry.path for entry in found.entries] == ["b.mp4"] and named(found.problems) == [("a.mp4", "bad_row")]

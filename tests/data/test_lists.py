@@ -323,10 +323,11 @@ def test_rows_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     rows = 'a.mp4,1\nb.mp4,1,2\n,3\nc.mp4,a\0b\nd.mp4,"two" words\n"e.mp4" ,"4 "\nf.mp4,5" wide\n"a\nb",3\n'
     (tmp_path / "x.csv").write_text("file,label\n" + rows)
     listing = read_list(tmp_path / "x.csv")
-    assert [entry.path for entry in listing.entries] == ["a.mp4", "c.mp4", "d.mp4", "e.mp4", "f.mp4"]
-    assert listing.entries[2].label == "two words"
+    assert [entry.path for entry in listing.entries] == ["a.mp4", "c.mp4", "e.mp4", "f.mp4"]
+    assert [entry.label for entry in listing.entries[2:]] == ["4", '5" wide']
     assert [(problem.key, problem.reason) for problem in listing.problems] == [
-        ("b.mp4", "bad_row"), (f"{tmp_path}/x.csv line 4", "bad_row"), ("c.mp4", "bad_label"), ("a\nb", "bad_row")
+        ("b.mp4", "bad_row"), (f"{tmp_path}/x.csv line 4", "bad_row"), ("c.mp4", "bad_label"), ("d.mp4", "bad_row"),
+        ("a\nb", "bad_row"),
     ]  # fmt: skip
     assert "3 fields under 2 columns" in listing.problems[0].detail
     for column in ("group", "split"):

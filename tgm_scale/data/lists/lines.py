@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS
-from tgm_scale.data.lists.row import COLUMNS, LOOSE_MARK, Row, Rows
+from tgm_scale.data.lists.row import COLUMNS, Row, Rows, loose_mark
 from tgm_scale.data.lists.text import lines_in
 
 _LINE = re.compile(
@@ -140,6 +140,7 @@ def _quoted(rest: str) -> tuple[list[str], str]:
     """Fields, and why they cannot be used; "" if they can."""
     try:
         return next(csv.reader([rest], strict=True)), ""
-    except csv.Error:
-        fields = next(csv.reader([rest]))
-        return fields, LOOSE_MARK if any('"' in text for text in fields) else ""
+    except csv.Error as error:
+        if len(rest) > csv.field_size_limit():
+            return [], f"no CSV ({error})"
+        return next(csv.reader([rest])), loose_mark([rest], ",")

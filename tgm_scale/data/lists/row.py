@@ -29,7 +29,7 @@ COLUMNS = {  # the names that a column goes by
 }  # fmt: skip
 
 
-_FILES = {*COLUMNS["file"], "videoid", "youtubeid", "youtube_id", "narration_id", "id", "vid_name"}
+_FILES = (*COLUMNS["file"], "videoid", "youtubeid", "youtube_id", "narration_id", "vid_name", "id")  # as they are read
 _LINE_END = re.compile(r"\r\n?|\n")
 _SEPARATOR_LINE = re.compile(r"\s*\"?sep=[^\w\n]?\"?[,;|\t]*\r?\n", re.I)
 
@@ -57,6 +57,8 @@ Rows = tuple[str, Iterable[Row]]  # the layout in words, and the rows
 def header_of(first: str, known: set[str], path: str) -> tuple[list[str], str] | None:
     """The columns that a first line names, and their delimiter; None where none of them is `known`. Raises ValueError
     for two of one name."""
+    if len(first) > csv.field_size_limit():
+        return None
     for delimiter in sorted(",\t;|", key=lambda mark: -first.count(mark)):
         columns = [name.strip().strip("\"'").lower() for name in next(_read([first], delimiter), [])]
         if any(name.endswith(_VIDEOS) for name in columns):
@@ -99,10 +101,10 @@ def table_rows(
                 remedy = "close its quotation marks, with nothing behind them"
                 raise ValueError(f"{place} line {first}: no CSV ({error}): {remedy}") from None
             values = found
-            fault = LOOSE_MARK if any('"' in value for value in values) else ""
+            fault = loose_mark(held, delimiter)
         if not any(value.strip() for value in values):
             continue
-        _refuse_swallowed(values, columns, delimiter, f"{place} line {first}")
+        fault = _swallowed(values, columns, delimiter, f"{place} line {first}") or fault
         if len(values) > len(columns):
             fault = f"{len(values)} fields under {len(columns)} columns: quote what holds a {delimiter!r}"
         yield first, dict(zip(columns, values)) | ({FAULT: fault} if fault else {})
@@ -120,38 +122,58 @@ def _leniently(held: list[str], stream: Iterator[str], delimiter: str) -> list[s
     return rows[0]
 
 
+def loose_mark(lines: list[str], delimiter: str) -> str:
+    """LOOSE_MARK where more than blanks stand behind a quoted field of these lines: its marks would go unseen."""
+    ended = [re.sub(rf'" +(?=[{re.escape(delimiter)}\r\n]|$)', '"', line) for line in lines]
+    try:
+        list(csv.reader(ended, delimiter=delimiter, strict=True, skipinitialspace=True))
+    except csv.Error as error:
+        return LOOSE_MARK if "expected after" in str(error) else ""  # a mark that stands alone hides nothing
+    return ""
+
+
 def _read(lines: list[str], delimiter: str) -> Iterator[list[str]]:
     return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
-def _refuse_swallowed(values: list[str], columns: list[str], delimiter: str, where: str) -> None:
-    """Raises ValueError for a field that holds other rows, or is too long to be one."""
-    file = next((at for at, name in enumerate(columns) if name in _FILES), 0)
+def _swallowed(values: list[str], columns: list[str], delimiter: str, where: str) -> str:
+    """Why fields of several lines may hold other rows; "" where they are texts. Raises ValueError where one does, by a
+    name that ends as a video's does, or is too long to be one."""
+    file = next((columns.index(name) for name in _FILES if name in columns), 0)
     own = _LINE_END.split(values[file])[0] if file < len(values) else ""
+    fault = ""
     for at, value in enumerate(values):
-        if len(within := _LINE_END.split(value)) == 1:
+        if len(lines := _LINE_END.split(value)) == 1:
             continue
-        rows = ([one.strip(' "') for one in line.split(delimiter)] for line in within[1:])
+        said, remedy = f"a field of {len(lines)} lines", "close its quotation mark, or put its text on one line"
+        first, *rows = ([one.strip(' "') for one in line.split(delimiter)] for line in lines)
+        wanted = min(2, len(columns))
+        if any(_is_video(row, file, wanted) for row in rows) or (at < file and _is_video(first, file - at, 2)):
+            raise ValueError(f"{where}: {said}, with other rows in it: {remedy}")
+        if len(lines) > _LINES_IN_A_FIELD:
+            raise ValueError(
+                f"{where}: {said}, wanted {_LINES_IN_A_FIELD} at most: close its quotation mark, or leave the row out"
+            )
         # as many fields as the header has; in the last line as many as there are up to the mark that ends this field
         counts = {len(columns), at + 1} - {1}
-        if any(
-            len(row) > file
-            and (row[file].lower().endswith(_VIDEOS) or (len(row) in counts and _alike(row[file], own)))
-            and len(row) >= min(2, len(columns))
-            for row in rows
-        ):
-            remedy = "close its quotation mark, or put its text on one line"
-            raise ValueError(f"{where}: a field of {len(within)} lines, with other rows in it: {remedy}")
-        if len(within) > _LINES_IN_A_FIELD:
-            raise ValueError(
-                f"{where}: a field of {len(within)} lines, wanted {_LINES_IN_A_FIELD} at most: close its quotation "
-                "mark, or leave the row out"
-            )
+        if any(len(row) in counts and file < len(row) and _alike(row[file], own) for row in rows):
+            fault = f"{said}, with what may be other rows in it: {remedy}"
+    return fault
 
 
-def _alike(file: str, own: str) -> bool:
-    """Whether a text may be a file of the same list as `own`: without blanks, and with a dot, where that one is."""
-    return bool(file) and (len(file.split()) == 1 or len(own.split()) > 1) and ("." in file or "." not in own)
+def _is_video(row: list[str], file: int, fields: int) -> bool:
+    return len(row) >= fields and file < len(row) and row[file].lower().endswith(_VIDEOS)
+
+
+def _alike(name: str, own: str) -> bool:
+    """Whether a text may be a name of the same list as `own`, which has no extension: of the same form, as `v001` and
+    `v12`, or of the same length without blanks and not of small letters alone, as `-7cPn3AyqKo` and `x_Y12345678`."""
+    if not name or own.lower().endswith(_VIDEOS):
+        return False
+    forms = [re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", text)) for text in (name, own)]
+    odd = all(not (text.isalpha() and text.islower()) and len(text.split()) == 1 for text in (name, own))
+    same_length = len(name) == len(own)
+    return (forms[0] == forms[1] and ("0" in forms[0] or same_length)) or (same_length and odd)
 
 
 def without_separator_line(text: str) -> str:
