@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm.models.vision_transformer as timm_vit
@@ -58,6 +59,14 @@ def test_mae_st_computes_the_same_with_our_positions(style: str, tmp_path: Path)
     lost = next(note for note in weights.notes if note.startswith("lost"))
     assert all(name in lost for name in ("cls_token", "pos_embed_spatial", "pos_embed_temporal", "pos_embed_class"))
     assert {"code": "decoder_blocks", "released": "pred_head", "finetuned": "head"}[style] in lost
+
+
+@pytest.mark.parametrize("cut", [lambda kernel: kernel[:, :1].clone(), lambda kernel: kernel[:, :, 0].clone()])
+def test_mae_st_of_other_pixels_than_colours_in_tubelets_is_refused(cut: Any, tmp_path: Path) -> None:
+    state = mae_st("code", WIDTH, DEPTH, SLOTS, PLACES, PATCH)
+    kernel = "patch_embed.proj.weight"
+    with pytest.raises(ValueError, match=r"patch_embed.*wanted \[width, 3, tubelet, patch, patch\], found \[32, "):
+        load({**state, kernel: cut(state[kernel])}, tmp_path, lossy=True)
 
 
 @pytest.mark.parametrize("tubelet", [1, 2, 4])

@@ -95,7 +95,9 @@ def test_of_videomaes_finetuning_the_weights_are_taken_that_it_tests(tmp_path: P
     assert equal(weights.state, state)
     assert any("took 'model' and not 'model_ema'" in note and "tests it" in note for note in weights.notes)
     torch.save({"model_ema": state}, tmp_path / "alone.pth")
-    assert equal(read(tmp_path / "alone.pth", HEADS).state, state)
+    for raw in (False, True):
+        alone = read(tmp_path / "alone.pth", HEADS, raw=raw)
+        assert equal(alone.state, state) and any("--raw: no weights as trained" in note for note in alone.notes) is raw
 
 
 @pytest.mark.parametrize("key", ["ema", "state_dict_ema"])

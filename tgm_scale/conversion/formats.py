@@ -81,7 +81,8 @@ def _mae_st(state: State, lossy: bool, _: int) -> Translation:
     """Its videos were normalised by a mean of 0.45 and a deviation of 0.225 (mae_st, util/kinetics.py; PySlowFast)."""
     kernel, bias = (f"patch_embed.proj.{name}" for name in ("weight", "bias"))
     notes: list[str] = []
-    if bias in state:  # a missing name is reported where all are checked
+    weight = state.get(kernel)
+    if bias in state and weight is not None and weight.ndim == 5 and weight.shape[1] == 3:  # others are named below
         state, notes = for_imagenet(state, kernel, PixelStatistics((0.45,) * 3, (0.225,) * 3))
     found = _blocks(state, lossy)
     return found._replace(notes=[*notes, *found.notes])

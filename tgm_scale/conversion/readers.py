@@ -214,6 +214,8 @@ def _open_torch(file: Path, raw: bool) -> OpenedWeights:
         beside = "without --raw the averaged ones" if tested else "VideoMAE's finetuning tests it"
         way = "--raw takes the others" if key in averages else beside
         notes.append(f"took '{key}' and not {', '.join(map(repr, left))}, which is there, too ({way})")
+    elif raw and key in averages:
+        notes.append(f"--raw: no weights as trained lie beside the averaged ones under '{key}', which are taken")
     for other in _AVERAGE_KEYS:
         if key and isinstance(contents.get(other), Mapping) and not _of_tensors(contents[other]):
             found = ", ".join(sorted(map(str, contents[other]))[:8])
