@@ -216,7 +216,7 @@ def test_two_files_of_one_sample_are_told_before_the_work(tmp_path: Path, capsys
     (tmp_path / "list.csv").write_text("file,label\nv.mp4,walk\nv.avi,run\n")
     given = ["--shards", str(tmp_path / "list.csv"), "--output", str(tmp_path / "out"), "--classes", "label"]
     assert main(given) == 2
-    assert "'v.mp4' and 'v.avi' would be one sample" in capsys.readouterr().err
+    assert "'v.mp4' and 'v.avi' would be one sample, v: rename one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -251,13 +251,57 @@ def test_a_resumed_start_makes_no_shards_of_other_input(
     whole = files(output)
     (output / "00001.tar").write_bytes(whole["00001.tar"][:-600])  # cut, as by a copy
     assert main(options) == 0 and files(output) == whole
+    (output / "00001.tar").write_bytes(whole["00001.tar"][: len(whole["00001.tar"]) // 2])
+    (output / "00001.index.jsonl").unlink()
+    assert main(options) == 0 and files(output) == whole
     (templates := tmp_path / "templates.txt").write_text("a {}\n")
     assert main([*options, "--templates", str(templates)]) == 2
-    assert f"holds shards made otherwise (templates None -> {templates}): restore" in capsys.readouterr().err
+    assert "holds shards made otherwise (templates None -> " in capsys.readouterr().err
     shutil.copy(given / "00000.tar", given / "0.tar")
     assert main(options) == 2
     assert "holds shards made otherwise (shards 3 with 5 clips, " in capsys.readouterr().err
     (given / "0.tar").unlink()
     assert main(options) == 0 and files(output) == whole
+    with ShardWriter(tmp_path / "others", clips_per_shard=2) as writer:  # as many clips under the same names
+        for number in range(5):
+            writer.write(f"clip{number}", {"mp4": video(9 + number), "json": {"label": {"name": "dive"}}})
+    assert main(["--shards", str(tmp_path / "others"), *options[2:]]) == 2
+    assert "holds shards made otherwise (shards 3 with 5 clips, " in capsys.readouterr().err
+    for content in ("{", "[]"):
+        (output / "made_from.json").write_text(content)
+        assert main(options) == 2 and "nothing tells what the shards beside it" in capsys.readouterr().err
     (output / "made_from.json").unlink()
     assert main(options) == 2 and "no made_from.json says what of" in capsys.readouterr().err
+    (output / "made_from.json").mkdir()
+    assert main(options) == 2 and "nothing tells what the shards beside it" in capsys.readouterr().err
+
+
+def test_a_resumed_start_goes_by_the_content_of_its_files(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.txt").write_text("a {} one\n")
+    options = ["--shards", str(shards), "--output", "out", "--classes", "label.name", "--templates"]
+    assert main([*options, "t.txt"]) == 0 == main([*options, str(tmp_path / "t.txt")])
+    Path("t.txt").write_text("a {} two\n")
+    assert main([*options, "t.txt"]) == 2 and "made otherwise (templates " in capsys.readouterr().err
+    listed = ["--shards", "l.csv", "--output", "of_list", "--classes", "label"]
+    Path("v.MP4").write_bytes(video(0))
+    Path("l.csv").write_text("file,label\nv.MP4,bend\n")
+    assert main(listed) == 0 == main(listed)
+    assert list(contents(tmp_path / "of_list")) == ["00000/v"]
+    Path("l.csv").write_text("file,label\nv.MP4,jump\n")
+    assert main(listed) == 2 and "made otherwise (shards 1 with 1 clips, " in capsys.readouterr().err
+
+
+def test_tasks_that_were_begun_otherwise_are_told_before_any_shard(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--shards", str(shards), "--output", str(tmp_path / "out"), "--classes", "label.name", "--tasks", "2"]
+    assert main([*options, "--task", "0"]) == 0
+    for file in (tmp_path / "out").glob("0*"):
+        file.unlink()
+    assert main([*options, "--task", "1", "--beams", "2"]) == 2
+    said = capsys.readouterr().err
+    assert "was begun otherwise (beams " in said and "start all tasks alike" in said and "made_from.json" in said
+    assert main([*options[:-2], "--beams", "2"]) == 0, "alone it begins anew"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from launch import environment
 
+from tgm_scale.data.access.storage import drop_left_over
 from tgm_scale.runtime.files import making, readable_as_its_folder
 
 
@@ -36,6 +38,7 @@ def test_the_umask_counts_beside_the_folder(tmp_path: Path, folder_mode: int, um
 MAKE = """
 import sys, time
 from pathlib import Path
+from tgm_scale.data.access.storage import drop_left_over
 from tgm_scale.runtime.files import making
 folder, name, other = map(Path, sys.argv[1:])
 with making(folder) as made:
@@ -75,3 +78,29 @@ def test_what_a_killed_start_left_is_removed(tmp_path: Path) -> None:
     with making(tmp_path / "corpus") as made:
         made.mkdir()
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_what_an_earlier_process_of_ones_own_number_left_is_removed(tmp_path: Path) -> None:
+    """In a container each start may have the same number."""
+    left = tmp_path / f"corpus.making-{platform.node()}-{os.getpid()}"
+    left.mkdir()
+    (left / "00007.tar").touch()
+    with making(tmp_path / "corpus") as made:
+        made.mkdir()
+        (made / "00000.tar").touch()
+    assert [path.name for path in (tmp_path / "corpus").iterdir()] == ["00000.tar"]
+    with pytest.raises(FileExistsError), making(tmp_path / "other") as made:
+        made.mkdir()
+        made.mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_left_over_parts_of_another_host_and_folders_stay(tmp_path: Path) -> None:
+    host = os.uname().nodename
+    mine, others = (tmp_path / f"00000.tar.{name}.999999.7.partial" for name in (host, f"login-{host}"))
+    for file in (mine, others):
+        file.touch()
+    (folder := tmp_path / f"00001.tar.{host}.999999.7.partial").mkdir()
+    os.utime(folder, (1, 1))
+    drop_left_over(tmp_path, "*")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([others.name, folder.name])

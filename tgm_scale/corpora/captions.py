@@ -56,21 +56,22 @@ def caption(options: argparse.Namespace) -> int:
         place = (shard * CLIPS_PER_SHARD + row, 0) if of_files else (shard, row)
         return _copy(corpus.sample(*place), corpus, describe, writer)
 
-    of_model = {"blip2": options.blip2, "language_model": options.language_model, "beams": options.beams}
-    rewriting.record(options.output, corpus, classes=options.classes, templates=options.templates, **of_model)
+    by = {name: rewriting.content_of(getattr(options, name)) for name in ("templates", "blip2", "language_model")}
+    rewriting.record(options, corpus, classes=options.classes, beams=options.beams, **by)
     rewriting.rewrite(options, _files_in_shards(len(corpus.shards)) if of_files else corpus.counts.tolist(), copy)
     return 0
 
 
 def _refuse_one_key(options: argparse.Namespace, corpus: Corpus) -> None:
-    """Raises ValueError for two files of one name but for their extension, which would be one sample."""
+    """Raises ValueError for two that would be one sample: files of one name but for their extension, or shards of one
+    clip each with the same key."""
     first: dict[str, SampleRef] = {}
     for number in range(len(corpus.shards)):
         ref = corpus.sample(number, 0)
         if (other := first.setdefault(_key(ref), ref)) is not ref:
             raise ValueError(
-                f"--shards {options.shards}: {shown(other.key)} and {shown(ref.key)} would be one sample, whose name "
-                "has no extension: rename one, or leave it out"
+                f"--shards {options.shards}: {shown(other.name)} and {shown(ref.name)} would be one sample, "
+                f"{_key(ref)}: rename one, or leave it out"
             )
 
 
@@ -103,7 +104,8 @@ def _copy(ref: SampleRef, corpus: Corpus, describe: Describe, writer: ShardWrite
 
 def _key(ref: SampleRef) -> str:
     """The sample's key; of a list's file its path without extension, fit to be a key."""
-    stem = ref.key.removesuffix("." + ref.video) if "." in ref.key else ref.key
+    ending = "." + ref.video
+    stem = ref.key[: -len(ending)] if ref.key.lower().endswith(ending) else ref.key
     return quote(stem, safe="/ -_~").replace(".", "%2E").lstrip("/")
 
 

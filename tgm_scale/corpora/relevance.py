@@ -53,7 +53,7 @@ def cache(options: argparse.Namespace) -> int:
 
     counts = corpus.counts.tolist()
     of_scorer = {"scorer": options.scorer, "resolution": options.resolution, "every": options.every}
-    rewriting.record(options.output, corpus, towers=options.towers, **of_scorer)
+    rewriting.record(options, corpus, **of_scorer, towers=scorer.fingerprint)
     rewriting.rewrite(options, counts, copy)
     finished = sum(shard_path(options.output, number).exists() for number in range(len(counts)))
     print(f"{finished} of {len(counts)} shards finished")

@@ -131,15 +131,18 @@ def making(folder: Path) -> Iterator[Path]:
     mark = f"{folder.name}.making-{platform.node()}-"
     for left in folder.parent.iterdir():
         number = left.name.removeprefix(mark)
-        if number != left.name and number.isdecimal() and not Path("/proc", number).exists():
+        if number == left.name or not number.isdecimal():
+            continue
+        if int(number) == os.getpid() or not Path("/proc", number).exists():  # in a container all have one number
             shutil.rmtree(left, ignore_errors=True)
     unfinished = folder.with_name(f"{mark}{os.getpid()}")
     try:
         yield unfinished
-        unfinished.rename(folder)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+        try:
+            unfinished.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

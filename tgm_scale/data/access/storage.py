@@ -157,9 +157,9 @@ def partial_of(path: Path) -> Path:
 
 def drop_left_over(folder: Path, pattern: str) -> None:
     """Remove such files of killed processes: of this host, or unchanged for an hour."""
-    for left_over in folder.glob(f"{pattern}.partial"):
+    for left_over in filter(Path.is_file, folder.glob(f"{pattern}.partial")):
         *before, process, _, _ = left_over.name.split(".")
-        gone = ".".join(before).endswith(os.uname().nodename) and not Path("/proc", process).exists()
+        gone = ".".join(before).endswith(f".{os.uname().nodename}") and not Path("/proc", process).exists()
         with suppress(FileNotFoundError):  # another job's, finished by now
             if gone or time.time() - left_over.stat().st_mtime > _FORSAKEN:
                 left_over.unlink()

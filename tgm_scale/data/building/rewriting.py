@@ -46,27 +46,71 @@ def left_out(damaged: DamagedMember) -> str:
     return f"left out ({damaged.problem.reason})"
 
 
-def record(folder: Path, corpus: Corpus, **settings: Any) -> None:
+def record(options: argparse.Namespace, corpus: Corpus, **settings: Any) -> None:
     """Record in the output what its shards are made from: each is found there by its number. Raises ValueError where
     they were made from other shards, or with other settings."""
-    shards = [[os.path.basename(shard), int(count)] for shard, count in zip(corpus.shards, corpus.counts)]
-    digest = hashlib.blake2b(json.dumps(shards).encode(), digest_size=8).hexdigest()
-    made: dict[str, str | None] = {"shards": f"{len(shards)} with {corpus.counts.sum()} clips, {digest}"}
+    of = json.dumps(corpus.content or corpus.marks, sort_keys=True)
+    digest = hashlib.blake2b(of.encode(), digest_size=8).hexdigest()
+    made: dict[str, str | None] = {"shards": f"{len(corpus.shards)} with {corpus.counts.sum()} clips, {digest}"}
     made |= {name: None if value is None else str(value) for name, value in settings.items()}
-    there = any(folder.glob("*.tar*"))  # looked for before their record, which is written before any of them
-    file = folder / MADE_FROM
-    before = json_object(file) if file.exists() else {}
-    if there and not before:
+    folder, file = options.output, options.output / MADE_FROM
+    there = any(folder.glob("*.tar"))  # looked for before their record, which is written before any of them
+    if there and not file.exists():
         raise ValueError(f"--output {folder} holds shards, and no {MADE_FROM} says what of: name another folder")
+    if _written_first(file, json.dumps(made, sort_keys=True).encode()):
+        return
+    before = _recorded(file)
     changed = [f"{name} {before.get(name)} -> {value}" for name, value in made.items() if before.get(name) != value]
-    if there and changed:
+    if not changed:
+        return
+    if there:
         raise ValueError(
             f"--output {folder} holds shards made otherwise ({', '.join(changed)}): restore what they were made from, "
             "or name another folder"
         )
-    if changed or not before:
-        folder.mkdir(parents=True, exist_ok=True)
-        storage.write_atomically(file, json.dumps(made, sort_keys=True).encode())
+    if options.tasks > 1:
+        raise ValueError(
+            f"--output {folder} was begun otherwise ({', '.join(changed)}): start all tasks alike, or name another "
+            f"folder; where no other task is at work, remove {file}"
+        )
+    storage.write_atomically(file, json.dumps(made, sort_keys=True).encode())
+
+
+def _written_first(file: Path, data: bytes) -> bool:
+    """Whether there was no such file; then it holds the data. Of tasks that start at once one is the first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = storage.partial_of(file)
+    try:
+        partial.write_bytes(data)
+        os.link(partial, file)
+    except FileExistsError:
+        return False
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
+def _recorded(file: Path) -> dict[str, Any]:
+    try:
+        return json_object(file)
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{file}: nothing tells what the shards beside it are made from ({error}): name another --output, or "
+            "remove them and it"
+        ) from None
+
+
+def content_of(path: Path | None) -> str | None:
+    """What a file, or a model's folder, is by its content, wherever it lies: its digest; of weights the sizes."""
+    if path is None:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        if file.is_file():
+            small = file.suffix not in (".safetensors", ".bin")
+            digest.update(json.dumps([file.name if path.is_dir() else "", file.stat().st_size]).encode())
+            digest.update(file.read_bytes() if small else b"")
+    return digest.hexdigest()
 
 
 def rewrite(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,20 @@ def encode_member(extension: str, value: Any) -> bytes:
 
 def is_whole(tar: Path) -> bool:
     """Whether the tar has the size that its index says, which was written before it; without an index, whether it
-    holds anything."""
+    ends as a tar does."""
     size = tar.stat().st_size if tar.is_file() else 0
     try:
         with open(index_path(str(tar)), "rb") as index:
             return size == json_of(index.readline())["bytes"]
     except (OSError, ValueError, KeyError, TypeError):
-        return size > 0
+        return size > 0 and _ends(tar, size)
+
+
+def _ends(tar: Path, size: int) -> bool:
+    """By two blocks of zeros, which a video in the middle hardly has where a copy was cut."""
+    with open(tar, "rb") as file:
+        file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
+        return file.read() == bytes(2 * tarfile.BLOCKSIZE)
 
 
 class ShardWriter:
