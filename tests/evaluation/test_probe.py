@@ -69,6 +69,17 @@ def test_the_grid_goes_on_from_an_edge_while_it_gets_better(best: float, tried: 
     assert len(asked) == tried
 
 
+@pytest.mark.parametrize(("clips", "penalty", "tried"), [(1_900, 1e-8, 8), (48_000, 1e-5, 6)])
+def test_beyond_the_grid_a_clip_of_two_thousand_is_worth_a_fit(clips: int, penalty: float, tried: int) -> None:
+    asked = []
+
+    def accuracy_of(penalty: float) -> float:
+        asked.append(penalty)
+        return (1_000 + len(asked)) / clips
+
+    assert probe.choose(accuracy_of)[0] == penalty and len(asked) == tried
+
+
 def test_of_equal_penalties_the_strongest_of_the_grid() -> None:
     assert probe.choose(lambda penalty: 0.5) == (probe.PENALTIES[0], 0.5, False)
 
