@@ -123,6 +123,18 @@ def test_a_mapping_of_settings_is_no_state_dict(key: str, settings: dict, tmp_pa
     assert any(f"'{key}' holds other" in note for note in weights.notes) == (key != "model" and bool(settings))
 
 
+def test_a_folder_of_a_run_without_weights_says_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("a: 1\n")
+    with pytest.raises(ValueError, match="not a folder that can be read"):
+        read(tmp_path)
+    (tmp_path / "owner").mkdir()
+    with pytest.raises(ValueError, match="a run without a checkpoint: it ended before its first one"):
+        read(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="an evaluation, which has no weights: give the checkpoint that it is of"):
+        read(tmp_path)
+
+
 def test_a_prefix_comes_off_once_and_names_stay_apart() -> None:
     one, two = torch.zeros(1), torch.ones(1)
     stripped, _ = strip_prefixes({"module.module.x": one, "backbone.y": two, "head.model.z": one})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 
 from tgm_scale import cli
 from tgm_scale.corpora import captions
+from tgm_scale.data.building import rewriting
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
@@ -292,6 +295,30 @@ def test_a_resumed_start_goes_by_the_content_of_its_files(
     assert list(contents(tmp_path / "of_list")) == ["00000/v"]
     Path("l.csv").write_text("file,label\nv.MP4,jump\n")
     assert main(listed) == 2 and "made otherwise (shards 1 with 1 clips, " in capsys.readouterr().err
+
+
+def test_models_of_one_size_are_told_apart_and_their_place_does_not_count(tmp_path: Path) -> None:
+    one, two, moved = (tmp_path / name for name in ("one", "two", "moved"))
+    for seed, folder in enumerate((one, two)):
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(np.random.default_rng(seed).bytes(1000))
+    shutil.copytree(one, moved)
+    (moved / "README.md").write_text("a card")
+    assert rewriting.content_of(one) == rewriting.content_of(moved) != rewriting.content_of(two)
+
+
+def test_a_file_system_without_hard_links_will_do(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)  # as exFAT does, which cannot be mounted here
+    options = ["--shards", str(shards), "--output", str(tmp_path / "out"), "--classes", "label.name"]
+    assert main(options) == 0 == main(options)
+    assert json.loads((tmp_path / "out" / "made_from.json").read_text())["classes"] == "label.name"
+    assert not list((tmp_path / "out").glob("*.partial"))
 
 
 def test_tasks_that_were_begun_otherwise_are_told_before_any_shard(

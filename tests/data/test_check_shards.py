@@ -14,8 +14,9 @@ from PIL import Image
 from tars import write_tar
 
 from tgm_scale import cli
-from tgm_scale.corpora.inspector import SampleStats
+from tgm_scale.corpora.inspector import SampleInspector, SampleStats
 from tgm_scale.corpora.tally import Tally
+from tgm_scale.data.shards.inventory import corpus_inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
@@ -186,3 +187,16 @@ def test_memory_is_that_of_a_digest_and_a_few_numbers_a_clip(shards: Path) -> No
     finally:
         tracemalloc.stop()
     assert (grown[1] - grown[0]) / count < 100
+
+
+def test_a_shard_that_changes_at_the_end_costs_no_report(shards: Path) -> None:
+    corpus = open_corpus(str(shards))
+    tally, inspect = Tally(corpus), SampleInspector(corpus, 1)
+    for row in range(3):
+        tally.add(0, row, inspect(0, row, False))
+    tar = shards / "00000.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"a grey field", b"a gray field"))
+    found = tally.report(corpus_inventory(corpus.name, corpus))
+    assert found["looked_at"] == 3 and found["doubles"] == []
+    texts = [text for text, _ in found["commonest_captions"]]
+    assert texts[0] == "(one of 00000/c0, which could not be read again)"

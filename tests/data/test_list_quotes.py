@@ -74,7 +74,7 @@ def test_a_mark_within_a_quoted_text_is_named(tmp_path: Path, head: str) -> None
 
 
 def test_blanks_behind_a_closing_mark_are_no_text(tmp_path: Path) -> None:
-    text = 'file, label, caption\na.mp4 , "run" , "a ""b"" , c"  \nb.mp4,"run" fast,x\n'
+    text = 'file, label, caption\na.mp4 , "run"\t , "a ""b"" , c"  \nb.mp4,"run" fast,x\n'
     found = listing(tmp_path, text)
     assert [(entry.path, entry.label, entry.captions) for entry in found.entries] == [("a.mp4", "run", ['a "b" , c'])]
     assert named(found.problems) == [("b.mp4", "bad_row")]

@@ -45,6 +45,11 @@ def test_rows_of_other_videos_in_a_field_are_refused_by_the_line(tmp_path: Path,
         'label,youtube_id,time_start,time_end,split\n"run,abc,0,10,train\nwalk,abd,0,10,train\nwalk",abe,0,10,train\n',
         'label,youtube_id,time_start,time_end,split\nrun,-7cPn3AyqKo,0,1,"a\nwalk,x_Y12345678,0,10,train"\n',
         'caption,file\n"one,a\ntwo,b\nthree",c\n',
+        'video,caption\nvids/horse,"a horse runs\nvids/cat,a cat walks\nvids/dog,a dog sleeps 12"\n',
+        'file,caption\nbend_a,"one\nrun_left_bb,two"\n',
+        'file,caption\nS01/bend,"one\nS02/runs_1,two"\n',
+        'file,caption\nframes/a.zip,"one\nframes/bbb.zip,two"\n',
+        'file,caption\n-7cPn3AyqKo,"one\nqwertyuiopa,two"\n',
     ],
 )
 def test_what_may_be_other_rows_is_left_out_and_named(tmp_path: Path, text: str) -> None:
@@ -75,6 +80,7 @@ def test_what_may_be_other_rows_is_left_out_and_named(tmp_path: Path, text: str)
         ('file;caption\na;"A man,\nsmiling; walks"\n', "A man, smiling; walks"),
         ('file,caption\na.mp4,"He is in the\nU.S., walking"\n', "He is in the U.S., walking"),
         ('file,caption\na.mp4,"Steps:\n1., a man\n2., a dog"\n', "Steps: 1., a man 2., a dog"),
+        ('file,caption\nvids/horse,"A man stands,\nwaves, smiles"\n', "A man stands, waves, smiles"),
         ('file,caption\n-7cPn3AyqKo,"Two men\nstand, and a dog, too"\n', "Two men stand, and a dog, too"),
     ],
 )  # fmt: skip

@@ -16,7 +16,7 @@ from tgm_scale.conversion import huggingface, timm
 from tgm_scale.conversion.key_maps import ModelKind
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, encoder_of, outputs, with_new_head, without_extras
-from tgm_scale.runtime.files import readable_as_its_folder, sync, too_long
+from tgm_scale.runtime.files import check_folder, readable_as_its_folder, sync, too_long
 from tgm_scale.runtime.tensors import save_tensors
 
 _TORCH, _SAFETENSORS = (".pth", ".pt", ".bin", ".ckpt"), (".safetensors",)
@@ -86,6 +86,7 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
         raise ValueError(said)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}: make it first")
+    check_folder("OUTPUT", path.parent)
     if (suffix := path.suffix.lower()) in (*_TORCH, *_SAFETENSORS) and suffix not in chosen.suffixes:
         other = path.with_suffix(chosen.suffixes[0] if chosen.suffixes else "")
         what = "a file of another kind" if chosen.suffixes else "a folder"

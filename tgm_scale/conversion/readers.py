@@ -86,7 +86,9 @@ def _open_folder(folder: Path, raw: bool) -> OpenedWeights:
     states = sorted(folder.glob(_DEEPSPEED_FILE))
     if len(states) == 1:
         return _open_file(states[0], raw)
-    if (folder / "events.jsonl").is_file() or (folder / "config.yaml").is_file():
+    if (folder / "results.json").is_file() and (folder / "owner").is_dir():
+        raise ValueError(f"{folder}: an evaluation, which has no weights: give the checkpoint that it is of")
+    if (folder / "owner").is_dir():
         raise ValueError(
             f"{folder}: a run without a checkpoint: it ended before its first one, or is still on the way"
         )

@@ -13,7 +13,7 @@ import numpy as np
 
 from tgm_scale.corpora.inspector import SampleStats
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
-from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import Inventory
 
 NAMES_SHOWN = 5
@@ -92,8 +92,12 @@ class Tally:
 
     def _text(self, at: int) -> str:
         ref = self._corpus.sample(self._in[0][at], self._in[1][at])
-        captions = captions_of(self._corpus.read(ref, list(CAPTION_EXTENSIONS)))
-        return next(caption for caption in captions if _hash(caption) == self._texts[at])
+        again = f"(one of {ref.name}, which could not be read again)"
+        try:
+            captions = captions_of(self._corpus.read(ref, list(CAPTION_EXTENSIONS)))
+        except (DamagedMember, OSError):
+            return again
+        return next((caption for caption in captions if _hash(caption) == self._texts[at]), again)
 
     def _doubles(self) -> list[list[str]]:
         """Groups of samples whose videos have the same bytes, in the order of their first ones."""

@@ -79,12 +79,17 @@ def record(options: argparse.Namespace, corpus: Corpus, **settings: Any) -> None
 def _written_first(file: Path, data: bytes) -> bool:
     """Whether there was no such file; then it holds the data. Of tasks that start at once one is the first."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    storage.drop_left_over(file.parent, f"{file.name}*")
     partial = storage.partial_of(file)
     try:
         partial.write_bytes(data)
         os.link(partial, file)
     except FileExistsError:
         return False
+    except OSError:  # a file system without hard links
+        if file.exists():
+            return False
+        storage.write_atomically(file, data)
     finally:
         partial.unlink(missing_ok=True)
     return True
@@ -101,15 +106,15 @@ def _recorded(file: Path) -> dict[str, Any]:
 
 
 def content_of(path: Path | None) -> str | None:
-    """What a file, or a model's folder, is by its content, wherever it lies: its digest; of weights the sizes."""
+    """What a file, or a model's folder, is by its content, wherever it lies: a digest of every byte."""
     if path is None:
         return None
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file.is_file():
-            small = file.suffix not in (".safetensors", ".bin")
-            digest.update(json.dumps([file.name if path.is_dir() else "", file.stat().st_size]).encode())
-            digest.update(file.read_bytes() if small else b"")
+        if file.is_file() and file.suffix != ".md" and not file.name.startswith("."):
+            digest.update(file.name.encode() if path.is_dir() else b"")
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "blake2b").digest())
     return digest.hexdigest()
 
 

@@ -15,7 +15,8 @@ from tgm_scale.data.lists.text import shown
 _LINES_IN_A_FIELD = 50  # more are a quote that was never closed
 _VIDEOS = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
 FAULT = "\0fault"  # the key of why a row cannot be used; no column is called so
-LOOSE_MARK = 'a quotation mark in the text behind a quoted one: write each mark within a quoted text twice ("")'
+LOOSE_MARK = 'text behind a quoted field: close it last, and write each mark within a quoted text twice ("")'
+_LONG_NAME = 9  # letters; few words of a caption have as many
 
 COLUMNS = {  # the names that a column goes by
     "file": ("file", "path", "video", "filename", "file_name", "file_path", "filepath", "video_path", "video_name",
@@ -124,7 +125,8 @@ def _leniently(held: list[str], stream: Iterator[str], delimiter: str) -> list[s
 
 def loose_mark(lines: list[str], delimiter: str) -> str:
     """LOOSE_MARK where more than blanks stand behind a quoted field of these lines: its marks would go unseen."""
-    ended = [re.sub(rf'" +(?=[{re.escape(delimiter)}\r\n]|$)', '"', line) for line in lines]
+    blanks = rf"[^\S\r\n{re.escape(delimiter)}]+"
+    ended = [re.sub(rf'"{blanks}(?=[{re.escape(delimiter)}\r\n]|$)', '"', line) for line in lines]
     try:
         list(csv.reader(ended, delimiter=delimiter, strict=True, skipinitialspace=True))
     except csv.Error as error:
@@ -171,13 +173,15 @@ def _is_video(row: list[str], file: int, fields: int) -> bool:
 
 def _alike(name: str, own: str) -> bool:
     """Whether a text may be a name of the same list as `own`, which has no extension: of the same form, as `v001` and
-    `v12`, or of the same length without blanks and not of small letters alone, as `-7cPn3AyqKo` and `x_Y12345678`."""
+    `v12`; one word with a mark or digit, as `own`; or one long word of the same length, as YouTube's of 11."""
     if not name or own.lower().endswith(_VIDEOS):
         return False
     forms = [re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", text)) for text in (name, own)]
-    odd = all(not (text.isalpha() and text.islower()) and len(text.split()) == 1 for text in (name, own))
-    same_length = len(name) == len(own)
-    return (forms[0] == forms[1] and ("0" in forms[0] or same_length)) or (same_length and odd)
+    if forms[0] == forms[1] and ("0" in forms[0] or len(name) == len(own)):
+        return True
+    if len(name.split()) > 1 or len(own.split()) > 1:
+        return False
+    return all(re.search(r"[\d/_.-]", text) for text in (name, own)) or len(name) == len(own) >= _LONG_NAME
 
 
 def without_separator_line(text: str) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,10 @@ class ShardWriter:
     def abandon(self) -> None:
         """Drop the shard in work."""
         if self._tar is not None and self._file is not None:
-            self._tar.close()
-            self._file.close()
+            with suppress(OSError):  # as of a full disk: it ends what is dropped
+                self._tar.close()
+            with suppress(OSError):
+                self._file.close()
             self._partial.unlink(missing_ok=True)
             self._tar = self._file = None
 
