@@ -105,10 +105,12 @@ def test_a_read_error_that_does_not_pass_stops(served):
         remote.read(ref, ["mp4"])
 
 
-def test_after_one_replaced_shard_the_others_are_looked_at_anew(served):
+@pytest.mark.parametrize("catalogued", [False, True])
+def test_after_one_replaced_shard_the_others_are_looked_at_anew(served, catalogued):
     address, folder, _ = served
-    for path in [*folder.glob("*.index.jsonl"), folder / MANIFEST]:
-        path.unlink(missing_ok=True)
+    open_corpus(folder)  # which writes a catalogue
+    for path in [*folder.glob("*.index.jsonl"), *([] if catalogued else [folder / MANIFEST])]:
+        path.unlink()
     both = address + "/{00000..00001}.tar"
     before = open_corpus(both)
     for shard, count in (("00000", 2), ("00001", 4)):

@@ -3,7 +3,7 @@
 `shards.catalogue.json` lies next to the shards, or in the user's cache where they are remote or read-only, and can be
 derived from their indices at any time. Its key "" has the digest of the other entries (older files lack
 it); a damaged one is rebuilt. A local shard whose size or modification time is not the manifest's is examined
-again; a remote manifest is trusted."""
+again; a remote manifest is trusted, until one of its shards is found to be another."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def _paths(folder: str) -> tuple[str, str]:
 
 def _read(folder: str, patience: float | None = None) -> Manifest:
     adjacent, cached = _paths(folder)
-    return _manifest(adjacent, patience=patience) | _manifest(cached)
+    beside, learnt = _manifest(adjacent, patience=patience), _manifest(cached)
+    if storage.is_url(folder) and any(beside.get(name, entry)[1] != entry[1] for name, entry in learnt.items()):
+        return learnt  # that beside the shards is older than one of them
+    return beside | learnt
 
 
 def _manifest(path: str, report: bool = True, patience: float | None = None) -> Manifest:
