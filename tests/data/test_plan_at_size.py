@@ -169,7 +169,8 @@ def test_the_report_names_all_and_holds_few(tmp_path: Path, monkeypatch: pytest.
         for name, reason, detail in skipped:
             wanted[reason].append([name, detail])
         (tmp_path / f"{shard:05d}.report.json").write_text(json.dumps({"made": 1, "skipped": skipped}))
-        (tmp_path / f"{shard:05d}.tar").write_bytes(b"one sample")  # counted as made only where it is there
+        # counted as made only where it is there, and ends as a tar does
+        (tmp_path / f"{shard:05d}.tar").write_bytes(b"one sample".ljust(512, b"\0") + bytes(1024))
     # the bounded reader asks for 256 MiB and gives them back
     monkeypatch.setattr(shard_building, "json_object", lambda path: json.loads(path.read_text()))
     tracemalloc.start()
