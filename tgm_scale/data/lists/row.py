@@ -142,9 +142,8 @@ def _swallowed(values: list[str], columns: list[str], delimiter: str, where: str
     """Why fields of several lines may hold other rows; "" where they are texts. Raises ValueError where one does, by a
     name that ends as a video's does, or is too long to be one."""
     fault = ""
-    if not any(
-        "\n" in value or "\r" in value for value in values
-    ):  # as of most: 2.9 us a row in place of 4.1 (2026-11-28)
+    # Most rows have none: 2.9 us a row in place of 4.1 (2026-11-28)
+    if not any("\n" in value or "\r" in value for value in values):
         return fault
     file = next((columns.index(name) for name in _FILES if name in columns), 0)
     own = _LINE_END.split(values[file])[0] if file < len(values) else ""
