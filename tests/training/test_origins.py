@@ -11,6 +11,7 @@ import torch
 from launch import run
 from safetensors.torch import load_file, save_file
 
+from tgm_scale import cli
 from tgm_scale.config import Config, from_tree
 from tgm_scale.runs import origins, run_folder
 from tgm_scale.runs.metrics import read_metrics
@@ -118,6 +119,19 @@ def test_what_is_read_once_may_be_gone_later(tmp_path: Path) -> None:
     refused(configured(tmp_path, train_init_from=str(other)), "train.init_from", "with other weights")
     refused(configured(tmp_path, train_init_from=str(tmp_path / "d")), "train.init_from", "no weights are found")
     refused(configured(tmp_path), "train.init_from", "None here")
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_weights_to_begin_from_that_are_not_there_are_told_before_a_folder_is_made(
+    tmp_path: Path, command: str, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = f"train.init_from={tmp_path / 'gone'}"
+    given = ["--config", "configs/debug.yaml", f"data.shards={shards}"]
+    if command == "finetune":
+        given = ["--config", "configs/finetune_few_clips.yaml", f"data.train={shards}", f"data.test={shards}"]
+    assert cli.main([command, *given, gone, f"run.dir={tmp_path / 'run'}"]) == 2
+    assert capsys.readouterr().err.endswith(f"tgm-scale {command}: {gone}: no such file or folder\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_flows_weights_are_known_by_content(tmp_path: Path) -> None:

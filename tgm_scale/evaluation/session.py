@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +28,6 @@ from tgm_scale.models.vit import SIZES
 from tgm_scale.runs import run_folder
 from tgm_scale.runs.figures import SHARED
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process, refuse_hidden_gpus
-from tgm_scale.runtime.files import in_the_way
 from tgm_scale.runtime.progress import ProgressBars
 
 
@@ -51,10 +49,6 @@ def session(config: FrozenConfig) -> Iterator[Session]:
     """Claims the run folder, joins the processes, loads the encoder. Raises ValueError."""
     process = find_process()
     refuse_hidden_gpus(process)
-    checkpoint = Path(config.encoder.checkpoint)
-    if config.encoder.checkpoint != "random" and not os.path.exists(checkpoint):
-        said = in_the_way(checkpoint) or f"{checkpoint}: no such file or folder"
-        raise ValueError(f"encoder.checkpoint={said}")
     folder = run_folder.open_folder(config)
     if process.world_size > 1:
         engine.start_processes(process)

@@ -8,12 +8,15 @@ start knows it without reading it}. Older run folders have no such file: there t
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tgm_scale.checkpoints import folders
+from tgm_scale.config import RunSettings
 from tgm_scale.guidance.tower_folder import model_files, tower_folder
+from tgm_scale.runtime.files import in_the_way
 from tgm_scale.runtime.outside.json_text import json_object
 
 KEYS = ("guidance.towers", "guidance.flow", "train.init_from", "encoder.checkpoint")
@@ -23,6 +26,18 @@ _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt"}
 
 Entry = dict[str, dict[str, Any]]
 Tree = Mapping[str, Mapping[str, Any]]  # of a configuration: section -> key -> value
+
+
+def refuse_missing(config: RunSettings, begun: bool) -> None:
+    """Raises ValueError, by its key, where the weights that a run begins from are not there. begun: there is a folder
+    of this run already, which may have weights of its own."""
+    encoder, train = (getattr(config, section, None) for section in ("encoder", "train"))
+    named = {"encoder.checkpoint": getattr(encoder, "checkpoint", "random")}
+    if not begun:
+        named["train.init_from"] = getattr(train, "init_from", None)
+    for key, name in named.items():
+        if name is not None and (key, name) != ("encoder.checkpoint", "random") and not os.path.exists(name):
+            raise ValueError(f"{key}={in_the_way(Path(name)) or f'{name}: no such file or folder'}")
 
 
 def read(folder: Path) -> dict[str, Entry]:

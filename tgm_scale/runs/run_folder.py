@@ -52,8 +52,11 @@ _WHY = 500  # letters of a reason that is kept
 
 
 def open_folder(config: RunSettings) -> Path:
-    """Make or recognise the run folder. Raises ValueError where it cannot be written or holds another run."""
+    """Make or recognise the run folder. Raises ValueError where it cannot be written or holds another run, and before
+    it is made where the weights to begin from are not there."""
     folder = Path(config.run.dir)
+    file = folder / "config.yaml"
+    origins.refuse_missing(config, begun=os.path.lexists(file))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial = folder / probe()
@@ -64,7 +67,6 @@ def open_folder(config: RunSettings) -> Path:
         raise ValueError(f"run.dir={folder}: {why}") from None
     if odd := misplaced(folder):
         raise ValueError(f"{folder / odd[0]}: something else has the name of a run's file or folder: move it away")
-    file = folder / "config.yaml"
     if file.is_file():
         _refuse_other_run(config, file)
     elif any(folders.step_of(found) is not None for found in folder.glob("checkpoints/step-*")):
