@@ -8,6 +8,7 @@ import torch
 
 from tgm_scale.evaluation import results
 from tgm_scale.evaluation.ranking import dual_softmax, first_right, ranks
+from tgm_scale.runs.figures import in_words
 
 
 def drawn(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
@@ -18,7 +19,7 @@ def drawn(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
 def test_ranks_as_clip4clip_counts_them(queries: int) -> None:
     """Its code sorts each row, finds the diagonal's place, and takes numpy's median and mean of the places."""
     scores = drawn(queries, queries)
-    recalls, facts = ranks("x", scores, torch.eye(queries, dtype=torch.bool))
+    recalls, facts = ranks("x", scores, torch.eye(queries, dtype=torch.bool), torch.arange(queries))
     order = np.argsort(-scores.numpy(), axis=1)
     place = np.array([int(np.where(row == i)[0][0]) for i, row in enumerate(order)])
     assert facts == {"x median rank": np.median(place) + 1, "x mean rank": place.mean() + 1}
@@ -32,7 +33,7 @@ def test_two_queries_at_places_0_and_10_have_a_median_rank_of_6() -> None:
     scores = -torch.arange(12.0).expand(2, 12)
     right = torch.zeros(2, 12, dtype=torch.bool)
     right[0, 0] = right[1, 10] = True
-    assert ranks("x", scores, right)[1] == {"x median rank": 6.0, "x mean rank": 6.0}
+    assert ranks("x", scores, right, torch.arange(2))[1] == {"x median rank": 6.0, "x mean rank": 6.0}
 
 
 def test_dual_softmax_by_its_formula() -> None:
@@ -82,3 +83,16 @@ def test_classes_that_training_lacks_count_each() -> None:
         torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, -1, -1, 1]), ["a", "x", "y", "b"]
     )
     assert found["mean class"]["value"] == 0.5
+
+
+def test_queries_of_one_caption_are_right_or_wrong_together() -> None:
+    """Two captions of 32 clips each, one of which is right: one right of two, whatever the number of clips."""
+    scores = torch.tensor([[1.0, 0.0]] * 64)
+    right = torch.zeros(64, 2, dtype=torch.bool)
+    right[:32, 0] = right[32:, 1] = True
+    found = ranks("x", scores, right, torch.arange(64) // 32)[0]["x R@1"]
+    assert found == {"value": 0.5, "low": 0.0, "high": 1.0, "clips": 64, "captions": 2}
+    alone = ranks("x", scores, right, torch.arange(64))[0]["x R@1"]
+    assert 0.3 < alone["low"] < alone["high"] < 0.7 and "captions" not in alone
+    words = dict(in_words({"figures": {"x R@1": found}, "facts": {"mean rank": 46.70499419}}))
+    assert words == {"x R@1": "0.5000 [0.0000, 1.0000] (95 %, bootstrap over 2 captions)", "mean rank": "46.7"}

@@ -32,9 +32,14 @@ def class_numbers(classes: Sequence[str], labels: Sequence[str]) -> Tensor:
     return torch.tensor([number.get(label, -1) for label in labels])
 
 
-def accuracy(right_M: Tensor) -> dict[str, Any]:
-    """Share of right answers with its bootstrap interval over the test clips."""
-    return _with_interval(paired_interval(right_M.double()[None]), right_M)
+def accuracy(right_M: Tensor, same_M: Tensor | None = None) -> dict[str, Any]:
+    """Share of right answers with its bootstrap interval over the test clips. same_M: equal where answers are to the
+    same caption; then it is over the captions, where these are fewer."""
+    distinct = 0 if same_M is None else len(same_M.unique())
+    if same_M is None or distinct == len(right_M):
+        return _with_interval(paired_interval(right_M.double()[None]), right_M)
+    found = group_interval(right_M, [str(number) for number in same_M.tolist()])
+    return _with_interval(found, right_M) | {"captions": distinct}
 
 
 def _with_interval(found: Interval, right_M: Tensor) -> dict[str, Any]:

@@ -102,13 +102,14 @@ def _ranks(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, opened:
     figures: dict[str, Any] = {}
     facts: dict[str, Any] = {"videos": len(clips.keys), "distinct captions": len(texts)}
     best = scores_MU.argmax(1)
-    for name, scores, right in (
-        ("text to video", scores_MU.T[own_M], right_MU.T[own_M]),
-        ("video to text", scores_MU, right_MU),
-        ("dual softmax, text to video", dual_softmax(scores_MU.T)[own_M], right_MU.T[own_M]),
-        ("dual softmax, video to text", dual_softmax(scores_MU), right_MU),
+    each_M = torch.arange(len(own_M))
+    for name, scores, right, alike_M in (
+        ("text to video", scores_MU.T[own_M], right_MU.T[own_M], own_M),
+        ("video to text", scores_MU, right_MU, each_M),
+        ("dual softmax, text to video", dual_softmax(scores_MU.T)[own_M], right_MU.T[own_M], own_M),
+        ("dual softmax, video to text", dual_softmax(scores_MU), right_MU, each_M),
     ):
-        recalls, places = ranks(name, scores, right)
+        recalls, places = ranks(name, scores, right, alike_M)
         figures |= recalls
         facts |= places
     found = {

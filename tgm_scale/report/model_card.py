@@ -255,9 +255,10 @@ def _results(files: list[Path]) -> Iterator[str]:
 
 
 def _interval(figure: dict[str, Any]) -> str:
-    low, high, clips = (figure.get(key) for key in ("low", "high", "clips"))
-    known = type(low) is float and type(high) is float and type(clips) is int
-    return f"{low:.4f} to {high:.4f}, over {clips:,} clips" if known else ""
+    what = "captions" if "captions" in figure else "clips"
+    low, high, many = (figure.get(key) for key in ("low", "high", what))
+    known = type(low) is float and type(high) is float and type(many) is int
+    return f"{low:.4f} to {high:.4f}, over {many:,} {what}" if known else ""
 
 
 def _beside(results: dict[str, Any]) -> Iterator[str]:

@@ -25,9 +25,11 @@ def in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
     TypeError, AttributeError or ValueError where they are not as an evaluation wrote them."""
     found = []
     for name, value in results["figures"].items():
-        over = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {value['clips']} clips)"
+        of = f"{value['captions']} captions" if "captions" in value else f"{value['clips']} clips"
+        over = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {of})"
         found.append((str(name), f"{value['value']:.4f}{over}"))
-    found += [(str(name), str(value)) for name, value in results.get("facts", {}).items()]
+    facts = results.get("facts", {}).items()
+    found += [(str(name), f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in facts]
     return found + [(name, str(results[name])) for name in ("views", SHARED) if name in results]
 
 
