@@ -110,8 +110,10 @@ def _swapped(one: Figures) -> str:
     if way > ALARM:
         return f"{said}, so the captions hardly matter: this is not text-guided masking"
     moved = "and are what decides" if way < 0.5 else "though most of the mask is the same under any"
-    if one.pairing is None or not one.pairing.enough:
+    if one.pairing is None:
         return f"{said}: captions change the mask, {moved}"
+    if not one.pairing.enough:
+        return f"{said}: captions change the mask, {moved}; whether towards what they say, so few cannot tell"
     if one.pairing.known:
         return f"{said}: captions change the mask, {moved}, and towards what they say"
     return f"{said}: captions change the mask, but not towards what they say, as far as these clips tell"
