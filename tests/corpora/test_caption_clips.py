@@ -16,6 +16,7 @@ import torch
 
 from tgm_scale import cli
 from tgm_scale.corpora import captions
+from tgm_scale.data.access import storage
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
@@ -306,6 +307,29 @@ def test_models_of_one_size_are_told_apart_and_their_place_does_not_count(tmp_pa
     shutil.copytree(one, moved)
     (moved / "README.md").write_text("a card")
     assert rewriting.content_of(one) == rewriting.content_of(moved) != rewriting.content_of(two)
+
+
+@pytest.mark.parametrize("name", ["t.md", ".t", "t.txt"])
+def test_a_file_counts_by_its_content_whatever_its_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("a video of {}")
+    before = rewriting.content_of(tmp_path / name)
+    (tmp_path / name).write_text("a picture with {}")
+    assert rewriting.content_of(tmp_path / name) != before
+
+
+def test_a_start_beside_another_that_is_at_work_may_not_differ(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    options = ["--shards", str(shards), "--output", str(output), "--classes", "label.name"]
+    assert main(options) == 0
+    for tar in output.glob("*.tar"):
+        tar.unlink()
+    storage.partial_of(output / "00000.tar").write_bytes(b"")  # of this process, which lives
+    (templates := tmp_path / "templates.txt").write_text("a {}\n")
+    assert main([*options, "--templates", str(templates)]) == 2
+    assert "holds shards made otherwise (templates None -> " in capsys.readouterr().err
+    assert main(options) == 0
 
 
 def test_a_file_system_without_hard_links_will_do(

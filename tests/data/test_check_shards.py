@@ -189,6 +189,24 @@ def test_memory_is_that_of_a_digest_and_a_few_numbers_a_clip(shards: Path) -> No
     assert (grown[1] - grown[0]) / count < 100
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_shard_replaced_or_removed_at_the_end_costs_no_report(shards: Path, gone: bool) -> None:
+    corpus = open_corpus(str(shards))
+    opened, tally, inspect = corpus_inventory(corpus.name, corpus), Tally(corpus), SampleInspector(corpus, 1)
+    for row in (0, 0, 1):
+        tally.add(0, row, inspect(0, row, False))
+    tar = shards / "00000.tar"
+    if gone:
+        tar.unlink()
+    else:
+        write_tar(tar, [("x.mp4", b"another")])
+    found = tally.report(opened)
+    assert found["looked_at"] == 3
+    assert found["doubles"] == [["00000/c0"] * 2] or found["doubles"] == [[f"{tar}, sample 1"] * 2]
+    if not gone:  # one that was removed is open still
+        assert all("could not be read again" in text for text, _ in found["commonest_captions"])
+
+
 def test_a_shard_that_changes_at_the_end_costs_no_report(shards: Path) -> None:
     corpus = open_corpus(str(shards))
     tally, inspect = Tally(corpus), SampleInspector(corpus, 1)

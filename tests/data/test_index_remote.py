@@ -120,3 +120,31 @@ def test_after_one_replaced_shard_the_others_are_looked_at_anew(served, catalogu
         before.sample(0, 0)
     after = open_corpus(both)
     assert after.counts.tolist() == [2, 4] and after.sample(1, 3).key == "7_0003"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_shard_that_held_nothing_at_first_is_looked_at_again(served, beside):
+    """As while it is still uploaded. No sample of it is ever read that would tell of its repair."""
+    address, folder, _ = served
+    open_corpus(folder)
+    whole = (folder / "00001.tar").read_bytes()
+    for path in [*folder.glob("*.index.jsonl"), folder / MANIFEST]:
+        path.unlink()
+    both = address + "/{00000..00001}.tar"
+    (folder / "00001.tar").write_bytes(whole[:700])
+    assert open_corpus(both).counts.tolist() == [3]
+    (folder / "00001.tar").write_bytes(whole)
+    os.utime(folder / "00001.tar", (2**31, 2**31))
+    if beside:
+        open_corpus(folder)
+    assert open_corpus(both).counts.tolist() == [3, 2] == open_corpus(both).counts.tolist()
+
+
+def test_an_empty_video_of_a_remote_list_is_empty(served):
+    address, folder, _ = served
+    (folder / "list.csv").write_text("file,caption\na.mp4,one\nb.mp4,two\n")
+    (folder / "a.mp4").write_bytes(b"")
+    (folder / "b.mp4").write_bytes(b"some")
+    corpus = open_corpus(f"{address}/list.csv")
+    read = [corpus.read(corpus.sample(number, 0), ["mp4"])["mp4"] for number in range(2)]
+    assert read == [b"", b"some"]

@@ -166,6 +166,12 @@ def test_a_damaged_sample_is_not_copied_into_new_shards(tmp_path: Path, capsys: 
     assert f"left out: {name}: damaged_member" in said.err
     assert "3 clips captioned, 1 clips left out (damaged_member)" in said.out
     assert [ref.key for ref in every(open_corpus(output))] == ["c00", "c02", "c03"]
+    assert json.loads((output / "00000.left_out.jsonl").read_text())["key"] == name
+    assert "1 of 4 clips are damaged and were left out" in said.out
+    (output / "00000.tar").unlink()
+    given = ["--shards", str(folder), "--output", str(output), "--classes", "label", "--max-left-out", "0.2"]
+    assert main(["shards", "caption", *given]) == 2
+    assert "the same command makes it anew; more than --max-left-out=0.2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("changed", "sums"), [("padding", True), ("a member", True), ("all", False)])

@@ -87,3 +87,8 @@ def test_what_may_be_other_rows_is_left_out_and_named(tmp_path: Path, text: str)
 def test_a_text_of_several_lines_is_a_text(tmp_path: Path, text: str, caption: str) -> None:
     (entry,) = listed(tmp_path, text).entries
     assert entry.captions == [caption]
+
+
+def test_an_open_mark_in_the_header_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"x\.csv line 1: a name of a column has several lines: close its"):
+        listed(tmp_path, 'file,"caption\nv1,one\nv2,two"\nv3,three\n')

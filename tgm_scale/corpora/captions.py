@@ -13,8 +13,8 @@ import torch
 
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of, json_fault
-from tgm_scale.data.lists.text import lines_in, shown
-from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
+from tgm_scale.data.lists.text import decoded, lines_in, shown
+from tgm_scale.data.shards.index import Corpus, SampleRef
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import CLIPS_PER_SHARD, ShardWriter
 from tgm_scale.data.video.decode import DecodeError, Video
@@ -80,11 +80,8 @@ def _files_in_shards(files: int) -> list[int]:
 
 
 def _copy(ref: SampleRef, corpus: Corpus, describe: Describe, writer: ShardWriter) -> str:
-    """Copy a sample with its captions. Returns the outcome, a fixed phrase that is counted."""
-    try:
-        members: dict[str, Any] = corpus.read(ref, list(ref.members))
-    except DamagedMember as error:
-        return rewriting.left_out(error)
+    """Copy a sample with its captions. Returns the outcome, a fixed phrase that is counted. Raises DamagedMember."""
+    members: dict[str, Any] = corpus.read(ref, list(ref.members))
     content, outcome = _json(members), "captioned"
     if json_fault(members):
         outcome = "captioned, without their broken json"
@@ -203,7 +200,8 @@ def _from_templates(file: Path | None) -> Callable[[str], list[str]]:
     if file is not None:
         if not file.is_file():
             raise ValueError(f"--templates {file}: no such file")
-        templates = [line.strip() for line in lines_in(file.read_text()) if line.strip()]
+        text = decoded(file.read_bytes(), f"--templates {file}")
+        templates = [line.strip() for line in lines_in(text) if line.strip()]
     wrong = [template for template in templates if template.count("{}") != 1]
     if wrong or not templates:
         raise ValueError(

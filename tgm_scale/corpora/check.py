@@ -43,6 +43,7 @@ def check(options: argparse.Namespace) -> int:
     places = _places(corpus, options.samples)
     spread = np.linspace(0, len(places) - 1, min(PICTURES, len(places))).round().astype(int).tolist()
     pictured = set(spread) if options.sheet else set()
+    opened = corpus_inventory(corpus.name, corpus)  # before it takes hours: a shard may be replaced meanwhile
     tally, pictures = Tally(corpus), []
     sums = _Sums(corpus) if options.samples is None else None
     with OrderedPool(options.workers) as pool, ProgressBars() as bars:
@@ -65,7 +66,6 @@ def check(options: argparse.Namespace) -> int:
                     sums.add(*place, found.sums)
     if sums is not None:
         sums.finish()
-    opened = corpus_inventory(corpus.name, corpus)
     report = tally.report(opened)
     _print(report, opened)
     if options.report is not None:

@@ -10,7 +10,6 @@ import torch
 
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of
-from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter, shard_path
 from tgm_scale.data.shards.video_list import VideoListCorpus
@@ -41,10 +40,7 @@ def cache(options: argparse.Namespace) -> int:
     def copy(shard: int, row: int, writer: ShardWriter) -> str:
         """A sample with its maps in place of earlier ones. Returns the outcome, a fixed phrase that is counted."""
         ref = corpus.sample(shard, row)
-        try:
-            members: dict[str, Any] = corpus.read(ref, [name for name in ref.members if name != EXTENSION])
-        except DamagedMember as error:
-            return rewriting.left_out(error)
+        members: dict[str, Any] = corpus.read(ref, [name for name in ref.members if name != EXTENSION])
         outcome, maps = scorer(members[ref.video], members)
         if maps is not None:
             members[EXTENSION] = maps

@@ -15,6 +15,7 @@ from tgm_scale.corpora.inspector import SampleStats
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import Inventory
+from tgm_scale.runtime.terminal import without_secrets
 
 NAMES_SHOWN = 5
 QUANTILES = (0, 0.1, 0.5, 0.9, 1)
@@ -91,20 +92,27 @@ class Tally:
         return [(self._text(int(firsts[at])), int(counts[at])) for at in np.lexsort((firsts, -counts))[:NAMES_SHOWN]]
 
     def _text(self, at: int) -> str:
-        ref = self._corpus.sample(self._in[0][at], self._in[1][at])
-        again = f"(one of {ref.name}, which could not be read again)"
+        again = f"(one of {self._name(self._in[0][at], self._in[1][at])}, which could not be read again)"
         try:
+            ref = self._corpus.sample(self._in[0][at], self._in[1][at])
             captions = captions_of(self._corpus.read(ref, list(CAPTION_EXTENSIONS)))
-        except (DamagedMember, OSError):
+        except (DamagedMember, ValueError, OSError):
             return again
         return next((caption for caption in captions if _hash(caption) == self._texts[at]), again)
+
+    def _name(self, shard: int, row: int) -> str:
+        """Of a sample; where its shard was replaced or removed during the check, its place."""
+        try:
+            return self._corpus.sample(shard, row).name
+        except (ValueError, OSError):
+            return f"{without_secrets(self._corpus.shards[shard])}, sample {row + 1}"
 
     def _doubles(self) -> list[list[str]]:
         """Groups of samples whose videos have the same bytes, in the order of their first ones."""
         _, groups, counts = np.unique(np.frombuffer(self._digests, "V16"), return_inverse=True, return_counts=True)
         same: defaultdict[int, list[str]] = defaultdict(list)
         for at in np.flatnonzero(counts[groups] > 1).tolist():
-            same[int(groups[at])].append(self._corpus.sample(self._of[0][at], self._of[1][at]).name)
+            same[int(groups[at])].append(self._name(self._of[0][at], self._of[1][at]))
         return list(same.values())
 
 

@@ -61,6 +61,8 @@ class RangeReader:
 
         Of a URL by `cache`. members: offset and size in the file of those of a tar that it holds; each has its header
         before it, else the bytes are neither returned nor cached. refresh: the cache is not read."""
+        if size == 0:  # no range of a URL has no bytes
+            return b""
         if not is_url(path):
             return self._fetch(path, offset, size, ())
         before = BLOCK if members else 0

@@ -165,6 +165,25 @@ def drop_left_over(folder: Path, pattern: str) -> None:
                 left_over.unlink()
 
 
+def written_first(file: Path, data: bytes) -> bool:
+    """Whether there was no such file; then it holds the data. Of processes that start at once one is the first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    drop_left_over(file.parent, f"{file.name}*")
+    partial = partial_of(file)
+    try:
+        partial.write_bytes(data)
+        os.link(partial, file)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if file.exists():
+            return False
+        write_atomically(file, data)
+    finally:
+        partial.unlink(missing_ok=True)
+    return True
+
+
 def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
     """Write beside, force to disk, rename: a reader sees the old file or the whole new one. Without `durable` the disk
     takes its time, and a machine that fails may leave part of it."""

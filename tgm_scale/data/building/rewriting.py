@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
 from tgm_scale.data.shards.index import Corpus, DamagedMember
-from tgm_scale.data.shards.inventory import report_opened
+from tgm_scale.data.shards.inventory import LEFT_OUT, report_opened, write_left_out
 from tgm_scale.data.shards.tars import ShardWriter, is_whole, shard_path
 from tgm_scale.runtime.files import check_folder
 from tgm_scale.runtime.outside.json_text import json_object
@@ -39,13 +39,6 @@ def report_input(options: argparse.Namespace, corpus: Corpus) -> None:
     report_opened(options.output, corpus, options.max_left_out)
 
 
-def left_out(damaged: DamagedMember) -> str:
-    """Name a sample that is not copied, since with a new sum its bytes would pass for what was meant; returns the word
-    that it is counted by."""
-    sys.stderr.write(escaped(f"left out: {damaged}", keep="") + "\n")
-    return f"left out ({damaged.problem.reason})"
-
-
 def record(options: argparse.Namespace, corpus: Corpus, **settings: Any) -> None:
     """Record in the output what its shards are made from: each is found there by its number. Raises ValueError where
     they were made from other shards, or with other settings."""
@@ -54,10 +47,12 @@ def record(options: argparse.Namespace, corpus: Corpus, **settings: Any) -> None
     made: dict[str, str | None] = {"shards": f"{len(corpus.shards)} with {corpus.counts.sum()} clips, {digest}"}
     made |= {name: None if value is None else str(value) for name, value in settings.items()}
     folder, file = options.output, options.output / MADE_FROM
-    there = any(folder.glob("*.tar"))  # looked for before their record, which is written before any of them
+    storage.drop_left_over(folder, "*")
+    # looked for before their record, which is written before any of them; a part is of a start that is at work
+    there = any(folder.glob("*.tar")) or any(folder.glob("*.tar.*.partial"))
     if there and not file.exists():
         raise ValueError(f"--output {folder} holds shards, and no {MADE_FROM} says what of: name another folder")
-    if _written_first(file, json.dumps(made, sort_keys=True).encode()):
+    if storage.written_first(file, json.dumps(made, sort_keys=True).encode()):
         return
     before = _recorded(file)
     changed = [f"{name} {before.get(name)} -> {value}" for name, value in made.items() if before.get(name) != value]
@@ -65,8 +60,8 @@ def record(options: argparse.Namespace, corpus: Corpus, **settings: Any) -> None
         return
     if there:
         raise ValueError(
-            f"--output {folder} holds shards made otherwise ({', '.join(changed)}): restore what they were made from, "
-            "or name another folder"
+            f"--output {folder} holds shards made otherwise ({', '.join(changed)}), or parts of them: restore what "
+            "they were made from, or name another folder"
         )
     if options.tasks > 1:
         raise ValueError(
@@ -74,25 +69,6 @@ def record(options: argparse.Namespace, corpus: Corpus, **settings: Any) -> None
             f"folder; where no other task is at work, remove {file}"
         )
     storage.write_atomically(file, json.dumps(made, sort_keys=True).encode())
-
-
-def _written_first(file: Path, data: bytes) -> bool:
-    """Whether there was no such file; then it holds the data. Of tasks that start at once one is the first."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    storage.drop_left_over(file.parent, f"{file.name}*")
-    partial = storage.partial_of(file)
-    try:
-        partial.write_bytes(data)
-        os.link(partial, file)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without hard links
-        if file.exists():
-            return False
-        storage.write_atomically(file, data)
-    finally:
-        partial.unlink(missing_ok=True)
-    return True
 
 
 def _recorded(file: Path) -> dict[str, Any]:
@@ -111,7 +87,8 @@ def content_of(path: Path | None) -> str | None:
         return None
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        if file.is_file() and file.suffix != ".md" and not file.name.startswith("."):
+        beside = path.is_dir() and (file.suffix == ".md" or file.name.startswith("."))  # a model's card, and the like
+        if file.is_file() and not beside:
             digest.update(file.name.encode() if path.is_dir() else b"")
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "blake2b").digest())
@@ -124,17 +101,44 @@ def rewrite(
     copy: Callable[[int, int, ShardWriter], str],
 ) -> None:
     """Write this task's share of new shards of so many clips each, but those that are whole there. `copy` writes the
-    clip of a shard and a row, and says in a word to be counted what became of it."""
+    clip of a shard and a row, and says in a word to be counted what became of it. One whose bytes are damaged is left
+    out, since with a new sum they would pass for what was meant, and named in NNNNN.left_out.jsonl. Raises ValueError
+    where more are than --max-left-out."""
     mine = range(options.task, len(counts), options.tasks)
     todo = [number for number in mine if not is_whole(shard_path(options.output, number))]
     print(f"{sum(counts)} clips in {len(counts)} shards; {len(todo)} of this task's {len(mine)} are to be made")
-    done: Counter[str] = Counter()
+    done, lost = Counter[str](), list[str]()
     with ProgressBars() as bars:
         task = bars.task("clips", sum(counts[number] for number in todo))
         for number in todo:
             storage.drop_left_over(options.output, f"{number:05d}.*")
+            damaged: list[Problem] = []
             with ShardWriter(options.output, clips_per_shard=counts[number], first=number) as writer:
                 for row in range(counts[number]):
-                    done[copy(number, row, writer)] += 1
+                    try:
+                        outcome = copy(number, row, writer)
+                    except DamagedMember as error:
+                        damaged.append(error.problem)
+                        sys.stderr.write(escaped(f"left out: {error}", keep="") + "\n")
+                        outcome = f"left out ({error.problem.reason})"
+                    done[outcome] += 1
                     task.advance()
+            names = options.output / f"{number:05d}.{LEFT_OUT}"
+            names.unlink(missing_ok=True)
+            if damaged:
+                write_left_out(names, [(options.shards, damaged)])
+                lost += [problem.key for problem in damaged]
     print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")
+    _tell_lost(options, lost, done.total())
+
+
+def _tell_lost(options: argparse.Namespace, lost: list[str], clips: int) -> None:
+    if not lost:
+        return
+    said = (
+        f"{len(lost)} of {clips} clips are damaged and were left out: {options.output}/NNNNN.{LEFT_OUT} names them; "
+        "once they are mended, remove the NNNNN.tar beside it, and the same command makes it anew"
+    )
+    if len(lost) > options.max_left_out * clips:
+        raise ValueError(f"{said}; more than --max-left-out={options.max_left_out}")
+    print(said)

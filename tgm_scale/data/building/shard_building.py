@@ -50,18 +50,15 @@ def open_output(folder: Path, plan: Plan, encoding: EncodingOptions) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / SETTINGS
-    if path.exists():
-        before = json_object(path)
-        changed = [name for name in settings if before.get(name) != settings[name]]
-        if changed:
-            was = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
-            raise ValueError(
-                f"--output {folder} holds shards made otherwise ({was}); name another folder, or delete it"
-            )
-    elif any(folder.glob("*.tar")):
+    if not path.exists() and any(folder.glob("*.tar")):
         raise ValueError(f"--output {folder} holds shards that this tool did not make; name another folder")
-    else:
-        storage.write_atomically(path, _plain(settings))
+    if storage.written_first(path, _plain(settings)):
+        return
+    before = json_object(path)
+    changed = [name for name in settings if before.get(name) != settings[name]]
+    if changed:
+        was = ", ".join(f"{name} {before.get(name)} -> {settings[name]}" for name in changed)
+        raise ValueError(f"--output {folder} holds shards made otherwise ({was}); name another folder, or delete it")
 
 
 def remove_if_empty(folder: Path) -> None:

@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import re
 from collections import defaultdict
@@ -62,7 +61,10 @@ def rows_of(path: str, text: str, selection: Selection) -> Rows:
         return lines_of(path, text, selection.wanted)
     columns, delimiter = header
     rows = table_rows(io.StringIO(text, newline=""), columns, delimiter, path)
-    below = ((f"{path} line {number}", fields) for number, fields in itertools.islice(rows, 1, None))
+    _, heading = next(rows)
+    if any("\n" in value or "\r" in value for value in heading.values()):
+        raise ValueError(f"{path} line 1: a name of a column has several lines: close its quotation mark")
+    below = ((f"{path} line {number}", fields) for number, fields in rows)
     return _by_columns(path, columns, below, selection)
 
 

@@ -73,8 +73,12 @@ def missing(folder: str, shards: list[str]) -> list[str]:
 
 
 def _knows(known: Manifest, shard: str) -> bool:
+    """Whether the entry is the shard's. Of a remote shard, which has no time, that of a whole one is trusted; one that
+    lacks samples may have been repaired, and no sample of it may ever be read that would tell."""
     entry = known.get(addresses.base_name(shard))
-    return entry is not None and (storage.is_url(shard) or entry[0] == _stamp(shard))
+    if entry is None or not storage.is_url(shard):
+        return entry is not None and entry[0] == _stamp(shard)
+    return entry[1].samples > 0 and not entry[1].left_out
 
 
 def _stamp(shard: str) -> Stamp:
