@@ -168,6 +168,7 @@ def test_an_override_of_epochs_replaces_steps(file: Path) -> None:
         ("masking.mask_ratio=1.5", ["masking.mask_ratio", "less than 1"]),
         ("train.micro_batch_size=7", ["does not divide", "train.global_batch_size=256"]),
         ("objective.contrastive_batch=48", ["objective.contrastive_batch=48", "divisor"]),
+        ("objective.contrastive_weight=1", ["guidance.towers", "objective.contrastive_weight=0"]),
         ("objective.reconstruction_weight=0", ["nothing is learned"]),
         ("data.repeated_augmentation=3", ["data.repeated_augmentation=3", "divisor"]),
         ("data.shards=[a, {path: b, weight: 0.5}]", ["data.shards", "every corpus a weight"]),

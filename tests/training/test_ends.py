@@ -20,9 +20,7 @@ from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.video.encode import encode_video
 from tgm_scale.planning.corpora import MADE_BY, make_synthetic, refuse_one_clip
-from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runs.status import status
-from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.introduction import few_clips, other_synthetic
 from tgm_scale.training.preemption import REQUEUE_EXIT_CODE
 
@@ -104,7 +102,7 @@ def test_one_clip_has_no_other_to_be_told_from(config: Path, tmp_path: Path) -> 
     for of in ("train.global_batch_size=1", "objective.contrastive_batch=2"):
         size = ["train.micro_batch_size=1"] if "train" in of else ["data.repeated_augmentation=2"]
         with pytest.raises(ValueError, match=rf"{of} is one clip .* set objective\.contrastive_weight=0"):
-            plan_pretraining(joint(config, of, *size), find_process())
+            joint(config, of, *size)
     load(config, ["train.global_batch_size=1", "train.micro_batch_size=1"])
 
 

@@ -263,6 +263,7 @@ class Config(TrainingConfig):
     @model_validator(mode="after")
     def _combinations(self) -> Config:
         train, objective, data = self.train, self.objective, self.data
+        contrast, without_contrast = objective.key("contrast"), " ".join(objective.without({"contrast"}))
         if not objective.weights():
             raise ValueError(
                 "objective.reconstruction_weight and objective.contrastive_weight are both 0: nothing is learned; "
@@ -271,11 +272,23 @@ class Config(TrainingConfig):
                 else f"objective.terms={objective.in_yaml()}: nothing is learned; give a term a weight above 0, "
                 "such as 'objective.terms={pixels: 1}'"
             )
+        if objective.contrastive_weight > 0 and self.guidance.towers is None:
+            raise ValueError(
+                f"{contrast} > 0 needs a text tower: set guidance.towers to the folder of a CLIP or SigLIP model (or "
+                f"to 'small'), or set {without_contrast}"
+            )
         negatives = objective.contrastive_batch
         if negatives is not None and train.global_batch_size % negatives:
             raise ValueError(
                 f"objective.contrastive_batch={negatives} does not divide train.global_batch_size="
                 f"{train.global_batch_size}: choose a divisor, or leave it out for the whole global batch"
+            )
+        if objective.contrastive_weight > 0 and (negatives or train.global_batch_size) <= data.repeated_augmentation:
+            name = "train.global_batch_size" if negatives is None else "objective.contrastive_batch"
+            raise ValueError(
+                f"{name}={negatives or train.global_batch_size} is one clip (data.repeated_augmentation="
+                f"{data.repeated_augmentation} times), and the contrast needs other clips: make it larger, or set "
+                f"{without_contrast}"
             )
         if train.micro_batch_size % data.repeated_augmentation:
             raise ValueError(

@@ -12,6 +12,7 @@ from tgm_scale.guidance.towers import check_folder, tower_folder
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.objectives.term import FEATURES
 from tgm_scale.objectives.terms import TERMS
+from tgm_scale.planning.objective import check_objective
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.towers import IMAGE_MAPS, online_maps, sees_images
 
@@ -25,6 +26,7 @@ def check(config: Config, plan: RunPlan) -> None:
     check_shards(config.data)
     check_compile(config.model.compile, config.deepspeed, plan.stage)
     check_guidance(config.guidance, plan.masker)
+    check_objective(config)
     if FEATURES in plan.terms and config.guidance.towers is not None:
         settings = config.objective
         seeing = [name for name in settings.weights() if FEATURES in TERMS[name].needs]

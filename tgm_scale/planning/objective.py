@@ -65,10 +65,10 @@ def check_objective(config: Config) -> None:
     """Raises ValueError where a term lacks a frozen model, or clips to tell a clip from."""
     settings, towers = config.objective, config.guidance.towers
     for name in _named(settings):
-        for need, lack in ((CAPTIONS, "needs a text tower"), (FEATURES, "needs an image tower")):
+        for need, tower in ((CAPTIONS, "a text tower"), (FEATURES, "an image tower")):
             if need in TERMS[name].needs and towers is None:
                 raise ValueError(
-                    f"{settings.key(name)} {lack}: set guidance.towers to the folder of a CLIP or SigLIP model "
+                    f"{settings.key(name)} needs {tower}: set guidance.towers to the folder of a CLIP or SigLIP model "
                     f"(or to 'small'), or set {' '.join(settings.without({name}))}"
                 )
     coupled = needs_captions(settings)

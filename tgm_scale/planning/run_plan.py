@@ -21,7 +21,7 @@ from tgm_scale.models.sampler import sampler_macs
 from tgm_scale.models.vit import SIZES, ModelSize
 from tgm_scale.objectives.term import CAPTIONS, FEATURES, TARGETS
 from tgm_scale.objectives.terms import needs_of
-from tgm_scale.planning.objective import check_objective, needs_captions, weights_of
+from tgm_scale.planning.objective import needs_captions, weights_of
 from tgm_scale.planning.tower_sizes import tower_sizes
 from tgm_scale.runtime.distributed import ProcessInfo
 
@@ -205,7 +205,6 @@ def plan_pretraining(config: Config, process: ProcessInfo) -> RunPlan:
         config.deepspeed, layout, resolve_precision(config.train.precision, process.device), config.optim
     )
     terms = needs_of(weights_of(config.objective, masker))
-    check_objective(config)
     return RunPlan(
         shape,
         layout,
