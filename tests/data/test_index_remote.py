@@ -140,6 +140,16 @@ def test_a_shard_that_held_nothing_at_first_is_looked_at_again(served, beside):
     assert open_corpus(both).counts.tolist() == [3, 2] == open_corpus(both).counts.tolist()
 
 
+def test_a_shard_that_lacks_some_samples_is_not_asked_for_at_every_opening(served):
+    """With one such sample in each of ten thousand shards these would be twenty thousand requests."""
+    address, folder, handler = served
+    write_tar(folder / "00001.tar", [*clips(1, 2), ("odd.json", b"{}")])
+    both = address + "/{00000..00001}.tar"
+    assert open_corpus(both).left_out == {"no_video": 1}
+    handler.ranges.clear()
+    assert open_corpus(both).left_out == {"no_video": 1} and handler.ranges == []
+
+
 def test_an_empty_video_of_a_remote_list_is_empty(served):
     address, folder, _ = served
     (folder / "list.csv").write_text("file,caption\na.mp4,one\nb.mp4,two\n")

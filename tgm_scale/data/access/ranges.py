@@ -61,10 +61,10 @@ class RangeReader:
 
         Of a URL by `cache`. members: offset and size in the file of those of a tar that it holds; each has its header
         before it, else the bytes are neither returned nor cached. refresh: the cache is not read."""
-        if size == 0:  # no range of a URL has no bytes
-            return b""
         if not is_url(path):
             return self._fetch(path, offset, size, ())
+        if size == 0 and not members:  # a request has no range of no bytes
+            return b""
         before = BLOCK if members else 0
         _, tag = self._expected.get(path, (0, ""))
         key = (f"{self._version} {tag}".strip(), place(path), offset - before, size + before)

@@ -73,12 +73,12 @@ def missing(folder: str, shards: list[str]) -> list[str]:
 
 
 def _knows(known: Manifest, shard: str) -> bool:
-    """Whether the entry is the shard's. Of a remote shard, which has no time, that of a whole one is trusted; one that
-    lacks samples may have been repaired, and no sample of it may ever be read that would tell."""
+    """Whether the entry is the shard's. That of a remote shard, which has no time, is trusted: reading from it
+    tells whether it is another; from one that held nothing nobody ever reads."""
     entry = known.get(addresses.base_name(shard))
     if entry is None or not storage.is_url(shard):
         return entry is not None and entry[0] == _stamp(shard)
-    return entry[1].samples > 0 and not entry[1].left_out
+    return entry[1].samples > 0
 
 
 def _stamp(shard: str) -> Stamp:
