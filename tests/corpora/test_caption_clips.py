@@ -325,11 +325,17 @@ def test_a_start_beside_another_that_is_at_work_may_not_differ(
     assert main(options) == 0
     for tar in output.glob("*.tar"):
         tar.unlink()
-    storage.partial_of(output / "00000.tar").write_bytes(b"")  # of this process, which lives
+    living = storage.partial_of(output / "00000.tar")
+    living.write_bytes(b"")  # of this process
+    elsewhere = living.with_name("00001.tar.another-host.1.1.partial")
+    elsewhere.write_bytes(b"")
+    os.utime(elsewhere, (0, 0))
     (templates := tmp_path / "templates.txt").write_text("a {}\n")
     assert main([*options, "--templates", str(templates)]) == 2
     assert "holds shards made otherwise (templates None -> " in capsys.readouterr().err
-    assert main(options) == 0
+    assert elsewhere.exists(), "a refused start removes nothing"
+    living.unlink()
+    assert main([*options, "--templates", str(templates)]) == 0, "what was left behind is no start at work"
 
 
 def test_a_file_system_without_hard_links_will_do(

@@ -54,7 +54,8 @@ def add_rewriting(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=MAX_LEFT_OUT_SHARE,
         metavar="X",
-        help="no start above this share of samples that are not there (default %(default)s)",
+        help="no start above this share of samples that are not there; of those copied, code 2 above this share of "
+        "damaged ones (default %(default)s)",
     )
     add("--task", type=int, default=0, metavar="I", help="this process's number among --tasks, from 0")
     add("--tasks", type=int, default=1, metavar="N", help="processes that share the shards (default %(default)s)")

@@ -157,12 +157,25 @@ def partial_of(path: Path) -> Path:
 
 def drop_left_over(folder: Path, pattern: str) -> None:
     """Remove such files of killed processes: of this host, or unchanged for an hour."""
-    for left_over in filter(Path.is_file, folder.glob(f"{pattern}.partial")):
-        *before, process, _, _ = left_over.name.split(".")
-        gone = ".".join(before).endswith(f".{os.uname().nodename}") and not Path("/proc", process).exists()
+    for part in filter(Path.is_file, folder.glob(f"{pattern}.partial")):
         with suppress(FileNotFoundError):  # another job's, finished by now
-            if gone or time.time() - left_over.stat().st_mtime > _FORSAKEN:
-                left_over.unlink()
+            if _left_over(part):
+                part.unlink()
+
+
+def being_written(folder: Path, pattern: str) -> bool:
+    """Whether a process at work writes such a file."""
+    for part in filter(Path.is_file, folder.glob(f"{pattern}.partial")):
+        with suppress(FileNotFoundError):
+            if not _left_over(part):
+                return True
+    return False
+
+
+def _left_over(part: Path) -> bool:
+    *before, process, _, _ = part.name.split(".")
+    gone = ".".join(before).endswith(f".{os.uname().nodename}") and not Path("/proc", process).exists()
+    return gone or time.time() - part.stat().st_mtime > _FORSAKEN
 
 
 def written_first(file: Path, data: bytes) -> bool:

@@ -47,9 +47,8 @@ def record(options: argparse.Namespace, corpus: Corpus, **settings: Any) -> None
     made: dict[str, str | None] = {"shards": f"{len(corpus.shards)} with {corpus.counts.sum()} clips, {digest}"}
     made |= {name: None if value is None else str(value) for name, value in settings.items()}
     folder, file = options.output, options.output / MADE_FROM
-    storage.drop_left_over(folder, "*")
-    # looked for before their record, which is written before any of them; a part is of a start that is at work
-    there = any(folder.glob("*.tar")) or any(folder.glob("*.tar.*.partial"))
+    # looked for before their record, which is written before any of them
+    there = any(folder.glob("*.tar")) or storage.being_written(folder, "*.tar.*")
     if there and not file.exists():
         raise ValueError(f"--output {folder} holds shards, and no {MADE_FROM} says what of: name another folder")
     if storage.written_first(file, json.dumps(made, sort_keys=True).encode()):
