@@ -168,10 +168,29 @@ def test_a_damaged_sample_is_not_copied_into_new_shards(tmp_path: Path, capsys: 
     assert [ref.key for ref in every(open_corpus(output))] == ["c00", "c02", "c03"]
     assert json.loads((output / "00000.left_out.jsonl").read_text())["key"] == name
     assert "1 of 4 clips are damaged and were left out" in said.out
-    (output / "00000.tar").unlink()
-    given = ["--shards", str(folder), "--output", str(output), "--classes", "label", "--max-left-out", "0.2"]
-    assert main(["shards", "caption", *given]) == 2
-    assert "the same command makes it anew; more than --max-left-out=0.2" in capsys.readouterr().err
+
+
+def test_damaged_clips_are_judged_by_the_whole_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither stops nor tasks change the verdict, and a shard of damaged clips alone is not begun at every start."""
+    folder, output = tmp_path / "c", tmp_path / "new"
+    with ShardWriter(folder, clips_per_shard=2) as writer:
+        for number in range(6):
+            writer.write(f"c0{number}", {"mp4": bytes(60_000), "json": {"label": "archery"}})
+    tar, corpus = folder / "00001.tar", open_corpus(folder)
+    data = bytearray(tar.read_bytes())
+    for row in range(2):
+        data[corpus.sample(1, row).members["mp4"][0] + 30_000] ^= 1  # far from both ends, which are the shard's mark
+    tar.write_bytes(data)
+    given = ["shards", "caption", "--shards", str(folder), "--output", str(output), "--classes", "label"]
+    for task in ("1", "0", "2"):
+        assert main([*given, "--tasks", "3", "--task", task, "--max-left-out", "0.4"]) == 0
+    assert not (output / "00001.tar").exists()
+    capsys.readouterr()
+    for limit, code in (("0.4", 0), ("0.2", 2), ("0.2", 2)):
+        assert main([*given, "--max-left-out", limit]) == code
+        said = capsys.readouterr()
+        assert "0 of this task's 3 are to be made" in said.out and "2 of 6 clips are damaged" in said.out + said.err
+        assert ("; more than --max-left-out=0.2" in said.err) == (code == 2)
 
 
 @pytest.mark.parametrize(("changed", "sums"), [("padding", True), ("a member", True), ("all", False)])

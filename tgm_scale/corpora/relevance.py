@@ -11,7 +11,7 @@ import torch
 from tgm_scale.data.building import rewriting
 from tgm_scale.data.building.annotations import captions_of
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.data.shards.tars import ShardWriter, shard_path
+from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.data.video.decode import DecodeError, Video
 from tgm_scale.guidance.cache import EXTENSION, fingerprint, pack
@@ -51,7 +51,7 @@ def cache(options: argparse.Namespace) -> int:
     of_scorer = {"scorer": options.scorer, "resolution": options.resolution, "every": options.every}
     rewriting.record(options, corpus, **of_scorer, towers=scorer.fingerprint)
     rewriting.rewrite(options, counts, copy)
-    finished = sum(shard_path(options.output, number).exists() for number in range(len(counts)))
+    finished = sum(rewriting.finished(options.output, number, count) for number, count in enumerate(counts))
     print(f"{finished} of {len(counts)} shards finished")
     if finished == len(counts):
         made_by = {"towers": options.towers, "scorer": options.scorer, "resolution": options.resolution}

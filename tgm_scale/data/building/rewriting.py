@@ -19,7 +19,7 @@ from tgm_scale.data.shards.tars import ShardWriter, is_whole, shard_path
 from tgm_scale.runtime.files import check_folder
 from tgm_scale.runtime.outside.json_text import json_object
 from tgm_scale.runtime.progress import ProgressBars
-from tgm_scale.runtime.terminal import escaped
+from tgm_scale.runtime.terminal import escaped, without_secrets
 
 MADE_FROM = "made_from.json"
 
@@ -99,14 +99,14 @@ def rewrite(
     counts: Sequence[int],
     copy: Callable[[int, int, ShardWriter], str],
 ) -> None:
-    """Write this task's share of new shards of so many clips each, but those that are whole there. `copy` writes the
-    clip of a shard and a row, and says in a word to be counted what became of it. One whose bytes are damaged is left
-    out, since with a new sum they would pass for what was meant, and named in NNNNN.left_out.jsonl. Raises ValueError
-    where more are than --max-left-out."""
+    """Write this task's share of new shards of so many clips each, but those that are finished. `copy` writes the clip
+    of a shard and a row, and says in a word to be counted what became of it. One whose bytes are damaged is left out,
+    since with a new sum they would pass for what was meant, and named in NNNNN.left_out.jsonl. Raises ValueError where
+    all shards are finished, and lack more than --max-left-out."""
     mine = range(options.task, len(counts), options.tasks)
-    todo = [number for number in mine if not is_whole(shard_path(options.output, number))]
+    todo = [number for number in mine if not finished(options.output, number, counts[number])]
     print(f"{sum(counts)} clips in {len(counts)} shards; {len(todo)} of this task's {len(mine)} are to be made")
-    done, lost = Counter[str](), list[str]()
+    done: Counter[str] = Counter()
     with ProgressBars() as bars:
         task = bars.task("clips", sum(counts[number] for number in todo))
         for number in todo:
@@ -122,22 +122,43 @@ def rewrite(
                         outcome = f"left out ({error.problem.reason})"
                     done[outcome] += 1
                     task.advance()
-            names = options.output / f"{number:05d}.{LEFT_OUT}"
-            names.unlink(missing_ok=True)
-            if damaged:
-                write_left_out(names, [(options.shards, damaged)])
-                lost += [problem.key for problem in damaged]
+                _name(options, number, damaged)  # before the tar is there, which says that the shard is finished
     print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")
-    _tell_lost(options, lost, done.total())
+    _judge(options, counts)
 
 
-def _tell_lost(options: argparse.Namespace, lost: list[str], clips: int) -> None:
+def finished(folder: Path, number: int, count: int) -> bool:
+    """Whether a shard of so many clips was made: its tar is whole, or all its clips were damaged."""
+    return is_whole(shard_path(folder, number)) or _lost(folder, number) == count
+
+
+def _name(options: argparse.Namespace, number: int, damaged: list[Problem]) -> None:
+    names = _names(options.output, number)
+    if damaged:
+        write_left_out(names, [(without_secrets(options.shards), damaged)])
+    else:
+        names.unlink(missing_ok=True)
+
+
+def _names(folder: Path, number: int) -> Path:
+    return folder / f"{number:05d}.{LEFT_OUT}"
+
+
+def _lost(folder: Path, number: int) -> int:
+    names = _names(folder, number)
+    return len(names.read_bytes().splitlines()) if names.is_file() else 0
+
+
+def _judge(options: argparse.Namespace, counts: Sequence[int]) -> None:
+    """Of the whole output, so that neither a stop nor other tasks change it. Raises ValueError."""
+    lost = sum(_lost(options.output, number) for number in range(len(counts)))
     if not lost:
         return
     said = (
-        f"{len(lost)} of {clips} clips are damaged and were left out: {options.output}/NNNNN.{LEFT_OUT} names them; "
-        "once they are mended, remove the NNNNN.tar beside it, and the same command makes it anew"
+        f"{lost} of {sum(counts)} clips are damaged and were left out: {options.output}/NNNNN.{LEFT_OUT} names them; "
+        "once they are mended, remove it and the NNNNN.tar beside it, and the same command makes them anew"
     )
-    if len(lost) > options.max_left_out * clips:
+    whole = all(finished(options.output, number, count) for number, count in enumerate(counts))
+    if whole and lost > options.max_left_out * sum(counts):
         raise ValueError(f"{said}; more than --max-left-out={options.max_left_out}")
     print(said)
