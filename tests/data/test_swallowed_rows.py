@@ -90,5 +90,10 @@ def test_a_text_of_several_lines_is_a_text(tmp_path: Path, text: str, caption: s
 
 
 def test_an_open_mark_in_the_header_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x\.csv line 1: a name of a column has several lines: close its"):
-        listed(tmp_path, 'file,"caption\nv1,one\nv2,two"\nv3,three\n')
+    with pytest.raises(ValueError, match=r"x\.csv line 2: a name of a column has several lines, with what"):
+        listed(tmp_path, '\nfile,"caption\nv1,one\nv2,two"\nv3,three\n')
+
+
+def test_a_heading_of_two_lines_is_a_heading(tmp_path: Path) -> None:
+    (entry,) = listed(tmp_path, 'file,caption,"notes\n(from me)"\na.mp4,one,x\n').entries
+    assert entry.captions == ["one"]

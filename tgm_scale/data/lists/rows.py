@@ -61,9 +61,12 @@ def rows_of(path: str, text: str, selection: Selection) -> Rows:
         return lines_of(path, text, selection.wanted)
     columns, delimiter = header
     rows = table_rows(io.StringIO(text, newline=""), columns, delimiter, path)
-    _, heading = next(rows)
-    if any("\n" in value or "\r" in value for value in heading.values()):
-        raise ValueError(f"{path} line 1: a name of a column has several lines: close its quotation mark")
+    number, heading = next(rows)
+    if any(delimiter in line for value in heading.values() for line in lines_in(value)[1:]):
+        raise ValueError(
+            f"{path} line {number}: a name of a column has several lines, with what may be rows in it: close its "
+            "quotation mark, or put it on one line"
+        )
     below = ((f"{path} line {number}", fields) for number, fields in rows)
     return _by_columns(path, columns, below, selection)
 
