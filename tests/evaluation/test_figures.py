@@ -94,5 +94,12 @@ def test_queries_of_one_caption_are_right_or_wrong_together() -> None:
     assert found == {"value": 0.5, "low": 0.0, "high": 1.0, "clips": 64, "captions": 2}
     alone = ranks("x", scores, right, torch.arange(64))[0]["x R@1"]
     assert 0.3 < alone["low"] < alone["high"] < 0.7 and "captions" not in alone
-    words = dict(in_words({"figures": {"x R@1": found}, "facts": {"mean rank": 46.70499419}}))
-    assert words == {"x R@1": "0.5000 [0.0000, 1.0000] (95 %, bootstrap over 2 captions)", "mean rank": "46.7"}
+    words = dict(
+        in_words(
+            {"figures": {"x R@1": found}, "facts": {"mean rank": 46.70499419, "of many": 12345.5, "penalty": 1e-7}}
+        )
+    )
+    assert words == {"x R@1": "0.5000 [0.0000, 1.0000] (95 %, bootstrap over 2 captions)", "mean rank": "46.705"} | {
+        "of many": "12345.5",
+        "penalty": "1e-07",
+    }

@@ -29,7 +29,7 @@ def in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
         over = f" [{value['low']:.4f}, {value['high']:.4f}] (95 %, bootstrap over {of})"
         found.append((str(name), f"{value['value']:.4f}{over}"))
     facts = results.get("facts", {}).items()
-    found += [(str(name), f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in facts]
+    found += [(str(name), f"{value:.6g}" if isinstance(value, float) else str(value)) for name, value in facts]
     return found + [(name, str(results[name])) for name in ("views", SHARED) if name in results]
 
 
