@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tgm_scale.config.sections import GuidanceConfig
 from tgm_scale.runs.bottleneck import Rank, explain, from_metrics, read_ranks, workers_wanted
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.watchdog import Watchdog
@@ -17,6 +19,11 @@ from tgm_scale.training.watchdog import Watchdog
 def ranks(*shares: dict[str, float]) -> list[Rank]:
     whole = [{"update": 1 - sum(share.values())} | share for share in shares]
     return [Rank(number, f"node{number // 2}", share) for number, share in enumerate(whole)]
+
+
+def tree(**guidance: object) -> dict[str, Any]:
+    given = GuidanceConfig.model_validate({"towers": "small"} | guidance)
+    return {"data": {"workers": 8}, "masking": {"recipe": "text_guided"}, "guidance": given.model_dump()}
 
 
 GUIDANCE = [
@@ -52,9 +59,25 @@ GUIDANCE = [
     ],
 )
 def test_the_line_names_rank_cause_and_remedy(told: list[Rank], words: list[str]) -> None:
-    line = explain(told, workers=8)
+    line = explain(told, tree())
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "unsaid"),
+    [
+        ({"frames_per_tubelet": "one"}, ["set guidance.resolution=N", "`tgm-scale shards cache`"], "frames_per"),
+        ({"resolution": 112}, ["frames_per_tubelet=one", "lower guidance.resolution=112"], "resolution=N"),
+        ({"cached": True}, ["relevance is cached"], "frames_per"),
+        ({"towers": None}, ["masking.recipe=text_guided takes it"], "frames_per"),
+    ],
+)
+def test_guidance_is_not_to_be_made_cheaper_by_what_is_set(
+    given: dict[str, Any], said: list[str], unsaid: str
+) -> None:
+    line = explain(ranks({"guidance": 0.5}), tree(**given))
+    assert all(word in line for word in said) and unsaid not in line
 
 
 @pytest.mark.parametrize(("workers", "clips"), [(0, 6), (1, 4), (3, 9)])

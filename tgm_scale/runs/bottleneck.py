@@ -89,8 +89,8 @@ def counted(steps: int) -> str:
     return "the last step" if steps == 1 else f"about the last {steps} steps"
 
 
-def explain(ranks: list[Rank], workers: int) -> str:
-    """One line: the bottleneck, its rank, and the remedy. `workers`: data.workers."""
+def explain(ranks: list[Rank], tree: dict[str, Any]) -> str:
+    """One line: the bottleneck, its rank, and the remedy. tree: the run's configuration."""
     worst = {
         phase: max(ranks, key=lambda rank: rank.shares.get(phase, 0)) for phase in ("data", "guidance", "checkpoint")
     }
@@ -101,7 +101,7 @@ def explain(ranks: list[Rank], workers: int) -> str:
     over = {phase: share for phase, share in found.items() if share > _SHARES[phase]}
     if over:
         phase = max(over, key=lambda phase: over[phase] / _SHARES[phase])
-        return f"{phase}: " + _remedy(phase, worst.get(phase, last), ranks, workers)
+        return f"{phase}: " + _remedy(phase, worst.get(phase, last), ranks, tree)
     waiting = max(ranks, key=lambda rank: rank.shares.get("meeting", 0))
     if waiting.shares.get("meeting", 0) - found["network"] > _LAGGING:
         return (
@@ -111,9 +111,10 @@ def explain(ranks: list[Rank], workers: int) -> str:
     return f"none: {min(rank.shares['update'] for rank in ranks):.0%} of the time goes into the model"
 
 
-def _remedy(phase: str, rank: Rank, ranks: list[Rank], workers: int) -> str:
+def _remedy(phase: str, rank: Rank, ranks: list[Rank], tree: dict[str, Any]) -> str:
     share = rank.shares.get("meeting" if phase == "network" else phase, 0.0)
     if phase == "data":
+        workers = tree["data"]["workers"]
         wanted = workers_wanted(workers, share)
         least = min(other.shares.get("data", 0) for other in ranks)
         among = f" (least of all ranks: {least:.0%})" if len(ranks) > 1 else ""
@@ -123,14 +124,27 @@ def _remedy(phase: str, rank: Rank, ranks: list[Rank], workers: int) -> str:
             "--short-side (`tgm-scale shards make`)"
         )
     if phase == "guidance":
-        return (
-            f"{share:.0%} of the time of {rank}; set guidance.frames_per_tubelet=one, or guidance.resolution=N below "
-            "the tower's own side, or make relevance once: `tgm-scale shards cache`, then its output as data.shards "
-            "and guidance.cached=true"
-        )
+        return f"{share:.0%} of the time of {rank}; {_cheaper_guidance(tree)}"
     if phase == "checkpoint":
         return f"{share:.0%} of the time of {rank}; raise checkpoint.every, or write to a faster disk"
     return f"even {rank}, for which all others wait, spends {share:.0%} on meeting them; check the hosts' network"
+
+
+def _cheaper_guidance(tree: dict[str, Any]) -> str:
+    """The ways that are not taken yet."""
+    guidance = tree.get("guidance") or {}  # of a run that an earlier version made
+    if guidance.get("towers") is None:
+        return f"masking.recipe={tree['masking']['recipe']} takes it; docs/RECIPES.md says what each recipe costs"
+    if guidance.get("cached"):
+        return "relevance is cached: what is left are the shards' reading and the masks"
+    ways = [] if guidance.get("frames_per_tubelet") == "one" else ["set guidance.frames_per_tubelet=one"]
+    ways.append(
+        "set guidance.resolution=N below the tower's own side"
+        if guidance.get("resolution") is None
+        else f"lower guidance.resolution={guidance['resolution']}"
+    )
+    cached = "make relevance once: `tgm-scale shards cache`, then its output as data.shards and guidance.cached=true"
+    return f"{', or '.join(ways)}, or {cached}"
 
 
 def workers_wanted(workers: int, waiting: float) -> int:

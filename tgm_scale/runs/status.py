@@ -113,7 +113,7 @@ def _progress(
         return {}
     seconds = median(row["step_seconds"] for row in recent)
     ranks, steps = recent_shares(root, plan["world_size"], rows, starts)
-    held_up = explain(ranks, tree["data"]["workers"])
+    held_up = explain(ranks, tree)
     left = (plan["steps"] - last["step"]) * seconds
     age = time.time() - (root / "metrics.jsonl").stat().st_mtime
     return {
