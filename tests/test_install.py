@@ -130,6 +130,8 @@ def test_a_file_of_the_users_own_comes_before_a_packaged_one(tmp_path: Path, mon
             read_tree(nowhere)
     with pytest.raises(ValueError, match=r"; did you mean pretrain_vitl\?$"):
         read_tree("configs/pretrain_vit_l.yaml")
+    with pytest.raises(ValueError, match=r", study/terms, .*; did you mean study/terms\?$"):
+        read_tree("terms")
 
 
 def requirements() -> dict[str, Requirement]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tgm_scale import cli
 from tgm_scale.commands.convert import FORMATS
+from tgm_scale.conversion import convert as conversion
 from tgm_scale.conversion.convert import TARGETS, convert
 from tgm_scale.conversion.key_maps import EXTRAS, ModelKind
 from tgm_scale.conversion.mae_st import to_video
@@ -158,6 +159,25 @@ def test_an_output_is_never_written_over_and_its_folder_never_made(tmp_path: Pat
     with pytest.raises(ValueError, match="there is no folder"):
         convert(made("encoder"), tmp_path / "absent" / "out", "safetensors")
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("target", ["safetensors", "huggingface"])
+def test_what_another_conversion_wrote_meanwhile_is_kept(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other ends while this one compares outputs."""
+    outputs = conversion.outputs
+
+    def meanwhile(weights: Weights) -> torch.Tensor:
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "config.json").write_text("theirs")
+        return outputs(weights)
+
+    monkeypatch.setattr(conversion, "outputs", meanwhile)
+    with pytest.raises(ValueError, match="out: exists already"):
+        convert(made("pretraining"), tmp_path / "out", target)
+    assert [file.name for file in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "config.json").read_text() == "theirs"
 
 
 def test_nothing_is_kept_where_the_outputs_differ(tmp_path: Path) -> None:

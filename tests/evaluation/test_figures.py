@@ -22,6 +22,7 @@ def test_ranks_as_clip4clip_counts_them(queries: int) -> None:
     recalls, facts = ranks("x", scores, torch.eye(queries, dtype=torch.bool), torch.arange(queries))
     order = np.argsort(-scores.numpy(), axis=1)
     place = np.array([int(np.where(row == i)[0][0]) for i, row in enumerate(order)])
+    assert facts.pop("x R@1 by chance") == pytest.approx(1 / queries)
     assert facts == {"x median rank": np.median(place) + 1, "x mean rank": place.mean() + 1}
     assert set(recalls) == {f"x R@{k}" for k in (1, 5, 10) if k < queries}
     for k in (1, 5, 10):
@@ -33,7 +34,8 @@ def test_two_queries_at_places_0_and_10_have_a_median_rank_of_6() -> None:
     scores = -torch.arange(12.0).expand(2, 12)
     right = torch.zeros(2, 12, dtype=torch.bool)
     right[0, 0] = right[1, 10] = True
-    assert ranks("x", scores, right, torch.arange(2))[1] == {"x median rank": 6.0, "x mean rank": 6.0}
+    facts = ranks("x", scores, right, torch.arange(2))[1]
+    assert facts == {"x R@1 by chance": right.double().mean(), "x median rank": 6.0, "x mean rank": 6.0}
 
 
 def test_dual_softmax_by_its_formula() -> None:

@@ -103,8 +103,10 @@ def _leaves(tree: dict, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 def _sections(path: str | Path, file: Path) -> dict:
     if not file.is_file():
-        names = sorted(other.stem for other in CONFIGS.glob("*.yaml"))
-        close = difflib.get_close_matches(Path(path).stem, names, n=1)
+        found = [*CONFIGS.glob("*.yaml"), *CONFIGS.glob("study/*.yaml")]
+        names = sorted(other.relative_to(CONFIGS).with_suffix("").as_posix() for other in found)
+        ends = {name.rpartition("/")[2]: name for name in names}
+        close = [ends[end] for end in difflib.get_close_matches(Path(path).stem, ends, n=1)]
         near = f"; did you mean {close[0]}?" if close else ""
         listed = f"no such file; packaged: {', '.join(names)}{near}"
         what = "a folder: name a YAML file in it" if file.is_dir() else listed

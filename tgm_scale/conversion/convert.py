@@ -80,8 +80,7 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
     Raises ValueError where the format cannot hold these weights or the path is not new; ConversionFailed where
     what was written does not give our outputs."""
     path, chosen = Path(output), TARGETS[target]
-    if os.path.lexists(path):
-        raise ValueError(f"{path}: exists already: name a new path, or remove it")
+    _refuse_taken(path)
     if said := too_long(path):
         raise ValueError(said)
     if not path.parent.is_dir():
@@ -125,10 +124,16 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
             sync(file)
         if work.is_dir():
             sync(work)
+        _refuse_taken(path)  # by another conversion meanwhile
         work.rename(path)
     finally:
         shutil.rmtree(work) if work.is_dir() else work.unlink(missing_ok=True)
     return Conversion(weights, _left_out(source, weights, chosen), difference, largest)
+
+
+def _refuse_taken(path: Path) -> None:
+    if os.path.lexists(path):
+        raise ValueError(f"{path}: exists already: name a new path, or remove it")
 
 
 def _left_out(source: Weights, written: Weights, target: Target) -> list[str]:

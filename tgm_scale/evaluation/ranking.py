@@ -17,8 +17,8 @@ RANKS = (1, 5, 10)
 
 
 def ranks(name: str, scores_QG: Tensor, right_QG: Tensor, same_Q: Tensor) -> tuple[dict[str, Any], dict[str, float]]:
-    """Recall at 1, 5 and 10 with intervals; median and mean rank, from 1. The median of an even number of ranks is the
-    mean of the middle two, as numpy's, which CLIP4Clip's code takes.
+    """Recall at 1, 5 and 10 with intervals, and at 1 by chance; median and mean rank, from 1. The median of an even
+    number of ranks is the mean of the middle two, as numpy's, which CLIP4Clip's code takes.
 
     same_Q: int64, equal where queries are the same one, whose answers are right or wrong together: intervals are over
     distinct queries."""
@@ -26,7 +26,12 @@ def ranks(name: str, scores_QG: Tensor, right_QG: Tensor, same_Q: Tensor) -> tup
     recalls = {f"{name} R@{k}": results.accuracy(place_Q < k, same_Q) for k in RANKS if k < scores_QG.shape[1]}
     rank_Q = place_Q.sort().values.double() + 1
     median = (rank_Q[(len(rank_Q) - 1) // 2] + rank_Q[len(rank_Q) // 2]) / 2
-    return recalls, {f"{name} median rank": median.item(), f"{name} mean rank": rank_Q.mean().item()}
+    facts = {
+        f"{name} R@1 by chance": right_QG.double().mean().item(),
+        f"{name} median rank": median.item(),
+        f"{name} mean rank": rank_Q.mean().item(),
+    }
+    return recalls, facts
 
 
 def first_right(scores_QG: Tensor, right_QG: Tensor) -> Tensor:
