@@ -46,6 +46,12 @@ class RangeServer(SimpleHTTPRequestHandler):
         else:
             self.ranges.append(wanted)
             first, last = wanted.removeprefix("bytes=").split("-")
+            if int(first) >= len(data):  # RFC 9110, 15.5.17: of an empty file no byte can be asked for
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(data)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             start, end = int(first), min(int(last or len(data)), len(data) - 1)
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{end}/{len(data)}")
@@ -122,8 +128,9 @@ def test_after_one_replaced_shard_the_others_are_looked_at_anew(served, catalogu
     assert after.counts.tolist() == [2, 4] and after.sample(1, 3).key == "7_0003"
 
 
+@pytest.mark.parametrize("kept", [0, 700])
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_shard_that_held_nothing_at_first_is_looked_at_again(served, beside):
+def test_a_shard_that_held_nothing_at_first_is_looked_at_again(served, beside, kept):
     """As while it is still uploaded. No sample of it is ever read that would tell of its repair."""
     address, folder, _ = served
     open_corpus(folder)
@@ -131,7 +138,7 @@ def test_a_shard_that_held_nothing_at_first_is_looked_at_again(served, beside):
     for path in [*folder.glob("*.index.jsonl"), folder / MANIFEST]:
         path.unlink()
     both = address + "/{00000..00001}.tar"
-    (folder / "00001.tar").write_bytes(whole[:700])
+    (folder / "00001.tar").write_bytes(whole[:kept])
     assert open_corpus(both).counts.tolist() == [3]
     (folder / "00001.tar").write_bytes(whole)
     os.utime(folder / "00001.tar", (2**31, 2**31))

@@ -54,7 +54,7 @@ async def _tag(system: Any, url: str) -> str:
     session = await system.set_session()
     # of a range, as the samples' answers are; an address that is signed for GET knows no HEAD
     async with session.get(system.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
-        if answer.status not in (200, 206):
+        if answer.status not in (200, 206, 416):  # 416: of an empty file, which has no byte 0
             raise _refusal(answer, await answer.content.read(_WORDS))
         return _tag_of(answer)
 

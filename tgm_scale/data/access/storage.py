@@ -143,6 +143,8 @@ def open_seekable(path: str) -> BinaryIO:
     """A file to scan by seeking; of a URL, 64 KiB are fetched at a time. Raises as `open_file` does."""
     if not is_url(path):
         return open_file(path)
+    if size(path) == 0:  # fsspec would give a stream, which cannot seek
+        return io.BytesIO()
     system, name = file_system(path)
     try:
         return system.open(name, "rb", block_size=1 << 16)
