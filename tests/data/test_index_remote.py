@@ -13,8 +13,10 @@ from loopback import LoopbackServer
 from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.access import patience
+from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.shard_manifest import MANIFEST
+from tgm_scale.preflight.node_checks import read_one
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +167,21 @@ def test_an_empty_video_of_a_remote_list_is_empty(served):
     corpus = open_corpus(f"{address}/list.csv")
     read = [corpus.read(corpus.sample(number, 0), ["mp4"])["mp4"] for number in range(2)]
     assert read == [b"", b"some"]
+
+
+@pytest.mark.parametrize("when", ["before", "after it was asked for"])
+def test_a_video_of_a_remote_list_that_is_gone_is_left_out_and_named(served, when):
+    address, folder, _ = served
+    (folder / "list.csv").write_text("file,caption\na.mp4,one\nb.mp4,two\n")
+    for name in ("a", "b"):
+        (folder / f"{name}.mp4").write_bytes(b"some")
+    corpus = open_corpus(f"{address}/list.csv")
+    ref = corpus.sample(0, 0)
+    (folder / "a.mp4").unlink()
+    with pytest.raises(DamagedMember, match=r"a\.mp4: missing_video: http.*a\.mp4: its server has no such file"):
+        corpus.read(corpus.sample(0, 0) if when == "before" else ref, ["json", "mp4"])
+    assert corpus.read(corpus.sample(1, 0), ["mp4"]) == {"mp4": b"some"}
+    read_one(corpus, 0)
+    (folder / "b.mp4").unlink()
+    with pytest.raises(ValueError, match=r"list\.csv: .*its server has no such file, nor of the others"):
+        read_one(corpus, 0)

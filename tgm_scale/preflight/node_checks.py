@@ -14,25 +14,27 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from tgm_scale.config.sections import TrainingConfig
-from tgm_scale.data.shards.index import DamagedMember
+from tgm_scale.data.shards.index import Corpus, DamagedMember
+from tgm_scale.data.shards.video_files import MISSING
 from tgm_scale.engine import extensions
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.preflight.task_checks import TaskChecks
 from tgm_scale.runs import environment, run_folder
 from tgm_scale.runtime.distributed import ProcessInfo, refuse_hidden_gpus
+from tgm_scale.runtime.terminal import without_secrets
 from tgm_scale.training.opening import check_room
 
 _GB = 1e9
 _TEMPORARY_BYTES = 1 * _GB  # compiled kernels and sockets; a full /tmp fails late and says little
 _SIDE = 4096  # of the matrix product that a GPU is tried with: 2 * 4096^3 FLOP, 0.2 ms on an H100
 _ROUNDS = 50
+_LOOKED_FOR = 8  # videos of a list, until one is there
 _SHARED_FOLDER_SECONDS = 10  # a network file system may show a new file only after its attribute cache expires
 
 
@@ -142,10 +144,27 @@ def _check_run_folder(config: TrainingConfig, token: str) -> None:
 def _read_shards(report: Report, task: TaskChecks, process: ProcessInfo) -> None:
     """Read one sample of each corpus; other ranks read other shards."""
     for name, corpus in task.corpora(process).items():
-        ref = corpus.sample(process.rank % len(corpus.shards), 0)
-        with suppress(DamagedMember):  # a sample's, which the run leaves out and names: the storage answers
-            corpus.read(ref, [ref.video])
+        read_one(corpus, process.rank)
         report.must_match[f"corpus {name}"] = f"{len(corpus)} samples, {corpus.fingerprint}"
+
+
+def read_one(corpus: Corpus, first: int) -> None:
+    """Raises ValueError where a server has none of some videos from all over a list: its address may be mistaken."""
+    count = len(corpus.shards)
+    for k in range(_LOOKED_FOR):
+        ref = corpus.sample((first + k * count // _LOOKED_FOR) % count, 0)
+        try:
+            corpus.read(ref, [ref.video])
+            return
+        except DamagedMember as error:  # a sample's, which the run leaves out and names: the storage answers
+            if error.problem.reason != MISSING:
+                return
+            gone = error.problem
+    raise ValueError(
+        f"{without_secrets(corpus.origin)}: {gone.key}: {gone.detail}, nor of the others that were looked for: paths "
+        "of the list are addresses, or relative to data.root (default: the folder of the list): correct data.root or "
+        "the list"
+    )
 
 
 def try_extensions(plan: RunPlan, process: ProcessInfo, clear: bool) -> list[str]:

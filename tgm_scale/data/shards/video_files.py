@@ -13,7 +13,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.access import storage
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, split_extension, video_extension
 
-UNREADABLE = "folder_unreadable"
+UNREADABLE, MISSING = "folder_unreadable", "missing_video"
 _ENDINGS = ", ".join(VIDEO_EXTENSIONS)
 
 
@@ -111,7 +111,7 @@ class VideoFolder:
         detail = f"not below {self.root}"
         if self._unread:
             detail += f"; {len(self._unread)} folders cannot be read ({self._unread[0].key}: {self._unread[0].detail})"
-        return Problem(path, "missing_video", detail)
+        return Problem(path, MISSING, detail)
 
     def _named(self, path: str) -> str | None:
         place = path if storage.is_url(path) else os.path.join(self.root, path)
@@ -147,7 +147,7 @@ class VideoFolder:
             raise _Unclear("ambiguous", f"{len(found)} videos have this name: {', '.join(sorted(found)[:3])}")
         here, there = os.path.basename(above), os.path.basename(os.path.relpath(os.path.dirname(found[0]), self.root))
         if here and there not in ("", ".", here):
-            raise _Unclear("missing_video", f"not below {self.root}; {found[0]} has its name, in another folder")
+            raise _Unclear(MISSING, f"not below {self.root}; {found[0]} has its name, in another folder")
         return found[0]
 
     @cached_property

@@ -18,14 +18,16 @@ from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, split_extension, video_extension
 from tgm_scale.data.building.annotations import captions_of, json_fault
 from tgm_scale.data.lists.reading import Entry, Listing
-from tgm_scale.data.shards.index import NOTICES, Corpus
+from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.shard_index import SampleRef
-from tgm_scale.data.shards.video_files import VideoFolder, walk
+from tgm_scale.data.shards.video_files import MISSING, VideoFolder, walk
 from tgm_scale.runtime.outside.json_text import json_object, json_of
+from tgm_scale.runtime.terminal import without_secrets
 
 FILE = "files.json"  # in the run folder
 SAMPLED = 1000  # files of a list: where a hundredth was replaced, none of these was once in 20,000 times
+_GONE = -1  # bytes of a video that is not there
 Marks = dict[str, list[int]]  # of each file by its name: bytes, nanoseconds of the last change
 CAPTIONS = "captions.json"  # {NAME: a caption, or a list of them} of the videos in its folder
 
@@ -104,7 +106,13 @@ class VideoListCorpus(Corpus):
 
     def sample(self, shard: int, row: int) -> SampleRef:
         entry, place = self._entries[shard], self.shards[shard]
-        members = {video_extension(place): (0, storage.size(place, self.patience)), "json": (shard, 0)}
+        try:
+            size = storage.size(place, self.patience)
+        except FileNotFoundError:
+            if not storage.is_url(place):  # it was there when the list was opened: a disk may have gone
+                raise
+            size = _GONE
+        members = {video_extension(place): (0, size), "json": (shard, 0)}
         return SampleRef(entry.path, place, members, entry.path, self.prefix)
 
     def all_problems(self) -> Iterator[Problem]:
@@ -122,8 +130,18 @@ class VideoListCorpus(Corpus):
                 group = {} if entry.group is None else {"group": entry.group}
                 found["json"] = json.dumps({"captions": entry.captions, "label": entry.label, **group}).encode()
             elif extension in ref.members:
-                found[extension] = self._reader.read(ref.shard, *ref.members[extension])
+                found[extension] = self._video(ref, *ref.members[extension])
         return found
+
+    def _video(self, ref: SampleRef, start: int, size: int) -> bytes:
+        """Raises DamagedMember where its server, which is not asked when the list is opened, has none of that name."""
+        try:
+            if size != _GONE:
+                return self._reader.read(ref.shard, start, size)
+        except FileNotFoundError:
+            if not storage.is_url(ref.shard):
+                raise
+        raise DamagedMember(Problem(ref.name, MISSING, f"{without_secrets(ref.shard)}: its server has no such file"))
 
 
 def folder_listing(root: str) -> Listing | None:
