@@ -62,6 +62,7 @@ def test_a_study_is_stopped_goes_on_and_is_compared(file: Path, tmp_path: Path) 
     starts = (runs["tube+pixelsseed-0"] / "environment.jsonl").read_text().splitlines()
     assert len(starts) == 2 and len((runs["tube+pixelsseed-1"] / "environment.jsonl").read_text().splitlines()) == 1
 
+    assert re.search(r"^tube.*, seed \d: \w+: done in \d+:\d\d; about \d+:\d\d left$", done.stdout, re.MULTILINE)
     summary = json.loads((folder / "summary.json").read_text())
     arms = summary["evaluations"]["knn"]["arms"]
     assert arms["tube+pixels"]["seeds"] == arms["tube+contrast"]["seeds"] == [0, 1]

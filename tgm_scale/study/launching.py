@@ -147,10 +147,16 @@ class Launcher:
         records.write(job, records.FAILED if failed else records.DONE, seconds, why)
         if not failed:
             self._times.add(job, seconds)
-        how = f"failed: {why}" if failed else f"done in {clock(seconds)}"
+        how = f"failed: {why}" if failed else f"done in {clock(seconds)}{self._left(started.unit)}"
         print(message(f"{job.arm.name}, seed {job.seed}: {job.what}: {how}"), flush=True)
         if not failed or job.what != PRETRAIN:
             self._begin(place, started.unit, started.unit.jobs.index(job) + 1)
+
+    def _left(self, ended: Unit) -> str:
+        """In words, how long the rest takes; "" while it is not known."""
+        units = [ended, *(one.unit for one in self._running.values()), *self._waiting]
+        seconds = budget(units, self._times, len(self._places), None).seconds
+        return f"; about {clock(seconds)} left" if seconds else ""
 
     def _stop(self) -> None:
         """Asks what runs to stop, which saves checkpoints, and waits; a second signal does not wait."""
