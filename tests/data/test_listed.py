@@ -12,6 +12,7 @@ from loading import clip_loader
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.shards.index import Corpus
+from tgm_scale.data.shards.inventory import corpus_inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.data.video.encode import cut_clip, encode_video
@@ -41,6 +42,16 @@ def said(corpus: Corpus) -> dict[str, tuple[list[str], str | None]]:
         content = json.loads(corpus.read(ref, ["json"])["json"])
         found[ref.name] = (content["captions"], content["label"])
     return found
+
+
+def test_a_path_that_is_found_by_its_name_alone_is_told(videos: Path) -> None:
+    corpus = open_corpus(
+        write(videos, "names.csv", "file,caption", "class 0/-v_0.mp4,one", "-v_1.mp4,two", "-v_2,three")
+    )
+    told = next(line for line in corpus_inventory("data.shards", corpus).lines() if "usable" in line)
+    assert f"; 2 of 3 paths found by name alone, such as -v_1.mp4 at {videos}/class 1/-v_1.mp4" in told
+    whole = open_corpus(write(videos, "paths.csv", "file,caption", "class 0/-v_0.mp4,one"))
+    assert "by name" not in "".join(corpus_inventory("data.shards", whole).lines())
 
 
 def test_lines_of_all_the_usual_kinds(videos: Path) -> None:

@@ -392,5 +392,6 @@ def test_a_file_is_never_taken_for_another(tmp_path: Path) -> None:
     assert {path: place.removeprefix(f"{tmp_path}/") for path, place in found.places.items()} == {
         path: place for path, place in wanted.items() if "." in place
     }
+    assert found.by_name == ["78687", "old/B/only.avi"]
     assert {p.key: p.reason for p in found.problems} == {path: why for path, why in wanted.items() if "." not in why}
     assert VideoFolder(str(tmp_path)).find(["elsewhere/a.avi"]).places == {"elsewhere/a.avi": str(tmp_path / "a.mp4")}

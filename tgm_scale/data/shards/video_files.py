@@ -57,6 +57,7 @@ class Found:
 
     places: dict[str, str]  # path in the list -> file or URL
     problems: list[Problem]
+    by_name: list[str]  # of those paths the ones whose file lies in another folder below the root
 
 
 class VideoFolder:
@@ -98,7 +99,8 @@ class VideoFolder:
                     places[path] = place
             taken |= users.keys()
         problems = [why.get(path) or self._missing(path) for path in paths if path not in places]
-        return Found({path: places[path] for path in paths if path in places}, problems)
+        by_name = [path for path in paths if path in found and path in places]  # of the last way
+        return Found({path: places[path] for path in paths if path in places}, problems, by_name)
 
     @property
     def empty(self) -> bool:

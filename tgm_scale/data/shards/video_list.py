@@ -21,7 +21,7 @@ from tgm_scale.data.lists.reading import Entry, Listing
 from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.shard_index import SampleRef
-from tgm_scale.data.shards.video_files import MISSING, VideoFolder, walk
+from tgm_scale.data.shards.video_files import MISSING, Found, VideoFolder, walk
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import without_secrets
 
@@ -66,6 +66,8 @@ class VideoListCorpus(Corpus):
                 f"{listing.path}: none of its {count} videos can be used ({first.key} is the first: {first.reason}, "
                 f"{first.detail}): paths are absolute, or relative to data.root (default: the folder of the list)"
             )
+        if found.by_name:
+            self.listing = replace(listing, layout=f"{listing.layout}; {_elsewhere(found, count)}")
         self.left_out = Counter(problem.reason for problem in self._problems)
         self.lost = sum(count for reason, count in self.left_out.items() if reason not in NOTICES)
         entries = [entry for entry in listing.entries if entry.path in found.places]
@@ -142,6 +144,11 @@ class VideoListCorpus(Corpus):
             if not storage.is_url(ref.shard):
                 raise
         raise DamagedMember(Problem(ref.name, MISSING, f"{without_secrets(ref.shard)}: its server has no such file"))
+
+
+def _elsewhere(found: Found, count: int) -> str:
+    first = found.by_name[0]
+    return f"{len(found.by_name):,} of {count:,} paths found by name alone, such as {first} at {found.places[first]}"
 
 
 def folder_listing(root: str) -> Listing | None:
