@@ -33,6 +33,13 @@ def test_a_plan_names_batch_step_and_memory(capsys: pytest.CaptureFixture[str]) 
         assert words in said, said
 
 
+def test_a_small_model_costs_little_and_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config", "configs/demo.yaml"]) == 0
+    said = capsys.readouterr().out
+    assert "a step  6.9e-06 PFLOP, " in said
+    assert not re.search(r"(?<![\d.])0(\.0+)? (PFLOP|s|h|GB|GPU hours|kWh)\b", said), said
+
+
 def test_many_gpus_leave_each_a_smaller_micro_batch(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CONFIG, "--nodes", "16"]) == 0
     assert "2048 = 128 GPUs x 1 micro steps x 16" in capsys.readouterr().out

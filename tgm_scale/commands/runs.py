@@ -19,7 +19,8 @@ _FINETUNE_EXAMPLES = """examples:
   tgm-scale finetune --config configs/finetune_k400.yaml train.init_from=runs/pretrain data.root=/data/k400
   torchrun --nproc_per_node 8 -m tgm_scale finetune --config configs/finetune_ssv2.yaml train.init_from=vitb.pth
   sbatch slurm/finetune.sh configs/finetune_k400.yaml train.init_from=runs/pretrain data.root=/data/k400
-Without train.init_from it trains from scratch. Stopped, the same command resumes from the last checkpoint. docs/CONFIGURATION.md has every key.
+Without train.init_from it trains from scratch. Stopped, the same command resumes from the last checkpoint.
+docs/CONFIGURATION.md has every key.
 """
 
 

@@ -60,11 +60,11 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None)
     run, masks = cost.run, cost.run.masker
     layout, million = run.layout, cost.parameters / 1e6
     first = f", and {_giga(cost.first_pass)} for the first pass of the cached contrast" if cost.first_pass else ""
-    step = f"{cost.flop / 1e15:.2f} PFLOP"
+    step = f"{_said(cost.flop / 1e15, 2)} PFLOP"
     values: dict[str, Any] = {"flop": cost.flop}
     if time:
         values["seconds"] = time.model
-        step += f", {values['seconds']:.2f} s"
+        step += f", {_said(values['seconds'], 2)} s"
     found = [
         Figure(
             "model",
@@ -86,8 +86,8 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None)
     ]
     if cost.towers.macs:
         seconds = time.towers if time else None
-        text = f"{cost.towers.bytes / 1e9:.1f} GB a GPU, {_giga(cost.towers.macs)} multiply-accumulates a clip"
-        text += f", {seconds:.2f} s a step" if seconds is not None else ""
+        text = f"{_said(cost.towers.bytes / 1e9, 1)} GB a GPU, {_giga(cost.towers.macs)} multiply-accumulates a clip"
+        text += f", {_said(seconds, 2)} s a step" if seconds is not None else ""
         values = {"bytes": cost.towers.bytes, "macs": cost.towers.macs, "seconds": seconds}
         found.append(Figure("frozen towers", text, cost.towers.said + ", at the same rate", values))
     return found
@@ -96,6 +96,11 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None)
 def _giga(count: float) -> str:
     """One decimal place, or two digits of what is less than 1 G."""
     return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e9:#.2g} G"
+
+
+def _said(value: float, places: int = 0) -> str:
+    """At so many decimal places, or two digits of what would be 0 with them."""
+    return f"{value:.{places}f}" if round(value, places) or not value else f"{value:.2g}"
 
 
 def _in_fp32(cost: Cost, machine: Machine) -> str:
@@ -132,8 +137,8 @@ def _of_network(cost: Cost, machine: Machine, time: StepTime | None) -> list[Fig
     messages = messages_of(cost.run, cost.parameters)
     seconds = machine.network.seconds(cost.sent, messages, machine.gpus, machine.nodes)
     exposed = seconds * (1 - machine.network.overlap)
-    text = f"{cost.sent / 1e9:.2f} GB sent by each GPU a step at ZeRO {cost.run.stage} in {messages} collectives, "
-    text += f"{seconds:.2f} s, of which {exposed:.2f} s are waited for"
+    text = f"{_said(cost.sent / 1e9, 2)} GB sent by each GPU a step at ZeRO {cost.run.stage} in {messages} "
+    text += f"collectives, {_said(seconds, 2)} s, of which {_said(exposed, 2)} s are waited for"
     values = {"bytes": cost.sent, "messages": messages, "seconds": seconds, "exposed_seconds": exposed}
     if time:
         values["efficiency"] = (time.total - time.exposed) / time.total
@@ -146,7 +151,8 @@ def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -
     run = cost.run
     size = 4 * (1 + run.engine.moments) * cost.parameters
     count = kept.keep + 1 + (train.steps // kept.keep_every if train.steps and kept.keep_every else 0)
-    text = f"{size / 1e9:.1f} GB each, {count * size / 1e9:.0f} GB for {count}, {size / machine.nodes / STORAGE:.0f} s"
+    text = f"{_said(size / 1e9, 1)} GB each, {_said(count * size / 1e9)} GB for {count}, "
+    text += f"{_said(size / machine.nodes / STORAGE)} s"
     values: dict[str, Any] = {"bytes": size, "disk_bytes": count * size, "seconds": size / machine.nodes / STORAGE}
     found = [
         Figure("checkpoint", text, f"assumed: a node writes {STORAGE / 1e9:.0f} GB/s; no step waits for it", values)
@@ -171,17 +177,17 @@ def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -
 def _totals(steps: int, time: StepTime, machine: Machine) -> list[Figure]:
     hours, with_towers = steps * time.model / 3600, steps * (time.model + time.towers) / 3600
     whole = steps * time.total / 3600
-    text = f"{steps} steps, {hours:.1f} h of the model"
-    text += f"; {with_towers:.1f} h with guidance" if time.towers else ""
-    text += f"; {whole:.1f} h with what is waited for of the network" if time.exposed else ""
+    text = f"{steps} steps, {_said(hours, 1)} h of the model"
+    text += f"; {_said(with_towers, 1)} h with guidance" if time.towers else ""
+    text += f"; {_said(whole, 1)} h with what is waited for of the network" if time.exposed else ""
     gpu_hours = whole * machine.gpus
-    text += f"; {gpu_hours:.0f} GPU hours"
+    text += f"; {_said(gpu_hours)} GPU hours"
     values: dict[str, Any] = {"steps": steps, "hours": hours, "hours_with_towers": with_towers, "hours_in_all": whole}
     values["gpu_hours"] = gpu_hours
     basis = "assumed: no step waits for data"
     if machine.card:
         values["kwh"] = gpu_hours * machine.card.watts / 1000
-        text += f"; {values['kwh']:.0f} kWh"
+        text += f"; {_said(values['kwh'])} kWh"
         basis += f"; {machine.card.watts:.0f} W a GPU, its limit, without host and cooling"
     if machine.price is not None:
         values["money"] = gpu_hours * machine.price
