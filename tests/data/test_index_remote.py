@@ -183,5 +183,25 @@ def test_a_video_of_a_remote_list_that_is_gone_is_left_out_and_named(served, whe
     assert corpus.read(corpus.sample(1, 0), ["mp4"]) == {"mp4": b"some"}
     read_one(corpus, 0)
     (folder / "b.mp4").unlink()
-    with pytest.raises(ValueError, match=r"list\.csv: .*its server has no such file, nor of the others"):
+    with pytest.raises(ValueError, match=r"list\.csv: .*its server has no such file, and of none"):
         read_one(corpus, 0)
+
+
+def test_a_list_of_which_one_of_two_places_is_gone_is_read(served):
+    address, folder, _ = served
+    (folder / "list.csv").write_text("file,caption\n" + "".join(f"{n:02d}.mp4,one\n" for n in range(16)))
+    for number in range(1, 16, 2):
+        (folder / f"{number:02d}.mp4").write_bytes(b"some")
+    read_one(open_corpus(f"{address}/list.csv"), 0)
+
+
+def test_a_server_that_says_no_size_is_named(served, monkeypatch):
+    address, _, handler = served
+
+    def send_header(self, name, value):
+        if name != "Content-Length":
+            super(handler, self).send_header(name, value)
+
+    monkeypatch.setattr(handler, "send_header", send_header)
+    with pytest.raises(OSError, match=r"00000\.tar.*does not say how many bytes it has"):
+        open_corpus(f"{address}/00000.tar")

@@ -23,7 +23,7 @@ def ranks(*shares: dict[str, float]) -> list[Rank]:
 
 def tree(**guidance: object) -> dict[str, Any]:
     given = GuidanceConfig.model_validate({"towers": "small"} | guidance)
-    return {"data": {"workers": 8}, "masking": {"recipe": "text_guided"}, "guidance": given.model_dump()}
+    return {"data": {"workers": 8}, "guidance": given.model_dump()}
 
 
 GUIDANCE = [
@@ -70,7 +70,7 @@ def test_the_line_names_rank_cause_and_remedy(told: list[Rank], words: list[str]
         ({"frames_per_tubelet": "one"}, ["set guidance.resolution=N", "`tgm-scale shards cache`"], "frames_per"),
         ({"resolution": 112}, ["frames_per_tubelet=one", "lower guidance.resolution=112"], "resolution=N"),
         ({"cached": True}, ["relevance is cached"], "frames_per"),
-        ({"towers": None}, ["masking.recipe=text_guided takes it"], "frames_per"),
+        ({"towers": None}, ["masks without towers take it"], "frames_per"),
     ],
 )
 def test_guidance_is_not_to_be_made_cheaper_by_what_is_set(

@@ -34,9 +34,10 @@ def test_a_plan_names_batch_step_and_memory(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_small_model_costs_little_and_not_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--config", "configs/demo.yaml"]) == 0
+    assert main(["--config", "configs/demo.yaml", "--price", "2"]) == 0
     said = capsys.readouterr().out
-    assert "a step  6.9e-06 PFLOP, " in said
+    assert "a step  under 0.001 PFLOP, " in said and "checkpoint  0.012 GB each" in said
+    assert "0.0012 at 2 a GPU hour" in said
     assert not re.search(r"(?<![\d.])0(\.0+)? (PFLOP|s|h|GB|GPU hours|kWh)\b", said), said
 
 

@@ -142,5 +142,6 @@ def refuse_empty(names: list[str], source: LabelledCorpus, problems: list[Proble
     if not names:
         corpus = source.corpus
         raise ValueError(
-            f"corpus {corpus.name!r}: none of its {len(corpus)} clips can be used; the first: {problems[0]}"
+            f"corpus {corpus.name!r}: none of its {len(corpus)} clips can be used; the first: "
+            f"{problems[0].key}: {problems[0].reason}: {problems[0].detail}; correct data.root, or the list or shards"
         )

@@ -99,8 +99,10 @@ def _giga(count: float) -> str:
 
 
 def _said(value: float, places: int = 0) -> str:
-    """At so many decimal places, or two digits of what would be 0 with them."""
-    return f"{value:.{places}f}" if round(value, places) or not value else f"{value:.2g}"
+    """At so many decimal places; of what would be 0 with them two digits, from 0.001 on."""
+    if round(value, places) or not value:
+        return f"{value:.{places}f}"
+    return f"{value:.2g}" if value >= 0.001 else "under 0.001"
 
 
 def _in_fp32(cost: Cost, machine: Machine) -> str:
@@ -191,5 +193,6 @@ def _totals(steps: int, time: StepTime, machine: Machine) -> list[Figure]:
         basis += f"; {machine.card.watts:.0f} W a GPU, its limit, without host and cooling"
     if machine.price is not None:
         values["money"] = gpu_hours * machine.price
-        text += f"; {values['money']:,.0f} at {machine.price:g} a GPU hour"
+        money = values["money"]
+        text += f"; {_said(money) if money < 1 else format(money, ',.0f')} at {machine.price:g} a GPU hour"
     return [Figure("the run", text, basis, values)]

@@ -151,8 +151,9 @@ def _read_shards(report: Report, task: TaskChecks, process: ProcessInfo) -> None
 def read_one(corpus: Corpus, first: int) -> None:
     """Raises ValueError where a server has none of some videos from all over a list: its address may be mistaken."""
     count = len(corpus.shards)
-    for k in range(_LOOKED_FOR):
-        ref = corpus.sample((first + k * count // _LOOKED_FOR) % count, 0)
+    # k more each time: of lists that take turns among places, such as two servers, one place would be seen alone
+    for place in dict.fromkeys((first + k * count // _LOOKED_FOR + k) % count for k in range(_LOOKED_FOR)):
+        ref = corpus.sample(place, 0)
         try:
             corpus.read(ref, [ref.video])
             return
@@ -161,7 +162,7 @@ def read_one(corpus: Corpus, first: int) -> None:
                 return
             gone = error.problem
     raise ValueError(
-        f"{without_secrets(corpus.origin)}: {gone.key}: {gone.detail}, nor of the others that were looked for: paths "
+        f"{without_secrets(corpus.origin)}: {gone.key}: {gone.detail}, and of none that was looked for: paths "
         "of the list are addresses, or relative to data.root (default: the folder of the list): correct data.root or "
         "the list"
     )

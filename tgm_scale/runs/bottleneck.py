@@ -134,7 +134,7 @@ def _cheaper_guidance(tree: dict[str, Any]) -> str:
     """The ways that are not taken yet."""
     guidance = tree.get("guidance") or {}  # of a run that an earlier version made
     if guidance.get("towers") is None:
-        return f"masking.recipe={tree['masking']['recipe']} takes it; docs/RECIPES.md says what each recipe costs"
+        return "masks without towers take it: docs/RECIPES.md says what each recipe costs"
     if guidance.get("cached"):
         return "relevance is cached: what is left are the shards' reading and the masks"
     ways = [] if guidance.get("frames_per_tubelet") == "one" else ["set guidance.frames_per_tubelet=one"]

@@ -147,16 +147,27 @@ class Launcher:
         records.write(job, records.FAILED if failed else records.DONE, seconds, why)
         if not failed:
             self._times.add(job, seconds)
-        how = f"failed: {why}" if failed else f"done in {clock(seconds)}{self._left(started.unit)}"
+        how = f"failed: {why}" if failed else f"done in {clock(seconds)}{self._left(started)}"
         print(message(f"{job.arm.name}, seed {job.seed}: {job.what}: {how}"), flush=True)
         if not failed or job.what != PRETRAIN:
             self._begin(place, started.unit, started.unit.jobs.index(job) + 1)
 
-    def _left(self, ended: Unit) -> str:
-        """In words, how long the rest takes; "" while it is not known."""
-        units = [ended, *(one.unit for one in self._running.values()), *self._waiting]
-        seconds = budget(units, self._times, len(self._places), None).seconds
-        return f"; about {clock(seconds)} left" if seconds else ""
+    def _left(self, ended: _Started) -> str:
+        """In words, how long the rest takes by what has ended; "" while it is not known, or nothing is left."""
+        left = [self._times.left_of(_from(ended, 1))]
+        for one in self._running.values():
+            seconds = self._times.left_of(_from(one, 0))
+            left.append(None if seconds is None else max(0.0, seconds - (time.time() - one.life.began)))
+        left += [self._times.left(unit) for unit in self._waiting]
+        free = [0.0] * len(self._places)
+        for seconds in left:
+            if seconds is None:
+                return ""
+            heapq.heapreplace(free, free[0] + seconds)
+        longest = max(free)
+        if self._end is not None:
+            longest = min(longest, max(0.0, self._end - time.monotonic()))
+        return f"; about {clock(longest)} left" if longest >= 1 else ""
 
     def _stop(self) -> None:
         """Asks what runs to stop, which saves checkpoints, and waits; a second signal does not wait."""
@@ -171,6 +182,12 @@ class Launcher:
             for started in self._running.values():
                 started.life.__exit__()
                 records.write(started.job, records.STOPPED, time.time() - started.life.began)
+
+
+def _from(started: _Started, later: int) -> Sequence[Job]:
+    """The commands of its unit from the one that was started on, or so many after it; earlier ones that failed are not
+    begun again."""
+    return started.unit.jobs[started.unit.jobs.index(started.job) + later :]
 
 
 def _share_features(job: Job) -> None:

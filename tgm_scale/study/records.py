@@ -179,8 +179,12 @@ class Times:
 
     def left(self, unit: Unit) -> float | None:
         """Seconds of what is not done of a unit; None where no command of a kind has ended yet."""
+        return self.left_of(unit.jobs)
+
+    def left_of(self, jobs: Iterable[Job]) -> float | None:
+        """The same of some commands."""
         total = 0.0
-        for job in unit.jobs:
+        for job in jobs:
             found = read(job)
             if is_done(job):
                 continue

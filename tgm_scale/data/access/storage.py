@@ -109,9 +109,15 @@ def size(path: str, patience: float | None = None) -> int:
 
     def ask() -> int:
         try:
-            return int(system.size(name))
+            found = system.size(name)
         except FileNotFoundError as error:
             raise _meant(error) from None
+        if found is None:
+            raise PermanentError(
+                f"{without_secrets(path)}: its server does not say how many bytes it has (Content-Length): use one "
+                "that does"
+            )
+        return int(found)
 
     return retrying(ask, path, patience)
 
