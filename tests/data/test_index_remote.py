@@ -183,7 +183,7 @@ def test_a_video_of_a_remote_list_that_is_gone_is_left_out_and_named(served, whe
     assert corpus.read(corpus.sample(1, 0), ["mp4"]) == {"mp4": b"some"}
     read_one(corpus, 0)
     (folder / "b.mp4").unlink()
-    with pytest.raises(ValueError, match=r"list\.csv: .*its server has no such file, and of none"):
+    with pytest.raises(ValueError, match=r"list\.csv: .*its server has no such file, as of all"):
         read_one(corpus, 0)
 
 

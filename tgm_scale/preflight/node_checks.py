@@ -162,7 +162,7 @@ def read_one(corpus: Corpus, first: int) -> None:
                 return
             gone = error.problem
     raise ValueError(
-        f"{without_secrets(corpus.origin)}: {gone.key}: {gone.detail}, and of none that was looked for: paths "
+        f"{without_secrets(corpus.origin)}: {gone.key}: {gone.detail}, as of all that were looked for: paths "
         "of the list are addresses, or relative to data.root (default: the folder of the list): correct data.root or "
         "the list"
     )
