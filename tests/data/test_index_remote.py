@@ -187,12 +187,15 @@ def test_a_video_of_a_remote_list_that_is_gone_is_left_out_and_named(served, whe
         read_one(corpus, 0)
 
 
-def test_a_list_of_which_one_of_two_places_is_gone_is_read(served):
+@pytest.mark.parametrize("count", [16, 24])
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_list_of_which_one_of_two_places_is_gone_is_read(served, count, kept):
     address, folder, _ = served
-    (folder / "list.csv").write_text("file,caption\n" + "".join(f"{n:02d}.mp4,one\n" for n in range(16)))
-    for number in range(1, 16, 2):
+    (folder / "list.csv").write_text("file,caption\n" + "".join(f"{n:02d}.mp4,one\n" for n in range(count)))
+    for number in range(kept, count, 2):
         (folder / f"{number:02d}.mp4").write_bytes(b"some")
-    read_one(open_corpus(f"{address}/list.csv"), 0)
+    for rank in range(4):
+        read_one(open_corpus(f"{address}/list.csv"), rank)
 
 
 def test_a_server_that_says_no_size_is_named(served, monkeypatch):

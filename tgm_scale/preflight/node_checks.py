@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import random
 import shutil
 import tempfile
 import time
@@ -151,8 +152,8 @@ def _read_shards(report: Report, task: TaskChecks, process: ProcessInfo) -> None
 def read_one(corpus: Corpus, first: int) -> None:
     """Raises ValueError where a server has none of some videos from all over a list: its address may be mistaken."""
     count = len(corpus.shards)
-    # k more each time: of lists that take turns among places, such as two servers, one place would be seen alone
-    for place in dict.fromkeys((first + k * count // _LOOKED_FOR + k) % count for k in range(_LOOKED_FOR)):
+    # drawn: evenly spaced places may all be of one server where a list takes turns among several
+    for place in random.Random(first).sample(range(count), min(count, _LOOKED_FOR)):
         ref = corpus.sample(place, 0)
         try:
             corpus.read(ref, [ref.video])

@@ -154,20 +154,20 @@ class Launcher:
 
     def _left(self, ended: _Started) -> str:
         """In words, how long the rest takes by what has ended; "" while it is not known, or nothing is left."""
-        left = [self._times.left_of(_from(ended, 1))]
+        begun = [self._times.left_of(_from(ended, 1))]
         for one in self._running.values():
-            seconds = self._times.left_of(_from(one, 0))
-            left.append(None if seconds is None else max(0.0, seconds - (time.time() - one.life.began)))
-        left += [self._times.left(unit) for unit in self._waiting]
+            own, later = self._times.left_of([one.job]), self._times.left_of(_from(one, 1))
+            if own is None or later is None:
+                return ""
+            begun.append(max(0.0, own - (time.time() - one.life.began)) + later)
+        room = None if self._end is None else self._end - time.monotonic()
         free = [0.0] * len(self._places)
-        for seconds in left:
+        for number, seconds in enumerate([*begun, *map(self._times.left, self._waiting)]):
             if seconds is None:
                 return ""
-            heapq.heapreplace(free, free[0] + seconds)
-        longest = max(free)
-        if self._end is not None:
-            longest = min(longest, max(0.0, self._end - time.monotonic()))
-        return f"; about {clock(longest)} left" if longest >= 1 else ""
+            if number < len(begun) or room is None or free[0] + seconds <= room:  # others will be left out
+                heapq.heapreplace(free, free[0] + seconds)
+        return f"; about {clock(max(free))} left" if max(free) >= 1 else ""
 
     def _stop(self) -> None:
         """Asks what runs to stop, which saves checkpoints, and waits; a second signal does not wait."""
