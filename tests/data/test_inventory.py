@@ -24,7 +24,7 @@ ALONE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 def config(folder: Path, **data: object):
     tree = {
         "run": {"dir": "-"},
-        "data": {"shards": str(folder), **data},
+        "data": {"shards": str(folder)} | data,
         "objective": {"contrastive_weight": 0.0},
         "train": {"steps": 1},
     }
@@ -105,6 +105,52 @@ def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:
             open_corpora(settings.data, plan.captions, plan.without_captions)
         assert str(refused.value).endswith(f"to do without them add {' '.join(missing)}")
         assert not plan_pretraining(from_tree(apply_overrides(tree, missing)), ALONE).captions
+
+
+@pytest.mark.parametrize(
+    ("bare", "more", "refused"),
+    [
+        (3, {}, True),
+        (1, {}, True),  # of 5, above 0.1
+        (0, {}, False),
+        (1, {"max_skipped_share": 0.2}, False),
+        (5, {"max_skipped_share": 1.0}, False),
+    ],
+)
+def test_clips_without_a_caption_are_counted_at_the_start(
+    bare: int, more: dict[str, float], refused: bool, tmp_path: Path
+) -> None:
+    rows = [f"{number}.mp4,{'' if number < bare else f'caption {number}'}\n" for number in range(5)]
+    (tmp_path / "list.csv").write_text("file,caption\n" + "".join(rows))
+    for number in range(5):
+        (tmp_path / f"{number}.mp4").touch()
+    settings = config(tmp_path / "list.csv", **more)
+    if not refused:
+        open_corpora(settings.data, captions=True, without_captions=["masking.recipe=tube"])
+        return
+    with pytest.raises(
+        ValueError, match=rf"{bare} of 5 clips have no caption \(the first: 0.mp4\), more than data.max_s"
+    ):
+        open_corpora(settings.data, captions=True, without_captions=["masking.recipe=tube"])
+    open_corpora(settings.data, captions=False)
+
+
+def test_clips_without_a_caption_count_by_the_weight_of_their_list(tmp_path: Path) -> None:
+    for name, bare in (("half", 2), ("whole", 0)):
+        (tmp_path / name).mkdir()
+        rows = [f"{number}.mp4,{'' if number < bare else f'caption {number}'}\n" for number in range(4)]
+        (tmp_path / name / "list.csv").write_text("file,caption\n" + "".join(rows))
+        for number in range(4):
+            (tmp_path / name / f"{number}.mp4").touch()
+
+    def opened(weights: tuple[float, float]) -> None:
+        paths = [str(tmp_path / name / "list.csv") for name in ("half", "whole")]
+        parts = [{"path": path, "weight": weight} for path, weight in zip(paths, weights)]
+        open_corpora(config(tmp_path, shards=parts).data, captions=True, without_captions=["masking.recipe=tube"])
+
+    opened((0.1, 0.9))  # a twentieth of the samples
+    with pytest.raises(ValueError, match=r"half.list.csv: 2 of 4 clips have no caption"):
+        opened((0.5, 0.5))
 
 
 @pytest.mark.parametrize("captions", [["a"], ["a", "b"], ["a", "a"]])

@@ -64,7 +64,7 @@ def test_a_run_goes_on_after_its_tower_was_moved_and_not_with_another(
     assert "has another model.safetensors than the run was started with" in message
 
 
-def configured(folder: Path, **origin: str | None) -> Config:
+def configured(folder: Path, **origin: str | int | None) -> Config:
     tree: dict = {
         "run": {"dir": str(folder / "run")},
         "data": {"shards": "data/x"},
@@ -86,6 +86,12 @@ def refused(config: Config, *words: str) -> None:
     with pytest.raises(ValueError) as caught:
         start(config, step=5)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_run_that_is_to_last_longer_is_told_how(tmp_path: Path) -> None:
+    start(configured(tmp_path))
+    onward = f"to a new folder (there, train.init_from={tmp_path / 'run'} goes on from these weights"
+    refused(configured(tmp_path, train_steps=20), "train.steps: 10 there, 20 here", onward)
 
 
 def test_a_folder_of_before_goes_by_the_path_and_says_so(tmp_path: Path, towers: Path) -> None:

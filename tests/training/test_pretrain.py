@@ -80,7 +80,8 @@ def test_a_run_says_what_it_does_and_no_more(undisturbed: Path) -> None:
     assert "Warning" not in output and "deepspeed" not in output.lower(), output
     lines = [line for line in output.splitlines() if not line.startswith("step ")]
     lists = (
-        "data.train=train.csv data.test=test.csv data.root=FOLDER (lists with the columns file and label, of videos"
+        "data.train=YOUR_TRAIN.csv data.test=YOUR_TEST.csv data.root=FOLDER (lists with the columns file and label, "
+        "of videos"
     )
     assert f"encoder.checkpoint={undisturbed} {lists} below FOLDER)" in output
     # what was opened and three of its samples, the run, the masking, the objective, a broken clip and the end

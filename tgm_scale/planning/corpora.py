@@ -62,8 +62,28 @@ def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[st
     if any(corpus.lost > limit * (len(corpus) + corpus.lost) for corpus in opened):
         refuse_above(inventories(opened), limit)
     if captions and data.max_skipped_share < 1:
-        refuse_without_captions(opened, " ".join(without_captions))
+        remedy = " ".join(without_captions)
+        refuse_without_captions(opened, remedy)
+        _refuse_few_captions(data, opened, remedy)
     return opened
+
+
+def _refuse_few_captions(data: DataConfig, opened: list[Corpus], remedy: str) -> None:
+    """Raises ValueError where the lists lack more captions than a run may skip: it would stop after some steps. What
+    shards lack is known when they are read."""
+    sizes = [float(len(corpus)) for corpus in opened]
+    weights = [entry.weight or size for entry, size in zip(data.corpora(), sizes)]
+    bare = [corpus.uncaptioned if isinstance(corpus, VideoListCorpus) else [] for corpus in opened]
+    share = sum(weight * len(names) / size for weight, names, size in zip(weights, bare, sizes)) / sum(weights)
+    if round(share, 9) <= data.max_skipped_share:
+        return
+    where, names, count = max(zip(opened, bare, sizes), key=lambda part: len(part[1]))
+    raise ValueError(
+        f"{where.origin}: {len(names):,} of {count:,.0f} clips have no caption (the first: {names[0]}), more than "
+        f"data.max_skipped_share={data.max_skipped_share:g} lets a run skip: write captions for them "
+        "(docs/DATA.md#lists-and-folders-of-video-files), or raise the limit; to do without captions add "
+        f"{remedy}"
+    )
 
 
 def refuse_one_clip(opened: list[Corpus], objective: ObjectiveConfig) -> None:

@@ -43,8 +43,8 @@ def refuse_other(folder: Path, corpora: list[dict[str, Any]]) -> None:
         saved = any(folders.step_of(one) is not None for one in folder.glob("checkpoints/step-*"))
         saved = saved or any(folder.glob("checkpoints/damaged-step-*"))  # what was trained may be in them
         raise ValueError(
-            f"{file}: the run was started on other data ({_summary(before)}; now {_summary(corpora)}"
-            f"{_other_shards(before, corpora)}): " + (_SAVED if saved else _NOTHING_SAVED)
+            f"{file}: the run was started on other data: {_SAVED if saved else _NOTHING_SAVED} (it was "
+            f"{_summary(before)}; now {_summary(corpora)}{_other_shards(before, corpora)})"
         )
 
 

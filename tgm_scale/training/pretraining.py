@@ -195,7 +195,9 @@ def _labelled_data(data: DataConfig, corpus: Corpus) -> str:
             groups = f" {shlex.quote(f'data.test_groups={json.dumps(data.test_groups)}')}"
             return words + groups * (data.test_groups is not None)
     lists = "lists with the columns file and label" + ", of videos below FOLDER" * (data.root is None)
-    return f"data.train=train.csv data.test=test.csv {_words(('data.root', data.root or 'FOLDER'))} ({lists})"
+    return (
+        f"data.train=YOUR_TRAIN.csv data.test=YOUR_TEST.csv {_words(('data.root', data.root or 'FOLDER'))} ({lists})"
+    )
 
 
 def _words(*given: tuple[str, str | Path]) -> str:

@@ -61,10 +61,11 @@ class VideoListCorpus(Corpus):
                 raise ValueError(
                     f"data.root={root}: no such folder, where the videos of {listing.path} are looked for"
                 )
-            first = unfound[0]
+            lost = listing.problems
             raise ValueError(
-                f"{listing.path}: none of its {count} videos can be used ({first.key} is the first: {first.reason}, "
-                f"{first.detail}): paths are absolute, or relative to data.root (default: the folder of the list)"
+                f"{listing.path}: none of its {count} videos can be used ({_first(unfound)}): paths are absolute, or "
+                "relative to data.root (default: the folder of the list)"
+                + (f"; of its rows, {len(lost)} were left out before ({_first(lost)})" if lost else "")
             )
         if found.by_name:
             self.listing = replace(listing, layout=f"{listing.layout}; {_elsewhere(found, count)}")
@@ -101,6 +102,11 @@ class VideoListCorpus(Corpus):
     def groups(self) -> dict[str, str]:
         """The group of each file that has one, by the sample's name."""
         return {self.prefix + entry.path: entry.group for entry in self._entries if entry.group is not None}
+
+    @property
+    def uncaptioned(self) -> list[str]:
+        """The samples that have no caption, by name."""
+        return [self.prefix + entry.path for entry in self._entries if not entry.captions]
 
     def where(self, shard: int) -> str:
         """Where the list names the file, with a colon; "" where there is no list."""
@@ -144,6 +150,11 @@ class VideoListCorpus(Corpus):
             if not storage.is_url(ref.shard):
                 raise
         raise DamagedMember(Problem(ref.name, MISSING, f"{without_secrets(ref.shard)}: its server has no such file"))
+
+
+def _first(problems: list[Problem]) -> str:
+    key, reason, detail = problems[0].key, problems[0].reason, problems[0].detail
+    return f"{key} is the first: {reason}, {detail}"
 
 
 def _elsewhere(found: Found, count: int) -> str:
