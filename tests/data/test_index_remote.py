@@ -12,7 +12,7 @@ import pytest
 from loopback import LoopbackServer
 from tars import clips, make_corpus, write_tar
 
-from tgm_scale.data.access import patience
+from tgm_scale.data.access import patience, storage
 from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.shard_manifest import MANIFEST
@@ -198,13 +198,33 @@ def test_a_list_of_which_one_of_two_places_is_gone_is_read(served, count, kept):
         read_one(open_corpus(f"{address}/list.csv"), rank)
 
 
-def test_a_server_that_says_no_size_is_named(served, monkeypatch):
+@pytest.mark.parametrize("stated", ["bytes 0-0/*", "none", None])
+def test_a_server_that_says_no_size_is_named(served, monkeypatch, stated):
     address, _, handler = served
+    said = {"Content-Range": stated, "Content-Length": None}
 
     def send_header(self, name, value):
-        if name != "Content-Length":
+        value = said.get(name, value)
+        if value is not None:
             super(handler, self).send_header(name, value)
 
     monkeypatch.setattr(handler, "send_header", send_header)
     with pytest.raises(OSError, match=r"00000\.tar.*does not say how many bytes it has"):
         open_corpus(f"{address}/00000.tar")
+    del said["Content-Range"]  # which says it, too
+    assert len(open_corpus(f"{address}/00000.tar")) == 3
+
+
+def test_a_size_is_asked_for_again_while_its_server_is_busy(served, monkeypatch):
+    address, _, handler = served
+    busy = [503, 503]
+
+    def answered(self):
+        if busy:
+            self.send_error(busy.pop())
+            return True
+        return False
+
+    do_get = handler.do_GET
+    monkeypatch.setattr(handler, "do_GET", lambda self: answered(self) or do_get(self))
+    assert storage.size(f"{address}/00000.tar", patience=5) > 0 and not busy

@@ -50,13 +50,31 @@ def tag(system: Any, url: str) -> str:
     return sync(system.loop, _tag, system, url)
 
 
+def size(system: Any, url: str) -> int | None:
+    """Bytes of a file, where its server says so. Raises as `read_whole`."""
+    return sync(system.loop, _size, system, url)
+
+
 async def _tag(system: Any, url: str) -> str:
+    return _tag_of(await _first_byte(system, url))
+
+
+async def _size(system: Any, url: str) -> int | None:
+    answer = await _first_byte(system, url)
+    if answer.status == 416:  # of an empty file, which has no byte 0
+        return 0
+    said = answer.headers.get("Content-Length" if answer.status == 200 else "Content-Range", "")
+    found = re.fullmatch(r"(?:bytes \d+-\d+/)?(\d+)", said.strip())
+    return int(found[1]) if found else None
+
+
+async def _first_byte(system: Any, url: str) -> Any:
+    """The answer's head, as samples' answers have it: it is of a range, and an address signed for GET knows no HEAD."""
     session = await system.set_session()
-    # of a range, as the samples' answers are; an address that is signed for GET knows no HEAD
     async with session.get(system.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
-        if answer.status not in (200, 206, 416):  # 416: of an empty file, which has no byte 0
+        if answer.status not in (200, 206, 416):
             raise _refusal(answer, await answer.content.read(_WORDS))
-        return _tag_of(answer)
+        return answer
 
 
 def _tag_of(answer: Any) -> str:

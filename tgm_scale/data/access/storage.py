@@ -108,26 +108,15 @@ def size(path: str, patience: float | None = None) -> int:
     system, name = file_system(path)
 
     def ask() -> int:
-        try:
-            found = system.size(name)
-        except FileNotFoundError as error:
-            raise _meant(error) from None
+        found = http.size(system, name) if is_http(path) else system.size(name)
         if found is None:
             raise PermanentError(
-                f"{without_secrets(path)}: its server does not say how many bytes it has (Content-Length): use one "
-                "that does"
+                f"{without_secrets(path)}: its server does not say how many bytes it has (Content-Length, or after "
+                "the / of Content-Range): use one that does"
             )
         return int(found)
 
     return retrying(ask, path, patience)
-
-
-def _meant(error: FileNotFoundError) -> Exception:
-    """What was met: fsspec says that a file of a server is not there where any answer did not come."""
-    cause = error.__cause__
-    if not isinstance(cause, Exception) or getattr(cause, "status", None) in (404, 410):
-        return error
-    return cause
 
 
 class NotAFile(ValueError):
@@ -149,13 +138,11 @@ def open_seekable(path: str) -> BinaryIO:
     """A file to scan by seeking; of a URL, 64 KiB are fetched at a time. Raises as `open_file` does."""
     if not is_url(path):
         return open_file(path)
-    if size(path) == 0:  # fsspec would give a stream, which cannot seek
+    if not (known := size(path)):  # fsspec would give a stream, which cannot seek
         return io.BytesIO()
     system, name = file_system(path)
-    try:
-        return system.open(name, "rb", block_size=1 << 16)
-    except FileNotFoundError as error:
-        raise _meant(error) from None
+    told = {"size": known} if is_http(path) else {}  # which is not asked for again, by HEAD
+    return system.open(name, "rb", block_size=1 << 16, **told)
 
 
 def partial_of(path: Path) -> Path:
