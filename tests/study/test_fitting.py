@@ -84,3 +84,13 @@ def test_random_weights_are_no_start_of_pretrainings_that_go_on_from_others(file
     read(file, *given, "study.untrained=false")
     with pytest.raises(ValueError, match=r"train.init_from=runs/before, and the weights .* are then not random"):
         read(file, *given, "study.untrained=true")
+
+
+def test_an_evaluation_reads_clips_of_the_pretrainings_shape(file: Path) -> None:
+    """By default, and not 16 frames of 224 pixels, which tubelets of 3 frames do not divide."""
+    few = "train.global_batch_size=4, train.micro_batch_size=4"
+    shape = f"study.set=[data.frames=6, model.tubelet=3, {few}]"
+    knn = "study.evaluations={{knn: {{command: knn, set: [data.train=x, data.test=y, data.label=z{}]}}}}"
+    read(file, shape, knn.format(""), "study.untrained=false")
+    with pytest.raises(ValueError, match="frames=16: wanted a multiple of 3"):
+        read(file, shape, knn.format(", encoder.frames=16"), "study.untrained=false")

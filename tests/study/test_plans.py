@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -160,6 +161,19 @@ def test_a_study_is_the_same_wherever_its_folder_lies(
     for arm, same in ((knn.arm.name, True), ("other+pixels", False)):
         record["config"]["own"]["encoder"]["checkpoint"] = f"/gone/{arm}/seed-0/pretrain"
         (knn.folder / records.FILE).write_text(json.dumps(record))
+        assert records.is_done(knn) == same
+
+
+def test_records_of_before_have_values_of_the_encoder_that_were_not_set(file: Path, tmp_path: Path) -> None:
+    of = [f"run.dir={tmp_path}", "study.seeds=[0]"]
+    knn = units(load(file, *of))[0].jobs[1]
+    ended(knn)
+    record = json.loads((knn.folder / records.FILE).read_text())
+    before = {"size": "B", "initialisation": "videomae", "frames": 16, "image_size": 224}
+    for more, same in ({}, True), ({"frames": 8}, False):
+        written = copy.deepcopy(record)
+        written["config"]["own"]["encoder"] |= before | more
+        (knn.folder / records.FILE).write_text(json.dumps(written))
         assert records.is_done(knn) == same
 
 

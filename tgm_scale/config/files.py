@@ -228,7 +228,22 @@ def digest_tree(config: Section) -> dict[str, Any]:
             tree.get(section, {}).pop(name, None)
     for section in ("deepspeed", "checkpoint", "log", "profile", "knn"):
         tree.pop(section, None)
+    if encoder := tree.get("encoder"):  # what is not set is the checkpoint's
+        tree["encoder"] = {name: value for name, value in encoder.items() if value is not None}
     if terms := tree.get("objective", {}).get("terms"):  # the two older keys have the weights of theirs
         others = {name: weight for name, weight in terms.items() if weight and name not in ("pixels", "contrast")}
         tree["objective"]["terms"] = others or None
     return tree
+
+
+_ONCE_UNSET = {"size": "B", "initialisation": "videomae", "frames": 16, "image_size": 224}
+
+
+def comparable(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """`there` as it compares with `here`, both of digest_tree: earlier versions wrote these values of encoder.* where
+    none was set, and read the checkpoint's."""
+    of, set_here = there.get("encoder"), here.get("encoder")
+    if not isinstance(of, dict) or not isinstance(set_here, dict):
+        return there
+    kept = {name: value for name, value in of.items() if name in set_here or _ONCE_UNSET.get(name) != value}
+    return there | {"encoder": kept}

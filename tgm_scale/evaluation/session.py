@@ -42,6 +42,7 @@ class Session(NamedTuple):
 
 
 PARTS: tuple[Role, ...] = ("train", "test")
+_RANDOM_SIZE = "B"  # of random weights, unless encoder.size sets another
 
 
 @contextmanager
@@ -62,8 +63,8 @@ def session(config: FrozenConfig) -> Iterator[Session]:
 def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
     settings = config.encoder
     if settings.checkpoint == "random":
-        if process.is_main and "size" not in settings.model_fields_set:
-            print(f"encoder.checkpoint=random: of size {settings.size}; encoder.size={{tiny,S,B,L,H,g}} sets another")
+        if process.is_main and settings.size is None:
+            print(f"encoder.checkpoint=random: of size {_RANDOM_SIZE}; encoder.size={{tiny,S,B,L,H,g}} sets another")
         if process.is_main and config.data.stride is None and config.data.sampling == "dense":
             print(
                 f"warning: encoder.checkpoint=random has no stride of a pretraining: frames are {DEFAULT_STRIDE} "
@@ -71,22 +72,20 @@ def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
                 flush=True,
             )
         return FrozenEncoder.random(
-            settings.size,
-            settings.frames,
-            settings.image_size,
+            settings.size or _RANDOM_SIZE,
+            settings.frames or 16,
+            settings.image_size or 224,
             config.run.seed,
             process.device,
-            settings.initialisation,
+            settings.initialisation or "videomae",
         )
-    given = {key: getattr(settings, key) for key in ("frames", "image_size") if key in settings.model_fields_set}
     try:
-        found = FrozenEncoder.load(settings.checkpoint, process.device, **given)
+        found = FrozenEncoder.load(settings.checkpoint, process.device, settings.frames, settings.image_size)
     except ValueError as mistake:
         said = str(mistake)
         key = "encoder.checkpoint=" if said.startswith(settings.checkpoint) else ""
         raise ValueError(f"{key}{said}") from None
-    width = SIZES[settings.size].width
-    if "size" in settings.model_fields_set and width != found.size.width:
+    if settings.size is not None and SIZES[settings.size].width != found.size.width:
         raise ValueError(
             f"encoder.size={settings.size}: {settings.checkpoint} is of an encoder of width {found.size.width}; leave "
             "the key out: it is of encoder.checkpoint=random alone"

@@ -59,12 +59,21 @@ class EncoderConfig(Section):
     checkpoint: str = Field(
         description="run folder, checkpoint, any file that conversion reads; 'random': random weights"
     )
-    size: Literal["tiny", "S", "B", "L", "H", "g"] = Field("B", description="size of the model of random weights")
-    initialisation: Literal["videomae", "local"] = Field(
-        "videomae", description="start of random weights, as model.initialisation of a run"
+    size: Literal["tiny", "S", "B", "L", "H", "g"] | None = Field(
+        None, description="size of the model of random weights; default: B"
     )
-    frames: int = Field(16, ge=1, le=MAX_FRAMES, description="frames of a clip; default: the checkpoint's")
-    image_size: int = Field(224, ge=8, le=MAX_SIDE, description="side of the clip, pixels; default: the checkpoint's")
+    initialisation: Literal["videomae", "local"] | None = Field(
+        None, description="start of random weights, as model.initialisation of a run; default: videomae"
+    )
+    frames: int | None = Field(
+        None, ge=1, le=MAX_FRAMES, description="frames of a clip; default: the checkpoint's, 16 of random weights"
+    )
+    image_size: int | None = Field(
+        None,
+        ge=8,
+        le=MAX_SIDE,
+        description="side of the clip, pixels; default: the checkpoint's, 224 of random weights",
+    )
     temporal_views: int = Field(1, ge=1, le=MAX_VIEWS, description="features are the mean over the views of a video")
     spatial_views: Literal[1, 3] = Field(1, description="the centre square, or three squares along the long side")
 

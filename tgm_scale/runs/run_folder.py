@@ -167,11 +167,12 @@ def differences(config: RunSettings) -> list[str]:
         return []
     before = configuration.checked(configuration.read_tree(file), str(file), type(config))
     there, here = (tree_without_secrets(configuration.digest_tree(one)) for one in (before, config))
+    there = configuration.comparable(there, here)
     differing = [
-        f"{section}.{key}: {there[section].get(key)!r} there, {value!r} here"
+        f"{section}.{key}: {there[section].get(key)!r} there, {values.get(key)!r} here"
         for section, values in here.items()
-        for key, value in values.items()
-        if there[section].get(key) != value and f"{section}.{key}" not in (*origins.KEYS, *_WEIGHTS)
+        for key in {**values, **there[section]}
+        if there[section].get(key) != values.get(key) and f"{section}.{key}" not in (*origins.KEYS, *_WEIGHTS)
     ]
     differing += _other_terms(before, config)
     return differing + origins.differences(there, here, origins.read(file.parent))

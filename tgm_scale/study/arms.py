@@ -190,9 +190,7 @@ def _untrained(evaluation: EvaluationConfig, pretrained: Config, overrides: list
     config = _load(evaluation, [*overrides, *found])
     assert isinstance(config, settings.FrozenConfig)
     of_pretraining = {"frames": data.frames, "image_size": data.size}
-    found += [
-        f"encoder.{key}={of}" for key, of in of_pretraining.items() if key not in config.encoder.model_fields_set
-    ]
+    found += [f"encoder.{key}={of}" for key, of in of_pretraining.items() if getattr(config.encoder, key) is None]
     return [*found, *([f"data.stride={data.stride}"] if config.data.stride is None else [])]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tgm_scale.config import Config, RunSettings, digest_tree
+from tgm_scale.config import Config, RunSettings, comparable, digest_tree
 from tgm_scale.planning.corpora import corpus_metadata, open_corpora
 from tgm_scale.runs import run_data, run_folder
 from tgm_scale.runtime.files import replace_file
@@ -39,10 +39,15 @@ class Record:
 def read(job: Job) -> Record | None:
     """None where it never ended, where it was another's of this name, and where the file is damaged."""
     found = _any(job)
-    ours = (
-        found is not None and _within(found.config, job) == _decides(job) and found.command in ("", job.arguments[0])
-    )
+    ours = found is not None and _alike(found.config, job) and found.command in ("", job.arguments[0])
     return found if ours else None
+
+
+def _alike(config: dict[str, Any], job: Job) -> bool:
+    there, here = _within(config, job), _decides(job)
+    if isinstance(there, dict) and isinstance(there.get("own"), dict):
+        there = there | {"own": comparable(there["own"], here["own"])}
+    return there == here
 
 
 def _any(job: Job) -> Record | None:

@@ -69,7 +69,7 @@ async def _size(system: Any, url: str) -> int | None:
 
 
 async def _first_byte(system: Any, url: str) -> Any:
-    """The answer's head, as samples' answers have it: it is of a range, and an address signed for GET knows no HEAD."""
+    """The answer's head, of a range as the samples' answers are; an address that is signed for GET knows no HEAD."""
     session = await system.set_session()
     async with session.get(system.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
         if answer.status not in (200, 206, 416):
