@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -323,18 +324,34 @@ def test_a_damaged_record_is_none(evaluated: tuple[StudyConfig, list[Unit]], cha
     assert summarise(config, found, [])["evaluations"]["knn"]["arms"]["tube+pixels"]["missing"]["0"] == "not done yet"
 
 
-def test_what_was_found_is_drawn_against_the_cost(
+def test_what_was_found_is_drawn_against_the_cost_and_over_the_labels(
     evaluated: tuple[StudyConfig, list[Unit]], file: Path, tmp_path: Path
 ) -> None:
-    def drawn(folder: Path, name: str = "cost.png") -> subprocess.CompletedProcess[str]:
-        given = [f"run.dir={folder}", f"study.maskers={MASKERS}", "--output", str(tmp_path / name)]
-        command = [sys.executable, "tools/draw_cost.py", "--config", str(file), *given]
+    def drawn(folder: Path, name: str = "cost.png", *more: str) -> subprocess.CompletedProcess[str]:
+        given = [f"run.dir={folder}", f"study.maskers={MASKERS}", *more, "--output", str(tmp_path / name)]
+        against = Path(name).stem
+        command = [sys.executable, "tools/draw_study.py", "--against", against, "--config", str(file), *given]
         return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
 
     nothing = drawn(tmp_path / "elsewhere")
     assert nothing.returncode == 2 and "no arm of the study has been evaluated there: run it first" in nothing.stderr
     other = drawn(tmp_path, "cost.jpg")
     assert other.returncode == 2 and "cost.jpg: a PNG is drawn: name it .png" in other.stderr
+    one = drawn(tmp_path, "labels.png")
+    assert one.returncode == 2 and "no two evaluations differ in data.share" in one.stderr
     assert drawn(tmp_path).returncode == 0
-    with Image.open(tmp_path / "cost.png") as picture:
-        assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "lines, bars and letters"
+    _, found = evaluated
+    for unit in found:
+        if (folder := unit.jobs[1].folder).is_dir():
+            shutil.copytree(folder, folder.parent / "knn_50")
+    knn = "command: knn, set: [data.train=x, data.test=y, data.label=truth.objects.0.shape, data.workers=0"
+    both = f"study.evaluations={{knn: {{{knn}]}}, knn_50: {{{knn}, data.share=0.5]}}}}"
+    given = [f"run.dir={tmp_path}", f"study.maskers={MASKERS}", both]
+    study = configuration.checked(configuration.read_tree(file, given), str(file), StudyConfig, given)
+    for job in (job for unit in units(study) for job in unit.jobs if (job.folder / "results.json").is_file()):
+        records.write(job, records.DONE, 1.0)
+    done = drawn(tmp_path, "labels.png", both)
+    assert done.returncode == 0, done.stderr
+    for name in ("cost.png", "labels.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "lines, bars and letters"
