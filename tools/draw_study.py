@@ -39,7 +39,7 @@ _30, which are drawn over their data.share. A dot is the mean over seeds, a bar 
 0 done, 2 a mistake in the command, or nothing to draw."""
 _HERE = ProcessInfo(0, 1, 0, torch.device("cpu"))
 _COLOURS = ("#2a6fdb", "#e0662b", "#3d9a50", "#8a63d2", "#b5489b", "#0e8794", "#c9a227", "#6b7280")
-_UNTRAINED = "#6b7280"
+_UNTRAINED = "#111827"
 Spreads = dict[str, dict[str, Any]]  # of an evaluation's figure, by arm
 
 
@@ -113,12 +113,21 @@ def _against_cost(spreads: Spreads, costs: dict[str, float], axis: Axes) -> None
 
 
 def _labels(found: list[Unit], spreads: dict[str, Spreads]) -> dict[str, Callable[[Axes], None]]:
-    """What draws a panel, by the name that its evaluations share."""
-    shares = {job.what: _share(job.config) for unit in found for job in unit.jobs if job.what != PRETRAIN}
-    curves: defaultdict[str, dict[float, Spreads]] = defaultdict(dict)
-    for name, of in spreads.items():
-        curves[re.sub(r"_\d+$", "", name)][shares[name]] = of
-    return {name: partial(_over_labels, curve) for name, curve in curves.items() if len(curve) > 1}
+    """What draws a panel, by the name that its evaluations share: of one command, of which each has another share.
+    Raises ValueError where two have the same."""
+    jobs = {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}
+    curves: defaultdict[tuple[str, str], dict[float, str]] = defaultdict(dict)
+    for name in spreads:
+        curve = curves[re.sub(r"_\d+$", "", name), jobs[name].arguments[0]]
+        share = _share(jobs[name].config)
+        if share in curve:
+            raise ValueError(f"study.evaluations: {curve[share]} and {name} have data.share={share:g}: rename one")
+        curve[share] = name
+    return {
+        min(curve.values(), key=len): partial(_over_labels, {share: spreads[name] for share, name in curve.items()})
+        for curve in curves.values()
+        if len(curve) > 1
+    }
 
 
 def _share(config: RunSettings) -> float:
@@ -146,7 +155,7 @@ def _png(panels: dict[str, Callable[[Axes], None]], figures: dict[str, str]) -> 
     FigureCanvasAgg(figure)  # no window system is asked for
     for axis, (name, draw) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         axis.set_title(name, fontsize=11, loc="left")
-        axis.set_ylabel(figures.get(name, ""))
+        axis.set_ylabel(figures[name])
         draw(axis)
         axis.legend(fontsize=8, frameon=False)
     stream = io.BytesIO()

@@ -198,7 +198,7 @@ def test_a_list_of_which_one_of_two_places_is_gone_is_read(served, count, kept):
         read_one(open_corpus(f"{address}/list.csv"), rank)
 
 
-@pytest.mark.parametrize("stated", ["bytes 0-0/*", "none", None])
+@pytest.mark.parametrize("stated", ["bytes 0-0/*", "none", None, "12", "bytes 5-5/12"])
 def test_a_server_that_says_no_size_is_named(served, monkeypatch, stated):
     address, _, handler = served
     said = {"Content-Range": stated, "Content-Length": None}
@@ -228,3 +228,30 @@ def test_a_size_is_asked_for_again_while_its_server_is_busy(served, monkeypatch)
     do_get = handler.do_GET
     monkeypatch.setattr(handler, "do_GET", lambda self: answered(self) or do_get(self))
     assert storage.size(f"{address}/00000.tar", patience=5) > 0 and not busy
+
+
+@pytest.mark.parametrize(("stated", "size"), [("bytes */0", 0), (None, 0), ("bytes */12345", None)])
+def test_of_an_empty_file_no_byte_can_be_asked_for(served, monkeypatch, stated, size):
+    address, folder, handler = served
+    (folder / "some.mp4").write_bytes(b"")
+
+    def send_header(self, name, value):
+        if name != "Content-Range":
+            super(handler, self).send_header(name, value)
+        elif stated:
+            super(handler, self).send_header(name, stated)
+
+    monkeypatch.setattr(handler, "send_header", send_header)
+    if size is not None:
+        assert storage.size(f"{address}/some.mp4") == size
+        return
+    with pytest.raises(OSError, match=r"does not honour range requests \(status 416"):
+        storage.size(f"{address}/some.mp4")
+
+
+def test_a_size_that_is_forbidden_has_the_way_in(served, monkeypatch):
+    address, _, handler = served
+    monkeypatch.setattr(handler, "do_GET", lambda self: self.send_error(403))
+    with pytest.raises(PermissionError, match=r"403 Forbidden.*the address wants a login") as refused:
+        storage.size(f"{address}/00000.tar")
+    assert f"{refused.value}".count("wants a login") == 1

@@ -129,7 +129,8 @@ def test_clips_without_a_caption_are_counted_at_the_start(
         open_corpora(settings.data, captions=True, without_captions=["masking.recipe=tube"])
         return
     with pytest.raises(
-        ValueError, match=rf"{bare} of 5 clips have no caption \(the first: 0.mp4\), more than data.max_s"
+        ValueError,
+        match=rf"{bare} of 5 clips without .* skip {bare / 5:g} of its",
     ):
         open_corpora(settings.data, captions=True, without_captions=["masking.recipe=tube"])
     open_corpora(settings.data, captions=False)
@@ -149,8 +150,22 @@ def test_clips_without_a_caption_count_by_the_weight_of_their_list(tmp_path: Pat
         open_corpora(config(tmp_path, shards=parts).data, captions=True, without_captions=["masking.recipe=tube"])
 
     opened((0.1, 0.9))  # a twentieth of the samples
-    with pytest.raises(ValueError, match=r"half.list.csv: 2 of 4 clips have no caption"):
+    with pytest.raises(ValueError, match=r"half.list.csv: 2 of 4 clips without a .* skip 0.25 of its samples"):
         opened((0.5, 0.5))
+    few = [f"{number}.mp4,{'' if number < 3 else 'a caption'}\n" for number in range(40)]
+    (tmp_path / "whole" / "list.csv").write_text("file,caption\n" + "".join(few))
+    for number in range(40):
+        (tmp_path / "whole" / f"{number}.mp4").touch()
+    with pytest.raises(ValueError, match=r"half.list.csv: 2 of 4"):  # the other has more of them, of few samples
+        opened((0.9, 0.1))
+
+
+def test_a_caption_that_cannot_be_used_is_named_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("file,caption\n0.mp4,a\x07b\n1.mp4,a caption\n")
+    for number in range(2):
+        (tmp_path / f"{number}.mp4").touch()
+    with pytest.raises(ValueError, match=r"1 of 2 clips .*0.mp4 has a caption that cannot be used: .*control char"):
+        open_corpora(config(tmp_path / "list.csv").data, captions=True, without_captions=["masking.recipe=tube"])
 
 
 @pytest.mark.parametrize("captions", [["a"], ["a", "b"], ["a", "a"]])

@@ -54,9 +54,9 @@ def test_what_cannot_be_read_or_is_no_video_is_named(tmp_path: Path) -> None:
         ValueError, match=r"none of its 2 videos .*b.m4s is the first: not_a_video, .*line 2: is there, but"
     ):
         open_corpus(tmp_path / "list.csv")
-    (tmp_path / "list.csv").write_text("file,caption\na.mp4,one, two\nnowhere.mp4,c\n")
+    (tmp_path / "list.csv").write_text("file,caption\na.mp4,one, two\nnowhere.mp4,c\nnowhere.mp4,c\n")
     with pytest.raises(
-        ValueError, match=r"nowhere.mp4 is the first.*; of its rows, 1 were .*a.mp4 .*quote what holds"
+        ValueError, match=r"nowhere.mp4 is the first.*; rows left out before, 1: a.mp4 .*quote what holds"
     ):
         open_corpus(tmp_path / "list.csv")
     with pytest.raises(ValueError, match=r"a.mp4: one video; name the folder of it"):

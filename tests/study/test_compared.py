@@ -346,12 +346,15 @@ def test_what_was_found_is_drawn_against_the_cost_and_over_the_labels(
             shutil.copytree(folder, folder.parent / "knn_50")
     knn = "command: knn, set: [data.train=x, data.test=y, data.label=truth.objects.0.shape, data.workers=0"
     both = f"study.evaluations={{knn: {{{knn}]}}, knn_50: {{{knn}, data.share=0.5]}}}}"
-    given = [f"run.dir={tmp_path}", f"study.maskers={MASKERS}", both]
-    study = configuration.checked(configuration.read_tree(file, given), str(file), StudyConfig, given)
-    for job in (job for unit in units(study) for job in unit.jobs if (job.folder / "results.json").is_file()):
-        records.write(job, records.DONE, 1.0)
-    done = drawn(tmp_path, "labels.png", both)
-    assert done.returncode == 0, done.stderr
+    for given, code in ((both.replace(", data.share=0.5", ""), 2), (both, 0)):
+        overrides = [f"run.dir={tmp_path}", f"study.maskers={MASKERS}", given]
+        study = configuration.checked(configuration.read_tree(file, overrides), str(file), StudyConfig, overrides)
+        for job in (job for unit in units(study) for job in unit.jobs if (job.folder / "results.json").is_file()):
+            records.write(job, records.DONE, 1.0)
+        done = drawn(tmp_path, "labels.png", given)
+        assert done.returncode == code and ("knn and knn_50 have data.share=1" in done.stderr) == bool(code), (
+            done.stderr
+        )
     for name in ("cost.png", "labels.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "lines, bars and letters"

@@ -12,6 +12,7 @@ from launch import run
 from safetensors.torch import load_file, save_file
 
 from tgm_scale import cli
+from tgm_scale.checkpoints.folders import MANIFEST, folder_of
 from tgm_scale.config import Config, from_tree
 from tgm_scale.runs import origins, run_folder
 from tgm_scale.runs.metrics import read_metrics
@@ -91,7 +92,14 @@ def refused(config: Config, *words: str) -> None:
 def test_a_run_that_is_to_last_longer_is_told_how(tmp_path: Path) -> None:
     start(configured(tmp_path))
     onward = f"to a new folder (there, train.init_from={tmp_path / 'run'} goes on from these weights"
-    refused(configured(tmp_path, train_steps=20), "train.steps: 10 there, 20 here", onward)
+    for saved in (False, True):
+        for more, there in ({"train_steps": 20}, saved), ({"train_steps": 20, "train_global_batch_size": 8}, False):
+            with pytest.raises(ValueError, match=r"train.steps: 10 there, 20 here") as caught:
+                start(configured(tmp_path, **more))
+            assert (onward in str(caught.value)) == there
+        folder = folder_of(tmp_path / "run" / "checkpoints", 10)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MANIFEST).touch()
 
 
 def test_a_folder_of_before_goes_by_the_path_and_says_so(tmp_path: Path, towers: Path) -> None:

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 from launch import ROOT, command, environment, run
+from short_run import moving_texture
 from starts import Started
 
 from tgm_scale import cli
 from tgm_scale.checkpoints import checkpoint, folders
+from tgm_scale.data.video.encode import encode_video
 from tgm_scale.runs.compare import compare
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.status import status
@@ -272,6 +274,16 @@ def test_a_run_folder_of_another_configuration_is_refused(config: Path) -> None:
 def test_too_many_broken_samples_stop_the_run(config: Path) -> None:
     done = pretrain(config, "data.max_skipped_share=0.01", code=2)
     assert "data.max_skipped_share=0.01" in done.stderr and "no_caption" in done.stderr
+
+
+def test_captions_that_lack_are_counted_before_a_run_and_not_again(config: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.mp4").write_bytes(encode_video(moving_texture(number), 12))
+    (tmp_path / "list.csv").write_text("file,caption\n0.mp4,\n1.mp4,one\n2.mp4,two\n3.mp4,three\n")
+    given = [f"data.shards={tmp_path / 'list.csv'}", "train.steps=1"]
+    assert "1 of 4 clips without a caption" in pretrain(config, *given, code=2).stderr
+    pretrain(config, *given, "data.max_skipped_share=1")
+    assert "no step was left" in pretrain(config, *given).stdout
 
 
 def test_weights_of_another_run_start_a_new_one(config: Path, undisturbed: Path) -> None:

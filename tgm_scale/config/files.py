@@ -243,7 +243,7 @@ def comparable(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     """`there` as it compares with `here`, both of digest_tree: earlier versions wrote these values of encoder.* where
     none was set, and read the checkpoint's."""
     of, set_here = there.get("encoder"), here.get("encoder")
-    if not isinstance(of, dict) or not isinstance(set_here, dict):
-        return there
+    if not isinstance(of, dict) or not isinstance(set_here, dict) or not _ONCE_UNSET.keys() <= of.keys():
+        return there  # what this version writes has no value where none is set
     kept = {name: value for name, value in of.items() if name in set_here or _ONCE_UNSET.get(name) != value}
     return there | {"encoder": kept}

@@ -71,18 +71,21 @@ def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[st
 def _refuse_few_captions(data: DataConfig, opened: list[Corpus], remedy: str) -> None:
     """Raises ValueError where the lists lack more captions than a run may skip: it would stop after some steps. What
     shards lack is known when they are read."""
-    sizes = [float(len(corpus)) for corpus in opened]
-    weights = [entry.weight or size for entry, size in zip(data.corpora(), sizes)]
+    weights = [entry.weight or float(len(corpus)) for entry, corpus in zip(data.corpora(), opened)]
     bare = [corpus.uncaptioned if isinstance(corpus, VideoListCorpus) else [] for corpus in opened]
-    share = sum(weight * len(names) / size for weight, names, size in zip(weights, bare, sizes)) / sum(weights)
-    if round(share, 9) <= data.max_skipped_share:
+    shares = [weight / sum(weights) * len(names) / len(corpus) for weight, names, corpus in zip(weights, bare, opened)]
+    if round(sum(shares), 9) <= data.max_skipped_share:
         return
-    where, names, count = max(zip(opened, bare, sizes), key=lambda part: len(part[1]))
+    worst = shares.index(max(shares))
+    listed, names = opened[worst], bare[worst]
+    assert isinstance(listed, VideoListCorpus)
+    unfit = next((problem for problem in listed.listing.problems if problem.reason == "bad_caption"), None)
+    first = f"; of what it has, {unfit.key} has a caption that cannot be used: {unfit.detail}" if unfit else ""
     raise ValueError(
-        f"{where.origin}: {len(names):,} of {count:,.0f} clips have no caption (the first: {names[0]}), more than "
-        f"data.max_skipped_share={data.max_skipped_share:g} lets a run skip: write captions for them "
-        "(docs/DATA.md#lists-and-folders-of-video-files), or raise the limit; to do without captions add "
-        f"{remedy}"
+        f"{listed.origin}: {len(names):,} of {len(listed):,} clips without a caption (the first: {names[0]}){first}. A "
+        f"run would skip {sum(shares):.2g} of its samples, more than data.max_skipped_share="
+        f"{data.max_skipped_share:g}: write captions for them (docs/DATA.md#lists-and-folders-of-video-files), or "
+        f"raise the limit{f'; to do without captions add {remedy}' if remedy else ''}"
     )
 
 

@@ -54,7 +54,7 @@ def _of_newest(view: RunView) -> Reconstruction | None:
     plan = plan_pretraining(config, ProcessInfo(0, 1, 0, cpu))
     assert plan.masker is not None
     check_shards(config.data)
-    corpora = open_corpora(config.data, plan.captions, plan.without_captions)
+    corpora = open_corpora(config.data, captions=False)
     towers = load_towers(guidance, plan.masker.needs, contrastive=False, device=cpu)
     checkpoint = folder / f"step-{step:08d}"
     model = build(read(checkpoint))

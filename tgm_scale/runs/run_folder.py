@@ -149,13 +149,15 @@ def _other_terms(before: RunSettings, config: RunSettings) -> list[str]:
 
 def _refuse_other_run(config: RunSettings, file: Path) -> None:
     if differing := differences(config):
-        longer = any(line.startswith(("train.steps:", "train.epochs:")) for line in differing)
-        onward = f" (there, train.init_from={file.parent} goes on from these weights, with rates of its own)"
+        longer = all(line.startswith(("train.steps:", "train.epochs:")) for line in differing)
+        longer = (
+            longer and isinstance(config, configuration.Config) and bool(folders.steps_in(file.parent / "checkpoints"))
+        )
+        onward = f" (there, train.init_from={file.parent} goes on from these weights, with rates of its own)" * longer
         raise ValueError(
             f"run.dir={file.parent}: holds a run of another configuration by its config.yaml "
             f"({'; '.join(differing)}): set run.dir to a new folder"
-            f"{onward * (longer and isinstance(config, configuration.Config))}, or give the same values to resume "
-            "this one"
+            f"{onward}, or give the same values to resume this one"
         )
 
 

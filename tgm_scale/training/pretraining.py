@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
+from tgm_scale.checkpoints import folders
 from tgm_scale.config import Config, DataConfig, override
 from tgm_scale.conversion.key_maps import MASKS
 from tgm_scale.data.loading.loader import ClipLoader
@@ -67,13 +68,14 @@ class Pretraining(Task):
     def __init__(self, config: Config, plan: RunPlan, start: Start):
         self.config, self.folder, self.collectives = config, start.folder, start.collectives
         process = self.process = start.collectives.process
-        opened = None
+        opened, begun = None, bool(folders.steps_in(self.folder / "checkpoints"))
+        captions = plan.captions and not begun  # a run that has gone well so far is not judged again
         if process.is_main:
             make_synthetic(config.data)
             # builds the indices of foreign shards, once
-            opened = open_corpora(config.data, plan.captions, plan.without_captions)
+            opened = open_corpora(config.data, captions, plan.without_captions)
         self.collectives.barrier()
-        self.corpora = opened or open_corpora(config.data, plan.captions, plan.without_captions)
+        self.corpora = opened or open_corpora(config.data, captions, plan.without_captions)
         self.coupled = CAPTIONS in plan.terms
         refuse_one_clip(self.corpora, config.objective)
         self.samples = sum(len(corpus) for corpus in self.corpora)

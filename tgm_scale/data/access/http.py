@@ -61,10 +61,12 @@ async def _tag(system: Any, url: str) -> str:
 
 async def _size(system: Any, url: str) -> int | None:
     answer = await _first_byte(system, url)
+    said = answer.headers.get("Content-Length" if answer.status == 200 else "Content-Range", "").strip()
     if answer.status == 416:  # of an empty file, which has no byte 0
-        return 0
-    said = answer.headers.get("Content-Length" if answer.status == 200 else "Content-Range", "")
-    found = re.fullmatch(r"(?:bytes \d+-\d+/)?(\d+)", said.strip())
+        if said in ("", "bytes */0"):
+            return 0
+        raise PermanentError(f"its server does not honour range requests (status 416, Content-Range {said!r})")
+    found = re.fullmatch(r"(\d+)" if answer.status == 200 else r"bytes 0-0/(\d+)", said, re.IGNORECASE)
     return int(found[1]) if found else None
 
 

@@ -79,10 +79,14 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
         try:
             result = action()
         except _LASTING as error:
-            if "://" not in what or "://" in str(error):
+            if "://" not in what:
                 raise
-            more = f": {remedy(what)}" if isinstance(error, PermissionError) else ""
-            raise type(error)(f"{what}: {without_secrets(str(error))}{more}") from error
+            said = without_secrets(str(error))
+            if "://" not in said:
+                said = f"{what}: {said}"
+            if isinstance(error, PermissionError) and (way_out := remedy(what)) not in said:
+                said += f": {way_out}"
+            raise type(error)(said) from error
         except (*_OUR_OWN, PermanentError, Refused, StoppedWaiting, RecursionError, NotImplementedError):
             raise
         except Exception as error:  # remote file systems raise classes of their own (aiohttp, botocore)

@@ -61,11 +61,11 @@ class VideoListCorpus(Corpus):
                 raise ValueError(
                     f"data.root={root}: no such folder, where the videos of {listing.path} are looked for"
                 )
-            lost = listing.problems
+            lost = [problem for problem in listing.problems if problem.reason not in NOTICES]
             raise ValueError(
                 f"{listing.path}: none of its {count} videos can be used ({_first(unfound)}): paths are absolute, or "
                 "relative to data.root (default: the folder of the list)"
-                + (f"; of its rows, {len(lost)} were left out before ({_first(lost)})" if lost else "")
+                + (f"; rows left out before, {len(lost)}: {_first(lost)}" if lost else "")
             )
         if found.by_name:
             self.listing = replace(listing, layout=f"{listing.layout}; {_elsewhere(found, count)}")
