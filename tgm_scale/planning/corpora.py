@@ -82,8 +82,8 @@ def _refuse_few_captions(data: DataConfig, opened: list[Corpus], remedy: str) ->
     unfit = next((problem for problem in listed.listing.problems if problem.reason == "bad_caption"), None)
     first = f"; of what it has, {unfit.key} has a caption that cannot be used: {unfit.detail}" if unfit else ""
     raise ValueError(
-        f"{listed.origin}: {len(names):,} of {len(listed):,} clips without a caption (the first: {names[0]}){first}. A "
-        f"run would skip {sum(shares):.2g} of its samples, more than data.max_skipped_share="
+        f"{listed.origin}: {len(names):,} of {len(listed):,} clips without a caption (the first: {names[0]}){first}. "
+        f"A run would skip {sum(shares):.2g} of its samples, more than data.max_skipped_share="
         f"{data.max_skipped_share:g}: write captions for them (docs/DATA.md#lists-and-folders-of-video-files), or "
         f"raise the limit{f'; to do without captions add {remedy}' if remedy else ''}"
     )
