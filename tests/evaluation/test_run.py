@@ -343,25 +343,6 @@ def test_frozen_features_of_clips_of_another_shape_have_interpolated_positions(
     assert cli.main(mistake) == 2 and "encoder.image_size=50: wanted a multiple of 8" in capsys.readouterr().err
 
 
-def test_the_configuration_that_was_written_makes_the_same_again(
-    shards: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also in a folder of before, which has values that were not set."""
-    command = arguments("knn", first := tmp_path / "first", checkpoint, shards)
-    assert cli.main(command) == 0
-    written = (first / "config.yaml").read_text()
-    for folder in (first, tmp_path / "again"):
-        assert cli.main(["knn", "--config", f"{first}/config.yaml", f"run.dir={folder}"]) == 0
-    assert results(tmp_path / "again")["figures"] == results(first)["figures"]
-    for name, value in (("size", "B"), ("initialisation", "videomae"), ("frames", 16), ("image_size", 224)):
-        written = written.replace(f"  {name}: null\n", f"  {name}: {value}\n")
-    ours = written.replace("size: B", "size: null")  # which has set frames alone
-    for text, code in ((written, 0), (ours, 2), (written.replace("frames: 16", "frames: 2"), 2)):
-        (first / "config.yaml").write_text(text)
-        assert cli.main(command) == code
-    assert "encoder.frames: 2 there, None here" in capsys.readouterr().err
-
-
 def test_an_attentive_probe_sees_the_tokens_of_all_views(shards: str, checkpoint: Path, tmp_path: Path) -> None:
     """Not the mean by place, which is another thing in each crop."""
     more = ["encoder.spatial_views=3", "encoder.temporal_views=2"]
