@@ -46,7 +46,7 @@ Spreads = dict[str, dict[str, Any]]  # of an evaluation's figure, by arm
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(__doc__, EXAMPLES)
     add = parser.add_argument
-    add("--against", choices=("cost", "labels"), required=True, help="what lies along the horizontal axis")
+    add("--against", choices=_WAYS, required=True, help="what lies along the horizontal axis")
     add("--config", action=Once, required=True, metavar="FILE", help="the study, with its runs where run.dir says")
     add("--output", type=Path, required=True, metavar="FILE.png", help="the picture; written over")
     add("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
@@ -63,14 +63,10 @@ def _run(options: argparse.Namespace) -> int:
     found = units(study)
     summary = summarise(study, found, [])
     spreads = {name: of for name, one in summary["evaluations"].items() if (of := _spreads(one))}
-    draw = _costs if options.against == "cost" else _labels
+    draw, lacking = _WAYS[options.against]
     panels = draw(found, spreads)
     if not panels:
-        lacking = "no arm of the study has been evaluated there: run it first"
-        if spreads:
-            lacking = (
-                "no pretraining has been evaluated" if draw is _costs else "no two evaluations differ in data.share"
-            )
+        lacking = lacking if spreads else "no arm of the study has been evaluated there: run it first"
         raise ValueError(f"run.dir={study.run.dir}: {lacking}")
     figures = {name: one["figure"] for name, one in summary["evaluations"].items()}
     with replacing(options.output) as file:
@@ -162,6 +158,11 @@ def _png(panels: dict[str, Callable[[Axes], None]], figures: dict[str, str]) -> 
     figure.savefig(stream, format="png", dpi=110, metadata={"Software": None})
     return stream.getvalue()
 
+
+_WAYS = {  # what draws them, and why there may be nothing to draw
+    "cost": (_costs, "no pretraining has been evaluated"),
+    "labels": (_labels, "no two evaluations differ in data.share"),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

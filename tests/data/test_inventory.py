@@ -76,6 +76,8 @@ def test_notices_are_no_losses() -> None:
         "    duplicate_member: 5 (b: x; c: x; d: x; ...)",
         "    no_video: 1 (a)",
     ]  # fmt: skip
+    noted = Inventory.of("data", 9, [Problem("b", "duplicate_row", "x")], listed="left_out.jsonl")
+    assert noted.lines()[1] == "  noted, not left out (all named in left_out.jsonl of the run):"
 
 
 def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:

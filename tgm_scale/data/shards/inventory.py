@@ -69,8 +69,9 @@ class Inventory:
         found = [f"{self.part}: {self.usable:,} usable" + (f" ({self.layout})" if self.layout else "")]
         found += [f"  such as {example}" for example in self.examples]
         if self.left_out:
+            noted = set(self.left_out) <= set(NOTICES)
             found.append(
-                f"  left out, {self.share:.2%}"
+                ("  noted, not left out" if noted else f"  left out, {self.share:.2%}")
                 + (f" (all named in {self.listed}{' of the run' * (self.listed == LEFT_OUT)})" if self.listed else "")
                 + ":"
             )
