@@ -112,18 +112,18 @@ def _labels(found: list[Unit], spreads: dict[str, Spreads]) -> dict[str, Callabl
     """What draws a panel, by the name that its evaluations share: of one command, of which each has another share.
     Raises ValueError where two have the same."""
     jobs = {job.what: job for unit in found for job in unit.jobs if job.what != PRETRAIN}
-    curves: defaultdict[tuple[str, str], dict[float, str]] = defaultdict(dict)
+    curves: defaultdict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
     for name in spreads:
-        curve = curves[re.sub(r"_\d+$", "", name), jobs[name].arguments[0]]
-        share = _share(jobs[name].config)
-        if share in curve:
-            raise ValueError(f"study.evaluations: {curve[share]} and {name} have data.share={share:g}: rename one")
-        curve[share] = name
-    return {
-        min(curve.values(), key=len): partial(_over_labels, {share: spreads[name] for share, name in curve.items()})
-        for curve in curves.values()
-        if len(curve) > 1
-    }
+        curves[re.sub(r"_\d+$", "", name), jobs[name].arguments[0]].append((_share(jobs[name].config), name))
+    panels: dict[str, Callable[[Axes], None]] = {}
+    for curve in curves.values():
+        at = {share: name for share, name in curve}
+        if len(at) > 1 and len(at) < len(curve):
+            names = ", ".join(name for _, name in curve)
+            raise ValueError(f"study.evaluations: of {names} two have the same data.share: rename one")
+        if len(at) > 1:
+            panels[min(at.values(), key=len)] = partial(_over_labels, {share: spreads[at[share]] for share in at})
+    return panels
 
 
 def _share(config: RunSettings) -> float:

@@ -230,7 +230,7 @@ def test_a_size_is_asked_for_again_while_its_server_is_busy(served, monkeypatch)
     assert storage.size(f"{address}/00000.tar", patience=5) > 0 and not busy
 
 
-@pytest.mark.parametrize(("stated", "size"), [("bytes */0", 0), (None, 0), ("bytes */12345", None)])
+@pytest.mark.parametrize(("stated", "size"), [("bytes */0", 0), ("Bytes */0", 0), (None, 0), ("bytes */12345", None)])
 def test_of_an_empty_file_no_byte_can_be_asked_for(served, monkeypatch, stated, size):
     address, folder, handler = served
     (folder / "some.mp4").write_bytes(b"")
@@ -245,7 +245,7 @@ def test_of_an_empty_file_no_byte_can_be_asked_for(served, monkeypatch, stated, 
     if size is not None:
         assert storage.size(f"{address}/some.mp4") == size
         return
-    with pytest.raises(OSError, match=r"does not honour range requests \(status 416"):
+    with pytest.raises(OSError, match=r"some.mp4: its server does not honour range requests \(status 416"):
         storage.size(f"{address}/some.mp4")
 
 

@@ -77,7 +77,7 @@ def test_notices_are_no_losses() -> None:
         "    no_video: 1 (a)",
     ]  # fmt: skip
     noted = Inventory.of("data", 9, [Problem("b", "duplicate_row", "x")], listed="left_out.jsonl")
-    assert noted.lines()[1] == "  noted, not left out (all named in left_out.jsonl of the run):"
+    assert noted.lines()[1] == "  noted, no sample is lost by it (all named in left_out.jsonl of the run):"
 
 
 def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_caption_that_cannot_be_used_is_named_at_the_start(tmp_path: Path) -> 
     (tmp_path / "list.csv").write_text("file,caption\n0.mp4,a\x07b\n1.mp4,a caption\n")
     for number in range(2):
         (tmp_path / f"{number}.mp4").touch()
-    with pytest.raises(ValueError, match=r"1 of 2 clips .*0.mp4 has a caption that cannot be used: .*control char"):
+    with pytest.raises(ValueError, match=r"1 of 2 clips .*0.mp4 has one that cannot be used: .*control char"):
         open_corpora(config(tmp_path / "list.csv").data, captions=True, without_captions=["masking.recipe=tube"])
 
 

@@ -343,18 +343,19 @@ def test_what_was_found_is_drawn_against_the_cost_and_over_the_labels(
     _, found = evaluated
     for unit in found:
         if (folder := unit.jobs[1].folder).is_dir():
-            shutil.copytree(folder, folder.parent / "knn_50")
+            for name in ("knn_50", "knn_60"):
+                shutil.copytree(folder, folder.parent / name)
     knn = "command: knn, set: [data.train=x, data.test=y, data.label=truth.objects.0.shape, data.workers=0"
     both = f"study.evaluations={{knn: {{{knn}]}}, knn_50: {{{knn}, data.share=0.5]}}}}"
-    for given, code in ((both.replace(", data.share=0.5", ""), 2), (both, 0)):
+    same = both.replace("}}", f"}}, knn_60: {{{knn}, data.share=0.5]}}}}")
+    alike = both.replace(", data.share=0.5", "")
+    for given, said in ((alike, "no two evaluations differ"), (same, "knn, knn_50, knn_60 two have the"), (both, "")):
         overrides = [f"run.dir={tmp_path}", f"study.maskers={MASKERS}", given]
         study = configuration.checked(configuration.read_tree(file, overrides), str(file), StudyConfig, overrides)
         for job in (job for unit in units(study) for job in unit.jobs if (job.folder / "results.json").is_file()):
             records.write(job, records.DONE, 1.0)
         done = drawn(tmp_path, "labels.png", given)
-        assert done.returncode == code and ("knn and knn_50 have data.share=1" in done.stderr) == bool(code), (
-            done.stderr
-        )
+        assert done.returncode == (2 if said else 0) and said in done.stderr, done.stderr
     for name in ("cost.png", "labels.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "lines, bars and letters"

@@ -284,6 +284,7 @@ def test_captions_that_lack_are_counted_before_a_run_and_not_again(config: Path,
     assert "1 of 4 clips without a caption" in pretrain(config, *given, code=2).stderr
     pretrain(config, *given, "data.max_skipped_share=1")
     assert "no step was left" in pretrain(config, *given).stdout
+    run(1, ["-m", "tgm_scale", "preflight", "--config", str(config), *given], 0)
 
 
 def test_weights_of_another_run_start_a_new_one(config: Path, undisturbed: Path) -> None:

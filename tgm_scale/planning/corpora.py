@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tgm_scale.config import DataConfig
+from tgm_scale.checkpoints import folders
+from tgm_scale.config import Config, DataConfig
 from tgm_scale.config.sections import ObjectiveConfig
 from tgm_scale.data.access.ranges import DiskCache
 from tgm_scale.data.lists.reading import NoList, Selection
@@ -68,6 +69,12 @@ def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[st
     return opened
 
 
+def open_of_run(config: Config, captions: bool, without_captions: Sequence[str]) -> list[Corpus]:
+    """As `open_corpora`, for a run: captions that lack are no reason to refuse one that has saved a checkpoint."""
+    begun = folders.steps_in(Path(config.run.dir) / "checkpoints")
+    return open_corpora(config.data, captions and not begun, without_captions)
+
+
 def _refuse_few_captions(data: DataConfig, opened: list[Corpus], remedy: str) -> None:
     """Raises ValueError where the lists lack more captions than a run may skip: it would stop after some steps. What
     shards lack is known when they are read."""
@@ -79,11 +86,12 @@ def _refuse_few_captions(data: DataConfig, opened: list[Corpus], remedy: str) ->
     worst = shares.index(max(shares))
     listed, names = opened[worst], bare[worst]
     assert isinstance(listed, VideoListCorpus)
-    unfit = next((problem for problem in listed.listing.problems if problem.reason == "bad_caption"), None)
-    first = f"; of what it has, {unfit.key} has a caption that cannot be used: {unfit.detail}" if unfit else ""
+    known = {listed.prefix + problem.key: problem for problem in listed.listing.problems}
+    unfit = next((known[name] for name in names if name in known and known[name].reason == "bad_caption"), None)
+    first = f"; {unfit.key} has one that cannot be used: {unfit.detail}" if unfit else ""
     raise ValueError(
         f"{listed.origin}: {len(names):,} of {len(listed):,} clips without a caption (the first: {names[0]}){first}. "
-        f"A run would skip {sum(shares):.2g} of its samples, more than data.max_skipped_share="
+        f"A run would skip {sum(shares):.4g} of its samples, more than data.max_skipped_share="
         f"{data.max_skipped_share:g}: write captions for them (docs/DATA.md#lists-and-folders-of-video-files), or "
         f"raise the limit{f'; to do without captions add {remedy}' if remedy else ''}"
     )

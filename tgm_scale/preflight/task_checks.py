@@ -39,7 +39,7 @@ from tgm_scale.finetuning.augment import PairMixer
 from tgm_scale.models.classifier import HeadNorm
 from tgm_scale.objectives.term import CAPTIONS, TARGETS
 from tgm_scale.planning.checks import check
-from tgm_scale.planning.corpora import open_corpora
+from tgm_scale.planning.corpora import open_of_run
 from tgm_scale.planning.footprint import footprint
 from tgm_scale.planning.module import Drawing
 from tgm_scale.planning.parts import clip_loader, joint_module, objective
@@ -156,7 +156,7 @@ class PretrainingChecks(TaskChecks):
         if self._is_made_later():
             return {}
         plan = self.plan(process)
-        opened = open_corpora(self.config.data, plan.captions, plan.without_captions)
+        opened = open_of_run(self.config, plan.captions, plan.without_captions)
         return {corpus.name: corpus for corpus in opened}
 
     def _is_made_later(self) -> bool:
@@ -178,7 +178,7 @@ class PretrainingChecks(TaskChecks):
     def _try(self, process: ProcessInfo) -> list[str]:
         with self._few_clips(process) as few:
             plan = plan_pretraining(few, process)
-            opened = open_corpora(few.data, plan.captions, plan.without_captions)
+            opened = open_of_run(few, plan.captions, plan.without_captions)
             steps = clip_loader(plan, few.data, few.guidance, few.run.seed, opened, range(CLIPS))
             batch = first_usable(steps, "data.shards", plan.layout.rank)
         config = self.config

@@ -149,16 +149,19 @@ def _other_terms(before: RunSettings, config: RunSettings) -> list[str]:
 
 def _refuse_other_run(config: RunSettings, file: Path) -> None:
     if differing := differences(config):
-        longer = all(line.startswith(("train.steps:", "train.epochs:")) for line in differing)
-        longer = (
-            longer and isinstance(config, configuration.Config) and bool(folders.steps_in(file.parent / "checkpoints"))
-        )
-        onward = f" (there, train.init_from={file.parent} goes on from these weights, with rates of its own)" * longer
         raise ValueError(
             f"run.dir={file.parent}: holds a run of another configuration by its config.yaml "
-            f"({'; '.join(differing)}): set run.dir to a new folder"
-            f"{onward}, or give the same values to resume this one"
+            f"({'; '.join(differing)}): set run.dir to a new folder{_onward(config, file.parent, differing)}, or give "
+            "the same values to resume this one"
         )
+
+
+def _onward(config: RunSettings, folder: Path, differing: list[str]) -> str:
+    """How to train on from the weights there, where nothing but the length is another."""
+    length = all(line.startswith(("train.steps:", "train.epochs:")) for line in differing)
+    if not length or not isinstance(config, configuration.Config) or not folders.steps_in(folder / "checkpoints"):
+        return ""
+    return f" (there, train.init_from={folder} goes on from these weights, with rates of its own)"
 
 
 def differences(config: RunSettings) -> list[str]:

@@ -13,7 +13,6 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
-from tgm_scale.checkpoints import folders
 from tgm_scale.config import Config, DataConfig, override
 from tgm_scale.conversion.key_maps import MASKS
 from tgm_scale.data.loading.loader import ClipLoader
@@ -29,7 +28,7 @@ from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import (
     corpus_metadata,
     make_synthetic,
-    open_corpora,
+    open_of_run,
     refuse_one_clip,
     storage_seconds,
 )
@@ -68,14 +67,13 @@ class Pretraining(Task):
     def __init__(self, config: Config, plan: RunPlan, start: Start):
         self.config, self.folder, self.collectives = config, start.folder, start.collectives
         process = self.process = start.collectives.process
-        opened, begun = None, bool(folders.steps_in(self.folder / "checkpoints"))
-        captions = plan.captions and not begun  # a run that has gone well so far is not judged again
+        opened = None
         if process.is_main:
             make_synthetic(config.data)
             # builds the indices of foreign shards, once
-            opened = open_corpora(config.data, captions, plan.without_captions)
+            opened = open_of_run(config, plan.captions, plan.without_captions)
         self.collectives.barrier()
-        self.corpora = opened or open_corpora(config.data, captions, plan.without_captions)
+        self.corpora = opened or open_of_run(config, plan.captions, plan.without_captions)
         self.coupled = CAPTIONS in plan.terms
         refuse_one_clip(self.corpora, config.objective)
         self.samples = sum(len(corpus) for corpus in self.corpora)

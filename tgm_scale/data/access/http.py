@@ -61,12 +61,15 @@ async def _tag(system: Any, url: str) -> str:
 
 async def _size(system: Any, url: str) -> int | None:
     answer = await _first_byte(system, url)
-    said = answer.headers.get("Content-Length" if answer.status == 200 else "Content-Range", "").strip()
+    if answer.status == 200:
+        said, pattern = answer.headers.get("Content-Length", ""), r"(\d+)"
+    else:
+        said, pattern = answer.headers.get("Content-Range", ""), r"bytes 0-0/(\d+)"
     if answer.status == 416:  # of an empty file, which has no byte 0
-        if said in ("", "bytes */0"):
+        if re.fullmatch(r"(bytes +\*/0)?", said.strip(), re.IGNORECASE):
             return 0
-        raise PermanentError(f"its server does not honour range requests (status 416, Content-Range {said!r})")
-    found = re.fullmatch(r"(\d+)" if answer.status == 200 else r"bytes 0-0/(\d+)", said, re.IGNORECASE)
+        raise _no_ranges(answer, said)
+    found = re.fullmatch(pattern, said.strip(), re.IGNORECASE)
     return int(found[1]) if found else None
 
 
@@ -102,14 +105,19 @@ async def _get(system: Any, url: str, size: int, start: int | None) -> Answer:
 def _total(answer: Any, start: int, size: int) -> int | None:
     """What the answer says of the whole file. Raises PermanentError where it is no answer to a range request."""
     stated = answer.headers.get("Content-Range", "")
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", stated.strip())
+    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", stated.strip(), re.IGNORECASE)
     if answer.status != 206 or found is None:
-        raise PermanentError(
-            f"its server does not honour range requests (status {answer.status}, Content-Range {stated!r})"
-        )
+        raise _no_ranges(answer, stated)
     if (int(found[1]), int(found[2])) != (start, start + size - 1):
         raise OSError(f"{stated!r} came where bytes {start}-{start + size - 1} were asked for")
     return None if found[3] == "*" else int(found[3])
+
+
+def _no_ranges(answer: Any, stated: str) -> PermanentError:
+    return PermanentError(
+        f"{without_secrets(str(answer.url))}: its server does not honour range requests (status {answer.status}, "
+        f"Content-Range {escaped(repr(stated), keep='')})"
+    )
 
 
 async def _body(answer: Any, limit: int) -> bytes:

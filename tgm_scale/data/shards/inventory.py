@@ -71,7 +71,7 @@ class Inventory:
         if self.left_out:
             noted = set(self.left_out) <= set(NOTICES)
             found.append(
-                ("  noted, not left out" if noted else f"  left out, {self.share:.2%}")
+                ("  noted, no sample is lost by it" if noted else f"  left out, {self.share:.2%}")
                 + (f" (all named in {self.listed}{' of the run' * (self.listed == LEFT_OUT)})" if self.listed else "")
                 + ":"
             )
