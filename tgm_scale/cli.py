@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -16,18 +15,11 @@ _HELP = ("-h", "--help", "help")
 
 
 def entry(words: str = "", program: str = "") -> None:
-    """The console command: `main`, then an exit without the interpreter's own end.
+    """The console command: `main`, then the end of the process.
 
-    words, program: the command and the name of a file that calls it. Threads of torch's backward pass and of gloo may
-    still ask for the interpreter while it ends, which Python 3.11 answers by aborting the process: seen in 1 of 20
-    runs under ZeRO-3, after all work was done. So the temporary folder of multiprocessing is removed here."""
+    words, program: the command and the name of a file that calls it."""
     ignore_output_errors()
-    code = main([*words.split(), *sys.argv[1:]], program)
-    if (used := sys.modules.get("multiprocessing.util")) is not None:
-        used._run_finalizers()  # its exit would also wait for processes, which end with this one
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    conduct.leave(main([*words.split(), *sys.argv[1:]], program))
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "") -> int:

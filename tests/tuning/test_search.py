@@ -116,5 +116,5 @@ def test_a_trial_is_cut_off_when_the_time_is_over(tmp_path: Path) -> None:
 
 
 def test_a_hang_that_the_run_itself_ends_is_one(tmp_path: Path) -> None:
-    found = trial(tmp_path, "import sys; print('rank 1 waited 50 s at step 4 in clips'); sys.exit(86)")
+    found = trial(tmp_path, "import sys; sys.stdout.write('rank 1 waited 50 s at step 4 in clips\\n'); sys.exit(86)")
     assert found == {"outcome": "hung", "why": "rank 1 waited 50 s at step 4 in clips"}

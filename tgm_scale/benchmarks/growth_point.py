@@ -27,6 +27,7 @@ from tgm_scale.planning import parts
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining, shape_of
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runs.resume import Resume
+from tgm_scale.runtime.command import leave
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
 from tgm_scale.runtime.memory import peak_resident_bytes
 from tgm_scale.training.step import JointStep, Prepared
@@ -144,3 +145,4 @@ def _written(
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    leave()

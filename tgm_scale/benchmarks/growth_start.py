@@ -16,6 +16,7 @@ from tgm_scale import config as configuration
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import storage_seconds
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
+from tgm_scale.runtime.command import leave
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.opening import run
 from tgm_scale.training.pretraining import Pretraining
@@ -109,3 +110,4 @@ def main(folder: Path, overrides: list[str]) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2:])
+    leave()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import errno
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -116,3 +117,16 @@ def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted{when_stopped and '; '}{when_stopped}", file=sys.stderr)
         return INTERRUPTED
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End the process without the interpreter's own end.
+
+    Threads of torch's backward pass and of gloo may still ask for the interpreter while it ends, which Python 3.11
+    answers by aborting the process: seen in 1 of 20 runs under ZeRO-3, after all work was done. So the temporary
+    folder of multiprocessing is removed here."""
+    if (used := sys.modules.get("multiprocessing.util")) is not None:
+        used._run_finalizers()  # its exit would also wait for processes, which end with this one
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
