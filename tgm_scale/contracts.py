@@ -6,14 +6,16 @@ R rows and C columns. Tokens are numbered slot by slot, row by row: index = (slo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:  # commands that see no tensor do without torch, which takes 2 seconds of a core to import
     import torch
     from torch import Tensor
 
+
+Told = TypeVar("Told")
 
 # of a clip, and its views of a video: above every one in use, and below what ends a process for its memory
 MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS = 4096, 4096, 10**6, 1000
@@ -85,6 +87,15 @@ class Problem:
     key: str
     reason: str
     detail: str = ""
+
+
+NOTICES = ("duplicate_member", "duplicate_row", "bad_caption", "bad_label")  # about samples that are used all the same
+
+
+def lost_and_noted(by_reason: Mapping[str, Told]) -> tuple[dict[str, Told], dict[str, Told]]:
+    """What is told of each reason, of samples that are lost and of those that are used all the same (`NOTICES`)."""
+    noted = {reason: of for reason, of in by_reason.items() if reason in NOTICES}
+    return {reason: of for reason, of in by_reason.items() if reason not in noted}, noted
 
 
 @dataclass

@@ -73,8 +73,9 @@ def test_notices_are_no_losses() -> None:
     assert found.lines() == [
         "data: 9 usable",
         "  left out, 10.00%:",
-        "    duplicate_member: 5 (b: x; c: x; d: x; ...)",
         "    no_video: 1 (a)",
+        "  noted, no sample is lost by it:",
+        "    duplicate_member: 5 (b: x; c: x; d: x; ...)",
     ]  # fmt: skip
     noted = Inventory.of("data", 9, [Problem("b", "duplicate_row", "x")], listed="left_out.jsonl")
     assert noted.lines()[1] == "  noted, no sample is lost by it (all named in left_out.jsonl of the run):"

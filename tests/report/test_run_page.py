@@ -374,3 +374,19 @@ def test_the_help_imports_no_torch_and_says_how() -> None:
     code += "try: cli.main(['help', 'report'])\nfinally: print({'torch'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert "--output comparison.html" in done.stdout and done.stdout.endswith("set()\n"), done.stderr
+
+
+def test_notices_stand_apart_from_what_was_left_out(tmp_path: Path) -> None:
+    (folder := tmp_path / "knn").mkdir()
+    (folder / "config.yaml").write_text("run: {dir: x}\nencoder: {checkpoint: runs/x}\n")
+    counts, figure = {"no_video": 1, "duplicate_row": 2}, {"value": 0.75, "low": 0.7, "high": 0.8, "clips": 8}
+    found = {"method": "nearest neighbours", "figures": {"top1": figure}, "left_out": counts}
+    (folder / "results.json").write_text(json.dumps(found))
+    reasons = [reason for reason, count in counts.items() for _ in range(count)]
+    (folder / "left_out.jsonl").write_text("".join(json.dumps({"key": "k", "reason": why}) + "\n" for why in reasons))
+    page = page_of(folder, output=tmp_path / "page.html")
+    lost, noted = page.index("Left out before the first step"), page.index("Noted before the first step")
+    assert lost < page.index("no_video", lost) < noted < page.index("duplicate_row", noted)
+    assert "duplicate_row" not in page[lost:noted]
+    assert {"left out", "1 no_video", "noted", "2 duplicate_row"} <= set(cells(page))
+    assert "top1 0.7500; left out: 1 no_video; noted: 2 duplicate_row" in cells(page)

@@ -125,6 +125,18 @@ def test_a_finetuning_has_a_status_with_what_was_left_out(tmp_path: Path) -> Non
     assert "k400 (train): 7 missing_video; k400 (test): 7 missing_video" in status(str(tmp_path / "f"))
 
 
+def test_a_notice_is_not_called_left_out(tmp_path: Path) -> None:
+    run = trained(tmp_path / "f", finetune={"mixup": 0.8})
+    data = Path(run) / "data.json"
+    [corpus] = json.loads(data.read_text())
+    data.write_text(json.dumps([{**corpus, "left_out": {"missing_video": 7, "duplicate_row": 2}}]))
+    lines = status(run).splitlines()
+    assert any("left out  k400: 7 missing_video, see left_out.jsonl" in line for line in lines)
+    assert any(line.split() == ["noted", "k400:", "2", "duplicate_row,", "see", "left_out.jsonl"] for line in lines)
+    data.write_text(json.dumps([{**corpus, "left_out": {"duplicate_row": 2}}]))
+    assert "left out " not in status(run)
+
+
 @pytest.mark.parametrize("value", [None, True, 7, ["0"]])
 def test_a_row_whose_digest_is_no_text_is_damaged(tmp_path: Path, value: object) -> None:
     one, other = trained(tmp_path / "a"), trained(tmp_path / "b")

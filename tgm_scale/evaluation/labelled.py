@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tgm_scale.contracts import Problem
+from tgm_scale.contracts import NOTICES, Problem
 from tgm_scale.data.access.addresses import resolved
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
 from tgm_scale.data.lists.reading import LABELS, Selection, is_list, read_list
 from tgm_scale.data.lists.text import cleaned, shown
-from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember, SampleRef
+from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.inventory import NAMED, Inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_list import VideoListCorpus

@@ -79,7 +79,9 @@ def _row(choice: Choice) -> list[str]:
 
 
 def _hours(choice: Choice) -> str:
-    return "not known" if choice.hours is None else f"{choice.hours:.3g}"
+    if choice.hours is None:
+        return "not known"
+    return f"{choice.hours:.0f}" if choice.hours >= 100 else f"{choice.hours:.3g}"
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from tgm_scale.contracts import lost_and_noted
 from tgm_scale.report.html import Code, Drawn, Picture, Section, Table, Text
 from tgm_scale.report.run_view import Named, RunView, stretches
 from tgm_scale.runs.bottleneck import duration
@@ -27,13 +28,15 @@ STYLE = """
 
 def apart(view: RunView) -> list[Section]:
     """What is of one run alone: results, a picture, starts, refused updates, samples, events."""
+    left_out, noted = lost_and_noted(view.left_out)
     return [
         Section("Results", _results(view)),
         Section("Reconstructions", _reconstructions(view)),
         Section("Starts and jobs", _starts(view)),
         Section("Refused updates", _refusals(view)),
         Section("Skipped samples", _named(view.skipped, "skipped.jsonl")),
-        Section("Left out before the first step", _named(view.left_out, "left_out.jsonl")),
+        Section("Left out before the first step", _named(left_out, "left_out.jsonl")),
+        Section("Noted before the first step; no sample is lost by it", _named(noted, "left_out.jsonl")),
         Section("What happened to its files", _events(view)),
     ]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tgm_scale.contracts import lost_and_noted
+
 SHARED = "in both parts"  # the key of what training and test share, in words: a figure of such clips is no test
 
 
@@ -45,6 +47,10 @@ def compared_in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
             f"{found['seconds']:.0f} s)"
         )
         lines.append((name, text))
-    if left_out := results["left_out"]:
-        lines.append(("left out", ", ".join(f"{count} {reason}" for reason, count in left_out.items())))
-    return lines
+    return lines + left_out_in_words(results["left_out"])
+
+
+def left_out_in_words(by_reason: dict[str, int]) -> list[tuple[str, str]]:
+    """What was left out, and what was noted of samples that are used all the same; neither where there is none."""
+    both = zip(("left out", "noted"), lost_and_noted(by_reason))
+    return [(name, ", ".join(f"{of[reason]} {reason}" for reason in of)) for name, of in both if of]

@@ -24,7 +24,7 @@ from tgm_scale.runs.bottleneck import (
     recent_shares,
     waiting,
 )
-from tgm_scale.runs.figures import shares
+from tgm_scale.runs.figures import left_out_in_words, shares
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
 from tgm_scale.runtime import ownership
 from tgm_scale.runtime.mistakes import refuse_damaged
@@ -186,12 +186,11 @@ class _Frozen(BaseModel):
 def _left_out(root: Path) -> dict[str, str]:
     file = root / "data.json"
     corpora = run_data.read(root) if file.is_file() else []
-    texts = [
-        f"{_named(corpus)}: " + ", ".join(f"{count} {reason}" for reason, count in corpus["left_out"].items())
-        for corpus in corpora
-        if isinstance(corpus.get("left_out"), dict) and corpus["left_out"]
-    ]
-    return {"left out": "; ".join(texts) + ", see left_out.jsonl"} if texts else {}
+    found: dict[str, list[str]] = {}
+    for corpus in corpora:
+        for name, counts in left_out_in_words(corpus["left_out"]) if isinstance(corpus.get("left_out"), dict) else []:
+            found.setdefault(name, []).append(f"{_named(corpus)}: {counts}")
+    return {name: "; ".join(texts) + ", see left_out.jsonl" for name, texts in found.items()}
 
 
 def _named(corpus: dict[str, Any]) -> str:
@@ -208,14 +207,14 @@ def result(file: Path) -> dict[str, str]:
     found = json_object(file)
     try:
         values = shares(found)
-        left_out = ", ".join(f"{count} {reason}" for reason, count in found["left_out"].items())
+        more = [f"; {name}: {counts}" for name, counts in left_out_in_words(found["left_out"])]
         method = str(found["method"])
     except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{file}: damaged: wanted method, figures, left_out; restore it, or remove it") from None
     except ValueError as error:
         raise ValueError(f"{file}: damaged: {error}; restore it, or remove it") from None
     figures = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-    return {method: figures + (f"; left out: {left_out}" if left_out else "")}
+    return {method: figures + "".join(more)}
 
 
 def results(root: Path) -> dict[str, str]:

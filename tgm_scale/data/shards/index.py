@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from tgm_scale.contracts import Problem
+from tgm_scale.contracts import NOTICES, Problem
 from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, distinct_names, folder, place
 from tgm_scale.data.access.ranges import DiskCache
@@ -29,7 +29,6 @@ _GAP = 1 << 16  # remote members nearer than this are read in one piece: 64 KiB 
 
 
 WHOLE_SHARD = ("shard_unreadable", "shard_cut", "shard_empty", "shard_missing")
-NOTICES = ("duplicate_member", "duplicate_row", "bad_caption", "bad_label")  # about samples that are used all the same
 _EMPTY = {"shard_empty": 1}
 _SAID = {  # of shards that cannot be read
     "shard_empty": "holds no member",

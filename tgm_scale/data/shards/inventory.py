@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tgm_scale.contracts import Problem
+from tgm_scale.contracts import NOTICES, Problem, lost_and_noted
 from tgm_scale.data.access import storage
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
 from tgm_scale.data.lists.text import shown
-from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember
+from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.runtime.terminal import escaped, without_secrets
 
 LEFT_OUT = "left_out.jsonl"
@@ -68,16 +68,13 @@ class Inventory:
     def lines(self) -> list[str]:
         found = [f"{self.part}: {self.usable:,} usable" + (f" ({self.layout})" if self.layout else "")]
         found += [f"  such as {example}" for example in self.examples]
-        if self.left_out:
-            noted = set(self.left_out) <= set(NOTICES)
-            found.append(
-                ("  noted, no sample is lost by it" if noted else f"  left out, {self.share:.2%}")
-                + (f" (all named in {self.listed}{' of the run' * (self.listed == LEFT_OUT)})" if self.listed else "")
-                + ":"
-            )
-        for reason, count in self.left_out.items():
-            names = "; ".join(self.first[reason])
-            found.append(f"    {reason}: {count:,} ({names}{'; ...' if count > len(self.first[reason]) else ''})")
+        listed = f" (all named in {self.listed}{' of the run' * (self.listed == LEFT_OUT)})" if self.listed else ""
+        lost, noted = lost_and_noted(self.left_out)
+        for head, counts in ((f"left out, {self.share:.2%}", lost), ("noted, no sample is lost by it", noted)):
+            found += [f"  {head}{listed}:"] if counts else []
+            for reason, count in counts.items():
+                names = "; ".join(self.first[reason])
+                found.append(f"    {reason}: {count:,} ({names}{'; ...' if count > len(self.first[reason]) else ''})")
         return [escaped(without_secrets(line), keep="") for line in found]
 
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tgm_scale.contracts import Problem
+from tgm_scale.contracts import NOTICES, Problem
 from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, split_extension, video_extension
 from tgm_scale.data.building.annotations import captions_of, json_fault
 from tgm_scale.data.lists.reading import Entry, Listing
-from tgm_scale.data.shards.index import NOTICES, Corpus, DamagedMember
+from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.shard_index import SampleRef
 from tgm_scale.data.shards.video_files import MISSING, Found, VideoFolder, walk
