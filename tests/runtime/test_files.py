@@ -14,7 +14,7 @@ import pytest
 from launch import environment
 
 from tgm_scale.data.access.storage import drop_left_over
-from tgm_scale.runtime.files import making, readable_as_its_folder
+from tgm_scale.runtime.files import like, making, readable_as_its_folder
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ MAKE = """
 import sys, time
 from pathlib import Path
 from tgm_scale.data.access.storage import drop_left_over
-from tgm_scale.runtime.files import making
+from tgm_scale.runtime.files import like, making
 folder, name, other = map(Path, sys.argv[1:])
 with making(folder) as made:
     made.mkdir()
@@ -104,3 +104,17 @@ def test_left_over_parts_of_another_host_and_folders_stay(tmp_path: Path) -> Non
     os.utime(folder, (1, 1))
     drop_left_over(tmp_path, "*")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([others.name, folder.name])
+
+
+def test_of_a_path_that_is_not_there_the_nearest_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs/vitb/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/vitl").mkdir()
+    (tmp_path / "list.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    assert like("runs/vitb2") == "; there is runs/vitb"
+    assert like("run/vitb/checkpoints") == "; there is runs/vitb/checkpoints"
+    assert like(tmp_path / "lists.csv") == f"; there is {tmp_path}/list.csv"
+    # the nearest name has no such folder in it, the second has
+    assert like("runs/vitl1/checkpoints") == "; there is runs/vitb/checkpoints"
+    for unlike in ("data", "runs/other/checkpoints", "/", "", "list.csv/x", "x" * 300, "a\0b"):
+        assert like(unlike) == ""

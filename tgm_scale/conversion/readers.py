@@ -24,6 +24,7 @@ from tgm_scale.conversion.statistics import into_patch_embedding, of_own_run
 from tgm_scale.conversion.weights import OWN_ENTRY
 from tgm_scale.models.classifier import HEAD_NORM, without_head_norm
 from tgm_scale.runtime import launch
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.tensors import load_with_metadata, weights_of
 
@@ -158,7 +159,8 @@ def _open_file(file: Path, raw: bool) -> OpenedWeights:
         with file.open("rb") as stream:
             start = stream.read(9)
     except OSError as error:
-        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
+        near = like(file) if isinstance(error, FileNotFoundError) else ""
+        raise ValueError(f"{file}: cannot be read ({error.strerror}){near}") from None
     if start[8:] != b"{":
         return _open_torch(file, raw)
     tensors, metadata = load_with_metadata(file)

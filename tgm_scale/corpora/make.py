@@ -9,7 +9,7 @@ from typing import Any
 from tgm_scale.data.building import shard_building
 from tgm_scale.data.building.annotations import Filters, Plan
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.runtime.files import check_folder
+from tgm_scale.runtime.files import check_folder, like
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
@@ -21,7 +21,9 @@ def make(options: argparse.Namespace) -> int:
             f"--task {options.task} is not one of 0 to {options.tasks - 1}; --tasks says how many there are"
         )
     if not options.videos.is_dir():  # before the output folder is claimed
-        raise ValueError(f"--videos {options.videos}: no such folder; name the folder that holds the videos")
+        raise ValueError(
+            f"--videos {options.videos}: no such folder{like(options.videos)}; name the folder that holds the videos"
+        )
     check_folder("--output", options.output)
     filters = Filters(options.min_umt, options.min_aesthetic, options.min_seconds, options.max_seconds)
     plan = Plan(options.annotations, filters, options.clips_per_shard)

@@ -18,6 +18,7 @@ from torch import nn
 from tgm_scale.config import packaged
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import keys as engine_keys
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import json_without_doubles
 
 _OFFLOADS = {"offload_optimizer": 1, "offload_param": 3}  # and the lowest stage that has it
@@ -153,7 +154,7 @@ def not_used(config_file: str | None) -> list[str]:
 def _read_json(path: str) -> dict[str, Any]:
     file = packaged(path, ".json")
     if not file.is_file():
-        raise ValueError(f"deepspeed.config={path}: no such file")
+        raise ValueError(f"deepspeed.config={path}: no such file{like(path)}")
     tree = json_without_doubles(file, f"deepspeed.config={path}")
     if not isinstance(tree, dict):
         raise ValueError(f"deepspeed.config={path}: wanted an object, found {type(tree).__name__}")

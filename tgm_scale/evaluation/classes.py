@@ -20,6 +20,7 @@ from typing import Any
 
 from tgm_scale.data.access import storage
 from tgm_scale.data.lists.text import cleaned, decoded, lines_in, shown
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import json_of
 
 _NUMBER = re.compile(r"-?\d+")
@@ -41,7 +42,7 @@ def read_classes(path: str) -> dict[str, list[str]]:
     data = storage.read_small(path)
     if data is None:
         raise ValueError(
-            f"data.classes={path}: {'a folder, wanted a file' if os.path.isdir(path) else 'no such file'}"
+            f"data.classes={path}: {'a folder, wanted a file' if os.path.isdir(path) else f'no such file{like(path)}'}"
         )
     text = decoded(data, path)
     content: Any

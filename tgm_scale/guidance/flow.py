@@ -23,6 +23,7 @@ from torch import Tensor
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.maps import in_passes
 from tgm_scale.runtime.compat import prepare_torchvision
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.tensors import weights_of
 
 PLACES_PER_TOKEN = 2  # of the flow's grid, along each side
@@ -154,7 +155,9 @@ def _raft_model(weights: dict[str, Tensor]) -> Any:
 
 def _raft_weights(file: str) -> dict[str, Tensor]:
     if not Path(file).is_file():
-        raise ValueError(f"guidance.flow={file}: wanted 'dis' or a file of torchvision RAFT weights; no such file")
+        raise ValueError(
+            f"guidance.flow={file}: wanted 'dis' or a file of torchvision RAFT weights; no such file{like(file)}"
+        )
     try:
         weights = weights_of(Path(file))
     except ValueError as error:

@@ -10,6 +10,7 @@ from typing import Any
 from tgm_scale.guidance import sentence_folder
 from tgm_scale.guidance.folder_files import WEIGHTS, is_pointer, read_json, weights_of
 from tgm_scale.guidance.sentence_folder import ENCODERS
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import bounded
 
 SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
@@ -36,9 +37,9 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
-            f"guidance.towers={folder}: no such folder; wanted a CLIP or SigLIP model in the Hugging Face layout "
-            "(config.json, model.safetensors, preprocessor_config.json and the tokenizer's files), or 'small' for the "
-            "packaged one; or, for the contrast alone, a text encoder such as a BERT"
+            f"guidance.towers={folder}: no such folder{like(folder)}; wanted a CLIP or SigLIP model in the Hugging "
+            "Face layout (config.json, model.safetensors, preprocessor_config.json and the tokenizer's files), or "
+            "'small' for the packaged one; or, for the contrast alone, a text encoder such as a BERT"
         )
     found = sorted(path.name for path in folder.iterdir() if path.is_file())
     if "config.json" not in found:

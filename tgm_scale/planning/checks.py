@@ -15,6 +15,7 @@ from tgm_scale.objectives.terms import TERMS
 from tgm_scale.planning.objective import check_objective
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.towers import IMAGE_MAPS, online_maps, sees_images
+from tgm_scale.runtime.files import like
 
 _FILES = {".csv", ".tsv", ".txt", ".json", ".jsonl", ".tar", ".gz", ".tgz", ".zip", ".mp4", ".webm", ".mkv", ".avi"}
 PATTERN = set("*?[]{},")
@@ -95,11 +96,11 @@ def check_shards(data: DataConfig) -> None:
     if data.synthetic is None:
         if plain := [name for name in missing if not set(name) & PATTERN]:
             raise ValueError(
-                f"data.shards={plain[0]}: no such file or folder; wanted shards, videos or a list of them "
-                "(data.synthetic.clips=64 beside it makes a corpus there)"
+                f"data.shards={plain[0]}: no such file or folder{like(plain[0])}; "
+                "wanted shards, videos or a list of them (data.synthetic.clips=64 beside it makes a corpus there)"
             )
     elif missing and (Path(missing[0]).suffix.lower() in _FILES or set(missing[0]) & PATTERN):
         raise ValueError(
-            f"data.shards={missing[0]}: no such file, and no name for the folder of a corpus that data.synthetic "
-            "makes: correct data.shards, or set data.synthetic=null beside it"
+            f"data.shards={missing[0]}: no such file{like(missing[0])}, and no name for the folder of a corpus "
+            "that data.synthetic makes: correct data.shards, or set data.synthetic=null beside it"
         )

@@ -14,6 +14,7 @@ import torch
 
 from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS
 from tgm_scale.runtime.command import reported_as
+from tgm_scale.runtime.files import like
 
 _ARGUMENTS = {  # of these functions, by the key of a configuration that says the same
     "guidance.": "", "masking.": "", "data.frames": "frames", "data.size": "size", "data.root": "root",
@@ -43,7 +44,7 @@ def existing(name: str, value: Any, of: Callable[[str], str] = str) -> Path:
     """The path that is meant, by `of`. Raises FileNotFoundError where there is nothing of this name."""
     path = Path(of(path_of(name, value)))
     if not path.exists():
-        raise FileNotFoundError(f"{name}={os.fspath(value)}: no such file or folder")
+        raise FileNotFoundError(f"{name}={os.fspath(value)}: no such file or folder{like(path)}")
     return path
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tgm_scale.report.thinning import Series
 from tgm_scale.runs import events, figures, pictures, run_folder, status
 from tgm_scale.runs.metrics import rows_and_damaged
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import tree_without_secrets
 
@@ -195,7 +196,7 @@ def _newest(root: Path) -> Reconstruction | None:
 
 def _refuse_none(root: Path, folder: str) -> None:
     if not root.exists():
-        raise ValueError(f"{folder}: no such folder; wanted a run folder, such as runs/debug")
+        raise ValueError(f"{folder}: no such folder{like(folder)}; wanted a run folder, such as runs/debug")
     if not root.is_dir():
         raise ValueError(f"{folder}: a file; wanted a run folder, such as runs/debug; a page's name follows --output")
     if any((root / name).is_file() for name in ("config.yaml", "metrics.jsonl")):

@@ -16,7 +16,7 @@ from typing import Any
 from tgm_scale.checkpoints import folders
 from tgm_scale.config import RunSettings
 from tgm_scale.guidance.tower_folder import model_files, tower_folder
-from tgm_scale.runtime.files import in_the_way
+from tgm_scale.runtime.files import in_the_way, like
 from tgm_scale.runtime.outside.json_text import json_object
 
 KEYS = ("guidance.towers", "guidance.flow", "train.init_from", "encoder.checkpoint")
@@ -37,7 +37,7 @@ def refuse_missing(config: RunSettings, begun: bool) -> None:
         named["train.init_from"] = getattr(train, "init_from", None)
     for key, name in named.items():
         if name is not None and (key, name) != ("encoder.checkpoint", "random") and not os.path.exists(name):
-            raise ValueError(f"{key}={in_the_way(Path(name)) or f'{name}: no such file or folder'}")
+            raise ValueError(f"{key}={in_the_way(Path(name)) or f'{name}: no such file or folder{like(name)}'}")
 
 
 def read(folder: Path) -> dict[str, Entry]:

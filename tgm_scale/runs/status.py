@@ -27,6 +27,7 @@ from tgm_scale.runs.bottleneck import (
 from tgm_scale.runs.figures import left_out_in_words, shares
 from tgm_scale.runs.metrics import loss_in_words, rows_and_damaged
 from tgm_scale.runtime import ownership
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_object
 
@@ -139,7 +140,7 @@ def read_tree(folder: str) -> dict[str, Any]:
     """The sections of a run's configuration, of whatever kind. Raises ValueError for a folder that is no run."""
     root = Path(folder)
     if not root.exists():
-        raise ValueError(f"{folder}: no such folder; wanted a run folder, such as runs/debug")
+        raise ValueError(f"{folder}: no such folder{like(folder)}; wanted a run folder, such as runs/debug")
     if not (root / "config.yaml").is_file():
         why = run_folder.failure(root) if root.is_dir() else ""
         said = f"its start failed: {why}" if why else run_folder.no_run(root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import platform
@@ -9,12 +10,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 _STREAMS = re.compile(r"/dev/(stdout|stderr|null|tty|fd/\d+)")  # also where they lead to a file
 _NAME, _PATH, _SHOWN = 255, 4095, 80  # bytes of a file's name and of a path that Linux takes; letters that are shown
 _WAYS = (FileExistsError, FileNotFoundError, NotADirectoryError)  # of what may be in the way above
+_COMPARED, _NEAR = 10_000, 3  # names of a folder that are compared with one that is not there; that are looked at
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, a quota
 BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "picture": (b"\x89png", b"\xff\xd8")}
 
@@ -39,6 +42,21 @@ def in_the_way(path: Path) -> str:
             return f"{place}: a link to nothing: {os.readlink(place)} is not there: make it, or name another"
         if os.path.lexists(place) and not os.path.isdir(place):
             return f"{place}: found a file where a folder is wanted: name another"
+    return ""
+
+
+def like(path: str | Path) -> str:
+    """Of a path at which nothing is: the one of nearly its name, to stand after `no such file`; "" without one."""
+    path = Path(path)
+    place = next((above for above in path.parents if os.path.isdir(above)), None)
+    if place is None:
+        return ""
+    first, *rest = path.relative_to(place).parts
+    with suppress(OSError), os.scandir(place) as entries:
+        names = sorted(entry.name for entry in islice(entries, _COMPARED))
+        for name in difflib.get_close_matches(first, names, n=_NEAR):
+            if os.path.exists(found := place.joinpath(name, *rest)):
+                return f"; there is {found}"
     return ""
 
 

@@ -18,6 +18,7 @@ from tgm_scale.finetuning.setup import refuse_share
 from tgm_scale.planning.checks import PATTERN, check
 from tgm_scale.planning.corpora import make_synthetic
 from tgm_scale.planning.run_plan import plan_pretraining
+from tgm_scale.runtime.files import like
 from tgm_scale.study.arms import PRETRAIN, Job, Unit, first_process, pretrainings
 
 
@@ -56,7 +57,7 @@ def _refuse_unusable(job: Job, unmade: set[Path]) -> None:
             continue
         for name in names:
             if "://" not in name and not set(name) & PATTERN and not Path(name).exists():
-                raise ValueError(f"data.{role}={name}: no such file or folder")
+                raise ValueError(f"data.{role}={name}: no such file or folder{like(name)}")
         if names and not any("://" in name for name in names):
             local.append(role)
     if job.arguments[0] != "retrieve":

@@ -12,6 +12,7 @@ from tgm_scale.data.access.addresses import base_name, is_url, resolved, split_q
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
 from tgm_scale.data.lists.foreign_tables import foreign_folder, foreign_table
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.refusals import Refused
 from tgm_scale.runtime.terminal import without_secrets
 
@@ -68,7 +69,8 @@ def _no_shards(item: str, alone: bool) -> NoShards:
             f"no shards (*.tar) at {item!r}: where several places are named, each holds shards. Name a list or a "
             "folder of videos alone (one list may have the rows of all), or make shards with `tgm-scale shards make`"
         )
-    return NoShards(f"no shards (*.tar) at {item!r}; make some with `tgm-scale shards make` or name another")
+    near = "" if is_url(item) or os.path.exists(item) else like(item)
+    return NoShards(f"no shards (*.tar) at {item!r}{near}; make some with `tgm-scale shards make` or name another")
 
 
 _UNPACKERS = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.zst": "unzstd", ".tar.bz2": "bunzip2", ".tar.xz": "unxz"}

@@ -26,6 +26,7 @@ from tgm_scale.data.lists.row import Row, caption_fault, label_text
 from tgm_scale.data.lists.rows import rows_of
 from tgm_scale.data.lists.selection import Role, Selection, Wanted
 from tgm_scale.data.lists.text import cleaned, decoded, shown
+from tgm_scale.runtime.files import like
 
 __all__ = ["LABELS", "Entry", "Listing", "NoList", "Role", "Selection", "Wanted", "is_list", "read_list"]
 
@@ -122,7 +123,7 @@ def read_list(
 def _text(path: str, patience: float | None) -> str:
     data = storage.read_small(path, patience)
     if data is None:
-        raise NoList(f"{path}: no such list of videos")
+        raise NoList(f"{path}: no such list of videos{like(path)}")
     data = storage.unpacked(data, path)
     if refusal := foreign_table(path, data[:HEAD]):
         raise ValueError(refusal)

@@ -22,6 +22,7 @@ from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.shard_index import SampleRef
 from tgm_scale.data.shards.video_files import MISSING, Found, VideoFolder, walk
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import without_secrets
 
@@ -59,7 +60,7 @@ class VideoListCorpus(Corpus):
         if not found.places:
             if root is not None and not storage.is_url(root) and not os.path.isdir(root):
                 raise ValueError(
-                    f"data.root={root}: no such folder, where the videos of {listing.path} are looked for"
+                    f"data.root={root}: no such folder{like(root)}, where the videos of {listing.path} are looked for"
                 )
             lost = [problem for problem in listing.problems if problem.reason not in NOTICES]
             raise ValueError(

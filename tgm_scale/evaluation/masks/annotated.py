@@ -31,6 +31,7 @@ from tgm_scale.data.shards.inventory import Inventory
 from tgm_scale.data.video.decode import DecodeError, Video, window
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.data.video.transforms import draw_crop
+from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.arrays import fields_of, picture_of
 from tgm_scale.runtime.outside.json_text import json_file, json_object
 
@@ -78,7 +79,7 @@ def find(videos: Path, masks: Path, captions: Path | None = None) -> Annotated:
     if nothing is left, and for an invalid file of captions."""
     if not videos.is_dir() or not masks.is_dir():
         missing = videos if not videos.is_dir() else masks
-        raise ValueError(f"{missing}: no such folder")
+        raise ValueError(f"{missing}: no such folder{like(missing)}")
     files = sorted(file for file in videos.iterdir() if split_extension(file.name)[1] and file.is_file())
     names = Counter(file.stem for file in files)
     found = Annotated([], _captions(captions, videos / "captions.json"), [])
@@ -111,7 +112,7 @@ def _captions(given: Path | None, default: Path) -> dict[str, str]:
     file = given or default
     if not file.is_file():
         if given:
-            raise ValueError(f"--captions {given}: no such file")
+            raise ValueError(f"--captions {given}: no such file{like(given)}")
         return {}
     said = json_object(file, f"--captions {file}")
     members = {name: {"json": json.dumps({"caption": one}).encode()} for name, one in said.items()}
