@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -13,10 +14,12 @@ from loopback import LoopbackServer
 from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.access import patience, storage
+from tgm_scale.data.access.ranges import DiskCache
 from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.shard_manifest import MANIFEST
 from tgm_scale.preflight.node_checks import read_one
+from tgm_scale.runtime.outside.refusals import PermanentError, Refused
 
 
 @pytest.fixture(autouse=True)
@@ -230,7 +233,9 @@ def test_a_size_is_asked_for_again_while_its_server_is_busy(served, monkeypatch)
     assert storage.size(f"{address}/00000.tar", patience=5) > 0 and not busy
 
 
-@pytest.mark.parametrize(("stated", "size"), [("bytes */0", 0), ("Bytes */0", 0), (None, 0), ("bytes */12345", None)])
+@pytest.mark.parametrize(
+    ("stated", "size"), [("bytes */0", 0), ("Bytes */0", 0), (None, None), ("bytes */12345", None)]
+)
 def test_of_an_empty_file_no_byte_can_be_asked_for(served, monkeypatch, stated, size):
     address, folder, handler = served
     (folder / "some.mp4").write_bytes(b"")
@@ -255,3 +260,67 @@ def test_a_size_that_is_forbidden_has_the_way_in(served, monkeypatch):
     with pytest.raises(PermissionError, match=r"403 Forbidden.*the address wants a login") as refused:
         storage.size(f"{address}/00000.tar")
     assert f"{refused.value}".count("wants a login") == 1
+
+
+def test_a_kept_video_that_was_replaced_is_read_anew(served, tmp_path, monkeypatch):
+    """Of equal size, so that its tag alone tells it from what the cache keeps."""
+    address, folder, handler = served
+
+    def tagged(self):
+        path = Path(self.translate_path(self.path))
+        if path.is_file():
+            self.send_header("ETag", f'"{zlib.crc32(path.read_bytes()):08x}"')
+        super(handler, self).end_headers()
+
+    monkeypatch.setattr(handler, "end_headers", tagged)
+    (folder / "list.csv").write_text("file,caption\na.mp4,one\n")
+    (folder / "a.mp4").write_bytes(b"this")
+
+    def read() -> tuple[bytes, int]:
+        corpus = open_corpus(f"{address}/list.csv", cache=DiskCache(tmp_path / "kept", 10**7))
+        handler.ranges.clear()
+        return corpus.read(corpus.sample(0, 0), ["mp4"])["mp4"], len(handler.ranges)
+
+    assert [read(), read()] == [(b"this", 2), (b"this", 1)], "its size is asked for, and its bytes once"
+    (folder / "a.mp4").write_bytes(b"that")
+    assert [read(), read()] == [(b"that", 2), (b"that", 1)]
+
+
+def redirecting(handler, to):
+    def do_GET(self):
+        if self.path == to:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", "19")
+            self.end_headers()
+            self.wfile.write(b"<form>log in</form>")
+            return
+        self.send_response(302)
+        self.send_header("Location", to or self.path)
+        self.end_headers()
+
+    return do_GET
+
+
+def test_a_redirect_to_a_page_names_what_was_asked_for(served, monkeypatch):
+    address, _, handler = served
+    monkeypatch.setattr(handler, "do_GET", redirecting(handler, "/login"))
+    said = rf"{address}/00000\.tar \(which leads to {address}/login\): its server does not honour range requests "
+    with pytest.raises(PermanentError, match=rf"{said}\(status 200, .*an HTML page, which may want a login\): name a"):
+        storage.open_seekable(f"{address}/00000.tar")
+
+
+def test_a_circle_of_redirects_is_not_waited_for(served, monkeypatch):
+    address, _, handler = served
+    monkeypatch.setattr(handler, "do_GET", redirecting(handler, ""))
+    with pytest.raises(Refused, match=r"00000\.tar: its server redirects in a circle: correct the address"):
+        storage.size(f"{address}/00000.tar", patience=60)
+
+
+def test_shards_on_a_server_without_ranges_are_refused_by_name(served, monkeypatch):
+    address, folder, handler = served
+    for path in folder.glob("*.index.jsonl"):
+        path.unlink()
+    monkeypatch.setattr(handler, "do_GET", SimpleHTTPRequestHandler.do_GET)
+    with pytest.raises(OSError, match=r"00000\.tar: its server does not honour range requests .*copy the files here"):
+        open_corpus(f"{address}/00000.tar")

@@ -50,23 +50,27 @@ def tag(system: Any, url: str) -> str:
     return sync(system.loop, _tag, system, url)
 
 
-def size(system: Any, url: str) -> int | None:
-    """Bytes of a file, where its server says so. Raises as `read_whole`."""
-    return sync(system.loop, _size, system, url)
+def size_and_tag(system: Any, url: str) -> tuple[int | None, str]:
+    """Bytes of a file, where its server says so, and its tag. Raises as `read_whole`."""
+    return sync(system.loop, _size_and_tag, system, url)
 
 
 async def _tag(system: Any, url: str) -> str:
     return _tag_of(await _first_byte(system, url))
 
 
-async def _size(system: Any, url: str) -> int | None:
+async def _size_and_tag(system: Any, url: str) -> tuple[int | None, str]:
     answer = await _first_byte(system, url)
+    return _size_of(answer), _tag_of(answer)
+
+
+def _size_of(answer: Any) -> int | None:
     if answer.status == 200:
         said, pattern = answer.headers.get("Content-Length", ""), r"(\d+)"
     else:
         said, pattern = answer.headers.get("Content-Range", ""), r"bytes 0-0/(\d+)"
     if answer.status == 416:  # of an empty file, which has no byte 0
-        if re.fullmatch(r"(bytes +\*/0)?", said.strip(), re.IGNORECASE):
+        if re.fullmatch(r"bytes +\*/0", said.strip(), re.IGNORECASE):
             return 0
         raise _no_ranges(answer, said)
     found = re.fullmatch(pattern, said.strip(), re.IGNORECASE)
@@ -114,9 +118,14 @@ def _total(answer: Any, start: int, size: int) -> int | None:
 
 
 def _no_ranges(answer: Any, stated: str) -> PermanentError:
+    """Without them a clip cannot be read from its shard, nor a video from where it is cut."""
+    asked, answered = without_secrets(str((*answer.history, answer)[0].url)), without_secrets(str(answer.url))
+    led = f" (which leads to {answered})" if answer.history else ""
+    page = "text/html" in answer.headers.get("Content-Type", "").lower()
+    sent = ", and an HTML page, which may want a login" if page else ""
     return PermanentError(
-        f"{without_secrets(str(answer.url))}: its server does not honour range requests (status {answer.status}, "
-        f"Content-Range {escaped(repr(stated), keep='')})"
+        f"{asked}{led}: its server does not honour range requests (status {answer.status}, Content-Range "
+        f"{escaped(repr(stated), keep='')}{sent}): name a server that does, or copy the files here"
     )
 
 

@@ -54,6 +54,12 @@ class RangeReader:
         if tag and is_http(path):
             self._tags[path] = tag
 
+    def sighted(self, path: str, size: int, tag: str) -> None:
+        """As `expect`, of a file that is not known yet: kept bytes of one that was replaced since are
+        not taken."""
+        if self._cache and tag and path not in self._expected:
+            self.expect(path, size, tag)
+
     def read(
         self, path: str, offset: int, size: int, members: Sequence[tuple[int, int]] = (), refresh: bool = False
     ) -> bytes:

@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,23 +98,37 @@ def tag(path: str, patience: float | None = None) -> str:
     if is_http(path):
         return retrying(lambda: http.tag(system, name), path, patience)
     info = retrying(lambda: system.info(name), path, patience)
+    return _tag_of(info)
+
+
+def _tag_of(info: Mapping[str, Any]) -> str:
+    """Of what a storage other than HTTP's says of a file."""
     return " ".join(str(info[word]) for word in _TAGS if info.get(word) is not None)
 
 
 def size(path: str, patience: float | None = None) -> int:
     """Bytes of a file. Raises OSError."""
+    return size_and_tag(path, patience)[0]
+
+
+def size_and_tag(path: str, patience: float | None = None) -> tuple[int, str]:
+    """Bytes of a file and, of a URL's, its `tag`. Raises OSError."""
     if not is_url(path):
-        return os.stat(path).st_size
+        return os.stat(path).st_size, ""
     system, name = file_system(path)
 
-    def ask() -> int:
-        found = http.size(system, name) if is_http(path) else system.size(name)
+    def ask() -> tuple[int, str]:
+        if is_http(path):
+            found, tag = http.size_and_tag(system, name)
+        else:
+            info = system.info(name)
+            found, tag = info.get("size"), _tag_of(info)
         if found is None:
             raise PermanentError(
                 f"{without_secrets(path)}: its server does not say how many bytes it has (Content-Length, or after "
                 "the / of Content-Range): use one that does"
             )
-        return int(found)
+        return int(found), tag
 
     return retrying(ask, path, patience)
 
@@ -141,7 +155,10 @@ def open_seekable(path: str) -> BinaryIO:
     if not (known := size(path)):  # fsspec would give a stream, which cannot seek
         return io.BytesIO()
     system, name = file_system(path)
-    told = {"size": known} if is_http(path) else {}  # which is not asked for again, by HEAD
+    told = {}
+    if is_http(path):
+        retrying(lambda: http.read_range(system, name, 0, 1), path)  # which fsspec refuses in words of its own
+        told = {"size": known}  # which is not asked for again, by HEAD
     return system.open(name, "rb", block_size=1 << 16, **told)
 
 

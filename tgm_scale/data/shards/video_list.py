@@ -116,7 +116,8 @@ class VideoListCorpus(Corpus):
     def sample(self, shard: int, row: int) -> SampleRef:
         entry, place = self._entries[shard], self.shards[shard]
         try:
-            size = storage.size(place, self.patience)
+            size, tag = storage.size_and_tag(place, self.patience)
+            self._reader.sighted(place, size, tag)
         except FileNotFoundError:
             if not storage.is_url(place):  # it was there when the list was opened: a disk may have gone
                 raise

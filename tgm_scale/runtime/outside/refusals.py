@@ -60,6 +60,8 @@ def refusal(error: BaseException, url: str, opened: bool) -> OSError | None:
             return PermanentError(words)
         if not opened and type(cause).__name__ in _NO_CREDENTIALS:
             return Refused(f"{words}: {remedy(url)}")
+        if type(cause).__name__ == "TooManyRedirects":  # aiohttp's
+            return Refused(f"{url}: its server redirects in a circle: correct the address")
         if not opened and isinstance(cause, socket.gaierror) and cause.errno in (socket.EAI_NONAME, socket.EAI_NODATA):
             return Refused(f"{words}: no such host: correct the address, or AWS_ENDPOINT_URL where that is its host")
     return None
