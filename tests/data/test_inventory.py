@@ -74,11 +74,11 @@ def test_notices_are_no_losses() -> None:
         "data: 9 usable",
         "  left out, 10.00%:",
         "    no_video: 1 (a)",
-        "  noted, no sample is lost by it:",
+        "  noted, no sample is left out by it:",
         "    duplicate_member: 5 (b: x; c: x; d: x; ...)",
     ]  # fmt: skip
     noted = Inventory.of("data", 9, [Problem("b", "duplicate_row", "x")], listed="left_out.jsonl")
-    assert noted.lines()[1] == "  noted, no sample is lost by it (all named in left_out.jsonl of the run):"
+    assert noted.lines()[1] == "  noted, no sample is left out by it (all named in left_out.jsonl of the run):"
 
 
 def test_a_corpus_without_captions_stops_at_once(tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from tgm_scale import cli
 from tgm_scale.config import Config, apply_overrides, checked, load
 from tgm_scale.data.lists.reading import Selection
 from tgm_scale.data.shards.opening import open_corpus
-from tgm_scale.evaluation.labelled import LabelledCorpus, open_labelled
+from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, open_labelled
 from tgm_scale.evaluation.online import Neighbours, knn_selection
+from tgm_scale.evaluation.retrieve import captioned
 from tgm_scale.evaluation.session import open_split
-from tgm_scale.evaluation.settings import LabelledConfig
+from tgm_scale.evaluation.settings import FrozenConfig, LabelledConfig
 from tgm_scale.planning.corpora import inventories, open_corpora
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.pretraining import _labelled_data
@@ -157,6 +158,23 @@ def test_what_is_left_out_is_named_by_its_line(tmp_path: Path) -> None:
     assert captions == ["one, and a comma", "another caption"]
     by_name = open_labelled(f"{place}/labels.csv")  # the list itself may name videos elsewhere
     assert "../elsewhere.mp4" in by_name.labels and by_name.corpus.name == "labels.csv"
+
+
+def test_a_sample_whose_only_label_cannot_be_used_has_none(tmp_path: Path) -> None:
+    rows = ["file,label,caption", "a.mp4,x,one", "b.mp4,\x02,two", "c.mp4,\x02,\x01", "c.mp4,y,", "d.mp4,,\x01"]
+    place = folder(tmp_path / "set", "\n".join(rows), *FILES)
+    found = open_labelled(f"{place}/labels.csv")
+    assert found.labels == {"a.mp4": "x", "c.mp4": "y"}
+    assert [ref.name for ref in found.corpus.refs] == ["a.mp4", "c.mp4"], "the others are not drawn"
+    told = {(one.key, one.reason): one.detail for one in found.problems if one.reason != "bad_caption"}
+    assert set(told) == {("c.mp4", "bad_label"), ("b.mp4", "no_label"), ("d.mp4", "no_label")}
+    assert "line 3: " in told["b.mp4", "no_label"] and told["d.mp4", "no_label"].endswith("line 6")
+    assert labelled_inventory("train", found).share == 0.5
+    tree = {"run": {"dir": "r"}, "encoder": {"checkpoint": "random"}, "data": {"test": f"{place}/labels.csv"}}
+    read = captioned(checked(tree, "here", FrozenConfig))
+    assert {(one.key, one.reason) for one in read.problems if "caption" in one.reason} == {
+        ("c.mp4", "no_caption"), ("d.mp4", "no_caption")
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

@@ -20,11 +20,14 @@ from tgm_scale.checkpoints.checkpoint import Reader
 from tgm_scale.checkpoints.folders import latest, steps_in
 from tgm_scale.contracts import Grid
 from tgm_scale.conversion.read import read
+from tgm_scale.data.shards.tars import ShardWriter
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_sample
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.finetuning.classifier import initial_model, layer_groups
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import interpolated_table, sine_cosine_table
 from tgm_scale.models.vit import ModelOptions, ModelSize, run_blocks
+from tgm_scale.runs.status import status
 
 
 def test_the_rate_falls_from_the_head_down_and_one_dimensional_values_do_not_decay() -> None:
@@ -319,3 +322,16 @@ def test_mistakes_end_with_code_2(
     file = configuration(tmp_path, shards, checkpoint)
     assert cli.main(["finetune", "--config", str(file), override]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_has_no_label_is_told_wherever_the_run_is_looked_at(tmp_path: Path, checkpoint: Path) -> None:
+    with ShardWriter(tmp_path / "some", clips_per_shard=100) as writer:
+        for index in range(8):
+            key, members = make_sample(index, SyntheticSpec(size=32, frames=8, seed=1, mode="one_mover"))
+            writer.write(key, members | ({"json": {"caption": "no truth here"}} if index == 2 else {}))
+    file = configuration(tmp_path, str(tmp_path / "some"), checkpoint)
+    assert cli.main(["finetune", "--config", str(file), "train.steps=1", "optim.warmup_share=0"]) == 0
+    found = json.loads((tmp_path / "run/data.json").read_text())
+    assert [corpus["left_out"] for corpus in found] == [{"no_label": 1}] * 2
+    assert found[0]["left_out_share"] == 0.125
+    assert "some (train): 1 no_label; some (test): 1 no_label, see left_out.jsonl" in status(str(tmp_path / "run"))

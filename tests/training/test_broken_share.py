@@ -124,3 +124,10 @@ def test_a_step_without_a_usable_clip_makes_no_update_and_has_no_loss(config: Pa
         same = all(torch.equal(value, weights(step - 1)[name]) for name, value in weights(step).items())
         assert same == (step in empty), step
         assert (f"warning: step {step}: none of its clips can be used" in done.stderr) == (step in empty)
+
+
+def test_what_the_start_of_a_finetuning_judged_is_not_broken() -> None:
+    unlabelled = [Problem(f"{number}", "no_label") for number in range(32)]
+    assert count_problems({}, unlabelled, 64, 0.1, True) == {"no_label": 32}
+    with pytest.raises(ValueError, match=r"7 of 64 samples were broken \(damaged 7\)"):
+        count_problems({"no_label": 32}, broken(7), 64, 0.1, True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -92,16 +92,28 @@ def share_of(source: LabelledCorpus, share: float, seed: int) -> LabelledCorpus:
 
 
 def _of_files(corpus: VideoListCorpus) -> LabelledCorpus:
-    labels, problems = corpus.labels, list(corpus.all_problems())
-    named = {problem.key for problem in problems if problem.reason == "bad_label"}
+    labels = corpus.labels
     unlabelled = [
         Problem(ref.name, "no_label", corpus.where(shard).removesuffix(": "))
         for shard, ref in enumerate(corpus.refs)
-        if ref.name not in labels and ref.name not in named
+        if ref.name not in labels
     ]
     if not labels:
         raise ValueError(f"{corpus.origin}: none of its {len(corpus)} videos has a label ({corpus.listing.layout})")
-    return LabelledCorpus(corpus, labels, [*problems, *unlabelled])
+    problems = told_once(corpus.all_problems(), unlabelled)
+    if unlabelled:  # which a finetuning would draw, and train on none
+        corpus = corpus.part(labels, f"{len(labels):,} of {len(corpus):,} with a label")
+    return LabelledCorpus(corpus, labels, problems)
+
+
+def told_once(problems: Iterable[Problem], lacking: list[Problem]) -> list[Problem]:
+    """Both, where a sample lacks a label or caption for the reason that one of `problems` is about: that then is no
+    notice, and its words are the sample's."""
+    problems = list(problems)
+    why = {(problem.key, problem.reason): problem.detail for problem in problems if problem.reason in NOTICES}
+    notices = {problem: (problem.key, problem.reason.replace("no_", "bad_")) for problem in lacking}
+    told = [replace(problem, detail=why.get(notice, problem.detail)) for problem, notice in notices.items()]
+    return [*(one for one in problems if (one.key, one.reason) not in set(notices.values())), *told]
 
 
 def labelled_inventory(part: str, source: LabelledCorpus, listed: str = "") -> Inventory:

@@ -19,7 +19,7 @@ from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import finite, results
 from tgm_scale.evaluation.classes import ordered, single_class_note, texts_of
 from tgm_scale.evaluation.features import Clips
-from tgm_scale.evaluation.labelled import LabelledCorpus, read_captions
+from tgm_scale.evaluation.labelled import LabelledCorpus, read_captions, told_once
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
 from tgm_scale.evaluation.session import Session, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig
@@ -63,7 +63,7 @@ def captioned(config: FrozenConfig) -> LabelledCorpus:
     selection = replace(config.data.selection("test"), wanted="caption")
     corpus = open_corpus(config.data.test, root=config.data.root, selection=selection)
     captions, problems = read_captions(corpus)
-    return LabelledCorpus(corpus, captions, [*corpus.all_problems(), *problems])
+    return LabelledCorpus(corpus, captions, told_once(corpus.all_problems(), problems))
 
 
 def _text_tower(at: Session) -> TextTower:

@@ -166,11 +166,12 @@ def _classes(config: FinetuneConfig, train: LabelledCorpus) -> list[str]:
 
 def data_metadata(parts: Parts) -> list[dict[str, Any]]:
     """What RUN/data.json says: the corpora of both parts, train first."""
-    return [
-        {"part": part, **facts}
-        for part, of in (("train", parts.train), ("test", parts.test))
-        for facts in corpus_metadata([of.corpus])
-    ]
+    found = []
+    for part, of in (("train", parts.train), ("test", parts.test)):
+        inventory, [facts] = labelled_inventory(part, of), corpus_metadata([of.corpus])
+        left_out = {"left_out": inventory.left_out, "left_out_share": inventory.share, "first": inventory.first}
+        found.append({"part": part, **facts, **(left_out if inventory.left_out else {})})
+    return found
 
 
 def loader(config: FinetuneConfig, parts: Parts, steps: range) -> ClipLoader:

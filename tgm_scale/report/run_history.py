@@ -36,7 +36,7 @@ def apart(view: RunView) -> list[Section]:
         Section("Refused updates", _refusals(view)),
         Section("Skipped samples", _named(view.skipped, "skipped.jsonl")),
         Section("Left out before the first step", _named(left_out, "left_out.jsonl")),
-        Section("Noted before the first step; no sample is lost by it", _named(noted, "left_out.jsonl")),
+        Section("Noted before the first step", _named(noted, "left_out.jsonl")),
         Section("What happened to its files", _events(view)),
     ]
 

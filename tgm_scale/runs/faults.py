@@ -23,6 +23,8 @@ _MEMORY = 100  # losses that a spike is measured against
 _ENOUGH = 20
 _FILE, _EVENT = "faults.json", "rolled_back"
 SKIP_LIST = "skip_list"  # the reason why a sample is left out that is not broken
+# not counted as broken: faults.rollbacks bounds the one, data.max_left_out_share the other, as a finetuning starts
+JUDGED_BEFORE = (SKIP_LIST, "no_label")
 
 
 class RunStopped(RuntimeError):

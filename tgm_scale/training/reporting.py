@@ -10,7 +10,7 @@ from tgm_scale.checkpoints.checkpoint import Progress
 from tgm_scale.contracts import Problem
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs.bottleneck import duration
-from tgm_scale.runs.faults import SKIP_LIST
+from tgm_scale.runs.faults import JUDGED_BEFORE
 from tgm_scale.runs.metrics import in_words
 from tgm_scale.training.data_digest import DIGEST_KIND
 from tgm_scale.training.task import StepResult
@@ -78,13 +78,13 @@ def count_problems(
     skipped: dict[str, int], problems: list[Problem], seen: int, limit: float, last: bool
 ) -> dict[str, int]:
     """Samples left out so far by reason, the new ones added. Raises ValueError where too many are broken:
-    once there are enough to judge, in the last step, and early where none was whole. Those on the skip list are not
-    broken: faults.rollbacks bounds them."""
+    once there are enough to judge, in the last step, and early where none was whole. Those of `JUDGED_BEFORE` are not
+    broken."""
     counts = Counter(skipped) + Counter(problem.reason for problem in problems)
-    broken = Counter({reason: count for reason, count in counts.items() if reason != SKIP_LIST})
+    broken = Counter({reason: count for reason, count in counts.items() if reason not in JUDGED_BEFORE})
     judged = last or seen >= _ENOUGH_TO_JUDGE or broken.total() >= max(seen, _NONE_WHOLE)
     if judged and broken.total() > limit * seen:
-        named = next((problem for problem in problems if problem.reason != SKIP_LIST), None)
+        named = next((problem for problem in problems if problem.reason not in JUDGED_BEFORE), None)
         first = f"; such as {named.key}: {named.reason}: {named.detail}" if named else ""
         listed = ", ".join(f"{reason} {count}" for reason, count in broken.most_common())
         raise ValueError(

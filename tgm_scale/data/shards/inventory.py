@@ -70,7 +70,7 @@ class Inventory:
         found += [f"  such as {example}" for example in self.examples]
         listed = f" (all named in {self.listed}{' of the run' * (self.listed == LEFT_OUT)})" if self.listed else ""
         lost, noted = lost_and_noted(self.left_out)
-        for head, counts in ((f"left out, {self.share:.2%}", lost), ("noted, no sample is lost by it", noted)):
+        for head, counts in ((f"left out, {self.share:.2%}", lost), ("noted, no sample is left out by it", noted)):
             found += [f"  {head}{listed}:"] if counts else []
             for reason, count in counts.items():
                 names = "; ".join(self.first[reason])
@@ -82,9 +82,9 @@ def corpus_inventory(part: str, corpus: Corpus, listed: str = "", captions: bool
     """Of an opened corpus, with a few samples and their captions."""
     listing = getattr(corpus, "listing", None)
     layout = getattr(listing, "layout", "")
-    bare = sum(not entry.captions for entry in listing.entries) if listing is not None and captions else 0
-    if listing is not None and 0 < bare < len(listing.entries):
-        layout += f"; {bare:,} of {len(listing.entries):,} without a caption"
+    bare = len(getattr(corpus, "uncaptioned", [])) if captions else 0
+    if 0 < bare < len(corpus):
+        layout += f"; {bare:,} of {len(corpus):,} without a caption"
     found = examples(corpus) if captions else []
     return Inventory.of(
         part, len(corpus), corpus.all_problems(), corpus.lost, layout=layout, examples=found, listed=listed
