@@ -18,6 +18,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
+FrameSampling = Literal["dense", "segments"]
 Finite = Annotated[Any, AfterValidator(_finite)]  # of any form, as YAML gives it, with no number that JSON lacks
 
 
@@ -68,7 +69,10 @@ class ClipsConfig(Section):
     """How training draws clips from videos."""
 
     frames: int = Field(16, ge=1, le=MAX_FRAMES, description="frames of a clip")
-    stride: int = Field(4, ge=1, le=MAX_STRIDE, description="source frames from one sampled frame to the next")
+    sampling: FrameSampling = Field("dense", description="a window of frames, or one of each of equal segments (TSN)")
+    stride: int = Field(
+        4, ge=1, le=MAX_STRIDE, description="of dense windows: source frames from one sampled frame to the next"
+    )
     size: int = Field(224, ge=8, le=MAX_SIDE, description="side of the square clip, pixels")
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")

@@ -51,6 +51,7 @@ class FrozenEncoder:
     initialisation: str = "videomae"  # of the run that it comes from
     towers: str | None = None  # of the run's guidance
     positions: tuple[int, int] | None = None  # frames and side of the clips that they are interpolated from
+    sampling: str = "dense"  # of the clips that it was trained on
 
     @classmethod
     def load(
@@ -103,17 +104,19 @@ class FrozenEncoder:
         module: Any = build(weights)
         encoder = module.encoder if weights.kind == "pretraining" else module["encoder"]
         projection = weights.state.get("projection.weight")
+        data = (weights.config or {}).get("data") or {}
         return cls(
             encoder.to(device),
             weights.size,
             weights.frames,
             weights.image_size,
-            ((weights.config or {}).get("data") or {}).get("stride") or DEFAULT_STRIDE,
+            data.get("stride") or DEFAULT_STRIDE,
             None if projection is None else projection.to(device),
             device,
             ((weights.config or {}).get("model") or {}).get("initialisation", "videomae"),
             ((weights.config or {}).get("guidance") or {}).get("towers"),
             weights.positions,
+            data.get("sampling", "dense"),
         )
 
     def fresh(self, seed: int) -> FrozenEncoder:
@@ -127,7 +130,8 @@ class FrozenEncoder:
 
     def views(self, **changes: Any) -> Views:
         """The views of this encoder's clip shape; the middle window's centre square without `changes`."""
-        return Views(**{"frames": self.frames, "size": self.image_size, "stride": self.stride, **changes})
+        of_training = {"stride": self.stride, "sampling": self.sampling}
+        return Views(**{"frames": self.frames, "size": self.image_size, **of_training, **changes})
 
     @torch.no_grad()
     def tokens(self, video_BCTHW: Tensor) -> Tensor:

@@ -90,6 +90,12 @@ def _encoder(config: FrozenConfig, process: ProcessInfo) -> FrozenEncoder:
             f"encoder.size={settings.size}: {settings.checkpoint} is of an encoder of width {found.size.width}; leave "
             "the key out: it is of encoder.checkpoint=random alone"
         )
+    if process.is_main and found.sampling == "segments" and config.data.sampling == "dense":
+        print(
+            f"warning: {settings.checkpoint} was trained on frames of whole clips, and here they are "
+            f"{config.data.stride or found.stride} apart: data.sampling=segments takes them as there",
+            flush=True,
+        )
     return found
 
 

@@ -8,14 +8,12 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tgm_scale import config as configuration
-from tgm_scale.config.data_sections import ClipsConfig, GroupsConfig, Section
+from tgm_scale.config.data_sections import ClipsConfig, FrameSampling, GroupsConfig, Section
 from tgm_scale.config.sections import Config, RunSettings, TrainingConfig
 from tgm_scale.config.study_section import StudyConfig
 from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS
 from tgm_scale.data.defaults import MAX_LEFT_OUT_SHARE
 from tgm_scale.data.lists.selection import Role, Selection
-
-Sampling = Literal["dense", "segments"]
 
 _PART = "labelled videos (a folder of them, also with labels.csv, shards, or a list)"
 
@@ -36,7 +34,7 @@ class LabelledConfig(GroupsConfig):
         MAX_LEFT_OUT_SHARE, ge=0, le=1, description="no start above this share of samples that are not there"
     )
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the evaluating process")
-    sampling: Sampling = Field("dense", description="a window of frames, or one of each of equal segments (TSN)")
+    sampling: FrameSampling = Field("dense", description="a window of frames, or one of each of equal segments (TSN)")
     stride: int | None = Field(
         None, ge=1, le=MAX_STRIDE, description="of dense windows; default: that of the pretraining"
     )

@@ -53,6 +53,7 @@ def clip_loader(
         crop=data.crop,
         flip=data.flip,
         captions=plan.captions,
+        segments=data.sampling == "segments",
         relevance=relevance,
         motion="motion" in needs,
         caption_sets=guidance.captions == "mean" and "relevance" in needs,

@@ -49,6 +49,7 @@ def sampling_of(config: Config, needs: set[str], speaks: bool) -> Sampling:
         crop=data.crop,
         flip=data.flip,
         captions=speaks,
+        segments=data.sampling == "segments",
         motion="motion" in needs,
         caption_sets=speaks and config.guidance.captions == "mean",
     )

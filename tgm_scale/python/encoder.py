@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tgm_scale.evaluation.features import FrozenEncoder
 from tgm_scale.python.arguments import device_of, existing, told, whole_number
-from tgm_scale.python.video import Source, checked, read_video
+from tgm_scale.python.video import Source, checked, read_views
 
 
 def load_encoder(
@@ -74,8 +74,11 @@ class VideoEncoder:
         return self._frozen.tokens(self._clips(video))
 
     def read(self, source: Source, windows: int = 1, squares: int = 1) -> Tensor:
-        """Clips of a video as this encoder takes them: uint8 [V, 3, frames, size, size], as `read_video`."""
-        return read_video(source, self.frames, self.size, self.stride, windows, squares)
+        """Clips of a video as this encoder takes them: uint8 [V, 3, frames, size, size], as `read_video`; of one that
+        was trained on whole clips (data.sampling=segments) a frame of each of `frames` equal parts of the video."""
+        counts = {"windows": windows, "squares": squares}
+        temporal, spatial = (whole_number(name, value) for name, value in counts.items())
+        return read_views(source, self._frozen.views(temporal=temporal, spatial=spatial))
 
     def _clips(self, video: Tensor | Source) -> Tensor:
         if isinstance(video, (str, os.PathLike, bytes)):

@@ -32,9 +32,14 @@ def read_video(
     read."""
     counts = {"frames": frames, "size": size, "stride": stride, "windows": windows, "squares": squares}
     frames, size, stride, windows, squares = (whole_number(name, value) for name, value in counts.items())
+    return read_views(source, Views(frames, size, stride, temporal=windows, spatial=squares))
+
+
+def read_views(source: Source, views: Views) -> Tensor:
+    """These views of a video. Raises as `read_video`."""
     data = source if isinstance(source, bytes) else Path(path_of("source", source)).read_bytes()
     try:
-        return decode_views(data, Views(frames, size, stride, temporal=windows, spatial=squares))
+        return decode_views(data, views)
     except DecodeError as error:
         name = "the video" if isinstance(source, bytes) else os.fspath(source)
         raise ValueError(f"{name}: {error}") from None
