@@ -119,3 +119,22 @@ def test_a_pretraining_that_is_gone_is_told(file: Path, tmp_path: Path, capsys: 
     assert "and no run in pretrain: restore it" in dry_run(file, capsys, *given)
     shutil.rmtree(run.folder)
     assert not dry_run(file, capsys, *given)
+
+
+def test_an_arm_that_lacks_captions_is_told_before_the_others_are_trained(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{number}.mp4,{'a ball' if number < 2 else ''}" for number in range(4)]
+    (tmp_path / "half.csv").write_text("\n".join(["file,caption", *rows]))
+    for number in range(4):
+        (tmp_path / f"{number}.mp4").touch()
+    joint = "joint: ['objective.terms={pixels: 1, contrast: 1}', guidance.towers=small]"
+    given = [
+        f"study.objectives={{pixels: ['objective.terms={{pixels: 1}}'], {joint}}}",
+        f"study.maskers={{random: [masking.recipe=random, data.shards={tmp_path}/half.csv, data.synthetic=null]}}",
+        f"run.dir={tmp_path}/new",
+    ]
+    said = dry_run(file, capsys, *given)
+    assert said.startswith(f"random+joint: {tmp_path}/half.csv: 2 of 4 clips without a caption"), said
+    assert cli.main(["study", "--config", str(file), *given]) == 2
+    assert "random+joint: " in capsys.readouterr().err and not (tmp_path / "new").exists()

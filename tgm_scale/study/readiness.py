@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tgm_scale.config import Config
+from tgm_scale.data.lists.reading import is_list
 from tgm_scale.data.lists.selection import Role
 from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import baselines, settings
@@ -16,7 +17,7 @@ from tgm_scale.evaluation.retrieve import captioned
 from tgm_scale.evaluation.session import PARTS, open_split
 from tgm_scale.finetuning.setup import refuse_share
 from tgm_scale.planning.checks import PATTERN, check
-from tgm_scale.planning.corpora import make_synthetic
+from tgm_scale.planning.corpora import make_synthetic, open_of_run
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.files import like
 from tgm_scale.study.arms import PRETRAIN, Job, Unit, first_process, pretrainings
@@ -27,10 +28,17 @@ def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
     there; make: a synthetic corpus that several runs would make at the same time is made. Raises ValueError that names
     the arm or the evaluation."""
     unmade: set[Path] = set()
+    opened: set[tuple[str, bool]] = set()
     for job in pretrainings(found):
         assert isinstance(job.config, Config)
         try:
-            check(job.config, plan_pretraining(job.config, first_process(processes)))
+            plan = plan_pretraining(job.config, first_process(processes))
+            check(job.config, plan)
+            data = job.config.data
+            lists = all(is_list(entry.path) and "://" not in entry.path for entry in data.corpora())
+            if lists and (asked := (data.model_dump_json(), plan.captions)) not in opened:  # shards would be indexed
+                open_of_run(job.config, plan.captions, plan.without_captions)
+                opened.add(asked)
         except ValueError as mistake:
             raise ValueError(f"{job.arm.name}: {mistake}") from None
         if make:
