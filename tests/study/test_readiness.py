@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tgm_scale import cli
 from tgm_scale import config as configuration
 from tgm_scale.config import StudyConfig
 from tgm_scale.study import records
-from tgm_scale.study.arms import units
+from tgm_scale.study.arms import Job, units
 
 PIXELS = "study.objectives={pixels: ['objective.terms={pixels: 1}']}"
 
@@ -138,3 +139,26 @@ def test_an_arm_that_lacks_captions_is_told_before_the_others_are_trained(
     assert said.startswith(f"random+joint: {tmp_path}/half.csv: 2 of 4 clips without a caption"), said
     assert cli.main(["study", "--config", str(file), *given]) == 2
     assert "random+joint: " in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_a_study_of_a_version_that_knew_no_whole_clips_is_known_again(file: Path, tmp_path: Path) -> None:
+    """Its records lack data.sampling: its windows are today's default."""
+
+    def jobs(*more: str) -> list[Job]:
+        given = [PIXELS, f"run.dir={tmp_path}/study", *more]
+        tree = configuration.read_tree(file, given)
+        return [job for unit in units(configuration.checked(tree, str(file), StudyConfig, given)) for job in unit.jobs]
+
+    for job in jobs():
+        job.folder.mkdir(parents=True)
+        records.write(job, records.DONE, 1.0)
+        found = json.loads((job.folder / records.FILE).read_text())
+        for of in found["config"].values():
+            if "masking" in of:  # a pretraining's
+                assert of["data"].pop("sampling") == "dense"
+        (job.folder / records.FILE).write_text(json.dumps(found))
+    assert all(records.read(job) for job in jobs())
+    whole = jobs("study.maskers={tube: [masking.recipe=tube, data.sampling=segments]}")
+    again = [job for job in whole if job.arm.masker == "tube"]
+    assert again and {job.folder for job in again} <= {job.folder for job in jobs()}
+    assert not any(records.read(job) for job in again)

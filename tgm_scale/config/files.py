@@ -236,12 +236,16 @@ def digest_tree(config: Section) -> dict[str, Any]:
     return tree
 
 
+_ADDED = {"data": {"sampling": "dense"}}  # keys that earlier versions did not have, and what they did
 _ONCE_UNSET = {"size": "B", "initialisation": "videomae", "frames": 16, "image_size": 224}
 
 
 def comparable(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    """`there` as it compares with `here`, both of digest_tree: earlier versions wrote these values of encoder.* where
-    none was set, and read the checkpoint's."""
+    """`there` as it compares with `here`, both of digest_tree: earlier versions lacked keys, and wrote these values of
+    encoder.* where none was set, and read the checkpoint's."""
+    for section, added in _ADDED.items():
+        if isinstance(found := there.get(section), dict) and isinstance(now := here.get(section), dict):
+            there = there | {section: {name: value for name, value in added.items() if name in now} | found}
     of, set_here = there.get("encoder"), here.get("encoder")
     if not isinstance(of, dict) or not isinstance(set_here, dict) or not _ONCE_UNSET.keys() <= of.keys():
         return there  # what this version writes has no value where none is set

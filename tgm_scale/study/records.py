@@ -45,8 +45,9 @@ def read(job: Job) -> Record | None:
 
 def _alike(config: dict[str, Any], job: Job) -> bool:
     there, here = _within(config, job), _decides(job)
-    if isinstance(there, dict) and isinstance(there.get("own"), dict):
-        there = there | {"own": comparable(there["own"], here["own"])}
+    if isinstance(there, dict):
+        whole = {name: of for name, of in there.items() if isinstance(of, dict) and name in here}
+        there = there | {name: comparable(of, here[name]) for name, of in whole.items()}
     return there == here
 
 
