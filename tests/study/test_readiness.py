@@ -139,6 +139,12 @@ def test_an_arm_that_lacks_captions_is_told_before_the_others_are_trained(
     assert said.startswith(f"random+joint: {tmp_path}/half.csv: 2 of 4 clips without a caption"), said
     assert cli.main(["study", "--config", str(file), *given]) == 2
     assert "random+joint: " in capsys.readouterr().err and not (tmp_path / "new").exists()
+    given[0] = f"study.objectives={{{joint.replace('joint', 'begun').replace('contrast: 1', 'contrast: 2')}, {joint}}}"
+    saved = tmp_path / "new/random+begun/seed-0/pretrain/checkpoints/step-00000003"
+    saved.mkdir(parents=True)
+    (saved / "manifest.json").touch()
+    said = dry_run(file, capsys, *given)  # a begun run is not judged again, and says nothing of another
+    assert said.startswith(f"random+joint: {tmp_path}/half.csv: 2 of 4 clips without a caption"), said
 
 
 def test_a_study_of_a_version_that_knew_no_whole_clips_is_known_again(file: Path, tmp_path: Path) -> None:

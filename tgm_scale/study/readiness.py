@@ -28,7 +28,7 @@ def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
     there; make: a synthetic corpus that several runs would make at the same time is made. Raises ValueError that names
     the arm or the evaluation."""
     unmade: set[Path] = set()
-    opened: set[tuple[str, bool]] = set()
+    opened: set[tuple[str, bool, bool]] = set()
     for job in pretrainings(found):
         assert isinstance(job.config, Config)
         try:
@@ -36,7 +36,8 @@ def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
             check(job.config, plan)
             data = job.config.data
             lists = all(is_list(entry.path) and "://" not in entry.path for entry in data.corpora())
-            if lists and (asked := (data.model_dump_json(), plan.captions)) not in opened:  # shards would be indexed
+            asked = data.model_dump_json(), plan.captions, (job.folder / "checkpoints").exists()
+            if lists and asked not in opened:  # shards would be indexed
                 open_of_run(job.config, plan.captions, plan.without_captions)
                 opened.add(asked)
         except ValueError as mistake:

@@ -118,7 +118,7 @@ def _total(answer: Any, start: int, size: int) -> int | None:
 
 
 def _no_ranges(answer: Any, stated: str) -> PermanentError:
-    """Without them a clip cannot be read from its shard, nor a video from where it is cut."""
+    """That an answer is no range: what was asked for, where that led, what came, and the remedy."""
     asked, answered = without_secrets(str((*answer.history, answer)[0].url)), without_secrets(str(answer.url))
     led = f" (which leads to {answered})" if answer.history else ""
     page = "text/html" in answer.headers.get("Content-Type", "").lower()

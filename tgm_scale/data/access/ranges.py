@@ -55,8 +55,7 @@ class RangeReader:
             self._tags[path] = tag
 
     def sighted(self, path: str, size: int, tag: str) -> None:
-        """As `expect`, of a file that is not known yet: kept bytes of one that was replaced since are
-        not taken."""
+        """As `expect`, of a file that is not known yet: kept bytes of one that was replaced since are not taken."""
         if self._cache and tag and path not in self._expected:
             self.expect(path, size, tag)
 
