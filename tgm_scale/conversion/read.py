@@ -40,12 +40,14 @@ def read(
 
 class Initial(NamedTuple):
     """Weights to start a run from, under the names of its checkpoints, what reading them did, frames and side of the
-    clips whose positions they know, and how far apart those frames were, where that is known."""
+    clips whose positions they know, how far apart those frames were, where that is known, and whether they were of
+    whole clips instead (data.sampling=segments)."""
 
     weights: dict[str, Tensor]
     report: list[str]
     clip: tuple[int, int]
     stride: int | None
+    whole_clips: bool
 
 
 def read_initial(origin: str, size: ModelSize) -> Initial:
@@ -78,8 +80,9 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
             "(`tgm-scale convert` can be told others)"
         )
     data = (found.config or {}).get("data") or {}
-    stride = data.get("stride") if data.get("sampling", "dense") == "dense" else None
-    return Initial(weights, report, found.positions or (found.frames, found.image_size), stride)
+    whole_clips = data.get("sampling") == "segments"
+    stride = None if whole_clips else data.get("stride")
+    return Initial(weights, report, found.positions or (found.frames, found.image_size), stride, whole_clips)
 
 
 def size_in_keys(found: ModelSize) -> str:

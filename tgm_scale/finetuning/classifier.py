@@ -53,7 +53,12 @@ def initial_model(config: FinetuneConfig, classes: list[str], newest: Path | Non
         ) from None
     fresh = _load_matching(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
     notes = [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
-    if found.stride not in (None, config.data.stride) and config.data.sampling == "dense":
+    if config.data.sampling == "dense" and found.whole_clips:
+        notes.append(
+            f"warning: trained before on frames of whole clips, and here they are {config.data.stride} apart: "
+            "data.sampling=segments takes them as there"
+        )
+    elif config.data.sampling == "dense" and found.stride not in (None, config.data.stride):
         notes.append(
             f"warning: trained before on frames {found.stride} apart, and here on data.stride={config.data.stride}; "
             f"data.stride={found.stride} is as before"

@@ -118,7 +118,7 @@ def initialise(module: JointModule, init_from: str, shape: Shape, statistics: Pi
     """Set the weights that `train.init_from` gives; the rest stays fresh. Returns notes on what was left out.
 
     Raises ValueError where the origin's model is another one."""
-    weights, notes, clip, _ = read_initial(init_from, shape.size)
+    weights, notes, clip, *_ = read_initial(init_from, shape.size)
     if clip != (shape.frames, shape.image_size):
         notes = [
             *notes,
