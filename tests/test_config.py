@@ -26,9 +26,9 @@ train: {steps: 10}
 # scripts rely on these names: a change here is a change of interface
 FROZEN_KEYS = """
 run.dir run.seed
-data.shards data.synthetic data.cache data.frames data.sampling data.stride data.size data.workers data.decoder
-data.repeated_augmentation data.crop data.flip data.window_shards data.max_skipped_share data.max_left_out_share
-data.patience data.root data.mean data.std data.group data.test_groups
+data.shards data.synthetic data.cache data.frames data.sampling data.time_jitter data.standardise data.stride data.size
+data.workers data.decoder data.repeated_augmentation data.crop data.flip data.window_shards data.max_skipped_share
+data.max_left_out_share data.patience data.root data.mean data.std data.group data.test_groups
 guidance.towers guidance.scorer guidance.frames_per_tubelet guidance.resolution guidance.captions guidance.flow
 guidance.cached guidance.compile guidance.own_stream
 masking.recipe masking.mask_ratio masking.visible_ratio masking.options

@@ -19,6 +19,7 @@ Told = TypeVar("Told")
 
 # of a clip, and its views of a video: above every one in use, and below what ends a process for its memory
 MAX_FRAMES, MAX_SIDE, MAX_STRIDE, MAX_VIEWS = 4096, 4096, 10**6, 1000
+STANDARD_MEAN, STANDARD_DEVIATION = 116, 57  # of 255, about ImageNet's: of a clip's pixels with data.standardise
 WEEK = 7 * 24 * 3600.0  # seconds: the longest that anything waits
 
 

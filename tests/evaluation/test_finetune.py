@@ -217,18 +217,24 @@ def test_frames_further_apart_than_in_pretraining_are_said(tmp_path: Path, shard
     from tgm_scale.models.vit import SIZES
 
     source = MaskedVideoAutoencoder(SIZES["tiny"], 4, 32, options=ModelOptions("sdpa"), seed=5).state_dict()
-    for name, data in (("dense", {"stride": 2}), ("segments", {"stride": 2, "sampling": "segments"})):
+    for name, data in (
+        ("dense", {"stride": 2}),
+        ("segments", {"stride": 2, "sampling": "segments"}),
+        ("standard", {"stride": 2, "standardise": True}),
+    ):
         stated = ModelMetadata(4, 2, 4, 32, None, {"data": data})
         convert(Weights.of("pretraining", source, stated, []), tmp_path / name, "safetensors")
     file = str(configuration(tmp_path, shards, checkpoint))
     strides = "warning: trained before on frames 2 apart, and here on data.stride=3; data.stride=2 is as before"
     whole = "warning: trained before on frames of whole clips, and here they are 3 apart: data.sampling=segments takes"
+    standardise = "warning: trained before with data.standardise=true, and here with "
     for origin, given, wanted in (
         ("dense", "data.stride=2", None),
         ("dense", "data.stride=3", strides),
         ("dense", "data.sampling=segments", None),
         ("segments", "data.stride=3", f"{whole} them as there"),  # its stride was not used
         ("segments", "data.sampling=segments", None),
+        ("standard", "data.stride=2", f"{standardise}false; data.standardise=true is as before"),
     ):
         config = load_finetune(file, [f"train.init_from={tmp_path}/{origin}", "data.stride=3", given])
         notes = initial_model(config, ["a", "b"], None).notes

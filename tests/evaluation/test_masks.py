@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import launch
@@ -24,6 +25,7 @@ from tgm_scale.evaluation.masks import evaluate as evaluate_masks
 from tgm_scale.evaluation.masks.agreement import centre_score, score_clip, summarise, upper_bound
 from tgm_scale.evaluation.masks.annotated import clips, find, token_share
 from tgm_scale.evaluation.masks.relevance import slot_aucs
+from tgm_scale.evaluation.views import Views, decode_views
 from tgm_scale.masking.recipes import build_masker
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +120,19 @@ def test_every_form_of_truth_says_the_same(folder: Path) -> None:
     clip = read[0][0]
     assert float(clip.object_SRC.mean()) == pytest.approx(float(clip.object_THW.float().mean()), abs=0.01)
     assert clip.motion_SRC[clip.object_SRC > 0.9].mean() > 5 * clip.motion_SRC[clip.object_SRC == 0].mean()
+
+
+def test_clips_are_drawn_as_the_run_reads_them(folder: Path) -> None:
+    """Of whole clips, and of one brightness and contrast, where the configuration says so."""
+    pair = folder / "packed.mp4", folder / "packed.masks.npz"
+    whole = replace(SAMPLING, segments=True)
+    [clip], [light] = ([*clips(*pair, 1, given)] for given in (whole, replace(whole, standardise=True)))
+    views = Views(4, 64, 2, "segments"), Views(4, 64, 2, "segments", standardise=True)
+    read = [decode_views(pair[0].read_bytes(), given)[0] for given in views]
+    assert torch.equal(clip.video, read[0]) and torch.equal(light.video, read[1])
+    assert not torch.equal(read[0], read[1]) and torch.equal(clip.object_SRC, light.object_SRC)
+    shown = torch.from_numpy(square_video()[1])[[1, 4, 7, 10], :, 16:80]
+    assert torch.equal(clip.object_THW, shown)
 
 
 def test_token_share_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,14 @@ def pretrain(config: str, *more: str, world_size: int = 1) -> None:
 
 def test_whole_clips_are_the_same_by_workers_and_ranks_and_no_windows(config: str, tmp_path: Path) -> None:
     pretrain(config)
+    unlike = {"jitter": "data.time_jitter=0.5", "standard": "data.standardise=true"}
+    for name, given in unlike.items():
+        pretrain(config, f"run.dir={tmp_path}/{name}", given)
+    pretrain(config, f"run.dir={tmp_path}/one", *unlike.values())
+    pretrain(config, f"run.dir={tmp_path}/both", *unlike.values(), "data.workers=1", world_size=2)
+    assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    found = [losses(tmp_path / name) for name in ("run", *unlike, "one")]
+    assert len({tuple(round(loss, 4) for loss in of_run) for of_run in found}) == 4
     pretrain(config, f"run.dir={tmp_path}/two", "data.workers=1", world_size=2)
     pretrain(config, f"run.dir={tmp_path}/windows", "data.sampling=dense", "data.stride=1")
     whole = losses(tmp_path / "run")
@@ -74,7 +83,46 @@ def test_a_reader_takes_whole_clips_or_says_that_it_does_not(
     assert "4 apart" in views[0] and "one of each 4th of the video" in views[1]
 
 
+def test_a_reader_brings_clips_to_the_brightness_and_contrast_of_the_training(
+    config: str, tmp_path: Path, shards: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(config, "data.standardise=true")
+    video = next(iter(tgm_scale.open_corpus(shards))).video
+    encoder, exported = tgm_scale.load_encoder(tmp_path / "run"), tmp_path / "exported"
+    wanted, filmed = (decode_views(video, Views(4, 32, 1, "segments", standardise=given)) for given in (True, False))
+    assert torch.equal(encoder.read(video), wanted) and not torch.equal(wanted, filmed)
+    assert (encoder.sampling, encoder.standardise) == ("segments", True)
+    assert repr(encoder) == "VideoEncoder(frames=4, size=32, sampling='segments', width=128, standardise=True)"
+    capfd.readouterr()
+    assert cli.main(["convert", str(tmp_path / "run"), str(exported), "--to", "huggingface"]) == 0
+    assert "trained on clips brought to mean 116 and deviation 57 of 255" in capfd.readouterr().out
+    assert torch.equal(tgm_scale.load_encoder(exported).read(video), wanted)
+    knn = ["knn", f"encoder.checkpoint={tmp_path}/run", f"data.train={shards}", f"data.test={shards}"]
+    knn += ["data.label=truth.objects.0.shape", "data.workers=0", "data.sampling=segments"]
+    for number, (given, said) in enumerate(
+        (([], True), (["data.standardise=false"], False), (["encoder.checkpoint=random", *_RANDOM], False))
+    ):
+        assert cli.main([*knn, f"run.dir={tmp_path}/{number}", *given]) == 0
+        assert ("standardised" in json.loads((tmp_path / f"{number}/results.json").read_text())["views"]) == said
+
+
+_RANDOM = ["encoder.size=tiny", "encoder.frames=4", "encoder.image_size=32"]
+
+
 def test_a_preview_draws_as_the_run_does(config: str) -> None:
-    found = load(config)
-    drawn = sampling_of(found, set(), speaks=False)
-    assert drawn == Sampling(4, 4, 32, shape_of(found).grid, seed=0, captions=False, segments=True)
+    for given, of_clips in (([], {}), (["data.time_jitter=0.2", "data.standardise=true"], JITTERED)):
+        found = load(config, given)
+        drawn = sampling_of(found, set(), speaks=False)
+        assert drawn == Sampling(4, 4, 32, shape_of(found).grid, 0, captions=False, segments=True, **of_clips)
+
+
+JITTERED: dict[str, Any] = {"time_jitter": 0.2, "standardise": True}
+
+
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_windows_have_no_time_jitter(command: str, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [] if command == "pretrain" else ["--config", "configs/finetune_few_clips.yaml"]
+    given = given or ["--config", config]
+    assert cli.main([command, *given, "data.sampling=dense", "data.time_jitter=0.1"]) == 2
+    said = capsys.readouterr().err
+    assert "data.time_jitter=0.1: it is of frames of whole clips; set data.sampling=segments" in said

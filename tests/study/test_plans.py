@@ -300,6 +300,11 @@ def test_the_untrained_weights_are_measured_on_the_clips_that_an_evaluation_has(
     assert isinstance(pretrained, Config) and isinstance(job.config, FrozenConfig)
     assert job.config.encoder.frames == pretrained.data.frames
     assert job.config.encoder.image_size == pretrained.data.size and job.config.data.stride == pretrained.data.stride
+    for here, wanted in ((None, True), ("false", False)):
+        own = ["data.train=x", "data.test=y", *([f"data.standardise={here}"] if here else [])]
+        given = ["study.set=[data.standardise=true]", f"study.evaluations.knn.set={json.dumps(own)}"]
+        job = units(load(file, *given, "study.untrained=true"))[0].jobs[0]
+        assert isinstance(job.config, FrozenConfig) and job.config.data.standardise == wanted
 
 
 def test_arms_that_start_from_other_weights_are_not_compared_with_the_untrained(file: Path, tmp_path: Path) -> None:

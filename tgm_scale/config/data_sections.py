@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from tgm_scale.contracts import MAX_FRAMES, MAX_SIDE, MAX_STRIDE, WEEK
@@ -73,6 +73,12 @@ class ClipsConfig(Section):
     stride: int = Field(
         4, ge=1, le=MAX_STRIDE, description="of dense windows: source frames from one sampled frame to the next"
     )
+    time_jitter: float = Field(
+        0.0, ge=0, lt=1, description="of segments: each draw moves and stretches them by up to this share of the video"
+    )
+    standardise: bool = Field(
+        False, description="bring each clip to one brightness and contrast, for videos of unlike lighting"
+    )
     size: int = Field(224, ge=8, le=MAX_SIDE, description="side of the square clip, pixels")
     workers: int = Field(8, ge=0, description="decoding processes of each rank; 0 decodes in the training process")
     repeated_augmentation: int = Field(1, ge=1, description="clips drawn from each decoded sample")
@@ -82,6 +88,15 @@ class ClipsConfig(Section):
     flip: bool = Field(False, description="mirror half of the clips, left to right")
     window_shards: int = Field(16, ge=1, description="samples are shuffled within this many shards")
     max_skipped_share: float = Field(0.1, ge=0, le=1, description="the run stops above this share of broken samples")
+
+    @model_validator(mode="after")
+    def _jitters_segments(self) -> ClipsConfig:
+        if self.time_jitter and self.sampling == "dense":
+            raise ValueError(
+                f"data.time_jitter={self.time_jitter}: it is of frames of whole clips; set data.sampling=segments, or "
+                "data.time_jitter=0: dense windows lie at random as they are"
+            )
+        return self
 
 
 class GroupsConfig(Section):

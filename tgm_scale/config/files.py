@@ -230,13 +230,16 @@ def digest_tree(config: Section) -> dict[str, Any]:
         tree.pop(section, None)
     if encoder := tree.get("encoder"):  # what is not set is the checkpoint's
         tree["encoder"] = {name: value for name, value in encoder.items() if value is not None}
+        if (data := tree.get("data", {})).get("standardise") is None:
+            data.pop("standardise", None)
     if terms := tree.get("objective", {}).get("terms"):  # the two older keys have the weights of theirs
         others = {name: weight for name, weight in terms.items() if weight and name not in ("pixels", "contrast")}
         tree["objective"]["terms"] = others or None
     return tree
 
 
-_ADDED = {"data": {"sampling": "dense"}}  # keys that earlier versions did not have, and what they did
+# keys that earlier versions did not have, and what they did
+_ADDED = {"data": {"sampling": "dense", "time_jitter": 0.0, "standardise": False}}
 _ONCE_UNSET = {"size": "B", "initialisation": "videomae", "frames": 16, "image_size": 224}
 
 

@@ -158,7 +158,11 @@ def read_metadata(folder: Path, names: Collection[str]) -> ModelMetadata:
 def _own_facts(weights: Weights) -> dict[str, Any]:
     """What our readers need and transformers has no field for; no paths of the run."""
     config = weights.config or {}
-    fields = {"objective": ("normalise_by",), "data": ("stride", "sampling"), "model": ("initialisation",)}
+    fields = {
+        "objective": ("normalise_by",),
+        "data": ("stride", "sampling", "standardise"),
+        "model": ("initialisation",),
+    }
     kept = {
         part: {name: config[part][name] for name in names if name in (config.get(part) or {})}
         for part, names in fields.items()

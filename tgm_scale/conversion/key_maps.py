@@ -130,6 +130,7 @@ class _Heads(BaseModel):
 class _Data(BaseModel):
     stride: Annotated[int, Field(strict=True, ge=1, le=MAX_STRIDE)] | None = None
     sampling: Literal["dense", "segments"] = "dense"
+    standardise: bool = False
     mean: tuple[_Statistic, _Statistic, _Statistic] | None = None
     std: tuple[_Deviation, _Deviation, _Deviation] | None = None
 

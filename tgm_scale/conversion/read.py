@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from tgm_scale.contracts import STANDARD_DEVIATION, STANDARD_MEAN
 from tgm_scale.conversion.formats import detect
 from tgm_scale.conversion.key_maps import EXTRAS, ModelMetadata
 from tgm_scale.conversion.readers import open_weights
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.vit import SIZES, ModelSize
 
+STANDARD = f"mean {STANDARD_MEAN} and deviation {STANDARD_DEVIATION} of 255 (data.standardise)"
 _ENCODER_FIELDS = ("width", "depth", "heads", "mlp", "patch", "tubelet")
 _DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_mlp", "decoder_attention")
 
@@ -33,6 +35,8 @@ def read(
         agreed, differing = (stated or ModelMetadata()).over(opened.metadata)
         if ((agreed.config or {}).get("objective") or {}).get("normalise_by") == "clip":
             notes = [*notes, "trained on targets normalised by the clip: others' code computes its loss on other ones"]
+        if ((agreed.config or {}).get("data") or {}).get("standardise"):
+            notes = [*notes, f"trained on clips brought to {STANDARD}: others' code reads them as they are filmed"]
         return Weights.of(kind, state, agreed, [*opened.notes, f"format: {found.name}", *notes, *differing])
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
@@ -40,14 +44,15 @@ def read(
 
 class Initial(NamedTuple):
     """Weights to start a run from, under the names of its checkpoints, what reading them did, frames and side of the
-    clips whose positions they know, how far apart those frames were, where that is known, and whether they were of
-    whole clips instead (data.sampling=segments)."""
+    clips whose positions they know, how far apart those frames were, where that is known, whether they were of whole
+    clips instead (data.sampling=segments), and whether clips were standardised."""
 
     weights: dict[str, Tensor]
     report: list[str]
     clip: tuple[int, int]
     stride: int | None
     whole_clips: bool
+    standardised: bool
 
 
 def read_initial(origin: str, size: ModelSize) -> Initial:
@@ -82,7 +87,8 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
     data = (found.config or {}).get("data") or {}
     whole_clips = data.get("sampling") == "segments"
     stride = None if whole_clips else data.get("stride")
-    return Initial(weights, report, found.positions or (found.frames, found.image_size), stride, whole_clips)
+    clip = found.positions or (found.frames, found.image_size)
+    return Initial(weights, report, clip, stride, whole_clips, bool(data.get("standardise")))
 
 
 def size_in_keys(found: ModelSize) -> str:

@@ -52,6 +52,7 @@ class FrozenEncoder:
     towers: str | None = None  # of the run's guidance
     positions: tuple[int, int] | None = None  # frames and side of the clips that they are interpolated from
     sampling: str = "dense"  # of the clips that it was trained on
+    standardise: bool = False  # whether those were
 
     @classmethod
     def load(
@@ -117,6 +118,7 @@ class FrozenEncoder:
             ((weights.config or {}).get("guidance") or {}).get("towers"),
             weights.positions,
             data.get("sampling", "dense"),
+            bool(data.get("standardise")),
         )
 
     def fresh(self, seed: int) -> FrozenEncoder:
@@ -130,7 +132,7 @@ class FrozenEncoder:
 
     def views(self, **changes: Any) -> Views:
         """The views of this encoder's clip shape; the middle window's centre square without `changes`."""
-        of_training = {"stride": self.stride, "sampling": self.sampling}
+        of_training = {"stride": self.stride, "sampling": self.sampling, "standardise": self.standardise}
         return Views(**{"frames": self.frames, "size": self.image_size, **of_training, **changes})
 
     @torch.no_grad()

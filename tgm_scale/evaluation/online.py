@@ -49,7 +49,7 @@ class Neighbours:
         assert settings.train is not None and settings.test is not None
         self._size = shape_of(config).size
         self._collectives, self._k = collectives, settings.k
-        views = Views(data.frames, data.size, data.stride, sampling=data.sampling)
+        views = Views(data.frames, data.size, data.stride, sampling=data.sampling, standardise=data.standardise)
         specs = {"train": settings.train, "test": settings.test}
         sources = {role: open_labelled(specs[role], knn_selection(config, role), root=settings.root) for role in PARTS}
         if settings.train == settings.test:

@@ -158,6 +158,7 @@ def decoding_of(at: Session) -> Decoding:
     views = encoder.views(
         stride=data.stride or encoder.stride,
         sampling=data.sampling,
+        standardise=encoder.standardise if data.standardise is None else data.standardise,
         temporal=at.config.encoder.temporal_views,
         spatial=at.config.encoder.spatial_views,
     )

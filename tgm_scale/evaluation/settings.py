@@ -38,6 +38,9 @@ class LabelledConfig(GroupsConfig):
     stride: int | None = Field(
         None, ge=1, le=MAX_STRIDE, description="of dense windows; default: that of the pretraining"
     )
+    standardise: bool | None = Field(
+        None, description="bring each clip to one brightness and contrast; default: as in the pretraining"
+    )
 
     def selection(self, role: Role) -> Selection:
         """What of a list is the part `role`."""
@@ -170,6 +173,9 @@ class FinetuneDataConfig(TrainTestConfig, ClipsConfig):
         "random_resized", description="how the square is cut from the frame in training"
     )
     flip: bool = Field(True, description="false where classes tell left from right (SSv2)")
+    standardise: bool = Field(
+        False, description="bring each clip to one brightness and contrast, in training and test"
+    )
 
 
 class FinetuneSection(Section):

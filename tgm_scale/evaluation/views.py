@@ -16,7 +16,7 @@ from torch import Tensor
 from tgm_scale.contracts import Problem
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.video.decode import DecodeError, Video, segments, window
-from tgm_scale.data.video.transforms import Crop
+from tgm_scale.data.video.transforms import Crop, standardised
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 _LAST = 1 - 2**-20  # a draw that picks the last start of a window
@@ -28,7 +28,8 @@ class Views:
 
     dense: windows of frames `stride` apart, from the first to the last that fits (one: the middle one).
     segments: one frame of each of `frames` equal parts, window v at the share (v + 0.5) / temporal of its part (TSN).
-    Squares of the short side lie from one end of the long side to the other (one: the centre)."""
+    Squares of the short side lie from one end of the long side to the other (one: the centre). standardise: each clip
+    is brought to one brightness and contrast (see `transforms.standardised`)."""
 
     frames: int
     size: int
@@ -36,6 +37,7 @@ class Views:
     sampling: Literal["dense", "segments"] = "dense"
     temporal: int = 1
     spatial: int = 1
+    standardise: bool = False
 
     def __len__(self) -> int:
         return self.temporal * self.spatial
@@ -43,7 +45,7 @@ class Views:
     def described(self) -> str:
         """In words, for results."""
         where = f"one of each {self.frames}th of the video" if self.sampling == "segments" else f"{self.stride} apart"
-        clip = f"{self.frames} frames of {self.size} pixels, {where}"
+        clip = f"{self.frames} frames of {self.size} pixels, {where}{', standardised' if self.standardise else ''}"
         return f"{self.temporal} windows x {self.spatial} squares, each {clip}"
 
     def indices(self, count: int) -> np.ndarray:
@@ -80,7 +82,10 @@ def decode_views(data: bytes, views: Views) -> Tensor:
                 cut[k] = square.cut(image)
     resized_SKhw3 = torch.stack([square.resize(cut, views.size) for square, cut in zip(squares, cuts)])
     places_VT = torch.from_numpy(places.reshape(indices_VT.shape))
-    return resized_SKhw3[:, places_VT].transpose(0, 1).flatten(0, 1).permute(0, 4, 1, 2, 3).contiguous()
+    clips_VThw3 = resized_SKhw3[:, places_VT].transpose(0, 1).flatten(0, 1)
+    if views.standardise:
+        clips_VThw3 = torch.stack([standardised(clip_Thw3) for clip_Thw3 in clips_VThw3])
+    return clips_VThw3.permute(0, 4, 1, 2, 3).contiguous()
 
 
 @dataclass(frozen=True)

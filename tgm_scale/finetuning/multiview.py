@@ -53,7 +53,13 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
         return scores_BC.softmax(dim=1).where(finite_B1, torch.nan)
 
     views = Views(
-        data.frames, data.size, data.stride, data.sampling, settings.test_temporal_views, settings.test_spatial_views
+        data.frames,
+        data.size,
+        data.stride,
+        data.sampling,
+        settings.test_temporal_views,
+        settings.test_spatial_views,
+        data.standardise,
     )
     made_by = ("finetuned", str(step), *(entry["blake2b"] for entry in reader.manifest["files"]), str(settings.ema))
     collectives = HostCollectives(process, PATIENCE)

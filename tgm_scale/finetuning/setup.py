@@ -187,6 +187,8 @@ def loader(config: FinetuneConfig, parts: Parts, steps: range) -> ClipLoader:
         flip=data.flip,
         captions=False,
         segments=data.sampling == "segments",
+        time_jitter=data.time_jitter,
+        standardise=data.standardise,
     )
     samples = Samples.in_order([parts.train.corpus], sampling, data.window_shards)
     samples = AugmentedSamples(samples, augmenter_of(config))

@@ -54,6 +54,8 @@ def clip_loader(
         flip=data.flip,
         captions=plan.captions,
         segments=data.sampling == "segments",
+        time_jitter=data.time_jitter,
+        standardise=data.standardise,
         relevance=relevance,
         motion="motion" in needs,
         caption_sets=guidance.captions == "mean" and "relevance" in needs,

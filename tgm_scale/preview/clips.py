@@ -50,6 +50,8 @@ def sampling_of(config: Config, needs: set[str], speaks: bool) -> Sampling:
         flip=data.flip,
         captions=speaks,
         segments=data.sampling == "segments",
+        time_jitter=data.time_jitter,
+        standardise=data.standardise,
         motion="motion" in needs,
         caption_sets=speaks and config.guidance.captions == "mean",
     )

@@ -34,7 +34,8 @@ _OF_A_RUN = (
     "model",
     "objective",
 )  # what a checkpoint's configuration says to a preview
-_COMPARED = ("masking.", "guidance.", "data.stride", "data.sampling")  # what a mask and a clip depend on
+# what a mask and a clip depend on
+_COMPARED = ("masking.", "guidance.", "data.stride", "data.sampling", "data.standardise")
 _NOT_COMPARED = ("guidance.cached", "guidance.compile")  # which a preview sets itself
 _NOT_OF_A_PREVIEW = ("data.synthetic", "data.cache", "data.decoder")  # it makes no corpus and keeps no bytes
 MOST_CLIPS = 100

@@ -61,6 +61,18 @@ class VideoEncoder:
         return self._frozen.stride
 
     @property
+    def sampling(self) -> str:
+        """How a clip's frames lie in a file, as it was trained: "dense", `stride` apart, or "segments", one of each of
+        `frames` equal parts."""
+        return self._frozen.sampling
+
+    @property
+    def standardise(self) -> bool:
+        """Whether it was trained on clips of one brightness and contrast (data.standardise). `read` brings clips to
+        it; a tensor is taken as it is."""
+        return self._frozen.standardise
+
+    @property
     def width(self) -> int:
         """D."""
         return self._frozen.size.width
@@ -75,7 +87,8 @@ class VideoEncoder:
 
     def read(self, source: Source, windows: int = 1, squares: int = 1) -> Tensor:
         """Clips of a video as this encoder takes them: uint8 [V, 3, frames, size, size], as `read_video`; of one that
-        was trained on whole clips (data.sampling=segments) a frame of each of `frames` equal parts of the video."""
+        was trained on whole clips (data.sampling=segments) a frame of each of `frames` equal parts of the video, and
+        of one brightness and contrast where it was trained so (data.standardise)."""
         counts = {"windows": windows, "squares": squares}
         temporal, spatial = (whole_number(name, value) for name, value in counts.items())
         return read_views(source, self._frozen.views(temporal=temporal, spatial=spatial))
@@ -86,4 +99,6 @@ class VideoEncoder:
         return checked(video, self.frames, self.size)
 
     def __repr__(self) -> str:
-        return f"VideoEncoder(frames={self.frames}, size={self.size}, stride={self.stride}, width={self.width})"
+        where = f"stride={self.stride}" if self.sampling == "dense" else f"sampling={self.sampling!r}"
+        light = ", standardise=True" if self.standardise else ""
+        return f"VideoEncoder(frames={self.frames}, size={self.size}, {where}, width={self.width}{light})"

@@ -191,7 +191,11 @@ def _untrained(evaluation: EvaluationConfig, pretrained: Config, overrides: list
     assert isinstance(config, settings.FrozenConfig)
     of_pretraining = {"frames": data.frames, "image_size": data.size}
     found += [f"encoder.{key}={of}" for key, of in of_pretraining.items() if getattr(config.encoder, key) is None]
-    return [*found, *([f"data.stride={data.stride}"] if config.data.stride is None else [])]
+    if config.data.stride is None:
+        found.append(f"data.stride={data.stride}")
+    if config.data.standardise is None and data.standardise:
+        found.append("data.standardise=true")
+    return found
 
 
 def _load(evaluation: EvaluationConfig, overrides: list[str]) -> settings.FrozenConfig | settings.FinetuneConfig:

@@ -16,7 +16,7 @@ from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.video.decode import Video, segments, window
 from tgm_scale.data.video.frame_times import Unusable
 from tgm_scale.data.video.motion import MotionRecorder
-from tgm_scale.data.video.transforms import Crop, draw_crop
+from tgm_scale.data.video.transforms import Crop, draw_crop, standardised
 from tgm_scale.runtime import seeding
 
 RELEVANCE_EXTENSION = "tgm.npy"
@@ -140,7 +140,9 @@ class Samples:
         """The frames of a clip out of `count`: a window, or one frame of each of equal segments."""
         sampling = self.sampling
         if sampling.segments:
-            return segments(count, seeding.draw(seed, "segments", sampling.frames))
+            draws, most = seeding.draw(seed, "segments", sampling.frames), sampling.time_jitter
+            start, longer = (most * (2 * draw - 1) for draw in seeding.draw(seed, "time jitter", 2))
+            return segments(count, draws, start, 1 + longer)
         return window(count, sampling.frames, sampling.stride, seeding.draw(seed, "offset")[0])
 
     def _cut(self, video: Video, indices: np.ndarray, seeds: list[int], clips_NTHW3: Tensor) -> list[Crop]:
@@ -163,6 +165,8 @@ class Samples:
                 crop.resize_into(clip_THW3, cut)
             else:
                 clip_THW3.copy_(crop.resize(cut, sampling.size)[places])
+            if sampling.standardise:
+                clip_THW3.copy_(standardised(clip_THW3))
         return crops
 
     def _relevance(

@@ -39,6 +39,8 @@ class Sampling:
     motion: bool = False  # True: each sample brings its codec's motion, all 0 where the stream has none
     caption_sets: bool = False  # True: each sample brings all its captions, and cached scores are the mean over them
     segments: bool = False  # True: one frame of each of equal segments of the whole source, not a window
+    time_jitter: float = 0.0  # of segments: by what share of the source they are moved and stretched, at most
+    standardise: bool = False  # True: see transforms.standardised
     flow: FlowEstimator | None = None  # given: each clip brings its optical flow
 
     def __post_init__(self) -> None:

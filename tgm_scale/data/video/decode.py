@@ -61,11 +61,15 @@ def window(count: int, frames: int, stride: int, offset_draw: float) -> np.ndarr
     return np.minimum(int(offset_draw * starts) + stride * np.arange(frames), count - 1)
 
 
-def segments(count: int, draws: Sequence[float] | np.ndarray) -> np.ndarray:
+def segments(count: int, draws: Sequence[float] | np.ndarray, start: float = 0.0, length: float = 1.0) -> np.ndarray:
     """One index of each of equal segments that cover a source of `count` frames, int64 [frames]; `draws` in [0, 1)
-    say where in its segment (TSN, Wang et al. 2016, section 3.1). A short source repeats frames."""
+    say where in its segment (TSN, Wang et al. 2016, section 3.1). A short source repeats frames.
+
+    start, length: what the segments cover instead, in shares of the source, whose first and last frame stand for what
+    lies outside it."""
     draws = np.asarray(draws)
-    return np.minimum((np.arange(len(draws)) + draws) * count / len(draws), count - 1).astype(np.int64)
+    places = (np.arange(len(draws)) + draws) * count / len(draws)
+    return np.clip(start * count + length * places, 0, count - 1).astype(np.int64)
 
 
 class Video:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tgm_scale.contracts import STANDARD_DEVIATION, STANDARD_MEAN
 from tgm_scale.runtime import seeding
 
 MULTI_SCALES = (1.0, 0.875, 0.75, 0.66)
@@ -74,6 +75,18 @@ class Crop:
     def row(self) -> tuple[float, float, float, float, float]:
         """As in `Batch.crops`."""
         return self.top, self.left, self.height, self.width, float(self.flip)
+
+
+def standardised(clip: Tensor) -> Tensor:
+    """A clip's pixels, uint8 of any shape, brought to STANDARD_MEAN and STANDARD_DEVIATION by one line for all of
+    them, and cut to 0..255. Counts are whole numbers, so that no order of sums plays a part."""
+    counts_256 = torch.bincount(clip.flatten(), minlength=256)
+    levels_256 = torch.arange(256, dtype=torch.float64)
+    mean = (levels_256 * counts_256).sum() / clip.numel()
+    deviation = ((levels_256 - mean).square() * counts_256).sum().div(clip.numel()).sqrt()
+    # at least 1: a clip of hardly more than one level is not made a picture of its noise
+    line_256 = (levels_256 - mean) / max(float(deviation), 1.0) * STANDARD_DEVIATION + STANDARD_MEAN
+    return line_256.round().clamp(0, 255).to(torch.uint8)[clip.long()]
 
 
 def axis_weights(start: float, length: float, count: int, cells: int) -> np.ndarray:

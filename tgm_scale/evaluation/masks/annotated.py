@@ -28,9 +28,9 @@ from tgm_scale.data.access.addresses import split_extension
 from tgm_scale.data.building.annotations import captions_of
 from tgm_scale.data.loading.sampling import Sampling
 from tgm_scale.data.shards.inventory import Inventory
-from tgm_scale.data.video.decode import DecodeError, Video, window
+from tgm_scale.data.video.decode import DecodeError, Video, segments, window
 from tgm_scale.data.video.motion import MotionRecorder
-from tgm_scale.data.video.transforms import draw_crop
+from tgm_scale.data.video.transforms import draw_crop, standardised
 from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.arrays import fields_of, picture_of
 from tgm_scale.runtime.outside.json_text import json_file, json_object
@@ -127,7 +127,11 @@ def clips(file: Path, truth: Path, count: int, sampling: Sampling) -> Iterator[A
     for number in range(count):
         recorder = MotionRecorder()
         with Video(data, recorder) as video:
-            indices = window(video.count, sampling.frames, sampling.stride, (number + 0.5) / count)
+            place = (number + 0.5) / count
+            if sampling.segments:
+                indices = segments(video.count, [place] * sampling.frames)
+            else:
+                indices = window(video.count, sampling.frames, sampling.stride, place)
             images = dict(video.frames(np.unique(indices)))
             length = video.count
         height, width, _ = next(iter(images.values())).shape
@@ -142,11 +146,12 @@ def clips(file: Path, truth: Path, count: int, sampling: Sampling) -> Iterator[A
         if not object_SRC.any():
             continue
         motion = recorder.slots(indices, grid.slots)
+        clip_Thw3 = crop.resize(cut_Thw3, sampling.size)
         blank = torch.zeros(grid.slots, grid.rows, grid.columns)
         square = (sampling.size, sampling.size)
         yield AnnotatedClip(
             file.stem,
-            crop.resize(cut_Thw3, sampling.size).permute(3, 0, 1, 2),
+            (standardised(clip_Thw3) if sampling.standardise else clip_Thw3).permute(3, 0, 1, 2),
             object_SRC,
             F.interpolate(torch.from_numpy(cut_Thw)[None].float(), square, mode="nearest")[0] > 0.5,
             blank if motion is None else crop.resample(motion, grid.rows, grid.columns),

@@ -74,7 +74,15 @@ def evaluate(options: argparse.Namespace) -> int:
         raise ValueError("no recipe can run: see what was left out")
     scores: dict[str, list[ClipScore]] = {}
     data = config.data
-    sampling = Sampling(data.frames, data.stride, data.size, shape_of(config).grid, seed=0)
+    sampling = Sampling(
+        data.frames,
+        data.stride,
+        data.size,
+        shape_of(config).grid,
+        seed=0,
+        segments=data.sampling == "segments",
+        standardise=data.standardise,
+    )
     plain = recipe_masker(config, "tube")
     with ProgressBars() as bars:
         task = bars.task("videos", len(found.pairs))
