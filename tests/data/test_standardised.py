@@ -41,6 +41,11 @@ def test_a_clip_of_one_level_stays_one(level: int) -> None:
     assert standardised(torch.full((2, 4, 4, 3), level, dtype=torch.uint8)).eq(STANDARD_MEAN).all()
 
 
+def test_noise_on_one_level_is_not_made_a_picture() -> None:
+    noisy = (117 + torch.randn(4, 32, 32, 3, generator=torch.Generator().manual_seed(0))).round().to(torch.uint8)
+    assert standardised(noisy).double().std() < STANDARD_DEVIATION * 0.6
+
+
 def test_segments_are_moved_and_stretched_within_the_source() -> None:
     middles = [0.5] * N
     assert segments(80, middles, 0.0, 1.0).tolist() == segments(80, middles).tolist() == list(range(5, 80, 10))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tgm_scale.evaluation.views import Views, decode_views
 from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.preview.clips import sampling_of
 from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runtime.compat import prepare_torchvision
 
 CONFIG = """
 run: {{dir: {run}}}
@@ -87,6 +89,12 @@ def test_a_reader_brings_clips_to_the_brightness_and_contrast_of_the_training(
     config: str, tmp_path: Path, shards: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pretrain(config, "data.standardise=true")
+    assert f"encoder.checkpoint={tmp_path}/run data.sampling=segments data.train=" in capfd.readouterr().out
+    on = [f"train.init_from={tmp_path}/run", "data.sampling=dense", "data.stride=1", "train.steps=1"]
+    pretrain(config, f"run.dir={tmp_path}/on", *on)
+    warned = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: trained before")]
+    assert len(warned) == 2 and "whole clips, and here they are 1 apart" in warned[0]
+    assert "data.standardise=true, and here with false" in warned[1]
     video = next(iter(tgm_scale.open_corpus(shards))).video
     encoder, exported = tgm_scale.load_encoder(tmp_path / "run"), tmp_path / "exported"
     wanted, filmed = (decode_views(video, Views(4, 32, 1, "segments", standardise=given)) for given in (True, False))
@@ -95,15 +103,30 @@ def test_a_reader_brings_clips_to_the_brightness_and_contrast_of_the_training(
     assert repr(encoder) == "VideoEncoder(frames=4, size=32, sampling='segments', width=128, standardise=True)"
     capfd.readouterr()
     assert cli.main(["convert", str(tmp_path / "run"), str(exported), "--to", "huggingface"]) == 0
-    assert "trained on clips brought to mean 116 and deviation 57 of 255" in capfd.readouterr().out
+    told = "trained on clips of a frame of each of 4 equal parts of a video (data.sampling=segments), of mean 116 and"
+    assert f"note     {told} deviation 57 (data.standardise): the format has no place" in capfd.readouterr().out
+    card = (exported / "README.md").read_text()
+    assert f"The model was {told}" in card
+    [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    frames = filmed[0].permute(1, 2, 3, 0).numpy()
+    given, count = re.subn(r"list\(np.zeros\(.*?\)\)", "list(FILMED)", code)
+    prepare_torchvision()
+    found: dict[str, Any] = {"FILMED": frames}
+    exec(given.replace('folder = "."', f"folder = {str(exported)!r}"), found)
+    assert count == 1 and torch.allclose(found["feature"], encoder(video), atol=0.02)
+    assert not torch.allclose(found["feature"], encoder(filmed), atol=0.02)
     assert torch.equal(tgm_scale.load_encoder(exported).read(video), wanted)
     knn = ["knn", f"encoder.checkpoint={tmp_path}/run", f"data.train={shards}", f"data.test={shards}"]
     knn += ["data.label=truth.objects.0.shape", "data.workers=0", "data.sampling=segments"]
+    capfd.readouterr()
     for number, (given, said) in enumerate(
         (([], True), (["data.standardise=false"], False), (["encoder.checkpoint=random", *_RANDOM], False))
     ):
         assert cli.main([*knn, f"run.dir={tmp_path}/{number}", *given]) == 0
         assert ("standardised" in json.loads((tmp_path / f"{number}/results.json").read_text())["views"]) == said
+    for number, given in enumerate((["data.standardise=false"], [])):  # another reading is no going on
+        assert cli.main([*knn, f"run.dir={tmp_path}/{number}", *given]) == 2
+        assert "data.standardise" in capfd.readouterr().err
 
 
 _RANDOM = ["encoder.size=tiny", "encoder.frames=4", "encoder.image_size=32"]

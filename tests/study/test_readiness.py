@@ -170,3 +170,10 @@ def test_a_study_of_a_version_that_knew_no_whole_clips_is_known_again(file: Path
     again = [job for job in whole if job.arm.masker == "tube"]
     assert again and {job.folder for job in again} <= {job.folder for job in jobs()}
     assert not any(records.read(job) for job in again)
+    unset, filmed = (
+        [job for job in jobs(f"study.evaluations.knn.set=[data.train=x, data.test=y{more}]") if job.what == "knn"]
+        for more in ("", ", data.standardise=false")
+    )
+    for job in unset:  # which reads clips as its pretraining did
+        records.write(job, records.DONE, 1.0)
+    assert all(records.read(job) for job in unset) and not any(records.read(job) for job in filmed)

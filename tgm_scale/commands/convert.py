@@ -90,6 +90,8 @@ def _convert(options: argparse.Namespace) -> None:
     source = read(options.input, metadata, options.lossy, options.tubelet, options.raw)
     for note in source.notes:
         print(f"read     {note}")
+    if source.of_clips and options.to != "safetensors":
+        print(f"note     {source.of_clips}: the format has no place for it; whoever reads videos for it must do so")
     size = source.size
     decoder = f", decoder {size.decoder_width} wide, {size.decoder_depth} deep, {size.decoder_heads} heads"
     decoder += ", cross-attention" if size.decoder_attention == "cross" else ""

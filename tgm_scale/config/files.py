@@ -230,8 +230,6 @@ def digest_tree(config: Section) -> dict[str, Any]:
         tree.pop(section, None)
     if encoder := tree.get("encoder"):  # what is not set is the checkpoint's
         tree["encoder"] = {name: value for name, value in encoder.items() if value is not None}
-        if (data := tree.get("data", {})).get("standardise") is None:
-            data.pop("standardise", None)
     if terms := tree.get("objective", {}).get("terms"):  # the two older keys have the weights of theirs
         others = {name: weight for name, weight in terms.items() if weight and name not in ("pixels", "contrast")}
         tree["objective"]["terms"] = others or None
@@ -248,7 +246,9 @@ def comparable(there: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
     encoder.* where none was set, and read the checkpoint's."""
     for section, added in _ADDED.items():
         if isinstance(found := there.get(section), dict) and isinstance(now := here.get(section), dict):
-            there = there | {section: {name: value for name, value in added.items() if name in now} | found}
+            # None where it is not set here: as the pretraining, which an earlier version's was
+            once = {name: value if now[name] is not None else None for name, value in added.items() if name in now}
+            there = there | {section: once | found}
     of, set_here = there.get("encoder"), here.get("encoder")
     if not isinstance(of, dict) or not isinstance(set_here, dict) or not _ONCE_UNSET.keys() <= of.keys():
         return there  # what this version writes has no value where none is set

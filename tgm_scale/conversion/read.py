@@ -7,14 +7,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from tgm_scale.contracts import STANDARD_DEVIATION, STANDARD_MEAN
 from tgm_scale.conversion.formats import detect
 from tgm_scale.conversion.key_maps import EXTRAS, ModelMetadata
 from tgm_scale.conversion.readers import open_weights
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.vit import SIZES, ModelSize
 
-STANDARD = f"mean {STANDARD_MEAN} and deviation {STANDARD_DEVIATION} of 255 (data.standardise)"
 _ENCODER_FIELDS = ("width", "depth", "heads", "mlp", "patch", "tubelet")
 _DECODER_FIELDS = ("decoder_width", "decoder_depth", "decoder_heads", "decoder_mlp", "decoder_attention")
 
@@ -35,8 +33,6 @@ def read(
         agreed, differing = (stated or ModelMetadata()).over(opened.metadata)
         if ((agreed.config or {}).get("objective") or {}).get("normalise_by") == "clip":
             notes = [*notes, "trained on targets normalised by the clip: others' code computes its loss on other ones"]
-        if ((agreed.config or {}).get("data") or {}).get("standardise"):
-            notes = [*notes, f"trained on clips brought to {STANDARD}: others' code reads them as they are filmed"]
         return Weights.of(kind, state, agreed, [*opened.notes, f"format: {found.name}", *notes, *differing])
     except ValueError as mistake:
         raise ValueError(f"{path}: {mistake}") from None
@@ -53,6 +49,27 @@ class Initial(NamedTuple):
     stride: int | None
     whole_clips: bool
     standardised: bool
+
+    def unlike(self, sampling: str, stride: int, standardise: bool) -> list[str]:
+        """Warnings of what a run with these keys of `data` reads otherwise than the training before."""
+        notes = []
+        if sampling == "dense" and self.whole_clips:
+            notes.append(
+                f"warning: trained before on frames of whole clips, and here they are {stride} apart: "
+                "data.sampling=segments takes them as there"
+            )
+        elif sampling == "dense" and self.stride not in (None, stride):
+            notes.append(
+                f"warning: trained before on frames {self.stride} apart, and here on data.stride={stride}; "
+                f"data.stride={self.stride} is as before"
+            )
+        if self.standardised != standardise:
+            before, now = str(self.standardised).lower(), str(standardise).lower()
+            notes.append(
+                f"warning: trained before with data.standardise={before}, and here with {now}; "
+                f"data.standardise={before} is as before"
+            )
+        return notes
 
 
 def read_initial(origin: str, size: ModelSize) -> Initial:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tgm_scale.contracts import Grid
+from tgm_scale.contracts import STANDARD_DEVIATION, STANDARD_MEAN, Grid
 from tgm_scale.conversion import key_maps
 from tgm_scale.conversion.key_maps import EXTRAS, FRAMES, IMAGE_SIZE, ModelKind, ModelMetadata, size_of
 from tgm_scale.models.classifier import VideoClassifier
@@ -97,6 +97,19 @@ class Weights:
         if type(share) not in (int, float) or not 0 < share <= 1:
             raise ValueError(f"config.finetune.token_share: found {share!r}, wanted a share above 0 and at most 1")
         return float(share)
+
+    @property
+    def standardised(self) -> bool:
+        """Whether its clips had one brightness and contrast (data.standardise)."""
+        return bool(((self.config or {}).get("data") or {}).get("standardise"))
+
+    @property
+    def of_clips(self) -> str:
+        """On what clips it was trained, in words; "" for windows of frames as they are filmed."""
+        whole = ((self.config or {}).get("data") or {}).get("sampling") == "segments"
+        parts = [f"of a frame of each of {self.frames} equal parts of a video (data.sampling=segments)"] * whole
+        parts += [f"of mean {STANDARD_MEAN} and deviation {STANDARD_DEVIATION} (data.standardise)"] * self.standardised
+        return f"trained on clips {', '.join(parts)}" if parts else ""
 
     @property
     def origin(self) -> Grid | None:

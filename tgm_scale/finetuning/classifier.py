@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.contracts import Grid
-from tgm_scale.conversion.read import Initial, read_initial
+from tgm_scale.conversion.read import read_initial
 from tgm_scale.evaluation.classes import names_of
 from tgm_scale.evaluation.results import Clip
-from tgm_scale.evaluation.settings import FinetuneConfig, FinetuneDataConfig
+from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning.setup import shape_of
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET
@@ -53,30 +53,8 @@ def initial_model(config: FinetuneConfig, classes: list[str], newest: Path | Non
         ) from None
     fresh = _load_matching(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
     notes = [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
-    notes += clips_unlike(config.data, found)
+    notes += found.unlike(config.data.sampling, config.data.stride, config.data.standardise)
     return InitialModel(module, positions, notes)
-
-
-def clips_unlike(data: FinetuneDataConfig, found: Initial) -> list[str]:
-    """Warnings of what the run reads otherwise than the training before."""
-    notes = []
-    if data.sampling == "dense" and found.whole_clips:
-        notes.append(
-            f"warning: trained before on frames of whole clips, and here they are {data.stride} apart: "
-            "data.sampling=segments takes them as there"
-        )
-    elif data.sampling == "dense" and found.stride not in (None, data.stride):
-        notes.append(
-            f"warning: trained before on frames {found.stride} apart, and here on data.stride={data.stride}; "
-            f"data.stride={found.stride} is as before"
-        )
-    if found.standardised != data.standardise:
-        before, now = str(found.standardised).lower(), str(data.standardise).lower()
-        notes.append(
-            f"warning: trained before with data.standardise={before}, and here with {now}; "
-            f"data.standardise={before} is as before"
-        )
-    return notes
 
 
 def build_classifier(config: FinetuneConfig, classes: int, positions: Clip | None) -> VideoClassifier:

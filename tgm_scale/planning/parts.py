@@ -116,18 +116,21 @@ def checkpoint_metadata(config: RunSettings, shape: Shape) -> dict[str, Any]:
     }
 
 
-def initialise(module: JointModule, init_from: str, shape: Shape, statistics: PixelStatistics) -> list[str]:
-    """Set the weights that `train.init_from` gives; the rest stays fresh. Returns notes on what was left out.
+def initialise(module: JointModule, init_from: str, shape: Shape, data: DataConfig) -> list[str]:
+    """Set the weights that `train.init_from` gives; the rest stays fresh. Returns notes on what was left out, and on
+    what was trained before on other clips.
 
     Raises ValueError where the origin's model is another one."""
-    weights, notes, clip, *_ = read_initial(init_from, shape.size)
+    found = read_initial(init_from, shape.size)
+    weights, notes, clip = found.weights, found.report, found.clip
     if clip != (shape.frames, shape.image_size):
         notes = [
             *notes,
             f"trained on clips of {clip[0]} frames of {clip[1]} pixels: positions go by a token's number, so those of "
             f"{shape.frames} frames of {shape.image_size} stand at others at first",
         ]
-    weights = restated(weights, statistics)
+    notes = [*notes, *found.unlike(data.sampling, data.stride, data.standardise)]
+    weights = restated(weights, pixel_statistics(data))
     own = module.state_dict()
     usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
     if not any(name.startswith("model.encoder.blocks") for name in usable):

@@ -23,7 +23,7 @@ from tgm_scale.objectives.terms import TERMS, needs_of
 from tgm_scale.planning.objective import weights_of
 from tgm_scale.planning.run_plan import run_masker
 from tgm_scale.planning.towers import IMAGE_MAPS
-from tgm_scale.report.card_text import CLASSIFY, ENCODE, LICENCE, TORCHVISION
+from tgm_scale.report.card_text import LICENCE, loading
 from tgm_scale.runs import environment, run_data, run_folder, status
 from tgm_scale.runs.figures import SHARED, shares
 from tgm_scale.runs.metrics import read_metrics
@@ -112,7 +112,7 @@ def card(export: Export, weights: Weights, evaluations: Iterable[str] = ()) -> s
     """The Markdown of an export. weights: what of it is written. Raises ValueError as `evaluations_of`."""
     origin, tree = Origin.of(export.given), weights.config or {}
     results = evaluations_of(export, evaluations, tree)
-    parts = [_front(weights), f"# {_plain(export.name)}\n", *_what(export, origin, weights), _loading(weights)]
+    parts = [_front(weights), f"# {_plain(export.name)}\n", *_what(export, origin, weights), loading(weights)]
     if origin is not None:
         parts += [*_data(origin), *_recipe(tree, export.kind), *_training(origin), *_results(results)]
     parts += ["## Licence\n", f"{LICENCE}\n", *_software(origin)]
@@ -140,12 +140,6 @@ def _what(export: Export, origin: Origin | None, weights: Weights) -> Iterator[s
         yield f"Trained with tgm_scale: the checkpoint of step {origin.step} of the run {run}{weighed}.\n"
     elif origin is None:
         yield f"Converted by tgm_scale from {_code(Path(export.given).name)}.\n"
-
-
-def _loading(weights: Weights) -> str:
-    code = CLASSIFY if weights.kind == "classifier" else ENCODE
-    filled = code.replace("FRAMES", str(weights.frames)).replace("SIDE", str(weights.image_size))
-    return f"## How to load it\n\nIn this folder, without a network:\n\n```python\n{filled}```\n\n{TORCHVISION}\n"
 
 
 def _data(origin: Origin) -> Iterator[str]:

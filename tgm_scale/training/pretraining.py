@@ -39,7 +39,6 @@ from tgm_scale.planning.parts import (
     initialise,
     joint_module,
     objective,
-    pixel_statistics,
 )
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
@@ -89,7 +88,7 @@ class Pretraining(Task):
         config = self.config
         module = joint_module(config, self.plan.shape, self.towers, self.objective)
         if newest is None and (origin := config.train.init_from):
-            notes = initialise(module, origin, self.plan.shape, pixel_statistics(config.data))
+            notes = initialise(module, origin, self.plan.shape, config.data)
             if self.process.is_main:
                 print("\n".join([f"weights of {origin}", *notes]), flush=True)
         return module
@@ -158,6 +157,8 @@ class Pretraining(Task):
         how = "knn" if probe.too_few(2, len(self.corpora[0])) else "probe"
         of_run = _words(("run.dir", f"{self.folder}-{how}"), ("encoder.checkpoint", self.folder))
         labelled = _labelled_data(self.config.data, self.corpora[0])
+        if self.config.data.sampling != "dense":
+            of_run += f" data.sampling={self.config.data.sampling}"
         return f"The run is in {self.folder}; its features are judged by: tgm-scale {how} {of_run} {labelled}"
 
     def guidance_seconds(self) -> float:

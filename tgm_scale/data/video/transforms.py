@@ -79,13 +79,14 @@ class Crop:
 
 def standardised(clip: Tensor) -> Tensor:
     """A clip's pixels, uint8 of any shape, brought to STANDARD_MEAN and STANDARD_DEVIATION by one line for all of
-    them, and cut to 0..255. Counts are whole numbers, so that no order of sums plays a part."""
+    them, then cut to 0..255: of dark clips with few bright spots both are somewhat less in the end. Counts are whole
+    numbers, so that no order of sums plays a part."""
     counts_256 = torch.bincount(clip.flatten(), minlength=256)
     levels_256 = torch.arange(256, dtype=torch.float64)
     mean = (levels_256 * counts_256).sum() / clip.numel()
     deviation = ((levels_256 - mean).square() * counts_256).sum().div(clip.numel()).sqrt()
-    # at least 1: a clip of hardly more than one level is not made a picture of its noise
-    line_256 = (levels_256 - mean) / max(float(deviation), 1.0) * STANDARD_DEVIATION + STANDARD_MEAN
+    # at least 2: what compression leaves in a clip of one level, a deviation of about 1, is spread half as far
+    line_256 = (levels_256 - mean) / max(float(deviation), 2.0) * STANDARD_DEVIATION + STANDARD_MEAN
     return line_256.round().clamp(0, 255).to(torch.uint8)[clip.long()]
 
 
