@@ -43,6 +43,10 @@ def config(tmp_path: Path, shards: str) -> str:
     return str(file)
 
 
+def printed(folder: Path) -> str:
+    return (folder / "output.log").read_text()
+
+
 def pretrain(config: str, *more: str, world_size: int = 1) -> None:
     run(world_size, ["-m", "tgm_scale", "pretrain", "--config", config, *more])
 
@@ -89,10 +93,10 @@ def test_a_reader_brings_clips_to_the_brightness_and_contrast_of_the_training(
     config: str, tmp_path: Path, shards: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     pretrain(config, "data.standardise=true")
-    assert f"encoder.checkpoint={tmp_path}/run data.sampling=segments data.train=" in capfd.readouterr().out
+    assert f"encoder.checkpoint={tmp_path}/run data.sampling=segments data.train=" in printed(tmp_path / "run")
     on = [f"train.init_from={tmp_path}/run", "data.sampling=dense", "data.stride=1", "train.steps=1"]
     pretrain(config, f"run.dir={tmp_path}/on", *on)
-    warned = [line for line in capfd.readouterr().out.splitlines() if line.startswith("warning: trained before")]
+    warned = [line for line in printed(tmp_path / "on").splitlines() if line.startswith("warning: trained before")]
     assert len(warned) == 2 and "whole clips, and here they are 1 apart" in warned[0]
     assert "data.standardise=true, and here with false" in warned[1]
     video = next(iter(tgm_scale.open_corpus(shards))).video
