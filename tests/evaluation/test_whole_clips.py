@@ -43,12 +43,9 @@ def config(tmp_path: Path, shards: str) -> str:
     return str(file)
 
 
-def printed(folder: Path) -> str:
-    return (folder / "output.log").read_text()
-
-
-def pretrain(config: str, *more: str, world_size: int = 1) -> None:
-    run(world_size, ["-m", "tgm_scale", "pretrain", "--config", config, *more])
+def pretrain(config: str, *more: str, world_size: int = 1) -> str:
+    """What it prints."""
+    return run(world_size, ["-m", "tgm_scale", "pretrain", "--config", config, *more]).stdout
 
 
 def test_whole_clips_are_the_same_by_workers_and_ranks_and_no_windows(config: str, tmp_path: Path) -> None:
@@ -92,11 +89,11 @@ def test_a_reader_takes_whole_clips_or_says_that_it_does_not(
 def test_a_reader_brings_clips_to_the_brightness_and_contrast_of_the_training(
     config: str, tmp_path: Path, shards: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pretrain(config, "data.standardise=true")
-    assert f"encoder.checkpoint={tmp_path}/run data.sampling=segments data.train=" in printed(tmp_path / "run")
+    printed = pretrain(config, "data.standardise=true")
+    assert f"encoder.checkpoint={tmp_path}/run data.sampling=segments data.train=" in printed
     on = [f"train.init_from={tmp_path}/run", "data.sampling=dense", "data.stride=1", "train.steps=1"]
-    pretrain(config, f"run.dir={tmp_path}/on", *on)
-    warned = [line for line in printed(tmp_path / "on").splitlines() if line.startswith("warning: trained before")]
+    printed = pretrain(config, f"run.dir={tmp_path}/on", *on)
+    warned = [line for line in printed.splitlines() if line.startswith("warning: trained before")]
     assert len(warned) == 2 and "whole clips, and here they are 1 apart" in warned[0]
     assert "data.standardise=true, and here with false" in warned[1]
     video = next(iter(tgm_scale.open_corpus(shards))).video
