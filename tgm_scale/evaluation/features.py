@@ -100,7 +100,8 @@ class FrozenEncoder:
     def of(cls, weights: Weights, path: str | Path, device: torch.device = _CPU) -> FrozenEncoder:
         if weights.kind == "classifier":
             raise ValueError(
-                f"{path}: a finetuned classifier: it has no norm after its encoder. Give a pretraining checkpoint"
+                f"{path}: a finetuned classifier: it has no norm after its encoder. Give a pretraining checkpoint; to "
+                "classify videos by it, `tgm-scale convert ... --to huggingface` writes a folder that does"
             )
         module: Any = build(weights)
         encoder = module.encoder if weights.kind == "pretraining" else module["encoder"]

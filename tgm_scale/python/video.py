@@ -6,7 +6,6 @@ Shapes: B clips, V views of a video, T frames, H W pixels.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from tgm_scale.data.video.frame_times import DecodeError
 from tgm_scale.evaluation.views import Views, decode_views
-from tgm_scale.python.arguments import path_of, whole_number
+from tgm_scale.python.arguments import existing, whole_number
 
 Source = str | os.PathLike[str] | bytes  # a file, or what one holds
 
@@ -37,7 +36,7 @@ def read_video(
 
 def read_views(source: Source, views: Views) -> Tensor:
     """These views of a video. Raises as `read_video`."""
-    data = source if isinstance(source, bytes) else Path(path_of("source", source)).read_bytes()
+    data = source if isinstance(source, bytes) else existing("source", source).read_bytes()
     try:
         return decode_views(data, views)
     except DecodeError as error:

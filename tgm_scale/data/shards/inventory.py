@@ -117,7 +117,7 @@ def refuse_without_captions(opened: Sequence[Corpus], remedy: str) -> None:
             raise ValueError(
                 f"corpus {corpus.name!r}: none of {len(looked_at)} samples looked at has a caption "
                 f"({next(iter(looked_at))} is the first): captions are read from json (caption, captions) or txt "
-                f"members, files beside the videos, or a list; to do without them add {remedy}"
+                f"members, files beside the videos, or a list's column caption; to do without them add {remedy}"
             )
 
 
