@@ -105,7 +105,7 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
     whole_clips = data.get("sampling") == "segments"
     stride = None if whole_clips else data.get("stride")
     clip = found.positions or (found.frames, found.image_size)
-    return Initial(weights, report, clip, stride, whole_clips, bool(data.get("standardise")))
+    return Initial(weights, report, clip, stride, whole_clips, found.standardised)
 
 
 def size_in_keys(found: ModelSize) -> str:

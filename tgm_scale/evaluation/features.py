@@ -119,7 +119,7 @@ class FrozenEncoder:
             ((weights.config or {}).get("guidance") or {}).get("towers"),
             weights.positions,
             data.get("sampling", "dense"),
-            bool(data.get("standardise")),
+            weights.standardised,
         )
 
     def fresh(self, seed: int) -> FrozenEncoder:
