@@ -263,6 +263,10 @@ def test_figures_that_are_gone_are_measured_again_and_damaged_ones_named(
     assert "tube+pixels | none | seed 0: not done yet" in said
     damaged = found[1].jobs[1].folder / "results.json"
     assert f"{damaged} or predictions.jsonl is damaged (wanted figures by name" in said
+    (found[1].jobs[0].folder / "config.yaml").touch()
+    assert cli.main(["study", "--config", str(file), *given, "--tasks", "2", "--task", "1"]) == 1  # its own are done
+    said = capsys.readouterr().out
+    assert f"{damaged} or predictions.jsonl is damaged" in said and "part 1 of 2 is done" in said
 
 
 def test_evaluations_without_their_pretraining_are_not_taken_for_those_of_a_new_one(

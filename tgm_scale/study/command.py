@@ -17,8 +17,11 @@ from tgm_scale.runtime.terminal import message
 from tgm_scale.study import page, records
 from tgm_scale.study.arms import Unit, units
 from tgm_scale.study.launching import Budget, Launcher, budget, slots
+from tgm_scale.study.outcomes import damaged_figures
 from tgm_scale.study.readiness import prepare
 from tgm_scale.study.summary import summarise, tables
+
+_PART_DONE = "part {} of {} is done; tgm-scale study --tables makes the tables of all"
 
 
 def study(options: argparse.Namespace) -> int:
@@ -56,8 +59,9 @@ def study(options: argparse.Namespace) -> int:
         print(message(plan(own, budget(_open(own), records.Times(found), len(places), seconds))), flush=True)
         launcher.run()
     if options.tasks > 1:
-        print(f"part {options.task} of {options.tasks} is done; tgm-scale study --tables makes the tables of all")
-        return _code(own)
+        damaged = damaged_figures([job for unit in own for job in unit.jobs])
+        print(message("\n".join([*damaged, _PART_DONE.format(options.task, options.tasks)])))
+        return _code(own) or int(bool(damaged))
     return _write(config, found, launcher.left_out)
 
 

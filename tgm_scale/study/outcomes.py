@@ -81,6 +81,13 @@ def outcomes(jobs: Iterable[Job]) -> tuple[dict[Key, Outcome], dict[Key, str]]:
     return found, damaged
 
 
+def damaged_figures(jobs: Sequence[Job]) -> list[str]:
+    """What is wrong with the figures of those that are done, as `outcomes` says it."""
+    done = [job for job in jobs if job.what != records.PRETRAIN and records.is_done(job)]
+    found = [outcomes(job for job in done if job.what == what)[1] for what in dict.fromkeys(job.what for job in done)]
+    return [why for damaged in found for why in damaged.values()]
+
+
 def _other_data(job: Job, of: Outcome, newer_job: Job, newer: Outcome) -> str:
     """In words, how an outcome's data are others than those of a newer one; "" where they are the same, as far as is
     known."""
