@@ -237,8 +237,19 @@ def test_a_folder_of_videos(videos: Path, tmp_path: Path, capsys: pytest.Capture
     for name, reason in (("mute.mp4", "no_caption"), ("broken.mp4", "truncated")):
         assert any(row[:2] == [name, reason] for row in page.rows), page.rows
         assert f"left out: {name}: {reason}: " in printed.err
+    assert "mute.mp4: no_caption: none in a .txt or .json beside it" in printed.err
     assert "is the CLIP that comes with the package" in page.text and "is the CLIP that comes" in printed.out
     assert "3 clips" in printed.out and len(page.rows) > 6
+
+
+def test_a_clip_that_a_list_gives_no_caption_is_named_with_its_line(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = tmp_path / "list.csv"
+    listed.write_text("file,caption\na.mp4,noise\nb.mp4,\nc.mp4,noise\n")
+    corpus = [f"data.shards={listed}", f"data.root={videos}", "guidance.towers=small"]
+    assert run(*corpus, *SMALL, "--output", tmp_path / "page.html") == 0
+    assert f"left out: b.mp4: no_caption: {listed} line 3" in capsys.readouterr().err
 
 
 def test_clips_by_name_in_their_order(videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

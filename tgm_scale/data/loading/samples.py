@@ -31,6 +31,8 @@ def _without_caption(ref: SampleRef, members: dict[str, bytes]) -> SampleError:
         return SampleError("bad_caption", unfit[0])
     if fault := json_fault(members):
         return SampleError("broken_json", fault)
+    if ref.line is not None:
+        return SampleError("no_caption", ref.line or "none in a .txt or .json beside it")
     return SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
 
 

@@ -39,7 +39,8 @@ class SampleRef:
 
     Members are named by extension: all after the first dot of the member's name, in lower case ("mp4", "tgm.npy").
     `within` is its name in its corpus, "shard-name/sample-key", and `prefix` tells it from those of other corpora.
-    `sums`: zlib.crc32 of the members of which it is known."""
+    `sums`: zlib.crc32 of the members of which it is known. `line`: where a list names it, "" in a folder of
+    videos; None in a shard."""
 
     key: str
     shard: str
@@ -47,6 +48,7 @@ class SampleRef:
     within: str
     prefix: str = ""
     sums: dict[str, int] = field(default_factory=dict)
+    line: str | None = None
 
     @property
     def video(self) -> str:

@@ -123,7 +123,8 @@ class VideoListCorpus(Corpus):
                 raise
             size = _GONE
         members = {video_extension(place): (0, size), "json": (shard, 0)}
-        return SampleRef(entry.path, place, members, entry.path, self.prefix)
+        line = self.where(shard).removesuffix(": ")
+        return SampleRef(entry.path, place, members, entry.path, self.prefix, line=line)
 
     def all_problems(self) -> Iterator[Problem]:
         return (Problem(self.prefix + problem.key, problem.reason, problem.detail) for problem in self._problems)
