@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tgm_scale import cli
 from tgm_scale import config as configuration
@@ -30,6 +31,28 @@ def test_what_an_evaluation_reads_is_looked_for_before_anything_starts(
     said = capsys.readouterr().err
     assert said == "tgm-scale study: study.evaluations.knn: data.train=nowhere: no such file or folder\n"
     assert not (tmp_path / "new").exists()
+
+
+def test_clips_that_an_evaluation_takes_otherwise_are_told_once(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the study's own output: each command's is in its log, hours later."""
+    tree = yaml.safe_load(file.read_text())["study"]
+    pretrained = ", ".join([*tree["set"], "data.sampling=segments", "data.standardise=true"])
+    read = ", ".join(tree["evaluations"]["knn"]["set"])
+    command = ["study", "--config", str(file), "--dry-run", PIXELS, f"run.dir={tmp_path}/new", "study.untrained=true"]
+    changes = [f"study.set=[{pretrained}]", f"study.evaluations.knn.set=[{read}, data.standardise=false]"]
+    assert cli.main([*command, *changes]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: study.evaluations.knn")]
+    assert told == [
+        "warning: study.evaluations.knn: trained before on frames of whole clips, and here they are 1 apart: "
+        "data.sampling=segments takes them as there",
+        "warning: study.evaluations.knn: trained before with data.standardise=true, and here with false; "
+        "data.standardise=true is as before",
+    ]
+    same = f"study.evaluations.knn.set=[{read}, data.sampling=segments]"  # standardised as its checkpoint is
+    assert cli.main([*command, changes[0], same]) == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_list_that_an_evaluation_cannot_use_is_told_before_anything_starts(

@@ -38,20 +38,21 @@ def read(
         raise ValueError(f"{path}: {mistake}") from None
 
 
-class Initial(NamedTuple):
-    """Weights to start a run from, under the names of its checkpoints, what reading them did, frames and side of the
-    clips whose positions they know, how far apart those frames were, where that is known, whether they were of whole
-    clips instead (data.sampling=segments), and whether clips were standardised."""
+class TrainedOn(NamedTuple):
+    """How clips of a training were taken: frames of whole clips (data.sampling=segments), or else `stride` apart
+    (None: not known); and whether they were standardised."""
 
-    weights: dict[str, Tensor]
-    report: list[str]
-    clip: tuple[int, int]
-    stride: int | None
     whole_clips: bool
+    stride: int | None
     standardised: bool
 
+    @classmethod
+    def of(cls, sampling: str | None, stride: int | None, standardise: bool) -> TrainedOn:
+        whole_clips = sampling == "segments"
+        return cls(whole_clips, None if whole_clips else stride, standardise)
+
     def unlike(self, sampling: str, stride: int, standardise: bool) -> list[str]:
-        """Warnings of what a run with these keys of `data` reads otherwise than the training before."""
+        """Warnings of what a run with these keys of `data` reads otherwise."""
         notes = []
         if sampling == "dense" and self.whole_clips:
             notes.append(
@@ -70,6 +71,16 @@ class Initial(NamedTuple):
                 f"data.standardise={before} is as before"
             )
         return notes
+
+
+class Initial(NamedTuple):
+    """Weights to start a run from, under the names of its checkpoints, what reading them did, frames and side of the
+    clips whose positions they know, and how these clips were taken."""
+
+    weights: dict[str, Tensor]
+    report: list[str]
+    clip: tuple[int, int]
+    clips: TrainedOn
 
 
 def read_initial(origin: str, size: ModelSize) -> Initial:
@@ -102,10 +113,8 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
             "(`tgm-scale convert` can be told others)"
         )
     data = (found.config or {}).get("data") or {}
-    whole_clips = data.get("sampling") == "segments"
-    stride = None if whole_clips else data.get("stride")
-    clip = found.positions or (found.frames, found.image_size)
-    return Initial(weights, report, clip, stride, whole_clips, found.standardised)
+    clips = TrainedOn.of(data.get("sampling"), data.get("stride"), found.standardised)
+    return Initial(weights, report, found.positions or (found.frames, found.image_size), clips)
 
 
 def size_in_keys(found: ModelSize) -> str:

@@ -129,7 +129,7 @@ def initialise(module: JointModule, init_from: str, shape: Shape, data: DataConf
             f"trained on clips of {clip[0]} frames of {clip[1]} pixels: positions go by a token's number, so those of "
             f"{shape.frames} frames of {shape.image_size} stand at others at first",
         ]
-    notes = [*notes, *found.unlike(data.sampling, data.stride, data.standardise)]
+    notes = [*notes, *found.clips.unlike(data.sampling, data.stride, data.standardise)]
     weights = restated(weights, pixel_statistics(data))
     own = module.state_dict()
     usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}

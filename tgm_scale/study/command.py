@@ -18,7 +18,7 @@ from tgm_scale.study import page, records
 from tgm_scale.study.arms import Unit, units
 from tgm_scale.study.launching import Budget, Launcher, budget, slots
 from tgm_scale.study.outcomes import damaged_figures
-from tgm_scale.study.readiness import prepare
+from tgm_scale.study.readiness import prepare, unlike_clips
 from tgm_scale.study.summary import summarise, tables
 
 _PART_DONE = "part {} of {} is done; tgm-scale study --tables makes the tables of all"
@@ -41,6 +41,7 @@ def study(options: argparse.Namespace) -> int:
     if options.dry_run:
         parallel = config.study.parallel or 1
         print(message(plan(own, budget(_open(own), records.Times(found), parallel, seconds), commands=True)))
+        _say(unlike_clips(own))
         try:
             for unit in own:
                 records.refuse_strays(unit)
@@ -57,12 +58,18 @@ def study(options: argparse.Namespace) -> int:
         _refuse_other_tasks(calls, options.tasks)
         records.refuse_running(own)
         print(message(plan(own, budget(_open(own), records.Times(found), len(places), seconds))), flush=True)
+        _say(unlike_clips(own))
         launcher.run()
     if options.tasks > 1:
         damaged = damaged_figures([job for unit in own for job in unit.jobs])
-        print(message("\n".join([*damaged, _PART_DONE.format(options.task, options.tasks)])))
+        _say([*damaged, _PART_DONE.format(options.task, options.tasks)])
         return _code(own) or int(bool(damaged))
     return _write(config, found, launcher.left_out)
+
+
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(message(line), flush=True)
 
 
 def _refuse_other_tasks(calls: Path, tasks: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tgm_scale.config import Config
+from tgm_scale.conversion.read import TrainedOn
 from tgm_scale.data.lists.reading import is_list
 from tgm_scale.data.lists.selection import Role
 from tgm_scale.data.shards.inventory import refuse_above
@@ -51,6 +52,20 @@ def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
             _refuse_unusable(job, unmade)
         except ValueError as mistake:
             raise ValueError(f"study.evaluations.{what}: {mistake}") from None
+
+
+def unlike_clips(found: Sequence[Unit]) -> list[str]:
+    """Warnings of evaluations whose clips are taken otherwise than those of the pretraining, each once."""
+    said: dict[str, None] = {}
+    for job in (job for unit in found for job in unit.jobs if job.origin is not None):
+        assert job.origin is not None and isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
+        of, data = job.origin.data, job.config.data
+        stride = of.stride if data.stride is None else data.stride
+        standardise = of.standardise if data.standardise is None else data.standardise
+        trained = TrainedOn.of(of.sampling, of.stride, of.standardise)
+        for note in trained.unlike(data.sampling, stride, standardise):
+            said[f"warning: study.evaluations.{job.what}: {note.removeprefix('warning: ')}"] = None
+    return list(said)
 
 
 def _refuse_unusable(job: Job, unmade: set[Path]) -> None:
