@@ -14,6 +14,10 @@ from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import bounded
 
 SMALL_TOWERS = Path(__file__).parents[1] / "assets" / "small_clip"
+SMALL_KNOWS = (
+    "guidance.towers=small is the CLIP that comes with the package. It has seen synthetic shapes and nothing of real "
+    "video"
+)
 PARTS = {  # `model_type` of config.json -> the towers that such a folder holds
     "clip": {"text", "image"},
     "clip_text_model": {"text"},
@@ -111,6 +115,10 @@ def image_settings(folder: Path) -> dict[str, Any] | None:
     if isinstance(inner, dict):
         return inner
     return read_json(plain) if plain.is_file() else None
+
+
+def is_small(name: str) -> bool:
+    return tower_folder(name) == str(SMALL_TOWERS)
 
 
 def tower_folder(name: str) -> str:

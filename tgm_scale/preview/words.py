@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tgm_scale.guidance.tower_folder import SMALL_TOWERS, tower_folder
+from tgm_scale.guidance.tower_folder import SMALL_KNOWS, is_small
 from tgm_scale.masking.diagnostics import ALARM
 from tgm_scale.preview.figures import LEVEL, Figures
 from tgm_scale.preview.settings import Settings
 
 SMALL = (
-    "guidance.towers=small is the CLIP that comes with the package. It has seen synthetic shapes and nothing of real "
-    "video, so its relevance and its masks say nothing of these clips: give guidance.towers=FOLDER, a CLIP or SigLIP."
+    f"{SMALL_KNOWS}, so its relevance and its masks say nothing of these clips: give guidance.towers=FOLDER, a CLIP "
+    "or SigLIP."
 )
 
 PASSES = "*"  # beside a p
@@ -23,8 +23,7 @@ def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic:
     towers = settings.config.guidance.towers
     if not settings.speaks or towers is None:
         return ["No caption has a say in these recipes: they hide the same whatever a caption says."]
-    small = tower_folder(towers) == str(SMALL_TOWERS)
-    said = [SMALL] if small and not synthetic else []
+    said = [SMALL] if is_small(towers) and not synthetic else []
     paired = [one for one in found if one.way.scorer is not None and one.pairing is not None]
     if not paired:
         return [

@@ -8,10 +8,12 @@ from pathlib import Path
 from tgm_scale.config import DataConfig
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.index import Corpus
-from tgm_scale.data.shards.inventory import LEFT_OUT, captions_of_some, write_left_out
+from tgm_scale.data.shards.inventory import LEFT_OUT, captions_of_some, texts_of_some, write_left_out
 from tgm_scale.data.shards.video_list import replaced
+from tgm_scale.demo.corpus.truth import has_truth
 from tgm_scale.engine.plan import not_used
 from tgm_scale.guidance.cache import EXTENSION as MAPS
+from tgm_scale.guidance.tower_folder import SMALL_KNOWS, is_small
 from tgm_scale.planning.corpora import MADE_BY, inventories
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime.outside.json_text import json_object
@@ -55,6 +57,19 @@ def warn_of_one_caption(opened: list[Corpus], key: str) -> None:
             f"captions are not told apart, so {key} above 0 teaches nothing",
             flush=True,
         )
+
+
+def warn_of_small_towers(opened: list[Corpus], towers: str | None) -> None:
+    """Of the packaged CLIP, where some clips are not the synthetic ones that it knows."""
+    if towers is None or not is_small(towers):
+        return
+    if all(has_truth(members.get("json")) for corpus in opened for members in texts_of_some(corpus).values()):
+        return
+    print(
+        f"warning: {SMALL_KNOWS}, so what a caption says of these clips is not known to it: this run tries the "
+        "command, and no more; give guidance.towers=FOLDER, a CLIP or SigLIP",
+        flush=True,
+    )
 
 
 def few_clips(samples: int, batch: int, repeats: int) -> list[str]:

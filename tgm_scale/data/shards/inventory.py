@@ -124,15 +124,20 @@ def refuse_without_captions(opened: Sequence[Corpus], remedy: str) -> None:
 def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
     """The captions of some samples from all over a corpus, by their names. Raises DamagedMember where none of them can
     be read."""
+    return {name: captions_of(members) for name, members in texts_of_some(corpus).items()}
+
+
+def texts_of_some(corpus: Corpus) -> dict[str, dict[str, bytes]]:
+    """Their members that may hold captions. Raises as `captions_of_some`."""
     starts = corpus.counts.cumsum() - corpus.counts
     chosen = sorted({len(corpus) * k // SAMPLED for k in range(SAMPLED)})
     shards = starts.searchsorted(chosen, side="right") - 1
     refs = [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, bytes]] = {}
     damaged: DamagedMember | None = None
     for ref in refs:
         try:
-            found[ref.name] = captions_of(corpus.read(ref, CAPTION_EXTENSIONS))
+            found[ref.name] = corpus.read(ref, CAPTION_EXTENSIONS)
         except DamagedMember as error:  # it is named when the run comes to it
             damaged = error
     if damaged and not found:

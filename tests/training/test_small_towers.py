@@ -1,0 +1,32 @@
+"""The packaged CLIP knows synthetic clips alone: a run on others by it is told so before its first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launch import run
+from short_run import arguments
+
+from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
+
+KNOWS = "warning: guidance.towers=small is the CLIP that comes with the package. It has seen synthetic shapes"
+SHORT = ["guidance.towers=small", "train.steps=1"]
+TEXT_GUIDED = ["masking.recipe=text_guided", "guidance.scorer=raw"]
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [
+        (TEXT_GUIDED, True),
+        (["masking.recipe=tube", "objective.contrastive_weight=1"], True),
+        (["masking.recipe=tube"], False),  # no caption has a say
+    ],
+)
+def test_clips_that_are_not_synthetic(config: Path, given: list[str], warned: bool) -> None:
+    assert (KNOWS in run(1, arguments(config, *SHORT, *given)).stdout) == warned
+
+
+def test_synthetic_clips_are_what_it_knows(config: Path, tmp_path: Path) -> None:
+    make_corpus(tmp_path / "shapes", 16, SyntheticSpec(mode="one_mover"))
+    assert KNOWS not in run(1, arguments(config, f"data.shards={tmp_path}/shapes", *SHORT, *TEXT_GUIDED)).stdout
