@@ -134,7 +134,8 @@ def test_captions_that_cannot_be_used_are_named(tmp_path: Path, capsys: pytest.C
     ("content", "reason"),
     [
         (b"", "shard_unreadable"),
-        (b"<!DOCTYPE html><html>not found</html>" * 30, "shard_unreadable"),
+        (b"<!DOCTYPE html><html>not found</html>" * 30, "a web page, not the file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "a git LFS pointer, not the"),
         (b"\0" * 10240, "shard_empty"),
         (gzip.compress(b"a tar", mtime=0), "compressed (gzip): unpack it first, such as with gunzip"),
         (None, "shard_cut"),

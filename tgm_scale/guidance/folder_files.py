@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.runtime.outside.json_text import bounded, json_of
+from tgm_scale.runtime.outside.stand_ins import LFS_POINTER
 
 WEIGHTS = (
     "model.safetensors",
@@ -13,7 +14,6 @@ WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )  # the first that is there counts, as for transformers
-LFS_POINTER = b"version https://git-lfs"
 
 
 def tree_of(file: Path, wanted: type = dict, folder: Path | None = None) -> Any:

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tgm_scale.runtime.outside.stand_ins import START, stand_in
+
 
 def open_tensors(file: Path) -> Any:
     """The library's reader of a file, which maps it. Raises ValueError for what is no whole safetensors file, OSError
@@ -25,12 +27,16 @@ def open_tensors(file: Path) -> Any:
         file.open("rb").close()
         raise
     except SafetensorError as error:
-        raise ValueError(_empty(file) or f"{file}: not a whole safetensors file ({error})") from None
+        raise ValueError(_no_weights(file) or f"{file}: not a whole safetensors file ({error})") from None
 
 
-def _empty(file: Path) -> str:
-    """In words, if a file is empty: libraries speak of headers and ends."""
-    return f"{file}: an empty file; wanted weights: copy or write it again" if file.stat().st_size == 0 else ""
+def _no_weights(file: Path) -> str:
+    """In words, what a file is that holds no weights at all: libraries speak of headers and ends."""
+    with file.open("rb") as stream:
+        start = stream.read(START)
+    if not start:
+        return f"{file}: an empty file; wanted weights: copy or write it again"
+    return f"{file}: {other}" if (other := stand_in(start)) else ""
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
@@ -73,13 +79,14 @@ def weights_of(file: Path, allowed: Sequence[type] = ()) -> Any:
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0][:200]
         raise ValueError(
-            f"{file}: not a torch file of tensors and plain containers; nothing else is unpickled ({reason}). "
-            "Save its state dict alone, with the project that wrote it"
+            _no_weights(file)
+            or f"{file}: not a torch file of tensors and plain containers; nothing else is unpickled ({reason}). Save "
+            "its state dict alone, with the project that wrote it"
         ) from None
     except Exception as error:  # of damaged files RuntimeError, EOFError, struct.error, BadZipFile and more were seen
         if getattr(error, "errno", None) is not None:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            _empty(file) or f"{file}: not a whole torch file ({type(error).__name__}: {reason})"
+            _no_weights(file) or f"{file}: not a whole torch file ({type(error).__name__}: {reason})"
         ) from None

@@ -10,7 +10,9 @@ import re
 import shlex
 from collections.abc import Iterable
 
-HEAD = 8  # bytes of a file, which tell what it is
+from tgm_scale.runtime.outside.stand_ins import START, stand_in
+
+HEAD = START  # bytes of a file, which tell what it is
 _KINDS = {  # what it is, what reads it, and the packages of that
     ".parquet": ("Parquet", "pandas.read_parquet", "pandas pyarrow"),
     ".feather": ("Feather", "pandas.read_feather", "pandas pyarrow"),
@@ -26,11 +28,13 @@ _BEGINNINGS = {b"PAR1": ".parquet", b"ARROW1": ".feather", b"FEA1": ".feather", 
 
 
 def foreign_table(path: str, head: bytes = b"") -> str | None:
-    """Why such a table is refused, and the command; None where neither its name nor what it begins with (`head`; by
-    default a local file is looked at) is that of one. `path` may be a pattern."""
+    """Why such a table, or what stands in the place of a list, is refused, and the remedy; None where neither its name
+    nor what it begins with (`head`; by default a local file is looked at) is that of one. `path` may be a pattern."""
     if not head and os.path.isfile(path):
         with open(path, "rb") as file:
             head = file.read(HEAD)
+    if other := stand_in(head):
+        return f"{path}: {other}"
     end = next((end for end in FOREIGN_SUFFIXES if path.lower().endswith(end)), None)
     if end is None and head.startswith(b"PK\3\4"):
         return f"{path}: a zip: unpack it, and name the file in it (an Excel table ends with .xlsx)"

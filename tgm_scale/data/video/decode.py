@@ -26,6 +26,7 @@ from tgm_scale.data.video.frame_times import DecodeError, frame_times, packets_o
 from tgm_scale.data.video.motion import MotionRecorder
 from tgm_scale.data.video.pictures import SCALING, Orientation, best_stream, orientation, pixel_aspect
 from tgm_scale.runtime.compat import any_metadata
+from tgm_scale.runtime.outside.stand_ins import START, stand_in
 
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K; a decoder may keep 16 of them for reference
 DECODE_BUDGET = 1 << 33  # pixels decoded for one clip: 4,096 frames of 1080p, about 20 s of one core
@@ -133,7 +134,7 @@ class Video:
         except av.FFmpegError as error:
             if self._data[4:8] == b"ftyp":
                 raise DecodeError("truncated", f"an MP4 without its index ({error.strerror})") from None
-            raise DecodeError("not_a_video", str(error.strerror)) from None
+            raise DecodeError("not_a_video", stand_in(self._data[:START]) or str(error.strerror)) from None
 
     def _open(self) -> None:
         self._container = self._opened()

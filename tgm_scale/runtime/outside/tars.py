@@ -6,6 +6,8 @@ import tarfile
 from collections.abc import Generator, Iterator
 from typing import BinaryIO
 
+from tgm_scale.runtime.outside.stand_ins import START, stand_in
+
 BLOCK = tarfile.BLOCKSIZE
 _ZEROS_AT_ONCE = 1 << 16
 _MOST = 1 << 43  # bytes of a member: file systems answer EINVAL to a seek beyond 16 TiB, as a failing disk would
@@ -48,8 +50,8 @@ def size_by_header(block: bytes) -> int | None:
 def members_of(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The members of a tar, and of those that were put behind it (`cat a.tar b.tar`); their sizes may be beyond its
     end. Raises BrokenTar where a header is none or the end is missing; an OSError is the storage's, which may pass."""
-    if packed := _packed(file):
-        raise BrokenTar(packed)
+    if other := _another(file):
+        raise BrokenTar(other)
     at: int | None = 0
     while at is not None:
         file.seek(at)
@@ -77,10 +79,12 @@ def _one_tar(file: BinaryIO) -> Generator[tarfile.TarInfo, None, int]:
         raise BrokenTar(f"a header that is none ({type(error).__name__}: {error})") from None
 
 
-def _packed(file: BinaryIO) -> str:
-    """What the file is packed with, where it is no tar but a packed one; the file is left at its start."""
-    start = file.read(6)
+def _another(file: BinaryIO) -> str:
+    """What the file is, where it is no tar but a packed one or what stands in its place; it is left at its start."""
+    start = file.read(START)
     file.seek(0)
+    if other := stand_in(start):
+        return other
     for mark, name, tool in _PACKED:
         if start.startswith(mark):
             return f"compressed ({name}): unpack it first, such as with {tool}, since samples are read by range"
