@@ -48,8 +48,13 @@ def test_many_gpus_leave_each_a_smaller_micro_batch(capsys: pytest.CaptureFixtur
 
 def test_cores_are_whole_and_one_at_least(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--config", "configs/pretrain_vitg.yaml", "guidance.towers=small", "--card", "RTX 4090"]
-    assert main([*given, "--nodes", "1", "--gpus-per-node", "1", "train.micro_batch_size=2"]) == 0
-    assert "loading  1 core, 0.4 a GPU" in capsys.readouterr().out
+    given += ["--nodes", "1", "--gpus-per-node", "1", "train.micro_batch_size=2"]
+    assert main(given) == 0
+    said = capsys.readouterr().out
+    assert "loading  1 core, 0.4 a GPU" in said
+    assert "videos a second, each for 2 clips (data.repeated_augmentation), " in said
+    assert main([*given, "data.repeated_augmentation=1"]) == 0
+    assert "data.repeated_augmentation" not in capsys.readouterr().out
 
 
 def test_the_share_of_a_second_forward_pass_counts_the_cached_contrasts_first(

@@ -163,9 +163,10 @@ def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -
         return found
     drawn = run.layout.global_batch / run.repeats / time.total
     cores, read = math.ceil(drawn / CLIPS_A_CORE), drawn * CLIP_BYTES
+    each = f", each for {run.repeats} clips (data.repeated_augmentation)" if run.repeats > 1 else ""
     text = (
         f"{cores} core{'s' * (cores > 1)}, {drawn / CLIPS_A_CORE / machine.gpus:.1f} a GPU, decode {drawn:.0f} videos "
-        f"a second, {read / 1e6:.0f} MB/s of storage"
+        f"a second{each}, {read / 1e6:.0f} MB/s of storage"
     )
     basis = f"measured on one CPU core: {CLIPS_A_CORE} clips/s of 640 x 360 and 10 s; {CLIP_BYTES / 1e6:.1f} MB each"
     found.append(
