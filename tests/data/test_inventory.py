@@ -180,6 +180,6 @@ def test_a_corpus_of_one_caption_is_warned_of(
         (tmp_path / f"{number}.mp4").touch()
     warn_of_one_caption([open_corpus(tmp_path / "list.csv")], "objective.contrastive_weight")
     said = capsys.readouterr().out
-    assert said.startswith(f"warning: all {len(captions)} samples looked at have the caption 'a':") == (
+    assert said.startswith(f"warning: all {len(captions)} captioned samples looked at have the caption 'a':") == (
         len(set(captions)) == 1
     )

@@ -237,7 +237,7 @@ def test_a_folder_of_videos(videos: Path, tmp_path: Path, capsys: pytest.Capture
     for name, reason in (("mute.mp4", "no_caption"), ("broken.mp4", "truncated")):
         assert any(row[:2] == [name, reason] for row in page.rows), page.rows
         assert f"left out: {name}: {reason}: " in printed.err
-    assert "mute.mp4: no_caption: none in a .txt or .json beside it" in printed.err
+    assert "mute.mp4: no_caption: no usable one in a .txt or .json beside it" in printed.err
     assert "is the CLIP that comes with the package" in page.text and "is the CLIP that comes" in printed.out
     assert "3 clips" in printed.out and len(page.rows) > 6
 

@@ -40,15 +40,22 @@ def test_clips_that_an_evaluation_takes_otherwise_are_told_once(
     tree = yaml.safe_load(file.read_text())["study"]
     pretrained = ", ".join([*tree["set"], "data.sampling=segments", "data.standardise=true"])
     read = ", ".join(tree["evaluations"]["knn"]["set"])
-    command = ["study", "--config", str(file), "--dry-run", PIXELS, f"run.dir={tmp_path}/new", "study.untrained=true"]
-    changes = [f"study.set=[{pretrained}]", f"study.evaluations.knn.set=[{read}, data.standardise=false]"]
+    far = "[data.sampling=dense, data.stride=3, data.standardise=false]"
+    arms = f"study.maskers={{tube: [masking.recipe=tube], far: {far}}}"
+    command = ["study", "--config", str(file), "--dry-run", PIXELS, f"run.dir={tmp_path}/new", arms]
+    changes = [
+        f"study.set=[{pretrained}]",
+        f"study.evaluations.knn.set=[{read}, data.standardise=false, data.stride=1]",
+    ]
     assert cli.main([*command, *changes]) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: study.evaluations.knn")]
     assert told == [
-        "warning: study.evaluations.knn: trained before on frames of whole clips, and here they are 1 apart: "
-        "data.sampling=segments takes them as there",
-        "warning: study.evaluations.knn: trained before with data.standardise=true, and here with false; "
-        "data.standardise=true is as before",
+        "warning: study.evaluations.knn of tube+pixels: trained before on frames of whole clips, and here they are 1 "
+        "apart: data.sampling=segments takes them as there",
+        "warning: study.evaluations.knn of tube+pixels: trained before with data.standardise=true, and here with "
+        "false; data.standardise=true is as before",
+        "warning: study.evaluations.knn of far+pixels: trained before on frames 3 apart, and here on data.stride=1; "
+        "data.stride=3 is as before",
     ]
     same = f"study.evaluations.knn.set=[{read}, data.sampling=segments]"  # standardised as its checkpoint is
     assert cli.main([*command, changes[0], same]) == 0

@@ -8,7 +8,10 @@ import pytest
 from launch import run
 from short_run import arguments
 
+from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_corpus
+from tgm_scale.training.introduction import warn_of_small_towers
 
 KNOWS = "warning: guidance.towers=small is the CLIP that comes with the package. It has seen synthetic shapes"
 SHORT = ["guidance.towers=small", "train.steps=1"]
@@ -20,7 +23,8 @@ TEXT_GUIDED = ["masking.recipe=text_guided", "guidance.scorer=raw"]
     [
         (TEXT_GUIDED, True),
         (["masking.recipe=tube", "objective.contrastive_weight=1"], True),
-        (["masking.recipe=tube"], False),  # no caption has a say
+        (["masking.recipe=attention"], True),
+        (["masking.recipe=tube"], False),  # the tower has no say
     ],
 )
 def test_clips_that_are_not_synthetic(config: Path, given: list[str], warned: bool) -> None:
@@ -30,3 +34,18 @@ def test_clips_that_are_not_synthetic(config: Path, given: list[str], warned: bo
 def test_synthetic_clips_are_what_it_knows(config: Path, tmp_path: Path) -> None:
     make_corpus(tmp_path / "shapes", 16, SyntheticSpec(mode="one_mover"))
     assert KNOWS not in run(1, arguments(config, f"data.shards={tmp_path}/shapes", *SHORT, *TEXT_GUIDED)).stdout
+
+
+@pytest.mark.parametrize(
+    ("json", "warned"),
+    [({"caption": "a", "truth": "checked by hand"}, True), (b'{"broken', False)],
+)
+def test_what_a_json_tells_of_its_clip(
+    json: dict | bytes, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key called truth is not a synthetic clip's; a json that cannot be read says nothing."""
+    make_corpus(tmp_path / "shapes", 16, SyntheticSpec(mode="one_mover"))
+    with ShardWriter(tmp_path / "other") as writer:
+        writer.write("one", {"mp4": b"not read here", "json": json})
+    warn_of_small_towers([open_corpus(tmp_path / "shapes"), open_corpus(tmp_path / "other")], "small")
+    assert (KNOWS in capsys.readouterr().out) == warned

@@ -1,4 +1,4 @@
-"""Files of a tower's folder, whatever its model: JSON, weights, pointers of git LFS."""
+"""Files of a tower's folder, whatever its model: JSON, weights, what lies in their place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.runtime.outside.json_text import bounded, json_of
-from tgm_scale.runtime.outside.stand_ins import LFS_POINTER
+from tgm_scale.runtime.outside.stand_ins import START, stand_in
 
 WEIGHTS = (
     "model.safetensors",
@@ -37,11 +37,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def weights_of(folder: Path) -> str:
-    """The name of the file, or of the index, that holds a folder's weights: a pointer only where all are."""
+    """The name of the file, or of the index, that holds a folder's weights: what stands in one's place only where all
+    are such."""
     there = [name for name in WEIGHTS if (folder / name).is_file()]
-    return next((name for name in there if not is_pointer(folder / name)), there[0])
+    return next((name for name in there if not stand_in_of(folder / name)), there[0])
 
 
-def is_pointer(file: Path) -> bool:
+def stand_in_of(file: Path) -> str:
+    """See `stand_in`."""
     with file.open("rb") as stream:
-        return stream.read(len(LFS_POINTER)) == LFS_POINTER
+        return stand_in(stream.read(START))

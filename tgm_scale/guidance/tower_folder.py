@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tgm_scale.guidance import sentence_folder
-from tgm_scale.guidance.folder_files import WEIGHTS, is_pointer, read_json, weights_of
+from tgm_scale.guidance.folder_files import WEIGHTS, read_json, stand_in_of, weights_of
 from tgm_scale.guidance.sentence_folder import ENCODERS
 from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import bounded
@@ -78,10 +78,8 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
     if "text" in parts:
         used.update(name for choice in vocabulary(folder, kind) for name in choice)
     for name in sorted(used & set(found) | set(steps)):
-        if is_pointer(folder / name):
-            raise ValueError(
-                f"guidance.towers={folder}: {name} is a git LFS pointer, not the file: run 'git lfs pull'"
-            )
+        if other := stand_in_of(folder / name):
+            raise ValueError(f"guidance.towers={folder}: {name} is {other}")
     if kind in ENCODERS:
         sentence_folder.read(folder)
     return kind

@@ -55,8 +55,9 @@ def prepare(found: list[Unit], processes: int, make: bool = True) -> None:
 
 
 def unlike_clips(found: Sequence[Unit]) -> list[str]:
-    """Warnings of evaluations whose clips are taken otherwise than those of the pretraining, each once."""
-    said: dict[str, None] = {}
+    """Warnings of evaluations whose clips are taken otherwise than those of the pretraining, each once with the arms
+    that it is of."""
+    arms_of: dict[tuple[str, str], dict[str, None]] = {}
     for job in (job for unit in found for job in unit.jobs if job.origin is not None):
         assert job.origin is not None and isinstance(job.config, (settings.FrozenConfig, settings.FinetuneConfig))
         of, data = job.origin.data, job.config.data
@@ -64,8 +65,10 @@ def unlike_clips(found: Sequence[Unit]) -> list[str]:
         standardise = of.standardise if data.standardise is None else data.standardise
         trained = TrainedOn.of(of.sampling, of.stride, of.standardise)
         for note in trained.unlike(data.sampling, stride, standardise):
-            said[f"warning: study.evaluations.{job.what}: {note.removeprefix('warning: ')}"] = None
-    return list(said)
+            arms_of.setdefault((job.what, note.removeprefix("warning: ")), {})[job.arm.name] = None
+    return [
+        f"warning: study.evaluations.{what} of {', '.join(names)}: {note}" for (what, note), names in arms_of.items()
+    ]
 
 
 def _refuse_unusable(job: Job, unmade: set[Path]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tgm_scale.config import DataConfig
+from tgm_scale.data.building.annotations import json_fault
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import LEFT_OUT, captions_of_some, texts_of_some, write_left_out
@@ -49,12 +50,12 @@ def _scored(opened: list[Corpus]) -> list[str]:
 
 def warn_of_one_caption(opened: list[Corpus], key: str) -> None:
     """For a contrast, whose weight has this key: clips of equal captions are never each other's negatives."""
-    every = [captions for corpus in opened for captions in captions_of_some(corpus).values()]
+    every = [captions for corpus in opened for captions in captions_of_some(corpus).values() if captions]
     distinct = {caption for captions in every for caption in captions}
     if len(distinct) == 1:
         print(
-            f"warning: all {len(every)} samples looked at have the caption {shown(distinct.pop())}: clips of equal "
-            f"captions are not told apart, so {key} above 0 teaches nothing",
+            f"warning: all {len(every)} captioned samples looked at have the caption {shown(distinct.pop())}: clips "
+            f"of equal captions are not told apart, so {key} above 0 teaches nothing",
             flush=True,
         )
 
@@ -63,10 +64,11 @@ def warn_of_small_towers(opened: list[Corpus], towers: str | None) -> None:
     """Of the packaged CLIP, where some clips are not the synthetic ones that it knows."""
     if towers is None or not is_small(towers):
         return
-    if all(has_truth(members.get("json")) for corpus in opened for members in texts_of_some(corpus).values()):
+    every = [members for corpus in opened for members in texts_of_some(corpus).values()]
+    if all(has_truth(members.get("json")) or json_fault(members) for members in every):  # a broken json does not tell
         return
     print(
-        f"warning: {SMALL_KNOWS}, so what a caption says of these clips is not known to it: this run tries the "
+        f"warning: {SMALL_KNOWS}, so what it makes of these clips and captions means nothing: this run tries the "
         "command, and no more; give guidance.towers=FOLDER, a CLIP or SigLIP",
         flush=True,
     )

@@ -41,7 +41,7 @@ from tgm_scale.planning.parts import (
     objective,
 )
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
-from tgm_scale.planning.towers import load_towers
+from tgm_scale.planning.towers import load_towers, online_maps
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training import introduction, prefetch, term_state
 from tgm_scale.training.clip_guidance import ClipGuidance, GuidedBatch
@@ -149,7 +149,7 @@ class Pretraining(Task):
         if self.coupled:
             settings = self.config.objective
             introduction.warn_of_one_caption(self.corpora, settings.key(needs_captions(settings)[0]))
-        if self.coupled or (relevance and not cached):
+        if self.coupled or online_maps(self.config.guidance, self.plan.needs):
             introduction.warn_of_small_towers(self.corpora, self.config.guidance.towers)
         for line in introduction.other_synthetic(self.config.data, self.corpora[0]):
             print(line, flush=True)

@@ -23,9 +23,10 @@ from tgm_scale.data.lists.text import BYTE_ORDER_MARK, fault_of, shown
 from tgm_scale.data.video.frame_times import clock
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
+from tgm_scale.runtime.outside.stand_ins import START, stand_in
 
-__all__ = ["CAPTION_EXTENSIONS", "ClipRow", "Filters", "Plan", "Row", "captions_of", "json_fault", "parse_row",
-           "parse_time", "unfit_captions"]  # fmt: skip
+__all__ = ["CAPTION_EXTENSIONS", "ClipRow", "Filters", "Plan", "Row", "caption_fault", "captions_of", "json_fault",
+           "parse_row", "parse_time", "unfit_captions"]  # fmt: skip
 
 CAPTION_EXTENSIONS = ("json", "txt")  # the members that captions are read from
 _CAPTION_KEYS = ("captions", "caption", "Caption")
@@ -40,9 +41,18 @@ def captions_of(members: dict[str, bytes]) -> list[str]:
     return [text for text in _texts(members) if fault_of(text) is None]
 
 
+def caption_fault(members: dict[str, bytes]) -> tuple[str, str] | None:
+    """Why a sample without captions has none though its members are there: a reason and what is wrong."""
+    if unfit := unfit_captions(members):
+        return "bad_caption", unfit[0]
+    return ("broken_json", fault) if (fault := json_fault(members)) else None
+
+
 def unfit_captions(members: dict[str, bytes]) -> list[str]:
     """What is wrong with each unfit caption of a sample."""
-    return [f"{shown(text)} has {fault}" for text in _texts(members) if (fault := fault_of(text))]
+    other = [stand_in(members.get("txt", b"")[:START])]
+    unfit = [f"{shown(text)} has {fault}" for text in _texts(members) if (fault := fault_of(text))]
+    return [*filter(None, other), *unfit]
 
 
 def json_fault(members: dict[str, bytes]) -> str | None:
@@ -62,7 +72,7 @@ def _texts(members: dict[str, bytes]) -> list[str]:
         content = None
     if isinstance(content, dict):
         texts = next((content[key] for key in _CAPTION_KEYS if content.get(key)), None)
-    if not texts and "txt" in members:
+    if not texts and "txt" in members and not stand_in(members["txt"][:START]):
         texts = members["txt"].decode("utf-8", errors="replace")
     listed = texts if isinstance(texts, list) else [texts]
     stripped = (text.strip().removeprefix(BYTE_ORDER_MARK).strip() for text in listed if isinstance(text, str))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access.addresses import is_url
-from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault, unfit_captions
+from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, caption_fault, captions_of
 from tgm_scale.data.loading.order import Mixture, Order, SampleAddress
 from tgm_scale.data.loading.sampling import Fetched, Sample, Sampling
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
@@ -27,12 +27,10 @@ class SampleError(Unusable):
 
 
 def _without_caption(ref: SampleRef, members: dict[str, bytes]) -> SampleError:
-    if unfit := unfit_captions(members):
-        return SampleError("bad_caption", unfit[0])
-    if fault := json_fault(members):
-        return SampleError("broken_json", fault)
+    if fault := caption_fault(members):
+        return SampleError(*fault)
     if ref.line is not None:
-        return SampleError("no_caption", ref.line or "none in a .txt or .json beside it")
+        return SampleError("no_caption", ref.line or "no usable one in a .txt or .json beside it")
     return SampleError("no_caption", f"members: {', '.join(sorted(ref.members))}")
 
 

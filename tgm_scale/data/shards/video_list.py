@@ -16,7 +16,7 @@ import numpy as np
 from tgm_scale.contracts import NOTICES, Problem
 from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, split_extension, video_extension
-from tgm_scale.data.building.annotations import captions_of, json_fault
+from tgm_scale.data.building.annotations import caption_fault, captions_of, json_fault
 from tgm_scale.data.lists.reading import Entry, Listing
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import NAMED
@@ -182,6 +182,8 @@ def folder_listing(root: str) -> Listing | None:
                     problems.append(Problem(path, "not_a_video", "its name is no UTF-8: rename it"))
                     continue
                 captions = captions_of(sidecars) or captions_of(of_folder.get(stem) or of_folder.get(name) or {})
+                if not captions and (fault := caption_fault(sidecars)):
+                    problems.append(Problem(path, "bad_caption", fault[1]))
                 entries.append(Entry(path, captions, None if label == "." else label))
     if not entries:
         return None

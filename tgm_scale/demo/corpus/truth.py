@@ -73,7 +73,8 @@ def has_truth(data: bytes | None) -> bool:
         content = json_of(data or b"null")
     except ValueError:
         return False
-    return isinstance(content, dict) and "truth" in content
+    truth = content.get("truth") if isinstance(content, dict) else None
+    return isinstance(truth, dict) and "objects" in truth
 
 
 def read_truth(sample: bytes | str | dict[str, Any]) -> Truth:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.runtime.outside.stand_ins import START, stand_in
+
 LARGEST = 1 << 28  # bytes of a file that is read whole
 _DIGITS = 308  # of an integer: more are beyond what a float holds, and read as 1e999 is, as infinity
 _DEEPEST = 200  # brackets in brackets: what is read must be written and shown again, from deeper in the stack
@@ -46,6 +48,11 @@ def json_of(data: str | bytes, *, finite: bool = False) -> Any:
         tree = (_FINITE if finite else _DECODER).decode(text)
     except RecursionError:
         raise ValueError(_ENDLESS) from None
+    except ValueError:
+        start = data[:START]
+        if other := stand_in(start.encode("utf-8", "replace") if isinstance(start, str) else start):
+            raise ValueError(other) from None
+        raise
     if text.count("[") + text.count("{") > _DEEPEST and _deep(tree):
         raise ValueError(_ENDLESS)
     return tree

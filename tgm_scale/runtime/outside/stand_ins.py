@@ -1,16 +1,26 @@
-"""What lies where a file was wanted: a pointer of git LFS, or the page of a server."""
+"""What lies where a file was wanted: a pointer of git LFS, a web page, or a server's error."""
 
 from __future__ import annotations
 
+import re
+
 LFS_POINTER = b"version https://git-lfs"
-START = 64  # bytes of a file that tell
-_PAGES = (b"<!doctype html", b"<html")
+START = 512  # bytes of a file that tell
+_BOM = b"\xef\xbb\xbf"
+_BEFORE = re.compile(r"(<\?xml.*?\?>|<!--.*?-->|\s)+", re.DOTALL)  # what a page may begin with
+_PAGES = ("<!doctype html", "<html", "<head", "<script", "<!--")
 
 
 def stand_in(start: bytes) -> str:
     """What a file is that begins so, and the remedy; "" where it may be the file itself."""
-    if start.startswith(LFS_POINTER):
+    if start.removeprefix(_BOM).startswith(LFS_POINTER):
         return "a git LFS pointer, not the file: run 'git lfs pull'"
-    if start[:START].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
+    encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
+    text = start[:START].removeprefix(_BOM).decode(encoding, "ignore").lower()
+    if begun := _BEFORE.match(text):
+        text = text[begun.end() :]
+    if text.startswith(_PAGES):
         return "a web page, not the file: open its address in a browser, to see whether its server wants a login"
+    if text.startswith("<error>"):
+        return "a server's error, not the file: open it in an editor, to see what the server says"
     return ""
