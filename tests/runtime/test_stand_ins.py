@@ -11,6 +11,8 @@ from tgm_scale.conversion.read import read
 from tgm_scale.data.building.annotation_files import lines_of
 from tgm_scale.data.building.annotations import captions_of, unfit_captions
 from tgm_scale.data.lists.reading import read_list
+from tgm_scale.data.shards.inventory import refuse_without_captions
+from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_list import folder_listing
 from tgm_scale.data.video.decode import DecodeError, decode_clip
 from tgm_scale.guidance.tower_folder import SMALL_TOWERS
@@ -92,6 +94,10 @@ def test_a_caption_file_that_is_one_is_no_caption(tmp_path: Path) -> None:
     assert again is not None and any(
         problem.key == "captions.json" and SAID[POINTER] in problem.detail for problem in again.problems
     )
+    for video in ("whole.mp4", "bare.mp4", "odd.mp4"):
+        (tmp_path / video).unlink()
+    with pytest.raises(ValueError, match=rf"none of 3 samples looked at has a caption \(.*: {SAID[POINTER]}"):
+        refuse_without_captions([open_corpus(tmp_path)], "masking.recipe=tube")
     assert captions_of({"txt": POINTER}) == [] and unfit_captions({"txt": POINTER}) == [SAID[POINTER]]
 
 

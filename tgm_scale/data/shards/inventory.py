@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from tgm_scale.contracts import NOTICES, Problem, lost_and_noted
 from tgm_scale.data.access import storage
-from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of
+from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, caption_fault, captions_of
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.runtime.terminal import escaped, without_secrets
@@ -112,13 +112,22 @@ def refuse_without_captions(opened: Sequence[Corpus], remedy: str) -> None:
     """Raises ValueError where none of some samples from all over a corpus has a caption: such a run learns nothing
     from them, and would find out after some steps. remedy: the keys that do without."""
     for corpus in opened:
-        looked_at = captions_of_some(corpus)
-        if not any(looked_at.values()):
+        looked_at = texts_of_some(corpus)
+        if not any(captions_of(members) for members in looked_at.values()):
             raise ValueError(
                 f"corpus {corpus.name!r}: none of {len(looked_at)} samples looked at has a caption "
-                f"({next(iter(looked_at))} is the first): captions are read from json (caption, captions) or txt "
+                f"({_why_none(corpus, looked_at)}): captions are read from json (caption, captions) or txt "
                 f"members, files beside the videos, or a list's column caption; to do without them add {remedy}"
             )
+
+
+def _why_none(corpus: Corpus, looked_at: Mapping[str, dict[str, bytes]]) -> str:
+    """What is wrong with the first caption that is there; where none is, the first sample."""
+    of_list = [(problem.key, problem.detail) for problem in corpus.all_problems() if problem.reason == "bad_caption"]
+    of_members = [(name, fault[1]) for name, members in looked_at.items() if (fault := caption_fault(members))]
+    for name, why in [*of_list, *of_members]:
+        return f"{name}: {why}"
+    return f"{next(iter(looked_at))} is the first"
 
 
 def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
