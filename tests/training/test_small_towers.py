@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,13 @@ def test_clips_that_are_not_synthetic(config: Path, given: list[str], warned: bo
 def test_synthetic_clips_are_what_it_knows(config: Path, tmp_path: Path) -> None:
     make_corpus(tmp_path / "shapes", 16, SyntheticSpec(mode="one_mover"))
     assert KNOWS not in run(1, arguments(config, f"data.shards={tmp_path}/shapes", *SHORT, *TEXT_GUIDED)).stdout
+
+
+def test_maps_that_it_made_before(config: Path, shards: Path, tmp_path: Path) -> None:
+    cache = ["shards", "cache", "--towers", "small", "--scorer", "raw", "--output", str(tmp_path / "cached")]
+    subprocess.run([sys.executable, "-m", "tgm_scale", *cache, "--shards", str(shards)], check=True)
+    given = [*TEXT_GUIDED, "guidance.cached=true", f"data.shards={tmp_path}/cached"]
+    assert KNOWS in run(1, arguments(config, *SHORT, *given)).stdout
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ class Pretraining(Task):
         if self.coupled:
             settings = self.config.objective
             introduction.warn_of_one_caption(self.corpora, settings.key(needs_captions(settings)[0]))
-        if self.coupled or online_maps(self.config.guidance, self.plan.needs):
+        if self.coupled or online_maps(self.config.guidance, self.plan.needs) or (relevance and cached):
             introduction.warn_of_small_towers(self.corpora, self.config.guidance.towers)
         for line in introduction.other_synthetic(self.config.data, self.corpora[0]):
             print(line, flush=True)
