@@ -221,13 +221,16 @@ def test_frames_further_apart_than_in_pretraining_are_said(tmp_path: Path, shard
         ("dense", {"stride": 2}),
         ("segments", {"stride": 2, "sampling": "segments"}),
         ("standard", {"stride": 2, "standardise": True}),
+        ("local", {"stride": 2}),
     ):
-        stated = ModelMetadata(4, 2, 4, 32, None, {"data": data})
+        model = {} if name == "segments" else {"initialisation": "local" if name == "local" else "videomae"}
+        stated = ModelMetadata(4, 2, 4, 32, None, {"data": data, "model": model})
         convert(Weights.of("pretraining", source, stated, []), tmp_path / name, "safetensors")
     file = str(configuration(tmp_path, shards, checkpoint))
     strides = "warning: trained before on frames 2 apart, and here on data.stride=3; data.stride=2 is as before"
     whole = "warning: trained before on frames of whole clips, and here they are 3 apart: data.sampling=segments takes"
     standardise = "warning: trained before with data.standardise=true, and here with "
+    begun = "warning: trained before from model.initialisation="
     for origin, given, wanted in (
         ("dense", "data.stride=2", None),
         ("dense", "data.stride=3", strides),
@@ -235,10 +238,13 @@ def test_frames_further_apart_than_in_pretraining_are_said(tmp_path: Path, shard
         ("segments", "data.stride=3", f"{whole} them as there"),  # its stride was not used
         ("segments", "data.sampling=segments", None),
         ("standard", "data.stride=2", f"{standardise}false; data.standardise=true is as before"),
+        ("local", "data.stride=2", f"{begun}local, and these weights keep that: this run's videomae is for training"),
     ):
         config = load_finetune(file, [f"train.init_from={tmp_path}/{origin}", "data.stride=3", given])
         notes = initial_model(config, ["a", "b"], None).notes
-        assert [note for note in notes if note.startswith("warning")] == ([wanted] if wanted else []), (origin, given)
+        assert [note.removesuffix(" from scratch") for note in notes if note.startswith("warning")] == (
+            [wanted] if wanted else []
+        ), (origin, given)
 
 
 def test_other_clips_than_the_pretrainings_go_on_are_tested_and_converted_at_the_same_positions(

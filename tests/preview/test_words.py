@@ -32,10 +32,13 @@ def test_what_the_slot_before_shows_is_by_its_share(ratio: float, repeat: float,
 
 def test_the_threshold_is_that_by_which_lines_pass() -> None:
     """0.042 in one of five lines is what a user took for a finding."""
-    [said] = threshold([figures(0.6, 0.6, Pairing(0.8, 0.042, 6, 0.05 / 5))] * 5)
+    lines = [figures(0.6, 0.6, Pairing(0.8, p, 6, 0.05 / 5)) for p in (0.042, 0.001, 0.5, 0.5, 0.5)]
+    [said] = threshold(lines)
     assert (
         said.startswith("* passes: p is at most 0.0100, 0.05 over the 5 lines of the table.") and "wanted" not in said
     )
+    [said] = threshold(lines[:1] * 5)
+    assert said.startswith("None passes, by a p of at most 0.0100, 0.05 over the 5 lines of the table."), "no * there"
     [said] = threshold([figures(0.6, 0.6, Pairing(0.8, 0.042, 4, 0.05 / 5)), figures(0.6, 0.6)])
     assert said.endswith("Of 4 different captions none can pass: 5 or more are wanted.")
     assert threshold([figures(0.6, 0.6)]) == [], "no captions, no p"

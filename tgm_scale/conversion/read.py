@@ -75,12 +75,22 @@ class TrainedOn(NamedTuple):
 
 class Initial(NamedTuple):
     """Weights to start a run from, under the names of its checkpoints, what reading them did, frames and side of the
-    clips whose positions they know, and how these clips were taken."""
+    clips whose positions they know, how these clips were taken, and what the first values of their training were."""
 
     weights: dict[str, Tensor]
     report: list[str]
     clip: tuple[int, int]
     clips: TrainedOn
+    initialisation: str | None  # None: not known
+
+    def begun_otherwise(self, initialisation: str) -> list[str]:
+        """A warning where the run's `model.initialisation` is another: it changes nothing of these weights."""
+        if self.initialisation in (None, initialisation):
+            return []
+        return [
+            f"warning: trained before from model.initialisation={self.initialisation}, and these weights keep that: "
+            f"this run's {initialisation} is for training from scratch"
+        ]
 
 
 def read_initial(origin: str, size: ModelSize) -> Initial:
@@ -112,9 +122,10 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
             f"it does not say its clips: taken for {found.frames} frames of {found.image_size} pixels, as published "
             "(`tgm-scale convert` can be told others)"
         )
-    data = (found.config or {}).get("data") or {}
+    data, model = ((found.config or {}).get(section) or {} for section in ("data", "model"))
     clips = TrainedOn.of(data.get("sampling"), data.get("stride"), found.standardised)
-    return Initial(weights, report, found.positions or (found.frames, found.image_size), clips)
+    clip = found.positions or (found.frames, found.image_size)
+    return Initial(weights, report, clip, clips, model.get("initialisation"))
 
 
 def size_in_keys(found: ModelSize) -> str:

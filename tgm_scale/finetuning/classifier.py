@@ -54,6 +54,7 @@ def initial_model(config: FinetuneConfig, classes: list[str], newest: Path | Non
     fresh = _load_matching(module, {key.removeprefix("model.encoder."): value for key, value in found.weights.items()})
     notes = [f"weights of {config.train.init_from}", *found.report, f"fresh weights: {', '.join(fresh)}"]
     notes += found.clips.unlike(config.data.sampling, config.data.stride, config.data.standardise)
+    notes += found.begun_otherwise(config.model.initialisation)
     return InitialModel(module, positions, notes)
 
 

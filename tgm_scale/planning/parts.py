@@ -116,9 +116,9 @@ def checkpoint_metadata(config: RunSettings, shape: Shape) -> dict[str, Any]:
     }
 
 
-def initialise(module: JointModule, init_from: str, shape: Shape, data: DataConfig) -> list[str]:
+def initialise(module: JointModule, init_from: str, shape: Shape, data: DataConfig, initialisation: str) -> list[str]:
     """Set the weights that `train.init_from` gives; the rest stays fresh. Returns notes on what was left out, and on
-    what was trained before on other clips.
+    what was trained before on other clips or from another `model.initialisation`.
 
     Raises ValueError where the origin's model is another one."""
     found = read_initial(init_from, shape.size)
@@ -130,6 +130,7 @@ def initialise(module: JointModule, init_from: str, shape: Shape, data: DataConf
             f"{shape.frames} frames of {shape.image_size} stand at others at first",
         ]
     notes = [*notes, *found.clips.unlike(data.sampling, data.stride, data.standardise)]
+    notes += found.begun_otherwise(initialisation)
     weights = restated(weights, pixel_statistics(data))
     own = module.state_dict()
     usable = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}

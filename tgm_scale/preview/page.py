@@ -111,8 +111,8 @@ def compose(
         lead=(
             f"{len(shown)} clips of {config.data.frames} frames of {config.data.size} pixels, "
             f"{grid.slots} x {grid.rows} x {grid.columns} tokens. Crops, captions and masks are those of a run with "
-            f"seed {config.run.seed}. Pictures are the first frames of {min(PICTURES, grid.slots)} of "
-            f"{grid.slots} slots."
+            f"seed {config.run.seed}. Pictures are the first frames of {min(PICTURES, grid.slots)} of the "
+            f"{grid.slots} slots, each a token's {config.data.frames // grid.slots} frames."
         ),
         sections=sections,
         cards=_cards(found),
@@ -134,9 +134,9 @@ def _cards(found: Sequence[Figures]) -> list[Card]:
     known = "" if best.pairing.known else ": at chance" if best.pairing.enough else ": too few to tell"
     cards = [Card(f"{best.pairing.share:.0%}", f"of pairings won by the right captions, {best.way.label}{known}")]
     if best.swapped is not None:
-        said = f"of the mask is the same under another caption ({best.ratio:.0%} is chance)"
+        said = f"of this recipe's mask is the same under another caption ({best.ratio:.0%} is chance)"
         cards.append(Card(f"{best.swapped.value:.0%}", said))
-    said = f"of the mask lies in a box in the centre ({best.ratio:.0%} is chance)"
+    said = f"of this recipe's mask lies in a box in the centre ({best.ratio:.0%} is chance)"
     return [*cards, Card(f"{best.centre.value:.0%}", said)]
 
 

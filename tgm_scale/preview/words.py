@@ -36,7 +36,7 @@ def verdict(settings: Settings, found: Sequence[Figures], clips: int, synthetic:
         return [
             *said,
             f"{best.pairing.captions} different captions are too few to tell whether the tower knows these clips: "
-            f"look at {best.pairing.fewest} or more (--clips).",
+            f"{best.pairing.fewest} or more different ones are wanted, of more clips (--clips).",
         ]
     if said:
         verdict = "above chance" if best.pairing.known else "no better than chance"
@@ -79,8 +79,9 @@ def threshold(found: Sequence[Figures]) -> list[str]:
     if not pairings:
         return []
     lines = f"{LEVEL:g} over the {len(found)} lines of the table" if len(found) > 1 else "with one line"
+    passing = f"{PASSES} passes: p is" if any(pairing.known for pairing in pairings) else "None passes, by a p of"
     said = (
-        f"{PASSES} passes: p is at most {pairings[0].level:.4f}, {lines}. Above it a p is chance: of that many lines, "
+        f"{passing} at most {pairings[0].level:.4f}, {lines}. Above it a p is chance: of that many lines, "
         "each judged by itself, one is often below 0.05 where no caption matters."
     )
     if not pairings[0].enough:
@@ -112,7 +113,7 @@ def _swapped(one: Figures) -> str:
     if one.pairing is None:
         return f"{said}: captions change the mask, {moved}"
     if not one.pairing.enough:
-        return f"{said}: captions change the mask, {moved}; whether towards what they say, so few cannot tell"
+        return f"{said}: captions change the mask, {moved}; so few cannot tell whether towards what they say"
     if one.pairing.known:
         return f"{said}: captions change the mask, {moved}, and towards what they say"
     return f"{said}: captions change the mask, but not towards what they say, as far as these clips tell"

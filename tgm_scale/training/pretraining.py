@@ -88,7 +88,7 @@ class Pretraining(Task):
         config = self.config
         module = joint_module(config, self.plan.shape, self.towers, self.objective)
         if newest is None and (origin := config.train.init_from):
-            notes = initialise(module, origin, self.plan.shape, config.data)
+            notes = initialise(module, origin, self.plan.shape, config.data, config.model.initialisation)
             if self.process.is_main:
                 print("\n".join([f"weights of {origin}", *notes]), flush=True)
         return module
