@@ -213,6 +213,12 @@ def test_rows_without_a_split_where_others_have_one_are_named(tmp_path: Path, na
         ("x.json", '{"a": 1}', "wanted a list of objects"),
         ("x.json", '[{"id": "4"}]', "the test list has no labels"),
         ("x.json", "[", "not valid JSON"),
+        ("x.json", '[\n{"file": "a.mp4", 3}]', "x.json: not valid JSON: .*, at line 2 column 19"),
+        (
+            "x.jsonl",
+            '{"file": "a.mp4", "label": "b"}\n\n{"file": 1, x}\n',
+            "x.jsonl line 3: not valid JSON: .*, at column",
+        ),
         ("x.txt", "lonely\n", r"x.txt line 1: wanted 'path label', found 'lonely'"),
         ("x.txt", "\n", "lists no video"),
         ("x.txt", "v.mp4 0 5 9\n", r"line 1: several numbers after the path \(0 5 9\)"),

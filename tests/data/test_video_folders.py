@@ -111,6 +111,11 @@ def test_a_folder_may_have_its_captions_in_one_file(tmp_path: Path) -> None:
         return {name.removesuffix(".mp4"): of for name, of in zip((ref.name for ref in corpus.refs), read) if of}
 
     assert captions() == {"a": ["one"], "b": ["two", "three"], "c": ["its own"]}
+    told = {one.key: one.detail for one in open_corpus(tmp_path).all_problems()}
+    assert told.keys() == {"captions.json", "e.mp4"} and "e" in told["e.mp4"]
+    assert told["captions.json"] == (
+        "1 of its 6 entries name no video beside it: 'gone'; 1 of its 6 entries are no text, or list of texts: 'd'"
+    )
     for damaged in (b"", b"[1, 2]", b"{", b"\xff\xfe"):
         (tmp_path / "captions.json").write_bytes(damaged)
         assert captions() == {"c": ["its own"]}

@@ -295,13 +295,54 @@ def test_labels_that_look_alike_are_said(
         assert f": {min(one, other)!a} and {max(one, other)!a}: write" in alike_note(["run", one, other])
     said = (
         "labels that differ in case, blanks, quotation marks, unseen characters, Unicode's form or a number's "
-        "digits alone are different classes: "
-        "'Bend' and 'bend', 'cafe\\u0301' and 'caf\\xe9': write them in one way if they are one class"
+        "digits alone count as different labels: "
+        "'Bend' and 'bend', 'cafe\\u0301' and 'caf\\xe9': write them in one way if they are the same"
     )
     train = write(clips / "alike.csv", ["file,label", "0.mp4,bend", "1.mp4,caf\xe9"])
     test = write(clips / "alike_test.csv", ["file,label", "2.mp4,Bend", "3.mp4,cafe\u0301", "4.mp4,bend"])
     assert knn(checkpoint, tmp_path / "alike", train, test) == 0
     assert f"warning: {said}\n" in capsys.readouterr().out
+    assert json.loads((tmp_path / "alike/results.json").read_text())["facts"]["note"].endswith(f"; {said}")
+
+
+def test_groups_that_are_written_in_two_ways_are_told(
+    clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one list by data.test_groups, whose other half then stays in training, and in two lists."""
+    rows = ["file,label,group", "0.mp4,a,p1", "1.mp4,b,P1", "2.mp4,a,P2", "3.mp4,b,p3"]
+    whole = write(clips / "groups.csv", rows)
+    command = ["knn", f"encoder.checkpoint={checkpoint}", "data.workers=0", "neighbours.k=1", f"data.train={whole}"]
+    assert cli.main([*command, f"run.dir={tmp_path}/one", f"data.test={whole}", "data.test_groups=[p1, p3]"]) == 0
+    said = "count as different groups: 'P1' and 'p1': write them in one way if they are the same"
+    assert said in capsys.readouterr().out
+    assert json.loads((tmp_path / "one/results.json").read_text())["facts"]["note"].endswith(said)
+    train, test = (write(clips / f"{name}.csv", [rows[0], *of]) for name, of in (("g", rows[1:4]), ("h", rows[4:])))
+    assert knn(checkpoint, tmp_path / "two", train, test) == 0
+    assert "count as different groups" in capsys.readouterr().out
+    same = write(clips / "same.csv", [rows[0], "3.mp4,b,p4"])
+    assert knn(checkpoint, tmp_path / "three", train, same) == 0
+    assert "count as different groups: 'P1' and 'p1'" in capsys.readouterr().out, "of the training part alone, too"
+
+
+def test_copies_of_training_clips_in_the_test_are_told(
+    clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under other names: copies, hard links, links; not a clip that has the length of another alone."""
+    train = write(clips / "originals.csv", ["file,label", "0.mp4,a", "1.mp4,b"])
+    other = tmp_path / "others"
+    other.mkdir()
+    (other / "copy.mp4").write_bytes((clips / "0.mp4").read_bytes())
+    os.link(clips / "1.mp4", other / "hard.mp4")
+    os.symlink(clips / "1.mp4", other / "soft.mp4")
+    longest = max((clips / f"{n}.mp4").stat().st_size for n in (0, 1, 2))
+    (other / "new.mp4").write_bytes((clips / "2.mp4").read_bytes().ljust(longest, b"\0"))
+    rows = ["file,label", "copy.mp4,a", "hard.mp4,b", "soft.mp4,b", "new.mp4,a"]
+    assert knn(checkpoint, tmp_path / "run", train, write(other / "test.csv", rows)) == 0
+    assert (
+        "warning: 3 of 4 test clips are training clips, too: copy.mp4, hard.mp4, soft.mp4" in capsys.readouterr().out
+    )
+    assert knn(checkpoint, tmp_path / "new", train, write(other / "one.csv", [rows[0], rows[4]])) == 0
+    assert "training clips, too" not in capsys.readouterr().out
 
 
 def test_a_single_class_is_said() -> None:

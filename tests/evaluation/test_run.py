@@ -184,6 +184,15 @@ def test_retrieval_and_zero_shot_find_what_the_projection_says(
     rows = [json.loads(line) for line in (tmp_path / "zero/predictions.jsonl").read_text().splitlines()]
     assert [row["prediction"] for row in rows] == [classes[i] for i in wanted]
 
+    assert "note" not in results(tmp_path / "zero")["facts"]
+    base[1] = f"run.dir={tmp_path / 'alike'}"
+    (tmp_path / "classes.json").write_text(
+        json.dumps({name: "A shape" if name == classes[0] else "a  shape" for name in classes})
+    )
+    assert cli.main([*base, "retrieve.zero_shot=true", f"data.classes={tmp_path}/classes.json"]) == 0
+    same = "classes of the same texts, of which none is ever told from the other: "
+    assert results(tmp_path / "alike")["facts"]["note"] == same + " and ".join(f"'{name}'" for name in classes)
+
     base[1] = f"run.dir={tmp_path / 'back'}"
     assert cli.main(base) == 0
     figures = results(tmp_path / "back")["figures"]

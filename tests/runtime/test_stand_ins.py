@@ -26,6 +26,8 @@ SAVED = b"\xef\xbb\xbf<!-- saved from url=(0014)about:internet -->\n<html><body>
 PROLOGUE = b'<?xml version="1.0"?>\n<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN">'
 LATE = b"\n" * 80 + b"<HEAD><title>Moved</title>"
 DENIED = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>'
+LISTED = b'<?xml version="1.0"?><ListBucketResult xmlns="http://s3"><Name>b</Name></ListBucketResult>'
+ANSWERS = (b'{"error":"Repository not found"}', b'{ "message" : "Not Found" }', b'\n{"Code": "AccessDenied"}')
 SAID = {POINTER: "a git LFS pointer, not the file: run 'git lfs pull'", PAGE: "a web page, not the file: open its"}
 
 
@@ -52,14 +54,27 @@ def test_in_the_place_of_a_video_it_is_the_samples_reason(content: bytes) -> Non
     assert refused.value.reason == "not_a_video" and refused.value.detail.startswith(SAID[content])
 
 
-@pytest.mark.parametrize("start", [SAVED, PROLOGUE, LATE, "\ufeff<html>".encode("utf-16-le"), b"<script>location"])
+@pytest.mark.parametrize(
+    "start",
+    [
+        SAVED,
+        PROLOGUE,
+        LATE,
+        "\ufeff<html>".encode("utf-16-le"),
+        b"<script>location",
+        b"<title>403</title>",
+        b"<body ><h1>",
+    ],
+)
 def test_a_page_may_begin_in_many_ways(start: bytes) -> None:
     assert stand_in(start).startswith("a web page, not the file")
 
 
 def test_a_pointer_may_have_a_mark_and_a_store_says_errors() -> None:
     assert stand_in(b"\xef\xbb\xbf" + POINTER).startswith("a git LFS pointer")
-    assert stand_in(DENIED).startswith("a server's error, not the file")
+    for said in (DENIED, LISTED, *ANSWERS):
+        assert stand_in(said).startswith("a server's error, not the file")
+    assert [stand_in(said, json=True) for said in ANSWERS] == ["", "", ""]
 
 
 def test_other_text_is_not_taken_for_one() -> None:
@@ -70,6 +85,10 @@ def test_other_text_is_not_taken_for_one() -> None:
         b"version 1",
         b"\0" * 64,
         b'<?xml version="1.0"?><a>',
+        b"<headset on> a man talks",
+        b"<error> no caption",
+        b"version https://git-lfs is cool",
+        b'{"file": "a.mp4"}',
     ):
         assert stand_in(start) == ""
 
@@ -98,6 +117,8 @@ def test_a_caption_file_that_is_one_is_no_caption(tmp_path: Path) -> None:
         (tmp_path / video).unlink()
     with pytest.raises(ValueError, match=rf"none of 3 samples looked at has a caption \(.*: {SAID[POINTER]}"):
         refuse_without_captions([open_corpus(tmp_path)], "masking.recipe=tube")
+    for answer in ANSWERS:
+        assert captions_of({"txt": answer}) == []
     assert captions_of({"txt": POINTER}) == [] and unfit_captions({"txt": POINTER}) == [SAID[POINTER]]
 
 

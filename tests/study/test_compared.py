@@ -38,7 +38,7 @@ def outcomes(seeds: int, clips: int, groups: int = 0) -> dict[tuple[Arm, int], O
             right = torch.rand(groups or clips, generator=generator) < share
             of = {f"clip{i}": bool(right[i % len(right)]) for i in range(clips)}
             named = {clip: f"group{i % groups}" for i, clip in enumerate(of)} if groups else {}
-            found[arm, seed] = Outcome({"top1": sum(of.values()) / clips}, of, named, {}, {})
+            found[arm, seed] = Outcome({"top1": sum(of.values()) / clips}, of, named, {}, {}, [])
     return found
 
 
@@ -236,6 +236,24 @@ def test_a_caution_is_of_few_seeds_and_few_clips(
         (job.folder / "results.json").write_text(json.dumps({"method": "nearest neighbours", "figures": figures}))
         (job.folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert summarise(config, found, [])["evaluations"]["knn"]["basis"] == said
+
+
+def test_what_a_command_said_of_its_data_stands_below_its_table(evaluated: tuple[StudyConfig, list[Unit]]) -> None:
+    config, found = evaluated
+    shared, note = (
+        "6 of 40 test clips are training clips, too: a",
+        "3 of 40 test clips have a class that training lacks",
+    )
+    files = [file for unit in found for job in unit.jobs[1:] if (file := job.folder / "results.json").exists()]
+    for at, file in enumerate(files):
+        tree = json.loads(file.read_text())
+        file.write_text(json.dumps(tree | {"in both parts": shared} | ({"facts": {"note": note}} if at == 0 else {})))
+    summary = summarise(config, found, [])
+    first = f"{files[0].parent.parent.parent.name}, {files[0].parent.parent.name.replace('-', ' ')}"
+    of_one = f"{note} (1 of {len(files)} runs, such as {first})"
+    assert sorted(summary["evaluations"]["knn"]["cautions"]) == [of_one, shared]
+    assert f"\n\nwarning: {shared}\n" in tables(summary)
+    assert f"warning: {shared}<" in page.page(config, found, summary)
 
 
 @pytest.mark.parametrize(

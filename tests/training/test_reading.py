@@ -57,6 +57,13 @@ def test_a_rank_opens_the_files_of_what_it_reads(tmp_path: Path) -> None:
     assert few.opened == 0 and few.names() == ["a", "b"]
     assert few.tensor("b").tolist() == [1, 1, 1] and few.opened == 1
     assert Reader(tmp_path).opened == 3
+    whole = (tmp_path / entries[0]["name"]).read_bytes()
+    (tmp_path / entries[0]["name"]).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"state-00000-of-00003\.safetensors: a git LFS pointer, not the file: run"):
+        Reader(tmp_path)
+    (tmp_path / entries[0]["name"]).write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="missing or cut short"):
+        Reader(tmp_path)
     (tmp_path / entries[0]["name"]).unlink()
     assert few.tensor("b").tolist() == [1, 1, 1]
     with pytest.raises(ValueError, match=r"state-00000-of-00003\.safetensors: missing or cut short"):

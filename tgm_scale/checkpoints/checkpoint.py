@@ -21,7 +21,7 @@ from tgm_scale.checkpoints import manifest
 from tgm_scale.checkpoints.folders import step_of
 from tgm_scale.checkpoints.manifest import sums
 from tgm_scale.engine import state as engine_state
-from tgm_scale.runtime.tensors import open_tensors, tensor_in
+from tgm_scale.runtime.tensors import no_weights, open_tensors, tensor_in
 
 
 @dataclass
@@ -106,7 +106,8 @@ class Reader:
         if name not in self._streams:
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != self._bytes[name]:
-                raise ValueError(f"{path}: missing or cut short: the checkpoint is damaged")
+                other = no_weights(path) if path.is_file() else ""
+                raise ValueError(other or f"{path}: missing or cut short: the checkpoint is damaged")
             self._streams[name] = open_tensors(path)
         return self._streams[name]
 

@@ -138,20 +138,20 @@ def untrained_note(lacking: dict[str, int], clips: int) -> str:
     return f"{sum(lacking.values())} of {clips} test clips have a class that training lacks: {few}{more}"
 
 
-def alike_note(labels: Iterable[str]) -> str:
-    """A sentence on labels that differ in how they are written alone, and are classes of their own all the same; "" if
-    there are none."""
+def alike_note(written: Iterable[str], what: str = "labels") -> str:
+    """A sentence on labels, or groups, that differ in how they are written alone, and count as others all the same;
+    "" if there are none."""
     of: dict[str | Decimal, list[str]] = {}
-    for label in sorted(set(labels)):
+    for label in sorted(set(written)):
         of.setdefault(_plain(label), []).append(label)
     alike = [" and ".join(map(ascii, found)) for found in of.values() if found[1:]]
     if not alike:
         return ""
     more = f" and {len(alike) - _SHOWN} more" if len(alike) > _SHOWN else ""
     return (
-        "labels that differ in case, blanks, quotation marks, unseen characters, Unicode's form or a number's "
-        "digits alone are different classes: "
-        f"{', '.join(alike[:_SHOWN])}{more}: write them in one way if they are one class"
+        f"{what} that differ in case, blanks, quotation marks, unseen characters, Unicode's form or a number's "
+        f"digits alone count as different {what}: "
+        f"{', '.join(alike[:_SHOWN])}{more}: write them in one way if they are the same"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,10 +19,13 @@ from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.inventory import NAMED, Inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_list import VideoListCorpus
+from tgm_scale.evaluation.classes import alike_note, single_class_note
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
 
 SYNTHETIC_MOTION = "truth.objects.0.motion"
+
+_END = 2**16  # bytes
 
 
 @dataclass(frozen=True)
@@ -139,17 +142,54 @@ def refuse_unsplit(key: str, spec: str | list[str], test: LabelledCorpus) -> Non
         )
 
 
+def written_notes(classes: Sequence[str], train: LabelledCorpus, test: LabelledCorpus) -> list[str]:
+    """Sentences on labels and groups by which figures are others than they seem; none where there are none."""
+    labels, groups = [*train.sample_labels, *test.sample_labels], [*train.groups.values(), *test.groups.values()]
+    return [note for note in (single_class_note(classes), alike_note(labels), alike_note(groups, "groups")) if note]
+
+
 def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:
-    """A sentence on what training and test share: the same files, or bytes of the same shard; groups of lists."""
-    places = [{(resolved(ref.shard), ref.members[ref.video][0]): ref.name for ref in of.refs} for of in (train, test)]
+    """A sentence on what training and test share: the same files, or bytes of the same shard, or copies of them;
+    groups of lists."""
+    known = {_place(ref) for ref in train.refs}
+    shared = {ref.name for ref in test.refs if _place(ref) in known} | _copies(train.refs, test.refs)
     said = []
-    if shared := [name for place, name in places[1].items() if place in places[0]]:
-        said.append(
-            f"{len(shared)} of {len(places[1])} test clips are training clips, too: {', '.join(shared[:NAMED])}"
-        )
+    if shared:
+        few = ", ".join(sorted(shared)[:NAMED])
+        said.append(f"{len(shared)} of {len(test.refs)} test clips are training clips, too: {few}")
     if both := sorted(set(train.groups.values()) & set(test.groups.values())):
         said.append(f"{len(both)} groups are in training and test: {', '.join(both[:NAMED])}")
     return "; ".join(said)
+
+
+def _place(ref: SampleRef) -> tuple[str, int]:
+    return resolved(ref.shard), ref.members[ref.video][0]
+
+
+def _copies(train: Sequence[SampleRef], test: Sequence[SampleRef]) -> set[str]:
+    """The names of test samples on this machine's disks whose video has the length and both ends of a training one's,
+    wherever they lie. Only those of one length are read."""
+    lengths = {ref.members[ref.video][1] for ref in train if "://" not in ref.shard}
+    alike = [ref for ref in test if "://" not in ref.shard and ref.members[ref.video][1] in lengths]
+    lengths = {ref.members[ref.video][1] for ref in alike}
+    if not alike:
+        return set()
+    known = {_ends(ref) for ref in train if "://" not in ref.shard and ref.members[ref.video][1] in lengths}
+    return {ref.name for ref in alike if _ends(ref) in known}
+
+
+def _ends(ref: SampleRef) -> bytes:
+    """A digest of a video's first and last 64 KiB and its length; of the sample's name where it cannot be read."""
+    start, size = ref.members[ref.video]
+    digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
+    try:
+        with open(ref.shard, "rb") as file:
+            for at in (start, max(start, start + size - _END)):
+                file.seek(at)
+                digest.update(file.read(min(_END, size)))
+    except OSError:
+        digest.update(ref.name.encode())
+    return digest.digest()
 
 
 def label_at(path: str) -> Callable[[dict], str]:

@@ -15,7 +15,7 @@ from tgm_scale.contracts import Problem
 from tgm_scale.data.lists.reading import Role, Selection, is_list
 from tgm_scale.data.shards.inventory import refuse_above
 from tgm_scale.evaluation import knn, results
-from tgm_scale.evaluation.classes import alike_note, in_order, single_class_note, untrained_classes, untrained_note
+from tgm_scale.evaluation.classes import in_order, untrained_classes, untrained_note
 from tgm_scale.evaluation.clips import PASS
 from tgm_scale.evaluation.labelled import (
     LabelledCorpus,
@@ -23,6 +23,7 @@ from tgm_scale.evaluation.labelled import (
     open_labelled,
     overlap_note,
     refuse_unsplit,
+    written_notes,
 )
 from tgm_scale.evaluation.session import PARTS
 from tgm_scale.evaluation.views import Decoder, Decoding, Views
@@ -66,8 +67,8 @@ class Neighbours:
         classes = in_order(train)
         lacking = untrained_classes(classes, test)
         shared = overlap_note(sources["train"], sources["test"])
-        of_classes = untrained_note(lacking, len(test)), single_class_note(classes), alike_note([*train, *test])
-        for note in (*of_classes, shared):
+        notes = written_notes(classes, sources["train"], sources["test"])
+        for note in (untrained_note(lacking, len(test)), *notes, shared):
             if note and collectives.process.is_main:
                 print(f"knn.test: {note}", flush=True)
         self._truth_M, self._labels_N = (results.class_numbers(classes, labels) for labels in (test, train))

@@ -131,9 +131,9 @@ def by_reason(problems: Iterable[Problem]) -> dict[str, int]:
     return dict(sorted(Counter(problem.reason for problem in problems).items()))
 
 
-def optional_note(text: str) -> dict[str, str]:
-    """A note for the metadata, if there is one."""
-    return {"note": text} if text else {}
+def optional_note(*texts: str) -> dict[str, str]:
+    """A note for the metadata of those that say something, if there is one."""
+    return {"note": text} if (text := "; ".join(filter(None, texts))) else {}
 
 
 def interpolation_note(positions: Clip | None, frames: int, side: int) -> dict[str, str]:

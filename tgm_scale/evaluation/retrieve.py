@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import finite, results
-from tgm_scale.evaluation.classes import ordered, single_class_note, texts_of
+from tgm_scale.evaluation.classes import alike_note, ordered, single_class_note, texts_of
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import LabelledCorpus, read_captions, told_once
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
@@ -136,8 +137,8 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
     """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
     descriptions = class_texts(at.config, clips.labels)
     classes = list(descriptions)
-    if note := single_class_note(classes):
-        print(f"warning: {note}", flush=True)
+    notes = list(filter(None, (single_class_note(classes), alike_note(clips.labels), _same_texts(text, descriptions))))
+    print("".join(f"warning: {note}\n" for note in notes), end="", flush=True)
     class_CE = torch.stack([F.normalize(_encoded(text, texts).mean(0), dim=0) for texts in descriptions.values()])
     scores_MC = (video_ME @ class_CE.T).cpu()
     truth_M = torch.tensor([classes.index(label) for label in clips.labels])
@@ -147,12 +148,26 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
         "figures": results.classification_metrics(scores_MC, truth_M, clips.labels),
         "facts": {
             "classes": len(classes),
+            **results.optional_note(*notes),
             **results.cautions(scores_MC, classes),
             "templates": list(at.config.retrieve.templates),
         },
     }
     rows = results.predictions(clips, classes, scores_MC)
     return results.write(at.folder, found | opened, rows, {"test": clips.problems})
+
+
+def _same_texts(text: TextTower, descriptions: dict[str, list[str]]) -> str:
+    """A sentence on classes whose texts are the same to the tower; "" if there are none."""
+    of: dict[tuple[int, ...], list[str]] = {}
+    every = [one for texts in descriptions.values() for one in texts]
+    ids = iter(text.caption_ids(every).tolist())
+    for label, texts in descriptions.items():
+        of.setdefault(tuple(sorted(next(ids) for _ in texts)), []).append(label)
+    same = [" and ".join(map(shown, labels)) for labels in of.values() if labels[1:]]
+    if not same:
+        return ""
+    return f"classes of the same texts, of which none is ever told from the other: {', '.join(same[:5])}"
 
 
 def class_texts(config: FrozenConfig, labels: list[str]) -> dict[str, list[str]]:

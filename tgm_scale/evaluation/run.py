@@ -13,14 +13,13 @@ from torch import Tensor
 
 from tgm_scale.evaluation import attentive, baselines, epic, knn, probe, results
 from tgm_scale.evaluation.classes import (
-    alike_note,
     in_order,
     ordered,
-    single_class_note,
     untrained_classes,
     untrained_note,
 )
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, row_model
+from tgm_scale.evaluation.labelled import written_notes
 from tgm_scale.evaluation.session import PARTS, Session, decoding_of, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig, ProbeConfig
 from tgm_scale.models.vit import ModelSize
@@ -124,10 +123,9 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
         classes = ordered(sources["train"].labels.values(), config.data.classes)
         lacking = untrained_classes(sources["train"].sample_labels, sources["test"].sample_labels)
         opened = report_data(at, sources)
-        labels = [label for source in sources.values() for label in source.sample_labels]
-        for note in (single_class_note(classes), alike_note(labels)):
-            if note and at.process.is_main:
-                print(f"warning: {note}", flush=True)
+        notes = written_notes(classes, sources["train"], sources["test"])
+        if at.process.is_main:
+            print("".join(f"warning: {note}\n" for note in notes), end="", flush=True)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
         if compares := config.probe.baselines and "probe" in method:
             baselines.refuse("probe.baselines", sources["train"].sample_labels, config.data.share)
@@ -147,7 +145,7 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
             facts = {
                 "classes": len(classes),
                 "training clips": len(train.labels),
-                **results.optional_note(untrained_note(lacking, len(test.labels))),
+                **results.optional_note(untrained_note(lacking, len(test.labels)), *notes),
                 **results.baselines(scored.scores_MC, truth_M, test, train.labels),
                 **results.cautions(scored.scores_MC, classes),
                 "features": _POOLINGS[pooling],

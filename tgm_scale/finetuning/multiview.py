@@ -15,6 +15,7 @@ from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows
 from tgm_scale.evaluation.classes import untrained_note
 from tgm_scale.evaluation.clips import PATIENCE, inference, own_samples
 from tgm_scale.evaluation.features import FrozenEncoder, row_model
+from tgm_scale.evaluation.labelled import written_notes
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.finetuning.classifier import build_classifier, positions_of
@@ -81,7 +82,10 @@ def evaluate(config: FinetuneConfig, folder: Path, parts: Parts) -> dict[str, An
             "facts": {
                 "classes": len(parts.classes),
                 **results.interpolation_note(positions, data.frames, data.size),
-                **results.optional_note(untrained_note(parts.lacking, len(clips.labels))),
+                **results.optional_note(
+                    untrained_note(parts.lacking, len(clips.labels)),
+                    *written_notes(parts.classes, parts.train, parts.test),
+                ),
                 **results.baselines(scores_MC, truth_M, clips, parts.train.sample_labels),
                 **results.cautions(scores_MC, parts.classes),
                 "training videos": len(parts.train.refs),

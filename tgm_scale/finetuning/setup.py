@@ -19,8 +19,8 @@ from tgm_scale.data.shards.inventory import LEFT_OUT, Inventory, refuse_above, w
 from tgm_scale.data.shards.video_list import VideoListCorpus, replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
 from tgm_scale.evaluation import baselines, results
-from tgm_scale.evaluation.classes import alike_note, ordered, single_class_note, untrained_classes, untrained_note
-from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, overlap_note
+from tgm_scale.evaluation.classes import ordered, untrained_classes, untrained_note
+from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, overlap_note, written_notes
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.finetuning.augment import AugmentedSamples, Augmenter
@@ -111,8 +111,7 @@ def open_data(config: FinetuneConfig, plan: RunPlan, collectives: HostCollective
     found = [labelled_inventory(part, source, listed) for part, source in (("train", train), ("test", test))]
     overlap = overlap_note(train, test)
     facts = {"data": [inventory.as_dict() for inventory in found], **({SHARED: overlap} if overlap else {})}
-    alike = alike_note([*train.sample_labels, *test.sample_labels])
-    said = (overlap, untrained_note(lacking, len(test.refs)), single_class_note(classes), alike)
+    said = (overlap, untrained_note(lacking, len(test.refs)), *written_notes(classes, train, test))
     notes = [note for note in said if note]
     if config.finetune.baselines:
         baselines.refuse("finetune.baselines", train.sample_labels, config.data.share)

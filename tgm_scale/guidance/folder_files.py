@@ -46,4 +46,4 @@ def weights_of(folder: Path) -> str:
 def stand_in_of(file: Path) -> str:
     """See `stand_in`."""
     with file.open("rb") as stream:
-        return stand_in(stream.read(START))
+        return stand_in(stream.read(START), json=file.suffix == ".json")

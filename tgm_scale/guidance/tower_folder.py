@@ -77,6 +77,7 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
     used = {weights_of(folder), *(_parts(folder))}
     if "text" in parts:
         used.update(name for choice in vocabulary(folder, kind) for name in choice)
+        used.add("tokenizer_config.json")
     for name in sorted(used & set(found) | set(steps)):
         if other := stand_in_of(folder / name):
             raise ValueError(f"guidance.towers={folder}: {name} is {other}")

@@ -12,8 +12,8 @@ LICENCE = (
 
 TORCHVISION = (
     "transformers imports torchvision where it is installed. Where the import of these classes fails, and an operator "
-    "`nms` stands further up in the error, torchvision is of another build than torch: install both from one index, or, "
-    "where tgm_scale is installed, begin with `from tgm_scale.runtime.compat import prepare_torchvision` and "
+    "`nms` stands further up in the error, torchvision is of another build than torch: install both from one index, "
+    "or, where tgm_scale is installed, begin with `from tgm_scale.runtime.compat import prepare_torchvision` and "
     "`prepare_torchvision()`."
 )
 

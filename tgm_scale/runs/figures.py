@@ -22,6 +22,13 @@ def shares(results: Any) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
+def cautions(results: dict[str, Any]) -> list[str]:
+    """What an evaluation said of its data: what its parts share, and labels or groups by which figures are others
+    than they seem."""
+    said = results.get(SHARED), results.get("facts", {}).get("note")
+    return [str(one) for one in said if one]
+
+
 def in_words(results: dict[str, Any]) -> list[tuple[str, str]]:
     """Figures with their intervals, then the facts beside them: what each is, and its text. Raises KeyError,
     TypeError, AttributeError or ValueError where they are not as an evaluation wrote them."""

@@ -27,10 +27,10 @@ def open_tensors(file: Path) -> Any:
         file.open("rb").close()
         raise
     except SafetensorError as error:
-        raise ValueError(_no_weights(file) or f"{file}: not a whole safetensors file ({error})") from None
+        raise ValueError(no_weights(file) or f"{file}: not a whole safetensors file ({error})") from None
 
 
-def _no_weights(file: Path) -> str:
+def no_weights(file: Path) -> str:
     """In words, what a file is that holds no weights at all: libraries speak of headers and ends."""
     with file.open("rb") as stream:
         start = stream.read(START)
@@ -79,7 +79,7 @@ def weights_of(file: Path, allowed: Sequence[type] = ()) -> Any:
     except pickle.UnpicklingError as error:
         reason = str(error).split("WeightsUnpickler error:")[-1].strip().splitlines()[0][:200]
         raise ValueError(
-            _no_weights(file)
+            no_weights(file)
             or f"{file}: not a torch file of tensors and plain containers; nothing else is unpickled ({reason}). Save "
             "its state dict alone, with the project that wrote it"
         ) from None
@@ -88,5 +88,5 @@ def weights_of(file: Path, allowed: Sequence[type] = ()) -> Any:
             raise
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            _no_weights(file) or f"{file}: not a whole torch file ({type(error).__name__}: {reason})"
+            no_weights(file) or f"{file}: not a whole torch file ({type(error).__name__}: {reason})"
         ) from None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tgm_scale.data.lists.text import shown
 from tgm_scale.evaluation.settings import FinetuneConfig, FrozenConfig
-from tgm_scale.runs.figures import shares
+from tgm_scale.runs.figures import cautions, shares
 from tgm_scale.runtime.outside.json_text import json_lines, json_object
 from tgm_scale.study import records
 from tgm_scale.study.arms import Arm, Job
@@ -18,13 +18,15 @@ Key = tuple[Arm, int]  # and a seed
 
 class Outcome(NamedTuple):
     """Of an evaluation of one run. right: whether each test clip is; groups: of the clips that have one; truths: the
-    label or caption of each; data: a digest of each part's clips and labels, none in older results."""
+    label or caption of each; data: a digest of each part's clips and labels, none in older results; cautions: what the
+    command said of its data, such as clips in both parts."""
 
     figures: dict[str, float]
     right: dict[str, bool]
     groups: dict[str, str]
     truths: dict[str, str]
     data: dict[str, str]
+    cautions: list[str]
 
 
 def outcome(job: Job) -> Outcome:
@@ -44,6 +46,7 @@ def outcome(job: Job) -> Outcome:
             {row["key"]: row["group"] for row in lines if "group" in row},
             {row["key"]: row[truth] for row in lines},
             {of["part"]: of["content"] for of in tree.get("data", []) if of.get("content")},
+            cautions(tree),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = str(error) if type(error) is ValueError else f"{type(error).__name__} {error} in it"

@@ -12,7 +12,7 @@ from tgm_scale.config import StudyConfig
 from tgm_scale.report import chart
 from tgm_scale.report.html import Code, Drawn, Report, Section, Table, Text, render
 from tgm_scale.runtime.progress import clock
-from tgm_scale.runtime.terminal import tree_without_secrets
+from tgm_scale.runtime.terminal import message, tree_without_secrets
 from tgm_scale.study.arms import Unit
 from tgm_scale.study.summary import effect_rows, rows
 
@@ -35,6 +35,7 @@ def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> 
             Drawn(plot(evaluation)),
             Table(head, cells, words=True),
             Text(evaluation["basis"]),
+            *(Text(message(f"warning: {said}")) for said in evaluation["cautions"]),
         ]
         if whole := effect_rows(evaluation):
             shown.append(Table(whole[0], whole[1:], words=True))

@@ -70,7 +70,25 @@ def _evaluation(study: StudyConfig, found: dict[Key, Outcome], missing: dict[Key
             },
             "missing": why,
         }
-    return {"figure": figure, "arms": of_arms, "effects": effects(study, found), "basis": _basis(found, figure)}
+    return {
+        "figure": figure,
+        "arms": of_arms,
+        "effects": effects(study, found),
+        "basis": _basis(found, figure),
+        "cautions": _cautions(found),
+    }
+
+
+def _cautions(found: dict[Key, Outcome]) -> list[str]:
+    """What the commands said of their data, each once, with the runs where not all said it."""
+    of: dict[str, list[str]] = {}
+    for (arm, seed), one in found.items():
+        for said in one.cautions:
+            of.setdefault(said, []).append(f"{arm.name}, seed {seed}")
+    return [
+        said if len(runs) == len(found) else f"{said} ({len(runs)} of {len(found)} runs, such as {runs[0]})"
+        for said, runs in of.items()
+    ]
 
 
 def _basis(outcomes: dict[Key, Outcome], figure: str) -> str:
@@ -132,6 +150,7 @@ def tables(summary: Tree) -> str:
         parts += [f"{name}: {evaluation['figure']}\n", *_markdown(rows(evaluation)), ""]
         parts += [*_markdown(found), ""] if (found := effect_rows(evaluation)) else []
         parts += [evaluation["basis"], ""] if evaluation["basis"] else []
+        parts += [part for said in evaluation["cautions"] for part in (f"warning: {said}", "")]
     return "\n".join(parts)
 
 

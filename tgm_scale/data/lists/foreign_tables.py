@@ -33,7 +33,7 @@ def foreign_table(path: str, head: bytes = b"") -> str | None:
     if not head and os.path.isfile(path):
         with open(path, "rb") as file:
             head = file.read(HEAD)
-    if other := stand_in(head):
+    if other := stand_in(head, json=True):
         return f"{path}: {other}"
     end = next((end for end in FOREIGN_SUFFIXES if path.lower().endswith(end)), None)
     if end is None and head.startswith(b"PK\3\4"):

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections import defaultdict
@@ -194,11 +195,11 @@ _PUBLISHED: tuple[tuple[tuple[str, ...], str, Callable[[str, Fields, str], Row]]
 
 def _json(path: str, text: str, selection: Selection, one_a_line: bool) -> Rows:
     one_a_line = one_a_line and not text.lstrip().startswith("[")
-    try:
-        lines = [(n, line) for n, line in enumerate(lines_in(text), 1) if line.strip()] if one_a_line else []
-        content: Any = [json_of(line) for _, line in lines] if one_a_line else json_of(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    lines = [(n, line) for n, line in enumerate(lines_in(text), 1) if line.strip()] if one_a_line else []
+    if one_a_line:
+        content: Any = [_valid(f"{path} line {n}", line) for n, line in lines]
+    else:
+        content = _valid(path, text)
     if isinstance(content, dict) and {"videos", "sentences"} <= content.keys():
         return "MSR-VTT", list(_msrvtt(path, content))
     if not isinstance(content, list) or not content or not all(isinstance(row, dict) for row in content):
@@ -214,6 +215,16 @@ def _json(path: str, text: str, selection: Selection, one_a_line: bool) -> Rows:
             "template): use the validation list"
         )
     return _by_columns(path, sorted({key for row in rows for key in row}), zip(places, rows), selection)
+
+
+def _valid(where: str, text: str) -> Any:
+    try:
+        return json_of(text)
+    except json.JSONDecodeError as error:
+        at = f"column {error.colno}" if error.lineno == 1 else f"line {error.lineno} column {error.colno}"
+        raise ValueError(f"{where}: not valid JSON: {error.msg}, at {at}") from None
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from None
 
 
 def _msrvtt(path: str, content: Mapping[str, Any]) -> Iterator[Row]:

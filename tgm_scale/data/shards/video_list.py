@@ -7,9 +7,10 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, split_extension, video_extension
 from tgm_scale.data.building.annotations import caption_fault, captions_of, json_fault
 from tgm_scale.data.lists.reading import Entry, Listing
+from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.shard_index import SampleRef
@@ -181,8 +183,9 @@ def folder_listing(root: str) -> Listing | None:
                 if not path.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in path):
                     problems.append(Problem(path, "not_a_video", "its name is no UTF-8: rename it"))
                     continue
-                captions = captions_of(sidecars) or captions_of(of_folder.get(stem) or of_folder.get(name) or {})
-                if not captions and (fault := caption_fault(sidecars)):
+                said = of_folder.get(stem) or of_folder.get(name) or {}
+                captions = captions_of(sidecars) or captions_of(said)
+                if not captions and (fault := caption_fault(sidecars) or caption_fault(said)):
                     problems.append(Problem(path, "bad_caption", fault[1]))
                 entries.append(Entry(path, captions, None if label == "." else label))
     if not entries:
@@ -199,15 +202,28 @@ def _captions_of_folder(
     root: str, folder: str, names: set[str], problems: list[Problem]
 ) -> dict[str, dict[str, bytes]]:
     """By a video's name, with or without its extension, what `captions_of` reads: of a captions.json that is not that
-    of a video called captions. `problems` takes one that is no object of JSON."""
+    of a video called captions. `problems` takes one that is no object of JSON, and entries that are of no use."""
     if CAPTIONS not in names or any(f"captions.{extension}" in names for extension in VIDEO_EXTENSIONS):
         return {}
     data = _read(folder, CAPTIONS)
     fault = json_fault({"json": data})
-    if fault is not None:
+    content = {} if fault else json_of(data)
+    if fault := fault or _useless(content, names):
         problems.append(Problem(os.path.relpath(os.path.join(folder, CAPTIONS), root), "bad_caption", fault))
-        return {}
-    return {name: {"json": json.dumps({"captions": captions}).encode()} for name, captions in json_of(data).items()}
+    return {name: {"json": json.dumps({"captions": captions}).encode()} for name, captions in content.items()}
+
+
+def _useless(content: dict[str, Any], names: Iterable[str]) -> str:
+    """In words, which entries of a captions.json name no video of its folder, and which are no text."""
+    videos = {part for name in names if split_extension(name)[1] for part in (name, split_extension(name)[0])}
+    texts = [value if isinstance(value, list) else [value] for value in content.values()]
+    no_text = {name for name, of in zip(content, texts) if not all(isinstance(text, str) for text in of)}
+    found = {"name no video beside it": content.keys() - videos, "are no text, or list of texts": no_text & videos}
+    return "; ".join(
+        f"{len(which)} of its {len(content)} entries {what}: {', '.join(map(shown, sorted(which)[:NAMED]))}"
+        for what, which in found.items()
+        if which
+    )
 
 
 def _read(folder: str, name: str) -> bytes:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import re
 
-LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 START = 512  # bytes of a file that tell
 _BOM = b"\xef\xbb\xbf"
 _BEFORE = re.compile(r"(<\?xml.*?\?>|<!--.*?-->|\s)+", re.DOTALL)  # what a page may begin with
-_PAGES = ("<!doctype html", "<html", "<head", "<script", "<!--")
+_PAGE = re.compile(r"<!--|<(!doctype html|html|head|script|title|body)[\s>]")
+_ANSWER = re.compile(r"<error>\s*<|<listbucketresult|<enumerationresults")  # of S3 and others
+_JSON_ERROR = re.compile(r'\{\s*"(error|errors|message|code|status|statuscode|detail)"\s*:')
 
 
-def stand_in(start: bytes) -> str:
-    """What a file is that begins so, and the remedy; "" where it may be the file itself."""
+def stand_in(start: bytes, *, json: bool = False) -> str:
+    """What a file is that begins so, and the remedy; "" where it may be the file itself. json: it may be any JSON."""
     if start.removeprefix(_BOM).startswith(LFS_POINTER):
         return "a git LFS pointer, not the file: run 'git lfs pull'"
     encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
     text = start[:START].removeprefix(_BOM).decode(encoding, "ignore").lower()
     if begun := _BEFORE.match(text):
         text = text[begun.end() :]
-    if text.startswith(_PAGES):
+    if _PAGE.match(text):
         return "a web page, not the file: open its address in a browser, to see whether its server wants a login"
-    if text.startswith("<error>"):
+    if _ANSWER.match(text) or (not json and _JSON_ERROR.match(text)):
         return "a server's error, not the file: open it in an editor, to see what the server says"
     return ""
