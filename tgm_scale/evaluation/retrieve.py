@@ -24,6 +24,7 @@ from tgm_scale.evaluation.labelled import LabelledCorpus, read_captions, told_on
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
 from tgm_scale.evaluation.session import Session, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig
+from tgm_scale.evaluation.unused import tell_unused
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.towers import check_folder, load_text_tower, tower_folder
 from tgm_scale.runtime.command import reported_as
@@ -33,6 +34,8 @@ from tgm_scale.runtime.progress import ProgressBars
 def run_retrieve(config: FrozenConfig) -> dict[str, Any]:
     """Retrieval by captions, or zero-shot classification. Raises ValueError for what cannot be read or evaluated."""
     with session(config) as at, ProgressBars() as bars:
+        if at.process.is_main:
+            tell_unused(config, "retrieve")
         if at.encoder.projection is None:
             raise ValueError(
                 f"encoder.checkpoint={config.encoder.checkpoint}: has no projection to text: pretrain with "

@@ -22,6 +22,7 @@ from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, row_mod
 from tgm_scale.evaluation.labelled import written_notes
 from tgm_scale.evaluation.session import PARTS, Session, decoding_of, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig, ProbeConfig
+from tgm_scale.evaluation.unused import tell_unused
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.runtime.progress import ProgressBars
@@ -119,6 +120,8 @@ _POOLINGS = {
 
 def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, check: Check) -> dict[str, Any]:
     with session(config) as at, ProgressBars() as bars:
+        if at.process.is_main:
+            tell_unused(config, "probe" if "probe" in method else "neighbours")
         sources = {role: open_split(config.data, role, config.run.seed) for role in PARTS}
         classes = ordered(sources["train"].labels.values(), config.data.classes)
         lacking = untrained_classes(sources["train"].sample_labels, sources["test"].sample_labels)

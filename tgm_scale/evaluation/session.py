@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tgm_scale.data.lists.reading import NoList, Role
+from tgm_scale.data.lists.reading import LABELS, NoList, Role, Selection, is_list
 from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import results
@@ -104,6 +104,11 @@ def open_split(data: LabelledConfig, role: Role, seed: int = 0) -> LabelledCorpu
     spec = data.train if role == "train" else data.test
     if spec is None:
         raise ValueError("data.train: missing; give labelled shards or a list file")
+    if data.group != Selection.group and not any(is_list(one) for one in (data.train, data.test)):
+        raise ValueError(
+            f"data.group={data.group}: a column of a list, or of a folder's {LABELS}, and data.train and data.test "
+            "are none such: leave it out, or make a list with that column"
+        )
     try:
         found = open_labelled(spec, data.selection(role), root=data.root)
     except NoList as missing:

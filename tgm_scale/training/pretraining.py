@@ -146,6 +146,8 @@ class Pretraining(Task):
         introduction.introduce(self.folder, self.corpora, self.plan, scored_anew=relevance and not cached)
         if cached and not relevance:
             print(f"guidance.cached=true: not used, masks by {self.plan.masker.name} read no relevance", flush=True)
+        if self.config.knn.train and not self.config.knn.every:
+            print("knn.train and knn.test: not used, knn.every=STEPS asks for them", flush=True)
         if self.coupled:
             settings = self.config.objective
             introduction.warn_of_one_caption(self.corpora, settings.key(needs_captions(settings)[0]))
