@@ -22,7 +22,7 @@ from tgm_scale.evaluation.classes import (
     untrained_classes,
     untrained_note,
 )
-from tgm_scale.evaluation.labelled import labelled_inventory, open_labelled
+from tgm_scale.evaluation.labelled import labelled_inventory, open_labelled, overlap_note
 from tgm_scale.evaluation.settings import FinetuneConfig, load_finetune
 from tgm_scale.finetuning import setup
 from tgm_scale.runs import run_folder
@@ -343,6 +343,10 @@ def test_copies_of_training_clips_in_the_test_are_told(
     )
     assert knn(checkpoint, tmp_path / "new", train, write(other / "one.csv", [rows[0], rows[4]])) == 0
     assert "training clips, too" not in capsys.readouterr().out
+    for name in ("e", "f"):
+        (other / f"{name}.mp4").touch()
+    empty = [open_labelled(write(other / f"{name}.csv", [rows[0], f"{name}.mp4,a"])) for name in ("e", "f")]
+    assert overlap_note(*empty) == "", "nothing is no clip"
 
 
 def test_a_single_class_is_said() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -169,17 +170,20 @@ def _place(ref: SampleRef) -> tuple[str, int]:
 def _copies(train: Sequence[SampleRef], test: Sequence[SampleRef]) -> set[str]:
     """The names of test samples on this machine's disks whose video has the length and both ends of a training one's,
     wherever they lie. Only those of one length are read."""
-    lengths = {ref.members[ref.video][1] for ref in train if "://" not in ref.shard}
-    alike = [ref for ref in test if "://" not in ref.shard and ref.members[ref.video][1] in lengths]
-    lengths = {ref.members[ref.video][1] for ref in alike}
-    if not alike:
-        return set()
-    known = {_ends(ref) for ref in train if "://" not in ref.shard and ref.members[ref.video][1] in lengths}
+    lengths = {_length(ref) for ref in train} - {0}
+    alike = [ref for ref in test if _length(ref) in lengths]
+    lengths = {_length(ref) for ref in alike}
+    known = {_ends(ref) for ref in train if _length(ref) in lengths}
     return {ref.name for ref in alike if _ends(ref) in known}
 
 
+def _length(ref: SampleRef) -> int:
+    """Of its video in bytes; 0 where it is empty, gone, or on a server."""
+    return 0 if "://" in ref.shard else max(0, ref.members[ref.video][1])
+
+
 def _ends(ref: SampleRef) -> bytes:
-    """A digest of a video's first and last 64 KiB and its length; of the sample's name where it cannot be read."""
+    """A digest of a video's first and last 64 KiB and its length; of its place where it cannot be read."""
     start, size = ref.members[ref.video]
     digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
     try:
@@ -188,7 +192,7 @@ def _ends(ref: SampleRef) -> bytes:
                 file.seek(at)
                 digest.update(file.read(min(_END, size)))
     except OSError:
-        digest.update(ref.name.encode())
+        digest.update(os.fsencode(f"{ref.shard} {start}"))
     return digest.digest()
 
 
