@@ -124,6 +124,11 @@ def test_a_caption_file_that_is_one_is_no_caption(tmp_path: Path) -> None:
 
 def test_in_the_place_of_a_towers_weights_it_is_named(tmp_path: Path) -> None:
     shutil.copytree(SMALL_TOWERS, tmp_path / "clip")
+    whole = (tmp_path / "clip" / "tokenizer_config.json").read_bytes()
+    (tmp_path / "clip" / "tokenizer_config.json").write_bytes(POINTER)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is a git LFS pointer, not the file"):
+        load_text_tower(str(tmp_path / "clip"))
+    (tmp_path / "clip" / "tokenizer_config.json").write_bytes(whole)
     (tmp_path / "clip" / "model.safetensors").write_bytes(PAGE)
     with pytest.raises(ValueError, match=r"model\.safetensors is a web page, not the file"):
         load_text_tower(str(tmp_path / "clip"))
