@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tgm_scale.data.lists.text import shown
+from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import finite, results
 from tgm_scale.evaluation.classes import alike_note, ordered, single_class_note, texts_of
@@ -170,7 +171,8 @@ def _same_texts(text: TextTower, descriptions: dict[str, list[str]]) -> str:
     same = [" and ".join(map(shown, labels)) for labels in of.values() if labels[1:]]
     if not same:
         return ""
-    return f"classes of the same texts, of which none is ever told from the other: {', '.join(same[:5])}"
+    more = f" and {len(same) - NAMED} more" if len(same) > NAMED else ""
+    return f"classes of the same texts, of which none is ever told from the other: {', '.join(same[:NAMED])}{more}"
 
 
 def class_texts(config: FrozenConfig, labels: list[str]) -> dict[str, list[str]]:
