@@ -343,6 +343,10 @@ def test_copies_of_training_clips_in_the_test_are_told(
     )
     assert knn(checkpoint, tmp_path / "new", train, write(other / "one.csv", [rows[0], rows[4]])) == 0
     assert "training clips, too" not in capsys.readouterr().out
+    for name, middle in (("black", b"a"), ("blank", b"b")):
+        (other / f"{name}.mp4").write_bytes(bytes(2**17) + middle + bytes(2**17))
+    raw = [open_labelled(write(other / f"{name}.csv", [rows[0], f"{name}.mp4,a"])) for name in ("black", "blank")]
+    assert overlap_note(*raw) == "", "both begin and end in black"
     for name in ("e", "f"):
         (other / f"{name}.mp4").touch()
     empty = [open_labelled(write(other / f"{name}.csv", [rows[0], f"{name}.mp4,a"])) for name in ("e", "f")]

@@ -222,9 +222,11 @@ def test_frames_further_apart_than_in_pretraining_are_said(tmp_path: Path, shard
         ("segments", {"stride": 2, "sampling": "segments"}),
         ("standard", {"stride": 2, "standardise": True}),
         ("local", {"stride": 2}),
+        ("again", {"stride": 2}),
     ):
-        model = {} if name == "segments" else {"initialisation": "local" if name == "local" else "videomae"}
-        stated = ModelMetadata(4, 2, 4, 32, None, {"data": data, "model": model})
+        again = {"train": {"init_from": "runs/before"}} if name == "again" else {}  # how that began is not known
+        model = {} if name == "segments" else {"initialisation": "local" if name in ("local", "again") else "videomae"}
+        stated = ModelMetadata(4, 2, 4, 32, None, {"data": data, "model": model, **again})
         convert(Weights.of("pretraining", source, stated, []), tmp_path / name, "safetensors")
     file = str(configuration(tmp_path, shards, checkpoint))
     strides = "warning: trained before on frames 2 apart, and here on data.stride=3; data.stride=2 is as before"
@@ -238,6 +240,7 @@ def test_frames_further_apart_than_in_pretraining_are_said(tmp_path: Path, shard
         ("segments", "data.stride=3", f"{whole} them as there"),  # its stride was not used
         ("segments", "data.sampling=segments", None),
         ("standard", "data.stride=2", f"{standardise}false; data.standardise=true is as before"),
+        ("again", "data.stride=2", None),
         ("local", "data.stride=2", f"{begun}local, and these weights keep that: this run's videomae is for training"),
     ):
         config = load_finetune(file, [f"train.init_from={tmp_path}/{origin}", "data.stride=3", given])

@@ -17,6 +17,7 @@ from tgm_scale.data.shards.video_list import folder_listing
 from tgm_scale.data.video.decode import DecodeError, decode_clip
 from tgm_scale.guidance.tower_folder import SMALL_TOWERS
 from tgm_scale.guidance.towers import load_text_tower
+from tgm_scale.runtime.outside.json_text import json_of
 from tgm_scale.runtime.outside.stand_ins import stand_in
 from tgm_scale.runtime.tensors import load_tensors, weights_of
 
@@ -74,6 +75,8 @@ def test_a_pointer_may_have_a_mark_and_a_store_says_errors() -> None:
     assert stand_in(b"\xef\xbb\xbf" + POINTER).startswith("a git LFS pointer")
     for said in (DENIED, LISTED, *ANSWERS):
         assert stand_in(said).startswith("a server's error, not the file")
+    with pytest.raises(ValueError, match="line 1 column"):
+        json_of('{"code": "A2", "label": "bend",}')
     assert [stand_in(said, json=True) for said in ANSWERS] == ["", "", ""]
 
 

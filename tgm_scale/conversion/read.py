@@ -122,10 +122,10 @@ def read_initial(origin: str, size: ModelSize) -> Initial:
             f"it does not say its clips: taken for {found.frames} frames of {found.image_size} pixels, as published "
             "(`tgm-scale convert` can be told others)"
         )
-    data, model = ((found.config or {}).get(section) or {} for section in ("data", "model"))
+    data, model, train = ((found.config or {}).get(section) or {} for section in ("data", "model", "train"))
     clips = TrainedOn.of(data.get("sampling"), data.get("stride"), found.standardised)
     clip = found.positions or (found.frames, found.image_size)
-    return Initial(weights, report, clip, clips, model.get("initialisation"))
+    return Initial(weights, report, clip, clips, None if train.get("init_from") else model.get("initialisation"))
 
 
 def size_in_keys(found: ModelSize) -> str:

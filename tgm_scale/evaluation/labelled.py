@@ -168,13 +168,18 @@ def _place(ref: SampleRef) -> tuple[str, int]:
 
 
 def _copies(train: Sequence[SampleRef], test: Sequence[SampleRef]) -> set[str]:
-    """The names of test samples on this machine's disks whose video has the length and both ends of a training one's,
-    wherever they lie. Only those of one length are read."""
+    """The names of test samples on this machine's disks whose video has the bytes of a training one's, wherever they
+    lie. Both ends are read of those of one length, and the whole of those that have them in common."""
     lengths = {_length(ref) for ref in train} - {0}
     alike = [ref for ref in test if _length(ref) in lengths]
     lengths = {_length(ref) for ref in alike}
-    known = {_ends(ref) for ref in train if _length(ref) in lengths}
-    return {ref.name for ref in alike if _ends(ref) in known}
+    near = [ref for ref in train if _length(ref) in lengths]
+    for digest in (_of_ends, _of_all):
+        known, mine = [digest(ref) for ref in near], [digest(ref) for ref in alike]
+        both = {*known} & {*mine}
+        near = [ref for ref, of in zip(near, known) if of in both]
+        alike = [ref for ref, of in zip(alike, mine) if of in both]
+    return {ref.name for ref in alike}
 
 
 def _length(ref: SampleRef) -> int:
@@ -182,15 +187,24 @@ def _length(ref: SampleRef) -> int:
     return 0 if "://" in ref.shard else max(0, ref.members[ref.video][1])
 
 
-def _ends(ref: SampleRef) -> bytes:
-    """A digest of a video's first and last 64 KiB and its length; of its place where it cannot be read."""
+def _of_ends(ref: SampleRef) -> bytes:
+    start, size = ref.members[ref.video]
+    return _digest(ref, [(start, min(_END, size)), (max(start, start + size - _END), min(_END, size))])
+
+
+def _of_all(ref: SampleRef) -> bytes:
+    return _digest(ref, [ref.members[ref.video]])
+
+
+def _digest(ref: SampleRef, parts: list[tuple[int, int]]) -> bytes:
+    """Of a video's length and these parts of its shard, (start, bytes); of its place where it cannot be read."""
     start, size = ref.members[ref.video]
     digest = hashlib.blake2b(f"{size}".encode(), digest_size=16)
     try:
         with open(ref.shard, "rb") as file:
-            for at in (start, max(start, start + size - _END)):
+            for at, count in parts:
                 file.seek(at)
-                digest.update(file.read(min(_END, size)))
+                digest.update(file.read(count))
     except OSError:
         digest.update(os.fsencode(f"{ref.shard} {start}"))
     return digest.digest()

@@ -104,11 +104,6 @@ def open_split(data: LabelledConfig, role: Role, seed: int = 0) -> LabelledCorpu
     spec = data.train if role == "train" else data.test
     if spec is None:
         raise ValueError("data.train: missing; give labelled shards or a list file")
-    if data.group != Selection.group and not any(is_list(one) for one in (data.train, data.test)):
-        raise ValueError(
-            f"data.group={data.group}: a column of a list, or of a folder's {LABELS}, and data.train and data.test "
-            "are none such: leave it out, or make a list with that column"
-        )
     try:
         found = open_labelled(spec, data.selection(role), root=data.root)
     except NoList as missing:
@@ -116,6 +111,11 @@ def open_split(data: LabelledConfig, role: Role, seed: int = 0) -> LabelledCorpu
     except ValueError as mistake:
         said = str(mistake)
         raise ValueError(said if said.startswith("data.") else f"data.{role}: {said}") from None
+    if data.group != Selection.group and not any(is_list(one) for one in (data.train, data.test)):
+        raise ValueError(
+            f"data.group={data.group}: a column of a list, or of a folder's {LABELS}, and data.train and data.test "
+            "are none such: leave it out, or make a list with that column"
+        )
     if role == "test" and data.train == data.test:
         refuse_unsplit("data.test", spec, found)
     return share_of(found, data.share, seed) if role == "train" and data.share < 1 else found

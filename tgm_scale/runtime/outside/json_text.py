@@ -50,7 +50,7 @@ def json_of(data: str | bytes, *, finite: bool = False) -> Any:
         raise ValueError(_ENDLESS) from None
     except ValueError:
         start = data[:START]
-        if other := stand_in(start.encode("utf-8", "replace") if isinstance(start, str) else start):
+        if other := stand_in(start.encode("utf-8", "replace") if isinstance(start, str) else start, json=True):
             raise ValueError(other) from None
         raise
     if text.count("[") + text.count("{") > _DEEPEST and _deep(tree):
