@@ -34,7 +34,7 @@ def test_a_finished_run_says_where_it_is_and_what_comes_next(config: Path, tmp_p
     folder = tmp_path / "run"
     said = run(1, arguments(config, "train.steps=2", "guidance.cached=true")).stdout
     last = said.splitlines()[-1]
-    assert "guidance.cached=true: not used, masks by random read no relevance" in said
+    assert "not used by masks of random and 1 pixels" in said and "guidance.cached" in said
     assert last.startswith("done: made 2 steps in 0:00:") and "loss " in last and f"The run is in {folder};" in last
     assert f"tgm-scale probe run.dir={folder}-probe encoder.checkpoint={folder} data.train=" in last
     assert field(folder, "state") == "finished" and "resume" not in status(str(folder))

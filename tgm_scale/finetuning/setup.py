@@ -28,6 +28,7 @@ from tgm_scale.models.classifier import tokens_read
 from tgm_scale.planning.checks import check_boards, check_compile
 from tgm_scale.planning.corpora import corpus_metadata
 from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
+from tgm_scale.planning.unused import unused_in_finetuning
 from tgm_scale.runs.faults import leave_out
 from tgm_scale.runs.figures import SHARED
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
@@ -204,6 +205,7 @@ def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int)
         f"{len(parts.classes)} classes, {parts.plan.described()}{model}",
         *few_clips(len(parts.train.refs), parts.plan.layout.global_batch, parts.plan.repeats),
         *notes,
+        *unused_in_finetuning(config.data, config.model),
         *not_used(config.deepspeed.config),
         *([f"resuming from step {start}"] if start else []),
     ]

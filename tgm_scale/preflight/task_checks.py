@@ -45,6 +45,7 @@ from tgm_scale.planning.module import Drawing
 from tgm_scale.planning.parts import clip_loader, joint_module, objective
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
+from tgm_scale.planning.unused import unused_in_finetuning, unused_in_pretraining
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.clip_guidance import ClipGuidance
 
@@ -204,7 +205,7 @@ class PretrainingChecks(TaskChecks):
             return loss
 
         tried = try_step(config, self.plan(process), module, loss_of, len(prepared.batch))
-        return [*lines, tried, *not_used(config.deepspeed.config)]
+        return [*lines, tried, *unused_in_pretraining(config, plan), *not_used(config.deepspeed.config)]
 
 
 @dataclass
@@ -258,7 +259,8 @@ class FinetuningChecks(TaskChecks):
             return F.cross_entropy(scores_BC.float(), targets_BC[index_B])
 
         tried = try_step(self.config, self.plan(process), module, loss_of, len(batch))
-        return [*lines, tried, *not_used(self.config.deepspeed.config)]
+        unused = unused_in_finetuning(self.config.data, self.config.model)
+        return [*lines, tried, *unused, *not_used(self.config.deepspeed.config)]
 
 
 def _labelled(config: FinetuneConfig, parts: setup.Parts) -> Iterator[tuple[int, list[Batch]]]:

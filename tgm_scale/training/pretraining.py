@@ -42,6 +42,7 @@ from tgm_scale.planning.parts import (
 )
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers, online_maps
+from tgm_scale.planning.unused import unused_in_pretraining
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training import introduction, prefetch, term_state
 from tgm_scale.training.clip_guidance import ClipGuidance, GuidedBatch
@@ -144,10 +145,8 @@ class Pretraining(Task):
         assert self.plan.masker is not None
         relevance, cached = "relevance" in self.plan.masker.needs, self.config.guidance.cached
         introduction.introduce(self.folder, self.corpora, self.plan, scored_anew=relevance and not cached)
-        if cached and not relevance:
-            print(f"guidance.cached=true: not used, masks by {self.plan.masker.name} read no relevance", flush=True)
-        if self.config.knn.train and not self.config.knn.every:
-            print("knn.train and knn.test: not used, knn.every=STEPS asks for them", flush=True)
+        for line in unused_in_pretraining(self.config, self.plan):
+            print(line, flush=True)
         if self.coupled:
             settings = self.config.objective
             introduction.warn_of_one_caption(self.corpora, settings.key(needs_captions(settings)[0]))

@@ -1,0 +1,75 @@
+"""Keys of a training that were set and have no effect."""
+
+from __future__ import annotations
+
+from tgm_scale.config.changed import changed, not_used
+from tgm_scale.config.data_sections import ClipsConfig
+from tgm_scale.config.sections import Config, ModelConfig
+from tgm_scale.data.lists.reading import is_list
+from tgm_scale.objectives.term import CAPTIONS, TARGETS
+from tgm_scale.planning.objective import weights_of
+from tgm_scale.planning.run_plan import RunPlan
+from tgm_scale.planning.towers import IMAGE_MAPS, online_maps
+
+_DECODER = ("decoder_depth", "decoder_attention", "decode_ratio")
+_SCORED = {"relevance", "features", "parts"}  # of IMAGE_MAPS what guidance.scorer is the way to
+_BY_TARGETS = {"pixels", "differences", "policy"}  # terms that objective.normalise_by is of
+
+
+def unused_in_pretraining(config: Config, plan: RunPlan) -> list[str]:
+    """A line for each reason."""
+    assert plan.masker is not None
+    named = config.data.corpora()
+    return not_used(
+        {
+            f"by masks of {plan.masker.name} and {config.objective.in_words()}": [
+                *_of_guidance(config, plan),
+                *_of_objective(config, plan),
+            ],
+            "by data.sampling=segments": _of_segments(config.data),
+            "where nothing is a list": changed(
+                config.data, "data", ("root",) * (not any(is_list(c.path) for c in named))
+            ),
+            "without knn.every=STEPS": [] if config.knn.every else changed(config.knn, "knn"),
+        }
+    )
+
+
+def unused_in_finetuning(data: ClipsConfig, model: ModelConfig) -> list[str]:
+    return not_used(
+        {"by finetuning": changed(model, "model", _DECODER), "by data.sampling=segments": _of_segments(data)}
+    )
+
+
+def _of_segments(data: ClipsConfig) -> list[str]:
+    return changed(data, "data", ("stride",)) if data.sampling == "segments" else []
+
+
+def _of_guidance(config: Config, plan: RunPlan) -> list[str]:
+    guidance, needs = config.guidance, plan.needs
+    seen, online, embedded = needs & IMAGE_MAPS, online_maps(config.guidance, plan.needs), CAPTIONS in plan.terms
+    by_device = online or embedded or ("flow" in needs and guidance.flow != "dis")  # DIS runs beside the decoding
+    used = {
+        "towers": bool(seen) or embedded,
+        "scorer": bool(needs & _SCORED),
+        "frames_per_tubelet": bool(seen),
+        "resolution": bool(seen),
+        "captions": "relevance" in needs,
+        "flow": "flow" in needs,
+        "cached": "relevance" in needs,
+        "compile": bool(online),
+        "own_stream": bool(by_device),
+    }
+    return changed(guidance, "guidance", [key for key, has_effect in used.items() if not has_effect])
+
+
+def _of_objective(config: Config, plan: RunPlan) -> list[str]:
+    assert plan.masker is not None
+    weights = weights_of(config.objective, plan.masker)
+    used = {
+        "contrastive_batch": CAPTIONS in plan.terms,
+        "queue": "nearest" in weights,
+        "normalise_by": bool(_BY_TARGETS & weights.keys()),
+    }
+    keys = changed(config.objective, "objective", [key for key, has_effect in used.items() if not has_effect])
+    return keys if TARGETS in plan.terms else [*changed(config.model, "model", _DECODER), *keys]
