@@ -15,6 +15,7 @@ from tgm_scale.data.video.encode import encode_video
 from tgm_scale.evaluation.classes import (
     alike_note,
     in_order,
+    missing_note,
     names_of,
     ordered,
     read_classes,
@@ -277,16 +278,23 @@ def test_a_finetuning_keeps_its_classes_and_refuses_others(
         opened_again()
 
 
+def test_labels_that_look_like_missing_values_are_said() -> None:
+    assert missing_note(["bend", "nano", "no", "-", "0"]) == ""
+    said = "labels 'None', 'nan' look like a missing value and count as labels like others: leave the cell empty"
+    assert missing_note(["bend", "nan", "None", "nan"]).startswith(said)
+    assert missing_note(["<NA>"], "groups").startswith("groups '<NA>' look like a missing value and count as groups")
+
+
 def test_labels_that_look_alike_are_said(
     clips: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert alike_note(["bend", "run", "run", "1", "10", "-1", "inf", "infinity", "1-2", "1 2", "12"]) == ""
+    assert alike_note(["0E1", "0E2", "12E3", "12000", "nan", "NaN2"]) == "", "names of groups, not numbers"
     assert alike_note(["12345678901234567890", "12345678901234567891", "9" * 5000]) == "", "numbers of videos"
     for one, other in (
         ("1", "1.0"),
         ("01", "1"),
         ("0", "-0"),
-        ("10", "1e1"),
         ("wave", "wave\u200b"),
         ("jump up", "jump_up"),
         ("a b", "a\xa0 b"),

@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from tgm_scale.data.access import storage
@@ -24,6 +24,8 @@ from tgm_scale.runtime.files import like
 from tgm_scale.runtime.outside.json_text import json_of
 
 _NUMBER = re.compile(r"-?\d+")
+_DECIMAL = re.compile(r"[-+]?\d+(\.\d*)?", re.ASCII)  # 0E1 and 0E2 are names
+_MISSING = {"nan", "none", "null", "n/a", "#n/a", "<na>", "nat"}  # as programs write a cell that is empty
 _SHOWN = 5
 
 
@@ -161,11 +163,18 @@ def _plain(label: str) -> str | Decimal:
     folded = unicodedata.normalize("NFKC", label).casefold()
     seen = "".join(one for one in folded if unicodedata.category(one) != "Cf")
     plain = " ".join(seen.replace("_", " ").replace('"', " ").split())
-    try:
-        number = Decimal(plain)
-    except InvalidOperation:
-        return plain
-    return number if number.is_finite() else plain
+    return Decimal(plain) if _DECIMAL.fullmatch(plain) else plain
+
+
+def missing_note(written: Iterable[str], what: str = "labels") -> str:
+    """A sentence on labels, or groups, that look like a cell without one; "" if there are none."""
+    found = sorted(label for label in set(written) if label.strip().casefold() in _MISSING)
+    if not found:
+        return ""
+    return (
+        f"{what} {', '.join(map(ascii, found))} look like a missing value and count as {what} like others: leave the "
+        "cell empty where a clip has none"
+    )
 
 
 def single_class_note(classes: Sequence[str]) -> str:

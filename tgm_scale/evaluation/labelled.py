@@ -20,7 +20,7 @@ from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.data.shards.inventory import NAMED, Inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_list import VideoListCorpus
-from tgm_scale.evaluation.classes import alike_note, single_class_note
+from tgm_scale.evaluation.classes import alike_note, missing_note, single_class_note
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.json_text import json_of
 
@@ -146,7 +146,8 @@ def refuse_unsplit(key: str, spec: str | list[str], test: LabelledCorpus) -> Non
 def written_notes(classes: Sequence[str], train: LabelledCorpus, test: LabelledCorpus) -> list[str]:
     """Sentences on labels and groups by which figures are others than they seem; none where there are none."""
     labels, groups = [*train.sample_labels, *test.sample_labels], [*train.groups.values(), *test.groups.values()]
-    return [note for note in (single_class_note(classes), alike_note(labels), alike_note(groups, "groups")) if note]
+    notes = [single_class_note(classes), alike_note(labels), missing_note(labels)]
+    return list(filter(None, [*notes, alike_note(groups, "groups"), missing_note(groups, "groups")]))
 
 
 def overlap_note(train: LabelledCorpus, test: LabelledCorpus) -> str:

@@ -19,7 +19,7 @@ from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import finite, results
-from tgm_scale.evaluation.classes import alike_note, ordered, single_class_note, texts_of
+from tgm_scale.evaluation.classes import alike_note, missing_note, ordered, single_class_note, texts_of
 from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import LabelledCorpus, read_captions, told_once
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
@@ -141,7 +141,8 @@ def _zero_shot(at: Session, text: TextTower, video_ME: Tensor, clips: Clips, ope
     """The class whose texts are nearest: the mean over its names or descriptions in all templates, of unit length."""
     descriptions = class_texts(at.config, clips.labels)
     classes = list(descriptions)
-    notes = list(filter(None, (single_class_note(classes), alike_note(clips.labels), _same_texts(text, descriptions))))
+    of_labels = (single_class_note(classes), alike_note(clips.labels), missing_note(clips.labels))
+    notes = list(filter(None, (*of_labels, _same_texts(text, descriptions))))
     print("".join(f"warning: {note}\n" for note in notes), end="", flush=True)
     class_CE = torch.stack([F.normalize(_encoded(text, texts).mean(0), dim=0) for texts in descriptions.values()])
     scores_MC = (video_ME @ class_CE.T).cpu()

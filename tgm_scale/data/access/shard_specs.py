@@ -33,7 +33,7 @@ def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -
         for item in whole:
             found = _expand_url(item, patience) if is_url(item) else _expand_path(item)
             if not found:
-                raise _no_shards(item, alone=len(parts) == 1)
+                raise _no_shards(item, alone=not isinstance(spec, list))
             shards += found
     if not shards:
         raise ValueError("the list of shards is empty; name a folder, a pattern or .tar files")
@@ -47,7 +47,7 @@ def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -
 
 
 def _no_shards(item: str, alone: bool) -> NoShards:
-    """The error, with what is there instead if it is a known format. alone: no other place was named with it."""
+    """The error, with what is there instead if it is a known format. alone: not in brackets."""
     item = without_secrets(item)
     there = [] if is_url(item) or not os.path.isdir(item) else sorted(os.listdir(item))
     if not there and os.path.isfile(item):
@@ -66,8 +66,9 @@ def _no_shards(item: str, alone: bool) -> NoShards:
         )
     if not alone and not is_url(item) and os.path.exists(item):
         return NoShards(
-            f"no shards (*.tar) at {item!r}: where several places are named, each holds shards. Name a list or a "
-            "folder of videos alone (one list may have the rows of all), or make shards with `tgm-scale shards make`"
+            f"no shards (*.tar) at {item!r}: of places named in brackets each holds shards. Name a list or a folder "
+            "of videos alone, without them (one list may have the rows of all), or make shards with `tgm-scale shards "
+            "make`"
         )
     near = "" if is_url(item) or os.path.exists(item) else like(item)
     return NoShards(f"no shards (*.tar) at {item!r}{near}; make some with `tgm-scale shards make` or name another")
