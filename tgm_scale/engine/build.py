@@ -43,17 +43,22 @@ def start_processes(process: ProcessInfo, seconds: float = 600, patience: float 
     prepare_deepspeed(process.device)
     import deepspeed
     from deepspeed.constants import default_pg_timeout
+    from deepspeed.utils import groups
 
+    timeout = default_pg_timeout if patience is None else timedelta(seconds=patience)
     store = rendezvous.meet(process, seconds, gpu)
     torch.distributed.init_process_group(
         "nccl" if process.device.type == "cuda" else "gloo",
         store=store,
         rank=process.rank,
         world_size=process.world_size,
-        timeout=default_pg_timeout if patience is None else timedelta(seconds=patience),
+        timeout=timeout,
         device_id=process.device if process.device.type == "cuda" and process.world_size > 1 else None,
     )
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)  # takes the group that is there
+    # DeepSpeed reduces and gathers in a group of its own, which it would make with the backend's timeout: 10 minutes
+    # of NCCL, which then ends the process before the watchdog has named the rank that is waited for
+    groups._WORLD_GROUP = torch.distributed.new_group(list(range(process.world_size)), timeout=timeout)
 
 
 def stop_processes() -> None:

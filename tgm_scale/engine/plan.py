@@ -72,6 +72,9 @@ def engine_config(plan: EnginePlan) -> dict[str, Any]:
         "gradient_clipping": plan.clip_norm or 0.0,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        # else each forward pass and each micro step waits for all that the GPU was given, the copies of the next step
+        # and the towers' own stream among them
+        "timers": {"throughput": {"enabled": False}},
     }
     sources = {
         "train_batch_size": "train.global_batch_size",

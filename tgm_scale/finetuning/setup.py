@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tgm_scale.checkpoints import checkpoint
 from tgm_scale.contracts import Batch
+from tgm_scale.data.access.mounts import may_stall
 from tgm_scale.data.access.patience import PATIENCE_SECONDS
 from tgm_scale.data.lists.text import shown
 from tgm_scale.data.loading.loader import ClipLoader
@@ -51,7 +52,9 @@ def plan_finetuning(config: FinetuneConfig, process: ProcessInfo) -> RunPlan:
 
 def storage_seconds(config: FinetuneConfig) -> float:
     """How long a rank may wait for its storage beyond what is called a hang: none is waited for on local disks."""
-    return PATIENCE_SECONDS if "://" in f"{config.data.train} {config.data.test}" else 0.0
+    data = config.data
+    parts = [place for part in (data.train, data.test) for place in ([part] if isinstance(part, str) else part)]
+    return PATIENCE_SECONDS if may_stall([data.root, *parts]) else 0.0
 
 
 def check(config: FinetuneConfig, plan: RunPlan) -> None:

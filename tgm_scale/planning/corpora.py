@@ -9,6 +9,7 @@ from typing import Any
 from tgm_scale.checkpoints import folders
 from tgm_scale.config import Config, DataConfig
 from tgm_scale.config.sections import ObjectiveConfig
+from tgm_scale.data.access.mounts import may_stall
 from tgm_scale.data.access.ranges import DiskCache
 from tgm_scale.data.lists.reading import NoList, Selection
 from tgm_scale.data.shards.index import Corpus
@@ -108,7 +109,7 @@ def refuse_one_clip(opened: list[Corpus], objective: ObjectiveConfig) -> None:
 
 def storage_seconds(data: DataConfig) -> float:
     """How long a rank may wait for its storage beyond what is called a hang: none is waited for on local disks."""
-    return data.patience if any("://" in corpus.path for corpus in data.corpora()) else 0.0
+    return data.patience if may_stall([data.root, *(corpus.path for corpus in data.corpora())]) else 0.0
 
 
 def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
