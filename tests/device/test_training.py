@@ -4,7 +4,9 @@ What waits for the device is DECLARED, and nothing else."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +31,7 @@ from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.clip_guidance import ClipGuidance
 from tgm_scale.training.step import JointStep, Prepared
+from tgm_scale.training.task import Steps
 
 # where a step reads the device, once, after the update's kernels are queued
 DECLARED = "engine/build.py:make_update: a tensor copied to the host"
@@ -258,3 +261,21 @@ def test_pairs_are_mixed_without_waiting(mixup: float, cutmix: float) -> None:
         mixed, targets = mixer(video(8), whole(8), list(range(8)), [1.0] * 8)
     assert not watch.waits
     assert mixed.shape == (8, 3, 4, 32, 32) and targets.shape == (8, 5)
+
+
+def test_a_finetuning_copies_a_step_ahead_once_its_unlabelled_clips_are_left_out() -> None:
+    from tgm_scale.finetuning.task import Finetuning
+
+    order: list[str] = []
+
+    class Recording(ToDevice):
+        def ahead(self, steps: Steps) -> Iterator[tuple[int, list[Batch]]]:
+            for step, batches in super().ahead(steps):
+                order.append(f"copy {step}")
+                yield step, batches
+
+    task = Finetuning.__new__(Finetuning)
+    task.to_device = Recording(torch.device("cpu"))
+    task.parts = SimpleNamespace(leave_out_unlabelled=lambda one: order.append("left out"))  # type: ignore[assignment]
+    assert [ready.step for ready in task.ready([(3, [batch(), batch()]), (4, [batch()])])] == [3, 4]
+    assert order == ["left out", "left out", "copy 3", "left out", "copy 4"]

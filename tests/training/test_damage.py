@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,27 @@ def test_an_old_checkpoint_that_cannot_be_dropped_is_a_warning(tmp_path: Path, c
     said = capsys.readouterr().err
     assert folders.steps_in(root) == [10, 30]
     assert said.count("warning") == 1 and elsewhere.name in said and "the run continues" in said
+
+
+def test_no_rank_waits_while_an_old_checkpoint_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (10, 20):
+        made(tmp_path, step)
+    answered, remove = threading.Event(), shutil.rmtree
+
+    def slowly(folder: Path) -> None:
+        assert answered.wait(60)
+        remove(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", slowly)
+    saver = Saver(tmp_path, checkpoint.Retention(1), ALONE, HostCollectives(ALONE))
+    saver._pending = pending = Pending(tmp_path, checkpoint.Progress(step=30, updates=30), {}, ALONE)
+    assert pending.make_folder() is None
+    pending.start({"w.weight": torch.ones(2)})
+    assert saver.finish() == folders.folder_of(tmp_path, 30)
+    assert folders.steps_in(tmp_path) == [10, 20, 30], "the storage has not answered yet"
+    answered.set()
+    saver.settle()
+    assert folders.steps_in(tmp_path) == [30]
 
 
 def test_a_step_that_is_saved_is_not_written_again(tmp_path: Path) -> None:

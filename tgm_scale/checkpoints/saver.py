@@ -51,6 +51,7 @@ class Saver:
         self.root, self.retention, self.process, self.collectives = root, retention, process, collectives
         self.keep_free = keep_free
         self._undropped: set[Path] = set()
+        self._dropping: threading.Thread | None = None
         self._pending: Pending | None = None
 
     def begin(self, engine: Any, progress: Progress, facts: dict) -> None:
@@ -89,7 +90,11 @@ class Saver:
         return self._pending is not None and self._pending.ended()
 
     def finish(self) -> Path | None:
-        """Make the save begun last a checkpoint, waiting for it where need be. Returns its folder, or None."""
+        """Make the save begun last a checkpoint, waiting for it where need be. Returns its folder, or None.
+
+        Old ones are deleted in the background: the other ranks are in the next update by then, where they would wait
+        for a slow storage, and may take it for a hang."""
+        self.settle()
         pending, self._pending = self._pending, None
         if pending is None:
             return None
@@ -97,8 +102,15 @@ class Saver:
         self._refuse(pending, [entry.get("error") for entry in files])
         self._agree(pending, pending.commit(files) if self.process.is_main else None)
         if self.process.is_main:
-            self._drop()
+            self._dropping = threading.Thread(target=self._drop, daemon=True)
+            self._dropping.start()
         return pending.final
+
+    def settle(self) -> None:
+        """Wait until old checkpoints are deleted."""
+        if self._dropping is not None:
+            self._dropping.join()
+            self._dropping = None
 
     def _drop(self) -> None:
         """Drop old checkpoints. One that cannot be deleted causes one warning: it costs space, not the run."""

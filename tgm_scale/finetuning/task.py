@@ -85,10 +85,15 @@ class Finetuning(Task):
         return setup.loader(self.config, self.parts, steps)
 
     def ready(self, steps: Steps) -> Iterator[Ready]:
+        for step, batches in self.to_device.ahead(self._labelled(steps)):
+            yield Ready(step, batches, partial(list, batches))
+
+    def _labelled(self, steps: Steps) -> Steps:
+        """Before they are copied: what is left out has weight 0 there, too."""
         for step, batches in steps:
             for batch in batches:
                 self.parts.leave_out_unlabelled(batch)
-            yield Ready(step, batches, partial(list, batches))
+            yield step, batches
 
     def step(self, micro: list[Batch], valid: float, limit: float) -> StepResult:
         device, accumulation = self.process.device, self.plan.layout.accumulation

@@ -255,6 +255,7 @@ class Trainer:
         self.saver.begin(self.engine, self.progress, self.task.checkpoint_metadata())
         if last:
             self.saver.finish()
+            self.saver.settle()
 
     def _write_extra_state(self, step: int) -> str | None:
         try:
