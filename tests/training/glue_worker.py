@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
+from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.runtime.distributed import ProcessInfo, find_process
 
+OFFLOAD = "configs/deepspeed/zero2_offload.json"
 PATIENCE, STEPS, MICRO_STEPS = 22222, 4, 2  # DeepSpeed's timer begins at the third step
 
 
@@ -53,6 +55,20 @@ def waits(stage: int, precision: str, process: ProcessInfo) -> int:
     return len(found)
 
 
+def offloaded(cores: int, process: ProcessInfo) -> tuple[list[int], list[float]]:
+    """Threads while Adam on the host makes its update, and after it; and the weights then."""
+    plan = EnginePlan(2, OFFLOAD, BatchLayout(4, 4), "fp32", 1.0, 0.05, (0.9, 0.95))
+    torch.manual_seed(0)
+    ds_engine = engine.build_engine(Square(), plan, process.device, cores=cores)
+    threads: list[int] = []
+    engine_state.adam(ds_engine).register_step_pre_hook(lambda *_: threads.append(torch.get_num_threads()))
+    engine.set_learning_rate(ds_engine, 1e-3)
+    loss = ds_engine(torch.ones(4, 8))
+    ds_engine.backward(loss)
+    engine.make_update(ds_engine, torch.zeros(1, dtype=torch.float64), loss.detach().double(), 1e9)
+    return [*threads, torch.get_num_threads()], ds_engine.module.layer.weight.flatten().tolist()
+
+
 def timeouts(process: ProcessInfo) -> list[float]:
     """Seconds: of the group of all processes, and of the one in which DeepSpeed reduces gradients."""
     from deepspeed.utils import groups
@@ -66,7 +82,14 @@ if __name__ == "__main__":
     alone = find_process()
     engine.start_processes(alone, patience=PATIENCE)
     cases = ((1, "bf16"), (2, "bf16"), (3, "bf16"), (0, "fp32"))
-    answer = {"waits": [waits(*case, alone) for case in cases], "timeouts": timeouts(alone)}
+    [one, weights], [several, same] = offloaded(1, alone), offloaded(3, alone)
+    assert weights == same
+    answer = {
+        "one": one,
+        "several": several,
+        "waits": [waits(*case, alone) for case in cases],
+        "timeouts": timeouts(alone),
+    }
     Path(sys.argv[1]).write_text(json.dumps(answer))
     engine.stop_processes()
     os._exit(0)

@@ -70,15 +70,20 @@ def stop_processes() -> None:
 
 
 def build_engine(
-    module: nn.Module, plan: EnginePlan, device: torch.device, groups: list[dict[str, Any]] | None = None
+    module: nn.Module,
+    plan: EnginePlan,
+    device: torch.device,
+    groups: list[dict[str, Any]] | None = None,
+    cores: int = 1,
 ) -> Any:
     """A DeepSpeedEngine over `module` with the plan's optimizer; the learning rate is set by the loop at each step.
 
-    groups: of parameters, each with its `weight_decay` and maybe a `lr_scale`; default: matrices decay, others not."""
+    groups: of parameters, each with its `weight_decay` and maybe a `lr_scale`; default: matrices decay, others not.
+    cores: that Adam may use where it runs on the host."""
     import deepspeed
 
     groups = parameter_groups(module, plan.weight_decay) if groups is None else groups
-    optimizer = _optimizer(groups, plan, device)
+    optimizer = _optimizer(groups, plan, device, cores)
     try:
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=copy.deepcopy(plan.config))
     except ValidationError as error:  # a key that DeepSpeed does not know
@@ -91,7 +96,7 @@ def build_engine(
     return engine
 
 
-def _optimizer(groups: list[dict], plan: EnginePlan, device: torch.device) -> Any:
+def _optimizer(groups: list[dict], plan: EnginePlan, device: torch.device, cores: int) -> Any:
     if "offload_optimizer" in plan.zero:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
@@ -104,6 +109,7 @@ def _optimizer(groups: list[dict], plan: EnginePlan, device: torch.device) -> An
                 f"builds at the first start with a C++ compiler and ninja: {error.__cause__ or error}"
             ) from None
         adam.register_step_pre_hook(_forget_products)
+        _spread(adam, cores)
         return adam
     if plan.optimizer == "lion":
         prepare_timm()
@@ -126,6 +132,15 @@ def _forget_products(adam: Any, *_: object) -> None:
     adam.ds_opt_adam.create_adam(
         adam.opt_id, given["lr"], *given["betas"], given["eps"], given["weight_decay"], adam.adam_w_mode, False
     )
+
+
+def _spread(adam: Any, cores: int) -> None:
+    """Let DeepSpeed's C++ Adam, which is elementwise, use so many threads; the rest of the process goes on with its
+    own number, on which sums depend. Launchers give each process a single one (OMP_NUM_THREADS)."""
+    usual = torch.get_num_threads()
+    if cores > usual:
+        adam.register_step_pre_hook(lambda *_: torch.set_num_threads(cores))
+        adam.register_step_post_hook(lambda *_: torch.set_num_threads(usual))
 
 
 def set_learning_rate(engine: Any, value: float) -> None:

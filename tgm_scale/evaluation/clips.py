@@ -3,7 +3,6 @@ processes, and a stopped pass resumes at the chunk that it had reached."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from tgm_scale.data.shards.index import Corpus, SampleRef
 from tgm_scale.evaluation import finite
 from tgm_scale.evaluation.views import Decoder
 from tgm_scale.runtime.distributed import HostCollectives
+from tgm_scale.runtime.processes import own_cores
 
 CHUNK = 256  # samples of one file of features
 _WORTH_A_PROCESS = 64
@@ -61,8 +61,7 @@ def own_samples(refs: Sequence[SampleRef], rank: int, world_size: int) -> int:
 def fitting(workers: int, samples: int) -> int:
     """How many decoding processes are worth their start: no more than this process's share of the cores, and 64
     samples for each (a process takes about 2 s to start, as long as 64 small clips take to decode)."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(workers, max(cores, 1), samples // _WORTH_A_PROCESS)
+    return min(workers, own_cores(), samples // _WORTH_A_PROCESS)
 
 
 def run_models(

@@ -35,6 +35,7 @@ from tgm_scale.models.classifier import HEAD_NORM
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import find_process
+from tgm_scale.training import data_digest
 from tgm_scale.training.opening import run
 from tgm_scale.training.task import Ready, StepResult, Steps, Task
 from tgm_scale.training.trainer import Start
@@ -97,8 +98,8 @@ class Finetuning(Task):
 
     def step(self, micro: list[Batch], valid: float, limit: float) -> StepResult:
         device, accumulation = self.process.device, self.plan.layout.accumulation
-        total, digest = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
-        digest += _digest(micro)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        digest = data_digest.of_rank([self.to_device.numbers(torch.tensor(_digest(micro)))])
         # a single micro batch is prepared once; of several, the mixed pixels would all be in memory
         once = [self._prepared(*micro)] if len(micro) == 1 else None
         norm = None if self.statistics is None else self.statistics.of_batch(once or map(self._prepared, micro), valid)
@@ -165,7 +166,7 @@ class Finetuning(Task):
 
 
 def _digest(batches: list[Batch]) -> int:
-    """A digest of this rank's clips; the sum over ranks does not depend on which rank had which clip."""
+    """The sum of this rank's clips, 40 bits of each."""
     return sum(
         seeding.key("digest", key, seed) >> 23
         for batch in batches

@@ -90,6 +90,14 @@ class OrderedPool:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+def own_cores() -> int:
+    """How many cores this process has of those that it may run on: a task of srun its own, a process of torchrun its
+    share of the node's."""
+    seen = len(os.sched_getaffinity(0))
+    of_task = int(os.environ.get("SLURM_CPUS_PER_TASK") or seen) if "SLURM_STEP_ID" in os.environ else seen
+    return max(1, min(of_task, seen) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
 def end_with_parent() -> None:
     """Exit when the parent is gone (a killed parent closes no queue that its workers wait on), and leave Ctrl-C to the
     parent."""
@@ -136,7 +144,12 @@ class LocalRun:
         limit: int | None = None,
     ):
         self._command, self._log, self._limit = command, log, limit
-        common = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+        common = {
+            "WORLD_SIZE": processes,
+            "LOCAL_WORLD_SIZE": processes,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+        }
         own = [{"RANK": rank, "LOCAL_RANK": rank, **common} for rank in range(processes)]
         shared = {"OMP_NUM_THREADS": "1", **os.environ, **(variables or {})}
         self._environments = [shared | {name: str(value) for name, value in of_rank.items()} for of_rank in own]

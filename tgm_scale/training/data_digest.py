@@ -1,10 +1,12 @@
 """A digest of the clips of a step: keys, seeds, crops, captions and masks.
 
-40 bits per clip, summed: the sum over micro steps and ranks is exact in a float64 up to 8,192 clips, and does not
+40 bits per clip, summed modulo 2**40: the sum over ranks is exact in a float64 up to 8,192 of them, and does not
 depend on which rank had which clip. What is known on the host is hashed there; the masks are mixed in on the device,
 so that the host does not wait for them. Shapes: B clips, V visible tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,8 +14,9 @@ from torch import Tensor
 from tgm_scale.contracts import Batch, Mask
 from tgm_scale.runtime import seeding
 
-DIGEST_KIND = "2-"  # prefix in metrics.jsonl: digests of different kinds cannot be compared
+DIGEST_KIND = "3-"  # prefix in metrics.jsonl: digests of different kinds cannot be compared
 _BITS = 40
+_MODULUS = 1 << _BITS
 _ODD = 2654435761  # 32 bits, odd: its products with numbers below 2**31 differ, also modulo 2**40
 _BELOW_2_31 = (1 << 31) - 1
 
@@ -28,8 +31,18 @@ def clip_hashes(batch: Batch) -> list[int]:
 
 
 def with_masks(hashes_B: Tensor, mask: Mask) -> Tensor:
-    """Float64 scalar: the sum over the clips. hashes_B: int64, on the masks' device."""
+    """Int64 scalar: the sum over the clips of a micro batch. hashes_B: int64, on the masks' device."""
     places_V = torch.arange(1, mask.visible.shape[1] + 1, device=mask.visible.device)
     masks_B = (mask.visible * places_V).sum(1) & _BELOW_2_31
-    mixed_B = hashes_B ^ (masks_B * _ODD & (1 << _BITS) - 1)
-    return mixed_B.double().sum()
+    mixed_B = hashes_B ^ (masks_B * _ODD & _MODULUS - 1)
+    return mixed_B.sum()
+
+
+def of_rank(sums: Sequence[Tensor]) -> Tensor:
+    """Float64 scalar of this rank's micro batches, to be summed over the ranks."""
+    return (torch.stack(list(sums)).sum() % _MODULUS).double()
+
+
+def in_words(sum_of_ranks: float) -> str:
+    """As metrics.jsonl has it."""
+    return f"{DIGEST_KIND}{int(sum_of_ranks) % _MODULUS:010x}"

@@ -12,7 +12,7 @@ from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runs.bottleneck import duration
 from tgm_scale.runs.faults import JUDGED_BEFORE
 from tgm_scale.runs.metrics import in_words
-from tgm_scale.training.data_digest import DIGEST_KIND
+from tgm_scale.training import data_digest
 from tgm_scale.training.task import StepResult
 from tgm_scale.training.throughput import Throughput
 
@@ -55,7 +55,7 @@ class Reporter:
             "guidance_seconds": times.guidance,
             "clips_per_second": speed,
             "skipped_samples": sum(progress.skipped.values()),
-            "data_digest": f"{DIGEST_KIND}{int(result.digest):014x}",
+            "data_digest": data_digest.in_words(result.digest),
         }
         mfu, memory = self._throughput.mfu(speed / self._ranks), self._throughput.device_memory_gb()
         of_device = {"mfu": mfu, "device_memory_gb": memory}

@@ -30,7 +30,7 @@ from tgm_scale.objectives.term import MASKS, TARGETS, Pairs, gradients
 from tgm_scale.objectives.terms import Objective, column
 from tgm_scale.planning.module import Drawing, Passed
 from tgm_scale.runtime.distributed import ProcessInfo
-from tgm_scale.training.data_digest import with_masks
+from tgm_scale.training import data_digest
 from tgm_scale.training.task import StepResult
 
 _DIGEST = "digest"
@@ -135,8 +135,8 @@ class JointStep:
 
     def _digest(self, micro: list[Prepared], masks: list[Mask | None]) -> Tensor:
         """Float64 scalar, a whole number below 2**53: stands for clips, captions, crops and masks."""
-        digests = [with_masks(part.hashes_B, mask) for part, mask in zip(micro, masks) if mask is not None]
-        return torch.stack(digests).sum()
+        sums = [data_digest.with_masks(part.hashes_B, mask) for part, mask in zip(micro, masks) if mask is not None]
+        return data_digest.of_rank(sums)
 
     def _of_clips(self, errors_TB: Tensor | None, weight_B: Tensor, whole: float, errors_T: Tensor) -> Tensor:
         """The clip terms' part of a micro step's loss; their means are added to `errors_T`."""

@@ -25,6 +25,7 @@ from tgm_scale.runs.metrics import Metrics, ProgressLine
 from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.files import describe_os_error
+from tgm_scale.runtime.processes import own_cores
 from tgm_scale.training import garbage
 from tgm_scale.training.deaths import end, until_death
 from tgm_scale.training.guard import Guard
@@ -71,7 +72,8 @@ class Trainer:
         module = task.module(resume.newest)
         if config.model.compile:
             compile_blocks(module)
-        self.engine = engine.build_engine(module, plan.engine, process.device, task.groups(module))
+        free = max(1, own_cores() - config.data.workers)
+        self.engine = engine.build_engine(module, plan.engine, process.device, task.groups(module), free)
         self.progress = resume.restore(self.engine)
         task.begin(self.engine)
         self.guard = Guard(config.faults, self.folder, self.collectives)
