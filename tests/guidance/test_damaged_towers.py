@@ -54,6 +54,10 @@ VOCABULARIES = {
     "one letter": ("merges.txt", written("merges.txt", b"#version: 0.2\na\n")),
     "an unknown pair": ("merges.txt", written("merges.txt", b"#version: 0.2\nx y\n")),
     "settings nested": ("tokenizer_config.json", written("tokenizer_config.json", b"[" * 100_000)),
+    "settings an answer": (
+        "tokenizer_config.json is a server's error",
+        written("tokenizer_config.json", b'{"error": 1}'),
+    ),
     "settings a list": ("tokenizer_config.json", written("tokenizer_config.json", b"[]")),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 from tgm_scale.runtime.outside.json_text import bounded, json_of
 from tgm_scale.runtime.outside.stand_ins import START, stand_in
 
+_OF_WORDS = ("vocab.json", "tokenizer.json")
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -44,6 +45,6 @@ def weights_of(folder: Path) -> str:
 
 
 def stand_in_of(file: Path) -> str:
-    """See `stand_in`."""
+    """See `stand_in`. Any JSON may be a vocabulary, whose keys are words."""
     with file.open("rb") as stream:
-        return stand_in(stream.read(START), json=file.suffix == ".json")
+        return stand_in(stream.read(START), json=file.name in _OF_WORDS)

@@ -8,8 +8,8 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 START = 512  # bytes of a file that tell
 _BOM = b"\xef\xbb\xbf"
 _BEFORE = re.compile(r"(<\?xml.*?\?>|<!--.*?-->|\s)+", re.DOTALL)  # what a page may begin with
-_PAGE = re.compile(r"<!--|<(!doctype html|html|head|script|title|body)[\s>]")
-_ANSWER = re.compile(r"<error>\s*<|<listbucketresult|<enumerationresults")  # of S3 and others
+_PAGE = re.compile(r"<!--|<(!doctype html|html|head|script|title|body)([\s/>]|$)")
+_ANSWER = re.compile(r"<error(\s+xmlns\b[^>]*)?>\s*<|<listbucketresult|<enumerationresults")  # of S3 and others
 _JSON_ERROR = re.compile(r'\{\s*"(error|errors|message|code|status|statuscode|detail)"\s*:')
 
 
