@@ -99,6 +99,15 @@ def test_a_dry_run_prints_arms_and_commands(file: Path, tmp_path: Path, capsys: 
         "warning: as things are, its start would be refused: study.evaluations.knn: data.train=nowhere: no such file"
     )
     assert capsys.readouterr().out.splitlines()[-1].startswith(refused)
+    own = ["study", "--config", "configs/study/savings.yaml", f"run.dir={tmp_path}/new"]
+    absent = f"study.set=[data.shards={tmp_path}/absent, train.steps=1]"
+    assert cli.main([*own, absent, "--dry-run"]) == 0
+    said = f"data.shards={tmp_path}/absent: no such file or folder; wanted"
+    where = "; the first lines of configs/study/savings.yaml say what it needs"
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert said in last and last.endswith(where)
+    assert cli.main([*own, absent]) == 2
+    assert where in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         cli.main(["study", "--config", str(file), "--dry-run", "--tables"])
 

@@ -45,14 +45,14 @@ def study(options: argparse.Namespace) -> int:
         try:
             for unit in own:
                 records.refuse_strays(unit)
-            prepare(own, config.study.processes, make=False)
+            _prepare(own, config.study.processes, options.config, make=False)
         except ValueError as mistake:
             print(message(f"warning: as things are, its start would be refused: {mistake}"))
         return 0
     places = slots(config.study)
     for unit in own:
         records.refuse_strays(unit)
-    prepare(own, config.study.processes)
+    _prepare(own, config.study.processes, options.config)
     launcher, calls = Launcher(own, places, hours), Path(config.run.dir) / "calls"
     with owned(calls / f"{options.task}-of-{options.tasks}"):
         _refuse_other_tasks(calls, options.tasks)
@@ -65,6 +65,19 @@ def study(options: argparse.Namespace) -> int:
         _say([*damaged, _PART_DONE.format(options.task, options.tasks)])
         return _code(own) or int(bool(damaged))
     return _write(config, found, launcher.left_out)
+
+
+def _prepare(own: list[Unit], processes: int, file: str, make: bool = True) -> None:
+    """As `prepare`; where data is not there that one of the project's own studies needs, its first lines say of it."""
+    try:
+        prepare(own, processes, make)
+    except ValueError as mistake:
+        if (
+            "no such" in str(mistake)
+            and configuration.CONFIGS in configuration.packaged(file, ".yaml").absolute().parents
+        ):
+            raise ValueError(f"{mistake}; the first lines of {file} say what it needs") from None
+        raise
 
 
 def _say(lines: Sequence[str]) -> None:
