@@ -15,6 +15,7 @@ from tgm_scale.data.building.annotations import (
     ClipRow,
     Filters,
     Plan,
+    caption_fault,
     captions_of,
     parse_row,
     parse_time,
@@ -80,7 +81,8 @@ def test_a_broken_line_says_what_is_wrong(line, complaint):
         ({"json": b'{"Caption": "one"}'}, ["one"]),
         ({"json": b'{"caption": null}', "txt": b"one\n"}, ["one"]),
         ({"json": b"not json", "txt": "caf\u00e9".encode()}, ["caf\u00e9"]),
-        ({"json": b"\xff", "txt": b"\xff one"}, ["\ufffd one"]),
+        ({"json": b"\xff", "txt": b"\xff one"}, []),
+        ({"txt": b"caf\xe9"}, []),
         ({"json": b"[1, 2]"}, []),
         ({"txt": b"  "}, []),
         ({"txt": b"\xef\xbb\xbfone"}, ["one"]),
@@ -105,6 +107,20 @@ def test_an_unfit_caption_is_named_as_anything_can_write_it():
         r"'a\x07' has the control character \x07 at letter 2",
     ]
     assert captions_of(members) == ["caf\u00e9 \u2603 \U0001f600", "x\x85y"]
+
+
+@pytest.mark.parametrize(
+    ("members", "fault"),
+    [
+        ({"txt": b"caf\xe9"}, "no UTF-8 (byte 0xe9 at 3): save it as UTF-8"),
+        ({"txt": "a dog".encode("utf-16")}, "no UTF-8 (byte 0xff at 0): save it as UTF-8"),
+        ({"json": b'{"caption": {"en": "x"}}'}, "caption is an object: wanted a text or a list of texts"),
+        ({"json": b'{"captions": true}'}, "captions is true: wanted a text or a list of texts"),
+        ({"json": b'{"Caption": 7}'}, "Caption is a number: wanted a text or a list of texts"),
+    ],
+)
+def test_captions_of_another_kind_are_named(members, fault):
+    assert captions_of(members) == [] and caption_fault(members) == ("bad_caption", fault)
 
 
 @pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400, "true", '"0.9"', "null"])

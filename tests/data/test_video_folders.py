@@ -78,6 +78,23 @@ def test_a_folder_of_files_with_texts_beside_them_is_a_corpus(tmp_path: Path) ->
     assert open_labelled(str(tmp_path)).labels == {"run/b.mp4": "run", "run/c.mp4": "run", "walk/a.mp4": "walk"}
 
 
+def test_files_that_macos_writes_beside_videos_are_none(tmp_path: Path) -> None:
+    for name in ("a.mp4", "._a.mp4", "._a.txt", "b.MTS", "c.m2ts", "deep/d.ts", "deep/._d.ts"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7" * ("._" in name))
+    corpus = open_corpus(tmp_path)
+    assert [ref.name for ref in corpus.refs] == ["a.mp4", "b.MTS", "c.m2ts", "deep/d.ts"] and not corpus.left_out
+
+
+def test_a_folder_without_videos_says_what_it_holds(tmp_path: Path) -> None:
+    for name in ("a.webp", "b.WEBP", "b.txt", "README"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        ValueError, match=r"no shards \(\*.tar\) at .*, and no videos .*: its files end in .txt, .webp; "
+    ):
+        open_corpus(tmp_path)
+
+
 def test_a_name_that_is_no_utf_8_is_left_out_and_named(tmp_path: Path) -> None:
     for name in (b"a.mp4", b"\xff.mp4", b"deep\xff/b.mp4", "ä.mp4".encode()):
         place = os.path.join(os.fsencode(tmp_path), name)
@@ -112,7 +129,8 @@ def test_a_folder_may_have_its_captions_in_one_file(tmp_path: Path) -> None:
 
     assert captions() == {"a": ["one"], "b": ["two", "three"], "c": ["its own"]}
     told = {one.key: one.detail for one in open_corpus(tmp_path).all_problems()}
-    assert told.keys() == {"captions.json", "e.mp4"} and "e" in told["e.mp4"]
+    assert told.keys() == {"captions.json", "d.mp4", "e.mp4"} and "\\x07" in told["e.mp4"]
+    assert told["d.mp4"] == "captions is a number: wanted a text or a list of texts"
     assert told["captions.json"] == (
         "1 of its 6 entries name no video beside it: 'gone'; 1 of its 6 entries are no text, or list of texts: 'd'"
     )

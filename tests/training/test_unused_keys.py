@@ -61,6 +61,15 @@ def said(*overrides: str) -> list[str]:
         ),
         ([PIXELS, "data.sampling=segments", "data.stride=2"], ["by data.sampling=segments: data.stride"]),
         ([PIXELS, "data.stride=2"], []),
+        (
+            [PIXELS, "masking.options={targets: running_cell, whole_parts: 1, temperature: 1}"],
+            [f"{TUBE}masking.options.targets, masking.options.whole_parts"],
+        ),
+        ([PIXELS, "masking.options={targets: running_cell}", "model.decode_ratio=0.5"], []),
+        (
+            [PIXELS, "masking={recipe: part_based, options: {whole_parts: 1}}", "guidance.towers=small"],
+            [],
+        ),
         ([PIXELS, "data.root=videos"], ["where nothing is a list: data.root"]),
         ([PIXELS, "data.root=videos", "data.shards=[shards, list.csv]", "data.synthetic=null"], []),
         ([PIXELS, "knn={train: a, test: b, k: 3}"], ["without knn.every=STEPS: knn.train, knn.test, knn.k"]),

@@ -19,6 +19,7 @@ from tgm_scale.evaluation.classes import (
     untrained_note,
 )
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, row_model
+from tgm_scale.evaluation.first_look import short_note
 from tgm_scale.evaluation.labelled import written_notes
 from tgm_scale.evaluation.session import PARTS, Session, decoding_of, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig, ProbeConfig
@@ -128,6 +129,9 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
         opened = report_data(at, sources)
         notes = written_notes(classes, sources["train"], sources["test"])
         if at.process.is_main:
+            views = decoding_of(at).views
+            short = short_note([sources["test"].corpus], views.frames, views.stride, views.sampling)
+            notes += filter(None, [short])
             print("".join(f"warning: {note}\n" for note in notes), end="", flush=True)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
         if compares := config.probe.baselines and "probe" in method:

@@ -21,6 +21,7 @@ from tgm_scale.data.shards.video_list import VideoListCorpus, replaced
 from tgm_scale.engine.plan import not_used, resolve_precision
 from tgm_scale.evaluation import baselines, results
 from tgm_scale.evaluation.classes import ordered, untrained_classes, untrained_note
+from tgm_scale.evaluation.first_look import short_note, side_note
 from tgm_scale.evaluation.labelled import LabelledCorpus, labelled_inventory, overlap_note, written_notes
 from tgm_scale.evaluation.session import open_split
 from tgm_scale.evaluation.settings import FinetuneConfig
@@ -200,6 +201,11 @@ def loader(config: FinetuneConfig, parts: Parts, steps: range) -> ClipLoader:
 
 def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int) -> None:
     """Print what the run will do, before its first step."""
+    data = config.data
+    looks = [
+        short_note([parts.train.corpus], data.frames, data.stride, data.sampling),
+        side_note(parts.classes, "classes") if data.flip else "",
+    ]
     norm, read, tokens = config.finetune.head_norm, parts.plan.visible, parts.plan.shape.grid.tokens
     model = "" if norm == "none" else f", head_norm {norm}"
     model += "" if read == tokens else f", {read} of {tokens} tokens"
@@ -207,6 +213,7 @@ def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int)
         f"run {config.run.dir}: {len(parts.train.refs)} training and {len(parts.test.refs)} test videos of "
         f"{len(parts.classes)} classes, {parts.plan.described()}{model}",
         *few_clips(len(parts.train.refs), parts.plan.layout.global_batch, parts.plan.repeats),
+        *(f"warning: {note}" for note in looks if note),
         *notes,
         *unused_in_finetuning(config.data, config.model),
         *not_used(config.deepspeed.config),

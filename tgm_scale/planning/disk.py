@@ -24,7 +24,7 @@ def check_room(folder: Path, kept: CheckpointConfig, steps: int | None, size: in
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ValueError(
-            f"run.dir={folder}: {free / 1e9:.1f} GB free, its checkpoints take {wanted / 1e9:.1f} GB: make room, or "
+            f"run.dir={folder}: {free / 1e9:.3g} GB free, its checkpoints take {wanted / 1e9:.3g} GB: make room, or "
             "lower checkpoint.keep"
         )
 

@@ -25,6 +25,7 @@ def unused_in_pretraining(config: Config, plan: RunPlan) -> list[str]:
             f"by masks of {plan.masker.name} and {config.objective.in_words()}": [
                 *_of_guidance(config, plan),
                 *_of_objective(config, plan),
+                *_of_masking(config, plan),
             ],
             "by data.sampling=segments": _of_segments(config.data),
             "where nothing is a list": changed(
@@ -61,6 +62,16 @@ def _of_guidance(config: Config, plan: RunPlan) -> list[str]:
         "own_stream": bool(by_device),
     }
     return changed(guidance, "guidance", [key for key, has_effect in used.items() if not has_effect])
+
+
+def _of_masking(config: Config, plan: RunPlan) -> list[str]:
+    masker = plan.masker
+    assert masker is not None
+    used = {
+        "targets": TARGETS in plan.terms and masker.target_count < masker.hidden_count,  # all are kept else
+        "whole_parts": masker.recipe.rule == "stratified",
+    }
+    return [f"masking.options.{key}" for key in config.masking.options if not used.get(key, True)]
 
 
 def _of_objective(config: Config, plan: RunPlan) -> list[str]:

@@ -13,7 +13,9 @@ from tgm_scale.data.shards.inventory import LEFT_OUT, captions_of_some, texts_of
 from tgm_scale.data.shards.video_list import replaced
 from tgm_scale.demo.corpus.truth import has_truth
 from tgm_scale.engine.plan import not_used
+from tgm_scale.evaluation.first_look import caption_notes, short_note, side_note
 from tgm_scale.guidance.cache import EXTENSION as MAPS
+from tgm_scale.guidance.text import TextTower
 from tgm_scale.guidance.tower_folder import SMALL_KNOWS, is_small
 from tgm_scale.planning.corpora import MADE_BY, inventories
 from tgm_scale.planning.run_plan import RunPlan
@@ -48,16 +50,30 @@ def _scored(opened: list[Corpus]) -> list[str]:
     ]
 
 
-def warn_of_one_caption(opened: list[Corpus], key: str) -> None:
-    """For a contrast, whose weight has this key: clips of equal captions are never each other's negatives."""
+def warn_of_one_caption(opened: list[Corpus], key: str, text: TextTower) -> None:
+    """For a contrast, whose weight has this key: clips of captions that are equal to the tower are never each other's
+    negatives."""
     every = [captions for corpus in opened for captions in captions_of_some(corpus).values() if captions]
-    distinct = {caption for captions in every for caption in captions}
-    if len(distinct) == 1:
+    distinct = [caption for captions in every for caption in captions]
+    if distinct and len(text.caption_ids(distinct).unique()) == 1:
         print(
-            f"warning: all {len(every)} captioned samples looked at have the caption {shown(distinct.pop())}: clips "
-            f"of equal captions are not told apart, so {key} above 0 teaches nothing",
+            f"warning: all {len(every)} captioned samples looked at have one caption to the text tower, such as "
+            f"{shown(distinct[0])}: clips of equal captions are not told apart, so {key} above 0 teaches nothing",
             flush=True,
         )
+
+
+def warn_of_clips(opened: list[Corpus], data: DataConfig, captions: bool, text: TextTower | None) -> None:
+    """Of clips and captions that are taken otherwise than they were meant, by a look at some. captions: whether any
+    are read; text: the tower that reads them."""
+    notes = [short_note(opened, data.frames, data.stride, data.sampling)]
+    if captions:
+        every = [caption for corpus in opened for given in captions_of_some(corpus).values() for caption in given]
+        notes += [side_note(every) if data.flip else "", *caption_notes(every, text)]
+    first = [corpus.shards[0] for corpus in opened]
+    if twice := [place for number, place in enumerate(first) if place in first[:number]]:
+        notes.append(f"{twice[0]} is in two entries of data.shards: what both name counts double")
+    print("".join(f"warning: {note}\n" for note in notes if note), end="", flush=True)
 
 
 def warn_of_small_towers(opened: list[Corpus], towers: str | None) -> None:
@@ -95,8 +111,9 @@ def other_synthetic(data: DataConfig, made: Corpus) -> list[str]:
     apart = [f"{key} {value}, not {wanted[key]}" for key, value in there.items() if value != wanted.get(key, value)]
     if not apart:
         return []
+    by = "made with" if file.is_file() else "with"
     return [
-        f"warning: {made.origin} is there, made with {', '.join(apart)}: data.synthetic makes none; give another "
+        f"warning: {made.origin} is there, {by} {', '.join(apart)}: data.synthetic makes none; give another "
         "data.shards for other clips"
     ]
 

@@ -149,9 +149,12 @@ class Pretraining(Task):
             print(line, flush=True)
         if self.coupled:
             settings = self.config.objective
-            introduction.warn_of_one_caption(self.corpora, settings.key(needs_captions(settings)[0]))
+            key = settings.key(needs_captions(settings)[0])
+            assert self.towers.text is not None
+            introduction.warn_of_one_caption(self.corpora, key, self.towers.text)
         if self.coupled or online_maps(self.config.guidance, self.plan.needs) or (relevance and cached):
             introduction.warn_of_small_towers(self.corpora, self.config.guidance.towers)
+        introduction.warn_of_clips(self.corpora, self.config.data, self.plan.captions, self.towers.text)
         for line in introduction.other_synthetic(self.config.data, self.corpora[0]):
             print(line, flush=True)
         introduction.announce(self.folder, self.plan, self.objective.weights, self.samples, start)

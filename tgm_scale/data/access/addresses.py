@@ -99,7 +99,8 @@ def resolved(path: str) -> str:
     return place(path) if "://" in path else os.path.realpath(path)
 
 
-VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif")
+VIDEO_EXTENSIONS = ("mp4", "mkv", "avi", "mov", "webm", "m4v", "mpg", "mpeg", "flv", "wmv", "3gp", "ogv", "gif",
+                    "ts", "mts", "m2ts")  # fmt: skip
 
 
 def split_extension(path: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from collections import Counter
 
 from braceexpand import braceexpand
 
-from tgm_scale.data.access.addresses import base_name, is_url, resolved, split_query, video_extension
+from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, base_name, is_url, resolved, split_query, video_extension
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
 from tgm_scale.data.lists.foreign_tables import foreign_folder, foreign_table
@@ -71,6 +71,10 @@ def _no_shards(item: str, alone: bool) -> NoShards:
             "make`"
         )
     near = "" if is_url(item) or os.path.exists(item) else like(item)
+    if there and os.path.isdir(item):
+        endings = sorted({os.path.splitext(name)[1].lower() for name in there} - {""})
+        ends = f": its files end in {', '.join(endings[:5])}" if endings else ""
+        near = f", and no videos ({', '.join(VIDEO_EXTENSIONS)}){ends}"
     return NoShards(f"no shards (*.tar) at {item!r}{near}; make some with `tgm-scale shards make` or name another")
 
 

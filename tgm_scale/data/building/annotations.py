@@ -30,6 +30,7 @@ __all__ = ["CAPTION_EXTENSIONS", "ClipRow", "Filters", "Plan", "Row", "caption_f
 
 CAPTION_EXTENSIONS = ("json", "txt")  # the members that captions are read from
 _CAPTION_KEYS = ("captions", "caption", "Caption")
+_KINDS = {dict: "an object", bool: "true"}  # of JSON
 CLIPS_AT_ONCE = 20_000  # that are held in memory, some 20 MB; a shard of more is held whole
 _UNUSED = (1 << 64) - 1  # for the place of a row that is broken or left out; places have 63 bits
 
@@ -50,7 +51,7 @@ def caption_fault(members: dict[str, bytes]) -> tuple[str, str] | None:
 
 def unfit_captions(members: dict[str, bytes]) -> list[str]:
     """What is wrong with each unfit caption of a sample."""
-    other = [stand_in(members.get("txt", b"")[:START])]
+    other = [stand_in(members.get("txt", b"")[:START]), _other_encoding(members.get("txt", b"")), _nested(members)]
     unfit = [f"{shown(text)} has {fault}" for text in _texts(members) if (fault := fault_of(text))]
     return [*filter(None, other), *unfit]
 
@@ -72,11 +73,29 @@ def _texts(members: dict[str, bytes]) -> list[str]:
         content = None
     if isinstance(content, dict):
         texts = next((content[key] for key in _CAPTION_KEYS if content.get(key)), None)
-    if not texts and "txt" in members and not stand_in(members["txt"][:START]):
-        texts = members["txt"].decode("utf-8", errors="replace")
+    if not texts and (plain := members.get("txt")) and not stand_in(plain[:START]) and not _other_encoding(plain):
+        texts = plain.decode("utf-8")
     listed = texts if isinstance(texts, list) else [texts]
     stripped = (text.strip().removeprefix(BYTE_ORDER_MARK).strip() for text in listed if isinstance(text, str))
     return [text for text in stripped if text]
+
+
+def _other_encoding(text: bytes) -> str:
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"no UTF-8 (byte {text[error.start]:#04x} at {error.start}): save it as UTF-8"
+    return ""
+
+
+def _nested(members: dict[str, bytes]) -> str:
+    """What is wrong with a json's captions as a whole: others than a text or a list."""
+    if "json" not in members or json_fault(members):
+        return ""
+    content = json_of(members["json"])
+    given = ((key, content[key]) for key in _CAPTION_KEYS if content.get(key))
+    kinds = ((key, _KINDS.get(type(value), "a number")) for key, value in given if not isinstance(value, str | list))
+    return next((f"{key} is {kind}: wanted a text or a list of texts" for key, kind in kinds), "")
 
 
 @dataclass(frozen=True)

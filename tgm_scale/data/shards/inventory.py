@@ -16,7 +16,7 @@ from tgm_scale.contracts import NOTICES, Problem, lost_and_noted
 from tgm_scale.data.access import storage
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, caption_fault, captions_of
 from tgm_scale.data.lists.text import shown
-from tgm_scale.data.shards.index import Corpus, DamagedMember
+from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 from tgm_scale.runtime.terminal import escaped, without_secrets
 
 LEFT_OUT = "left_out.jsonl"
@@ -136,15 +136,19 @@ def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
     return {name: captions_of(members) for name, members in texts_of_some(corpus).items()}
 
 
+def refs_of_some(corpus: Corpus, count: int) -> list[SampleRef]:
+    """So many samples from all over a corpus, or all."""
+    starts = corpus.counts.cumsum() - corpus.counts
+    chosen = sorted({len(corpus) * k // count for k in range(count)})
+    shards = starts.searchsorted(chosen, side="right") - 1
+    return [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
+
+
 def texts_of_some(corpus: Corpus) -> dict[str, dict[str, bytes]]:
     """Their members that may hold captions. Raises as `captions_of_some`."""
-    starts = corpus.counts.cumsum() - corpus.counts
-    chosen = sorted({len(corpus) * k // SAMPLED for k in range(SAMPLED)})
-    shards = starts.searchsorted(chosen, side="right") - 1
-    refs = [corpus.sample(int(shard), int(k - starts[shard])) for k, shard in zip(chosen, shards)]
     found: dict[str, dict[str, bytes]] = {}
     damaged: DamagedMember | None = None
-    for ref in refs:
+    for ref in refs_of_some(corpus, SAMPLED):
         try:
             found[ref.name] = corpus.read(ref, CAPTION_EXTENSIONS)
         except DamagedMember as error:  # it is named when the run comes to it

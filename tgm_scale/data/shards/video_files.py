@@ -19,7 +19,8 @@ _ENDINGS = ", ".join(VIDEO_EXTENSIONS)
 
 def walk(root: str, unread: list[Problem] | None = None) -> Iterator[tuple[str, list[str]]]:
     """Each folder at or below `root` with its files, in order of names. Links are followed, and each real folder comes
-    once: links to a folder above would have no end. `unread` takes the folders that cannot be read."""
+    once: links to a folder above would have no end. `unread` takes the folders that cannot be read. Not with what
+    macOS writes beside a file on foreign disks, ._NAME, which is no file of its kind."""
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
@@ -35,7 +36,7 @@ def walk(root: str, unread: list[Problem] | None = None) -> Iterator[tuple[str, 
         if (place.st_dev, place.st_ino) in seen:
             continue
         seen.add((place.st_dev, place.st_ino))
-        yield folder, [entry.name for entry in entries if _holds(entry.is_file)]
+        yield folder, [entry.name for entry in entries if not entry.name.startswith("._") and _holds(entry.is_file)]
         waiting += [entry.path for entry in reversed(entries) if _holds(entry.is_dir)]
 
 
