@@ -14,7 +14,7 @@ from loopback import LoopbackServer
 from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.access import patience, storage
-from tgm_scale.data.access.ranges import DiskCache
+from tgm_scale.data.access.disk_cache import DiskCache
 from tgm_scale.data.shards.index import DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.shard_manifest import MANIFEST

@@ -9,6 +9,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -23,7 +25,7 @@ from loopback import LoopbackServer
 
 from tgm_scale.contracts import Grid
 from tgm_scale.data.access import http, patience
-from tgm_scale.data.access.ranges import DiskCache
+from tgm_scale.data.access.disk_cache import DiskCache
 from tgm_scale.data.loading.loader import ClipLoader
 from tgm_scale.data.loading.workers import READERS
 from tgm_scale.data.shards.index import Corpus
@@ -243,7 +245,7 @@ def test_what_is_read_once_comes_from_the_disk(served: tuple[str, type[Faulty]],
     assert asked() == CLIPS
     assert load(open_corpus(address, cache=cache), workers=1) == first
     assert asked() == CLIPS
-    entries = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    entries = list((tmp_path / "cache").glob("??/*"))
     assert len(entries) == CLIPS
     entries[0].write_bytes(entries[0].read_bytes()[:-3] + b"xyz")  # a disk that fails
     entries[1].write_bytes(b"")
@@ -314,3 +316,43 @@ def test_a_bucket_is_a_corpus(bucket: str, folder: Path) -> None:
     assert load(remote) == load(local)
     with pytest.raises(ValueError, match=r"no shards .* at 's3://clips/none'"):
         open_corpus("s3://clips/none")
+
+
+def _fill(folder: str, limit: int, process: int) -> int:
+    """What the folder holds at most while a process adds to it."""
+    cache, most = DiskCache(folder, limit), 0
+    for number in range(300):
+        cache.put(bytes(1000), process, number)
+        time.sleep(0.005)  # as a reader of clips; else hundreds come while one measures
+        if number % 25 == 0:
+            most = max(most, _held(Path(folder)))
+    return most
+
+
+def _held(folder: Path) -> int:
+    found = 0
+    for path in folder.glob("??/*"):
+        with suppress(FileNotFoundError):  # others thin out
+            found += path.stat().st_size
+    return found
+
+
+def test_processes_of_a_node_keep_one_bound_together(tmp_path: Path) -> None:
+    """If each counted for itself, 8 would add 8/64 of the limit before they look."""
+    limit = 1_000_000
+    with ProcessPoolExecutor(8, multiprocessing.get_context("spawn")) as pool:
+        held = list(pool.map(_fill, [str(tmp_path)] * 8, [limit] * 8, range(8)))
+    assert max(held) < 1.12 * limit
+    assert 0.9 * limit < _held(tmp_path) < 1.12 * limit
+
+
+def test_an_entry_of_another_user_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = DiskCache(tmp_path, 3000)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for number in range(6):
+        cache.put(bytes(1000), number)
+    assert cache.get(5) == bytes(1000)

@@ -18,7 +18,7 @@ from loopback import LoopbackServer
 from tars import clips, make_corpus, write_tar
 
 from tgm_scale.data.access import patience, storage
-from tgm_scale.data.access.ranges import DiskCache, _digest
+from tgm_scale.data.access.disk_cache import DiskCache, _digest
 from tgm_scale.data.shards import index_cache
 from tgm_scale.data.shards.index import Corpus, DamagedMember
 from tgm_scale.data.shards.opening import open_corpus
@@ -174,10 +174,9 @@ def test_a_kept_entry_of_other_bytes_is_dropped(served, tmp_path: Path) -> None:
     address, _, local = served
     cache = DiskCache(tmp_path / "cache", 10**7)
     everything(opened(address, cache=cache))
-    for file in (tmp_path / "cache").rglob("*"):
-        if file.is_file():
-            other = bytes(file.stat().st_size - 16)
-            file.write_bytes(_digest(other) + other)
+    for file in (tmp_path / "cache").glob("??/*"):
+        other = bytes(file.stat().st_size - 16)
+        file.write_bytes(_digest(other) + other)
     assert everything(opened(address, cache=cache)) == everything(local)
     assert everything(opened(address, cache=cache)) == everything(local)
 

@@ -144,3 +144,16 @@ def test_a_pass_that_is_asked_to_stop_keeps_its_chunks_and_goes_on_from_them(
     assert len(kept) == 2
     assert len(made(lambda: False).keys) == CLIPS and sum(decoded) == CLIPS - 4
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items())
+
+
+def test_as_many_other_clips_of_a_corpus_have_features_of_their_own(
+    shards: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """In one folder, as a study shares it: those that have another label."""
+    whole, encoder = open_labelled(shards, Selection(label=SYNTHETIC_MOTION)), FrozenEncoder.load(checkpoint)
+    names = sorted(whole.labels)[:8]
+    decoding, alone = Decoding(encoder.views()), HostCollectives(ProcessInfo(0, 1, 0, torch.device("cpu")))
+    for chosen in (names[:6], names[2:], names[:6]):
+        source = replace(whole, labels={name: whole.labels[name] for name in chosen})
+        found = cached(tmp_path, encoder, source, decoding, "mean", alone)
+        assert found.keys == chosen and found.labels == [whole.labels[name] for name in chosen]

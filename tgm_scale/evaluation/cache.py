@@ -62,6 +62,8 @@ def cached_rows(
     facts = (*model.identity, source.corpus.fingerprint, str(len(refs)), str(decoding.views), str(model.dtype))
     for fact in facts:
         digest.update(fact.encode() + b"\n")
+    for ref in refs:  # as many others may have another label
+        digest.update(ref.name.encode("utf-8", "surrogateescape") + b"\n")
     if isinstance(source.corpus, VideoListCorpus):  # lists may name other files of the same paths
         for ref in refs:
             digest.update(f"{os.path.abspath(ref.shard)} {ref.members[ref.video][1]} {_changed(ref.shard)}\n".encode())

@@ -16,9 +16,10 @@ from tgm_scale.data.access.addresses import resolved
 from tgm_scale.data.building.annotations import CAPTION_EXTENSIONS, captions_of, json_fault
 from tgm_scale.data.lists.reading import LABELS, Selection, is_list, read_list
 from tgm_scale.data.lists.text import cleaned, shown
-from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
+from tgm_scale.data.shards.index import Corpus, SampleRef
 from tgm_scale.data.shards.inventory import NAMED, Inventory
 from tgm_scale.data.shards.opening import open_corpus
+from tgm_scale.data.shards.read_ahead import read_ahead
 from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.evaluation.classes import alike_note, missing_note, single_class_note
 from tgm_scale.runtime import seeding
@@ -265,11 +266,9 @@ def _read_each(
 ) -> tuple[dict[str, str], list[Problem]]:
     values: dict[str, str] = {}
     problems: list[Problem] = []
-    for ref in corpus.refs:
-        try:
-            members = corpus.read(ref, extensions)
-        except DamagedMember as error:
-            problems.append(error.problem)
+    for ref, members in read_ahead(corpus, corpus.refs, extensions):
+        if isinstance(members, Problem):
+            problems.append(members)
             continue
         try:
             values[ref.name] = value_of(members)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Problem
-from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
+from tgm_scale.data.shards.index import Corpus, SampleRef
+from tgm_scale.data.shards.read_ahead import Members, read_ahead
 from tgm_scale.data.video.decode import DecodeError, Video, segments, window
 from tgm_scale.data.video.transforms import Crop, standardised
 from tgm_scale.runtime.processes import Crashed, OrderedPool
@@ -107,7 +108,7 @@ class Decoder:
 
     def decode(self, corpus: Corpus, refs: Sequence[SampleRef]) -> Iterator[Tensor | Problem]:
         """The views of each sample, or the reason why it has none. Raises OSError where a shard cannot be read."""
-        inputs = ((_read(corpus, ref), self.views) for ref in refs)
+        inputs = ((_video(ref, found), self.views) for ref, found in read_ahead(corpus, refs))
         results = self._pool.map(_decode, inputs) if self._pool else (_decode(*one) for one in inputs)
         for ref, found in zip(refs, results):
             self._progress(1)
@@ -130,11 +131,8 @@ class Decoder:
             self._pool.__exit__(*exception)
 
 
-def _read(corpus: Corpus, ref: SampleRef) -> bytes | Problem:
-    try:
-        return corpus.read(ref, [ref.video])[ref.video]
-    except DamagedMember as error:
-        return error.problem
+def _video(ref: SampleRef, found: Members) -> bytes | Problem:
+    return found if isinstance(found, Problem) else found[ref.video]
 
 
 def _decode(data: bytes | Problem, views: Views) -> np.ndarray | DecodeError | Problem:

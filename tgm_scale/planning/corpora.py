@@ -9,8 +9,8 @@ from typing import Any
 from tgm_scale.checkpoints import folders
 from tgm_scale.config import Config, DataConfig
 from tgm_scale.config.sections import ObjectiveConfig
+from tgm_scale.data.access.disk_cache import DiskCache
 from tgm_scale.data.access.mounts import may_stall
-from tgm_scale.data.access.ranges import DiskCache
 from tgm_scale.data.lists.reading import NoList, Selection
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import (

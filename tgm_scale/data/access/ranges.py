@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
-from tgm_scale.data.access import http, storage
+from tgm_scale.data.access import http
 from tgm_scale.data.access.addresses import is_http, is_url, place
+from tgm_scale.data.access.disk_cache import DiskCache
 from tgm_scale.data.access.patience import retrying
 from tgm_scale.data.access.storage import file_system
 from tgm_scale.runtime.outside.refusals import PermanentError
@@ -19,8 +17,6 @@ from tgm_scale.runtime.outside.tars import BLOCK, size_by_header
 from tgm_scale.runtime.terminal import without_secrets
 
 _DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
-_DIGEST = 16  # bytes before the content: a disk that fills up or fails gives a miss, not a wrong clip
-_LOOKS = 64  # the folder is measured again when a process has added this part of the limit
 
 
 class _Descriptor:
@@ -150,70 +146,3 @@ def _foreign(data: bytes, offset: int, members: Sequence[tuple[int, int]]) -> st
         if stated not in (size, 0):  # 0: a pax record before it has the size
             return f"other bytes came than those of the shard: the header before the member at {at} is another's"
     return ""
-
-
-class DiskCache:
-    """`get` and `put` by a key of strings and numbers. Where the folder is full the entries that were not used for the
-    longest time go. Each process measures on its own, so each may overshoot by 1/64 of the limit."""
-
-    def __init__(self, folder: str | os.PathLike, limit: int):
-        """Raises ValueError where the folder cannot be made."""
-        self._folder, self._limit = Path(folder), limit
-        self._added = limit  # an old, overfull folder is thinned out at the first entry
-        self._lock = threading.Lock()
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"data.cache.dir={folder} cannot be made ({error.strerror}): name another") from error
-
-    def get(self, *key: str | int) -> bytes | None:
-        path = self._path(key)
-        try:
-            whole = path.read_bytes()
-            os.utime(path)
-        except OSError:
-            return None
-        digest, data = whole[:_DIGEST], whole[_DIGEST:]
-        return data if digest == _digest(data) else None
-
-    def put(self, data: bytes, *key: str | int) -> None:
-        """Store `data`. If the disk is full or fails, the entry is lost and nothing else."""
-        path = self._path(key)
-        with suppress(OSError):
-            storage.write_atomically(path, _digest(data) + data, durable=False)
-        with self._lock:
-            self._added += len(data)
-            full = self._added * _LOOKS >= self._limit
-            if full:
-                self._added = 0
-        if full:
-            self._thin_out()
-
-    def drop(self, *key: str | int) -> None:
-        """Forget what is kept under a key."""
-        with suppress(OSError):
-            self._path(key).unlink(missing_ok=True)
-
-    def _thin_out(self) -> None:
-        entries = []
-        for file in self._folder.glob("??/*"):
-            with suppress(OSError):  # another process may thin out, too
-                stat = file.stat()
-                entries.append((stat.st_mtime, stat.st_size, file))
-        over = sum(size for _, size, _ in entries) - self._limit
-        for _, size, file in sorted(entries):
-            if over <= 0:
-                return
-            file.unlink(missing_ok=True)
-            over -= size
-
-    def _path(self, key: tuple[str | int, ...]) -> Path:
-        name = hashlib.blake2b("\n".join(map(str, key)).encode(), digest_size=16).hexdigest()
-        return self._folder / name[:2] / name[2:]
-
-    def __reduce__(self) -> tuple:
-        return DiskCache, (self._folder, self._limit)
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=_DIGEST).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import gzip
 import io
@@ -26,7 +27,8 @@ from tgm_scale.runtime.terminal import without_secrets
 GZIP_MARK = b"\x1f\x8b"
 SMALL = 1 << 29  # bytes; an index of a million samples has 150 MB
 _FORSAKEN = 3600.0  # seconds in which a file that is written has not grown
-_TAGS = ("ETag", "etag", "generation", "LastModified", "updated", "last_modified", "mtime", "created")  # S3, GCS, ...
+_BY_CONTENT = ("ETag", "etag", "generation")  # of S3, GCS and others
+_BY_TIME = ("LastModified", "updated", "last_modified", "mtime", "created")
 _S3_ONCE = {
     "retries": {"total_max_attempts": 1},
     "connect_timeout": http.CONNECT_SECONDS,
@@ -38,7 +40,7 @@ def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the name it has there. Raises ValueError where its package is missing."""
     options: dict[str, Any] = {"client_kwargs": http.client_settings()} if is_http(url) else {}
     if in_s3 := url.startswith("s3://"):  # one attempt, whose waits are told and bounded by `retrying`
-        options = {"config_kwargs": _S3_ONCE}
+        options = {"config_kwargs": copy.deepcopy(_S3_ONCE)}  # botocore writes into it, and fsspec knows systems by it
     try:
         system, name = fsspec.url_to_fs(url, **options)
         if in_s3:
@@ -102,8 +104,15 @@ def tag(path: str, patience: float | None = None) -> str:
 
 
 def _tag_of(info: Mapping[str, Any]) -> str:
-    """Of what a storage other than HTTP's says of a file."""
-    return " ".join(str(info[word]) for word in _TAGS if info.get(word) is not None)
+    """Of what a storage other than HTTP's says of a file. Times only where nothing else is said: some servers list
+    them with milliseconds, and say whole seconds of a single file."""
+    of_content = next((str(info[word]) for word in _BY_CONTENT if info.get(word) is not None), "")
+    return of_content or " ".join(str(info[word]) for word in _BY_TIME if info.get(word) is not None)
+
+
+def same_tag(kept: str, now: str) -> bool:
+    """Whether a tag that was kept is of the same content; earlier versions kept times behind what tells."""
+    return kept == now or (bool(now) and kept.startswith(f"{now} "))
 
 
 def size(path: str, patience: float | None = None) -> int:

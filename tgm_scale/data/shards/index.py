@@ -17,7 +17,7 @@ import numpy as np
 from tgm_scale.contracts import NOTICES, Problem
 from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, distinct_names, folder, place
-from tgm_scale.data.access.ranges import DiskCache
+from tgm_scale.data.access.disk_cache import DiskCache
 from tgm_scale.data.shards import index_cache, shard_index, shard_manifest
 from tgm_scale.data.shards.shard_index import DamagedIndex, SampleRef, ShardIndex, Summary
 from tgm_scale.runtime.terminal import without_secrets
@@ -97,6 +97,7 @@ class Corpus:
         self._problems_of: dict[str, list[Problem]] | None = None  # of faulty shards, once they were asked for
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
+        self._loading: dict[int, threading.Lock] = {}
         self._reader = ranges.RangeReader(cache, self.fingerprint, patience)
 
     def __len__(self) -> int:
@@ -171,11 +172,19 @@ class Corpus:
         }
 
     def _index(self, shard: int) -> ShardIndex:
+        """Threads that want different shards load them at the same time, and one shard once."""
         with self._lock:
-            index = self._indices.pop(shard, None)
+            if shard in self._indices:
+                return self._keep(shard, self._indices.pop(shard))
+            loading = self._loading.setdefault(shard, threading.Lock())
+        with loading:
+            with self._lock:
+                index = self._indices.pop(shard, None)
             if index is None:
                 index = index_cache.load(self.shards[shard], self.patience)
-            return self._keep(shard, index)
+            with self._lock:
+                self._loading.pop(shard, None)
+                return self._keep(shard, index)
 
     def _keep(self, shard: int, index: ShardIndex) -> ShardIndex:
         if len(index) != self.counts[shard] or index.mark != self._marks[shard]:
@@ -191,7 +200,7 @@ class Corpus:
         return index
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_indices": OrderedDict(), "_lock": None, "_problems_of": None}
+        return {**self.__dict__, "_indices": OrderedDict(), "_lock": None, "_loading": {}, "_problems_of": None}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

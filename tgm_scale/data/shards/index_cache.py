@@ -50,10 +50,15 @@ def load(shard: str, patience: float | None = None) -> ShardIndex:
 
 
 def _of_remote(shard: str, adjacent: str, cached: str, patience: float | None) -> ShardIndex:
-    """The kept index first: it knows the tag, and is near."""
-    tag, size = storage.tag(shard, patience), storage.size(shard, patience)
-    kept = _fresh(shard, cached, size, patience)
-    if kept is not None and kept.tag == tag:
+    """The kept index first: it knows the tag, and is near. Where that is the same, nothing more is asked: each worker
+    of a large run loads the index of nearly every shard that it reads from."""
+    size, tag = storage.size_and_tag(shard, patience)
+    kept = _whole(shard, cached, size, patience)
+    same = kept is not None and kept.size == size and storage.same_tag(kept.tag, tag)
+    if kept is not None and same and tag:
+        return kept
+    kept = kept if kept is not None and _is_of(kept, shard, patience) else None
+    if kept is not None and same:
         return kept
     replaced = kept is not None and bool(kept.tag) and bool(tag)
     if replaced:

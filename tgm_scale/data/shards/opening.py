@@ -10,7 +10,7 @@ from typing import cast
 
 from tgm_scale.data.access import shard_specs
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, distinct_names, place, video_extension
-from tgm_scale.data.access.ranges import DiskCache
+from tgm_scale.data.access.disk_cache import DiskCache
 from tgm_scale.data.lists.reading import Selection, is_list, read_list
 from tgm_scale.data.shards import shard_manifest
 from tgm_scale.data.shards.index import Corpus

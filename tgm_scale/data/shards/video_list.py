@@ -17,6 +17,7 @@ import numpy as np
 from tgm_scale.contracts import NOTICES, Problem
 from tgm_scale.data.access import ranges, storage
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS, split_extension, video_extension
+from tgm_scale.data.access.disk_cache import DiskCache
 from tgm_scale.data.building.annotations import caption_fault, captions_of, json_fault
 from tgm_scale.data.lists.reading import Entry, Listing
 from tgm_scale.data.lists.text import shown
@@ -46,7 +47,7 @@ class VideoListCorpus(Corpus):
         self,
         listing: Listing,
         name: str | None = None,
-        cache: ranges.DiskCache | None = None,
+        cache: DiskCache | None = None,
         root: str | None = None,
         patience: float | None = None,
     ) -> None:

@@ -1,0 +1,44 @@
+"""Samples read in their order, of a server several at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from tgm_scale.contracts import Problem
+from tgm_scale.data.access.addresses import is_url
+from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
+
+_AT_ONCE = 16  # requests: at 50 ms each, 320 samples a second in place of 20
+
+Members = dict[str, bytes] | Problem
+
+
+def read_ahead(
+    corpus: Corpus, refs: Iterable[SampleRef], extensions: Sequence[str] | None = None
+) -> Iterator[tuple[SampleRef, Members]]:
+    """Each sample with those of its members that are named (default: its video), or why they are damaged. Raises
+    OSError where a shard cannot be read."""
+
+    def read(ref: SampleRef) -> Members:
+        try:
+            return corpus.read(ref, [ref.video] if extensions is None else list(extensions))
+        except DamagedMember as error:
+            return error.problem
+
+    if not any(map(is_url, corpus.shards[:1])):
+        yield from ((ref, read(ref)) for ref in refs)
+        return
+    waiting: deque[tuple[SampleRef, Future[Members]]] = deque()
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        for ref in refs:
+            waiting.append((ref, pool.submit(read, ref)))
+            if len(waiting) > _AT_ONCE:
+                first, found = waiting.popleft()
+                yield first, found.result()
+        for last, found in waiting:
+            yield last, found.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
