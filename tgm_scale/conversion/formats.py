@@ -98,7 +98,8 @@ def _blocks(state: State, lossy: bool) -> Translation:
 
 def _image_vit(state: State, lossy: bool, tubelet: int) -> Translation:
     found = _blocks(mae_st.to_video(state, tubelet), lossy)
-    return found._replace(notes=[f"inflated the patch embedding over {tubelet} frames", *found.notes])
+    pixels = "pixels are taken as normalised by ImageNet's mean and deviation; timm's augreg models had 0.5 and 0.5"
+    return found._replace(notes=[f"inflated the patch embedding over {tubelet} frames", pixels, *found.notes])
 
 
 def _lose(names: list[str], lossy: bool) -> list[str]:
