@@ -121,6 +121,9 @@ def test_an_unfit_caption_is_named_as_anything_can_write_it():
 )
 def test_captions_of_another_kind_are_named(members, fault):
     assert captions_of(members) == [] and caption_fault(members) == ("bad_caption", fault)
+    assert unfit_captions({"json": b'{"captions": ["whole"], "caption": 5}', "txt": b"caf\xe9"}) == [], (
+        "it has another"
+    )
 
 
 @pytest.mark.parametrize("score", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400, "true", '"0.9"', "null"])

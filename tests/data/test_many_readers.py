@@ -95,6 +95,22 @@ def test_evaluation_reads_several_samples_at_once_in_their_order(served: tuple[s
     stopped.close()
 
 
+def test_nobody_waits_for_a_server_once_the_reading_has_ended(served: tuple[str, Path, type[Tagged]]) -> None:
+    """Else a process that is stopped, or has met an error, ends when the last wait is over."""
+    address, folder, handler = served
+    remote = open_corpus(address, patience=60)
+    refs = list(remote.refs)
+    (folder / "00000.tar").unlink()
+    handler.failures = 10**6  # of what is there
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        list(read_ahead(remote, refs))
+    end = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < end:
+        time.sleep(0.05)
+    assert time.monotonic() < end
+
+
 def test_a_time_that_is_told_in_two_ways_is_no_other_file() -> None:
     """As by servers whose listings have milliseconds and whose answers have seconds."""
     listed = {"ETag": '"a"', "LastModified": datetime(2026, 1, 1, 0, 0, 24, 789000, UTC), "size": 3}

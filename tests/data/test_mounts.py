@@ -15,7 +15,7 @@ from tgm_scale.data.access.mounts import may_stall
 def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cluster's table of mounts, whose places are below a folder here."""
     table = {"/": "ext4", "scratch": "lustre", "scratch/local": "xfs", "home": "nfs4", "data": "fuse.gcsfuse",
-             "disk": "fuseblk", "apple": "apfs"}  # fmt: skip
+             "disk": "fuseblk", "apple": "apfs", "image": "fuse.fuse-overlayfs"}  # fmt: skip
     found = [SimpleNamespace(mountpoint=str(tmp_path / place), fstype=kind) for place, kind in table.items()]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: found)
     (tmp_path / "linked").symlink_to(tmp_path / "scratch/shards")
@@ -34,6 +34,7 @@ def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("scratchy/shards", False),
         ("disk/shards", False),
         ("apple/shards", False),
+        ("image/shards", False),
     ],
 )
 def test_a_file_system_of_a_network_may_stall(mounts: Path, place: str, stalls: bool) -> None:

@@ -3,6 +3,8 @@ batches are those of the local shards. S3 is moto's server."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import itertools
 import multiprocessing
 import socket
@@ -356,3 +358,24 @@ def test_an_entry_of_another_user_does_not_end_the_run(tmp_path: Path, monkeypat
     for number in range(6):
         cache.put(bytes(1000), number)
     assert cache.get(5) == bytes(1000)
+
+
+def test_a_cache_whose_folder_cannot_be_locked_is_bounded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    cache = DiskCache(tmp_path, 5000)
+    for number in range(20):
+        cache.put(bytes(1000), number)
+    assert _held(tmp_path) <= 5000
+
+
+def test_many_processes_that_add_little_are_counted(tmp_path: Path) -> None:
+    for number in range(200):
+        DiskCache(tmp_path, 50_000_000).put(bytes(1000), number)
+    for number in range(60):
+        DiskCache(tmp_path, 20_000).put(bytes(1000), 1, number)
+    assert _held(tmp_path) <= 20_000 + 20_000 // 64 + 1016

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.video.encode import encode_video
@@ -31,6 +34,7 @@ def test_clips_that_are_shorter_than_a_window_are_told(clips: Path) -> None:
         "4 of 4 clips looked at are shorter than a window of 61 frames (16 frames, data.stride=4) and repeat their "
         "last one: 69% of what is seen of them all: lower data.stride or data.frames, or set data.sampling=segments"
     )
+    assert short_note([corpus], 16, 4, "dense", workers=2) == short_note([corpus], 16, 4, "dense")
     assert "a window of 17 frames (17 frames, data.stride=1)" in short_note([corpus], 17, 1, "dense")
 
 
@@ -52,7 +56,16 @@ def test_a_side_is_named(text: str) -> None:
 
 
 def test_no_side_is_named() -> None:
-    assert side_note(["brightly lit", "a cleft", "copyrights", "leftover"]) == "" == side_note([])
+    plain = [
+        "brightly lit",
+        "a cleft",
+        "copyrights",
+        "leftover",
+        "a man left the room",
+        "all that is left",
+        "right away",
+    ]
+    assert side_note(plain) == "" == side_note([])
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +73,17 @@ def small() -> TextTower:
     return load_text_tower(tower_folder("small"))
 
 
+def _without_points(captions: list[str]) -> Tensor:
+    """As SigLIP's tokenizer reads them."""
+    words = [[hash(word) % 1000 for word in re.sub(r"[.!?]", "", caption).split()] for caption in captions]
+    return torch.tensor([[*numbers, *[0] * 16][:16] for numbers in words])
+
+
 def test_captions_that_are_read_otherwise_than_meant_are_told(small: TextTower) -> None:
     plain = ["a red circle moves", "a dog", "circle", "[MASK] a dog", "one, two"]
     assert caption_notes(plain, small) == [] == caption_notes([], small)
+    ends = ["a red circle moves .", "a dog !", "circle ?"]  # which a tokenizer may leave out
+    assert caption_notes(ends, TextTower(_without_points, small._embed, small.width, small.device)) == []
     long = " ".join(["a red circle moves to the left"] * 30)
     [cut] = caption_notes([*plain, f"{long} first", f"{long} second"], small)
     assert cut.startswith(

@@ -74,6 +74,10 @@ def said(*overrides: str) -> list[str]:
         ([PIXELS, "data.root=videos", "data.shards=[shards, list.csv]", "data.synthetic=null"], []),
         ([PIXELS, "knn={train: a, test: b, k: 3}"], ["without knn.every=STEPS: knn.train, knn.test, knn.k"]),
         ([PIXELS, "knn={train: a, test: b, k: 3, every: 4}"], []),
+        (
+            [PIXELS, "knn={train: a, test: b, label: c}", "log.pictures_every=5"],
+            ["without knn.every=STEPS: knn.train"],
+        ),
     ],
 )  # fmt: skip
 def test_keys_of_a_pretraining(given: list[str], lines: list[str]) -> None:

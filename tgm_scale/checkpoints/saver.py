@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,10 @@ class Saver:
 
     def _drop(self) -> None:
         """Drop old checkpoints. One that cannot be deleted causes one warning: it costs space, not the run."""
-        for step in self.retention.dropped(steps_in(self.root)):
-            folder = folder_of(self.root, step)
+        old: list[int] = []
+        with suppress(OSError):  # a folder that cannot be listed for now: the next save drops them
+            old = self.retention.dropped(steps_in(self.root))
+        for folder in (folder_of(self.root, step) for step in old):
             try:
                 shutil.rmtree(folder)
             except OSError as error:

@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 
+from tgm_scale.contracts import Problem
+from tgm_scale.data.access.patience import Stopped
 from tgm_scale.data.lists.text import shown
-from tgm_scale.data.shards.index import Corpus, DamagedMember
+from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import refs_of_some
+from tgm_scale.data.shards.read_ahead import read_ahead
 from tgm_scale.data.video.decode import DecodeError, Video, window
 from tgm_scale.evaluation.classes import missing_note
 from tgm_scale.guidance.text import TextTower
+from tgm_scale.runtime.processes import OrderedPool
 
-_CLIPS = 16  # of a corpus that are opened
+_CLIPS = 16  # that are opened
 _LARGEST = 1 << 25  # bytes of a video that is opened: one of a long film is not short
 _TOLD = 0.05  # of the frames of the clips looked at: fewer that are repeated are not told
 _SIDE = re.compile(r"(?<![a-z])(left|right|(counter|anti)?-?clockwise)(wards?|most)?(?![a-z])", re.IGNORECASE)
+_NO_SIDE = re.compile(
+    r"(is|are|was|were) (left|right)$|left the|right (away|now|before|after)|(that|all)'?s right", re.IGNORECASE
+)
 _LIST = re.compile(r"\[\s*(['\"]).*\1\s*,?\s*\]", re.DOTALL)
 
 
-def frame_counts(opened: Iterable[Corpus]) -> list[int]:
-    """Frames of some clips of each corpus; what cannot be read is named when the run comes to it."""
-    found = []
-    for corpus in opened:
-        for ref in refs_of_some(corpus, _CLIPS):
-            if ref.members[ref.video][1] > _LARGEST:
-                continue
-            with suppress(DamagedMember, DecodeError), Video(corpus.read(ref, [ref.video])[ref.video]) as video:
-                found.append(video.count)
-    return found
+def frame_counts(opened: Sequence[Corpus], workers: int) -> list[int]:
+    """Frames of some clips of all corpora together; what cannot be read is named when it is its turn.
+
+    workers: of the data; where there are any, another process looks, since a file may crash the decoder."""
+    with OrderedPool(1) if workers and opened else nullcontext() as pool:
+        videos = ((data,) for corpus in opened for data in _videos(corpus, max(1, _CLIPS // len(opened))))
+        found = [_frames(*one) for one in videos] if pool is None else list(pool.map(_frames, videos))
+    return [count for count in found if isinstance(count, int)]
 
 
-def short_note(opened: Iterable[Corpus], frames: int, stride: int, sampling: str) -> str:
+def _videos(corpus: Corpus, count: int) -> Iterator[bytes]:
+    refs = [ref for ref in refs_of_some(corpus, count) if ref.members[ref.video][1] <= _LARGEST]
+    try:
+        for ref, members in read_ahead(corpus, refs):
+            if not isinstance(members, Problem):
+                yield members[ref.video]
+    except Stopped:
+        raise
+    except OSError:  # it is told of what is read in earnest
+        return
+
+
+def _frames(data: bytes) -> int | None:
+    try:
+        with Video(data) as video:
+            return video.count
+    except DecodeError:
+        return None
+
+
+def short_note(opened: Sequence[Corpus], frames: int, stride: int, sampling: str, workers: int = 0) -> str:
     """On clips that are shorter than a window of so many frames, this far apart; "" where they are few, or frames are
-    of the whole clip."""
-    counts = frame_counts(opened) if sampling == "dense" else []
+    of the whole clip. workers: see `frame_counts`."""
+    counts = frame_counts(opened, workers) if sampling == "dense" else []
     wanted = (frames - 1) * stride + 1
     repeated = [1 - len(np.unique(window(count, frames, stride, 0.5))) / frames for count in counts]
     if not counts or np.mean(repeated) < _TOLD:
@@ -52,12 +77,12 @@ def short_note(opened: Iterable[Corpus], frames: int, stride: int, sampling: str
 def side_note(texts: Iterable[str], what: str = "captions looked at") -> str:
     """On captions, or classes, that are wrong of a clip that is mirrored; "" if there are none."""
     every = list(texts)
-    sided = [text for text in every if _SIDE.search(text)]
+    sided = [text for text in every if _SIDE.search(_NO_SIDE.sub("", text))]
     if not sided:
         return ""
     return (
         f"data.flip=true mirrors half of the clips, and {len(sided)} of {len(every)} {what} name a side, such as "
-        f"{shown(sided[0])}: of a mirrored clip they are wrong: set data.flip=false"
+        f"{shown(sided[0])}: of a mirrored clip such words are wrong: set data.flip=false"
     )
 
 
@@ -65,11 +90,7 @@ def caption_notes(captions: Sequence[str], text: TextTower | None) -> list[str]:
     """On captions that are read otherwise than they were meant. text: the tower that reads them, if any does."""
     several = [caption for caption in captions if "\n" in caption]
     lists = [caption for caption in captions if _LIST.fullmatch(caption)]
-    shorter = {caption: caption.rsplit(None, 1)[0] for caption in captions if len(caption.split()) > 1}
-    cut = []
-    if text is not None and shorter:
-        whole, less = text.caption_ids(list(shorter)), text.caption_ids(list(shorter.values()))
-        cut = [caption for caption, same in zip(shorter, (whole == less).tolist()) if same]
+    cut = [] if text is None else _cut(captions, text)
     found = {
         f"have more tokens than the text tower takes, such as {_named(cut)}: the rest is not read": cut,
         f"have several lines, such as {_named(several)}, and are one each: several captions of a clip are a list in a "
@@ -79,6 +100,18 @@ def caption_notes(captions: Sequence[str], text: TextTower | None) -> list[str]:
     }
     notes = [f"{len(those)} of {len(captions)} captions looked at {what}" for what, those in found.items() if those]
     return list(filter(None, [*notes, missing_note(captions, "captions")]))
+
+
+def _cut(captions: Sequence[str], text: TextTower) -> list[str]:
+    """Those whose end is not read: neither without their last word nor with one more do they have other tokens. (Some
+    tokenizers leave out punctuation, which may be the last word; and a caption may fit exactly.)"""
+    every = [caption for caption in dict.fromkeys(captions) if len(caption.split()) > 1]
+    if not every:
+        return []
+    shorter, longer = [caption.rsplit(None, 1)[0] for caption in every], [f"{caption} dog" for caption in every]
+    whole, less, more = (text.caption_ids(texts) for texts in (every, shorter, longer))
+    cut = {caption for caption, same in zip(every, ((whole == less) & (whole == more)).tolist()) if same}
+    return [caption for caption in captions if caption in cut]
 
 
 def _named(captions: Sequence[str]) -> str:

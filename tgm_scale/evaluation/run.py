@@ -130,7 +130,9 @@ def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, che
         notes = written_notes(classes, sources["train"], sources["test"])
         if at.process.is_main:
             views = decoding_of(at).views
-            short = short_note([sources["test"].corpus], views.frames, views.stride, views.sampling)
+            short = short_note(
+                [sources["test"].corpus], views.frames, views.stride, views.sampling, config.data.workers
+            )
             notes += filter(None, [short])
             print("".join(f"warning: {note}\n" for note in notes), end="", flush=True)
         check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])

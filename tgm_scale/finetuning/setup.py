@@ -203,7 +203,7 @@ def announce(config: FinetuneConfig, parts: Parts, notes: list[str], start: int)
     """Print what the run will do, before its first step."""
     data = config.data
     looks = [
-        short_note([parts.train.corpus], data.frames, data.stride, data.sampling),
+        short_note([parts.train.corpus], data.frames, data.stride, data.sampling, data.workers),
         side_note(parts.classes, "classes") if data.flip else "",
     ]
     norm, read, tokens = config.finetune.head_norm, parts.plan.visible, parts.plan.shape.grid.tokens

@@ -31,7 +31,7 @@ def unused_in_pretraining(config: Config, plan: RunPlan) -> list[str]:
             "where nothing is a list": changed(
                 config.data, "data", ("root",) * (not any(is_list(c.path) for c in named))
             ),
-            "without knn.every=STEPS": [] if config.knn.every else changed(config.knn, "knn"),
+            "without knn.every=STEPS": [] if config.knn.every else _of_neighbours(config),
         }
     )
 
@@ -40,6 +40,12 @@ def unused_in_finetuning(data: ClipsConfig, model: ModelConfig) -> list[str]:
     return not_used(
         {"by finetuning": changed(model, "model", _DECODER), "by data.sampling=segments": _of_segments(data)}
     )
+
+
+def _of_neighbours(config: Config) -> list[str]:
+    """But those of the clips that pictures are drawn of."""
+    drawn = config.log.pictures_every is not None and config.knn.test is not None and not config.guidance.cached
+    return changed(config.knn, "knn", ("train", "k") if drawn else None)
 
 
 def _of_segments(data: ClipsConfig) -> list[str]:

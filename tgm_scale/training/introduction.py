@@ -20,6 +20,7 @@ from tgm_scale.guidance.tower_folder import SMALL_KNOWS, is_small
 from tgm_scale.planning.corpora import MADE_BY, inventories
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.runtime.terminal import without_secrets
 
 _LOOKED_AT = 8  # samples of a corpus: the first ones may be among those that could not be scored
 
@@ -66,13 +67,13 @@ def warn_of_one_caption(opened: list[Corpus], key: str, text: TextTower) -> None
 def warn_of_clips(opened: list[Corpus], data: DataConfig, captions: bool, text: TextTower | None) -> None:
     """Of clips and captions that are taken otherwise than they were meant, by a look at some. captions: whether any
     are read; text: the tower that reads them."""
-    notes = [short_note(opened, data.frames, data.stride, data.sampling)]
+    notes = [short_note(opened, data.frames, data.stride, data.sampling, data.workers)]
     if captions:
         every = [caption for corpus in opened for given in captions_of_some(corpus).values() for caption in given]
         notes += [side_note(every) if data.flip else "", *caption_notes(every, text)]
     first = [corpus.shards[0] for corpus in opened]
     if twice := [place for number, place in enumerate(first) if place in first[:number]]:
-        notes.append(f"{twice[0]} is in two entries of data.shards: what both name counts double")
+        notes.append(f"{without_secrets(twice[0])} is in two entries of data.shards: what both name counts double")
     print("".join(f"warning: {note}\n" for note in notes if note), end="", flush=True)
 
 

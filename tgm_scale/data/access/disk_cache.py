@@ -30,6 +30,7 @@ class DiskCache:
         """Raises ValueError where the folder cannot be made."""
         self._folder, self._limit = Path(folder), limit
         self._added = 0  # of this process, not noted yet
+        self._first = True
         self._lock = threading.Lock()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -54,9 +55,10 @@ class DiskCache:
         with self._lock:
             self._added += len(data)
             parts, self._added = divmod(self._added, self._part)
-        if parts:
+            first, self._first = self._first, False
+        if parts or first:  # a process that ends before it has added a part counts as one that did
             with suppress(OSError):
-                self._note(parts)
+                self._note(parts + first)
 
     def drop(self, *key: str | int) -> None:
         """Forget what is kept under a key."""
@@ -83,14 +85,17 @@ class DiskCache:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Whether no other process measures the folder; the others go on meanwhile."""
+        """Whether no other process measures the folder; the others go on meanwhile. Where files cannot be locked, each
+        measures it."""
         with (self._folder / _THINNING).open("ab") as file:
+            alone = True
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield False
-            else:
-                yield True
+                alone = False
+            except OSError:
+                pass
+            yield alone
 
     def _thin_out(self) -> None:
         paths, times, sizes = list[str](), array("d"), array("q")  # 500 GB are a million entries

@@ -11,6 +11,7 @@ import psutil
 # how the types of network file systems begin in the table of mounts; FUSE mounts are of a network mostly
 _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "gluster", "weka", "panfs", "pvfs", "orangefs", "afs", "cifs",
             "smb", "daos", "quobyte", "fuse.", "9p", "virtiofs")  # fmt: skip
+_LOCAL = ("fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll")  # of containers
 
 
 def may_stall(places: Iterable[str | None]) -> bool:
@@ -20,7 +21,11 @@ def may_stall(places: Iterable[str | None]) -> bool:
     mounted = {}
     with suppress(OSError):  # a container without /proc
         mounted = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
-    return any("://" in place or _type(place, mounted).lower().startswith(_NETWORK) for place in given)
+    return any("://" in place or _of_network(_type(place, mounted).lower()) for place in given)
+
+
+def _of_network(kind: str) -> bool:
+    return kind.startswith(_NETWORK) and kind not in _LOCAL
 
 
 def _type(path: str, mounted: Mapping[str, str]) -> str:

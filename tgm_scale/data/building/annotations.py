@@ -51,8 +51,11 @@ def caption_fault(members: dict[str, bytes]) -> tuple[str, str] | None:
 
 def unfit_captions(members: dict[str, bytes]) -> list[str]:
     """What is wrong with each unfit caption of a sample."""
-    other = [stand_in(members.get("txt", b"")[:START]), _other_encoding(members.get("txt", b"")), _nested(members)]
-    unfit = [f"{shown(text)} has {fault}" for text in _texts(members) if (fault := fault_of(text))]
+    plain, texts = members.get("txt", b""), _texts(members)
+    other = [stand_in(plain[:START])]
+    if not texts:
+        other += [_other_encoding(plain), _nested(members)]
+    unfit = [f"{shown(text)} has {fault}" for text in texts if (fault := fault_of(text))]
     return [*filter(None, other), *unfit]
 
 

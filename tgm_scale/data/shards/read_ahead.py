@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from tgm_scale.contracts import Problem
 from tgm_scale.data.access.addresses import is_url
+from tgm_scale.data.access.patience import ends_waits
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 
 _AT_ONCE = 16  # requests: at 50 ms each, 320 samples a second in place of 20
+_HELD = 1 << 28  # bytes of all members of those that are read or wait to be taken
 
 Members = dict[str, bytes] | Problem
 
@@ -31,14 +34,18 @@ def read_ahead(
         yield from ((ref, read(ref)) for ref in refs)
         return
     waiting: deque[tuple[SampleRef, Future[Members]]] = deque()
-    pool = ThreadPoolExecutor(_AT_ONCE)
+    ended = threading.Event()
+    pool = ThreadPoolExecutor(_AT_ONCE, initializer=ends_waits, initargs=(ended,))
     try:
         for ref in refs:
             waiting.append((ref, pool.submit(read, ref)))
-            if len(waiting) > _AT_ONCE:
+            held = sum(size for one, _ in waiting for _, size in one.members.values())
+            while len(waiting) > 1 and (len(waiting) > _AT_ONCE or held > _HELD):
                 first, found = waiting.popleft()
+                held -= sum(size for _, size in first.members.values())
                 yield first, found.result()
         for last, found in waiting:
             yield last, found.result()
     finally:
+        ended.set()  # who waits for a server waits no more: the process ends with its last thread
         pool.shutdown(wait=False, cancel_futures=True)
