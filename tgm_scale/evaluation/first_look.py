@@ -14,7 +14,7 @@ from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.data.shards.inventory import refs_of_some
 from tgm_scale.data.shards.read_ahead import read_ahead
-from tgm_scale.data.video.decode import DecodeError, Video, window
+from tgm_scale.data.video.decode import frames_in, window
 from tgm_scale.evaluation.classes import missing_note
 from tgm_scale.guidance.text import TextTower
 from tgm_scale.runtime.processes import OrderedPool
@@ -35,7 +35,7 @@ def frame_counts(opened: Sequence[Corpus], workers: int) -> list[int]:
     workers: of the data; where there are any, another process looks, since a file may crash the decoder."""
     with OrderedPool(1) if workers and opened else nullcontext() as pool:
         videos = ((data,) for corpus in opened for data in _videos(corpus, max(1, _CLIPS // len(opened))))
-        found = [_frames(*one) for one in videos] if pool is None else list(pool.map(_frames, videos))
+        found = [frames_in(*one) for one in videos] if pool is None else list(pool.map(frames_in, videos))
     return [count for count in found if isinstance(count, int)]
 
 
@@ -49,14 +49,6 @@ def _videos(corpus: Corpus, count: int) -> Iterator[bytes]:
         raise
     except OSError:  # it is told of what is read in earnest
         return
-
-
-def _frames(data: bytes) -> int | None:
-    try:
-        with Video(data) as video:
-            return video.count
-    except DecodeError:
-        return None
 
 
 def short_note(opened: Sequence[Corpus], frames: int, stride: int, sampling: str, workers: int = 0) -> str:

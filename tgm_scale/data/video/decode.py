@@ -47,6 +47,15 @@ class Clip:
     start: float  # seconds from the source's first frame to the clip's first frame
 
 
+def frames_in(data: bytes) -> int | None:
+    """How many frames an encoded video has; None where it is none."""
+    try:
+        with Video(data) as video:
+            return video.count
+    except DecodeError:
+        return None
+
+
 def decode_clip(data: bytes, frames: int, stride: int, offset_draw: float) -> Clip:
     """`frames` whole frames, `stride` apart, from the start that `offset_draw` in [0, 1) picks. Raises DecodeError."""
     with Video(data) as video:
