@@ -225,8 +225,10 @@ def test_a_fault_that_lasts_stops_the_run_by_name(
     remote = open_corpus(address, patience=0.1)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
     handler.faults = itertools.repeat(fault)
+    asked = time.monotonic()
     with pytest.raises(OSError, match=r"http://127.0.0.1.*\d\.tar.*attempts"):
         load(remote)
+    assert time.monotonic() - asked < 60, "no wait within has a patience of its own"
 
 
 def test_what_is_read_once_comes_from_the_disk(served: tuple[str, type[Faulty]], tmp_path: Path) -> None:

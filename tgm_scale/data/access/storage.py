@@ -157,16 +157,18 @@ def open_file(path: str) -> BinaryIO:
     raise NotAFile(f"{path}: not a file, but a folder, a pipe or a link to itself: put the file in its place")
 
 
-def open_seekable(path: str) -> BinaryIO:
+def open_seekable(path: str, patience: float | None = None) -> BinaryIO:
     """A file to scan by seeking; of a URL, 64 KiB are fetched at a time. Raises as `open_file` does."""
     if not is_url(path):
         return open_file(path)
-    if not (known := size(path)):  # fsspec would give a stream, which cannot seek
+    if not (known := size(path, patience)):  # fsspec would give a stream, which cannot seek
         return io.BytesIO()
     system, name = file_system(path)
     told = {}
     if is_http(path):
-        retrying(lambda: http.read_range(system, name, 0, 1), path)  # which fsspec refuses in words of its own
+        retrying(
+            lambda: http.read_range(system, name, 0, 1), path, patience
+        )  # which fsspec refuses in words of its own
         told = {"size": known}  # which is not asked for again, by HEAD
     return system.open(name, "rb", block_size=1 << 16, **told)
 

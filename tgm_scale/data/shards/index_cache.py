@@ -90,7 +90,7 @@ def _made(
     tag: str = "",
     stale: Sequence[ShardIndex] = (),
 ) -> ShardIndex:
-    index = storage.retrying(lambda: ShardIndex.scan(shard), shard, patience)
+    index = storage.retrying(lambda: ShardIndex.scan(shard, patience=patience), shard, patience)
     index.tag = tag  # read before: a shard that is replaced during the scan has another one
     if stale:
         damaged = next((old for old in stale if _is_damaged(shard, index, old)), None)
@@ -176,7 +176,7 @@ def _whole(shard: str, path: str, size: int, patience: float | None) -> ShardInd
 
 def _is_of(index: ShardIndex, shard: str, patience: float | None) -> bool:
     def identity() -> tuple[int, str]:
-        with storage.open_seekable(shard) as file:
+        with storage.open_seekable(shard, patience) as file:
             return identity_of(file)
 
     return (index.size, index.mark) == storage.retrying(identity, shard, patience)

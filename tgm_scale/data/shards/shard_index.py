@@ -175,15 +175,17 @@ class ShardIndex:
         return cls(shard, head.bytes, head.mark, lines[1:], [Problem(*each) for each in head.problems], head.tag)
 
     @classmethod
-    def scan(cls, shard: str, sums: Mapping[str, Mapping[str, int]] | None = None) -> ShardIndex:
-        """Read the headers of the tar. sums: of each sample's members, by its key, where they are known. What cannot
-        be used is a problem, never an error:
+    def scan(
+        cls, shard: str, sums: Mapping[str, Mapping[str, int]] | None = None, patience: float | None = None
+    ) -> ShardIndex:
+        """Read the headers of the tar. sums: of each sample's members, by its key, where they are known; patience:
+        see `retrying`. What cannot be used is a problem, never an error:
 
         `no_video` (a failed download leaves its captions), `key_with_dot`, `shard_cut` (the tar ends too early; what
         is complete before the cut is used), `shard_unreadable` (no tar at all, or a packed one), `duplicate_member`
         (the first is used)."""
         found = _Members()
-        with storage.open_seekable(shard) as file:
+        with storage.open_seekable(shard, patience) as file:
             size, mark = identity_of(file)
             fault = found.read(file, size)
         problems = found.problems
