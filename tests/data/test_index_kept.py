@@ -37,9 +37,9 @@ def test_thousands_of_shards_open_fast(tmp_path):
     for i in range(1, 3000):
         os.link(folder / "00000.tar", folder / f"{i:05d}.tar")
     open_corpus(folder)
-    start = time.process_time()
+    start = time.thread_time()  # other threads of this process may end what tests before began
     corpus = open_corpus(folder)
-    assert time.process_time() - start < 1.0, "measured: 0.03 s"
+    assert time.thread_time() - start < 1.0, "measured: 0.03 s"
     assert len(corpus) == 6000
 
 

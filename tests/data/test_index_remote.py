@@ -25,7 +25,7 @@ from tgm_scale.runtime.outside.refusals import PermanentError, Refused
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
 
 
@@ -101,7 +101,7 @@ def test_a_remote_corpus_is_read_by_range(served, indexed):
     ref = remote.sample(1, 1)
     assert ref.members == here.members
     handler.ranges.clear()
-    handler.failures = 2  # as many as there are retries here
+    handler.failures = 2
     assert remote.read(ref, ["mp4", "json"]) == local.read(here, ["mp4", "json"])
     assert len(handler.ranges) == 1, "neighbouring members come in one request"
     assert sorted(os.listdir(folder)) == files, "nothing is written to the remote side"
