@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from disks import small_disk
 from launch import run
 from short_run import arguments, rank_file, start, wait_for_steps
 
@@ -89,12 +89,7 @@ def test_a_dead_rank_stops_the_run_within_a_minute(config: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_says_why(config: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    size = 60  # MiB: a start wants room for three checkpoints of the tiny model, 12 MB each
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(disk)], check=False).returncode:
-        pytest.skip("a small file system cannot be mounted here (needs root)")
-    try:
+    with small_disk(tmp_path / "disk", 60 << 10) as disk:  # room for three checkpoints of the tiny model, 12 MB each
         root = disk / "run" / "checkpoints"
         process = start(config, 1, f"run.dir={disk / 'run'}")
         while process.poll() is None:
@@ -110,8 +105,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_why(config: Path, tmp_p
         newest = folders.latest(root)
         assert newest is not None
         checkpoint.Reader(newest).verify()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_the_time_limit_checkpoints_and_asks_for_requeueing(config: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from tgm_scale.conversion import huggingface, timm
 from tgm_scale.conversion.key_maps import ModelKind
 from tgm_scale.conversion.read import read
 from tgm_scale.conversion.weights import OWN_ENTRY, Weights, encoder_of, outputs, with_new_head, without_extras
-from tgm_scale.runtime.files import check_folder, readable_as_its_folder, sync, too_long
+from tgm_scale.runtime.files import check_folder, naming, readable_as_its_folder, sync, too_long
 from tgm_scale.runtime.tensors import save_tensors
 
 _TORCH, _SAFETENSORS = (".pth", ".pt", ".bin", ".ckpt"), (".safetensors",)
@@ -54,8 +55,9 @@ def _read_outputs(path: Path, _: Weights) -> Tensor:
 
 def _write_videomae(weights: Weights, file: Path) -> None:
     """The state dict under `model`, as VideoMAE's scripts expect it: our names are theirs. Our metadata next to it."""
-    with file.open("wb") as stream:  # given a stream, torch writes the same bytes whatever the file's name
-        torch.save({"model": weights.state, OWN_ENTRY: weights.metadata()}, stream)
+    stream = io.BytesIO()  # torch writes a file's name into it; and of a full disk it tells nothing
+    torch.save({"model": weights.state, OWN_ENTRY: weights.metadata()}, stream)
+    file.write_bytes(stream.getbuffer())
 
 
 TARGETS = {
@@ -110,7 +112,8 @@ def convert(source: Weights, output: str | Path, target: str, classes: int | Non
         )
     work = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
-        chosen.write(weights, work)
+        with naming(path):
+            chosen.write(weights, work)
         expected = outputs(weights)
         difference = (chosen.outputs(work, weights) - expected).abs().max().item()
         largest = expected.abs().max().item()

@@ -21,6 +21,7 @@ from tgm_scale.models.patches import IMAGENET_MEAN, IMAGENET_STD
 from tgm_scale.models.vit import NORM_EPS, ModelSize
 from tgm_scale.runtime.compat import prepare_torchvision
 from tgm_scale.runtime.outside.json_text import json_object
+from tgm_scale.runtime.tensors import writing
 
 if TYPE_CHECKING:
     from transformers import VideoMAEConfig
@@ -178,7 +179,8 @@ def write(weights: Weights, folder: Path) -> None:
     with torch.device("meta"):  # no first values: all are given
         model = kind(config)
     model.load_state_dict(to_huggingface(weights), assign=True)
-    model.save_pretrained(folder)
+    with writing(folder):
+        model.save_pretrained(folder)
     from transformers import VideoMAEImageProcessor
 
     VideoMAEImageProcessor(

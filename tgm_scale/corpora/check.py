@@ -22,7 +22,7 @@ from tgm_scale.data.shards.inventory import Inventory, corpus_inventory
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.runtime import seeding
-from tgm_scale.runtime.files import check_output
+from tgm_scale.runtime.files import check_output, naming
 from tgm_scale.runtime.processes import Crashed, OrderedPool
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
@@ -69,9 +69,11 @@ def check(options: argparse.Namespace) -> int:
     report = tally.report(opened)
     _print(report, opened)
     if options.report is not None:
-        options.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        with naming(options.report):
+            options.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if options.sheet is not None:
-        _sheet(pictures).save(options.sheet)
+        with naming(options.sheet):
+            _sheet(pictures).save(options.sheet)
         print(f"pictures in {options.sheet}")
     return _exit_code(report, opened, options.max_broken)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tgm_scale.runtime.files import trouble_at
+from tgm_scale.runtime.files import FULL, describe_os_error, trouble_at
 from tgm_scale.runtime.terminal import message
 
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
@@ -111,12 +111,20 @@ def exit_code(name: str, run: Callable[[], int], when_stopped: str = "nothing is
         if said := trouble_at(failure):
             print(message(f"{name}: {said}"), file=sys.stderr)
             return USER_MISTAKE
-        text = f"{failure}; {when_stopped}" if when_stopped else f"stopped: {failure}"
+        why = _in_words(failure)
+        text = f"{why}; {when_stopped}" if when_stopped else f"stopped: {why}"
         print(message(f"{name}: {text}"), file=sys.stderr)
         return code_of(failure)
     except KeyboardInterrupt:
         print(f"\n{name}: interrupted{when_stopped and '; '}{when_stopped}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _in_words(failure: BaseException) -> str:
+    """A full disk with the room there is; else the error's own words."""
+    if isinstance(failure, OSError) and failure.errno in FULL and isinstance(failure.filename, str):
+        return f"{failure.filename}: {describe_os_error(failure, Path(failure.filename).parent)}"
+    return str(failure)
 
 
 def leave(code: int = 0) -> NoReturn:

@@ -18,7 +18,7 @@ _STREAMS = re.compile(r"/dev/(stdout|stderr|null|tty|fd/\d+)")  # also where the
 _NAME, _PATH, _SHOWN = 255, 4095, 80  # bytes of a file's name and of a path that Linux takes; letters that are shown
 _WAYS = (FileExistsError, FileNotFoundError, NotADirectoryError)  # of what may be in the way above
 _COMPARED, _NEAR = 10_000, 3  # names of a folder that are compared with one that is not there; that are looked at
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, a quota
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, a quota
 BEGINNINGS = {"HTML page": (b"<!doctype html",), "JSON file": (b"{", b"["), "picture": (b"\x89png", b"\xff\xd8")}
 
 
@@ -77,7 +77,7 @@ def check_folder(option: str, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=nearest, prefix=".probe-"):
             pass
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise
         what = "written" if nearest == folder.absolute() else "made"
         raise ValueError(f"{option} {folder}: cannot be {what} ({error.strerror}): name another") from None
@@ -123,15 +123,32 @@ def readable_as_its_folder(file: Path, folder: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError that names no file names this one: the system tells of a full disk without it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path that takes the place of `path` at the end: a reader, or the next start, sees the old file or
     the new one, never a part.
 
     durable: also where the host loses its power."""
     temporary = path.with_name(path.name + ".writing")
-    yield temporary
-    if durable:
-        sync(temporary)
+    try:
+        with naming(path):
+            yield temporary
+            if durable:
+                sync(temporary)
+    except OSError:
+        with suppress(OSError):  # half a file on a full disk
+            temporary.unlink()
+        raise
     temporary.rename(path)
 
 
@@ -176,7 +193,7 @@ def sync(path: Path) -> None:
 
 def describe_os_error(error: OSError, folder: Path, wanted: int | None = None) -> str:
     """An error in writing to a folder, in words; where it has no room, with the bytes free and wanted."""
-    if error.errno not in _FULL:
+    if error.errno not in FULL:
         return str(error)
     try:
         free = f"{shutil.disk_usage(folder).free:,}"

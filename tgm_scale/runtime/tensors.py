@@ -6,7 +6,8 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,18 @@ def tensor_in(stream: Any, name: str, place: Path) -> Tensor:
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a file. Raises OSError, with the number that the system gave where the library tells it."""
-    try:
+    with writing(file):
         save_file(tensors, file, metadata)
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """The library's error in writing becomes an OSError that names a file or folder."""
+    try:
+        yield
     except SafetensorError as error:
         number = re.search(r"os error (\d+)\)", str(error))
-        raise OSError(int(number[1]) if number else 0, str(error), str(file)) from None
+        raise OSError(int(number[1]) if number else 0, str(error), str(place)) from None
 
 
 def weights_of(file: Path, allowed: Sequence[type] = ()) -> Any:

@@ -149,7 +149,7 @@ class Tuner:
         shutil.rmtree(folder, ignore_errors=True)  # of a start that was stopped
         folder.mkdir()
         file = folder / "deepspeed.json"
-        file.write_text(json.dumps(candidate.deepspeed(trials.json_of(self.config)), indent=2) + "\n")
+        replace_file(file, json.dumps(candidate.deepspeed(trials.json_of(self.config)), indent=2) + "\n")
         return file
 
     def _try(self, candidate: Candidate, report: Any) -> dict[str, Any] | None:

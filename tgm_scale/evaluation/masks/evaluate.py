@@ -35,7 +35,7 @@ from tgm_scale.planning.learned_masks import load_learned, needs_checkpoint
 from tgm_scale.planning.run_plan import recipe_masker, shape_of
 from tgm_scale.planning.towers import IMAGE_MAPS, Map, Towers, load_towers, sees_images
 from tgm_scale.report.render import Row, film_strip, outlined, slot_frames, veiled
-from tgm_scale.runtime.files import check_folder
+from tgm_scale.runtime.files import check_folder, replace_file
 from tgm_scale.runtime.progress import ProgressBars
 from tgm_scale.runtime.terminal import escaped
 
@@ -112,7 +112,7 @@ def evaluate(options: argparse.Namespace) -> int:
             "data": [opened.as_dict()],
             "config": config.model_dump(mode="json"),
         }
-        (options.output / "figures.json").write_text(json.dumps(kept, indent=1) + "\n")
+        replace_file(options.output / "figures.json", json.dumps(kept, indent=1) + "\n")
     return 0
 
 
