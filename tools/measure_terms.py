@@ -18,7 +18,7 @@ from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import CAPTIONS, MASKS, TARGETS, Pairs, gradients
+from tgm_scale.objectives.term import CAPTIONS, MASKS, TARGETS, EmbeddingPairs, gradients
 from tgm_scale.objectives.terms import TERMS
 from tgm_scale.planning.corpora import make_synthetic, open_corpora
 from tgm_scale.planning.parts import clip_loader, joint_module, objective
@@ -56,14 +56,14 @@ def step_of(data: Path, recipe: str, term: str) -> Callable[[], None]:
         part = guidance(batch)
         visible, target = (None, None) if part.mask is None else (part.mask.visible, part.mask.target)
         target = target if TARGETS in plan.terms else None
-        passed = module(part.batch.video, visible, target, part.features_BNF, drawing=part.drawing)
+        passed = module(part.batch.video, visible, target, part.features_BNF, sampling=part.sampling)
         loss = sum((error_B.mean() for error_B in passed.errors_TB), torch.zeros(()))
         numbers = iter(passed.learned)
         for one in built.coupled.values():
             assert part.text_BE is not None
-            learned = next(numbers) if one.first else torch.zeros(0)
+            learned = next(numbers) if one.initial_values else torch.zeros(0)
             negatives = Negatives(part.batch.weight, part.caption_ids_B, part.batch.clip_ids, len(batch))
-            found = gradients(one, Pairs(passed.embedding_BE, part.text_BE, negatives), learned)
+            found = gradients(one, EmbeddingPairs(passed.embedding_BE, part.text_BE, negatives), learned)
             loss = loss + (passed.embedding_BE * found.video_GE).sum() + (learned * found.learned_L).sum()
             one.observe(part.text_BE, part.batch.weight, len(batch))
         loss.backward()

@@ -17,14 +17,14 @@ from tgm_scale.conversion.read import Initial, read, read_initial, size_in_keys
 from tgm_scale.conversion.weights import Weights
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelSize
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 
 
 def of_a_run(initial: Initial, size: ModelSize = SMALL) -> set[str]:
     """Load into a run's module; returns the names that start fresh."""
-    objective = Objective.of({"pixels": 1.0, "contrast": 1.0}, Setup(size))
+    objective = Objective.of({"pixels": 1.0, "contrast": 1.0}, TermSettings(size))
     module = JointModule(MaskedVideoAutoencoder(size, FRAMES, SIDE, embedding_width=8), objective)
     fresh, unknown = module.load_state_dict(initial.weights, strict=False)
     assert not unknown

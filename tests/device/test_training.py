@@ -24,13 +24,13 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
 from tgm_scale.objectives.contrastive import caption_ids
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import CoupledTerm, Pairs, Setup, gradients
+from tgm_scale.objectives.term import CoupledTerm, EmbeddingPairs, TermSettings, gradients
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import ProcessInfo
 from tgm_scale.training.clip_guidance import ClipGuidance
-from tgm_scale.training.step import JointStep, Prepared
+from tgm_scale.training.step import JointStep, PreparedBatch
 from tgm_scale.training.task import Steps
 
 # where a step reads the device, once, after the update's kernels are queued
@@ -153,7 +153,7 @@ def joint(
 
 def terms(size: ModelSize = SIZE, normalise_by: Any = "patch", **weights: float) -> Objective:
     return Objective.of(
-        weights or {"pixels": 1.0, "contrast": 1.0}, Setup(size, text=WIDTH, normalise_by=normalise_by)
+        weights or {"pixels": 1.0, "contrast": 1.0}, TermSettings(size, text=WIDTH, normalise_by=normalise_by)
     )
 
 
@@ -165,13 +165,13 @@ def test_a_coupled_term_and_its_gradients_wait_for_nothing(name: str) -> None:
     with Watch() as watch:
         negatives = Negatives(empty((clips,)), whole(clips), whole(clips), 4)
         for _ in range(2):
-            pairs = Pairs(empty((clips, WIDTH)), empty((clips, WIDTH)), negatives)
-            found = gradients(term, pairs, empty((len(term.first),)))
+            pairs = EmbeddingPairs(empty((clips, WIDTH)), empty((clips, WIDTH)), negatives)
+            found = gradients(term, pairs, empty((len(term.initial_values),)))
             term.observe(pairs.text_GE, negatives.weight_G, clips - 1)
         caption_ids(["a", "b"]).to(META, non_blocking=True)
     assert not watch.waits
     assert found.coupled.loss.shape == () and found.video_GE.shape == (clips, WIDTH)
-    assert found.learned_L.shape == (len(term.first),)
+    assert found.learned_L.shape == (len(term.initial_values),)
 
 
 class StandIn:
@@ -221,13 +221,13 @@ def test_a_joint_step_waits_only_where_it_is_declared(
     watch = Watch()
     engine = StandIn(module, watch)
     with META:
-        objective = Objective.of({"pixels": 1.0} | more, Setup(SIZE), contrastive_batch)
+        objective = Objective.of({"pixels": 1.0} | more, TermSettings(SIZE), contrastive_batch)
     step = JointStep(engine, ProcessInfo(0, 1, 0, META), BatchLayout(2 * CLIPS, CLIPS), objective)
     with watch:
         micro = []
         for _ in range(2):
             mask = None if {"policy", "adversary"} & more.keys() else masks()
-            micro.append(Prepared(batch(), mask, empty((CLIPS, WIDTH)), whole(CLIPS), whole(CLIPS)))
+            micro.append(PreparedBatch(batch(), mask, empty((CLIPS, WIDTH)), whole(CLIPS), whole(CLIPS)))
             if "adversary" in more:
                 grid = module.model.grid
                 micro[-1].heads_BASRC = empty((CLIPS, HEADS, grid.slots, grid.rows, grid.columns))

@@ -23,7 +23,7 @@ from tgm_scale.objectives.contrastive import (
     info_nce,
 )
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import Pairs, Setup, gradients
+from tgm_scale.objectives.term import EmbeddingPairs, TermSettings, gradients
 
 WIDTH = 6
 
@@ -36,8 +36,8 @@ def contrastive_gradients(
     video: Tensor, text: Tensor, log_scale: Tensor, negatives: Negatives
 ) -> tuple[Contrast, Tensor, Tensor]:
     """The term's loss with its figures, and the gradients by embeddings and log scale."""
-    found = gradients(InfoNCE(Setup(SIZES["tiny"])), Pairs(video, text, negatives), log_scale)
-    accuracy, scale = found.coupled.figures["contrastive_accuracy"], info_nce(video, text, log_scale, negatives).scale
+    found = gradients(InfoNCE(TermSettings(SIZES["tiny"])), EmbeddingPairs(video, text, negatives), log_scale)
+    accuracy, scale = found.coupled.metrics["contrastive_accuracy"], info_nce(video, text, log_scale, negatives).scale
     return Contrast(found.coupled.loss, accuracy, scale), found.video_GE, found.learned_L
 
 

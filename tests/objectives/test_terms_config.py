@@ -12,7 +12,7 @@ from tgm_scale import config as configuration
 from tgm_scale.config import Config, digest_tree
 from tgm_scale.models.vit import SIZES
 from tgm_scale.objectives.nearest import Nearest
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.planning.checks import check_objective
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.runs import run_folder
@@ -91,7 +91,7 @@ def test_a_run_computes_what_its_terms_need() -> None:
 
 
 def test_the_queue_has_the_newest_captions_of_unbroken_clips() -> None:
-    term, width = Nearest(Setup(SIZES["tiny"], text=3, queue=4)), 3
+    term, width = Nearest(TermSettings(SIZES["tiny"], text=3, queue=4)), 3
     texts = torch.nn.functional.normalize(torch.randn(12, width, generator=torch.Generator().manual_seed(0)), dim=1)
     weight = torch.ones(6)
     weight[[1, 4]] = 0
@@ -100,10 +100,10 @@ def test_the_queue_has_the_newest_captions_of_unbroken_clips() -> None:
     term.observe(texts[6:8], torch.ones(2), 2)
     assert torch.allclose(term.state()["queue"], texts[[6, 7, 3, 5]])
     term.observe(texts[8:], torch.zeros(4), 0)
-    other = Nearest(Setup(SIZES["tiny"], text=3, queue=4))
+    other = Nearest(TermSettings(SIZES["tiny"], text=3, queue=4))
     other.restore(term.state())
     for one in (term, other):
         one.observe(texts[:6], torch.ones(6), 6)  # more than it holds
         assert torch.allclose(one.state()["queue"], texts[[2, 3, 4, 5]]) and one.state()["seen"] == 12
     with pytest.raises(ValueError, match=r"wanted a queue of \[8, 3\]"):
-        Nearest(Setup(SIZES["tiny"], text=3, queue=8)).restore(term.state())
+        Nearest(TermSettings(SIZES["tiny"], text=3, queue=8)).restore(term.state())

@@ -12,7 +12,7 @@ from tgm_scale.contracts import BatchLayout
 from tgm_scale.engine import build as engine
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -27,7 +27,7 @@ def share(accumulation: int, contrastive_batch: int, process: ProcessInfo) -> fl
     model = MaskedVideoAutoencoder(MODELS["less"], frames=FRAMES, image_size=SIZE, embedding_width=WIDTH, seed=0)
     micro = GLOBAL // accumulation
     plan = EnginePlan(3, None, BatchLayout(GLOBAL, micro), "fp32", 1.0, 0.05, (0.9, 0.95))
-    objective = Objective.of({"pixels": 1.0, "contrast": 1.0}, Setup(model.size), contrastive_batch)
+    objective = Objective.of({"pixels": 1.0, "contrast": 1.0}, TermSettings(model.size), contrastive_batch)
     ds_engine = engine.build_engine(JointModule(model, objective), plan, process.device)
     step = JointStep(ds_engine, process, plan.layout, objective)
     parts = [prepared([a * micro + i for i in range(micro)], model.grid.tokens) for a in range(accumulation)]

@@ -15,7 +15,7 @@ from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
@@ -30,9 +30,8 @@ def build(stage: int, precision: str, process: ProcessInfo) -> Any:
     plan = EnginePlan(
         stage, None, BatchLayout(4, 2, process.rank, process.world_size), precision, 1.0, 0.05, (0.9, 0.95)
     )
-    return engine.build_engine(
-        JointModule(model, Objective.of({"pixels": 1.0, "contrast": 1.0}, Setup(model.size))), plan, process.device
-    )
+    objective = Objective.of({"pixels": 1.0, "contrast": 1.0}, TermSettings(model.size))
+    return engine.build_engine(JointModule(model, objective), plan, process.device)
 
 
 def made(name: str, part: str, shape: torch.Size) -> Tensor:

@@ -27,13 +27,13 @@ from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.compiling import compile_blocks
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, ModelOptions, ModelSize
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.data_digest import clip_hashes
-from tgm_scale.training.step import JointStep, Prepared
+from tgm_scale.training.step import JointStep, PreparedBatch
 
 FRAMES, SIZE, WIDTH, GLOBAL = 4, 32, 16, 8
 CLIPS, CAPTIONS = 40, 13  # few captions: equal ones meet in a batch
@@ -42,7 +42,7 @@ MODELS = {"tiny": SIZES["tiny"], "less": ModelSize(36, 2, 2, 77, 20, 1, 2, 33, p
 MODELS["cross"] = replace(MODELS["less"], decoder_depth=2, decoder_attention="cross")
 
 
-def prepared(ids: list[int], tokens: int) -> Prepared:
+def prepared(ids: list[int], tokens: int) -> PreparedBatch:
     """Made clips, masks and embeddings by number; every seventh clip is broken."""
     videos, visible, target = [], [], []
     for i in ids:
@@ -57,7 +57,7 @@ def prepared(ids: list[int], tokens: int) -> Prepared:
     keys = [str(i) for i in ids]
     batch = Batch(torch.stack(videos), keys, keys, number, weight, number, torch.zeros(len(ids), 5), weight)
     mask = Mask(torch.stack(visible), torch.stack(target))
-    return Prepared(batch, mask, torch.stack(text), number % CAPTIONS, torch.tensor(clip_hashes(batch)))
+    return PreparedBatch(batch, mask, torch.stack(text), number % CAPTIONS, torch.tensor(clip_hashes(batch)))
 
 
 def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> dict:
@@ -77,7 +77,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
     plan = EnginePlan(case["stage"], case.get("json"), layout, case["precision"], 1.0, 0.05, (0.9, 0.95))
     engine.wants_fused = lambda device: bool(case.get("fused"))  # as on a GPU
     weights = {"pixels": 1.0, "contrast": 1.0}
-    objective = Objective.of(weights, Setup(model.size), case.get("contrastive_batch"))
+    objective = Objective.of(weights, TermSettings(model.size), case.get("contrastive_batch"))
     ds_engine = engine.build_engine(JointModule(model, objective), plan, process.device)
     step = JointStep(ds_engine, process, layout, objective)
     progress = checkpoint.Progress()
@@ -114,7 +114,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
         progress.step = t + 1
         progress.updates += result.refusal is None
         refusals.append(result.refusal)
-        terms = [result.figures[name] for name in ("loss_reconstruction", "loss_contrastive")]
+        terms = [result.metrics[name] for name in ("loss_reconstruction", "loss_contrastive")]
         curve.append([result.loss, *terms, result.grad_norm])
         if result.refusal is not None:
             untouched = digests(ds_engine) == before

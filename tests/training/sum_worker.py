@@ -15,7 +15,7 @@ from tgm_scale.engine import build as engine
 from tgm_scale.engine import state as engine_state
 from tgm_scale.engine.plan import EnginePlan
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 from tgm_scale.runtime.distributed import ProcessInfo
@@ -32,9 +32,8 @@ def difference(stage: int, process: ProcessInfo) -> float:
     plan = EnginePlan(
         stage, None, BatchLayout(MICRO_STEPS * ranks, 1, process.rank, ranks), "bf16", 1.0, 0.05, (0.9, 0.95)
     )
-    ds_engine = engine.build_engine(
-        JointModule(model, Objective.of({"pixels": 1.0, "contrast": 1.0}, Setup(model.size))), plan, process.device
-    )
+    objective = Objective.of({"pixels": 1.0, "contrast": 1.0}, TermSettings(model.size))
+    ds_engine = engine.build_engine(JointModule(model, objective), plan, process.device)
     sums: dict[str, Tensor] = {}
 
     def add(name: str, gradient: Tensor) -> None:

@@ -30,13 +30,13 @@ from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.patches import channel_last, gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import CAPTIONS, MASKS, Pairs, Setup
+from tgm_scale.objectives.term import CAPTIONS, MASKS, EmbeddingPairs, TermSettings
 from tgm_scale.objectives.terms import TERMS, Objective
-from tgm_scale.planning.module import Drawing, JointModule
+from tgm_scale.planning.module import JointModule, MaskSampling
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training import term_state
-from tgm_scale.training.step import JointStep, Prepared
+from tgm_scale.training.step import JointStep, PreparedBatch
 
 FEATURES, QUEUE, STEPS, SAVED, WEIGHT = 10, 11, 3, 1, 0.5
 HEADS, GRID = 4, (2, 4, 4)
@@ -49,7 +49,7 @@ class Whole:
     """A global batch on one process, and what the terms kept before it."""
 
     module: Any
-    part: Prepared
+    part: PreparedBatch
     output: Any
     group: int
     captions_seen: list[Tensor] = field(default_factory=list)
@@ -185,11 +185,11 @@ def by_itself(name: str, whole: Whole, objective: Objective) -> Tensor:
         return found
     term = whole.module.terms[name]
     negatives = Negatives(part.batch.weight, part.caption_ids_B, part.batch.clip_ids, whole.group)
-    pairs = Pairs(whole.output.embedding_BE, part.text_BE, negatives)
-    return term.loss(pairs, term() if term.first else torch.zeros(0)).loss
+    pairs = EmbeddingPairs(whole.output.embedding_BE, part.text_BE, negatives)
+    return term.loss(pairs, term() if term.initial_values else torch.zeros(0)).loss
 
 
-def clips(ids: list[int], tokens: int, garbage: bool) -> Prepared:
+def clips(ids: list[int], tokens: int, garbage: bool) -> PreparedBatch:
     """garbage: clips of weight 0 show, say and look like something else."""
     part = prepared(ids, tokens)
     made = [torch.randn(tokens, FEATURES, generator=seeding.generator("features", i)) for i in ids]
@@ -204,13 +204,13 @@ def clips(ids: list[int], tokens: int, garbage: bool) -> Prepared:
     return part
 
 
-def drawing_of(part: Prepared, module: JointModule) -> Drawing:
+def sampling_of(part: PreparedBatch, module: JointModule) -> MaskSampling:
     """With the tower's attention for a mask that is made of it, as a run's guidance gives it."""
-    return part.drawing if "generator" in module.masks else Drawing(part.batch.seeds)
+    return part.sampling if "generator" in module.masks else MaskSampling(part.batch.seeds)
 
 
 def objective_of(case: dict) -> Objective:
-    setup = Setup(MODEL, FEATURES, WIDTH, queue=QUEUE)
+    setup = TermSettings(MODEL, FEATURES, WIDTH, queue=QUEUE)
     return Objective.of(dict.fromkeys(case["terms"], WEIGHT), setup, case.get("contrastive_batch"))
 
 
@@ -260,7 +260,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
         valid = collectives.sum([sum(float(part.batch.weight.sum()) for part in parts)])[0]
         engine.set_learning_rate(ds_engine, 1e-3)
         for part in parts if module.masker else []:
-            part.mask, (_, part.heads_BASRC) = None, drawing_of(part, module)
+            part.mask, (_, part.heads_BASRC) = None, sampling_of(part, module)
         weights = live_weights(ds_engine) if case.get("plain") else {}
         sums.clear()
         result = step(parts, valid)
@@ -268,7 +268,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
             plain.load_state_dict(weights)
             part = clips(ids, tokens, garbage=False)
             if plain.masker:
-                part.mask = plain.draw(part.batch.video, drawing_of(part, plain))
+                part.mask = plain.draw(part.batch.video, sampling_of(part, plain))
             assert part.mask is not None
             output = plain.model(part.batch.video, part.mask.visible, part.mask.target)
             whole = Whole(plain, part, output, case.get("contrastive_batch") or GLOBAL, seen)
@@ -280,7 +280,7 @@ def run_case(case: dict, process: ProcessInfo, collectives: HostCollectives) -> 
             seen += [part.text_BE[i] for i in whole.valid]
         progress.step = progress.updates = t + 1
         found["curve"].append([result.loss, result.grad_norm])
-        found["figures"].append(result.figures)
+        found["figures"].append(result.metrics)
     states = {f"{name}.{k}": v for name, term in objective.coupled.items() for k, v in term.state().items()}
     found["kept"] = {name: value.double().sum().item() for name, value in states.items()}
     return found

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tgm_scale import config as configuration
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.activations import kept_bytes
 from tgm_scale.planning.footprint import parameters, parameters_of
-from tgm_scale.planning.module import Drawing, JointModule
+from tgm_scale.planning.module import JointModule, MaskSampling
 from tgm_scale.planning.objective import weights_of
 from tgm_scale.planning.parts import autoencoder, pixel_statistics
 from tgm_scale.planning.run_plan import plan_pretraining, run_masker
@@ -64,7 +64,7 @@ def test_what_is_kept_is_what_autograd_keeps(
     model = autoencoder(plan.shape, config.model, 0, None, pixel_statistics(config.data))
     masker, seeds = run_masker(config), torch.zeros(1, dtype=torch.int64)
     weights = weights_of(config.objective, masker)
-    module = JointModule(model, Objective.of(weights, Setup(model.size)), 0, masker, plan.heads).to(
+    module = JointModule(model, Objective.of(weights, TermSettings(model.size)), 0, masker, plan.heads).to(
         torch.bfloat16 if precision == "bf16" else torch.float32
     )
     video = torch.zeros(1, 3, frames, pixels, pixels, dtype=torch.uint8)
@@ -72,8 +72,8 @@ def test_what_is_kept_is_what_autograd_keeps(
     heads = torch.ones(1, plan.heads, grid.slots, grid.rows, grid.columns) if plan.heads else None
     assert (plan.heads == 4) == (way == "automae"), "the packaged tower's"
     assert parameters_of(plan) - parameters(plan.shape) == sum(p.numel() for p in module.masks.parameters())
-    drawing = Drawing(seeds, heads)
-    mask = module.draw(video, drawing) if masker.learned else masker(seeds)
-    inputs = (video, mask.visible, mask.target, None, False, drawing)
+    sampling = MaskSampling(seeds, heads)
+    mask = module.draw(video, sampling) if masker.learned else masker(seeds)
+    inputs = (video, mask.visible, mask.target, None, False, sampling)
     found, counted = kept_by_autograd(module, *inputs), kept_bytes(plan, checkpointing)
     assert counted == pytest.approx(found, rel=within)

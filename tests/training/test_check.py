@@ -12,7 +12,7 @@ from made_checkpoint import edited, made
 from tgm_scale.checkpoints import beside, checkpoint, manifest
 from tgm_scale.checkpoints.ema import Average
 from tgm_scale.models.vit import SIZES
-from tgm_scale.objectives.term import CoupledTerm, Setup
+from tgm_scale.objectives.term import CoupledTerm, TermSettings
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.runs.check_run import check
 from tgm_scale.runtime.tensors import save_tensors
@@ -72,7 +72,7 @@ def test_what_is_damaged_beside_a_checkpoint_is_refused_with_what_to_do(tmp_path
 @pytest.mark.parametrize("wrong", [{"queue": torch.full((4, 8), math.nan)}, {"seen": torch.tensor([-1])},
                                    {"queue": torch.zeros(4, 8).double()}, {"queue": torch.zeros(4, 9)}])  # fmt: skip
 def test_a_queue_that_cannot_be_is_refused(wrong: dict[str, torch.Tensor]) -> None:
-    term = TERMS["nearest"](Setup(SIZES["tiny"], text=8, queue=4))
+    term = TERMS["nearest"](TermSettings(SIZES["tiny"], text=8, queue=4))
     assert isinstance(term, CoupledTerm)
     term.restore(term.state())
     with pytest.raises(ValueError, match=r"wanted a queue of \[4, 8\] and the count of captions seen"):
@@ -86,7 +86,7 @@ def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_terms_that_keep_something_are_listed() -> None:
-    built = Objective.of(dict.fromkeys(TERMS, 1.0), Setup(SIZES["tiny"], features=8, text=8, queue=4))
+    built = Objective.of(dict.fromkeys(TERMS, 1.0), TermSettings(SIZES["tiny"], features=8, text=8, queue=4))
     assert {name for name, term in built.coupled.items() if term.state()} == beside.KEEPING
 
 

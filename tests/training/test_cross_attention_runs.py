@@ -10,7 +10,7 @@ import torch
 from test_step import SAVED, STEPS, apart, run_cases
 
 from tgm_scale.config.files import from_tree
-from tgm_scale.planning.cost import Asked, cost_of
+from tgm_scale.planning.cost import CostQuery, cost_of
 from tgm_scale.planning.parts import checkpoint_metadata
 from tgm_scale.planning.run_plan import plan_pretraining, shape_of
 from tgm_scale.runs import run_folder
@@ -92,5 +92,5 @@ def test_the_plan_counts_the_decoder_by_hand(tmp_path: Path) -> None:
         decoder = 160 * 768 * 384 + targets * 384 * 1536 + 4 * block
         found = plan_pretraining(config, process)
         assert found.macs_per_clip == encoder + decoder
-        assert cost_of(Asked.pretraining(config), 1).forward == encoder + decoder
+        assert cost_of(CostQuery.pretraining(config), 1).forward == encoder + decoder
         assert checkpoint_metadata(config, shape_of(config))["model"] == asdict(found.shape.size) | {"name": "B"}

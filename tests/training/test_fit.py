@@ -15,7 +15,7 @@ from tgm_scale import cli
 from tgm_scale import config as configuration
 from tgm_scale.contracts import BatchLayout
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
-from tgm_scale.planning.cost import Asked, cost_of, device_bytes, first_of
+from tgm_scale.planning.cost import CostQuery, cost_of, device_bytes, first_of
 from tgm_scale.planning.footprint import ROOM, footprint
 from tgm_scale.planning.run_plan import plan_pretraining
 
@@ -73,7 +73,7 @@ def test_the_time_is_that_of_the_clips_that_were_asked_for(tmp_path: Path) -> No
     assert [one["size"] for one in found["sizes"]] == ["B"]
     config = configuration.load(VITB, ["model.size=B", *found["largest"]["overrides"]])
     assert config.train.steps == 9766 and config.masking.visible_ratio is None and config.model.decode_ratio == 1
-    cost = cost_of(Asked.pretraining(config), 1)
+    cost = cost_of(CostQuery.pretraining(config), 1)
     hours = 9766 * (cost.flop + cost.tower_flop) / (0.35 * 165.2e12) / 3600
     assert found["largest"]["hours"] == pytest.approx(hours)
     assert found["largest"]["figures"]["the_run"]["kwh"] == pytest.approx(hours * 0.45)
@@ -196,7 +196,7 @@ def test_checkpointing_that_is_not_needed_is_said(card: str, fits: bool, tmp_pat
 
 def test_memory_on_a_gpu_counts_towers_buckets_and_clips() -> None:
     config = configuration.load(VITB, ["train.global_batch_size=256", "train.micro_batch_size=32"])
-    cost = cost_of(Asked.pretraining(config), 1)
+    cost = cost_of(CostQuery.pretraining(config), 1)
     need = footprint(cost.run, False)
     assert need.buckets == 4 * 5e8  # DeepSpeed's default, in fp32 at stage 1
     assert need.clips == 3 * 16 * 224**2 * (256 + 4 * 32)  # a step's, and four micro batches that are copied ahead

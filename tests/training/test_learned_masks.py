@@ -22,11 +22,11 @@ from tgm_scale.evaluation.masks.relevance import slot_aucs
 from tgm_scale.masking.recipes import build_masker
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelSize
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.learned_masks import load_learned
-from tgm_scale.planning.module import Drawing, JointModule
+from tgm_scale.planning.module import JointModule, MaskSampling
 from tgm_scale.planning.objective import weights_of
 from tgm_scale.planning.run_plan import plan_pretraining, run_masker
 from tgm_scale.preview.looks import Looker
@@ -105,7 +105,7 @@ def test_the_sampler_learns_to_see_what_is_hard_to_reconstruct() -> None:
     spec = SyntheticSpec(frames=4, seed=1)
     size = ModelSize(48, 2, 2, 96, 32, 1, 2, 64, patch=8)
     model = MaskedVideoAutoencoder(size, frames=4, image_size=64, seed=0)
-    objective = Objective.of({"pixels": 1.0, "policy": 1e-4}, Setup(size, normalise_by="clip"))
+    objective = Objective.of({"pixels": 1.0, "policy": 1e-4}, TermSettings(size, normalise_by="clip"))
     module = JointModule(model, objective, masker=build_masker("adamae", model.grid, 0.9))
     clips = [render_clip(index, spec) for index in range(48)]
     video = torch.stack([torch.from_numpy(clip.frames) for clip in clips]).permute(0, 4, 1, 2, 3)
@@ -124,7 +124,7 @@ def test_the_sampler_learns_to_see_what_is_hard_to_reconstruct() -> None:
     adam, losses, seen = torch.optim.AdamW(module.parameters(), lr=1e-3, betas=(0.9, 0.95)), [], []
     for step in range(40):
         index = torch.arange(step * 12, step * 12 + 12) % 48
-        passed = module(video[index], None, None, drawing=Drawing(index + 100 * step))
+        passed = module(video[index], None, None, sampling=MaskSampling(index + 100 * step))
         loss_T = passed.errors_TB.mean(1)
         (loss_T[0] + 1e-4 * loss_T[1]).backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
@@ -143,14 +143,14 @@ def test_the_mask_s_loss_reaches_the_mask_s_parameters_alone(recipe: str) -> Non
     size = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
     model = MaskedVideoAutoencoder(size, frames=4, image_size=32)
     masker, (source, term), heads = build_masker(recipe, model.grid, 0.5), TAUGHT[recipe], 4 * (recipe == "automae")
-    module = JointModule(model, Objective.of({"pixels": 1.0, term: 1.0}, Setup(size)), 0, masker, heads)
+    module = JointModule(model, Objective.of({"pixels": 1.0, term: 1.0}, TermSettings(size)), 0, masker, heads)
     with torch.no_grad():
         module.masks[source].head.weight.fill_(0.1)
     random = torch.Generator().manual_seed(0)
     video = torch.randint(0, 256, (3, 3, 4, 32, 32), generator=random, dtype=torch.uint8)
-    drawing = Drawing(torch.arange(3), torch.rand(3, 4, 2, 4, 4, generator=random) if heads else None)
+    sampling = MaskSampling(torch.arange(3), torch.rand(3, 4, 2, 4, 4, generator=random) if heads else None)
     for which in (0, 1):
-        passed = module(video, None, None, drawing=drawing)
+        passed = module(video, None, None, sampling=sampling)
         passed.errors_TB[which].sum().backward()
         reached = {name for name, p in module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         of_mask = {name for name in reached if name.startswith("masks.")}
@@ -165,7 +165,7 @@ def test_the_generator_comes_to_hide_what_is_hard_by_the_heads_that_find_it() ->
     somewhat more often than the rest; then the tokens that are hidden are its own."""
     size = ModelSize(24, 1, 2, 48, 16, 1, 2, 32, patch=8)
     model = MaskedVideoAutoencoder(size, frames=2, image_size=64)
-    objective = Objective.of({"pixels": 1.0, "adversary": 1.0}, Setup(size, normalise_by="clip"))
+    objective = Objective.of({"pixels": 1.0, "adversary": 1.0}, TermSettings(size, normalise_by="clip"))
     module = JointModule(model, objective, 0, build_masker("automae", model.grid, 0.25), heads=4)
     random = torch.Generator().manual_seed(0)
 
@@ -187,7 +187,7 @@ def test_the_generator_comes_to_hide_what_is_hard_by_the_heads_that_find_it() ->
         shares = []
         for number in range(12):
             video, square_B1RC, heads = batch()
-            mask = module.draw(video, Drawing(torch.arange(8) + 1000 * number, heads))
+            mask = module.draw(video, MaskSampling(torch.arange(8) + 1000 * number, heads))
             shares.append(square_B1RC.flatten(1).gather(1, mask.target).mean())
         return float(torch.stack(shares).mean())
 
@@ -198,7 +198,7 @@ def test_the_generator_comes_to_hide_what_is_hard_by_the_heads_that_find_it() ->
     adam = torch.optim.AdamW(groups)
     for step in range(60):
         video, _, heads = batch()
-        passed = module(video, None, None, drawing=Drawing(torch.arange(8) + 100 * step, heads))
+        passed = module(video, None, None, sampling=MaskSampling(torch.arange(8) + 100 * step, heads))
         passed.errors_TB.mean(1).sum().backward()
         adam.step()
         adam.zero_grad()

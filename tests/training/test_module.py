@@ -7,7 +7,7 @@ import torch
 from tgm_scale.models.patches import channel_last, gather_tokens, patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.module import JointModule
 
@@ -20,7 +20,7 @@ def test_targets_of_the_clip_keep_each_patch_s_brightness() -> None:
     video = torch.randint(256, (2, 3, 4, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     visible, target = torch.tensor([[0, 3, 5]] * 2), torch.tensor([[1, 2, 4, 6, 7]] * 2)
     of_clip, of_patch = (
-        JointModule(model, Objective.of({"pixels": 1.0}, Setup(SIZE, normalise_by=by)))(video, visible, target)
+        JointModule(model, Objective.of({"pixels": 1.0}, TermSettings(SIZE, normalise_by=by)))(video, visible, target)
         for by in ("clip", "patch")
     )
     [error_B], [of_patch_B] = of_clip.errors_TB, of_patch.errors_TB

@@ -14,7 +14,7 @@ from launch import ROOT, run
 from tgm_scale import cli
 from tgm_scale import config as configuration
 from tgm_scale.evaluation.settings import load_pretraining
-from tgm_scale.planning.cost import Asked, cost_of
+from tgm_scale.planning.cost import CostQuery, cost_of
 from tgm_scale.planning.run_plan import plan_pretraining
 from tgm_scale.runtime.distributed import ProcessInfo
 
@@ -188,7 +188,7 @@ def test_measured_rates_take_the_place_of_a_cards(tmp_path: Path, capsys: pytest
     config = ["--config", "configs/pretrain_vitb.yaml", "--gpus-per-node", "8", "train.micro_batch_size=64"]
     assert main([*config, "--rates", str(rates), "--json", str(file)]) == 0
     tree = json.loads(file.read_text())
-    cost = cost_of(Asked.pretraining(configuration.load(config[1], config[4:])), 8)
+    cost = cost_of(CostQuery.pretraining(configuration.load(config[1], config[4:])), 8)
     encoder = cost.run.shape.macs(cost.run.visible, 0)
     seconds = 2 * 128 * (3 * encoder / 4e12 + 3 * (cost.forward - encoder) / 1e12 + cost.first_pass / 4e12)
     assert tree["a_step"]["seconds"] == pytest.approx(seconds) and "a box" in tree["a_step"]["assumes"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tgm_scale import config as configuration
 from tgm_scale.engine import build as engine
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.cost import sent_bytes
 from tgm_scale.planning.module import JointModule
@@ -58,7 +58,7 @@ def sent(counter: Counter, process: ProcessInfo, *overrides: str) -> dict[str, f
     config = configuration.load("configs/debug.yaml", [*alone, *batch, *overrides])
     plan = plan_pretraining(config, process)
     model = autoencoder(plan.shape, config.model, 0, None, pixel_statistics(config.data))
-    module = JointModule(model, Objective.of({"pixels": 1.0}, Setup(model.size)))
+    module = JointModule(model, Objective.of({"pixels": 1.0}, TermSettings(model.size)))
     count = sum(parameter.numel() for parameter in module.parameters())
     ds_engine = engine.build_engine(module, plan.engine, process.device)
     mask = run_masker(config)(torch.zeros(1, dtype=torch.int64))

@@ -21,7 +21,7 @@ from tgm_scale.checkpoints.folders import folder_of
 from tgm_scale.checkpoints.saver import Saver
 from tgm_scale.config import Config
 from tgm_scale.engine import build as engine
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning import parts
 from tgm_scale.planning.module import JointModule
@@ -92,7 +92,7 @@ def _timed(into: list[float], turn: int) -> Iterator[None]:
 
 def engine_of(config: Config, process: ProcessInfo) -> Any:
     model = parts.autoencoder(shape_of(config), config.model, 0, None, parts.pixel_statistics(config.data))
-    module = JointModule(model, Objective.of({"pixels": 1.0}, Setup(model.size)))
+    module = JointModule(model, Objective.of({"pixels": 1.0}, TermSettings(model.size)))
     return engine.build_engine(module, plan_pretraining(config, process).engine, process.device)
 
 

@@ -30,7 +30,7 @@ from tgm_scale.runs.resume import Resume
 from tgm_scale.runtime.command import leave
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo, find_process
 from tgm_scale.runtime.memory import peak_resident_bytes
-from tgm_scale.training.step import JointStep, Prepared
+from tgm_scale.training.step import JointStep, PreparedBatch
 
 _MOST, _LEAST, _SECONDS = 9, 3, 6.0  # timed steps, fewer where these seconds are over; one before them warms up
 _TURNS = 3  # checkpoints
@@ -93,7 +93,7 @@ def _peak(process: ProcessInfo) -> int:
     return peak_resident_bytes()
 
 
-def _prepared(config: Config, plan: RunPlan, process: ProcessInfo) -> Prepared:
+def _prepared(config: Config, plan: RunPlan, process: ProcessInfo) -> PreparedBatch:
     clips, shape = config.train.micro_batch_size, plan.shape
     none = torch.zeros(clips, dtype=torch.int64)
     ids = process.rank * clips + torch.arange(clips)
@@ -108,7 +108,7 @@ def _prepared(config: Config, plan: RunPlan, process: ProcessInfo) -> Prepared:
         starts=torch.zeros(clips),
     ).to(process.device)
     assert plan.masker is not None
-    return Prepared(batch, plan.masker(batch.seeds), None, none.to(process.device), none.to(process.device))
+    return PreparedBatch(batch, plan.masker(batch.seeds), None, none.to(process.device), none.to(process.device))
 
 
 def _checkpoint(config: Config, process: ProcessInfo, folder: Path) -> dict[str, Any]:

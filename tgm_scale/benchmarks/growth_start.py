@@ -20,7 +20,7 @@ from tgm_scale.runtime.command import leave
 from tgm_scale.runtime.distributed import find_process
 from tgm_scale.training.opening import run
 from tgm_scale.training.pretraining import Pretraining
-from tgm_scale.training.step import Prepared
+from tgm_scale.training.step import PreparedBatch
 from tgm_scale.training.task import StepResult
 from tgm_scale.training.trainer import Start
 
@@ -72,7 +72,7 @@ class _Watched(Pretraining):
         self.looks("engine")
         super().begin(engine)
 
-    def step(self, micro: list[Prepared], valid: float, limit: float) -> StepResult:
+    def step(self, micro: list[PreparedBatch], valid: float, limit: float) -> StepResult:
         if not self.made:
             self.looks("first batch")
         result = super().step(micro, valid, limit)

@@ -30,7 +30,7 @@ from tgm_scale.guidance.towers import load_image_tower, tower_folder
 from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.models.generator import Generator
 from tgm_scale.models.sampler import Sampler
-from tgm_scale.objectives.term import Setup
+from tgm_scale.objectives.term import TermSettings
 from tgm_scale.objectives.terms import Objective
 from tgm_scale.planning.learned_masks import LearnedMap
 from tgm_scale.planning.module import JointModule
@@ -93,7 +93,7 @@ def _step(config: Config, video: Tensor, device: torch.device) -> Callable[[], A
     """Forward, reconstruction loss, backward and AdamW of the configuration's model, without an engine."""
     shape, masker = shape_of(config), run_masker(config)
     model = autoencoder(shape, config.model, config.run.seed, None, pixel_statistics(config.data))
-    module = JointModule(model, Objective.of({"pixels": 1.0}, Setup(model.size))).to(device)
+    module = JointModule(model, Objective.of({"pixels": 1.0}, TermSettings(model.size))).to(device)
     optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4)
     noise = masker_of(config.masking.model_copy(update={"recipe": "random"}), shape.grid, config.model.decode_ratio)
     seeds = torch.arange(len(video), device=device)

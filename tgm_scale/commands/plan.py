@@ -121,15 +121,15 @@ def _planned(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
 
     config = settings.load_training(options.config, options.overrides)
     from tgm_scale.planning import estimate
-    from tgm_scale.planning.cost import Asked
+    from tgm_scale.planning.cost import CostQuery
 
     if isinstance(config, settings.FinetuneConfig):
         from tgm_scale.finetuning.setup import plan_finetuning
 
-        asked = Asked(config, plan_finetuning, config.clips_together)
+        query = CostQuery(config, plan_finetuning, config.clips_together)
     else:
-        asked = Asked.pretraining(config)
-    found = estimate.figures(asked, _machine(options))
+        query = CostQuery.pretraining(config)
+    found = estimate.figures(query, _machine(options))
     return estimate.lines(found), estimate.tree(found)
 
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tgm_scale.objectives.policy import Teaching
-from tgm_scale.objectives.term import Seen
+from tgm_scale.objectives.policy import LearnedMaskTerm
+from tgm_scale.objectives.term import ClipTermInputs
 
 
-class Adversary(Teaching):
+class Adversary(LearnedMaskTerm):
     """The term `adversary`: minus the mean of e by the weights of the relaxed mask. e is a token's error of pixels, as
     a constant; the weights are the softmax, over a clip's targets, of the logits with the noise of the draw. Tokens
     that are seen have no error, and no part in it."""
 
-    def forward(self, seen: Seen) -> Tensor:
-        assert seen.log_probability_BM is not None
-        return -(seen.log_probability_BM.softmax(dim=1) * self.errors(seen)).sum(1)
+    def forward(self, inputs: ClipTermInputs) -> Tensor:
+        assert inputs.log_probability_BM is not None
+        return -(inputs.log_probability_BM.softmax(dim=1) * self.errors(inputs)).sum(1)

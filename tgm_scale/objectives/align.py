@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tgm_scale.models.patches import gather_tokens
 from tgm_scale.objectives.latent import feature_error
-from tgm_scale.objectives.term import FEATURES, ClipTerm, Seen, Setup
+from tgm_scale.objectives.term import FEATURES, ClipTerm, ClipTermInputs, TermSettings
 
 
 class Align(ClipTerm):
@@ -18,10 +18,10 @@ class Align(ClipTerm):
 
     needs = frozenset({FEATURES})
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.head = nn.Linear(setup.size.width, setup.features)
+    def __init__(self, settings: TermSettings) -> None:
+        super().__init__(settings)
+        self.head = nn.Linear(settings.size.width, settings.features)
 
-    def forward(self, seen: Seen) -> Tensor:
-        assert seen.features_BNF is not None
-        return feature_error(self.head(seen.tokens_BVD), gather_tokens(seen.features_BNF, seen.visible_BV))
+    def forward(self, inputs: ClipTermInputs) -> Tensor:
+        assert inputs.features_BNF is not None
+        return feature_error(self.head(inputs.tokens_BVD), gather_tokens(inputs.features_BNF, inputs.visible_BV))

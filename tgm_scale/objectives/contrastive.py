@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import Coupled, CoupledTerm, Pairs
+from tgm_scale.objectives.term import CoupledOutput, CoupledTerm, EmbeddingPairs
 from tgm_scale.runtime import seeding
 from tgm_scale.runtime.precision import without_autocast
 
@@ -85,13 +85,13 @@ class InfoNCE(CoupledTerm):
     logit scale; checkpoints name it log_scale (planning/module.py)."""
 
     column = "loss_contrastive"
-    figures = ("contrastive_accuracy", "temperature")
-    first = (math.log(INITIAL_SCALE),)
+    metric_names = ("contrastive_accuracy", "temperature")
+    initial_values = (math.log(INITIAL_SCALE),)
 
-    def loss(self, pairs: Pairs, learned_L: Tensor) -> Coupled:
+    def loss(self, pairs: EmbeddingPairs, learned_L: Tensor) -> CoupledOutput:
         contrast = info_nce(pairs.video_GE, pairs.text_GE, learned_L, pairs.negatives)
-        return Coupled(contrast.loss, {"contrastive_accuracy": contrast.accuracy})
+        return CoupledOutput(contrast.loss, {"contrastive_accuracy": contrast.accuracy})
 
-    def figures_of(self, learned_L: Tensor) -> dict[str, Tensor]:
+    def learned_metrics(self, learned_L: Tensor) -> dict[str, Tensor]:
         """The temperature as used: with its bounds."""
         return {"temperature": torch.exp(-bounded_log_scale(learned_L))}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tgm_scale.models.patches import gather_tokens, patchify
 from tgm_scale.objectives.reconstruction import clip_statistics, reconstruction_error
-from tgm_scale.objectives.term import TARGETS, ClipTerm, Seen, Setup
+from tgm_scale.objectives.term import TARGETS, ClipTerm, ClipTermInputs, TermSettings
 
 
 def frame_differences(video_BCTHW: Tensor) -> Tensor:
@@ -30,16 +30,16 @@ class Differences(ClipTerm):
 
     needs = frozenset({TARGETS})
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.size, self.by_clip = setup.size, setup.normalise_by == "clip"
-        self.head = nn.Linear(setup.size.decoder_width, setup.size.patch_values)
+    def __init__(self, settings: TermSettings) -> None:
+        super().__init__(settings)
+        self.size, self.by_clip = settings.size, settings.normalise_by == "clip"
+        self.head = nn.Linear(settings.size.decoder_width, settings.size.patch_values)
 
-    def forward(self, seen: Seen) -> Tensor:
-        assert seen.decoded_BMK is not None and seen.target_BM is not None
-        differences_BCTHW = frame_differences(seen.video_BCTHW)
+    def forward(self, inputs: ClipTermInputs) -> Tensor:
+        assert inputs.decoded_BMK is not None and inputs.target_BM is not None
+        differences_BCTHW = frame_differences(inputs.video_BCTHW)
         patches_BNP = patchify(differences_BCTHW, self.size.tubelet, self.size.patch)
         statistics = clip_statistics(differences_BCTHW) if self.by_clip else None
         return reconstruction_error(
-            self.head(seen.decoded_BMK), gather_tokens(patches_BNP, seen.target_BM), statistics
+            self.head(inputs.decoded_BMK), gather_tokens(patches_BNP, inputs.target_BM), statistics
         )

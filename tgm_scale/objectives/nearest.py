@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tgm_scale.objectives.contrastive import info_nce
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import Coupled, CoupledTerm, Pairs, Setup
+from tgm_scale.objectives.term import CoupledOutput, CoupledTerm, EmbeddingPairs, TermSettings
 from tgm_scale.runtime.precision import without_autocast
 
 TEMPERATURE = 0.1  # NNCLR's
@@ -29,14 +29,14 @@ class Nearest(CoupledTerm):
     own caption. After each step the captions of its global batch take the places of the oldest, those of clips of
     weight 0 left out: the queue is the same on every rank, and at any world size."""
 
-    figures = ("nearest_accuracy",)
+    metric_names = ("nearest_accuracy",)
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self._queue_QE = torch.zeros(setup.queue, setup.text)
+    def __init__(self, settings: TermSettings) -> None:
+        super().__init__(settings)
+        self._queue_QE = torch.zeros(settings.queue, settings.text)
         self._seen = 0  # captions, so far
 
-    def loss(self, pairs: Pairs, learned_L: Tensor) -> Coupled:
+    def loss(self, pairs: EmbeddingPairs, learned_L: Tensor) -> CoupledOutput:
         negatives, positive_GE = pairs.negatives, pairs.text_GE
         if self._seen:
             with without_autocast(pairs.text_GE.device):
@@ -46,7 +46,7 @@ class Nearest(CoupledTerm):
             negatives = Negatives(negatives.weight_G, nearest_G, negatives.clip_ids_G, negatives.contrastive_batch)
         log_scale = torch.full((1,), -math.log(TEMPERATURE), device=pairs.video_GE.device)
         found = info_nce(pairs.video_GE, positive_GE, log_scale, negatives)
-        return Coupled(found.loss, {"nearest_accuracy": found.accuracy})
+        return CoupledOutput(found.loss, {"nearest_accuracy": found.accuracy})
 
     @torch.no_grad()
     def observe(self, text_GE: Tensor, weight_G: Tensor, valid: int) -> None:

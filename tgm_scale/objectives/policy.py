@@ -9,32 +9,32 @@ from __future__ import annotations
 from torch import Tensor
 
 from tgm_scale.objectives.reconstruction import clip_statistics, token_errors
-from tgm_scale.objectives.term import MASKS, PIXELS, TARGETS, ClipTerm, Seen, Setup
+from tgm_scale.objectives.term import MASKS, PIXELS, TARGETS, ClipTerm, ClipTermInputs, TermSettings
 
 WEIGHT = 1e-4  # AdaMAE's; of any term that a learned mask brings
 
 
-class Teaching(ClipTerm):
+class LearnedMaskTerm(ClipTerm):
     """Of a term that teaches a learned mask by the targets' errors of pixels. Its gradient reaches the mask's own
     parameters alone."""
 
     needs = frozenset({TARGETS, PIXELS, MASKS})
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.by_clip = setup.normalise_by == "clip"
+    def __init__(self, settings: TermSettings) -> None:
+        super().__init__(settings)
+        self.by_clip = settings.normalise_by == "clip"
 
-    def errors(self, seen: Seen) -> Tensor:
+    def errors(self, inputs: ClipTermInputs) -> Tensor:
         """Of each target, a constant: float32 [B, M]."""
-        assert seen.prediction_BMP is not None and seen.patches_BMP is not None
-        statistics = clip_statistics(seen.video_BCTHW) if self.by_clip else None
-        return token_errors(seen.prediction_BMP.detach(), seen.patches_BMP, statistics)
+        assert inputs.prediction_BMP is not None and inputs.patches_BMP is not None
+        statistics = clip_statistics(inputs.video_BCTHW) if self.by_clip else None
+        return token_errors(inputs.prediction_BMP.detach(), inputs.patches_BMP, statistics)
 
 
-class Policy(Teaching):
+class Policy(LearnedMaskTerm):
     """The term `policy`: -log p e, a mean over each clip's targets; p a token's probability by the learned mask, e its
     error of pixels as a constant."""
 
-    def forward(self, seen: Seen) -> Tensor:
-        assert seen.log_probability_BM is not None
-        return -(seen.log_probability_BM * self.errors(seen)).mean(1)
+    def forward(self, inputs: ClipTermInputs) -> Tensor:
+        assert inputs.log_probability_BM is not None
+        return -(inputs.log_probability_BM * self.errors(inputs)).mean(1)

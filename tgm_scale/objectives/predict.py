@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tgm_scale.models.patches import gather_tokens
 from tgm_scale.objectives.latent import feature_error
-from tgm_scale.objectives.term import FEATURES, TARGETS, ClipTerm, Seen, Setup
+from tgm_scale.objectives.term import FEATURES, TARGETS, ClipTerm, ClipTermInputs, TermSettings
 
 
 class Predict(ClipTerm):
@@ -18,10 +18,10 @@ class Predict(ClipTerm):
 
     needs = frozenset({TARGETS, FEATURES})
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.head = nn.Linear(setup.size.decoder_width, setup.features)
+    def __init__(self, settings: TermSettings) -> None:
+        super().__init__(settings)
+        self.head = nn.Linear(settings.size.decoder_width, settings.features)
 
-    def forward(self, seen: Seen) -> Tensor:
-        assert seen.decoded_BMK is not None and seen.target_BM is not None and seen.features_BNF is not None
-        return feature_error(self.head(seen.decoded_BMK), gather_tokens(seen.features_BNF, seen.target_BM))
+    def forward(self, inputs: ClipTermInputs) -> Tensor:
+        assert inputs.decoded_BMK is not None and inputs.target_BM is not None and inputs.features_BNF is not None
+        return feature_error(self.head(inputs.decoded_BMK), gather_tokens(inputs.features_BNF, inputs.target_BM))

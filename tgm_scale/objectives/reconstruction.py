@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tgm_scale.models.patches import CHANNELS, channel_first, channel_last
-from tgm_scale.objectives.term import PIXELS, TARGETS, ClipTerm, Seen, Setup
+from tgm_scale.objectives.term import PIXELS, TARGETS, ClipTerm, ClipTermInputs, TermSettings
 
 EPS = 255e-6  # VideoMAE's 1e-6 of a 0..1 range, in grey levels
 
@@ -82,11 +82,11 @@ class Pixels(ClipTerm):
     needs = frozenset({TARGETS, PIXELS})
     column = "loss_reconstruction"
 
-    def __init__(self, setup: Setup) -> None:
-        super().__init__(setup)
-        self.by_clip = setup.normalise_by == "clip"
+    def __init__(self, settings: TermSettings) -> None:
+        super().__init__(settings)
+        self.by_clip = settings.normalise_by == "clip"
 
-    def forward(self, seen: Seen) -> Tensor:
-        assert seen.prediction_BMP is not None and seen.patches_BMP is not None
-        statistics = clip_statistics(seen.video_BCTHW) if self.by_clip else None
-        return reconstruction_error(seen.prediction_BMP, seen.patches_BMP, statistics)
+    def forward(self, inputs: ClipTermInputs) -> Tensor:
+        assert inputs.prediction_BMP is not None and inputs.patches_BMP is not None
+        statistics = clip_statistics(inputs.video_BCTHW) if self.by_clip else None
+        return reconstruction_error(inputs.prediction_BMP, inputs.patches_BMP, statistics)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tgm_scale.objectives.contrastive import top1
 from tgm_scale.objectives.negatives import Negatives
-from tgm_scale.objectives.term import Coupled, CoupledTerm, Pairs
+from tgm_scale.objectives.term import CoupledOutput, CoupledTerm, EmbeddingPairs
 from tgm_scale.runtime.precision import without_autocast
 
 INITIAL_LOG_SCALE, INITIAL_BIAS = math.log(10.0), -10.0  # the paper's, section 3.2
@@ -45,14 +45,14 @@ def sigmoid_loss(
 class Sigmoid(CoupledTerm):
     """The term `sigmoid`. Its learned numbers: the logarithm of the scale, and the bias."""
 
-    figures = ("sigmoid_accuracy", "sigmoid_scale", "sigmoid_bias")
-    first = (INITIAL_LOG_SCALE, INITIAL_BIAS)
+    metric_names = ("sigmoid_accuracy", "sigmoid_scale", "sigmoid_bias")
+    initial_values = (INITIAL_LOG_SCALE, INITIAL_BIAS)
 
-    def loss(self, pairs: Pairs, learned_L: Tensor) -> Coupled:
+    def loss(self, pairs: EmbeddingPairs, learned_L: Tensor) -> CoupledOutput:
         log_scale, bias = learned_L.unbind()
         loss, accuracy = sigmoid_loss(pairs.video_GE, pairs.text_GE, log_scale, bias, pairs.negatives)
-        return Coupled(loss, {"sigmoid_accuracy": accuracy})
+        return CoupledOutput(loss, {"sigmoid_accuracy": accuracy})
 
-    def figures_of(self, learned_L: Tensor) -> dict[str, Tensor]:
+    def learned_metrics(self, learned_L: Tensor) -> dict[str, Tensor]:
         log_scale, bias = learned_L.unbind()
         return {"sigmoid_scale": log_scale.exp(), "sigmoid_bias": bias}

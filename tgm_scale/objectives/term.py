@@ -25,7 +25,7 @@ TARGETS, PIXELS, FEATURES, CAPTIONS, MASKS = "targets", "pixels", "features", "c
 
 
 @dataclass(frozen=True)
-class Setup:
+class TermSettings:
     """From what a term builds its parts. features: width of the frozen image tower's patch features, text: of its
     captions' embeddings; 0 where no term of the run needs them."""
 
@@ -36,7 +36,7 @@ class Setup:
     queue: int = 4096  # objective.queue
 
 
-class Seen(NamedTuple):
+class ClipTermInputs(NamedTuple):
     """What a pass of the model over a micro batch gives its clip terms; a NamedTuple, for ZeRO-3's hooks."""
 
     video_BCTHW: Tensor  # 0..255
@@ -54,22 +54,22 @@ class ClipTerm(nn.Module):
     """A number of each clip: the objective has its mean over the clips of weight above 0.
 
     A subclass names what it `needs`, and has `forward`. A head that it learns is a module of its own, made from the
-    `Setup`: it is trained, sharded and saved with the model, as terms.NAME.*, and left out of exports.
+    `TermSettings`: it is trained, sharded and saved with the model, as terms.NAME.*, and left out of exports.
     column: of metrics.jsonl, if it is another than loss_NAME."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     column: ClassVar[str] = ""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, settings: TermSettings) -> None:
         super().__init__()
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, inputs: ClipTermInputs) -> Tensor:
         """float32 [B], one number of each clip, that depends on no other clip."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Pairs:
+class EmbeddingPairs:
     """Clips of the global batch, all ranks', in its order, with their captions; and who is told from whom."""
 
     video_GE: Tensor  # float32, not normalised: the projection of the mean visible token
@@ -77,11 +77,11 @@ class Pairs:
     negatives: Negatives
 
 
-class Coupled(NamedTuple):
+class CoupledOutput(NamedTuple):
     """A coupled term of some clips. figures: scalars without a gradient, means over those clips of weight above 0."""
 
     loss: Tensor  # float32 scalar, a mean over the clips of weight above 0
-    figures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
 
 
 class CoupledTerm(nn.Module):
@@ -92,12 +92,12 @@ class CoupledTerm(nn.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset({CAPTIONS})
     column: ClassVar[str] = ""
-    figures: ClassVar[tuple[str, ...]] = ()
-    first: ClassVar[tuple[float, ...]] = ()
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    initial_values: ClassVar[tuple[float, ...]] = ()
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, settings: TermSettings) -> None:
         super().__init__()
-        self.learned = nn.Parameter(torch.tensor(self.first)) if self.first else None
+        self.learned = nn.Parameter(torch.tensor(self.initial_values)) if self.initial_values else None
 
     def forward(self) -> Tensor:
         """The learned numbers as the loss takes them, float32 [L]."""
@@ -105,12 +105,12 @@ class CoupledTerm(nn.Module):
         # times one: a parameter that leaves the module itself would be partitioned under the loss at ZeRO-3
         return self.learned.float() * 1.0
 
-    def loss(self, pairs: Pairs, learned_L: Tensor) -> Coupled:
+    def loss(self, pairs: EmbeddingPairs, learned_L: Tensor) -> CoupledOutput:
         """In float32 whatever autocast, differentiable by `pairs.video_GE` and the learned numbers. Clips of weight 0
         have no influence, whatever their embeddings hold; where all weights are 0 the loss is 0."""
         raise NotImplementedError
 
-    def figures_of(self, learned_L: Tensor) -> dict[str, Tensor]:
+    def learned_metrics(self, learned_L: Tensor) -> dict[str, Tensor]:
         """Figures of the learned numbers alone: scalars."""
         return {}
 
@@ -128,12 +128,12 @@ class CoupledTerm(nn.Module):
 class Gradients(NamedTuple):
     """A coupled term's loss and figures, without a graph, and the loss's gradients."""
 
-    coupled: Coupled
+    coupled: CoupledOutput
     video_GE: Tensor
     learned_L: Tensor
 
 
-def gradients(term: CoupledTerm, pairs: Pairs, learned_L: Tensor) -> Gradients:
+def gradients(term: CoupledTerm, pairs: EmbeddingPairs, learned_L: Tensor) -> Gradients:
     """For cached gradients (GradCache, Gao et al. 2021, arXiv 2101.06983): embed all clips without a graph, take these
     gradients, then embed micro batch by micro batch with a graph and back-propagate `(embedding * gradient).sum()`.
 
@@ -141,8 +141,8 @@ def gradients(term: CoupledTerm, pairs: Pairs, learned_L: Tensor) -> Gradients:
     with torch.enable_grad():
         video = pairs.video_GE.detach().float().requires_grad_()
         learned = learned_L.detach().float().requires_grad_()
-        found = term.loss(Pairs(video, pairs.text_GE.detach(), pairs.negatives), learned)
+        found = term.loss(EmbeddingPairs(video, pairs.text_GE.detach(), pairs.negatives), learned)
         inputs = (video, learned) if learned.numel() else (video,)
         by_video, *by_learned = torch.autograd.grad(found.loss, inputs)
-    coupled = Coupled(found.loss.detach(), {name: value.detach() for name, value in found.figures.items()})
+    coupled = CoupledOutput(found.loss.detach(), {name: value.detach() for name, value in found.metrics.items()})
     return Gradients(coupled, by_video, by_learned[0] if by_learned else torch.zeros_like(learned_L))

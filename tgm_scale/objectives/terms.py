@@ -14,7 +14,7 @@ from tgm_scale.objectives.policy import Policy
 from tgm_scale.objectives.predict import Predict
 from tgm_scale.objectives.reconstruction import Pixels
 from tgm_scale.objectives.sigmoid import Sigmoid
-from tgm_scale.objectives.term import ClipTerm, CoupledTerm, Setup
+from tgm_scale.objectives.term import ClipTerm, CoupledTerm, TermSettings
 
 TERMS: dict[str, type[ClipTerm] | type[CoupledTerm]] = {
     "pixels": Pixels,
@@ -49,9 +49,11 @@ class Objective:
     contrastive_batch: int | None = None  # clips of a group; None: the global batch
 
     @classmethod
-    def of(cls, weights: Mapping[str, float], setup: Setup, contrastive_batch: int | None = None) -> Objective:
+    def of(
+        cls, weights: Mapping[str, float], settings: TermSettings, contrastive_batch: int | None = None
+    ) -> Objective:
         """weights: above 0, of terms in the table."""
-        built = {name: term(setup) for name, term in TERMS.items() if name in weights}
+        built = {name: term(settings) for name, term in TERMS.items() if name in weights}
         return cls(
             {name: weights[name] for name in built},
             {name: term for name, term in built.items() if isinstance(term, ClipTerm)},

@@ -4,41 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 
-from tgm_scale.planning.cost import Asked, cost_of, device_bytes
+from tgm_scale.planning.cost import CostQuery, cost_of, device_bytes
 from tgm_scale.planning.footprint import ROOM
 from tgm_scale.planning.machine import Machine
-from tgm_scale.planning.means import ladder, largest_that_fits
+from tgm_scale.planning.memory_strategies import candidate_strategies, largest_that_fits
 
 _MOST = 3  # ways that are said
 
 
-def what_would_help(asked: Asked, machine: Machine) -> str:
+def what_would_help(query: CostQuery, machine: Machine) -> str:
     """Overrides, each of which makes it fit; none of them changes what is learned."""
     assert machine.memory is not None
     found = []
-    if smaller := largest_that_fits(asked, machine.gpus, machine.memory):
+    if smaller := largest_that_fits(query, machine.gpus, machine.memory):
         found.append(f"train.micro_batch_size={smaller[0].config.train.micro_batch_size}")
-    for means in ladder(asked.config, machine.gpus):
-        tried = means.of(asked)
-        if device_bytes(cost_of(tried, machine.gpus), means.checkpointing) <= ROOM * machine.memory:
-            found.append(" ".join(means.overrides))
-    for means in ladder(asked.config, machine.gpus) if not found else ():
-        if smaller := largest_that_fits(means.of(asked), machine.gpus, machine.memory):
+    for strategy in candidate_strategies(query.config, machine.gpus):
+        tried = strategy.of(query)
+        if device_bytes(cost_of(tried, machine.gpus), strategy.checkpointing) <= ROOM * machine.memory:
+            found.append(" ".join(strategy.overrides))
+    for strategy in candidate_strategies(query.config, machine.gpus) if not found else ():
+        if smaller := largest_that_fits(strategy.of(query), machine.gpus, machine.memory):
             micro = smaller[0].config.train.micro_batch_size
-            found.append(" ".join([*means.overrides, f"train.micro_batch_size={micro}"]))
+            found.append(" ".join([*strategy.overrides, f"train.micro_batch_size={micro}"]))
     if not found:
         return "no stage, checkpointing, offload or micro batch makes it fit: a smaller model.size, or a larger card"
     return "what would help: " + ", or ".join(found[:_MOST])
 
 
-def what_would_be_faster(asked: Asked, machine: Machine) -> str:
+def what_would_be_faster(query: CostQuery, machine: Machine) -> str:
     """Activation checkpointing left out, where that fits, too; "" where it does not, or is not used."""
-    model = asked.config.model
+    model = query.config.model
     if machine.memory is None or not model.activation_checkpointing:
         return ""
     plain = model.model_copy(update={"activation_checkpointing": False})
-    tried = dataclasses.replace(asked, config=asked.config.model_copy(update={"model": plain}))
-    cost, before = cost_of(tried, machine.gpus), cost_of(asked, machine.gpus)
+    tried = dataclasses.replace(query, config=query.config.model_copy(update={"model": plain}))
+    cost, before = cost_of(tried, machine.gpus), cost_of(query, machine.gpus)
     total = device_bytes(cost, False)
     if total > ROOM * machine.memory:
         return ""

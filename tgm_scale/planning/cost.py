@@ -18,7 +18,7 @@ from tgm_scale.runtime.distributed import ProcessInfo
 
 
 @dataclass(frozen=True)
-class Asked:
+class CostQuery:
     """A run whose cost is asked for."""
 
     config: TrainingConfig
@@ -27,7 +27,7 @@ class Asked:
     negatives: int | None = None  # clips that are told apart by the contrast; None: there is none
 
     @classmethod
-    def pretraining(cls, config: Config) -> Asked:
+    def pretraining(cls, config: Config) -> CostQuery:
         objective, batch = config.objective, config.train.global_batch_size
         negatives = (objective.contrastive_batch or batch) if needs_captions(objective) else None
         return cls(config, plan_pretraining, config.data.repeated_augmentation, negatives)
@@ -52,19 +52,19 @@ class Cost:
         return 2 * self.towers.macs * self.run.layout.global_batch
 
 
-def cost_of(asked: Asked, gpus: int) -> Cost:
+def cost_of(query: CostQuery, gpus: int) -> Cost:
     """Raises ValueError where the batch does not divide over the GPUs."""
-    config = asked.config
-    if not _fits(asked, gpus):
+    config = query.config
+    if not _fits(query, gpus):
         raise ValueError(
             f"train.global_batch_size={config.train.global_batch_size} is not a multiple of train.micro_batch_size="
-            f"{config.train.micro_batch_size} x {gpus} GPUs: {_advice(asked, gpus)}"
+            f"{config.train.micro_batch_size} x {gpus} GPUs: {_advice(query, gpus)}"
         )
-    run = asked.plan(config, first_of(gpus))
+    run = query.plan(config, first_of(gpus))
     layout, checkpointing = run.layout, config.model.activation_checkpointing
     passes = 3 + checkpointing
     extra = 0.0
-    if asked.negatives and (layout.micro_batch * gpus) % asked.negatives:  # as JointStep has it
+    if query.negatives and (layout.micro_batch * gpus) % query.negatives:  # as JointStep has it
         extra = run.encoder_macs
     flop = 2 * (passes * run.macs_per_clip + extra) * layout.global_batch
     towers = tower_cost(config, run) if isinstance(config, Config) else TowerCost()
@@ -96,29 +96,29 @@ def device_bytes(cost: Cost, checkpointing: bool) -> float:
     return footprint(cost.run, checkpointing).device + cost.towers.bytes
 
 
-def _advice(asked: Asked, gpus: int) -> str:
+def _advice(query: CostQuery, gpus: int) -> str:
     """What would work instead: each was tried."""
-    train, together = asked.config.train, asked.together
+    train, together = query.config.train, query.together
     batch = train.global_batch_size
     found = []
     micro = [m for m in range(train.micro_batch_size, 0, -1) if batch % (m * gpus) == 0 and m % together == 0]
     if micro:
         found.append(f"train.micro_batch_size={micro[0]}")
-    fewer = [n for n in range(min(gpus, batch), 0, -1) if _fits(asked, n)]
-    more = [n for n in range(gpus + 1, batch + 1) if _fits(asked, n)]
+    fewer = [n for n in range(min(gpus, batch), 0, -1) if _fits(query, n)]
+    more = [n for n in range(gpus + 1, batch + 1) if _fits(query, n)]
     if counts := [*fewer[:1], *more[:1]]:
         found.append(f"{' or '.join(map(str, counts))} GPUs")
     whole = train.micro_batch_size * gpus
-    negatives = asked.config.objective.contrastive_batch if isinstance(asked.config, Config) else None
+    negatives = query.config.objective.contrastive_batch if isinstance(query.config, Config) else None
     others = [b for b in (batch // whole * whole, -(-batch // whole) * whole) if b]
     if fitting := [b for b in others if not negatives or b % negatives == 0]:
         found.append(f"train.global_batch_size={' or '.join(map(str, fitting))}")
     return "use " + ", or ".join(found)
 
 
-def _fits(asked: Asked, gpus: int) -> bool:
+def _fits(query: CostQuery, gpus: int) -> bool:
     try:
-        layout_of(asked.config.train, asked.together, first_of(gpus))
+        layout_of(query.config.train, query.together, first_of(gpus))
     except ValueError:
         return False
     return True

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tgm_scale.planning.advice import what_would_be_faster, what_would_help
-from tgm_scale.planning.cost import Asked, Cost, cost_of
+from tgm_scale.planning.cost import Cost, CostQuery, cost_of
 from tgm_scale.planning.footprint import ROOM, Footprint, footprint
 from tgm_scale.planning.machine import Machine
 from tgm_scale.planning.network import messages_of
@@ -28,15 +28,15 @@ class Figure:
     values: dict[str, Any] = field(default_factory=dict)  # bytes, seconds, counts, by names with units
 
 
-def figures(asked: Asked, machine: Machine) -> list[Figure]:
+def figures(query: CostQuery, machine: Machine) -> list[Figure]:
     """Raises ValueError where the batch does not divide over the GPUs."""
-    cost = cost_of(asked, machine.gpus)
-    need, time = footprint(cost.run, asked.config.model.activation_checkpointing), step_time(cost, machine)
+    cost = cost_of(query, machine.gpus)
+    need, time = footprint(cost.run, query.config.model.activation_checkpointing), step_time(cost, machine)
     return [
-        *_of_model(asked, cost, machine, time),
-        *_of_memory(asked, cost, need, machine),
+        *_of_model(query, cost, machine, time),
+        *_of_memory(query, cost, need, machine),
         *_of_network(cost, machine, time),
-        *_of_run(asked, cost, machine, time),
+        *_of_run(query, cost, machine, time),
     ]
 
 
@@ -56,7 +56,7 @@ def _read(run: RunPlan) -> str:
     return f"all {every}" if run.visible == every else f"{run.visible} of {every}, those that vary most"
 
 
-def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
+def _of_model(query: CostQuery, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
     run, masks = cost.run, cost.run.masker
     layout, million = run.layout, cost.parameters / 1e6
     first = f", and {_giga(cost.first_pass)} for the first pass of the cached contrast" if cost.first_pass else ""
@@ -68,8 +68,8 @@ def _of_model(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None)
     found = [
         Figure(
             "model",
-            f"{asked.config.model.size}, {million:.0f} million parameters",
-            values={"size": asked.config.model.size, "parameters": cost.parameters},
+            f"{query.config.model.size}, {million:.0f} million parameters",
+            values={"size": query.config.model.size, "parameters": cost.parameters},
         ),
         Figure("tokens", _read(run) if masks is None else masks.summary()),
         Figure(
@@ -110,7 +110,7 @@ def _in_fp32(cost: Cost, machine: Machine) -> str:
     return "; the run is in fp32, which a GPU computes several times slower: give that rate by --tflops" * fp32
 
 
-def _of_memory(asked: Asked, cost: Cost, need: Footprint, machine: Machine) -> list[Figure]:
+def _of_memory(query: CostQuery, cost: Cost, need: Footprint, machine: Machine) -> list[Figure]:
     names = ("weights", "gradients", "optimizer", "buckets", "activations", "update", "clips")
     parts = {name: float(getattr(need, name)) for name in names} | {"towers": cost.towers.bytes}
     total = sum(parts.values())
@@ -126,9 +126,9 @@ def _of_memory(asked: Asked, cost: Cost, need: Footprint, machine: Machine) -> l
     said = f"{machine.memory / 1e9:.0f} GB" + (f" ({machine.card.name})" if machine.card else "")
     if total <= room:
         text = f"fits {said} with {(room - total) / 1e9:.1f} GB to spare"
-        text += f": {faster}" if (faster := what_would_be_faster(asked, machine)) else ""
+        text += f": {faster}" if (faster := what_would_be_faster(query, machine)) else ""
     else:
-        text = f"does not fit {said}, {(total - room) / 1e9:.1f} GB too much: {what_would_help(asked, machine)}"
+        text = f"does not fit {said}, {(total - room) / 1e9:.1f} GB too much: {what_would_help(query, machine)}"
     basis = f"{1 - ROOM:.0%} left for the CUDA context, NCCL and gaps between tensors"
     return [*found, Figure("verdict", text, basis, {"fits": total <= room, "spare": room - total})]
 
@@ -148,8 +148,8 @@ def _of_network(cost: Cost, machine: Machine, time: StepTime | None) -> list[Fig
     return [Figure("network", text, machine.network.assumed(machine.nodes), values)]
 
 
-def _of_run(asked: Asked, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
-    train, kept = asked.config.train, asked.config.checkpoint
+def _of_run(query: CostQuery, cost: Cost, machine: Machine, time: StepTime | None) -> list[Figure]:
+    train, kept = query.config.train, query.config.checkpoint
     run = cost.run
     size = 4 * (1 + run.engine.moments) * cost.parameters
     count = kept.keep + 1 + (train.steps // kept.keep_every if train.steps and kept.keep_every else 0)

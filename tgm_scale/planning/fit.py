@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from tgm_scale.config import Config, apply_overrides, from_tree
 from tgm_scale.models.vit import SIZES
-from tgm_scale.planning.cost import Asked, Cost, device_bytes, first_of
+from tgm_scale.planning.cost import Cost, CostQuery, device_bytes, first_of
 from tgm_scale.planning.footprint import footprint
 from tgm_scale.planning.machine import Machine
-from tgm_scale.planning.means import Means, ladder, largest_that_fits
+from tgm_scale.planning.memory_strategies import MemoryStrategy, candidate_strategies, largest_that_fits
 from tgm_scale.planning.objective import decodes
 from tgm_scale.planning.step_time import step_time
 
@@ -35,30 +35,30 @@ class Choice:
     """A model that fits, and how."""
 
     size: str
-    means: Means
-    asked: Asked
+    strategy: MemoryStrategy
+    query: CostQuery
     cost: Cost
     overrides: list[str]
     machine: Machine
 
     @property
     def micro(self) -> int:
-        return self.asked.config.train.micro_batch_size
+        return self.query.config.train.micro_batch_size
 
     @property
     def device(self) -> float:
         """Bytes of a GPU."""
-        return device_bytes(self.cost, self.means.checkpointing)
+        return device_bytes(self.cost, self.strategy.checkpointing)
 
     @property
     def host(self) -> float:
         """Bytes of a node's memory that offload takes."""
-        return self.machine.gpus_per_node * footprint(self.cost.run, self.means.checkpointing).host
+        return self.machine.gpus_per_node * footprint(self.cost.run, self.strategy.checkpointing).host
 
     @property
     def hours(self) -> float | None:
         """With towers and network, without waits for data and what offload copies."""
-        time, steps = step_time(self.cost, self.machine), self.asked.config.train.steps
+        time, steps = step_time(self.cost, self.machine), self.query.config.train.steps
         return None if time is None or steps is None else steps * time.total / 3600
 
 
@@ -84,7 +84,7 @@ def largest(found: list[Choice]) -> Choice:
             "more memory, fewer data.frames, a smaller train.global_batch_size, or masking.visible_ratio=0.1 "
             "model.decode_ratio=0.5"
         )
-    return next((choice for choice in found if choice.means.offload == "none"), found[0])
+    return next((choice for choice in found if choice.strategy.offload == "none"), found[0])
 
 
 def choose(wanted: Wanted, size: str, savings: tuple[str, ...] = ()) -> Choice | None:
@@ -92,26 +92,26 @@ def choose(wanted: Wanted, size: str, savings: tuple[str, ...] = ()) -> Choice |
     clips do not divide into its patches."""
     common = [f"model.size={size}", *savings, *_batch(wanted)]
     config = _checked(wanted, common)
-    asked = Asked.pretraining(config)
+    query = CostQuery.pretraining(config)
     found = []
-    for means in ladder(config, wanted.machine.gpus):
+    for strategy in candidate_strategies(config, wanted.machine.gpus):
         assert wanted.machine.memory is not None
-        best = largest_that_fits(means.of(asked), wanted.machine.gpus, wanted.machine.memory)
+        best = largest_that_fits(strategy.of(query), wanted.machine.gpus, wanted.machine.memory)
         if best is None:
             continue
         micro = best[0].config.train.micro_batch_size
-        given = [*_without_micro(common), *means.overrides, f"train.micro_batch_size={micro}"]
-        found.append(Choice(size, means, *best, given, wanted.machine))
+        given = [*_without_micro(common), *strategy.overrides, f"train.micro_batch_size={micro}"]
+        found.append(Choice(size, strategy, *best, given, wanted.machine))
         if micro >= min(_ENOUGH, config.train.global_batch_size // wanted.machine.gpus):
             break
-    return max(found, key=lambda one: (one.means.offload == "none", one.micro), default=None)
+    return max(found, key=lambda one: (one.strategy.offload == "none", one.micro), default=None)
 
 
 def savings_of(wanted: Wanted, size: str) -> list[tuple[str, ...]]:
     """Overrides that change what is learned and save time, that the configuration does not have yet: each alone, then
     all together."""
     config = _checked(wanted, [f"model.size={size}", *_batch(wanted)])
-    masks = Asked.pretraining(config).plan(config, first_of(1)).masker
+    masks = CostQuery.pretraining(config).plan(config, first_of(1)).masker
     assert masks is not None
     single = [HALF_DECODED] if config.model.decode_ratio > 0.5 and decodes(config.objective) else []
     single += [THINNED] if masks.visible_count > 0.15 * masks.grid.tokens else []

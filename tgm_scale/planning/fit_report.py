@@ -21,7 +21,7 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
     Raises ValueError where nothing fits."""
     found = choices(wanted)
     chosen = largest(found)
-    figures = estimate.figures(chosen.asked, wanted.machine)
+    figures = estimate.figures(chosen.query, wanted.machine)
     saved = [(one, choices(_of_size(wanted, chosen.size), one)[0]) for one in savings_of(wanted, chosen.size)]
     lines = [
         _headline(wanted.machine),
@@ -29,7 +29,7 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
         *_table([_row(choice) for choice in found]),
         "hours: model, frozen towers and network; without waits for data and what offload copies",
         "",
-        f"largest that fits{_without_offload(chosen)}: {chosen.size} ({chosen.means.said})",
+        f"largest that fits{_without_offload(chosen)}: {chosen.size} ({chosen.strategy.summary})",
         estimate.lines(figures),
         "",
         "start it with this, and your own folders. ZeRO stage, activation checkpointing, "
@@ -51,7 +51,7 @@ def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
 
 
 def _without_offload(chosen: Choice) -> str:
-    return " without offload" if chosen.means.offload == "none" else ""
+    return " without offload" if chosen.strategy.offload == "none" else ""
 
 
 def _of_size(wanted: Wanted, size: str) -> Wanted:
@@ -67,11 +67,11 @@ def _headline(machine: Machine) -> str:
 
 def _row(choice: Choice) -> list[str]:
     host = f" and {choice.host / 1e9:.0f} of the node's" if choice.host else ""
-    batch = choice.asked.config.train.global_batch_size
+    batch = choice.query.config.train.global_batch_size
     return [
         choice.size,
         f"{choice.cost.parameters / 1e6:.0f} M",
-        choice.means.said,
+        choice.strategy.summary,
         f"{choice.micro} of {batch}",
         f"{choice.device / 1e9:.1f}{host}",
         _hours(choice),
@@ -125,7 +125,7 @@ def _own_recipe(given: list[str], choice: Choice) -> list[str]:
 
 def _placeholders(given: list[str], choice: Choice) -> list[str]:
     """What the user has to name, where the configuration's own is not here."""
-    config, named = choice.asked.config, {word.partition("=")[0] for word in given}
+    config, named = choice.query.config, {word.partition("=")[0] for word in given}
     assert isinstance(config, Config)
     found = []
     shards, towers = config.data.shards, config.guidance.towers
@@ -137,7 +137,7 @@ def _placeholders(given: list[str], choice: Choice) -> list[str]:
 
 
 def _other_batch(wanted: Wanted, chosen: Choice) -> list[str]:
-    given, train = wanted.config.train.global_batch_size, chosen.asked.config.train
+    given, train = wanted.config.train.global_batch_size, chosen.query.config.train
     batch, steps = train.global_batch_size, train.steps
     if batch == given:
         return []
@@ -152,11 +152,11 @@ def _tree(choice: Choice) -> dict[str, Any]:
     return {
         "size": choice.size,
         "parameters": choice.cost.parameters,
-        "stage": choice.means.stage,
-        "offload": choice.means.offload,
-        "activation_checkpointing": choice.means.checkpointing,
+        "stage": choice.strategy.stage,
+        "offload": choice.strategy.offload,
+        "activation_checkpointing": choice.strategy.checkpointing,
         "micro_batch_size": choice.micro,
-        "global_batch_size": choice.asked.config.train.global_batch_size,
+        "global_batch_size": choice.query.config.train.global_batch_size,
         "bytes_per_gpu": choice.device,
         "host_bytes_per_node": choice.host,
         "hours": choice.hours,

@@ -13,7 +13,7 @@ from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.sampler import sampler_parameters
 from tgm_scale.planning.activations import activation_bytes
 from tgm_scale.planning.run_plan import RunPlan, Shape
-from tgm_scale.planning.update_memory import MAX_LIVE, PREFETCH, Collecting
+from tgm_scale.planning.update_memory import MAX_LIVE, PREFETCH, ReductionMemory
 
 # what of DeepSpeed's JSON each offload is, `all` being optimizer and parameters, and the lowest stage that has it
 SECTIONS = {"none": (), "optimizer": ("offload_optimizer",), "all": ("offload_optimizer", "offload_param")}
@@ -73,7 +73,7 @@ def footprint(plan: RunPlan, activation_checkpointing: bool) -> Footprint:
         # and the buffer into which ranks gather those of the layers to come, before each weight is taken from it
         ahead = value * min(count, zero.get("stage3_prefetch_bucket_size", PREFETCH)) * (processes > 1)
     activations = activation_bytes(plan, activation_checkpointing)
-    collecting = Collecting(plan, count)
+    collecting = ReductionMemory(plan, count)
     ends = [collecting.reducing(activations, gradients) - ahead]
     if offload == "none":
         ends.append(collecting.updating(gradients) - gathered - ahead)

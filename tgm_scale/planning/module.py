@@ -17,20 +17,20 @@ from tgm_scale.models.generator import Generator
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.sampler import Sampler
 from tgm_scale.models.vit import initial_value
-from tgm_scale.objectives.term import MASKS, PIXELS, Seen
+from tgm_scale.objectives.term import MASKS, PIXELS, ClipTermInputs
 from tgm_scale.objectives.terms import Objective
 
 NormaliseBy = Literal["patch", "clip"]
 
 
-class Drawing(NamedTuple):
+class MaskSampling(NamedTuple):
     """By what a learned mask is drawn."""
 
     seeds_B: Tensor  # int64, one of each sample
     heads_BASRC: Tensor | None = None  # attention of a frozen tower's heads, for the mask that is made of it
 
 
-class Passed(NamedTuple):
+class JointOutput(NamedTuple):
     """What one pass gives, in fp32; a NamedTuple, since ZeRO-3's hooks look for tensors in tuples."""
 
     errors_TB: Tensor | None  # of the clip terms, in the objective's order; None without any, or of embeddings alone
@@ -80,23 +80,23 @@ class JointModule(nn.Module):
         target_BM: Tensor | None,
         features_BNF: Tensor | None = None,
         embed_only: bool = False,
-        drawing: Drawing | None = None,
-    ) -> Passed:
+        sampling: MaskSampling | None = None,
+    ) -> JointOutput:
         """features: of the frozen image tower, for the terms that need them. embed_only: leave the clip terms out.
         drawing: of a learned mask; it is drawn where no visible tokens are given."""
-        maps = {} if self.masker is None else self.maps(video_BCTHW, drawing)
+        maps = {} if self.masker is None else self.maps(video_BCTHW, sampling)
         if visible_BV is None:
-            mask = self._drawn(maps, drawing)
+            mask = self._drawn(maps, sampling)
             visible_BV, target_BM = mask.visible, mask.target
         wanted_BM = None if embed_only else target_BM
         output = self.model(video_BCTHW, visible_BV, wanted_BM, self.pixels)
         errors_TB = log_probability_BM = None
         if self.of_clip and not embed_only:
             if self.masker is not None:
-                assert drawing is not None and target_BM is not None
-                log_probability_BN = self.masker.log_probability(drawing.seeds_B, **maps)
+                assert sampling is not None and target_BM is not None
+                log_probability_BN = self.masker.log_probability(sampling.seeds_B, **maps)
                 log_probability_BM = log_probability_BN.gather(1, target_BM)
-            seen = Seen(
+            seen = ClipTermInputs(
                 video_BCTHW,
                 visible_BV,
                 target_BM,
@@ -109,24 +109,24 @@ class JointModule(nn.Module):
             )
             errors_TB = torch.stack([self.terms[name](seen) for name in self.of_clip])
         learned = tuple(self._learned(name) for name in self.learning)
-        return Passed(errors_TB, output.embedding_BE, learned, visible_BV, target_BM)
+        return JointOutput(errors_TB, output.embedding_BE, learned, visible_BV, target_BM)
 
-    def maps(self, video_BCTHW: Tensor, drawing: Drawing | None = None) -> dict[str, Tensor]:
+    def maps(self, video_BCTHW: Tensor, sampling: MaskSampling | None = None) -> dict[str, Tensor]:
         """Of a learned mask: its logits, float32 [B, S, R, C] under the name of its source, and what they are of."""
-        heads_BASRC = None if drawing is None else drawing.heads_BASRC
+        heads_BASRC = None if sampling is None else sampling.heads_BASRC
         [(name, learned)] = self.masks.items()
         if heads_BASRC is None:
             return {name: learned(self.model.embedded(video_BCTHW))}
         return {name: learned(heads_BASRC), "heads": heads_BASRC}
 
     @torch.no_grad()
-    def draw(self, video_BCTHW: Tensor, drawing: Drawing) -> Mask:
+    def draw(self, video_BCTHW: Tensor, sampling: MaskSampling) -> Mask:
         """A learned mask of each clip, by the module's weights. Collective at ZeRO stage 3."""
-        return self._drawn(self.maps(video_BCTHW, drawing), drawing)
+        return self._drawn(self.maps(video_BCTHW, sampling), sampling)
 
-    def _drawn(self, maps: dict[str, Tensor], drawing: Drawing | None) -> Mask:
-        assert self.masker is not None and drawing is not None
-        return self.masker(drawing.seeds_B, **{name: map_.detach() for name, map_ in maps.items()})
+    def _drawn(self, maps: dict[str, Tensor], sampling: MaskSampling | None) -> Mask:
+        assert self.masker is not None and sampling is not None
+        return self.masker(sampling.seeds_B, **{name: map_.detach() for name, map_ in maps.items()})
 
     def _learned(self, name: str) -> Tensor:
         if name != "contrast":

@@ -7,7 +7,7 @@ from tgm_scale.masking.recipes import RECIPES, Masker
 from tgm_scale.masking.saliency import SOURCES
 from tgm_scale.models.vit import ModelSize
 from tgm_scale.objectives import policy
-from tgm_scale.objectives.term import CAPTIONS, FEATURES, MASKS, TARGETS, Setup
+from tgm_scale.objectives.term import CAPTIONS, FEATURES, MASKS, TARGETS, TermSettings
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.runtime.mistakes import nearest
 
@@ -85,5 +85,5 @@ def build_objective(
     settings: ObjectiveConfig, masker: Masker, size: ModelSize, features: int = 0, text: int = 0
 ) -> Objective:
     """The terms, each with what it learns, fp32, on the CPU. features, text: widths of the frozen towers' outputs."""
-    setup = Setup(size, features, text, settings.normalise_by, settings.queue)
-    return Objective.of(weights_of(settings, masker), setup, settings.contrastive_batch)
+    of_terms = TermSettings(size, features, text, settings.normalise_by, settings.queue)
+    return Objective.of(weights_of(settings, masker), of_terms, settings.contrastive_batch)

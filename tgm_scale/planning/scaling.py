@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tgm_scale.config.sections import Config
-from tgm_scale.planning.cost import Asked, Cost, cost_of
+from tgm_scale.planning.cost import Cost, CostQuery, cost_of
 from tgm_scale.planning.estimate import CLIP_BYTES, CLIPS_A_CORE, STORAGE
 from tgm_scale.planning.machine import Machine
-from tgm_scale.planning.means import with_micro
+from tgm_scale.planning.memory_strategies import with_micro
 from tgm_scale.planning.step_time import step_time
 
 _EMBEDDING, _IDS = 512, 24  # values of CLIP ViT-B/32's embedding; bytes of a clip's three ids
@@ -69,12 +69,12 @@ def _row(config: Config, machine: Machine, gpus: int, wanted: int) -> Row:
     share = batch // gpus
     micro = max(m for m in range(1, share + 1) if share % m == 0 and m % repeats == 0 and m <= train.micro_batch_size)
     changed = config.model_copy(update={"train": train.model_copy(update={"global_batch_size": batch})})
-    asked = with_micro(Asked.pretraining(changed), micro)
-    cost = cost_of(asked, gpus)
+    query = with_micro(CostQuery.pretraining(changed), micro)
+    cost = cost_of(query, gpus)
     time = step_time(cost, machine)
     if time is None:
         raise ValueError("--scale: the GPUs' rate is not known: give --card, --tflops or --rates")
-    group = asked.negatives or 0
+    group = query.negatives or 0
     gathered = batch * (2 * _EMBEDDING * 4 + _IDS) if group else 0
     seconds = time.total + gathered / machine.network.rate(machine.nodes) * (1 - machine.network.overlap)
     drawn = batch / repeats / seconds

@@ -14,7 +14,7 @@ BUCKET, MAX_LIVE, PREFETCH, _SUB_GROUP = 5e8, 1e9, 5e7, 1e9
 
 
 @dataclass(frozen=True)
-class Collecting:
+class ReductionMemory:
     """Of a plan's process with so many values in the model."""
 
     plan: RunPlan

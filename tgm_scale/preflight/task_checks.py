@@ -41,7 +41,7 @@ from tgm_scale.objectives.term import CAPTIONS, TARGETS
 from tgm_scale.planning.checks import check
 from tgm_scale.planning.corpora import open_of_run
 from tgm_scale.planning.footprint import footprint
-from tgm_scale.planning.module import Drawing
+from tgm_scale.planning.module import MaskSampling
 from tgm_scale.planning.parts import clip_loader, joint_module, objective
 from tgm_scale.planning.run_plan import RunPlan, plan_pretraining
 from tgm_scale.planning.towers import load_towers
@@ -191,15 +191,15 @@ class PretrainingChecks(TaskChecks):
         if prepared.text_BE is not None:
             lines.append(f"its caption {batch.captions[0]!r:.60}: an embedding of {prepared.text_BE.shape[-1]}")
         module = joint_module(config, plan.shape, towers, objective(config, plan.shape, towers)).to(process.device)
-        mask = prepared.mask or module.draw(prepared.batch.video, prepared.drawing)
+        mask = prepared.mask or module.draw(prepared.batch.video, prepared.sampling)
         lines.append(f"its mask: {mask.visible.shape[1]} tokens seen, {mask.target.shape[1]} painted")
 
         def loss_of(index_B: Tensor) -> Tensor:
             target = mask.target[index_B] if TARGETS in plan.terms else None
             features = None if prepared.features_BNF is None else prepared.features_BNF[index_B]
-            seeds_B, heads_BASRC = prepared.drawing
-            drawing = Drawing(seeds_B[index_B], None if heads_BASRC is None else heads_BASRC[index_B])
-            passed = module(prepared.batch.video[index_B], mask.visible[index_B], target, features, drawing=drawing)
+            seeds_B, heads_BASRC = prepared.sampling
+            sampling = MaskSampling(seeds_B[index_B], None if heads_BASRC is None else heads_BASRC[index_B])
+            passed = module(prepared.batch.video[index_B], mask.visible[index_B], target, features, sampling=sampling)
             loss = sum(part.float().mean() for part in passed[:2] if part is not None)
             assert isinstance(loss, Tensor)
             return loss

@@ -20,7 +20,7 @@ from tgm_scale.objectives.contrastive import caption_ids
 from tgm_scale.planning.towers import Towers
 from tgm_scale.training.data_digest import clip_hashes
 from tgm_scale.training.device_clock import DeviceClock
-from tgm_scale.training.step import Prepared
+from tgm_scale.training.step import PreparedBatch
 
 
 @dataclass
@@ -49,7 +49,7 @@ class ClipGuidance:
         self.motion = MotionMonitor() if "motion" in masker.needs else None
         self._warned: set[str] = set()
 
-    def __call__(self, batch: Batch) -> Prepared:
+    def __call__(self, batch: Batch) -> PreparedBatch:
         return self.prepare(self.compute(batch))
 
     @torch.no_grad()
@@ -73,11 +73,11 @@ class ClipGuidance:
         return GuidedBatch(batch, numbers_B2, text_BE, maps, own, swapped, features)
 
     @torch.no_grad()
-    def prepare(self, guided_batch: GuidedBatch, progress: float = 0.0) -> Prepared:
+    def prepare(self, guided_batch: GuidedBatch, progress: float = 0.0) -> PreparedBatch:
         with self.clock:
             return self._prepare(guided_batch, progress)
 
-    def _prepare(self, guided_batch: GuidedBatch, progress: float) -> Prepared:
+    def _prepare(self, guided_batch: GuidedBatch, progress: float) -> PreparedBatch:
         batch, relevance_BSRC = guided_batch.batch, guided_batch.relevance_BSRC
         ids_B, hashes_B = guided_batch.numbers_B2.unbind(1)
         mask = None  # a learned one is drawn by the module that learns it, unless its map is given
@@ -89,7 +89,7 @@ class ClipGuidance:
             of_batch, swapped_BSRC = (batch.seeds, batch.weight, ids_B), guided_batch.swapped_BSRC
             self.monitor.observe(*of_batch, relevance_BSRC, swapped_BSRC, progress, **guided_batch.maps)
         text_BE, features_BNF, heads = guided_batch.text_BE, guided_batch.features_BNF, guided_batch.maps.get("heads")
-        return Prepared(batch, mask, text_BE, ids_B, hashes_B, features_BNF, heads)
+        return PreparedBatch(batch, mask, text_BE, ids_B, hashes_B, features_BNF, heads)
 
     def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Relevance of each clip to its own caption or captions, and to those before it in the batch; and the image

@@ -16,12 +16,12 @@ from tgm_scale.contracts import Batch, Mask
 from tgm_scale.data.loading.to_device import ToDevice
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation.watched import drawn, watched_clips
-from tgm_scale.planning.module import Drawing
+from tgm_scale.planning.module import MaskSampling
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.towers import Towers
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.training.clip_guidance import ClipGuidance
-from tgm_scale.training.step import Prepared
+from tgm_scale.training.step import PreparedBatch
 
 
 class Pictures:
@@ -43,7 +43,7 @@ class Pictures:
         self.names, video, seeds, heads, masks = collectives.broadcast(found)
         # every rank has all clips: at ZeRO stage 3 weights are gathered layer by layer, by all of them together
         self.video = video.to(device)
-        self.drawing = Drawing(seeds.to(device), None if heads is None else heads.to(device))
+        self.sampling = MaskSampling(seeds.to(device), None if heads is None else heads.to(device))
         self.mask = None if masks is None else Mask(*(tokens.to(device) for tokens in masks))
         self.normalise_by = config.objective.normalise_by
 
@@ -51,7 +51,7 @@ class Pictures:
         """Of a `JointModule`, in evaluation mode meanwhile; a learned mask is as it is now. Collective."""
         was_training = module.training
         module.eval()
-        mask = self.mask or module.draw(self.video, self.drawing)
+        mask = self.mask or module.draw(self.video, self.sampling)
         picture = drawn(module.model, self.names, self.video, mask, self.normalise_by)
         module.train(was_training)
         return picture
@@ -59,7 +59,7 @@ class Pictures:
 
 def masked_clips(
     config: Config, plan: RunPlan, corpora: list[Corpus], towers: Towers, device: torch.device
-) -> tuple[Batch, Prepared, str]:
+) -> tuple[Batch, PreparedBatch, str]:
     """The clips on the host, prepared on the device (a learned mask is None there), and of what they are.
 
     Raises ValueError where none can be used."""

@@ -48,7 +48,7 @@ from tgm_scale.training import introduction, prefetch, term_state
 from tgm_scale.training.clip_guidance import ClipGuidance, GuidedBatch
 from tgm_scale.training.opening import run
 from tgm_scale.training.pictures import Pictures
-from tgm_scale.training.step import JointStep, Prepared
+from tgm_scale.training.step import JointStep, PreparedBatch
 from tgm_scale.training.task import Ready, StepResult, Steps, Task
 from tgm_scale.training.trainer import Start
 
@@ -127,12 +127,12 @@ class Pretraining(Task):
         for step, batches, computations in guided_batch:
             yield Ready(step, batches, partial(self._prepared, step, computations))
 
-    def _prepared(self, step: int, computations: list[Callable[[], GuidedBatch]]) -> list[Prepared]:
+    def _prepared(self, step: int, computations: list[Callable[[], GuidedBatch]]) -> list[PreparedBatch]:
         assert self.plan.steps is not None
         progress = (step + 1) / self.plan.steps
         return [self.guidance.prepare(compute(), progress) for compute in computations]
 
-    def step(self, micro: list[Prepared], valid: float, limit: float) -> StepResult:
+    def step(self, micro: list[PreparedBatch], valid: float, limit: float) -> StepResult:
         return self.joint_step(micro, valid, limit)
 
     def checkpoint_metadata(self) -> dict[str, Any]:

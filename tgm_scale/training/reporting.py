@@ -45,7 +45,7 @@ class Reporter:
             "step": progress.step,
             "samples": progress.step * self._clips // self._repeats,
             "loss": result.loss,
-            **(dict.fromkeys(_TERMS) | result.figures),
+            **(dict.fromkeys(_TERMS) | result.metrics),
             "learning_rate": learning_rate,
             "grad_norm": result.grad_norm,
             "update_refused": result.refusal is not None,

@@ -25,7 +25,7 @@ class StepResult:
     grad_norm: float | None  # before clipping; None where it is not finite
     refusal: str | None  # as update.Outcome
     digest: float = 0.0  # of the data of all ranks
-    figures: dict[str, float] = field(default_factory=dict)  # of the objective's terms, by column of metrics.jsonl
+    metrics: dict[str, float] = field(default_factory=dict)  # of the objective's terms, by column of metrics.jsonl
 
     @classmethod
     def without_clips(cls, digest: float) -> StepResult:

@@ -7,9 +7,9 @@ import dataclasses
 from tgm_scale.config import Config
 from tgm_scale.planning import cards
 from tgm_scale.planning.cards import Card
-from tgm_scale.planning.cost import Asked, cost_of
+from tgm_scale.planning.cost import CostQuery, cost_of
 from tgm_scale.planning.machine import Machine
-from tgm_scale.planning.means import largest_that_fits
+from tgm_scale.planning.memory_strategies import largest_that_fits
 from tgm_scale.planning.step_time import step_time
 
 
@@ -18,17 +18,17 @@ def prospects(config: Config, shape: tuple[int, int], card: Card | None, measure
     is none. measured: clips a second of the best."""
     if card is None:
         return ["a larger card, more nodes: not planned, since these are no GPUs of the planner's table"]
-    asked = Asked.pretraining(config)
+    query = CostQuery.pretraining(config)
     nodes, gpus = shape
     here = Machine(nodes, gpus, card.memory * 1e9, card, card.peak)
     lines = []
     larger = [one for one in cards.CARDS if one.memory > card.memory]
     if larger:
         nearest = min(larger, key=lambda one: one.memory)
-        lines.append(_with_card(asked, here, nearest, measured))
+        lines.append(_with_card(query, here, nearest, measured))
     twice = dataclasses.replace(here, nodes=2 * nodes)
     try:
-        gain = _speed(asked, twice) / _speed(asked, here)
+        gain = _speed(query, twice) / _speed(query, here)
         lines.append(
             f"{twice.nodes} nodes of {gpus} GPUs: {gain:.2f} times the speed, {gain * measured:.0f} clips/s planned"
         )
@@ -37,19 +37,19 @@ def prospects(config: Config, shape: tuple[int, int], card: Card | None, measure
     return lines
 
 
-def _with_card(asked: Asked, here: Machine, card: Card, measured: float) -> str:
+def _with_card(query: CostQuery, here: Machine, card: Card, measured: float) -> str:
     there = dataclasses.replace(here, memory=card.memory * 1e9, card=card, peak=card.peak)
     assert there.memory is not None
-    fitted = largest_that_fits(asked, there.gpus, there.memory)
+    fitted = largest_that_fits(query, there.gpus, there.memory)
     micro = f", micro batch up to {fitted[0].config.train.micro_batch_size}" if fitted else ""
-    gain = _speed(asked, there) / _speed(asked, here)
+    gain = _speed(query, there) / _speed(query, here)
     return (
         f"{card.name} of {card.memory:g} GB: {gain:.2f} times the speed{micro}, {gain * measured:.0f} clips/s planned"
     )
 
 
-def _speed(asked: Asked, machine: Machine) -> float:
+def _speed(query: CostQuery, machine: Machine) -> float:
     """Clips a second. Raises ValueError where the batch does not divide."""
-    time = step_time(cost_of(asked, machine.gpus), machine)
+    time = step_time(cost_of(query, machine.gpus), machine)
     assert time is not None
-    return asked.config.train.global_batch_size / time.total
+    return query.config.train.global_batch_size / time.total

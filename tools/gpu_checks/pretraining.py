@@ -112,10 +112,10 @@ def figures_of(
 def planned(bench: Bench, size: str, micro: int, *own: str, processes: int = 1) -> Cost:
     """What the planner counts of a run."""
     from tgm_scale import config as configuration
-    from tgm_scale.planning.cost import Asked, cost_of
+    from tgm_scale.planning.cost import CostQuery, cost_of
 
     config = configuration.load(config_of(size), overrides(bench, bench.folder / "none", micro, 1, *own))
-    return cost_of(Asked.pretraining(config), processes)
+    return cost_of(CostQuery.pretraining(config), processes)
 
 
 def memory(rows: list[dict[str, Any]], cost: Cost) -> dict[str, float]:
