@@ -68,7 +68,9 @@ def drill(options: argparse.Namespace, folder: Path) -> int:
             task.advance()
     if options.only is not None:
         output = folder / f"case-{options.only:05d}" / reference.OUTPUT
-        print((output.read_text() if output.is_file() else "") + f"{cases[0].line()}: {cases[0].outcome}")
+        print(
+            (output.read_text(encoding="utf-8") if output.is_file() else "") + f"{cases[0].line()}: {cases[0].outcome}"
+        )
     print(table(cases))
     return command.FAILED if any(case.wrong for case in cases) else 0
 

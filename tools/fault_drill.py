@@ -156,7 +156,7 @@ class Drill:
         row |= {"steps": self._steps(self.run_dir), "in_writing": writing, "exit_codes": codes}
         row |= {"by_themselves": by_themselves, "seconds": round(killed - began, 2)}
         row |= {"survived": round(time.monotonic() - killed, 2)}
-        with self.list.open("a") as stream:
+        with self.list.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
 
     def _in_writing(self, life: LocalRun) -> list[str]:
@@ -171,10 +171,10 @@ class Drill:
     def _step_counter(self, count: int) -> Callable[[], bool]:
         """Whether this start has made `count` steps. It begins by cutting the metrics to its checkpoint."""
         starts = self.run_dir / "environment.jsonl"
-        lines = len(starts.read_text().splitlines()) if starts.is_file() else 0
+        lines = len(starts.read_text(encoding="utf-8").splitlines()) if starts.is_file() else 0
 
         def reached() -> bool:
-            rows = starts.read_text().splitlines() if starts.is_file() else []
+            rows = starts.read_text(encoding="utf-8").splitlines() if starts.is_file() else []
             return len(rows) > lines and self._steps(self.run_dir) >= json_of(rows[-1])["step"] + count
 
         return reached
@@ -193,7 +193,7 @@ class Drill:
         report, equal = compare(str(self.reference_dir), str(self.run_dir))
         steps = [row["step"] for row in read_metrics(self.run_dir)]
         once = steps == list(range(1, len(steps) + 1))
-        skipped = [(run / "skipped.jsonl").read_text() for run in (self.reference_dir, self.run_dir)]
+        skipped = [(run / "skipped.jsonl").read_text(encoding="utf-8") for run in (self.reference_dir, self.run_dir)]
         kills = self._made()
         moments = Counter(kill["moment"] for kill in kills)
         print(report)

@@ -170,10 +170,10 @@ def _start(command: str, config: str, folder: Path, overrides: list[str]) -> Non
     """Run it to its end, or resume it. Raises ValueError with the end of its output where it fails."""
     folder.mkdir(parents=True, exist_ok=True)
     line = [sys.executable, "-m", "tgm_scale", command, "--config", config, *overrides]
-    with (folder / "output.log").open("a") as log:
+    with (folder / "output.log").open("a", encoding="utf-8") as log:
         code = subprocess.run(line, stdout=log, stderr=log, env={"OMP_NUM_THREADS": "1", **os.environ}).returncode
     if code:
-        tail = "\n  ".join((folder / "output.log").read_text().splitlines()[-15:])
+        tail = "\n  ".join((folder / "output.log").read_text(encoding="utf-8").splitlines()[-15:])
         raise ValueError(f"{command} in {folder} failed; the end of its output:\n  {tail}")
 
 

@@ -84,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
             cells.append(try_cell(version, path, packages))
             print(_line(cells[-1]), flush=True)
     if options.output:
-        options.output.write_text("\n".join(_table(cells)) + "\n")
+        options.output.write_text("\n".join(_table(cells)) + "\n", encoding="utf-8")
     return 0 if all(cell.passed for cell in cells) else 1
 
 
@@ -146,7 +146,7 @@ def try_cell(python: str, interpreter: str, packages: str) -> Cell:
                 result = problem
                 break
         else:
-            result = "passes: " + _counts(log.read_text())
+            result = "passes: " + _counts(log.read_text(encoding="utf-8"))
     return Cell(python, packages, versions, result, time.monotonic() - began)
 
 
@@ -161,7 +161,7 @@ def _constraints(folder: Path, packages: str) -> list[str]:
     file = ROOT / "constraints.txt"
     if packages == "lowest":
         file = folder / "lowest.txt"
-        file.write_text("\n".join(lowest()) + "\n")
+        file.write_text("\n".join(lowest()) + "\n", encoding="utf-8")
     return ["-c", str(file)]
 
 
@@ -171,7 +171,7 @@ def _try(step: str, arguments: list[str], folder: Path, log: Path) -> str:
     limit = TEST_SECONDS if step in ("tests", "first run") else INSTALL_SECONDS
     variables = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     variables |= {"OMP_NUM_THREADS": "1"} | ({"PYTHONPATH": str(ROOT)} if step == "tests" else {})
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         try:
             code = subprocess.run(
                 arguments,
@@ -185,7 +185,7 @@ def _try(step: str, arguments: list[str], folder: Path, log: Path) -> str:
             code = -1
     if code == 0:
         return ""
-    output = log.read_text()
+    output = log.read_text(encoding="utf-8")
     print(output[-4000:], file=sys.stderr)
     last = output.strip().splitlines()[-1:] or ["no output"]
     return f"{step}: " + (f"longer than {limit} s" if code == -1 else f"exit {code}: {last[0][:200]}")

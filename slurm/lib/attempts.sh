@@ -4,7 +4,7 @@
 #   run     a run folder: its newest checkpoint's step, and the files of features or of test scores in it
 #   shards  the shards of OUTPUT that belong to part $task of $tasks
 #   trials  the trials of `tgm-scale tune`
-#   study   the newest checkpoints and the results of all its runs, which part $task of $tasks makes a share of
+#   study   the newest checkpoints, results and features of all its runs, of which part $task of $tasks makes a share
 # One line per start and one per end, in $attempts:
 #   CHAIN JOB.RESTART began PROGRESS TIME
 #   CHAIN JOB.RESTART ended CODE TIME       `outside` where SLURM or a person ended it, not the work itself
@@ -20,10 +20,12 @@ newest_step() {
 
 feature_files() { find "$folder/features" "$folder/test" -name '*.safetensors' 2>/dev/null | wc -l || true; }
 
-# The steps of the newest checkpoints of a study's runs, summed, and one for each finished evaluation: it only grows
+# The steps of the newest checkpoints of a study's runs, summed, and one for each finished evaluation and each file of
+# features or of test scores: it only grows
 study_files() {
-  find "$folder" \( -path '*/step-*/manifest.json' -o -name results.json \) 2>/dev/null | awk -F/ '
-    $NF == "results.json" { count++; next }
+  find "$folder" \( -path '*/step-*/manifest.json' -o -name results.json -o -path '*/features/*.safetensors' \
+    -o -path '*/test/*.safetensors' \) 2>/dev/null | awk -F/ '
+    $NF != "manifest.json" { count++; next }
     { step = $(NF - 1); run = $0; sub(/\/step-[^\/]*\/manifest.json$/, "", run); sub(/^step-/, "", step)
       if (step + 0 > newest[run]) newest[run] = step + 0 }
     END { for (run in newest) count += newest[run]; print count + 0 }' || true

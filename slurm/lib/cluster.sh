@@ -14,6 +14,7 @@ need() {
 
 load_cluster() {
   need SLURM_JOB_ID SLURM_JOB_NODELIST SLURM_SUBMIT_DIR
+  forget_what_srun_would_obey
   # A task of an array by both its numbers: the last task's own id is that of the whole array, which scontrol and
   # scancel would then act on
   job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
@@ -38,6 +39,17 @@ load_cluster() {
   fi
   find_address
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHONUNBUFFERED=1
+}
+
+# Variables of the shell that sbatch was called in, or of its --export, that this job's sruns would take for options.
+# Of an interactive srun's shell: its cores and memory, which are not this job's ("CPU binding outside of job step
+# allocation"), and its --mem-per-cpu beside --mem ("mutually exclusive"). Of --export=NONE or a list: that tasks get
+# nothing of what is exported here
+forget_what_srun_would_obey() {
+  unset SLURM_EXPORT_ENV "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}"
+  if [ -n "${SLURM_MEM_PER_NODE:-}" ]; then
+    unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
+  fi
 }
 
 # Under `set -eu`: an unset variable or a failing command in it ends the shell, which the trap then explains

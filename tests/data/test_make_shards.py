@@ -192,6 +192,14 @@ def test_tasks_side_by_side_make_the_shards_of_one(small, tmp_path):
     assert contents(tmp_path / "s") == contents(undisturbed)
 
 
+def test_a_task_without_shards_has_done_its_part(small, tmp_path):
+    annotations, videos, _ = small
+    parts = ["--tasks", 64, "--short-side", 64, "--clips-per-shard", 10]
+    assert (
+        subprocess.run(command(annotations, videos, tmp_path / "s", "--task", 63, *parts), check=False).returncode == 0
+    )
+
+
 def test_spans_of_one_video_are_cut_frame_by_frame(small):
     """100 frames at 10 a second, ten spans of a second: ten frames each, and each the right ones."""
     source = {}

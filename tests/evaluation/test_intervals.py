@@ -54,3 +54,17 @@ def test_an_interval_over_groups_has_whole_groups() -> None:
     assert apart.mean == 0.75 and 0.55 < apart.low < 0.68 and 0.82 < apart.high < 0.92, (
         "each clip a group: as over clips"
     )
+
+
+@pytest.mark.parametrize(("groups", "covers"), [(4, (0.70, 0.88)), (20, (0.88, 0.98))])
+def test_an_interval_over_few_groups_is_too_narrow(groups: int, covers: tuple[float, float]) -> None:
+    """FEW_GROUPS and docs/EVALUATION.md rest on it: 40 clips a group, whose accuracies are 0.7 with a deviation of
+    0.1."""
+    generator, hits, tries = torch.Generator().manual_seed(0), 0, 200
+    names = [str(group) for group in range(groups) for _ in range(40)]
+    for _ in range(tries):
+        share_G = (0.7 + 0.1 * torch.randn(groups, generator=generator)).clamp(0, 1)
+        right_M = torch.rand(groups, 40, generator=generator) < share_G[:, None]
+        found = group_interval(right_M.flatten(), names, draws=500)
+        hits += found.low <= 0.7 <= found.high
+    assert covers[0] < hits / tries < covers[1]

@@ -387,6 +387,7 @@ def test_a_probe_by_place_reads_means_of_places_and_a_list_with_groups_is_valida
     facts = results(tmp_path / "run")["facts"]
     assert facts["majority class"] == "top1 of always answering '0': 0.5000"
     assert re.fullmatch(r"top1 \[[01]\.\d{4}, [01]\.\d{4}\] \(95 %, bootstrap over 6 groups\)", facts["over groups"])
+    assert facts["few groups"].startswith("6, fewer than 10: ")
     assert facts["validation"] == "1 of 6 groups" and "2 x 2 places" in facts["features"]
     assert facts["few test clips"].startswith("24, fewer than 30: ")
     assert facts["validation accuracy"] in (0, 0.25, 0.5, 0.75, 1), "of the four clips of a group"

@@ -118,3 +118,15 @@ def test_of_a_path_that_is_not_there_the_nearest_is_named(tmp_path: Path, monkey
     assert like("runs/vitl1/checkpoints") == "; there is runs/vitb/checkpoints"
     for unlike in ("data", "runs/other/checkpoints", "/", "", "list.csv/x", "x" * 300, "a\0b"):
         assert like(unlike) == ""
+
+
+def test_text_is_utf_8_in_any_locale(tmp_path: Path) -> None:
+    """In one of Latin-1 a label in Chinese ended a probe after all its features, and another became damage."""
+    made = subprocess.run(["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(tmp_path / "en_US")], check=False)
+    if made.returncode:
+        pytest.skip("a Latin-1 locale cannot be made here")
+    source = "import sys; from pathlib import Path; from tgm_scale.runtime.files import replace_file;"
+    source += "replace_file(Path(sys.argv[1]), '\\u5c04 caf\\xe9')"
+    file, latin = tmp_path / "results.json", {"LOCPATH": str(tmp_path), "LC_ALL": "en_US", "PYTHONUTF8": "0"}
+    subprocess.run([sys.executable, "-c", source, str(file)], env={**environment(), **latin}, check=True)
+    assert file.read_bytes().decode() == "\u5c04 caf\xe9"

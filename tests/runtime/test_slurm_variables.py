@@ -21,7 +21,13 @@ def test_node_lists(nodelist: str, names: list[str]) -> None:
 
 
 def test_ranks_lie_in_blocks_on_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_TASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_JOB_NODELIST", "gpu[1-3]")
     assert [node_of(rank, 6) for rank in range(6)] == ["gpu1", "gpu1", "gpu2", "gpu2", "gpu3", "gpu3"]
+    monkeypatch.setenv("SLURM_TASKS_PER_NODE", "8(x2),4")
+    assert [node_of(rank, 20) for rank in (0, 7, 8, 15, 16, 19)] == ["gpu1", "gpu1", "gpu2", "gpu2", "gpu3", "gpu3"]
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1,2,1")
+    assert [node_of(rank, 4) for rank in range(4)] == ["gpu1", "gpu2", "gpu2", "gpu3"], "the step's, not the job's"
     monkeypatch.delenv("SLURM_JOB_NODELIST")
     assert node_of(4, 6) == "the host of rank 4"

@@ -86,6 +86,28 @@ def test_a_scontrol_that_fails_ends_the_job(cluster: Cluster, tmp_path: Path) ->
     assert "Unable to contact slurm controller" in log and "did not tell the address of the first node" in log
 
 
+def test_what_lies_in_the_shell_of_sbatch_does_not_reach_the_tasks(cluster: Cluster, tmp_path: Path) -> None:
+    """Of an interactive srun's shell its cores and memory, of `--export` a list that leaves out what is exported."""
+    python = tmp_path / "python"
+    names = ("MASTER_ADDR", "OMP_NUM_THREADS", "SLURM_CPU_BIND_LIST", "SLURM_MEM_BIND", "SLURM_MEM_PER_CPU")
+    said = " ".join(f"{name}=${{{name}:-none}}" for name in names)
+    python.write_text(f'#!/bin/bash\necho "a task: {said}" >&2\nexit 2\n')
+    python.chmod(0o755)
+    cluster.environment |= {
+        "SLURM_CPU_BIND": "quiet,mask_cpu:0x800000000000",
+        "SLURM_CPU_BIND_LIST": "0x800000000000",
+        "SLURM_CPU_BIND_TYPE": "mask_cpu:",
+        "SLURM_MEM_BIND": "verbose,none",
+        "SLURM_MEM_PER_CPU": "7",
+    }
+    options = ["--nodes=1", "--export=TGM_CLUSTER,SLURM_CONF,PATH"]
+    arguments = ("configs/probe_k400.yaml", f"run.dir={tmp_path}/run")
+    job = cluster.submit("probe.sh", tmp_path, {"TGM_PYTHON": str(python)}, *arguments, options=options)
+    [line] = re.findall("a task: .*", refused(cluster, job, tmp_path))
+    assert re.search(r"MASTER_ADDR=[\d.]+ OMP_NUM_THREADS=1 ", line), line
+    assert "0x800000000000" not in line and "verbose" not in line and "SLURM_MEM_PER_CPU=7" not in line, line
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "options", "words"),
     [
@@ -178,6 +200,7 @@ def test_progress_is_what_the_work_counts_as_such(tmp_path: Path) -> None:
     assert told(tmp_path, "kind=shards task=1 tasks=2", "progress") == "3"
     assert told(tmp_path, "kind=shards task=0 tasks=2", "progress") == "1"
     assert told(tmp_path, "kind=trials", "progress") == "0"
+    assert told(tmp_path, "kind=study", "progress") == "1002", "its features count, too"
 
 
 def test_starts_that_were_ended_from_outside_are_no_crashes(tmp_path: Path) -> None:

@@ -216,7 +216,8 @@ def test_below_the_table_stands_how_much_it_is_of(evaluated: tuple[StudyConfig, 
             *(3, 24, 4),
             "seeds: 3; test clips: 24 of 4 groups; few test clips: 24, fewer than 30: one clip moves top1 by 0.0417, "
             "and an interval over so few is rough; few seeds: 3: an interval over so few is rough, and somewhat too "
-            "narrow",
+            "narrow; few groups: 4, fewer than 10: an interval over so few is too narrow (over 4 groups, one of 95 % "
+            "covers about 80 %)",
         ),
     ],
 )
@@ -227,6 +228,7 @@ def test_a_caution_is_of_few_seeds_and_few_clips(
     rows = [row | {"group": f"{i % groups}"} for i, row in enumerate(rows)] if groups else rows
     given = [f"run.dir={tmp_path}", f"study.seeds={list(range(seeds))}", f"study.maskers={MASKERS}"]
     given += ["study.objectives={pixels: ['objective.terms={pixels: 1}']}"]
+    given += ["study.set=['data.shards=https://me:passw0rd@host/a.tar?X-Amz-Signature=5ec2e7']"]
     config = configuration.checked(configuration.read_tree(file, given), str(file), StudyConfig, given)
     found = units(config)
     for job in (unit.jobs[1] for unit in found):
@@ -235,7 +237,10 @@ def test_a_caution_is_of_few_seeds_and_few_clips(
         figures = {"top1": {"value": 1.0}}
         (job.folder / "results.json").write_text(json.dumps({"method": "nearest neighbours", "figures": figures}))
         (job.folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert summarise(config, found, [])["evaluations"]["knn"]["basis"] == said
+    summary = summarise(config, found, [])
+    assert summary["evaluations"]["knn"]["basis"] == said
+    written = page.page(config, found, summary)
+    assert "host/a.tar" in written and "passw0rd" not in written and "5ec2e7" not in written
 
 
 def test_what_a_command_said_of_its_data_stands_below_its_table(evaluated: tuple[StudyConfig, list[Unit]]) -> None:

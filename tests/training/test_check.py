@@ -18,6 +18,13 @@ from tgm_scale.runs.check_run import check
 from tgm_scale.runtime.tensors import save_tensors
 
 
+def test_whoever_may_read_a_run_may_read_what_lies_beside_its_checkpoints(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "plain").touch()
+    beside.write(tmp_path, "ema", 20, [], {"weight": torch.ones(10)})
+    assert beside.file_of(tmp_path, "ema", 20).stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_check_says_once_what_is_damaged(tmp_path: Path) -> None:
     made(tmp_path / "checkpoints", 20)
     (tmp_path / "config.yaml").write_text("run: {dir: here}\n")

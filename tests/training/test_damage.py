@@ -195,6 +195,26 @@ def test_an_old_checkpoint_that_cannot_be_dropped_is_a_warning(tmp_path: Path, c
     assert said.count("warning") == 1 and elsewhere.name in said and "the run continues" in said
 
 
+def test_what_a_kill_left_of_an_old_checkpoint_is_no_checkpoint_and_goes_with_the_next_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (10, 20):
+        made(tmp_path, step)
+    saver = Saver(tmp_path, checkpoint.Retention(1), ALONE, HostCollectives(ALONE))
+
+    def killed(folder: Path) -> None:
+        (folder / "manifest.json").unlink()  # the order of a folder's files is the file system's
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tgm_scale.checkpoints.saver.shutil.rmtree", killed)
+        saver._drop()
+    assert folders.steps_in(tmp_path) == [20] and not (tmp_path / "step-00000010").exists()
+    assert any(tmp_path.glob(".dropped-*/*"))
+    saver._drop()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"]
+
+
 def test_no_rank_waits_while_an_old_checkpoint_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for step in (10, 20):
         made(tmp_path, step)

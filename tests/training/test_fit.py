@@ -108,6 +108,7 @@ def test_a_script_is_named_for_its_own_configuration_alone(tmp_path: Path, capsy
     for file, start in ((VITB, "sbatch"), ("pretrain_vitb", "sbatch"), (str(own), "srun")):
         fitted(tmp_path, "2x8x80GB", "--config", file, "model.size=B")
         [line, *_] = [row for row in capsys.readouterr().out.splitlines() if "train.micro_batch_size" in row]
+        assert ("--cpus-per-task=12 --mem=0" in line) == (start == "srun"), "sbatch's script has its own"
         assert line.split()[0] == start and (start == "sbatch" or str(own) in line)
         assert line.split().count("model.size=B") == 1
 

@@ -56,6 +56,18 @@ def test_no_address_hides_them_and_the_run_goes_on(tmp_path: Path, path: str, qu
     run_folder.open_folder(found)
 
 
+def test_the_settings_of_a_tuning_have_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its minutes are over before the first trial."""
+    given = ["--config", "debug", "--dir", str(tmp_path / "tune"), "--processes", "1", "--minutes", "0.001"]
+    given += ["--stages", "1", *settings(tmp_path / "run", ADDRESS.replace("host", "127.0.0.1:9"))]
+    given += ["data.patience=1", "objective.contrastive_weight=0", "masking.recipe=tube", "guidance.towers=null"]
+    cli.main(["tune", *given])
+    said = "".join(capsys.readouterr())
+    written = "".join(file.read_text() for file in (tmp_path / "tune").rglob("*") if file.is_file())
+    assert "127.0.0.1:9/a/00000.tar" in written
+    assert not [secret for secret in ("passw0rd", "5ec2e7") if secret in said + written]
+
+
 def test_the_printed_configuration_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "--config", "debug", *settings(tmp_path, ADDRESS)]) == 0
     assert cli.main(["config", "--config", "debug", *settings(tmp_path, ADDRESS), "--key", "data.shards"]) == 0

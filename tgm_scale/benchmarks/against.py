@@ -30,6 +30,7 @@ from tgm_scale.models.vit import ModelOptions, initialise
 from tgm_scale.objectives.reconstruction import reconstruction_error
 from tgm_scale.planning.run_plan import Shape, run_masker, shape_of
 from tgm_scale.runtime.progress import ProgressBars
+from tgm_scale.runtime.terminal import message
 
 PRODUCTS = 10  # of square matrices, for the device's own rate
 SIDE = {"cpu": 1024, "cuda": 8192}
@@ -194,7 +195,7 @@ def _measured(work: Work, compiled: bool, turns: int, warm: int) -> dict[str, An
 
 def _show(work: Work, figures: dict[str, Any], described: str) -> None:
     turns = len(figures["ratios"])
-    print(f"{headline()}; {described}; {work.clips} clips a step, {work.precision}, medians of {turns} turns")
+    print(message(f"{headline()}; {described}; {work.clips} clips a step, {work.precision}, medians of {turns} turns"))
     print("a step: forward pass, loss, backward pass, update; no guidance and no data")
     per_second = "clips a second" if work.device.type == "cuda" else "clips a second of CPU time"
     speed, share = figures["clips_per_second"], figures["share_of_matrix_rate"]

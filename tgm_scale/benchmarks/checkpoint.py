@@ -105,5 +105,5 @@ def _without_hashes(written: Path, root: Path) -> None:
         del entry["blake2b"], entry["sums"]
         os.link(written / entry["name"], folder / entry["name"])
     rest = {key: value for key, value in tree.items() if key not in ("blake2b", "format")}
-    (folder / manifest.NAME).write_text(manifest.to_json(rest))
+    (folder / manifest.NAME).write_text(manifest.to_json(rest), encoding="utf-8")
     assert folders.latest(root) == folder

@@ -34,6 +34,7 @@ from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.processes import LocalRun
 from tgm_scale.runtime.progress import ProgressBars
+from tgm_scale.runtime.terminal import message
 
 _ALONE = ["guidance.towers=null", "objective={contrastive_weight: 0}", "masking.recipe=tube"]
 _QUIET = ["log.tensorboard=false", "log.wandb=null", "log.every=1", "train.steps=1000", "checkpoint.every=1000"]
@@ -70,7 +71,7 @@ class Case:
             return [*size, "deepspeed.config=null", f"deepspeed.stage={self.stage}"]
         sections = {name: {"device": "cpu"} for name in SECTIONS[self.offload]}
         file = folder / f"zero{self.stage}-offload-{self.offload}.json"
-        file.write_text(json.dumps({"zero_optimization": {"stage": self.stage, **sections}}) + "\n")
+        file.write_text(json.dumps({"zero_optimization": {"stage": self.stage, **sections}}) + "\n", encoding="utf-8")
         return [*size, configuration.override("deepspeed.config", file), "deepspeed.stage=null"]
 
     @property
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     else:
         rows = _rows(options, cases, options.dir)
     within = sum(abs(row["planned"] / row["measured"] - 1) <= _MOST_MISSED for row in rows)
-    print(f"{headline()}; {options.config} {' '.join(options.overrides)}; MB of a process, beside its base")
+    print(message(f"{headline()}; {options.config} {' '.join(options.overrides)}; MB of a process, beside its base"))
     header = ("model", "ZeRO", "offload", "processes", "base", "measured", "planned", "planned / measured")
     cells = [(*row["case"], *(f"{row[name] / 1e6:.0f}" for name in ("base", "measured", "planned"))) for row in rows]
     ratios = [f"{row['planned'] / row['measured']:.2f}" for row in rows]
@@ -141,7 +142,7 @@ def _rows(options: argparse.Namespace, cases: list[Case], folder: Path) -> list[
             key = json.dumps([options.steps, options.config, *given])
             if key not in known:
                 known[key] = _peak(options, case, folder, given)
-                with file.open("a") as stream:
+                with file.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps({"key": key, "bytes": known[key]}) + "\n")
             measured[case] = known[key]
         task.to(len(every))
@@ -169,7 +170,7 @@ def _peak(options: argparse.Namespace, case: Case, folder: Path, given: list[str
         while (made := _made(scratch / "run")) < options.steps:
             seen, since = (made, time.monotonic()) if made > seen else (seen, since)
             if life.ended() or time.monotonic() > since + _PATIENCE:
-                last = " ".join(log.read_text().splitlines()[-3:])
+                last = " ".join(log.read_text(encoding="utf-8").splitlines()[-3:])
                 raise RuntimeError(f"{case.name}: {made} of {options.steps} steps were made, {log}: {last}")
             time.sleep(_LOOK)
         return max(peak_resident_bytes(process.pid) for process in life.ranks)

@@ -141,7 +141,7 @@ def _measured(point: Point, folder: Path) -> dict[str, Any]:
         with LocalRun(command, point.processes, log, variables) as life:
             codes = life.wait()
             began = life.began
-        said = log.read_text(errors="replace").splitlines()
+        said = log.read_text(errors="replace", encoding="utf-8").splitlines()
         if any(codes):
             raise RuntimeError(f"{point.question}, {' '.join(point.overrides)}: exit codes {codes}: {said[-1:]}")
         figures, *others = [json_object(scratch / f"{rank}.json") for rank in range(point.processes)]

@@ -60,4 +60,4 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def save(path: Path, figures: dict[str, Any]) -> None:
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")

@@ -58,7 +58,7 @@ def _make(folder: Path, rows: int) -> list[Path]:
     """Each row is another clip."""
     files = [folder / f"{number}.jsonl" for number in range(_FILES)]
     for number, file in enumerate(files):
-        with open(file, "w") as lines:
+        with open(file, "w", encoding="utf-8") as lines:
             lines.writelines(map(_line, range(number * rows, (number + 1) * rows)))
     return files
 

@@ -13,6 +13,7 @@ import torch
 from tgm_scale import config as configuration
 from tgm_scale.benchmarks.machine import headline, table
 from tgm_scale.runs.metrics import read_metrics
+from tgm_scale.runtime.terminal import message
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     figures = figures_of(rows)
     if torch.cuda.is_available():
         figures["peak_GB"] = torch.cuda.max_memory_allocated() / 1e9
-    print(f"{headline()}; {options.config} {' '.join(options.overrides)}; medians of {len(rows)} steps")
+    print(message(f"{headline()}; {options.config} {' '.join(options.overrides)}; medians of {len(rows)} steps"))
     print(table(("what", "figure"), [(name.replace("_", " "), f"{value:.4g}") for name, value in figures.items()]))
     return figures
 

@@ -26,11 +26,12 @@ from tgm_scale.checkpoints.manifest import sums
 from tgm_scale.checkpoints.share import RankShare, TensorFile
 from tgm_scale.runtime import memory
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
-from tgm_scale.runtime.files import describe_os_error, readable_as_its_folder, sync
+from tgm_scale.runtime.files import describe_os_error, sync
 from tgm_scale.runtime.tensors import save_tensors
 
 _KEEP_FREE = 0.1  # of a host's memory, which a copy of the state must leave
 _TEMPORARY = ".writing-"
+_DROPPED = ".dropped-"
 
 
 class Saver:
@@ -114,21 +115,28 @@ class Saver:
             self._dropping = None
 
     def _drop(self) -> None:
-        """Drop old checkpoints. One that cannot be deleted causes one warning: it costs space, not the run."""
-        old: list[int] = []
+        """Drop old checkpoints. One that cannot be deleted causes one warning: it costs space, not the run.
+
+        Each is renamed first: a process that is killed amid this leaves no half of a checkpoint under its name, and
+        the next save deletes the rest."""
+        old: list[Path] = []
         with suppress(OSError):  # a folder that cannot be listed for now: the next save drops them
-            old = self.retention.dropped(steps_in(self.root))
-        for folder in (folder_of(self.root, step) for step in old):
+            old = [folder_of(self.root, step) for step in self.retention.dropped(steps_in(self.root))]
+            old += self.root.glob(f"{_DROPPED}*")
+        for folder in old:
+            gone = folder.with_name(_DROPPED + folder.name.removeprefix(_DROPPED))
             try:
-                shutil.rmtree(folder)
+                if folder.is_symlink():
+                    raise OSError("a link, which is not followed")
+                shutil.rmtree(folder.rename(gone))
             except OSError as error:
-                if folder not in self._undropped:
+                if gone not in self._undropped:
                     print(
                         f"warning: {folder}: cannot be dropped ({error}); the run continues",
                         file=sys.stderr,
                         flush=True,
                     )
-                self._undropped.add(folder)
+                self._undropped.add(gone)
 
     def _agree(self, pending: Pending, error: str | None) -> None:
         self._refuse(pending, self.collectives.gather(error))
@@ -224,7 +232,6 @@ class Pending:
     def _write(self, copy: dict[str, Tensor]) -> None:
         try:
             save_tensors(copy, self._file)
-            readable_as_its_folder(self._file, self._file.parent)
             self._written(list(copy))
         except OSError as error:
             wanted = sum(tensor.nbytes for tensor in copy.values())
@@ -245,7 +252,7 @@ class Pending:
             del progress["refused"]
         text = manifest.to_json({"progress": progress, "files": [one for one in files if "name" in one], **self.facts})
         try:
-            (self.work / manifest.NAME).write_text(text)
+            (self.work / manifest.NAME).write_text(text, encoding="utf-8")
             sync(self.work / manifest.NAME)
             sync(self.work)
             if os.path.lexists(self.final):  # damaged, or of other samples: away at once, not file by file

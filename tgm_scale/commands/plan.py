@@ -103,8 +103,10 @@ def _run(options: argparse.Namespace) -> int:
             f"--clips-per-gpu {options.clips_per_gpu}: goes with --scale; set train.global_batch_size here"
         )
     way = _fitted if options.fit is not None else _scaled if options.scale is not None else _planned
+    from tgm_scale.runtime.terminal import message
+
     text, tree = way(options)
-    print(text)
+    print(message(text))
     if options.json is not None:
         from tgm_scale.benchmarks.machine import save
 

@@ -70,7 +70,7 @@ def check(options: argparse.Namespace) -> int:
     _print(report, opened)
     if options.report is not None:
         with naming(options.report):
-            options.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+            options.report.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.sheet is not None:
         with naming(options.sheet):
             _sheet(pictures).save(options.sheet)

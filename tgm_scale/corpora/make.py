@@ -54,7 +54,7 @@ def make(options: argparse.Namespace) -> int:
     _print_report(report, options.output)
     if report["made"] and report["shards"]["finished"] == plan.shards:
         open_corpus(str(options.output))  # leaves the catalogue, so that the first run opens it at once
-    return 0 if report["made"] else 1
+    return 0 if report["made"] or not mine else 1
 
 
 def _print_report(report: dict[str, Any], output: Path) -> None:

@@ -79,7 +79,7 @@ def pretrain(plan: Plan, bars: ProgressBars) -> Figures:
                 if process.poll() is not None:
                     running.pop(process)
                     if process.returncode:
-                        tail = "\n  ".join((folder / "output.log").read_text().splitlines()[-15:])
+                        tail = "\n  ".join((folder / "output.log").read_text(encoding="utf-8").splitlines()[-15:])
                         raise ValueError(f"pretraining in {folder} failed; the end of its output:\n  {tail}")
     finally:
         for process in running:
@@ -92,5 +92,5 @@ def _start(plan: Plan, variant: str, seed: int) -> subprocess.Popen:
     folder = plan.run(variant, seed)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tgm_scale", "pretrain", "--config", plan.config, *plan.overrides(variant, seed)]
-    with (folder / "output.log").open("a") as log:
+    with (folder / "output.log").open("a", encoding="utf-8") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})

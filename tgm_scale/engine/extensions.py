@@ -139,7 +139,7 @@ def _wait_for_lock(folder: Path, verbose: bool) -> None:
 
 @contextmanager
 def _alone_on_this_host(folder: Path) -> Iterator[None]:
-    with (folder / "settling").open("w") as stream:
+    with (folder / "settling").open("w", encoding="utf-8") as stream:
         with suppress(OSError):  # a file system without locks
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tgm_scale.evaluation.cache import Clips
 
 Clip = tuple[int, int]  # frames and side
+FEW_GROUPS = 10  # an interval over 10 groups that says 95 % covers 91 % (tests/evaluation/test_intervals.py)
 FEW = 30  # test clips: below, one of them moves top-1 by more than 0.03
 
 
@@ -76,6 +77,8 @@ def baselines(scores_MC: Tensor, truth_M: Tensor, clips: Clips, trained: Sequenc
         found["over groups"] = (
             f"top1 [{of_groups.low:.4f}, {of_groups.high:.4f}] (95 %, bootstrap over {len(set(clips.groups))} groups)"
         )
+        if len(set(clips.groups)) < FEW_GROUPS:
+            found["few groups"] = few_groups(len(set(clips.groups)))
     return found
 
 
@@ -110,6 +113,13 @@ def cautions(scores_MC: Tensor, classes: Sequence[str]) -> dict[str, str]:
 def few_clips(clips: int, figure: str = "top1") -> str:
     return (
         f"{clips}, fewer than {FEW}: one clip moves {figure} by {1 / clips:.4f}, and an interval over so few is rough"
+    )
+
+
+def few_groups(groups: int) -> str:
+    return (
+        f"{groups}, fewer than {FEW_GROUPS}: an interval over so few is too narrow (over 4 groups, one of 95 % covers "
+        "about 80 %)"
     )
 
 

@@ -42,7 +42,7 @@ def make_synthetic(data: DataConfig) -> None:
     )
     with making(folder) as unfinished:
         make_corpus(unfinished, synthetic.clips, SyntheticSpec(seed=synthetic.seed, mode=synthetic.mode))
-        (unfinished / MADE_BY).write_text(synthetic.model_dump_json())
+        (unfinished / MADE_BY).write_text(synthetic.model_dump_json(), encoding="utf-8")
 
 
 def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[str] = ()) -> list[Corpus]:

@@ -12,6 +12,7 @@ from tgm_scale.planning import estimate
 from tgm_scale.planning.fit import Choice, Wanted, choices, largest, savings_of
 from tgm_scale.planning.machine import Machine
 
+_CORES = 12  # of a task: without it srun gives one core to a rank and all its data workers
 _SCRIPTS = {f"pretrain_vit{size}" for size in "blhg"}  # of slurm/, each for the configuration of its name
 
 
@@ -111,7 +112,8 @@ def _command(given: list[str], choice: Choice) -> list[str]:
             given[2:],
         )
     else:
-        start = f"srun --nodes={nodes} --gpus-per-node={gpus} --ntasks-per-node={gpus} tgm-scale pretrain"
+        size = f"--nodes={nodes} --gpus-per-node={gpus} --ntasks-per-node={gpus} --cpus-per-task={_CORES} --mem=0"
+        start = f"srun {size} tgm-scale pretrain"
     return [f"  {start} {shlex.join([*given, *_placeholders(given, choice), *choice.overrides])}"]
 
 

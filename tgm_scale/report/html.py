@@ -104,6 +104,8 @@ class Report:
 def render(report: Report) -> str:
     """The report's HTML; whatever text is in it is shown as text (escaped)."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = environment.from_string(resources.files("tgm_scale").joinpath("assets/report.html.j2").read_text())
+    template = environment.from_string(
+        resources.files("tgm_scale").joinpath("assets/report.html.j2").read_text(encoding="utf-8")
+    )
     values: dict[str, Any] = {name: getattr(report, name) for name in Report.__dataclass_fields__}
     return template.render(**values) + "\n"

@@ -32,7 +32,7 @@ from tgm_scale.runtime.terminal import message
 
 _RECIPE = ("data", "guidance", "masking", "model", "objective", "optim", "train", "finetune")
 _NOT_A_RECIPE = {"workers", "shards", "root", "cache", "patience", "decoder", "train", "test", "micro_batch_size"}
-_BESIDE = ("classes", "majority class", "over groups", "predictions", "few test clips", "note")  # of the facts
+_BESIDE = tuple("classes|majority class|over groups|few groups|predictions|few test clips|note".split("|"))  # facts
 _FIGURES = ("loss", "loss_reconstruction", "loss_contrastive", "contrastive_accuracy")
 
 

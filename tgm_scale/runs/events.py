@@ -14,7 +14,7 @@ FILE = "events.jsonl"
 
 def append(folder: Path, kind: str, **facts: Any) -> None:
     """Add an event. Raises OSError."""
-    with (folder / FILE).open("a") as stream:
+    with (folder / FILE).open("a", encoding="utf-8") as stream:
         stream.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}) + "\n")
 
 
@@ -22,7 +22,7 @@ def read(folder: Path) -> list[dict[str, Any]]:
     """The events so far, oldest first; lines that are none are left out."""
     file = folder / FILE
     found = []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+    for line in file.read_text(errors="replace", encoding="utf-8").splitlines() if file.is_file() else []:
         try:
             event = json_of(line)
         except ValueError:

@@ -118,7 +118,7 @@ def leave_out(batch: Batch, unwanted: Callable[[str], bool], reason: str, detail
 
 def log_refused_update(folder: Path, step: int, loss: float, reason: str, keys_of_ranks: list[list[str]]) -> None:
     """Name a refused step's samples by rank in RUN/refused.jsonl."""
-    with (folder / "refused.jsonl").open("a") as stream:
+    with (folder / "refused.jsonl").open("a", encoding="utf-8") as stream:
         for rank, keys in enumerate(keys_of_ranks):
             entry = {"step": step, "loss": str(loss), "reason": reason, "rank": rank, "keys": keys}
             stream.write(json.dumps(entry) + "\n")

@@ -40,8 +40,8 @@ class Metrics:
         self.path = folder / "metrics.jsonl"
         _cut_after(self.path, step)
         _cut_after(folder / "skipped.jsonl", step)
-        self._stream: TextIO = self.path.open("a", buffering=1)
-        self._skipped: TextIO = (folder / "skipped.jsonl").open("a", buffering=1)
+        self._stream: TextIO = self.path.open("a", buffering=1, encoding="utf-8")
+        self._skipped: TextIO = (folder / "skipped.jsonl").open("a", buffering=1, encoding="utf-8")
         self._warned = False  # whether a sample was broken
         pictures.cut_after(folder, step)
         self._own: list[Board] = [TensorBoard(folder, step)] if tensorboard else []

@@ -210,7 +210,7 @@ def write_start(
     for name, text in texts.items():
         replace_file(folder / name, text)
     files = {name: _digest(text.encode()) for name, text in texts.items()}
-    with (folder / "environment.jsonl").open("a") as stream:
+    with (folder / "environment.jsonl").open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(environment.of_this_start() | {"step": step, "files": files}) + "\n")
 
 

@@ -155,7 +155,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 def replace_file(path: Path, text: str, durable: bool = True) -> None:
     """Write a text file as `replacing` does."""
     with replacing(path, durable) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ read without its commands: in a container there are none."""
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 import re
@@ -19,6 +20,7 @@ _REMEDY = {
     _SRUN: "srun sets them: pass all SLURM_ variables on into the container; unset SLURM_STEP_ID to run alone",
 }
 # of launchers that are not read: (number of processes, name)
+_SPECIAL_STEPS = 0xFFFF_FFF0  # from here on: the batch script (...FB), the shell that salloc opens on a node (...FA)
 _OTHERS = (("OMPI_COMM_WORLD_SIZE", "mpirun"), ("PMI_SIZE", "an MPI launcher"), ("MV2_COMM_WORLD_SIZE", "mpirun_rsh"))
 
 
@@ -41,7 +43,7 @@ def read(env: Mapping[str, str]) -> Launch:
         found = _read(env, _TORCHRUN)
         _refuse_contradiction(env, found)
         return found
-    if "SLURM_STEP_ID" in env:  # only srun sets it: in a batch script SLURM_PROCID is 0 and says nothing
+    if in_step(env):  # in a batch script or a shell of salloc SLURM_PROCID is 0 and says nothing
         return _read(env, _SRUN)
     if number(env, "SLURM_PROCID", "0") != 0:
         raise ValueError(
@@ -55,6 +57,11 @@ def read(env: Mapping[str, str]) -> Launch:
                 "MASTER_PORT"
             )
     return Launch(0, 1, 0, 1, ())
+
+
+def in_step(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process as a task. Raises ValueError where SLURM_STEP_ID is no number."""
+    return "SLURM_STEP_ID" in env and number(env, "SLURM_STEP_ID") < _SPECIAL_STEPS
 
 
 def number(env: Mapping[str, str], name: str, default: str | None = None) -> int:
@@ -90,7 +97,7 @@ def _read(env: Mapping[str, str], names: tuple[str, str, str]) -> Launch:
 def _refuse_contradiction(env: Mapping[str, str], found: Launch) -> None:
     """Variables of torchrun that lie in the shell from before, in tasks that srun started. torchrun below srun is
     fine: its agent says so by TORCHELASTIC_RUN_ID."""
-    if "TORCHELASTIC_RUN_ID" in env or not all(name in env for name in ("SLURM_STEP_ID", *_SRUN)):
+    if "TORCHELASTIC_RUN_ID" in env or not in_step(env) or not all(name in env for name in _SRUN):
         return
     tasks, task = number(env, "SLURM_NTASKS"), number(env, "SLURM_PROCID")
     if tasks > 1 and (found.world_size, found.rank) != (tasks, task):
@@ -129,6 +136,9 @@ def node_of(rank: int, world_size: int) -> str:
     if not nodelist:
         return f"the host of rank {rank}"
     nodes = node_names(nodelist)
+    tasks = _tasks_per_node(os.environ)
+    if len(tasks) == len(nodes) and sum(tasks) == world_size:
+        return nodes[bisect.bisect_right([*itertools.accumulate(tasks)], rank)]
     return nodes[rank * len(nodes) // world_size]
 
 
@@ -145,12 +155,15 @@ def job() -> dict[str, str | None]:
 def tasks_of_this_node(env: Mapping[str, str]) -> int | None:
     """How many tasks of the step are on this node, from `4(x2),3` and the node's number; None where SLURM does not
     say."""
-    text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE")
-    counts: list[int] = []
-    for count, times in _TASKS.findall(text or ""):
-        counts += [int(count)] * int(times or 1)
+    counts = _tasks_per_node(env)
     node = env.get("SLURM_NODEID", "0" if len(counts) == 1 else "")
     return counts[int(node)] if node.isdecimal() and int(node) < len(counts) else None
+
+
+def _tasks_per_node(env: Mapping[str, str]) -> list[int]:
+    """Tasks on each node of the step, from `4(x2),3`; [] where SLURM does not say."""
+    text = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_TASKS_PER_NODE") or ""
+    return [int(count) for count, times in _TASKS.findall(text) for _ in range(int(times or 1))]
 
 
 def gpus_of_job(env: Mapping[str, str]) -> str | None:

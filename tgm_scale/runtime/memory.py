@@ -14,13 +14,20 @@ def free_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
 
     Control groups of version 2; where there are none, or of version 1, the host's alone counts."""
     free = _of_host(proc)["MemAvailable"]
-    own = next((line[3:] for line in (proc / "self" / "cgroup").read_text().splitlines() if line[:3] == "0::"), "/")
+    own = next(
+        (
+            line[3:]
+            for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
+            if line[:3] == "0::"
+        ),
+        "/",
+    )
     folder = groups / own.strip("/")
     for group in (folder, *folder.parents):
         if group == groups.parent:
             break
         limit = group / "memory.max"
-        if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        if limit.is_file() and (most := limit.read_text(encoding="utf-8").strip()) != "max":
             free = min(free, int(most) - _taken(group))
     return free
 
@@ -36,10 +43,10 @@ def peak_resident_bytes(pid: int | str = "self") -> int:
 
 def _taken(group: Path) -> int:
     """Bytes of a control group that could not be had back: file pages that nobody uses are its own to drop."""
-    rows = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    return int((group / "memory.current").read_text()) - int(rows.get("inactive_file", 0))
+    rows = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
+    return int((group / "memory.current").read_text(encoding="utf-8")) - int(rows.get("inactive_file", 0))
 
 
 def _of_host(proc: Path) -> dict[str, int]:
-    rows = [line.split() for line in (proc / "meminfo").read_text().splitlines()]
+    rows = [line.split() for line in (proc / "meminfo").read_text(encoding="utf-8").splitlines()]
     return {row[0].rstrip(":"): int(row[1]) * 1024 for row in rows}

@@ -85,7 +85,7 @@ def take(folder: Path, me: Owner) -> int:
             _refuse_if_alive(folder, newest, me)
         number = newest + 1
         try:
-            with _file(folder, number).open("x") as stream:
+            with _file(folder, number).open("x", encoding="utf-8") as stream:
                 stream.write(f"{json.dumps(asdict(me))}\n{0:>12}\n")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -187,7 +187,7 @@ def _write_count(file: Path, count: str) -> None:
 def _read(folder: Path, number: int) -> tuple[str, Owner | None]:
     """All of an owner's file, and who it is; None where it is not written yet, or gone."""
     try:
-        text = _file(folder, number).read_text()
+        text = _file(folder, number).read_text(encoding="utf-8")
         return text, Owner(**json_of(text.partition("\n")[0]))
     except (OSError, ValueError, TypeError):
         return "", None

@@ -19,6 +19,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+from tgm_scale.runtime.launch import in_step
 from tgm_scale.runtime.network import free_port
 
 _AHEAD = 4  # results that may wait for each worker: enough that one slow input does not idle the others
@@ -94,7 +95,7 @@ def own_cores() -> int:
     """How many cores this process has of those that it may run on: a task of srun its own, a process of torchrun its
     share of the node's."""
     seen = len(os.sched_getaffinity(0))
-    of_task = int(os.environ.get("SLURM_CPUS_PER_TASK") or seen) if "SLURM_STEP_ID" in os.environ else seen
+    of_task = int(os.environ.get("SLURM_CPUS_PER_TASK") or seen) if in_step(os.environ) else seen
     return max(1, min(of_task, seen) // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
@@ -159,7 +160,7 @@ class LocalRun:
     def _start(self) -> None:
         self.began = time.time()
         for environment in self._environments:
-            with self._log.open("a") as stream:
+            with self._log.open("a", encoding="utf-8") as stream:
                 started = subprocess.Popen(
                     self._command, env=environment, stdout=stream, stderr=stream, start_new_session=True
                 )

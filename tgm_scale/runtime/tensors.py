@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tgm_scale.runtime.files import readable_as_its_folder
 from tgm_scale.runtime.outside.stand_ins import START, stand_in
 
 
@@ -61,9 +62,11 @@ def tensor_in(stream: Any, name: str, place: Path) -> Tensor:
 
 
 def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a file. Raises OSError, with the number that the system gave where the library tells it."""
+    """Write a file for all who may read its folder. Raises OSError, with the number that the system gave where the
+    library tells it."""
     with writing(file):
         save_file(tensors, file, metadata)
+    readable_as_its_folder(file, file.parent)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def ignore_output_errors() -> None:
 
 def _open(stream: TextIO | None) -> TextIO:
     if stream is None:
-        return open(os.devnull, "w")
+        return open(os.devnull, "w", encoding="utf-8")
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream

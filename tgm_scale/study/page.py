@@ -41,7 +41,7 @@ def page(study: StudyConfig, units: Sequence[Unit], summary: dict[str, Any]) -> 
             shown.append(Table(whole[0], whole[1:], words=True))
         sections.append(Section(f"{name}: {evaluation['figure']}", tuple(shown)))
     commands = [
-        shlex.join(["tgm-scale", *job.arguments])
+        message(shlex.join(["tgm-scale", *job.arguments]))
         for unit in units[: len(units) // len(summary["seeds"])]
         for job in unit.jobs
     ]

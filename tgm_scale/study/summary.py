@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from tgm_scale.config import StudyConfig
-from tgm_scale.evaluation.results import FEW, few_clips
+from tgm_scale.evaluation.results import FEW, FEW_GROUPS, few_clips, few_groups
 from tgm_scale.study import records
 from tgm_scale.study.arms import Arm, Job, Unit, arms
 from tgm_scale.study.differences import difference, effects, interval, others
@@ -106,6 +106,8 @@ def _basis(outcomes: dict[Key, Outcome], figure: str) -> str:
         said += "; one seed: an interval is over clips alone, and another may differ"
     elif min(seeds) <= _FEW_SEEDS:
         said += f"; few seeds: {min(seeds)}: an interval over so few is rough, and somewhat too narrow"
+    if groups and min(groups) < FEW_GROUPS:
+        said += f"; few groups: {few_groups(min(groups))}"
     return said
 
 

@@ -33,7 +33,7 @@ class StepRun:
         found: list[int | None] = []
         for file in sorted(self._folder.glob("code-*")):
             with suppress(ValueError):  # not written yet
-                found.append(int(file.read_text()))
+                found.append(int(file.read_text(encoding="utf-8")))
         return found
 
     def ended(self) -> bool:

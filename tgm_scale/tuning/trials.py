@@ -243,7 +243,7 @@ class Trial:
         return {"outcome": "ran", **figures, **({"device_GB": max(device)} if device else {})}
 
     def _log(self) -> str:
-        return (self.folder / "output.log").read_text(errors="replace")
+        return (self.folder / "output.log").read_text(errors="replace", encoding="utf-8")
 
     def _peak(self) -> int:
         """Bytes of the largest process on this host, by the heartbeats."""

@@ -29,6 +29,7 @@ from tgm_scale.runtime.mistakes import refuse_damaged
 from tgm_scale.runtime.outside.json_text import json_lines
 from tgm_scale.runtime.processes import LocalRun
 from tgm_scale.runtime.progress import ProgressBars
+from tgm_scale.runtime.terminal import message, tree_without_secrets
 from tgm_scale.tuning import trials
 from tgm_scale.tuning.prospects import prospects
 from tgm_scale.tuning.search import Search
@@ -99,7 +100,7 @@ class Tuner:
                         break
                     outcome = found
                     if outcome["outcome"] != "left out":  # which is judged anew at every start
-                        with self.file.open("a") as stream:
+                        with self.file.open("a", encoding="utf-8") as stream:
                             stream.write(json.dumps({"name": candidate.name} | outcome) + "\n")
                 self.outcomes[candidate.name] = outcome
                 self.candidates.append(candidate)
@@ -107,12 +108,12 @@ class Tuner:
 
     def _claim(self) -> None:
         """Make the folder, or recognise it. Raises ValueError where it holds trials of something else."""
-        settings = {"config": self.config.model_dump(mode="json"), "processes": self.processes}
+        settings = {"config": tree_without_secrets(self.config.model_dump(mode="json")), "processes": self.processes}
         settings |= {"nodes": self.nodes}
         settings |= {"steps": self.options.steps, "warm": self.options.warm, "json": trials.json_of(self.config)}
         text = json.dumps(settings, indent=1)
         file = self.folder / "settings.json"
-        if file.is_file() and file.read_text() != text:
+        if file.is_file() and file.read_text(encoding="utf-8") != text:
             raise ValueError(f"--dir {self.folder}: holds trials of another configuration: choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(file, text)
@@ -183,10 +184,8 @@ class Tuner:
         limit = trials.LOSS_TOLERANCE[resolve_precision(self.config.train.precision, self.process.device)]
         apart = {c.name: trials.loss_difference(outcomes[c.name]["losses"], reference) for c in ran}
         of_nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
-        print(
-            f"{headline()}; {self.options.config} {' '.join(self.options.overrides)}; {self.processes} processes"
-            + of_nodes
-        )
+        given = " ".join([self.options.config, *self.options.overrides])
+        print(message(f"{headline()}; {given}; {self.processes} processes{of_nodes}"))
         on_gpu = self.process.device.type == "cuda"
         memory = ["GB of a GPU"] * on_gpu + ["GB of host"]
         header = ["ZeRO", "offload", "micro batch", "checkpointing", "varied", "clips/s", *memory, "losses apart"]
@@ -206,7 +205,7 @@ class Tuner:
         for line in prospects(config, (self.nodes, self.per_node), card, outcomes[best.name]["clips_per_second"]):
             print(line)
         words = ["tgm-scale", "pretrain", "--config", self.options.config, *self.options.overrides]
-        print(f"{shlex.join(words)} $(cat {shlex.quote(str(self.folder / 'best.overrides'))})")
+        print(message(f"{shlex.join(words)} $(cat {shlex.quote(str(self.folder / 'best.overrides'))})"))
         return 0
 
     def _row(self, candidate: Candidate, outcome: dict, apart: float, limit: float, on_gpu: bool) -> list[str]:

@@ -57,7 +57,7 @@ def run_case(seed: int, number: int, folder: Path, expected: Reference) -> Case:
     code = reference.start(work, commands, then=reference.write_clips if case.part == "shards" else None)
     case.outcome, case.wrong = evaluate(case, code, work, expected)
     if case.wrong:
-        (work / "case.json").write_text(json.dumps(vars(case), indent=1))
+        (work / "case.json").write_text(json.dumps(vars(case), indent=1), encoding="utf-8")
     else:
         removed(work)
     return case
@@ -98,7 +98,7 @@ def _state(folder: Path) -> dict[str, tuple]:
 def evaluate(case: Case, code: int, work: Path, expected: Reference) -> tuple[str, str]:
     """The outcome of a case whose start in the folder `work` ended with `code`, and why it is wrong ("" if it is
     not)."""
-    output = (work / reference.OUTPUT).read_text(errors="replace")
+    output = (work / reference.OUTPUT).read_text(errors="replace", encoding="utf-8")
     codes = {name: int(number) for name, number in _CODE.findall(output)}
     code = codes.get("pretrain", code)
     last = "".join(output.strip().splitlines()[-1:])[:300]

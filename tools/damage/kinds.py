@@ -162,7 +162,7 @@ def _of_json(drop: bool) -> Kind:
         if (path := _chosen(random, folder, (".json", ".jsonl"))) is None:
             return None
         if path.suffix == ".json":
-            path.write_text(json.dumps(_changed(random, json_of(path.read_bytes()), drop), indent=1))
+            path.write_text(json.dumps(_changed(random, json_of(path.read_bytes()), drop), indent=1), encoding="utf-8")
         else:
             lines = path.read_bytes().splitlines()
             at = int(random.integers(len(lines)))

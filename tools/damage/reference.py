@@ -67,7 +67,7 @@ def make(folder: Path) -> Reference:
     whole."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(CONFIG)
+    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     shutil.copytree(SMALL_TOWERS, folder / "tower", copy_function=shutil.copy)
     with ShardWriter(folder / "shards", A_SHARD) as writer:  # clips of 10 kB: most of a shard is not of its ends
         for number in range(CLIPS):
@@ -84,7 +84,7 @@ def make(folder: Path) -> Reference:
         raise RuntimeError(f"the undisturbed run ended with exit code {code}: {folder / OUTPUT}")
     expected = read_reference(folder)
     shutil.rmtree(folders.folder_of(folder / "run" / "checkpoints", STEPS))
-    (folder.parent / "expected.json").write_text(json.dumps(asdict(expected), indent=1))
+    (folder.parent / "expected.json").write_text(json.dumps(asdict(expected), indent=1), encoding="utf-8")
     return expected
 
 
@@ -121,7 +121,7 @@ def write_clips() -> None:
         read = b"".join(data for _, data in sorted(fetched.members.items()))
         used = samples.decode(fetched, pixels).problem is None
         found[fetched.ref.name] = hashlib.blake2b(read, digest_size=16).hexdigest() if used else None
-    Path("clips.json").write_text(json.dumps(found))
+    Path("clips.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def warm() -> None:

@@ -64,7 +64,7 @@ class Process:
         self._log, self._deadline, self._stopped = log, deadline, stopped
         self._mark = f"{_MARK}={uuid.uuid4().hex}"
         name, _, value = self._mark.partition("=")
-        with log.open("a") as stream:
+        with log.open("a", encoding="utf-8") as stream:
             stream.write(f"$ {' '.join(command)}\n")
             stream.flush()
             self._from = stream.tell()
@@ -170,7 +170,7 @@ class Bench:
         return output
 
     def note(self, text: str) -> None:
-        with self.log.open("a") as stream:
+        with self.log.open("a", encoding="utf-8") as stream:
             print(text, file=stream)
 
     def measured(self, module: str, *arguments: str) -> dict[str, Any]:

@@ -117,4 +117,4 @@ def busy(gpus: list[dict[str, Any]]) -> list[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", required=True, type=Path)
-    parser.parse_args().json.write_text(json.dumps(look(), indent=1))
+    parser.parse_args().json.write_text(json.dumps(look(), indent=1), encoding="utf-8")

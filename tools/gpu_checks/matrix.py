@@ -23,4 +23,4 @@ if __name__ == "__main__":
     parser.add_argument("--json", required=True, type=Path)
     options = parser.parse_args()
     rate = tflops(torch.device(options.device), SCALES[options.device].matrix)
-    options.json.write_text(json.dumps({"matrix_tflops": round(rate, 4)}))
+    options.json.write_text(json.dumps({"matrix_tflops": round(rate, 4)}), encoding="utf-8")

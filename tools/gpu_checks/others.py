@@ -132,7 +132,7 @@ def data(bench: Bench) -> Found:
     rows = pretrain(bench, "run", "B", micro, 2 * bench.scale.steps, *TUBE, f"data.workers={workers}")
     figures = figures_of(bench, "B", micro, rows, *TUBE) | {"workers": workers}
     wait, needed = figures["data_wait_share"], figures["clips_per_second_without_data_wait"]
-    figures["pinned"] = NOT_PINNED not in bench.log.read_text()
+    figures["pinned"] = NOT_PINNED not in bench.log.read_text(encoding="utf-8")
     remedy = "" if figures["pinned"] else "batches cannot be pinned: raise the limit of locked memory (ulimit -l)"
     if wait > DATA_WAIT and bench.scale.device == "cuda":
         got = figures["clips_per_second"]

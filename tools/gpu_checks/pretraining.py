@@ -198,7 +198,9 @@ def zero(bench: Bench, stage: int, offload: str = "none") -> Found:
         offload
     ]
     file = bench.folder / "deepspeed.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": stage, **dict.fromkeys(sections, device)}}))
+    file.write_text(
+        json.dumps({"zero_optimization": {"stage": stage, **dict.fromkeys(sections, device)}}), encoding="utf-8"
+    )
     few, steps = bench.scale.few, max(bench.scale.steps // 2, 3)
     own = (*GUIDED, f"deepspeed.config={file}", f"train.global_batch_size={2 * few}")
     rows = pretrain(bench, "run", "B", few, steps, *own)

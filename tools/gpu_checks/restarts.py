@@ -71,7 +71,7 @@ def _at_stage(bench: Bench, stage: int) -> str:
     own_log = replace(bench, log=bench.log.with_name(f"{bench.log.stem}-zero{stage}.log"))
     own_log.log.unlink(missing_ok=True)
     file = bench.folder / f"zero{stage}.json"
-    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}), encoding="utf-8")
     own = ["model.size=tiny", "data.frames=8", "data.stride=2", "data.size=64", "data.workers=0"]
     own += [*GUIDED, "train.precision=fp32", f"deepspeed.config={file}"]
     try:

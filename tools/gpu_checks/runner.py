@@ -168,7 +168,7 @@ class Runner:
         for checkpoints in folder.rglob("checkpoints"):
             shutil.rmtree(checkpoints, ignore_errors=True)  # gigabytes
         result.seconds = round(time.monotonic() - began, 1)
-        result.log = log.read_text(errors="replace").splitlines()[-LAST_LINES:]
+        result.log = log.read_text(errors="replace", encoding="utf-8").splitlines()[-LAST_LINES:]
         return result
 
 

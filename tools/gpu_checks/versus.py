@@ -81,4 +81,6 @@ if __name__ == "__main__":
     parser.add_argument("--device", required=True, choices=sorted(SCALES))
     parser.add_argument("--json", required=True, type=Path)
     options = parser.parse_args()
-    options.json.write_text(json.dumps(main(SCALES[options.device], torch.device(options.device)), indent=1))
+    options.json.write_text(
+        json.dumps(main(SCALES[options.device], torch.device(options.device)), indent=1), encoding="utf-8"
+    )
