@@ -15,7 +15,7 @@ import torch
 from made_finetune import CLIP, SIZE, STEPS, configuration, losses
 
 from tgm_scale import cli
-from tgm_scale.checkpoints import ema
+from tgm_scale.checkpoints import beside, ema
 from tgm_scale.checkpoints.checkpoint import Reader
 from tgm_scale.checkpoints.folders import latest, steps_in
 from tgm_scale.contracts import Grid
@@ -24,7 +24,7 @@ from tgm_scale.data.shards.tars import ShardWriter
 from tgm_scale.demo.corpus.make import SyntheticSpec, make_sample
 from tgm_scale.evaluation.settings import load_finetune
 from tgm_scale.finetuning.classifier import initial_model, layer_groups
-from tgm_scale.models.classifier import VideoClassifier
+from tgm_scale.models.classifier import HeadNorm, VideoClassifier
 from tgm_scale.models.patches import interpolated_table, sine_cosine_table
 from tgm_scale.models.vit import ModelOptions, ModelSize, run_blocks
 from tgm_scale.runs.status import status
@@ -74,16 +74,28 @@ def test_drop_path_is_keyed_by_the_clip_and_right_in_the_mean() -> None:
 def test_the_average_is_the_recurrence_and_comes_back(tmp_path: Path) -> None:
     module = torch.nn.Linear(2, 1, bias=False)
     average = ema.Average(module.named_parameters, 0.9, tmp_path)
-    expected = module.weight.detach().clone()
+    norm = HeadNorm.begin(1, torch.device("cpu"))
     for value in (1.0, 5.0):
         module.weight.data.fill_(value)
         average.update()
-        expected = 0.9 * expected + 0.1 * value
+        norm = norm.updated(torch.tensor([[value], [0.0]], dtype=torch.float64), 0.9)
     average.write(2, [])
     average.write(3, [2])
+    expected = torch.full((1, 2), (0.9 * 1 + 5) / 1.9)
     torch.testing.assert_close(ema.read(tmp_path, 2)["weight"], expected)
+    torch.testing.assert_close(norm.mean_and_scale()[0], expected[0, :1], msg="the norm's averages go with it")
+    resumed = ema.Average(module.named_parameters, 0.9, tmp_path)
+    resumed.read(3)
+    for one in (average, resumed):
+        module.weight.data.fill_(2.0)
+        one.update()
+    assert torch.equal(average._values["weight"], resumed._values["weight"])
     average.write(4, [3])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["ema-00000003.safetensors", "ema-00000004.safetensors"]
+    beside.write(tmp_path, "ema", 5, [], {"weight": expected})  # an earlier version's, without a count
+    resumed.read(5)
+    resumed.update()
+    torch.testing.assert_close(resumed._values["weight"], 0.9 * expected + 0.1 * 2.0)
     with pytest.raises(ValueError, match=r"ema-00000009.safetensors: missing"):
         average.read(9)
 

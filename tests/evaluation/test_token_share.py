@@ -24,6 +24,7 @@ from tgm_scale.runtime.distributed import find_process
 def test_the_share_is_in_the_run_and_in_what_is_converted(tmp_path: Path, shards: str, checkpoint: Path) -> None:
     file, run = str(configuration(tmp_path, shards, checkpoint)), tmp_path / "run"
     command = ["-m", "tgm_scale", "finetune", "--config", file, "finetune.ema=null", "finetune.test_spatial_views=1"]
+    command += ["finetune.random_erasing=0"]
     said = launch.run(1, [*command, "finetune.token_share=0.25"]).stdout
     assert ", 8 of 32 tokens\n" in said
     scores = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
@@ -38,6 +39,8 @@ def test_the_share_is_in_the_run_and_in_what_is_converted(tmp_path: Path, shards
         with pytest.raises(ValueError, match=rf"--to {target}: .*a share of 0.25 .*finetune.token_share"):
             convert(weights, tmp_path / target, target)
 
+    noisy = launch.run(1, [*command, "finetune.token_share=0.25", "finetune.random_erasing=0.25"], code=2)
+    assert "finetune.random_erasing=0.25 fills a box with noise" in noisy.stderr
     other = launch.run(1, [*command, "finetune.token_share=0.5"], code=2)
     assert "finetune.token_share: 0.25 there, 0.5 here" in other.stderr
 
@@ -67,7 +70,8 @@ def test_a_share_that_is_none_is_damage(share: object) -> None:
 def test_what_is_planned_are_the_tokens_that_are_read(tmp_path: Path, shards: str, checkpoint: Path) -> None:
     file, process = str(configuration(tmp_path, shards, checkpoint)), find_process()
     whole, quarter = (
-        plan_finetuning(load_finetune(file, [f"finetune.token_share={share}"]), process) for share in (1, 0.25)
+        plan_finetuning(load_finetune(file, [f"finetune.token_share={share}", "finetune.random_erasing=0"]), process)
+        for share in (1, 0.25)
     )
     assert (whole.visible, quarter.visible) == (32, 8)
     assert quarter.macs_per_clip < 0.25 * whole.macs_per_clip

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from tgm_scale.contracts import Grid
-from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor, centre_box, overlap, slot_repeat
+from tgm_scale.masking.diagnostics import (
+    GuidanceMonitor,
+    MotionMonitor,
+    centre_box,
+    of_another_clip,
+    overlap,
+    slot_repeat,
+)
 from tgm_scale.masking.recipes import build_masker
 
 GRID = Grid(4, 6, 6)
@@ -17,13 +24,20 @@ def maps(count: int, seed: int) -> Tensor:
     return torch.rand(count, 4, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
-def monitor(relevance: Tensor, swapped: Tensor | None, ids: Tensor | None = None, weight: Tensor | None = None):
+def monitor(
+    relevance: Tensor,
+    swapped: Tensor | None,
+    ids: Tensor | None = None,
+    weight: Tensor | None = None,
+    clips: Tensor | None = None,
+):
     count = len(relevance)
+    weight, own = torch.ones(count) if weight is None else weight, torch.arange(count)
     watch = GuidanceMonitor(build_masker("text_guided", GRID, 0.5))
     watch.observe(
-        torch.arange(count),
-        torch.ones(count) if weight is None else weight,
-        torch.arange(count) if ids is None else ids,
+        own,
+        weight,
+        of_another_clip(own if ids is None else ids, own if clips is None else clips, weight, 1),
         relevance,
         swapped,
         motion=None,
@@ -73,6 +87,26 @@ def test_equal_captions_and_broken_clips_are_not_counted() -> None:
     assert apart.metrics()["mask_swapped_overlap"] == pytest.approx(float(overlap(mine, other)[2]))
 
 
+def test_another_caption_of_the_same_clip_is_not_another_clips() -> None:
+    """Repeats of a sample stand side by side, and each may have drawn another of its captions."""
+    ids, clips = torch.tensor([0, 1, 2, 3, 4, 5]), torch.tensor([7, 7, 7, 8, 8, 8])
+    assert of_another_clip(ids, clips, torch.ones(6), 1).tolist() == [True, False, False, True, False, False]
+    assert of_another_clip(ids, clips, torch.ones(6), 3).all(), "rolled by whole samples all count"
+    assert not of_another_clip(ids[:3], clips[:3], torch.ones(3), 3).any()
+    assert not of_another_clip(torch.zeros(6), clips, torch.ones(6), 3).any(), "captions are equal"
+    assert "mask_swapped_overlap" not in monitor(maps(3, 0), maps(3, 0), clips=torch.zeros(3)).metrics()
+
+
+def test_few_pairs_of_captions_alarm_nobody() -> None:
+    """The other metrics are of all clips, this one of those beside another clip."""
+    deaf = maps(80, 0)
+    for others, alarmed in ((63, False), (64, True)):
+        clips = torch.cat([torch.arange(others), torch.full((80 - others,), others - 1)])
+        watch = monitor(deaf, deaf.clone(), clips=clips)
+        watch.metrics()
+        assert (watch.warning() is not None) == alarmed
+
+
 def test_without_another_caption_there_is_no_figure_of_it() -> None:
     assert "mask_swapped_overlap" not in monitor(maps(1, 0), maps(1, 0), ids=torch.tensor([7])).metrics()
     assert set(monitor(maps(3, 0), None).metrics()) == {"mask_centre_overlap", "mask_slot_repeat"}
@@ -82,7 +116,7 @@ def test_figures_are_of_the_clips_since_the_last_call() -> None:
     watch = monitor(maps(8, 0), maps(8, 1))
     first = watch.metrics()
     assert watch.metrics() == {}
-    watch.observe(torch.arange(8), torch.ones(8), torch.arange(8), maps(8, 2), maps(8, 2))
+    watch.observe(torch.arange(8), torch.ones(8), torch.ones(8).bool(), maps(8, 2), maps(8, 2))
     assert watch.metrics()["mask_swapped_overlap"] == 1.0 > first["mask_swapped_overlap"]
 
 

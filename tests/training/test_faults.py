@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,7 @@ from short_run import arguments, rank_file, start, wait_for_steps
 
 from tgm_scale.checkpoints import checkpoint, folders
 from tgm_scale.contracts import Batch
-from tgm_scale.runs.faults import FaultState, leave_out
+from tgm_scale.runs.faults import FaultState, SpikeDetector, leave_out
 from tgm_scale.runs.metrics import read_metrics
 from tgm_scale.runs.status import status
 
@@ -75,6 +76,12 @@ def test_a_hung_rank_stops_the_others_and_is_named(config: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert f"rank 1 on {rank_file(folder, 0)['host']} (pid {hung})" in output, output
+
+
+@pytest.mark.parametrize(("losses", "limit"), [([2.0] * 20, 6.0), ([-0.05] * 20, math.inf), ([2.0] * 19, math.inf)])
+def test_a_loss_that_may_be_below_zero_has_no_limit_by_its_median(losses: list[float], limit: float) -> None:
+    """With `adversary` the median may be negative, and three times it is below every loss."""
+    assert SpikeDetector(3.0, losses).limit() == limit
 
 
 def test_a_dead_rank_stops_the_run_within_a_minute(config: Path) -> None:

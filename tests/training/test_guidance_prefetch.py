@@ -32,7 +32,7 @@ def test_the_next_step_is_looked_at_before_this_one_is_handed_over() -> None:
 
     def look(one: Batch) -> GuidedBatch:
         done.append(f"look {one.keys[0]}")
-        return GuidedBatch(one, one.seeds, None, {})
+        return GuidedBatch(one, one.seeds, one.seeds, None, {})
 
     def loader() -> Iterator[tuple[int, list[Batch]]]:
         for step in range(5, 8):
@@ -67,7 +67,7 @@ def test_a_stream_of_its_own_gives_the_same_bits_while_memory_is_used_again() ->
     def look(one: Batch) -> GuidedBatch:
         moved = one.to(device)
         seen = slow(moved.video.float().mean().expand(2048, 2048).contiguous())
-        return GuidedBatch(replace(moved), moved.seeds, None, {"map": seen})
+        return GuidedBatch(replace(moved), moved.seeds, moved.seeds, None, {"map": seen})
 
     def stepped(steps: Iterator) -> list[float]:
         sums = []

@@ -153,12 +153,12 @@ def test_relevance_may_be_the_mean_over_a_clips_captions(corpus: Path, towers: P
     assert towers_.text is not None and towers_.relevance is not None
     embeddings = towers_.text.encode([caption for captions in batch.caption_sets for caption in captions])
     each = towers_.relevance.of_captions(batch.video, embeddings.view(12, 3, -1), guidance.masker.grid)
-    relevance, *_ = guidance._relevance(batch, towers_.text.encode(batch.captions))
+    relevance, *_ = guidance._relevance(batch, towers_.text.encode(batch.captions), 1)
     assert torch.allclose(relevance, each.mean(1), atol=1e-6)
     settings["guidance"]["captions"] = "drawn"
     _, [batch], guidance = guided(settings, micro=12, world=1)
     assert batch.caption_sets is None
-    drawn, *_ = guidance._relevance(batch, towers_.text.encode(batch.captions))
+    drawn, *_ = guidance._relevance(batch, towers_.text.encode(batch.captions), 1)
     assert not torch.allclose(drawn, relevance, atol=1e-3)
 
 
@@ -185,3 +185,29 @@ def test_flow_of_the_data_workers_is_that_of_the_training_thread(
         assert torch.equal(there.mask.visible, guidance.prepare(here).mask.visible)
         problems += len(batch.problems)
     assert problems, "the corpus has broken samples"
+
+
+def test_the_alarm_looks_at_other_samples_and_no_caption_is_tokenised_twice(
+    corpus: Path, towers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repeats of a sample stand side by side: the caption of the clip before may be the clip's own."""
+    settings = tree(corpus, towers, tmp_path, "text_guided")
+    settings["data"] |= {"repeated_augmentation": 3}
+    _, [batch], guidance = guided(settings, 12, 1)
+    text, relevance = guidance.towers.text, guidance.towers.relevance
+    assert text is not None and relevance is not None
+    texts_BE = text.encode(batch.captions)
+    found, wanted = (
+        guidance.compute(batch),
+        relevance.of_captions(batch.video, texts_BE.roll(3, 0)[:, None], guidance.masker.grid),
+    )
+    assert found.swapped_BSRC is not None and found.shift == 3
+    torch.testing.assert_close(found.swapped_BSRC, wanted[:, 0])
+
+    _, _, fresh = guided(settings | {"train": settings["train"] | {"global_batch_size": 3}}, 3, 1)
+    text = fresh.towers.text
+    assert text is not None
+    seen, tokenize = [], text.tokenize
+    monkeypatch.setattr(text, "tokenize", lambda captions: seen.extend(captions) or tokenize(captions))
+    fresh(batch)
+    assert len(seen) == len(set(seen)) > 1

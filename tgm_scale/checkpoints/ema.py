@@ -12,6 +12,8 @@ from tgm_scale.checkpoints import beside
 from tgm_scale.checkpoints.checkpoint import Reader
 
 _NAME = "ema"
+_MANY = 1 << 30  # updates after which an average is all but its own decay's, below 1 - 1e-8
+_UPDATES = "updates averaged"  # beside the weights in the file; of earlier files not
 
 
 def file_of(folder: Path, step: int) -> Path:
@@ -21,38 +23,54 @@ def file_of(folder: Path, step: int) -> Path:
 class Average:
     """decay * average + (1 - decay) * weight after each update, in float32, the same on each process.
 
+    Divided by the sum of these shares (as Adam's means, Kingma and Ba 2015, section 3): the first weights, which are
+    random where training is from scratch, are no part of it. So it goes with averages that `HeadNorm` keeps likewise.
+
     weights: gives (name, float32 weight) anew at each call, what Adam updates: a bf16 copy would be rounded by up to
     0.2 %, and does not move at all by less. Collective where `weights` is."""
 
     def __init__(self, weights: Callable[[], Iterable[tuple[str, Tensor]]], decay: float, folder: Path) -> None:
         self._weights, self._decay, self._folder = weights, decay, folder
         self._values = {name: value.detach().float().clone() for name, value in weights()}
+        self._updates = 0
 
     @torch.no_grad()
     def update(self) -> None:
+        self._updates += 1
+        share = (1 - self._decay) / (1 - self._decay**self._updates)
         for name, value in self._weights():
-            self._values[name].lerp_(value.detach().float(), 1 - self._decay)
+            self._values[name].lerp_(value.detach().float(), share)
 
     def write(self, step: int, retained: list[int]) -> None:
         """As `beside.write`."""
-        beside.write(self._folder, _NAME, step, retained, self._values)
+        beside.write(self._folder, _NAME, step, retained, {**self._values, _UPDATES: torch.tensor(self._updates)})
 
     def read(self, step: int) -> None:
         """Continue from the average of a checkpoint. Raises ValueError where it is none of this model."""
-        found = read(self._folder, step)
+        found, updates = _read(self._folder, step)
         if {name: value.shape for name, value in found.items()} != {
             name: value.shape for name, value in self._values.items()
         }:
             raise ValueError(f"{file_of(self._folder, step)}: weights of another model: restore this run's")
         for name, value in found.items():
             self._values[name].copy_(value)
+        self._updates = updates
 
 
 def read(folder: Path, step: int) -> dict[str, Tensor]:
+    """The averaged weights by name. Raises ValueError where the file is missing or damaged."""
+    return _read(folder, step)[0]
+
+
+def _read(folder: Path, step: int) -> tuple[dict[str, Tensor], int]:
+    """The averaged weights, and over how many updates; of an earlier version's file, which began with the first
+    weights, over all that count."""
     file = file_of(folder, step)
     if not file.is_file():
         raise ValueError(f"{file}: missing; finetune.ema cannot be switched on in the middle of a run")
-    return beside.read(file)
+    found = beside.read(file)
+    updates = found.pop(_UPDATES, None)
+    return found, _MANY if updates is None else int(updates)
 
 
 def averaged_file(checkpoint: Reader) -> Path | None:

@@ -236,6 +236,12 @@ class FinetuneConfig(TrainingConfig):
                 f"{repeats} times), and finetune.head_norm=batch normalises by the differences of videos: make it "
                 "larger, or set finetune.head_norm=none"
             )
+        if self.finetune.token_share < 1 and self.finetune.random_erasing:
+            raise ValueError(
+                f"finetune.token_share={self.finetune.token_share:g} reads the tokens whose pixels vary most, and "
+                f"finetune.random_erasing={self.finetune.random_erasing:g} fills a box with noise, which varies more "
+                "than any video: set finetune.random_erasing=0"
+            )
         return self
 
     @property

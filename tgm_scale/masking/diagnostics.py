@@ -42,6 +42,18 @@ def centre_box(masker: Masker) -> Tensor:
     return box.view(1, grid.slots, grid.rows, grid.columns)
 
 
+def of_another_clip(caption_ids_B: Tensor, clip_ids_B: Tensor, weight_B: Tensor, shift: int) -> Tensor:
+    """Whether rolling the captions by `shift` gives a clip a caption that is of another clip, and another one: bool
+    [B]. Neighbours in a batch may be repeats of one sample, with the same caption or with another of its captions."""
+    whole_B = weight_B > 0
+    return (
+        whole_B
+        & whole_B.roll(shift)
+        & (clip_ids_B != clip_ids_B.roll(shift))
+        & (caption_ids_B != caption_ids_B.roll(shift))
+    )
+
+
 class _Monitor:
     """Adds up numbers on the device, which are brought to the host when its metrics are asked for."""
 
@@ -111,7 +123,7 @@ class GuidanceMonitor(_Monitor):
         self,
         seeds_B: Tensor,
         weight_B: Tensor,
-        caption_ids_B: Tensor,
+        another_B: Tensor,
         relevance_BSRC: Tensor,
         swapped_BSRC: Tensor | None = None,
         progress: float = 0.0,
@@ -120,16 +132,15 @@ class GuidanceMonitor(_Monitor):
     ) -> None:
         """Count a micro batch, without waiting for the device.
 
-        weight_B: 0 for broken samples. caption_ids_B: equal for equal captions. swapped_BSRC: relevance of each clip
-        to the caption before its own in the batch (captions rolled by one), or None where it is not to be had. aux:
-        whatever else the masker needs. progress: as the masker has it."""
+        weight_B: 0 for broken samples. swapped_BSRC: relevance of each clip to the caption of another, or None where
+        it is not to be had; it counts where `another_B` (`of_another_clip`). aux: whatever else the masker needs.
+        progress: as the masker has it."""
         hidden = self.masker.hidden(seeds_B, progress, relevance=relevance_BSRC, **aux)
         whole_B = weight_B > 0
         self.box = self.box.to(hidden.device, non_blocking=True)  # moves once
         figures = [(torch.zeros_like(weight_B), torch.zeros_like(whole_B))]
         if swapped_BSRC is not None:
             swapped = self.masker.hidden(seeds_B, progress, relevance=swapped_BSRC, **aux)
-            another_B = whole_B & whole_B.roll(1) & (caption_ids_B != caption_ids_B.roll(1))
             figures = [(overlap(hidden, swapped), another_B)]
         figures += [(overlap(hidden, self.box), whole_B), (slot_repeat(hidden), whole_B)]
         self._add(torch.stack([torch.stack([(value * rows).sum(), rows.sum()]) for value, rows in figures], dim=1))
@@ -140,11 +151,9 @@ class GuidanceMonitor(_Monitor):
 
     def warning(self) -> str | None:
         """A warning if the metrics read so far show that the guidance does not work; else None."""
-        means, clips = _means(self._total), int(self._total[1].max())
+        means = _means(self._total * (self._total[1] >= CLIPS_BEFORE_ALARM))
         independent = self.masker.hidden_count / self.masker.grid.tokens
         bar = independent + ALARM * (1 - independent)
-        if clips < CLIPS_BEFORE_ALARM:
-            return None
         if means.get("mask_swapped_overlap", 0.0) > bar:
             return (
                 f"the captions hardly change the masks: another clip's caption hides {means[METRICS[0]]:.0%} of "

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from tgm_scale.config.sections import Config, TrainingConfig
-from tgm_scale.planning.footprint import footprint, parameters_of
-from tgm_scale.planning.objective import needs_captions
+from tgm_scale.planning.footprint import Footprint, footprint, parameters_of
+from tgm_scale.planning.objective import needs_captions, pair_bytes
 from tgm_scale.planning.run_plan import RunPlan, layout_of, plan_pretraining
 from tgm_scale.planning.tower_cost import TowerCost, tower_cost
 from tgm_scale.planning.update_memory import MAX_LIVE
@@ -46,6 +46,12 @@ class Cost:
     towers: TowerCost
     parameters: int
     sent: float  # bytes that a GPU sends, and as many that it receives
+    pairs: float = 0.0  # bytes of the coupled terms' matrices of clips and captions, whole on each GPU
+
+    def beside(self, need: Footprint) -> float:
+        """Bytes by which `pairs` raise the peak: in one pass they lie beside all activations; of two passes they are
+        gone before the second begins, and the first leaves no activations."""
+        return max(0.0, self.pairs - need.activations - need.update) if self.first_pass else self.pairs
 
     @property
     def tower_flop(self) -> float:
@@ -63,14 +69,17 @@ def cost_of(query: CostQuery, gpus: int) -> Cost:
     run = query.plan(config, first_of(gpus))
     layout, checkpointing = run.layout, config.model.activation_checkpointing
     passes = 3 + checkpointing
-    extra = 0.0
+    extra, at_once = 0.0, layout.micro_batch * gpus
     if query.negatives and (layout.micro_batch * gpus) % query.negatives:  # as JointStep has it
-        extra = run.encoder_macs
+        extra, at_once = run.encoder_macs, layout.global_batch
+    pairs = (
+        float(pair_bytes(config.objective) * at_once * (query.negatives or 0)) if isinstance(config, Config) else 0.0
+    )
     flop = 2 * (passes * run.macs_per_clip + extra) * layout.global_batch
     towers = tower_cost(config, run) if isinstance(config, Config) else TowerCost()
     count = parameters_of(run)
     sent = sent_bytes(run, count, checkpointing)
-    return Cost(run, run.macs_per_clip, extra, passes, flop, towers, count, sent)
+    return Cost(run, run.macs_per_clip, extra, passes, flop, towers, count, sent, pairs)
 
 
 def sent_bytes(run: RunPlan, count: int, checkpointing: bool) -> float:
@@ -93,7 +102,8 @@ def sent_bytes(run: RunPlan, count: int, checkpointing: bool) -> float:
 
 def device_bytes(cost: Cost, checkpointing: bool) -> float:
     """Of one GPU, with the frozen towers."""
-    return footprint(cost.run, checkpointing).device + cost.towers.bytes
+    need = footprint(cost.run, checkpointing)
+    return need.device + cost.towers.bytes + cost.beside(need)
 
 
 def _advice(query: CostQuery, gpus: int) -> str:

@@ -113,6 +113,7 @@ def _in_fp32(cost: Cost, machine: Machine) -> str:
 def _of_memory(query: CostQuery, cost: Cost, need: Footprint, machine: Machine) -> list[Figure]:
     names = ("weights", "gradients", "optimizer", "buckets", "activations", "update", "clips")
     parts = {name: float(getattr(need, name)) for name in names} | {"towers": cost.towers.bytes}
+    parts["pairs"] = cost.beside(need)
     total = sum(parts.values())
     text = f"{total / 1e9:.1f} GB a GPU at ZeRO {need.stage}: "
     text += ", ".join(f"{name} {value / 1e9:.1f}" for name, value in parts.items() if value >= 5e7)

@@ -11,6 +11,9 @@ from tgm_scale.objectives.term import CAPTIONS, FEATURES, MASKS, TARGETS, TermSe
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.runtime.mistakes import nearest
 
+# peaks of the terms with their gradients, measured: tests/objectives/test_pair_memory.py
+_PAIR_BYTES = {"contrast": 22, "sigmoid": 36, "nearest": 22}
+
 
 def weights_of(settings: ObjectiveConfig, masker: Masker) -> dict[str, float]:
     """The terms of weight above 0; a learned mask brings the one that teaches it, by its paper's weight where none is
@@ -54,6 +57,12 @@ def _named(settings: ObjectiveConfig) -> dict[str, float]:
 def needs_captions(settings: ObjectiveConfig) -> list[str]:
     """The terms that read captions."""
     return [name for name in _named(settings) if CAPTIONS in TERMS[name].needs]
+
+
+def pair_bytes(settings: ObjectiveConfig) -> int:
+    """Bytes that a coupled term takes for a pair of a clip and a caption: the logits and what the gradient is made of;
+    terms are computed one after another."""
+    return max((_PAIR_BYTES[name] for name in needs_captions(settings)), default=0)
 
 
 def decodes(settings: ObjectiveConfig) -> bool:

@@ -19,8 +19,9 @@ _CORES, _SHARED = 12, 100e9  # of a GPU; bytes a second of the whole storage
 FORMULAS = (
     "batch: the configuration's, in whole clips of each GPU and whole groups of the contrast; step: 2 x passes x "
     "multiply-accumulates x batch / GPUs / rate, towers, and the network that is waited for",
-    "efficiency: arithmetic / step; contrast: batch x (2 x 512 x 4 + 24) bytes gathered by each GPU, and 3 fp32 "
-    "matrices of batch x group",
+    "efficiency: arithmetic / step; contrast: batch x (2 x 512 x 4 + 24) bytes gathered by each GPU, and 22 bytes a "
+    "pair of a clip and a caption of its group (sigmoid: 36), of all clips that a pass has, or of two passes of the "
+    "batch",
     f"loading: clips/s / repeats / {CLIPS_A_CORE} clips/s of a core, {_CORES} cores a GPU assumed; storage: "
     f"{CLIP_BYTES / 1e6:.1f} MB a clip, {_SHARED / 1e9:.0f} GB/s in all assumed",
     f"checkpoint: 12 bytes a parameter at {STORAGE / 1e9:.0f} GB/s a node, while checkpoint.every steps go on",
@@ -80,7 +81,7 @@ def _row(config: Config, machine: Machine, gpus: int, wanted: int) -> Row:
     drawn = batch / repeats / seconds
     figures = {
         "gathered": float(gathered),
-        "contrast": 3.0 * 4 * batch * group,
+        "contrast": cost.pairs,
         "cores": drawn / CLIPS_A_CORE / gpus,
         "read": drawn * CLIP_BYTES,
         "checkpoint": 4 * (1 + cost.run.engine.moments) * cost.parameters / machine.nodes / STORAGE,

@@ -49,10 +49,11 @@ class SpikeDetector:
         self.recent = deque(recent, maxlen=_MEMORY)
 
     def limit(self) -> float:
-        """The largest loss that an update is made for; infinity where there is no limit (yet)."""
-        if self.spike_factor is None or len(self.recent) < _ENOUGH:
+        """The largest loss that an update is made for; infinity where there is no limit (yet), or none that means
+        anything: with the terms `policy` and `adversary` a loss may be below 0."""
+        if self.spike_factor is None or len(self.recent) < _ENOUGH or (usual := median(self.recent)) <= 0:
             return math.inf
-        return self.spike_factor * median(self.recent)
+        return self.spike_factor * usual
 
     def note(self, loss: float) -> None:
         """The loss of a step whose update was not refused."""

@@ -285,7 +285,11 @@ def command(root: Path, tree: dict[str, Any], world_size: int, starts: list[dict
     secrets in URLs, torchrun on several hosts."""
     file = root / "config.yaml"
     hosts = {read_heartbeat(root / "ranks" / f"{rank:05d}").get("host") for rank in range(world_size)}
-    if (starts and starts[-1].get("slurm_job")) or "***" in file.read_text(encoding="utf-8") or len(hosts - {None}) > 1:
+    if (
+        (starts and starts[-1].get("slurm_job"))
+        or "***" in file.read_text(encoding="utf-8")
+        or len(hosts - {None}) > 1
+    ):
         return ""
     launcher = "tgm-scale" if world_size == 1 else f"torchrun --nproc_per_node {world_size} -m tgm_scale"
     own = Path(tree["run"]["dir"])

@@ -1,7 +1,7 @@
 """Outputs of the frozen towers and of the codec for a batch, turned into masks and caption embeddings.
 
-Shapes: B clips, 2 numbers of each (its caption's id, its hash for the digest), E width of the text embedding, F of the
-image tower's features, S slots, R rows, C columns of the token grid, N its tokens.
+Shapes: B clips, E width of the text embedding, F of the image tower's features, S slots, R rows, C columns of the
+token grid, N its tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tgm_scale.contracts import Batch
 from tgm_scale.data.loading.to_device import ToDevice
-from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor
+from tgm_scale.masking.diagnostics import GuidanceMonitor, MotionMonitor, of_another_clip
 from tgm_scale.masking.recipes import Masker
 from tgm_scale.objectives.contrastive import caption_ids
 from tgm_scale.planning.towers import Towers
@@ -28,11 +28,13 @@ class GuidedBatch:
     """A micro batch on the device, with the outputs of the frozen models."""
 
     batch: Batch
-    numbers_B2: Tensor  # int64
+    caption_ids_B: Tensor  # int64
+    hashes_B: Tensor  # int64, for the digest
     text_BE: Tensor | None
     maps: dict[str, Tensor | None]  # what the masker may need other than relevance, by name
     relevance_BSRC: Tensor | None = None
-    swapped_BSRC: Tensor | None = None  # relevance to the captions before them in the batch
+    swapped_BSRC: Tensor | None = None  # relevance to the caption `shift` clips before
+    shift: int = 1
     features_BNF: Tensor | None = None  # of the image tower, for the terms that need them
 
 
@@ -54,51 +56,52 @@ class ClipGuidance:
 
     @torch.no_grad()
     def compute(self, batch: Batch) -> GuidedBatch:
-        same = caption_ids if self.towers.text is None else self.towers.text.caption_ids
-        ids_B, hashes_B = same(batch.captions), torch.tensor(clip_hashes(batch))
-        numbers_B2 = self.to_device.numbers(torch.stack([ids_B, hashes_B], dim=1))
+        hashes_B, shift = torch.tensor(clip_hashes(batch)), _first_repeats(batch.clip_ids)
         batch = self.to_device(batch)
         with self.clock:
-            return self._compute(batch, numbers_B2)
-
-    def _compute(self, batch: Batch, numbers_B2: Tensor) -> GuidedBatch:
-        text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
-        maps: dict[str, Tensor | None] = {"motion": batch.motion, "flow": batch.flow}
-        for name, compute in self.towers.maps.items():
-            if maps.get(name) is None:  # unless the data workers have computed it
-                maps[name] = compute(batch.video, self.masker.grid)
-        own, swapped, features = self._relevance(batch, text_BE) if "relevance" in self.masker.needs else (None,) * 3
-        if features is None and self.towers.features is not None:
-            features = self.towers.features(batch.video, self.masker.grid)
-        return GuidedBatch(batch, numbers_B2, text_BE, maps, own, swapped, features)
+            # before caption_ids, which then finds the tokens of these captions
+            text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
+            maps: dict[str, Tensor | None] = {"motion": batch.motion, "flow": batch.flow}
+            for name, compute in self.towers.maps.items():
+                if maps.get(name) is None:  # unless the data workers have computed it
+                    maps[name] = compute(batch.video, self.masker.grid)
+            own, swapped, features = (None,) * 3
+            if "relevance" in self.masker.needs:
+                own, swapped, features = self._relevance(batch, text_BE, shift)
+            if features is None and self.towers.features is not None:
+                features = self.towers.features(batch.video, self.masker.grid)
+        same = caption_ids if self.towers.text is None else self.towers.text.caption_ids
+        ids_B, hashes_B = self.to_device.numbers(torch.stack([same(batch.captions), hashes_B], dim=1)).unbind(1)
+        return GuidedBatch(batch, ids_B, hashes_B, text_BE, maps, own, swapped, shift, features)
 
     @torch.no_grad()
     def prepare(self, guided_batch: GuidedBatch, progress: float = 0.0) -> PreparedBatch:
-        with self.clock:
-            return self._prepare(guided_batch, progress)
-
-    def _prepare(self, guided_batch: GuidedBatch, progress: float) -> PreparedBatch:
         batch, relevance_BSRC = guided_batch.batch, guided_batch.relevance_BSRC
-        ids_B, hashes_B = guided_batch.numbers_B2.unbind(1)
-        mask = None  # a learned one is drawn by the module that learns it, unless its map is given
-        if self.masker.learned is None or self.masker.needs <= guided_batch.maps.keys():
-            mask = self.masker(batch.seeds, progress, relevance=relevance_BSRC, **guided_batch.maps)
-        if self.motion is not None and batch.motion is not None:
-            self.motion.observe(batch.motion, batch.weight)
-        if self.monitor is not None and relevance_BSRC is not None:
-            of_batch, swapped_BSRC = (batch.seeds, batch.weight, ids_B), guided_batch.swapped_BSRC
-            self.monitor.observe(*of_batch, relevance_BSRC, swapped_BSRC, progress, **guided_batch.maps)
-        text_BE, features_BNF, heads = guided_batch.text_BE, guided_batch.features_BNF, guided_batch.maps.get("heads")
-        return PreparedBatch(batch, mask, text_BE, ids_B, hashes_B, features_BNF, heads)
+        with self.clock:
+            mask = None  # a learned one is drawn by the module that learns it, unless its map is given
+            if self.masker.learned is None or self.masker.needs <= guided_batch.maps.keys():
+                mask = self.masker(batch.seeds, progress, relevance=relevance_BSRC, **guided_batch.maps)
+            if self.motion is not None and batch.motion is not None:
+                self.motion.observe(batch.motion, batch.weight)
+            if self.monitor is not None and relevance_BSRC is not None:
+                another_B = of_another_clip(
+                    guided_batch.caption_ids_B, batch.clip_ids, batch.weight, guided_batch.shift
+                )
+                of_batch = (batch.seeds, batch.weight, another_B, relevance_BSRC, guided_batch.swapped_BSRC)
+                self.monitor.observe(*of_batch, progress, **guided_batch.maps)
+        ids_B, hashes_B, heads = guided_batch.caption_ids_B, guided_batch.hashes_B, guided_batch.maps.get("heads")
+        return PreparedBatch(batch, mask, guided_batch.text_BE, ids_B, hashes_B, guided_batch.features_BNF, heads)
 
-    def _relevance(self, batch: Batch, text_BE: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Relevance of each clip to its own caption or captions, and to those before it in the batch; and the image
-        tower's features from the same pass, if they are wanted."""
+    def _relevance(
+        self, batch: Batch, text_BE: Tensor | None, shift: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Relevance of each clip to its own caption or captions, and to those of the clip `shift` before it in the
+        batch; and the image tower's features from the same pass, if they are wanted."""
         if batch.relevance is not None:
             return batch.relevance, None, None
         assert self.towers.relevance is not None and text_BE is not None
-        asked_BE = text_BE if batch.caption_sets is None else self._mean_embeddings(batch.caption_sets)
-        captions_B2E = torch.stack([asked_BE, asked_BE.roll(1, 0)], dim=1)
+        captions_BE = text_BE if batch.caption_sets is None else self._mean_embeddings(batch.caption_sets)
+        captions_B2E = torch.stack([captions_BE, captions_BE.roll(shift, 0)], dim=1)
         if self.towers.features is None:
             relevance, features = self.towers.relevance.of_captions(batch.video, captions_B2E, self.masker.grid), None
         else:
@@ -129,3 +132,9 @@ class ClipGuidance:
             if warning and type(monitor).__name__ not in self._warned:
                 self._warned.add(type(monitor).__name__)
                 print(f"\nwarning: {warning}", file=sys.stderr, flush=True)
+
+
+def _first_repeats(clip_ids_B: Tensor) -> int:
+    """How many clips at a batch's beginning are of one sample: so many are of every sample, side by side."""
+    others = (clip_ids_B != clip_ids_B[0]).nonzero()
+    return int(others[0]) if len(others) else len(clip_ids_B)
