@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from launch import run
 
+from tgm_scale.config import load
+from tgm_scale.planning.towers import load_towers
 from tgm_scale.runs.metrics import read_metrics
 
 CONFIG = """
@@ -58,6 +61,13 @@ def test_relevance_kept_in_the_shards_guides_and_is_checked(
     pretrain(config, f"data.shards={cached}", "guidance.cached=true", "data.workers=1")
     rows = read_metrics(tmp_path / "run")
     assert len(rows) == 8 and "mask_slot_repeat" in rows[-1]
+    alone = tmp_path / "alone"
+    pretrain(
+        config, f"data.shards={cached}", "guidance.cached=true", "objective.contrastive_weight=0", f"run.dir={alone}"
+    )
+    settings = load(alone / "config.yaml", []).guidance
+    towers_of_it = load_towers(settings, {"relevance"}, False, torch.device("cpu"))
+    assert len(read_metrics(alone)) == 8 and towers_of_it.text is None, "nobody reads embeddings of its captions"
     message = pretrain(
         config,
         f"data.shards={cached}",

@@ -29,7 +29,8 @@ def cells() -> list[tuple[int, str, int, str]]:
     that rounds differently, and what goes on to the last bit must begin under the same one."""
     found = []
     for stage, offload, precision, accumulation in itertools.product(range(4), OFFLOADS, ("fp32", "bf16"), (1, 2)):
-        if stage >= LOWEST_STAGE[offload] and (accumulation == 2 or offload != "both, in small pieces"):
+        whole = precision == "fp32" and offload != "both, in small pieces"  # bf16 is slow on most CPUs
+        if stage >= LOWEST_STAGE[offload] and (accumulation == 2 or whole):
             found.append((stage, precision, accumulation, offload))
     return found
 
@@ -51,7 +52,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         common = {"model": "less", "stage": stage, "precision": precision, "steps": STEPS, "json": str(file)}
         common["micro"] = 4 // accumulation
         # half of the cells write their checkpoint as where memory is short
-        cases[name] = {**common, "save_at": SAVED, "save": str(folder / name), "streamed": accumulation == 2}
+        streamed = accumulation == 2 if precision == "fp32" else stage % 2 == 1
+        cases[name] = {**common, "save_at": SAVED, "save": str(folder / name), "streamed": streamed}
         cases[f"{name}, again"] = {**common, "load": str(folder / name)}
     return answers(WORKER, folder, 2, cases, seconds=900)  # the first start builds DeepSpeed's Adam for CPUs
 
@@ -59,7 +61,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 @pytest.mark.parametrize("cell", cells(), ids=name_of)
 def test_a_cell(results: dict[str, dict], cell: tuple[int, str, int, str]) -> None:
     _, precision, _, _ = cell
-    base = results[name_of((0, precision, 1, "none"))]["curve"]
+    base = results[name_of((0, precision, 1 if precision == "fp32" else 2, "none"))]["curve"]
     found, again = results[name_of(cell)], results[f"{name_of(cell)}, again"]
     assert len(found["curve"]) == STEPS and found["curve"][-1][0] < found["curve"][0][0]
     for row, there in zip(found["curve"], base, strict=True):

@@ -119,7 +119,7 @@ def _hidden(
             check_flow(config.guidance.flow)
     except ValueError as missing:
         return None, str(missing)
-    models = load_towers(config.guidance, masker.needs, contrastive=False, device=torch.device("cpu"))
+    models = load_towers(config.guidance, masker.needs, embed_captions=False, device=torch.device("cpu"))
     models.maps |= learned
     maps = clip_maps(masker, models, *clip)
     assert maps is not None
@@ -161,7 +161,7 @@ def strips(config: Config, checkpoint: str | Path, corpus: Corpus) -> list[Strip
     model = build_module(read(checkpoint))
     assert isinstance(model, MaskedVideoAutoencoder), checkpoint
     grid, masker = shape_of(config).grid, run_masker(config)
-    towers = load_towers(config.guidance, masker.needs | {"relevance"}, contrastive=True, device=cpu)
+    towers = load_towers(config.guidance, masker.needs | {"relevance"}, embed_captions=True, device=cpu)
     assert towers.text is not None and towers.relevance is not None
     made = []
     for ref in corpus.refs:

@@ -64,7 +64,7 @@ def load_learned(checkpoint: str | Path, option: str = "") -> dict[str, Map]:
     module: nn.Module = Sampler(model)
     if source == "generator":
         guidance = GuidanceConfig(**{**(weights.config or {})["guidance"], "compile": False})
-        towers = load_towers(guidance, {"heads"}, contrastive=False, device=torch.device("cpu"))
+        towers = load_towers(guidance, {"heads"}, embed_captions=False, device=torch.device("cpu"))
         heads, module = towers.maps["heads"], Generator(towers.heads)
     module.load_state_dict({name.removeprefix(f"{source}."): value for name, value in state.items()})
     return {source: LearnedMap(model, module.eval(), heads)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tgm_scale.config.sections import Config
 from tgm_scale.guidance.towers import tower_folder
+from tgm_scale.objectives.term import CAPTIONS
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.tower_sizes import tower_sizes
 from tgm_scale.planning.towers import online_maps
@@ -25,11 +26,12 @@ def tower_cost(config: Config, plan: RunPlan) -> TowerCost:
     guidance = config.guidance
     assert plan.masker is not None
     online = online_maps(guidance, plan.needs)
-    if guidance.towers is None or not (plan.captions or online):
+    embeds = CAPTIONS in plan.terms or "relevance" in online
+    if guidance.towers is None or not (embeds or online):
         return TowerCost()
     vision, text, said = tower_sizes(tower_folder(guidance.towers))
     parameters = macs = 0.0
-    if plan.captions:
+    if embeds:
         tokens, width = text["max_position_embeddings"], text["hidden_size"]
         block = 4 * width**2 + 2 * width * text["intermediate_size"]
         parameters += text["num_hidden_layers"] * block + width * (text["vocab_size"] + tokens)

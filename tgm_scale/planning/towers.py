@@ -47,18 +47,19 @@ class Towers:
         return found.heads if isinstance(found, HeadAttention) else 0
 
 
-def load_towers(guidance: GuidanceConfig, needs: set[str], contrastive: bool, device: torch.device) -> Towers:
-    """needs: of the masker and the objective; contrastive: whether captions are embedded for the objective."""
+def load_towers(guidance: GuidanceConfig, needs: set[str], embed_captions: bool, device: torch.device) -> Towers:
+    """Load what a run needs. needs: of the masker and the objective. embed_captions: the objective reads embeddings of
+    captions."""
     found = Towers()
     if "flow" in needs:
         found.maps["flow"] = FlowToBase(guidance.flow, device)
-    if guidance.towers is None or not (needs & IMAGE_MAPS or contrastive):
+    if guidance.towers is None or not (needs & IMAGE_MAPS or embed_captions):
         return found
     folder = tower_folder(guidance.towers)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    if "relevance" in needs or contrastive:
-        found.text = load_text_tower(folder, device=device, dtype=dtype)
     online = online_maps(guidance, needs)
+    if "relevance" in online or embed_captions:
+        found.text = load_text_tower(folder, device=device, dtype=dtype)
     if not online:
         return found
     image = load_image_tower(folder, device=device, dtype=dtype, compiled=guidance.compile)

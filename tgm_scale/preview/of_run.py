@@ -55,7 +55,7 @@ def _of_newest(view: RunView) -> Reconstruction | None:
     assert plan.masker is not None
     check_shards(config.data)
     corpora = open_corpora(config.data, captions=False)
-    towers = load_towers(guidance, plan.masker.needs, contrastive=False, device=cpu)
+    towers = load_towers(guidance, plan.masker.needs, embed_captions=False, device=cpu)
     checkpoint = folder / f"step-{step:08d}"
     model = build(read(checkpoint))
     if plan.learns_mask:

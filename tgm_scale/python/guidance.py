@@ -116,7 +116,9 @@ class Guidance:
         wanted = frozenset(needs)
         if wanted not in self._loaded:
             with told():
-                self._loaded[wanted] = load_towers(self._settings, set(wanted), contrastive=False, device=self._device)
+                self._loaded[wanted] = load_towers(
+                    self._settings, set(wanted), embed_captions=False, device=self._device
+                )
         return self._loaded[wanted]
 
     def _relevance(self, found: Towers, video: Tensor, captions: list[str], grid: Grid) -> Tensor:
