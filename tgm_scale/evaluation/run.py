@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tgm_scale.data.lists.selection import Role
 from tgm_scale.evaluation import attentive, baselines, epic, knn, probe, results
-from tgm_scale.evaluation.classes import (
-    in_order,
-    ordered,
-    untrained_classes,
-    untrained_note,
-)
+from tgm_scale.evaluation.classes import in_order, ordered, untrained_classes, untrained_note
 from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, row_model
 from tgm_scale.evaluation.first_look import short_note
-from tgm_scale.evaluation.labelled import written_notes
+from tgm_scale.evaluation.labelled import LabelledCorpus, written_notes
 from tgm_scale.evaluation.session import PARTS, Session, decoding_of, features, open_split, report_data, session
 from tgm_scale.evaluation.settings import FrozenConfig, ProbeConfig
 from tgm_scale.evaluation.unused import tell_unused
@@ -40,6 +37,17 @@ Fit = Callable[[Clips, Tensor, Clips], Scored]  # training clips, their class nu
 Check = Callable[[FrozenEncoder, list[str]], None]  # of the encoder and the labels, before features are made
 
 
+@dataclass(frozen=True)
+class Method:
+    """A classifier on frozen features."""
+
+    name: str
+    pooling: Pooling
+    fit: Fit
+    check: Check
+    is_probe: bool
+
+
 def run_knn(config: FrozenConfig) -> dict[str, Any]:
     """Nearest neighbours. Raises ValueError for what cannot be read or evaluated."""
     settings = config.neighbours
@@ -57,7 +65,7 @@ def run_knn(config: FrozenConfig) -> dict[str, Any]:
             vote = "all of them vote" if settings.k > len(labels) else "clips of others always vote: try a smaller k"
             print(f"warning: neighbours.k={settings.k}: {them}: {vote}", flush=True)
 
-    return _classify(config, "nearest neighbours", "mean", fit, check)
+    return _classify(config, Method("nearest neighbours", "mean", fit, check, is_probe=False))
 
 
 def run_probe(config: FrozenConfig) -> dict[str, Any]:
@@ -95,8 +103,8 @@ def run_probe(config: FrozenConfig) -> dict[str, Any]:
         refuse_reading(settings, encoder.size, encoder.image_size)
 
     if settings.head == "attentive":
-        return _classify(config, "attentive probe", "tokens", attend, check)
-    return _classify(config, "linear probe", settings.pool, linear, check)
+        return _classify(config, Method("attentive probe", "tokens", attend, check, is_probe=True))
+    return _classify(config, Method("linear probe", settings.pool, linear, check, is_probe=True))
 
 
 def refuse_reading(settings: ProbeConfig, size: ModelSize, image_size: int) -> None:
@@ -119,87 +127,112 @@ _POOLINGS = {
 }
 
 
-def _classify(config: FrozenConfig, method: str, pooling: Pooling, fit: Fit, check: Check) -> dict[str, Any]:
+def _classify(config: FrozenConfig, method: Method) -> dict[str, Any]:
     with session(config) as at, ProgressBars() as bars:
         if at.process.is_main:
-            tell_unused(config, "probe" if "probe" in method else "neighbours")
-        sources = {role: open_split(config.data, role, config.run.seed) for role in PARTS}
-        classes = ordered(sources["train"].labels.values(), config.data.classes)
-        lacking = untrained_classes(sources["train"].sample_labels, sources["test"].sample_labels)
-        opened = report_data(at, sources)
-        notes = written_notes(classes, sources["train"], sources["test"])
-        if at.process.is_main:
-            views = decoding_of(at).views
-            short = short_note(
-                [sources["test"].corpus], views.frames, views.stride, views.sampling, config.data.workers
-            )
-            notes += filter(None, [short])
-            print("".join(f"warning: {note}\n" for note in notes), end="", flush=True)
-        check(at.encoder, [sources["train"].labels[ref.name] for ref in sources["train"].refs])
-        if compares := config.probe.baselines and "probe" in method:
-            baselines.refuse("probe.baselines", sources["train"].sample_labels, config.data.share)
-        train, test = (features(at, source, pooling, role, bars) for role, source in sources.items())
-        found: dict[str, Any] = {}
-        measured: dict[str, baselines.Measured] = {}
+            tell_unused(config, "probe" if method.is_probe else "neighbours")
+        data = _open(at)
+        method.check(at.encoder, [data.train.labels[ref.name] for ref in data.train.refs])
+        compares = config.probe.baselines and method.is_probe
         if compares:
-            of = baselines.Comparison(
-                at.folder / "features", sources, decoding_of(at), at.collectives, config.run.seed, bars
-            )
-            measured = of.measure(
-                {**baselines.of_pixels(of), **_random_weights(at, of, method, pooling, fit)}, classes
-            )
-        if at.process.is_main:
-            truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
-            scored = fit(train, labels_N, test)
-            facts = {
-                "classes": len(classes),
-                "training clips": len(train.labels),
-                **results.optional_note(untrained_note(lacking, len(test.labels)), *notes),
-                **results.baselines(scored.scores_MC, truth_M, test, train.labels),
-                **results.cautions(scored.scores_MC, classes),
-                "features": _POOLINGS[pooling],
-                **scored.facts,
-            }
-            figures = results.classification_metrics(scored.scores_MC, truth_M, test.labels)
-            try:
-                figures |= _verb_and_noun(config, method, fit, train, test)
-            except ValueError as reason:
-                facts["verb and noun"] = f"not evaluated separately: {reason}"
-            found = {
-                "method": method,
-                "checkpoint": config.encoder.checkpoint,
-                "figures": figures,
-                "facts": facts,
-            }
-            if compares:
-                right_M = scored.scores_MC.argmax(1) == truth_M
-                found["baselines"] = {name: one.beside(right_M, test.keys) for name, one in measured.items()}
-            rows = results.predictions(test, classes, scored.scores_MC)
-            problems = {"train": train.problems, "test": test.problems}
-            found = results.write(at.folder, found | opened, rows, problems)
-            print(results.summary(found, at.folder), flush=True)
+            baselines.refuse("probe.baselines", data.train.sample_labels, config.data.share)
+        train, test = (features(at, source, method.pooling, role, bars) for role, source in data.sources.items())
+        measured = _measure_baselines(at, data, method, bars) if compares else {}
+        found = _score(at, data, method, train, test, measured) if at.process.is_main else {}
         at.collectives.barrier()
     return found
 
 
-def _random_weights(
-    at: Session, of: baselines.Comparison, method: str, pooling: Pooling, fit: Fit
-) -> dict[str, baselines.Baseline]:
+class _Opened(NamedTuple):
+    """Labelled clips of an evaluation, and what is noted of them in its results."""
+
+    sources: dict[Role, LabelledCorpus]  # train and test
+    classes: list[str]
+    notes: list[str]
+    metadata: dict[str, Any]
+
+    @property
+    def train(self) -> LabelledCorpus:
+        return self.sources["train"]
+
+    @property
+    def test(self) -> LabelledCorpus:
+        return self.sources["test"]
+
+
+def _open(at: Session) -> _Opened:
+    """Open both corpora and print warnings. Collective."""
+    config = at.config
+    sources = {role: open_split(config.data, role, config.run.seed) for role in PARTS}
+    classes = ordered(sources["train"].labels.values(), config.data.classes)
+    metadata = report_data(at, sources)
+    notes = written_notes(classes, sources["train"], sources["test"])
+    if at.process.is_main:
+        views = decoding_of(at).views
+        short = short_note([sources["test"].corpus], views.frames, views.stride, views.sampling, config.data.workers)
+        notes += filter(None, [short])
+        print("".join(f"warning: {note}\n" for note in notes), end="", flush=True)
+    return _Opened(sources, classes, notes, metadata)
+
+
+def _measure_baselines(
+    at: Session, data: _Opened, method: Method, bars: ProgressBars
+) -> dict[str, baselines.Measured]:
+    """Measure the baselines of `probe.baselines`. Collective."""
+    folder, seed = at.folder / "features", at.config.run.seed
+    of = baselines.Comparison(folder, data.sources, decoding_of(at), at.collectives, seed, bars)
+    return of.measure({**baselines.of_pixels(of), **_random_weights(at, of, method)}, data.classes)
+
+
+def _score(
+    at: Session, data: _Opened, method: Method, train: Clips, test: Clips, measured: dict[str, baselines.Measured]
+) -> dict[str, Any]:
+    """Fit, score the test clips and write the results. Main process only."""
+    config, classes = at.config, data.classes
+    truth_M, labels_N = (results.class_numbers(classes, clips.labels) for clips in (test, train))
+    scored = method.fit(train, labels_N, test)
+    lacking = untrained_classes(data.train.sample_labels, data.test.sample_labels)
+    facts = {
+        "classes": len(classes),
+        "training clips": len(train.labels),
+        **results.optional_note(untrained_note(lacking, len(test.labels)), *data.notes),
+        **results.baselines(scored.scores_MC, truth_M, test, train.labels),
+        **results.cautions(scored.scores_MC, classes),
+        "features": _POOLINGS[method.pooling],
+        **scored.facts,
+    }
+    figures = results.classification_metrics(scored.scores_MC, truth_M, test.labels)
+    try:
+        figures |= _verb_and_noun(config, method, train, test)
+    except ValueError as reason:
+        facts["verb and noun"] = f"not evaluated separately: {reason}"
+    found = {"method": method.name, "checkpoint": config.encoder.checkpoint, "figures": figures, "facts": facts}
+    if measured:
+        right_M = scored.scores_MC.argmax(1) == truth_M
+        found["baselines"] = {name: one.beside(right_M, test.keys) for name, one in measured.items()}
+    rows = results.predictions(test, classes, scored.scores_MC)
+    problems = {"train": train.problems, "test": test.problems}
+    found = results.write(at.folder, found | data.metadata, rows, problems)
+    print(results.summary(found, at.folder), flush=True)
+    return found
+
+
+def _random_weights(at: Session, of: baselines.Comparison, method: Method) -> dict[str, baselines.Baseline]:
     """The same probe of the encoder as a run of this seed starts it; none where the encoder is that already."""
     if at.config.encoder.checkpoint == "random":
         return {}
-    rows = row_model(at.encoder.fresh(at.config.run.seed), pooling)
-    what = f"{method} of the encoder's first values ({at.encoder.initialisation})"
-    return {"random weights": baselines.Baseline(what, rows, lambda *of: fit(*of).scores_MC, of.decoding.views)}
+    rows = row_model(at.encoder.fresh(at.config.run.seed), method.pooling)
+    what = f"{method.name} of the encoder's first values ({at.encoder.initialisation})"
+    return {"random weights": baselines.Baseline(what, rows, lambda *of: method.fit(*of).scores_MC, of.decoding.views)}
 
 
-def _verb_and_noun(config: FrozenConfig, method: str, fit: Fit, train: Clips, test: Clips) -> dict[str, Any]:
+def _verb_and_noun(config: FrozenConfig, method: Method, train: Clips, test: Clips) -> dict[str, Any]:
     """EPIC's action by verb and noun, of probes, whose scores are logarithms of probabilities up to a constant.
 
     Raises ValueError where a probe of either cannot be fitted, such as of one verb."""
-    if config.data.label != "action" or "probe" not in method or not epic.are_actions([*train.labels, *test.labels]):
+    if config.data.label != "action" or not method.is_probe or not epic.are_actions([*train.labels, *test.labels]):
         return {}
-    return epic.by_verb_and_noun(lambda numbers: fit(train, numbers, test).scores_MC, train.labels, test.labels)
+    return epic.by_verb_and_noun(lambda numbers: method.fit(train, numbers, test).scores_MC, train.labels, test.labels)
 
 
 def is_right(
