@@ -22,8 +22,8 @@ from tgm_scale.demo.corpus.make import SyntheticSpec, make_sample
 from tgm_scale.evaluation import clips, finite
 from tgm_scale.evaluation.cache import Clips
 from tgm_scale.evaluation.clips import fitting
-from tgm_scale.evaluation.features import SYNTHETIC_MOTION, FrozenEncoder, cached, extract
-from tgm_scale.evaluation.labelled import open_labelled
+from tgm_scale.evaluation.features import FrozenEncoder, cached, extract
+from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, open_labelled
 from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import ModelOptions, ModelSize

@@ -74,7 +74,7 @@ def test_the_time_is_that_of_the_clips_that_were_asked_for(tmp_path: Path) -> No
     config = configuration.load(VITB, ["model.size=B", *found["largest"]["overrides"]])
     assert config.train.steps == 9766 and config.masking.visible_ratio is None and config.model.decode_ratio == 1
     cost = cost_of(CostQuery.pretraining(config), 1)
-    hours = 9766 * (cost.flop + cost.tower_flop) / (0.35 * 165.2e12) / 3600
+    hours = 9766 * (cost.flop + 2 * cost.towers.macs * cost.run.layout.global_batch) / (0.35 * 165.2e12) / 3600
     assert found["largest"]["hours"] == pytest.approx(hours)
     assert found["largest"]["figures"]["the_run"]["kwh"] == pytest.approx(hours * 0.45)
     changes = [one["changes_learning"] for one in found["savings"]]

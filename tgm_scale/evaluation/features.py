@@ -22,15 +22,13 @@ from tgm_scale.conversion.weights import Weights, build, encoder_of
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation.cache import Clips, RowModel, cached_rows, refuse_empty
 from tgm_scale.evaluation.clips import chunks, inference, run_models
-from tgm_scale.evaluation.labelled import SYNTHETIC_MOTION, LabelledCorpus, read_labels
+from tgm_scale.evaluation.labelled import LabelledCorpus, read_labels
 from tgm_scale.evaluation.views import Decoder, Decoding, Views
 from tgm_scale.models.local_start import start_locally
 from tgm_scale.models.patches import patchify
 from tgm_scale.models.pretraining import MaskedVideoAutoencoder
 from tgm_scale.models.vit import SIZES, Encoder, ModelOptions, ModelSize
 from tgm_scale.runtime.distributed import HostCollectives
-
-__all__ = ["SYNTHETIC_MOTION", "Clips", "FrozenEncoder", "cached", "extract"]
 
 Pooling = Literal["mean", "2x2", "4x4", "tokens"]
 DEFAULT_STRIDE = 4

@@ -19,8 +19,8 @@ from tgm_scale.data.lists.text import shown
 from tgm_scale.data.shards.inventory import NAMED
 from tgm_scale.data.shards.opening import open_corpus
 from tgm_scale.evaluation import finite, results
+from tgm_scale.evaluation.cache import Clips
 from tgm_scale.evaluation.classes import alike_note, missing_note, ordered, single_class_note, texts_of
-from tgm_scale.evaluation.features import Clips
 from tgm_scale.evaluation.labelled import LabelledCorpus, read_captions, told_once
 from tgm_scale.evaluation.ranking import dual_softmax, ranks
 from tgm_scale.evaluation.session import Session, features, open_split, report_data, session

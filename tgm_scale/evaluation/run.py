@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tgm_scale.data.lists.selection import Role
 from tgm_scale.evaluation import attentive, baselines, epic, knn, probe, results
+from tgm_scale.evaluation.cache import Clips
 from tgm_scale.evaluation.classes import in_order, ordered, untrained_classes, untrained_note
-from tgm_scale.evaluation.features import Clips, FrozenEncoder, Pooling, row_model
+from tgm_scale.evaluation.features import FrozenEncoder, Pooling, row_model
 from tgm_scale.evaluation.first_look import short_note
 from tgm_scale.evaluation.labelled import LabelledCorpus, written_notes
 from tgm_scale.evaluation.session import PARTS, Session, decoding_of, features, open_split, report_data, session

@@ -12,8 +12,9 @@ from tgm_scale.data.lists.reading import LABELS, NoList, Role, Selection, is_lis
 from tgm_scale.data.shards.inventory import LEFT_OUT, refuse_above, write_left_out
 from tgm_scale.engine import build as engine
 from tgm_scale.evaluation import results
+from tgm_scale.evaluation.cache import Clips
 from tgm_scale.evaluation.clips import PATIENCE, own_samples
-from tgm_scale.evaluation.features import DEFAULT_STRIDE, Clips, FrozenEncoder, Pooling, cached
+from tgm_scale.evaluation.features import DEFAULT_STRIDE, FrozenEncoder, Pooling, cached
 from tgm_scale.evaluation.labelled import (
     LabelledCorpus,
     labelled_inventory,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tgm_scale.data.shards.index import Corpus
 from tgm_scale.evaluation import knn, probe
-from tgm_scale.evaluation.features import Clips, FrozenEncoder, extract
+from tgm_scale.evaluation.cache import Clips
+from tgm_scale.evaluation.features import FrozenEncoder, extract
 from tgm_scale.evaluation.intervals import Interval, paired_interval
 from tgm_scale.evaluation.labelled import read_labels
 from tgm_scale.evaluation.run import is_right

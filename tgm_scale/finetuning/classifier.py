@@ -14,12 +14,11 @@ from tgm_scale.conversion.read import read_initial
 from tgm_scale.evaluation.classes import names_of
 from tgm_scale.evaluation.results import Clip
 from tgm_scale.evaluation.settings import FinetuneConfig
-from tgm_scale.finetuning.setup import shape_of
 from tgm_scale.models.classifier import VideoClassifier
 from tgm_scale.models.patches import IMAGENET
 from tgm_scale.models.vit import ModelOptions
 from tgm_scale.planning.parts import autoencoder, checkpoint_metadata
-from tgm_scale.planning.run_plan import Shape
+from tgm_scale.planning.run_plan import Shape, shape_of
 
 
 class InitialModel(NamedTuple):

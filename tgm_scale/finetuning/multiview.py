@@ -19,10 +19,11 @@ from tgm_scale.evaluation.labelled import written_notes
 from tgm_scale.evaluation.settings import FinetuneConfig
 from tgm_scale.evaluation.views import Decoding, Views
 from tgm_scale.finetuning.classifier import build_classifier, positions_of
-from tgm_scale.finetuning.setup import Parts, shape_of
+from tgm_scale.finetuning.setup import Parts
 from tgm_scale.models.classifier import without_head_norm
 from tgm_scale.models.patches import IMAGENET
 from tgm_scale.planning.parts import autoencoder
+from tgm_scale.planning.run_plan import shape_of
 from tgm_scale.runtime.distributed import HostCollectives
 from tgm_scale.runtime.progress import ProgressBars
 

@@ -29,16 +29,12 @@ from tgm_scale.finetuning.augment import AugmentedSamples, Augmenter
 from tgm_scale.models.classifier import tokens_read
 from tgm_scale.planning.checks import check_boards, check_compile
 from tgm_scale.planning.corpora import corpus_metadata
-from tgm_scale.planning.run_plan import RunPlan, Shape, engine_of, layout_of
+from tgm_scale.planning.run_plan import RunPlan, engine_of, layout_of, shape_of
 from tgm_scale.planning.unused import unused_in_finetuning
 from tgm_scale.runs.faults import leave_out
 from tgm_scale.runs.figures import SHARED
 from tgm_scale.runtime.distributed import HostCollectives, ProcessInfo
 from tgm_scale.training.introduction import few_clips
-
-
-def shape_of(config: FinetuneConfig) -> Shape:
-    return Shape.of(config.model, config.data.frames, config.data.size)
 
 
 def plan_finetuning(config: FinetuneConfig, process: ProcessInfo) -> RunPlan:

@@ -53,10 +53,6 @@ class Cost:
         gone before the second begins, and the first leaves no activations."""
         return max(0.0, self.pairs - need.activations - need.update) if self.first_pass else self.pairs
 
-    @property
-    def tower_flop(self) -> float:
-        return 2 * self.towers.macs * self.run.layout.global_batch
-
 
 def cost_of(query: CostQuery, gpus: int) -> Cost:
     """Raises ValueError where the batch does not divide over the GPUs."""

@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 
-from tgm_scale.config.sections import Config, DeepSpeedConfig, MaskingConfig, ModelConfig, OptimConfig, TrainConfig
+from tgm_scale.config.sections import (
+    Config,
+    DeepSpeedConfig,
+    MaskingConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    TrainingConfig,
+)
 from tgm_scale.contracts import BatchLayout, Grid
 from tgm_scale.engine.plan import EnginePlan, Schedule, resolve_precision
 from tgm_scale.guidance.towers import tower_folder
@@ -61,7 +69,7 @@ def masker_of(masking: MaskingConfig, grid: Grid, decode_ratio: float = 1.0) -> 
     )
 
 
-def shape_of(config: Config) -> Shape:
+def shape_of(config: TrainingConfig) -> Shape:
     return Shape.of(config.model, config.data.frames, config.data.size)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tgm_scale.config.sections import Config
 from tgm_scale.guidance.towers import tower_folder
+from tgm_scale.models.pretraining import block_macs
 from tgm_scale.objectives.term import CAPTIONS
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.tower_sizes import tower_sizes
@@ -33,15 +34,15 @@ def tower_cost(config: Config, plan: RunPlan) -> TowerCost:
     parameters = macs = 0.0
     if embeds:
         tokens, width = text["max_position_embeddings"], text["hidden_size"]
-        block = 4 * width**2 + 2 * width * text["intermediate_size"]
-        parameters += text["num_hidden_layers"] * block + width * (text["vocab_size"] + tokens)
-        macs += text["num_hidden_layers"] * (tokens * block + 2 * tokens**2 * width)
+        mlp, depth = text["intermediate_size"], text["num_hidden_layers"]
+        parameters += depth * (4 * width**2 + 2 * width * mlp) + width * (text["vocab_size"] + tokens)
+        macs += depth * block_macs(tokens, width, mlp)
     if online:
         width, patch, depth = vision["hidden_size"], vision["patch_size"], vision["num_hidden_layers"]
         tokens = ((guidance.resolution or vision["image_size"]) // patch) ** 2 + 1
         frames = plan.shape.frames if guidance.frames_per_tubelet == "all" else plan.shape.grid.slots
-        block = 4 * width**2 + 2 * width * vision["intermediate_size"]
-        parameters += depth * block + 3 * patch**2 * width
-        macs += frames * (depth * (tokens * block + 2 * tokens**2 * width) + tokens * 3 * patch**2 * width)
+        mlp = vision["intermediate_size"]
+        parameters += depth * (4 * width**2 + 2 * width * mlp) + 3 * patch**2 * width
+        macs += frames * (depth * block_macs(tokens, width, mlp) + tokens * 3 * patch**2 * width)
         said += f", {frames} frames a clip"
     return TowerCost(2 * parameters, macs, said)
