@@ -190,7 +190,9 @@ class FinetuneSection(Section):
     cutmix: float = Field(1.0, ge=0, le=1000, description="alpha of cutmix; 0: none")
     rand_augment: str | None = Field("rand-m7-n4-mstd0.5-inc1", description="RandAugment, in timm's words; null: none")
     random_erasing: float = Field(0.25, ge=0, le=1, description="probability of erasing a random box")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, which are then tested")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of averaged weights (bias-corrected), which are then tested"
+    )
     shift: float = Field(
         0.0, ge=0, lt=1, description="training clips are moved by up to this share of their side; black comes in"
     )
