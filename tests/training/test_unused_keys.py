@@ -21,7 +21,8 @@ def said(*overrides: str) -> list[str]:
     plain = ["masking={recipe: tube, mask_ratio: 0.6}", "guidance={}", "data.stride=4"]
     config = load_any(str(CONFIGS / "debug.yaml"), [*plain, *overrides])
     assert isinstance(config, Config)
-    lines = unused_in_pretraining(config, plan_pretraining(config, find_process()))
+    plan = plan_pretraining(config, find_process()).for_samples(config.train, 100)
+    lines = unused_in_pretraining(config, plan)
     return [line.removeprefix("not used ") for line in lines]
 
 
@@ -74,6 +75,10 @@ def said(*overrides: str) -> list[str]:
         ([PIXELS, "data.root=videos", "data.shards=[shards, list.csv]", "data.synthetic=null"], []),
         ([PIXELS, "knn={train: a, test: b, k: 3}"], ["without knn.every=STEPS: knn.train, knn.test, knn.k"]),
         ([PIXELS, "knn={train: a, test: b, k: 3, every: 4}"], []),
+        (
+            [PIXELS, "train.steps=9", "knn={train: a, test: b, every: 10}", "log.pictures_every=9"],
+            ["in a run of 9 steps: knn.every"],
+        ),
         (
             [PIXELS, "knn={train: a, test: b, label: c}", "log.pictures_every=5"],
             ["without knn.every=STEPS: knn.train"],

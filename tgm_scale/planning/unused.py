@@ -31,6 +31,7 @@ def unused_in_pretraining(config: Config, plan: RunPlan) -> list[str]:
             "where nothing is a list": changed(
                 config.data, "data", ("root",) * (not any(is_list(c.path) for c in named))
             ),
+            f"in a run of {plan.steps} steps": _beyond_the_end(config, plan.steps),
             "without knn.every=STEPS": [] if config.knn.every else _of_neighbours(config),
         }
     )
@@ -40,6 +41,12 @@ def unused_in_finetuning(data: ClipsConfig, model: ModelConfig) -> list[str]:
     return not_used(
         {"by finetuning": changed(model, "model", _DECODER), "by data.sampling=segments": _of_segments(data)}
     )
+
+
+def _beyond_the_end(config: Config, steps: int | None) -> list[str]:
+    """Keys whose first turn would come after the last step; none where the number of steps is not known yet."""
+    every = {"knn.every": config.knn.every, "log.pictures_every": config.log.pictures_every}
+    return [] if steps is None else [key for key, count in every.items() if count and count > steps]
 
 
 def _of_neighbours(config: Config) -> list[str]:
