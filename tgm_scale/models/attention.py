@@ -1,8 +1,6 @@
 """Self- and cross-attention: one function over two kernels, torch's own and the flash-attn package's.
 
-Shapes: B clips, N tokens that ask, V tokens that are looked at (the same in self-attention), H heads, K width of a
-head, D = H * K.
-"""
+Shapes: B clips, N query tokens, V key tokens (the same in self-attention), H heads, K width of a head, D = H * K."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-try:  # to find the package is no proof: without its CUDA extension it is found and does not import
+try:  # finding the package is not enough: without its CUDA extension it is found but does not import
     from flash_attn import flash_attn_func
 except (ImportError, OSError) as error:
     flash_attn_func = None
@@ -22,7 +20,7 @@ Backend = Literal["auto", "sdpa", "flash"]
 
 
 def flash_obstacle(device: torch.device, dtype: torch.dtype, head_width: int) -> str | None:
-    """Why flash-attn cannot serve here, or None where it can (its documented limits for version 2)."""
+    """Return why flash-attn cannot serve here, or None where it can (its documented limits for version 2)."""
     if flash_attn_func is None:
         return _IMPORT_ERROR
     if device.type != "cuda":
@@ -37,10 +35,10 @@ def flash_obstacle(device: torch.device, dtype: torch.dtype, head_width: int) ->
 
 
 def attend(q_BNHK: Tensor, k_BVHK: Tensor, v_BVHK: Tensor, backend: Backend) -> Tensor:
-    """softmax(q k' / sqrt(K)) v for every head, [B, N, H, K].
+    """Return softmax(q k' / sqrt(K)) v for every head, [B, N, H, K].
 
-    `auto` takes flash-attn where it can serve, else torch's scaled_dot_product_attention.
-    Raises ValueError where `flash` is asked for and cannot serve, with the reason."""
+    `auto` takes flash-attn where it can serve, else torch's scaled_dot_product_attention. Raises ValueError where
+    `flash` is asked for and cannot serve, with the reason."""
     if backend != "sdpa":
         obstacle = flash_obstacle(q_BNHK.device, q_BNHK.dtype, q_BNHK.shape[-1])
         if obstacle is None:
@@ -52,7 +50,7 @@ def attend(q_BNHK: Tensor, k_BVHK: Tensor, v_BVHK: Tensor, backend: Backend) -> 
 
 
 class _LinearGivenBias(nn.Linear):
-    """A linear layer whose bias is handed in: it owns only its weight (so ZeRO-3 gathers it around this forward)."""
+    """A linear layer whose bias is an input: it owns only its weight (so ZeRO-3 gathers it around this forward)."""
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
         return F.linear(x, self.weight, bias)
@@ -81,7 +79,7 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention of tokens to others of the same width, without any among themselves.
 
-    As in `Attention` keys have no bias. Weights of queries, keys and values are three, since they see two inputs; a
+    As in `Attention`, keys have no bias. Queries, keys and values have three weights, since they see two inputs; a
     self-attention's weights have other names, so one is never taken for the other."""
 
     def __init__(self, width: int, heads: int, backend: Backend) -> None:

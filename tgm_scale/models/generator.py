@@ -1,8 +1,7 @@
-"""AutoMAE's mask generator: which tokens are hidden, learned from a frozen tower's attention (Chen et al. 2023, arXiv
+"""AutoMAE's mask generator, which learns the tokens to hide from a frozen tower's attention (Chen et al. 2023, arXiv
 2303.06583, section 3).
 
-Shapes: B clips, A heads of the tower, K channels of the hidden layer, S slots, R rows, C columns of the token grid.
-"""
+Shapes: B clips, A heads of the tower, K channels of the hidden layer, S slots, R rows, C columns of the token grid."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ SIDE = 3  # of both kernels, in tokens
 
 
 class _Convolution(nn.Conv2d):
-    """SIDE x SIDE with zeros about the map, in float32 whatever its weight's dtype and autocast. Without a bias, which
-    the last layer's softmax does not see and centred maps do not need."""
+    """Convolution of SIDE x SIDE with zeros about the map, in float32 regardless of its weight's dtype and autocast.
+    It has no bias, which the last layer's softmax does not see and centred maps do not need."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__(channels, out, SIDE, padding=SIDE // 2, bias=False)
@@ -29,8 +28,8 @@ class _Convolution(nn.Conv2d):
 
 
 class Generator(nn.Module):
-    """Attention of each head of a frozen tower to a clip's tokens -> a logit of each token, slot by slot: the
-    logarithm of the mean attention, plus two convolutions over those of the heads.
+    """Mask generator: attention of each head of a frozen tower to a clip's tokens -> a logit of each token, slot by
+    slot: the logarithm of the mean attention, plus two convolutions over those of the heads.
 
     The second convolution begins at 0: the first masks are drawn in proportion to the attention."""
 
@@ -44,7 +43,7 @@ class Generator(nn.Module):
             self.head.weight.zero_()
 
     def forward(self, heads_BASRC: Tensor) -> Tensor:
-        """Logits, float32 [B, S, R, C]: the higher, the rather a token is hidden."""
+        """Return logits, float32 [B, S, R, C]: the higher, the more likely a token is hidden."""
         heads_NARC = heads_BASRC.float().transpose(1, 2).flatten(0, 1)
         prior_NRC = _log(heads_NARC.mean(dim=1))
         log_NARC = _log(heads_NARC)
@@ -62,7 +61,7 @@ def _hidden(heads: int) -> int:
 
 
 def generator_macs(heads: int, tokens: int) -> int:
-    """Multiply-accumulates of one clip's forward pass."""
+    """Return the multiply-accumulates of one clip's forward pass."""
     return tokens * generator_parameters(heads)
 
 
@@ -71,6 +70,6 @@ def generator_parameters(heads: int) -> int:
 
 
 def generator_values(heads: int, tokens: int) -> int:
-    """Numbers, float32, that are kept of one clip for the backward pass: the maps of the heads, and the hidden layer
+    """Return the float32 values kept of one clip for the backward pass: the maps of the heads, and the hidden layer
     before and after its GELU."""
     return tokens * (heads + 2 * _hidden(heads))

@@ -3,11 +3,10 @@
 Shapes: B clips, C=3 channels, T frames, H W pixels, N tokens of the grid, V of them gathered, D width of the model,
 P = C * tubelet * patch * patch values of a patch.
 
-A patch's values are in the order (channel, frame, row, column): a Conv3d weight's, so that embedding is one matrix
-product with the weight seen flat, and one that keeps together the pixels of a channel, over which targets are
-normalised. VideoMAE's targets and predictions are in the order (frame, row, column, channel): `channel_last` and
-`channel_first` go between the two.
-"""
+A patch's values are in the order (channel, frame, row, column), that of a Conv3d weight: embedding is one matrix
+product with the flattened weight, and the pixels of a channel, over which targets are normalised, stay together.
+VideoMAE's targets and predictions are in the order (frame, row, column, channel); `channel_last` and `channel_first`
+convert between the two."""
 
 from __future__ import annotations
 
@@ -27,18 +26,18 @@ CHANNELS = 3
 
 
 class PixelStatistics(NamedTuple):
-    """By which pixels are normalised: means and standard deviations of red, green and blue in 0..1."""
+    """Statistics that normalise pixels: means and standard deviations of red, green and blue in 0..1."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
     def in_grey_levels(self) -> Tensor:
-        """Of 0..255, float32 [2, C, 1]."""
+        """Return the statistics of pixels in 0..255, float32 [2, C, 1]."""
         return torch.tensor([self.mean, self.std])[..., None] * 255
 
     def restated(self, weight_DCtpp: Tensor, bias_D: Tensor, old: PixelStatistics) -> tuple[Tensor, Tensor]:
-        """A patch embedding's weight and bias for pixels normalised by these statistics, from those for pixels
-        normalised by `old`: one is linear in the other, channel by channel. float32, computed in float64."""
+        """Convert a patch embedding's weight and bias from pixels normalised by `old` to pixels normalised by these
+        statistics: one is linear in the other, channel by channel. float32, computed in float64."""
         mean_C, std_C, old_mean_C, old_std_C = (torch.tensor(x, dtype=torch.float64) for x in (*self, *old))
         weight_DCtpp, scale_C, shift_C = weight_DCtpp.double(), std_C / old_std_C, (mean_C - old_mean_C) / old_std_C
         more_D = (weight_DCtpp.sum((2, 3, 4)) * shift_C).sum(1)
@@ -49,14 +48,14 @@ IMAGENET = PixelStatistics()
 
 
 def patchify(video_BCTHW: Tensor, tubelet: int, patch: int) -> Tensor:
-    """The clip's patches in the grid's order, [B, N, P], of the video's dtype. The sides divide (see `Grid.of`)."""
+    """Return the clip's patches in the grid's order, [B, N, P], of the video's dtype. Sides divide (see `Grid.of`)."""
     B, C, T, H, W = video_BCTHW.shape
     x = video_BCTHW.reshape(B, C, T // tubelet, tubelet, H // patch, patch, W // patch, patch)
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
 
 def unpatchify(patches_BNP: Tensor, grid: Grid, tubelet: int, patch: int) -> Tensor:
-    """The inverse of `patchify`: [B, C, T, H, W]."""
+    """Invert `patchify`: [B, C, T, H, W]."""
     B = patches_BNP.shape[0]
     x = patches_BNP.reshape(B, grid.slots, grid.rows, grid.columns, CHANNELS, tubelet, patch, patch)
     x = x.permute(0, 4, 1, 5, 2, 6, 3, 7)
@@ -64,24 +63,24 @@ def unpatchify(patches_BNP: Tensor, grid: Grid, tubelet: int, patch: int) -> Ten
 
 
 def channel_last(patches_BNP: Tensor) -> Tensor:
-    """(channel, frame, row, column) -> (frame, row, column, channel) within each patch."""
+    """Reorder each patch: (channel, frame, row, column) -> (frame, row, column, channel)."""
     return patches_BNP.unflatten(-1, (CHANNELS, -1)).transpose(-1, -2).flatten(-2)
 
 
 def channel_first(patches_BNP: Tensor) -> Tensor:
-    """(frame, row, column, channel) -> (channel, frame, row, column) within each patch."""
+    """Reorder each patch: (frame, row, column, channel) -> (channel, frame, row, column)."""
     return patches_BNP.unflatten(-1, (-1, CHANNELS)).transpose(-1, -2).flatten(-2)
 
 
 def gather_tokens(x_BND: Tensor, index_BV: Tensor) -> Tensor:
-    """The tokens that each clip's row of `index_BV` names: [B, V, D]."""
+    """Return the tokens that each clip's row of `index_BV` names: [B, V, D]."""
     return x_BND.gather(1, index_BV[..., None].expand(-1, -1, x_BND.shape[-1]))
 
 
 def most_varied(patches_BNP: Tensor, count: int) -> Tensor:
-    """The `count` tokens of each clip whose pixels vary most, the channels' variances added: int64 [B, count],
-    ascending. Of equal ones the first. Levels are rounded to whole ones: in integers the order cannot depend on the
-    batch."""
+    """Return the `count` tokens of each clip whose pixels vary most, the channels' variances added: int64 [B, count],
+    ascending. Of equal ones the first are taken. Levels are rounded to integers, so that the order cannot depend on
+    the batch."""
     levels_BNCQ = patches_BNP.round().int().unflatten(-1, (CHANNELS, -1))
     size = levels_BNCQ.shape[-1]
     spread_BN = (size * levels_BNCQ.square().sum(-1) - levels_BNCQ.sum(-1).square()).sum(-1)
@@ -89,20 +88,20 @@ def most_varied(patches_BNP: Tensor, count: int) -> Tensor:
 
 
 def sine_cosine_table(tokens: int, width: int) -> Tensor:
-    """Fixed positions, float32 [tokens, width]: sine and cosine by turns (Vaswani et al. 2017, section 3.5).
+    """Return fixed positions, float32 [tokens, width]: sine and cosine by turns (Vaswani et al. 2017, section 3.5).
 
-    The position is the token's index in the flattened clip, as in VideoMAE (Tong et al. 2022). Computed in float64:
-    in float32 the table is up to 1.2e-4 off."""
+    The position is the token's index in the flattened clip, as in VideoMAE (Tong et al. 2022). Computed in float64: in
+    float32 the table is up to 1.2e-4 off."""
     frequency_K = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle_NK = torch.arange(tokens, dtype=torch.float64)[:, None] * frequency_K
     return torch.stack([angle_NK.sin(), angle_NK.cos()], dim=-1).flatten(1)[:, :width].float()
 
 
 def interpolated_table(origin: Grid, grid: Grid, width: int) -> Tensor:
-    """The positions of `origin`, on which a model was trained, at the places of another grid's tokens in the clip:
-    float32 [tokens of grid, width]. Both grids span the whole clip.
+    """Return the positions of `origin`, on which a model was trained, interpolated at the places of another grid's
+    tokens: float32 [tokens of grid, width]. Both grids span the whole clip.
 
-    Bicubic in space, as image transformers are taken to other sizes (Touvron et al. 2019, arXiv 1906.06423; DeiT),
+    Bicubic in space, as image transformers are adapted to other sizes (Touvron et al. 2019, arXiv 1906.06423; DeiT),
     then linear in time. The same grid has the same positions to the bit."""
     table_ND = sine_cosine_table(origin.tokens, width)
     if grid == origin:
@@ -136,7 +135,7 @@ class ComputedBuffer(nn.Module):
 
 
 class Positions(ComputedBuffer):
-    """The position embedding of a grid, fixed: adds to each token that of its place.
+    """Fixed position embedding of a grid: adds to each token that of its place.
 
     origin: the grid that the model was trained on, where it is another: positions are interpolated from it."""
 
@@ -147,7 +146,7 @@ class Positions(ComputedBuffer):
             super().__init__(partial(interpolated_table, origin, grid, width))
 
     def forward(self, x_BVD: Tensor, index_BV: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Tokens with the positions of `index_BV` (None: all, in order), summed in float32, as `dtype`."""
+        """Return the tokens plus the positions of `index_BV` (None: all, in order), summed in float32, as `dtype`."""
         positions = self.value if index_BV is None else self.value[index_BV]
         return (x_BVD + positions).to(dtype)
 
@@ -168,7 +167,7 @@ class PatchProjection(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Patches of 0..255 (uint8 or float) -> normalised in float32 -> tokens of the model's width."""
+    """Embedding of patches: 0..255 (uint8 or float) -> normalised in float32 -> tokens of the model's width."""
 
     def __init__(self, width: int, tubelet: int, patch: int, statistics: PixelStatistics = IMAGENET) -> None:
         super().__init__()

@@ -19,17 +19,17 @@ from tgm_scale.runtime.precision import without_autocast
 
 
 class Output(NamedTuple):
-    """What one pass gives; a NamedTuple, since ZeRO-3's hooks look for tensors in tuples, not in dataclasses."""
+    """Outputs of one pass; a NamedTuple, since ZeRO-3's hooks look for tensors in tuples, not in dataclasses."""
 
     tokens_BVD: Tensor  # visible tokens after the encoder's norm, of the model's dtype
     decoded_BMK: Tensor | None  # target tokens after the decoder's norm, of the model's dtype; None without a target
-    prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); None where no pixels are wanted
+    prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); None without `pixels`
     target_BMP: Tensor | None  # the target tokens' patches, of the video's dtype, order (channel, frame, row, column)
     embedding_BE: Tensor | None  # float32, not normalised; None for a model without a projection
 
 
 class Projection(nn.Linear):
-    """A linear layer without bias that computes in float32 whatever its weight's dtype and autocast (FLIP's head)."""
+    """A linear layer without bias, computed in float32 regardless of its weight's dtype and autocast (FLIP's head)."""
 
     def __init__(self, width: int, embedding_width: int) -> None:
         super().__init__(width, embedding_width, bias=False)
@@ -44,12 +44,12 @@ class MaskedVideoAutoencoder(nn.Module):
     "Text-Guided Video Masked Autoencoder" (Fan et al. 2024). Weight names are VideoMAE's, and `projection.weight`; the
     decoder with cross-attention (see `vit.Decoder`) is not in VideoMAE and has names of its own.
 
-    Weights are initialised in float32, keyed by name and `seed`. Built under torch.device("meta"), follow `to_empty`
-    with `vit.initialise(model, seed)`. Cast to bf16 it keeps float32 for pixel statistics, position sums,
-    predictions and embeddings.
+    Weights are initialised in float32, keyed by name and `seed`. If it is built under torch.device("meta"), call
+    `to_empty` and then `vit.initialise(model, seed)`. Cast to bf16 it keeps float32 for pixel statistics, position
+    sums, predictions and embeddings.
 
-    embedding_width: width of the text embeddings that the projection meets; None leaves it out.
-    Raises ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
+    embedding_width: width of the text embeddings that the projection is compared with; None leaves it out. Raises
+    ValueError where `frames` or `image_size` do not divide into the size's tubelets and patches."""
 
     def __init__(
         self,
@@ -78,10 +78,11 @@ class MaskedVideoAutoencoder(nn.Module):
     def forward(
         self, video_BCTHW: Tensor, visible_BV: Tensor, target_BM: Tensor | None = None, pixels: bool = True
     ) -> Output:
-        """video: 0..255, uint8 (or float); visible, target: int64 indices of tokens, disjoint (`contracts.Mask`).
+        """Run one pass. video: 0..255, uint8 (or float); visible, target: disjoint int64 indices of tokens
+        (`contracts.Mask`).
 
         Without a target the decoder does not run: encoder and projection alone, as the first pass of cached
-        contrastive gradients wants. pixels: whether the targets' pixels are predicted; else they are decoded for other
+        contrastive gradients needs. pixels: whether the targets' pixels are predicted; else they are decoded for other
         heads. Raises ValueError for a clip of another shape than the model was built for."""
         patches_BNP = self._patchify(video_BCTHW)
         tokens_BVD = self.encoder(gather_tokens(patches_BNP, visible_BV), visible_BV)
@@ -96,7 +97,7 @@ class MaskedVideoAutoencoder(nn.Module):
         return Output(tokens_BVD, decoded_BMK, prediction_BMP, target_patches_BMP, embedding_BE)
 
     def encode(self, video_BCTHW: Tensor, visible_BV: Tensor | None = None) -> Tensor:
-        """Tokens after the encoder's norm, [B, V, D]; with no `visible`, those of the whole clip in order."""
+        """Return the tokens after the encoder's norm, [B, V, D]; with no `visible`, the whole clip's in order."""
         patches_BNP = self._patchify(video_BCTHW)
         if visible_BV is not None:
             patches_BNP = gather_tokens(patches_BNP, visible_BV)
@@ -104,20 +105,20 @@ class MaskedVideoAutoencoder(nn.Module):
 
     @torch.no_grad()
     def embedded(self, video_BCTHW: Tensor) -> Tensor:
-        """Embeddings of all patches in order, before positions: [B, N, D], without a gradient."""
+        """Return the embeddings of all patches in order, before positions: [B, N, D], without a gradient."""
         found: Tensor = self.encoder.patch_embed(self._patchify(video_BCTHW))
         return found
 
     def decode(self, tokens_BVD: Tensor, visible_BV: Tensor, target_BM: Tensor) -> Tensor:
-        """Pixels of the target tokens as the decoder sees them from the visible ones: float32 [B, M, P]."""
+        """Return the pixels of the target tokens, predicted from the visible ones: float32 [B, M, P]."""
         return self.decoder.head(self.decoded(tokens_BVD, visible_BV, target_BM)).float()
 
     def decoded(self, tokens_BVD: Tensor, visible_BV: Tensor, target_BM: Tensor) -> Tensor:
-        """The target tokens after the decoder's norm, before any head: [B, M, K].
+        """Return the target tokens after the decoder's norm, before any head: [B, M, K].
 
-        Tokens that are neither visible nor targets are not decoded, so a smaller target is cheaper. With
-        self-attention it changes the predictions somewhat: they are not a selection from those of a larger target.
-        With cross-attention (`ModelSize.decoder_attention`) they are."""
+        Tokens that are neither visible nor targets are not decoded, so fewer targets are cheaper. With self-attention
+        that changes the predictions somewhat: they are not a selection from those of more targets. With
+        cross-attention (`ModelSize.decoder_attention`) they are."""
         dtype = self.mask_token.dtype
         visible = self.decoder_positions(self.encoder_to_decoder(tokens_BVD), visible_BV, dtype)
         target = self.decoder_positions(self.mask_token, target_BM, dtype)
@@ -133,13 +134,15 @@ class MaskedVideoAutoencoder(nn.Module):
 
 
 def block_macs(tokens: int, width: int, mlp: int, context: int | None = None) -> int:
-    """Of one block. context: tokens that are attended to, where they are others: keys and values are made of those."""
+    """Return the multiply-accumulates of one block. context: tokens that are attended to, where they are others: keys
+    and values are computed from those."""
     read = tokens if context is None else context
     return 2 * (tokens + read) * width**2 + 2 * tokens * width * mlp + 2 * tokens * read * width
 
 
 def macs_per_clip(size: ModelSize, frames: int, image_size: int, visible: int, targets: int) -> int:
-    """Multiply-accumulates of one clip's forward pass: matrix products and attention; norms and activations left out.
+    """Return the multiply-accumulates of one clip's forward pass: matrix products and attention, without norms and
+    activations.
 
     Counts what this model computes: only visible patches are embedded, only targets decoded. (Published counts for
     VideoMAE embed all patches: at 16 frames of 224 that adds 1.7 G to ViT-B's 33.8.) A training step costs three

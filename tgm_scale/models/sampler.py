@@ -1,7 +1,7 @@
-"""AdaMAE's adaptive sampler: which tokens a clip's encoder sees, learned (Bandara et al. 2023, arXiv 2211.09120).
+"""AdaMAE's adaptive sampler, which learns the tokens that a clip's encoder sees (Bandara et al. 2023, arXiv
+2211.09120).
 
-Shapes: B clips, N tokens of the grid, D width of the encoder; S slots, R rows, C columns.
-"""
+Shapes: B clips, N tokens of the grid, D width of the encoder; S slots, R rows, C columns."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tgm_scale.models.vit import Block, ModelSize, initialise, run_blocks
 
 
 class Sampler(nn.Module):
-    """Embeddings of all patches of a clip -> a logit of each: one block of attention over them, and a linear layer
-    (section 3.2). Of the size and options of the model that it serves.
+    """Learned sampler: embeddings of all patches of a clip -> a logit of each, by one block of attention over them and
+    a linear layer (section 3.2). It has the size and options of the model that it serves.
 
     It takes the model's own embeddings without a gradient, so that its loss trains nothing but itself. The linear
     layer begins at 0: the first masks are drawn evenly."""
@@ -32,18 +32,18 @@ class Sampler(nn.Module):
             self.head.weight.zero_()
 
     def forward(self, embedded_BND: Tensor) -> Tensor:
-        """Logits, float32 [B, S, R, C]: the higher, the rather a token is seen."""
+        """Return logits, float32 [B, S, R, C]: the higher, the more likely a token is seen."""
         x_BND = self.positions(embedded_BND, None, dtype=embedded_BND.dtype)
         logit_BN = self.head(run_blocks(self.blocks, x_BND, self.activation_checkpointing))[..., 0]
         return logit_BN.view(-1, self.grid.slots, self.grid.rows, self.grid.columns)
 
 
 def sampler_macs(size: ModelSize, tokens: int) -> int:
-    """Multiply-accumulates of one clip's forward pass, as `macs_per_clip` counts: the embedding of all patches (that
-    no gradient goes through), and the block over them."""
+    """Return the multiply-accumulates of one clip's forward pass, as `macs_per_clip` counts: the embedding of all
+    patches (without a gradient), and the block over them."""
     return tokens * size.patch_values * size.width + block_macs(tokens, size.width, size.mlp)
 
 
 def sampler_parameters(size: ModelSize) -> int:
-    """With the biases and norms of the block."""
+    """Return the number of parameters, including the biases and norms of the block."""
     return 4 * size.width**2 + 2 * size.width * size.mlp + 9 * size.width + size.mlp

@@ -47,21 +47,21 @@ class ModelSize:
         return CHANNELS * self.tubelet * self.patch**2
 
     def without_decoder(self) -> ModelSize:
-        """The encoder's dimensions, and zeros."""
+        """Return the encoder's dimensions, with zeros for the decoder's."""
         none = {"decoder_width": 0, "decoder_depth": 0, "decoder_heads": 0, "decoder_mlp": 0}
         return replace(self, **none, decoder_attention="self")
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What the shapes of a model's weights do not tell: no name, shape or first value of a weight depends on it.
+    """Options that the shapes of a model's weights do not reveal: no weight's name, shape or first value depends on
+    them.
 
-    activation_checkpointing: keep each block's input alone and recompute the rest in the backward pass.
-    statistics: by which the encoder normalises pixels. origin: the grid that the encoder was trained on, where it is
-    another than its clips' (see `patches.interpolated_table`); not with a decoder. drop_path: share of clips for which
-    the last block's branches are left out while a classifier is trained (stochastic depth, Huang et al. 2016), growing
-    linearly from 0 over the blocks. token_share: of a clip's tokens, those that a classifier reads (see
-    `patches.most_varied`)."""
+    activation_checkpointing: keep only each block's input and recompute the rest in the backward pass. statistics: by
+    which the encoder normalises pixels. origin: the grid that the encoder was trained on, where it is another than its
+    clips' (see `patches.interpolated_table`); not with a decoder. drop_path: share of clips for which the last block's
+    branches are left out while a classifier is trained (stochastic depth, Huang et al. 2016), growing linearly from 0
+    over the blocks. token_share: share of a clip's tokens that a classifier reads (see `patches.most_varied`)."""
 
     attention: Backend = "auto"
     activation_checkpointing: bool = False
@@ -95,7 +95,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)): [B, N, D] -> [B, N, D].
+    """Transformer block: x + attention(norm(x)), then x + mlp(norm(x)): [B, N, D] -> [B, N, D].
 
     scale_B2: factors of the two branches, clip by clip (drop path in finetuning); None: both are added whole."""
 
@@ -116,7 +116,8 @@ class Block(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """x + attention(norm(x), context), then x + mlp(norm(x)): a token sees the context, and no other token of x.
+    """Transformer block with cross-attention: x + attention(norm(x), context), then x + mlp(norm(x)). A token sees the
+    context, and no other token of x.
 
     x: [B, M, D], context: [B, V, D], normalised; returns [B, M, D]."""
 
@@ -135,9 +136,9 @@ class CrossBlock(nn.Module):
 def run_blocks(
     blocks: nn.ModuleList, x: Tensor, activation_checkpointing: bool, second: Sequence[Tensor] | None = None
 ) -> Tensor:
-    """The blocks in turn; with `activation_checkpointing` only each block's inputs are kept for the backward pass.
+    """Run the blocks in turn; with `activation_checkpointing` keep only each block's inputs for the backward pass.
 
-    second: for each block what it takes beside x: the factors of a `Block`'s branches, a `CrossBlock`'s context."""
+    second: each block's input besides x: the factors of a `Block`'s branches, or a `CrossBlock`'s context."""
     for i, block in enumerate(blocks):
         inputs = (x,) if second is None else (x, second[i])
         if activation_checkpointing and torch.is_grad_enabled():
@@ -148,7 +149,7 @@ def run_blocks(
 
 
 class Encoder(nn.Module):
-    """Patches -> tokens, for any subset of the grid's tokens."""
+    """Encoder: patches -> tokens, for any subset of the grid's tokens."""
 
     def __init__(self, size: ModelSize, grid: Grid, options: ModelOptions) -> None:
         super().__init__()
@@ -161,21 +162,21 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(size.width, eps=NORM_EPS)
 
     def forward(self, patches_BVP: Tensor, index_BV: Tensor | None) -> Tensor:
-        """patches_BVP: the patches at `index_BV` (None: all, in order), 0..255. Returns [B, V, D] after the norm."""
+        """Return tokens after the norm, [B, V, D]. patches_BVP: those at `index_BV` (None: all, in order), 0..255."""
         x = self.patch_embed(patches_BVP)
-        # a weight's dtype is the same; but to touch another module's weight makes ZeRO-3 gather it for this one, and
-        # fail ("tracing error") where that was not so when it recorded the order
+        # not a weight's dtype: reading another module's weight makes ZeRO-3 gather it for this one, and fail
+        # ("tracing error") where it did not do so when it recorded the order
         x = self.positions(x, index_BV, dtype=x.dtype)
         return self.norm(run_blocks(self.blocks, x, self.activation_checkpointing))
 
 
 class Decoder(nn.Module):
-    """Visible and target tokens of the decoder's width -> the targets' tokens, from which `head` makes their pixels.
+    """Decoder: visible and target tokens of its width -> the targets' tokens, from which `head` makes their pixels.
 
     "self": blocks over visible and target tokens together, as in VideoMAE. "cross": the targets alone go through the
     blocks, and each attends to the visible tokens and to no target, itself included (CrossMAE, Fu et al. 2024, arXiv
     2401.14391). All blocks read one output, the encoder's last, through one norm: the paper's simple form. Its other
-    form, in which each block reads a learned sum of several encoder layers' outputs, is not here."""
+    form, in which each block reads a learned sum of several encoder layers' outputs, is not implemented."""
 
     def __init__(self, size: ModelSize, options: ModelOptions) -> None:
         super().__init__()
@@ -191,7 +192,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(size.decoder_width, size.patch_values)
 
     def forward(self, visible_BVD: Tensor, target_BMD: Tensor) -> Tensor:
-        """Both with their positions. Returns [B, M, D] after the norm: what a head takes."""
+        """Return the targets' tokens after the norm, [B, M, D], for a head. Both inputs have their positions added."""
         if self.context_norm is None:
             x_BND = torch.cat([visible_BVD, target_BMD], dim=1)
             x_BMD = run_blocks(self.blocks, x_BND, self.activation_checkpointing)[:, -target_BMD.shape[1] :]
@@ -202,9 +203,9 @@ class Decoder(nn.Module):
 
 
 def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """The first value of the parameter `name`: float32 on the CPU, a pure function of (name, shape, seed).
+    """Return the initial value of the parameter `name`: float32 on the CPU, a pure function of (name, shape, seed).
 
-    As VideoMAE: Xavier uniform for linear weights (q, k and v as one matrix), unit norms, zero biases; the patch
+    As in VideoMAE: Xavier uniform for linear weights (q, k and v as one matrix), unit norms, zero biases; the patch
     embedding and `encoder_to_decoder` uniform within 1/sqrt(fan in); the mask token normal, std 0.02, cut there."""
     generator = seeding.generator(seed, "init", name)
     value = torch.zeros(shape, device="cpu")

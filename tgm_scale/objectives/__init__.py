@@ -1,1 +1,1 @@
-"""Masked reconstruction and masked video-text contrast."""
+"""Terms of the training objective, such as masked reconstruction and masked video-text contrast."""

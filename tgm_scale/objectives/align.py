@@ -1,8 +1,7 @@
-"""`align`: what the encoder makes of a visible token is brought to the frozen image tower's feature of its place.
+"""`align`: the encoder's output for a visible token is matched to the frozen image tower's feature of its place.
 
-Unmasked Teacher (Li et al. 2023, arXiv 2303.16058, section 3.1), with one linear head on the encoder's last layer;
-there several of the last layers have one each.
-"""
+Unmasked Teacher (Li et al. 2023, arXiv 2303.16058, section 3.1), with one linear head on the encoder's last layer; in
+the paper several of the last layers have one each."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from tgm_scale.objectives.term import FEATURES, ClipTerm, ClipTermInputs, TermSe
 
 
 class Align(ClipTerm):
-    """The term `align`."""
+    """The term `align`: feature error of the visible tokens, through a linear head."""
 
     needs = frozenset({FEATURES})
 

@@ -22,15 +22,15 @@ MIN_SCALE = 1.0  # open_clip's lower bound
 
 
 class Contrast(NamedTuple):
-    """The contrastive term of a global batch; scalars."""
+    """The contrastive term of a global batch, in scalars."""
 
     loss: Tensor  # float32, mean over the clips of weight > 0
-    accuracy: Tensor  # share of them whose own caption scores highest among its negatives; of n equal ones, 1 / n
+    accuracy: Tensor  # share of them whose own caption scores highest among its negatives; 1 / n if n tie
     scale: Tensor  # the logit scale used: 1 / temperature, MIN_SCALE to MAX_SCALE
 
 
 class _Bounded(torch.autograd.Function):
-    """x between two limits; past them the gradient stays where descent leads back (a clamp's would be 0 for ever)."""
+    """Clamp of x whose gradient past a limit stays where descent leads back (a plain clamp's would be 0 for ever)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, least: float, most: float) -> Tensor:
@@ -44,21 +44,21 @@ class _Bounded(torch.autograd.Function):
 
 
 def bounded_log_scale(log_scale: Tensor) -> Tensor:
-    """The parameter as it is used, float32 scalar: the logarithm of a logit scale from MIN_SCALE to MAX_SCALE."""
+    """Return the parameter as it is used, float32 scalar: the logarithm of a scale from MIN_SCALE to MAX_SCALE."""
     bounded: Tensor = _Bounded.apply(log_scale.float().reshape(()), math.log(MIN_SCALE), math.log(MAX_SCALE))
     return bounded
 
 
 def caption_ids(captions: list[str]) -> Tensor:
-    """int64 [B] on the CPU: equal for captions that differ at most in case and white space."""
+    """Return int64 [B] on the CPU: equal for captions that differ at most in case and white space."""
     return torch.tensor([seeding.key("caption", *caption.lower().split()) for caption in captions], dtype=torch.int64)
 
 
 def info_nce(video_GE: Tensor, text_GE: Tensor, log_scale: Tensor, negatives: Negatives) -> Contrast:
-    """Symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021) within groups of consecutive clips.
+    """Return the symmetric InfoNCE (van den Oord et al. 2018; Radford et al. 2021) within groups of consecutive clips.
 
-    video, text: not necessarily normalised; log_scale: one element, see `bounded_log_scale`. A clip of weight 0
-    is left out, whatever its embeddings hold; where all weights are 0 the loss is 0. Computed in float32 whatever
+    video, text: not necessarily normalised; log_scale: one element, see `bounded_log_scale`. A clip of weight 0 is
+    left out, whatever its embeddings hold; where all weights are 0 the loss is 0. In float32 regardless of
     autocast."""
     with without_autocast(video_GE.device):
         scale = bounded_log_scale(log_scale).exp()
@@ -74,15 +74,16 @@ def info_nce(video_GE: Tensor, text_GE: Tensor, log_scale: Tensor, negatives: Ne
 
 
 def top1(logits_KCC: Tensor, positive_G: Tensor) -> Tensor:
-    """float32 [G]: 1 where a clip's own caption alone scores highest, 1 / n where n captions do so alike, else 0."""
+    """Return float32 [G]: 1 where a clip's own caption alone scores highest, 1 / n where it is one of n captions that
+    tie for it, else 0."""
     best_KC1 = logits_KCC.amax(2, keepdim=True)
     alike_G = (logits_KCC == best_KC1).sum(2).flatten()
     return torch.where(positive_G == best_KC1.flatten(), 1 / alike_G.float(), 0.0)
 
 
 class InfoNCE(CoupledTerm):
-    """The term `contrast`, with a learned temperature (CLIP, section 2.5). Its learned number is the logarithm of the
-    logit scale; checkpoints name it log_scale (planning/module.py)."""
+    """The term `contrast`, with a learned temperature (CLIP, section 2.5). Its learned parameter is the logarithm of
+    the logit scale; checkpoints name it log_scale (planning/module.py)."""
 
     column = "loss_contrastive"
     metric_names = ("contrastive_accuracy", "temperature")
@@ -93,5 +94,5 @@ class InfoNCE(CoupledTerm):
         return CoupledOutput(contrast.loss, {"contrastive_accuracy": contrast.accuracy})
 
     def learned_metrics(self, learned_L: Tensor) -> dict[str, Tensor]:
-        """The temperature as used: with its bounds."""
+        """Return the temperature as it is used, within its bounds."""
         return {"temperature": torch.exp(-bounded_log_scale(learned_L))}

@@ -16,8 +16,8 @@ from tgm_scale.objectives.term import TARGETS, ClipTerm, ClipTermInputs, TermSet
 
 
 def frame_differences(video_BCTHW: Tensor) -> Tensor:
-    """Each frame less the one before it, the first as the second: float32 [B, C, T, H, W], exact for uint8; zeros for
-    a clip of one frame."""
+    """Return each frame minus the one before it, the first as the second: float32 [B, C, T, H, W], exact for uint8;
+    zeros for a clip of one frame."""
     video_BCTHW = video_BCTHW.float()
     if video_BCTHW.shape[2] == 1:
         return torch.zeros_like(video_BCTHW)

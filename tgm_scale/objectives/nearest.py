@@ -1,10 +1,9 @@
 """`nearest`: a clip's positive is not its own caption but the one nearest to it in a queue of earlier captions.
 
-NNCLR (Dwibedi et al. 2021, arXiv 2104.14548, section 3) with captions in the queue, as DeCLIP has it (Li et al.
-2022, arXiv 2110.05208, section 3). The text tower is frozen, so that entries of the queue do not age.
+NNCLR (Dwibedi et al. 2021, arXiv 2104.14548, section 3) with captions in the queue, as in DeCLIP (Li et al. 2022,
+arXiv 2110.05208, section 3). The text tower is frozen, so that entries of the queue do not age.
 
-Shapes: G clips of the global batch, E width of the embeddings, Q entries of the queue.
-"""
+Shapes: G clips of the global batch, E width of the embeddings, Q entries of the queue."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ TEMPERATURE = 0.1  # NNCLR's
 class Nearest(CoupledTerm):
     """The term `nearest`: symmetric InfoNCE between clips and the captions nearest to theirs, at a fixed temperature.
 
-    Two clips with the same nearest caption are not told apart. Until the queue has entries, the positive is a clip's
-    own caption. After each step the captions of its global batch take the places of the oldest, those of clips of
+    Two clips with the same nearest caption are not each other's negatives. Until the queue has entries, the positive
+    is a clip's own caption. After each step the captions of its global batch replace the oldest, those of clips of
     weight 0 left out: the queue is the same on every rank, and at any world size."""
 
     metric_names = ("nearest_accuracy",)

@@ -1,8 +1,7 @@
-"""`policy`: a learned mask is taught to show what is hard to reconstruct.
+"""`policy`: a learned mask is trained to show what is hard to reconstruct.
 
 AdaMAE (Bandara et al. 2023, arXiv 2211.09120, section 3.3): the policy gradient (REINFORCE) of the expected error of
-the hidden tokens, by which their probability to be seen rises with it.
-"""
+the hidden tokens, which raises a token's probability of being visible with its error."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ from torch import Tensor
 from tgm_scale.objectives.reconstruction import clip_statistics, token_errors
 from tgm_scale.objectives.term import MASKS, PIXELS, TARGETS, ClipTerm, ClipTermInputs, TermSettings
 
-WEIGHT = 1e-4  # AdaMAE's; of any term that a learned mask brings
+WEIGHT = 1e-4  # AdaMAE's; default of any term that a learned mask brings
 
 
 class LearnedMaskTerm(ClipTerm):
-    """Of a term that teaches a learned mask by the targets' errors of pixels. Its gradient reaches the mask's own
-    parameters alone."""
+    """Base of the terms that teach a learned mask by the targets' errors of pixels. Its gradient reaches the mask's
+    own parameters alone."""
 
     needs = frozenset({TARGETS, PIXELS, MASKS})
 
@@ -25,15 +24,15 @@ class LearnedMaskTerm(ClipTerm):
         self.by_clip = settings.normalise_by == "clip"
 
     def errors(self, inputs: ClipTermInputs) -> Tensor:
-        """Of each target, a constant: float32 [B, M]."""
+        """Return the error of each target, as a constant: float32 [B, M]."""
         assert inputs.prediction_BMP is not None and inputs.patches_BMP is not None
         statistics = clip_statistics(inputs.video_BCTHW) if self.by_clip else None
         return token_errors(inputs.prediction_BMP.detach(), inputs.patches_BMP, statistics)
 
 
 class Policy(LearnedMaskTerm):
-    """The term `policy`: -log p e, a mean over each clip's targets; p a token's probability by the learned mask, e its
-    error of pixels as a constant."""
+    """The term `policy`: -log(p) e, averaged over each clip's targets; p is a token's probability by the learned mask,
+    e its error of pixels as a constant."""
 
     def forward(self, inputs: ClipTermInputs) -> Tensor:
         assert inputs.log_probability_BM is not None

@@ -1,8 +1,7 @@
 """`predict`: the decoder predicts the frozen image tower's feature of each target token, in place of its pixels.
 
-Latent targets of a frozen tower, as masked video distillation has them (Wang et al. 2023, arXiv 2212.04500, section 3)
-and InternVideo-Next (arXiv 2512.01342); here one linear head on the decoder's last layer.
-"""
+Latent targets of a frozen tower, as in masked video distillation (Wang et al. 2023, arXiv 2212.04500, section 3) and
+InternVideo-Next (arXiv 2512.01342); here one linear head on the decoder's last layer."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from tgm_scale.objectives.term import FEATURES, TARGETS, ClipTerm, ClipTermInput
 
 
 class Predict(ClipTerm):
-    """The term `predict`."""
+    """The term `predict`: feature error of the target tokens, through a linear head."""
 
     needs = frozenset({TARGETS, FEATURES})
 

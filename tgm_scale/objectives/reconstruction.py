@@ -1,8 +1,7 @@
-"""`pixels`: masked reconstruction, normalised pixels as targets, mean squared error.
+"""`pixels`: masked reconstruction, with normalised pixels as targets and mean squared error.
 
-Shapes: B clips, M target tokens, P values of a patch (see models/patches.py for their two orders), C=3 channels,
-K values of a channel of a patch; T, H, W of a video.
-"""
+Shapes: B clips, M target tokens, P values of a patch (see models/patches.py for their two orders), C=3 channels, K
+values of a channel of a patch; T, H, W of a video."""
 
 from __future__ import annotations
 
@@ -17,23 +16,24 @@ EPS = 255e-6  # VideoMAE's 1e-6 of a 0..1 range, in grey levels
 
 
 class Statistics(NamedTuple):
-    """What targets are normalised by, in grey levels: each float32 [B, M, C, 1], or M = 1 for one of the clip."""
+    """Mean and deviation that normalise targets, in grey levels: float32 [B, M, C, 1], or M = 1 for the clip's."""
 
     mean: Tensor
     std: Tensor  # unbiased
 
 
 def patch_statistics(patches_BMP: Tensor) -> Statistics:
-    """Of each channel of each patch: VideoMAE's (Tong et al. 2022; per channel, as their code does).
+    """Return the statistics of each channel of each patch: VideoMAE's (Tong et al. 2022; per channel, as in their
+    code).
 
     patches: 0..255 of any dtype, order (channel, frame, row, column)."""
     return _last_axis_statistics(patches_BMP.float().unflatten(-1, (CHANNELS, -1)))
 
 
 def clip_statistics(video_BCTHW: Tensor) -> Statistics:
-    """Of each channel of the whole clip, 0..255. Where most patches are flat, the normalised ones are compression
-    noise; these keep a patch's brightness and contrast, and what stands out weighs most
-    (docs/lab-notes/demo_recipe.md)."""
+    """Return the statistics of each channel of the whole clip, 0..255. Where most patches are flat, the
+    patch-normalised ones are compression noise; these keep a patch's brightness and contrast, and what stands out
+    weighs most (docs/lab-notes/demo_recipe.md)."""
     return _last_axis_statistics(video_BCTHW.float().flatten(2)[:, None])
 
 
@@ -42,7 +42,7 @@ def _last_axis_statistics(x: Tensor) -> Statistics:
 
 
 def normalised_targets(patches_BMP: Tensor, statistics: Statistics | None = None) -> Tensor:
-    """Patches with the mean taken off and divided by the standard deviation + 1e-6; by default each patch's own.
+    """Return patches minus the mean, divided by the standard deviation + 1e-6; by default each patch's own.
 
     patches: 0..255 of any dtype, order (channel, frame, row, column). Returns float32 [B, M, P] in the order of
     predictions, (frame, row, column, channel). In grey levels sums of uint8 pixels are exact, so a flat patch gives
@@ -62,13 +62,13 @@ def predicted_pixels(prediction_BMP: Tensor, statistics: Statistics) -> Tensor:
 
 
 def reconstruction_error(prediction_BMP: Tensor, patches_BMP: Tensor, statistics: Statistics | None = None) -> Tensor:
-    """Mean squared error of predictions against the `normalised_targets` of the true patches, float32 [B]: a mean over
-    each clip's target tokens."""
+    """Return the mean squared error of predictions against the `normalised_targets` of the true patches, averaged over
+    each clip's target tokens: float32 [B]."""
     return _squares(prediction_BMP, patches_BMP, statistics).mean(dim=(1, 2))
 
 
 def token_errors(prediction_BMP: Tensor, patches_BMP: Tensor, statistics: Statistics | None = None) -> Tensor:
-    """The same of each target token, float32 [B, M]."""
+    """Return the same error of each target token, float32 [B, M]."""
     return _squares(prediction_BMP, patches_BMP, statistics).mean(dim=2)
 
 

@@ -2,8 +2,7 @@
 
 Zhai et al. 2023, "Sigmoid loss for language image pre-training" (SigLIP, arXiv 2303.15343), section 3.2.
 
-Shapes: G clips of the global batch, E width of the embeddings, C clips of a group, K groups, L = 2 learned numbers.
-"""
+Shapes: G clips of the global batch, E embedding width, C clips of a group, K groups, L = 2 learned parameters."""
 
 from __future__ import annotations
 
@@ -24,11 +23,11 @@ INITIAL_LOG_SCALE, INITIAL_BIAS = math.log(10.0), -10.0  # the paper's, section 
 def sigmoid_loss(
     video_GE: Tensor, text_GE: Tensor, log_scale: Tensor, bias: Tensor, negatives: Negatives
 ) -> tuple[Tensor, Tensor]:
-    """(loss, accuracy), float32 scalars: the mean over clips of the sum over their group's captions of
+    """Return (loss, accuracy), float32 scalars: the mean over clips of the sum over their group's captions of
     -log sigmoid(z (scale x cosine + bias)), z = 1 for a clip's own caption and -1 for its negatives'.
 
-    Pairs that are no negatives of each other (`Negatives`) have no part, and clips of weight 0 none either. accuracy:
-    as `contrastive.info_nce` has it. In float32 whatever autocast."""
+    Pairs that are not negatives (`Negatives`) and clips of weight 0 have no part. accuracy: as in
+    `contrastive.info_nce`. Computed in float32 regardless of autocast."""
     with without_autocast(video_GE.device):
         cosine_KCC = negatives.units(video_GE) @ negatives.units(text_GE).transpose(1, 2)
         logits_KCC = log_scale.float().exp() * cosine_KCC + bias.float()
@@ -43,7 +42,7 @@ def sigmoid_loss(
 
 
 class Sigmoid(CoupledTerm):
-    """The term `sigmoid`. Its learned numbers: the logarithm of the scale, and the bias."""
+    """The term `sigmoid`. Its learned parameters: the logarithm of the scale, and the bias."""
 
     metric_names = ("sigmoid_accuracy", "sigmoid_scale", "sigmoid_bias")
     initial_values = (INITIAL_LOG_SCALE, INITIAL_BIAS)

@@ -1,13 +1,12 @@
-"""What a term of the objective is. The objective is a sum of terms by weight; `terms.py` has the table of them.
+"""Definition of a term of the objective. The objective is a sum of terms by weight; `terms.py` has the table of them.
 
-A term is of one of two kinds. A `ClipTerm` is a number of each clip by itself: the objective takes its mean over the
-clips of the global batch. A `CoupledTerm` is one number of many clips' embeddings together: it is computed once on the
+There are two kinds. A `ClipTerm` gives one number for each clip by itself: the objective takes its mean over the clips
+of the global batch. A `CoupledTerm` gives one number for many clips' embeddings together: it is computed once on the
 embeddings of all ranks, and its gradient is replayed (training/step.py).
 
 Shapes: B clips of a micro batch, G of the global batch, V visible tokens, M targets, N tokens of the grid, D width of
 the encoder, K of the decoder, P values of a patch, E width of the text embedding, F of the tower's patch features, L
-learned numbers of a coupled term; C=3, T frames, H W pixels of a video.
-"""
+learned parameters of a coupled term; C=3, T frames, H W pixels of a video."""
 
 from __future__ import annotations
 
@@ -26,8 +25,8 @@ TARGETS, PIXELS, FEATURES, CAPTIONS, MASKS = "targets", "pixels", "features", "c
 
 @dataclass(frozen=True)
 class TermSettings:
-    """From what a term builds its parts. features: width of the frozen image tower's patch features, text: of its
-    captions' embeddings; 0 where no term of the run needs them."""
+    """Settings from which a term builds its parts. features: width of the frozen image tower's patch features, text:
+    of its captions' embeddings; 0 where no term of the run needs them."""
 
     size: ModelSize
     features: int = 0
@@ -37,11 +36,11 @@ class TermSettings:
 
 
 class ClipTermInputs(NamedTuple):
-    """What a pass of the model over a micro batch gives its clip terms; a NamedTuple, for ZeRO-3's hooks."""
+    """Outputs of the model for a micro batch that its clip terms take; a NamedTuple, for ZeRO-3's hooks."""
 
     video_BCTHW: Tensor  # 0..255
     visible_BV: Tensor  # int64
-    target_BM: Tensor | None  # int64; None unless a term of the run needs TARGETS, as the next three
+    target_BM: Tensor | None  # int64; None, as the decoder's outputs and patches, unless a term needs TARGETS
     tokens_BVD: Tensor  # after the encoder's norm, of the model's dtype
     decoded_BMK: Tensor | None  # after the decoder's norm, of the model's dtype
     prediction_BMP: Tensor | None  # float32, order (frame, row, column, channel); with PIXELS
@@ -51,10 +50,10 @@ class ClipTermInputs(NamedTuple):
 
 
 class ClipTerm(nn.Module):
-    """A number of each clip: the objective has its mean over the clips of weight above 0.
+    """A term with one number for each clip, whose mean over the clips of weight above 0 the objective takes.
 
-    A subclass names what it `needs`, and has `forward`. A head that it learns is a module of its own, made from the
-    `TermSettings`: it is trained, sharded and saved with the model, as terms.NAME.*, and left out of exports.
+    A subclass declares what it `needs`, and implements `forward`. A head that it learns is a module of its own, built
+    from the `TermSettings`: it is trained, sharded and saved with the model, as terms.NAME.*, and left out of exports.
     column: of metrics.jsonl, if it is another than loss_NAME."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -64,13 +63,13 @@ class ClipTerm(nn.Module):
         super().__init__()
 
     def forward(self, inputs: ClipTermInputs) -> Tensor:
-        """float32 [B], one number of each clip, that depends on no other clip."""
+        """Return float32 [B], one number for each clip, which depends on no other clip."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class EmbeddingPairs:
-    """Clips of the global batch, all ranks', in its order, with their captions; and who is told from whom."""
+    """Clips of the global batch from all ranks, in its order, with their captions and their negatives."""
 
     video_GE: Tensor  # float32, not normalised: the projection of the mean visible token
     text_GE: Tensor  # float32, of the frozen text tower
@@ -78,17 +77,19 @@ class EmbeddingPairs:
 
 
 class CoupledOutput(NamedTuple):
-    """A coupled term of some clips. figures: scalars without a gradient, means over those clips of weight above 0."""
+    """Loss and metrics of a coupled term over some clips. metrics: scalars without a gradient, means over those clips
+    of weight above 0."""
 
     loss: Tensor  # float32 scalar, a mean over the clips of weight above 0
     metrics: dict[str, Tensor]
 
 
 class CoupledTerm(nn.Module):
-    """A number of many clips' embeddings together.
+    """A term computed from many clips' embeddings together.
 
-    A subclass has `loss`, and may have learned numbers with `first` values, and a state. Clips come whole groups of
-    `objective.contrastive_batch` at a time. column, figures: of metrics.jsonl, beside loss_NAME."""
+    A subclass implements `loss`, and may have learned parameters with `initial_values`, and a state. Clips come in
+    whole groups of `objective.contrastive_batch`. column: of the loss in metrics.jsonl, if it is another than
+    loss_NAME; metric_names: further columns."""
 
     needs: ClassVar[frozenset[str]] = frozenset({CAPTIONS})
     column: ClassVar[str] = ""
@@ -100,33 +101,34 @@ class CoupledTerm(nn.Module):
         self.learned = nn.Parameter(torch.tensor(self.initial_values)) if self.initial_values else None
 
     def forward(self) -> Tensor:
-        """The learned numbers as the loss takes them, float32 [L]."""
+        """Return the learned parameters as the loss takes them, float32 [L]."""
         assert self.learned is not None
-        # times one: a parameter that leaves the module itself would be partitioned under the loss at ZeRO-3
+        # times one: a parameter that itself leaves the module would be partitioned at ZeRO-3 before the loss uses it
         return self.learned.float() * 1.0
 
     def loss(self, pairs: EmbeddingPairs, learned_L: Tensor) -> CoupledOutput:
-        """In float32 whatever autocast, differentiable by `pairs.video_GE` and the learned numbers. Clips of weight 0
-        have no influence, whatever their embeddings hold; where all weights are 0 the loss is 0."""
+        """Return the loss and metrics in float32, regardless of autocast, differentiable with respect to
+        `pairs.video_GE` and the learned parameters. Clips of weight 0 have no influence, whatever their embeddings
+        hold; where all weights are 0 the loss is 0."""
         raise NotImplementedError
 
     def learned_metrics(self, learned_L: Tensor) -> dict[str, Tensor]:
-        """Figures of the learned numbers alone: scalars."""
+        """Return metrics of the learned parameters alone, scalars."""
         return {}
 
     def observe(self, text_GE: Tensor, weight_G: Tensor, valid: int) -> None:
-        """The captions of a whole global batch, in its order, after its step; `valid` have weight above 0."""
+        """Receive the captions of a whole global batch, in its order, after its step; `valid` have weight above 0."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the term keeps from step to step, the same on every rank."""
+        """Return what the term keeps from step to step, the same on every rank."""
         return {}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Go on from a `state`. Raises ValueError where it is not one of this term."""
+        """Restore a `state`. Raises ValueError where it is not one of this term."""
 
 
 class Gradients(NamedTuple):
-    """A coupled term's loss and figures, without a graph, and the loss's gradients."""
+    """A coupled term's loss and metrics, without a graph, and the loss's gradients."""
 
     coupled: CoupledOutput
     video_GE: Tensor
@@ -134,8 +136,9 @@ class Gradients(NamedTuple):
 
 
 def gradients(term: CoupledTerm, pairs: EmbeddingPairs, learned_L: Tensor) -> Gradients:
-    """For cached gradients (GradCache, Gao et al. 2021, arXiv 2101.06983): embed all clips without a graph, take these
-    gradients, then embed micro batch by micro batch with a graph and back-propagate `(embedding * gradient).sum()`.
+    """Return a coupled term's loss and its gradients, for cached gradients (GradCache, Gao et al. 2021, arXiv
+    2101.06983): embed all clips without a graph, take these gradients, then embed micro batch by micro batch with a
+    graph and back-propagate `(embedding * gradient).sum()`.
 
     The text is frozen. Nothing is returned with a graph, whatever the caller's grad mode."""
     with torch.enable_grad():

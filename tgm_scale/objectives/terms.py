@@ -1,4 +1,4 @@
-"""The table of terms, in the order in which they are summed; docs/OBJECTIVES.md describes each."""
+"""Table of the terms, in the order in which they are summed; docs/OBJECTIVES.md describes each."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ TERMS: dict[str, type[ClipTerm] | type[CoupledTerm]] = {
 
 
 def column(name: str) -> str:
-    """Of a term's value in metrics.jsonl."""
+    """Return the column of a term's value in metrics.jsonl."""
     return TERMS[name].column or f"loss_{name}"
 
 
 def needs_of(names: Mapping[str, float]) -> frozenset[str]:
-    """What the terms need together."""
+    """Return what the terms need together."""
     return frozenset().union(*(TERMS[name].needs for name in names))
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The terms of a run, built, in the table's order, with their weights."""
+    """The terms of a run, built in the table's order, with their weights."""
 
     weights: dict[str, float]  # above 0
     clip: dict[str, ClipTerm]
@@ -52,7 +52,7 @@ class Objective:
     def of(
         cls, weights: Mapping[str, float], settings: TermSettings, contrastive_batch: int | None = None
     ) -> Objective:
-        """weights: above 0, of terms in the table."""
+        """Build the terms. weights: above 0, of terms in the table."""
         built = {name: term(settings) for name, term in TERMS.items() if name in weights}
         return cls(
             {name: weights[name] for name in built},

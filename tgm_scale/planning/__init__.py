@@ -1,1 +1,1 @@
-"""What follows from a configuration, derived once, and the parts that are built from it."""
+"""Everything that follows from a configuration, derived once, and the parts that are built from it."""

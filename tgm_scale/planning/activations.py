@@ -1,4 +1,5 @@
-"""What the layers keep for the backward pass, counted as autograd keeps it (tests hold it to torch's own count).
+"""Activations that the layers keep for the backward pass, counted as autograd keeps them (tests compare with torch's
+own count).
 
 Shapes: N tokens, D width of the model, M width of the MLP, V visible tokens, T targets, P values of a patch."""
 
@@ -9,14 +10,14 @@ from tgm_scale.planning.run_plan import RunPlan
 
 
 def activation_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
-    """Bytes of a micro batch at their most: all that is kept, what is made where both passes meet, and with
-    checkpointing one block whole."""
+    """Return the peak bytes of a micro batch: all that is kept, the tensors made where forward and backward pass meet,
+    and with checkpointing one whole block."""
     again = max(_blocks(plan)) if activation_checkpointing else 0.0
     return plan.layout.micro_batch * (kept_bytes(plan, activation_checkpointing) + again + _passing(plan))
 
 
 def kept_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
-    """Of one clip at the end of its forward pass; with checkpointing each block's input alone."""
+    """Return the bytes kept of one clip at the end of its forward pass; with checkpointing only each block's input."""
     size, value, seen = plan.shape.size, _value(plan), plan.visible
     kept = seen * size.patch_values * value + 2 * seen * size.width * value  # embedded patches, the last norm
     inputs = [size.depth * seen * size.width * value]
@@ -24,13 +25,13 @@ def kept_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
         cross = size.decoder_attention == "cross"
         tokens = plan.targets if cross else seen + plan.targets
         inputs.append(size.decoder_depth * tokens * size.decoder_width * value)
-        kept += (tokens + plan.targets) * size.decoder_width * value  # the last norm's two, its input of all tokens
+        kept += (tokens + plan.targets) * size.decoder_width * value  # input (all tokens) and output of the last norm
         kept += 2 * seen * size.decoder_width * value if cross else 0  # the norm of the visible tokens
         kept += 4 * plan.targets * size.patch_values  # the error, fp32
     depths = [size.depth, size.decoder_depth][: len(inputs)]
     if plan.heads:
         kept += 4 * generator_values(plan.heads, plan.shape.grid.tokens)
-    elif plan.learns_mask:  # its block over all tokens, whose output its fp32 head takes
+    elif plan.learns_mask:  # its block over all tokens, and the fp32 input of its head
         tokens = plan.shape.grid.tokens
         inputs.append(tokens * size.width * value)
         depths.append(1)
@@ -41,7 +42,7 @@ def kept_bytes(plan: RunPlan, activation_checkpointing: bool) -> float:
 
 
 def _blocks(plan: RunPlan) -> list[float]:
-    """Bytes that a block of the encoder keeps, one of the decoder where there is one, and that of a learned mask."""
+    """Return the bytes kept by a block of the encoder, one of the decoder if it runs, and that of a learned mask."""
     size, value = plan.shape.size, _value(plan)
     found = [_block(plan.visible, size.width, size.mlp, size.heads, value)]
     if plan.targets:
@@ -56,14 +57,16 @@ def _blocks(plan: RunPlan) -> list[float]:
 
 
 def _block(tokens: int, width: int, mlp: int, heads: int, value: int, context: int | None = None) -> float:
-    """Two norms' inputs and outputs, q, the attention's output, the MLP before and after its GELU, and k and v, which
-    are of `context` tokens in cross-attention; of the attention one fp32 number a head, of the norms two a token."""
+    """Return the bytes kept by a block: inputs and outputs of two norms, q, the attention's output, the MLP before and
+    after its GELU, and k and v, which are of `context` tokens in cross-attention; per token also one fp32 number for
+    each head and two for each norm."""
     keys = 2 * width * value * (tokens if context is None else context)
     return tokens * ((6 * width + 2 * mlp) * value + 4 * heads + 16) + keys
 
 
 def _passing(plan: RunPlan) -> float:
-    """Of one clip: predicted and wanted pixels, fp32, and their gradient; or of an MLP both sides' gradient."""
+    """Return the transient bytes of one clip: predicted and target pixels and their gradient, fp32; or, if larger, the
+    gradients on both sides of an MLP."""
     size, value = plan.shape.size, _value(plan)
     pixels = 3 * 4 * plan.targets * size.patch_values
     return max(pixels, 2 * value * plan.visible * size.mlp)

@@ -1,4 +1,4 @@
-"""What makes a run fit that does not: each way is tried by the same arithmetic, and only what fits is said."""
+"""Changes that make a run fit that does not: each is tried by the same arithmetic; only those that fit are named."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tgm_scale.planning.footprint import ROOM
 from tgm_scale.planning.machine import Machine
 from tgm_scale.planning.memory_strategies import candidate_strategies, largest_that_fits
 
-_MOST = 3  # ways that are said
+_MOST = 3  # changes that are named
 
 
 def what_would_help(query: CostQuery, machine: Machine) -> str:
-    """Overrides, each of which makes it fit; none of them changes what is learned."""
+    """Return overrides, each of which makes the run fit; none of them changes what is learned."""
     assert machine.memory is not None
     found = []
     if smaller := largest_that_fits(query, machine.gpus, machine.memory):
@@ -32,7 +32,8 @@ def what_would_help(query: CostQuery, machine: Machine) -> str:
 
 
 def what_would_be_faster(query: CostQuery, machine: Machine) -> str:
-    """Activation checkpointing left out, where that fits, too; "" where it does not, or is not used."""
+    """Return the advice to drop activation checkpointing, where the run fits without it; "" where not, or if
+    unused."""
     model = query.config.model
     if machine.memory is None or not model.activation_checkpointing:
         return ""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Card:
-    """name: words of the name by which torch knows the device; memory in GB as on the label; peak in FLOP/s of dense
-    bf16 products summed in fp32; watts: the board's limit."""
+    """Data sheet of a GPU. name: words of the name by which torch knows the device; memory in GB as on the label; peak
+    in FLOP/s of dense bf16 products summed in fp32; watts: the board's limit."""
 
     name: str
     memory: float
@@ -21,7 +21,7 @@ class Card:
     watts: float
 
 
-# of equal memory the first is meant where only memory is given
+# where only the memory is given, the first card that has it is assumed
 CARDS = (
     Card("RTX 4080", 16, 97.5e12, 320),
     Card("RTX 4090", 24, 165.2e12, 450),
@@ -46,12 +46,12 @@ CARDS = (
 
 
 def of_device(name: str) -> Card | None:
-    """The card with the longest name in a device's name."""
+    """Return the card with the longest name contained in a device's name; None if there is none."""
     return max((card for card in CARDS if card.name in name), key=lambda card: len(card.name), default=None)
 
 
 def of_name(name: str) -> Card:
-    """Raises ValueError for a name that is not in the table."""
+    """Return the card of this name. Raises ValueError for a name that is not in the table."""
     found = next((card for card in CARDS if card.name.lower() == name.lower()), None)
     if found is None:
         known = ", ".join(card.name for card in CARDS)

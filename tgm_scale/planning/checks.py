@@ -1,4 +1,4 @@
-"""Checks of a configuration that need neither processes nor a GPU: before a run folder is made."""
+"""Checks of a configuration before a run folder is made; they need neither processes nor a GPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PATTERN = set("*?[]{},")
 
 
 def check(config: Config, plan: RunPlan) -> None:
-    """All of them. Raises ValueError."""
+    """Run all checks. Raises ValueError."""
     assert plan.masker is not None
     check_shards(config.data)
     check_compile(config.model.compile, config.deepspeed, plan.stage)
@@ -37,7 +37,7 @@ def check(config: Config, plan: RunPlan) -> None:
 
 
 def check_guidance(guidance: GuidanceConfig, masker: Masker) -> None:
-    """Raises ValueError where a frozen model that the recipe needs is not named, or is none."""
+    """Raise ValueError where a frozen model that the recipe needs is not named, or cannot serve."""
     of_image = masker.needs & IMAGE_MAPS
     if of_image and guidance.towers is None:
         raise ValueError(
@@ -54,7 +54,7 @@ def check_guidance(guidance: GuidanceConfig, masker: Masker) -> None:
 
 
 def _refuse_text_alone(guidance: GuidanceConfig, key: str, remedy: str) -> None:
-    """Raises ValueError where what the key asks for looks at frames, and the towers are a text encoder."""
+    """Raise ValueError where the key needs an image tower, and the towers are a text encoder alone."""
     if not sees_images(guidance):
         raise ValueError(
             f"{key} needs an image tower, one that shares its space with captions, and guidance.towers="
@@ -65,7 +65,7 @@ def _refuse_text_alone(guidance: GuidanceConfig, key: str, remedy: str) -> None:
 
 def check_compile(compiled: bool, settings: DeepSpeedConfig, stage: int) -> None:
     """Raise ValueError for `model.compile` at ZeRO stage 3, where DeepSpeed gathers each layer's weights in Python as
-    the layer is called: the compiler finds no two layers in one piece, and gives up after eight of its hooks."""
+    the layer is called: the compiler gets no two layers in one graph, and gives up after eight hooks of DeepSpeed."""
     if compiled and stage == 3:
         origin = f"deepspeed.stage={stage}"
         if settings.stage is None:
@@ -89,8 +89,8 @@ def check_boards(log: LogConfig) -> None:
 
 
 def check_shards(data: DataConfig) -> None:
-    """Raises ValueError where a local file or folder is not there, before a run folder is made; and where a corpus
-    would be made at a name that was meant for a list, shards or a video."""
+    """Raise ValueError where a local file or folder does not exist, or where a synthetic corpus would be made at a
+    name meant for a list, shards or a video."""
     missing = [entry.path for entry in data.corpora() if "://" not in entry.path]
     missing = [name for name in missing if not Path(name).exists()]
     if data.synthetic is None:

@@ -1,4 +1,4 @@
-"""The data of a run: opened, said, and noted in its folder."""
+"""The data of a run: opened, described, and recorded in its folder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tgm_scale.data.shards.video_list import VideoListCorpus
 from tgm_scale.planning.objective import needs_captions
 from tgm_scale.runtime.files import making
 
-MADE_BY = "synthetic.json"  # in a corpus that was made: of which data.synthetic
+MADE_BY = "synthetic.json"  # in a synthetic corpus: the data.synthetic that made it
 
 
 def make_synthetic(data: DataConfig) -> None:
-    """Make the synthetic corpus that the configuration describes, where it is not there yet."""
+    """Make the synthetic corpus that the configuration describes, where it does not exist yet."""
     synthetic, folder = data.synthetic, Path(data.corpora()[0].path)
     if synthetic is None or folder.exists():
         return
@@ -46,7 +46,8 @@ def make_synthetic(data: DataConfig) -> None:
 
 
 def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[str] = ()) -> list[Corpus]:
-    """captions: whether any are read; without_captions: the keys to set where there are none, for the message.
+    """Open the corpora of a configuration. captions: whether any are read; without_captions: the keys to set where
+    there are none, for the message.
 
     Raises ValueError where too much is left out, or a corpus has no captions."""
     kept = data.cache
@@ -71,14 +72,15 @@ def open_corpora(data: DataConfig, captions: bool, without_captions: Sequence[st
 
 
 def open_of_run(config: Config, captions: bool, without_captions: Sequence[str]) -> list[Corpus]:
-    """As `open_corpora`, for a run: captions that lack are no reason to refuse one that has saved a checkpoint."""
+    """Open the corpora of a run as `open_corpora` does; once it has a checkpoint, missing captions do not refuse
+    it."""
     begun = folders.steps_in(Path(config.run.dir) / "checkpoints")
     return open_corpora(config.data, captions and not begun, without_captions)
 
 
 def _refuse_few_captions(data: DataConfig, opened: list[Corpus], remedy: str) -> None:
-    """Raises ValueError where the lists lack more captions than a run may skip: it would stop after some steps. What
-    shards lack is known when they are read."""
+    """Raise ValueError where the lists lack more captions than a run may skip: it would stop after some steps.
+    Captions missing in shards are known only when those are read."""
     weights = [entry.weight or float(len(corpus)) for entry, corpus in zip(data.corpora(), opened)]
     bare = [corpus.uncaptioned if isinstance(corpus, VideoListCorpus) else [] for corpus in opened]
     shares = [weight / sum(weights) * len(names) / len(corpus) for weight, names, corpus in zip(weights, bare, opened)]
@@ -99,7 +101,7 @@ def _refuse_few_captions(data: DataConfig, opened: list[Corpus], remedy: str) ->
 
 
 def refuse_one_clip(opened: list[Corpus], objective: ObjectiveConfig) -> None:
-    """Raises ValueError where there is nothing to tell a clip from."""
+    """Raise ValueError where a term contrasts clips and the data has only one."""
     if (coupled := needs_captions(objective)) and sum(map(len, opened)) < 2:
         raise ValueError(
             f"{objective.key(coupled[0])}={objective.weights()[coupled[0]]:g} tells clips from others, and "
@@ -108,7 +110,7 @@ def refuse_one_clip(opened: list[Corpus], objective: ObjectiveConfig) -> None:
 
 
 def storage_seconds(data: DataConfig) -> float:
-    """How long a rank may wait for its storage beyond what is called a hang: none is waited for on local disks."""
+    """Return the seconds that a rank may wait for its storage, beyond the limit of a hang; 0 for local disks."""
     return data.patience if may_stall([data.root, *(corpus.path for corpus in data.corpora())]) else 0.0
 
 
@@ -117,8 +119,8 @@ def inventories(opened: list[Corpus], listed: str = "") -> list[Inventory]:
 
 
 def corpus_metadata(opened: list[Corpus]) -> list[dict[str, Any]]:
-    """What RUN/data.json says of each corpus: what it is (name, samples, fingerprint, the mark and samples of
-    each of its shards, or `content` of a list's captions and labels), and what was left out."""
+    """Return the entry of each corpus in RUN/data.json: its identity (name, samples, fingerprint, the mark and samples
+    of each of its shards, or `content` of a list's captions and labels), and what was left out."""
     found = []
     for corpus, inventory in zip(opened, inventories(opened, LEFT_OUT)):
         facts = {"name": corpus.name, "samples": len(corpus), "fingerprint": corpus.fingerprint}

@@ -1,4 +1,4 @@
-"""What a step of a run costs: arithmetic and bytes that are sent, before a job is queued; and what divides."""
+"""Cost of a training step, known before a job is queued: arithmetic and bytes sent; and which batches divide."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tgm_scale.runtime.distributed import ProcessInfo
 
 @dataclass(frozen=True)
 class CostQuery:
-    """A run whose cost is asked for."""
+    """A run whose cost is to be estimated."""
 
     config: TrainingConfig
-    plan: Callable[[Any, ProcessInfo], RunPlan]  # of the configuration
+    plan: Callable[[Any, ProcessInfo], RunPlan]  # from the configuration
     together: int  # clips that share a micro batch
-    negatives: int | None = None  # clips that are told apart by the contrast; None: there is none
+    negatives: int | None = None  # clips of a group of the contrast; None: no contrast
 
     @classmethod
     def pretraining(cls, config: Config) -> CostQuery:
@@ -35,8 +35,8 @@ class CostQuery:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step. forward, first_pass: multiply-accumulates of a clip; passes: forward passes that forward and
-    backward cost; flop: of all GPUs, without the towers."""
+    """Cost of one step. forward, first_pass: multiply-accumulates of a clip; passes: forward and backward pass,
+    counted in forward passes; flop: of all GPUs, without the towers."""
 
     run: RunPlan
     forward: float
@@ -49,13 +49,13 @@ class Cost:
     pairs: float = 0.0  # bytes of the coupled terms' matrices of clips and captions, whole on each GPU
 
     def beside(self, need: Footprint) -> float:
-        """Bytes by which `pairs` raise the peak: in one pass they lie beside all activations; of two passes they are
-        gone before the second begins, and the first leaves no activations."""
+        """Return the bytes by which `pairs` raise the peak: with one pass they exist beside all activations; with two
+        they are freed before the second begins, and the first keeps no activations."""
         return max(0.0, self.pairs - need.activations - need.update) if self.first_pass else self.pairs
 
 
 def cost_of(query: CostQuery, gpus: int) -> Cost:
-    """Raises ValueError where the batch does not divide over the GPUs."""
+    """Return the cost of a step. Raises ValueError where the batch does not divide over the GPUs."""
     config = query.config
     if not _fits(query, gpus):
         raise ValueError(
@@ -66,7 +66,7 @@ def cost_of(query: CostQuery, gpus: int) -> Cost:
     layout, checkpointing = run.layout, config.model.activation_checkpointing
     passes = 3 + checkpointing
     extra, at_once = 0.0, layout.micro_batch * gpus
-    if query.negatives and (layout.micro_batch * gpus) % query.negatives:  # as JointStep has it
+    if query.negatives and (layout.micro_batch * gpus) % query.negatives:  # the rule of JointStep
         extra, at_once = run.encoder_macs, layout.global_batch
     pairs = (
         float(pair_bytes(config.objective) * at_once * (query.negatives or 0)) if isinstance(config, Config) else 0.0
@@ -79,10 +79,10 @@ def cost_of(query: CostQuery, gpus: int) -> Cost:
 
 
 def sent_bytes(run: RunPlan, count: int, checkpointing: bool) -> float:
-    """Bytes that each GPU sends in a step, by rings: an all-reduce of x bytes sends 2x (W-1)/W, a reduce-scatter or an
-    all-gather half of it (ZeRO, arXiv 1910.02054, section 7). Stages 0 and 1 reduce once a step, 2 and 3 in each micro
-    step. DeepSpeed reduces at stages 1 and 2 by all-reduces of whole buckets, unless its JSON says otherwise; at stage
-    3 weights stay gathered up to a limit, and what is above it is gathered anew by each pass."""
+    """Return the bytes that each GPU sends in a step, by rings: an all-reduce of x bytes sends 2x (W-1)/W, a
+    reduce-scatter or an all-gather half of it (ZeRO, arXiv 1910.02054, section 7). Stages 0 and 1 reduce once a step,
+    2 and 3 in each micro step. DeepSpeed reduces at stages 1 and 2 by all-reduces of whole buckets, unless its JSON
+    says otherwise; at stage 3 weights stay gathered up to a limit, and each pass gathers those above it anew."""
     layout, stage, bf16, zero = run.layout, run.stage, run.engine.precision == "bf16", run.engine.zero
     share = (layout.world_size - 1) / layout.world_size
     weights, gradients = count * (2 if bf16 else 4), count * (2 if bf16 and stage == 0 else 4)
@@ -97,13 +97,13 @@ def sent_bytes(run: RunPlan, count: int, checkpointing: bool) -> float:
 
 
 def device_bytes(cost: Cost, checkpointing: bool) -> float:
-    """Of one GPU, with the frozen towers."""
+    """Return the bytes on one GPU, including the frozen towers."""
     need = footprint(cost.run, checkpointing)
     return need.device + cost.towers.bytes + cost.beside(need)
 
 
 def _advice(query: CostQuery, gpus: int) -> str:
-    """What would work instead: each was tried."""
+    """Return settings that would divide; each was tried."""
     train, together = query.config.train, query.together
     batch = train.global_batch_size
     found = []

@@ -1,4 +1,4 @@
-"""Whether a run can write its checkpoints, found out before the first step instead of at the first checkpoint."""
+"""Check that a run can write its checkpoints, made before the first step instead of at the first checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tgm_scale.config.sections import CheckpointConfig
 
 
 def check_room(folder: Path, kept: CheckpointConfig, steps: int | None, size: int) -> None:
-    """Try to write into the run's folder of checkpoints, where there is one, and see that those to come have room.
+    """Try to write into the run's folder of checkpoints, if it exists, and check that there is room for those to come.
     Raises ValueError.
 
     steps: of the run, where they are known; size: of a checkpoint, in bytes."""
@@ -30,9 +30,9 @@ def check_room(folder: Path, kept: CheckpointConfig, steps: int | None, size: in
 
 
 def _more(kept: CheckpointConfig, steps: int | None, there: list[int]) -> int:
-    """Checkpoints at once beside those that are there: the newest that stay and one in writing, less those that they
-    take the place of; no more than the run has still to write."""
-    alone = Retention(1, kept.keep_every)  # beside the newest: multiples, which stay for good
+    """Return how many checkpoints exist at once beside those of `there`: the newest that stay and one being written,
+    less those that they replace; no more than the run has still to write."""
+    alone = Retention(1, kept.keep_every)  # besides the newest it keeps multiples, which stay for good
     replaced = len(alone.dropped(there)) + bool(there)
     more = max(1, kept.keep + 1 - replaced)
     if steps is None:

@@ -1,4 +1,4 @@
-"""A plan in figures, each with what it rests on beside it."""
+"""Figures of a plan, each with the assumptions that it rests on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tgm_scale.planning.network import messages_of
 from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.step_time import StepTime, step_time
 
-# a core decodes so many clips of 16 frames a second, 10 s of video, a keyframe every 12 frames, and such a file has so
-# many bytes (docs/PERFORMANCE.md, 2026-11-24 and 26): of 640 x 360, and of 456 x 256, the next that was weighed
+# clips of 16 frames that a core decodes a second, from videos of 10 s at 640 x 360 with a keyframe every 12 frames;
+# and bytes of a video of 456 x 256, the nearest size that was weighed (docs/PERFORMANCE.md, 2026-11-24 and 26)
 CLIPS_A_CORE, CLIP_BYTES = 17.5, 1.129e6
 STORAGE = 1e9  # bytes a second that a node writes
 
@@ -29,7 +29,7 @@ class Figure:
 
 
 def figures(query: CostQuery, machine: Machine) -> list[Figure]:
-    """Raises ValueError where the batch does not divide over the GPUs."""
+    """Return the figures of a plan. Raises ValueError where the batch does not divide over the GPUs."""
     cost = cost_of(query, machine.gpus)
     need, time = footprint(cost.run, query.config.model.activation_checkpointing), step_time(cost, machine)
     return [
@@ -47,7 +47,7 @@ def lines(found: list[Figure]) -> str:
 
 
 def tree(found: list[Figure]) -> dict[str, Any]:
-    """For JSON."""
+    """Return the figures as a tree for JSON."""
     return {one.name.replace(" ", "_"): {**one.values, "text": one.text, "assumes": one.assumes} for one in found}
 
 
@@ -94,12 +94,12 @@ def _of_model(query: CostQuery, cost: Cost, machine: Machine, time: StepTime | N
 
 
 def _giga(count: float) -> str:
-    """One decimal place, or two digits of what is less than 1 G."""
+    """Format a count in G with one decimal place, or with two digits below 1 G."""
     return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e9:#.2g} G"
 
 
 def _said(value: float, places: int = 0) -> str:
-    """At so many decimal places; of what would be 0 with them two digits, from 0.001 on."""
+    """Format a value with so many decimal places; one that they would show as 0 with two digits, from 0.001 on."""
     if round(value, places) or not value:
         return f"{value:.{places}f}"
     return f"{value:.2g}" if value >= 0.001 else "under 0.001"

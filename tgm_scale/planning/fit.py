@@ -1,4 +1,4 @@
-"""The largest model and micro batch that a machine holds, how long it takes, and the overrides that start it."""
+"""The largest model and micro batch that a machine holds, the training time, and the overrides that start it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tgm_scale.planning.memory_strategies import MemoryStrategy, candidate_strat
 from tgm_scale.planning.objective import decodes
 from tgm_scale.planning.step_time import step_time
 
-_ENOUGH = 8  # clips of a pass: below it the next way to hold the model is tried, since small products idle a GPU
+_ENOUGH = 8  # clips of a pass: below it the next memory strategy is tried, since small products leave a GPU idle
 _SIZES = [name for name in reversed(SIZES) if name != "tiny"]  # the largest first
-# what is saved by learning from less of a clip, and when a configuration does not do so already
+# overrides that save time by learning from less of a clip, if a configuration does not do so already
 HALF_DECODED, THINNED = "model.decode_ratio=0.5", "masking.visible_ratio=0.1"
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """config: with the user's overrides; what they say of size and batch is where the search begins."""
+    """Input of the search. config: with the user's overrides; their size and batch are where the search begins."""
 
     config: Config
     machine: Machine
@@ -32,7 +32,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Choice:
-    """A model that fits, and how."""
+    """A model that fits, with its memory strategy, cost and overrides."""
 
     size: str
     strategy: MemoryStrategy
@@ -47,7 +47,7 @@ class Choice:
 
     @property
     def device(self) -> float:
-        """Bytes of a GPU."""
+        """Bytes on one GPU."""
         return device_bytes(self.cost, self.strategy.checkpointing)
 
     @property
@@ -57,13 +57,13 @@ class Choice:
 
     @property
     def hours(self) -> float | None:
-        """With towers and network, without waits for data and what offload copies."""
+        """Hours of training, with towers and network, without waits for data and the copies of offload."""
         time, steps = step_time(self.cost, self.machine), self.query.config.train.steps
         return None if time is None or steps is None else steps * time.total / 3600
 
 
 def choices(wanted: Wanted, savings: tuple[str, ...] = ()) -> list[Choice]:
-    """Of each size that fits the best way, the largest first. Raises ValueError where none goes with the clips."""
+    """Return the best way to hold each size that fits, largest first. Raises ValueError if none suits the clips."""
     sizes = [wanted.size] if wanted.size else _SIZES
     found, mistakes = [], []
     for size in sizes:
@@ -77,7 +77,7 @@ def choices(wanted: Wanted, savings: tuple[str, ...] = ()) -> list[Choice]:
 
 
 def largest(found: list[Choice]) -> Choice:
-    """The largest model that needs no offload, else the largest. Raises ValueError where there is none."""
+    """Return the largest model that needs no offload, else the largest. Raises ValueError where there is none."""
     if not found:
         raise ValueError(
             "--fit: no model fits, even offloaded with checkpointing and the smallest micro batch: give a card of "
@@ -88,8 +88,8 @@ def largest(found: list[Choice]) -> Choice:
 
 
 def choose(wanted: Wanted, size: str, savings: tuple[str, ...] = ()) -> Choice | None:
-    """The fastest way to hold this size with enough clips in a pass; None where none fits. Raises ValueError where the
-    clips do not divide into its patches."""
+    """Return the fastest way to hold this size with enough clips in a pass; None where none fits. Raises ValueError
+    where the clips do not divide into its patches."""
     common = [f"model.size={size}", *savings, *_batch(wanted)]
     config = _checked(wanted, common)
     query = CostQuery.pretraining(config)
@@ -108,8 +108,8 @@ def choose(wanted: Wanted, size: str, savings: tuple[str, ...] = ()) -> Choice |
 
 
 def savings_of(wanted: Wanted, size: str) -> list[tuple[str, ...]]:
-    """Overrides that change what is learned and save time, that the configuration does not have yet: each alone, then
-    all together."""
+    """Return overrides that save time but change what is learned, and that the configuration does not have yet: each
+    alone, then all together."""
     config = _checked(wanted, [f"model.size={size}", *_batch(wanted)])
     masks = CostQuery.pretraining(config).plan(config, first_of(1)).masker
     assert masks is not None
@@ -135,13 +135,13 @@ def _checked(wanted: Wanted, overrides: list[str]) -> Config:
 
 
 def _batch(wanted: Wanted) -> list[str]:
-    """The global batch that divides over the GPUs, nearest below the configuration's, and the steps."""
+    """Return overrides of steps and batch: the nearest one that divides over the GPUs, below the configuration's."""
     config, gpus = wanted.config, wanted.machine.gpus
     given, repeats = config.train.global_batch_size, config.data.repeated_augmentation
     unit = math.lcm(gpus * repeats, config.objective.contrastive_batch or 1)
     batch = max(unit, given // unit * unit)
     overrides = [f"train.global_batch_size={batch}"] if batch != given else []
-    overrides.append(f"train.micro_batch_size={repeats}")  # for now: a divisor, whatever the batch
+    overrides.append(f"train.micro_batch_size={repeats}")  # for now: it divides any batch
     if wanted.clips is not None:
         overrides += [f"train.steps={math.ceil(wanted.clips / batch)}", "train.epochs=null"]
     return overrides

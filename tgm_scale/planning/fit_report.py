@@ -1,4 +1,4 @@
-"""What `plan --fit` says: the sizes that fit, the largest in figures, what saves time, and commands to paste."""
+"""Report of `plan --fit`: the sizes that fit, the largest in figures, what saves time, and commands to paste."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from tgm_scale.planning import estimate
 from tgm_scale.planning.fit import Choice, Wanted, choices, largest, savings_of
 from tgm_scale.planning.machine import Machine
 
-_CORES = 12  # of a task: without it srun gives one core to a rank and all its data workers
+_CORES = 12  # per task: without it srun gives one core to a rank and all its data workers
 _SCRIPTS = {f"pretrain_vit{size}" for size in "blhg"}  # of slurm/, each for the configuration of its name
 
 
 def report(wanted: Wanted, given: list[str]) -> tuple[str, dict[str, Any]]:
-    """In lines and for JSON. given: the configuration's file and the user's overrides, as a command takes them.
+    """Return the report as text and as a tree for JSON. given: the configuration's file and the user's overrides, as a
+    command takes them.
 
     Raises ValueError where nothing fits."""
     found = choices(wanted)
@@ -96,7 +97,7 @@ def _saved(chosen: Choice, saved: list[tuple[tuple[str, ...], Choice]]) -> list[
 
 
 def _command(given: list[str], choice: Choice) -> list[str]:
-    """given: `--config`, its file, overrides."""
+    """Return the command that trains a choice. given: `--config`, its file, overrides."""
     nodes, gpus = choice.machine.nodes, choice.machine.gpus_per_node
     set_anew = {override.partition("=")[0] for override in choice.overrides}
     given = [*given[:2], *(word for word in given[2:] if word.partition("=")[0] not in set_anew)]
@@ -118,7 +119,7 @@ def _command(given: list[str], choice: Choice) -> list[str]:
 
 
 def _own_recipe(given: list[str], choice: Choice) -> list[str]:
-    """The packaged configuration of the size, where it is not the one that was given."""
+    """Return a line on the packaged configuration of the size, where it is not the one that was given."""
     own = configuration.CONFIGS / f"pretrain_vit{choice.size.lower()}.yaml"
     if not own.is_file() or Path(given[1]).stem == own.stem:
         return []
@@ -126,7 +127,7 @@ def _own_recipe(given: list[str], choice: Choice) -> list[str]:
 
 
 def _placeholders(given: list[str], choice: Choice) -> list[str]:
-    """What the user has to name, where the configuration's own is not here."""
+    """Return overrides for the user to complete, where the configuration's own paths do not exist here."""
     config, named = choice.query.config, {word.partition("=")[0] for word in given}
     assert isinstance(config, Config)
     found = []

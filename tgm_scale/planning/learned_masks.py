@@ -1,4 +1,4 @@
-"""Learned masks outside of a run: their maps, by the weights of a checkpoint."""
+"""Learned masks outside of a run: their maps, computed with the weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,15 +23,14 @@ from tgm_scale.planning.towers import Map, load_towers
 
 
 class LearnedMap:
-    """The logits of a learned mask, of clips. heads: what it is made from, in place of the model's embeddings."""
+    """Logits of a learned mask for clips. heads: map that they are made from, in place of the model's embeddings."""
 
     def __init__(self, model: MaskedVideoAutoencoder, learned: nn.Module, heads: Map | None = None):
         self.model, self.learned, self.heads = model, learned, heads
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
-        """float32 [B, S, R, C], on the device of the video. Raises ValueError for clips of another shape than the
-        model's."""
+        """Return logits, float32 [B, S, R, C], on the video's device. Raises ValueError for clips of another shape."""
         device = video_BCTHW.device
         learned = self.learned.to(device)
         if self.heads is None:
@@ -43,10 +42,11 @@ class LearnedMap:
 
 
 def load_learned(checkpoint: str | Path, option: str = "") -> dict[str, Map]:
-    """The map of the mask that a run has learned, by the name of its source; with the run's own frozen tower, where it
-    is made of that. checkpoint: a run folder or checkpoint of this project, given by a command's option.
+    """Load the map of the mask that a run has learned, by the name of its source; with the run's own frozen tower,
+    where the map is computed from its attention. checkpoint: a run folder or checkpoint of this project, given by a
+    command's option.
 
-    Raises ValueError where it has none."""
+    Raises ValueError where it has no learned mask."""
     path = Path(checkpoint)
     folder = path if (path / "manifest.json").is_file() else latest(path / "checkpoints")
     try:
@@ -71,8 +71,8 @@ def load_learned(checkpoint: str | Path, option: str = "") -> dict[str, Map]:
 
 
 def needs_checkpoint(recipe: str, runs: Mapping[str, str | Path] | None = None) -> str:
-    """What to say where a learned recipe is asked for without a run of its own. runs: those that were given, by the
-    source that each has learned."""
+    """Return the message for a learned recipe that is asked for without a run that learned it. runs: those that were
+    given, by the source that each has learned."""
     said = f"masking.recipe={recipe} is learned: give --checkpoint with a run that learned it, or its checkpoint"
     others = [
         f"{run} learned {name}, not {recipe}"

@@ -1,4 +1,4 @@
-"""The machine that a plan is for, as it is typed, and what is assumed of it."""
+"""The machine that a plan is for, as given to a command, and the assumptions about it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 @dataclass(frozen=True)
 class Machine:
-    """memory: bytes of one GPU, None where they are not known; peak: FLOP/s of one, dense bf16; utilisation: the share
-    of it that is reached; rates: what was measured, in place of both; price: of a GPU hour, in any currency."""
+    """GPUs, memory, speed and price of a machine. memory: bytes of one GPU, None where unknown; peak: FLOP/s of one,
+    dense bf16; utilisation: the share of it that is reached; rates: measured ones, in place of both; price: of a GPU
+    hour, in any currency."""
 
     nodes: int
     gpus_per_node: int
@@ -42,12 +43,12 @@ class Machine:
 
     @property
     def flops(self) -> float | None:
-        """FLOP/s of one GPU that a run is taken to reach."""
+        """FLOP/s that a run is assumed to reach on one GPU."""
         return None if self.peak is None else self.peak * self.utilisation
 
     @property
     def assumed(self) -> str:
-        """What times rest on, in words."""
+        """Text on what the times rest on."""
         if self.rates is not None:
             return self.rates.assumed
         if self.peak is None:
@@ -57,8 +58,8 @@ class Machine:
 
 
 def shape_of(text: str) -> tuple[int, int, float]:
-    """Nodes, GPUs of each, bytes of a GPU; GB are 1e9 bytes, of which a card has up to 7 % more than its label says.
-    Raises ValueError."""
+    """Parse nodes, GPUs of each, and bytes of a GPU; GB are 1e9 bytes, of which a card has up to 7 % more than its
+    label says. Raises ValueError."""
     match = _SHAPE.fullmatch(text.strip())
     if match is None:
         raise ValueError(f"--fit {text}: {WANTED}")
@@ -72,19 +73,19 @@ def shape_of(text: str) -> tuple[int, int, float]:
 
 
 def refuse_crowded(gpus: int, given: str, wanted: str) -> None:
-    """Refuse more GPUs than one host has: nodes are then counted as GPUs, and links within a node taken for those
-    between them. Raises ValueError."""
+    """Raise ValueError for more GPUs than one host has: nodes were then counted as GPUs, and the links between them
+    would be taken for links within a node."""
     if gpus > _OF_A_HOST:
         raise ValueError(f"{given}: {gpus} GPUs in one host, above {_OF_A_HOST}; {wanted}")
 
 
 def card_of(memory: float) -> Card | None:
-    """The card that is assumed for so many bytes."""
+    """Return the card that is assumed for so many bytes; None if there is none."""
     return next((card for unit in _UNITS.values() if (card := cards.of_memory(memory / unit))), None)
 
 
 def clips_of(text: str) -> int:
-    """A count such as 10M, 250k, 1.5B or 4000000. Raises ValueError."""
+    """Parse a count such as 10M, 250k, 1.5B or 4000000. Raises ValueError."""
     match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)([kmb]?)", text.strip(), re.IGNORECASE)
     count = round(float(match[1]) * _SUFFIXES.get(match[2].lower(), 1)) if match else 0
     if not 0 < count <= 1e15:

@@ -1,5 +1,5 @@
-"""Ways to hold a model in less memory that leave what is learned as it is: ZeRO stage, activation checkpointing,
-offload, micro batch (docs/SCALING.md has how exactly)."""
+"""Ways to hold a model in less memory without changing what is learned: ZeRO stage, activation checkpointing, offload,
+micro batch (docs/SCALING.md says how exactly results agree)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _FILES = {"optimizer": "configs/deepspeed/zero2_offload.json", "all": "configs/d
 
 @dataclass(frozen=True)
 class MemoryStrategy:
-    """offload: one of footprint.OFFLOADS; with it the stage is that of the JSON that comes with the project."""
+    """ZeRO stage, activation checkpointing and offload of a run. offload: one of footprint.OFFLOADS; with it the stage
+    is that of the JSON that comes with the project."""
 
     stage: int
     checkpointing: bool = False
@@ -60,7 +61,7 @@ _CANDIDATES = (
 
 
 def candidate_strategies(config: TrainingConfig, gpus: int) -> list[MemoryStrategy]:
-    """Those that the configuration can take."""
+    """Return the strategies that the configuration can take."""
     found = [one for one in _CANDIDATES if gpus > 1 or one.stage == 1 or one.offload != "none"]
     return [one for one in found if one.stage < 3 or not config.model.compile]
 
@@ -71,7 +72,7 @@ def with_micro(query: CostQuery, micro: int) -> CostQuery:
 
 
 def micro_batches(query: CostQuery, gpus: int) -> list[int]:
-    """Those that divide a GPU's share of the batch, the largest first."""
+    """Return the micro batches that divide a GPU's share of the batch, the largest first."""
     share, rest = divmod(query.config.train.global_batch_size, gpus)
     if rest:
         return []
@@ -80,7 +81,7 @@ def micro_batches(query: CostQuery, gpus: int) -> list[int]:
 
 
 def largest_that_fits(query: CostQuery, gpus: int, memory: float) -> tuple[CostQuery, Cost] | None:
-    """With the largest micro batch that fits into so many bytes of each GPU."""
+    """Return the query with the largest micro batch that fits these bytes a GPU, and its cost; None if none does."""
     checkpointing = query.config.model.activation_checkpointing
     for micro in micro_batches(query, gpus):
         tried = with_micro(query, micro)

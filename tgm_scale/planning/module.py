@@ -1,8 +1,7 @@
 """Model, terms of the objective and learned masks in one module for the engine.
 
-Shapes: B clips, E embedding width, V visible, M targets, N tokens, F width of the tower's features, T clip terms,
-L learned numbers of a coupled term, A heads, S slots, R rows, C columns of the token grid.
-"""
+Shapes: B clips, E embedding width, V visible, M targets, N tokens, F width of the tower's features, T clip terms, L
+learned parameters of a coupled term, A heads, S slots, R rows, C columns of the token grid."""
 
 from __future__ import annotations
 
@@ -24,27 +23,27 @@ NormaliseBy = Literal["patch", "clip"]
 
 
 class MaskSampling(NamedTuple):
-    """By what a learned mask is drawn."""
+    """Inputs from which a learned mask is drawn."""
 
     seeds_B: Tensor  # int64, one of each sample
-    heads_BASRC: Tensor | None = None  # attention of a frozen tower's heads, for the mask that is made of it
+    heads_BASRC: Tensor | None = None  # attention of a frozen tower's heads, for a mask learned from it
 
 
 class JointOutput(NamedTuple):
-    """What one pass gives, in fp32; a NamedTuple, since ZeRO-3's hooks look for tensors in tuples."""
+    """Outputs of one pass, in fp32; a NamedTuple, since ZeRO-3's hooks look for tensors in tuples."""
 
-    errors_TB: Tensor | None  # of the clip terms, in the objective's order; None without any, or of embeddings alone
+    errors_TB: Tensor | None  # of the clip terms, in the objective's order; None without any, or with embed_only
     embedding_BE: Tensor | None  # None for a model without a projection
-    learned: tuple[Tensor, ...]  # [L] of each coupled term that learns some, in the objective's order
-    visible_BV: Tensor  # int64, the tokens that were seen, and the targets: those given, or drawn by a learned mask
+    learned: tuple[Tensor, ...]  # [L] of each coupled term that has any, in the objective's order
+    visible_BV: Tensor  # int64, visible tokens: they and the targets are those given, or a learned mask's
     target_BM: Tensor | None
 
 
 class JointModule(nn.Module):
-    """The masked autoencoder with all that the objective's terms learn beside it, under `terms.NAME`, and what a
-    learned mask does, under `masks.SOURCE`.
+    """Masked autoencoder with all that the objective's terms learn, under `terms.NAME`, and what a learned mask
+    learns, under `masks.SOURCE`.
 
-    One number keeps the name that it had before there was a table: `log_scale`, the contrast's."""
+    One parameter keeps the name that it had before there was a table of terms: `log_scale`, the contrast's."""
 
     def __init__(
         self,
@@ -54,8 +53,8 @@ class JointModule(nn.Module):
         masker: Masker | None = None,
         heads: int = 0,
     ):
-        """seed: of the terms' first weights, which are keyed by name. masker: of a learned mask; any other's masks are
-        given. heads: of the frozen tower, for a mask that is learned from its attention."""
+        """Build the module. seed: of the terms' initial weights, which are keyed by name. masker: of a learned mask;
+        other masks are passed to `forward`. heads: of the frozen tower, for a mask learned from their attention."""
         super().__init__()
         self.model = model
         self.masker = masker if masker is not None and masker.learned else None
@@ -82,8 +81,9 @@ class JointModule(nn.Module):
         embed_only: bool = False,
         sampling: MaskSampling | None = None,
     ) -> JointOutput:
-        """features: of the frozen image tower, for the terms that need them. embed_only: leave the clip terms out.
-        drawing: of a learned mask; it is drawn where no visible tokens are given."""
+        """Run one pass over a micro batch. features: of the frozen image tower, for the terms that need them.
+        embed_only: leave the clip terms out. sampling: of a learned mask; it is drawn if no visible tokens are
+        given."""
         maps = {} if self.masker is None else self.maps(video_BCTHW, sampling)
         if visible_BV is None:
             mask = self._drawn(maps, sampling)
@@ -112,7 +112,8 @@ class JointModule(nn.Module):
         return JointOutput(errors_TB, output.embedding_BE, learned, visible_BV, target_BM)
 
     def maps(self, video_BCTHW: Tensor, sampling: MaskSampling | None = None) -> dict[str, Tensor]:
-        """Of a learned mask: its logits, float32 [B, S, R, C] under the name of its source, and what they are of."""
+        """Return the maps of a learned mask: its logits, float32 [B, S, R, C], under the name of its source, and under
+        "heads" the attention that they are computed from, if any."""
         heads_BASRC = None if sampling is None else sampling.heads_BASRC
         [(name, learned)] = self.masks.items()
         if heads_BASRC is None:
@@ -121,7 +122,7 @@ class JointModule(nn.Module):
 
     @torch.no_grad()
     def draw(self, video_BCTHW: Tensor, sampling: MaskSampling) -> Mask:
-        """A learned mask of each clip, by the module's weights. Collective at ZeRO stage 3."""
+        """Draw a learned mask for each clip, with the module's weights. Collective at ZeRO stage 3."""
         return self._drawn(self.maps(video_BCTHW, sampling), sampling)
 
     def _drawn(self, maps: dict[str, Tensor], sampling: MaskSampling | None) -> Mask:
@@ -133,13 +134,13 @@ class JointModule(nn.Module):
             found: Tensor = self.terms[name]()
             return found
         assert self.log_scale is not None
-        # times one: a parameter that leaves the module itself would be partitioned under the loss at ZeRO-3
+        # times one: a parameter that itself leaves the module would be partitioned at ZeRO-3 before the loss uses it
         return self.log_scale.float() * 1.0
 
 
 @torch.no_grad()
 def _initialise(term: nn.Module, prefix: str, seed: int) -> None:
-    """Matrices and biases keyed by seed and name, whatever was built before; other parameters stay as they are."""
+    """Initialise matrices and biases, keyed by seed and name, whatever was built before; leave other parameters."""
     for name, parameter in term.named_parameters():
         if not parameter.is_meta and (parameter.ndim > 1 or name.endswith("bias")):
             parameter.copy_(initial_value(f"{prefix}.{name}", tuple(parameter.shape), seed))

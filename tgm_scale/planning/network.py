@@ -1,4 +1,4 @@
-"""How long a step's collectives take: bytes over a stated bandwidth, and a stated latency for each message."""
+"""Time of a step's collectives: bytes over a given bandwidth, and a given latency for each message."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tgm_scale.planning.update_memory import BUCKET, MAX_LIVE, PREFETCH
 
 @dataclass(frozen=True)
 class Network:
-    """Of one GPU. within, between: bytes a second that it sends inside a node and between nodes; latency: seconds of a
-    message from one GPU to another; overlap: the share of the time that is hidden behind arithmetic."""
+    """Network of one GPU. within, between: bytes a second that it sends inside a node and between nodes; latency:
+    seconds of a message from one GPU to another; overlap: the share of the time that is hidden behind arithmetic."""
 
     within: float = 100e9
     between: float = 25e9
@@ -23,7 +23,7 @@ class Network:
         return self.within if nodes == 1 else self.between
 
     def seconds(self, sent: float, messages: int, gpus: int, nodes: int) -> float:
-        """Of all collectives, overlapped or not; a message goes up and down a tree of the GPUs."""
+        """Return the seconds of all collectives, overlapped or not; a message goes up and down a tree of the GPUs."""
         if gpus == 1:
             return 0.0
         return sent / self.rate(nodes) + messages * 2 * math.ceil(math.log2(gpus)) * self.latency
@@ -37,7 +37,7 @@ class Network:
 
 
 def messages_of(run: RunPlan, count: int) -> int:
-    """Collectives of a step, by the sizes of DeepSpeed's buckets."""
+    """Return the number of collectives in a step, by the sizes of DeepSpeed's buckets."""
     zero, passes = run.engine.zero, run.layout.accumulation
     reduces = math.ceil(count / float(zero.get("reduce_bucket_size", BUCKET)))
     if run.stage == 0:

@@ -1,4 +1,4 @@
-"""The objective of a configuration: its terms by weight, what they need, and what has to go together."""
+"""The objective of a configuration: its terms by weight, what they need, and which settings have to go together."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tgm_scale.objectives.term import CAPTIONS, FEATURES, MASKS, TARGETS, TermSe
 from tgm_scale.objectives.terms import TERMS, Objective
 from tgm_scale.runtime.mistakes import nearest
 
-# peaks of the terms with their gradients, measured: tests/objectives/test_pair_memory.py
+# peak bytes a pair of the terms with their gradients, measured: tests/objectives/test_pair_memory.py
 _PAIR_BYTES = {"contrast": 22, "sigmoid": 36, "nearest": 22}
 
 
 def weights_of(settings: ObjectiveConfig, masker: Masker) -> dict[str, float]:
-    """The terms of weight above 0; a learned mask brings the one that teaches it, by its paper's weight where none is
-    given. Raises ValueError for a name that the table does not have, and for a mask and terms that do not go together.
-    """
+    """Return the terms of weight above 0; a learned mask brings the one that teaches it, by its paper's weight where
+    none is given. Raises ValueError for a name that is not in the table, and for a mask and terms that do not
+    agree."""
     weights, taught_by = _named(settings), masker.taught_by
     for name in weights:
         if MASKS in TERMS[name].needs and name != taught_by:
@@ -42,7 +42,7 @@ def weights_of(settings: ObjectiveConfig, masker: Masker) -> dict[str, float]:
 
 
 def _taught(term: str) -> str:
-    """The recipe whose mask a term teaches."""
+    """Return the recipe whose mask a term teaches."""
     learned = {name: SOURCES[source].learned for name, recipe in RECIPES.items() for source in recipe.sources}
     return next(name for name, found in learned.items() if found is not None and found.taught_by == term)
 
@@ -55,23 +55,23 @@ def _named(settings: ObjectiveConfig) -> dict[str, float]:
 
 
 def needs_captions(settings: ObjectiveConfig) -> list[str]:
-    """The terms that read captions."""
+    """Return the terms that read captions."""
     return [name for name in _named(settings) if CAPTIONS in TERMS[name].needs]
 
 
 def pair_bytes(settings: ObjectiveConfig) -> int:
-    """Bytes that a coupled term takes for a pair of a clip and a caption: the logits and what the gradient is made of;
-    terms are computed one after another."""
+    """Return the bytes of a coupled term for a pair of a clip and a caption: the logits and the tensors of their
+    gradient; terms are computed one after another."""
     return max((_PAIR_BYTES[name] for name in needs_captions(settings)), default=0)
 
 
 def decodes(settings: ObjectiveConfig) -> bool:
-    """Whether a term reads hidden tokens, so that the decoder runs."""
+    """Return whether a term reads hidden tokens, so that the decoder runs."""
     return any(TARGETS in TERMS[name].needs for name in _named(settings))
 
 
 def check_objective(config: Config) -> None:
-    """Raises ValueError where a term lacks a frozen model, or clips to tell a clip from."""
+    """Raise ValueError where a term lacks a frozen model, or other clips to contrast a clip with."""
     settings, towers = config.objective, config.guidance.towers
     for name in _named(settings):
         for need, tower in ((CAPTIONS, "a text tower"), (FEATURES, "an image tower")):
@@ -93,6 +93,6 @@ def check_objective(config: Config) -> None:
 def build_objective(
     settings: ObjectiveConfig, masker: Masker, size: ModelSize, features: int = 0, text: int = 0
 ) -> Objective:
-    """The terms, each with what it learns, fp32, on the CPU. features, text: widths of the frozen towers' outputs."""
+    """Build the terms with what they learn, fp32, on the CPU. features, text: widths of the frozen towers' outputs."""
     of_terms = TermSettings(size, features, text, settings.normalise_by, settings.queue)
     return Objective.of(weights_of(settings, masker), of_terms, settings.contrastive_batch)

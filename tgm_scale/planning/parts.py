@@ -36,7 +36,7 @@ from tgm_scale.runtime.terminal import tree_without_secrets
 def clip_loader(
     plan: RunPlan, data: DataConfig, guidance: GuidanceConfig, seed: int, opened: list[Corpus], steps: range
 ) -> ClipLoader:
-    """This rank's batches of these steps."""
+    """Return a loader of this rank's batches of these steps."""
     assert plan.masker is not None
     needs, relevance = plan.masker.needs, None
     if guidance.cached and guidance.towers and "relevance" in needs:
@@ -73,8 +73,8 @@ def pixel_statistics(data: DataConfig) -> PixelStatistics:
 def autoencoder(
     shape: Shape, settings: ModelConfig, seed: int, embedding_width: int | None, statistics: PixelStatistics
 ) -> MaskedVideoAutoencoder:
-    """With fresh weights keyed by the run's seed, fp32, on the CPU. embedding_width: of the text tower; None without
-    a term that needs captions."""
+    """Build the autoencoder with fresh weights keyed by the run's seed, fp32, on the CPU. embedding_width: of the text
+    tower; None without a term that needs captions."""
     built = MaskedVideoAutoencoder(
         shape.size,
         frames=shape.frames,
@@ -93,21 +93,21 @@ def autoencoder(
 
 
 def objective(config: Config, shape: Shape, towers: Towers) -> Objective:
-    """The terms of the configuration, for the frozen models of the run."""
+    """Build the terms of the configuration, for the frozen models of the run."""
     features = 0 if towers.features is None else towers.features.width
     text = 0 if towers.text is None else towers.text.width
     return build_objective(config.objective, run_masker(config), shape.size, features, text)
 
 
 def joint_module(config: Config, shape: Shape, towers: Towers, terms: Objective) -> JointModule:
-    """The autoencoder with what the terms learn beside it, and a learned mask."""
+    """Build the autoencoder with all that the terms learn, and a learned mask."""
     width = towers.text.width if CAPTIONS in terms.needs and towers.text is not None else None
     model = autoencoder(shape, config.model, config.run.seed, width, pixel_statistics(config.data))
     return JointModule(model, terms, config.run.seed, run_masker(config), towers.heads)
 
 
 def checkpoint_metadata(config: RunSettings, shape: Shape) -> dict[str, Any]:
-    """What a reader of the checkpoint needs beside the tensors."""
+    """Return what a reader of the checkpoint needs besides the tensors."""
     return {
         "model": dataclasses.asdict(shape.size) | {"name": shape.name},
         "frames": shape.frames,
@@ -117,8 +117,8 @@ def checkpoint_metadata(config: RunSettings, shape: Shape) -> dict[str, Any]:
 
 
 def initialise(module: JointModule, init_from: str, shape: Shape, data: DataConfig, initialisation: str) -> list[str]:
-    """Set the weights that `train.init_from` gives; the rest stays fresh. Returns notes on what was left out, and on
-    what was trained before on other clips or from another `model.initialisation`.
+    """Load the weights that `train.init_from` gives; the rest stays fresh. Returns notes on what was left out, and on
+    training before on other clips or from another `model.initialisation`.
 
     Raises ValueError where the origin's model is another one."""
     found = read_initial(init_from, shape.size)
@@ -142,7 +142,7 @@ def initialise(module: JointModule, init_from: str, shape: Shape, data: DataConf
 
 
 def restated(weights: dict[str, Tensor], statistics: PixelStatistics) -> dict[str, Tensor]:
-    """Weights that were read, which are for ImageNet's statistics, for a run's own."""
+    """Convert weights that were read, which are for ImageNet's statistics, to a run's own statistics."""
     kernel, bias = (f"model.encoder.patch_embed.proj.{part}" for part in ("weight", "bias"))
     if statistics == IMAGENET or not {kernel, bias} <= weights.keys():
         return weights

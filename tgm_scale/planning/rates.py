@@ -1,4 +1,4 @@
-"""What a machine computes of transformer blocks, as `tgm-scale benchmark rates` measured it, by width of the block."""
+"""Measured speed of transformer blocks on a machine, by width of the block, from `tgm-scale benchmark rates`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Rates:
-    """machine: in words, with the date. flops: FLOP/s of one GPU (or process) by (precision, width of the block),
-    forward and backward pass together."""
+    """Measured rates of a machine. machine: its description, with the date. flops: FLOP/s of one GPU (or process) by
+    (precision, width of the block), forward and backward pass together."""
 
     machine: str
     flops: dict[tuple[str, int], float]
 
     def of(self, precision: str, width: int) -> float:
-        """Of the block whose width is nearest. Raises ValueError where none was measured in this precision."""
+        """Return the rate at the nearest width. Raises ValueError where none was measured in this precision."""
         widths = [other for kind, other in self.flops if kind == precision]
         if not widths:
             there = ", ".join(sorted({kind for kind, _ in self.flops}))
@@ -38,7 +38,7 @@ class Rates:
 
 
 def load(file: Path) -> Rates:
-    """Raises ValueError for a file that is no such measurement."""
+    """Read measured rates from a file. Raises ValueError for a file that is no such measurement."""
     try:
         tree = json_object(file)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What follows from a configuration on a number of processes: derived once, and passed to what builds the parts."""
+"""Plan of a run: what follows from a configuration on a number of processes, derived once, from which it is built."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from tgm_scale.runtime.distributed import ProcessInfo
 
 @dataclass(frozen=True)
 class Shape:
-    """The model and the clips that it sees."""
+    """Dimensions of the model and of the clips that it sees."""
 
-    name: str  # of the size
+    name: str  # name of the size
     size: ModelSize  # with the configuration's patch, tubelet, depths and decoder_attention
     frames: int
     image_size: int
@@ -46,19 +46,19 @@ class Shape:
 
     @classmethod
     def of(cls, model: ModelConfig, frames: int, image_size: int) -> Shape:
-        """Raises ValueError where the clip does not divide into tokens."""
+        """Return the shape of a configured model. Raises ValueError where the clip does not divide into tokens."""
         names = ("patch", "tubelet", "depth", "decoder_depth", "decoder_attention")
         changes = {name: value for name in names if (value := getattr(model, name)) is not None}
         size = dataclasses.replace(SIZES[model.size], **changes)
         return cls(model.size, size, frames, image_size, Grid.of(frames, image_size, size.tubelet, size.patch))
 
     def macs(self, visible: int, targets: int) -> float:
-        """Multiply-accumulates of a clip's forward pass over so many tokens."""
+        """Return the multiply-accumulates of a clip's forward pass over so many tokens."""
         return macs_per_clip(self.size, self.frames, self.image_size, visible, targets)
 
 
 def masker_of(masking: MaskingConfig, grid: Grid, decode_ratio: float = 1.0) -> Masker:
-    """Raises ValueError that names the configuration's key."""
+    """Build the masker. Raises ValueError that names the configuration's key."""
     return build_masker(
         masking.recipe,
         grid,
@@ -78,15 +78,15 @@ def run_masker(config: Config) -> Masker:
 
 
 def recipe_masker(config: Config, recipe: str) -> Masker:
-    """A recipe at the configuration's ratio; its options only where it is the configuration's recipe."""
+    """Build a recipe's masker at the configuration's ratio; the options apply only to the configuration's recipe."""
     masking = config.masking
     changes = {"recipe": recipe, "options": masking.options if recipe == masking.recipe else {}}
     return masker_of(masking.model_copy(update=changes), shape_of(config).grid, config.model.decode_ratio)
 
 
 def layout_of(train: TrainConfig, group: int, process: ProcessInfo) -> BatchLayout:
-    """The layout with a micro batch no larger than a process's share of the global batch: `micro_batch_size` is what a
-    GPU can hold, and many GPUs leave each less. Nothing but speed depends on it.
+    """Return the layout, with a micro batch no larger than a process's share of the global batch: `micro_batch_size`
+    is what a GPU can hold, and with many GPUs each has a smaller share. Nothing but speed depends on it.
 
     group: clips that share a micro batch. Raises ValueError where the batch does not divide."""
     share, rest = divmod(train.global_batch_size, process.world_size)
@@ -110,7 +110,7 @@ def engine_of(settings: DeepSpeedConfig, layout: BatchLayout, precision: str, op
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Of a training run on one of its processes."""
+    """Plan of a training run on one of its processes."""
 
     shape: Shape
     layout: BatchLayout
@@ -123,7 +123,7 @@ class RunPlan:
     terms: frozenset[str] = frozenset()  # what the terms of the objective need: objectives/term.py
     targets: int = 0  # tokens that are decoded
     captions: bool = False  # whether any are read
-    without_captions: tuple[str, ...] = ()  # keys that are left to set for a run that reads none
+    without_captions: tuple[str, ...] = ()  # overrides that make a run read none
     heads: int = 0  # of the frozen tower, for a mask that is learned from their attention
     steps: int | None = None  # None: not known before the data is opened
 
@@ -143,7 +143,7 @@ class RunPlan:
 
     @property
     def needs(self) -> set[str]:
-        """What is computed of each clip for masker and terms, by the names of planning/towers.py."""
+        """Inputs computed for each clip for masker and terms, by the names of planning/towers.py."""
         assert self.masker is not None
         return self.masker.needs | (self.terms & {FEATURES})
 
@@ -159,7 +159,7 @@ class RunPlan:
 
     @property
     def encoder_macs(self) -> float:
-        """The part that is of the encoder's width: with a learned mask's."""
+        """Multiply-accumulates of one clip at the encoder's width, including a learned mask's."""
         size, tokens, mask = self.shape.size, self.shape.grid.tokens, 0
         if self.learns_mask:
             mask = generator_macs(self.heads, tokens) if self.heads else sampler_macs(size, tokens)
@@ -170,16 +170,17 @@ class RunPlan:
         return self.masker is not None and self.masker.learned is not None
 
     def for_samples(self, train: TrainConfig, samples: int) -> RunPlan:
-        """With the steps of a run over so many; an epoch is as many steps as it takes to see each once."""
+        """Return the plan with its steps over so many samples; an epoch is the steps that it takes to see each
+        once."""
         steps = train.steps
         if steps is None:
             assert train.epochs is not None
-            # as it is written: 1.1 * 3000 / 100 is 33.00000000000001 in binary fractions
+            # in decimal, as it is written: 1.1 * 3000 / 100 is 33.00000000000001 in binary fractions
             steps = math.ceil(Fraction(str(train.epochs)) * samples / self.samples_per_step)
         return dataclasses.replace(self, steps=steps)
 
     def facts(self) -> dict[str, Any]:
-        """What RUN/plan.json says."""
+        """Return the content of RUN/plan.json."""
         tokens = {} if self.masker is None else {"visible_tokens": self.visible}
         tokens |= {} if self.masker is None else {"target_tokens": self.masker.target_count}
         return {
@@ -194,7 +195,7 @@ class RunPlan:
         }
 
     def described(self) -> str:
-        """What the run will do, in a line."""
+        """Return one line on what the run will do."""
         layout = self.layout
         return (
             f"{self.steps} steps of {layout.global_batch} clips ({layout.world_size} processes x "
@@ -204,7 +205,7 @@ class RunPlan:
 
 
 def plan_pretraining(config: Config, process: ProcessInfo) -> RunPlan:
-    """Raises ValueError for what does not go together."""
+    """Derive the plan of a pretraining run. Raises ValueError for settings that do not go together."""
     shape = shape_of(config)
     masker = masker_of(config.masking, shape.grid, config.model.decode_ratio)
     repeats = config.data.repeated_augmentation

@@ -1,4 +1,4 @@
-"""One configuration on ever more GPUs: how long a step takes, and what is short first. All by arithmetic."""
+"""One configuration on more and more GPUs: the time of a step, and what falls short first. All by arithmetic."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMULAS = (
 
 @dataclass(frozen=True)
 class Row:
-    """Seconds, bytes and shares of a step on so many GPUs. short: what exceeds what is assumed to be there."""
+    """Seconds, bytes and shares of a step on so many GPUs. short: what the step needs more of than is assumed."""
 
     gpus: int
     batch: int
@@ -46,8 +46,9 @@ class Row:
 
 
 def rows(config: Config, machine: Machine, counts: list[int], per_gpu: int | None = None) -> list[Row]:
-    """machine: of whole nodes; its number of nodes is changed. per_gpu: clips of a GPU's step, and so of the batch;
-    None: the configuration's batch, as long as each GPU has a clip. Raises ValueError where it does not divide."""
+    """Return a row for each count of GPUs. machine: of whole nodes; its number of nodes is changed. per_gpu: clips of
+    a GPU's step, which set the batch; None: the configuration's batch, as long as each GPU has a clip. Raises
+    ValueError where it does not divide."""
     found = []
     for count in counts:
         there = dataclasses.replace(machine, nodes=_nodes(machine, count))
@@ -126,5 +127,5 @@ def lines(found: list[Row]) -> list[str]:
 
 
 def tree(found: list[Row]) -> dict[str, Any]:
-    """For JSON."""
+    """Return the rows as a tree for JSON."""
     return {"rows": [dataclasses.asdict(row) for row in found], "formulas": list(FORMULAS)}

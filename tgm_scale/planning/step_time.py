@@ -1,4 +1,4 @@
-"""How long a step takes: arithmetic at a rate that is assumed or was measured, and the network beside it."""
+"""Time of a step: arithmetic at an assumed or measured rate, plus the network."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOWER_WIDTH = 768  # of CLIP's image tower at B
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step. network: of all collectives; exposed: what of it no arithmetic hides."""
+    """Seconds of a step. network: of all collectives; exposed: the part of it that no arithmetic hides."""
 
     model: float
     towers: float
@@ -23,12 +23,13 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        """Without waits for data and what offload copies."""
+        """Seconds without waits for data and the copies of offload."""
         return self.model + self.towers + self.exposed
 
 
 def step_time(cost: Cost, machine: Machine) -> StepTime | None:
-    """None where the machine's rate is not known. Raises ValueError where it was not measured in the precision."""
+    """Return the time of a step; None where the machine's rate is not known. Raises ValueError where it was not
+    measured in the run's precision."""
     rate = _rate(cost, machine)
     if rate is None:
         return None
@@ -45,7 +46,7 @@ def step_time(cost: Cost, machine: Machine) -> StepTime | None:
 
 
 def _rate(cost: Cost, machine: Machine) -> Callable[[int], float] | None:
-    """FLOP/s of a GPU by the width of a block."""
+    """Return the FLOP/s of a GPU as a function of the width of a block; None where unknown."""
     rates, precision = machine.rates, cost.run.engine.precision
     if rates is not None:
         return lambda width: rates.of(precision, width)

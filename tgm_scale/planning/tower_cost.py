@@ -1,4 +1,4 @@
-"""What the frozen towers of a run take of each GPU: memory and arithmetic."""
+"""Memory and arithmetic that the frozen towers of a run take of each GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tgm_scale.planning.towers import online_maps
 
 @dataclass(frozen=True)
 class TowerCost:
-    """bytes: weights in bf16. macs: multiply-accumulates of a clip. said: of what, in words."""
+    """Cost of the frozen towers. bytes: weights in bf16. macs: multiply-accumulates of a clip. said: which towers."""
 
     bytes: float = 0.0
     macs: float = 0.0
@@ -23,7 +23,7 @@ class TowerCost:
 
 
 def tower_cost(config: Config, plan: RunPlan) -> TowerCost:
-    """Of the folder where it is there, else of CLIP ViT-B/32."""
+    """Return the cost of the folder's towers where it exists, else of CLIP ViT-B/32's."""
     guidance = config.guidance
     assert plan.masker is not None
     online = online_maps(guidance, plan.needs)

@@ -1,4 +1,4 @@
-"""Sizes of the frozen towers by their folder's config.json, before anything is loaded."""
+"""Sizes of the frozen towers, from their folder's config.json, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _VISION = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 307
 _VISION |= {"num_attention_heads": 12}
 _TEXT = {"hidden_size": 512, "num_hidden_layers": 12, "intermediate_size": 2048, "vocab_size": 49408}
 _TEXT |= {"max_position_embeddings": 77}
-_ENCODER_TOKENS = 32  # of a caption, for a text encoder: it takes the least of 16, 32, 64, ... that holds the caption
+_ENCODER_TOKENS = 32  # of a caption: a text encoder takes the smallest of 16, 32, 64, ... that holds the caption
 _DISTILBERT = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "intermediate_size": "hidden_dim"}
 
 
 def tower_sizes(folder: str) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """Of the image and the text tower; the folder's own where it can be read."""
+    """Return the sizes of image and text tower, and their description; the folder's own where it can be read."""
     file = Path(folder) / "config.json"
     if not file.is_file():
         return _VISION, _TEXT, f"CLIP ViT-B/32 assumed ({folder} is not here)"

@@ -1,4 +1,4 @@
-"""The frozen models of a run, loaded by what the objective and the masking recipe ask for."""
+"""The frozen models of a run, loaded as the objective and the masking recipe need them."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from tgm_scale.guidance.tower_folder import has_image_tower
 from tgm_scale.guidance.towers import TextTower, load_image_tower, load_text_tower, tower_folder
 
 Map = Callable[[Tensor, Grid], Tensor]  # of (video, grid): float32 [B, S, R, C], or of each head [B, A, S, R, C]
-# what a masker, or (features) a term of the objective, may need that comes from the image tower
+# image tower's outputs that a masker, or (features) a term of the objective, may need
 IMAGE_MAPS = {"relevance", "attention", "heads", "parts", "features"}
 
 
 def online_maps(guidance: GuidanceConfig, needs: set[str]) -> set[str]:
-    """What of the needs the image tower makes in the run."""
+    """Return those of the needs that the image tower computes during the run."""
     return needs & IMAGE_MAPS - ({"relevance"} if guidance.cached else set())
 
 
 def sees_images(guidance: GuidanceConfig) -> bool:
-    """Whether the towers of a run hold an image tower: not if none are named, or a text encoder. Raises ValueError for
-    what is no tower."""
+    """Return whether the towers of a run include an image tower: not if none are named, or for a text encoder. Raises
+    ValueError for a folder that is no tower."""
     return guidance.towers is not None and has_image_tower(tower_folder(guidance.towers))
 
 
 @dataclass
 class Towers:
-    """Outside the engine: not sharded, not optimised, not saved."""
+    """Frozen models of a run, outside the engine: not sharded, not optimised, not saved."""
 
     text: TextTower | None = None
     relevance: Relevance | None = None
     features: TokenFeatures | None = None
-    maps: dict[str, Map] = field(default_factory=dict)  # of pixels alone
+    maps: dict[str, Map] = field(default_factory=dict)  # computed from pixels alone
 
     @property
     def heads(self) -> int:
-        """Of the attention that a learned mask reads; 0 where none does."""
+        """Number of heads whose attention a learned mask reads; 0 where none does."""
         found = self.maps.get("heads")
         return found.heads if isinstance(found, HeadAttention) else 0
 
 
 def load_towers(guidance: GuidanceConfig, needs: set[str], embed_captions: bool, device: torch.device) -> Towers:
-    """Load what a run needs. needs: of the masker and the objective. embed_captions: the objective reads embeddings of
-    captions."""
+    """Load the frozen models. needs: of the masker and the objective. embed_captions: whether the objective reads
+    embeddings of captions."""
     found = Towers()
     if "flow" in needs:
         found.maps["flow"] = FlowToBase(guidance.flow, device)

@@ -1,4 +1,4 @@
-"""Keys of a training that were set and have no effect."""
+"""Keys of a training's configuration that were set and have no effect."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tgm_scale.planning.run_plan import RunPlan
 from tgm_scale.planning.towers import IMAGE_MAPS, online_maps
 
 _DECODER = ("decoder_depth", "decoder_attention", "decode_ratio")
-_SCORED = {"relevance", "features", "parts"}  # of IMAGE_MAPS what guidance.scorer is the way to
-_BY_TARGETS = {"pixels", "differences", "policy"}  # terms that objective.normalise_by is of
+_SCORED = {"relevance", "features", "parts"}  # those of IMAGE_MAPS that depend on guidance.scorer
+_BY_TARGETS = {"pixels", "differences", "policy"}  # terms that use objective.normalise_by
 
 
 def unused_in_pretraining(config: Config, plan: RunPlan) -> list[str]:
-    """A line for each reason."""
+    """Return one line for each reason why keys have no effect."""
     assert plan.masker is not None
     named = config.data.corpora()
     return not_used(
@@ -50,7 +50,7 @@ def _beyond_the_end(config: Config, steps: int | None) -> list[str]:
 
 
 def _of_neighbours(config: Config) -> list[str]:
-    """But those of the clips that pictures are drawn of."""
+    """Return the unused keys of knn, except those of the clips that pictures are drawn of."""
     drawn = config.log.pictures_every is not None and config.knn.test is not None and not config.guidance.cached
     return changed(config.knn, "knn", ("train", "k") if drawn else None)
 
@@ -62,7 +62,7 @@ def _of_segments(data: ClipsConfig) -> list[str]:
 def _of_guidance(config: Config, plan: RunPlan) -> list[str]:
     guidance, needs = config.guidance, plan.needs
     seen, online, embedded = needs & IMAGE_MAPS, online_maps(config.guidance, plan.needs), CAPTIONS in plan.terms
-    by_device = online or embedded or ("flow" in needs and guidance.flow != "dis")  # DIS runs beside the decoding
+    by_device = online or embedded or ("flow" in needs and guidance.flow != "dis")  # DIS runs where clips are decoded
     used = {
         "towers": bool(seen) or embedded,
         "scorer": bool(needs & _SCORED),
@@ -81,7 +81,7 @@ def _of_masking(config: Config, plan: RunPlan) -> list[str]:
     masker = plan.masker
     assert masker is not None
     used = {
-        "targets": TARGETS in plan.terms and masker.target_count < masker.hidden_count,  # all are kept else
+        "targets": TARGETS in plan.terms and masker.target_count < masker.hidden_count,  # otherwise all are kept
         "whole_parts": masker.recipe.rule == "stratified",
     }
     return [f"masking.options.{key}" for key in config.masking.options if not used.get(key, True)]

@@ -31,18 +31,18 @@ class GuidedBatch:
     caption_ids_B: Tensor  # int64
     hashes_B: Tensor  # int64, for the digest
     text_BE: Tensor | None
-    maps: dict[str, Tensor | None]  # what the masker may need other than relevance, by name
+    maps: dict[str, Tensor | None]  # maps that the masker may need besides relevance, by name
     relevance_BSRC: Tensor | None = None
-    swapped_BSRC: Tensor | None = None  # relevance to the caption `shift` clips before
+    swapped_BSRC: Tensor | None = None  # relevance to the captions of the clip `shift` places before
     shift: int = 1
-    features_BNF: Tensor | None = None  # of the image tower, for the terms that need them
+    features_BNF: Tensor | None = None  # image tower's, for the terms that need them
 
 
 class ClipGuidance:
-    """Prepares micro batches: caption embeddings, the maps that the recipe asks for, the mask.
+    """Preparation of micro batches: caption embeddings, the maps that the recipe needs, the mask.
 
     `compute` copies the batch to the device and runs the frozen models; it depends on nothing but the batch. `prepare`
-    makes the mask and updates the metrics; `progress` is the masker's. Neither waits for the device."""
+    makes the mask at the masker's `progress` and updates the metrics. Neither waits for the device."""
 
     def __init__(self, masker: Masker, towers: Towers, to_device: ToDevice):
         self.masker, self.towers, self.to_device = masker, towers, to_device
@@ -59,7 +59,7 @@ class ClipGuidance:
         hashes_B, shift = torch.tensor(clip_hashes(batch)), _first_repeats(batch.clip_ids)
         batch = self.to_device(batch)
         with self.clock:
-            # before caption_ids, which then finds the tokens of these captions
+            # before caption_ids, which then reuses the tokens of these captions
             text_BE = None if self.towers.text is None else self.towers.text.encode(batch.captions)
             maps: dict[str, Tensor | None] = {"motion": batch.motion, "flow": batch.flow}
             for name, compute in self.towers.maps.items():
@@ -95,8 +95,8 @@ class ClipGuidance:
     def _relevance(
         self, batch: Batch, text_BE: Tensor | None, shift: int
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Relevance of each clip to its own caption or captions, and to those of the clip `shift` before it in the
-        batch; and the image tower's features from the same pass, if they are wanted."""
+        """Return the relevance of each clip to its own caption or captions, and to those of the clip `shift` places
+        before it in the batch; and the image tower's features from the same pass, if needed."""
         if batch.relevance is not None:
             return batch.relevance, None, None
         assert self.towers.relevance is not None and text_BE is not None
@@ -110,14 +110,14 @@ class ClipGuidance:
         return own, swapped, features
 
     def _mean_embeddings(self, caption_sets: list[list[str]]) -> Tensor:
-        """Relevance is linear in the caption: that to the mean embedding (not of unit length) is the mean of those to
-        each, at the cost of one."""
+        """Return the mean embedding of each clip's captions (not of unit length). Relevance is linear in the caption:
+        that to the mean embedding is the mean of those to each caption, at the cost of one."""
         assert self.towers.text is not None
         embeddings = self.towers.text.encode([caption for captions in caption_sets for caption in captions])
         return torch.stack([part.mean(0) for part in embeddings.split([len(captions) for captions in caption_sets])])
 
     def metrics(self) -> dict[str, float]:
-        """The guidance metrics of this process's clips since the last call; empty without guidance."""
+        """Return the guidance metrics of this process's clips since the last call; empty without guidance."""
         return {
             name: value
             for monitor in (self.monitor, self.motion)
@@ -135,6 +135,6 @@ class ClipGuidance:
 
 
 def _first_repeats(clip_ids_B: Tensor) -> int:
-    """How many clips at a batch's beginning are of one sample: so many are of every sample, side by side."""
+    """Return the number of leading clips that come from one sample; each sample has as many, side by side."""
     others = (clip_ids_B != clip_ids_B[0]).nonzero()
     return int(others[0]) if len(others) else len(clip_ids_B)

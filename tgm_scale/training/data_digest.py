@@ -1,8 +1,8 @@
 """A digest of the clips of a step: keys, seeds, crops, captions and masks.
 
 40 bits per clip, summed modulo 2**40: the sum over ranks is exact in a float64 up to 8,192 of them, and does not
-depend on which rank had which clip. What is known on the host is hashed there; the masks are mixed in on the device,
-so that the host does not wait for them. Shapes: B clips, V visible tokens."""
+depend on which rank had which clip. Values on the host are hashed there; the masks are mixed in on the device, so that
+the host does not wait for them. Shapes: B clips, V visible tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BELOW_2_31 = (1 << 31) - 1
 
 
 def clip_hashes(batch: Batch) -> list[int]:
-    """40 bits for each clip, of everything but its mask. `batch` is on the host."""
+    """Return a hash of 40 bits for each clip, of everything but its mask. `batch` is on the host."""
     rows = zip(batch.keys, batch.captions, batch.seeds.tolist(), batch.crops.tolist(), strict=True)
     return [
         seeding.key("digest", key, caption, seed, *(str(side) for side in crop)) >> (63 - _BITS)
@@ -31,7 +31,7 @@ def clip_hashes(batch: Batch) -> list[int]:
 
 
 def with_masks(hashes_B: Tensor, mask: Mask) -> Tensor:
-    """Int64 scalar: the sum over the clips of a micro batch. hashes_B: int64, on the masks' device."""
+    """Return a micro batch's sum of hashes with masks mixed in, int64 scalar. hashes_B: int64, where the masks are."""
     places_V = torch.arange(1, mask.visible.shape[1] + 1, device=mask.visible.device)
     masks_B = (mask.visible * places_V).sum(1) & _BELOW_2_31
     mixed_B = hashes_B ^ (masks_B * _ODD & _MODULUS - 1)
@@ -39,10 +39,10 @@ def with_masks(hashes_B: Tensor, mask: Mask) -> Tensor:
 
 
 def of_rank(sums: Sequence[Tensor]) -> Tensor:
-    """Float64 scalar of this rank's micro batches, to be summed over the ranks."""
+    """Return the sum over this rank's micro batches, a float64 scalar to be summed over the ranks."""
     return (torch.stack(list(sums)).sum() % _MODULUS).double()
 
 
 def in_words(sum_of_ranks: float) -> str:
-    """As metrics.jsonl has it."""
+    """Return the digest as text, as metrics.jsonl stores it."""
     return f"{DIGEST_KIND}{int(sum_of_ranks) % _MODULUS:010x}"

@@ -1,5 +1,5 @@
-"""A data worker that died, or a wait for clips that was stopped, on one rank or on several: all ranks learn of it
-where they meet, save, and end alike."""
+"""Death of a data worker, or a stopped wait for clips, on one or several ranks: all ranks learn of it at their next
+collective, save, and end alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def until_death(steps: Iterable[T], instead: T) -> Iterator[tuple[T, WorkerDied | StoppedWaiting | None]]:
-    """The steps, and `instead` of the one that a data worker did not live to make, or that was not waited for."""
+    """Yield the steps; for one that a worker's death or a stopped wait prevents, yield `instead` and that error."""
     try:
         for one in steps:
             yield one, None
@@ -22,7 +22,7 @@ def until_death(steps: Iterable[T], instead: T) -> Iterator[tuple[T, WorkerDied 
 
 
 def end(death: WorkerDied | None, save: Callable[[], object]) -> NoReturn:
-    """Save, then raise what a rank ends with, also where the checkpoint could not be written. Collective."""
+    """Save, then raise the error that a rank ends with, even where the checkpoint cannot be written. Collective."""
     died = after(death)
     try:
         save()
@@ -32,5 +32,5 @@ def end(death: WorkerDied | None, save: Callable[[], object]) -> NoReturn:
 
 
 def after(death: WorkerDied | None) -> WorkerDied:
-    """What a rank ends with: its own worker's death, or another rank's."""
+    """Return the error that a rank ends with: its own worker's death, or that of another rank's."""
     return death or WorkerDied("a data worker of another rank died: its own output says which and why")

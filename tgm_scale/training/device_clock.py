@@ -29,7 +29,7 @@ class DeviceClock:
         return torch.cuda.current_stream().record_event(torch.cuda.Event(enable_timing=True))
 
     def seconds(self) -> float:
-        """Seconds of the work that has finished since the last call. Work still queued is counted by a later call."""
+        """Return the seconds of work finished since the last call. Work still queued is counted by a later call."""
         if not self._on_gpu:
             spans, self._spans = self._spans, []
             return sum(end - begin for begin, end in spans)

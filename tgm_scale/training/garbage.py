@@ -15,7 +15,7 @@ EVERY = 100  # steps: each leaves some 40 objects in reference cycles, none of t
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """No automatic collection within this context; `collect_at` collects."""
+    """Disable automatic collection within this context; `collect_at` collects."""
     was_on = gc.isenabled()
     gc.collect()
     gc.freeze()

@@ -5,9 +5,8 @@ computed once, on gathered and detached embeddings. Each micro step then back-pr
 <embedding, gradient>, so no collective needs a backward pass.
 
 Shapes: K micro steps whose embeddings are compared together, W ranks, B clips of one micro batch, G clips of all ranks
-and K micro steps, E embedding width, L learned numbers of a coupled term. The clip (a, r, b) has place
-a * W * B + r * B + b in the global batch.
-"""
+and K micro steps, E embedding width, L learned parameters of a coupled term. The clip (a, r, b) has place
+a * W * B + r * B + b in the global batch."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ from tgm_scale.runtime.distributed import ProcessInfo
 
 @dataclass
 class EmbeddedBatch:
-    """One micro batch of this rank."""
+    """Embeddings of one micro batch of this rank."""
 
     batch: Batch
     video_BE: Tensor  # detached
@@ -38,7 +37,7 @@ class EmbeddedBatch:
 
 @dataclass
 class _MicroStepGradients:
-    """The gradients of one coupled term for one micro step of this rank, scaled for the engine's mean."""
+    """Gradients of one coupled term for one micro step of this rank, scaled for the engine's mean."""
 
     video_BE: Tensor
     learned_L: Tensor
@@ -47,7 +46,7 @@ class _MicroStepGradients:
 
 
 class GradCache:
-    """The coupled terms of one global batch. `add` is collective.
+    """Cached gradients of the coupled terms for one global batch. `add` is collective.
 
     accumulation: micro steps of the global batch. group: clips that are compared with each other. valid: clips of the
     global batch with weight above 0, at least 1."""
@@ -64,7 +63,7 @@ class GradCache:
     def add(self, parts: Sequence[EmbeddedBatch], learned: Mapping[str, Tensor]) -> None:
         """Compute the terms and their gradients over all ranks' clips of these micro steps.
 
-        learned: the learned numbers of the terms that have some, [L] each."""
+        learned: the learned parameters of the terms that have any, [L] each."""
         pairs = self._gather_pairs(parts)
         self._text.append(pairs.text_GE)
         self._weight.append(pairs.negatives.weight_G)
@@ -77,9 +76,9 @@ class GradCache:
     def surrogates(
         self, index: int, video_BE: Tensor, weight_B: Tensor, learned: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Scalars of micro step `index`, by term, whose gradients are those of the terms.
+        """Return scalars of micro step `index`, by term, whose gradients equal those of the terms.
 
-        video_BE: its embeddings with a graph; those of clips of weight 0 may be anything."""
+        video_BE: its embeddings with a graph; those of clips of weight 0 may hold anything."""
         video_BE = torch.where(weight_B[:, None] > 0, video_BE, 0.0)
         found = {}
         for name, cached in self._micro_steps[index].items():
@@ -89,7 +88,7 @@ class GradCache:
         return found
 
     def metrics(self, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars by column of metrics.jsonl, over all micro steps added; the same on every rank."""
+        """Return scalars by column of metrics.jsonl, over all micro steps added; the same on every rank."""
         found: dict[str, Tensor] = {}
         for name, term in self._terms.items():
             of_term = [micro_step[name] for micro_step in self._micro_steps]
@@ -102,7 +101,7 @@ class GradCache:
         return found
 
     def observe(self, valid: int) -> None:
-        """Show every term the captions of the whole global batch, after its step."""
+        """Pass the captions of the whole global batch to every term, after its step."""
         for term in self._terms.values():
             term.observe(torch.cat(self._text), torch.cat(self._weight), valid)
 
@@ -119,7 +118,7 @@ class GradCache:
         return EmbeddingPairs(vectors_GE2[:, :width], vectors_GE2[:, width:], negatives)
 
     def _gather(self, own_KBX: Tensor) -> Tensor:
-        """[K, B, X] of every rank as [K * W * B, X], in the order of the global batch."""
+        """Gather [K, B, X] of every rank into [K * W * B, X], in the order of the global batch."""
         ranks = self._process.world_size
         if ranks == 1:
             return own_KBX.flatten(0, 1)
@@ -130,7 +129,8 @@ class GradCache:
     def _gradients(
         self, name: str, pairs: EmbeddingPairs, learned: Mapping[str, Tensor], share: Tensor, count: int
     ) -> list[_MicroStepGradients]:
-        """One term over the clips of `count` micro steps, which are `share` of the global batch's valid clips."""
+        """Return one term's gradients by micro step. share: of the global batch's valid clips in `count` micro
+        steps."""
         whole = gradients(self._terms[name], pairs, learned.get(name, pairs.video_GE.new_zeros(0)))
         ranks, width = self._process.world_size, pairs.video_GE.shape[-1]
         own_KBE = whole.video_GE.reshape(count, ranks, -1, width)[:, self._process.rank]

@@ -1,4 +1,4 @@
-"""Refused updates: which loss is a spike, which samples it had, when to roll back, which samples are left out."""
+"""Refused updates: which loss is a spike, which samples it had, when to roll back, which samples to leave out."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from tgm_scale.training.task import StepResult, Steps
 
 
 class Guard:
-    """Decides for each step's loss whether it is a spike. Its state is the run's Progress and faults.json, so a run
-    that resumes or was rolled back decides as if it had never stopped. Raises ValueError for a damaged faults.json
-    without a copy."""
+    """Spike detection and rollback decisions of a run. The state is the run's Progress and faults.json, so a run that
+    resumes or was rolled back decides as if it had never stopped. Raises ValueError where faults.json is damaged and
+    has no copy."""
 
     def __init__(self, settings: FaultsConfig, folder: Path, collectives: HostCollectives):
         self._settings, self._folder, self._collectives = settings, folder, collectives
@@ -36,27 +36,27 @@ class Guard:
 
     def begin(self, progress: Progress) -> None:
         """Start from a checkpoint, or from the beginning. Collective."""
-        # older checkpoints have no losses: then those of metrics.jsonl
+        # older checkpoints hold no losses: read those of metrics.jsonl
         losses = progress.losses or recent_losses_for_all(self._folder, progress.step, self._collectives)
         self._spikes = SpikeDetector(self._settings.spike_factor, losses)
-        # of refusals before this checkpoint, those that a rollback has not dealt with
+        # keep the refusals before this checkpoint that no rollback has dealt with
         progress.refused = [keys for keys in progress.refused if not set(self._state.skip_list).issuperset(keys)]
 
     def without_skipped(self, steps: Steps) -> Iterator[tuple[int, list[Batch]]]:
-        """The steps, in which the samples on the skip list have weight 0."""
-        skipped = frozenset(self._state.skip_list)  # of thousands of names a list costs 0.6 ms a clip
+        """Yield the steps, with weight 0 for the samples on the skip list."""
+        skipped = frozenset(self._state.skip_list)  # a list of thousands of names would cost 0.6 ms a clip
         for step, batches in steps:
             for batch in batches:
                 leave_out(batch, skipped.__contains__, SKIP_LIST, "in the steps before a rollback")
             yield step, batches
 
     def limit(self) -> float:
-        """The largest loss that an update is made for."""
+        """Return the largest loss for which an update is made."""
         return self._spikes.limit()
 
     def note(self, progress: Progress, result: StepResult, batches: list[Batch]) -> bool:
-        """Record the step just made, with its samples if its update was refused. Returns whether there were too many
-        refused updates in a row. Collective."""
+        """Record the step just made, with its samples if its update was refused. Returns whether too many updates in a
+        row were refused. Collective."""
         if result.loss is None:
             return False
         if result.refusal is None:
@@ -70,9 +70,9 @@ class Guard:
         return len(progress.refused) >= self._settings.refused_before_rollback
 
     def roll_back(self, progress: Progress, newest: Path | None) -> None:
-        """Record a rollback to a checkpoint, without the samples of the refused steps.
+        """Record a rollback to a checkpoint, and put the samples of the refused steps on the skip list.
 
-        Raises Diverged where there is none, or after too many rollbacks."""
+        Raises Diverged where there is no checkpoint, or after too many rollbacks."""
         step, limit = progress.step, self._settings.rollbacks
         if newest is None or self._state.rollbacks >= limit:
             why = "before the first checkpoint" if newest is None else f"after faults.rollbacks={limit} rollbacks"

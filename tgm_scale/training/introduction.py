@@ -1,4 +1,4 @@
-"""What a pretraining run prints before its first step about its data and its plan."""
+"""Introduction that a pretraining run prints before its first step: its data and its plan."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _LOOKED_AT = 8  # samples of a corpus: the first ones may be among those that co
 
 
 def introduce(folder: Path, opened: list[Corpus], plan: RunPlan | None = None, scored_anew: bool = False) -> None:
-    """Print what was opened, understood and left out, before the first step; RUN/left_out.jsonl names all of it.
-    And which files of lists were replaced since the run began, what is there and not used, and what is too little.
+    """Print what was opened, understood and left out, before the first step; RUN/left_out.jsonl names all that was
+    left out. Also print which list files were replaced since the run began, which relevance maps are unused, and
+    whether there are too few clips.
 
-    plan: of the steps; scored_anew: whether the run makes maps of relevance itself."""
+    plan: of the steps; scored_anew: whether the run computes relevance maps itself."""
     if any(corpus.left_out for corpus in opened):
         write_left_out(folder / LEFT_OUT, ((corpus.name, corpus.all_problems()) for corpus in opened))
     for inventory in inventories(opened, LEFT_OUT):
@@ -43,7 +44,7 @@ def introduce(folder: Path, opened: list[Corpus], plan: RunPlan | None = None, s
 
 
 def _scored(opened: list[Corpus]) -> list[str]:
-    """The corpora whose relevance was scored beforehand."""
+    """Return the names of the corpora whose relevance was scored beforehand."""
     return [
         corpus.name
         for corpus in opened
@@ -52,8 +53,7 @@ def _scored(opened: list[Corpus]) -> list[str]:
 
 
 def warn_of_one_caption(opened: list[Corpus], key: str, text: TextTower) -> None:
-    """For a contrast, whose weight has this key: clips of captions that are equal to the tower are never each other's
-    negatives."""
+    """Warn where the text tower takes all captions for one, so that no clip has negatives. key: the contrast's."""
     every = [captions for corpus in opened for captions in captions_of_some(corpus).values() if captions]
     distinct = [caption for captions in every for caption in captions]
     if distinct and len(text.caption_ids(distinct).unique()) == 1:
@@ -65,8 +65,8 @@ def warn_of_one_caption(opened: list[Corpus], key: str, text: TextTower) -> None
 
 
 def warn_of_clips(opened: list[Corpus], data: DataConfig, captions: bool, text: TextTower | None) -> None:
-    """Of clips and captions that are taken otherwise than they were meant, by a look at some. captions: whether any
-    are read; text: the tower that reads them."""
+    """Warn of clips and captions, by a look at some, that may be read otherwise than the user means. captions: whether
+    any are read; text: the tower that reads them."""
     notes = [short_note(opened, data.frames, data.stride, data.sampling, data.workers)]
     if captions:
         every = [caption for corpus in opened for given in captions_of_some(corpus).values() for caption in given]
@@ -78,11 +78,11 @@ def warn_of_clips(opened: list[Corpus], data: DataConfig, captions: bool, text: 
 
 
 def warn_of_small_towers(opened: list[Corpus], towers: str | None) -> None:
-    """Of the packaged CLIP, where some clips are not the synthetic ones that it knows."""
+    """Warn of the packaged CLIP where some clips are not the synthetic ones that it knows."""
     if towers is None or not is_small(towers):
         return
     every = [members for corpus in opened for members in texts_of_some(corpus).values()]
-    if all(has_truth(members.get("json")) or json_fault(members) for members in every):  # a broken json does not tell
+    if all(has_truth(members.get("json")) or json_fault(members) for members in every):  # a broken json proves nothing
         return
     print(
         f"warning: {SMALL_KNOWS}, so what it makes of these clips and captions means nothing: this run tries the "
@@ -92,7 +92,7 @@ def warn_of_small_towers(opened: list[Corpus], towers: str | None) -> None:
 
 
 def few_clips(samples: int, batch: int, repeats: int) -> list[str]:
-    """A warning where a batch has more samples than the training. batch: clips, `repeats` of each sample."""
+    """Return a warning where a batch has more samples than the data. batch: clips, `repeats` of each sample."""
     if batch // repeats <= samples:
         return []
     each = f", {repeats} of each video (data.repeated_augmentation)," if repeats > 1 else ""
@@ -103,7 +103,7 @@ def few_clips(samples: int, batch: int, repeats: int) -> list[str]:
 
 
 def other_synthetic(data: DataConfig, made: Corpus) -> list[str]:
-    """A warning where the corpus was made before, by another data.synthetic."""
+    """Return a warning where the corpus was made before, with other settings of data.synthetic."""
     if data.synthetic is None:
         return []
     wanted, file = data.synthetic.model_dump(), Path(data.corpora()[0].path) / MADE_BY

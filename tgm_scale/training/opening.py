@@ -32,9 +32,9 @@ def run(
 ) -> int:
     """Start a run, or resume the one in its folder.
 
-    plan: before the data is opened; storage_seconds: how long a rank may wait for its storage; task_of: opens the
-    data, once the processes are there. Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a
-    signal or the time limit stopped it after a checkpoint. Raises ValueError for a user's mistake, RunStopped or
+    plan: made before the data is opened; storage_seconds: how long a rank may wait for its storage; task_of: opens the
+    data, once the processes are connected. Returns the exit code: 0 when all steps are made, REQUEUE_EXIT_CODE when a
+    signal or the time limit stopped the run after a checkpoint. Raises ValueError for a user's mistake, RunStopped or
     OSError where the run cannot continue."""
     folder = run_folder.open_folder(config)
     check_room(config, plan, folder)
@@ -71,11 +71,11 @@ def run(
 
 
 def check_room(config: TrainingConfig, plan: RunPlan, folder: Path) -> None:
-    """Raises ValueError where the checkpoints have no room."""
+    """Raise ValueError where the disk has no room for the checkpoints."""
     disk.check_room(folder, config.checkpoint, config.train.steps, checkpoint_bytes(config, plan))
 
 
 def checkpoint_bytes(config: TrainingConfig, plan: RunPlan) -> int:
-    """In fp32: each parameter, the optimizer's moments, and maybe the average of the weights."""
+    """Return a checkpoint's bytes: parameters, the optimizer's moments, and averaged weights if any, in fp32."""
     averaged = isinstance(config, FinetuneConfig) and config.finetune.ema is not None
     return 4 * (1 + plan.engine.moments + averaged) * parameters_of(plan)

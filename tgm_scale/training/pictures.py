@@ -1,8 +1,7 @@
 """Pictures of a fixed few clips, their masks and their reconstructions, every `log.pictures_every` steps.
 
-Nothing random is drawn, so no number of the run is another with them: the clips are the first of an order by the run's
-seed, and their masks have the seeds that the run would give them.
-"""
+Nothing random is drawn, so they change no number of the run: the clips are the first of an order by the run's seed,
+and their masks have the seeds that the run would give them."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from tgm_scale.training.step import PreparedBatch
 
 
 class Pictures:
-    """The clips, read and masked once by the main process. Making one is collective.
+    """The pictured clips, read and masked once by the main process. Drawing a picture is collective.
 
     Raises ValueError on the main process where no clip can be used."""
 
@@ -41,14 +40,15 @@ class Pictures:
             heads = None if part.heads_BASRC is None else part.heads_BASRC.cpu()
             found = clips.keys, clips.video.contiguous(), clips.seeds, heads, masks
         self.names, video, seeds, heads, masks = collectives.broadcast(found)
-        # every rank has all clips: at ZeRO stage 3 weights are gathered layer by layer, by all of them together
+        # every rank has all clips: at ZeRO stage 3 all ranks gather the weights together, layer by layer
         self.video = video.to(device)
         self.sampling = MaskSampling(seeds.to(device), None if heads is None else heads.to(device))
         self.mask = None if masks is None else Mask(*(tokens.to(device) for tokens in masks))
         self.normalise_by = config.objective.normalise_by
 
     def __call__(self, module: Any) -> Image.Image:
-        """Of a `JointModule`, in evaluation mode meanwhile; a learned mask is as it is now. Collective."""
+        """Draw with a `JointModule`, in evaluation mode meanwhile, and with a learned mask as it is now.
+        Collective."""
         was_training = module.training
         module.eval()
         mask = self.mask or module.draw(self.video, self.sampling)
@@ -60,9 +60,9 @@ class Pictures:
 def masked_clips(
     config: Config, plan: RunPlan, corpora: list[Corpus], towers: Towers, device: torch.device
 ) -> tuple[Batch, PreparedBatch, str]:
-    """The clips on the host, prepared on the device (a learned mask is None there), and of what they are.
+    """Return the clips on the host, prepared on the device (a learned mask is None there), and a description of them.
 
-    Raises ValueError where none can be used."""
+    Raises ValueError where no clip can be used."""
     assert plan.masker is not None
     clips, of_what = watched_clips(config, plan, corpora)
     return clips, ClipGuidance(plan.masker, towers, ToDevice(device))(clips), of_what

@@ -9,18 +9,18 @@ import time
 from contextlib import suppress
 
 REQUEUE_EXIT_CODE = 85  # the batch script requeues the job on it; no shell, Python or SLURM code has this number
-_SAME = 1.0  # seconds: a launcher passes Ctrl-C on to those who had it from the terminal already
+_SAME = 1.0  # seconds: a launcher forwards Ctrl-C to processes that had it from the terminal already
 
 
 class StopRequest:
-    """Notes SIGTERM, SIGUSR1 (sent by SLURM before a time limit), SIGHUP (a closed terminal; under nohup it is
-    ignored), the first Ctrl-C, and a limit of wall-clock time.
+    """Record of requests to stop: SIGTERM, SIGUSR1 (sent by SLURM before a time limit), SIGHUP (a closed terminal;
+    ignored under nohup), the first Ctrl-C, and a limit of wall-clock time.
 
-    reports: a signal is reported when it comes, since a step may take minutes more."""
+    reports: whether a signal is reported when it comes, since a step may take minutes more."""
 
     def __init__(self, max_minutes: float | None = None, reports: bool = False) -> None:
         self._reports = reports
-        self.end = "stops with a checkpoint after this step or the next"  # what a stop comes to, in words
+        self.end = "stops with a checkpoint after this step or the next"  # what a stop does, as printed
         self.signal: str | None = None
         self._noted = -math.inf
         self._end = math.inf if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -37,7 +37,7 @@ class StopRequest:
 
     @property
     def reason(self) -> str:
-        """What asked, on this rank."""
+        """Source of the request, as known on this rank."""
         if self.signal is not None:
             return self.signal
         return "train.max_minutes" if self.asked() else "another rank's signal"
@@ -49,6 +49,6 @@ class StopRequest:
         if self._reports and self.signal is None:
             at_once = ", or at once by another Ctrl-C" if number == signal.SIGINT else ""
             said = f"{signal.Signals(number).name}: {self.end}{at_once}\n"
-            with suppress(OSError):  # of a closed terminal
+            with suppress(OSError):  # the terminal is closed
                 os.write(2, said.encode())  # print's buffer may be in use where the signal comes
         self.signal, self._noted = signal.Signals(number).name, time.monotonic()

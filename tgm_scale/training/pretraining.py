@@ -54,7 +54,7 @@ from tgm_scale.training.trainer import Start
 
 
 def pretrain(config: Config) -> int:
-    """Start a run, or resume the one in its folder. Returns and raises as `opening.run`."""
+    """Start a run, or resume the one in its folder. Returns and raises as `opening.run` does."""
     process = find_process()
     plan = plan_pretraining(config, process)
     check(config, plan)
@@ -62,7 +62,7 @@ def pretrain(config: Config) -> int:
 
 
 class Pretraining(Task):
-    """The data, the frozen models and the model, and a step of them."""
+    """The pretraining task: its data, frozen models and model, and its step."""
 
     def __init__(self, config: Config, plan: RunPlan, start: Start):
         self.config, self.folder, self.collectives = config, start.folder, start.collectives
@@ -95,7 +95,7 @@ class Pretraining(Task):
         return module
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """What a learned mask learns may have a learning rate of its own."""
+        """Return parameter groups; a learned mask's parameters may have a learning rate of their own."""
         assert self.plan.masker is not None
         return parameter_groups(module, self.plan.engine.weight_decay, (MASKS, self.plan.masker.recipe.rate))
 
@@ -107,7 +107,7 @@ class Pretraining(Task):
         self.pictures = Pictures(*seen) if self.pictured_every else None
 
     def restored(self, step: int) -> None:
-        """The terms of the objective go on from what they kept."""
+        """Restore the state that the objective's terms keep between steps."""
         term_state.read(self.folder, self.objective, step)
 
     def write_extra_state(self, step: int, retained: list[int]) -> None:
@@ -118,7 +118,7 @@ class Pretraining(Task):
         return clip_loader(self.plan, config.data, config.guidance, config.run.seed, self.corpora, steps)
 
     def ready(self, steps: Steps) -> Iterator[Ready]:
-        """With what the frozen models say of the clips."""
+        """Yield the steps with the frozen models' outputs for their clips."""
         steps = self.guidance.to_device.ahead(steps)
         if self.config.guidance.own_stream:
             guided_batch = prefetch.prefetched(steps, self.guidance.compute, self.process.device)
@@ -171,29 +171,30 @@ class Pretraining(Task):
         return self.guidance.clock.seconds()
 
     def metrics(self) -> dict[str, float]:
-        """Of the guidance; with a warning, once a start, where it says nothing."""
+        """Return the guidance metrics; warn, once per start, where the guidance has no influence."""
         found = self.guidance.metrics()
         self.guidance.warn_once()
         return found
 
     def measure(self) -> dict[str, float]:
-        """The accuracy of nearest neighbours, on a small labelled set."""
+        """Return the accuracy of nearest neighbours on a small labelled set."""
         assert self.neighbours is not None
         return self.neighbours(self.engine.module.model)
 
     def picture(self) -> Image.Image:
-        """Masks and reconstructions of a fixed few clips."""
+        """Draw masks and reconstructions of a fixed few clips."""
         assert self.pictures is not None
         return self.pictures(self.engine.module)
 
 
 def _labelled_data(data: DataConfig, corpus: Corpus) -> str:
-    """The keys by which an evaluation reads labelled clips: the run's own, where its folder has labels and parts."""
+    """Return the overrides by which an evaluation reads labelled clips: the run's own data, where its folder has
+    labels and splits, else placeholders."""
     listing = getattr(corpus, "listing", None)
     if listing is not None and listing.of_folder and listing.chosen and any(one.label for one in listing.entries):
         place = data.corpora()[0].path
         own = LabelledConfig(train=place, test=place, root=data.root, group=data.group, test_groups=data.test_groups)
-        with suppress(ValueError):  # as where no clip of the test has a label
+        with suppress(ValueError):  # for example where no test clip has a label
             for role in PARTS:
                 open_split(own, role)
             group = None if data.group == "group" else data.group
@@ -208,5 +209,5 @@ def _labelled_data(data: DataConfig, corpus: Corpus) -> str:
 
 
 def _words(*given: tuple[str, str | Path]) -> str:
-    """For a shell, whose words YAML reads as these texts."""
+    """Return overrides quoted for a shell, which YAML reads as these texts."""
     return shlex.join(override(key, value) for key, value in given)

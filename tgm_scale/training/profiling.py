@@ -14,28 +14,28 @@ from tgm_scale.config.sections import ProfileConfig
 from tgm_scale.runtime.distributed import ProcessInfo
 
 FOLDER = "profile"
-_ALLOCATIONS = 1_000_000  # that are remembered: torch's own record of more is hundreds of MB
+_ALLOCATIONS = 1_000_000  # kept in the history: torch's record of more is hundreds of MB
 
 
 class Profiler:
-    """Traces the steps that the configuration names, on the main process; on the others, and where it names none,
-    nothing. A trace that cannot be written costs a warning, not the run.
+    """Profiler of the steps that the configuration names, on the main process; it does nothing on the others, or where
+    none are named. A trace that cannot be written costs a warning, not the run.
 
-    The record of the GPU's memory was never run."""
+    The record of the GPU's memory is untested: it was never run."""
 
     def __init__(self, settings: ProfileConfig, folder: Path, process: ProcessInfo):
         self._steps = settings.range() if process.is_main else range(0)
         self._folder, self._on_gpu = folder / FOLDER, process.device.type == "cuda"
         self._trace: Any = None
         self._phase: Any = None
-        self._first = 0  # of the trace under way
+        self._first = 0  # first step of the trace under way
 
     def turns(self, step: int) -> bool:
-        """Whether a trace begins or ends before the step of this number, counted from 1 as in metrics.jsonl."""
+        """Return whether a trace begins or ends before this step, counted from 1 as in metrics.jsonl."""
         return (step in self._steps) != (self._trace is not None)
 
     def turn(self, step: int) -> float:
-        """Begin the trace before this step, or write it. Returns the seconds that it took, which are no step's."""
+        """Begin the trace before this step, or write it. Returns the seconds that it took, which belong to no step."""
         began = time.perf_counter()
         if self._trace is None:
             self._begin(step)
@@ -44,7 +44,7 @@ class Profiler:
         return time.perf_counter() - began
 
     def at(self, step: int, phase: str) -> None:
-        """A phase of a step begins."""
+        """Mark the beginning of a phase of a step."""
         if self._trace is None:
             return
         self._end_phase()
@@ -52,7 +52,7 @@ class Profiler:
         self._phase.__enter__()
 
     def close(self, last: int) -> None:
-        """Write the trace under way, if any, whose last step this is."""
+        """Write the trace under way, if any, with `last` as its last step."""
         if self._trace is None:
             return
         self._end_phase()
@@ -73,12 +73,12 @@ class Profiler:
 
     def _begin(self, step: int) -> None:
         self._first = step
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # below it torch 2.13 tells stderr that a trace begins
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # below it torch 2.13 prints to stderr that a trace begins
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._on_gpu:
             activities.append(torch.profiler.ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=_ALLOCATIONS)
-        # without profile_memory, which warns on a CPU of all that was allocated before
+        # without profile_memory, which on a CPU warns about everything allocated before
         self._trace = torch.profiler.profile(activities=activities, record_shapes=True)
         self._trace.start()
 
@@ -89,7 +89,7 @@ class Profiler:
 
 
 def refuse_beyond(settings: ProfileConfig, steps: int) -> None:
-    """Raises ValueError where a run of so many steps never comes to the last that is to be traced."""
+    """Raise ValueError where a run of so many steps never reaches the last step to be traced."""
     wanted = settings.range()
     if wanted and wanted[-1] > steps:
         raise ValueError(f"profile.steps={settings.steps}: the run has {steps} steps: name some of these")

@@ -1,4 +1,4 @@
-"""What the loop tells of each step: the row of metrics, the digest of its data, the broken samples; and its end."""
+"""Reports of each step: the row of metrics, the digest of its data, the broken samples; and of the end of a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tgm_scale.training.throughput import Throughput
 # in every row, null where the run does not have the term
 _TERMS = ("loss_reconstruction", "loss_contrastive", "contrastive_accuracy", "temperature")
 _ENOUGH_TO_JUDGE = 64  # samples before the share of broken ones can stop a run
-_NONE_WHOLE = 4  # samples, all broken, that can: at a share of 0.1 once in 10,000 runs
+_NONE_WHOLE = 4  # samples that stop a run if all are broken: at a share of 0.1 once in 10,000 runs
 
 
 @dataclass
@@ -32,14 +32,14 @@ class Times:
 
 
 class Reporter:
-    """Words the steps of a run."""
+    """Metrics rows of a run's steps."""
 
     def __init__(self, plan: RunPlan):
         self._clips, self._repeats, self._ranks = plan.layout.global_batch, plan.repeats, plan.layout.world_size
         self._throughput = Throughput(plan.macs_per_clip, plan.device)
 
     def row(self, progress: Progress, result: StepResult, times: Times, learning_rate: float) -> dict[str, Any]:
-        """One line of metrics.jsonl, of the step that `progress` stands after."""
+        """Return one row of metrics.jsonl, for the step that `progress` has just completed."""
         speed = self._clips / times.whole
         values: dict[str, Any] = {
             "step": progress.step,
@@ -63,7 +63,7 @@ class Reporter:
 
 
 def concluded(steps: int, seconds: float, last: dict[str, Any] | None, updates: int) -> str:
-    """How a training ended. steps, seconds: of this start; last: its last row of metrics; updates: of the run."""
+    """Return a training's closing line. steps, seconds: of this start; last: its last metrics; updates: the run's."""
     if last is None:
         return "done: no step was left to make"
     losses = in_words(last)
@@ -77,9 +77,11 @@ def concluded(steps: int, seconds: float, last: dict[str, Any] | None, updates: 
 def count_problems(
     skipped: dict[str, int], problems: list[Problem], seen: int, limit: float, last: bool
 ) -> dict[str, int]:
-    """Samples left out so far by reason, the new ones added. Raises ValueError where too many are broken:
-    once there are enough to judge, in the last step, and early where none was whole. Those of `JUDGED_BEFORE` are not
-    broken."""
+    """Return the samples left out so far by reason, the new ones added. Those of `JUDGED_BEFORE` do not count as
+    broken.
+
+    Raises ValueError where too many are broken: once there are enough to judge, in the last step, and early where none
+    was whole."""
     counts = Counter(skipped) + Counter(problem.reason for problem in problems)
     broken = Counter({reason: count for reason, count in counts.items() if reason not in JUDGED_BEFORE})
     judged = last or seen >= _ENOUGH_TO_JUDGE or broken.total() >= max(seen, _NONE_WHOLE)

@@ -1,14 +1,13 @@
 """One optimiser step over a global batch: forward, the terms of the objective, backward, update.
 
 Shapes: A micro steps of accumulation, W ranks, B clips of one micro batch, G clips of all ranks and some micro steps,
-N tokens of a clip, E embedding width, F width of the tower's features, T clip terms, L learned numbers of a coupled
-term, M numbers that a step reports. The clip (a, r, b) has place a * W * B + r * B + b in the global batch, whatever
-A, W and B are.
+N tokens of a clip, E embedding width, F width of the tower's features, T clip terms, L learned parameters of a coupled
+term, M metrics of a step. The clip (a, r, b) has place a * W * B + r * B + b in the global batch, whatever A, W and B
+are.
 
 Coupled terms compare clips of other ranks and micro steps: grad_cache.py computes their gradients. Where all negatives
-of a clip are in its own micro step one forward pass is enough; otherwise a pass without gradient finds the embeddings
-first.
-"""
+of a clip are in its own micro step, one forward pass is enough; otherwise a pass without gradient computes the
+embeddings first."""
 
 from __future__ import annotations
 
@@ -40,12 +39,12 @@ class PreparedBatch:
     """A micro batch on the device with its mask and caption embeddings."""
 
     batch: Batch
-    mask: Mask | None  # None: a learned one, which the module draws
+    mask: Mask | None  # None: a learned mask, drawn by the module
     text_BE: Tensor | None
     caption_ids_B: Tensor
-    hashes_B: Tensor  # int64, of each clip's caption and crop (data_digest.clip_hashes)
+    hashes_B: Tensor  # int64, one per clip, of all but its mask (data_digest.clip_hashes)
     features_BNF: Tensor | None = None  # of the frozen image tower, for the terms that need them
-    heads_BASRC: Tensor | None = None  # attention of its heads, for a mask that is learned from it
+    heads_BASRC: Tensor | None = None  # attention of the tower's heads, for a mask learned from it
 
     @property
     def sampling(self) -> MaskSampling:
@@ -53,7 +52,7 @@ class PreparedBatch:
 
 
 class JointStep:
-    """Runs global steps on an engine. Every call is collective."""
+    """Global optimiser steps on an engine. Every call is collective."""
 
     def __init__(self, engine: Any, process: ProcessInfo, layout: BatchLayout, objective: Objective):
         self.engine, self.process, self.accumulation = engine, process, layout.accumulation
@@ -63,8 +62,8 @@ class JointStep:
         self.one_pass = (layout.micro_batch * process.world_size) % self.group == 0
 
     def __call__(self, micro: list[PreparedBatch], valid: float, limit: float = math.inf) -> StepResult:
-        """One update, or none where the loss is above `limit` or anything is not finite: then weights and moments
-        stay as they were.
+        """Make one update, or none where the loss exceeds `limit` or any value is not finite: weights and moments then
+        stay unchanged.
 
         `valid` is the number of unbroken clips in the global batch."""
         assert len(micro) == self.accumulation
@@ -101,7 +100,7 @@ class JointStep:
     def _pass(
         self, part: PreparedBatch, mask: Mask | None, embed_only: bool = False
     ) -> tuple[JointOutput, Mask | None]:
-        """Through the engine, and the mask that was used. Where only embeddings are wanted nothing is decoded."""
+        """Run one pass through the engine. Returns output and mask used. With `embed_only` nothing is decoded."""
         batch, features = part.batch, None if embed_only else part.features_BNF
         if self.learned_mask:
             given = (None, None) if mask is None else (mask.visible, mask.target)
@@ -112,25 +111,25 @@ class JointStep:
         return self.engine(batch.video, mask.visible, target, features, embed_only=embed_only), mask
 
     def _digest(self, micro: list[PreparedBatch], masks: list[Mask | None]) -> Tensor:
-        """Float64 scalar, a whole number below 2**53: stands for clips, captions, crops and masks."""
+        """Return a digest of clips, captions, crops and masks: a float64 scalar, a whole number below 2**53."""
         sums = [data_digest.with_masks(part.hashes_B, mask) for part, mask in zip(micro, masks) if mask is not None]
         return data_digest.of_rank(sums)
 
     def _of_clips(self, errors_TB: Tensor | None, weight_B: Tensor, whole: float, errors_T: Tensor) -> Tensor:
-        """The clip terms' part of a micro step's loss; their means are added to `errors_T`."""
+        """Return the clip terms' part of a micro step's loss, and add their means to `errors_T`."""
         loss = torch.zeros((), device=self.process.device)
         for index, name in enumerate(self.objective.clip):
             assert errors_TB is not None
             # not a product: a broken clip's error may be anything
             error = torch.where(weight_B > 0, errors_TB[index], 0.0).sum() / whole
             errors_T[index] += error.detach()
-            # a sum over the global batch, where the engine takes means over ranks and micro steps
+            # for a sum over the global batch: the engine takes means over ranks and micro steps
             factor = self.objective.weights[name] * self.process.world_size * self.accumulation
             loss = loss + factor * error
         return loss
 
     def _by_term(self, numbers: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """The learned numbers of the coupled terms that have some."""
+        """Return the learned parameters by coupled term, for the terms that have any."""
         return dict(zip((name for name, term in self.coupled.items() if term.initial_values), numbers, strict=True))
 
     def _first_pass(self, micro: list[PreparedBatch], cache: GradCache) -> list[Mask | None]:
@@ -141,8 +140,8 @@ class JointStep:
         return list(masks)
 
     def _metrics(self, errors_T: Tensor, digest: Tensor, coupled: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Float64 scalars on the device by column, the same on every rank: the clip terms and the digest, summed over
-        the ranks, and what is of the coupled terms, which is equal on all ranks and is taken from rank 0."""
+        """Return metrics by column, float64 scalars on the device, equal on every rank: clip terms and digest are
+        summed over the ranks; those of the coupled terms are equal on all ranks already, and are taken from rank 0."""
         own = {column(name): error for name, error in zip(self.objective.clip, errors_T)}
         own[_DIGEST] = digest
         own |= coupled

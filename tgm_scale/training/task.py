@@ -14,22 +14,22 @@ from torch import nn
 from tgm_scale.contracts import Batch
 from tgm_scale.planning.run_plan import RunPlan
 
-Steps = Iterable[tuple[int, list[Batch]]]  # the number of steps made before, and the step's micro batches
+Steps = Iterable[tuple[int, list[Batch]]]  # steps made before, and the step's micro batches
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of one step over the global batch. None: the task has no such figure."""
+    """Results of one step over the global batch. None: the task has no such value."""
 
     loss: float | None  # None: no clip of the step had weight
     grad_norm: float | None  # before clipping; None where it is not finite
-    refusal: str | None  # as update.Outcome
-    digest: float = 0.0  # of the data of all ranks
+    refusal: str | None  # as in update.Outcome
+    digest: float = 0.0  # over the data of all ranks
     metrics: dict[str, float] = field(default_factory=dict)  # of the objective's terms, by column of metrics.jsonl
 
     @classmethod
     def without_clips(cls, digest: float) -> StepResult:
-        """Of a step in which no clip had weight: no loss, and no update."""
+        """Return the result of a step in which no clip had weight: no loss, and no update."""
         return cls(loss=None, grad_norm=None, refusal=None, digest=digest)
 
     @property
@@ -38,11 +38,11 @@ class StepResult:
 
 
 class Ready(NamedTuple):
-    """A step whose clips are there."""
+    """A step whose clips are loaded."""
 
     step: int  # steps made before
     batches: list[Batch]  # this rank's micro batches, on the host
-    prepare: Callable[[], list[Any]]  # gives what `Task.step` takes, one for each micro batch
+    prepare: Callable[[], list[Any]]  # returns the input of `Task.step`, one item per micro batch
 
 
 class Task(ABC):
@@ -54,69 +54,70 @@ class Task(ABC):
 
     @abstractmethod
     def module(self, newest: Path | None) -> nn.Module:
-        """What is trained, with its first weights. newest: the checkpoint that is restored then; None in a new run."""
+        """Return the module to train, with first weights. newest: the checkpoint restored next; None in a new run."""
 
     def groups(self, module: nn.Module) -> list[dict[str, Any]] | None:
-        """Groups of parameters, as `build_engine` takes them; None: its own."""
+        """Return groups of parameters, as `build_engine` takes them; None: the engine's default."""
         return None
 
     @abstractmethod
     def begin(self, engine: Any) -> None:
-        """Called once the engine exists, with the weights that this start resumes from."""
+        """Receive the engine once it exists, with the weights that this start resumes from."""
 
     def restored(self, step: int) -> None:  # noqa: B027 - nothing by default
-        """The engine was set to the checkpoint of a step, at a start or by a rollback: so is what lies beside it."""
+        """Restore what is stored beside a step's checkpoint, which the engine was set to (at a start, or by a
+        rollback)."""
 
     @abstractmethod
     def loader(self, steps: range) -> Steps:
-        """This rank's batches of these steps."""
+        """Return this rank's batches of these steps."""
 
     @abstractmethod
     def ready(self, steps: Steps) -> Iterator[Ready]:
-        """The steps of `loader`, less the samples that the run leaves out, with what is made ready ahead of a step.
-        Clips that the task cannot use get weight 0 here, and are named."""
+        """Yield these steps of `loader`, from which the skip list is left out already, with the work prepared ahead of
+        each. Clips that the task cannot use get weight 0 here, and are named."""
 
     @abstractmethod
     def step(self, micro: list[Any], valid: float, limit: float) -> StepResult:
-        """One update, or none where the loss is above `limit` (-inf: none in any case) or anything is not finite.
+        """Make one update, or none where the loss exceeds `limit` (-inf: never an update) or any value is not finite.
 
-        valid: clips of the global batch with weight, of all ranks."""
+        valid: clips with weight in the global batch, over all ranks."""
 
     @abstractmethod
     def checkpoint_metadata(self) -> dict[str, Any]:
-        """What a reader of a checkpoint needs in addition to the tensors."""
+        """Return what a reader of a checkpoint needs besides the tensors."""
 
     def write_extra_state(self, step: int, retained: list[int]) -> None:  # noqa: B027 - nothing by default
-        """Write what belongs to the checkpoint of a step, which is written next, and drop what belonged to those that
-        are gone; `retained`: the steps of those that are there. Main process only; may raise OSError."""
+        """Write the state that belongs to a step's checkpoint, which is written next, and delete that of checkpoints
+        that are gone. retained: the steps of existing checkpoints. Main process only; may raise OSError."""
 
     @abstractmethod
     def data_metadata(self) -> list[dict[str, Any]]:
-        """What RUN/data.json says. Main process only."""
+        """Return the content of RUN/data.json. Main process only."""
 
     @abstractmethod
     def introduce(self, start: int) -> None:
-        """Print what the run reads and will do, from this step on. Main process only."""
+        """Print what the run reads, and what it will do from step `start` on. Main process only."""
 
     @abstractmethod
     def what_next(self) -> str:
-        """Printed at the end: what comes after the training. Main process only."""
+        """Return the text, printed at the end, on what comes after the training. Main process only."""
 
     def guidance_seconds(self) -> float:
-        """Seconds that the device spent on frozen models since the last call."""
+        """Return the seconds that the device spent on frozen models since the last call."""
         return 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Of this process's clips since the last call, for metrics.jsonl. Main process only."""
+        """Return metrics of this process's clips since the last call, for metrics.jsonl. Main process only."""
         return {}
 
     def measure(self) -> dict[str, float]:
-        """What is measured every `measured_every` steps, for metrics.jsonl."""
+        """Return the measurements made every `measured_every` steps, for metrics.jsonl."""
         return {}
 
     def picture(self) -> Image.Image | None:
-        """What is drawn every `pictured_every` steps; the main process's is kept."""
+        """Return the picture drawn every `pictured_every` steps; the main process's is kept."""
         return None
 
     def finish(self) -> None:  # noqa: B027 - nothing by default
-        """After the last step and its checkpoint, once the watchdog is gone."""
+        """Finish the task after the last step and its checkpoint, when the watchdog has ended."""

@@ -1,4 +1,4 @@
-"""What terms of the objective keep from step to step, such as the queue of `nearest`: beside each checkpoint."""
+"""State that terms of the objective keep between steps, such as the queue of `nearest`, stored beside checkpoints."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from tgm_scale.objectives.terms import Objective
 
 
 def write(folder: Path, objective: Objective, step: int, retained: list[int]) -> None:
-    """As `beside.write`; nothing where no term keeps anything. May raise OSError."""
+    """Write the terms' state, as `beside.write` does; nothing where no term keeps any. May raise OSError."""
     kept = {f"{name}.{key}": value for name, term in objective.coupled.items() for key, value in term.state().items()}
     if kept:
         beside.write(folder, beside.TERMS, step, retained, kept)
 
 
 def read(folder: Path, objective: Objective, step: int) -> None:
-    """Set the terms to what they kept at a checkpoint. Raises ValueError where that is missing or of other terms."""
+    """Restore the terms' state at a checkpoint. Raises ValueError where it is missing or of other terms."""
     keeping = {name: term for name, term in objective.coupled.items() if term.state()}
     if not keeping:
         return

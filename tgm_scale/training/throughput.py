@@ -20,12 +20,12 @@ class Throughput:
     device: torch.device
 
     def mfu(self, clips_per_second_per_rank: float) -> float | None:
-        """In [0, 1]; None on a CPU or a GPU whose peak is not listed."""
+        """Return the MFU, in [0, 1]; None on a CPU or a GPU whose peak is not listed."""
         if self.device.type != "cuda":
             return None
         card = of_device(torch.cuda.get_device_name(self.device))
         return None if card is None else 6 * self.macs_per_clip * clips_per_second_per_rank / card.peak
 
     def device_memory_gb(self) -> float | None:
-        """The most that this rank's tensors have taken of its GPU so far, GB; None on a CPU."""
+        """Return the peak memory of this rank's tensors on its GPU so far, GB; None on a CPU."""
         return None if self.device.type != "cuda" else torch.cuda.max_memory_allocated(self.device) / 1e9

@@ -38,7 +38,7 @@ from tgm_scale.training.watchdog import ASIDE, Watchdog
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run: its folder, its processes, and what may end it."""
+    """One start of a run: its folder, its processes, and its stop conditions."""
 
     folder: Path
     collectives: HostCollectives
@@ -47,7 +47,7 @@ class Start:
 
 
 class _Synchronised(NamedTuple):
-    """What the ranks exchanged before an update."""
+    """Values that the ranks exchange before an update."""
 
     valid: float  # clips with weight
     broken: bool  # whether any is broken
@@ -56,7 +56,7 @@ class _Synchronised(NamedTuple):
 
 
 class Trainer:
-    """Trains a task from the newest checkpoint, or from the beginning. The constructor is collective."""
+    """Trainer of a task, from the newest checkpoint or from the beginning. The constructor is collective."""
 
     def __init__(self, config: TrainingConfig, task: Task, start: Start):
         self.config, self.task, self.start = config, task, start
@@ -79,28 +79,28 @@ class Trainer:
         self.guard = Guard(config.faults, self.folder, self.collectives)
         self.reporter = Reporter(plan)
         self.profiler = Profiler(config.profile, self.folder, process)
-        self.metrics: Metrics | None = None  # of the main process, while steps are made
-        self.last: dict[str, Any] | None = None  # row of metrics, of the last step that this start made
+        self.metrics: Metrics | None = None  # main process only, while steps are made
+        self.last: dict[str, Any] | None = None  # metrics row of the last step that this start made
         self._restore_task()
         if process.is_main:
             run_folder.write_start(self.folder, config, task.data_metadata(), plan.facts(), self.progress.step)
             task.introduce(self.progress.step)
 
     def train(self) -> int:
-        """Make the steps that are left. Returns the exit code."""
+        """Make the remaining steps. Returns the exit code."""
         began, first = time.monotonic(), self.progress.step
         settings = self.config.log.wandb if self.process.is_main else None
         with garbage.paused(), boards.others(self.folder, self.config, settings) as self.boards:
             while (code := self._train_until_rollback()) is None:
                 self._roll_back()
-            self.watchdog.at(self.progress.step, ASIDE)  # what waits to be sent may take a while
+            self.watchdog.at(self.progress.step, ASIDE)  # sending what is queued may take a while
         if self.process.is_main and not code:
             made, seconds = self.progress.step - first, time.monotonic() - began
             print(f"{concluded(made, seconds, self.last, self.progress.updates)}. {self.task.what_next()}", flush=True)
         return code
 
     def _train_until_rollback(self) -> int | None:
-        """Steps from where the run stands to its end or a stop: the exit code; or to a rollback: None."""
+        """Make steps until the end or a stop, and return the exit code; return None where a rollback is due."""
         if self.process.is_main:
             self.metrics = Metrics(self.folder, self.progress.step, self.config.log.tensorboard, self.boards)
         try:
@@ -158,12 +158,12 @@ class Trainer:
         return 0
 
     def _begin_phase(self, made: int, phase: str) -> None:
-        """A phase of the step after so many begins."""
+        """Mark the beginning of a phase of the step after `made` steps."""
         self.watchdog.at(made, phase)
         self.profiler.at(made + 1, phase)
 
     def _turn_trace(self) -> float:
-        """Begin or write a trace where the next step asks for it. Returns the seconds that it took."""
+        """Begin or write a trace where one begins or ends before the next step. Returns the seconds that it took."""
         made = self.progress.step
         if not self.profiler.turns(made + 1):
             return 0.0
@@ -171,14 +171,14 @@ class Trainer:
         return self.profiler.turn(made + 1)
 
     def _ready(self) -> Iterator[Ready]:
-        """The steps that are left, without the samples on the skip list."""
+        """Return the remaining steps, without the samples on the skip list."""
         loader = self.task.loader(range(self.progress.step, self.steps))
         return self.task.ready(self.guard.without_skipped(loader))
 
     def _synchronise(
         self, ready: Ready, broken: int, death: WorkerDied | StoppedWaiting | None, first: int
     ) -> _Synchronised:
-        """All ranks learn what each has met. Where a data worker died, all save and end the same way. Collective."""
+        """Exchange what each rank has met. Where a data worker died, all ranks save and end alike. Collective."""
         valid = sum(float(batch.weight.sum()) for batch in ready.batches)
         dead, stopped = isinstance(death, WorkerDied), isinstance(death, StoppedWaiting)
         own = [valid, broken, self.start.stop.asked(), self.saver.written(), dead, stopped]
@@ -193,7 +193,7 @@ class Trainer:
         return _Synchronised(valid, broken_of_all > 0, stopping > 0, given_up > 0)
 
     def _stopped(self, line: ProgressLine, first: int) -> int:
-        """End between two steps, since clips did not come: what was made is saved. Collective."""
+        """End between two steps because clips did not arrive, after saving the steps made. Collective."""
         if self.progress.step > first:
             self._save(last=True)
         if self.process.is_main:
@@ -204,13 +204,13 @@ class Trainer:
         return REQUEUE_EXIT_CODE
 
     def _step(self, micro: list[Any], valid: float) -> StepResult:
-        """The update; where no clip has weight none is made: weight decay and momentum would move the weights."""
+        """Make the update, except where no clip has weight: weight decay and momentum would move the weights."""
         if valid:
             return self.task.step(micro, valid, self.guard.limit())
         return StepResult.without_clips(self.task.step(micro, valid, limit=-math.inf).digest)
 
     def _due(self, every: int | None) -> bool:
-        """Whether what the task does aside every so many steps comes after this one; it does so next."""
+        """Return whether the task's work of every `every` steps is due now; if so, begin the phase `ASIDE` for it."""
         if every is None or self.progress.step % every:
             return False
         self.watchdog.at(self.progress.step, ASIDE)
@@ -224,7 +224,7 @@ class Trainer:
     def _log_step(
         self, line: ProgressLine, result: StepResult, times: Times, learning_rate: float, measured: dict[str, float]
     ) -> None:
-        """The step's row of metrics, and the line of progress."""
+        """Write the step's row of metrics, and show the progress line."""
         if self.metrics is not None:
             self.last = self.reporter.row(self.progress, result, times, learning_rate)
             self.metrics.write(self.last | self.task.metrics() | measured)
@@ -236,7 +236,7 @@ class Trainer:
                 line.say(f"warning: step {self.progress.step}: its update was skipped: {why}")
 
     def _count_problems(self, own: list[Problem]) -> None:
-        """Every rank's broken samples of this step, named and counted. Raises ValueError where they are too many."""
+        """Collect and count every rank's broken samples of this step. Raises ValueError where there are too many."""
         named = [problem for rank in self.collectives.gather(own) for problem in rank]
         if self.metrics is not None:
             self.metrics.log_problems(self.progress.step, named)
@@ -251,7 +251,7 @@ class Trainer:
         self.watchdog.at(step, "checkpoint")
         if self.metrics is not None:
             self.metrics.flush()
-        self.saver.finish()  # the one before is a checkpoint from here on, and what lies beside it stays
+        self.saver.finish()  # completes the previous checkpoint, so that the state beside it is retained
         if error := self.collectives.broadcast(self._write_extra_state(step) if self.process.is_main else None):
             raise OSError(error)
         self.saver.begin(self.engine, self.progress, self.task.checkpoint_metadata())
@@ -267,13 +267,13 @@ class Trainer:
         return None
 
     def _restore_task(self) -> None:
-        """From the checkpoint that the engine was set to, if any."""
+        """Restore the task and the guard from the checkpoint that the engine was set to, if any."""
         if self.progress.step:
             self.task.restored(self.progress.step)
         self.guard.begin(self.progress)
 
     def _roll_back(self) -> None:
-        """Back to the last checkpoint, without the samples of the refused steps. Raises Diverged after too many."""
+        """Return to the last checkpoint, and leave out the refused steps' samples. Raises Diverged after too many."""
         self.watchdog.at(self.progress.step, "checkpoint")  # reads one, and may wait for one to be written
         self.saver.finish()
         resume = Resume(self.folder, self.collectives)

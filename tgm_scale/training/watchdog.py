@@ -1,8 +1,8 @@
-"""Names a dead or hung rank and stops the others within a minute.
+"""Detection of a dead or hung rank, which is named, and the others stopped, within a minute.
 
 A thread of every rank writes a heartbeat with its step and phase to RUN/ranks/NNNNN. If a rank makes no progress for
 too long, its thread reads the others' files: it waits for the ranks that are behind it, or whose own thread is silent.
-The files also have the seconds that each rank spends in each phase."""
+The files also hold the seconds that each rank spends in each phase."""
 
 from __future__ import annotations
 
@@ -24,44 +24,42 @@ from tgm_scale.runtime.files import replace_file
 from tgm_scale.runtime.outside.json_text import json_object
 
 PHASES = ("data", "guidance", "meeting", "update", "checkpoint", "aside")
-ASIDE = PHASES[-1]  # what no step needs: a measurement, a trace; its time is not told
+ASIDE = PHASES[-1]  # work that no step needs: a measurement, a trace; its time is not reported
 _UNHURRIED = PHASES[-2:]
-_BEAT = 5.0  # seconds from one look to the next
+_BEAT = 5.0  # seconds between heartbeats
 _OPENING = 6 * 3600.0  # seconds until the data is open: shards without an index are read through once, by rank 0
-_LONG_PHASE = (
-    1800.0  # seconds for a checkpoint or what is done aside, and for the first steps of a start with their compilation
-)
-_DECAY = 0.98  # of the seconds that are told, by step: they are of the last 50 steps or so
-_MEDIANS = 10  # times what a step usually takes: no hang
-_STEPS = 20  # that tell what a step usually takes
-_NAMED = 8  # of many ranks
-NAMING = 64  # ranks that look who is waited for: all of 4,096 would open 17 million files at once, twice
+_LONG_PHASE = 1800.0  # seconds for a checkpoint, for `ASIDE`, and for the first steps of a start, which compile
+_DECAY = 0.98  # per step, of the reported seconds: they cover about the last 50 steps
+_MEDIANS = 10  # times the usual seconds of a step: below that, no hang
+_STEPS = 20  # whose median is the usual seconds of a step
+_NAMED = 8  # ranks at most
+NAMING = 64  # ranks that look for the stalled one: all of 4,096 would open 17 million files at once, twice
 HUNG_EXIT_CODE = 86
 
 
 def group_seconds(hang_seconds: float, storage_seconds: float) -> float:
-    """The timeout of collectives in a run: none ends before the watchdog, which says who is waited for, unless a usual
-    step takes more than half an hour (`_MEDIANS`)."""
+    """Return the timeout of collectives in a run. None expires before the watchdog, which names the rank that is
+    waited for, unless a usual step takes more than half an hour (`_MEDIANS`)."""
     return max(_OPENING, hang_seconds + storage_seconds) + 60 * _BEAT
 
 
 class PhaseTimeout:
-    """How long a rank may stay in one phase of a step.
+    """Limit on the time that a rank may stay in one phase of a step.
 
     The first two steps of every start compile, tune kernels and start the workers: half an hour, as for a checkpoint.
-    Else `hang_seconds`, or 10 times what a step of this start usually takes where that is longer: a large model's
-    update on few GPUs takes minutes. While clips or other ranks are waited for, `storage_seconds` more: as long a
-    server may be down."""
+    Otherwise `hang_seconds`, or 10 times the usual step of this start where that is longer: a large model's update on
+    few GPUs takes minutes. While clips or other ranks are waited for, `storage_seconds` more: a server may be down
+    that long."""
 
     def __init__(self, hang_seconds: float, storage_seconds: float = 0.0):
         self.hang_seconds, self.storage_seconds = hang_seconds, storage_seconds
         self._first: int | None = None
         self._at = (0, PHASES[0], 0.0)
         self._steps: deque[float] = deque(maxlen=_STEPS)  # seconds of each, without checkpoints
-        self._spent = 0.0  # of the step under way
+        self._spent = 0.0  # in the step under way
 
     def limit(self, step: int, phase: str, now: float) -> tuple[float, str]:
-        """A phase of a step begins: its bound in seconds, and the bound with its reason in words."""
+        """Begin a phase of a step. Returns its limit in seconds, and the limit with its reason as text."""
         before, last, since = self._at
         self._first = step if self._first is None else self._first
         self._at = (step, phase, now)
@@ -84,7 +82,7 @@ class PhaseTimeout:
 
 
 class Watchdog:
-    """One per start; the training thread calls `at(step, phase)`, which costs nothing.
+    """Watchdog of one start; the training thread calls `at(step, phase)`, which costs nothing.
 
     stop: called, from the watchdog's thread, with the reason why the run should save a checkpoint and end."""
 
@@ -105,19 +103,20 @@ class Watchdog:
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._first: int | None = None
         self._beats = 0
-        self._seen: tuple[float, float, dict[int, dict]] = (-1.0, 0.0, {})  # since when it waits; the others, and when
+        # start of the wait; when the others' files were read; their heartbeats
+        self._seen: tuple[float, float, dict[int, dict]] = (-1.0, 0.0, {})
         self._complained = False
         self._stopped = threading.Event()
-        self._lock = threading.Lock()  # of the file: both threads write it
+        self._lock = threading.Lock()  # for the file: both threads write it
         self._write("running")
         threading.Thread(target=self._watch, daemon=True).start()
 
     def opened(self) -> None:
-        """The data is open, on all ranks: what follows is bounded as a first step is."""
+        """Note that the data is open on all ranks: what follows has the time limit of a first step."""
         self._where = (0, PHASES[0], time.monotonic(), (_LONG_PHASE, "half an hour before the first step"))
 
     def at(self, step: int, phase: str) -> None:
-        """This rank begins a phase of a step."""
+        """Begin a phase of a step on this rank."""
         now = time.monotonic()
         self._first = step if self._first is None else self._first
         if step > self._first + 1:  # the first one compiles, and starts the workers
@@ -134,16 +133,16 @@ class Watchdog:
             self._seconds[taken_from] -= seconds
 
     def end(self, state: str) -> None:
-        """Stop watching, with a last state: 'done', 'stopped by ...', 'failed' (also where a rank stops because of
-        another)."""
+        """Stop watching, with a last state: 'done', 'stopped by ...', 'failed' (also because of another rank)."""
         with self._lock:
             self._stopped.set()
         self._update(state)
 
     def stalled_ranks(self, earlier: dict[int, dict] | None = None) -> str:
-        """The ranks that this rank waited for, in words: those that did not say they stopped, or lag behind it.
+        """Return a text naming the ranks that this rank waited for: those that are silent without having stopped, are
+        absent, or lag behind it.
 
-        earlier: the ranks two beats ago; default: they are read now, and again after two beats."""
+        earlier: the heartbeats two beats ago; default: they are read now, and again after two beats."""
         if self.process.rank >= NAMING:
             return f"those that the ranks below {NAMING} name"
         if earlier is None:
@@ -164,7 +163,7 @@ class Watchdog:
         return "; ".join([*texts, *more])
 
     def _watch(self) -> None:
-        """The thread: writes heartbeats and checks progress; if it fails, the run stops."""
+        """Write heartbeats and check progress, in the watchdog's thread; if it fails, the run stops."""
         while not self._stopped.wait(_BEAT):
             try:
                 with self._lock:
@@ -179,7 +178,7 @@ class Watchdog:
                 raise
 
     def _update(self, state: str) -> None:
-        """Write where this rank is. A run folder that is gone ends the run; a full disk is the training's to meet."""
+        """Write this rank's heartbeat. A missing run folder ends the run; a full disk is the training's to handle."""
         try:
             if _identity(self.folder.parent) != self._run:  # a checkpoint may have made it anew
                 self._stop(f"its run folder {self.folder.parent}, which was moved or deleted")
@@ -209,12 +208,12 @@ class Watchdog:
             os._exit(HUNG_EXIT_CODE)
 
     def _others(self) -> dict[int, dict]:
-        """The heartbeats of the other ranks of this start, as far as there are any."""
+        """Return the heartbeats of the other ranks, where readable."""
         beats = {}
         for rank in range(self.process.world_size):
             file = self.folder / f"{rank:05d}"
             if rank != self.process.rank:
-                with suppress(OSError, ValueError):  # not there, or of an earlier start and damaged
+                with suppress(OSError, ValueError):  # missing, or damaged and of an earlier start
                     beats[rank] = json_object(file)
         return beats
 
@@ -235,7 +234,7 @@ class Watchdog:
             "seconds": self._seconds,
             "waiting": [wait._asdict() for wait in patience.all_waits()[:_NAMED]],  # for shards
         }
-        # not synced: 500 ranks would sync 100 times a second, and after a reboot nobody wants to know
+        # not synced: 500 ranks would sync 100 times a second, and after a reboot nobody needs them
         replace_file(self.folder / f"{self.process.rank:05d}", json.dumps(beat), durable=False)
 
 
@@ -248,7 +247,7 @@ def _rank_text(rank: int, beat: dict | None) -> str:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Device and inode of a folder; None if there is none of this name."""
+    """Return device and inode of a folder; None if there is none of this name."""
     try:
         found = folder.stat()
     except FileNotFoundError:
