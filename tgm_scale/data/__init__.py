@@ -1,1 +1,1 @@
-"""From annotations and videos to batches of clips."""
+"""Data pipeline: from annotations and videos to batches of clips."""

@@ -1,1 +1,1 @@
-"""Frozen towers and what they compute for a clip: caption embeddings, relevance, attention, parts, flow."""
+"""Frozen towers and their outputs for a clip: caption embeddings, relevance, attention, parts, flow."""

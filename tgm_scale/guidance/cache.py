@@ -1,9 +1,10 @@
 """Relevance maps stored in a shard with their clip, as the member `tgm.npy`.
 
 A member holds the maps of a sample's captions, on the tower's grid over whole frames, with the times of the frames and
-a fingerprint of the towers and settings that made them. It is one .npy record of plain numbers: nothing is unpickled.
+a fingerprint of the towers and settings that produced them. It is one .npy record of plain numbers: nothing is
+unpickled.
 
-Shapes: K captions, F frames that were scored, T frames asked for, h x w patches.
+Shapes: K captions, F scored frames, T requested frames, h x w patches.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ EXTENSION = "tgm.npy"
 
 
 def fingerprint(folder: str | Path, scorer: str, resolution: int | None) -> str:
-    """Names the model's files, byte for byte, and the settings of guidance that shape a map: 32 hexadecimal digits."""
+    """Return a digest of the model's files and of the guidance settings that affect a map: 32 hexadecimal digits."""
     digest = hashlib.blake2b(f"{scorer} {resolution}".encode(), digest_size=16)
     for file in model_files(folder):
         digest.update(file.name.encode())
@@ -33,11 +34,11 @@ def fingerprint(folder: str | Path, scorer: str, resolution: int | None) -> str:
 
 
 class UnreadableMaps(Exception):
-    """A member that is not a record of maps: bad data, of one sample."""
+    """Member that is not a record of maps: bad data of one sample."""
 
 
 def pack(maps_KFhw: NDArray[np.floating], seconds_F: NDArray[np.floating], made_by: str) -> bytes:
-    """The member's bytes: float16 maps, the frames' times in the clip, ascending, and the fingerprint."""
+    """Return the member's bytes: float16 maps, the frames' times in the clip, ascending, and the fingerprint."""
     fields = np.dtype([("fingerprint", "S32"), ("seconds", "<f4", seconds_F.shape), ("maps", "<f2", maps_KFhw.shape)])
     record = np.array((made_by.encode(), seconds_F, maps_KFhw), dtype=fields)
     stream = io.BytesIO()
@@ -47,13 +48,13 @@ def pack(maps_KFhw: NDArray[np.floating], seconds_F: NDArray[np.floating], made_
 
 @dataclass(frozen=True)
 class RelevanceCache:
-    """Reads members that were made with the towers and settings of this run."""
+    """Reader of members that were made with the towers and settings of this run."""
 
     wanted: str  # fingerprint
-    one_of: int = 1  # the middle one of so many frames that follow one another stands for them; 1: each for itself
+    one_of: int = 1  # the middle one of this many consecutive frames stands for them; 1: each for itself
 
     def read(self, member: bytes, caption: int, seconds_T: NDArray[np.floating]) -> NDArray[np.float32]:
-        """The maps of one caption at the scored frames nearest the given times: float32 [T, h, w].
+        """Return the maps of one caption at the scored frames nearest the given times: float32 [T, h, w].
 
         T is a multiple of `one_of`. Raises UnreadableMaps for a broken member, and ValueError where other towers or
         settings made it."""
@@ -78,7 +79,7 @@ class RelevanceCache:
 
 
 def _record(member: bytes) -> tuple[str, NDArray[np.floating], NDArray[np.floating]]:
-    """Fingerprint, times [F] and maps [K, F, h, w]. Raises ValueError for all that is no such record."""
+    """Return fingerprint, times [F] and maps [K, F, h, w]. Raises ValueError for anything but such a record."""
     record = array_of(member)
     if record.shape or set(record.dtype.names or ()) != {"fingerprint", "seconds", "maps"}:
         raise ValueError(f"wanted one record of fingerprint, seconds and maps, found {str(record.dtype)[:200]}")

@@ -1,10 +1,10 @@
-"""Optical flow from every frame of a clip to its neighbour on the side of the base frame, for flow-guided masking.
+"""Optical flow from every frame of a clip to its neighbour towards the base frame, for flow-guided masking.
 
-`dis`: Dense Inverse Search of OpenCV (arXiv 1603.03590), on the CPU, without weights: 135 ms a clip of 16 frames at
-224, so the data workers compute it (`dis_to_base`). Else a file of weights of torchvision's RAFT, small or large
+`dis`: OpenCV's Dense Inverse Search (arXiv 1603.03590), on the CPU, without weights: 135 ms a clip of 16 frames at
+224, so the data workers compute it (`dis_to_base`). Otherwise a weights file of torchvision's RAFT, small or large
 (arXiv 2003.12039), on the towers' device.
 
-Shapes: B clips, T frames of H x W pixels, N pairs of frames, h x w places of the flow.
+Shapes: B clips, T frames of H x W pixels, N pairs of frames, h x w cells of the flow.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from tgm_scale.runtime.files import like
 from tgm_scale.runtime.tensors import weights_of
 
 PLACES_PER_TOKEN = 2  # of the flow's grid, along each side
-DIS_SIDE = 112  # pixels of a frame's longer side: a flow of two places a token needs no more
+DIS_SIDE = 112  # pixels of a frame's longer side: two flow cells a token need no more
 RAFT_UPDATES = 6  # MGMAE's number
-RAFT_CLIPS = 4  # a pass on a GPU: 60 pairs of 224 x 224, whose correlations are 0.2 GB
-_RAFT_SMALLEST = 128  # pixels: its correlation pyramid is empty below
+RAFT_CLIPS = 4  # clips of a pass on a GPU: 60 pairs of 224 x 224, whose correlations are 0.2 GB
+_RAFT_SMALLEST = 128  # pixels: below it, the correlation pyramid is empty
 
-# frames and their neighbours, uint8 [N, 3, H, W] each -> flow, float32 [N, 2, H, W], pixels across and down: what is
-# at x in the frame is at x + flow in the neighbour
+# frames and their neighbours, uint8 [N, 3, H, W] each -> flow, float32 [N, 2, H, W], pixels across and down: the
+# content at x in the frame is at x + flow in the neighbour
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
 
 def check_flow(name: str) -> None:
-    """Raise ValueError in one line where `guidance.flow` cannot be had: no OpenCV, no file, other weights."""
+    """Raise a one-line ValueError where `guidance.flow` is unavailable: no OpenCV, no file, other weights."""
     if name == "dis":
         _opencv()
     else:
@@ -46,7 +46,8 @@ def check_flow(name: str) -> None:
 
 
 class FlowToBase:
-    """Flow maps of clips. `flow` is 'dis' or a file of RAFT weights. Raises ValueError as `check_flow` does."""
+    """Estimator of clips' flow maps. `flow` is 'dis' or a file of RAFT weights. Raises ValueError as `check_flow`
+    does."""
 
     def __init__(self, flow: str, device: torch.device):
         self.device = device
@@ -54,8 +55,9 @@ class FlowToBase:
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
-        """Flow from each frame t to frame t - 1 (after the base frame T // 2) or t + 1 (before it), as shares of the
-        frame, across then down, mean over the pixels of each place: float32 [B, T, 2, h, w]; 0 at the base frame.
+        """Return the flow from each frame t to frame t - 1 (after the base frame T // 2) or t + 1 (before it), as
+        shares of the frame, across then down, averaged over the pixels of each cell: float32 [B, T, 2, h, w]; 0 at the
+        base frame.
 
         video_BCTHW: uint8 RGB."""
         count = 1 if self.device.type == "cpu" else RAFT_CLIPS
@@ -64,9 +66,10 @@ class FlowToBase:
 
 @torch.no_grad()
 def dis_to_base(clip_THW3: Tensor, grid: Grid) -> NDArray[np.float32]:
-    """What `FlowToBase('dis', ...)` gives for one clip, to the bit: float32 [T, 2, h, w]. clip_THW3: uint8 RGB.
+    """Return the result of `FlowToBase('dis', ...)` for one clip, bit-identical: float32 [T, 2, h, w]. clip_THW3:
+    uint8 RGB.
 
-    A data worker can be sent it."""
+    Picklable, for use in data workers."""
     return _to_base(dis(), grid, clip_THW3.permute(3, 0, 1, 2)[None])[0].numpy()
 
 
@@ -87,9 +90,10 @@ def _to_base(estimate: Estimator, grid: Grid, clips_BCTHW: Tensor) -> Tensor:
 
 @cache
 def dis() -> Estimator:
-    """OpenCV's DIS on one thread: with more it cuts a frame in as many stripes, and the flow would depend on the
-    machine. Settings by what they cost and give on clips of known motion and by warping real ones (docs/LOG.md):
-    patches are compared as they are (less a mean, flat ones match anywhere), and not refined."""
+    """Return OpenCV's DIS on one thread: with more it splits a frame into as many stripes, and the flow would
+    depend on the machine. The settings were chosen by cost and quality on clips of known motion and by warping real
+    ones (docs/LOG.md): patches are compared unnormalised (with the mean subtracted, flat ones match anywhere), and
+    not refined."""
     cv2 = _opencv()
     cv2.setNumThreads(1)
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -113,8 +117,8 @@ def dis() -> Estimator:
 
 
 def _one_channel(pair_23HW: Tensor) -> np.ndarray:
-    """The two frames along the axis on which their colours differ most, uint8 [2, H, W]. In grey levels a thing can be
-    as bright as its background."""
+    """Return the two frames projected on the axis along which their colours vary most, uint8 [2, H, W]. In grey
+    levels, an object can be as bright as its background."""
     colour_N3 = pair_23HW.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
     mean_3 = colour_N3.mean(axis=0)
     axis_3 = np.linalg.eigh(np.cov((colour_N3 - mean_3).T))[1][:, -1]
@@ -124,7 +128,7 @@ def _one_channel(pair_23HW: Tensor) -> np.ndarray:
 
 
 def raft(file: str, device: torch.device) -> Estimator:
-    """torchvision's RAFT with weights from a file."""
+    """Return torchvision's RAFT with weights from a file."""
     weights = _raft_weights(file)
     model = _raft_model(weights)
     model.load_state_dict(weights)
@@ -145,7 +149,8 @@ def raft(file: str, device: torch.device) -> Estimator:
 
 
 def _raft_model(weights: dict[str, Tensor]) -> Any:
-    """RAFT without weights, large where the file has the large one's: only that upsamples by a mask it predicts."""
+    """Return RAFT without weights, large if the file's weights are: only the large model has a mask predictor for
+    upsampling."""
     prepare_torchvision()
     from torchvision.models import optical_flow
 

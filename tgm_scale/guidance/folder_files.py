@@ -1,4 +1,4 @@
-"""Files of a tower's folder, whatever its model: JSON, weights, what lies in their place."""
+"""Files of a tower's folder, whatever its model: JSON, weights, and stand-ins for them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WEIGHTS = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
-)  # the first that is there counts, as for transformers
+)  # the first existing one counts, as for transformers
 
 
 def tree_of(file: Path, wanted: type = dict, folder: Path | None = None) -> Any:
-    """What a JSON file holds. folder: the tower's, if the file is not right in it. Raises ValueError that names folder
-    and file for what is no JSON, or neither an object nor (as wanted) a list."""
+    """Return the content of a JSON file. folder: the tower's, if the file is not directly in it. Raises ValueError
+    naming folder and file for invalid JSON, or for a value that is not of type `wanted` (an object, or a list)."""
     folder = folder or file.parent
     name = file.relative_to(folder).as_posix()
     try:
@@ -33,18 +33,18 @@ def tree_of(file: Path, wanted: type = dict, folder: Path | None = None) -> Any:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Raises ValueError that names folder and file for what is no JSON object."""
+    """Return the JSON object in a file. Raises ValueError naming folder and file for anything else."""
     return tree_of(file)
 
 
 def weights_of(folder: Path) -> str:
-    """The name of the file, or of the index, that holds a folder's weights: what stands in one's place only where all
-    are such."""
+    """Return the name of the file, or of the index, that holds a folder's weights: a stand-in only where all are
+    stand-ins."""
     there = [name for name in WEIGHTS if (folder / name).is_file()]
     return next((name for name in there if not stand_in_of(folder / name)), there[0])
 
 
 def stand_in_of(file: Path) -> str:
-    """See `stand_in`. Any JSON may be a vocabulary, whose keys are words."""
+    """Return the result of `stand_in` for a file. Any JSON may be a vocabulary, whose keys are words."""
     with file.open("rb") as stream:
         return stand_in(stream.read(START), json=file.name in _OF_WORDS)

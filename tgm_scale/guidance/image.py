@@ -1,18 +1,19 @@
-"""The frozen image tower: frames to patch features in the space that it shares with captions.
+"""Frozen image tower: frames to patch features in the joint embedding space with captions.
 
 Shapes: N frames of H x W pixels, L tokens (patches, after CLIP's class token), D width of the tower, E of the joint
-space, A heads of attention, h x w patches.
+space, A attention heads, h x w patches.
 
-Neither CLIP nor SigLIP was trained to place its patch tokens in the joint space; a scorer is a way to put them there.
+Neither CLIP nor SigLIP was trained to align its patch tokens with the joint space; a scorer is a method to do so.
 
-raw    the last block's tokens, as they are. Known to respond to the background (CLIP Surgery, arXiv 2304.05653).
+raw    the last block's tokens, unchanged. Known to respond to the background (CLIP Surgery, arXiv 2304.05653).
 value  the last block with each token attending to itself alone, so that its value is not mixed with others'
        (MaskCLIP, arXiv 2112.01071: attention dropped, residual and MLP kept).
-vv     a second path next to the last blocks: attention among values (v v^T in place of q k^T), residual kept, MLP left
-       out (CLIP Surgery: "architecture surgery"), over the last 6 blocks, or half of a shallower tower.
+vv     a second path next to the last blocks: value-value attention (v v^T in place of q k^T), residual kept, MLP
+       omitted (CLIP Surgery: "architecture surgery"), over the last 6 blocks, or half of a shallower tower.
 
-Tokens then go one by one through what makes the picture's embedding of its class token (CLIP: norm and projection) or
-of all tokens (SigLIP: its attention pooling, attending to that one token: value and output projection, then its MLP).
+Tokens then pass one by one through the layers that turn the class token (CLIP: norm and projection) or all tokens
+(SigLIP: its attention pooling, attending to that one token: value and output projection, then its MLP) into the
+picture's embedding.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ SURGERY_BLOCKS = 6
 
 @dataclass(frozen=True)
 class Trunk:
-    """The parts of an image tower, whatever its family."""
+    """Components of an image tower, independent of its family."""
 
     embed: Callable[[Tensor], Tensor]  # pixels [N, 3, H, W] -> tokens [N, L, D]
     blocks: Sequence[Any]
-    project: Callable[[Tensor], Tensor]  # tokens [..., D] -> the joint space [..., E], each by itself
+    project: Callable[[Tensor], Tensor]  # tokens [..., D] -> the joint space [..., E], each separately
     pool: Callable[[Tensor], Tensor]  # tokens [N, L, D] -> the picture's embedding [N, E]
     attend: Callable[[Tensor], Tensor]  # tokens before the last block -> attention of the pooling token [N, L, A]
-    heads: int  # A of them
+    heads: int  # their number A
     prefix: int  # tokens before the first patch
     image_size: int
     patch: int
@@ -48,7 +49,7 @@ class Trunk:
 
 
 def clip_trunk(model: Any) -> Trunk:
-    """Of a CLIPVisionModelWithProjection."""
+    """Return the trunk of a CLIPVisionModelWithProjection."""
     vision, config = model.vision_model, model.config
 
     def project(x: Tensor) -> Tensor:
@@ -69,7 +70,7 @@ def clip_trunk(model: Any) -> Trunk:
 
 
 def siglip_trunk(model: Any) -> Trunk:
-    """Of a SiglipVisionModel with its pooling head."""
+    """Return the trunk of a SiglipVisionModel with its pooling head."""
     head, config = model.head, model.config
 
     def project(x: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ def _forward(blocks: Sequence[Any], x_NLD: Tensor) -> Tensor:
 
 
 def _class_attention(block: Any, x_NLD: Tensor) -> Tensor:
-    """Of the first token to all, by each head: float32 [N, L, A]."""
+    """Return the attention of the first token to all tokens, by head: float32 [N, L, A]."""
     attention, x_NLD = block.self_attn, block.layer_norm1(x_NLD)
     query_NhK = attention.q_proj(x_NLD[:, 0]).unflatten(-1, (attention.num_heads, -1))
     keys_NLhK = attention.k_proj(x_NLD).unflatten(-1, (attention.num_heads, -1))
@@ -153,7 +154,8 @@ class ImageTower:
     """Patch features and picture embeddings of a frozen tower, outside any engine."""
 
     def __init__(self, trunk: Trunk, preprocessing: Preprocessing, device: torch.device, compiled: bool = False):
-        """compiled: patch tokens and attention go through torch.compile; each shape costs a compilation."""
+        """Set up the tower. compiled: use torch.compile for patch tokens and attention; each shape costs a
+        compilation."""
         self.trunk, self.preprocessing, self.device = trunk, preprocessing, device
         self.image_size, self.patch, self.width = trunk.image_size, trunk.patch, trunk.width
         self._tokens, self._attention = self._joint_tokens, self._pooling_attention
@@ -162,23 +164,23 @@ class ImageTower:
             self._attention = torch.compile(self._attention, dynamic=False)
 
     def tokens(self, resolution: int | None = None) -> int:
-        """Tokens of one frame."""
+        """Return the number of tokens of one frame."""
         return ((resolution or self.image_size) // self.patch) ** 2 + self.trunk.prefix
 
     @torch.no_grad()
     def patch_tokens(self, frames_N3HW: Tensor, scorer: str, resolution: int | None = None) -> Tensor:
-        """Patch features of whole frames in the joint space, not normalised: float32 [N, h, w, E].
+        """Return patch features of whole frames in the joint space, not normalised: float32 [N, h, w, E].
 
-        frames_N3HW: uint8, any size. resolution: side that the tower sees, a multiple of its patch (None: the side it
-        was trained on; others interpolate its positions)."""
+        frames_N3HW: uint8, any size. resolution: input side of the tower, a multiple of its patch (None: the side
+        it was trained on; for others its position embeddings are interpolated)."""
         side = resolution or self.image_size
         pixels = self.preprocessing.frames(frames_N3HW.to(self.device), side)
         return self._tokens(pixels, scorer).unflatten(1, (side // self.patch, side // self.patch))
 
     @torch.no_grad()
     def attention(self, frames_N3HW: Tensor, resolution: int | None = None, of_heads: bool = False) -> Tensor:
-        """Attention of the token that pools a frame to its patches, mean over the heads: float32 [N, h, w]; sums to at
-        most 1. of_heads: that of each, [N, h, w, A]."""
+        """Return the attention of a frame's pooling token to the patches, averaged over the heads: float32 [N, h,
+        w]; sums to at most 1. of_heads: that of each head, [N, h, w, A]."""
         side = resolution or self.image_size
         pixels = self.preprocessing.frames(frames_N3HW.to(self.device), side)
         return self._attention(pixels, of_heads).unflatten(1, (side // self.patch, side // self.patch))
@@ -195,15 +197,15 @@ class ImageTower:
 
     @torch.no_grad()
     def embed(self, pictures_N3HW: Tensor) -> Tensor:
-        """Embeddings of whole pictures, unit length: float32 [N, E] of uint8 [N, 3, H, W]."""
+        """Return embeddings of whole pictures, unit length: float32 [N, E] of uint8 [N, 3, H, W]."""
         pixels = self.preprocessing.pictures(pictures_N3HW.to(self.device))
         tokens_NLD = _forward(self.trunk.blocks, self.trunk.embed(pixels))
         return F.normalize(self.trunk.pool(tokens_NLD).float(), dim=-1)
 
 
 class _Memoised:
-    """A function of a tensor, or a block of a tower: it remembers its last input and output. What else is asked of a
-    block is the block's own."""
+    """Wrapper of a function of a tensor, or of a tower's block, that caches its last input and output. Other
+    attributes are those of the block."""
 
     def __init__(self, function: Callable[..., Tensor]):
         self._function = function
@@ -219,8 +221,8 @@ class _Memoised:
 
 
 def memoised(image: ImageTower) -> ImageTower:
-    """The same tower, whose blocks run once for frames that it is given again for the next map. It keeps what each
-    block made of the last ones: 29 MB of a pass of 16 frames by CLIP's ViT-B/32."""
+    """Return the same tower with blocks that run once for frames that are passed again for the next map. It keeps
+    each block's last output: 29 MB for a pass of 16 frames through CLIP's ViT-B/32."""
     trunk = image.trunk
     once = replace(trunk, embed=_Memoised(trunk.embed), blocks=[_Memoised(block) for block in trunk.blocks])
     return ImageTower(once, image.preprocessing, image.device)

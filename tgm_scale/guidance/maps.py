@@ -1,7 +1,7 @@
-"""Maps that the frozen image tower makes of a clip: relevance to a caption, class attention, parts of the picture.
+"""Maps of a clip by the frozen image tower: relevance to a caption, class attention, parts of the picture.
 
-Shapes: B clips, K captions a clip, T frames of H x W pixels, S slots x R rows x C columns of tokens, F frames that the
-tower sees, h x w its patches, X any channels, N tokens of a clip, E width of the features, A heads, P parts.
+Shapes: B clips, K captions a clip, T frames of H x W pixels, S slots x R rows x C columns of tokens, F frames seen
+by the tower, h x w its patches, X any channels, N tokens of a clip, E width of the features, A heads, P parts.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from torch import Tensor
 from tgm_scale.contracts import Grid
 from tgm_scale.guidance.image import SCORERS, ImageTower
 
-# The most tokens of a pass off the CPU, by arithmetic. Enough that a layer's work outlasts the launch of its kernels:
-# 16 clips of CLIP's ViT-B/32 (16 frames of 50 tokens each) are 181 GFLOP a layer. Little memory: a block holds some 10
-# numbers a feature and token at once (stream, norm, q, k, v, hidden layer twice), in bf16 0.42 GB at a width of 1024;
-# the pixels, float32 and four copies of them, 0.99 GB at 32-pixel patches and less at smaller ones.
+# Maximum number of tokens of a pass off the CPU, by arithmetic. Enough that a layer's work outlasts its kernel
+# launches: 16 clips of CLIP's ViT-B/32 (16 frames of 50 tokens each) are 181 GFLOP a layer. Little memory: a block
+# holds some 10 numbers a feature and token at once (stream, norm, q, k, v, hidden layer twice), in bf16 0.42 GB at a
+# width of 1024; the pixels, float32 and four copies of them, 0.99 GB at 32-pixel patches and less at smaller ones.
 TOKENS_PER_PASS = 20_480
 PARTS = 7  # SemMAE's number
 _ROUNDS = 8
 
 
 def clips_per_pass(device: torch.device, tokens: int) -> int:
-    """How many clips of `tokens` tokens go through a tower at once: one on a CPU, where a row of a product may depend
-    on its place; elsewhere the largest power of two whose tokens are at most TOKENS_PER_PASS, at least one.
+    """Return how many clips of `tokens` tokens go through a tower at once: one on a CPU, where a row of a product may
+    depend on its place; elsewhere the largest power of two whose tokens are at most TOKENS_PER_PASS, at least one.
 
-    The number depends on tower and frames alone, not on the micro batch or the card: what a clip gets is the same in
-    any layout of a run. A last pass that is not full costs as much as one that is."""
+    The number depends on tower and frames alone, not on the micro batch or the card: a clip's result is the same in
+    any layout of a run. An incomplete last pass costs as much as a full one."""
     if device.type == "cpu":
         return 1
     return 1 << (max(1, TOKENS_PER_PASS // tokens).bit_length() - 1)
 
 
 def in_passes(compute: Callable[..., Tensor], count: int, *inputs: Tensor) -> Tensor:
-    """`compute(*inputs)` in passes of exactly `count` clips, the last one filled up with zeros: what a clip gets does
-    not depend on the batch it comes in."""
+    """Return `compute(*inputs)`, computed in passes of exactly `count` clips, the last one padded with zeros: a
+    clip's result does not depend on its batch."""
     parts = []
     for chunk in zip(*(x.split(count) for x in inputs)):
         lacking = count - len(chunk[0])
@@ -47,14 +47,14 @@ def in_passes(compute: Callable[..., Tensor], count: int, *inputs: Tensor) -> Te
 
 
 def slot_frames(video_BCTHW: Tensor, grid: Grid, one_frame: bool) -> Tensor:
-    """The frames that a tower sees: all, or the middle one of each slot."""
+    """Return the frames that a tower sees: all, or the middle one of each slot."""
     tubelet = video_BCTHW.shape[2] // grid.slots
     return video_BCTHW[:, :, tubelet // 2 :: tubelet] if one_frame else video_BCTHW
 
 
 def on_tokens(maps_BXFhw: Tensor, grid: Grid) -> Tensor:
-    """[B, X, S, R, C] of a tower's maps: the mean over each slot's frames; the tower's grid brought to the clip's
-    bilinearly, or by the mean of the patches of each token where they divide."""
+    """Return a tower's maps on the clip's tokens, [B, X, S, R, C]: averaged over each slot's frames and resampled
+    from the tower's grid bilinearly, or by averaging the patches of each token where the grids divide."""
     maps_NShw = maps_BXFhw.unflatten(2, (grid.slots, -1)).mean(dim=3).flatten(0, 1)
     height, width = maps_NShw.shape[2:]
     if height % grid.rows == 0 and width % grid.columns == 0:
@@ -66,8 +66,9 @@ def on_tokens(maps_BXFhw: Tensor, grid: Grid) -> Tensor:
 
 
 class _OfImage:
-    """A map of clips, which go through the tower in passes of a fixed number, each at a fixed place with all its
-    frames. frames_per_tubelet: 'all', or 'one': the middle frame. resolution: side in pixels that the tower sees."""
+    """Base of maps of clips, which go through the tower in passes of a fixed size, each clip at a fixed place with
+    all its frames. frames_per_tubelet: 'all', or 'one': the middle frame. resolution: the tower's input side in
+    pixels."""
 
     def __init__(self, image: ImageTower, frames_per_tubelet: str = "all", resolution: int | None = None):
         self.image, self.resolution = image, resolution
@@ -80,12 +81,13 @@ class _OfImage:
 
 
 class Relevance(_OfImage):
-    """Cosine of patch features and caption embedding, brought to the token grid."""
+    """Cosine similarity of patch features and caption embedding, on the token grid."""
 
     def __init__(
         self, image: ImageTower, scorer: str = "value", frames_per_tubelet: str = "all", resolution: int | None = None
     ):
-        """scorer: 'raw', 'value' or 'vv' (see guidance.image). Raises ValueError that names the guidance.* key."""
+        """Check and set the options. scorer: 'raw', 'value' or 'vv' (see guidance.image). Raises ValueError naming
+        the guidance.* key."""
         if scorer not in SCORERS:
             raise ValueError(f"guidance.scorer={scorer}: wanted one of {', '.join(SCORERS)}")
         if frames_per_tubelet not in ("all", "one"):
@@ -101,14 +103,14 @@ class Relevance(_OfImage):
         self.scorer = scorer
 
     def __call__(self, video_BCTHW: Tensor, captions_BE: Tensor, grid: Grid) -> Tensor:
-        """Relevance of each clip's tokens to its caption: float32 [B, S, R, C], cosines.
+        """Return the relevance of each clip's tokens to its caption: float32 [B, S, R, C], cosines.
 
         video_BCTHW: uint8 RGB. captions_BE: float, unit length, from the text tower of the same model."""
         return self.of_captions(video_BCTHW, captions_BE[:, None], grid)[:, 0]
 
     @torch.no_grad()
     def of_captions(self, video_BCTHW: Tensor, captions_BKE: Tensor, grid: Grid) -> Tensor:
-        """The same for K captions a clip at the cost of one pass of the tower: float32 [B, K, S, R, C]."""
+        """Return the relevance to K captions a clip at the cost of one pass of the tower: float32 [B, K, S, R, C]."""
 
         def compute(video: Tensor, captions: Tensor) -> Tensor:
             return on_tokens(self.cosines(video, captions), grid)
@@ -117,12 +119,13 @@ class Relevance(_OfImage):
 
     @torch.no_grad()
     def cosines(self, video_BCTHW: Tensor, captions_BKE: Tensor) -> Tensor:
-        """Before the way to the token grid, in one pass: float32 [B, K, F, h, w] of all frames."""
+        """Return the cosines before resampling to the token grid, in one pass: float32 [B, K, F, h, w] of all
+        frames."""
         return _cosines(self._features(video_BCTHW), captions_BKE)
 
     @torch.no_grad()
     def with_features(self, video_BCTHW: Tensor, captions_BKE: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """`of_captions`, and what `TokenFeatures` gives of the same clips, by one pass of the tower."""
+        """Return `of_captions`, and the `TokenFeatures` of the same clips, from one pass of the tower."""
 
         def compute(video: Tensor, captions: Tensor) -> Tensor:
             features_BFhwE = self._features(video)
@@ -135,24 +138,24 @@ class Relevance(_OfImage):
         return relevance_BKSRC.contiguous(), features_BNE.contiguous()
 
     def _features(self, video_BCTHW: Tensor) -> Tensor:
-        """float32 [B, F, h, w, E]."""
+        """Return patch features, float32 [B, F, h, w, E]."""
         frames_N3HW = video_BCTHW.transpose(1, 2).flatten(0, 1)
         features_NhwE = self.image.patch_tokens(frames_N3HW, self.scorer, self.resolution)
         return features_NhwE.unflatten(0, (len(video_BCTHW), -1))
 
 
 def _cosines(features_BFhwE: Tensor, captions_BKE: Tensor) -> Tensor:
-    """float32 [B, K, F, h, w]."""
+    """Return cosines, float32 [B, K, F, h, w]."""
     features_BPE = F.normalize(features_BFhwE, dim=-1).flatten(1, 3)
-    # a product for each caption: its bits do not depend on how many captions there are
+    # a product for each caption: its bits do not depend on the number of captions
     captions_KBE1 = captions_BKE.transpose(0, 1).contiguous()[..., None]
     cosine_KBP = [(features_BPE @ caption_BE1).squeeze(-1) for caption_BE1 in captions_KBE1]
     return torch.stack(cosine_KBP, dim=1).unflatten(-1, features_BFhwE.shape[1:4])
 
 
 class TokenFeatures(_OfImage):
-    """Patch features of clips, in the space that they share with captions, by a scorer of guidance.image: what some
-    terms of the objective are learned from."""
+    """Patch features of clips, in the joint space with captions, by a scorer of guidance.image: the targets of some
+    terms of the objective."""
 
     def __init__(
         self, image: ImageTower, scorer: str = "value", frames_per_tubelet: str = "all", resolution: int | None = None
@@ -162,7 +165,7 @@ class TokenFeatures(_OfImage):
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
-        """The mean of each token's patches, not normalised: float32 [B, N, E]. video_BCTHW: uint8 RGB."""
+        """Return the mean of each token's patches, not normalised: float32 [B, N, E]. video_BCTHW: uint8 RGB."""
 
         def compute(frames_BCFHW: Tensor) -> Tensor:
             frames_N3HW = frames_BCFHW.transpose(1, 2).flatten(0, 1)
@@ -173,17 +176,17 @@ class TokenFeatures(_OfImage):
 
 
 def on_grid(features_BFhwE: Tensor, grid: Grid) -> Tensor:
-    """Features of a tower's patches as those of the grid's tokens: [B, N, E]."""
+    """Return features of a tower's patches resampled to the grid's tokens: [B, N, E]."""
     return on_tokens(features_BFhwE.movedim(-1, 1), grid).flatten(2).transpose(1, 2)
 
 
 class ClassAttention(_OfImage):
-    """Attention of the tower's pooling token to the patches, mean over the heads (Unmasked Teacher, arXiv 2303.16058,
-    section 3.1). CLIP: the class token in the last block. SigLIP: the probe of its attention pooling."""
+    """Attention of the tower's pooling token to the patches, averaged over the heads (Unmasked Teacher, arXiv
+    2303.16058, section 3.1). CLIP: the class token in the last block. SigLIP: the probe of its attention pooling."""
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
-        """Share of the attention that goes to each patch, brought to the grid: float32 [B, S, R, C].
+        """Return the share of the attention that goes to each patch, on the token grid: float32 [B, S, R, C].
 
         video_BCTHW: uint8 RGB."""
 
@@ -196,7 +199,7 @@ class ClassAttention(_OfImage):
 
 
 class HeadAttention(_OfImage):
-    """The same by each head, for a mask that is learned from it (AutoMAE, arXiv 2303.06583, section 3)."""
+    """Class attention by head, the input of a learned mask (AutoMAE, arXiv 2303.06583, section 3)."""
 
     @property
     def heads(self) -> int:
@@ -204,7 +207,7 @@ class HeadAttention(_OfImage):
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
-        """float32 [B, A, S, R, C]. video_BCTHW: uint8 RGB."""
+        """Return each head's attention, float32 [B, A, S, R, C]. video_BCTHW: uint8 RGB."""
 
         def compute(frames_BCFHW: Tensor) -> Tensor:
             frames_N3HW = frames_BCFHW.transpose(1, 2).flatten(0, 1)
@@ -217,8 +220,8 @@ class HeadAttention(_OfImage):
 class Parts(_OfImage):
     """Part labels of clips on the token grid, for part-based masking (SemMAE, arXiv 2206.10207).
 
-    SemMAE trains a model of parts of its own; here the patches of a clip fall into PARTS clusters of their features
-    (k-means on the unit sphere), the same in all slots, so that a part keeps its number while it moves."""
+    SemMAE trains its own model of parts; here the patches of a clip are clustered into PARTS by their features
+    (k-means on the unit sphere), jointly over all slots, so that a part keeps its number while it moves."""
 
     def __init__(
         self, image: ImageTower, scorer: str = "value", frames_per_tubelet: str = "all", resolution: int | None = None
@@ -228,7 +231,7 @@ class Parts(_OfImage):
 
     @torch.no_grad()
     def __call__(self, video_BCTHW: Tensor, grid: Grid) -> Tensor:
-        """The part of each token, 0 to PARTS - 1: float32 [B, S, R, C]. video_BCTHW: uint8 RGB."""
+        """Return the part of each token, 0 to PARTS - 1: float32 [B, S, R, C]. video_BCTHW: uint8 RGB."""
 
         def compute(frames_BCFHW: Tensor) -> Tensor:
             frames_N3HW = frames_BCFHW.transpose(1, 2).flatten(0, 1)
@@ -242,8 +245,8 @@ class Parts(_OfImage):
 
 
 def _clusters(x_BNE: Tensor) -> Tensor:
-    """Labels int64 [B, N] of unit vectors. The first centre is the vector nearest the mean, each further one the
-    vector least like those before: nothing is drawn."""
+    """Return cluster labels, int64 [B, N], of unit vectors. The first centre is the vector nearest the mean, each
+    further one the vector least similar to the previous ones: nothing is random."""
 
     def likeness(centre_BPE: Tensor) -> Tensor:
         return x_BNE @ centre_BPE.transpose(1, 2)
@@ -258,6 +261,6 @@ def _clusters(x_BNE: Tensor) -> Tensor:
     for _ in range(_ROUNDS):
         member_BNP = F.one_hot(likeness(centre_BPE).argmax(dim=2), PARTS).to(x_BNE.dtype)
         mean_BPE = member_BNP.transpose(1, 2) @ x_BNE
-        kept_BP1 = (member_BNP.sum(dim=1) > 0)[..., None]  # a centre without members stays where it is
+        kept_BP1 = (member_BNP.sum(dim=1) > 0)[..., None]  # a centre without members stays unchanged
         centre_BPE = torch.where(kept_BP1, F.normalize(mean_BPE, dim=-1), centre_BPE)
     return likeness(centre_BPE).argmax(dim=2)

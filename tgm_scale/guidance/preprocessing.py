@@ -1,4 +1,4 @@
-"""How a tower wants its pixels: size, crop, resampling and normalisation, by its preprocessor_config.json.
+"""Preprocessing of a tower's pixels: size, crop, resampling and normalisation, from its preprocessor_config.json.
 
 Shapes: N frames of H x W pixels, C channels.
 """
@@ -21,7 +21,7 @@ MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, as in preprocessor_confi
 
 
 def _check_numbers(mean: tuple, std: tuple, levels: float, sides: list) -> None:
-    """Raises ValueError for values that no tower was trained with."""
+    """Raise ValueError for values that no tower was trained with."""
     plain = all(isinstance(x, (int, float)) and isfinite(x) for x in (*mean, *std, levels))
     if not plain or len(mean) != 3 or len(std) != 3 or min(*std, levels) <= 0:
         raise ValueError(
@@ -36,19 +36,19 @@ def _check_numbers(mean: tuple, std: tuple, levels: float, sides: list) -> None:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Pixels as a tower was trained on: resized as PIL does, to one grey level, and normalised."""
+    """Preprocessing that a tower was trained with: resizing as by PIL, to within one grey level, and normalisation."""
 
     side: int
-    crop: bool  # a picture's shorter edge is brought to `side`; else it is stretched
+    crop: bool  # a picture's shorter edge is resized to `side`; else it is stretched to a square
     mode: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    cut: int | None = None  # side of the centre that is cut out, 0 for none; None: `side` where `crop`, and else none
-    levels: float = 255.0  # what a pixel is divided by before it is normalised
+    cut: int | None = None  # side of the centre crop, 0 for none; None: `side` where `crop`, and else none
+    levels: float = 255.0  # divisor of a pixel before normalisation
 
     @classmethod
     def read(cls, config: dict[str, Any]) -> Preprocessing:
-        """From preprocessor_config.json, field by field. Raises ValueError where one is missing or unknown."""
+        """Parse preprocessor_config.json, field by field. Raises ValueError where one is missing or unknown."""
         try:
             size, cut, mode = config["size"], 0, MODES[config["resample"]]
             crop = isinstance(size, int) or "shortest_edge" in size
@@ -84,11 +84,12 @@ class Preprocessing:
         return cls(side, crop, mode, mean, std, cut, levels)
 
     def frames(self, frames_N3HW: Tensor, side: int) -> Tensor:
-        """All of each frame at side x side: float32 [N, 3, side, side] of uint8 [N, 3, H, W]."""
+        """Return each whole frame at side x side: float32 [N, 3, side, side] of uint8 [N, 3, H, W]."""
         return self._normalise(self._resize(_planes(frames_N3HW), side, side))
 
     def pictures(self, pictures_N3HW: Tensor) -> Tensor:
-        """What the tower's own image processor makes of a picture: float32 [N, 3, side, side], or of its cut."""
+        """Return pictures as the tower's own image processor does: float32 [N, 3, side, side], or of its centre
+        crop."""
         side, (height, width) = self.side, pictures_N3HW.shape[2:]
         if self.crop:
             short = min(height, width)
@@ -102,9 +103,9 @@ class Preprocessing:
         return self._normalise(resized)
 
     def _resize(self, x_N3HW: Tensor, height: int, width: int) -> Tensor:
-        """As PIL does it: along the rows, then along the columns, whole grey levels after each.
+        """Resize as PIL does: along the rows, then along the columns, rounded to whole grey levels after each.
 
-        In one pass, in float, a photograph comes out 3 grey levels off. (PIL 13 takes the other order for some
+        In one float pass, a photograph would be off by 3 grey levels. (PIL 13 takes the other order for some
         pictures that shrink more in height than in width.)"""
         for size in ((x_N3HW.shape[2], width), (height, width)):
             if x_N3HW.shape[2:] != size:
@@ -119,10 +120,10 @@ class Preprocessing:
 
 @cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """[C, 1, 1], made once."""
+    """Return [C, 1, 1], cached."""
     return torch.tensor(values).to(device, non_blocking=True)[:, None, None]
 
 
 def _planes(x_N3HW: Tensor) -> Tensor:
-    """Float32, one channel after another in memory: the memory layout may change a product's last bit."""
+    """Return float32 planes, contiguous by channel: the memory layout may change a product's last bit."""
     return x_N3HW.to(torch.float32, memory_format=torch.contiguous_format)

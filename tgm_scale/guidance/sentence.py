@@ -1,4 +1,4 @@
-"""From the outputs of a text encoder's tokens to one embedding, as `sentence_folder.Sentence` says.
+"""Head of a text encoder, from its token outputs to one embedding, as specified by `sentence_folder.Sentence`.
 
 Shapes: B captions, L tokens, D width of the encoder, E of the embedding.
 """
@@ -17,7 +17,7 @@ from tgm_scale.runtime.tensors import load_tensors, weights_of
 
 
 def pooled(hidden_BLD: Tensor, there_BL: Tensor, modes: tuple[str, ...]) -> Tensor:
-    """The first token, or the greatest value or the mean over the caption's tokens; of several, one after another:
+    """Pool the tokens: the first token, or the maximum or mean over the caption's tokens; several are concatenated:
     float32 [B, len(modes) * D]. there_BL: bool, which tokens are the caption's."""
     hidden_BLD, there_BL1 = hidden_BLD.float(), there_BL[..., None]
     ways: dict[str, Callable[[], Tensor]] = {
@@ -29,10 +29,10 @@ def pooled(hidden_BLD: Tensor, there_BL: Tensor, modes: tuple[str, ...]) -> Tens
 
 
 class Head(nn.Module):
-    """What is done to the outputs of the tokens: pooling, and the steps after it, in float32."""
+    """Head on the token outputs: pooling, and the steps after it, in float32."""
 
     def __init__(self, sentence: Sentence, folder: Path, width: int) -> None:
-        """width: D. Raises ValueError that names folder and file for weights that do not fill a layer."""
+        """Build the steps. width: D. Raises ValueError naming folder and file for weights that do not fit a layer."""
         super().__init__()
         self.modes = sentence.pooling
         width *= len(self.modes)
@@ -51,7 +51,7 @@ class Head(nn.Module):
         self.steps = nn.Sequential(*steps).eval().requires_grad_(False)
 
     def forward(self, hidden_BLD: Tensor, there_BL: Tensor) -> Tensor:
-        """float32 [B, E]."""
+        """Return the embeddings, float32 [B, E]."""
         return self.steps(pooled(hidden_BLD, there_BL, self.modes))
 
 

@@ -1,9 +1,9 @@
-"""What a folder of a text encoder says of how its tokens become one embedding.
+"""Settings in a text encoder's folder for pooling its tokens into one embedding.
 
-An encoder without an image tower, such as a BERT, gives an output for each token. How these are pooled is in the
-layout of sentence-transformers (Reimers & Gurevych 2019, arXiv 1908.10084, section 3): modules.json lists the steps,
-each with a folder of its own settings. Without it, as transformers writes a folder, the embedding is the mean over the
-tokens, which section 6 there finds best."""
+An encoder without an image tower, such as a BERT, outputs one vector for each token. Their pooling is specified in
+the layout of sentence-transformers (Reimers & Gurevych 2019, arXiv 1908.10084, section 3): modules.json lists the
+steps, each with a folder of its own settings. Without it, as in a folder written by transformers, the embedding is
+the mean over the tokens, the best choice according to section 6 there."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from tgm_scale.guidance.folder_files import tree_of
 from tgm_scale.runtime.mistakes import nearest
 
-# `model_type` of config.json -> transformers' class, and whether it has a head on the first token, which is not used
+# `model_type` of config.json -> transformers' class, and whether it has a head on the first token, which is unused
 ENCODERS = {
     "albert": ("AlbertModel", True),
     "bert": ("BertModel", True),
@@ -34,11 +34,11 @@ SETTINGS = (
     "config_sentence_transformers.json",
     "special_tokens_map.json",
 )
-POOLING = ("cls", "max", "mean")  # in the order in which several are joined
+POOLING = ("cls", "max", "mean")  # the order in which several are concatenated
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")  # of torch.nn
-LONGEST = 512  # tokens of a caption, for encoders that take more
+LONGEST = 512  # tokens of a caption, for encoders that accept more
 
-_WIDEST = 1 << 16  # numbers of an embedding
+_WIDEST = 1 << 16  # dimensions of an embedding
 _FLAGS = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens"}  # pooling_mode_..., before version 5.4
 _OTHERS = ("mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 _STEPS = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")  # the last does nothing in evaluation
@@ -46,7 +46,7 @@ _STEPS = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")  # the last
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer with an activation of torch.nn, on the pooled embedding."""
+    """Linear layer with an activation of torch.nn, on the pooled embedding."""
 
     folder: str
     inputs: int
@@ -57,7 +57,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class Sentence:
-    """From tokens to one embedding. after: what follows the pooling; None is normalisation to unit length."""
+    """Steps from tokens to one embedding. after: the steps after pooling; None is normalisation to unit length."""
 
     pooling: tuple[str, ...] = ("mean",)
     after: tuple[Dense | None, ...] = ()
@@ -66,13 +66,14 @@ class Sentence:
     prompt: str = ""  # before each text
 
     def width(self, encoder: int) -> int:
-        """Of the embedding, by that of the encoder."""
+        """Return the width of the embedding, given that of the encoder."""
         dense = [step for step in self.after if step is not None]
         return dense[-1].outputs if dense else encoder * len(self.pooling)
 
 
 def read(folder: Path) -> Sentence:
-    """Raises ValueError that names folder and file for what is not understood, or would need other code."""
+    """Read the settings of a folder. Raises ValueError naming folder and file for what is unknown, or would need
+    other code."""
     if not (folder / "modules.json").is_file():
         return Sentence()
     pooling: tuple[str, ...] | None = None
@@ -93,7 +94,7 @@ def read(folder: Path) -> Sentence:
 
 
 def files(folder: Path) -> list[str]:
-    """The files of the steps, by their names in the folder, that are wanted. Raises ValueError as `read`."""
+    """Return the required files of the steps, by their names in the folder. Raises ValueError as `read` does."""
     if not (folder / "modules.json").is_file():
         return []
     steps = [(kind, path) for kind, path in _modules(folder) if kind in ("Pooling", "Dense")]
@@ -104,14 +105,14 @@ def files(folder: Path) -> list[str]:
 
 
 def dense_weights(folder: Path) -> str:
-    """The name of the file with a layer's weights."""
+    """Return the name of the file with a layer's weights."""
     older = "pytorch_model.bin"
     new = "model.safetensors"
     return older if (folder / older).is_file() and not (folder / new).is_file() else new
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
-    """Kind and folder of each step."""
+    """Return the kind and folder of each step."""
     found = []
     for row in tree_of(folder / "modules.json", list):
         kind, path = (str(row.get(key, "")) for key in ("type", "path")) if isinstance(row, dict) else ("", "")

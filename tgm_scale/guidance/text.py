@@ -1,6 +1,6 @@
-"""The frozen text tower: captions to embeddings, one caption's result never depending on another's.
+"""Frozen text tower: captions to embeddings, where one caption's result never depends on another's.
 
-Shapes: B captions, P of a pass, L tokens (the tower's longest), l tokens of a pass, E width of the embedding.
+Shapes: B captions, P of a pass, L tokens (the tower's maximum), l tokens of a pass, E width of the embedding.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from tgm_scale.runtime import seeding
 
 CAPTIONS_PER_PASS = 64
 CACHE_SIZE = 16_384  # captions; 50 MB of float32 at a width of 768
-SHORTEST = 16  # tokens: the least length of a pass, of 16, 32, 64 and so on
+SHORTEST = 16  # tokens: the minimum length of a pass, which is 16, 32, 64 and so on
 
 
 def real_tokens(ids_BL: Tensor, pad: int) -> Tensor:
-    """How many tokens there are before the padding at the end: int64 [B]; L where all are padding."""
+    """Return the number of tokens before the padding at the end: int64 [B]; L where all are padding."""
     return ids_BL.shape[1] - (ids_BL != pad).flip(1).int().argmax(1)
 
 
 class TextTower:
-    """Embeds captions in passes of a fixed shape and remembers the latest.
+    """Text tower that embeds captions in passes of a fixed shape and caches the most recent ones.
 
-    A row of a matrix product may depend, in its last bit, on the product's shape, and on a CPU on the row's place
-    too. So a caption always passes in the same shape: alone on a CPU, CAPTIONS_PER_PASS elsewhere, with captions
-    repeated to fill the last pass. A cold cache, a warm one and any other batch then give the same bits.
+    A row of a matrix product may depend, in its last bit, on the product's shape, and on a CPU on the row's place,
+    too. A caption is therefore always processed in the same shape: alone on a CPU, CAPTIONS_PER_PASS elsewhere, with
+    captions repeated to fill the last pass. A cold cache, a warm one and any other batch then give the same bits.
 
-    A tower that ignores padding takes 512 tokens where a caption has 20. Its captions are cut to the least of 16, 32,
-    64, ..., L that holds them, which each decides by itself."""
+    A tower that ignores padding may take 512 tokens where a caption has 20. Its captions are cut to the least of
+    16, 32, 64, ..., L that holds them, for each caption separately."""
 
     def __init__(
         self,
@@ -45,17 +45,17 @@ class TextTower:
         *,
         pad: int | None = None,
     ):
-        """tokenize: captions -> int64 [B, L]. embed: int64 [P, l] on `device` -> [P, E], before normalisation.
-        pad: the token that fills up at the end, if `embed` ignores it; else l is always L."""
+        """Set up the tower. tokenize: captions -> int64 [B, L]. embed: int64 [P, l] on `device` -> [P, E], before
+        normalisation. pad: the padding token at the end, if `embed` ignores it; else l is always L."""
         self.tokenize, self.width, self.device = tokenize, width, device
         self._embed, self._cache_size, self._pad = embed, cache_size, pad
         self._per_pass = 1 if device.type == "cpu" else CAPTIONS_PER_PASS
         self._cache: OrderedDict[str, Tensor] = OrderedDict()  # caption -> float32 [E], latest last
-        self._ids: OrderedDict[str, int] = OrderedDict()  # caption -> what stands for its tokens
+        self._ids: OrderedDict[str, int] = OrderedDict()  # caption -> hash of its tokens
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
-        """Embeddings of unit length, float32 [B, E] on the tower's device."""
+        """Return embeddings of unit length, float32 [B, E] on the tower's device."""
         if not captions:
             return torch.empty(0, self.width, device=self.device)
         known = {caption: self._cache[caption] for caption in captions if caption in self._cache}
@@ -71,8 +71,8 @@ class TextTower:
         return torch.stack([known[caption] for caption in captions])
 
     def caption_ids(self, captions: list[str]) -> Tensor:
-        """int64 [B] on the CPU: equal for captions of equal tokens, which are one caption to the tower (they may
-        differ in case, in white space, or beyond the longest text it takes)."""
+        """Return int64 [B] on the CPU: equal for captions of equal tokens, which are one caption to the tower (they
+        may differ in case, in white space, or beyond its maximum length)."""
         if missing := [caption for caption in dict.fromkeys(captions) if caption not in self._ids]:
             self._note(missing, self.tokenize(missing))
         found = torch.tensor([self._ids[caption] for caption in captions], dtype=torch.int64)
@@ -84,7 +84,7 @@ class TextTower:
             self._ids[caption] = seeding.key("caption", *tokens)
 
     def _passes(self, captions: list[str]) -> Iterator[tuple[list[str], Tensor]]:
-        """Captions of one length, no more than a pass takes, and the tokens of the whole pass, int64 [P, l]."""
+        """Yield captions of one length, at most those of a pass, and the tokens of the whole pass, int64 [P, l]."""
         if not captions:
             return
         tokens_BL = self.tokenize(captions)

@@ -1,5 +1,5 @@
-"""What a folder of a CLIP, a SigLIP or a text encoder holds, in the Hugging Face layout: which files count, and which
-are missing."""
+"""Content of a folder of a CLIP, a SigLIP or a text encoder, in the Hugging Face layout: required and missing
+files."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ SIGLIP_2_VOCABULARY = (("tokenizer.json",),)
 PREPROCESSING = (
     "processor_config.json",
     "preprocessor_config.json",
-)  # the first may hold the second, of transformers 5
+)  # the first may hold the second, as written by transformers 5
 
 
 def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -> str:
     """Check that a folder holds a whole CLIP or SigLIP model, or text encoder, and return its `model_type`.
 
-    parts: which towers will be loaded. Raises ValueError in one line: which files are wanted, which were found."""
+    parts: which towers will be loaded. Raises a one-line ValueError with the required and the existing files."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(
@@ -87,12 +87,13 @@ def check_folder(folder: str | Path, parts: Iterable[str] = ("text", "image")) -
 
 
 def has_image_tower(folder: str | Path) -> bool:
-    """Raises ValueError as `check_folder`, for what is no tower at all."""
+    """Return whether the folder has an image tower. Raises ValueError as `check_folder` does for a folder without
+    any tower."""
     return "image" in PARTS[check_folder(folder, ())]
 
 
 def vocabulary(folder: Path, kind: str) -> tuple[tuple[str, ...], ...]:
-    """The files of the tokenizer, any row of which will do."""
+    """Return the tokenizer's files, as alternatives."""
     if kind in ENCODERS:
         return sentence_folder.VOCABULARY
     if kind != "siglip":
@@ -101,14 +102,14 @@ def vocabulary(folder: Path, kind: str) -> tuple[tuple[str, ...], ...]:
 
 
 def has_gemma_tokenizer(folder: Path) -> bool:
-    """Whether a SigLIP is of the second kind: their models have the same architecture, their tokenizers differ."""
+    """Return whether a SigLIP is a SigLIP 2: their models have the same architecture, their tokenizers differ."""
     file = folder / "tokenizer_config.json"
     name = str(read_json(file).get("tokenizer_class", "")) if file.is_file() else ""
     return name.startswith(("Gemma", "Siglip2"))
 
 
 def image_settings(folder: Path) -> dict[str, Any] | None:
-    """A folder's settings of image preprocessing; None if it has none."""
+    """Return a folder's settings of image preprocessing; None if it has none."""
     nested, plain = (folder / name for name in PREPROCESSING)
     inner = read_json(nested).get("image_processor") if nested.is_file() else None
     if isinstance(inner, dict):
@@ -121,12 +122,12 @@ def is_small(name: str) -> bool:
 
 
 def tower_folder(name: str) -> str:
-    """The folder behind `guidance.towers`: 'small' is the packaged CLIP."""
+    """Return the folder behind `guidance.towers`: 'small' is the packaged CLIP."""
     return str(SMALL_TOWERS) if name == "small" else name
 
 
 def model_files(folder: str | Path) -> list[Path]:
-    """The files that decide what the towers of a checked folder compute, in order of their names."""
+    """Return the files that determine the output of a checked folder's towers, sorted by name."""
     folder = Path(folder)
     names = {"config.json", *PREPROCESSING, "tokenizer_config.json"}
     names.update(name for choice in (*CLIP_VOCABULARY, *SIGLIP_VOCABULARY) for name in choice)
@@ -137,7 +138,7 @@ def model_files(folder: str | Path) -> list[Path]:
 
 
 def check_vocabulary(folder: Path) -> None:
-    """Raises ValueError for a vocab.json that does not number its tokens, or one whose merges.txt was cut."""
+    """Raise ValueError for a vocab.json that does not number its tokens, or one whose merges.txt was truncated."""
     tokens = read_json(folder / "vocab.json")
     numbers = list(tokens.values())
     if not numbers or any(type(number) is not int for number in numbers) or min(numbers) < 0:
@@ -167,7 +168,7 @@ def _parts(folder: Path) -> set[str]:
 
 
 def _steps(folder: Path, kind: str) -> list[str]:
-    """The files of what follows a text encoder, by their names in the folder."""
+    """Return the files of the steps after a text encoder, by their names in the folder."""
     return sentence_folder.files(folder) if kind in ENCODERS else []
 
 

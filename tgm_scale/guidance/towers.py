@@ -1,5 +1,5 @@
-"""Frozen CLIP and SigLIP towers and text encoders from local folders in the Hugging Face layout. The only user of
-their model code."""
+"""Frozen CLIP and SigLIP towers and text encoders from local folders in the Hugging Face layout. Only this module
+uses their model code."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from tgm_scale.runtime.compat import prepare_torchvision
 
 __all__ = ["SMALL_TOWERS", "check_folder", "load_image_tower", "load_text_tower", "model_files", "tower_folder"]
 
-_SPARE_ROWS = 128  # of an embedding that is padded to a round number
-_LETTERS = 256  # of one token, at most: what stands behind as many as fill all tokens is cut before it costs time
+_SPARE_ROWS = 128  # of an embedding table padded to a round number
+_LETTERS = 256  # maximum length of one token: text beyond what can fill all tokens is cut before it costs time
 _VOCABULARY = "its tokenizer (vocab.json, merges.txt, tokenizer.json, tokenizer_config.json)"
-_POSITIONS_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")  # they count from the padding's number
+_POSITIONS_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")  # position ids start after the padding's
 _COPY = "copy the folder's files from where they are from"
 _PROBE = "a photo of two dogs near the lake"
 
@@ -42,7 +42,8 @@ _PROBE = "a photo of two dogs near the lake"
 def load_text_tower(
     folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> TextTower:
-    """The text tower of a CLIP or SigLIP folder, or a text encoder, frozen. Raises ValueError as `check_folder`."""
+    """Load the text tower of a CLIP or SigLIP folder, or a text encoder, frozen. Raises ValueError as
+    `check_folder` does."""
     kind = check_folder(folder, ("text",))
     transformers = _transformers()
     device = torch.device(device)
@@ -79,7 +80,7 @@ def _joint_text_tower(
 
 
 def _text_encoder(transformers: Any, folder: Path, kind: str, device: torch.device, dtype: torch.dtype) -> TextTower:
-    """An encoder of text alone, whose tokens are pooled as its folder says."""
+    """Load a text-only encoder, whose tokens are pooled as its folder specifies."""
     sentence = sentence_folder.read(folder)
     name, headed = ENCODERS[kind]
     without_it = {"add_pooling_layer": False} if headed else {}
@@ -114,7 +115,7 @@ def _text_encoder(transformers: Any, folder: Path, kind: str, device: torch.devi
 
 
 def _refuse_short_texts(folder: Path, longest: int, tokenize: Callable[[list[str]], Tensor]) -> None:
-    """Raise ValueError where nothing of a caption is read, so that all are one to the encoder."""
+    """Raise ValueError where nothing of a caption is read, so that all captions are the same to the encoder."""
     ids_BL = tokenize([_PROBE, "the lake"])
     if torch.equal(ids_BL[0], ids_BL[1]):
         raise ValueError(
@@ -125,7 +126,8 @@ def _refuse_short_texts(folder: Path, longest: int, tokenize: Callable[[list[str
 
 
 def _refuse_other_tokenizer(folder: Path, size: int, rows: int, ids_BL: Tensor) -> None:
-    """Raise ValueError where a tokenizer of so many tokens, which gave these, is not that of a model of so many."""
+    """Raise ValueError where a tokenizer with `size` tokens, which produced these ids, does not fit a model with
+    `rows` embeddings."""
     if not 0 <= rows - size < _SPARE_ROWS:
         raise ValueError(
             f"guidance.towers={folder}: a tokenizer of {size} tokens, and a text model that embeds {rows}: of two "
@@ -139,7 +141,7 @@ def _refuse_other_tokenizer(folder: Path, size: int, rows: int, ids_BL: Tensor) 
 
 
 def _tokenizer(transformers: Any, folder: Path, kind: str, length: int) -> tuple[Callable[[list[str]], Tensor], int]:
-    """captions -> int64 [B, length], and how many tokens there are. Raises ValueError."""
+    """Return a function captions -> int64 [B, length], and the number of tokens. Raises ValueError."""
     if kind == "siglip" and has_gemma_tokenizer(folder):
         return _gemma_tokenizer(folder, length)
     family = transformers.SiglipTokenizer if kind == "siglip" else transformers.CLIPTokenizer
@@ -168,7 +170,8 @@ def _tokenizer(transformers: Any, folder: Path, kind: str, length: int) -> tuple
 
 
 def _gemma_tokenizer(folder: Path, length: int) -> tuple[Callable[[list[str]], Tensor], int]:
-    """SigLIP 2's (arXiv 2502.14786, section 2.1): Gemma's, on text in lower case, padded after its end token."""
+    """Return SigLIP 2's tokenizer (arXiv 2502.14786, section 2.1): Gemma's, on lower-cased text, padded after its
+    end token."""
     tokenizer = _tokenizer_file(folder)
     pad, end = tokenizer.token_to_id("<pad>"), tokenizer.token_to_id("<eos>")
     if pad is None or end is None or tokenizer.encode(_PROBE).ids[-1] != end:
@@ -186,7 +189,7 @@ def _gemma_tokenizer(folder: Path, length: int) -> tuple[Callable[[list[str]], T
 
 
 def _tokenizer_file(folder: Path) -> Any:
-    """tokenizer.json, without the padding and truncation that it may ask for."""
+    """Return the tokenizer of tokenizer.json, without the padding and truncation that the file may specify."""
     from tokenizers import Tokenizer
 
     try:
@@ -204,7 +207,7 @@ def load_image_tower(
     dtype: torch.dtype = torch.float32,
     compiled: bool = False,
 ) -> ImageTower:
-    """The image tower of a CLIP or SigLIP folder, frozen. Raises ValueError as `check_folder` does."""
+    """Load the image tower of a CLIP or SigLIP folder, frozen. Raises ValueError as `check_folder` does."""
     kind = check_folder(folder, ("image",))
     transformers = _transformers()
     device = torch.device(device)
@@ -226,10 +229,10 @@ def load_image_tower(
 
 @contextmanager
 def _named(folder: str | Path, files: str) -> Iterator[None]:
-    """Errors that transformers and tokenizers raise about a folder's files, in one line that names them."""
+    """Convert errors that transformers and tokenizers raise about a folder's files to one line that names them."""
     try:
         yield
-    except Exception as error:  # transformers and tokenizers raise what they come upon
+    except Exception as error:  # transformers and tokenizers raise many classes
         reason = " ".join(str(error).split())[:200]
         lasting = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) is not None
         if lasting or reason.startswith("guidance.towers="):
@@ -246,7 +249,8 @@ def _refuse_not_finite(folder: str | Path, what: str, output: Tensor) -> None:
 
 
 def _transformers() -> Any:
-    """transformers, imported late (4 s), without its progress bars and its notes on weights it was not asked for."""
+    """Return transformers, imported late (4 s), without its progress bars and its notes on weights it was not asked
+    for."""
     prepare_torchvision()
     import transformers
 
@@ -256,7 +260,7 @@ def _transformers() -> Any:
 
 
 def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: torch.dtype, **arguments: Any) -> Any:
-    """A frozen model all of whose weights came from the folder: transformers would draw the others at random."""
+    """Load a frozen model with all weights from the folder: transformers would initialise missing ones at random."""
     config = _tower_config(model_class, folder)
     try:
         model, report = model_class.from_pretrained(
@@ -267,10 +271,10 @@ def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: tor
             local_files_only=True,
             use_safetensors=".safetensors" in weights_of(Path(folder)),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # reported below, in words
+            ignore_mismatched_sizes=True,  # reported below with a message
             **arguments,
         )
-    except Exception as error:  # whatever is wrong with a file, transformers and safetensors have many words for it
+    except Exception as error:  # transformers and safetensors raise many errors for a bad file
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"guidance.towers={folder}: its weights cannot be loaded: {reason}") from error
     wrong = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -283,14 +287,14 @@ def _load(model_class: Any, folder: str | Path, device: torch.device, dtype: tor
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if not tensor.isfinite().all():
             raise ValueError(f"guidance.towers={folder}: {name} is not finite as {tensor.dtype}: {_COPY}")
-        # out of the file's mapping: a product's last bit depends on how its operands are aligned in memory
+        # copied from the file's mapping: a product's last bit depends on the memory alignment of its operands
         tensor.data = tensor.data.clone()
     return model
 
 
 def _tower_config(model_class: Any, folder: str | Path) -> Any:
-    """The configuration of one tower. In a whole CLIP the width of the joint space is the model's: that of its parts,
-    which a tower that is loaded alone goes by, may have been left at the default."""
+    """Return the configuration of one tower. In a whole CLIP the joint space's width is the model's: that of its
+    parts, which applies to a tower loaded alone, may have been left at the default."""
     with _named(folder, "config.json"):
         config = model_class.config_class.from_pretrained(folder, local_files_only=True)
         whole = read_json(Path(folder) / "config.json")

@@ -1,1 +1,1 @@
-"""Which tokens are hidden: a saliency source and a selection rule."""
+"""Selection of the hidden tokens: a saliency source and a selection rule."""

@@ -17,20 +17,23 @@ CLIPS_BEFORE_ALARM = 64
 
 
 def overlap(hidden_BSRC: Tensor, other_BSRC: Tensor) -> Tensor:
-    """Share of the hidden tokens that the other mask hides too: float32 [B]. By chance: the other's mask ratio."""
+    """Return the share of hidden tokens that the other mask hides, too: float32 [B]. By chance: the other's mask
+    ratio."""
     both_B = (hidden_BSRC & other_BSRC).flatten(1).sum(dim=1)
     return both_B / hidden_BSRC.flatten(1).sum(dim=1).clamp(min=1)
 
 
 def slot_repeat(hidden_BSRC: Tensor) -> Tensor:
-    """Share of the hidden tokens that are hidden in the slot before, too: float32 [B]; 1 for a clip of one slot."""
+    """Return the share of hidden tokens that were hidden in the previous slot, too: float32 [B]; 1 for a clip of
+    one slot."""
     if hidden_BSRC.shape[1] == 1:
         return torch.ones(len(hidden_BSRC), device=hidden_BSRC.device)
     return overlap(hidden_BSRC[:, 1:], hidden_BSRC[:, :-1])
 
 
 def centre_box(masker: Masker) -> Tensor:
-    """The masker's count of tokens in each group nearest the frame's centre: bool [1, S, R, C]."""
+    """Return a fixed mask: in each group, the masker's count of tokens nearest the frame's centre: bool [1, S, R,
+    C]."""
     grid, scope = masker.grid, masker.recipe.scope
     row_R, column_C = ((torch.arange(n) + 0.5) / n - 0.5 for n in (grid.rows, grid.columns))
     distance_RC = torch.maximum(row_R[:, None].abs(), column_C.abs())
@@ -43,8 +46,9 @@ def centre_box(masker: Masker) -> Tensor:
 
 
 def of_another_clip(caption_ids_B: Tensor, clip_ids_B: Tensor, weight_B: Tensor, shift: int) -> Tensor:
-    """Whether rolling the captions by `shift` gives a clip a caption that is of another clip, and another one: bool
-    [B]. Neighbours in a batch may be repeats of one sample, with the same caption or with another of its captions."""
+    """Return whether rolling the captions by `shift` gives a clip the caption of another clip, which differs from
+    its own: bool [B]. Neighbours in a batch may be repeats of one sample, with the same caption or another of its
+    captions."""
     whole_B = weight_B > 0
     return (
         whole_B
@@ -55,7 +59,7 @@ def of_another_clip(caption_ids_B: Tensor, clip_ids_B: Tensor, weight_B: Tensor,
 
 
 class _Monitor:
-    """Adds up numbers on the device, which are brought to the host when its metrics are asked for."""
+    """Accumulator on the device, read by the host only when its metrics are requested."""
 
     def __init__(self, *shape: int) -> None:
         self._since_read: Tensor | None = None
@@ -73,9 +77,9 @@ class _Monitor:
 
 
 class MotionMonitor(_Monitor):
-    """Counts clips without any motion: a stream of keyframes, a codec that exports no vectors, or a still picture.
+    """Monitor of clips without any motion: a stream of keyframes, a codec that exports no vectors, or a still picture.
 
-    mask_without_motion   their share; their boxes fall at random"""
+    mask_without_motion   their share; their boxes are at random places"""
 
     def __init__(self) -> None:
         super().__init__(2)  # without motion, clips
@@ -88,14 +92,14 @@ class MotionMonitor(_Monitor):
         self._add(torch.stack([(still_B & whole_B).sum(), whole_B.sum()]))
 
     def metrics(self) -> dict[str, float]:
-        """The share since the last call; nothing where no clip was counted."""
+        """Return the share since the last call; empty where no clip was counted."""
         if (latest := self._latest()) is None:
             return {}
         still, clips = latest.tolist()
         return {"mask_without_motion": still / clips} if clips else {}
 
     def warning(self) -> str | None:
-        """A warning if hardly a clip has motion; else None."""
+        """Return a warning if hardly any clip has motion; else None."""
         still, clips = self._total.tolist()
         if clips < CLIPS_BEFORE_ALARM or still < ALARM * clips:
             return None
@@ -107,11 +111,11 @@ class MotionMonitor(_Monitor):
 
 
 class GuidanceMonitor(_Monitor):
-    """Collects the metrics of a process's own clips, and the warning.
+    """Monitor of the guidance metrics over a process's own clips, and of the warning.
 
-    mask_swapped_overlap   overlap of a clip's mask with the one that another clip's caption gives it
+    mask_swapped_overlap   overlap of a clip's mask with the one from another clip's caption
     mask_centre_overlap    overlap with a fixed box in the centre of the frame, of the same count
-    mask_slot_repeat       share of the mask that was hidden in the slot before"""
+    mask_slot_repeat       share of the mask that was hidden in the previous slot"""
 
     def __init__(self, masker: Masker):
         super().__init__(2, len(METRICS))  # sums and counts
@@ -132,12 +136,12 @@ class GuidanceMonitor(_Monitor):
     ) -> None:
         """Count a micro batch, without waiting for the device.
 
-        weight_B: 0 for broken samples. swapped_BSRC: relevance of each clip to the caption of another, or None where
-        it is not to be had; it counts where `another_B` (`of_another_clip`). aux: whatever else the masker needs.
-        progress: as the masker has it."""
+        weight_B: 0 for broken samples. swapped_BSRC: relevance of each clip to the caption of another, or None
+        where it is unavailable; it counts where `another_B` (`of_another_clip`). aux: all other maps that the
+        masker needs. progress: as for the masker."""
         hidden = self.masker.hidden(seeds_B, progress, relevance=relevance_BSRC, **aux)
         whole_B = weight_B > 0
-        self.box = self.box.to(hidden.device, non_blocking=True)  # moves once
+        self.box = self.box.to(hidden.device, non_blocking=True)  # a copy only once
         figures = [(torch.zeros_like(weight_B), torch.zeros_like(whole_B))]
         if swapped_BSRC is not None:
             swapped = self.masker.hidden(seeds_B, progress, relevance=swapped_BSRC, **aux)
@@ -146,11 +150,11 @@ class GuidanceMonitor(_Monitor):
         self._add(torch.stack([torch.stack([(value * rows).sum(), rows.sum()]) for value, rows in figures], dim=1))
 
     def metrics(self) -> dict[str, float]:
-        """Means over the clips since the last call; a metric that no clip gave is left out."""
+        """Return the means over the clips since the last call; a metric without any clip is left out."""
         return {} if (latest := self._latest()) is None else _means(latest)
 
     def warning(self) -> str | None:
-        """A warning if the metrics read so far show that the guidance does not work; else None."""
+        """Return a warning if the metrics read so far show that the guidance does not work; else None."""
         means = _means(self._total * (self._total[1] >= CLIPS_BEFORE_ALARM))
         independent = self.masker.hidden_count / self.masker.grid.tokens
         bar = independent + ALARM * (1 - independent)

@@ -1,7 +1,7 @@
-"""The table of masking recipes, and the masker that a recipe and a configuration make.
+"""Table of masking recipes, and the masker built from a recipe and a configuration.
 
-A recipe is saliency sources mixed by weight, and a selection. All counts are fixed when the masker is built; ratios
-that do not divide a group of tokens are rounded down: 0.6 of a slot of 196 hides 117.
+A recipe is a weighted mixture of saliency sources, and a selection rule. All counts are fixed when the masker is
+built; shares of a group of tokens are rounded down: 0.6 of a slot of 196 hides 117.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tgm_scale.runtime.mistakes import nearest
 
 SCALES = ("rank", "raw")
 TARGETS = ("random", "running_cell")
-_REACH = (1e-6, 1e6)  # of weights and temperatures: beyond it float32 loses one source beside another, or all
+_REACH = (1e-6, 1e6)  # of weights and temperatures: outside it float32 loses one source beside another, or all
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Recipe:
     scope: str = "slot"
     rule: str = "top_k"
     temperature: float = 0.0  # of the Gumbel noise, in units of the scaled saliency; 0 = none
-    scale: str = "rank"  # sources are mixed as ranks within their group (0..1), or as they come
-    # of the rule stratified: 0 = a share of every part, 1 = whole parts; a pair: at the start and the end of the run
+    scale: str = "rank"  # sources are mixed as ranks within their group (0..1), or unscaled
+    # of the rule stratified: 0 = an equal share of every part, 1 = whole parts; a pair: at start and end of the run
     whole_parts: float | Sequence[float] = 0.0
-    rate: float = 1.0  # learning rate of a learned mask, times the model's
-    targets: str = "random"  # which of the hidden tokens model.decode_ratio keeps; running_cell: VideoMAE V2's
+    rate: float = 1.0  # learning rate of a learned mask, relative to the model's
+    targets: str = "random"  # the hidden tokens that model.decode_ratio keeps; running_cell: VideoMAE V2's
 
 
 RECIPES: dict[str, Recipe] = {
@@ -48,9 +48,9 @@ RECIPES: dict[str, Recipe] = {
     "motion_guided": Recipe({"motion": 1.0}, rule="moving_box", scale="raw"),  # MGM, arXiv 2308.12962
     "flow_guided": Recipe({"flow": 1.0}, rule="bottom_k", scale="raw"),  # MGMAE, arXiv 2308.10794: tracks the visible
     "attention": Recipe({"attention": 1.0}, rule="bottom_k", scale="raw", temperature=1.0),  # UMT, arXiv 2303.16058
-    # SemMAE, arXiv 2206.10207: from a share of every part to whole parts
+    # SemMAE, arXiv 2206.10207: from an equal share of every part to whole parts
     "part_based": Recipe({"parts": 1.0}, rule="stratified", scale="raw", whole_parts=(0.0, 1.0)),
-    # learned: AdaMAE, arXiv 2211.09120, the tokens to see; AutoMAE, arXiv 2303.06583, those to hide, from attention
+    # learned: AdaMAE, arXiv 2211.09120, the visible tokens; AutoMAE, arXiv 2303.06583, the hidden, from attention
     "adamae": Recipe({"sampler": 1.0}, scope="clip", rule="bottom_k", scale="raw", temperature=1.0),
     "automae": Recipe({"generator": 1.0}, scale="raw", temperature=1.0, rate=10.0),
 }
@@ -58,9 +58,9 @@ RECIPES: dict[str, Recipe] = {
 
 @dataclass(frozen=True)
 class Masker:
-    """Masks for batches of clips on their device; the same seed gives the same mask in any batch and place.
+    """Mask generator for batches of clips, on their device; a seed gives the same mask in any batch and place.
 
-    progress: share of the run's steps that are made with the one of the mask: 1 at the last, 0 outside of a run."""
+    progress: completed share of the run's steps, including the mask's own: 1 at the last, 0 outside of a run."""
 
     name: str
     recipe: Recipe
@@ -71,17 +71,17 @@ class Masker:
 
     @property
     def needs(self) -> set[str]:
-        """The maps that a call must be given, by the names in planning/towers.py; those of learned masks, too."""
+        """Maps that a call requires, by the names in planning/towers.py, including those of learned masks."""
         return set().union(*(SOURCES[name].needs for name in self.recipe.sources))
 
     @property
     def taught_by(self) -> str | None:
-        """The term of the objective that teaches a learned mask; None for any other."""
+        """Term of the objective that teaches a learned mask; None for any other."""
         return None if self._learned is None else self._learned.taught_by
 
     @property
     def learned(self) -> str | None:
-        """The source that is learned, of a learned mask."""
+        """Learned source of a learned mask; None for any other."""
         return next((name for name in self.recipe.sources if SOURCES[name].learned), None)
 
     @property
@@ -90,15 +90,14 @@ class Masker:
 
     @property
     def hidden_count(self) -> int:
-        """Tokens that the rule hides, the targets among them."""
+        """Number of tokens that the rule hides, including the targets."""
         return self.hidden_per_group * (self.grid.tokens // rules.group_size(self.recipe.scope, self.grid))
 
     def __call__(self, seeds_B: Tensor, progress: float = 0.0, /, **aux: Tensor | None) -> Mask:
-        """The mask of each clip.
+        """Return the mask of each clip.
 
-        seeds_B: int64 [B], one of each sample. aux: the maps that `needs` names (others are ignored), float
-        [B, S, R, C] on the seeds' device (flow: [B, T, 2, h, w], see saliency.mixture). Raises ValueError where one
-        is missing."""
+        seeds_B: int64 [B], one for each sample. aux: the maps in `needs` (others are ignored), float [B, S, R, C]
+        on the seeds' device (flow: [B, T, 2, h, w], see saliency.mixture). Raises ValueError where one is missing."""
         hidden_BK, visible_BK = self._split(seeds_B, progress, aux)
         cells_BN = rules.running_cell(seeds_B, self.grid) if self.recipe.targets == "running_cell" else None
         return Mask(
@@ -107,14 +106,14 @@ class Masker:
         )
 
     def hidden(self, seeds_B: Tensor, progress: float = 0.0, /, **aux: Tensor | None) -> Tensor:
-        """Which tokens the rule hides, whatever is then thinned or left out of the targets: bool [B, S, R, C]."""
+        """Return the tokens that the rule hides, before any thinning or selection of targets: bool [B, S, R, C]."""
         hidden_BK, _ = self._split(seeds_B, progress, aux)
         grid = self.grid
         hidden_BN = torch.zeros(len(seeds_B), grid.tokens, dtype=torch.bool, device=seeds_B.device)
         return hidden_BN.scatter_(1, hidden_BK, True).view(-1, grid.slots, grid.rows, grid.columns)
 
     def saliency(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
-        """The mixed, scaled saliency before noise: float32 [B, S, R, C]; S = 1 under the scope `tube`."""
+        """Return the mixed, scaled saliency before noise: float32 [B, S, R, C]; S = 1 under the scope `tube`."""
         given = {name: map_ for name, map_ in aux.items() if map_ is not None}
         for name in sorted(self.needs - given.keys()):
             raise ValueError(
@@ -134,7 +133,7 @@ class Masker:
         return mixed
 
     def whole_parts(self, progress: float) -> float:
-        """From the first of a pair to the second with the square of the progress (SemMAE, section 3.3)."""
+        """Interpolate from the first of a pair to the second by the square of the progress (SemMAE, section 3.3)."""
         given = self.recipe.whole_parts
         if not isinstance(given, Sequence):
             return given
@@ -142,8 +141,8 @@ class Masker:
         return first + (last - first) * progress**2
 
     def log_probability(self, seeds_B: Tensor, **aux: Tensor | None) -> Tensor:
-        """Of each token to be drawn first in its group, to be seen or hidden as the rule is: float32 [B, N], with the
-        maps' gradient. Of a learned mask; of a relaxed one, given the noise of the draw."""
+        """Return each token's log-probability to be drawn first in its group, as visible or hidden by the rule:
+        float32 [B, N], with the maps' gradient. For a learned mask; for a relaxed one, given the draw's noise."""
         assert self._learned is not None
         logits, temperature = self.saliency(seeds_B, **aux).float(), self.recipe.temperature
         noisy = self._learned.relaxed
@@ -162,7 +161,7 @@ class Masker:
         return rules.split(priority, recipe.scope, self.hidden_per_group, self.grid, seeds_B)
 
     def summary(self) -> str:
-        """One line: what is hidden, seen and reconstructed, with the rounding."""
+        """Return one line on what is hidden, visible and reconstructed, with the rounding."""
         grid, size = self.grid, rules.group_size(self.recipe.scope, self.grid)
         group = {"clip": "the clip", "slot": "each slot", "tube": "each slot, the same in all"}[self.recipe.scope]
         sources = " + ".join(f"{weight:g} {name}" for name, weight in self.recipe.sources.items())
@@ -187,12 +186,12 @@ def build_masker(
     decode_ratio: float = 1.0,
     **options: Any,
 ) -> Masker:
-    """The masker of a configuration.
+    """Build the masker of a configuration.
 
     recipe: a key of RECIPES. mask_ratio: share of the tokens that the rule hides. visible_ratio: share that the
-    encoder sees, drawn at random from what is not hidden (None: all of it). decode_ratio: share of the hidden tokens
-    that are targets, drawn at random. options: fields of the recipe to change. Raises ValueError that names the
-    configuration's key."""
+    encoder sees, drawn at random from the tokens that are not hidden (None: all of them). decode_ratio: share of
+    the hidden tokens that are targets, drawn at random. options: fields of the recipe to change. Raises ValueError
+    naming the configuration's key."""
     chosen = _with_options(recipe, options)
     size = rules.group_size(chosen.scope, grid)
     hidden_per_group = _count(mask_ratio, size, "masking.mask_ratio", f"hides none of {size} tokens", top=False)
@@ -213,7 +212,7 @@ def build_masker(
 
 
 def _count(ratio: float, tokens: int, key: str, failure: str, top: bool = True) -> int:
-    """`share_of`, at least 1. Raises ValueError."""
+    """Return `share_of`, at least 1. Raises ValueError."""
     if not (0 < ratio < 1 or (top and ratio == 1)):
         raise ValueError(f"{key}={ratio}: wanted a share above 0 and {'at most' if top else 'below'} 1")
     count = share_of(tokens, ratio)
@@ -251,7 +250,7 @@ def _with_options(name: str, options: Mapping[str, Any]) -> Recipe:
 
 
 def _check_parts(recipe: Recipe) -> None:
-    """The numbers of parts are names: a mean, a rank or a sum of them names another part, or none."""
+    """Raise ValueError where numbers of parts would be averaged, ranked or summed: they are only names."""
     by_number = recipe.rule == "stratified" and recipe.scale == "raw"
     if "parts" not in recipe.sources and not by_number:
         return
@@ -270,7 +269,7 @@ def _check_parts(recipe: Recipe) -> None:
 
 
 def _check_learned(recipe: Recipe) -> None:
-    """A learned source is drawn from as it is: its loss is that of the distribution that it makes."""
+    """Raise ValueError unless a learned source is drawn from unchanged: its loss is that of its distribution."""
     learned = [source for source in recipe.sources if SOURCES[source].learned]
     if not _is_number(recipe.rate, 1e-3, 1e3) or (recipe.rate != 1 and not learned):
         wanted = "a number from 0.001 to 1000, such as 10" if learned else "none: nothing of this mask is learned"

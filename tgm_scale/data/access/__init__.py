@@ -1,1 +1,1 @@
-"""Bytes of files and URLs: opening, ranges, retries, the cache on disk."""
+"""Byte access to files and URLs: opening, range reads, retries, the disk cache."""

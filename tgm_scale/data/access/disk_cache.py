@@ -1,4 +1,4 @@
-"""What was read of URLs, kept on a node's own disk within a bound that all its processes share."""
+"""Disk cache of data read from URLs, on a node's local disk, with a size limit shared by all its processes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 
 from tgm_scale.data.access import storage
 
-_DIGEST = 16  # bytes before the content: a disk that fills up or fails gives a miss, not a wrong clip
-_LOOKS = 64  # the folder is measured again when all have added this part of the limit
-_NOTES = 4096  # and each notes what it has added by this part
-_ADDED, _THINNING = ".added", ".thinning"  # a byte for each such part; locked by who measures
+_DIGEST = 16  # bytes before the content: if the disk fills up or fails, the result is a miss, not a wrong clip
+_LOOKS = 64  # the folder is measured again once all processes together have added 1/64 of the limit
+_NOTES = 4096  # and each process records what it has added in steps of 1/4096 of it
+_ADDED, _THINNING = ".added", ".thinning"  # one byte for each such step; locked by the process that measures
 
 
 class DiskCache:
-    """`get` and `put` by a key of strings and numbers. Where the folder is full the entries that were not used for the
-    longest time go.
+    """Cache with `get` and `put`, keyed by strings and numbers. When the folder is full, the least recently used
+    entries are removed.
 
-    All processes of a node count together what they add, and one of them measures the folder, when that is 1/64 of the
-    limit: by so much it may be exceeded, and by 1/4096 for each process and what they add meanwhile."""
+    All processes of a node jointly count what they add; when that reaches 1/64 of the limit, one of them measures
+    the folder. The limit may thus be exceeded by 1/64, plus 1/4096 for each process, plus what they add meanwhile."""
 
     def __init__(self, folder: str | os.PathLike, limit: int):
-        """Raises ValueError where the folder cannot be made."""
+        """Create the folder. Raises ValueError where it cannot be created."""
         self._folder, self._limit = Path(folder), limit
-        self._added = 0  # of this process, not noted yet
+        self._added = 0  # by this process, not recorded yet
         self._first = True
         self._lock = threading.Lock()
         try:
@@ -56,12 +56,12 @@ class DiskCache:
             self._added += len(data)
             parts, self._added = divmod(self._added, self._part)
             first, self._first = self._first, False
-        if parts or first:  # a process that ends before it has added a part counts as one that did
+        if parts or first:  # a process that ends before it has added a whole step counts as one that did
             with suppress(OSError):
                 self._note(parts + first)
 
     def drop(self, *key: str | int) -> None:
-        """Forget what is kept under a key."""
+        """Remove the entry of a key."""
         with suppress(OSError):
             self._path(key).unlink(missing_ok=True)
 
@@ -70,8 +70,8 @@ class DiskCache:
         return max(1, self._limit // _NOTES)
 
     def _note(self, parts: int) -> None:
-        """Count what was added, of all processes; where it is enough, measure. A folder that nobody has counted in may
-        be overfull."""
+        """Record `parts` steps added by this process; once all processes have added enough, measure the folder. A
+        folder without a record yet is measured at once, since it may be overfull."""
         notes = self._folder / _ADDED
         counted = notes.exists()
         with notes.open("ab") as file:
@@ -85,8 +85,8 @@ class DiskCache:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        """Whether no other process measures the folder; the others go on meanwhile. Where files cannot be locked, each
-        measures it."""
+        """Yield whether no other process is measuring the folder; the others continue meanwhile. Where files cannot
+        be locked, every process measures it."""
         with (self._folder / _THINNING).open("ab") as file:
             alone = True
             try:
@@ -102,7 +102,7 @@ class DiskCache:
         for place in self._folder.glob("??"):
             with suppress(OSError), os.scandir(place) as found:
                 for entry in found:
-                    with suppress(OSError):  # a process may drop one
+                    with suppress(OSError):  # another process may have removed it
                         stat = entry.stat()
                         paths.append(entry.path)
                         times.append(stat.st_mtime)
@@ -111,7 +111,7 @@ class DiskCache:
         for at in sorted(range(len(paths)), key=times.__getitem__):
             if over <= 0:
                 return
-            with suppress(OSError):  # it may be another user's
+            with suppress(OSError):  # it may belong to another user
                 Path(paths[at]).unlink(missing_ok=True)
                 over -= sizes[at]
 

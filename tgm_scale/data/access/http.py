@@ -1,4 +1,5 @@
-"""Files of HTTP servers, by fsspec's session: every response is compared with the request, and bounded in size."""
+"""Reads from HTTP servers through fsspec's session: every response is checked against its request and bounded in
+size."""
 
 from __future__ import annotations
 
@@ -12,15 +13,16 @@ from tgm_scale.data.access.patience import RetryLater, retry_after
 from tgm_scale.runtime.outside.refusals import PASSING, PermanentError
 from tgm_scale.runtime.terminal import escaped, without_secrets
 
-CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0  # waits for a connection, and for the next bytes
-_WHOLE_SECONDS, _SLOWEST = 60.0, 1e5  # an answer's bound in seconds, and bytes a second beyond what it holds
+CONNECT_SECONDS, READ_SECONDS = 10.0, 20.0  # timeouts for a connection, and for the next bytes
+_WHOLE_SECONDS, _SLOWEST = 60.0, 1e5  # a response's time limit: seconds, plus its size at this rate in bytes a second
 _WORDS = 200  # bytes of a response that are quoted in an error
 _PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`total`: bytes of the whole file, where the server says so; `tag`: what changes with its content."""
+    """Response of a server. `total`: bytes of the whole file, where the server states it; `tag`: a string that
+    changes with the file's content."""
 
     data: bytes
     total: int | None
@@ -28,30 +30,33 @@ class Answer:
 
 
 def client_settings() -> dict[str, Any]:
-    """Of fsspec's HTTP session: bytes come as they are (nothing is unpacked on the way), no wait is for ever."""
-    from aiohttp import ClientTimeout  # which waits for 5 minutes: a run would be stopped as hung long before
+    """Return the settings of fsspec's HTTP session: bytes arrive unchanged (no decompression), and every wait is
+    bounded."""
+    from aiohttp import ClientTimeout  # by default 5 minutes: a run would be stopped as hung well before
 
     timeout = ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
     return {"timeout": timeout, "auto_decompress": False, "headers": {"Accept-Encoding": "identity"}}
 
 
 def read_range(system: Any, url: str, start: int, size: int) -> Answer:
-    """Exactly `size` bytes from `start`. Raises OSError: RetryLater and network errors pass, PermanentError do not."""
+    """Read exactly `size` bytes from `start`. Raises OSError: RetryLater and network errors are transient,
+    PermanentError is not."""
     return sync(system.loop, _get, system, url, size, start)
 
 
 def read_whole(system: Any, url: str, limit: int) -> bytes:
-    """A file of up to `limit` bytes. Raises as `read_range`, and FileNotFoundError and PermissionError."""
+    """Read a file of up to `limit` bytes. Raises as `read_range` does, and FileNotFoundError and PermissionError."""
     return sync(system.loop, _get, system, url, limit, None).data
 
 
 def tag(system: Any, url: str) -> str:
-    """What changes with a file's content, as its server says; "" where it says nothing. Raises as `read_whole`."""
+    """Return a string that changes with the file's content, from the server's headers; "" where they give none.
+    Raises as `read_whole` does."""
     return sync(system.loop, _tag, system, url)
 
 
 def size_and_tag(system: Any, url: str) -> tuple[int | None, str]:
-    """Bytes of a file, where its server says so, and its tag. Raises as `read_whole`."""
+    """Return the size of a file in bytes, where its server states it, and its tag. Raises as `read_whole` does."""
     return sync(system.loop, _size_and_tag, system, url)
 
 
@@ -69,7 +74,7 @@ def _size_of(answer: Any) -> int | None:
         said, pattern = answer.headers.get("Content-Length", ""), r"(\d+)"
     else:
         said, pattern = answer.headers.get("Content-Range", ""), r"bytes 0-0/(\d+)"
-    if answer.status == 416:  # of an empty file, which has no byte 0
+    if answer.status == 416:  # as for an empty file, which has no byte 0
         if re.fullmatch(r"bytes +\*/0", said.strip(), re.IGNORECASE):
             return 0
         raise _no_ranges(answer, said)
@@ -78,7 +83,8 @@ def _size_of(answer: Any) -> int | None:
 
 
 async def _first_byte(system: Any, url: str) -> Any:
-    """The answer's head, of a range as the samples' answers are; an address that is signed for GET knows no HEAD."""
+    """Request the first byte and return the response, by range as for samples: an address signed for GET rejects
+    HEAD."""
     session = await system.set_session()
     async with session.get(system.encode_url(url), headers={"Range": "bytes=0-0"}) as answer:
         if answer.status not in (200, 206, 416):
@@ -107,7 +113,8 @@ async def _get(system: Any, url: str, size: int, start: int | None) -> Answer:
 
 
 def _total(answer: Any, start: int, size: int) -> int | None:
-    """What the answer says of the whole file. Raises PermanentError where it is no answer to a range request."""
+    """Return the size of the whole file, as the response states it. Raises PermanentError where it does not answer
+    a range request."""
     stated = answer.headers.get("Content-Range", "")
     found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", stated.strip(), re.IGNORECASE)
     if answer.status != 206 or found is None:
@@ -118,7 +125,8 @@ def _total(answer: Any, start: int, size: int) -> int | None:
 
 
 def _no_ranges(answer: Any, stated: str) -> PermanentError:
-    """That an answer is no range: what was asked for, where that led, what came, and the remedy."""
+    """Return the error for a response without range support: the requested address, any redirect, the response, the
+    remedy."""
     asked, answered = without_secrets(str((*answer.history, answer)[0].url)), without_secrets(str(answer.url))
     led = f" (which leads to {answered})" if answer.history else ""
     page = "text/html" in answer.headers.get("Content-Type", "").lower()

@@ -1,4 +1,4 @@
-"""Which places are on a storage that may not answer for a while: URLs, and paths on a network's file system."""
+"""Detection of storage that may stall: URLs, and paths on network file systems."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import suppress
 
 import psutil
 
-# how the types of network file systems begin in the table of mounts; FUSE mounts are of a network mostly
+# prefixes of the types of network file systems in the mount table; most FUSE mounts are remote
 _NETWORK = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "gluster", "weka", "panfs", "pvfs", "orangefs", "afs", "cifs",
             "smb", "daos", "quobyte", "fuse.", "9p", "virtiofs")  # fmt: skip
-_LOCAL = ("fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll")  # of containers
+_LOCAL = ("fuse.fuse-overlayfs", "fuse.squashfuse", "fuse.squashfuse_ll")  # used by containers
 
 
 def may_stall(places: Iterable[str | None]) -> bool:
-    """Whether a read from one of the places (paths, patterns, URLs) may take minutes and be answered all the same: as
-    while the server of a network's file system is replaced by another, when reads block."""
+    """Return whether a read from any of these places (paths, patterns, URLs) may block for minutes and still
+    succeed, as during the failover of a network file system's server."""
     given = [place for place in places if place]
     mounted = {}
     with suppress(OSError):  # a container without /proc
@@ -29,7 +29,7 @@ def _of_network(kind: str) -> bool:
 
 
 def _type(path: str, mounted: Mapping[str, str]) -> str:
-    """Of the file system that holds it: of the longest mount above it."""
+    """Return the type of the file system that holds a path: that of the longest mount point above it."""
     real = os.path.realpath(path)
     above = [mount for mount in mounted if os.path.isabs(mount) and os.path.commonpath([mount, real]) == mount]
     return mounted[max(above, key=len)] if above else ""

@@ -1,7 +1,7 @@
-"""Waiting for a storage that does not answer for now: a server's bad minute is not worth a job of 512 GPUs.
+"""Retries for storage that is temporarily unavailable: a server's bad minute must not end a job of 512 GPUs.
 
-Which processes wait for which shard now, here and in the data workers, a run's heartbeat reports. A worker sends its
-waits through the pipe of its samples: `listen` there, `of_worker` in the training process."""
+The run's heartbeat reports which processes currently wait for which shard, here and in the data workers. A worker
+sends its waits through the pipe of its samples: `listen` in the worker, `of_worker` in the training process."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from typing import NamedTuple, TypeVar
 from tgm_scale.runtime.outside.refusals import PermanentError, Refused, refusal, remedy
 from tgm_scale.runtime.terminal import escaped, without_secrets
 
-PATIENCE_SECONDS = 300.0  # where data.patience says nothing else
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause is twice the last
-SAY_AFTER = 10.0  # seconds of waiting
+PATIENCE_SECONDS = 300.0  # default of data.patience
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between attempts; each pause is twice the previous one
+SAY_AFTER = 10.0  # seconds of waiting before it is reported
 _LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _OUR_OWN = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, MemoryError)
-_LOOK = 0.2  # seconds from one look to the next, while waiting, whether to stop
+_LOOK = 0.2  # seconds between checks, while waiting, of whether to stop
 
 T = TypeVar("T")
 _asked_to_stop: Callable[[], bool] = lambda: False  # noqa: E731
 _of_thread = threading.local()  # `ended`: the event that ends this thread's waits
-_answered: set[str] = set()  # storages, by protocol and host, that were read by this process
+_answered: set[str] = set()  # storages, by protocol and host, that this process has read from
 
 
 class Stopped(OSError):
-    """The work ended because this process, or one that it works with, was asked to stop."""
+    """Error for work that ended because this process, or one it cooperates with, was asked to stop."""
 
 
 class StoppedWaiting(Stopped):
-    """The wait for a storage ended because whoever waits was asked to stop."""
+    """Error for a wait for storage that ended because the waiting process was asked to stop."""
 
 
 class RetryLater(OSError):
-    """The server's answer, and in how many seconds it wants to be asked again."""
+    """Error for a server's response that allows a retry, with the delay in seconds that it asks for."""
 
     def __init__(self, words: str, retry_after: float = 0.0) -> None:
         super().__init__(words)
@@ -50,7 +50,7 @@ class RetryLater(OSError):
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """The seconds that a Retry-After header asks for, by number or by date; 0 without one."""
+    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 without one."""
     value = headers.get("Retry-After", "").strip()
     try:
         if value.isdigit():
@@ -61,11 +61,12 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def retrying(action: Callable[[], T], what: str, seconds: float | None = None) -> T:
-    """`action()`, again after a passing error for up to `seconds` of waiting (default: PATIENCE_SECONDS).
+    """Return `action()`, retried after transient errors for up to `seconds` of waiting (default: PATIENCE_SECONDS).
 
-    Raises OSError naming `what` after the last attempt; what is missing, forbidden or no error of the storage is not
-    tried again: see `refusals`. Raises StoppedWaiting where it is to stop (`waits_end_when`, `ends_waits`).
-    A wait of more than SAY_AFTER is reported, with the process that waits; `all_waits` has the current ones."""
+    Raises OSError naming `what` after the last attempt; missing or forbidden files and errors that are not the
+    storage's are not retried: see `refusals`. Raises StoppedWaiting where the wait is to end (`waits_end_when`,
+    `ends_waits`).
+    Waits of more than SAY_AFTER are reported, with the waiting process; `all_waits` returns the current ones."""
     try:
         return _retried(action, without_secrets(what), PATIENCE_SECONDS if seconds is None else seconds)
     finally:
@@ -114,8 +115,8 @@ def _retried(action: Callable[[], T], what: str, limit: float) -> T:
 
 @contextmanager
 def waits_end_when(asked: Callable[[], bool]) -> Iterator[None]:
-    """Within, every wait of this process for a storage ends with StoppedWaiting as soon as `asked()`, and work that
-    calls `stop_where_asked` with Stopped."""
+    """While active, end every wait of this process for storage with StoppedWaiting as soon as `asked()` is true,
+    and work that calls `stop_where_asked` with Stopped."""
     global _asked_to_stop
     before, _asked_to_stop = _asked_to_stop, asked
     try:
@@ -125,24 +126,25 @@ def waits_end_when(asked: Callable[[], bool]) -> Iterator[None]:
 
 
 def ends_waits(event: threading.Event) -> None:
-    """This thread's waits end with StoppedWaiting once the event is set."""
+    """Make this thread's waits end with StoppedWaiting once the event is set."""
     _of_thread.ended = event
 
 
 def stop_where_asked(work: str) -> None:
-    """Raises Stopped where this process was asked to stop. work: what ends by it, in words."""
+    """Raise Stopped if this process was asked to stop. work: a description of what this interrupts."""
     if _asked_to_stop():
         raise Stopped(f"stopped during {work}")
 
 
 def stop_where_waited() -> None:
-    """Raises StoppedWaiting where this process was asked to stop while it, or a data worker of it, waits."""
+    """Raise StoppedWaiting if this process was asked to stop while it, or one of its data workers, waits for
+    storage."""
     if _asked_to_stop() and (found := all_waits()):
         raise StoppedWaiting(f"stopped while it waited for {found[0].what}: {found[0].why}")
 
 
 def pause_for(seconds: float, what: str) -> None:
-    """Raises StoppedWaiting."""
+    """Sleep, checking for a request to stop. Raises StoppedWaiting."""
     end, ended = time.monotonic() + seconds, getattr(_of_thread, "ended", None)
     while (left := end - time.monotonic()) > 0:
         if _asked_to_stop() or (ended is not None and ended.is_set()):
@@ -151,7 +153,7 @@ def pause_for(seconds: float, what: str) -> None:
 
 
 def _is_open(what: str) -> bool:
-    """Whether the storage was read before: a data worker starts once its parent has opened the data."""
+    """Return whether the storage was read before: a data worker starts only after its parent has opened the data."""
     return multiprocessing.parent_process() is not None or _server(what) in _answered
 
 
@@ -160,7 +162,7 @@ def _server(what: str) -> str:
 
 
 def _own_share() -> float:
-    """0.75 to 1.25, by process: thousands of readers do not come back at the same moment."""
+    """Return 0.75 to 1.25 by process, so that thousands of readers do not retry at the same moment."""
     return 0.75 + 0.5 * (os.getpid() * 0.6180339887 % 1.0)
 
 
@@ -169,7 +171,7 @@ def _report(words: str) -> None:
 
 
 class Wait(NamedTuple):
-    """Of one thread; without secrets. since: when it began to wait, by time.time()."""
+    """Wait of one thread, without secrets. since: its start, by time.time()."""
 
     who: str
     what: str
@@ -183,19 +185,19 @@ _listener: Callable[[list[Wait]], None] | None = None
 
 
 def process_name() -> str:
-    """This process, in words."""
+    """Return a description of this process: rank, process id and host."""
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
     return f"{f'rank {rank}, ' if rank else ''}process {os.getpid()} on {platform.node()}"
 
 
 def started(what: str, why: str, since: float) -> None:
-    """This thread waits."""
+    """Record that this thread waits."""
     _own[threading.get_ident()] = Wait(process_name(), what, why, since)
     _hand_over()
 
 
 def ended() -> None:
-    """This thread has stopped waiting, if it did wait."""
+    """Record that this thread no longer waits."""
     if _own.pop(threading.get_ident(), None) is not None:
         _hand_over()
 
@@ -206,17 +208,17 @@ def _hand_over() -> None:
 
 
 def listen(listener: Callable[[list[Wait]], None]) -> None:
-    """Call `listener` at each change of this process's waits, from the waiting thread."""
+    """Call `listener` with this process's waits at each change, from the waiting thread."""
     global _listener
     _listener = listener
 
 
 def of_worker(process: int, waits: list[Wait]) -> None:
-    """Set what a worker has sent; an empty list once it has ended."""
+    """Set the waits that a worker has sent; an empty list once it has ended."""
     _of_workers[process] = waits
 
 
 def all_waits() -> list[Wait]:
-    """Those of this process and its workers, the longest first."""
+    """Return the waits of this process and its workers, the longest first."""
     found = [*list(_own.values()), *(wait for waits in list(_of_workers.values()) for wait in waits)]
     return sorted(found, key=lambda wait: wait.since)

@@ -1,4 +1,5 @@
-"""Byte ranges of local files and of URLs, checked against the tar that they are from; those of URLs kept on disk."""
+"""Byte-range reads from local files and URLs, checked against the tar they belong to; those of URLs are cached on
+disk."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from tgm_scale.runtime.outside.refusals import PermanentError
 from tgm_scale.runtime.outside.tars import BLOCK, size_by_header
 from tgm_scale.runtime.terminal import without_secrets
 
-_DESCRIPTORS = 32  # shards kept open: several windows of the order's reads, far below the usual limit of 1024
+_DESCRIPTORS = 32  # open shards: several read windows of the order, far below the usual limit of 1024
 
 
 class _Descriptor:
-    """An open file, closed with its last reference (a thread may still read what another evicts)."""
+    """Open file, closed with its last reference (a thread may still read one that another thread evicts)."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -31,40 +32,43 @@ class _Descriptor:
 
 
 class RangeReader:
-    """Reads byte ranges of many files; the last few local ones stay open. Threads may share it; it pickles empty.
+    """Reader of byte ranges from many files; the most recently used local ones stay open. It is thread-safe and
+    pickles empty.
 
-    Ranges of URLs are kept in `cache` if there is one, under `version`, a word that changes with their content.
-    patience: seconds of waiting for a storage; see `retrying`."""
+    Ranges of URLs are kept in `cache`, if given, under `version`, a string that changes with their content.
+    patience: seconds of waiting for storage; see `retrying`."""
 
     def __init__(self, cache: DiskCache | None = None, version: str = "", patience: float | None = None) -> None:
         self._cache, self._version, self._patience = cache, version, patience
         self._open: OrderedDict[str, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
-        self._expected: dict[str, tuple[int, str]] = {}  # size and tag of whole files, where an index says so
-        self._tags: dict[str, str] = {}  # of HTTP files, as they were first seen
+        self._expected: dict[str, tuple[int, str]] = {}  # size and tag of whole files, where an index states them
+        self._tags: dict[str, str] = {}  # of HTTP files, as first seen
 
     def expect(self, path: str, size: int, tag: str = "") -> None:
-        """A file is of this size and, where it is known, has this tag (see `tag`); an answer about another is refused,
-        and what was kept of another is not taken."""
+        """Expect this size of a file and, where known, this tag (see `tag`): responses about a file of another size
+        or tag are rejected, and data cached from one is not used."""
         self._expected[path] = size, tag
         if tag and is_http(path):
             self._tags[path] = tag
 
     def sighted(self, path: str, size: int, tag: str) -> None:
-        """As `expect`, of a file that is not known yet: kept bytes of one that was replaced since are not taken."""
+        """Call `expect` for a file without an expectation yet, so that data cached before it was replaced is not
+        used."""
         if self._cache and tag and path not in self._expected:
             self.expect(path, size, tag)
 
     def read(
         self, path: str, offset: int, size: int, members: Sequence[tuple[int, int]] = (), refresh: bool = False
     ) -> bytes:
-        """Exactly `size` bytes from `offset`. Raises OSError after several attempts.
+        """Read exactly `size` bytes from `offset`. Raises OSError after several attempts.
 
-        Of a URL by `cache`. members: offset and size in the file of those of a tar that it holds; each has its header
-        before it, else the bytes are neither returned nor cached. refresh: the cache is not read."""
+        Ranges of URLs go through `cache`. members: offset and size in the file of the tar members in this range;
+        each must be preceded by its header, else the bytes are neither returned nor cached. refresh: do not read
+        from the cache."""
         if not is_url(path):
             return self._fetch(path, offset, size, ())
-        if size == 0 and not members:  # a request has no range of no bytes
+        if size == 0 and not members:  # an HTTP range cannot be empty
             return b""
         before = BLOCK if members else 0
         _, tag = self._expected.get(path, (0, ""))
@@ -138,11 +142,11 @@ class RangeReader:
 
 
 def _foreign(data: bytes, offset: int, members: Sequence[tuple[int, int]]) -> str:
-    """Why these bytes from `offset` on are not of the tar that holds the members there, "" where they are."""
+    """Return why these bytes, which start at `offset`, are not from the tar with these members; "" if they are."""
     for at, size in members:
         stated = size_by_header(data[at - BLOCK - offset : at - offset])
         if stated is None:
             return f"other bytes came than those of the shard: no header of a tar before the member at {at}"
-        if stated not in (size, 0):  # 0: a pax record before it has the size
+        if stated not in (size, 0):  # 0: the size is in a pax record before it
             return f"other bytes came than those of the shard: the header before the member at {at} is another's"
     return ""

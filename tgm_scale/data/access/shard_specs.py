@@ -1,4 +1,4 @@
-"""Which shards a folder, a glob, a brace pattern, a file or a list of these names."""
+"""Expansion of shard specifications: folder, glob, brace pattern, file, or a list of these."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tgm_scale.runtime.terminal import without_secrets
 
 
 class NoShards(ValueError):
-    """There is no shard where one was named."""
+    """No shard where one was named."""
 
 
 def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -> list[str]:
-    """Shards named by a folder, a glob, a brace pattern (`{000..099}.tar`), a .tar, or a list of these.
+    """Return the shards named by a folder, a glob, a brace pattern (`{000..099}.tar`), a .tar, or a list of these.
 
-    A folder or a glob gives its .tar files in the order of their names. patience: see `retrying`. Raises ValueError
-    naming the part of `spec` that holds no shard, and OSError for a storage that cannot be listed."""
+    A folder or a glob gives its .tar files sorted by name. patience: see `retrying`. Raises ValueError naming the
+    part of `spec` that holds no shard, and OSError for storage that cannot be listed."""
     parts = [os.fspath(spec)] if isinstance(spec, (str, os.PathLike)) else [os.fspath(part) for part in spec]
     shards: list[str] = []
     for part in parts:
@@ -47,7 +47,7 @@ def expand(spec: str | os.PathLike | list[str], patience: float | None = None) -
 
 
 def _no_shards(item: str, alone: bool) -> NoShards:
-    """The error, with what is there instead if it is a known format. alone: not in brackets."""
+    """Return the error, naming a known format that is present instead. alone: the item was not given in a list."""
     item = without_secrets(item)
     there = [] if is_url(item) or not os.path.isdir(item) else sorted(os.listdir(item))
     if not there and os.path.isfile(item):
@@ -82,7 +82,7 @@ _UNPACKERS = {".tar.gz": "gunzip", ".tgz": "gunzip", ".tar.zst": "unzstd", ".tar
 
 
 def _unpacked(name: str) -> str:
-    """What a compressed tar is called once it is unpacked; "" for other files."""
+    """Return the name of a compressed tar after decompression; "" for other files."""
     return next((f"{name.removesuffix(end)}.tar" for end in _UNPACKERS if name.endswith(end)), "")
 
 
@@ -95,7 +95,8 @@ def _unpack_first(item: str, packed: list[str]) -> str:
 
 
 def _shards_among(names: list[str], item: str) -> list[str]:
-    """Sorted by name. Raises ValueError if some are compressed: they would be skipped silently."""
+    """Return the shards among `names`, sorted by name. Raises ValueError if some are compressed: they would be
+    skipped silently."""
     found = sorted(name for name in names if _is_shard(name))
     packed = sorted(name for name in names if _unpacked(name) and _unpacked(name) not in found)
     if packed and not base_name(packed[0]).startswith("."):
@@ -135,7 +136,7 @@ def _expand_url(item: str, patience: float | None) -> list[str]:
         if "NoSuchBucket" in str(error.__cause__) + str(getattr(error.__cause__, "__cause__", "")):
             raise NoShards(f"{item}: there is no such bucket: correct its name") from None
         return []
-    except PermissionError as error:  # of a folder: nothing there will ever be read
+    except PermissionError as error:  # for a folder: nothing in it can be read
         raise Refused(str(error)) from error
     return _shards_among([system.unstrip_protocol(name) for name in found], item)
 

@@ -1,4 +1,4 @@
-"""Local files and those of URLs: read whole, opened, asked for size and content, written in one piece. No shell."""
+"""Access to local files and URLs: whole reads, opening, size and content tag, atomic writes. No shell."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from tgm_scale.runtime.terminal import without_secrets
 
 GZIP_MARK = b"\x1f\x8b"
 SMALL = 1 << 29  # bytes; an index of a million samples has 150 MB
-_FORSAKEN = 3600.0  # seconds in which a file that is written has not grown
-_BY_CONTENT = ("ETag", "etag", "generation")  # of S3, GCS and others
+_FORSAKEN = 3600.0  # seconds without growth after which a partial file counts as abandoned
+_BY_CONTENT = ("ETag", "etag", "generation")  # as S3, GCS and others report it
 _BY_TIME = ("LastModified", "updated", "last_modified", "mtime", "created")
 _S3_ONCE = {
     "retries": {"total_max_attempts": 1},
@@ -37,10 +37,11 @@ _S3_ONCE = {
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the name it has there. Raises ValueError where its package is missing."""
+    """Return fsspec's file system for a URL, and the file's name in it. Raises ValueError where its package is
+    missing."""
     options: dict[str, Any] = {"client_kwargs": http.client_settings()} if is_http(url) else {}
-    if in_s3 := url.startswith("s3://"):  # one attempt, whose waits are told and bounded by `retrying`
-        options = {"config_kwargs": copy.deepcopy(_S3_ONCE)}  # botocore writes into it, and fsspec knows systems by it
+    if in_s3 := url.startswith("s3://"):  # one attempt: `retrying` reports and bounds the waits
+        options = {"config_kwargs": copy.deepcopy(_S3_ONCE)}  # botocore modifies it, and it is fsspec's cache key
     try:
         system, name = fsspec.url_to_fs(url, **options)
         if in_s3:
@@ -54,9 +55,9 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def read_small(path: str, patience: float | None = None, limit: int | None = None) -> bytes | None:
-    """A whole file, None where there is none (a public bucket forbids what it does not have).
+    """Return a whole file, None where it does not exist (public buckets deny access to missing files).
 
-    limit: bytes, SMALL at most. Raises PermanentError where the file has more."""
+    limit: bytes, SMALL at most. Raises PermanentError where the file is larger."""
     limit = SMALL if limit is None else min(limit, SMALL)
 
     def read() -> bytes:
@@ -79,7 +80,8 @@ def read_small(path: str, patience: float | None = None, limit: int | None = Non
 
 
 def unpacked(data: bytes, path: str) -> bytes:
-    """What a gzip holds, other bytes as they are. Raises ValueError for one that is broken or has more than SMALL."""
+    """Return decompressed gzip data, other bytes unchanged. Raises ValueError for broken gzip data or more than
+    SMALL bytes."""
     if data[:2] != GZIP_MARK:
         return data
     try:
@@ -93,7 +95,8 @@ def unpacked(data: bytes, path: str) -> bytes:
 
 
 def tag(path: str, patience: float | None = None) -> str:
-    """What changes with the content of a URL's file, as its storage reports it (ETag, times); "" if it does not."""
+    """Return a string that changes with the content of a URL's file, as its storage reports it (ETag, times); "" if
+    it does not."""
     if not is_url(path):
         return ""
     system, name = file_system(path)
@@ -104,24 +107,25 @@ def tag(path: str, patience: float | None = None) -> str:
 
 
 def _tag_of(info: Mapping[str, Any]) -> str:
-    """Of what a storage other than HTTP's says of a file. Times only where nothing else is said: some servers list
-    them with milliseconds, and say whole seconds of a single file."""
+    """Return the content tag from a file's info by a storage other than HTTP. Times are used only where there is
+    nothing else: some servers list them with milliseconds, but give whole seconds for a single file."""
     of_content = next((str(info[word]) for word in _BY_CONTENT if info.get(word) is not None), "")
     return of_content or " ".join(str(info[word]) for word in _BY_TIME if info.get(word) is not None)
 
 
 def same_tag(kept: str, now: str) -> bool:
-    """Whether a tag that was kept is of the same content; earlier versions kept times behind what tells."""
+    """Return whether a stored tag is of the same content; tags stored by earlier versions have times after the
+    identifying part."""
     return kept == now or (bool(now) and kept.startswith(f"{now} "))
 
 
 def size(path: str, patience: float | None = None) -> int:
-    """Bytes of a file. Raises OSError."""
+    """Return the size of a file in bytes. Raises OSError."""
     return size_and_tag(path, patience)[0]
 
 
 def size_and_tag(path: str, patience: float | None = None) -> tuple[int, str]:
-    """Bytes of a file and, of a URL's, its `tag`. Raises OSError."""
+    """Return the size of a file in bytes and, for a URL, its `tag`. Raises OSError."""
     if not is_url(path):
         return os.stat(path).st_size, ""
     system, name = file_system(path)
@@ -143,11 +147,11 @@ def size_and_tag(path: str, patience: float | None = None) -> tuple[int, str]:
 
 
 class NotAFile(ValueError):
-    """Something else has the name of a file: a folder, a pipe, a link to itself."""
+    """Something other than a file at a file's path: a folder, a pipe, a link to itself."""
 
 
 def open_file(path: str) -> BinaryIO:
-    """A local file. Raises NotAFile for anything else: opening a pipe would wait for its writer."""
+    """Open a local file. Raises NotAFile for anything else: opening a pipe would wait for its writer."""
     try:
         if stat.S_ISREG(os.stat(path).st_mode):
             return open(path, "rb")
@@ -158,36 +162,36 @@ def open_file(path: str) -> BinaryIO:
 
 
 def open_seekable(path: str, patience: float | None = None) -> BinaryIO:
-    """A file to scan by seeking; of a URL, 64 KiB are fetched at a time. Raises as `open_file` does."""
+    """Open a file for reading with seeks; URLs are fetched 64 KiB at a time. Raises as `open_file` does."""
     if not is_url(path):
         return open_file(path)
-    if not (known := size(path, patience)):  # fsspec would give a stream, which cannot seek
+    if not (known := size(path, patience)):  # fsspec would return a stream, which cannot seek
         return io.BytesIO()
     system, name = file_system(path)
     told = {}
     if is_http(path):
         retrying(
             lambda: http.read_range(system, name, 0, 1), path, patience
-        )  # which fsspec refuses in words of its own
-        told = {"size": known}  # which is not asked for again, by HEAD
+        )  # fsspec's own error for this would be less clear
+        told = {"size": known}  # avoids a HEAD request for the size
     return system.open(name, "rb", block_size=1 << 16, **told)
 
 
 def partial_of(path: Path) -> Path:
-    """Where this thread writes what is to be `path`: no other process of any host, and no other thread, does."""
+    """Return the temporary path for writing `path`, unique to this thread among all processes of all hosts."""
     return path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}.partial")
 
 
 def drop_left_over(folder: Path, pattern: str) -> None:
-    """Remove such files of killed processes: of this host, or unchanged for an hour."""
+    """Remove temporary files of this pattern left by killed processes: of this host, or unchanged for an hour."""
     for part in filter(Path.is_file, folder.glob(f"{pattern}.partial")):
-        with suppress(FileNotFoundError):  # another job's, finished by now
+        with suppress(FileNotFoundError):  # belongs to another job that has finished by now
             if _left_over(part):
                 part.unlink()
 
 
 def being_written(folder: Path, pattern: str) -> bool:
-    """Whether a process at work writes such a file."""
+    """Return whether a running process is writing a temporary file of this pattern."""
     for part in filter(Path.is_file, folder.glob(f"{pattern}.partial")):
         with suppress(FileNotFoundError):
             if not _left_over(part):
@@ -202,7 +206,8 @@ def _left_over(part: Path) -> bool:
 
 
 def written_first(file: Path, data: bytes) -> bool:
-    """Whether there was no such file; then it holds the data. Of processes that start at once one is the first."""
+    """Create the file with this data and return whether it did not exist before. Of processes that start at once,
+    exactly one is the first."""
     file.parent.mkdir(parents=True, exist_ok=True)
     drop_left_over(file.parent, f"{file.name}*")
     partial = partial_of(file)
@@ -221,8 +226,8 @@ def written_first(file: Path, data: bytes) -> bool:
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes], durable: bool = True) -> None:
-    """Write beside, force to disk, rename: a reader sees the old file or the whole new one. Without `durable` the disk
-    takes its time, and a machine that fails may leave part of it."""
+    """Write a temporary file beside it, flush it to disk, and rename: readers see the old file or the whole new
+    one. Without `durable` there is no flush, and a machine failure may leave a partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_of(path)
     try:

@@ -1,1 +1,1 @@
-"""From annotations and whole videos to shards."""
+"""Shard building from annotations and whole videos."""

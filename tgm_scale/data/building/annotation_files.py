@@ -1,7 +1,7 @@
-"""Files of annotations as a stream of rows, one JSON object each: what memory holds does not grow with the rows.
+"""Annotation files read as a stream of rows, one JSON object each: memory use does not grow with the number of rows.
 
-JSON Lines, a JSON array of objects, CSV with a header (`,`, tab, `;`, `|`); UTF-8 or, with its mark, UTF-16; each also
-as .gz; one file, a folder of them, or a pattern."""
+Formats: JSON Lines, a JSON array of objects, CSV with a header (`,`, tab, `;`, `|`); UTF-8 or, with a byte order
+mark, UTF-16; each also as .gz; one file, a folder of them, or a pattern."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tgm_scale.runtime.outside.json_text import json_at
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _TABLES = (".csv", ".tsv", ".txt")
 _PIECE = 1 << 20  # characters of an array that are read at a time
-_LONGEST = 1 << 26  # characters of one object: a quote that was never closed has no end
+_LONGEST = 1 << 26  # characters of one object: an unclosed quotation mark would have no end
 _COLUMNS = {name for names in COLUMNS.values() for name in names} | {key.lower() for key in INTERNVID} | set(SCORES)
 
 
 def files_of(spec: str | Path) -> list[Path]:
-    """The files that a path, a folder or a pattern names, in the order of their names. Raises ValueError."""
+    """Return the files that a path, a folder or a pattern names, sorted by name. Raises ValueError."""
     path = Path(spec)
     if path.is_dir():
         found = sorted(file for file in path.iterdir() if file.name.removesuffix(".gz").endswith(SUFFIXES))
     else:
         found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(spec)))]
     refusal = foreign_table(str(spec))
-    if refusal is None and path.is_dir():  # one table among others would be skipped silently
+    if refusal is None and path.is_dir():  # one foreign table among others would be skipped silently
         refusal = foreign_folder(str(path), os.listdir(path), below=not found)
     if refusal:
         raise ValueError(f"--annotations {refusal}")
@@ -46,7 +46,7 @@ def files_of(spec: str | Path) -> list[Path]:
 
 
 def lines_of(files: list[Path]) -> Iterator[tuple[str, bytes]]:
-    """Where each row stands, and the row as JSON. Raises ValueError for a file of another format."""
+    """Yield the position of each row, and the row as JSON. Raises ValueError for a file of another format."""
     for file in files:
         before = f"{file.name} " if len(files) > 1 else ""
         with _opened(file) as stream:
@@ -81,7 +81,7 @@ def _rows(file: Path, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
         yield from _of_array(file, text)
     elif encoding == "utf-16":
         yield from ((f"line {number}", line.encode()) for number, line in enumerate(text, 1) if line.strip())
-    else:  # bytes: a line that is no UTF-8 is a broken row, the others are not
+    else:  # bytes: a line that is not UTF-8 is a broken row, and the others are still read
         for number, line in enumerate(stream, 1):
             if line.strip():
                 yield f"line {number}", line.removeprefix(b"\xef\xbb\xbf")
@@ -102,7 +102,7 @@ def _of_csv(file: Path, text: IO[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _with_numbers(fields: dict[str, Any]) -> dict[str, Any]:
-    """A row with its scores as numbers; empty fields are left out."""
+    """Return a row with its scores as numbers, without empty fields."""
     row: dict[str, Any] = {name: value for name, value in fields.items() if value.strip()}
     for name in set(SCORES) & row.keys():
         try:
@@ -142,5 +142,5 @@ def _of_array(file: Path, stream: IO[str]) -> Iterator[tuple[str, bytes]]:
 def _line(file: Path, number: int, value: Any) -> bytes:
     try:
         return json.dumps(value).encode()
-    except RecursionError:  # it could be read, from less deep in the stack
+    except RecursionError:  # reading it succeeded, from a shallower stack
         raise ValueError(f"--annotations {file}: object {number}: brackets in brackets without end") from None

@@ -1,4 +1,4 @@
-"""A row of annotations: InternVid's keys, or the columns of a list of videos."""
+"""Annotation rows, with InternVid's keys or the columns of a list of videos."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ INTERNVID = ("YoutubeID", "Start_timestamp", "End_timestamp", "Caption")
 SCORES = ("umt_score", "aesthetic_score")
 _TIME = re.compile(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)")
 _AS_TIME = ", such as 00:01:02.500"
-_LONGEST = 1e7  # seconds that a column may say: four months, and no video
+_LONGEST = 1e7  # seconds, the maximum of a time column: four months, longer than any video
 
 
 @dataclass(frozen=True)
 class Row:
-    """The annotation of one span; times in milliseconds. A span of 0 to 0 is the whole file."""
+    """Annotation of one span; times in milliseconds. A span of 0 to 0 is the whole file."""
 
     video: str
     start: int
     end: int
-    captions: tuple[str, ...]  # none where there is a label
+    captions: tuple[str, ...]  # empty where there is a label
     umt: float | None
     aesthetic: float | None
     label: str | None = None
-    file: str = ""  # the video with its extension, where the row says one
+    file: str = ""  # the video with its extension, where the row gives one
 
     @property
     def caption(self) -> str:
-        """The first of its captions, "" if there is none."""
+        """First of its captions, "" if there is none."""
         return self.captions[0] if self.captions else ""
 
     @property
@@ -48,12 +48,12 @@ class Row:
 
     @property
     def place(self) -> int:
-        """Where its clip stands in the order of all clips: a keyed shuffle that needs no memory of the others."""
+        """Position of its clip in the order of all clips: a keyed shuffle that needs no memory of the others."""
         return seeding.key("clip", self.video, self.start, self.end)
 
 
 def parse_time(text: object) -> int:
-    """Milliseconds of "HH:MM:SS.mmm". Raises ValueError for anything else."""
+    """Return the milliseconds of "HH:MM:SS.mmm". Raises ValueError for anything else."""
     match = _TIME.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"time {text!r} is not HH:MM:SS.mmm")
@@ -62,7 +62,7 @@ def parse_time(text: object) -> int:
 
 
 def parse_row(line: str | bytes) -> Row:
-    """A line of the file. Raises ValueError saying what is wrong with it."""
+    """Parse a line of the file. Raises ValueError describing what is wrong with it."""
     try:
         row = json_of(line)
     except ValueError as error:
@@ -105,7 +105,7 @@ def _captions(value: Any, several: bool) -> Iterator[str]:
 
 def _by_columns(row: dict) -> str:
     """Set InternVid's keys from columns named file, start, end, caption, label. Times may be seconds; a row without
-    any is the whole file. Returns the file, where its extension is said."""
+    any means the whole file. Return the file, where its name has an extension."""
     keys = ("youtubeid", "start_timestamp", "end_timestamp", "caption", "label")
     for key, meaning in zip(keys, ("file", "start", "end", "caption", "label")):
         values = (row[name] for name in COLUMNS[meaning] if not absent(row.get(name)) and row[name] != "")
@@ -124,16 +124,16 @@ def _by_columns(row: dict) -> str:
             value = 0
         try:
             seconds = float(value)
-        except (TypeError, ValueError, OverflowError):  # a clock time, or a mistake that is reported when it is parsed
+        except (TypeError, ValueError, OverflowError):  # a clock time, or an error that is reported when it is parsed
             continue
         row[key] = clock(round(seconds * 1000)) if 0 <= seconds < _LONGEST else f"{seconds} s"
     return file
 
 
 def _score(value: object) -> float | None:
-    """A finite number; None for anything else, NaN and Infinity included."""
+    """Return a finite number; None for anything else, including NaN and Infinity."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     try:
         return float(value) if number and math.isfinite(value) else None  # type: ignore[arg-type]
-    except OverflowError:  # of an integer of 400 digits
+    except OverflowError:  # an integer of 400 digits
         return None

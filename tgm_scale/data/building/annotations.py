@@ -1,8 +1,8 @@
-"""InternVid's annotations: which span of which video has which captions, and the captions of a shard's sample.
+"""InternVid's annotations: the captions of each span of each video, and the captions of a sample in a shard.
 
 JSON Lines with `YoutubeID, Start_timestamp, End_timestamp, Caption, UMT_Score` and, in some subsets,
-`Aesthetic_Score` (Wang et al., InternVid, 2023); keys in any case, times as HH:MM:SS.mmm. Rows with the same video and
-span are captions of one clip."""
+`Aesthetic_Score` (Wang et al., InternVid, 2023); keys in any case, times as HH:MM:SS.mmm. Rows with the same video
+and span are captions of one clip."""
 
 from __future__ import annotations
 
@@ -31,26 +31,27 @@ __all__ = ["CAPTION_EXTENSIONS", "ClipRow", "Filters", "Plan", "Row", "caption_f
 CAPTION_EXTENSIONS = ("json", "txt")  # the members that captions are read from
 _CAPTION_KEYS = ("captions", "caption", "Caption")
 _KINDS = {dict: "an object", bool: "true"}  # of JSON
-CLIPS_AT_ONCE = 20_000  # that are held in memory, some 20 MB; a shard of more is held whole
-_UNUSED = (1 << 64) - 1  # for the place of a row that is broken or left out; places have 63 bits
+CLIPS_AT_ONCE = 20_000  # held in memory, some 20 MB; a larger shard is held whole
+_UNUSED = (1 << 64) - 1  # marks a row that is broken or filtered out; valid places have 63 bits
 
 
 def captions_of(members: dict[str, bytes]) -> list[str]:
-    """The captions of a sample, from its `json` ("captions", "caption" or "Caption": a text or a list) or its `txt`.
+    """Return the captions of a sample, from its `json` ("captions", "caption" or "Caption": a text or a list) or its
+    `txt`.
 
     Empty if there is none: blank texts, unfit texts (see `text`) and an invalid json do not count."""
     return [text for text in _texts(members) if fault_of(text) is None]
 
 
 def caption_fault(members: dict[str, bytes]) -> tuple[str, str] | None:
-    """Why a sample without captions has none though its members are there: a reason and what is wrong."""
+    """Return why a sample that has caption members has no captions: a reason and a description."""
     if unfit := unfit_captions(members):
         return "bad_caption", unfit[0]
     return ("broken_json", fault) if (fault := json_fault(members)) else None
 
 
 def unfit_captions(members: dict[str, bytes]) -> list[str]:
-    """What is wrong with each unfit caption of a sample."""
+    """Return what is wrong with each unfit caption of a sample."""
     plain, texts = members.get("txt", b""), _texts(members)
     other = [stand_in(plain[:START])]
     if not texts:
@@ -60,7 +61,7 @@ def unfit_captions(members: dict[str, bytes]) -> list[str]:
 
 
 def json_fault(members: dict[str, bytes]) -> str | None:
-    """What is wrong with a sample's json; None if it is an object, or there is no json."""
+    """Return what is wrong with a sample's json; None if it is an object, or missing."""
     try:
         content = json_of(members.get("json", b"{}"))
     except ValueError as error:
@@ -72,7 +73,7 @@ def _texts(members: dict[str, bytes]) -> list[str]:
     texts: object = None
     try:
         content = json_of(members.get("json", b"null"))
-    except ValueError:  # also of bytes that are no UTF-8
+    except ValueError:  # also for bytes that are not UTF-8
         content = None
     if isinstance(content, dict):
         texts = next((content[key] for key in _CAPTION_KEYS if content.get(key)), None)
@@ -92,7 +93,7 @@ def _other_encoding(text: bytes) -> str:
 
 
 def _nested(members: dict[str, bytes]) -> str:
-    """What is wrong with a json's captions as a whole: others than a text or a list."""
+    """Return what is wrong with the captions of a json if they are neither a text nor a list; else ""."""
     if "json" not in members or json_fault(members):
         return ""
     content = json_of(members["json"])
@@ -103,7 +104,7 @@ def _nested(members: dict[str, bytes]) -> str:
 
 @dataclass(frozen=True)
 class Filters:
-    """Which rows are used; None: no bound. A row without the score that a bound asks for is not used."""
+    """Filters for rows; None: no bound. A row that lacks the score of a given bound is rejected."""
 
     min_umt: float | None = None
     min_aesthetic: float | None = None
@@ -111,7 +112,7 @@ class Filters:
     max_seconds: float | None = None
 
     def rejection_reason(self, row: Row) -> str | None:
-        """Why `row` is not used, a fixed word; None if it is used."""
+        """Return why `row` is rejected, as a fixed word; None if it is used."""
         for name, score, bound in (
             ("umt", row.umt, self.min_umt),
             ("aesthetic", row.aesthetic, self.min_aesthetic),
@@ -123,7 +124,7 @@ class Filters:
         return None if row.whole else self.length_rejection((row.end - row.start) / 1000)
 
     def length_rejection(self, seconds: float) -> str | None:
-        """Why a clip of this length is not used. That of a whole file is known when it was read."""
+        """Return why a clip of this length is rejected. The length of a whole file is known only once it was read."""
         if self.min_seconds is not None and seconds < self.min_seconds:
             return "below_min_seconds"
         if self.max_seconds is not None and seconds > self.max_seconds:
@@ -133,7 +134,7 @@ class Filters:
 
 @dataclass(slots=True)
 class ClipRow:
-    """A clip to be made: a span of a video and all its captions; times in milliseconds."""
+    """Clip to be made: a span of a video and all its captions; times in milliseconds."""
 
     video: str
     start: int
@@ -142,9 +143,9 @@ class ClipRow:
     umt: list[float | None] = field(default_factory=list)  # of each caption
     aesthetic: float | None = None
     label: str | None = None
-    other_label: str | None = None  # that a further row of the same span has
-    file: str = ""  # the video with its extension, where a row says one
-    other_file: str = ""  # that a further row of the same span says
+    other_label: str | None = None  # of a further row of the same span, where it differs
+    file: str = ""  # the video with its extension, where a row gives one
+    other_file: str = ""  # of a further row of the same span, where it differs
 
     @property
     def whole(self) -> bool:
@@ -152,8 +153,8 @@ class ClipRow:
 
     @property
     def cut_names(self) -> list[str]:
-        """What a file of this clip alone is called by those who cut it: id and times, in the usual writings, none of
-        which rounds: a file of whole seconds is that of another clip."""
+        """Usual names of a pre-cut file of this clip alone: id and times in the common notations, none of which
+        rounds: a name with whole seconds could be another clip's."""
         times = (self.start, self.end)
         exact = [f"{time / 1000:.3f}" for time in times]
         spans = [
@@ -168,7 +169,7 @@ class ClipRow:
 
     @property
     def key(self) -> str:
-        """Its sample key: the video's id, all but letters, digits, -, _ and ~ percent-encoded, and the span."""
+        """Sample key: the video's id, percent-encoded except for letters, digits, -, _ and ~, and the span."""
         return f"{quote(self.video, safe='').replace('.', '%2E')}_{self.start:08d}_{self.end:08d}"
 
     def add(self, row: Row) -> None:
@@ -186,9 +187,9 @@ class ClipRow:
 
 
 class Plan:
-    """Which clip goes into which shard: all clips of the annotations that pass the filters, shuffled by key and cut
-    into shards. Memory holds 8 bytes of a shard and the clips in work; 16 bytes of a row lie in TMPDIR (32 where its
-    video's name says a folder), and the rows of the shards in work in the folder of the shards."""
+    """Assignment of clips to shards: all clips of the annotations that pass the filters, shuffled by key and cut
+    into shards. Memory holds 8 bytes per shard and the clips in progress; TMPDIR holds 16 bytes per row (32 where
+    its video's name includes a folder), and the output folder holds the rows of the shards in progress."""
 
     def __init__(self, path: str | Path, filters: Filters, clips_per_shard: int) -> None:
         self.files, self.filters, self.clips_per_shard = files_of(path), filters, clips_per_shard
@@ -224,7 +225,7 @@ class Plan:
         self._starts = np.concatenate(starts) if starts else np.empty(0, np.uint64)  # the first place of each shard
 
     def has_path(self, video: str) -> bool:
-        """Whether one of the rows names its video by this path, folder and all."""
+        """Return whether a row names its video by this path, including its folder."""
         return seeding.key("path", video) in self._paths
 
     @property
@@ -232,12 +233,12 @@ class Plan:
         return -(-self.clips // self.clips_per_shard)
 
     def clips_in(self, shards: Sequence[int]) -> int:
-        """How many clips these shards have together."""
+        """Return the total number of clips in these shards."""
         return sum(min(self.clips - shard * self.clips_per_shard, self.clips_per_shard) for shard in shards)
 
     def clips_of(self, shards: Sequence[int], folder: str | Path | None = None) -> Iterator[list[ClipRow]]:
-        """The clips of each of these shards, in order, after a second pass over the files; `folder`: where their rows
-        lie meanwhile. Raises ValueError where the files are no longer those of the plan."""
+        """Yield the clips of each of these shards, in order, after a second pass over the files; `folder` holds
+        their rows meanwhile. Raises ValueError where the files have changed since the plan was made."""
         together = max(1, CLIPS_AT_ONCE // self.clips_per_shard)
         groups = [shards[at : at + together] for at in range(0, len(shards), together)]
         lines = self._lines_of(groups, folder)
@@ -251,8 +252,8 @@ class Plan:
             yield from ([clips[order] for order in sorted(clips)] for clips in chosen.values())
 
     def _lines_of(self, groups: Sequence[Sequence[int]], folder: str | Path | None) -> GroupedLines:
-        """The rows of each group of shards, found by their places: the others are not parsed again."""
-        group_of = np.full(self.shards + 1, -1)  # the last: of a row that comes before all shards
+        """Return the rows of each group of shards, found by their places, so that the others are not parsed again."""
+        group_of = np.full(self.shards + 1, -1)  # the last entry: for rows that come before all shards
         for number, group in enumerate(groups):
             group_of[list(group)] = number
         found, digest = GroupedLines(folder), hashlib.blake2b(digest_size=16)

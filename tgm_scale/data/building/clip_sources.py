@@ -1,4 +1,4 @@
-"""Where the clips of annotations come from: their video, or a file of the clip alone that was cut before.
+"""Sources of annotated clips: their video, or a pre-cut file of the clip alone.
 
 What a name means depends on the folder and on the annotations as a whole, never on which shards a task makes."""
 
@@ -13,21 +13,22 @@ from tgm_scale.data.building.annotations import ClipRow
 from tgm_scale.data.shards.video_files import VideoFolder
 from tgm_scale.data.video.source import CutError
 
-Span = tuple[str, Fraction, Fraction | None]  # file, start and end there in seconds; None: the end of the file
+Span = tuple[str, Fraction, Fraction | None]  # file, start and end in it in seconds; None: the end of the file
 
 
 class ClipSources:
-    """The videos below `root`, found as a list of videos finds its own (see `VideoFolder`); a name that says a folder
-    means that place alone. Listings are read once and held: some 0.3 GB a million videos."""
+    """Videos below `root`, found in the same way as those of a list (see `VideoFolder`); a name with a folder means
+    that path alone. Listings are read once and held: some 0.3 GB per million videos."""
 
     def __init__(self, root: str | os.PathLike, annotated: Callable[[str], bool]) -> None:
-        """annotated: whether the annotations name a video by this path."""
+        """Set the folder. annotated: whether the annotations name a video by this path."""
         self._root = os.path.abspath(root)
         self._folder = VideoFolder(self._root, places_alone=True)
         self._annotated = annotated
 
     def spans(self, clips: Sequence[ClipRow]) -> list[Span | CutError]:
-        """The span of each clip in its file, or why it has none. Raises ValueError where the folder holds no video."""
+        """Return the span of each clip in its file, or why it has none. Raises ValueError where the folder holds no
+        video."""
         found = [self._span(clip) for clip in clips]
         if found and all(isinstance(span, CutError) for span in found) and self._folder.empty:
             raise ValueError(
@@ -36,7 +37,8 @@ class ClipSources:
         return found
 
     def _span(self, clip: ClipRow) -> Span | CutError:
-        """The span in its video; all of a file that holds this clip alone, or of a row without times."""
+        """Return the clip's span in its video, or the whole file if it holds this clip alone or the row has no
+        times."""
         if clip.other_label is not None:
             return CutError("several_labels", f"{clip.label!r} and {clip.other_label!r}: a clip has one label")
         if clip.other_file:
@@ -53,7 +55,7 @@ class ClipSources:
         return next((why for why in cuts if isinstance(why, CutError) and why.reason == "ambiguous"), place)
 
     def _find(self, name: str, video: str) -> str | CutError:
-        """The file of a name of this video, or why it has none: missing_video, ambiguous."""
+        """Return the file of this video's name, or why there is none: missing_video, ambiguous."""
         if "://" in name or name.startswith("pipe:"):
             return CutError("missing_video", "a URL: download it, and name the file")
         below = os.path.relpath(name, self._root) if name.startswith(self._root + os.sep) else name
@@ -66,7 +68,7 @@ class ClipSources:
         return place
 
     def _owner(self, video: str, place: str) -> str | None:
-        """Which other annotated path means the folder that a file was found in by its bare name."""
+        """Return another annotated path that means the folder in which a bare name's file was found, if any."""
         path = os.path.join(os.path.relpath(os.path.dirname(place), self._root), video)
         if "/" in video or path.startswith("./"):
             return None

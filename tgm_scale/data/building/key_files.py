@@ -1,7 +1,6 @@
-"""Keys and lines of millions of rows in files without a name, below TMPDIR or in a folder: memory holds a part at a
-time.
+"""Keys and lines of millions of rows in unnamed files, below TMPDIR or in a folder: memory holds one part at a time.
 
-Keys have 63 bits and are hashes (`seeding.key`), so equal ranges of values have about equally many of them."""
+Keys have 63 bits and are hashes (`seeding.key`), so equal ranges of values hold about equally many of them."""
 
 from __future__ import annotations
 
@@ -15,24 +14,24 @@ from typing import IO
 import numpy as np
 
 RUN = 1 << 18  # keys that are held and sorted together, 2 MB
-_PARTS = 256  # ranges of values that are merged one by one: of 10 million keys, 40,000 each
-_FENCE = 512  # keys between two that a sorted file keeps in memory: 4 kB are read for a look-up
+_PARTS = 256  # ranges of values that are merged one by one: 40,000 keys each for 10 million
+_FENCE = 512  # keys between two that stay in memory: a look-up in the sorted file reads 4 kB
 _BYTES = 8
 
 
 def scratch_file(folder: str | os.PathLike[str] | None = None) -> IO[bytes]:
-    """A file without a name, in a folder or in TMPDIR; it is gone when it is closed, or the process is."""
+    """Open an unnamed file, in a folder or in TMPDIR; it disappears when it is closed or the process ends."""
     return tempfile.TemporaryFile(dir=None if folder is None else os.fspath(folder))
 
 
 def append_to(file: IO[bytes], data: bytes | bytearray | array[int]) -> None:
-    """All of it, for `os.pread`. Raises OSError where the disk is full."""
+    """Append all of `data` and flush it, so that `os.pread` sees it. Raises OSError where the disk is full."""
     file.write(data)
     file.flush()
 
 
 class KeyFile:
-    """Keys in the order in which they were added, and any other numbers below 2**64."""
+    """Sequence of keys, or any other numbers below 2**64, in the order of insertion."""
 
     def __init__(self) -> None:
         self._file, self._held = scratch_file(), array("Q")
@@ -44,7 +43,7 @@ class KeyFile:
             self._held = array("Q")
 
     def runs(self) -> Iterator[np.ndarray]:
-        """The keys, uint64, a run at a time."""
+        """Yield the keys, uint64, a run at a time."""
         written = os.fstat(self._file.fileno()).st_size // _BYTES
         for start in range(0, written, RUN):
             yield _read(self._file, start, start + RUN)
@@ -53,15 +52,15 @@ class KeyFile:
 
 
 class SortedKeys:
-    """Which keys there are."""
+    """Sorted set of keys on disk, for membership tests."""
 
     def __init__(self, keys: Iterable[np.ndarray]) -> None:
-        """keys: in order, each once, a part at a time."""
+        """Write the keys to disk. keys: sorted, each once, a part at a time."""
         self._file, self.count = scratch_file(), 0
         fences = []
         for part in keys:
             append_to(self._file, part.tobytes())
-            fences.append(part[-self.count % _FENCE :: _FENCE].copy())  # a view would hold all of the part
+            fences.append(part[-self.count % _FENCE :: _FENCE].copy())  # a view would keep the whole part in memory
             self.count += len(part)
         self._fences = np.concatenate(fences) if fences else np.empty(0, np.uint64)
 
@@ -71,9 +70,9 @@ class SortedKeys:
 
 
 def distinct(runs: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """All keys of these runs in order, each once, a part at a time; the runs are sorted on disk."""
+    """Yield all keys of these runs sorted, each once, a part at a time; the runs are sorted on disk."""
     bounds = np.arange(1, _PARTS, dtype=np.uint64) << np.uint64(55)
-    cuts: list[np.ndarray] = []  # of each run, where its parts begin and end in the file
+    cuts: list[np.ndarray] = []  # for each run, the boundaries of its parts in the file
     written = 0
     with scratch_file() as file:
         for run in runs:
@@ -90,20 +89,18 @@ def _read(file: IO[bytes], start: int, end: int) -> np.ndarray:
     return np.frombuffer(os.pread(file.fileno(), (end - start) * _BYTES, start * _BYTES), np.uint64)
 
 
-HELD = 1 << 25  # bytes that wait in memory, of all groups together
+HELD = 1 << 25  # bytes buffered in memory, of all groups together
 
 
 class GroupedLines:
-    """Lines without line ends, in the order in which they were added to their group."""
+    """Lines without line ends, in the order of insertion into their group."""
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        """folder: where the file lies; None: TMPDIR."""
+        """Open the file. folder: its location; None: TMPDIR."""
         self._file = scratch_file(folder)
-        self._end = self._size = 0  # of the file; of what waits
+        self._end = self._size = 0  # the file's size; the buffered bytes
         self._waiting: defaultdict[int | str, bytearray] = defaultdict(bytearray)
-        self._pieces: defaultdict[int | str, list[tuple[int, int]]] = defaultdict(
-            list
-        )  # where they begin, their sizes
+        self._pieces: defaultdict[int | str, list[tuple[int, int]]] = defaultdict(list)  # start and size of each piece
 
     def add(self, group: int | str, line: bytes) -> None:
         self._waiting[group] += line + b"\n"

@@ -1,4 +1,4 @@
-"""New shards from old ones, sample by sample: shared by the commands that add relevance or captions."""
+"""New shards from existing ones, sample by sample: shared by the commands that add relevance or captions."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ MADE_FROM = "made_from.json"
 
 
 def check_task(options: argparse.Namespace) -> None:
-    """Raises ValueError for a task that is not among --tasks."""
+    """Raise ValueError for a task that is not among --tasks."""
     if not 0 <= options.task < options.tasks:
         raise ValueError(f"--task {options.task} of --tasks {options.tasks}: wanted 0 to {options.tasks - 1}")
 
 
 def report_input(options: argparse.Namespace, corpus: Corpus) -> None:
-    """Print what was opened and what was left out. Raises ValueError if that is too much, or the output would be
-    written into the corpus itself, or cannot be made."""
+    """Print what was opened and what was left out. Raises ValueError if too much was left out, or if the output
+    would be written into the corpus itself or cannot be created."""
     check_folder("--output", options.output)
     if any(Path(shard).resolve().parent == options.output.resolve() for shard in corpus.shards):
         raise ValueError(f"--output {options.output} is the folder of the shards: name another")
@@ -40,14 +40,14 @@ def report_input(options: argparse.Namespace, corpus: Corpus) -> None:
 
 
 def record(options: argparse.Namespace, corpus: Corpus, **settings: Any) -> None:
-    """Record in the output what its shards are made from: each is found there by its number. Raises ValueError where
-    they were made from other shards, or with other settings."""
+    """Record in the output folder what its shards are made from: each shard is identified by its number alone.
+    Raises ValueError where existing ones were made from other shards or with other settings."""
     of = json.dumps(corpus.content or corpus.marks, sort_keys=True)
     digest = hashlib.blake2b(of.encode(), digest_size=8).hexdigest()
     made: dict[str, str | None] = {"shards": f"{len(corpus.shards)} with {corpus.counts.sum()} clips, {digest}"}
     made |= {name: None if value is None else str(value) for name, value in settings.items()}
     folder, file = options.output, options.output / MADE_FROM
-    # looked for before their record, which is written before any of them
+    # checked before reading their record, which is written before any shard
     there = any(folder.glob("*.tar")) or storage.being_written(folder, "*.tar.*")
     if there and not file.exists():
         raise ValueError(f"--output {folder} holds shards, and no {MADE_FROM} says what of: name another folder")
@@ -81,12 +81,12 @@ def _recorded(file: Path) -> dict[str, Any]:
 
 
 def content_of(path: Path | None) -> str | None:
-    """What a file, or a model's folder, is by its content, wherever it lies: a digest of every byte."""
+    """Return a digest of all bytes of a file or of a model's folder, independent of its location."""
     if path is None:
         return None
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        beside = path.is_dir() and (file.suffix == ".md" or file.name.startswith("."))  # a model's card, and the like
+        beside = path.is_dir() and (file.suffix == ".md" or file.name.startswith("."))  # a model card, and the like
         if file.is_file() and not beside:
             digest.update(file.name.encode() if path.is_dir() else b"")
             with file.open("rb") as stream:
@@ -99,10 +99,10 @@ def rewrite(
     counts: Sequence[int],
     copy: Callable[[int, int, ShardWriter], str],
 ) -> None:
-    """Write this task's share of new shards of so many clips each, but those that are finished. `copy` writes the clip
-    of a shard and a row, and says in a word to be counted what became of it. One whose bytes are damaged is left out,
-    since with a new sum they would pass for what was meant, and named in NNNNN.left_out.jsonl. Raises ValueError where
-    all shards are finished, and lack more than --max-left-out."""
+    """Write this task's share of the new shards, with `counts` clips each, except finished ones. `copy` writes the
+    clip of a shard and a row, and returns its outcome as a phrase to be counted. A clip with damaged bytes is left
+    out, since a new checksum would make it pass as intact, and is named in NNNNN.left_out.jsonl. Raises ValueError
+    where all shards are finished, and lack more than --max-left-out."""
     mine = range(options.task, len(counts), options.tasks)
     todo = [number for number in mine if not finished(options.output, number, counts[number])]
     print(f"{sum(counts)} clips in {len(counts)} shards; {len(todo)} of this task's {len(mine)} are to be made")
@@ -122,13 +122,13 @@ def rewrite(
                         outcome = f"left out ({error.problem.reason})"
                     done[outcome] += 1
                     task.advance()
-                _name(options, number, damaged)  # before the tar is there, which says that the shard is finished
+                _name(options, number, damaged)  # before the tar exists, which marks the shard as finished
     print(", ".join(f"{count} clips {outcome}" for outcome, count in done.most_common()) or "nothing to do")
     _judge(options, counts)
 
 
 def finished(folder: Path, number: int, count: int) -> bool:
-    """Whether a shard of so many clips was made: its tar is whole, or all its clips were damaged."""
+    """Return whether a shard of this many clips was made: its tar is whole, or all its clips were damaged."""
     return is_whole(shard_path(folder, number)) or _lost(folder, number) == count
 
 
@@ -150,7 +150,8 @@ def _lost(folder: Path, number: int) -> int:
 
 
 def _judge(options: argparse.Namespace, counts: Sequence[int]) -> None:
-    """Of the whole output, so that neither a stop nor other tasks change it. Raises ValueError."""
+    """Check the loss of the whole output, so that neither a stop nor other tasks change the result. Raises
+    ValueError."""
     lost = sum(_lost(options.output, number) for number in range(len(counts)))
     if not lost:
         return

@@ -1,9 +1,9 @@
-"""From a plan of clips and a folder of videos to a folder of shards; resumes where an earlier run was stopped.
+"""Shards made from a plan of clips and a folder of videos; resumes where an earlier run was stopped.
 
-In the folder: `NNNNN.tar` with its index, `NNNNN.report.json` (written last: the mark of a finished shard), and
-`make_shards.json` (what the shards were made from). Which clip goes into which shard depends on the annotations alone,
-never on workers, tasks or the videos found, so any number of tasks can share the work, and a run that was killed ends
-with the same bytes as one that was not."""
+The folder holds `NNNNN.tar` with its index, `NNNNN.report.json` (written last: the mark of a finished shard), and
+`make_shards.json` (what the shards were made from). Which clip goes into which shard depends on the annotations
+alone, never on workers, tasks or the videos found, so any number of tasks can share the work, and a run that was
+killed ends with the same bytes as one that was not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tgm_scale.runtime.processes import Crashed, OrderedPool
 
 SETTINGS = "make_shards.json"
 REPORT = "report.json"
-NAMES_SHOWN = 5  # of each reason, when a task ends
+NAMES_SHOWN = 5  # for each reason, when a task ends
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def unfinished(folder: Path, shards: range) -> list[int]:
-    """Those of the shards that are still to be made: also those of which no video was found, as in a wrong folder, and
-    those whose tar is gone or cut."""
+    """Return the shards still to be made, including those for which no video was found, as in a wrong folder, and
+    those whose tar is missing or truncated."""
     return [shard for shard in shards if not _report_path(folder, shard).exists() or _to_be_made_anew(folder, shard)]
 
 
@@ -88,7 +88,7 @@ def build_shards(
     encoding: EncodingOptions,
     workers: int,
 ) -> Iterator[Problem | None]:
-    """Make these shards while it is iterated: for each clip None, or why it could not be made and is left out."""
+    """Make these shards during iteration: yield None for each clip, or why it could not be made and is left out."""
     cut = partial(cut_clip, **asdict(encoding))
     sources = ClipSources(videos, plan.has_path)
     planned = ((shard, clips, sources.spans(clips)) for shard, clips in zip(shards, plan.clips_of(shards, folder)))
@@ -104,7 +104,7 @@ def build_shards(
 
 
 def _fitting(filters: Filters, clip: ClipRow, made: EncodedClip | Exception) -> EncodedClip | Exception:
-    """The clip, or that its length is out of bounds, which of a whole file nobody knew before."""
+    """Return the clip, or an error if its length is out of bounds, which is known only now for a whole file."""
     if isinstance(made, Exception) or not clip.whole:
         return made
     seconds = made.frames / made.fps
@@ -134,7 +134,7 @@ def _make_shard(
 
 
 def _problem(clip: ClipRow, error: Exception) -> Problem:
-    """Raises what is the machine's or our own fault rather than the video's."""
+    """Return the problem of a clip. Raises errors that are the machine's or our own fault rather than the video's."""
     if isinstance(error, CutError):
         return Problem(clip.key, error.reason, error.detail)
     if isinstance(error, Crashed):
@@ -161,21 +161,21 @@ def _metadata(clip: ClipRow, made: EncodedClip) -> dict:
 
 
 def write_report(folder: Path, plan: Plan) -> dict:
-    """Gather the shards' reports into `report.json` and return it, with the first names of each reason alone. Tasks
-    that end side by side each write it; it is written again for as long as shards were finished meanwhile, so the
-    last one is whole."""
+    """Gather the shards' reports into `report.json` and return it, limited to the first names of each reason. Tasks
+    that end side by side each write it; it is rewritten for as long as shards were finished meanwhile, so the last
+    one is complete."""
     counted = -1
     report: dict = {}
     while (finished := len(done := _finished(folder, plan))) != counted:
         counted = finished
-        names = GroupedLines(folder)  # of millions of clips that could not be made: not in memory
+        names = GroupedLines(folder)  # for millions of clips that could not be made: not in memory
         report = _gather(plan, done, names)
         storage.write_atomically(folder / REPORT, _written(report, names))
     return report
 
 
 def _gather(plan: Plan, done: list[Path], names: GroupedLines) -> dict:
-    """The report, and into `names` a line of JSON for each name, grouped by reason."""
+    """Return the report, and add to `names` a line of JSON for each name, grouped by reason."""
     skipped: dict[str, dict] = {}
     made = 0
 

@@ -1,1 +1,1 @@
-"""Lists of videos with captions or labels, in the forms that people have them."""
+"""Lists of videos with captions or labels, in the formats in common use."""

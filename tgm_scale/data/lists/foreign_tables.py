@@ -1,5 +1,5 @@
-"""Tables that are not read here (Parquet, Feather, Excel, Hugging Face's datasets): each is named with the one command
-that makes JSON Lines of it, which keep lists of captions as a CSV would not."""
+"""Unsupported table formats (Parquet, Feather, Excel, Hugging Face's datasets): each is refused with the one
+command that converts it to JSON Lines, which preserve lists of captions where a CSV would not."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Iterable
 
 from tgm_scale.runtime.outside.stand_ins import START, stand_in
 
-HEAD = START  # bytes of a file, which tell what it is
-_KINDS = {  # what it is, what reads it, and the packages of that
+HEAD = START  # bytes of a file that identify its format
+_KINDS = {  # format, reader, and the reader's packages
     ".parquet": ("Parquet", "pandas.read_parquet", "pandas pyarrow"),
     ".feather": ("Feather", "pandas.read_feather", "pandas pyarrow"),
     ".arrow": ("an Arrow table", "datasets.Dataset.from_file", "datasets"),
@@ -22,14 +22,14 @@ _KINDS = {  # what it is, what reads it, and the packages of that
     ".ods": ("a spreadsheet", "pandas.read_excel", "pandas odfpy"),
 }
 FOREIGN_SUFFIXES = tuple(_KINDS)
-# An Arrow stream, as datasets writes it, begins with a mark and the length of its header.
+# An Arrow stream, as datasets writes it, begins with a marker and the length of its header.
 _BEGINNINGS = {b"PAR1": ".parquet", b"ARROW1": ".feather", b"FEA1": ".feather", b"\xff\xff\xff\xff": ".arrow",
                b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ".xls"}  # fmt: skip
 
 
 def foreign_table(path: str, head: bytes = b"") -> str | None:
-    """Why such a table, or what stands in the place of a list, is refused, and the remedy; None where neither its name
-    nor what it begins with (`head`; by default a local file is looked at) is that of one. `path` may be a pattern."""
+    """Return why an unsupported table, or a stand-in for a list, is refused, and the remedy; None where neither its
+    name nor its first bytes (`head`; read from a local file by default) indicate one. `path` may be a pattern."""
     if not head and os.path.isfile(path):
         with open(path, "rb") as file:
             head = file.read(HEAD)
@@ -46,8 +46,8 @@ def foreign_table(path: str, head: bytes = b"") -> str | None:
 
 
 def foreign_folder(folder: str, names: Iterable[str], below: bool) -> str | None:
-    """As `foreign_table`, of a folder that holds these names. below: also of what is in its folder `data`, where the
-    hub has the tables."""
+    """Return the refusal of `foreign_table` for a folder with these names. below: also check its subfolder `data`,
+    where the hub keeps the tables."""
     names = sorted(names)
     if "dataset_dict.json" in names:
         parts = [name for name in names if os.path.isdir(os.path.join(folder, name))]
@@ -78,7 +78,7 @@ def _command(path: str, reader: str) -> str:
     folder, name = os.path.split(path.rstrip("/"))
     stem = os.path.splitext(name)[0].replace("*", "").replace("?", "") or "all"
     written_to = os.path.join(folder, f"{stem}.jsonl")
-    while os.path.exists(written_to):  # nobody's file is written over
+    while os.path.exists(written_to):  # never overwrite an existing file
         written_to = written_to.removesuffix(".jsonl") + "_.jsonl"
     quoted, written = json.dumps(path), json.dumps(written_to)
     library = reader.partition(".")[0]

@@ -1,4 +1,4 @@
-"""Lines without a header: a path that ends as a video does, then a caption or a label.
+"""Lists without a header, whose lines are a path with a video extension, then a caption or a label.
 
     videos/abseiling/k3hhk.mp4 a man climbs down a cliff
     "videos/archery/with a blank.mp4","an archer, seen from behind"
@@ -6,7 +6,7 @@
     videos/archery/x8lwe.mp4 0 -1 5
 
 A blank, a tab or a comma follows the path. Numbers alone are a label (after a start and a length of -1, as VideoMAE
-writes them); a number in quotes is a text. More columns than that want a header, since nobody can tell them apart."""
+writes them); a number in quotes is a text. More columns than that need a header, since they would be ambiguous."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_ucf101(path: str) -> bool:
 
 
 def ucf101(path: str, text: str) -> Iterator[Row]:
-    """Test lists leave the label out, train lists number it."""
+    """Yield the rows of UCF101's lists: test lists omit the label, train lists number it."""
     for number, line in enumerate(lines_in(text), 1):
         if line.strip():
             name = re.sub(r"\s+\d+$", "", line.strip())
@@ -43,7 +43,7 @@ def ucf101(path: str, text: str) -> Iterator[Row]:
 
 
 def lines_of(path: str, text: str, wanted: str) -> Rows:
-    """Layout and rows. Raises ValueError, when the rows are taken, for a line that is not clear."""
+    """Return the layout and the rows. Raises ValueError, during iteration over the rows, for an ambiguous line."""
     layout = "lines of a path and a label" if wanted == "label" else "lines of a path and a caption (numbers: a label)"
     return layout, _rows(path, text, wanted)
 
@@ -51,7 +51,7 @@ def lines_of(path: str, text: str, wanted: str) -> Rows:
 def _rows(path: str, text: str, wanted: str) -> Iterator[Row]:
     for at, (number, line) in enumerate(_logical(text)):
         if at == 0 and line.lower().split()[0] in COLUMNS["file"]:
-            continue  # `path label`
+            continue  # a header such as `path label`
         where = f"{path} line {number}"
         match = _LINE.fullmatch(line)
         if match is None:
@@ -71,7 +71,7 @@ def _rows(path: str, text: str, wanted: str) -> Iterator[Row]:
 
 
 def _logical(text: str) -> Iterator[tuple[int, str]]:
-    """Number and content of each line that is not blank; a quoted text may go on over line breaks."""
+    """Yield the number and content of each nonblank line; a quoted text may continue over line breaks."""
     lines = lines_in(text)
     at = 0
     while at < len(lines):
@@ -86,13 +86,13 @@ def _logical(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _starts(line: str) -> bool:
-    """Whether a line looks like the next video's, so that a stray quotation mark swallows no other's line."""
+    """Return whether a line looks like the next video's, so that a stray quotation mark does not swallow it."""
     match = _LINE.fullmatch(line.strip())
     return match is not None and (match["gap"] or "").strip() == ","
 
 
 def _bare(line: str, where: str) -> tuple[str, str]:
-    """Name and label of a line whose path has no extension."""
+    """Return the name and label of a line whose path has no extension."""
     parts = [part.strip() for part in line.split("\t")] if "\t" in line else line.split()
     if "," in line and "\t" not in line:
         raise ValueError(f"{where}: columns {line[:100]!r} without names; {_HEADER}")
@@ -104,7 +104,7 @@ def _bare(line: str, where: str) -> tuple[str, str]:
 
 
 def _read_rest(row: Row, rest: str, gap: str, wanted: str) -> None:
-    """Set caption or label from what follows the path. Raises ValueError where that is not clear."""
+    """Set the caption or label from what follows the path. Raises ValueError where that is ambiguous."""
     if _NUMBERS.fullmatch(rest):
         numbers = re.split(r"[\s,]+", rest)
         if len(numbers) == 3 and numbers[1] == "-1" and "," not in rest:
@@ -137,7 +137,7 @@ def _read_rest(row: Row, rest: str, gap: str, wanted: str) -> None:
 
 
 def _quoted(rest: str) -> tuple[list[str], str]:
-    """Fields, and why they cannot be used; "" if they can."""
+    """Return the fields, and why they cannot be used; "" if they can."""
     try:
         return next(csv.reader([rest], strict=True)), ""
     except csv.Error as error:

@@ -1,15 +1,15 @@
-"""Lists of videos with captions or labels: one reader for training and evaluation.
+"""Reader of lists of videos with captions or labels, for training and evaluation.
 
 | kind | what it is |
 |---|---|
 | columns | CSV (`,`, tab, `;`, `|`), JSON, JSON Lines: `file` and any of `caption, label, group, split, start, end` |
-| lines | a path that ends as a video does, then a caption or a label |
+| lines | a path with a video extension, then a caption or a label |
 | published | Kinetics, Something-Something V2, UCF101, HMDB51, Diving48, EPIC-Kitchens-100, MSR-VTT, WebVid |
-| folder | `labels.csv` in it, a list by columns; else its video files, NAME.txt or NAME.json next to those that have a
+| folder | its `labels.csv`, a list by columns; else its video files, NAME.txt or NAME.json next to those with a
   caption, and folders as labels |
 
-`list_rows` says what a row of each means. What is not clear is refused by the line, never guessed at: a guess trains
-on wrong captions silently."""
+`rows` documents what a row of each means. Ambiguous input is refused with its line, never guessed at: a wrong guess
+would silently train on wrong captions."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from tgm_scale.runtime.files import like
 __all__ = ["LABELS", "Entry", "Listing", "NoList", "Role", "Selection", "Wanted", "is_list", "read_list"]
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl")
-LABELS = "labels.csv"  # in a folder of videos: the list of them
+LABELS = "labels.csv"  # the list of videos in a folder of them
 _SEVERAL = re.compile(r"-?\d+(?:\s*[,;|/\s]\s*-?\d+)+")
 
 
 @dataclass
 class Entry:
-    """A video of a list: its path as written, with or without an extension, and its captions, label and group.
+    """Video of a list: its path as written, with or without an extension, and its captions, label and group.
 
-    line: of its first row, such as " line 7", which follows the list's path in messages."""
+    line: position of its first row, such as " line 7", which follows the list's path in messages."""
 
     path: str
     captions: list[str] = field(default_factory=list)
@@ -50,22 +50,22 @@ class Entry:
 
 @dataclass
 class Listing:
-    """A list as it was parsed."""
+    """Parsed list."""
 
     path: str
     entries: list[Entry]
-    layout: str  # in words: what was read as what
+    layout: str  # a description of what was read as what
     problems: list[Problem] = field(default_factory=list)  # of rows: bad_row, bad_caption, bad_label ...
-    of_folder: bool = False  # the folder was named, and it stands for its videos alone
-    chosen: bool = False  # some of the rows were chosen, by their split or group
+    of_folder: bool = False  # the folder was named, and the list covers only the videos in it
+    chosen: bool = False  # only some rows were chosen, by their split or group
 
     def where(self, entry: Entry) -> str:
-        """Where the entry stands, with a colon; "" where it stands in no file."""
+        """Return the entry's position followed by a colon; "" if it is in no file."""
         return f"{self.path}{entry.line}: " if entry.line else ""
 
 
 def is_list(spec: object) -> bool:
-    """Whether `spec` names a list rather than shards."""
+    """Return whether `spec` names a list rather than shards."""
     if not isinstance(spec, (str, os.PathLike)):
         return False
     path = os.fspath(spec)
@@ -77,7 +77,7 @@ def is_list(spec: object) -> bool:
 
 
 def _has_labels(folder: str) -> bool:
-    """Whether a folder has its labels.csv. Raises ValueError where it has shards, too: either may be meant."""
+    """Return whether a folder has a labels.csv. Raises ValueError where it has shards, too: either may be meant."""
     if not os.path.isfile(os.path.join(folder, LABELS)):
         return False
     if shards := sorted(Path(folder).glob("*.tar")):
@@ -89,7 +89,7 @@ def _has_labels(folder: str) -> bool:
 
 
 class NoList(ValueError):
-    """There is no list where one was named."""
+    """No list where one was named."""
 
 
 def read_list(
@@ -98,10 +98,10 @@ def read_list(
     patience: float | None = None,
     root: str | None = None,
 ) -> Listing:
-    """The videos of a list, detected by what it holds; of a folder, those of its labels.csv.
+    """Read a list of videos, with its format detected from its content; for a folder, its labels.csv.
 
-    patience: of a list at a URL, see `retrying`. root: where relative paths begin (default: the folder of the list).
-    Raises ValueError that names the file, the line, what was found and what was wanted."""
+    patience: for a list at a URL, see `retrying`. root: base of relative paths (default: the folder of the list).
+    Raises ValueError naming the file, the line, the value and what was wanted."""
     path, selection = os.fspath(path), selection or Selection()
     if of_folder := not storage.is_url(path) and os.path.isdir(path) and _has_labels(path):
         path = os.path.join(path, LABELS)
@@ -131,11 +131,11 @@ def _text(path: str, patience: float | None) -> str:
 
 
 def _gather(listing: Listing, rows: Iterable[Row], selection: Selection, root: str) -> None:
-    """One entry a video. Captions of the same place, however its path is written, are captions of one clip; labels
-    must agree, and groups where they are used."""
+    """Merge rows into one entry per video. Captions of the same file, however its path is written, belong to one
+    clip; labels must agree, and groups where they are used."""
     wanted = selection.wanted
     entries: dict[str, Entry] = {}
-    labelled_at: dict[str, str] = {}  # where the label of each video stands
+    labelled_at: dict[str, str] = {}  # the row that gave each video its label
     for row in rows:
         if row.fault:
             listing.problems.append(Problem(row.path or row.where, "bad_row", f"{row.where}: {row.fault}"))
@@ -180,7 +180,7 @@ def _gather(listing: Listing, rows: Iterable[Row], selection: Selection, root: s
 
 
 def _compare(listing: Listing, row: Row, entry: Entry, selection: Selection) -> None:
-    """A further row of a video: one that adds nothing is a problem. Raises ValueError for another group than before,
+    """Check a further row of a video: one that adds nothing is a problem. Raises ValueError if its group differs,
     where groups are used."""
     before = listing.where(entry).removesuffix(": ")
     if row.group != entry.group and (selection.wanted == "label" or selection.test_groups is not None):
@@ -198,7 +198,7 @@ _ONE_LABEL = "a video has one label here; give one a video, or leave such videos
 
 
 def _label(listing: Listing, row: Row, wanted: Wanted) -> str | None:
-    """The label of a row. An invalid one is an error where labels are wanted, and a problem otherwise."""
+    """Return the label of a row. An invalid one is an error where labels are wanted, and a problem otherwise."""
     try:
         return label_text(row.label)
     except ValueError as error:
@@ -209,7 +209,7 @@ def _label(listing: Listing, row: Row, wanted: Wanted) -> str | None:
 
 
 def _checked(listing: Listing, row: Row, text: str | None, reason: str) -> str:
-    """The text; "" if it is missing or unfit, which is then a problem."""
+    """Return the text; "" if it is missing or unfit; an unfit one is recorded as a problem."""
     try:
         return " ".join(cleaned(text).split()) if isinstance(text, str) else ""
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A row of a list, whatever its layout."""
+"""Rows of lists, independent of the layout."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from tgm_scale.data.access.addresses import VIDEO_EXTENSIONS
 from tgm_scale.data.lists.text import shown
 
-_LINES_IN_A_FIELD = 50  # more are a quote that was never closed
+_LINES_IN_A_FIELD = 50  # more lines mean an unclosed quotation mark
 _VIDEOS = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
-FAULT = "\0fault"  # the key of why a row cannot be used; no column is called so
+FAULT = "\0fault"  # the key that holds why a row cannot be used; no column has this name
 LOOSE_MARK = 'text behind a quoted field: close it last, and write each mark within a quoted text twice ("")'
 _LONG_NAME = 9  # letters; few words of a caption have as many
 
-COLUMNS = {  # the names that a column goes by
+COLUMNS = {  # accepted names of each column
     "file": ("file", "path", "video", "filename", "file_name", "file_path", "filepath", "video_path", "video_name",
              "clip", "video_id"),
     "caption": ("caption", "captions", "text", "sentence", "description"),
@@ -37,8 +37,8 @@ _SEPARATOR_LINE = re.compile(r"\s*\"?sep=[^\w\n]?\"?[,;|\t]*\r?\n", re.I)
 
 @dataclass
 class Row:
-    """A row of a list. `single`: its label may not be several in one field. `fault`: why it cannot be used. Captions
-    and the label are as they stand there: `caption_fault` and `label_text` check them."""
+    """Row of a list. `single`: its label may not be several in one field. `fault`: why it cannot be used. Captions
+    and the label are unprocessed: `caption_fault` and `label_text` check them."""
 
     where: str
     path: str
@@ -52,12 +52,12 @@ class Row:
     fault: str = ""
 
 
-Rows = tuple[str, Iterable[Row]]  # the layout in words, and the rows
+Rows = tuple[str, Iterable[Row]]  # a description of the layout, and the rows
 
 
 def header_of(first: str, known: set[str], path: str) -> tuple[list[str], str] | None:
-    """The columns that a first line names, and their delimiter; None where none of them is `known`. Raises ValueError
-    for two of one name."""
+    """Return the columns named by a first line, and their delimiter; None where none of them is `known`. Raises
+    ValueError for two columns of one name."""
     if len(first) > csv.field_size_limit():
         return None
     for delimiter in sorted(",\t;|", key=lambda mark: -first.count(mark)):
@@ -74,11 +74,11 @@ def header_of(first: str, known: set[str], path: str) -> tuple[list[str], str] |
 def table_rows(
     lines: Iterable[str], columns: list[str], delimiter: str, place: str, first: int = 1
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Of each row of a CSV that is not blank the line where it begins and its fields by their columns, or FAULT.
+    """Yield, for each nonblank row of a CSV, the line where it begins and its fields by column, or FAULT.
 
-    first: the number of the first of the lines. Blanks before a quotation mark are left out. Raises ValueError, with
-    `place`, for a mark that is not closed: the rows up to the next one, or to the end, would be in its field."""
-    held: list[str] = []  # the lines of the row that is read
+    first: number of the first line. Blanks before a quotation mark are ignored. Raises ValueError, with `place`,
+    for an unclosed mark: its field would swallow the rows up to the next mark, or to the end."""
+    held: list[str] = []  # the lines of the current row
 
     def kept() -> Iterator[str]:
         for line in lines:
@@ -96,7 +96,7 @@ def table_rows(
         except StopIteration:
             return
         except csv.Error as error:
-            behind = "expected after" in str(error) and len(held) == 1  # a text behind a quoted one
+            behind = "expected after" in str(error) and len(held) == 1  # text after a closing quotation mark
             found = _leniently(held, stream, delimiter) if behind else None
             if found is None:
                 remedy = "close its quotation marks, with nothing behind them"
@@ -112,10 +112,10 @@ def table_rows(
 
 
 def _leniently(held: list[str], stream: Iterator[str], delimiter: str) -> list[str] | None:
-    """The fields of the row that begins with the lines held, further ones of the stream added where a field goes on;
-    None where it has no end."""
+    """Return the fields of the row that begins with the lines held, reading further lines of the stream where a
+    field continues; None where it has no end."""
     try:
-        while len(rows := list(_read([*held, "."], delimiter))) == 1:  # the next line were a part of it
+        while len(rows := list(_read([*held, "."], delimiter))) == 1:  # the next line would be a part of it
             if len(held) > _LINES_IN_A_FIELD or next(stream, None) is None:
                 return None
     except csv.Error:  # longer than a field may be
@@ -124,13 +124,14 @@ def _leniently(held: list[str], stream: Iterator[str], delimiter: str) -> list[s
 
 
 def loose_mark(lines: list[str], delimiter: str) -> str:
-    """LOOSE_MARK where more than blanks stand behind a quoted field of these lines: its marks would go unseen."""
+    """Return LOOSE_MARK where more than blanks follow a quoted field of these lines, which would otherwise go
+    unnoticed."""
     blanks = rf"[^\S\r\n{re.escape(delimiter)}]+"
     ended = [re.sub(rf'"{blanks}(?=[{re.escape(delimiter)}\r\n]|$)', '"', line) for line in lines]
     try:
         list(csv.reader(ended, delimiter=delimiter, strict=True, skipinitialspace=True))
     except csv.Error as error:
-        return LOOSE_MARK if "expected after" in str(error) else ""  # a mark that stands alone hides nothing
+        return LOOSE_MARK if "expected after" in str(error) else ""  # a mark within an unquoted field hides nothing
     return ""
 
 
@@ -139,10 +140,10 @@ def _read(lines: list[str], delimiter: str) -> Iterator[list[str]]:
 
 
 def _swallowed(values: list[str], columns: list[str], delimiter: str, where: str) -> str:
-    """Why fields of several lines may hold other rows; "" where they are texts. Raises ValueError where one does, by a
-    name that ends as a video's does, or is too long to be one."""
+    """Return why fields of several lines may hold other rows; "" where they are texts. Raises ValueError where one
+    certainly does: by a name with a video extension, or because it is too long to be a text."""
     fault = ""
-    # Most rows have none: 2.9 us a row in place of 4.1 (2026-11-28)
+    # Most rows have no such field: this check takes 2.9 us a row in place of 4.1 (2026-11-28)
     if not any("\n" in value or "\r" in value for value in values):
         return fault
     file = next((columns.index(name) for name in _FILES if name in columns), 0)
@@ -159,7 +160,7 @@ def _swallowed(values: list[str], columns: list[str], delimiter: str, where: str
             raise ValueError(
                 f"{where}: {said}, wanted {_LINES_IN_A_FIELD} at most: close its quotation mark, or leave the row out"
             )
-        # as many fields as the header has; in the last line as many as there are up to the mark that ends this field
+        # as many fields as the header has; in the last line as many as there are up to the mark that closes this field
         counts = {len(columns), at + 1} - {1}
         if any(len(row) in counts and file < len(row) and _alike(row[file], own) for row in rows):
             fault = f"{said}, with what may be other rows in it: {remedy}"
@@ -171,8 +172,9 @@ def _is_video(row: list[str], file: int, fields: int) -> bool:
 
 
 def _alike(name: str, own: str) -> bool:
-    """Whether a text may be a name of the same list as `own`, which has no extension: of the same form, as `v001` and
-    `v12`; one word with a mark or digit, as `own`; or one long word of the same length, as YouTube's of 11."""
+    """Return whether a text may be a file name of the same list as `own`, which has no extension: of the same form,
+    as `v001` and `v12`; one word with a punctuation mark or digit, as `own`; or one long word of the same length,
+    as YouTube's of 11."""
     if not name or own.lower().endswith(_VIDEOS):
         return False
     forms = [re.sub(r"[^\W\d_]+", "a", re.sub(r"\d+", "0", text)) for text in (name, own)]
@@ -184,7 +186,7 @@ def _alike(name: str, own: str) -> bool:
 
 
 def without_separator_line(text: str) -> str:
-    """Text without Excel's first line `sep=;`, an empty one in its place: the delimiter is found by itself."""
+    """Return the text with Excel's first line `sep=;` replaced by an empty one: the delimiter is detected anyway."""
     found = _SEPARATOR_LINE.match(text)
     return text if found is None else "\n" * found[0].count("\n") + text[found.end() :]
 
@@ -194,17 +196,17 @@ def of_list(value: Any) -> list[Any]:
 
 
 def absent(value: Any) -> bool:
-    """Whether a value is missing: null, and the NaN that pandas writes for it."""
+    """Return whether a value is missing: null, or the NaN that pandas writes for it."""
     return value is None or value != value
 
 
 def caption_fault(value: Any) -> str:
-    """Why a JSON value is not a caption; "" if it is one, or missing."""
+    """Return why a JSON value is not a caption; "" if it is one, or missing."""
     return "" if absent(value) or isinstance(value, str) else f"{_written(value)}: wanted text"
 
 
 def place_fault(row: Row) -> str:
-    """Why a row names no file, group or split; "" if it may."""
+    """Return what is wrong with a row's file, group or split; "" if nothing is."""
     if not row.path:
         return "no file"
     for what, text in (("file's name", row.path), ("group", row.group), ("split", row.split)):
@@ -214,8 +216,8 @@ def place_fault(row: Row) -> str:
 
 
 def label_text(value: Any) -> str | None:
-    """A label: a text or a number, also alone in a list; None if it is missing. Raises ValueError for several,
-    and for what is neither."""
+    """Return a label: a text or a number, also as the only item of a list; None if it is missing. Raises ValueError
+    for several, and for any other type."""
     if isinstance(value, list):
         given = [one for one in value if not absent(one)]
         if len(given) > 1:

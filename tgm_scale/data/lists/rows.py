@@ -41,14 +41,14 @@ from tgm_scale.data.lists.text import decoded, lines_in, shown
 from tgm_scale.runtime.outside.json_text import json_of
 
 EPIC_LABELS = ("verb", "noun", "action")
-_HMDB_USE = {"train": "1", "test": "2", "all": "12"}  # in the third place of a line; 0: not in this split
+_HMDB_USE = {"train": "1", "test": "2", "all": "12"}  # the third field of a line; 0: not in this split
 
 
-Fields = Mapping[str, Any]  # by the names of the columns, in lower case
+Fields = Mapping[str, Any]  # keyed by column name, in lower case
 
 
 def rows_of(path: str, text: str, selection: Selection) -> Rows:
-    """The layout of a list in words, and its rows. Raises ValueError for a layout that is not known."""
+    """Return a description of a list's layout, and its rows. Raises ValueError for an unknown layout."""
     if os.path.isdir(path):
         return f"HMDB51's split {selection.split}", _hmdb51(Path(path), selection)
     name = path.lower().removesuffix(".gz")
@@ -73,7 +73,7 @@ def rows_of(path: str, text: str, selection: Selection) -> Rows:
 
 
 def _header(path: str, text: str) -> tuple[list[str], str] | None:
-    """The columns that the first line names, and their delimiter; None where it is no header."""
+    """Return the columns that the first line names, and their delimiter; None if it is not a header."""
     first = next((line for line in lines_in(text) if line.strip()), "")
     known = {name for names in COLUMNS.values() for name in names}
     known |= {name for signature, _, _ in _PUBLISHED for name in signature}
@@ -143,11 +143,11 @@ def _guarded(where: str, fields: Fields, read: Callable[[str, Fields, str], Row]
 
 
 class _WrongLabel(ValueError):
-    """A mistake in the configuration, not in the row."""
+    """Error in the configuration, not in the row."""
 
 
 def _name(fields: Fields, key: str) -> str:
-    """What names the video. Raises ValueError where nothing does."""
+    """Return the name of the video. Raises ValueError where there is none."""
     name = fields[key]
     if isinstance(name, (list, dict)):
         raise ValueError(f"{key} is {shown(str(name))}: wanted text")

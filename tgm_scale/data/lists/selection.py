@@ -1,4 +1,4 @@
-"""Which rows of a list are read, and which of its columns: those of a split, or of the groups that are tested on."""
+"""Selection of the rows and columns of a list: those of a split, or of the groups held out for the test."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ _NAMED = 5  # groups, in a message
 
 @dataclass(frozen=True)
 class Selection:
-    """What is read of a list.
+    """Choice of what is read of a list.
 
-    role: which rows of a column `split`, or of HMDB51's folder; all: every row. wanted: what the text after a path is
-    where no column says so. label, group: the columns of these names; for EPIC-Kitchens-100 the label verb, noun or
-    action. split: the number of HMDB51's split. test_groups: the groups of the test, or their share of all groups."""
+    role: which rows by the column `split`, or by HMDB51's folder; all: every row. wanted: the meaning of the text
+    after a path where no column defines it. label, group: names of these columns; for EPIC-Kitchens-100 the label
+    is verb, noun or action. split: number of HMDB51's split. test_groups: the groups of the test, or their share of
+    all groups."""
 
     role: Role = "train"
     wanted: Wanted = "label"
@@ -33,7 +34,7 @@ class Selection:
     test_groups: float | tuple[str, ...] | None = None
 
     def of(self, rows: list[Row], path: str) -> tuple[list[Row], str]:
-        """Those of the rows of the list `path` that are used, and what was chosen, in words: "" where nothing was.
+        """Return the used rows of the list `path`, and a description of the choice: "" where nothing was excluded.
         Raises ValueError."""
         if self.role == "all":
             return rows, ""
@@ -69,8 +70,8 @@ class Selection:
 
 
 def _of_split(rows: list[Row], role: str, path: str) -> tuple[list[Row], str]:
-    """The rows of the part that is asked for. A column that says the same of all rows chooses nothing; where it says
-    nothing of some, these are faulty."""
+    """Return the rows of the requested split. A column with the same value in all rows excludes nothing; where only
+    some rows lack a value, these are faulty."""
     values = Counter(row.split.strip().lower() for row in rows if row.split)
     blank = [row for row in rows if not row.split]
     if len(values) + bool(blank) < 2:

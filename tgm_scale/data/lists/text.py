@@ -1,7 +1,7 @@
-"""Text from outside (captions, labels, names of classes), checked once where it enters.
+"""External text (captions, labels, class names), checked once on entry.
 
-JSON can say half of a surrogate pair, which no file, log or tokenizer takes; a NUL or an escape sequence in a caption
-is the trace of a broken conversion, and no word that a tower knows."""
+JSON can contain half of a surrogate pair, which no file, log or tokenizer accepts; a NUL or an escape sequence in a
+caption is the trace of a broken conversion, and not a word known to any text tower."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _BLANK_CONTROLS = "\t\n\v\f\r\x85"  # white space to every tokenizer
 
 
 def fault_of(text: str) -> str | None:
-    """What makes `text` unfit; None if it is fit."""
-    if text.isascii() and text.isprintable():  # nearly all
+    """Return what makes `text` unfit; None if it is fit."""
+    if text.isascii() and text.isprintable():  # nearly all texts
         return None
     for place, letter in enumerate(text):
         if "\ud800" <= letter <= "\udfff":
@@ -24,7 +24,7 @@ def fault_of(text: str) -> str | None:
 
 
 def cleaned(text: str) -> str:
-    """Without a byte order mark and blanks at the ends. Raises ValueError for text that is unfit."""
+    """Return the text without a byte order mark and blanks at the ends. Raises ValueError for unfit text."""
     text = text.strip().removeprefix(BYTE_ORDER_MARK).strip()
     if fault := fault_of(text):
         raise ValueError(f"{shown(text)} has {fault}")
@@ -32,19 +32,19 @@ def cleaned(text: str) -> str:
 
 
 def shown(text: str, longest: int = 60) -> str:
-    """Any text as a message or a log can have it: quoted, with escapes, short."""
+    """Return any text in a form fit for a message or a log: quoted, with escapes, shortened."""
     short = text if len(text) <= longest else text[: longest - 3] + "..."
     return ascii(short) if fault_of(short) else repr(short)
 
 
 def lines_in(text: str) -> list[str]:
-    """The lines of a text as editors and CSV have them. `str.splitlines` also ends one within a caption, at a form
-    feed, U+0085 or U+2028, which JSON has raw."""
+    """Return the lines of a text by the convention of editors and CSV. `str.splitlines` would also split a caption
+    at a form feed, U+0085 or U+2028, which JSON allows unescaped."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def decoded(data: bytes, where: str) -> str:
-    """The text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one. Raises ValueError."""
+    """Return the text of a file: UTF-8 with or without a byte order mark, or UTF-16 with one. Raises ValueError."""
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         return data.decode(encoding)

@@ -1,1 +1,1 @@
-"""The order of the samples, their batches, and the processes that decode them."""
+"""Order of the samples, their batches, and the processes that decode them."""

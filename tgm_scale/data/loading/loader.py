@@ -1,9 +1,9 @@
 """Batches of the run's global order, for one rank: decoded by worker processes, delivered in order.
 
-Global batch t is the positions t*S ... t*S + S - 1 of the order, S = global_batch_size / repeated_augmentation. Its
-slots are numbered 0 ... global_batch_size - 1; slot g holds repeat g % R of sample g // R. Micro-step a of rank r has
-the slots a * (micro * world) + r * micro + [0, micro): so a step's clips are the same set at any world size, and the
-loader's whole state is the step.
+Global batch t consists of positions t*S ... t*S + S - 1 of the order, S = global_batch_size / repeated_augmentation
+= global_batch_size / R. Its slots are numbered 0 ... global_batch_size - 1; slot g holds repeat g % R of sample g
+// R. Micro-step a of rank r has the slots a * (micro * world) + r * micro + [0, micro): a step's clips are the same
+set at any world size, and the step is the loader's whole state.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ PREFETCH = 4  # samples that each worker is ahead: enough that a slow one does n
 
 
 class ClipLoader:
-    """Iterates (step, [Batch, one for each accumulation micro-step]) for the steps of a range.
+    """Iterable over (step, [one Batch per gradient accumulation micro-step]) for a range of steps.
 
-    `workers` processes decode, each up to `prefetch` samples ahead, together a step at least; 0 decodes here, to the
-    same bits.
+    `workers` processes decode, each up to `prefetch` samples ahead, all together at least one step ahead; with 0
+    workers, decoding takes place in this process, with bit-identical results.
 
     Raises ValueError for sizes that do not divide. Iterating raises OSError where a shard cannot be read,
-    `WorkerDied`, what `Sampling.relevance` raises; a sample that cannot be used is none of these: see `Batch`."""
+    `WorkerDied`, and what `Sampling.relevance` raises; an unusable sample is not an error: see `Batch`."""
 
     def __init__(self, samples: Samples, layout: BatchLayout, steps: range, *, workers: int, prefetch: int = PREFETCH):
         repeats = samples.sampling.repeated_augmentation
@@ -42,7 +42,7 @@ class ClipLoader:
         self._read = self._interlaced = 0
         self._warn_at = 1
         self.accumulation = layout.accumulation
-        # All in samples, of which each gives `repeated_augmentation` clips:
+        # All in samples, each of which gives `repeated_augmentation` clips:
         self._micro = layout.micro_batch // repeats
         self._rank_start = layout.rank * self._micro
         self._micro_step = layout.world_size * self._micro
@@ -54,18 +54,19 @@ class ClipLoader:
             yield step, [self._batch(*next(decoded)) for _ in range(self.accumulation)]
 
     def positions(self) -> Iterator[int]:
-        """The positions of the order that this rank decodes, one after another."""
+        """Yield the positions of the order that this rank decodes, in sequence."""
         for step in self.steps:
             for micro_step in range(self.accumulation):
                 first = step * self._step + micro_step * self._micro_step + self._rank_start
                 yield from range(first, first + self._micro)
 
     def _decoded(self) -> Iterator[tuple[list[Sample], torch.Tensor]]:
-        """The samples of each batch, and their pixels, uint8 [samples, N, T, H, W, 3]."""
+        """Yield the samples of each batch, and their pixels, uint8 [samples, N, T, H, W, 3]."""
         positions, sampling = self.positions(), self.samples.sampling
         if self.workers:
-            # A step is requested as a whole, and no samples are requested during it: with less than a step ahead
-            # workers run dry while one is computed (8 workers, 128 clips: after 32), and the GPU waits for the rest.
+            # A step is requested as a whole, and no samples are requested during it: with less than a step ahead,
+            # workers would run dry during its computation (8 workers, 128 clips: after 32), and the GPU would wait for
+            # the rest.
             ahead = max(self.workers * self.prefetch, self._micro * self.accumulation)
             yield from decode_ahead(self.samples, positions, self._micro, self.workers, ahead)
         shape = (self._micro, sampling.repeated_augmentation, sampling.frames, sampling.size, sampling.size, 3)
@@ -74,8 +75,8 @@ class ClipLoader:
             yield [self.samples.read(*each) for each in zip(part, pixels)], pixels
 
     def _warn_of_interlaced(self, samples: list[Sample]) -> None:
-        """The first interlaced sample by name, and again with their count whenever that is ten times as many: their
-        frames show two moments at once, in combs, and are not deinterlaced here."""
+        """Warn of the first interlaced sample by name, and again whenever their count has grown tenfold: each frame
+        shows two moments, with comb artefacts, and is not deinterlaced here."""
         for sample in samples:
             self._read += 1
             self._interlaced += sample.interlaced
@@ -89,8 +90,8 @@ class ClipLoader:
                 )
 
     def _batch(self, samples: list[Sample], pixels: torch.Tensor) -> Batch:
-        """The video is a [B, 3, T, H, W] view of pixels stored as they were decoded, colour last: they are put in the
-        model's order where that is cheap, on its device."""
+        """Return the batch. The video is a [B, 3, T, H, W] view of pixels stored as decoded, channels last: they
+        are permuted to the model's layout on its device, where that is cheap."""
         self._warn_of_interlaced(samples)
         repeats = self.samples.sampling.repeated_augmentation
         relevance = [torch.from_numpy(sample.relevance) for sample in samples if sample.relevance is not None]

@@ -1,8 +1,8 @@
-"""Which sample stands at which position of the run: arithmetic, no state.
+"""Mapping from positions of the run to samples: pure arithmetic, no state.
 
-Position p (0, 1, 2, ...) names epoch p // N. In each epoch the shards are permuted, and the samples within each window
-of some consecutive permuted shards: so each sample comes once an epoch, and reads that are near in time are near on
-disk. Anyone who knows (seed, p) finds the sample: any rank, any worker, any later run.
+Position p (0, 1, 2, ...) belongs to epoch p // N. In each epoch the shards are permuted, and so are the samples
+within each window of consecutive permuted shards: each sample occurs once an epoch, and reads that are close in
+time are close on disk. The sample follows from (seed, p) alone, on any rank, in any worker, in any later run.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 from tgm_scale.runtime import seeding
 
-_REMEMBERED = 4  # epochs and windows kept: a batch may straddle two of each, and workers run ahead of it
+_REMEMBERED = 4  # epochs and windows kept: a batch may straddle two of each, and workers are ahead of it
 
 
 class SampleAddress(NamedTuple):
-    """Where a position of the run points."""
+    """Sample that a position of the run refers to."""
 
     corpus: int
     epoch: int
@@ -29,7 +29,7 @@ class SampleAddress(NamedTuple):
 
 
 class _Memo:
-    """The last few results of a pure function, cheap to rebuild and so never pickled."""
+    """Cache of the last few results of a pure function; they are cheap to recompute and so never pickled."""
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
@@ -47,10 +47,10 @@ class _Memo:
 
 
 class Order:
-    """The order of one corpus. Takes O(shards + samples of a window) memory whatever the length of the run.
+    """Order of one corpus. Takes O(shards + samples of a window) memory whatever the length of the run.
 
-    counts: samples in each shard, int64 [shards]; `seed` keys every permutation; `window_shards` shards are shuffled
-    together. Raises ValueError where the corpus holds no sample."""
+    counts: samples in each shard, int64 [shards]; `seed` keys every permutation; `window_shards` shards are
+    shuffled together. Raises ValueError where the corpus holds no sample."""
 
     def __init__(self, counts: np.ndarray, seed: int, window_shards: int):
         if window_shards < 1:
@@ -65,7 +65,7 @@ class Order:
         self._window = _Memo(self._permute_window)
 
     def locate(self, position: int) -> tuple[int, int, int]:
-        """(epoch, shard, row) of the sample at `position`: row counts from 0 within the shard."""
+        """Return (epoch, shard, row) of the sample at `position`: row counts from 0 within the shard."""
         epoch, offset = divmod(int(position), self.length)
         _, window_starts = self._epoch(epoch)
         window = int(window_starts.searchsorted(offset, side="right")) - 1
@@ -75,12 +75,12 @@ class Order:
         return epoch, int(shards[place]), int(sample - shard_starts[place])
 
     def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The epoch's shards in order, and the offset at which each window of them begins."""
+        """Return the epoch's shards in order, and the offset at which each window of them begins."""
         shards = seeding.permutation(seeding.key(self.seed, "shards", epoch), len(self.counts))
         return shards, _starts(self.counts[shards])[:: self.window_shards]
 
     def _permute_window(self, epoch: int, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The window's shards, where each begins among the window's samples, and those samples in order."""
+        """Return the window's shards, the start of each among the window's samples, and those samples in order."""
         first = window * self.window_shards
         shards = self._epoch(epoch)[0][first : first + self.window_shards]
         counts = self.counts[shards]
@@ -93,11 +93,12 @@ def _starts(counts: np.ndarray) -> np.ndarray:
 
 
 class Mixture:
-    """Several corpora interleaved by weight, each with its own position.
+    """Interleaving of several corpora by weight, each with its own position.
 
-    Weights are shares of the samples: over a cycle (the least number of positions in which all shares are whole) each
-    corpus gets its exact share, evenly spread. Default: by length, so that all corpora end their epochs together.
-    Raises ValueError for a weight that is not positive, or as many weights as there are not corpora."""
+    Weights are shares of the samples: over a cycle (the least number of positions in which all shares are whole)
+    each corpus gets its exact share, evenly spread. Default: by length, so that all corpora end their epochs
+    together. Raises ValueError for a weight that is not positive, or where the numbers of weights and corpora
+    differ."""
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float] | None = None):
         if weights is not None and len(weights) != len(orders):
@@ -106,8 +107,8 @@ class Mixture:
         shares = [Fraction(str(weight)) for weight in (weights or [order.length for order in orders])]
         if any(share <= 0 for share in shares):
             raise ValueError(f"data.weights={weights}: a weight must be above 0 (leave the corpus out instead)")
-        # Of corpora i, i + 1, ..., the share of corpus i (the last one's is 1) and the phase of its turns, in whole
-        # numbers over one denominator: fractions would take half of a position's time.
+        # For each corpus i, its share among corpora i, i + 1, ... (the last one's is 1) and the phase of its turns, as
+        # integers over a common denominator: fractions would take half of the time of a position.
         self._lines = []
         for i, share in enumerate(shares):
             share, phase = share / sum(shares[i:]), _phase(i + 1)
@@ -115,16 +116,17 @@ class Mixture:
             self._lines.append((int(share * whole), int(phase * whole), whole))
 
     def locate(self, position: int) -> SampleAddress:
-        """The sample at `position` of the run."""
+        """Return the sample at `position` of the run."""
         corpus, position = self.turn(position)
         return SampleAddress(corpus, *self.orders[corpus].locate(position))
 
     def turn(self, position: int) -> tuple[int, int]:
-        """(corpus, its own position): whose turn `position` of the run is, and how many turns it had before.
+        """Return (corpus, its own position): the corpus whose turn `position` of the run is, and how many turns it had
+        before.
 
-        A corpus of share s takes the turns at which floor(p * s + phase) grows, as a line is drawn on a grid of pixels
-        (Bresenham 1965); the turns that it leaves are shared out among the rest in the same way. Exact in rational
-        numbers, O(corpora) a position, nothing to set up."""
+        A corpus of share s takes the turns at which floor(p * s + phase) grows, as a line is drawn on a pixel grid
+        (Bresenham 1965); the remaining turns are distributed among the other corpora in the same way. Exact in
+        rational numbers, O(corpora) per position, without set-up."""
         for corpus, (share, phase, whole) in enumerate(self._lines):
             before = (position * share + phase) // whole
             if ((position + 1) * share + phase) // whole > before:
@@ -134,5 +136,5 @@ class Mixture:
 
 
 def _phase(number: int) -> Fraction:
-    """1/2, 1/4, 3/4, 1/8, ...: spreads any number of equal turns evenly (van der Corput 1935)."""
+    """Return 1/2, 1/4, 3/4, 1/8, ...: spreads any number of equal turns evenly (van der Corput 1935)."""
     return Fraction(int(f"{number:b}"[::-1], 2), 1 << number.bit_length())

@@ -1,4 +1,4 @@
-"""From a position of the run to its decoded clips: what one loader worker does, for one sample at a time."""
+"""Reading and decoding of samples by their position in the run: the work of a loader worker, one sample at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RELEVANCE_EXTENSION = "tgm.npy"
 
 
 class SampleError(Unusable):
-    """A sample that cannot be used for another reason than its video."""
+    """Sample that is unusable for a reason other than its video."""
 
 
 def _without_caption(ref: SampleRef, members: dict[str, bytes]) -> SampleError:
@@ -35,13 +35,13 @@ def _without_caption(ref: SampleRef, members: dict[str, bytes]) -> SampleError:
 
 
 class Samples:
-    """Samples by their position in the run; all that is random about one is keyed by what it is, not by where.
+    """Samples by their position in the run; all randomness of a sample is keyed by its identity, not by its location.
 
-    Seeds are of (run seed, epoch, corpus, sample, repeat): `corpus` is its fingerprint, so that a corpus that moves to
-    another folder stays the same run. Repeats of a sample share one window of frames, decoded once (as MAE-ST's and
-    VideoMAE V2's do), and each draws its own crop, caption and mask.
+    Seeds derive from (run seed, epoch, corpus, sample, repeat): `corpus` is its fingerprint, so that moving a corpus
+    to another folder does not change the run. Repeats of a sample share one window of frames, decoded once (as in
+    MAE-ST and VideoMAE V2), and each draws its own crop, caption and mask.
 
-    A broken sample keeps its place: black clips and its problem. A shard that cannot be read raises OSError."""
+    A broken sample keeps its place, with black clips and its problem. A shard that cannot be read raises OSError."""
 
     def __init__(self, corpora: Sequence[Corpus], mixture: Mixture, sampling: Sampling):
         self.corpora = list(corpora)
@@ -56,8 +56,8 @@ class Samples:
         window_shards: int = 16,
         weights: Sequence[float] | None = None,
     ) -> Samples:
-        """Each corpus shuffled within `window_shards` shards. weights: share of each in the run's samples (default: by
-        size)."""
+        """Create samples with each corpus shuffled within `window_shards` shards. weights: share of each corpus in
+        the run's samples (default: by size)."""
         orders = [
             Order(corpus.counts, seeding.key(sampling.seed, "order", corpus.fingerprint), window_shards)
             for corpus in corpora
@@ -70,15 +70,15 @@ class Samples:
         return any(is_url(shard) for corpus in self.corpora for shard in corpus.shards)
 
     def read(self, position: int, clips_NTHW3: Tensor) -> Sample:
-        """Read the sample at this position of the run, its pixels, uint8, into the memory given."""
+        """Read the sample at this position of the run, decoding its uint8 pixels into the given memory."""
         return self.decode(self.fetch(position), clips_NTHW3)
 
     def fetch(self, position: int) -> Fetched:
-        """The bytes of the sample at this position; threads may do so at once."""
+        """Return the bytes of the sample at this position; thread-safe."""
         return self.fetch_at(self.mixture.locate(position))
 
     def fetch_at(self, address: SampleAddress) -> Fetched:
-        """The same of a sample that is known by its place."""
+        """Return the bytes of the sample at this address; thread-safe."""
         corpus = self.corpora[address.corpus]
         ref = corpus.sample(address.shard, address.row)
         seeds = [
@@ -92,7 +92,7 @@ class Samples:
             return Fetched(ref, {}, seeds, clip_id, error.problem)
 
     def decode(self, fetched: Fetched, clips_NTHW3: Tensor) -> Sample:
-        """What `read` does after `fetch`."""
+        """Decode a fetched sample, the second half of `read`."""
         if fetched.problem is not None:
             return self._blank(fetched, fetched.problem, clips_NTHW3)
         try:
@@ -137,7 +137,7 @@ class Samples:
         )
 
     def _indices(self, count: int, seed: int) -> np.ndarray:
-        """The frames of a clip out of `count`: a window, or one frame of each of equal segments."""
+        """Return the frames of a clip out of `count`: a window, or one frame of each of equal segments."""
         sampling = self.sampling
         if sampling.segments:
             draws, most = seeding.draw(seed, "segments", sampling.frames), sampling.time_jitter
@@ -146,9 +146,9 @@ class Samples:
         return window(count, sampling.frames, sampling.stride, seeding.draw(seed, "offset")[0])
 
     def _cut(self, video: Video, indices: np.ndarray, seeds: list[int], clips_NTHW3: Tensor) -> list[Crop]:
-        """The crop of each seed; its pixels of the frames `indices` go to its clip.
+        """Return the crop of each seed, and write its pixels of the frames `indices` into its clip.
 
-        Frames are cropped as they come and the rest is forgotten: whole ones would cost a copy of each."""
+        Frames are cropped as they arrive and the rest is discarded: keeping whole ones would cost a copy of each."""
         sampling = self.sampling
         distinct, places = np.unique(indices, return_inverse=True)
         crops: list[Crop] = []
@@ -172,8 +172,8 @@ class Samples:
     def _relevance(
         self, members: dict[str, bytes], crops: list[Crop], asked: list[list[int]], seconds_T: np.ndarray
     ) -> np.ndarray:
-        """The cached scores of the captions asked for, mean over each clip's, float32 [N, S, R, C]: a slot has the
-        mean of its frames."""
+        """Return the cached scores of the requested captions, averaged over each clip's captions, float32 [N, S, R,
+        C]; the score of a slot is the mean over its frames."""
         grid, read = self.sampling.grid, self.sampling.relevance
         assert read is not None
         if RELEVANCE_EXTENSION not in members:
@@ -192,7 +192,7 @@ class Samples:
         return np.stack(maps)
 
     def _motion(self, recorder: MotionRecorder, indices: np.ndarray, crops: list[Crop]) -> np.ndarray:
-        """The codec's motion through each crop, float32 [N, S, R, C]; all 0 where the stream has no vectors."""
+        """Return the codec's motion within each crop, float32 [N, S, R, C]; all 0 where the stream has no vectors."""
         grid = self.sampling.grid
         map_Syx = recorder.slots(indices, grid.slots)
         if map_Syx is None:

@@ -1,9 +1,9 @@
-"""Memory for batches of pixels that all processes of a loader share, and copies of batches from it to a GPU: pinned,
+"""Memory for batches of pixels, shared by all processes of a loader, and copies of batches from it to a GPU: pinned,
 on a separate stream, without blocking the host.
 
-A copy from pinned memory runs on after the call has returned, and torch looks after no memory but what it pinned
-itself. So what a copy reads from is held here until an event says that the copy is done: else `SharedBatches` would
-hand the place out again, and a worker would write the next clips into what is being copied.
+A copy from pinned memory continues after the call has returned, and torch tracks only memory that it pinned itself.
+The source of a copy is therefore held here until an event reports the copy's completion: else `SharedBatches` would
+reuse the memory, and a worker would overwrite it with the next clips during the copy.
 
 128 clips of 16 frames at 224 are 308 MB: 12 ms at the 25 GB/s of PCIe 4.0 (arithmetic; never run on a GPU).
 """
@@ -31,13 +31,13 @@ from tgm_scale.contracts import Batch
 
 
 class SharedBatches:
-    """Memory for batches of pixels, uint8 of one shape, shared by all processes that it is sent to when they start.
+    """Memory for batches of pixels, uint8 of one shape, shared by all processes that receive it at their start.
 
-    An anonymous file that grows when it has to: it leaves nothing behind when a process is killed, and the size of
-    /dev/shm (64 MB in a container by default) does not bound it.
+    It is an anonymous file that grows on demand: it leaves nothing behind when a process is killed, and is not bounded
+    by the size of /dev/shm (64 MB in a container by default).
 
-    In a process that works on a GPU each batch's memory is pinned once, when it is first taken: the GPU reads it by
-    itself. Who lets it read without waiting keeps the tensor until the copy is done (`ToDevice`)."""
+    In a process that works on a GPU, each batch's memory is pinned once, when it is first taken, so that the GPU
+    reads it directly. The caller of an asynchronous copy must keep the tensor until the copy is done (`ToDevice`)."""
 
     def __init__(self, shape: tuple[int, ...], file: int | None = None):
         self._shape, self._file = shape, _anonymous_file() if file is None else file
@@ -49,7 +49,7 @@ class SharedBatches:
         self._may_pin = True
 
     def take(self) -> tuple[int, torch.Tensor]:
-        """The number and the pixels of a free batch; when no tensor of it is left, it is reused."""
+        """Return the number and the pixels of a free batch; it is reused once no tensor of it is left."""
         if not self._free:
             os.ftruncate(self._file, (len(self._maps) + 1) * self._size)
             place = len(self._maps)
@@ -57,7 +57,7 @@ class SharedBatches:
         else:
             place = self._free.pop()
         array = self._array(place)
-        # holds on to this object too: it outlives its last array, and so can release what it pinned
+        # keeps this object alive, too: it outlives its last array, and so can release what it pinned
         weakref.finalize(array, self._give_back, place).atexit = False
         return place, torch.from_numpy(array)
 
@@ -65,7 +65,7 @@ class SharedBatches:
         self._free.append(place)
 
     def pixels(self, place: int) -> torch.Tensor:
-        """Of the batch of this number, which another process took."""
+        """Return the pixels of the batch of this number, which another process took."""
         return torch.from_numpy(self._array(place))
 
     def _array(self, place: int) -> np.ndarray:
@@ -77,8 +77,8 @@ class SharedBatches:
         return _received, (self._shape, reduction.DupFd(self._file))
 
     def _pin(self, array: np.ndarray) -> None:
-        """Where this process works on a GPU. What cannot be pinned is copied by way of the driver's own memory, which
-        the host waits for."""
+        """Pin the array if this process works on a GPU. Memory that cannot be pinned is copied through the driver's
+        own buffer, and the host waits for that."""
         if not self._may_pin or not torch.cuda.is_initialized():
             return
         code = int(torch.cuda.cudart().cudaHostRegister(array.ctypes.data, self._size, 0))
@@ -87,7 +87,7 @@ class SharedBatches:
             return
         self._may_pin = False
         with suppress(RuntimeError):
-            torch.zeros(1, device="cuda")  # the next kernel would report this error as its own: this one does
+            torch.zeros(1, device="cuda")  # clears the error, which the next kernel would otherwise report as its own
         print(
             f"warning: batches of {self._size / 1e6:.0f} MB cannot be pinned (CUDA error {code}): training waits for "
             "each copy to the GPU. Is there room for locked memory (ulimit -l, the job's memory limit)?",
@@ -96,7 +96,7 @@ class SharedBatches:
         )
 
     def __del__(self) -> None:
-        for address in self._pinned:  # before it is unmapped: what is mapped there next would pass for pinned
+        for address in self._pinned:  # before unmapping: a later mapping there would pass for pinned
             torch.cuda.cudart().cudaHostUnregister(address)
         os.close(self._file)
 
@@ -112,7 +112,7 @@ def _received(shape: tuple[int, ...], file: Any) -> SharedBatches:
     return SharedBatches(shape, file.detach())
 
 
-MAX_PENDING = 4  # copies of micro batches: 1.2 GB of the GPU's memory at 128 clips each
+MAX_PENDING = 4  # copies of micro batches: 1.2 GB of GPU memory at 128 clips each
 
 
 class PendingCopies:
@@ -122,9 +122,10 @@ class PendingCopies:
         self._copies: deque[tuple[torch.cuda.Event, Batch]] = deque()
 
     def hold(self, done: torch.cuda.Event, source: Batch) -> None:
-        """Keep the source's memory until the copy is done, and let go of those that are; they end in their order.
+        """Keep the source's memory until the copy is done, and release those of finished copies; they finish in order.
 
-        Where too many are under way the host waits for the first: for the bus, never for what the GPU computes."""
+        With too many copies in flight the host waits for the first one: for the bus, never for the GPU's
+        computation."""
         self._copies.append((done, source))
         if len(self._copies) > MAX_PENDING:
             self._copies[0][0].synchronize()
@@ -133,16 +134,16 @@ class PendingCopies:
 
 
 class ToDevice:
-    """Moves batches to a device: a call gives the batch there, for the stream that is current then.
+    """Transfer of batches to a device: a call returns the batch there, for the stream that is current at the call.
 
-    That stream and the device's default one may use it: its memory is not taken again before both are past what they
-    had been given when the last reference to it went."""
+    That stream and the device's default stream may use it: its memory is not reused before both have completed the
+    work queued when the last reference to it was dropped."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._pending = PendingCopies()
-        self._begun: dict[int, tuple[Batch, Callable[[], Batch]]] = {}  # by the batch's id: it is kept, so that is its
+        self._begun: dict[int, tuple[Batch, Callable[[], Batch]]] = {}  # by the id of the batch, which is kept
 
     def __call__(self, batch: Batch) -> Batch:
         if self._stream is None:
@@ -151,12 +152,13 @@ class ToDevice:
         return begun[1]()
 
     def numbers(self, tensor: Tensor) -> Tensor:
-        """A few numbers on the device, for the current stream. torch keeps what it pinned itself until it is read."""
+        """Return a few numbers on the device, for the current stream. torch tracks the memory that it pinned
+        itself."""
         return tensor.pin_memory().to(self.device, non_blocking=True) if self._stream is not None else tensor
 
     def ahead(self, steps: Iterable[tuple[int, list[Batch]]]) -> Iterator[tuple[int, list[Batch]]]:
-        """The same steps; on a GPU the copies of a step begin before the step before it is handed over, and run while
-        that is computed. A batch must not be changed between here and its call."""
+        """Yield the same steps; on a GPU the copies of a step start before the previous step is yielded, and
+        overlap with its computation. A batch must not be changed between here and its call."""
         if self._stream is None:
             yield from steps
             return
@@ -173,7 +175,7 @@ class ToDevice:
 
     def _begin(self, batch: Batch) -> tuple[Batch, Callable[[], Batch]]:
         assert self._stream is not None
-        # pixels are in pinned memory where that can be had (`SharedBatches`); all else is small
+        # pixels are in pinned memory where possible (`SharedBatches`); the rest is small
         pinned = batch.map(lambda tensor: tensor if tensor.dtype == torch.uint8 else tensor.pin_memory())
         with torch.cuda.stream(self._stream):
             moved = pinned.map(lambda tensor: tensor.to(self.device, non_blocking=True))

@@ -1,6 +1,6 @@
-"""Worker processes that decode samples ahead: any worker takes the next sample, and they are delivered in order.
+"""Worker processes that decode samples ahead: any worker takes the next sample, and results are delivered in order.
 
-Pixels are decoded right into the batch's memory, which all processes share; their metadata goes through a pipe.
+Pixels are decoded directly into the batch's memory, which all processes share; their metadata goes through a pipe.
 A clip of 16 frames at 224 is 2.4 MB, and each copy of it costs 2 % of its decoding. A pool of `concurrent.futures`
 has two threads in the training process that wake up for each sample: another 2 %."""
 
@@ -35,17 +35,17 @@ from tgm_scale.data.loading.sampling import Fetched, Sample
 from tgm_scale.data.loading.to_device import SharedBatches
 from tgm_scale.runtime.processes import end_with_parent
 
-_LONGEST_FOLDER = 70  # bytes; /pymp-xxxxxxxx/listener-xxxxxxxx has 32
+_LONGEST_FOLDER = 70  # bytes; the suffix /pymp-xxxxxxxx/listener-xxxxxxxx has 32
 _SHORT = ("/dev/shm", "/var/tmp")
 READERS = 3  # threads of each worker that read remote samples ahead of its decoder
-_LOOK_MS = 200  # from one look to the next whether to stop waiting
-_PIPE_BYTES = 1 << 20  # an unprivileged process's most; maps of 4 repeats take 25 kB a sample
+_LOOK_MS = 200  # interval of checks for a request to stop
+_PIPE_BYTES = 1 << 20  # the maximum for an unprivileged process; maps of 4 repeats take 25 kB a sample
 
 
 class WorkerDied(RuntimeError):
-    """A worker process ended by itself or was killed."""
+    """Error for a worker process that ended by itself or was killed."""
 
-    exit_code = 87  # of the command: slurm/launch.sh starts again, but not twice without progress
+    exit_code = 87  # of the command: slurm/launch.sh restarts it, but not twice without progress
 
 
 class _Task(NamedTuple):
@@ -58,15 +58,15 @@ class _Task(NamedTuple):
 def decode_ahead(
     samples: Samples, positions: Iterable[int], batch: int, workers: int, ahead: int
 ) -> Iterator[tuple[list[Sample], torch.Tensor]]:
-    """The samples at these positions, in their order, `batch` at a time, with their pixels, uint8 [batch, N, T, H, W,
-    3]; from `workers` processes that have up to `ahead` samples in work or ready. The positions make whole batches.
+    """Yield the samples at these positions, in their order, `batch` at a time, with their pixels, uint8 [batch, N, T,
+    H, W, 3]; `workers` processes have up to `ahead` samples in progress or ready. The positions make whole batches.
 
     Raises what decoding raises, and WorkerDied."""
     sampling = samples.sampling
     clip = (sampling.frames, sampling.size, sampling.size, 3)
     memory = SharedBatches((batch, sampling.repeated_augmentation, *clip))
     pool = _WorkerPool(samples, memory, workers)
-    begun: deque[tuple[int, torch.Tensor]] = deque()  # batches that are not handed over: place and pixels
+    begun: deque[tuple[int, torch.Tensor]] = deque()  # batches not yielded yet: place and pixels
 
     def ordered() -> Iterator[Sample]:
         number = -1
@@ -88,15 +88,15 @@ def decode_ahead(
 
 
 class _WorkerPool:
-    """The worker processes: any takes the next task, and what comes of it is kept until it is asked for."""
+    """Pool of worker processes: any of them takes the next task, and its result is kept until it is requested."""
 
     def __init__(self, samples: Samples, memory: SharedBatches, workers: int):
-        # A fork of this process would carry its GPU context and its threads' locks; a fork server is small and has
-        # the imports done, so a worker starts in milliseconds.
+        # A fork of this process would carry its GPU context and its threads' locks; a fork server is small and has the
+        # imports done, so a worker starts in milliseconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         tasks, self._tasks = context.Pipe(duplex=False)
-        self._turn = turn = context.Lock()  # a worker that starts looks for it by name
+        self._turn = turn = context.Lock()  # a starting worker looks it up by name
         self._arrived: dict[int, Sample | Exception] = {}
         self._workers: dict[int, tuple[Connection, multiprocessing.process.BaseProcess]] = {}  # by the inbox's number
         self._inboxes = select.poll()
@@ -113,11 +113,12 @@ class _WorkerPool:
         Finalize(self, _kill, ([process for _, process in self._workers.values()],), exitpriority=1)  # see _shielded
 
     def ask(self, task: _Task) -> None:
-        with suppress(BrokenPipeError):  # no worker is left: `result` says why
+        with suppress(BrokenPipeError):  # no worker is left: `result` reports why
             self._tasks.send(task)
 
     def result(self, number: int) -> Sample:
-        """Of the task of that number. Raises what it raised, WorkerDied, and StoppedWaiting."""
+        """Return the result of the task of this number. Raises what the task raised, WorkerDied, and
+        StoppedWaiting."""
         while number not in self._arrived:
             stop_where_waited()
             for file, _ in self._inboxes.poll(_LOOK_MS):
@@ -146,8 +147,8 @@ class _WorkerPool:
 
 
 def _kill(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """One may be in a long decode, or wait for a server that is down. At the end of this process, too: multiprocessing
-    would send SIGTERM, which they do not see, and wait."""
+    """Kill the workers: one may be in a long decode, or wait for a server that is down. Also at the end of this
+    process, where multiprocessing would send SIGTERM, which they block, and wait."""
     for process in processes:
         with suppress(ValueError):  # closed
             process.kill()
@@ -155,14 +156,14 @@ def _kill(processes: Iterable[multiprocessing.process.BaseProcess]) -> None:
 
 def _widen(inbox: Connection) -> None:
     """Let results wait in the pipe while a step runs, so that the worker can continue."""
-    with suppress(OSError, AttributeError):  # more than the user may have; not Linux
+    with suppress(OSError, AttributeError):  # over the user's limit; not Linux
         fcntl.fcntl(inbox.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 def _work(samples: Samples, memory: SharedBatches, tasks: Connection, turn: Lock, outbox: Connection) -> None:
     end_with_parent()
     torch.set_num_threads(1)
-    sending = threading.Lock()  # threads that read ahead tell what they wait for
+    sending = threading.Lock()  # threads that read ahead report their waits
 
     def send(message: tuple[int | None, Any]) -> None:
         with sending:
@@ -181,8 +182,8 @@ def _work(samples: Samples, memory: SharedBatches, tasks: Connection, turn: Lock
 
 
 def _fetched(samples: Samples, tasks: Connection, turn: Lock) -> Iterator[tuple[_Task, Fetched | Exception]]:
-    """Tasks with what was read for them. Remote ones are read by threads while others are decoded: READERS in work
-    and one ready."""
+    """Yield tasks with the data read for them. Remote ones are read by threads while others are decoded: READERS in
+    progress and one ready."""
 
     def fetch() -> Iterator[tuple[_Task, Fetched | Exception]]:
         while True:
@@ -210,17 +211,17 @@ def _fetched(samples: Samples, tasks: Connection, turn: Lock) -> Iterator[tuple[
         threading.Thread(target=read_ahead, daemon=True).start()
     while True:
         found = ready.get()
-        if isinstance(found, Exception):  # a thread is dead: so is the worker, which the training notices
+        if isinstance(found, Exception):  # a thread has died, and so does the worker, which the training notices
             raise found
         yield found
 
 
 def _portable(error: Exception) -> Exception:
-    """The error in a form that can be pickled, with its traceback."""
+    """Return the error in a form that can be pickled, with its traceback."""
     where = RuntimeError("".join(traceback.format_exception(error)))
     try:
         pickle.dumps(error)
-        copy.copy(error)  # rebuilt as the receiver rebuilds it
+        copy.copy(error)  # reconstructed in the same way as by the receiver
     except Exception:
         return where
     error.add_note(f"in a data worker:\n{where}")
@@ -229,8 +230,8 @@ def _portable(error: Exception) -> Exception:
 
 @contextmanager
 def _shielded() -> Iterator[None]:
-    """Processes started within never see the signals that schedulers and terminals send to a whole job or group so
-    that it saves itself: the trainer answers them. For this process they wait until the end."""
+    """Block, in processes started within, the signals that schedulers and terminals send to a whole job or group so
+    that it saves itself: the trainer handles them. For this process they are delayed until the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM})
     try:
         yield
@@ -240,8 +241,8 @@ def _shielded() -> Iterator[None]:
 
 @contextmanager
 def _short_paths() -> Iterator[None]:
-    """The fork server's socket lies in the folder for temporary files, and the path of a socket has at most 107 bytes:
-    where TMPDIR is too long it lies in the system's."""
+    """Use a shorter folder for temporary files where TMPDIR is too long: it holds the fork server's socket, whose
+    path has at most 107 bytes."""
     before = tempfile.tempdir
     if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER:
         tempfile.tempdir = next((folder for folder in _SHORT if os.access(folder, os.W_OK | os.X_OK)), before)

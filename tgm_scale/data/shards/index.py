@@ -1,7 +1,7 @@
-"""A corpus: shards in an order, how many usable samples each holds, and any sample by (shard, row).
+"""Corpus: an ordered list of shards, the number of usable samples in each, and access to any sample by (shard, row).
 
-Opening is cheap at any size: a catalogue in each folder says how many samples each shard holds, and a shard's own
-index is read when a sample of its is first asked for."""
+Opening is cheap at any size: a manifest in each folder records how many samples each shard holds, and a shard's own
+index is read when one of its samples is first requested."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from tgm_scale.runtime.terminal import without_secrets
 
 __all__ = ["VIDEO_EXTENSIONS", "Corpus", "DamagedMember", "SampleRef", "ShardIndex"]
 
-_KEPT_INDICES = 64  # of about 130 kB for 1,000 samples; more than the shards that an order's window mixes
-_GAP = 1 << 16  # remote members nearer than this are read in one piece: 64 KiB cost less than a second request
+_KEPT_INDICES = 64  # of about 130 kB for 1,000 samples; more than the shards that a window of the order mixes
+_GAP = 1 << 16  # remote members closer than this are read in one piece: 64 KiB cost less than a second request
 
 
 WHOLE_SHARD = ("shard_unreadable", "shard_cut", "shard_empty", "shard_missing")
 _EMPTY = {"shard_empty": 1}
-_SAID = {  # of shards that cannot be read
+_SAID = {  # messages for shards that cannot be read
     "shard_empty": "holds no member",
     "shard_missing": "is not there, but its index or the catalogue is: copy it again, or remove them",
 }
 
 
 class DamagedMember(ValueError):
-    """A member's bytes are others than those that its index has the sum of; `problem` names the sample."""
+    """Error for a member whose bytes do not match their checksum in the index; `problem` names the sample."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -48,8 +48,8 @@ class DamagedMember(ValueError):
 
 
 def _lost(summaries: list[Summary], faults: list[dict[str, int]]) -> float:
-    """About how many samples were left out. Of a shard that is cut or cannot be read nobody knows what it held: it
-    counts as many as the others hold on average."""
+    """Estimate how many samples were left out. The content of a truncated or unreadable shard is unknown: it is
+    taken to hold as many samples as the others on average."""
     whole = [s.samples for s, fault in zip(summaries, faults) if s.samples and not fault.keys() & set(WHOLE_SHARD)]
     usual = sum(whole) / len(whole) if whole else 1.0
     lost = 0.0
@@ -60,12 +60,13 @@ def _lost(summaries: list[Summary], faults: list[dict[str, int]]) -> float:
 
 
 def _damaged(ref: SampleRef, members: dict[str, bytes]) -> list[str]:
-    """The extensions of those that are not what the index has the sum of."""
+    """Return the extensions of the members that do not match their checksum in the index."""
     return [name for name, data in members.items() if name in ref.sums and zlib.crc32(data) != ref.sums[name]]
 
 
 class Corpus:
-    """Open with `opening.open_corpus`. Threads may share it; it pickles small (a worker reads its indices itself)."""
+    """Corpus of shards, opened with `opening.open_corpus`. It is thread-safe and pickles small (each worker reads
+    the indices itself)."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Corpus:
     ) -> None:
         usable = [i for i, summary in enumerate(summaries) if summary.samples]
         self.name, self.patience = name, patience
-        self.prefix = ""  # of its samples' names; see opening.make_names_distinct
+        self.prefix = ""  # prefix of its samples' names; see opening.make_names_distinct
         self.origin = place(folder(shards[0])) if shards else name
         names = distinct_names(shards)
         self.first_names = [names[i] for i in usable]  # what the names of each shard's samples begin with
@@ -92,9 +93,9 @@ class Corpus:
         for i in usable:
             digest.update(f"{names[i]} {summaries[i].mark} {summaries[i].samples}\n".encode())
         self.fingerprint = digest.hexdigest()
-        self.marks = {names[i]: f"{summaries[i].mark} {summaries[i].samples}" for i in usable}  # what it is made of
-        self.content = ""  # stands for captions and labels where the marks of the tars do not
-        self._problems_of: dict[str, list[Problem]] | None = None  # of faulty shards, once they were asked for
+        self.marks = {names[i]: f"{summaries[i].mark} {summaries[i].samples}" for i in usable}  # what it consists of
+        self.content = ""  # identifies captions and labels where the marks of the tars do not
+        self._problems_of: dict[str, list[Problem]] | None = None  # of faulty shards, once requested
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._lock = threading.Lock()
         self._loading: dict[int, threading.Lock] = {}
@@ -104,7 +105,7 @@ class Corpus:
         return int(self.counts.sum())
 
     def sample(self, shard: int, row: int) -> SampleRef:
-        """Where sample `row` of shard number `shard` lies."""
+        """Return the location of sample `row` of shard number `shard`."""
         try:
             return self._index(shard).sample(row, self.first_names[shard], self.prefix)
         except DamagedIndex as error:
@@ -114,19 +115,20 @@ class Corpus:
             return index.sample(row, self.first_names[shard], self.prefix)
 
     def problems(self, shard: int) -> list[Problem]:
-        """What was left out of this shard, by name and reason."""
+        """Return what was left out of this shard, by name and reason."""
         return self._index(shard).problems
 
     @property
     def refs(self) -> Iterator[SampleRef]:
-        """Where each sample lies, shard by shard."""
+        """Location of each sample, shard by shard."""
         return (self.sample(shard, row) for shard, count in enumerate(self.counts.tolist()) for row in range(count))
 
     def all_problems(self) -> Iterator[Problem]:
-        """What was left out of all shards, those without any usable sample too, by names as samples have them."""
+        """Yield what was left out of all shards, including those without any usable sample, under the names of
+        samples."""
         if self._problems_of is None:
             faulty = [shard for shard, _, faults in self._faulty if not faults.keys() & _SAID.keys()]
-            with ThreadPoolExecutor(8) as pool:  # waits for disks and servers, not for the processor
+            with ThreadPoolExecutor(8) as pool:  # threads: they wait for disks and servers, not for the processor
                 self._problems_of = dict(zip(faulty, pool.map(lambda shard: index_cache.load(shard).problems, faulty)))
         for shard, name, faults in self._faulty:
             if reason := next(iter(faults.keys() & _SAID.keys()), None):
@@ -139,15 +141,15 @@ class Corpus:
                 yield Problem(self.prefix + key, problem.reason, detail)
 
     def read(self, ref: SampleRef, extensions: list[str] | tuple[str, ...]) -> dict[str, bytes]:
-        """Those of the members named by `extensions` that the sample has, each compared with its sum in the index.
+        """Return the sample's members among `extensions`, each checked against its checksum in the index.
 
-        Raises DamagedMember where one is another: a reason to leave the sample out. Raises OSError where the shard
-        cannot be read after several attempts: never a reason to skip the sample."""
+        Raises DamagedMember on a mismatch: a reason to leave the sample out. Raises OSError where the shard cannot
+        be read after several attempts: never a reason to skip the sample."""
         wanted = {extension: ref.members[extension] for extension in extensions if extension in ref.members}
         if not wanted:
             return {}
         found = self._members(ref, wanted)
-        if _damaged(ref, found) and storage.is_url(ref.shard):  # on the way, or since it was kept on this disk
+        if _damaged(ref, found) and storage.is_url(ref.shard):  # damaged in transit, or in the disk cache
             found = self._members(ref, wanted, refresh=True)
         if damaged := _damaged(ref, found):
             raise DamagedMember(
@@ -164,7 +166,7 @@ class Corpus:
         start = min(offset for offset, _ in wanted.values())
         end = max(offset + size for offset, size in wanted.values())
         sparse = end - start > sum(size for _, size in wanted.values()) + _GAP * len(wanted)
-        if sparse or not storage.is_url(ref.shard):  # taken apart, a video would be copied
+        if sparse or not storage.is_url(ref.shard):  # splitting local data would copy a video
             return {name: self._reader.read(ref.shard, *where, [where], refresh) for name, where in wanted.items()}
         data = self._reader.read(ref.shard, start, end - start, list(wanted.values()), refresh)
         return {
@@ -172,7 +174,7 @@ class Corpus:
         }
 
     def _index(self, shard: int) -> ShardIndex:
-        """Threads that want different shards load them at the same time, and one shard once."""
+        """Return the index of a shard. Threads load different shards concurrently, and each shard once."""
         with self._lock:
             if shard in self._indices:
                 return self._keep(shard, self._indices.pop(shard))

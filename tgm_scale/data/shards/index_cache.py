@@ -1,8 +1,9 @@
-"""Indices on disk: next to their shards, or in the user's cache; built once, and rebuilt where they are wrong.
+"""Shard indices on disk: next to their shards, or in the user's cache; built once, and rebuilt where they are wrong.
 
-A corpus from elsewhere gets its indices when it is first opened: next to the tars, or in the user's cache where they
-cannot be written. Of a remote shard the cache has the index with "tag", what the storage says of the file's content
-(ETag, times): another tag at a later start is another file, and what is derived from the old one is dropped."""
+A corpus made elsewhere gets its indices when it is first opened: next to the tars, or in the user's cache where
+they cannot be written. For a remote shard, the cached index contains "tag", which its storage reports for the
+file's content (ETag, times): a different tag at a later start means a different file, and everything derived from
+the old one is dropped."""
 
 from __future__ import annotations
 
@@ -20,16 +21,16 @@ from tgm_scale.runtime import seeding
 from tgm_scale.runtime.outside.refusals import PermanentError
 from tgm_scale.runtime.terminal import without_secrets
 
-# Bytes by which an index may exceed its tar: a sample's line has about 100 bytes and its names, each of which is in a
+# Bytes by which an index may exceed its tar: a sample's line has about 100 bytes plus its names, each of which is in a
 # header of 512 bytes of the tar; a tar of a few small files is smaller than the index's first line.
 _MORE_THAN_TAR = 1 << 16
-_FEW, _FEW_OF_MANY = 2, 0.01  # members that differ where a shard is damaged, not rebuilt
+_FEW, _FEW_OF_MANY = 2, 0.01  # most members that differ (number, share) in a damaged, not rebuilt shard
 
 
 def load(shard: str, patience: float | None = None) -> ShardIndex:
-    """The shard's index, built and kept where it is missing or stale.
+    """Return the shard's index, built and stored where it is missing or stale.
 
-    Safe to call from many processes at once: the file appears whole."""
+    Safe to call from many processes at once: the file is written atomically."""
     adjacent, cached = index_path(shard), _cache_path(shard)
     if storage.is_url(shard):
         return _of_remote(shard, adjacent, cached, patience)
@@ -50,8 +51,9 @@ def load(shard: str, patience: float | None = None) -> ShardIndex:
 
 
 def _of_remote(shard: str, adjacent: str, cached: str, patience: float | None) -> ShardIndex:
-    """The kept index first: it knows the tag, and is near. Where that is the same, nothing more is asked: each worker
-    of a large run loads the index of nearly every shard that it reads from."""
+    """Return the index of a remote shard. The cached index comes first: it has the tag, and is local. Where the tag
+    matches, nothing else is requested: each worker of a large run loads the index of nearly every shard that it
+    reads from."""
     size, tag = storage.size_and_tag(shard, patience)
     kept = _whole(shard, cached, size, patience)
     same = kept is not None and kept.size == size and storage.same_tag(kept.tag, tag)
@@ -67,17 +69,17 @@ def _of_remote(shard: str, adjacent: str, cached: str, patience: float | None) -
             "index is rebuilt, and bytes kept of it are not used\n"
         )
     index = _fresh(shard, adjacent, size, patience)
-    if index is None or (replaced and kept is not None and index.has_lines_of(kept)):  # next to it is the old one
+    if index is None or (replaced and kept is not None and index.has_lines_of(kept)):  # the adjacent is old
         return _made(shard, adjacent, cached, patience, tag)
     index.tag = tag
     if tag:
-        with suppress(OSError):  # a copy: without it the next start does not see a replacement
+        with suppress(OSError):  # only a copy: without it the next start does not notice a replacement
             storage.write_atomically(Path(cached), index.dump())
     return index
 
 
 def rebuilt(shard: str, why: DamagedIndex) -> ShardIndex:
-    """An index whose file turned out damaged when it was used, rebuilt from the tar."""
+    """Rebuild from its tar an index whose file proved damaged in use."""
     _report_damage(index_path(shard), why)
     return _made(shard, index_path(shard), _cache_path(shard), tag=storage.tag(shard))
 
@@ -91,7 +93,7 @@ def _made(
     stale: Sequence[ShardIndex] = (),
 ) -> ShardIndex:
     index = storage.retrying(lambda: ShardIndex.scan(shard, patience=patience), shard, patience)
-    index.tag = tag  # read before: a shard that is replaced during the scan has another one
+    index.tag = tag  # read before the scan: a shard that is replaced during it has another tag
     if stale:
         damaged = next((old for old in stale if _is_damaged(shard, index, old)), None)
         if damaged is not None:
@@ -107,8 +109,9 @@ def _made(
 
 
 def _is_damaged(shard: str, index: ShardIndex, old: ShardIndex) -> bool:
-    """Whether a shard that is not that of an old index is the same one with a few other bytes: then the old sums tell
-    which samples those are in. A shard that was rebuilt has other members throughout. All of it is read."""
+    """Return whether a shard that does not match its old index is the same shard with a few changed bytes: then the
+    old checksums tell which samples are affected. A rebuilt shard differs in all its members. Reads the whole
+    shard."""
     members, others = 0, 0
     try:
         if old.size != index.size or not old.has_sums or not old.has_lines_of(index):
@@ -138,7 +141,7 @@ def keep(data: bytes, adjacent: str, cached: str) -> None:
     if not storage.is_url(adjacent):
         try:
             return storage.write_atomically(Path(adjacent), data)
-        except OSError:  # read-only, or another user's
+        except OSError:  # read-only, or owned by another user
             pass
     try:
         return storage.write_atomically(Path(cached), data)
@@ -149,7 +152,7 @@ def keep(data: bytes, adjacent: str, cached: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where indices and catalogues of read-only and remote corpora are kept."""
+    """Return the folder for indices and manifests of read-only and remote corpora."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tgm_scale" / "index"
 
 
@@ -159,17 +162,17 @@ def _cache_path(shard: str) -> str:
 
 
 def _fresh(shard: str, path: str, size: int, patience: float | None) -> ShardIndex | None:
-    """The index at `path` if it is there, whole, and of this tar, which has `size` bytes."""
+    """Return the index at `path` if it exists, is undamaged, and belongs to this tar, which has `size` bytes."""
     index = _whole(shard, path, size, patience)
     return index if index is not None and _is_of(index, shard, patience) else None
 
 
 def _whole(shard: str, path: str, size: int, patience: float | None) -> ShardIndex | None:
-    """The index at `path`, of whichever tar, if it is there and not damaged."""
+    """Return the index at `path`, whichever tar it belongs to, if it exists and is undamaged."""
     try:
         data = storage.read_small(path, patience, size + _MORE_THAN_TAR)
         return None if data is None else ShardIndex.parse(shard, data)
-    except (DamagedIndex, PermanentError) as error:  # PermanentError: it has no end, or is no answer
+    except (DamagedIndex, PermanentError) as error:  # PermanentError: too large, or a permanent server error
         _report_damage(path, error)
         return None
 
@@ -183,6 +186,6 @@ def _is_of(index: ShardIndex, shard: str, patience: float | None) -> bool:
 
 
 def add_sums(shard: str, sums: Mapping[int, Mapping[str, int]]) -> None:
-    """Keep the sums of these rows' members, as they were read, in the shard's index."""
+    """Store the checksums of these rows' members, as read, in the shard's index."""
     index = load(shard).with_sums(sums)
     keep(index.dump(), index_path(shard), _cache_path(shard))

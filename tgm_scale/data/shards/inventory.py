@@ -1,6 +1,6 @@
-"""What was opened and what was left out, reported in the same form wherever data is opened.
+"""Inventory of what was opened and what was left out, reported in the same form wherever data is opened.
 
-It is printed at the start, stands in the run's data.json or results.json, and in `tgm-scale status`."""
+It is printed at the start, and recorded in the run's data.json or results.json and in `tgm-scale status`."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from tgm_scale.runtime.terminal import escaped, without_secrets
 
 LEFT_OUT = "left_out.jsonl"
 SAMPLED = 24  # samples: a corpus with captions on a quarter of them is refused once in a thousand times
-NAMED = 3  # names of each reason, and examples, that are shown
+NAMED = 3  # names per reason, and examples, that are shown
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """Of one part of the data. share: of its samples, left out; where a shard is gone, by what others hold."""
+    """Inventory of one part of the data. share: of its samples, left out; a missing shard is estimated from the
+    others."""
 
     part: str
     usable: int
     left_out: dict[str, int]
-    first: dict[str, list[str]]  # by reason, the first that were left out
+    first: dict[str, list[str]]  # by reason, the first ones left out
     share: float
-    layout: str = ""  # how a list was understood
+    layout: str = ""  # how a list was interpreted
     examples: list[str] = field(default_factory=list)
-    listed: str = ""  # the file that names all
+    listed: str = ""  # the file that names all that was left out
     content: str = ""  # a digest of the names and labels of labelled samples
     name: str = ""  # of the corpus
 
@@ -49,8 +50,8 @@ class Inventory:
         undrawn: int = 0,
         **more: Any,
     ) -> Inventory:
-        """lost: how many samples the problems stand for (default: one each, none where the sample is used).
-        undrawn: samples that could be used, and are not."""
+        """Create the inventory of a part. lost: how many samples the problems stand for (default: one each, none
+        where the sample is still used). undrawn: usable samples that are not used."""
         count: defaultdict[str, int] = defaultdict(int)
         first: defaultdict[str, list[str]] = defaultdict(list)
         for problem in problems:
@@ -79,7 +80,7 @@ class Inventory:
 
 
 def corpus_inventory(part: str, corpus: Corpus, listed: str = "", captions: bool = True) -> Inventory:
-    """Of an opened corpus, with a few samples and their captions."""
+    """Return the inventory of an opened corpus, with a few samples and their captions."""
     listing = getattr(corpus, "listing", None)
     layout = getattr(listing, "layout", "")
     bare = len(getattr(corpus, "uncaptioned", [])) if captions else 0
@@ -92,7 +93,7 @@ def corpus_inventory(part: str, corpus: Corpus, listed: str = "", captions: bool
 
 
 def examples(corpus: Corpus) -> list[str]:
-    """Names and captions of a few samples from all over the corpus."""
+    """Return names and captions of a few samples spread over the corpus."""
     spread = sorted({len(corpus.counts) * k // NAMED for k in range(NAMED)})
     places = [(shard, 0) for shard in spread]
     places += [(0, row) for row in range(1, int(corpus.counts[0])) if len(corpus.counts) < NAMED]
@@ -109,8 +110,8 @@ def examples(corpus: Corpus) -> list[str]:
 
 
 def refuse_without_captions(opened: Sequence[Corpus], remedy: str) -> None:
-    """Raises ValueError where none of some samples from all over a corpus has a caption: such a run learns nothing
-    from them, and would find out after some steps. remedy: the keys that do without."""
+    """Raise ValueError where none of some samples spread over a corpus has a caption: such a run would learn
+    nothing from them, and fail only after some steps. remedy: the settings that work without captions."""
     for corpus in opened:
         looked_at = texts_of_some(corpus)
         if not any(captions_of(members) for members in looked_at.values()):
@@ -122,7 +123,7 @@ def refuse_without_captions(opened: Sequence[Corpus], remedy: str) -> None:
 
 
 def _why_none(corpus: Corpus, looked_at: Mapping[str, dict[str, bytes]]) -> str:
-    """What is wrong with the first caption that is there; where none is, the first sample."""
+    """Return what is wrong with the first unusable caption; where there is none, name the first sample."""
     of_list = [(problem.key, problem.detail) for problem in corpus.all_problems() if problem.reason == "bad_caption"]
     of_members = [(name, fault[1]) for name, members in looked_at.items() if (fault := caption_fault(members))]
     for name, why in [*of_list, *of_members]:
@@ -131,13 +132,13 @@ def _why_none(corpus: Corpus, looked_at: Mapping[str, dict[str, bytes]]) -> str:
 
 
 def captions_of_some(corpus: Corpus) -> dict[str, list[str]]:
-    """The captions of some samples from all over a corpus, by their names. Raises DamagedMember where none of them can
-    be read."""
+    """Return the captions of some samples spread over a corpus, by their names. Raises DamagedMember where none of
+    them can be read."""
     return {name: captions_of(members) for name, members in texts_of_some(corpus).items()}
 
 
 def refs_of_some(corpus: Corpus, count: int) -> list[SampleRef]:
-    """So many samples from all over a corpus, or all."""
+    """Return `count` samples spread over a corpus, or all."""
     starts = corpus.counts.cumsum() - corpus.counts
     chosen = sorted({len(corpus) * k // count for k in range(count)})
     shards = starts.searchsorted(chosen, side="right") - 1
@@ -145,13 +146,13 @@ def refs_of_some(corpus: Corpus, count: int) -> list[SampleRef]:
 
 
 def texts_of_some(corpus: Corpus) -> dict[str, dict[str, bytes]]:
-    """Their members that may hold captions. Raises as `captions_of_some`."""
+    """Return the caption members of some samples spread over a corpus. Raises as `captions_of_some` does."""
     found: dict[str, dict[str, bytes]] = {}
     damaged: DamagedMember | None = None
     for ref in refs_of_some(corpus, SAMPLED):
         try:
             found[ref.name] = corpus.read(ref, CAPTION_EXTENSIONS)
-        except DamagedMember as error:  # it is named when the run comes to it
+        except DamagedMember as error:  # it is named when the run reaches it
             damaged = error
     if damaged and not found:
         raise damaged
@@ -159,8 +160,8 @@ def texts_of_some(corpus: Corpus) -> dict[str, dict[str, bytes]]:
 
 
 def report_opened(folder: Path, corpus: Corpus, limit: float) -> None:
-    """For a tool that writes new shards there, and by --max-left-out no more than the share `limit` is to be lost:
-    print what was opened and left out; FOLDER/left_out.jsonl names all of it. Raises ValueError."""
+    """Print what was opened and left out, for a tool that writes new shards into `folder`; FOLDER/left_out.jsonl
+    names all that was left out. Raises ValueError where its share exceeds `limit` (--max-left-out)."""
     found = corpus_inventory(corpus.name, corpus, str(folder / LEFT_OUT))
     if corpus.left_out:
         write_left_out(folder / LEFT_OUT, [(corpus.name, corpus.all_problems())])
@@ -169,7 +170,7 @@ def report_opened(folder: Path, corpus: Corpus, limit: float) -> None:
 
 
 def refuse_above(inventories: Sequence[Inventory], limit: float, key: str = "data.max_left_out_share") -> None:
-    """Raises ValueError where a part lost more than the share `limit` of its samples."""
+    """Raise ValueError where a part lost more than the share `limit` of its samples."""
     for inventory in inventories:
         if inventory.share > limit:
             raise ValueError(
@@ -180,6 +181,6 @@ def refuse_above(inventories: Sequence[Inventory], limit: float, key: str = "dat
 
 
 def write_left_out(path: Path, parts: Iterable[tuple[str, Iterable[Problem]]]) -> None:
-    """Name all that was left out, one a line."""
+    """Write the names of all that was left out, one a line."""
     rows = (json.dumps({"part": part, **asdict(problem)}) for part, problems in parts for problem in problems)
     storage.write_atomically(path, "".join(f"{row}\n" for row in rows).encode())

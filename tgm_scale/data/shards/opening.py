@@ -1,4 +1,4 @@
-"""From what a user names (folders, globs, URLs, lists of videos) to corpora whose samples' names are distinct."""
+"""Opening of user-specified data (folders, globs, URLs, lists of videos) as corpora with distinct sample names."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def open_corpus(
     selection: Selection | None = None,
     patience: float | None = None,
 ) -> Corpus:
-    """Open the shards of a folder, a glob, a brace pattern, or a list of these; paths or URLs. Or the video files
-    that a list names (see `data.lists.reading`), relative to `root`, those of the `selection`; or the video files of
-    a folder, which are those of its labels.csv where it has one.
+    """Open the shards of a folder, a glob, a brace pattern, or a list of these, as paths or URLs; or the video files
+    that a list names (see `data.lists.reading`), relative to `root`, restricted to the `selection`; or the video files
+    of a folder, which are those of its labels.csv where it has one.
 
-    `name` (default: the first shard's folder) is for logs; `fingerprint` is what the corpus is by its content,
-    wherever it lies. What is read from URLs is kept in `cache`; `patience`: seconds of waiting for a storage that
-    does not answer, see `retrying`. Missing or stale indices are built: many ranks may do so at once, but it is
+    `name` (default: the first shard's folder) is for logs; `fingerprint` identifies the corpus by its content,
+    independent of its location. Data read from URLs is kept in `cache`; `patience`: seconds of waiting for storage
+    that does not answer, see `retrying`. Missing or stale indices are built: many ranks may do so at once, but it is
     cheaper when one goes first. Shards without a usable sample are left out.
     Raises ValueError where there is no shard, or none of them holds a usable sample."""
     if is_list(spec):
@@ -70,11 +70,11 @@ def open_corpus(
 
 
 def make_names_distinct(corpora: Sequence[Corpus]) -> None:
-    """Give corpora that are opened together names and fingerprints that no other of them has.
+    """Give corpora that are opened together distinct names and fingerprints.
 
     Names within a corpus are distinct already. Where two corpora share one, both get a prefix: the name of the
-    corpus, or as much of its path as is needed. Seeds go by a corpus's fingerprint and the name within it, so they do
-    not change by it; copies of the same corpus get fingerprints of their own."""
+    corpus, or as much of its path as is needed. Seeds depend on a corpus's fingerprint and the name within it, so
+    the prefix does not change them; copies of the same corpus get fingerprints of their own."""
     owners = Counter(name for corpus in corpora for name in corpus.first_names)
     shared = [corpus for corpus in corpora if any(owners[name] > 1 for name in corpus.first_names)]
     for number, (corpus, prefix) in enumerate(zip(shared, _prefixes([corpus.origin for corpus in shared]))):
@@ -89,7 +89,7 @@ def make_names_distinct(corpora: Sequence[Corpus]) -> None:
 
 
 def _prefixes(origins: Sequence[str]) -> list[str]:
-    """Distinct, also where the same folder or list was opened twice: then numbers tell."""
+    """Return distinct prefixes, numbered where the same folder or list was opened twice."""
     different = list(dict.fromkeys(origins))
     of_origin = dict(zip(different, distinct_names(different)))
     seen: Counter[str] = Counter()

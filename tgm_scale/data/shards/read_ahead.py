@@ -1,4 +1,4 @@
-"""Samples read in their order, of a server several at once."""
+"""Sequential reading of samples, with several concurrent requests to a server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tgm_scale.data.access.addresses import is_url
 from tgm_scale.data.access.patience import ends_waits
 from tgm_scale.data.shards.index import Corpus, DamagedMember, SampleRef
 
-_AT_ONCE = 16  # requests: at 50 ms each, 320 samples a second in place of 20
-_HELD = 1 << 28  # bytes of all members of those that are read or wait to be taken
+_AT_ONCE = 16  # concurrent requests: at 50 ms each, 320 samples a second in place of 20
+_HELD = 1 << 28  # bytes of all members of samples that are read or wait to be taken
 
 Members = dict[str, bytes] | Problem
 
@@ -21,7 +21,7 @@ Members = dict[str, bytes] | Problem
 def read_ahead(
     corpus: Corpus, refs: Iterable[SampleRef], extensions: Sequence[str] | None = None
 ) -> Iterator[tuple[SampleRef, Members]]:
-    """Each sample with those of its members that are named (default: its video), or why they are damaged. Raises
+    """Yield each sample with its members among `extensions` (default: its video), or why they are damaged. Raises
     OSError where a shard cannot be read."""
 
     def read(ref: SampleRef) -> Members:
@@ -47,5 +47,5 @@ def read_ahead(
         for last, found in waiting:
             yield last, found.result()
     finally:
-        ended.set()  # who waits for a server waits no more: the process ends with its last thread
+        ended.set()  # ends waits for a server: the process ends only with its last thread
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,14 +1,14 @@
-"""The index of one shard: where each sample's members lie in its tar, so that a sample is read by range.
+"""Index of one shard: the location of each sample's members in its tar, so that a sample is read by range.
 
 `NAME.index.jsonl` next to `NAME.tar`: a first line {"bytes", "mark", "samples", "problems", "blake2b"}, then one line
 for each sample, {"key", "members": {extension: [offset, size]}, "crc32": {extension: sum}}. Size and mark (a digest of
-both ends) tie it to its tar; times of files do not, because copies and downloads change them. "blake2b" is a digest of
-the lines that follow, which older indices lack; a damaged one is rebuilt from the tar.
+both ends) tie it to its tar; file times do not, because copies and downloads change them. "blake2b" is a digest of the
+lines that follow, which older indices lack; a damaged index is rebuilt from the tar.
 
-"crc32" are the sums of the members' bytes (zlib.crc32), compared whenever a member is read. The writer of a shard has
-them of what it meant to write. An index that is made of a tar has none, since only the headers are read for it (of
-ten million clips the rest is terabytes); `tgm-scale shards check`, which reads all, adds them. Where indices lie, and
-when they are made: index_cache.py."""
+"crc32" are the checksums of the members' bytes (zlib.crc32), verified whenever a member is read. The writer of a
+shard computes them from the intended content. An index built from a tar has none, since only the headers are read
+for it (for ten million clips the rest is terabytes); `tgm-scale shards check`, which reads all, adds them. For the
+location and creation of indices see index_cache.py."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _MARK_BYTES = 1 << 14  # of the tar's end: its padding is at most 10,240 bytes, 
 
 @dataclass(frozen=True)
 class SampleRef:
-    """Where one sample lies: its key, its shard (path or URL), and (offset, size) in bytes of each member.
+    """Location of one sample: its key, its shard (path or URL), and (offset, size) in bytes of each member.
 
     Members are named by extension: all after the first dot of the member's name, in lower case ("mp4", "tgm.npy").
-    `within` is its name in its corpus, "shard-name/sample-key", and `prefix` tells it from those of other corpora.
-    `sums`: zlib.crc32 of the members of which it is known. `line`: where a list names it, "" in a folder of
-    videos; None in a shard."""
+    `within` is the sample's name in its corpus, "shard-name/sample-key", and `prefix` distinguishes it from those
+    of other corpora. `sums`: zlib.crc32 of members, where known. `line`: the position in the list that names it, ""
+    in a folder of videos; None in a shard."""
 
     key: str
     shard: str
@@ -52,23 +52,23 @@ class SampleRef:
 
     @property
     def video(self) -> str:
-        """The extension of its video."""
+        """Extension of its video."""
         return next(extension for extension in VIDEO_EXTENSIONS if extension in self.members)
 
     @property
     def name(self) -> str:
-        """The sample's name: no other of the run has it (`opening.make_names_distinct`)."""
+        """Name of the sample, unique within the run (`opening.make_names_distinct`)."""
         return self.prefix + self.within
 
 
 def shard_name(shard: str) -> str:
-    """The shard's name without its folder and .tar."""
+    """Return the shard's name without its folder and .tar."""
     return base_name(shard).removesuffix(".tar")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a corpus needs to know of a shard before it reads from it: mark, usable samples, what was left out."""
+    """Summary of a shard, all that a corpus needs before reading from it: mark, usable samples, what was left out."""
 
     mark: str
     samples: Annotated[int, Field(ge=0)]
@@ -76,7 +76,7 @@ class Summary:
 
 
 class DamagedIndex(ValueError):
-    """An index file with impossible values. It is a cache: `rebuilt` builds it again."""
+    """Index file with impossible values. It is a cache: `rebuilt` builds it again."""
 
 
 class _Head(BaseModel):
@@ -90,7 +90,7 @@ class _Head(BaseModel):
 
 
 class ShardIndex:
-    """The samples of one shard. Lines are parsed when asked for."""
+    """Samples of one shard. Lines are parsed on demand."""
 
     def __init__(
         self, shard: str, size: int, mark: str, lines: list[bytes], problems: list[Problem], tag: str = ""
@@ -102,17 +102,17 @@ class ShardIndex:
         return len(self.lines)
 
     def sample(self, row: int, name: str | None = None, prefix: str = "") -> SampleRef:
-        """Sample `row` of the shard, which is called `name` in its corpus (default: as its file)."""
+        """Return sample `row` of the shard, which is called `name` in its corpus (default: its file's name)."""
         key, members, sums = self._parsed(self.lines[row])
         return SampleRef(key, self.shard, members, f"{name or shard_name(self.shard)}/{key}", prefix, sums)
 
     @property
     def has_sums(self) -> bool:
-        """Whether the sums of its members are known, of all samples or of those that could be read."""
-        return any(_SUMS in line for line in self.lines)  # within a string of JSON it would be escaped
+        """Whether checksums of its members are known, of all samples or of those that could be read."""
+        return any(_SUMS in line for line in self.lines)  # within a JSON string it would be escaped
 
     def with_sums(self, sums: Mapping[int, Mapping[str, int]]) -> ShardIndex:
-        """The same index with the sums of these rows' members."""
+        """Return the same index with the checksums of these rows' members."""
         lines = list(self.lines)
         for row, of_members in sums.items():
             key, members, _ = self._parsed(lines[row])
@@ -120,7 +120,8 @@ class ShardIndex:
         return ShardIndex(self.shard, self.size, self.mark, lines, self.problems, self.tag)
 
     def has_lines_of(self, other: ShardIndex) -> bool:
-        """Whether both are of the same samples at the same places, with the same sums where both have them."""
+        """Return whether both hold the same samples at the same places, with the same checksums where both have
+        them."""
         if self.has_sums == other.has_sums or len(self) != len(other):
             return self.lines == other.lines
         return all(self._parsed(a)[:2] == self._parsed(b)[:2] for a, b in zip(self.lines, other.lines))
@@ -146,7 +147,7 @@ class ShardIndex:
         return Summary(self.mark, len(self), dict(Counter(problem.reason for problem in self.problems)))
 
     def dump(self) -> bytes:
-        """The index file's content."""
+        """Return the index file's content."""
         problems = [[problem.key, problem.reason, problem.detail] for problem in self.problems]
         head = _line(
             {
@@ -162,7 +163,7 @@ class ShardIndex:
 
     @classmethod
     def parse(cls, shard: str, data: bytes) -> ShardIndex:
-        """Raises DamagedIndex where `data` is no whole index."""
+        """Parse an index file. Raises DamagedIndex where `data` is not a complete index."""
         lines = data.splitlines()
         try:
             head = _Head.model_validate(json_of(lines[0] if lines else b""))
@@ -178,12 +179,12 @@ class ShardIndex:
     def scan(
         cls, shard: str, sums: Mapping[str, Mapping[str, int]] | None = None, patience: float | None = None
     ) -> ShardIndex:
-        """Read the headers of the tar. sums: of each sample's members, by its key, where they are known; patience:
-        see `retrying`. What cannot be used is a problem, never an error:
+        """Build the index from the headers of the tar. sums: of each sample's members, by its key, where known;
+        patience: see `retrying`. Unusable content is a problem, never an error:
 
-        `no_video` (a failed download leaves its captions), `key_with_dot`, `shard_cut` (the tar ends too early; what
-        is complete before the cut is used), `shard_unreadable` (no tar at all, or a packed one), `duplicate_member`
-        (the first is used)."""
+        `no_video` (a failed download leaves its captions), `key_with_dot`, `shard_cut` (the tar ends too early;
+        what is complete before the cut is used), `shard_unreadable` (not a tar, or a compressed one),
+        `duplicate_member` (the first is used)."""
         found = _Members()
         with storage.open_seekable(shard, patience) as file:
             size, mark = identity_of(file)
@@ -210,7 +211,7 @@ class _Members:
         self.cut_keys: set[str] = set()
 
     def read(self, file: BinaryIO, size: int) -> str:
-        """Go through the headers. Returns why the tar does not end as a tar should, "" where it does."""
+        """Read all headers. Return why the tar does not end properly, "" where it does."""
         try:
             for member in members_of(file):
                 self._add(member, size)
@@ -231,8 +232,8 @@ class _Members:
 
 
 def _without_video(key: str, extensions: list[str]) -> list[Problem]:
-    """Why a sample has no video. A dot in its key, as in id_00:00:01.250.mp4, ends the key early: then each name that
-    ends as a video does was meant to be a sample."""
+    """Return why a sample has no video. A dot in its key, as in id_00:00:01.250.mp4, ends the key early: then each
+    name with a video extension was meant to be a sample."""
     dotted = [name for name in extensions if name.rpartition(".")[2] in VIDEO_EXTENSIONS]
     if not dotted:
         return [Problem(key, "no_video", "has " + ", ".join(sorted(extensions)))]
@@ -262,7 +263,7 @@ def _line(value: dict) -> bytes:
 
 
 def identity_of(file: BinaryIO) -> tuple[int, str]:
-    """Size and mark of a tar; the file is left at its start."""
+    """Return size and mark of a tar; the file is left at its start."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _MARK_BYTES))
     digest = hashlib.blake2b(file.read(_MARK_BYTES), digest_size=8)
@@ -273,13 +274,13 @@ def identity_of(file: BinaryIO) -> tuple[int, str]:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member: the extension is all after the first dot of the last part of the name."""
+    """Return key and extension of a member: the extension is all after the first dot of the last part of the name."""
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
     return (folder + slash + stem if stem else ""), extension.lower()
 
 
 def index_path(shard: str) -> str:
-    """The path of the index next to its shard."""
+    """Return the path of the index next to its shard."""
     path, query = split_query(shard)
     return path.removesuffix(".tar") + ".index.jsonl" + query

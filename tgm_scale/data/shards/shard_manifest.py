@@ -1,9 +1,9 @@
-"""The manifest of a folder of shards: size and count of each, so that opening ten thousand shards reads one file.
+"""Manifest of a folder of shards: size and count of each, so that opening ten thousand shards reads one file.
 
-`shards.catalogue.json` lies next to the shards, or in the user's cache where they are remote or read-only, and can be
-derived from their indices at any time. Its key "" has the digest of the other entries (older files lack
-it); a damaged one is rebuilt. A local shard whose size or modification time is not the manifest's is examined
-again; a remote manifest is trusted, until one of its shards is found to be another."""
+`shards.catalogue.json` lies next to the shards, or in the user's cache where they are remote or read-only, and can
+be derived from their indices at any time. Its key "" holds the digest of the other entries (older files lack it); a
+damaged manifest is rebuilt. A local shard whose size or modification time differs from the manifest's is examined
+again; a remote manifest is trusted until one of its shards proves to be a different one."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from tgm_scale.runtime.outside.refusals import PermanentError
 from tgm_scale.runtime.terminal import without_secrets
 
 MANIFEST = "shards.catalogue.json"
-_LARGEST = 1 << 26  # bytes: of half a million shards
+_LARGEST = 1 << 26  # bytes, for half a million shards
 
-Stamp = list[int]  # of a local shard: bytes and time of change, which cost one stat; a remote one has none
+Stamp = list[int]  # bytes and modification time of a local shard, at the cost of one stat; empty for a remote one
 Manifest = dict[str, tuple[Stamp, Summary]]
 _ENTRIES = TypeAdapter(dict[str, tuple[Annotated[Stamp, Field(max_length=2)], Summary]])
 
 
 def summaries(shards: list[str], patience: float | None = None) -> list[Summary]:
-    """Each shard's summary, from its folder's catalogue or else from its index; catalogues are brought up to date."""
+    """Return each shard's summary, from its folder's manifest or else from its index; manifests are updated."""
     folders = defaultdict(list)
     for shard in shards:
         folders[addresses.folder(shard)].append(shard)
@@ -53,7 +53,7 @@ def summaries(shards: list[str], patience: float | None = None) -> list[Summary]
                 for shard, entry in zip(missing, pool.map(partial(_examine, patience=patience), missing)):
                     known[addresses.base_name(shard)] = entry
             except BaseException:
-                ended.set()  # one error is enough, and so is Ctrl-C: the others wait for nothing
+                ended.set()  # one error is enough, and so is Ctrl-C: ends the waits of the other threads
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         if missing and any(summary.samples for _, summary in known.values()):
@@ -63,8 +63,8 @@ def summaries(shards: list[str], patience: float | None = None) -> list[Summary]
 
 
 def missing(folder: str, shards: list[str]) -> list[str]:
-    """Shards of a local folder that are not there, though the catalogue beside them or an index of their own says so:
-    as after a copy that was cut short."""
+    """Return the missing shards of a local folder that its manifest or an index of their own mentions, as after an
+    interrupted copy."""
     there, ending = set(map(addresses.base_name, shards)), shard_index.index_path(".tar")
     indices = (name for name in os.listdir(folder) if name.endswith(ending) and not name.startswith("."))
     names = {name.removesuffix(ending) + ".tar" for name in indices}
@@ -73,8 +73,8 @@ def missing(folder: str, shards: list[str]) -> list[str]:
 
 
 def _knows(known: Manifest, shard: str) -> bool:
-    """Whether the entry is the shard's. That of a remote shard, which has no time, is trusted: reading from it
-    tells whether it is another; from one that held nothing nobody ever reads."""
+    """Return whether the manifest's entry is the shard's. A remote shard's entry, which has no time, is trusted:
+    reading reveals a replacement, except for a shard recorded as empty, which is never read and so examined again."""
     entry = known.get(addresses.base_name(shard))
     if entry is None or not storage.is_url(shard):
         return entry is not None and entry[0] == _stamp(shard)
@@ -89,12 +89,12 @@ def _stamp(shard: str) -> Stamp:
 
 
 def _examine(shard: str, patience: float | None) -> tuple[Stamp, Summary]:
-    stamp = _stamp(shard)  # read first: a shard replaced during this is examined again at the next opening
+    stamp = _stamp(shard)  # read first: a shard replaced meanwhile is examined again at the next opening
     return stamp, index_cache.load(shard, patience).summary
 
 
 def _paths(folder: str) -> tuple[str, str]:
-    """Beside the shards, and in the user's cache."""
+    """Return the manifest's paths: next to the shards, and in the user's cache."""
     where = addresses.place(folder) if "://" in folder else os.path.abspath(folder)
     name = hashlib.blake2b(where.encode(), digest_size=8).hexdigest()
     return addresses.joined(folder, MANIFEST), str(index_cache.cache_folder() / f"{name}-{MANIFEST}")
@@ -104,7 +104,7 @@ def _read(folder: str, patience: float | None = None) -> Manifest:
     adjacent, cached = _paths(folder)
     beside, learnt = _manifest(adjacent, patience=patience), _manifest(cached)
     if storage.is_url(folder) and any(beside.get(name, entry)[1] != entry[1] for name, entry in learnt.items()):
-        return learnt  # that beside the shards is older than one of them
+        return learnt  # the manifest next to the shards is older than one of them
     return beside | learnt
 
 
@@ -112,7 +112,7 @@ def _manifest(path: str, report: bool = True, patience: float | None = None) -> 
     try:
         data = storage.read_small(path, patience, _LARGEST)
         return {} if data is None else _parsed(data)
-    except (ValueError, PermanentError) as error:  # half a file, or another version's: all of it can be derived
+    except (ValueError, PermanentError) as error:  # truncated, or of another version: all of it can be derived
         if report:
             why = " ".join(str(error).split())[:200]
             sys.stderr.write(f"{without_secrets(path)}: damaged ({why}): rebuilt from the shards\n")
@@ -120,7 +120,7 @@ def _manifest(path: str, report: bool = True, patience: float | None = None) -> 
 
 
 def _parsed(data: bytes) -> Manifest:
-    """Raises ValueError if it is invalid, or not what was written."""
+    """Parse a manifest. Raises ValueError if it is invalid, or does not match its digest."""
     plain = json_of(data)
     if not isinstance(plain, dict):
         raise ValueError(f"wanted an object, found {type(plain).__name__}")
@@ -135,8 +135,9 @@ def _digest(plain: dict) -> str:
 
 
 def correct(shard: str, index: ShardIndex) -> None:
-    """Set a shard's entry to its index, where the manifest differs: the next opening reads it. What the cache knows
-    of the other shards of a remote folder, which have no times, is forgotten: whoever replaced one replaced others."""
+    """Update a shard's entry to its index, where the manifest differs, for the next opening. For a remote folder,
+    whose shards have no times, cached entries of the other shards are dropped: if one was replaced, others may have
+    been."""
     known = {} if storage.is_url(folder := addresses.folder(shard)) else _read(folder)
     known[addresses.base_name(shard)] = _stamp(shard), index.summary
     with suppress(OSError):

@@ -1,7 +1,7 @@
-"""Writing of shards: WebDataset tars with their indices, the same bytes for the same samples.
+"""Writer of shards: WebDataset tars with their indices, the same bytes for the same samples.
 
-A shard appears whole: it is written under a name of its own (`storage.partial_of`), forced to disk, indexed, renamed.
-So two jobs that make one shard both make it whole, and the later one's stays."""
+A shard appears atomically: it is written under a unique temporary name (`storage.partial_of`), flushed to disk,
+indexed, renamed. Two jobs that make the same shard thus both make it whole, and the later one's stays."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ CLIPS_PER_SHARD = 1000  # of about 430 kB at short side 256: half a gigabyte, wh
 
 
 def shard_path(folder: str | os.PathLike, number: int) -> Path:
-    """`FOLDER/00042.tar`."""
+    """Return `FOLDER/00042.tar`."""
     return Path(folder) / f"{number:05d}.tar"
 
 
 def encode_member(extension: str, value: Any) -> bytes:
-    """The bytes of a member: bytes as they are, str as UTF-8, arrays as .npy, dicts and lists as JSON."""
+    """Return the bytes of a member: bytes unchanged, str as UTF-8, arrays as .npy, dicts and lists as JSON."""
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
@@ -48,8 +48,8 @@ def encode_member(extension: str, value: Any) -> bytes:
 
 
 def is_whole(tar: Path) -> bool:
-    """Whether the tar has the size that its index says, which was written before it; without an index, whether it
-    ends as a tar does."""
+    """Return whether the tar has the size recorded in its index, which was written before it; without an index,
+    whether it ends with the end-of-archive marker."""
     size = tar.stat().st_size if tar.is_file() else 0
     try:
         with open(index_path(str(tar)), "rb") as index:
@@ -59,30 +59,30 @@ def is_whole(tar: Path) -> bool:
 
 
 def _ends(tar: Path, size: int) -> bool:
-    """By two blocks of zeros, which a video in the middle hardly has where a copy was cut."""
+    """Return whether it ends with two blocks of zeros, which is unlikely inside a video where a copy was truncated."""
     with open(tar, "rb") as file:
         file.seek(max(0, size - 2 * tarfile.BLOCKSIZE))
         return file.read() == bytes(2 * tarfile.BLOCKSIZE)
 
 
 class ShardWriter:
-    """Writes samples into numbered shards of `clips_per_shard`.
+    """Writer of samples into numbered shards of `clips_per_shard`.
 
         with ShardWriter(folder) as writer:
             writer.write("clip_1", {"mp4": data, "json": {"captions": ["a red ball"]}})
 
-    Left by an error, it keeps the finished shards and no part of the one in work."""
+    On an error it keeps the finished shards and no part of the current one."""
 
     def __init__(self, folder: str | os.PathLike, clips_per_shard: int = CLIPS_PER_SHARD, first: int = 0) -> None:
         self._folder, self._clips_per_shard, self._number = Path(folder), clips_per_shard, first
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._sums: dict[str, dict[str, int]] = {}  # by key and extension, of what is meant to be written
+        self._sums: dict[str, dict[str, int]] = {}  # by key and extension, of the intended content
         self._file: io.BufferedWriter | None = None
         self._tar: TarWriter | None = None
 
     def write(self, key: str, members: dict[str, Any]) -> None:
-        """Add one sample; members by extension, see `encode_member`. Raises ValueError for a key that is not read
-        back as it is (its last part has a dot, behind which all is extension), or that this shard holds already."""
+        """Add one sample; members by extension, see `encode_member`. Raises ValueError for a key that would not be
+        read back unchanged (a dot in its last part would start the extension), or that this shard holds already."""
         if not key or printable(key) != key or split_name(f"{key}.mp4") != (key, "mp4"):
             raise ValueError(
                 f"sample key {key!r}: its part behind the last '/' is not empty and has no dot, and nothing in it is "
@@ -97,13 +97,13 @@ class ShardWriter:
             self._tar = TarWriter(self._file, encoder=False, mtime=0)
         self._tar.write({"__key__": key, **encoded})
         self._sums[key] = sums = dict[str, int]()
-        for extension in sorted(encoded):  # as they lie in the tar; of those that differ in case the first is read
+        for extension in sorted(encoded):  # in the tar's order; of members that differ in case the first is read
             sums.setdefault(extension.lower(), zlib.crc32(encoded[extension]))
         if len(self._sums) == self._clips_per_shard:
             self.finish()
 
     def finish(self) -> None:
-        """Finish the shard in work, if there is one; the next sample starts another."""
+        """Finish the current shard, if there is one; the next sample starts another."""
         if self._tar is None or self._file is None:
             return
         self._tar.close()
@@ -117,9 +117,9 @@ class ShardWriter:
         self._tar, self._file, self._sums, self._number = None, None, {}, self._number + 1
 
     def abandon(self) -> None:
-        """Drop the shard in work."""
+        """Discard the current shard."""
         if self._tar is not None and self._file is not None:
-            with suppress(OSError):  # as of a full disk: it ends what is dropped
+            with suppress(OSError):  # such as a full disk: closing writes the end of what is discarded
                 self._tar.close()
             with suppress(OSError):
                 self._file.close()

@@ -1,4 +1,4 @@
-"""Files of videos below a folder: found as a list names them, and never another video instead."""
+"""Lookup of video files below a folder by the names in a list, never matching a different video."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _ENDINGS = ", ".join(VIDEO_EXTENSIONS)
 
 
 def walk(root: str, unread: list[Problem] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Each folder at or below `root` with its files, in order of names. Links are followed, and each real folder comes
-    once: links to a folder above would have no end. `unread` takes the folders that cannot be read. Not with what
-    macOS writes beside a file on foreign disks, ._NAME, which is no file of its kind."""
+    """Yield each folder at or below `root` with its files, sorted by name. Links are followed, and each real folder
+    comes once: links to a folder above would have no end. `unread` collects the folders that cannot be read. Skips
+    the ._NAME files that macOS writes beside a file on foreign disks, which only look like videos."""
     seen: set[tuple[int, int]] = set()
     waiting = [root]
     while waiting:
@@ -53,22 +53,22 @@ def _why(error: OSError | ValueError) -> str:
 
 @dataclass(frozen=True)
 class Found:
-    """Where the paths of a list lie; those that do not, by reason: missing_video, ambiguous, folder_unreadable, or
-    not_a_video, whose name does not end as a video's does."""
+    """Locations of the paths of a list; problems of the others, by reason: missing_video, ambiguous,
+    folder_unreadable, or not_a_video, whose name has no video extension."""
 
     places: dict[str, str]  # path in the list -> file or URL
     problems: list[Problem]
-    by_name: list[str]  # of those paths the ones whose file lies in another folder below the root
+    by_name: list[str]  # those paths whose file lies in another folder below the root
 
 
 class VideoFolder:
-    """Videos below a root. A path of a list means, in this order: the file; the file of that path with its accents
-    written as one letter or as two (Unicode's NFC and NFD); the file of that path with another video extension, or
-    with one where the list has none; the only video of that bare name anywhere below, unless both
-    paths end in folders of different names (`A/000.mp4` is not `B/000.mp4`). No file stands for two paths: it is that
-    of the path it has, else that of the path it has but for the extension, else of none.
+    """Videos below a root. A path of a list means, in this order: the file itself; the file of that path with its
+    accents written as one letter or as two (Unicode's NFC and NFD); the file of that path with another video
+    extension, or with one where the list has none; the only video of that bare name anywhere below, unless both paths
+    end in folders of different names (`A/000.mp4` is not `B/000.mp4`). No file stands for two paths: it belongs to the
+    path that matches it exactly, else to the one that matches it but for the extension, else to none.
 
-    places_alone: a path that says a folder is looked for there and nowhere else."""
+    places_alone: a path with a folder is looked up there and nowhere else."""
 
     def __init__(self, root: str, places_alone: bool = False) -> None:
         self.root = root or "."
@@ -100,7 +100,7 @@ class VideoFolder:
                     places[path] = place
             taken |= users.keys()
         problems = [why.get(path) or self._missing(path) for path in paths if path not in places]
-        by_name = [path for path in paths if path in found and path in places]  # of the last way
+        by_name = [path for path in paths if path in found and path in places]  # from the last way, `_by_bare_name`
         return Found({path: places[path] for path in paths if path in places}, problems, by_name)
 
     @property

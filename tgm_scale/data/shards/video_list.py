@@ -1,4 +1,4 @@
-"""Video files as a corpus: those that a list names, or those below a folder; which were replaced since a run began."""
+"""Video files as a corpus: those that a list names, or those below a folder; detection of replaced files in a run."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from tgm_scale.runtime.outside.json_text import json_object, json_of
 from tgm_scale.runtime.terminal import without_secrets
 
 FILE = "files.json"  # in the run folder
-SAMPLED = 1000  # files of a list: where a hundredth was replaced, none of these was once in 20,000 times
-_GONE = -1  # bytes of a video that is not there
-Marks = dict[str, list[int]]  # of each file by its name: bytes, nanoseconds of the last change
-CAPTIONS = "captions.json"  # {NAME: a caption, or a list of them} of the videos in its folder
+SAMPLED = 1000  # files of a list: if a hundredth of them was replaced, none of these was once in 20,000 times
+_GONE = -1  # size of a missing video
+Marks = dict[str, list[int]]  # for each file by its name: bytes, modification time in nanoseconds
+CAPTIONS = "captions.json"  # {NAME: a caption, or a list of them} for the videos in its folder
 
 
 class VideoListCorpus(Corpus):
-    """The files of a list, each in the place of a shard, so that all are shuffled with all: apart from one another as
-    they are, reads gain nothing from being near in time. Opening reads the list and the folders' listings.
+    """Corpus of the files of a list, each in the role of a shard, so that all are shuffled with all: for separate
+    files, reads gain nothing from locality. Opening reads the list and the folders' listings.
 
-    root: where relative paths begin (default: the folder of the list). A file that is not there, or is not the only
-    one that is meant, is left out and named. Raises ValueError where none of the files is there."""
+    root: base of relative paths (default: the folder of the list). A file that is missing or ambiguous is left out
+    and named. Raises ValueError where none of the files exists."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class VideoListCorpus(Corpus):
         self.fingerprint, self.content = digest.hexdigest(), content.hexdigest()
 
     def part(self, names: Container[str], what: str) -> VideoListCorpus:
-        """The same with the samples of these names alone. what: they are, in words."""
+        """Return a copy with only the samples of these names. what: their description."""
         found = copy.copy(self)
         found.listing = replace(self.listing, layout=f"{self.listing.layout}; {what}")
         kept = [at for at, entry in enumerate(self._entries) if self.prefix + entry.path in names]
@@ -99,21 +99,21 @@ class VideoListCorpus(Corpus):
 
     @property
     def labels(self) -> dict[str, str]:
-        """The label of each file that has one, by the sample's name."""
+        """Label of each file that has one, by the sample's name."""
         return {self.prefix + entry.path: entry.label for entry in self._entries if entry.label is not None}
 
     @property
     def groups(self) -> dict[str, str]:
-        """The group of each file that has one, by the sample's name."""
+        """Group of each file that has one, by the sample's name."""
         return {self.prefix + entry.path: entry.group for entry in self._entries if entry.group is not None}
 
     @property
     def uncaptioned(self) -> list[str]:
-        """The samples that have no caption, by name."""
+        """Names of the samples without a caption."""
         return [self.prefix + entry.path for entry in self._entries if not entry.captions]
 
     def where(self, shard: int) -> str:
-        """Where the list names the file, with a colon; "" where there is no list."""
+        """Return the position in the list that names the file, with a colon; "" where there is no list."""
         return self.listing.where(self._entries[shard])
 
     def sample(self, shard: int, row: int) -> SampleRef:
@@ -122,7 +122,7 @@ class VideoListCorpus(Corpus):
             size, tag = storage.size_and_tag(place, self.patience)
             self._reader.sighted(place, size, tag)
         except FileNotFoundError:
-            if not storage.is_url(place):  # it was there when the list was opened: a disk may have gone
+            if not storage.is_url(place):  # it existed when the list was opened: a disk may have failed
                 raise
             size = _GONE
         members = {video_extension(place): (0, size), "json": (shard, 0)}
@@ -133,7 +133,7 @@ class VideoListCorpus(Corpus):
         return (Problem(self.prefix + problem.key, problem.reason, problem.detail) for problem in self._problems)
 
     def problems(self, shard: int) -> list[Problem]:
-        """What was left out; all of it is reported with the first file."""
+        """Return what was left out; all of it is reported with the first file."""
         return self._problems if shard == 0 else []
 
     def read(self, ref: SampleRef, extensions: list[str] | tuple[str, ...]) -> dict[str, bytes]:
@@ -148,7 +148,8 @@ class VideoListCorpus(Corpus):
         return found
 
     def _video(self, ref: SampleRef, start: int, size: int) -> bytes:
-        """Raises DamagedMember where its server, which is not asked when the list is opened, has none of that name."""
+        """Read a video. Raises DamagedMember where its server, which is not queried when the list is opened, does
+        not have it."""
         try:
             if size != _GONE:
                 return self._reader.read(ref.shard, start, size)
@@ -169,8 +170,8 @@ def _elsewhere(found: Found, count: int) -> str:
 
 
 def folder_listing(root: str) -> Listing | None:
-    """The videos below a folder as a list: captions are those of NAME.txt or NAME.json next to NAME.mp4, else of NAME
-    in the folder's captions.json, labels the folders that the videos are in. None where it holds no video."""
+    """Return the videos below a folder as a list, or None where it holds no video. Captions are those of NAME.txt
+    or NAME.json next to NAME.mp4, else of NAME in the folder's captions.json; labels are the folders of the videos."""
     entries, problems = [], list[Problem]()
     for folder, names in walk(root, problems):
         stems = set(names)
@@ -202,8 +203,9 @@ def folder_listing(root: str) -> Listing | None:
 def _captions_of_folder(
     root: str, folder: str, names: set[str], problems: list[Problem]
 ) -> dict[str, dict[str, bytes]]:
-    """By a video's name, with or without its extension, what `captions_of` reads: of a captions.json that is not that
-    of a video called captions. `problems` takes one that is no object of JSON, and entries that are of no use."""
+    """Return, by a video's name with or without its extension, the input of `captions_of` from a captions.json,
+    unless that is the caption of a video called captions. `problems` collects a file that is not a JSON object, and
+    useless entries."""
     if CAPTIONS not in names or any(f"captions.{extension}" in names for extension in VIDEO_EXTENSIONS):
         return {}
     data = _read(folder, CAPTIONS)
@@ -215,7 +217,7 @@ def _captions_of_folder(
 
 
 def _useless(content: dict[str, Any], names: Iterable[str]) -> str:
-    """In words, which entries of a captions.json name no video of its folder, and which are no text."""
+    """Return which entries of a captions.json name no video of its folder, and which are not text."""
     videos = {part for name in names if split_extension(name)[1] for part in (name, split_extension(name)[0])}
     texts = [value if isinstance(value, list) else [value] for value in content.values()]
     no_text = {name for name, of in zip(content, texts) if not all(isinstance(text, str) for text in of)}
@@ -232,9 +234,9 @@ def _read(folder: str, name: str) -> bytes:
 
 
 def replaced(folder: Path, opened: Sequence[Corpus]) -> list[str]:
-    """In words, which files of lists are others than at the run's first start, which this notes in FOLDER/files.json
-    where nothing is noted: bytes and time of change of files from all over a list, a stat of each. What was replaced
-    as a whole is seen, a single file among millions is not."""
+    """Return descriptions of the files of lists that changed since the run's first start, which records in
+    FOLDER/files.json bytes and modification time of files spread over each list, at the cost of a stat each. A
+    replacement of the whole is detected, a single file among millions is not."""
     file = folder / FILE
     try:
         known = json_object(file) if file.is_file() else {}
@@ -254,7 +256,7 @@ def _marks(corpus: VideoListCorpus) -> Marks:
             continue
         try:
             stat = os.stat(corpus.shards[at])
-        except OSError:  # it stops the run when it is read
+        except OSError:  # reading it stops the run
             continue
         found[corpus.first_names[at]] = [stat.st_size, stat.st_mtime_ns]
     return found

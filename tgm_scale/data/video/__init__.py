@@ -1,1 +1,1 @@
-"""Frames of videos and pictures: by their times, cropped and scaled; and writing of videos."""
+"""Decoding of video frames by time, pictures as displayed, crops and scaling; encoding of clips."""

@@ -1,8 +1,9 @@
-"""Frames of a clip from its bytes, through PyAV.
+"""Decoding of a clip's frames from its bytes, through PyAV.
 
-A frame's index counts frames of the stream's nominal rate from its first frame on. Where the rate is constant, that is
-the frame's place in the stream; where it varies, index i is the frame that a player shows at time i / rate
-(data/video/frame_times.py). Pictures are as players show them: upright, with square pixels; not deinterlaced.
+A frame's index counts frames at the stream's nominal rate from its first frame on. Where the rate is constant, that
+is the frame's place in the stream; where it varies, index i is the frame that a player shows at time i / rate
+(data/video/frame_times.py). Frames are returned as players show them: upright, with square pixels; not
+deinterlaced.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ from tgm_scale.runtime.outside.stand_ins import START, stand_in
 MAX_PIXELS = 8192 * 4320  # of a frame: 8K; a decoder may keep 16 of them for reference
 DECODE_BUDGET = 1 << 33  # pixels decoded for one clip: 4,096 frames of 1080p, about 20 s of one core
 
-# Containers that hold their own frames. Not playlists (HLS, concat, DASH), which make ffmpeg open the files and the
-# addresses that a sample's bytes name.
+# Containers that hold their own frames. Playlists (HLS, concat, DASH) are excluded: they make ffmpeg open files and
+# addresses named by a sample's bytes.
 _FORMATS = "mov,mp4,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg,h264,hevc,m4v"
 _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
-_SKIPPING = {"h264", "hevc"}  # decoders that heed `skip_frame` packet by packet (dav1d reads it once, when it opens)
+_SKIPPING = {"h264", "hevc"}  # decoders that apply `skip_frame` packet by packet (dav1d reads it once, when it opens)
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,12 @@ class Clip:
     """Frames sampled from a source."""
 
     video: np.ndarray  # uint8 [T, H, W, 3], RGB
-    indices: np.ndarray  # int64 [T]: which frames of the source
+    indices: np.ndarray  # int64 [T]: their indices in the source
     start: float  # seconds from the source's first frame to the clip's first frame
 
 
 def frames_in(data: bytes) -> int | None:
-    """How many frames an encoded video has; None where it is none."""
+    """Return the number of frames of an encoded video; None for other data."""
     try:
         with Video(data) as video:
             return video.count
@@ -57,7 +58,7 @@ def frames_in(data: bytes) -> int | None:
 
 
 def decode_clip(data: bytes, frames: int, stride: int, offset_draw: float) -> Clip:
-    """`frames` whole frames, `stride` apart, from the start that `offset_draw` in [0, 1) picks. Raises DecodeError."""
+    """Decode `frames` whole frames, `stride` apart; `offset_draw` in [0, 1) selects the start. Raises DecodeError."""
     with Video(data) as video:
         indices = window(video.count, frames, stride, offset_draw)
         images = dict(video.frames(np.unique(indices)))
@@ -66,28 +67,29 @@ def decode_clip(data: bytes, frames: int, stride: int, offset_draw: float) -> Cl
 
 
 def window(count: int, frames: int, stride: int, offset_draw: float) -> np.ndarray:
-    """Indices, int64 [frames], `stride` apart in a source of `count` frames; a short source repeats its last frame."""
+    """Return indices, int64 [frames], `stride` apart in a source of `count` frames; a short source repeats its last
+    frame."""
     starts = max(count - (frames - 1) * stride, 1)
     return np.minimum(int(offset_draw * starts) + stride * np.arange(frames), count - 1)
 
 
 def segments(count: int, draws: Sequence[float] | np.ndarray, start: float = 0.0, length: float = 1.0) -> np.ndarray:
-    """One index of each of equal segments that cover a source of `count` frames, int64 [frames]; `draws` in [0, 1)
-    say where in its segment (TSN, Wang et al. 2016, section 3.1). A short source repeats frames.
+    """Return one index for each of equal segments of a source of `count` frames, int64 [frames]; `draws` in [0, 1)
+    select the position in its segment (TSN, Wang et al. 2016, section 3.1). A short source repeats frames.
 
-    start, length: what the segments cover instead, in shares of the source, whose first and last frame stand for what
-    lies outside it."""
+    start, length: the part covered by the segments, in shares of the source, whose first and last frame stand for
+    what lies outside it."""
     draws = np.asarray(draws)
     places = (np.arange(len(draws)) + draws) * count / len(draws)
     return np.clip(start * count + length * places, 0, count - 1).astype(np.int64)
 
 
 class Video:
-    """A source's opened bytes, a context manager: `count` frames at the nominal `rate` a second.
+    """Opened video source, a context manager: `count` frames at the nominal `rate` a second.
 
-    Of several video streams it takes the one that ffmpeg ranks best (the default one, then the largest), but no
-    cover. `interlaced` is set once a frame that was handed over is marked so. Raises DecodeError for bytes that are no
-    video, or a video without frames; nothing that they say opens another file."""
+    Of several video streams it takes the one that ffmpeg ranks best (the default one, then the largest), but never
+    a cover. `interlaced` is set once a returned frame is marked so. Raises DecodeError for bytes that are not a
+    video, or a video without frames; no reference in them opens another file."""
 
     def __init__(self, data: bytes, motion: MotionRecorder | None = None):
         """motion: records the motion vectors of every decoded frame."""
@@ -96,7 +98,7 @@ class Video:
         self._data = data
         self._motion = motion
         self._convert = VideoReformatter()  # one for all frames: a new one for each would be set up again
-        self._size: tuple[int, int] | None = None  # width and height before the turn
+        self._size: tuple[int, int] | None = None  # width and height before rotation
         self._orientation: Orientation | None = None
         self._scaling: str | None = None
         self._chosen: int | None = None
@@ -104,7 +106,7 @@ class Video:
         self._open()
         found = frame_times(self._container, self._stream, len(data))
         self._times, self._timed, self._step = found.times_N, found.timed, found.step
-        self._first = found.timeline.first_N  # at which index each frame is first shown
+        self._first = found.timeline.first_N  # the index at which each frame is first shown
         self.rate, self.count = found.timeline.rate, found.timeline.count
         if found.moved:
             self._rewind()
@@ -116,11 +118,12 @@ class Video:
         self._container.close()
 
     def time(self, index: int) -> float:
-        """Seconds from the first frame to frame `index`."""
+        """Return the seconds from the first frame to frame `index`."""
         return float(int(index) / self.rate)
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """(index, image) for ascending, distinct indices below `count`; images uint8 [H, W, 3], upright, of one size.
+        """Yield (index, image) for ascending, distinct indices below `count`; images uint8 [H, W, 3], upright, of one
+        size.
 
         Decodes on one thread from the keyframe before the first index to the last index. Raises DecodeError."""
         shown = self._times[np.searchsorted(self._first, indices, side="right") - 1]
@@ -151,7 +154,7 @@ class Video:
         if stream is None:
             raise DecodeError("not_a_video", f"no video stream that can be decoded in {self._container.format.name}")
         context = cast(VideoCodecContext, stream.codec_context)
-        if not context.width * context.height:  # ffmpeg forgets a size above the limit
+        if not context.width * context.height:  # ffmpeg discards a size above the limit
             raise DecodeError("damaged", f"it has no frame size, or one above {MAX_PIXELS:,} pixels")
         context.thread_type = "NONE"  # processes decode in parallel, not threads
         context.thread_count = 1
@@ -167,7 +170,7 @@ class Video:
         self._open()
 
     def _choose(self) -> VideoStream | None:
-        """The stream to decode: the same one whenever the bytes are opened again."""
+        """Return the stream to decode: the same one whenever the bytes are opened again."""
         if self._chosen is not None:
             return self._container.streams.video[self._chosen]
         try:
@@ -182,8 +185,9 @@ class Video:
         return stream
 
     def _find_from_keyframe(self, wanted: deque[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The fast way: seek, and skip what is neither wanted nor referred to (a fifth of the time with B-frames).
-        Takes from the ascending times in `wanted` what it finds intact and exact, and ends where it does not."""
+        """Fast path: seek, and skip frames that are neither wanted nor referenced (a fifth of the time with
+        B-frames). Take from the ascending times in `wanted` those found intact and exact, and stop at the first
+        failure."""
         if not self._timed:
             return
         try:
@@ -201,8 +205,8 @@ class Video:
             return
 
     def _find_from_start(self, wanted: deque[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The sure way: decode from the first frame. Where the decoder gives no frame for a packet (a hidden frame of
-        VP8, an empty one of a packed AVI), the frame before it is shown, as players do."""
+        """Reliable path: decode from the first frame. Where the decoder returns no frame for a packet (a hidden
+        frame of VP8, an empty one of a packed AVI), the previous frame is shown, as players do."""
         held: tuple[int, VideoFrame] | None = None
         if not wanted:
             return
@@ -232,8 +236,8 @@ class Video:
             yield shown()
 
     def _decode(self, wanted: set[int] | None = None) -> Iterator[tuple[VideoFrame, bool]]:
-        """Frames from where the container stands, and whether each is intact: neither patched up by the decoder nor,
-        perhaps, built on one that was. Given `wanted` times, frames that nothing refers to may be left out."""
+        """Yield frames from the container's position, and whether each is intact: neither concealed by the decoder
+        nor possibly predicted from a concealed frame. Given `wanted` times, unreferenced frames may be left out."""
         context, pixels, intact, self._begun = self._stream.codec_context, 0, True, True
         for packet in packets_of(self._container, self._stream):
             if wanted is not None and context.name in _SKIPPING:
@@ -252,7 +256,8 @@ class Video:
             self._motion.add(int(self._first[np.searchsorted(self._times, time, side="right") - 1]), frame)
 
     def _rgb(self, frame: VideoFrame) -> np.ndarray:
-        """uint8 [H, W, 3], as it is shown: a view of ffmpeg's memory, which lives as long as the view."""
+        """Return the frame as displayed, uint8 [H, W, 3]: a view of ffmpeg's memory, which lives as long as the
+        view."""
         if self._orientation is None or self._size is None:
             self._set_display(frame)
         assert self._size is not None and self._orientation is not None

@@ -1,9 +1,9 @@
 """Encoding of clips for shards: H.264 in MP4, yuv420p, a keyframe every few frames, no B-frames, no audio.
 
-A training read decodes a few frames from a random place, so the distance between keyframes sets its cost: a group of
-12 to 30 frames decodes about twice as fast as the usual 250. Without B-frames the order of packets is the order of
-frames, and the first frame is at 0. Pixels pass through RGB, as the training decoder gives them: 10 bits, full range,
-4:4:4 and every colour matrix of a source arrive as what that decoder would have shown."""
+A training read decodes a few frames from a random place, so the keyframe interval sets its cost: a group of 12 to
+30 frames decodes about twice as fast as the usual 250. Without B-frames the order of packets is the order of
+frames, and the first frame is at 0. Pixels pass through RGB, as the training decoder returns them: 10 bits, full
+range, 4:4:4 and every colour matrix of a source arrive as that decoder would have shown them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tgm_scale.data.video.pictures import SCALING, orientation
 from tgm_scale.data.video.source import CutError, Source
 
 _PRESET = "veryfast"  # half the time of "fast" at the same size and 0.5 dB less; its single reference decodes faster
-# x264's macroblock tree reads memory that it did not write: with it, one clip in some hundreds differs between two
-# encodings of the same frames in one thread. Off, it costs some 10 % of the size.
+# x264's macroblock tree reads uninitialised memory: with it, one clip in some hundreds differs between two
+# single-threaded encodings of the same frames. Disabling it costs some 10 % of the size.
 _REPEATABLE = {"x264-params": "mbtree=0"}
-_STILL = Fraction(1)  # seconds of a span from which on a single frame is no clip of it
+_STILL = Fraction(1)  # seconds of a span from which on a single frame does not count as a clip
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class EncodedClip:
 
 
 def encode_video(frames: np.ndarray | Iterable[np.ndarray], fps: float, *, gop: int = GOP, crf: int = CRF) -> bytes:
-    """MP4 of RGB frames, uint8 [T, H, W, 3] or an iterable of [H, W, 3]; the same input gives the same bytes.
+    """Encode RGB frames, uint8 [T, H, W, 3] or an iterable of [H, W, 3], as MP4; the same input gives the same bytes.
 
     Raises ValueError where there is no frame or a side is odd (yuv420p halves both)."""
     rate = Fraction(fps).limit_denominator(1001)
@@ -57,9 +57,9 @@ _ENDLESS = Fraction(10**6)  # seconds: longer than any file
 def cut_clip(
     path: str, start: Fraction, end: Fraction | None, *, short_side: int = SHORT_SIDE, gop: int = GOP, crf: int = CRF
 ) -> EncodedClip:
-    """The frames of a video file whose times, as players count them, lie in [start, end) seconds, which were rounded
-    to milliseconds. They keep their own times, and are upright, deinterlaced, with square pixels, the short side as
-    given and both sides even. An end of None is that of the file.
+    """Cut the frames of a video file whose times, as players count them, lie in [start, end) seconds, bounds rounded
+    to milliseconds. They keep their own times, and are upright, deinterlaced, with square pixels, the given short side
+    and both sides even. An end of None is that of the file.
 
     Raises CutError: `not_decodable`, `span_outside` (the video ends before the span does), `too_short` (no frame),
     `still` (one frame in a span of seconds)."""
@@ -90,8 +90,8 @@ def cut_clip(
 
 
 class _Encoder:
-    """An MP4 in memory. Times that are those of the constant rate, but for the ticks of the source's clock (Matroska
-    rounds to 1 ms), become exactly that; others stay as they are. No frame is lost."""
+    """In-memory MP4 encoder. Times that match the constant rate within a tick of the source's clock (Matroska
+    rounds to 1 ms) are set exactly to it; others stay unchanged. No frame is lost."""
 
     def __init__(
         self, width: int, height: int, rate: Fraction, gop: int, crf: int, tick: Fraction = Fraction(0)
@@ -104,7 +104,7 @@ class _Encoder:
             tick if 4 * tick <= 1 / rate else Fraction(0)
         )  # longer ticks are the rate's own, or one of many
         scale = 1
-        while rate.numerator * scale < 10_000:  # the clock of the file: fine, and a whole number of ticks a frame
+        while rate.numerator * scale < 10_000:  # the file's clock: fine, with a whole number of ticks a frame
             scale *= 2
         self._clock = Fraction(1, rate.numerator * scale)
         self._time, self._last = Fraction(-1), -1  # of the last frame: in seconds of the source, in ticks
@@ -119,7 +119,8 @@ class _Encoder:
         codec.time_base, codec.gop_size, codec.max_b_frames, codec.thread_count = self._clock, gop, 0, 1
 
     def add(self, image: np.ndarray, time: Fraction) -> None:
-        """An RGB frame, uint8 [H, W, 3], at `time` seconds. A frame that is not later than the last is left out."""
+        """Add an RGB frame, uint8 [H, W, 3], at `time` seconds. A frame that is not later than the last is left
+        out."""
         if time <= self._time:
             return
         steady = round(time * self._rate) / self._rate
@@ -138,7 +139,8 @@ class _Encoder:
 
 
 def _shown(convert: VideoReformatter, frame: av.VideoFrame, aspect: float, short_side: int) -> np.ndarray:
-    """RGB uint8 [H, W, 3]: square pixels, the short side as given, turned as the file says."""
+    """Return the frame as displayed, RGB uint8 [H, W, 3]: square pixels, the given short side, rotated as the file
+    states."""
     width, height = frame.width * aspect, float(frame.height)
     scale = short_side / min(width, height)
     width, height = (max(2, round(side * scale / 2) * 2) for side in (width, height))

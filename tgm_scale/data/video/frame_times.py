@@ -1,8 +1,8 @@
-"""The times of a source's frames, from its container's index or from its packets; which frame is shown at which index.
+"""Frame times of a source, from its container's index or its packets, and the frame shown at each index.
 
-Index i is the time i / rate after the first frame, and has the latest frame whose time is not after it. Where the
-rate is constant, index i is frame i. A clock rounds (Matroska's to 1 ms, MPEG-TS's to 1/90000 s), so times that lie
-within a tick of a constant rate are taken to be at that rate.
+Index i is the time i / rate after the first frame, and shows the latest frame whose time is not after it. Where the
+rate is constant, index i is frame i. Clocks round (Matroska's to 1 ms, MPEG-TS's to 1/90000 s), so times within a tick
+of a constant rate are taken to be at that rate.
 
 Shapes: N frames.
 """
@@ -21,18 +21,18 @@ from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-_MAX_FRAMES = 1 << 31  # of a source: more is a forged or broken time stamp
-_MAX_TICKS = 1 << 53  # of a source, however long: more is no number of a float
-_STILL = 1.0  # seconds of a source from which on a single picture is no clip of it
+_MAX_FRAMES = 1 << 31  # of a source: more means a forged or broken time stamp
+_MAX_TICKS = 1 << 53  # of a source, however long: more cannot be represented exactly by a float
+_STILL = 1.0  # seconds of a source from which on a single picture does not count as a clip
 _UNTIMED = {"avi", "h264", "hevc", "m4v"}  # no presentation times: those that ffmpeg guesses can be out of order
 _SLIDES = {"gif"}  # each picture has its own time, and a rate that is their mean would skip some
 
 
 @dataclass(frozen=True)
 class FrameTimes:
-    """`times_N`: of each frame, int64, in ticks of the stream's clock, ascending; its number where it is not `timed`,
-    as the order alone says which frame is which. `step`: between two indices of the timeline, in the same unit.
-    `moved`: packets were read, so that the container stands at its end."""
+    """Times of a source's frames. `times_N`: of each frame, int64, in ticks of the stream's clock, ascending; frame
+    numbers where not `timed`, since only the order identifies the frames. `step`: between two indices of the
+    timeline, in the same unit. `moved`: packets were read, so the container is at its end."""
 
     times_N: np.ndarray
     timeline: Timeline
@@ -42,7 +42,7 @@ class FrameTimes:
 
 
 def frame_times(container: InputContainer, stream: VideoStream, size: int) -> FrameTimes:
-    """Of a file of `size` bytes that was just opened. Raises DecodeError."""
+    """Return the frame times of a newly opened file of `size` bytes. Raises DecodeError."""
     found = _from_index(stream, size) if container.format.name not in _UNTIMED else None
     found = found or _from_packets(container, stream)
     if found.timeline.count > _MAX_FRAMES:
@@ -54,18 +54,18 @@ def frame_times(container: InputContainer, stream: VideoStream, size: int) -> Fr
 
 
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Packet]:
-    """Of the stream, from where the container stands, without the empty ones by which Theora shows a picture once
-    more: to a decoder they are the stream's end."""
-    # PyAV 18's generator keeps 160 bytes for good where it is neither read to its end nor closed
+    """Yield the stream's packets from the container's position, without the empty ones by which Theora repeats a
+    picture: to a decoder they mean the stream's end."""
+    # PyAV 18's generator leaks 160 bytes where it is neither read to its end nor closed
     with closing(cast(Generator[Packet, None, None], container.demux(stream))) as packets:
         yield from (packet for packet in packets if packet.size or packet.pts is None)
 
 
 def _from_index(stream: VideoStream, size: int) -> FrameTimes | None:
-    """The times if the container's index lists all frames at a constant rate (as an MP4's does).
+    """Return the times if the container's index lists all frames at a constant rate (as an MP4's does).
 
     It costs 0.1 ms for 300 frames, where reading all packets costs 1 ms. Raises DecodeError for an index that
-    points behind the end of the file."""
+    points beyond the end of the file."""
     if not stream.frames or len(stream.index_entries) != stream.frames:
         return None
     if stream.frames > size:
@@ -85,7 +85,7 @@ def _from_index(stream: VideoStream, size: int) -> FrameTimes | None:
 
 
 def _from_packets(container: InputContainer, stream: VideoStream) -> FrameTimes:
-    """The times from the packets themselves; packets without times are numbered."""
+    """Return the times from the packets themselves; packets without times are numbered."""
     name, tick = container.format.name, stream.time_base
     assert tick is not None
     try:
@@ -98,13 +98,13 @@ def _from_packets(container: InputContainer, stream: VideoStream) -> FrameTimes:
     if name not in _UNTIMED and None not in (stamps := [pts for pts, _, _ in packets]):
         times_N = np.unique(np.array(stamps, dtype=np.int64))
         first = next((number for number, (_, _, key) in enumerate(packets) if key), 0)
-        if first:  # a piece of a stream: what comes before its first keyframe cannot be decoded
+        if first:  # a piece of a stream: packets before its first keyframe cannot be decoded
             times_N = times_N[times_N >= times_N.dtype.type(stamps[first] or 0)]
         timeline = Timeline.of(_bounded(times_N), tick, rate, every=name in _SLIDES)
         return FrameTimes(times_N, timeline, float(1 / (timeline.rate * tick)))
     numbers_N = np.arange(len(packets))
     for stamps in ([pts for pts, _, _ in packets], [dts for _, dts, _ in packets]):
-        # Sorted, they tell of frames that an AVI leaves out, since they are as the one before
+        # Sorted, they reveal the frames that an AVI leaves out because they repeat the previous one
         if name == "avi" and None not in stamps and len(set(stamps)) == len(stamps):
             times_N = np.sort(np.array(stamps, dtype=np.int64))
             return FrameTimes(numbers_N, Timeline.of(_bounded(times_N), tick, rate, every=False), 1.0, timed=False)
@@ -118,7 +118,7 @@ def _bounded(times_N: np.ndarray) -> np.ndarray:
 
 
 class Unusable(Exception):
-    """Data that cannot be used: `reason` is one of a few words, to be counted; `detail` is for the reader."""
+    """Unusable data: `reason` is one of a few words, to be counted; `detail` is for the reader."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(reason, detail)
@@ -129,29 +129,30 @@ class Unusable(Exception):
 
 
 class DecodeError(Unusable):
-    """A clip that cannot be decoded: `empty`, `not_a_video`, `truncated`, `damaged`, `no_frames`, `still` or
+    """Clip that cannot be decoded: `empty`, `not_a_video`, `truncated`, `damaged`, `no_frames`, `still` or
     `too_large`."""
 
 
-JITTER = Fraction(1, 2000)  # seconds by which a time is early or late for nobody: half of what spans are rounded to
-_FINEST = Fraction(1, 500)  # seconds: a clock with longer ticks is the rate's own, and has rounded nothing
-FASTEST = Fraction(240)  # frames a second: a rate beyond, where frames are not as close, is the clock's own
-_SAME_RATE = 1e-3  # a stated rate nearer than that to the frames' own is the exact one: 30000/1001 for 29.97
-_MOST = 1 << 53  # indices: what a float counts
+JITTER = Fraction(1, 2000)  # seconds of negligible time difference: half of the rounding of spans
+_FINEST = Fraction(1, 500)  # seconds: a clock with longer ticks is the rate's own, and has not rounded the times
+FASTEST = Fraction(240)  # frames a second: a higher rate, where frames are not as close, is the clock's own
+_SAME_RATE = 1e-3  # a stated rate closer than this to the measured one is the exact one: 30000/1001 for 29.97
+_MOST = 1 << 53  # indices: exact in a float
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """`first_N`: at which index each frame is first shown, int64, ascending; `rate`: indices a second."""
+    """Mapping from frames to indices. `first_N`: the index at which each frame is first shown, int64, ascending;
+    `rate`: indices a second."""
 
     first_N: np.ndarray
     rate: Fraction
-    DEFAULT_RATE: ClassVar[Fraction] = Fraction(25)  # where neither the container nor the frames say one
+    DEFAULT_RATE: ClassVar[Fraction] = Fraction(25)  # where neither the container nor the frames determine one
 
     @classmethod
     def of(cls, times_N: np.ndarray, tick: Fraction, stated: Fraction, every: bool) -> Timeline:
-        """Of ascending, distinct times in ticks of `tick` seconds. `stated` is the rate as the container has it (0: it
-        says nothing). `every`: each frame counts, however short, so the rate is that of the shortest interval."""
+        """Build the timeline from ascending, distinct times in ticks of `tick` seconds. `stated`: the container's
+        rate (0: none). `every`: each frame counts, however short, so the rate is that of the shortest interval."""
         offset_N = times_N - times_N[0]
         if len(times_N) == 1:
             return cls(np.zeros(1, np.int64), stated if stated > 0 else cls.DEFAULT_RATE)
@@ -176,12 +177,12 @@ class Timeline:
 
     @property
     def count(self) -> int:
-        """Indices: the last frame's, and all before it."""
+        """Number of indices, up to that of the last frame."""
         return int(self.first_N[-1]) + 1
 
 
 def _lie_at(offset_N: np.ndarray, places_N: np.ndarray, rounding: float) -> bool:
-    """Whether these times are those of a constant rate, but for rounding; at most a quarter of an interval."""
+    """Return whether these times match a constant rate within `rounding`; at most a quarter of an interval."""
     if places_N[-1] < 1:
         return False
     step = offset_N[-1] / places_N[-1]
@@ -189,7 +190,7 @@ def _lie_at(offset_N: np.ndarray, places_N: np.ndarray, rounding: float) -> bool
 
 
 def clock(milliseconds: int) -> str:
-    """HH:MM:SS.mmm"""
+    """Return HH:MM:SS.mmm."""
     minutes, rest = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
 

@@ -1,13 +1,13 @@
-"""Motion from the codec: the vectors that an encoder spent on a clip, read while its frames are decoded.
+"""Motion from the codec: a clip's motion vectors, read while its frames are decoded.
 
-A vector says where a block of a frame was copied from. Divided by the distance to the frame it was copied from, it is
-the block's velocity. Summed over the frames between two sampled ones, less the camera's motion, it shows what moves.
+A vector tells where a block of a frame was copied from. Divided by the distance to the reference frame, it is the
+block's velocity. Summed over the frames between two sampled ones, minus the camera's motion, it shows what moves.
 
-ffmpeg gives the direction of a reference (past or future), not which frame it is. It is taken to be the nearest frame
-in that direction that other frames may refer to, or, for all vectors of a frame, a further one where that agrees much
-better with the frames around. With one reference (as `shards make` encodes) it is exact; with several, blocks
-that refer to another frame than most of theirs get a multiple of their velocity. H.264, MPEG-4 and MPEG-1/2 export
-vectors; HEVC, AV1 and VP9 do not, and a stream of keyframes has none.
+ffmpeg reports the direction of a reference (past or future), not its frame. It is taken to be the nearest frame in
+that direction that other frames may refer to, or, for all vectors of a frame, a further one where that agrees much
+better with the surrounding frames. With one reference (as `shards make` encodes) it is exact; with several, blocks
+whose reference differs from that of most blocks of their frame get a multiple of their velocity. H.264, MPEG-4 and
+MPEG-1/2 export vectors; HEVC, AV1 and VP9 do not, and a stream of keyframes has none.
 
 Shapes: T sampled frames, S slots, y x cells that cover the frame, K vectors, N cells or vectors of some kind.
 """
@@ -24,11 +24,11 @@ from av.video.stream import VideoStream
 
 from tgm_scale.data.video.pictures import UPRIGHT, orientation
 
-CELL, LARGE_CELL = 8, 16  # pixels: the smallest block that ffmpeg tells of; a macroblock
+CELL, LARGE_CELL = 8, 16  # pixels: the smallest block that ffmpeg reports; a macroblock
 _LARGE_FRAME = 192  # pixels of the short side from which on cells are large: still finer than a clip's tokens
 CAMERA_CELLS = 500
 _CANDIDATES = 4  # references that a vector may point to
-_AROUND = 3  # frames on each side that say what velocity is usual
+_AROUND = 3  # frames on each side that determine the usual velocity
 _CAMERA_ROUNDS = 5
 _SMALLEST_SCALE = 0.1  # pixels a frame: below it, vectors differ by their quarter-pixel steps
 
@@ -37,7 +37,7 @@ _SMALLEST_SCALE = 0.1  # pixels a frame: below it, vectors differ by their quart
 class _Field:
     """Vectors of one frame on its cells, before the distance to their references is known."""
 
-    past_2yx: np.ndarray  # float32: sum of the vectors from the past, of content, in pixels; x, then y
+    past_2yx: np.ndarray  # float32: sum of the content's vectors from past frames, in pixels; x, then y
     future_2yx: np.ndarray
     past_yx: np.ndarray  # float32: their number
     future_yx: np.ndarray
@@ -47,17 +47,18 @@ class _Field:
         return self.past_yx + self.future_yx
 
     def velocity(self, past: int, future: int, coarse: bool = False) -> np.ndarray:
-        """Mean of the vectors over the distances to their references, [2, y, x]; every other cell where `coarse`."""
+        """Return the mean of the vectors over the distances to their references, [2, y, x]; every other cell where
+        `coarse`."""
         step = 2 if coarse else 1
         total_2yx = self.past_2yx[:, ::step, ::step] / past + self.future_2yx[:, ::step, ::step] / future
         return total_2yx / np.maximum(self.count_yx[::step, ::step], 1)
 
 
 class MotionRecorder:
-    """Collects vectors of a source's frames while `data.decode.Video` decodes them."""
+    """Recorder of a source's motion vectors while `data.video.decode.Video` decodes its frames."""
 
     def __init__(self) -> None:
-        self.first = 0  # of frames before it, on the way from a keyframe, vectors are not kept
+        self.first = 0  # vectors of earlier frames, decoded on the way from a keyframe, are not kept
         self._fields: dict[int, _Field] = {}
         self._references: set[int] = set()  # indices of frames that others may refer to
         self._by_packet: dict[int, bool] = {}  # time stamp -> whether others may refer to the frame
@@ -65,7 +66,7 @@ class MotionRecorder:
         self._orientation = UPRIGHT
 
     def note(self, packet: Packet) -> None:
-        """Before a packet is decoded."""
+        """Record before decoding whether a packet's frame may be referenced."""
         assert isinstance(packet.stream, VideoStream)
         if packet.pts is not None and packet.stream.codec_context.name == "h264":
             refers = _is_reference(packet, packet.stream.codec_context.extradata)
@@ -73,7 +74,7 @@ class MotionRecorder:
                 self._by_packet[packet.pts] = refers
 
     def add(self, index: int, frame: VideoFrame) -> None:
-        """A decoded frame and its index in the source."""
+        """Record a decoded frame and its index in the source."""
         cell = LARGE_CELL if min(frame.height, frame.width) >= _LARGE_FRAME else CELL
         self._shape = (-(-frame.height // cell), -(-frame.width // cell))
         self._orientation = orientation(frame)
@@ -85,10 +86,10 @@ class MotionRecorder:
             self._fields[index] = _rasterise(vectors.to_ndarray(), self._shape, cell)
 
     def slots(self, indices_T: np.ndarray, slots: int) -> np.ndarray | None:
-        """How fast each cell moves against the camera: float32 [S, y, x], source pixels from one sampled frame to the
-        next, mean over a slot's frames, upright. None where the source has no vector near the clip.
+        """Return the speed of each cell relative to the camera: float32 [S, y, x], source pixels from one sampled
+        frame to the next, mean over a slot's frames, upright. None where the source has no vector near the clip.
 
-        A frame counts with the way to it from the frame before; the first with the way to the second. A frame without
+        A frame counts the motion since the previous sampled frame; the first that to the second. A frame without
         vectors (a keyframe, or one that was not decoded) moves as the next one that has some, else as the last."""
         velocities = self._velocities()
         if not velocities:
@@ -107,7 +108,8 @@ class MotionRecorder:
         return np.ascontiguousarray(speed_Tyx.reshape(slots, -1, *speed_Tyx.shape[1:]).mean(axis=1))
 
     def _velocities(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """Of each frame with vectors: velocity [2, y, x], pixels a frame, and the number of its vectors [y, x]."""
+        """Return, for each frame with vectors, its velocity [2, y, x], pixels a frame, and the number of its
+        vectors [y, x]."""
         if not self._fields:
             return {}
         known = sorted(self._fields)
@@ -125,7 +127,7 @@ class MotionRecorder:
         return found
 
     def _distances(self, references: list[int], index: int, past: bool) -> list[int]:
-        """Frames from `index` to the references (ascending) on one side of it, the nearest first."""
+        """Return the frames from `index` to the references (ascending) on one side of it, the nearest first."""
         if past:
             before = references[: bisect_left(references, index)][-_CANDIDATES:]
             return [index - other for other in reversed(before)] or [1]
@@ -134,12 +136,13 @@ class MotionRecorder:
 
 
 def _median(x: np.ndarray) -> float:
-    """The upper median of a flat array; numpy's own spends ten times as long on checks."""
+    """Return the upper median of a flat array; numpy's own spends ten times as long on checks."""
     return float(np.partition(x, len(x) // 2)[len(x) // 2])
 
 
 def _likeliest(total_2yx: np.ndarray, count_yx: np.ndarray, distances: list[int], usual_2yx: np.ndarray) -> int:
-    """Which distance brings the vectors of one direction nearest the velocity that is usual around the frame.
+    """Return the reference distance for which one direction's vectors come closest to the usual velocity around the
+    frame.
 
     Judged where both move; the nearest reference stays unless another one halves the error."""
     if len(distances) == 1 or not count_yx.any():
@@ -161,9 +164,11 @@ def _likeliest(total_2yx: np.ndarray, count_yx: np.ndarray, distances: list[int]
 
 
 def _rasterise(vectors_K: np.ndarray, shape: tuple[int, int], cell: int) -> _Field:
-    """A vector counts in a cell by its block's area there, in smallest blocks; a block lies in its macroblock."""
+    """Sum the vectors on cells, each weighted by its block's area there, in smallest blocks; a block lies in its
+    macroblock."""
     rows, columns = shape
-    # content comes from dst + motion: forward in time it moves the other way from a past frame, this way to a future
+    # content comes from dst + motion: forward in time it moves against a vector to a past frame, along one to a future
+    # frame
     sign_K = np.where(vectors_K["source"] < 0, -1.0, 1.0) / vectors_K["motion_scale"]
     across_K, down_K = vectors_K["motion_x"] * sign_K, vectors_K["motion_y"] * sign_K
     width_K, height_K = vectors_K["w"].astype(np.int64), vectors_K["h"].astype(np.int64)
@@ -186,8 +191,8 @@ def _rasterise(vectors_K: np.ndarray, shape: tuple[int, int], cell: int) -> _Fie
 
 
 def _speed(fields: list[tuple[np.ndarray, np.ndarray]], shape: tuple[int, int]) -> np.ndarray:
-    """Length of the summed velocities less the camera's: float32 [y, x]. A cell without vectors has its neighbours'
-    mean."""
+    """Return the length of the summed velocities minus the camera's: float32 [y, x]. A cell without vectors gets
+    the mean of its neighbours."""
     if not fields:
         return np.zeros(shape, np.float32)
     moved_2yx = np.sum([velocity for velocity, _ in fields], axis=0)
@@ -205,11 +210,11 @@ def _around(x_yx: np.ndarray) -> np.ndarray:
 
 
 def camera_motion(moved_2yx: np.ndarray, weight_yx: np.ndarray, frames: int) -> np.ndarray:
-    """The affine field (pan, zoom, turn) that most cells follow: [2, y, x].
+    """Return the affine field (pan, zoom, rotation) that most cells follow: [2, y, x].
 
-    Reweighted least squares from the median on: a cell's weight falls with its distance from the fit (Cauchy's
-    function, scaled by the median distance), so that objects which move on their own hardly count. Fitted on at most
-    some CAMERA_CELLS cells, evenly spread."""
+    Iteratively reweighted least squares, starting from the median: a cell's weight falls with its distance from the
+    fit (Cauchy's function, scaled by the median distance), so that independently moving objects hardly count.
+    Fitted on at most some CAMERA_CELLS cells, evenly spread."""
     rows, columns = weight_yx.shape
     side = max(rows, columns)
     terms_yx3 = np.stack(np.broadcast_arrays(1.0, np.arange(columns) / side, np.arange(rows)[:, None] / side), axis=-1)
@@ -231,8 +236,8 @@ def camera_motion(moved_2yx: np.ndarray, weight_yx: np.ndarray, frames: int) -> 
 
 
 def _is_reference(packet: Packet, extradata: bytes | None) -> bool | None:
-    """Whether an H.264 packet's picture may be referred to (nal_ref_idc, ITU-T H.264 7.4.1); None where no slice is
-    found. Units stand behind their lengths in MP4 and Matroska (avcC), else behind start codes."""
+    """Return whether an H.264 packet's picture may be referenced (nal_ref_idc, ITU-T H.264 7.4.1); None where no
+    slice is found. Units follow their lengths in MP4 and Matroska (avcC), else start codes."""
     data = memoryview(packet)  # a buffer, though PyAV's types do not say so
     if extradata and extradata[0] == 1 and len(extradata) > 4:
         size, place = (extradata[4] & 3) + 1, 0

@@ -1,4 +1,4 @@
-"""Pictures as players show them: of the video rather than the cover, upright, with square pixels, without combs."""
+"""Pictures as players show them: the video rather than the cover, upright, with square pixels, without combing."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 SCALING = "BICUBIC"
-_WIDEST = 4  # times as wide as high, or as high as wide: a pixel beyond it is a broken tag
-_ENOUGH = 100  # packets of other streams, within which a video's second picture has come
+_WIDEST = 4  # width by height or its inverse: a more extreme pixel aspect is a broken tag
+_ENOUGH = 100  # packets of other streams by which a video's second picture has come
 
 
 def best_stream(container: InputContainer) -> VideoStream | None:
-    """The stream that ffmpeg ranks best (the default one, then the largest), unless it is a picture in a file with a
-    video: a cover is marked as such, or has one packet where another stream has many. With several candidates packets
-    are read, and the container's position changes."""
+    """Return the stream that ffmpeg ranks best (the default one, then the largest), unless it is a cover picture in
+    a file with a video: marked as such, or with one packet where another stream has many. With several candidates
+    packets are read, and the container's position changes."""
     streams = [s for s in container.streams.video if s.codec_context and Disposition.attached_pic not in s.disposition]
     best = cast("VideoStream | None", container.streams.best("video"))
     if len(streams) < 2:
@@ -37,20 +37,20 @@ def best_stream(container: InputContainer) -> VideoStream | None:
 
 
 def pixel_aspect(stream: VideoStream) -> Fraction:
-    """Width of a pixel by its height."""
+    """Return the width of a pixel divided by its height."""
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     return aspect if Fraction(1, _WIDEST) <= aspect <= _WIDEST else Fraction(1)
 
 
 class Orientation(NamedTuple):
-    """How a stored picture is to be turned: rows and columns exchanged, then upside down, then left to right."""
+    """Transformation of a stored picture for display: transpose, then flip vertically, then horizontally."""
 
     exchanged: bool
     upside_down: bool
     mirrored: bool
 
     def turn(self, image: np.ndarray, axes: tuple[int, int] = (0, 1)) -> np.ndarray:
-        """A view of the image, whose rows and columns are these axes."""
+        """Return a view of the transformed image, whose rows and columns are these axes."""
         if self.exchanged:
             image = image.swapaxes(*axes)
         if self.upside_down:
@@ -64,13 +64,14 @@ _TURNED = (UPRIGHT, Orientation(True, True, False), Orientation(False, True, Tru
 
 
 def orientation(frame: VideoFrame) -> Orientation:
-    """Of the file's display matrix: eight ways with mirrors (front cameras), where an angle tells only four apart.
+    """Return the orientation from the file's display matrix: eight, with mirrors (front cameras); an angle gives only
+    four.
 
-    The matrix [a b; c d] puts what is stored at (x, y) to (a x + c y, b x + d y); one that turns by no quarter turn
-    counts as the nearest that does."""
+    The matrix [a b; c d] maps the stored (x, y) to (a x + c y, b x + d y); a rotation by other than quarter turns
+    is rounded to the nearest."""
     try:
         data = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # with side data that PyAV has no name for: the angle is known, a mirror is not
+    except ValueError:  # PyAV does not know some of the side data: the angle is known, a mirror is not
         return _TURNED[round(frame.rotation / 90) % 4]
     if data is None:
         return UPRIGHT
@@ -81,8 +82,8 @@ def orientation(frame: VideoFrame) -> Orientation:
 
 
 def deinterlaced(frames: Iterable[tuple[VideoFrame, Fraction]]) -> Iterator[tuple[VideoFrame, Fraction]]:
-    """The same frames and times; those that are marked as interlaced have the lines of one moment (bwdif, one frame of
-    each). From the first such frame on they come one frame later, as the next one is looked at."""
+    """Yield the same frames and times, deinterlaced where marked as interlaced (bwdif, one frame each). From the
+    first such frame on they come one frame later, since the filter uses the next one."""
     graph: Graph | None = None
     shape: tuple = ()
     times: list[Fraction] = []

@@ -22,25 +22,25 @@ from tgm_scale.runtime.compat import any_metadata
 _TRUST_NOTHING = {"protocol_whitelist": "file", "format_whitelist": "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"}
 _TOLERANCE = Fraction(1, 2)  # seconds that a span may reach past the last frame: containers round their durations up
 _REWINDS = (0, 2, 16, None)  # seconds before the start to seek to, until a frame at or before it comes; None: no seek
-_LOOK_AHEAD = 4  # frames whose times are put in order
-_FIRST_PACKETS = 16  # among which the first frame's is
+_LOOK_AHEAD = 4  # frames whose times are sorted
+_FIRST_PACKETS = 16  # which include the first frame's
 _NO_RATE = Fraction(25)  # for a stream that states no frame rate: its frames keep their own times
 _TAG = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")  # Matroska's DURATION
-# Seconds that a frame's time may lie before a bound it belongs to: spans are rounded to milliseconds, by half of one
-# at most, and a stream's first time to a tick of MPEG's clock, 1/90000.
+# Seconds that a frame's time may lie before a bound it belongs to: spans are rounded to milliseconds, an error of at
+# most half of one, and a stream's first time to a tick of MPEG's clock, 1/90000.
 _ROUNDED = Fraction(512, 1_000_000)
 
 
 class CutError(Unusable):
-    """A span that cannot be cut."""
+    """Span that cannot be cut."""
 
 
 class Source:
-    """A video file's best video stream, decoded in one thread."""
+    """Best video stream of a video file, decoded in one thread."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._index: int | None = None  # of the stream that was chosen
+        self._index: int | None = None  # of the chosen stream
         self._open()
         stream = self._stream
         guessed = stream.guessed_rate if stream.guessed_rate and stream.guessed_rate <= FASTEST else _NO_RATE
@@ -62,15 +62,15 @@ class Source:
             self._container.close()
             self._container = self._opened()
         self._stream = self._container.streams.video[self._index]
-        self._stream.thread_type = "NONE"  # one clip a process: threads within would fight over the cores
+        self._stream.thread_type = "NONE"  # one clip a process: threads within would compete for the cores
         self._stream.codec_context.thread_count = 1
 
     def _opened(self) -> InputContainer:
         return av.open(self._path, options=_TRUST_NOTHING, **any_metadata(av.__version__))
 
     def _first_time(self) -> Fraction:
-        """When players begin to count. An AVI has no times of presentation, so its first frame is at 0; with B-frames
-        ffmpeg gives it the time at which a decoder has it."""
+        """Return the time from which players count. An AVI has no presentation times, so its first frame is at 0;
+        with B-frames ffmpeg gives it the time at which a decoder outputs it."""
         if self._container.format.name != "avi":
             return Fraction(self._container.start_time or 0, av.time_base)
         packets = islice(self._container.demux(self._stream), _FIRST_PACKETS)
@@ -84,11 +84,11 @@ class Source:
 
     @property
     def duration(self) -> Fraction:
-        """Of the longest of its streams, as the file states it; 0 where it does not."""
+        """Stated duration of the longest of its streams; 0 where the file states none."""
         return Fraction(self._container.duration or 0, av.time_base)
 
     def frames(self, start: Fraction, end: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Frame and time of all that lie in the span."""
+        """Yield all frames within the span, with their times."""
         if 0 < self.duration <= start:
             raise CutError(
                 "span_outside", f"the span starts at {clock_of(start)}, the video ends at {clock_of(self.duration)}"
@@ -103,15 +103,15 @@ class Source:
                 yield frame, time
 
     def _from(self, start: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Frames in order, the first at or before `start` where there is one."""
+        """Yield frames in order, the first at or before `start` where there is one."""
         for rewind in _REWINDS if start > 0 else (None,):
             frames = self._decoded(None if rewind is None else max(Fraction(0), start - rewind))
             if self._packed and rewind is not None:
-                next(frames, None)  # it has the time of the frame in its packet that refers to what was not decoded
+                next(frames, None)  # has the time of the other frame in its packet, whose references are not decoded
             first = next(frames, None)
             if first is None:
                 continue
-            # Old x264 4:4:4 streams decode wrongly, and say so, where the decoder has not seen their first packet.
+            # Old x264 4:4:4 streams decode wrongly, and report it, where the decoder has not seen their first packet.
             sound = first[1] <= start and not first[0].is_corrupt
             if sound or rewind is None:
                 yield first
@@ -119,7 +119,7 @@ class Source:
                 return
 
     def _decoded(self, seek_to: Fraction | None) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-        """Frames come in the order of display; in an AVI with B-frames, their times are swapped among neighbours."""
+        """Yield frames in display order; in an AVI with B-frames, their times are swapped among neighbours."""
         self._container.close()
         self._open()
         if seek_to is not None:
@@ -142,7 +142,7 @@ class Source:
             yield self._timed(frames.popleft(), heapq.heappop(times))
 
     def _packets(self) -> Iterator[Packet]:
-        """From where the container stands; each has one frame."""
+        """Yield packets from the container's position, one frame each."""
         packets = (packet for packet in packets_of(self._container, self._stream) if packet.size)
         if not self._packed:
             return packets
@@ -151,8 +151,8 @@ class Source:
 
     @property
     def _packed(self) -> bool:
-        """Whether a packet may hold two frames, the one after it none, as DivX and Xvid did it in AVI. Only the first
-        packet of all says so, which a decoder does not see after a seek."""
+        """Whether a packet may hold two frames and the next one none, as DivX and Xvid packed them in AVI. Only the
+        very first packet indicates this, and a decoder misses it after a seek."""
         return self._container.format.name == "avi" and self._stream.codec_context.name == "mpeg4"
 
     def _timed(self, frame: av.VideoFrame, tick: int) -> tuple[av.VideoFrame, Fraction]:
@@ -161,7 +161,7 @@ class Source:
         return frame, time
 
     def check_whole(self) -> None:
-        """Raise CutError where decoding ended before the length that the file states of the video; its sound may be
+        """Raise CutError where decoding ended before the video's length as stated by the file; its audio may be
         longer."""
         if self.duration - self._end <= _TOLERANCE:
             return
@@ -170,8 +170,8 @@ class Source:
             raise CutError("not_decodable", f"decoding stops at {clock_of(self._end)} of {clock_of(stated)}")
 
     def _stated(self) -> Fraction:
-        """The length of the video stream: MP4, AVI and MPEG say it, Matroska does in a tag. Else that of the file,
-        unless its last packet is there: then the other streams are longer."""
+        """Return the stated length of the video stream: MP4, AVI and MPEG give it, Matroska does in a tag. Else
+        that of the file, unless its last packet is present: then the other streams are longer."""
         if self._stream.duration:
             return self._stream.duration * self.tick
         if tag := _TAG.match(self._stream.metadata.get("DURATION", "")):
@@ -182,7 +182,7 @@ class Source:
         return self._end if self.duration - last <= _TOLERANCE else self.duration
 
     def check_reach(self, start: Fraction, end: Fraction) -> None:
-        """Raise CutError where the file ended before the span did: by its length, or because it is cut short."""
+        """Raise CutError where the file ended before the span did: by its length, or because it is truncated."""
         if self._complete or end - self._end <= _TOLERANCE:
             return
         if min(end, self.duration) - self._end > _TOLERANCE:

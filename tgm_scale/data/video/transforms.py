@@ -1,7 +1,7 @@
-"""Crops of clips: where they are cut, and the cut itself, in the same way for pixels and maps.
+"""Crops of clips: their position, and cropping and resizing, consistent between pixels and maps.
 
-T frames, H W pixels of the source; h w pixels of the cut. A map [S, y, x] of any resolution covers the whole frame;
-R, C are the rows and columns of the clip's token grid.
+T frames, H W pixels of the source; h w pixels of the crop. A map [S, y, x] of any resolution covers the whole
+frame; R, C are the rows and columns of the clip's token grid.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 @dataclass(frozen=True)
 class Crop:
-    """A box in a frame of frame_height x frame_width pixels, and whether its picture is mirrored left to right."""
+    """Box in a frame of frame_height x frame_width pixels, and whether its picture is mirrored left to right."""
 
     top: int
     left: int
@@ -38,20 +38,20 @@ class Crop:
     frame_width: int
 
     def cut(self, image_HW3: np.ndarray) -> np.ndarray:
-        """The box's pixels, a view, not yet mirrored."""
+        """Return a view of the box's pixels, not yet mirrored."""
         return image_HW3[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def resize(self, cut_Thw3: np.ndarray, size: int) -> Tensor:
-        """The box's pixels of T frames as uint8 [T, size, size, 3], mirrored if `flip`."""
+        """Return the box's pixels of T frames as uint8 [T, size, size, 3], mirrored if `flip`."""
         clip_Thw3 = torch.empty(len(cut_Thw3), size, size, 3, dtype=torch.uint8)
         self.resize_into(clip_Thw3, cut_Thw3)
         return clip_Thw3
 
     def resize_into(self, clip_Thw3: Tensor, cut_Thw3: np.ndarray) -> None:
-        """The same, written into `clip_Thw3`.
+        """Write the resized box's pixels into `clip_Thw3`, mirrored if `flip`.
 
-        Bilinear, widened where it shrinks so that nothing aliases. All frames in one call: torch sets its weights up
-        again for each call, which for single frames costs four times the resize itself."""
+        Bilinear, with antialiasing when shrinking. All frames in one call: torch sets up its weights again for each
+        call, which for single frames costs four times the resize itself."""
         pixels_T3hw = torch.from_numpy(np.ascontiguousarray(cut_Thw3)).permute(0, 3, 1, 2)  # in memory as the clip is
         size = clip_Thw3.shape[1:3]
         # what F.interpolate(mode="bilinear", antialias=True) calls, which has no `out` argument
@@ -62,9 +62,10 @@ class Crop:
             clip_Thw3.copy_(clip_Thw3.flip(2))
 
     def resample(self, map_Syx: np.ndarray, rows: int, columns: int) -> Tensor:
-        """A map on the clip's token grid, float32 [S, R, C]: each token reads it at its own place in the frame.
+        """Return a map on the clip's token grid, float32 [S, R, C]: each token samples it at its own place in the
+        frame.
 
-        Bilinear, widened where the map is finer than the tokens."""
+        Bilinear, with antialiasing where the map is finer than the tokens."""
         _, y, x = map_Syx.shape
         vertical_Ry = axis_weights(self.top / self.frame_height, self.height / self.frame_height, rows, y)
         across_Cx = axis_weights(self.left / self.frame_width, self.width / self.frame_width, columns, x)
@@ -73,28 +74,29 @@ class Crop:
         return torch.from_numpy(np.float32(vertical_Ry @ map_Syx.astype(np.float64) @ across_Cx.T))
 
     def row(self) -> tuple[float, float, float, float, float]:
-        """As in `Batch.crops`."""
+        """Return the crop in the form of `Batch.crops`."""
         return self.top, self.left, self.height, self.width, float(self.flip)
 
 
 def standardised(clip: Tensor) -> Tensor:
-    """A clip's pixels, uint8 of any shape, brought to STANDARD_MEAN and STANDARD_DEVIATION by one line for all of
-    them, then cut to 0..255: of dark clips with few bright spots both are somewhat less in the end. Counts are whole
-    numbers, so that no order of sums plays a part."""
+    """Return a clip's pixels, uint8 of any shape, mapped to STANDARD_MEAN and STANDARD_DEVIATION by one linear
+    function and clipped to 0..255: for dark clips with few bright spots both end up somewhat lower. Counts are
+    integers, so the result does not depend on summation order."""
     counts_256 = torch.bincount(clip.flatten(), minlength=256)
     levels_256 = torch.arange(256, dtype=torch.float64)
     mean = (levels_256 * counts_256).sum() / clip.numel()
     deviation = ((levels_256 - mean).square() * counts_256).sum().div(clip.numel()).sqrt()
-    # at least 2: what compression leaves in a clip of one level, a deviation of about 1, is spread half as far
+    # at least 2: compression noise in a clip of one level, a deviation of about 1, is amplified half as much
     line_256 = (levels_256 - mean) / max(float(deviation), 2.0) * STANDARD_DEVIATION + STANDARD_MEAN
     return line_256.round().clamp(0, 255).to(torch.uint8)[clip.long()]
 
 
 def axis_weights(start: float, length: float, count: int, cells: int) -> np.ndarray:
-    """Weights, float64 [count, cells], that read `count` equal steps off an axis of equal cells.
+    """Return weights, float64 [count, cells], that sample an axis of equal cells in `count` equal steps.
 
-    The steps cover `length` from `start`, both as shares of the axis. A step takes cells by a triangle about its
-    middle that reaches one cell or one step, whichever is longer; rows sum to 1. Where steps are cells: the identity.
+    The steps cover `length` from `start`, both as shares of the axis. A step weights cells by a triangle about its
+    middle that reaches one cell or one step, whichever is longer; rows sum to 1. Where steps are cells: the
+    identity.
     """
     step = length * cells / count
     middles = start * cells + step * (np.arange(count) + 0.5)
@@ -104,11 +106,11 @@ def axis_weights(start: float, length: float, count: int, cells: int) -> np.ndar
 
 
 def multi_scale_crop(height: int, width: int, seed: int) -> Box:
-    """VideoMAE's crop (Tong et al. 2022, after TSN, Wang et al. 2016, section 3.2).
+    """Draw VideoMAE's crop (Tong et al. 2022, after TSN, Wang et al. 2016, section 3.2).
 
-    Each side of the box is the frame's short side times a scale; the two scales are the same or neighbours in
-    MULTI_SCALES, so the aspect is at most 4/3. The box lies at one of 13 places: divide what room is left by 4 in each
-    direction, and take the lattice points (a, b) with a + b even."""
+    Each side of the box is the frame's short side times a scale; the two scales are equal or neighbours in
+    MULTI_SCALES, so the aspect is at most 4/3. The box lies at one of 13 places: divide the remaining room by 4 in
+    each direction, and take the lattice points (a, b) with a + b even."""
     short = min(height, width)
     last = len(MULTI_SCALES) - 1
     pairs = [(i, j) for i in range(last + 1) for j in range(max(0, i - 1), min(last, i + 1) + 1)]
@@ -121,10 +123,10 @@ def multi_scale_crop(height: int, width: int, seed: int) -> Box:
 
 
 def random_resized_crop(height: int, width: int, seed: int) -> Box:
-    """A box of a random share of the frame's area and a random aspect (Szegedy et al. 2015, section 6), with the
-    narrower ranges of MAE-ST (Feichtenhofer et al. 2022): share 0.5 to 1, aspect 3/4 to 4/3, even in its logarithm.
+    """Draw a box of a random share of the frame's area and a random aspect (Szegedy et al. 2015, section 6), with the
+    narrower ranges of MAE-ST (Feichtenhofer et al. 2022): share 0.5 to 1, aspect 3/4 to 4/3, log-uniform.
 
-    The first of 10 draws that fits in the frame; else the largest centred box of an allowed aspect."""
+    Takes the first of 10 draws that fits in the frame; else the largest centred box of an allowed aspect."""
     draws = seeding.draw(seed, "crop", 4 * _TRIES)
     low, high = (math.log(aspect) for aspect in RESIZED_ASPECTS)
     for k in range(0, len(draws), 4):
@@ -140,7 +142,7 @@ def random_resized_crop(height: int, width: int, seed: int) -> Box:
 
 
 def center_crop(height: int, width: int, seed: int) -> Box:
-    """The largest centred square; nothing random."""
+    """Return the largest centred square; nothing random."""
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
@@ -153,6 +155,6 @@ CROPS: dict[str, Callable[[int, int, int], Box]] = {
 
 
 def draw_crop(kind: str, height: int, width: int, seed: int, flip: bool) -> Crop:
-    """The crop that `seed` draws in a frame of height x width; mirrored half of the time if `flip`."""
+    """Return the crop that `seed` draws in a frame of height x width; mirrored half of the time if `flip`."""
     mirrored = flip and seeding.draw(seed, "flip")[0] < 0.5
     return Crop(*CROPS[kind](height, width, seed), mirrored, height, width)
