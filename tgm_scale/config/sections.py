@@ -148,9 +148,7 @@ class CheckpointConfig(Section):
 
 
 class FaultsConfig(Section):
-    spike_factor: float | None = Field(
-        None, gt=1, description="refuse a loss above this times the recent median, where that is above 0"
-    )
+    spike_factor: float | None = Field(None, gt=1, description="refuse a loss above this times the recent median")
     refused_before_rollback: int = Field(3, ge=1, description="refused updates in a row that cause a rollback")
     rollbacks: int = Field(3, ge=0, description="rollbacks after which the run stops")
     hang_seconds: float = Field(
